@@ -1,0 +1,30 @@
+/* Token shard: tokenised rows in one safetensors file, written by pantheraml.data.prepare.
+ *
+ *   input_ids  I32 [tokens]     all rows end to end
+ *   labels     I32 [tokens]     -100 = no loss; same position as the id it belongs to (not shifted)
+ *   offsets    I64 [rows + 1]   where each row begins; first 0, ascending, last = tokens
+ *   metadata: {"format": "pml-shard-1", "max_id": "…", "source": "…"}
+ *
+ * Mapped, not read: files may be larger than memory. */
+#ifndef PML_DATA_SHARD_H
+#define PML_DATA_SHARD_H
+
+#include <stdint.h>
+
+#include "pml/base/error.h"
+
+typedef struct pml_shard pml_shard;
+
+/* Every offset is checked, and every id against vocab, before the first row is given out;
+ * PML_INVALID names the row of an id >= vocab or < 0, PML_CORRUPT a damaged file. */
+pml_status pml_shard_open(const char *path, int32_t vocab, pml_shard **shard, pml_error *err);
+void pml_shard_close(pml_shard **shard);
+
+int64_t pml_shard_rows(const pml_shard *shard);
+int64_t pml_shard_tokens(const pml_shard *shard);
+
+/* Row i: its length; ids and labels point into the mapping. */
+int32_t pml_shard_row(const pml_shard *shard, int64_t row, const int32_t **ids,
+                      const int32_t **labels);
+
+#endif

@@ -1,0 +1,50 @@
+/* Model spec: what config.json says, as plain numbers. The one description of an architecture;
+ * the step program is built from it for every backend, training and sampling alike. */
+#ifndef PML_MODEL_SPEC_H
+#define PML_MODEL_SPEC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "pml/base/error.h"
+#include "pml/base/view.h"
+
+typedef enum pml_rope_type { PML_ROPE_DEFAULT = 0, PML_ROPE_LLAMA3 } pml_rope_type;
+
+typedef struct pml_rope_spec {
+    pml_rope_type type;
+    double theta;
+    double factor, low_freq_factor, high_freq_factor; /* llama3 */
+    int32_t original_max_positions;                   /* llama3 */
+} pml_rope_spec;
+
+typedef struct pml_model_spec {
+    char family[24]; /* "llama", "qwen2": config.json's model_type */
+    int32_t vocab, hidden, layers, heads, kv_heads, head_dim, intermediate;
+    int32_t max_positions;
+    bool qkv_bias, o_bias, mlp_bias; /* Qwen2: qkv; Llama: attention_bias, mlp_bias */
+    bool tied_head;                  /* lm_head shares the embedding table */
+    float rms_eps;
+    pml_rope_spec rope;
+    int32_t bos, pad;      /* -1: none */
+    int32_t eos[8], n_eos; /* generation ends at any of them */
+    pml_dtype dtype;       /* dtype of the folder's weights as config.json states it */
+} pml_model_spec;
+
+/* Read folder/config.json (and generation_config.json's eos ids when there). A missing field is
+ * PML_INVALID by its name; a field that changes the mathematics and is not supported is
+ * PML_UNSUPPORTED by its name and value; unknown fields that change nothing are ignored. */
+pml_status pml_model_spec_load(const char *folder, pml_model_spec *spec, pml_error *err);
+
+/* Same, from config.json's text (length bytes; name is used in messages). */
+pml_status pml_model_spec_parse(const char *text, size_t length, const char *name,
+                                pml_model_spec *spec, pml_error *err);
+
+/* cos|sin table for positions 0..positions-1: out [positions, head_dim] float32, cos in the first
+ * half of each row, sin in the second. As transformers computes it (inv_freq in float32). */
+void pml_rope_table(const pml_model_spec *spec, int32_t positions, float *out);
+
+/* Parameters of the whole model (embeddings counted once when tied). */
+int64_t pml_model_parameters(const pml_model_spec *spec);
+
+#endif

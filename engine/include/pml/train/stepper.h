@@ -1,0 +1,108 @@
+/* Stepper: the thing a worker drives. Owns model weights, adapters, optimizer state and
+ * activations, all in one planned arena on one device; knows nothing of processes, sockets or files
+ * of a run.
+ *
+ *   for each optimizer step:   micro() × accumulation  ──►  update()
+ *   between steps:             evaluate()  generate()  snapshot()  restore()
+ *
+ * Two kinds exist behind this interface: the step program on an op backend (CPU, CUDA), and a
+ * whole-step executable (TPU). One thread drives a stepper. No call allocates after new(), except
+ * where stated. */
+#ifndef PML_TRAIN_STEPPER_H
+#define PML_TRAIN_STEPPER_H
+
+#include "pml/data/batch.h"
+#include "pml/dist/comm.h"
+#include "pml/model/spec.h"
+#include "pml/plan/plan.h"
+#include "pml/train/config.h"
+#include "pml_op/backend.h"
+
+typedef struct pml_stepper pml_stepper;
+
+typedef struct pml_stepper_options {
+    const pml_train_config *config;
+    const pml_backend *backend;
+    int device_index;
+    int threads;
+    pml_comm *comm;          /* borrowed; all-reduce happens inside update() */
+    pml_batch_limits limits; /* capacity of a micro-batch (pml/plan/plan.h) */
+    /* Called while loading (0..1), may be NULL. */
+    void (*progress)(void *user, const char *what, double fraction);
+    void *user;
+} pml_stepper_options;
+
+/* Read config.json, plan, take the arena, load weights, make or load the adapter. */
+pml_status pml_stepper_new(const pml_stepper_options *options, pml_stepper **stepper,
+                           pml_error *err);
+void pml_stepper_destroy(pml_stepper **stepper);
+
+/* Forward and backward of one micro-batch; gradients and loss add up until update(). An empty
+ * batch (n_tokens = 0) does nothing. */
+pml_status pml_stepper_micro(pml_stepper *stepper, const pml_batch *batch, pml_error *err);
+
+typedef struct pml_update {
+    int64_t step; /* 1-based number of this update, Adam's t */
+    double learning_rate, weight_decay, max_grad_norm;
+    int64_t labels; /* labelled tokens of the global batch, all ranks and micro-batches */
+} pml_update;
+
+typedef struct pml_step_result {
+    double loss;      /* token-weighted mean over the global batch */
+    double grad_norm; /* of the mean gradient, before clipping */
+    bool skipped;     /* loss or norm not finite: nothing was updated */
+} pml_step_result;
+
+/* All-reduce, clip, AdamW; clears the accumulators. The same result on every rank. */
+pml_status pml_stepper_update(pml_stepper *stepper, const pml_update *update,
+                              pml_step_result *result, pml_error *err);
+
+/* Loss sum over the labelled rows of one batch on this rank, added to *loss_sum. */
+pml_status pml_stepper_evaluate(pml_stepper *stepper, const pml_batch *batch, double *loss_sum,
+                                pml_error *err);
+
+typedef struct pml_generate_options {
+    const int32_t *prompt;
+    int32_t n_prompt;
+    int32_t max_new_tokens;
+    double temperature; /* 0 = greedy (lowest id wins a tie) */
+    uint64_t seed;
+    /* Called with each new token; returning false ends the generation. May be NULL. */
+    bool (*on_token)(void *user, int32_t token);
+    void *user;
+} pml_generate_options;
+
+/* Continue a prompt with the weights as they are. out has room for max_new_tokens; *n_out counts
+ * them; an eos token ends it and is included. PML_INVALID when prompt + new exceed the
+ * model's positions or the planned length. */
+pml_status pml_stepper_generate(pml_stepper *stepper, const pml_generate_options *options,
+                                int32_t *out, int32_t *n_out, pml_error *err);
+
+/* Trainable tensors by their PEFT or Hugging Face names, for checkpoints, export and tests.
+ * `state` selects which of the four flat buffers. */
+typedef enum pml_state {
+    PML_STATE_VALUE = 0,
+    PML_STATE_GRAD,
+    PML_STATE_EXP_AVG,
+    PML_STATE_EXP_AVG_SQ
+} pml_state;
+int pml_stepper_trainable_count(const pml_stepper *stepper);
+/* name: static for the stepper's life, e.g.
+ * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" (LoRA) or
+ * "model.layers.0.self_attn.q_proj.weight" (full). rows, cols: as the file's shape. */
+void pml_stepper_trainable(const pml_stepper *stepper, int index, const char **name, int64_t *rows,
+                           int64_t *cols);
+size_t pml_stepper_state_floats(const pml_stepper *stepper); /* trainable elements */
+
+/* Copy one whole state buffer to the host / back. host: pml_stepper_state_floats floats, tensors
+ * in index order, each row-major and unpadded. */
+pml_status pml_stepper_read(pml_stepper *stepper, pml_state state, float *host, pml_error *err);
+pml_status pml_stepper_write(pml_stepper *stepper, pml_state state, const float *host,
+                             pml_error *err);
+
+/* The plan in force, and what decides bits (printed into run.json). */
+const pml_plan *pml_stepper_plan(const pml_stepper *stepper);
+pml_status pml_stepper_identity(pml_stepper *stepper, char *json, size_t capacity, pml_error *err);
+const pml_model_spec *pml_stepper_spec(const pml_stepper *stepper);
+
+#endif

@@ -1,0 +1,96 @@
+/* Backend: one kind of device, as a struct of function pointers that is chosen once.
+ *
+ *   pml_backend (static, const)  ──open──►  pml_device  ──queue_new──►  pml_queue ──► ops in order
+ *                                              │
+ *                                              └─alloc──► the arena (one large block) that views point into
+ *
+ * Work put on a queue runs in order and may be asynchronous: host memory given to upload/download
+ * must stay valid until pml sync. A queue is used by one thread at a time. The CPU backend runs
+ * everything before it returns. No op allocates. */
+#ifndef PML_OP_BACKEND_H
+#define PML_OP_BACKEND_H
+
+#include "pml_op/ops.h"
+
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct pml_device pml_device; /* opened device: context, library handles, thread pool */
+typedef struct pml_queue pml_queue;   /* in-order work: a thread pool's caller, or a stream   */
+typedef struct pml_graph pml_graph;   /* a recorded sequence of ops that can be replayed      */
+
+typedef struct pml_device_options {
+    int index;           /* which device of this kind; CPU: ignored */
+    int threads;         /* CPU: worker threads, 0 = all cores allowed to this process */
+    bool deterministic;  /* only kernels whose bits do not vary between runs */
+    const char *cache;   /* folder for tuned choices and compiled kernels, NULL = none */
+} pml_device_options;
+
+typedef struct pml_device_info {
+    char name[128];         /* "AMD EPYC …", "NVIDIA H200" */
+    char libraries[256];    /* what decides bits: "OpenBLAS 0.3.21 SkylakeX", "cuBLASLt 13.1.0" */
+    char instructions[64];  /* "avx512", "sm_90a" */
+    size_t memory_total;    /* bytes; on the CPU bounded by the cgroup's limit */
+    size_t memory_free;
+    int threads;
+} pml_device_info;
+
+#define PML_OP_SLOT(name, signature, sentence)                                                     \
+    pml_status (*name)(pml_queue *, const pml_##name##_args *, pml_error *);
+
+typedef struct pml_op_table {
+    PML_OPS(PML_OP_SLOT)
+} pml_op_table;
+#undef PML_OP_SLOT
+
+typedef struct pml_backend {
+    unsigned abi;     /* PML_BACKEND_ABI of the header it was compiled with */
+    const char *name; /* "cpu", "cuda" */
+
+    pml_status (*open)(const pml_device_options *options, pml_device **device, pml_error *err);
+    void (*close)(pml_device **device);
+    pml_status (*info)(pml_device *device, pml_device_info *info, pml_error *err);
+
+    /* One large block, 256-byte aligned. On the CPU: its own mapping, prefaulted. */
+    pml_status (*alloc)(pml_device *device, size_t bytes, void **base, pml_error *err);
+    void (*free)(pml_device *device, void **base, size_t bytes);
+
+    pml_status (*queue_new)(pml_device *device, pml_queue **queue, pml_error *err);
+    void (*queue_destroy)(pml_queue **queue);
+    pml_status (*upload)(pml_queue *queue, void *to, const void *from, size_t bytes, pml_error *err);
+    pml_status (*download)(pml_queue *queue, void *to, const void *from, size_t bytes, pml_error *err);
+    pml_status (*sync)(pml_queue *queue, pml_error *err);
+
+    /* Recording: ops between begin and end are recorded, not run. NULL where replay gains nothing
+     * (CPU); the caller then runs ops one by one. end destroys nothing on failure. */
+    pml_status (*graph_begin)(pml_queue *queue, pml_error *err);
+    pml_status (*graph_end)(pml_queue *queue, pml_graph **graph, pml_error *err);
+    pml_status (*graph_launch)(pml_queue *queue, pml_graph *graph, pml_error *err);
+    void (*graph_destroy)(pml_graph **graph);
+
+    /* Bytes of `ws` this op wants for args (shapes and attributes; data pointers are not read). */
+    size_t (*workspace)(pml_device *device, pml_op op, const pml_op_args *args);
+
+    pml_op_table op;
+} pml_backend;
+
+enum { PML_BACKEND_ABI = 1 };
+
+/* The CPU backend: always there, complete, the oracle. Never NULL. */
+const pml_backend *pml_backend_cpu(void);
+
+/* The CUDA backend from its shared object beside the program (or $PML_CUDA_BACKEND).
+ * PML_NOT_FOUND without a driver or object, the message says which and what to install. */
+pml_status pml_backend_cuda(const pml_backend **backend, pml_error *err);
+
+/* Run one op by its number. PML_UNSUPPORTED when the backend has no such op. */
+pml_status pml_op_run(const pml_backend *backend, pml_op op, pml_queue *queue,
+                      const pml_op_args *args, pml_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,286 @@
+/* The op table: every operation a step is made of, once.
+ *
+ * An op is coarse (a whole linear layer with its LoRA branch, a whole attention) and has no
+ * state: all it reads and writes is named by the views in its argument struct. Every backend
+ * implements the same contracts; kernels/cpu/ref is the oracle that the others answer to.
+ *
+ * Rules that hold for every argument struct:
+ *   - the operands come first, each a pml_view, in the order of the signature in PML_OPS;
+ *     then the attributes. So program code can treat operands as an array (pml_op_views).
+ *   - `ws` is scratch memory the backend asked for (backend.workspace); its content before and
+ *     after the op means nothing. rows = 1, cols = bytes, dtype U8; absent when none is needed.
+ *   - rows of activations are tokens. The views of one call agree on how many there are; a fixed
+ *     capacity with fewer live tokens is expressed by the caller through rows.
+ *   - T tokens, H hidden size, D document slots, L labelled rows, V vocabulary.
+ *   - arithmetic is at least float32, whatever the dtype of the operands; sums over tokens are
+ *     made in an order that depends on shapes and thread count only, never on timing.
+ *   - an op checks shapes and dtypes and answers PML_INVALID / PML_UNSUPPORTED with the operand's
+ *     name; it never reads outside a view. Index contents (token ids, positions, rows,
+ *     document bounds) have been checked on the host before upload (pml_batch_check).
+ *   - operands may share memory only where the contract says so.
+ */
+#ifndef PML_OP_OPS_H
+#define PML_OP_OPS_H
+
+#include "pml/base/error.h"
+#include "pml/base/view.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* X(name, signature, sentence)
+ * Signature, one letter an operand: I in, O out, U updated (read and written), W workspace;
+ * lower case: may be absent. The sentence explains the op to a student. */
+#define PML_OPS(X)                                                                                 \
+    X(embed, "IIO", "Looks up each token's row in the embedding table.")                           \
+    X(embed_bwd, "IIU", "Adds each token's gradient to its row of the embedding table's gradient.") \
+    X(rmsnorm, "IiIoOO", "Adds the residual and scales each row to unit root mean square.")        \
+    X(rmsnorm_bwd, "IIIIiOuw", "Gradient of rmsnorm, added to the one arriving along the residual.") \
+    X(linear, "IIiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch s (x A^T) B^T.")        \
+    X(linear_bwd, "IIiiiiiouuuuw", "Gradients of linear with respect to its input and what is trained.") \
+    X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
+    X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
+    X(attention_bwd, "IIIIIIIIOOOw", "Gradients of attention, with the scores computed again.")    \
+    X(swiglu, "IO", "h = silu(gate) * up.")                                                        \
+    X(swiglu_bwd, "IIO", "Gradient of swiglu with respect to gate and up.")                        \
+    X(head_loss, "IIIIiOouw", "Vocabulary logits and cross-entropy, chunk by chunk, for labelled rows only.") \
+    X(sum, "IU", "Adds all elements to one float64.")                                              \
+    X(sumsq, "IU", "Adds the squares of all elements to one float64.")                             \
+    X(fill, "O", "Writes one value everywhere.")                                                   \
+    X(copy, "IO", "Copies rows, changing the dtype where asked.")                                  \
+    X(gather_rows, "IIO", "Picks rows by index.")                                                  \
+    X(scatter_rows, "IIU", "Writes rows to the places an index names.")                            \
+    X(clip_scale, "IUo", "From the sum of squares, the factor that brings gradients to mean and limit.") \
+    X(adamw, "UIUUIo", "One AdamW update of a flat range of parameters.")                          \
+    X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")
+
+typedef enum pml_op {
+#define PML_OP_ENUM(name, signature, sentence) PML_OP_##name,
+    PML_OPS(PML_OP_ENUM)
+#undef PML_OP_ENUM
+    PML_OP_COUNT
+} pml_op;
+
+enum { PML_OP_MAX_VIEWS = 13, PML_LINEAR_MAX_PARTS = 3 };
+
+/* y[t,:] = table[ids[t],:].   ids [1,T] I32; table [V,H]; y [T,H]. */
+typedef struct pml_embed_args {
+    pml_view ids, table, y;
+} pml_embed_args;
+
+/* dtable[ids[t],:] += dy[t,:], tokens in ascending order.  dy [T,H]; dtable [V,H] F32. */
+typedef struct pml_embed_bwd_args {
+    pml_view ids, dy, dtable;
+} pml_embed_bwd_args;
+
+/* sum = x + add (or x where add is absent);  rstd = 1/sqrt(mean(sum^2) + eps);
+ * y = sum * rstd * weight.   x, add, sum, y [T,H]; weight [1,H]; rstd [1,T] F32.
+ * sum may be the same memory as x or add, and is left out when add is absent.
+ * The residual add is fused because together they read x once instead of twice; the op is bound
+ * by memory: 2 reads + 2 writes of T*H. */
+typedef struct pml_rmsnorm_args {
+    pml_view x, add, weight, sum, y, rstd;
+    float eps;
+} pml_rmsnorm_args;
+
+/* dx = d(rmsnorm)/d(sum) applied to dy, + dres.   x is the forward's sum.
+ * dx may be the same memory as dres or dy. dweight [1,H] F32 is added to. */
+typedef struct pml_rmsnorm_bwd_args {
+    pml_view dy, x, weight, rstd, dres, dx, dweight, ws;
+} pml_rmsnorm_bwd_args;
+
+/* A linear layer made of up to three parts that share one input (q,k,v or gate,up), their weights
+ * stacked row on row:
+ *
+ *      w [N,K] = | w_0 [N_0,K] |      a [R,K] = | a_p |  one block of `rank` rows for each part p
+ *                | w_1 [N_1,K] |                | ... |  whose bit is set in lora_parts, in order;
+ *                | w_2 [N_2,K] |                         R = rank * (bits set)
+ *
+ *      b [Nb,rank]: the b_p of those parts stacked, Nb = the sum of their N_p.
+ *
+ * y_p = x w_p^T + bias_p + lora_scale * (x a_p^T) b_p^T.   x [T,K]; y [T,N]; bias [1,N];
+ * u [T,R] = x a^T, kept for the backward (absent: the backend may use ws).
+ * u may lie in a border of x, a and b in borders of w: a backend may notice and use one GEMM.
+ * lora_dropout > 0 masks the x that enters the LoRA branch: element (t,c) of a block's input is kept where
+ * Philox(key = rng.seed, counter = (rng.step, lora_purpose + part, t*K + c)) >= dropout, and
+ * scaled by 1/(1-dropout). rng [1,2] I64 = seed, step. */
+typedef struct pml_linear_args {
+    pml_view x, w, bias, a, b, rng, y, u, ws;
+    int32_t parts;                          /* 1..3 */
+    int32_t part_cols[PML_LINEAR_MAX_PARTS]; /* N_p, sum = N */
+    uint32_t lora_parts;                    /* bit p: part p has an adapter */
+    int32_t rank;
+    float lora_scale;
+    float lora_dropout;
+    uint32_t lora_purpose;
+} pml_linear_args;
+
+/* Given dy [T,N]:
+ *   v = lora_scale * dy_p b_p                       (never leaves the op)
+ *   dx (written) = dy w + v a                       [T,K], absent where nobody needs it
+ *   dw += dy^T x    dbias += sum_t dy               absent when frozen
+ *   da += v^T x     db_p += lora_scale * dy_p^T u_p absent when no adapter
+ * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product. */
+typedef struct pml_linear_bwd_args {
+    pml_view dy, x, w, a, b, u, rng, dx, dw, dbias, da, db, ws;
+    int32_t parts;
+    int32_t part_cols[PML_LINEAR_MAX_PARTS];
+    uint32_t lora_parts;
+    int32_t rank;
+    float lora_scale;
+    float lora_dropout;
+    uint32_t lora_purpose;
+} pml_linear_bwd_args;
+
+/* Rotary position embedding in place, halves layout (as transformers): for every head of x and
+ * i < head_dim/2, with c = table[pos, i], s = table[pos, head_dim/2 + i]:
+ *   (x_i, x_{i+hd/2}) -> (x_i c - x_{i+hd/2} s,  x_{i+hd/2} c + x_i s)
+ * x [T, heads*head_dim] (queries and keys side by side: the front of a fused q,k,v buffer);
+ * pos [1,T] I32; table [P, head_dim] F32, attention scaling (yarn) folded in.
+ * inverse: the transpose, for the backward. Su et al., RoFormer, 2021. */
+typedef struct pml_rope_args {
+    pml_view x, pos, table;
+    int32_t heads, head_dim;
+    int32_t inverse;
+} pml_rope_args;
+
+/* Causal attention within documents, without a T x T matrix (Dao et al., FlashAttention, 2022):
+ * query i of document d sees the keys j of d with  j <= i + (len_k - len_q)  and, when
+ * window > 0, j > i + (len_k - len_q) - window.  Query head h uses key head h / (heads / kv_heads).
+ *   q [Tq, heads*head_dim]; k, v [Tk, kv_heads*head_dim]; cu_q, cu_k [1, D+1] I32, first 0,
+ *   not descending; slots may be empty. o like q; lse [heads, Tq] F32 = log sum exp of the scaled
+ *   scores. Rows of q outside every document get o = 0 and lse = 0. Training passes the same cu
+ *   twice; sampling passes cached keys. */
+typedef struct pml_attention_args {
+    pml_view q, k, v, cu_q, cu_k, o, lse, ws;
+    int32_t heads, kv_heads, head_dim;
+    int32_t window; /* 0: none */
+    int32_t max_q;  /* no document has more queries than this */
+    float scale;
+} pml_attention_args;
+
+/* dq, dk, dv written (not added), zero outside every document. Same shapes as q, k, v. */
+typedef struct pml_attention_bwd_args {
+    pml_view dout, q, k, v, o, lse, cu_q, cu_k, dq, dk, dv, ws;
+    int32_t heads, kv_heads, head_dim;
+    int32_t window;
+    int32_t max_q;
+    float scale;
+} pml_attention_bwd_args;
+
+/* gate_up [T, 2I] = gate | up;  h [T,I] = gate * sigmoid(gate) * up.  Shazeer, GLU Variants, 2020. */
+typedef struct pml_swiglu_args {
+    pml_view gate_up, h;
+} pml_swiglu_args;
+
+/* dgate_up [T,2I]; may be the same memory as gate_up. */
+typedef struct pml_swiglu_bwd_args {
+    pml_view dh, gate_up, dgate_up;
+} pml_swiglu_bwd_args;
+
+/* For each labelled row r: logits = x[rows[r],:] w^T, loss[r] = logsumexp(logits) - logits[label[r]].
+ * With dx: dx[rows[r],:] = scale * (softmax - onehot) w, all other rows 0 (dx is written whole);
+ * with dw: dw += scale * (softmax - onehot)^T x.  The gradient is of the SUM of losses: the mean over the
+ * global batch is taken once, in clip_scale, when every worker's count is known.
+ * x [T,H]; w [V,H]; rows, labels [1,L] I32; scale [1,1] F32 (absent = 1; fp16's loss scale);
+ * loss [1,L] F32; dw F32. Only `chunk` rows of logits exist at a time. rows < 0: empty slot,
+ * loss 0. Rows are distinct. */
+typedef struct pml_head_loss_args {
+    pml_view x, w, rows, labels, scale, loss, dx, dw, ws;
+    int32_t chunk;
+} pml_head_loss_args;
+
+/* total[0] += sum of x's elements, in index order blocks.  x any shape F32; total [1,1] F64. */
+typedef struct pml_sum_args {
+    pml_view x, total;
+} pml_sum_args;
+
+/* total[0] += sum of squares of x's elements. */
+typedef struct pml_sumsq_args {
+    pml_view x, total;
+} pml_sumsq_args;
+
+typedef struct pml_fill_args {
+    pml_view y;
+    double value;
+} pml_fill_args;
+
+/* y = x, same shape, dtypes may differ (round to nearest even). */
+typedef struct pml_copy_args {
+    pml_view x, y;
+} pml_copy_args;
+
+/* y[i,:] = x[index[i],:].   index [1,n] I32. */
+typedef struct pml_gather_rows_args {
+    pml_view x, index, y;
+} pml_gather_rows_args;
+
+/* y[index[i],:] = x[i,:].   index [1,n] I32, distinct; index < 0: skipped. */
+typedef struct pml_scatter_rows_args {
+    pml_view x, index, y;
+} pml_scatter_rows_args;
+
+/* What changes from step to step and is read on the device, so that a captured graph stays valid.
+ * A [1, PML_HYPER_COUNT] F32 view uploaded once a step; one for each parameter group. */
+typedef enum pml_hyper {
+    PML_HYPER_LR = 0,
+    PML_HYPER_BETA1,
+    PML_HYPER_BETA2,
+    PML_HYPER_EPS,
+    PML_HYPER_WEIGHT_DECAY,
+    PML_HYPER_BIAS1,      /* 1 - beta1^t */
+    PML_HYPER_BIAS2,      /* 1 - beta2^t */
+    PML_HYPER_MEAN,       /* 1 / labelled tokens of the global batch (and / loss scale) */
+    PML_HYPER_MAX_NORM,   /* clipping limit; <= 0: none */
+    PML_HYPER_GRAD_SCALE, /* written by clip_scale, read by adamw */
+    PML_HYPER_COUNT
+} pml_hyper;
+
+/* norm = sqrt(sumsq) * MEAN;  GRAD_SCALE = MEAN * min(1, MAX_NORM / (norm + 1e-6)) as
+ * torch.nn.utils.clip_grad_norm_.  hyper [groups, PML_HYPER_COUNT] F32: MEAN and MAX_NORM of row 0 are
+ * read, GRAD_SCALE of every row written. norm [1,1] F32 receives the norm before clipping. */
+typedef struct pml_clip_scale_args {
+    pml_view sumsq, hyper, norm;
+} pml_clip_scale_args;
+
+/* torch.optim.AdamW (Loshchilov & Hutter, 2019), g = grad * GRAD_SCALE:
+ *   p *= 1 - LR*WEIGHT_DECAY;  m = m + (g - m)(1-BETA1);  v = BETA2 v + (1-BETA2) g^2
+ *   p -= LR/BIAS1 * m / (sqrt(v)/sqrt(BIAS2) + EPS)
+ * p, g, m, v [1,n] F32, hyper one row; copy [1,n], when given, receives p in its own dtype. */
+typedef struct pml_adamw_args {
+    pml_view p, g, m, v, hyper, copy;
+} pml_adamw_args;
+
+/* x [1,n] F32, summed over ranks in rank order. */
+typedef struct pml_allreduce_args {
+    pml_view x;
+} pml_allreduce_args;
+
+typedef union pml_op_args {
+#define PML_OP_MEMBER(name, signature, sentence) pml_##name##_args name;
+    PML_OPS(PML_OP_MEMBER)
+#undef PML_OP_MEMBER
+} pml_op_args;
+
+typedef struct pml_op_info {
+    const char *name;
+    const char *signature; /* one letter an operand, see PML_OPS */
+    const char *sentence;
+    const char *const *operands; /* operand names, n_views of them */
+    int n_views;
+} pml_op_info;
+
+/* Static description of an op; NULL for a value outside the enum. */
+const pml_op_info *pml_op_describe(pml_op op);
+
+/* The operands of args as an array of pml_op_describe(op)->n_views views. */
+static inline pml_view *pml_op_views(pml_op_args *args)
+{
+    return (pml_view *)(void *)args;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif

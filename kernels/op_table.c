@@ -1,0 +1,67 @@
+/* What each op is called and made of; and the one switch that turns a number into a call. */
+#include <string.h>
+
+#include "pml_op/backend.h"
+
+/* Operand names are the members of the argument structs, in order. Kept beside the structs' order
+ * by tests/unit/kernels/test_op_table.c, which compares offsets. */
+static const char *const names_embed[] = {"ids", "table", "y"};
+static const char *const names_embed_bwd[] = {"ids", "dy", "dtable"};
+static const char *const names_rmsnorm[] = {"x", "add", "weight", "sum", "y", "rstd"};
+static const char *const names_rmsnorm_bwd[] = {"dy",   "x",  "weight",  "rstd",
+                                                "dres", "dx", "dweight", "ws"};
+static const char *const names_linear[] = {"x", "w", "bias", "a", "b", "rng", "y", "u", "ws"};
+static const char *const names_linear_bwd[] = {"dy", "x",  "w",     "a",  "b",  "u", "rng",
+                                               "dx", "dw", "dbias", "da", "db", "ws"};
+static const char *const names_rope[] = {"x", "pos", "table"};
+static const char *const names_attention[] = {"q", "k", "v", "cu_q", "cu_k", "o", "lse", "ws"};
+static const char *const names_attention_bwd[] = {"dout", "q",    "k",  "v",  "o",  "lse",
+                                                  "cu_q", "cu_k", "dq", "dk", "dv", "ws"};
+static const char *const names_swiglu[] = {"gate_up", "h"};
+static const char *const names_swiglu_bwd[] = {"dh", "gate_up", "dgate_up"};
+static const char *const names_head_loss[] = {"x",    "w",  "rows", "labels", "scale",
+                                              "loss", "dx", "dw",   "ws"};
+static const char *const names_sum[] = {"x", "total"};
+static const char *const names_sumsq[] = {"x", "total"};
+static const char *const names_fill[] = {"y"};
+static const char *const names_copy[] = {"x", "y"};
+static const char *const names_gather_rows[] = {"x", "index", "y"};
+static const char *const names_scatter_rows[] = {"x", "index", "y"};
+static const char *const names_clip_scale[] = {"sumsq", "hyper", "norm"};
+static const char *const names_adamw[] = {"p", "g", "m", "v", "hyper", "copy"};
+static const char *const names_allreduce[] = {"x"};
+
+#define ROW(name, signature, sentence)                                                             \
+    {#name, signature, sentence, names_##name, (int)(sizeof names_##name / sizeof *names_##name)},
+static const pml_op_info infos[PML_OP_COUNT] = {PML_OPS(ROW)};
+#undef ROW
+
+#define CHECK(name, signature, sentence)                                                           \
+    _Static_assert(sizeof(signature) - 1 == sizeof names_##name / sizeof *names_##name,            \
+                   "signature and operand names of " #name " disagree");
+PML_OPS(CHECK)
+#undef CHECK
+
+const pml_op_info *pml_op_describe(pml_op op)
+{
+    return (unsigned)op < PML_OP_COUNT ? &infos[op] : NULL;
+}
+
+pml_status pml_op_run(const pml_backend *backend, pml_op op, pml_queue *queue,
+                      const pml_op_args *args, pml_error *err)
+{
+    switch (op) {
+#define CASE(name, signature, sentence)                                                            \
+    case PML_OP_##name:                                                                            \
+        if (backend->op.name == NULL)                                                              \
+            break;                                                                                 \
+        return backend->op.name(queue, &args->name, err);
+        PML_OPS(CASE)
+#undef CASE
+    case PML_OP_COUNT:
+        break;
+    }
+    const pml_op_info *info = pml_op_describe(op);
+    return PML_FAIL(err, PML_UNSUPPORTED, "the %s backend has no op '%s'", backend->name,
+                    info != NULL ? info->name : "?");
+}
