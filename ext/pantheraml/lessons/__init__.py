@@ -1,0 +1,1 @@
+"""Lessons: complete small jobs on data that every machine has."""
