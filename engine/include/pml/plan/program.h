@@ -1,0 +1,167 @@
+/* Step program: everything a training run makes a device do, as data.
+ *
+ *   tensors   [ weights | parameters grads exp_avg exp_avg_sq | inputs | activations … ws … ]
+ *               persistent: own place in the arena    transient: places shared by lifetime
+ *   nodes     MICRO    embed, layers forward, head + loss, layers backward (with recompute)
+ *             NORM     allreduce, sum of squares, clipping factor
+ *             UPDATE   AdamW, one range for each parameter group
+ *             CLEAR    gradients and loss back to zero
+ *             EVAL     forward and loss only
+ *             GENERATE a chunk of tokens against cached keys and values: prefill and decode
+ *
+ * Segments never run at the same time, so their transient tensors overlap in the arena. The program
+ * is built once, for a batch's capacity; pml_program_bind turns a node into an op's arguments for
+ * the live counts of an actual batch. Backward is written op by op: no tape, no discovery at run
+ * time.
+ *
+ * Weights of projections that share an input are stacked (q,k,v and gate,up: see pml_linear_args).
+ * All trained parameters lie in one flat float32 buffer, the ones with weight decay first, and
+ * gradients and both AdamW moments have the same layout:
+ *
+ *   [ embed | layer 0: q k v, o, gate up, down | … | head ][ norms and biases ]      full
+ *   [ layer 0: A_q A_k A_v, B_q B_k B_v, A_o, B_o, … | layer 1 … ]                    LoRA
+ *
+ * each stacked tensor at a multiple of 64 floats; the gaps stay zero. */
+#ifndef PML_PLAN_PROGRAM_H
+#define PML_PLAN_PROGRAM_H
+
+#include "pml/plan/plan.h"
+#include "pml_op/backend.h"
+
+typedef enum pml_segment {
+    PML_SEGMENT_MICRO = 0,
+    PML_SEGMENT_NORM,
+    PML_SEGMENT_UPDATE,
+    PML_SEGMENT_CLEAR,
+    PML_SEGMENT_EVAL,
+    PML_SEGMENT_GENERATE,
+    PML_SEGMENT_COUNT
+} pml_segment;
+
+const char *pml_segment_name(pml_segment segment); /* "micro", … */
+
+/* What a dimension of a tensor follows from batch to batch. */
+typedef enum pml_extent {
+    PML_EXTENT_FIXED = 0,
+    PML_EXTENT_TOKENS, /* tokens of the batch                             */
+    PML_EXTENT_BOUNDS, /* documents + 1                                   */
+    PML_EXTENT_LABELS, /* labelled rows                                   */
+    PML_EXTENT_KEYS    /* cached tokens, those of this chunk included     */
+} pml_extent;
+
+/* Live sizes of one batch. */
+typedef struct pml_counts {
+    int32_t tokens, docs, labels, keys;
+    int32_t max_doc; /* longest document's queries */
+} pml_counts;
+
+typedef struct pml_tensor {
+    char name[64];
+    pml_dtype dtype;
+    pml_extent row_extent, col_extent;
+    int64_t rows, cols; /* capacity */
+    pml_cause cause;
+    int32_t parent;      /* >= 0: a part of that tensor, at element `at`   */
+    int64_t at;          /* elements from the parent's start               */
+    bool persistent;     /* keeps its place in every segment               */
+    bool held;           /* transient, but lives from call to call of its segment (cached keys) */
+    int32_t first, last; /* transient: nodes of first and last use, set by placement; -1 unused */
+    size_t offset;       /* bytes from the arena's start (a part: of its parent's place + at)     */
+} pml_tensor;
+
+typedef struct pml_operand {
+    int32_t tensor; /* -1: absent */
+    int32_t col;    /* first column of a slice */
+    int32_t cols;   /* width of the slice, 0: the whole tensor */
+} pml_operand;
+
+typedef struct pml_node {
+    pml_op op;
+    int32_t layer; /* -1: outside the layers */
+    bool again;    /* recomputed in the backward */
+    char label[40];
+    pml_operand operands[PML_OP_MAX_VIEWS];
+    pml_op_args args; /* attributes only; bind adds the views */
+} pml_node;
+
+/* A tensor of a model or adapter file: rows [row, row + rows) of a program tensor. */
+typedef struct pml_parameter {
+    char name[112]; /* Hugging Face's or PEFT's */
+    int32_t tensor;
+    int64_t row, rows, cols;
+    int32_t rank; /* 1: the file has [cols], rows is 1;  2: [rows, cols] */
+    bool adapter; /* belongs to the adapter's file, not the model's */
+    bool trained; /* lies in the flat buffer, at element `at` of it */
+    bool decay;
+    int64_t at;
+} pml_parameter;
+
+typedef struct pml_program {
+    pml_model_spec spec;
+    pml_batch_limits limits;
+    int32_t recompute_layers, head_chunk;
+    int32_t generate_chunk; /* tokens of one GENERATE call, at most */
+    int32_t positions;      /* rows of the rope table */
+
+    pml_tensor *tensors;
+    int32_t n_tensors;
+    pml_node *nodes;
+    int32_t n_nodes;
+    struct {
+        int32_t first, end;
+    } segments[PML_SEGMENT_COUNT];
+
+    pml_parameter *parameters;
+    int32_t n_parameters;
+    int64_t trained_floats; /* length of the flat buffer, gaps included */
+    int64_t decay_floats;   /* its front that has weight decay */
+
+    /* Tensors the host reads or writes; -1 where the program has none. */
+    int32_t ids, positions_in, bounds, key_bounds, label_rows, labels, last_row;
+    int32_t rope, hyper, rng, loss_sum, eval_sum, sumsq, norm, logits;
+    int32_t values, grads, exp_avg, exp_avg_sq;
+
+    size_t by_cause[PML_CAUSE_COUNT]; /* of the arena; runtime is 0 here */
+    size_t arena;
+} pml_program;
+
+typedef struct pml_program_options {
+    const pml_model_spec *spec;
+    const pml_train_config *config;
+    pml_batch_limits limits;
+    const pml_backend *backend;
+    pml_device *device;       /* NULL: plan without one */
+    int32_t recompute_layers; /* the first so many layers */
+    int32_t head_chunk;
+} pml_program_options;
+
+/* Build and place. Everything the program needs of options is copied. */
+pml_status pml_program_build(const pml_program_options *options, pml_program **program,
+                             pml_error *err);
+void pml_program_destroy(pml_program **program);
+
+/* The program at full capacity: counts for pricing, printing and workspace. */
+pml_counts pml_program_capacity(const pml_program *program, pml_segment segment);
+
+/* Arguments of a node for live counts, with the arena at base. Counts must be within capacity. */
+void pml_program_bind(const pml_program *program, const pml_node *node, void *base,
+                      const pml_counts *counts, pml_op_args *args);
+
+/* A tensor's place in an arena at base. */
+void *pml_program_data(const pml_program *program, int32_t tensor, void *base);
+
+/* Floating-point operations and bytes moved to and from memory of a bound node. */
+typedef struct pml_cost {
+    double flops, bytes;
+} pml_cost;
+pml_cost pml_node_cost(pml_op op, pml_op_args *args);
+
+/* Offsets for all tensors by lifetime, sizes by cause, arena size. Called by build; apart for its
+ * test. Greedy by size, best fit; the same program always gets the same offsets. */
+pml_status pml_program_place(pml_program *program, pml_error *err);
+
+/* Proof that no two transient tensors with meeting lifetimes share a byte, and that all lie inside
+ * the arena. PML_INTERNAL names the first pair. For tests and for `pantheraml doctor`. */
+pml_status pml_program_check_places(const pml_program *program, pml_error *err);
+
+#endif

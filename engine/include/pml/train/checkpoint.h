@@ -1,0 +1,77 @@
+/* Checkpoints: a step's trained tensors, optimizer and place in the data, as a folder.
+ *
+ *   stepper ──take──► snapshot (host memory, preallocated) ──write──► step-000412/
+ *   stepper ◄─restore── snapshot ◄──load── step-000412/
+ *
+ * Taking and restoring need the stepper and are as fast as a copy; writing and loading never touch
+ * it, so another thread may write while training goes on. One thread uses a snapshot at a time.
+ *
+ * A folder is written under a temporary name beside its final one, every file and the folder
+ * fsynced, then renamed: a folder with the final name is whole. MANIFEST holds the BLAKE2b-256 and
+ * length of every file and is checked before anything else is read. */
+#ifndef PML_TRAIN_CHECKPOINT_H
+#define PML_TRAIN_CHECKPOINT_H
+
+#include "pml/data/sampler.h"
+#include "pml/train/config.h"
+#include "pml/train/stepper.h"
+
+/* state.json: what a run needs beside the tensors to go on as if it had not stopped. */
+typedef struct pml_train_state {
+    int64_t step; /* updates done */
+    pml_cursor cursor;
+    int64_t timeline;
+    int64_t command; /* last command applied */
+    /* Settings as tuned so far. */
+    double learning_rate, weight_decay, max_grad_norm;
+    int64_t eval_steps, save_steps;
+    char identity[4096]; /* JSON object: what decides bits (pml_stepper_identity) */
+} pml_train_state;
+
+typedef struct pml_snapshot pml_snapshot;
+
+/* Host buffers for value, exp_avg and exp_avg_sq of this stepper's trained tensors. Config and
+ * names are copied; the snapshot may outlive the stepper. */
+pml_status pml_snapshot_new(const pml_stepper *stepper, const pml_train_config *config,
+                            pml_snapshot **snapshot, pml_error *err);
+void pml_snapshot_destroy(pml_snapshot **snapshot);
+
+/* Copy the stepper's state and `state` into the snapshot. Does not allocate. */
+pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
+                             const pml_train_state *state, pml_error *err);
+
+/* Give the snapshot's tensors and step back to a stepper with the same trained tensors. */
+pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepper, pml_error *err);
+
+const pml_train_state *pml_snapshot_state(const pml_snapshot *snapshot);
+
+/* Write `folder`, which must not exist; its parent must. *bytes (may be NULL) receives the size on
+ * disk. */
+pml_status pml_checkpoint_write(const pml_snapshot *snapshot, const char *folder, size_t *bytes,
+                                pml_error *err);
+
+/* Only the tensors in user formats, without optimizer, state and MANIFEST: an adapter folder that
+ * PEFT loads, or a model folder that transformers loads. Same atomicity. */
+pml_status pml_snapshot_export(const pml_snapshot *snapshot, const char *folder, pml_error *err);
+
+/* Compare every file with MANIFEST. PML_NOT_FOUND: no such folder or file; PML_CORRUPT names the
+ * file. */
+pml_status pml_checkpoint_verify(const char *folder, pml_error *err);
+
+/* Verify and read into the snapshot. Names and shapes must be those of the snapshot. */
+pml_status pml_checkpoint_load(const char *folder, pml_snapshot *snapshot, pml_error *err);
+
+/* state.json alone, after verifying. */
+pml_status pml_checkpoint_state(const char *folder, pml_train_state *state, pml_error *err);
+
+/* The newest folder step-* of `parent` that verifies, into path (capacity bytes). PML_NOT_FOUND
+ * when there is none; *refused (may be NULL) counts newer ones that did not verify. */
+pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity, int *refused,
+                                 pml_error *err);
+
+/* Remove the oldest step-* folders so that `keep` remain (0: all remain), and leftovers of
+ * interrupted writes. Named checkpoints are not counted and not removed; the newest one that
+ * verifies is never removed. */
+pml_status pml_checkpoint_prune(const char *parent, int keep, pml_error *err);
+
+#endif
