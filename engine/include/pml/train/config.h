@@ -9,6 +9,7 @@
 
 #include "pml/base/error.h"
 #include "pml/base/view.h"
+#include "pml/model/adapter.h"
 
 typedef enum pml_method { PML_METHOD_LORA = 0, PML_METHOD_FULL } pml_method;
 typedef enum pml_schedule {
@@ -17,18 +18,6 @@ typedef enum pml_schedule {
     PML_SCHEDULE_COSINE,
     PML_SCHEDULE_CONSTANT_WITH_WARMUP
 } pml_schedule;
-
-/* The seven projections a LoRA adapter can sit on, as bits. */
-typedef enum pml_target {
-    PML_TARGET_Q = 1 << 0,
-    PML_TARGET_K = 1 << 1,
-    PML_TARGET_V = 1 << 2,
-    PML_TARGET_O = 1 << 3,
-    PML_TARGET_GATE = 1 << 4,
-    PML_TARGET_UP = 1 << 5,
-    PML_TARGET_DOWN = 1 << 6,
-    PML_TARGET_ALL_LINEAR = 0x7f
-} pml_target;
 
 enum { PML_PATH_MAX = 4096 };
 
