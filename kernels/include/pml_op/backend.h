@@ -65,13 +65,17 @@ typedef struct pml_backend {
     pml_status (*sync)(pml_queue *queue, pml_error *err);
 
     /* Recording: ops between begin and end are recorded, not run. NULL where replay gains nothing
-     * (CPU); the caller then runs ops one by one. end destroys nothing on failure. */
+     * (CPU); the caller then runs ops one by one. Run the same ops once before recording them, so
+     * that what a backend looks up per shape is there. A graph holds the addresses and attributes
+     * it was recorded with. upload, download and sync cannot be recorded: PML_BUSY. An op that
+     * fails between begin and end leaves the recording open; end always closes it. */
     pml_status (*graph_begin)(pml_queue *queue, pml_error *err);
     pml_status (*graph_end)(pml_queue *queue, pml_graph **graph, pml_error *err);
     pml_status (*graph_launch)(pml_queue *queue, pml_graph *graph, pml_error *err);
     void (*graph_destroy)(pml_graph **graph);
 
-    /* Bytes of `ws` this op wants for args (shapes and attributes; data pointers are not read). */
+    /* Bytes of `ws` this op wants for args: shapes and attributes, data pointers are not read (here
+     * an operand is given when it has rows). device may be NULL: the answer then holds for any. */
     size_t (*workspace)(pml_device *device, pml_op op, const pml_op_args *args);
 
     pml_op_table op;

@@ -37,7 +37,7 @@ extern "C" {
     X(embed_bwd, "IIU", "Adds each token's gradient to its row of the embedding table's gradient.") \
     X(rmsnorm, "IiIoOO", "Adds the residual and scales each row to unit root mean square.")        \
     X(rmsnorm_bwd, "IIIIiOuw", "Gradient of rmsnorm, added to the one arriving along the residual.") \
-    X(linear, "IIiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch s (x A^T) B^T.")        \
+    X(linear, "IIiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")        \
     X(linear_bwd, "IIiiiiiouuuuw", "Gradients of linear with respect to its input and what is trained.") \
     X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
@@ -99,9 +99,10 @@ typedef struct pml_rmsnorm_bwd_args {
  *
  *      b [Nb,rank]: the b_p of those parts stacked, Nb = the sum of their N_p.
  *
- * y_p = x w_p^T + bias_p + lora_scale * (x a_p^T) b_p^T.   x [T,K]; y [T,N]; bias [1,N];
- * u [T,R] = x a^T, kept for the backward (absent: the backend may use ws).
- * u may lie in a border of x, a and b in borders of w: a backend may notice and use one GEMM.
+ * y_p = x w_p^T + bias_p + u_p b_p^T,   u = lora_scale * x a^T.   x [T,K]; y [T,N]; bias [1,N];
+ * u [T,R] is kept for the backward (absent: the backend may use ws).
+ * u carries the scale, so that with u in a border of x and b in a border of w the whole layer is
+ * one product [x|u] [w|b]^T: a backend may notice and use one GEMM.
  * lora_dropout > 0 masks the x that enters the LoRA branch: element (t,c) of a block's input is kept where
  * Philox(key = rng.seed, counter = (rng.step, lora_purpose + part, t*K + c)) >= dropout, and
  * scaled by 1/(1-dropout). rng [1,2] I64 = seed, step. */
@@ -120,7 +121,7 @@ typedef struct pml_linear_args {
  *   v = lora_scale * dy_p b_p                       (never leaves the op)
  *   dx (written) = dy w + v a                       [T,K], absent where nobody needs it
  *   dw += dy^T x    dbias += sum_t dy               absent when frozen
- *   da += v^T x     db_p += lora_scale * dy_p^T u_p absent when no adapter
+ *   da += v^T x     db_p += dy_p^T u_p              absent when no adapter
  * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product. */
 typedef struct pml_linear_bwd_args {
     pml_view dy, x, w, a, b, u, rng, dx, dw, dbias, da, db, ws;
