@@ -8,7 +8,7 @@
 
 #include "pml/base/error.h"
 #include "pml/model/spec.h"
-#include "pml/train/config.h"
+#include "pml/plan/config.h"
 #include "pml_op/backend.h"
 
 typedef enum pml_cause {

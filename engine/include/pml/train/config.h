@@ -1,54 +1,9 @@
-/* Training configuration: run.json as resolved by the Python side, in plain fields.
- * Names and meanings are Hugging Face's TrainingArguments and PEFT's LoraConfig. */
+/* The training configuration at work: the learning-rate schedule, and whether the fields agree. */
 #ifndef PML_TRAIN_CONFIG_H
 #define PML_TRAIN_CONFIG_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "pml/base/error.h"
-#include "pml/base/view.h"
-#include "pml/model/adapter.h"
-
-typedef enum pml_method { PML_METHOD_LORA = 0, PML_METHOD_FULL } pml_method;
-typedef enum pml_schedule {
-    PML_SCHEDULE_CONSTANT = 0,
-    PML_SCHEDULE_LINEAR,
-    PML_SCHEDULE_COSINE,
-    PML_SCHEDULE_CONSTANT_WITH_WARMUP
-} pml_schedule;
-
-enum { PML_PATH_MAX = 4096 };
-
-typedef struct pml_train_config {
-    char name[128];
-    char model[PML_PATH_MAX];      /* model folder */
-    char train_data[PML_PATH_MAX]; /* token shard */
-    char eval_data[PML_PATH_MAX];  /* "" = none */
-    char lora_init[PML_PATH_MAX];  /* PEFT adapter folder to start from, "" = fresh */
-
-    pml_method method;
-    pml_dtype dtype; /* of weights and activations; F32 on the CPU */
-    int32_t lora_rank;
-    double lora_alpha; /* scale = alpha / rank */
-    double lora_dropout;
-    uint32_t lora_targets; /* pml_target bits */
-
-    int64_t max_steps; /* > 0; epochs have been turned into steps */
-    double learning_rate;
-    pml_schedule schedule;
-    int64_t warmup_steps;
-    double weight_decay, beta1, beta2, epsilon;
-    double max_grad_norm; /* <= 0: no clipping */
-    int32_t batch_size, accumulation, max_length;
-    bool packing, shuffle, deterministic;
-    uint64_t seed;
-    int64_t eval_steps, save_steps; /* 0 = only at the end / on command */
-    int32_t save_total_limit;       /* 0 = keep all */
-    size_t memory_limit;            /* bytes a device, 0 = what is free */
-    int32_t threads;                /* per CPU worker, 0 = cores / CPU workers on this machine */
-} pml_train_config;
+#include "pml/plan/config.h"
 
 /* Learning-rate factor at 0-based optimizer step `step`, as transformers.get_scheduler. */
 double pml_schedule_factor(pml_schedule schedule, int64_t step, int64_t warmup, int64_t total);
