@@ -1,0 +1,35 @@
+/* Launch: start a coordinator that outlives us. */
+#ifndef PML_NET_LAUNCH_H
+#define PML_NET_LAUNCH_H
+
+#include <stddef.h>
+
+#include "pml/base/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct pml_launch {
+    const char *program;    /* pml-coordinator, absolute; pml-worker lies beside it               */
+    const char *run_folder; /* with its run.json                                                  */
+    const char *resume;     /* NULL: a new run; "": from the newest whole checkpoint; else this
+                               one, by its folder's name ("step-000412")                          */
+    int accept_changes;     /* go on though something that decides bits has changed               */
+    int timeout_ms;         /* until the sockets are there; 0 = 20,000                            */
+} pml_launch;
+
+/* Start `program` in its own session, with closed descriptors, standard input /dev/null, output and
+ * errors in log/coordinator.log; in its own systemd scope where the user has a manager (so that a
+ * logout does not take it along), else by a double fork. Returns when its sockets are there:
+ * `connection_file` is the path to give to pml_client_open.
+ * An error of its start comes back with its own code and words; PML_BUSY means that the run has a
+ * coordinator already (connection_file is filled in then too: attach). Blocks up to timeout_ms;
+ * release the GIL. Safe in a process with threads. */
+pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_file, size_t capacity,
+                                  pml_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
