@@ -73,7 +73,8 @@ uint64_t pml_safetensors_bytes(const pml_safetensors *file);
 typedef struct pml_safetensors_writer pml_safetensors_writer;
 
 /* Declare metadata and tensors, then write their data in the order they were declared. Nothing is
- * visible under `path` before finish has renamed it there (pml/base/file.h). mode as chmod. */
+ * visible under `path` before finish has renamed it there (pml/base/file.h). mode as chmod.
+ * transformers and PEFT want the metadata {"format": "pt"}. */
 pml_status pml_safetensors_writer_new(const char *path, unsigned mode,
                                       pml_safetensors_writer **writer, pml_error *err);
 
