@@ -84,11 +84,12 @@ typedef struct pml_node {
     pml_op_args args; /* attributes only; bind adds the views */
 } pml_node;
 
-/* A tensor of a model or adapter file: rows [row, row + rows) of a program tensor. */
+/* A tensor of a model or adapter file: rows [row, row + rows) of a program tensor, or for a vector
+ * (rank 1) its columns [col, col + cols). */
 typedef struct pml_parameter {
     char name[112]; /* Hugging Face's or PEFT's */
     int32_t tensor;
-    int64_t row, rows, cols;
+    int64_t row, col, rows, cols;
     int32_t rank; /* 1: the file has [cols], rows is 1;  2: [rows, cols] */
     bool adapter; /* belongs to the adapter's file, not the model's */
     bool trained; /* lies in the flat buffer, at element `at` of it */

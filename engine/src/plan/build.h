@@ -1,0 +1,95 @@
+/* Inside of the builder: growing tables with one sticky error, and what layout and layers share. */
+#ifndef PML_PLAN_BUILD_H
+#define PML_PLAN_BUILD_H
+
+#include "pml/plan/program.h"
+
+enum { PMLI_ALIGN = 256, PMLI_ABSENT = -1 };
+
+/* The four stacked linear layers of a transformer layer, in forward order. */
+typedef enum pmli_linear_index {
+    PMLI_QKV = 0,
+    PMLI_O,
+    PMLI_GATE_UP,
+    PMLI_DOWN,
+    PMLI_LINEARS
+} pmli_linear_index;
+
+typedef struct pmli_linear {
+    int32_t inputs, outputs;
+    int32_t parts, part_cols[PML_LINEAR_MAX_PARTS];
+    uint32_t lora_parts;       /* 0: no adapter here */
+    int32_t lora_blocks;       /* bits set in it */
+    int32_t w, bias, a, b;     /* tensors; absent: PMLI_ABSENT */
+    int32_t dw, dbias, da, db; /* their gradients where trained */
+} pmli_linear;
+
+typedef struct pmli_norm {
+    int32_t w, dw;
+} pmli_norm;
+
+typedef struct pmli_layer {
+    pmli_linear linear[PMLI_LINEARS];
+    pmli_norm input_norm, post_norm;
+} pmli_layer;
+
+typedef struct pmli_builder {
+    pml_program *program;
+    const pml_train_config *config;
+    const pml_backend *backend;
+    pml_device *device;
+    int32_t tensor_capacity, node_capacity, parameter_capacity;
+    pml_error *err;
+    pml_status status; /* first failure; later calls do nothing */
+
+    pmli_layer *layers;
+    pmli_norm final_norm;
+    int32_t embed, dembed, head, dhead; /* head == embed where tied */
+    pml_segment segment;                /* the one being built */
+} pmli_builder;
+
+/* --- tables (program.c) --- */
+typedef struct pmli_shape {
+    pml_dtype dtype;
+    pml_extent row_extent;
+    int64_t rows;
+    pml_extent col_extent;
+    int64_t cols;
+} pmli_shape;
+
+/* A transient tensor: its place is found by lifetime. Returns its number, PMLI_ABSENT on failure.
+ */
+int32_t pmli_transient(pmli_builder *b, pmli_shape shape, pml_cause cause, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+int32_t pmli_persistent(pmli_builder *b, pmli_shape shape, pml_cause cause, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+/* rows x cols at element `at` of a persistent tensor. */
+int32_t pmli_part(pmli_builder *b, int32_t parent, int64_t at, int64_t rows, int64_t cols,
+                  const char *format, ...) __attribute__((format(printf, 6, 7)));
+pml_parameter *pmli_parameter(pmli_builder *b, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* An op at the end of the program. Its operands are set through pmli_operand; pmli_node_done asks
+ * the backend for workspace and closes it. NULL after a failure. */
+pml_node *pmli_node(pmli_builder *b, pml_op op, int32_t layer, const char *label);
+void pmli_operand(pml_node *node, int index, int32_t tensor);
+void pmli_operand_slice(pml_node *node, int index, int32_t tensor, int32_t col, int32_t cols);
+void pmli_node_done(pmli_builder *b, pml_node *node);
+
+static inline pmli_shape pmli_fixed(pml_dtype dtype, int64_t rows, int64_t cols)
+{
+    return (pmli_shape){dtype, PML_EXTENT_FIXED, rows, PML_EXTENT_FIXED, cols};
+}
+
+/* --- persistent tensors and parameters (layout.c) --- */
+void pmli_layout(pmli_builder *b);
+
+/* --- segments (layers.c, segments.c) --- */
+void pmli_build_micro(pmli_builder *b);
+void pmli_build_eval(pmli_builder *b);
+void pmli_build_generate(pmli_builder *b);
+void pmli_build_norm(pmli_builder *b);
+void pmli_build_update(pmli_builder *b);
+void pmli_build_clear(pmli_builder *b);
+
+#endif

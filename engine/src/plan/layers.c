@@ -1,0 +1,324 @@
+/* A transformer layer as ops, forward and backward.
+ *
+ *   x ─┬─► norm ► qkv ► rope ► attention ► o ─┬─► norm ► gate_up ► swiglu ► down ─┬─►
+ *      └──────────────── + ───────────────────┘└──────────────── + ───────────────┘
+ *
+ * Each + is done by the norm that comes next (rmsnorm's `add`), and its sum overwrites the branch's
+ * output. In the backward one gradient runs down the residual line; each norm's backward adds its
+ * branch's gradient to it in place. */
+#include <string.h>
+
+#include "layers.h"
+
+static pmli_shape tokens_by(const pmli_builder *b, pml_dtype dtype, int64_t cols)
+{
+    pml_counts capacity = pml_program_capacity(b->program, b->segment);
+    return (pmli_shape){dtype, PML_EXTENT_TOKENS, capacity.tokens, PML_EXTENT_FIXED, cols};
+}
+
+int32_t pmli_activation(pmli_builder *b, int64_t cols, const char *name, int32_t layer)
+{
+    return pmli_transient(b, tokens_by(b, b->config->dtype, cols), PML_CAUSE_ACTIVATIONS,
+                          layer < 0 ? "%s" : "%s %d", name, layer);
+}
+
+/* One float32 a token, `rows` times: [rows, T]. */
+static int32_t statistic(pmli_builder *b, int64_t rows, const char *name, int32_t layer)
+{
+    pml_counts capacity = pml_program_capacity(b->program, b->segment);
+    pmli_shape shape = {PML_F32, PML_EXTENT_FIXED, rows, PML_EXTENT_TOKENS, capacity.tokens};
+    return pmli_transient(b, shape, PML_CAUSE_ACTIVATIONS, layer < 0 ? "%s" : "%s %d", name, layer);
+}
+
+void pmli_rmsnorm(pmli_builder *b, int32_t layer, const char *label, pmli_stream in, int32_t weight,
+                  int32_t y, int32_t rstd)
+{
+    pml_node *node = pmli_node(b, PML_OP_rmsnorm, layer, label);
+    if (node == NULL)
+        return;
+    pmli_operand(node, 0, in.x);
+    pmli_operand(node, 1, in.add);
+    pmli_operand(node, 2, weight);
+    pmli_operand(node, 3, in.add); /* the sum takes the branch's place */
+    pmli_operand(node, 4, y);
+    pmli_operand(node, 5, rstd);
+    node->args.rmsnorm.eps = b->program->spec.rms_eps;
+    pmli_node_done(b, node);
+}
+
+static void rmsnorm_bwd(pmli_builder *b, int32_t layer, const char *label, int32_t dy, int32_t x,
+                        const pmli_norm *norm, int32_t rstd, int32_t dres, int32_t dx)
+{
+    pml_node *node = pmli_node(b, PML_OP_rmsnorm_bwd, layer, label);
+    if (node == NULL)
+        return;
+    pmli_operand(node, 0, dy);
+    pmli_operand(node, 1, x);
+    pmli_operand(node, 2, norm->w);
+    pmli_operand(node, 3, rstd);
+    pmli_operand(node, 4, dres);
+    pmli_operand(node, 5, dx);
+    pmli_operand(node, 6, norm->dw);
+    pmli_node_done(b, node);
+}
+
+static const char *const forward_labels[PMLI_LINEARS] = {"qkv", "o", "gate_up", "down"};
+static const char *const backward_labels[PMLI_LINEARS] = {"qkv backward", "o backward",
+                                                          "gate_up backward", "down backward"};
+
+/* The mask of a dropped-out LoRA input is a function of its purpose, so that forward, recompute
+ * and backward agree. Only training drops. */
+static void lora_attributes(const pmli_builder *b, int32_t layer, int which, uint32_t *parts,
+                            int32_t *rank, float *scale, float *dropout, uint32_t *purpose)
+{
+    const pml_train_config *config = b->config;
+    *parts = b->layers[layer].linear[which].lora_parts;
+    *rank = *parts != 0 ? config->lora_rank : 0;
+    *scale = *parts != 0 ? (float)(config->lora_alpha / config->lora_rank) : 0.0F;
+    *dropout = *parts != 0 && b->segment == PML_SEGMENT_MICRO ? (float)config->lora_dropout : 0.0F;
+    static const uint32_t first_part[PMLI_LINEARS] = {0, 3, 4, 6};
+    *purpose = PML_PURPOSE_DROPOUT + (uint32_t)layer * 8 + first_part[which];
+}
+
+static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y, int32_t u)
+{
+    pml_node *node = pmli_node(b, PML_OP_linear, layer, forward_labels[which]);
+    if (node == NULL)
+        return;
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    pml_linear_args *args = &node->args.linear;
+    lora_attributes(b, layer, which, &args->lora_parts, &args->rank, &args->lora_scale,
+                    &args->lora_dropout, &args->lora_purpose);
+    args->parts = l->parts;
+    memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
+    const int32_t operands[] = {x, l->w, l->bias, l->a, l->b};
+    for (int i = 0; i < 5; i++)
+        pmli_operand(node, i, operands[i]);
+    if (args->lora_dropout > 0)
+        pmli_operand(node, 5, b->program->rng);
+    pmli_operand(node, 6, y);
+    pmli_operand(node, 7, u);
+    pmli_node_done(b, node);
+}
+
+static void linear_bwd(pmli_builder *b, int32_t layer, int which, int32_t dy, int32_t x, int32_t u,
+                       int32_t dx)
+{
+    pml_node *node = pmli_node(b, PML_OP_linear_bwd, layer, backward_labels[which]);
+    if (node == NULL)
+        return;
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    pml_linear_bwd_args *args = &node->args.linear_bwd;
+    lora_attributes(b, layer, which, &args->lora_parts, &args->rank, &args->lora_scale,
+                    &args->lora_dropout, &args->lora_purpose);
+    args->parts = l->parts;
+    memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
+    const int32_t operands[] = {dy, x, l->w, l->a, l->b, u};
+    for (int i = 0; i < 6; i++)
+        pmli_operand(node, i, operands[i]);
+    if (args->lora_dropout > 0)
+        pmli_operand(node, 6, b->program->rng);
+    pmli_operand(node, 7, dx);
+    pmli_operand(node, 8, l->dw);
+    pmli_operand(node, 9, l->dbias);
+    pmli_operand(node, 10, l->da);
+    pmli_operand(node, 11, l->db);
+    pmli_node_done(b, node);
+}
+
+static void rope(pmli_builder *b, int32_t layer, int32_t qkv, bool inverse)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    pml_node *node = pmli_node(b, PML_OP_rope, layer, inverse ? "rope backward" : "rope");
+    if (node == NULL)
+        return;
+    int32_t heads = spec->heads + spec->kv_heads; /* queries and keys, side by side */
+    pmli_operand_slice(node, 0, qkv, 0, heads * spec->head_dim);
+    pmli_operand(node, 1, b->program->positions_in);
+    pmli_operand(node, 2, b->program->rope);
+    node->args.rope.heads = heads;
+    node->args.rope.head_dim = spec->head_dim;
+    node->args.rope.inverse = inverse;
+    pmli_node_done(b, node);
+}
+
+/* q, k and v as slices of the fused buffer at operands index, +1, +2. */
+static void fused_slices(const pmli_builder *b, pml_node *node, int index, int32_t qkv)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    int32_t q = spec->heads * spec->head_dim, kv = spec->kv_heads * spec->head_dim;
+    pmli_operand_slice(node, index, qkv, 0, q);
+    pmli_operand_slice(node, index + 1, qkv, q, kv);
+    pmli_operand_slice(node, index + 2, qkv, q + kv, kv);
+}
+
+static float attention_scale(const pml_model_spec *spec)
+{
+    return (float)(1.0 / __builtin_sqrt((double)spec->head_dim));
+}
+
+static void attention(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t cache)
+{
+    const pml_program *p = b->program;
+    const pml_model_spec *spec = &p->spec;
+    int32_t q = spec->heads * spec->head_dim, kv = spec->kv_heads * spec->head_dim;
+    if (cache >= 0) { /* this chunk's keys and values join those of earlier chunks */
+        pml_node *append = pmli_node(b, PML_OP_scatter_rows, layer, "append to cache");
+        if (append == NULL)
+            return;
+        pmli_operand_slice(append, 0, s->qkv, q, 2 * kv);
+        pmli_operand(append, 1, p->positions_in);
+        pmli_operand(append, 2, cache);
+        pmli_node_done(b, append);
+    }
+    pml_node *node = pmli_node(b, PML_OP_attention, layer, "attention");
+    if (node == NULL)
+        return;
+    fused_slices(b, node, 0, s->qkv);
+    if (cache >= 0) {
+        pmli_operand_slice(node, 1, cache, 0, kv);
+        pmli_operand_slice(node, 2, cache, kv, kv);
+    }
+    pmli_operand(node, 3, p->bounds);
+    pmli_operand(node, 4, cache >= 0 ? p->key_bounds : p->bounds);
+    pmli_operand(node, 5, s->o);
+    pmli_operand(node, 6, s->lse);
+    pml_attention_args *args = &node->args.attention;
+    args->heads = spec->heads;
+    args->kv_heads = spec->kv_heads;
+    args->head_dim = spec->head_dim;
+    args->scale = attention_scale(spec);
+    pmli_node_done(b, node);
+}
+
+static void attention_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t dout,
+                          int32_t dqkv)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    pml_node *node = pmli_node(b, PML_OP_attention_bwd, layer, "attention backward");
+    if (node == NULL)
+        return;
+    pmli_operand(node, 0, dout);
+    fused_slices(b, node, 1, s->qkv);
+    pmli_operand(node, 4, s->o);
+    pmli_operand(node, 5, s->lse);
+    pmli_operand(node, 6, b->program->bounds);
+    pmli_operand(node, 7, b->program->bounds);
+    fused_slices(b, node, 8, dqkv);
+    pml_attention_bwd_args *args = &node->args.attention_bwd;
+    args->heads = spec->heads;
+    args->kv_heads = spec->kv_heads;
+    args->head_dim = spec->head_dim;
+    args->scale = attention_scale(spec);
+    pmli_node_done(b, node);
+}
+
+static int32_t low_rank(pmli_builder *b, int32_t layer, int which, const char *name)
+{
+    int32_t blocks = b->layers[layer].linear[which].lora_blocks;
+    return blocks == 0 ? PMLI_ABSENT
+                       : pmli_activation(b, (int64_t)blocks * b->config->lora_rank, name, layer);
+}
+
+static void elementwise(pmli_builder *b, pml_op op, int32_t layer, const char *label, int32_t x,
+                        int32_t y, int32_t z)
+{
+    pml_node *node = pmli_node(b, op, layer, label);
+    pmli_operand(node, 0, x);
+    pmli_operand(node, 1, y);
+    pmli_operand(node, 2, z);
+    pmli_node_done(b, node);
+}
+
+void pmli_layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache, pmli_saved *s)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    const pmli_layer *w = &b->layers[layer];
+    s->h = in.add < 0 ? in.x : in.add;
+    s->y1 = pmli_activation(b, spec->hidden, "attention input", layer);
+    s->rstd1 = statistic(b, 1, "input rstd", layer);
+    pmli_rmsnorm(b, layer, "input norm", in, w->input_norm.w, s->y1, s->rstd1);
+    s->qkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "qkv", layer);
+    s->u_qkv = low_rank(b, layer, PMLI_QKV, "qkv u");
+    linear(b, layer, PMLI_QKV, s->y1, s->qkv, s->u_qkv);
+    rope(b, layer, s->qkv, false);
+    s->o = pmli_activation(b, w->linear[PMLI_O].inputs, "attention output", layer);
+    s->lse = statistic(b, spec->heads, "lse", layer);
+    attention(b, layer, s, cache);
+    s->mid = pmli_activation(b, spec->hidden, "middle", layer);
+    s->u_o = low_rank(b, layer, PMLI_O, "o u");
+    linear(b, layer, PMLI_O, s->o, s->mid, s->u_o);
+    s->y2 = pmli_activation(b, spec->hidden, "mlp input", layer);
+    s->rstd2 = statistic(b, 1, "post rstd", layer);
+    pmli_rmsnorm(b, layer, "post norm", (pmli_stream){s->h, s->mid}, w->post_norm.w, s->y2,
+                 s->rstd2);
+    s->gate_up = pmli_activation(b, w->linear[PMLI_GATE_UP].outputs, "gate_up", layer);
+    s->u_gate_up = low_rank(b, layer, PMLI_GATE_UP, "gate_up u");
+    linear(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up);
+    s->act = pmli_activation(b, spec->intermediate, "swiglu", layer);
+    elementwise(b, PML_OP_swiglu, layer, "swiglu", s->gate_up, s->act, PMLI_ABSENT);
+}
+
+pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
+                               pmli_saved *s)
+{
+    pmli_layer_inside(b, layer, in, cache, s);
+    int32_t down = pmli_activation(b, b->program->spec.hidden, "layer output", layer);
+    s->u_down = low_rank(b, layer, PMLI_DOWN, "down u");
+    linear(b, layer, PMLI_DOWN, s->act, down, s->u_down);
+    return (pmli_stream){s->mid, down};
+}
+
+/* The first linear of this layer, in forward order, that has something to train. */
+static int lowest_trained(const pmli_layer *layer)
+{
+    int which = 0;
+    while (which < PMLI_LINEARS && layer->linear[which].da < 0 && layer->linear[which].dw < 0)
+        which++;
+    return which;
+}
+
+void pmli_layer_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t d,
+                         bool input_needed)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    const pmli_layer *w = &b->layers[layer];
+    int stop = input_needed ? -1 : lowest_trained(w);
+    int32_t dact =
+        stop == PMLI_DOWN ? PMLI_ABSENT : pmli_activation(b, spec->intermediate, "d swiglu", layer);
+    linear_bwd(b, layer, PMLI_DOWN, d, s->act, s->u_down, dact);
+    if (stop == PMLI_DOWN)
+        return;
+    elementwise(b, PML_OP_swiglu_bwd, layer, "swiglu backward", dact, s->gate_up, s->gate_up);
+    int32_t dy2 =
+        stop == PMLI_GATE_UP ? PMLI_ABSENT : pmli_activation(b, spec->hidden, "d mlp input", layer);
+    linear_bwd(b, layer, PMLI_GATE_UP, s->gate_up, s->y2, s->u_gate_up, dy2);
+    if (stop == PMLI_GATE_UP)
+        return;
+    rmsnorm_bwd(b, layer, "post norm backward", dy2, s->mid, &w->post_norm, s->rstd2, d, d);
+    int32_t dout = stop == PMLI_O
+                       ? PMLI_ABSENT
+                       : pmli_activation(b, w->linear[PMLI_O].inputs, "d attention output", layer);
+    linear_bwd(b, layer, PMLI_O, d, s->o, s->u_o, dout);
+    if (stop == PMLI_O)
+        return;
+    int32_t dqkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "d qkv", layer);
+    attention_bwd(b, layer, s, dout, dqkv);
+    rope(b, layer, dqkv, true);
+    int32_t dy1 = stop == PMLI_QKV ? PMLI_ABSENT
+                                   : pmli_activation(b, spec->hidden, "d attention input", layer);
+    linear_bwd(b, layer, PMLI_QKV, dqkv, s->y1, s->u_qkv, dy1);
+    if (stop == PMLI_QKV)
+        return;
+    rmsnorm_bwd(b, layer, "input norm backward", dy1, s->h, &w->input_norm, s->rstd1, d, d);
+}
+
+void pmli_final_norm_backward(pmli_builder *b, int32_t d, int32_t h, int32_t rstd)
+{
+    rmsnorm_bwd(b, -1, "final norm backward", d, h, &b->final_norm, rstd, PMLI_ABSENT, d);
+}
+
+int32_t pmli_statistic(pmli_builder *b, const char *name)
+{
+    return statistic(b, 1, name, -1);
+}

@@ -1,0 +1,43 @@
+/* One transformer layer, forward and backward, as the segments put it together. */
+#ifndef PML_PLAN_LAYERS_H
+#define PML_PLAN_LAYERS_H
+
+#include "build.h"
+#include "pml/base/philox.h"
+
+/* The residual stream between two norms: x + add, the sum not yet taken. add may be absent. */
+typedef struct pmli_stream {
+    int32_t x, add;
+} pmli_stream;
+
+/* What a layer's forward leaves for its backward. */
+typedef struct pmli_saved {
+    int32_t h;                     /* the layer's input: sum of the stream */
+    int32_t y1, rstd1, qkv, u_qkv; /* qkv after rope */
+    int32_t o, lse, u_o;
+    int32_t mid; /* after attention: sum of the stream */
+    int32_t y2, rstd2, gate_up, u_gate_up;
+    int32_t act, u_down;
+} pmli_saved;
+
+/* [tokens, cols] of the segment being built. layer < 0: outside the layers. */
+int32_t pmli_activation(pmli_builder *b, int64_t cols, const char *name, int32_t layer);
+int32_t pmli_statistic(pmli_builder *b, const char *name); /* [1, tokens] F32 */
+
+void pmli_rmsnorm(pmli_builder *b, int32_t layer, const char *label, pmli_stream in, int32_t weight,
+                  int32_t y, int32_t rstd);
+
+/* All but the down projection: what a recompute must bring back. cache: this layer's keys and
+ * values from earlier calls, or absent. */
+void pmli_layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
+                       pmli_saved *saved);
+pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
+                               pmli_saved *saved);
+
+/* d: gradient of the layer's output, becomes that of its input, in place. Without input_needed the
+ * backward ends at the lowest thing that is trained. */
+void pmli_layer_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t d,
+                         bool input_needed);
+void pmli_final_norm_backward(pmli_builder *b, int32_t d, int32_t h, int32_t rstd);
+
+#endif

@@ -1,0 +1,230 @@
+/* What lies still: weights, adapters, the flat buffers of training, inputs and scalars; and which
+ * rows of them each tensor of a model or adapter file is. */
+#include <stdio.h>
+#include <string.h>
+
+#include "build.h"
+
+enum { FLAT_ALIGN = 64 }; /* floats; 256 bytes, so that every stacked tensor starts aligned */
+
+static const char *const part_names[PMLI_LINEARS][PML_LINEAR_MAX_PARTS] = {
+    {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
+    {"self_attn.o_proj", NULL, NULL},
+    {"mlp.gate_proj", "mlp.up_proj", NULL},
+    {"mlp.down_proj", NULL, NULL}};
+static const char *const linear_names[PMLI_LINEARS] = {"qkv", "o", "gate_up", "down"};
+static const int first_target_bit[PMLI_LINEARS] = {0, 3, 4, 6}; /* of pml_target */
+
+static bool full(const pmli_builder *b)
+{
+    return b->config->method == PML_METHOD_FULL;
+}
+
+/* The next free place of the flat buffer. */
+static int64_t reserve(pmli_builder *b, int64_t floats)
+{
+    int64_t at = b->program->trained_floats;
+    b->program->trained_floats = (at + floats + FLAT_ALIGN - 1) / FLAT_ALIGN * FLAT_ALIGN;
+    return at;
+}
+
+/* A stacked tensor in the flat buffer and its gradient. */
+static int32_t trained(pmli_builder *b, int64_t rows, int64_t cols, int32_t *grad, const char *name)
+{
+    int64_t at = reserve(b, rows * cols);
+    *grad = pmli_part(b, b->program->grads, at, rows, cols, "grad %s", name);
+    return pmli_part(b, b->program->values, at, rows, cols, "%s", name);
+}
+
+/* A weight of the model: trained in full fine-tuning, else frozen in the dtype asked for. */
+static int32_t weight(pmli_builder *b, int64_t rows, int64_t cols, int32_t *grad, const char *name)
+{
+    if (full(b))
+        return trained(b, rows, cols, grad, name);
+    *grad = PMLI_ABSENT;
+    return pmli_persistent(b, pmli_fixed(b->config->dtype, rows, cols), PML_CAUSE_WEIGHTS, "%s",
+                           name);
+}
+
+/* Rows [row, row + rows) of `tensor` are the file's tensor of that name. */
+static void name_rows(pmli_builder *b, int32_t tensor, int64_t row, int64_t rows, int rank,
+                      bool decay, const char *name)
+{
+    pml_parameter *parameter = pmli_parameter(b, "%s", name);
+    if (parameter == NULL)
+        return;
+    const pml_tensor *t = &b->program->tensors[tensor];
+    parameter->tensor = tensor;
+    parameter->row = rank == 1 ? 0 : row;
+    parameter->rows = rank == 1 ? 1 : rows;
+    parameter->cols = rank == 1 ? rows : t->cols;
+    parameter->rank = rank;
+    parameter->trained = t->parent >= 0 && t->parent == b->program->values;
+    parameter->adapter = parameter->trained && !full(b);
+    parameter->decay = decay;
+    parameter->at = parameter->trained ? t->at + (rank == 1 ? row : row * t->cols) : 0;
+    parameter->col = rank == 1 ? row : 0;
+}
+
+static void describe_linear(const pmli_builder *b, int which, pmli_linear *linear)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    int32_t q = spec->heads * spec->head_dim, kv = spec->kv_heads * spec->head_dim;
+    const pmli_linear shapes[PMLI_LINEARS] = {
+        {.inputs = spec->hidden, .parts = 3, .part_cols = {q, kv, kv}},
+        {.inputs = q, .parts = 1, .part_cols = {spec->hidden}},
+        {.inputs = spec->hidden, .parts = 2, .part_cols = {spec->intermediate, spec->intermediate}},
+        {.inputs = spec->intermediate, .parts = 1, .part_cols = {spec->hidden}}};
+    *linear = shapes[which];
+    for (int p = 0; p < linear->parts; p++) {
+        linear->outputs += linear->part_cols[p];
+        bool target = b->config->lora_targets >> (first_target_bit[which] + p) & 1;
+        if (!full(b) && target) {
+            linear->lora_parts |= 1U << p;
+            linear->lora_blocks++;
+        }
+    }
+    linear->w = linear->bias = linear->a = linear->b = PMLI_ABSENT;
+    linear->dw = linear->dbias = linear->da = linear->db = PMLI_ABSENT;
+}
+
+static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
+{
+    char name[112];
+    snprintf(name, sizeof name, "layers.%d.%s.weight", l, linear_names[which]);
+    linear->w = weight(b, linear->outputs, linear->inputs, &linear->dw, name);
+    for (int p = 0, row = 0; p < linear->parts; row += linear->part_cols[p], p++) {
+        snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
+        name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);
+    }
+}
+
+static void lay_bias(pmli_builder *b, int l, int which, pmli_linear *linear)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    bool given =
+        which == PMLI_QKV ? spec->qkv_bias : (which == PMLI_O ? spec->o_bias : spec->mlp_bias);
+    if (!given)
+        return;
+    char name[112];
+    snprintf(name, sizeof name, "layers.%d.%s.bias", l, linear_names[which]);
+    linear->bias = weight(b, 1, linear->outputs, &linear->dbias, name);
+    for (int p = 0, at = 0; p < linear->parts; at += linear->part_cols[p], p++) {
+        snprintf(name, sizeof name, "model.layers.%d.%s.bias", l, part_names[which][p]);
+        name_rows(b, linear->bias, at, linear->part_cols[p], 1, false, name);
+    }
+}
+
+static void lay_norm(pmli_builder *b, pmli_norm *norm, const char *name)
+{
+    char file_name[112];
+    int64_t hidden = b->program->spec.hidden;
+    norm->w = weight(b, 1, hidden, &norm->dw, name);
+    snprintf(file_name, sizeof file_name, "model.%s", name);
+    name_rows(b, norm->w, 0, hidden, 1, false, file_name);
+}
+
+/* A blocks and B blocks of the parts that have an adapter, stacked as pml_linear_args says. */
+static void lay_adapter(pmli_builder *b, int l, int which, pmli_linear *linear)
+{
+    if (linear->lora_blocks == 0)
+        return;
+    int32_t rank = b->config->lora_rank, b_rows = 0;
+    for (int p = 0; p < linear->parts; p++)
+        b_rows += (linear->lora_parts >> p & 1) ? linear->part_cols[p] : 0;
+    char name[112];
+    snprintf(name, sizeof name, "layers.%d.%s.lora_A", l, linear_names[which]);
+    linear->a = trained(b, (int64_t)rank * linear->lora_blocks, linear->inputs, &linear->da, name);
+    snprintf(name, sizeof name, "layers.%d.%s.lora_B", l, linear_names[which]);
+    linear->b = trained(b, b_rows, rank, &linear->db, name);
+    for (int side = 0; side < 2; side++)
+        for (int p = 0, row = 0; p < linear->parts; p++) {
+            if (!(linear->lora_parts >> p & 1))
+                continue;
+            int32_t rows = side == 0 ? rank : linear->part_cols[p];
+            snprintf(name, sizeof name, "base_model.model.model.layers.%d.%s.lora_%c.weight", l,
+                     part_names[which][p], "AB"[side]);
+            name_rows(b, side == 0 ? linear->a : linear->b, row, rows, 2, true, name);
+            row += rows;
+        }
+}
+
+/* Matrices first, then what has no weight decay, as transformers' Trainer groups them. */
+static void lay_model(pmli_builder *b)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    b->embed = weight(b, spec->vocab, spec->hidden, &b->dembed, "embed");
+    name_rows(b, b->embed, 0, spec->vocab, 2, true, "model.embed_tokens.weight");
+    for (int l = 0; l < spec->layers; l++)
+        for (int which = 0; which < PMLI_LINEARS; which++) {
+            describe_linear(b, which, &b->layers[l].linear[which]);
+            lay_weight(b, l, which, &b->layers[l].linear[which]);
+            lay_adapter(b, l, which, &b->layers[l].linear[which]);
+        }
+    b->head = b->embed;
+    b->dhead = b->dembed;
+    if (!spec->tied_head) {
+        b->head = weight(b, spec->vocab, spec->hidden, &b->dhead, "lm_head");
+        name_rows(b, b->head, 0, spec->vocab, 2, true, "lm_head.weight");
+    }
+    b->program->decay_floats = b->program->trained_floats;
+    char name[64];
+    for (int l = 0; l < spec->layers; l++) {
+        snprintf(name, sizeof name, "layers.%d.input_layernorm.weight", l);
+        lay_norm(b, &b->layers[l].input_norm, name);
+        for (int which = 0; which < PMLI_LINEARS; which++)
+            lay_bias(b, l, which, &b->layers[l].linear[which]);
+        snprintf(name, sizeof name, "layers.%d.post_attention_layernorm.weight", l);
+        lay_norm(b, &b->layers[l].post_norm, name);
+    }
+    lay_norm(b, &b->final_norm, "norm.weight");
+}
+
+static void lay_inputs(pmli_builder *b)
+{
+    pml_program *p = b->program;
+    const pml_batch_limits *limits = &p->limits;
+    pmli_shape tokens = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_TOKENS, limits->tokens};
+    pmli_shape bounds = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_BOUNDS, limits->docs + 1};
+    pmli_shape labels = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_LABELS, limits->labels};
+    pml_cause cause = PML_CAUSE_ACTIVATIONS;
+    p->ids = pmli_persistent(b, tokens, cause, "ids");
+    p->positions_in = pmli_persistent(b, tokens, cause, "positions");
+    p->bounds = pmli_persistent(b, bounds, cause, "document bounds");
+    p->key_bounds = pmli_persistent(b, pmli_fixed(PML_I32, 1, 2), cause, "cache bounds");
+    p->label_rows = pmli_persistent(b, labels, cause, "label rows");
+    p->labels = pmli_persistent(b, labels, cause, "labels");
+    p->last_row = pmli_persistent(b, pmli_fixed(PML_I32, 1, 1), cause, "last row");
+    p->loss_sum = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "loss sum");
+    p->eval_sum = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "evaluation loss sum");
+    p->rope = pmli_persistent(b, pmli_fixed(PML_F32, p->positions, p->spec.head_dim),
+                              PML_CAUSE_WEIGHTS, "rope table");
+    cause = PML_CAUSE_OPTIMIZER;
+    p->rng = pmli_persistent(b, pmli_fixed(PML_I64, 1, 2), cause, "seed and step");
+    p->hyper = pmli_persistent(b, pmli_fixed(PML_F32, 2, PML_HYPER_COUNT), cause, "hyper");
+    p->sumsq = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "sum of squares");
+    p->norm = pmli_persistent(b, pmli_fixed(PML_F32, 1, 1), cause, "gradient norm");
+    p->logits = PMLI_ABSENT;
+}
+
+void pmli_layout(pmli_builder *b)
+{
+    pml_program *p = b->program;
+    pml_cause cause = full(b) ? PML_CAUSE_WEIGHTS : PML_CAUSE_ADAPTERS;
+    pmli_shape flat = pmli_fixed(PML_F32, 1, 0); /* length known at the end */
+    p->values = pmli_persistent(b, flat, cause, full(b) ? "parameters" : "adapter");
+    p->grads = pmli_persistent(b, flat, PML_CAUSE_GRADIENTS, "gradients");
+    p->exp_avg = pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, "exp_avg");
+    p->exp_avg_sq = pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, "exp_avg_sq");
+    lay_model(b);
+    lay_inputs(b);
+    if (b->status != PML_OK)
+        return;
+    if (!full(b)) /* an adapter has no parameter without weight decay */
+        p->decay_floats = p->trained_floats;
+    const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq};
+    for (int i = 0; i < 4; i++)
+        p->tensors[buffers[i]].cols = p->trained_floats;
+    if (p->trained_floats == 0)
+        b->status = PML_FAIL(b->err, PML_INVALID, "nothing to train: lora_targets is empty");
+}

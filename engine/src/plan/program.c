@@ -1,0 +1,304 @@
+/* The program's tables: growing them while building, and binding nodes to live sizes. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "build.h"
+
+static const char *const segment_names[PML_SEGMENT_COUNT] = {"micro", "norm", "update",
+                                                             "clear", "eval", "generate"};
+
+const char *pml_segment_name(pml_segment segment)
+{
+    return (unsigned)segment < PML_SEGMENT_COUNT ? segment_names[segment] : "?";
+}
+
+/* Room for one more element; doubles, so that building is linear. */
+static void *grown(pmli_builder *b, void *table, int32_t count, int32_t *capacity, size_t size)
+{
+    if (count < *capacity)
+        return table;
+    int32_t wanted = *capacity == 0 ? 64 : *capacity * 2;
+    void *larger = realloc(table, (size_t)wanted * size);
+    if (larger == NULL) {
+        b->status = PML_FAIL(b->err, PML_NO_MEMORY, "no host memory for the step program");
+        return table;
+    }
+    *capacity = wanted;
+    return larger;
+}
+
+static int32_t new_tensor(pmli_builder *b, pmli_shape shape, pml_cause cause)
+{
+    pml_program *p = b->program;
+    if (b->status == PML_OK)
+        p->tensors = grown(b, p->tensors, p->n_tensors, &b->tensor_capacity, sizeof *p->tensors);
+    if (b->status != PML_OK)
+        return PMLI_ABSENT;
+    pml_tensor *t = &p->tensors[p->n_tensors];
+    *t = (pml_tensor){.dtype = shape.dtype,
+                      .row_extent = shape.row_extent,
+                      .rows = shape.rows,
+                      .col_extent = shape.col_extent,
+                      .cols = shape.cols,
+                      .cause = cause,
+                      .parent = PMLI_ABSENT,
+                      .first = -1,
+                      .last = -1};
+    return p->n_tensors++;
+}
+
+int32_t pmli_transient(pmli_builder *b, pmli_shape shape, pml_cause cause, const char *format, ...)
+{
+    int32_t id = new_tensor(b, shape, cause);
+    if (id < 0)
+        return id;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(b->program->tensors[id].name, sizeof b->program->tensors[id].name, format, args);
+    va_end(args);
+    return id;
+}
+
+int32_t pmli_persistent(pmli_builder *b, pmli_shape shape, pml_cause cause, const char *format, ...)
+{
+    int32_t id = new_tensor(b, shape, cause);
+    if (id < 0)
+        return id;
+    pml_tensor *t = &b->program->tensors[id];
+    t->persistent = true;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(t->name, sizeof t->name, format, args);
+    va_end(args);
+    return id;
+}
+
+int32_t pmli_part(pmli_builder *b, int32_t parent, int64_t at, int64_t rows, int64_t cols,
+                  const char *format, ...)
+{
+    if (b->status != PML_OK || parent < 0)
+        return PMLI_ABSENT;
+    pml_tensor whole = b->program->tensors[parent];
+    int32_t id = new_tensor(b, pmli_fixed(whole.dtype, rows, cols), whole.cause);
+    if (id < 0)
+        return id;
+    pml_tensor *t = &b->program->tensors[id];
+    t->persistent = true;
+    t->parent = parent;
+    t->at = at;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(t->name, sizeof t->name, format, args);
+    va_end(args);
+    return id;
+}
+
+pml_parameter *pmli_parameter(pmli_builder *b, const char *format, ...)
+{
+    pml_program *p = b->program;
+    if (b->status == PML_OK)
+        p->parameters =
+            grown(b, p->parameters, p->n_parameters, &b->parameter_capacity, sizeof *p->parameters);
+    if (b->status != PML_OK)
+        return NULL;
+    pml_parameter *parameter = &p->parameters[p->n_parameters++];
+    *parameter = (pml_parameter){.tensor = PMLI_ABSENT};
+    va_list args;
+    va_start(args, format);
+    vsnprintf(parameter->name, sizeof parameter->name, format, args);
+    va_end(args);
+    return parameter;
+}
+
+pml_node *pmli_node(pmli_builder *b, pml_op op, int32_t layer, const char *label)
+{
+    pml_program *p = b->program;
+    if (b->status == PML_OK)
+        p->nodes = grown(b, p->nodes, p->n_nodes, &b->node_capacity, sizeof *p->nodes);
+    if (b->status != PML_OK)
+        return NULL;
+    pml_node *node = &p->nodes[p->n_nodes++];
+    memset(node, 0, sizeof *node);
+    node->op = op;
+    node->layer = layer;
+    snprintf(node->label, sizeof node->label, "%s", label);
+    for (int i = 0; i < PML_OP_MAX_VIEWS; i++)
+        node->operands[i].tensor = PMLI_ABSENT;
+    return node;
+}
+
+void pmli_operand_slice(pml_node *node, int index, int32_t tensor, int32_t col, int32_t cols)
+{
+    if (node != NULL)
+        node->operands[index] = (pml_operand){tensor, col, cols};
+}
+
+void pmli_operand(pml_node *node, int index, int32_t tensor)
+{
+    pmli_operand_slice(node, index, tensor, 0, 0);
+}
+
+/* Any address but NULL will do where only shapes are read. */
+#define NOWHERE ((void *)(uintptr_t)PMLI_ALIGN)
+
+void pmli_node_done(pmli_builder *b, pml_node *node)
+{
+    const pml_op_info *info = node != NULL ? pml_op_describe(node->op) : NULL;
+    if (info == NULL || b->status != PML_OK)
+        return;
+    const char *found = strpbrk(info->signature, "Ww");
+    if (found == NULL || node->op == PML_OP_allreduce)
+        return;
+    int ws = (int)(found - info->signature);
+    int32_t index = (int32_t)(node - b->program->nodes);
+    pml_counts capacity = pml_program_capacity(b->program, b->segment);
+    pml_op_args args;
+    pml_program_bind(b->program, node, NOWHERE, &capacity, &args);
+    size_t bytes = b->backend->workspace(b->device, node->op, &args);
+    if (bytes == 0)
+        return;
+    int32_t id = pmli_transient(b, pmli_fixed(PML_U8, 1, (int64_t)bytes), PML_CAUSE_WORKSPACE,
+                                "%s workspace", node->label);
+    pmli_operand(&b->program->nodes[index], ws, id);
+}
+
+static int64_t live(pml_extent extent, int64_t capacity, const pml_counts *counts)
+{
+    switch (extent) {
+    case PML_EXTENT_TOKENS:
+        return counts->tokens;
+    case PML_EXTENT_BOUNDS:
+        return (int64_t)counts->docs + 1;
+    case PML_EXTENT_LABELS:
+        return counts->labels;
+    case PML_EXTENT_KEYS:
+        return counts->keys;
+    case PML_EXTENT_FIXED:
+        break;
+    }
+    return capacity;
+}
+
+void *pml_program_data(const pml_program *program, int32_t tensor, void *base)
+{
+    return (char *)base + program->tensors[tensor].offset;
+}
+
+void pml_program_bind(const pml_program *program, const pml_node *node, void *base,
+                      const pml_counts *counts, pml_op_args *args)
+{
+    *args = node->args;
+    pml_view *views = pml_op_views(args);
+    int n = pml_op_describe(node->op)->n_views;
+    for (int i = 0; i < n; i++) {
+        const pml_operand *operand = &node->operands[i];
+        views[i] = (pml_view){0};
+        if (operand->tensor < 0)
+            continue;
+        const pml_tensor *t = &program->tensors[operand->tensor];
+        views[i].data = (char *)pml_program_data(program, operand->tensor, base) +
+                        (size_t)operand->col * pml_dtype_size(t->dtype);
+        views[i].rows = live(t->row_extent, t->rows, counts);
+        views[i].cols = operand->cols > 0 ? operand->cols : live(t->col_extent, t->cols, counts);
+        views[i].ld = t->cols;
+        views[i].dtype = t->dtype;
+    }
+    if (node->op == PML_OP_attention)
+        args->attention.max_q = counts->max_doc;
+    else if (node->op == PML_OP_attention_bwd)
+        args->attention_bwd.max_q = counts->max_doc;
+}
+
+pml_counts pml_program_capacity(const pml_program *program, pml_segment segment)
+{
+    const pml_batch_limits *limits = &program->limits;
+    if (segment == PML_SEGMENT_GENERATE)
+        return (pml_counts){.tokens = program->generate_chunk,
+                            .docs = 1,
+                            .labels = 1,
+                            .keys = limits->generate_length,
+                            .max_doc = program->generate_chunk};
+    return (pml_counts){limits->tokens, limits->docs, limits->labels, 0, limits->max_doc};
+}
+
+void pml_program_destroy(pml_program **program)
+{
+    if (program == NULL || *program == NULL)
+        return;
+    free((*program)->tensors);
+    free((*program)->nodes);
+    free((*program)->parameters);
+    free(*program);
+    *program = NULL;
+}
+
+/* Each segment is the nodes that its builder appends. */
+static void build_segment(pmli_builder *b, pml_segment segment, void (*build)(pmli_builder *))
+{
+    b->program->segments[segment].first = b->program->n_nodes;
+    b->segment = segment;
+    build(b);
+    b->program->segments[segment].end = b->program->n_nodes;
+}
+
+pml_status pml_program_build(const pml_program_options *options, pml_program **program,
+                             pml_error *err)
+{
+    *program = NULL;
+    const pml_model_spec *spec = options->spec;
+    pml_batch_limits limits = options->limits;
+    if (limits.tokens < 1 || limits.docs < 1 || limits.labels < 1 || limits.max_doc < 1 ||
+        limits.max_doc > limits.tokens || limits.generate_length < 0)
+        return PML_FAIL(
+            err, PML_INVALID,
+            "a batch of %d tokens, %d documents, %d labels, longest %d, cannot be planned",
+            limits.tokens, limits.docs, limits.labels, limits.max_doc);
+    int32_t positions =
+        limits.max_doc > limits.generate_length ? limits.max_doc : limits.generate_length;
+    if (positions > spec->max_positions)
+        return PML_FAIL(err, PML_INVALID, "length %d is more than the model's %d positions",
+                        positions, spec->max_positions);
+    if (options->recompute_layers < 0 || options->recompute_layers > spec->layers ||
+        options->head_chunk < 1)
+        return PML_FAIL(err, PML_INVALID, "recompute_layers %d and head_chunk %d are out of range",
+                        options->recompute_layers, options->head_chunk);
+
+    pml_program *p = calloc(1, sizeof *p);
+    pmli_builder b = {.program = p,
+                      .config = options->config,
+                      .backend = options->backend,
+                      .device = options->device,
+                      .err = err};
+    b.layers = calloc((size_t)spec->layers, sizeof *b.layers);
+    if (p == NULL || b.layers == NULL) {
+        b.status = PML_FAIL(err, PML_NO_MEMORY, "no host memory for the step program");
+        goto cleanup;
+    }
+    p->spec = *spec;
+    p->limits = limits;
+    p->recompute_layers = options->recompute_layers;
+    p->head_chunk = options->head_chunk;
+    p->positions = positions;
+    p->generate_chunk =
+        limits.generate_length < limits.tokens ? limits.generate_length : limits.tokens;
+    pmli_layout(&b);
+    build_segment(&b, PML_SEGMENT_MICRO, pmli_build_micro);
+    build_segment(&b, PML_SEGMENT_NORM, pmli_build_norm);
+    build_segment(&b, PML_SEGMENT_UPDATE, pmli_build_update);
+    build_segment(&b, PML_SEGMENT_CLEAR, pmli_build_clear);
+    build_segment(&b, PML_SEGMENT_EVAL, pmli_build_eval);
+    if (limits.generate_length > 0)
+        build_segment(&b, PML_SEGMENT_GENERATE, pmli_build_generate);
+    if (b.status == PML_OK)
+        b.status = pml_program_place(p, err);
+cleanup:
+    free(b.layers);
+    if (b.status != PML_OK) {
+        pml_program_destroy(&p);
+        return b.status;
+    }
+    *program = p;
+    return PML_OK;
+}

@@ -1,0 +1,212 @@
+/* The segments of the program: what a micro-batch, an update, an evaluation, a generated token are
+ * made of. */
+#include <stdlib.h>
+
+#include "layers.h"
+
+static pmli_stream embed(pmli_builder *b)
+{
+    const pml_program *p = b->program;
+    int32_t h = pmli_activation(b, p->spec.hidden, "embedded", -1);
+    pml_node *node = pmli_node(b, PML_OP_embed, -1, "embed");
+    pmli_operand(node, 0, p->ids);
+    pmli_operand(node, 1, b->embed);
+    pmli_operand(node, 2, h);
+    pmli_node_done(b, node);
+    return (pmli_stream){h, PMLI_ABSENT};
+}
+
+static int32_t final_norm(pmli_builder *b, pmli_stream in, int32_t *rstd)
+{
+    int32_t y = pmli_activation(b, b->program->spec.hidden, "final hidden", -1);
+    *rstd = pmli_statistic(b, "final rstd");
+    pmli_rmsnorm(b, -1, "final norm", in, b->final_norm.w, y, *rstd);
+    return y;
+}
+
+static void sum_losses(pmli_builder *b, int32_t losses, int32_t total)
+{
+    pml_node *node = pmli_node(b, PML_OP_sum, -1, "add to loss");
+    pmli_operand(node, 0, losses);
+    pmli_operand(node, 1, total);
+    pmli_node_done(b, node);
+}
+
+/* Head and cross-entropy; dx absent: the loss alone. */
+static void head_loss(pmli_builder *b, int32_t x, int32_t dx, int32_t dw, int32_t total)
+{
+    const pml_program *p = b->program;
+    pmli_shape shape = {PML_F32, PML_EXTENT_FIXED, 1, PML_EXTENT_LABELS, p->limits.labels};
+    int32_t losses = pmli_transient(b, shape, PML_CAUSE_ACTIVATIONS, "losses");
+    pml_node *node = pmli_node(b, PML_OP_head_loss, -1, "head and loss");
+    if (node == NULL)
+        return;
+    const int32_t operands[] = {x, b->head, p->label_rows, p->labels, PMLI_ABSENT, losses, dx, dw};
+    for (int i = 0; i < 8; i++)
+        pmli_operand(node, i, operands[i]);
+    node->args.head_loss.chunk = p->head_chunk;
+    pmli_node_done(b, node);
+    sum_losses(b, losses, total);
+}
+
+/* Marks the nodes from `first` on as done a second time. */
+static void mark_again(pmli_builder *b, int32_t first)
+{
+    for (int32_t i = first; b->status == PML_OK && i < b->program->n_nodes; i++)
+        b->program->nodes[i].again = true;
+}
+
+/* Layers below recompute_layers keep only their input and the low-rank product of `down` (whose
+ * forward is not repeated); the rest is made again, by the same ops on the same operands and so
+ * bit for bit, just before their backward. */
+void pmli_build_micro(pmli_builder *b)
+{
+    const pml_program *p = b->program;
+    int32_t layers = p->spec.layers;
+    pmli_saved *saved = calloc((size_t)layers, sizeof *saved);
+    if (saved == NULL) {
+        b->status = PML_FAIL(b->err, PML_NO_MEMORY, "no host memory for the step program");
+        return;
+    }
+    pmli_stream stream = embed(b);
+    for (int32_t l = 0; l < layers; l++)
+        stream = pmli_layer_forward(b, l, stream, PMLI_ABSENT, &saved[l]);
+    int32_t rstd;
+    int32_t y = final_norm(b, stream, &rstd);
+    int32_t d = pmli_activation(b, p->spec.hidden, "d residual", -1);
+    head_loss(b, y, d, b->dhead, p->loss_sum);
+    pmli_final_norm_backward(b, d, stream.add, rstd);
+    bool embed_trained = b->dembed >= 0;
+    for (int32_t l = layers - 1; l >= 0; l--) {
+        if (l < p->recompute_layers) {
+            int32_t u_down = saved[l].u_down, first = p->n_nodes;
+            pmli_layer_inside(b, l, (pmli_stream){saved[l].h, PMLI_ABSENT}, PMLI_ABSENT, &saved[l]);
+            saved[l].u_down = u_down;
+            mark_again(b, first);
+        }
+        pmli_layer_backward(b, l, &saved[l], d, l > 0 || embed_trained);
+    }
+    if (embed_trained) {
+        pml_node *node = pmli_node(b, PML_OP_embed_bwd, -1, "embed backward");
+        pmli_operand(node, 0, p->ids);
+        pmli_operand(node, 1, d);
+        pmli_operand(node, 2, b->dembed);
+        pmli_node_done(b, node);
+    }
+    free(saved);
+}
+
+void pmli_build_eval(pmli_builder *b)
+{
+    pmli_saved dropped;
+    pmli_stream stream = embed(b);
+    for (int32_t l = 0; l < b->program->spec.layers; l++)
+        stream = pmli_layer_forward(b, l, stream, PMLI_ABSENT, &dropped);
+    int32_t rstd;
+    int32_t y = final_norm(b, stream, &rstd);
+    head_loss(b, y, PMLI_ABSENT, PMLI_ABSENT, b->program->eval_sum);
+}
+
+/* The logits of the last token of the chunk. */
+static void last_logits(pmli_builder *b, int32_t y)
+{
+    pml_program *p = b->program;
+    int32_t last = pmli_transient(b, pmli_fixed(b->config->dtype, 1, p->spec.hidden),
+                                  PML_CAUSE_ACTIVATIONS, "last hidden");
+    pml_node *pick = pmli_node(b, PML_OP_gather_rows, -1, "pick last");
+    pmli_operand(pick, 0, y);
+    pmli_operand(pick, 1, p->last_row);
+    pmli_operand(pick, 2, last);
+    pmli_node_done(b, pick);
+    p->logits = pmli_transient(b, pmli_fixed(b->config->dtype, 1, p->spec.vocab),
+                               PML_CAUSE_ACTIVATIONS, "logits");
+    pml_node *head = pmli_node(b, PML_OP_linear, -1, "head");
+    if (head == NULL)
+        return;
+    p->tensors[p->logits].held = true; /* read after the segment's end */
+    pmli_operand(head, 0, last);
+    pmli_operand(head, 1, b->head);
+    pmli_operand(head, 6, p->logits);
+    head->args.linear.parts = 1;
+    head->args.linear.part_cols[0] = p->spec.vocab;
+    pmli_node_done(b, head);
+}
+
+void pmli_build_generate(pmli_builder *b)
+{
+    pml_program *p = b->program;
+    const pml_model_spec *spec = &p->spec;
+    pmli_shape shape = {b->config->dtype, PML_EXTENT_KEYS, p->limits.generate_length,
+                        PML_EXTENT_FIXED, 2 * (int64_t)spec->kv_heads * spec->head_dim};
+    pmli_saved dropped;
+    pmli_stream stream = embed(b);
+    for (int32_t l = 0; l < spec->layers; l++) {
+        int32_t cache = pmli_transient(b, shape, PML_CAUSE_ACTIVATIONS, "keys and values %d", l);
+        if (cache >= 0)
+            p->tensors[cache].held = true;
+        stream = pmli_layer_forward(b, l, stream, cache, &dropped);
+    }
+    int32_t rstd;
+    last_logits(b, final_norm(b, stream, &rstd));
+}
+
+static void fill(pmli_builder *b, const char *label, int32_t tensor, double value)
+{
+    pml_node *node = pmli_node(b, PML_OP_fill, -1, label);
+    if (node == NULL)
+        return;
+    pmli_operand(node, 0, tensor);
+    node->args.fill.value = value;
+    pmli_node_done(b, node);
+}
+
+void pmli_build_norm(pmli_builder *b)
+{
+    const pml_program *p = b->program;
+    pml_node *reduce = pmli_node(b, PML_OP_allreduce, -1, "sum over workers");
+    pmli_operand(reduce, 0, p->grads);
+    pmli_node_done(b, reduce);
+    fill(b, "clear sum of squares", p->sumsq, 0);
+    pml_node *squares = pmli_node(b, PML_OP_sumsq, -1, "gradient norm");
+    pmli_operand(squares, 0, p->grads);
+    pmli_operand(squares, 1, p->sumsq);
+    pmli_node_done(b, squares);
+    pml_node *clip = pmli_node(b, PML_OP_clip_scale, -1, "clip");
+    pmli_operand(clip, 0, p->sumsq);
+    pmli_operand(clip, 1, p->hyper);
+    pmli_operand(clip, 2, p->norm);
+    pmli_node_done(b, clip);
+}
+
+/* One range of the flat buffers; hyper row 0 has weight decay, row 1 has none. */
+static void adamw(pmli_builder *b, const char *label, int group, int64_t at, int64_t floats)
+{
+    const pml_program *p = b->program;
+    if (floats == 0)
+        return;
+    const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq};
+    int32_t parts[4];
+    for (int i = 0; i < 4; i++)
+        parts[i] = pmli_part(b, buffers[i], at, 1, floats, "%s %s", label,
+                             b->status == PML_OK ? p->tensors[buffers[i]].name : "");
+    int32_t hyper = pmli_part(b, p->hyper, (int64_t)group * PML_HYPER_COUNT, 1, PML_HYPER_COUNT,
+                              "hyper %d", group);
+    pml_node *node = pmli_node(b, PML_OP_adamw, -1, label);
+    for (int i = 0; i < 4; i++)
+        pmli_operand(node, i, parts[i]);
+    pmli_operand(node, 4, hyper);
+    pmli_node_done(b, node);
+}
+
+void pmli_build_update(pmli_builder *b)
+{
+    const pml_program *p = b->program;
+    adamw(b, "with decay", 0, 0, p->decay_floats);
+    adamw(b, "without decay", 1, p->decay_floats, p->trained_floats - p->decay_floats);
+}
+
+void pmli_build_clear(pmli_builder *b)
+{
+    fill(b, "clear gradients", b->program->grads, 0);
+    fill(b, "clear loss", b->program->loss_sum, 0);
+}
