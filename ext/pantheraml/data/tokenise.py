@@ -1,0 +1,300 @@
+"""Ids and labels of each kind of row.
+
+============== ========================================= ==================================
+row            ids                                       learned
+============== ========================================= ==================================
+text           tokens of the text, end-of-text           all
+prompt,        tokens of prompt + completion as one      tokens that hold a character of
+completion     text, end-of-text                         the completion, and end-of-text
+messages       tokens of the rendered chat template      tokens of the assistant's turns
+input_ids      as they are                               labels; all where there are none
+============== ========================================= ==================================
+
+As TRL does: the end-of-text token is added to text and completion unless it is there already,
+never to a chat (its template ends turns itself); the tokenizer adds its own special tokens to text
+and prompt, not to a chat.
+
+A .txt file is one long text, cut into rows of ``max_length`` tokens. With packing, a text row
+longer than that is cut into rows likewise, so nothing of it is lost; without packing, and in every
+other kind, a long row loses its end when batches are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from pantheraml.data import chat
+from pantheraml.data.rows import Kind, Row, string
+from pantheraml.data.shard import IGNORE, Ids
+from pantheraml.errors import InvalidError, NotFoundError
+
+Pair = tuple[Ids, Ids]
+
+#: Characters of a .txt that are tokenised at once; cut after a line's end, so that a long file
+#: takes both cores and bounded memory. Only a token that would span the cut can differ.
+PIECE = 1 << 18
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What tokenising needs to know of a model.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    vocab
+        ``vocab_size`` of config.json: ids at or above it have no embedding.
+    tokenizer
+        None where the folder has no tokenizer.json.
+    eos
+        The end-of-text token's id, None if the model has none.
+    """
+
+    path: Path
+    vocab: int
+    tokenizer: Tokenizer | None
+    eos: int | None
+
+    def need_tokenizer(self) -> Tokenizer:
+        """Give the tokenizer, or say that the folder has none."""
+        if self.tokenizer is None:
+            raise NotFoundError(
+                f"the model folder {self.path} has no tokenizer.json, which text needs; rows of "
+                '{"input_ids", "labels"} do without'
+            )
+        return self.tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """Load a folder's tokenizer.json without its padding and truncation, None if there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise InvalidError(f"{path}: cannot be read ({error})") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def load_model_folder(folder: Path) -> ModelFolder:
+    """Read config.json's vocabulary, the tokenizer and the end-of-text token."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        vocab = int(config["vocab_size"])
+    except FileNotFoundError:
+        raise NotFoundError(f"the model folder {folder} has no config.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidError(f"{path}: no vocab_size to be read ({error})") from None
+    tokenizer = load_tokenizer(folder)
+    eos: int | None = None
+    name = chat.special_tokens(folder).get("eos_token")
+    if tokenizer is not None and name is not None:
+        eos = tokenizer.token_to_id(name)
+    if eos is None:
+        given = config.get("eos_token_id")
+        given = given[0] if isinstance(given, list) and given else given
+        eos = given if isinstance(given, int) else None
+    return ModelFolder(folder, vocab, tokenizer, eos)
+
+
+class Tokeniser:
+    """Turns rows of one kind into ids and labels.
+
+    Parameters
+    ----------
+    model
+        The model folder.
+    kind
+        What the rows are.
+    """
+
+    def __init__(self, model: ModelFolder, kind: Kind) -> None:
+        self._model = model
+        self._encode = {
+            "text": self._text,
+            "prompt_completion": self._prompt_completion,
+            "messages": self._messages,
+            "tokens": self._tokens,
+        }[kind]
+        self._template = chat.load(model.path) if kind == "messages" else None
+
+    def batch(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Pair]]:
+        """Yield each row with its ids and labels, every one checked against the vocabulary."""
+        for row, (ids, labels) in zip(rows, self._encode(rows), strict=True):
+            self._check(row, "input_ids", ids, ids)
+            yield row, (ids, labels)
+
+    def _check(self, row: Row, name: str, ids: Ids, shown: Ids) -> None:
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._model.vocab:
+            place = int(np.flatnonzero((ids < 0) | (ids >= self._model.vocab))[0])
+            raise row.fail(
+                f"{name}[{place}] is {int(shown[place])}, but the model's vocabulary has "
+                f"{self._model.vocab} tokens (0 to {self._model.vocab - 1})"
+            )
+
+    # ---- kinds -----------------------------------------------------------------------------
+
+    def _text(self, rows: Sequence[Row]) -> Iterator[Pair]:
+        texts = [string(row, "text") for row in rows]
+        for encoding in self._model.need_tokenizer().encode_batch_fast(texts):
+            ids = self._ended(np.array(encoding.ids, np.int32))
+            yield ids, ids
+
+    def _prompt_completion(self, rows: Sequence[Row]) -> Iterator[Pair]:
+        if isinstance(rows[0].fields["prompt"], list):
+            yield from self._conversations(rows)
+            return
+        texts, begins = [], []
+        for row in rows:
+            prompt = string(row, "prompt")
+            texts.append(prompt + string(row, "completion"))
+            begins.append(len(prompt))
+        encodings = self._model.need_tokenizer().encode_batch(texts)
+        for encoding, text, begin in zip(encodings, texts, begins, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            labels = np.where(_inside(encoding, len(text), [(begin, len(text))]), ids, IGNORE)
+            ended = self._ended(ids)
+            if len(ended) > len(ids) or (len(ids) and ids[-1] == self._model.eos):
+                labels = np.append(labels[: len(ended) - 1], ended[-1])
+            yield ended, labels.astype(np.int32)
+
+    def _conversations(self, rows: Sequence[Row]) -> Iterator[Pair]:
+        """Prompt and completion that are both lists of turns."""
+        template = chat.load(self._model.path)
+        rendered = []
+        for row in rows:
+            prompt = _turns(row, "prompt")
+            turns = prompt + _turns(row, "completion")
+            rendered.append(_render(template, row, turns, len(prompt)))
+        yield from self._learn(rendered)
+
+    def _messages(self, rows: Sequence[Row]) -> Iterator[Pair]:
+        assert self._template is not None
+        template = self._template
+        yield from self._learn(
+            [_render(template, row, _turns(row, "messages"), 0) for row in rows]
+        )
+
+    def _learn(self, rendered: list[tuple[str, list[chat.Span]]]) -> Iterator[Pair]:
+        texts = [text for text, _ in rendered]
+        tokenizer = self._model.need_tokenizer()
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+        for encoding, (text, spans) in zip(encodings, rendered, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            yield ids, np.where(_inside(encoding, len(text), spans), ids, IGNORE).astype(np.int32)
+
+    def _tokens(self, rows: Sequence[Row]) -> Iterator[Pair]:
+        for row in rows:
+            ids = _integers(row, "input_ids")
+            self._check(row, "input_ids", ids.clip(-1, 2**31 - 1).astype(np.int32), ids)
+            labels = ids
+            if row.fields.get("labels") is not None:
+                labels = _integers(row, "labels")
+                if len(labels) != len(ids):
+                    raise row.fail(f"{len(ids)} input_ids but {len(labels)} labels")
+                learned = labels[labels != IGNORE]
+                if len(learned) and not 0 <= learned.min() <= learned.max() < self._model.vocab:
+                    bad = learned[(learned < 0) | (learned >= self._model.vocab)][0]
+                    raise row.fail(
+                        f"labels has {bad}; a label is -100 (no loss) or a token id from 0 to "
+                        f"{self._model.vocab - 1}"
+                    )
+            if 0 in (row.fields.get("attention_mask") or ()):
+                raise row.fail("attention_mask has zeros; give rows without padding")
+            yield ids.astype(np.int32), labels.astype(np.int32)
+
+    # ---- helpers ---------------------------------------------------------------------------
+
+    def _ended(self, ids: Ids) -> Ids:
+        """Add the end-of-text token, unless the model has none or it stands there already."""
+        eos = self._model.eos
+        if eos is None or (len(ids) and ids[-1] == eos):
+            return ids
+        return np.append(ids, np.int32(eos))
+
+
+def long_text(model: ModelFolder, text: str) -> Iterator[Ids]:
+    """Tokenise one long text; yields its ids piece by piece, end-of-text last."""
+    tokenizer = model.need_tokenizer()
+    pieces = list(_cut_lines(text))
+    if not pieces:
+        return
+    first = tokenizer.encode(pieces[0])
+    yield np.array(first.ids, np.int32)
+    for begin in range(1, len(pieces), 8):
+        group = pieces[begin : begin + 8]
+        for encoding in tokenizer.encode_batch_fast(group, add_special_tokens=False):
+            yield np.array(encoding.ids, np.int32)
+    if model.eos is not None:
+        yield np.array([model.eos], np.int32)
+
+
+def _cut_lines(text: str) -> Iterator[str]:
+    begin = 0
+    while begin < len(text):
+        end = begin + PIECE
+        if end < len(text):
+            end = text.rfind("\n", begin, end) + 1 or end
+        yield text[begin:end]
+        begin = end
+
+
+def _inside(encoding: Encoding, length: int, spans: list[chat.Span]) -> Any:
+    """Say for each token whether it holds a character of any span.
+
+    A tokenizer may report a token's span without the white space at its ends, so a token is taken
+    to begin where the one before it ended. Tokens that the tokenizer itself added hold nothing.
+    """
+    learned = np.zeros(length + 1, np.int64)
+    for begin, end in spans:
+        learned[begin + 1 : end + 1] = 1
+    before = np.cumsum(learned)  # learned characters before each place
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    added = np.array(encoding.special_tokens_mask, bool)
+    ends = np.where(added, 0, offsets[:, 1])
+    reached = np.maximum.accumulate(ends) if len(ends) else ends
+    previous = np.concatenate([[0], reached[:-1]]) if len(ends) else ends
+    begins = np.minimum(offsets[:, 0], previous)
+    return (before[ends] > before[np.minimum(begins, ends)]) & ~added
+
+
+def _render(
+    template: chat.ChatTemplate, row: Row, turns: chat.Messages, first: int
+) -> tuple[str, list[chat.Span]]:
+    try:
+        return template.with_spans(turns, first=first, tools=row.fields.get("tools"))
+    except InvalidError as error:
+        raise row.fail(str(error)) from None
+
+
+def _turns(row: Row, name: str) -> chat.Messages:
+    try:
+        return chat.check(row.fields[name])
+    except InvalidError as error:
+        raise row.fail(str(error)) from None
+
+
+def _integers(row: Row, name: str) -> Any:
+    values = row.fields[name]
+    if not isinstance(values, list):
+        raise row.fail(f"{name!r} must be a list of token ids")
+    if not values:
+        raise row.fail(f"{name!r} is empty")
+    if not all(type(value) is int for value in values):
+        raise row.fail(f"{name!r} must hold whole numbers only")
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        raise row.fail(f"{name!r} holds a number that no token id can be") from None
