@@ -226,8 +226,8 @@ typedef struct pml_scatter_rows_args {
  * A [1, PML_HYPER_COUNT] F32 view uploaded once a step; one for each parameter group. */
 typedef enum pml_hyper {
     PML_HYPER_LR = 0,
-    PML_HYPER_BETA1,
-    PML_HYPER_BETA2,
+    PML_HYPER_ONE_MINUS_BETA1, /* 1 - beta, not beta: 1 - 0.999f is 1.3e-5 off from 0.001f, */
+    PML_HYPER_ONE_MINUS_BETA2, /* while 1 - 0.001f is 0.999f exactly                        */
     PML_HYPER_EPS,
     PML_HYPER_WEIGHT_DECAY,
     PML_HYPER_BIAS1,      /* 1 - beta1^t */
@@ -246,7 +246,7 @@ typedef struct pml_clip_scale_args {
 } pml_clip_scale_args;
 
 /* torch.optim.AdamW (Loshchilov & Hutter, 2019), g = grad * GRAD_SCALE:
- *   p *= 1 - LR*WEIGHT_DECAY;  m = m + (g - m)(1-BETA1);  v = BETA2 v + (1-BETA2) g^2
+ *   p *= 1 - LR*WEIGHT_DECAY;  m = m + (g - m)(1-beta1);  v = beta2 v + (1-beta2) g^2
  *   p -= LR/BIAS1 * m / (sqrt(v)/sqrt(BIAS2) + EPS)
  * p, g, m, v [1,n] F32, hyper one row; copy [1,n], when given, receives p in its own dtype. */
 typedef struct pml_adamw_args {
