@@ -95,6 +95,11 @@ pml_status pml_safetensors_writer_add(pml_safetensors_writer *writer, const char
     if (bytes == 0 || n_dims < 0 || n_dims > PML_STORED_MAX_DIMS)
         return PML_FAIL(err, PML_INVALID, "tensor %s cannot be declared with %d dimensions of %s",
                         name, n_dims, pml_dtype_name(dtype));
+    bool taken = strcmp(name, "__metadata__") == 0;
+    for (size_t i = 0; i < writer->n_tensors && !taken; i++)
+        taken = strcmp(writer->tensors[i].name, name) == 0;
+    if (taken)
+        return PML_FAIL(err, PML_INVALID, "the tensor name %s is taken", name);
     for (int i = 0; i < n_dims; i++) {
         t.shape[i] = shape[i];
         if (shape[i] < 0 || __builtin_mul_overflow(bytes, (uint64_t)shape[i], &bytes))

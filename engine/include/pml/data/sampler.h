@@ -59,7 +59,8 @@ void pml_sampler_bounds(const pml_sampler *sampler, int32_t *tokens, int32_t *do
 /* Tokens of the longest document after cutting. */
 int32_t pml_sampler_max_doc(const pml_sampler *sampler);
 
-/* Micro-batches of this rank in the step at cursor (fewer at an epoch's end). */
+/* Micro-batches of this rank in the step at cursor (fewer at an epoch's end; 0 for a cursor that is
+ * not in the data, which pml_sampler_batch refuses with PML_INVALID). */
 int32_t pml_sampler_micros(const pml_sampler *sampler, pml_cursor cursor);
 
 /* Micro-batch `index` (0-based) of the step at cursor for this rank. The batch points into the
