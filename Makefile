@@ -1,0 +1,37 @@
+# Names only: what each target does stands in tools/, in CMakeLists.txt and in setup.py.
+.PHONY: build test demo lab wheel asan docs fuzz-long bench-cpu gpu-seed clean
+
+build: ## the engine, the extension and the package, installed in .venv
+	@tools/build
+
+test: ## every check and every test
+	@tools/test
+
+demo: build ## the main job: two stages of training on the standard library's source
+	@.venv/bin/python -m pantheraml.lessons.demo
+
+lab: build ## JupyterLab on the first notebook
+	@tools/bootstrap lab
+	@.venv/bin/jupyter lab notebooks/01-first-run.ipynb
+
+wheel: ## dist/: one self-contained wheel
+	@tools/wheel
+
+asan: ## unit and protocol tests under the address and undefined-behaviour sanitizers
+	@tools/asan
+
+docs: build ## site/: the guides and the API reference
+	@tools/bootstrap docs
+	@.venv/bin/mkdocs build --quiet --strict
+
+fuzz-long: ## every fuzz target for a quarter of an hour
+	@tools/fuzz 900
+
+bench-cpu: build ## this engine's tokens per second on the CPU
+	@.venv/bin/python tools/bench/cpu.py
+
+gpu-seed: ## the CUDA backend's first ops, on a machine with a GPU
+	@tests/gpu/run
+
+clean: ## everything that was built; not .venv and not runs
+	@rm -rf build dist site ext/pantheraml/bin ext/pantheraml/_native.abi3.so *.egg-info
