@@ -1,0 +1,193 @@
+/* The CPU backend: device, queue, memory, and the table of ops. */
+#include "pml_op/backend.h"
+
+#include <cblas.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "device.h"
+#include "memory.h"
+#include "ops.h"
+
+enum { THREADS_MAX = 1024 };
+
+static int allowed_cores(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return 1; /* more cores than a cpu_set_t counts: the caller names a number */
+    return CPU_COUNT(&set);
+}
+
+static pml_status cpu_open(const pml_device_options *options, pml_device **out, pml_error *err)
+{
+    *out = NULL;
+    int threads = options->threads == 0 ? allowed_cores() : options->threads;
+    if (threads < 1 || threads > THREADS_MAX)
+        return PML_FAIL(err, PML_INVALID, "threads is %d, must be 1 to %d, or 0 for all cores",
+                        threads, THREADS_MAX);
+    pml_device *device = calloc(1, sizeof *device);
+    if (device == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a CPU device");
+    device->tile = pmli_tile_pick();
+    pml_status status = pmli_pool_new(threads, &device->pool, err);
+    if (status != PML_OK) {
+        free(device);
+        return status;
+    }
+    openblas_set_num_threads(1); /* the threads are ours; each call of BLAS stays on its own */
+    *out = device;
+    return PML_OK;
+}
+
+static void cpu_close(pml_device **device)
+{
+    if (*device == NULL)
+        return;
+    pmli_pool_destroy(&(*device)->pool);
+    free(*device);
+    *device = NULL;
+}
+
+static void processor_name(char *name, size_t size)
+{
+    snprintf(name, size, "CPU");
+    FILE *file = fopen("/proc/cpuinfo", "re");
+    if (file == NULL)
+        return;
+    char line[256];
+    while (fgets(line, sizeof line, file) != NULL) {
+        char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || colon == NULL)
+            continue;
+        line[strcspn(line, "\n")] = '\0';
+        snprintf(name, size, "%s", colon + 1 + strspn(colon + 1, " \t"));
+        break;
+    }
+    fclose(file);
+}
+
+/* The configuration begins "OpenBLAS 0.3.21 …"; the rest repeats build options. */
+static void blas_name(char *name, size_t size)
+{
+    char library[32] = "", version[32] = "";
+    if (sscanf(openblas_get_config(), "%31s %31s", library, version) != 2)
+        snprintf(library, sizeof library, "OpenBLAS");
+    snprintf(name, size, "%s %s %s", library, version, openblas_get_corename());
+}
+
+static pml_status cpu_info(pml_device *device, pml_device_info *info, pml_error *err)
+{
+    memset(info, 0, sizeof *info);
+    processor_name(info->name, sizeof info->name);
+    blas_name(info->libraries, sizeof info->libraries);
+    snprintf(info->instructions, sizeof info->instructions, "%s", pmli_instructions());
+    info->threads = pmli_pool_threads(device->pool);
+    pmli_memory memory;
+    pml_status status = pmli_memory_read("/proc", "/sys/fs/cgroup", &memory, err);
+    if (status == PML_OK) {
+        info->memory_total = memory.total;
+        info->memory_free = memory.free;
+    }
+    return status;
+}
+
+/* The kernel promises more than there is and kills whoever comes to fetch it; so a block that does
+ * not fit now is refused here. */
+static pml_status cpu_alloc(pml_device *device, size_t bytes, void **base, pml_error *err)
+{
+    (void)device;
+    *base = NULL;
+    pmli_memory memory;
+    pml_status status = pmli_memory_read("/proc", "/sys/fs/cgroup", &memory, err);
+    if (status != PML_OK)
+        return status;
+    if (bytes > memory.free)
+        return PML_FAIL(err, PML_NO_MEMORY, "%zu MiB were asked for, %zu MiB are free", bytes >> 20,
+                        memory.free >> 20);
+    return pmli_memory_map(bytes, base, err);
+}
+
+static void cpu_free(pml_device *device, void **base, size_t bytes)
+{
+    (void)device;
+    pmli_memory_unmap(base, bytes);
+}
+
+static pml_status cpu_queue_new(pml_device *device, pml_queue **out, pml_error *err)
+{
+    *out = malloc(sizeof **out);
+    if (*out == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a queue");
+    (*out)->device = device;
+    return PML_OK;
+}
+
+static void cpu_queue_destroy(pml_queue **queue)
+{
+    free(*queue);
+    *queue = NULL;
+}
+
+static pml_status cpu_transfer(pml_queue *queue, void *to, const void *from, size_t bytes,
+                               pml_error *err)
+{
+    (void)queue;
+    if (bytes > 0 && (to == NULL || from == NULL))
+        return PML_FAIL(err, PML_INVALID, "a transfer of %zu bytes has no %s", bytes,
+                        to == NULL ? "destination" : "source");
+    if (bytes > 0)
+        memmove(to, from, bytes);
+    return PML_OK;
+}
+
+static pml_status cpu_sync(pml_queue *queue, pml_error *err)
+{
+    (void)queue;
+    (void)err;
+    return PML_OK;
+}
+
+static size_t cpu_workspace(pml_device *device, pml_op op, const pml_op_args *args)
+{
+    (void)device;
+    switch (op) {
+    case PML_OP_rmsnorm_bwd:
+        return pmli_cpu_rmsnorm_bwd_ws(&args->rmsnorm_bwd);
+    case PML_OP_linear:
+        return pmli_cpu_linear_ws(&args->linear);
+    case PML_OP_linear_bwd:
+        return pmli_cpu_linear_bwd_ws(&args->linear_bwd);
+    case PML_OP_head_loss:
+        return pmli_cpu_head_loss_ws(&args->head_loss);
+    default:
+        return 0;
+    }
+}
+
+#define pmli_cpu_allreduce              NULL /* the collective's */
+#define SLOT(name, signature, sentence) .name = pmli_cpu_##name,
+
+static const pml_backend backend = {
+    .abi = PML_BACKEND_ABI,
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .info = cpu_info,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .queue_new = cpu_queue_new,
+    .queue_destroy = cpu_queue_destroy,
+    .upload = cpu_transfer,
+    .download = cpu_transfer,
+    .sync = cpu_sync,
+    .workspace = cpu_workspace,
+    .op = {PML_OPS(SLOT)},
+};
+
+const pml_backend *pml_backend_cpu(void)
+{
+    return &backend;
+}

@@ -1,0 +1,209 @@
+#include "pool.h"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Some 50 to 100 microseconds: longer than the serial stretch between two ops of a step, shorter
+ * than anything a person or another process would notice. */
+enum { SPINS = 2000 };
+
+struct pmli_pool {
+    int threads;
+    pthread_t *handles; /* threads - 1 of them started */
+    int started;
+    unsigned char *scratch; /* threads blocks of PMLI_SCRATCH_BYTES */
+
+    /* The job, written by the caller before `job` is raised. */
+    pmli_task *task;
+    void *arg;
+    int64_t items;
+
+    _Alignas(64) _Atomic uint32_t job; /* futex: number of the current job */
+    _Atomic uint32_t sleepers;
+    _Atomic bool stop;
+    _Alignas(64) _Atomic int64_t next;
+    _Alignas(64) _Atomic uint32_t running; /* futex: helpers that have not finished the job */
+    _Atomic uint32_t caller_sleeps;
+};
+
+typedef struct helper {
+    pmli_pool *pool;
+    int index;
+} helper;
+
+static void futex_wait(_Atomic uint32_t *word, uint32_t seen)
+{
+    syscall(SYS_futex, (void *)word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+
+static void futex_wake(_Atomic uint32_t *word)
+{
+    syscall(SYS_futex, (void *)word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void work(pmli_pool *pool, int index)
+{
+    void *scratch = pool->scratch + (size_t)index * PMLI_SCRATCH_BYTES;
+    for (;;) {
+        int64_t item = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
+        if (item >= pool->items)
+            return;
+        pool->task(pool->arg, item, scratch);
+    }
+}
+
+/* Wait until the job's number differs from `seen`. */
+static uint32_t wait_job(pmli_pool *pool, uint32_t seen)
+{
+    uint32_t job;
+    for (int i = 0; i < SPINS; i++) {
+        job = atomic_load_explicit(&pool->job, memory_order_acquire);
+        if (job != seen)
+            return job;
+        relax();
+    }
+    /* Announce the sleep before looking once more: the caller raises `job`, then looks for sleepers
+     * (both sequentially consistent), so one of the two sees the other. */
+    atomic_fetch_add(&pool->sleepers, 1);
+    while ((job = atomic_load(&pool->job)) == seen)
+        futex_wait(&pool->job, seen);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    return job;
+}
+
+static void *helper_main(void *argument)
+{
+    helper self = *(helper *)argument;
+    free(argument);
+    pmli_pool *pool = self.pool;
+    for (uint32_t job = 0;;) {
+        job = wait_job(pool, job);
+        if (atomic_load_explicit(&pool->stop, memory_order_relaxed))
+            return NULL;
+        work(pool, self.index);
+        if (atomic_fetch_sub(&pool->running, 1) == 1 && atomic_load(&pool->caller_sleeps))
+            futex_wake(&pool->running);
+    }
+}
+
+static void wait_helpers(pmli_pool *pool)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&pool->running, memory_order_acquire) == 0)
+            return;
+        relax();
+    }
+    atomic_store(&pool->caller_sleeps, 1);
+    for (uint32_t left; (left = atomic_load(&pool->running)) != 0;)
+        futex_wait(&pool->running, left);
+    atomic_store(&pool->caller_sleeps, 0);
+}
+
+static void raise_job(pmli_pool *pool)
+{
+    atomic_fetch_add(&pool->job, 1);
+    if (atomic_load(&pool->sleepers) != 0)
+        futex_wake(&pool->job);
+}
+
+void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
+{
+    if (items <= 0)
+        return;
+    if (pool->threads == 1 || items == 1) {
+        for (int64_t i = 0; i < items; i++)
+            task(arg, i, pool->scratch);
+        return;
+    }
+    pool->task = task;
+    pool->arg = arg;
+    pool->items = items;
+    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool->running, (uint32_t)pool->threads - 1, memory_order_relaxed);
+    raise_job(pool);
+    work(pool, 0);
+    wait_helpers(pool);
+}
+
+static pml_status start_helpers(pmli_pool *pool, pml_error *err)
+{
+    /* Signals belong to the program's own threads. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pml_status status = PML_OK;
+    for (int i = 1; i < pool->threads && status == PML_OK; i++) {
+        helper *self = malloc(sizeof *self);
+        if (self == NULL) {
+            status = PML_FAIL(err, PML_NO_MEMORY, "no memory for a thread's start record");
+            break;
+        }
+        *self = (helper){pool, i};
+        int code = pthread_create(&pool->handles[pool->started], NULL, helper_main, self);
+        if (code != 0) {
+            free(self);
+            status = PML_FAIL(err, PML_NO_MEMORY, "cannot start thread %d of %d: %s", i + 1,
+                              pool->threads, strerror(code));
+        } else {
+            pool->started++;
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return status;
+}
+
+pml_status pmli_pool_new(int threads, pmli_pool **out, pml_error *err)
+{
+    *out = NULL;
+    pmli_pool *pool = aligned_alloc(64, (sizeof *pool + 63) / 64 * 64);
+    if (pool == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the thread pool");
+    memset(pool, 0, sizeof *pool);
+    pool->threads = threads;
+    pool->handles = calloc((size_t)threads, sizeof *pool->handles);
+    pool->scratch = aligned_alloc(64, (size_t)threads * PMLI_SCRATCH_BYTES);
+    pml_status status = PML_OK;
+    if (pool->handles == NULL || pool->scratch == NULL)
+        status = PML_FAIL(err, PML_NO_MEMORY, "no memory for %d threads' scratch", threads);
+    else
+        status = start_helpers(pool, err);
+    if (status != PML_OK)
+        pmli_pool_destroy(&pool);
+    *out = pool;
+    return status;
+}
+
+void pmli_pool_destroy(pmli_pool **out)
+{
+    pmli_pool *pool = *out;
+    if (pool == NULL)
+        return;
+    *out = NULL;
+    atomic_store(&pool->stop, true);
+    raise_job(pool);
+    for (int i = 0; i < pool->started; i++)
+        pthread_join(pool->handles[i], NULL);
+    free(pool->handles);
+    free(pool->scratch);
+    free(pool);
+}
+
+int pmli_pool_threads(const pmli_pool *pool)
+{
+    return pool->threads;
+}

@@ -1,0 +1,31 @@
+/* Thread pool of a CPU device.
+ *
+ * A job is `items` independent pieces of work; threads take the next piece from a counter. Which
+ * thread computes a piece is a matter of timing, what the piece computes is not: so callers cut
+ * work into pieces by shapes (and thread count) alone, and every piece writes memory of its own.
+ * Between jobs threads spin for a few microseconds, then sleep on a futex. */
+#ifndef PMLI_CPU_POOL_H
+#define PMLI_CPU_POOL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pml/base/error.h"
+
+typedef struct pmli_pool pmli_pool;
+
+/* item in [0, items); scratch: PMLI_SCRATCH_BYTES of the running thread's own, 64-byte aligned,
+ * content undefined. */
+typedef void pmli_task(void *arg, int64_t item, void *scratch);
+
+enum { PMLI_SCRATCH_BYTES = 1 << 20 };
+
+/* threads >= 1, the caller of pmli_pool_run being one of them. */
+pml_status pmli_pool_new(int threads, pmli_pool **pool, pml_error *err);
+void pmli_pool_destroy(pmli_pool **pool);
+int pmli_pool_threads(const pmli_pool *pool);
+
+/* Run every item, return when all are done. One caller at a time; not from within a task. */
+void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg);
+
+#endif

@@ -1,0 +1,87 @@
+/* The update: gradient clipping's factor, and AdamW. Loshchilov & Hutter, "Decoupled Weight Decay
+ * Regularization", 2019; arithmetic in the order of torch.optim.AdamW. */
+#include <math.h>
+
+#include "check.h"
+#include "convert.h"
+#include "device.h"
+#include "ops.h"
+#include "vec.h"
+
+pml_status pmli_cpu_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, pml_error *err)
+{
+    (void)queue;
+    pmli_check c = pmli_check_begin(PML_OP_clip_scale, err);
+    PMLI_NEED(&c, a, sumsq, 1, 1, PML_F64);
+    PMLI_NEED(&c, a, hyper, PMLI_ANY, PML_HYPER_COUNT, PML_F32);
+    PMLI_MAY(&c, a, norm, 1, 1, PML_F32);
+    pmli_need_that(&c, a->hyper.rows > 0, "operand 'hyper' must have a row");
+    if (c.status != PML_OK)
+        return c.status;
+    float *hyper = a->hyper.data;
+    double mean = hyper[PML_HYPER_MEAN], limit = hyper[PML_HYPER_MAX_NORM];
+    double norm = sqrt(*(const double *)a->sumsq.data) * mean;
+    double factor = limit > 0 ? limit / (norm + 1e-6) : 1.0;
+    factor = factor > 1.0 ? 1.0 : factor; /* a NaN stays one, and is seen */
+    for (int64_t g = 0; g < a->hyper.rows; g++)
+        hyper[g * a->hyper.ld + PML_HYPER_GRAD_SCALE] = (float)(mean * factor);
+    if (a->norm.data != NULL)
+        *(float *)a->norm.data = (float)norm;
+    return PML_OK;
+}
+
+enum { ADAMW_PIECE = 16384 };
+
+PMLI_CLONES static void adamw_range(const pml_adamw_args *a, int64_t first, int64_t last)
+{
+    const float *hyper = a->hyper.data, *g = a->g.data;
+    float *p = a->p.data, *m = a->m.data, *v = a->v.data;
+    const double lr = hyper[PML_HYPER_LR];
+    const float keep = (float)(1.0 - lr * hyper[PML_HYPER_WEIGHT_DECAY]);
+    const float step = (float)(lr / hyper[PML_HYPER_BIAS1]);
+    const float root2 = (float)sqrt((double)hyper[PML_HYPER_BIAS2]);
+    const float new1 = hyper[PML_HYPER_ONE_MINUS_BETA1], new2 = hyper[PML_HYPER_ONE_MINUS_BETA2];
+    const float beta2 = (float)(1.0 - (double)new2), eps = hyper[PML_HYPER_EPS];
+    const float scale = hyper[PML_HYPER_GRAD_SCALE];
+#pragma omp simd
+    for (int64_t i = first; i < last; i++) {
+        float grad = g[i] * scale;
+        float m1 = m[i] + (grad - m[i]) * new1;
+        float v1 = beta2 * v[i] + new2 * grad * grad;
+        m[i] = m1;
+        v[i] = v1;
+        p[i] = p[i] * keep - step * m1 / (sqrtf(v1) / root2 + eps);
+    }
+}
+
+static void adamw_piece(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const pml_adamw_args *a = arg;
+    int64_t first = item * ADAMW_PIECE, last = pmli_min(first + ADAMW_PIECE, a->p.cols);
+    adamw_range(a, first, last);
+    if (a->copy.data != NULL)
+        pmli_convert((const float *)a->p.data + first, PML_F32,
+                     (char *)a->copy.data + (size_t)first * pml_dtype_size(a->copy.dtype),
+                     a->copy.dtype, last - first);
+}
+
+pml_status pmli_cpu_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_adamw, err);
+    PMLI_NEED(&c, a, p, 1, PMLI_ANY, PML_F32);
+    PMLI_NEED(&c, a, g, 1, a->p.cols, PML_F32);
+    PMLI_NEED(&c, a, m, 1, a->p.cols, PML_F32);
+    PMLI_NEED(&c, a, v, 1, a->p.cols, PML_F32);
+    PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
+    if (a->copy.data != NULL) {
+        pmli_need_any(&c, "copy", &a->copy, 1, a->p.cols);
+        pmli_need_that(&c, pmli_can_convert(PML_F32, a->copy.dtype),
+                       "operand 'copy' is %s; must be F32, BF16 or F16",
+                       pml_dtype_name(a->copy.dtype));
+    }
+    if (c.status != PML_OK)
+        return c.status;
+    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->p.cols, ADAMW_PIECE), adamw_piece, (void *)a);
+    return PML_OK;
+}

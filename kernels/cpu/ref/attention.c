@@ -1,0 +1,193 @@
+/* Causal attention within documents, tile by tile (Dao et al., "FlashAttention", 2022): a tile of
+ * queries keeps the running maximum m, the sum l and the unnormalised output o while it goes along
+ * the keys; a T x T matrix never exists. */
+#include "attention.h"
+
+#include <math.h>
+
+#include "ops.h"
+
+void pmli_attention_check(pmli_check *c, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                          int32_t window, const pml_view *q, const pml_view *k, const pml_view *v,
+                          const pml_view *cu_q, const pml_view *cu_k)
+{
+    pmli_need_that(c, heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
+                   "heads (%d) must be a positive multiple of kv_heads (%d)", heads, kv_heads);
+    pmli_need_that(c, head_dim > 0 && head_dim <= PMLI_HEAD_DIM_MAX,
+                   "head_dim is %d, must be 1 to %d on the CPU", head_dim, PMLI_HEAD_DIM_MAX);
+    pmli_need_that(c, window >= 0, "window is %d, must not be negative", window);
+    pmli_need(c, "q", q, PMLI_ANY, (int64_t)heads * head_dim, PML_F32);
+    pmli_need(c, "k", k, PMLI_ANY, (int64_t)kv_heads * head_dim, PML_F32);
+    pmli_need(c, "v", v, k->rows, k->cols, PML_F32);
+    pmli_need(c, "cu_q", cu_q, 1, PMLI_ANY, PML_I32);
+    pmli_need(c, "cu_k", cu_k, 1, cu_q->cols, PML_I32);
+    pmli_need_that(c, cu_q->cols >= 1, "operand 'cu_q' is empty, needs a bound a document and one");
+}
+
+typedef struct attention_job {
+    const pml_attention_args *a;
+    pmli_tile_fn *tile;
+} attention_job;
+
+/* A thread's scratch. */
+typedef struct attention_tile {
+    float scores[PMLI_BLOCK * PMLI_BLOCK];   /* S^T, then P^T */
+    float q[PMLI_HEAD_DIM_MAX * PMLI_BLOCK]; /* scale * Q^T   */
+    float v[PMLI_BLOCK * PMLI_HEAD_DIM_MAX];
+    float o[PMLI_BLOCK * PMLI_HEAD_DIM_MAX];
+    float top[PMLI_BLOCK], sum[PMLI_BLOCK], fade[PMLI_BLOCK];
+} attention_tile;
+_Static_assert(sizeof(attention_tile) <= PMLI_SCRATCH_BYTES, "scratch too small");
+
+/* Scores of keys that a query does not see become -infinity. */
+PMLI_CLONES static void hide(float *scores, const pmli_document *doc, int64_t q, int64_t queries,
+                             int64_t key, int64_t keys)
+{
+    for (int64_t j = 0; j < keys; j++) {
+        int64_t from, to;
+        pmli_visible(doc, q, queries, key + j, &from, &to);
+        float *row = scores + j * PMLI_BLOCK;
+        for (int64_t i = 0; i < from; i++)
+            row[i] = -INFINITY;
+        for (int64_t i = to; i < queries; i++)
+            row[i] = -INFINITY;
+    }
+}
+
+/* One block of keys enters the softmax: scores become exp(score - top), sums and the factor `fade`
+ * by which what came before shrinks are brought up to date. */
+PMLI_CLONES static void soften(attention_tile *s, int64_t width, int64_t keys)
+{
+    float top[PMLI_BLOCK], sum[PMLI_BLOCK];
+    memcpy(top, s->top, sizeof top);
+    for (int64_t j = 0; j < keys; j++) {
+        const float *row = s->scores + j * PMLI_BLOCK;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++)
+            top[i] = row[i] > top[i] ? row[i] : top[i];
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) {
+        /* Where no key has been seen yet the top is -infinity, and must not be subtracted. */
+        float before = s->top[i];
+        s->top[i] = top[i];
+        top[i] = top[i] == -INFINITY ? 0.0F : top[i];
+        s->fade[i] = pmli_exp(before - top[i]);
+        sum[i] = s->sum[i] * s->fade[i];
+    }
+    for (int64_t j = 0; j < keys; j++) {
+        float *row = s->scores + j * PMLI_BLOCK;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) {
+            float p = pmli_exp(row[i] - top[i]);
+            row[i] = p;
+            sum[i] += p;
+        }
+    }
+    memcpy(s->sum, sum, (size_t)width * sizeof(float));
+}
+
+PMLI_CLONES static void fade_rows(attention_tile *s, int64_t queries, int64_t width)
+{
+    for (int64_t i = 0; i < queries; i++)
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++)
+            s->o[i * width + c] *= s->fade[i];
+}
+
+/* Queries in rows [first, last) of one document, one head. */
+static void attend(const attention_job *job, attention_tile *s, const pmli_document *doc,
+                   int64_t head, int64_t first, int64_t last)
+{
+    const pml_attention_args *a = job->a;
+    int64_t dim = a->head_dim, wide = pmli_round16(dim), queries = last - first;
+    int64_t width = pmli_round16(queries), kv_head = head / (a->heads / a->kv_heads);
+    const float *k = (const float *)a->k.data + kv_head * dim;
+    const float *v = (const float *)a->v.data + kv_head * dim;
+
+    pmli_pack_transposed((const float *)a->q.data + first * a->q.ld + head * dim, a->q.ld, queries,
+                         dim, a->scale, s->q);
+    memset(s->o, 0, (size_t)(queries * wide) * sizeof(float));
+    for (int64_t i = 0; i < PMLI_BLOCK; i++) {
+        s->top[i] = -INFINITY;
+        s->sum[i] = 0;
+    }
+    int64_t end = pmli_end_key(doc, last);
+    for (int64_t key = pmli_first_key(doc, first); key < end; key += PMLI_BLOCK) {
+        int64_t keys = pmli_min(PMLI_BLOCK, end - key);
+        job->tile(keys, width, dim, k + key * a->k.ld, a->k.ld, 1, s->q, PMLI_BLOCK, s->scores,
+                  PMLI_BLOCK, false);
+        if (key + keys - 1 > first + doc->shift ||
+            (doc->window > 0 && key < pmli_first_key(doc, last - 1)))
+            hide(s->scores, doc, first, queries, key, keys);
+        soften(s, width, keys);
+        fade_rows(s, queries, wide);
+        pmli_pack(v + key * a->v.ld, a->v.ld, keys, dim, s->v, wide);
+        job->tile(queries, wide, keys, s->scores, 1, PMLI_BLOCK, s->v, wide, s->o, wide, true);
+    }
+    float *lse = (float *)a->lse.data + head * a->lse.ld;
+    for (int64_t i = 0; i < queries; i++) {
+        float *o = (float *)a->o.data + (first + i) * a->o.ld + head * dim;
+        bool none = s->top[i] == -INFINITY; /* sees no key: as outside every document */
+        float inverse = none ? 0.0F : 1.0F / s->sum[i];
+        for (int64_t c = 0; c < dim; c++)
+            o[c] = s->o[i * wide + c] * inverse;
+        lse[first + i] = none ? 0.0F : s->top[i] + logf(s->sum[i]);
+    }
+}
+
+static void clear(const pml_attention_args *a, int64_t head, int64_t first, int64_t last)
+{
+    for (int64_t t = first; t < last; t++) {
+        memset((float *)a->o.data + t * a->o.ld + head * a->head_dim, 0,
+               (size_t)a->head_dim * sizeof(float));
+        ((float *)a->lse.data)[head * a->lse.ld + t] = 0;
+    }
+}
+
+/* The first document that ends after row. */
+static int64_t document_of(const int32_t *cu, int64_t documents, int64_t row)
+{
+    int64_t low = 0, high = documents;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (cu[middle + 1] > row)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/* A piece: PMLI_BLOCK rows of q, of one document or of several, in one head. */
+static void attention_piece(void *arg, int64_t item, void *scratch)
+{
+    const attention_job *job = arg;
+    const pml_attention_args *a = job->a;
+    int64_t head = item % a->heads, row = item / a->heads * PMLI_BLOCK;
+    int64_t end = pmli_min(row + PMLI_BLOCK, a->q.rows), documents = a->cu_q.cols - 1;
+    const int32_t *cu_q = a->cu_q.data, *cu_k = a->cu_k.data;
+    for (int64_t d = document_of(cu_q, documents, row); d < documents && row < end; d++) {
+        pmli_document doc = pmli_document_at(cu_q, cu_k, d, a->window);
+        int64_t last = pmli_min(doc.q1, end);
+        if (last > row)
+            attend(job, scratch, &doc, head, row, last);
+        row = last > row ? last : row;
+    }
+    clear(a, head, row, end);
+}
+
+pml_status pmli_cpu_attention(pml_queue *queue, const pml_attention_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_attention, err);
+    pmli_attention_check(&c, a->heads, a->kv_heads, a->head_dim, a->window, &a->q, &a->k, &a->v,
+                         &a->cu_q, &a->cu_k);
+    PMLI_NEED(&c, a, o, a->q.rows, a->q.cols, PML_F32);
+    PMLI_NEED(&c, a, lse, a->heads, a->q.rows, PML_F32);
+    if (c.status != PML_OK)
+        return c.status;
+    attention_job job = {a, queue->device->tile};
+    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->q.rows, PMLI_BLOCK) * a->heads,
+                  attention_piece, &job);
+    return PML_OK;
+}

@@ -1,0 +1,86 @@
+/* Linear layer of up to three parts with LoRA branches. Hu et al., "LoRA", 2021.
+ *
+ *   ws: | u [T,R] when nobody keeps it | the masked input [T,K] when there is dropout | */
+#include "gemm.h"
+#include "lora.h"
+#include "ops.h"
+#include "vec.h"
+
+static size_t floats(int64_t rows, int64_t cols)
+{
+    return rows > 0 && cols > 0 ? (size_t)rows * (size_t)cols : 0;
+}
+
+size_t pmli_cpu_linear_ws(const pml_linear_args *a)
+{
+    if (a->lora_parts == 0)
+        return 0;
+    pmli_lora lora = PMLI_LORA_OF(a);
+    size_t own_u = a->u.rows > 0 ? 0 : floats(a->x.rows, pmli_lora_width(&lora));
+    size_t masked = a->lora_dropout > 0 ? floats(a->x.rows, a->x.cols) : 0;
+    return (own_u + masked) * sizeof(float);
+}
+
+static void bias_piece(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const pml_linear_args *a = arg;
+    int64_t piece = pmli_piece_rows(a->y.cols), last = pmli_min((item + 1) * piece, a->y.rows);
+    for (int64_t t = item * piece; t < last; t++)
+        memcpy((float *)a->y.data + t * a->y.ld, a->bias.data, (size_t)a->y.cols * sizeof(float));
+}
+
+static void lora_branch(pmli_pool *pool, const pml_linear_args *a, const pmli_lora *lora)
+{
+    int64_t rows = a->x.rows;
+    float *ws = a->ws.data;
+    pml_view u = a->u;
+    if (u.data == NULL) {
+        u = pml_matrix(ws, rows, pmli_lora_width(lora), PML_F32);
+        ws += floats(u.rows, u.cols);
+    }
+    pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
+    int count = pmli_adapters(lora, adapters);
+    if (lora->dropout == 0)
+        pmli_gemm(pool, PMLI_NT, lora->scale, a->x, a->a, 0, u);
+    for (int i = 0; i < count; i++) {
+        const pmli_adapter *at = &adapters[i];
+        pml_view part_u = pml_view_columns(u, at->u_col, lora->rank);
+        if (lora->dropout > 0) {
+            pml_view masked = pml_matrix(ws, rows, a->x.cols, PML_F32);
+            pmli_lora_mask(pool, lora, at->part, &a->rng, a->x, false, masked);
+            pmli_gemm(pool, PMLI_NT, lora->scale, masked, pmli_rows(a->a, at->u_col, lora->rank), 0,
+                      part_u);
+        }
+        pmli_gemm(pool, PMLI_NT, 1, part_u, pmli_rows(a->b, at->b_row, at->cols), 1,
+                  pml_view_columns(a->y, at->y_col, at->cols));
+    }
+}
+
+pml_status pmli_cpu_linear(pml_queue *queue, const pml_linear_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_linear, err);
+    pmli_lora lora = PMLI_LORA_OF(a);
+    PMLI_NEED(&c, a, x, PMLI_ANY, PMLI_ANY, PML_F32);
+    PMLI_NEED(&c, a, w, PMLI_ANY, a->x.cols, PML_F32);
+    PMLI_NEED(&c, a, y, a->x.rows, a->w.rows, PML_F32);
+    PMLI_MAY(&c, a, bias, 1, a->w.rows, PML_F32);
+    pmli_lora_check(&c, &lora, a->w.rows, a->x.cols, &a->a, &a->b, &a->rng);
+    pmli_need_blas(&c, "x", &a->x);
+    pmli_need_blas(&c, "w", &a->w);
+    pmli_need_blas(&c, "y", &a->y);
+    if (a->lora_parts != 0) {
+        PMLI_MAY(&c, a, u, a->x.rows, pmli_lora_width(&lora), PML_F32);
+        pmli_need_ws(&c, &a->ws, pmli_cpu_linear_ws(a));
+    }
+    if (c.status != PML_OK)
+        return c.status;
+    pmli_pool *pool = pmli_pool_of(queue);
+    if (a->bias.data != NULL)
+        pmli_pool_run(pool, pmli_div_up(a->y.rows, pmli_piece_rows(a->y.cols)), bias_piece,
+                      (void *)a);
+    pmli_gemm(pool, PMLI_NT, 1, a->x, a->w, a->bias.data != NULL ? 1 : 0, a->y);
+    if (a->lora_parts != 0)
+        lora_branch(pool, a, &lora);
+    return PML_OK;
+}

@@ -1,0 +1,144 @@
+/* Gradients of a linear layer. With s = lora_scale and v_p = s dy_p b_p:
+ *
+ *   ws: | v [T,R] when there are adapters | one masked [T,K] when there is dropout | */
+#include "gemm.h"
+#include "lora.h"
+#include "ops.h"
+#include "vec.h"
+
+static size_t floats(int64_t rows, int64_t cols)
+{
+    return rows > 0 && cols > 0 ? (size_t)rows * (size_t)cols : 0;
+}
+
+size_t pmli_cpu_linear_bwd_ws(const pml_linear_bwd_args *a)
+{
+    if (a->lora_parts == 0)
+        return 0;
+    pmli_lora lora = PMLI_LORA_OF(a);
+    size_t masked = a->lora_dropout > 0 ? floats(a->x.rows, a->x.cols) : 0;
+    return (floats(a->x.rows, pmli_lora_width(&lora)) + masked) * sizeof(float);
+}
+
+/* dbias: pieces are columns, each summed over all tokens in order, in float64 because there are
+ * thousands of them. */
+enum { BIAS_COLUMNS = 32 };
+
+PMLI_CLONES static void bias_columns(const pml_view *dy, int64_t first, int64_t cols, float *dbias)
+{
+    double sum[BIAS_COLUMNS] = {0};
+    for (int64_t t = 0; t < dy->rows; t++) {
+        const float *row = (const float *)dy->data + t * dy->ld + first;
+        for (int64_t i = 0; i < cols; i++)
+            sum[i] += row[i];
+    }
+    for (int64_t i = 0; i < cols; i++)
+        dbias[first + i] += (float)sum[i];
+}
+
+static void bias_piece(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const pml_linear_bwd_args *a = arg;
+    int64_t first = item * BIAS_COLUMNS;
+    bias_columns(&a->dy, first, pmli_min(BIAS_COLUMNS, a->dy.cols - first), a->dbias.data);
+}
+
+/* The adapter's share of dx, and da. x reached the branch through the dropout mask, when there is
+ * one, and so does the gradient on its way back. */
+static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pmli_lora *lora,
+                         pml_view v, const pmli_adapter *adapters, int count)
+{
+    if (lora->dropout == 0) {
+        if (a->dx.data != NULL)
+            pmli_gemm(pool, PMLI_NN, 1, v, a->a, 1, a->dx);
+        if (a->da.data != NULL)
+            pmli_gemm(pool, PMLI_TN, 1, v, a->x, 1, a->da);
+        return;
+    }
+    pml_view masked =
+        pml_matrix((float *)a->ws.data + floats(v.rows, v.cols), a->x.rows, a->x.cols, PML_F32);
+    for (int i = 0; i < count; i++) {
+        const pmli_adapter *at = &adapters[i];
+        pml_view part_v = pml_view_columns(v, at->u_col, lora->rank);
+        if (a->dx.data != NULL) {
+            pmli_gemm(pool, PMLI_NN, 1, part_v, pmli_rows(a->a, at->u_col, lora->rank), 0, masked);
+            pmli_lora_mask(pool, lora, at->part, &a->rng, masked, true, a->dx);
+        }
+        if (a->da.data != NULL) {
+            pmli_lora_mask(pool, lora, at->part, &a->rng, a->x, false, masked);
+            pmli_gemm(pool, PMLI_TN, 1, part_v, masked, 1, pmli_rows(a->da, at->u_col, lora->rank));
+        }
+    }
+}
+
+static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pmli_lora *lora)
+{
+    pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
+    int count = pmli_adapters(lora, adapters);
+    pml_view v = pml_matrix(a->ws.data, a->x.rows, pmli_lora_width(lora), PML_F32);
+    for (int i = 0; i < count; i++) {
+        const pmli_adapter *at = &adapters[i];
+        pml_view part_dy = pml_view_columns(a->dy, at->y_col, at->cols);
+        if (a->dx.data != NULL || a->da.data != NULL)
+            pmli_gemm(pool, PMLI_NN, lora->scale, part_dy, pmli_rows(a->b, at->b_row, at->cols), 0,
+                      pml_view_columns(v, at->u_col, lora->rank));
+        if (a->db.data != NULL)
+            pmli_gemm(pool, PMLI_TN, 1, part_dy, pml_view_columns(a->u, at->u_col, lora->rank), 1,
+                      pmli_rows(a->db, at->b_row, at->cols));
+    }
+    branch_input(pool, a, lora, v, adapters, count);
+}
+
+static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_linear_bwd, err);
+    int64_t rows = a->x.rows, n = a->dy.cols, k = a->x.cols;
+    PMLI_NEED(&c, a, x, PMLI_ANY, PMLI_ANY, PML_F32);
+    PMLI_NEED(&c, a, dy, rows, PMLI_ANY, PML_F32);
+    if (a->dx.data != NULL) {
+        PMLI_NEED(&c, a, dx, rows, k, PML_F32);
+        PMLI_NEED(&c, a, w, n, k, PML_F32);
+    }
+    PMLI_MAY(&c, a, w, n, k, PML_F32);
+    PMLI_MAY(&c, a, dw, n, k, PML_F32);
+    PMLI_MAY(&c, a, dbias, 1, n, PML_F32);
+    pmli_lora_check(&c, lora, n, k, &a->a, &a->b, &a->rng);
+    PMLI_MAY(&c, a, da, a->a.rows, a->a.cols, PML_F32);
+    PMLI_MAY(&c, a, db, a->b.rows, a->b.cols, PML_F32);
+    pmli_need_blas(&c, "x", &a->x);
+    pmli_need_blas(&c, "dy", &a->dy);
+    pmli_need_blas(&c, "w", &a->w);
+    pmli_need_blas(&c, "dx", &a->dx);
+    pmli_need_blas(&c, "dw", &a->dw);
+    if (a->lora_parts == 0) {
+        pmli_need_that(&c, a->da.data == NULL && a->db.data == NULL,
+                       "operands 'da' and 'db' need an adapter, lora_parts is 0");
+        return c.status;
+    }
+    if (a->db.data != NULL)
+        PMLI_NEED(&c, a, u, rows, pmli_lora_width(lora), PML_F32);
+    pmli_need_blas(&c, "u", &a->u);
+    pmli_need_blas(&c, "da", &a->da);
+    pmli_need_blas(&c, "db", &a->db);
+    pmli_need_ws(&c, &a->ws, pmli_cpu_linear_bwd_ws(a));
+    return c.status;
+}
+
+pml_status pmli_cpu_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, pml_error *err)
+{
+    pmli_lora lora = PMLI_LORA_OF(a);
+    pml_status status = check(a, &lora, err);
+    if (status != PML_OK || a->x.rows == 0)
+        return status;
+    pmli_pool *pool = pmli_pool_of(queue);
+    if (a->dx.data != NULL)
+        pmli_gemm(pool, PMLI_NN, 1, a->dy, a->w, 0, a->dx);
+    if (a->dw.data != NULL)
+        pmli_gemm(pool, PMLI_TN, 1, a->dy, a->x, 1, a->dw);
+    if (a->dbias.data != NULL)
+        pmli_pool_run(pool, pmli_div_up(a->dy.cols, BIAS_COLUMNS), bias_piece, (void *)a);
+    if (a->lora_parts != 0)
+        lora_branch(pool, a, &lora);
+    return PML_OK;
+}

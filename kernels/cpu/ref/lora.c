@@ -1,0 +1,103 @@
+#include "lora.h"
+
+#include "pml/base/philox.h"
+
+#include "vec.h"
+
+int pmli_adapters(const pmli_lora *lora, pmli_adapter out[PML_LINEAR_MAX_PARTS])
+{
+    int count = 0;
+    pmli_adapter next = {0};
+    for (int p = 0; p < lora->parts; p++) {
+        next.part = p;
+        next.cols = lora->part_cols[p];
+        if (lora->lora_parts >> p & 1) {
+            out[count++] = next;
+            next.b_row += next.cols;
+            next.u_col += lora->rank;
+        }
+        next.y_col += next.cols;
+    }
+    return count;
+}
+
+int64_t pmli_lora_width(const pmli_lora *lora)
+{
+    return (int64_t)lora->rank * __builtin_popcount(lora->lora_parts);
+}
+
+void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t k,
+                     const pml_view *a, const pml_view *b, const pml_view *rng)
+{
+    pmli_need_that(c, lora->parts >= 1 && lora->parts <= PML_LINEAR_MAX_PARTS,
+                   "parts is %d, must be 1 to %d", lora->parts, PML_LINEAR_MAX_PARTS);
+    if (c->status != PML_OK)
+        return;
+    int64_t sum = 0, adapted = 0;
+    for (int p = 0; p < lora->parts; p++) {
+        pmli_need_that(c, lora->part_cols[p] > 0, "part_cols[%d] is %d, must be positive", p,
+                       lora->part_cols[p]);
+        sum += lora->part_cols[p];
+        adapted += lora->lora_parts >> p & 1 ? lora->part_cols[p] : 0;
+    }
+    pmli_need_that(c, sum == cols, "part_cols add up to %lld, the layer has %lld columns",
+                   (long long)sum, (long long)cols);
+    pmli_need_that(c, lora->lora_parts >> lora->parts == 0,
+                   "lora_parts 0x%x names a part beyond the %d there are",
+                   (unsigned)lora->lora_parts, lora->parts);
+    if (lora->lora_parts == 0) {
+        pmli_need_that(c, a->data == NULL, "operand 'a' is given but lora_parts is 0");
+        pmli_need_that(c, b->data == NULL, "operand 'b' is given but lora_parts is 0");
+        return;
+    }
+    pmli_need_that(c, lora->rank > 0, "rank is %d, must be positive", lora->rank);
+    pmli_need_that(c, lora->dropout >= 0 && lora->dropout < 1,
+                   "lora_dropout is %g, must be in [0, 1)", (double)lora->dropout);
+    pmli_need(c, "a", a, pmli_lora_width(lora), k, PML_F32);
+    pmli_need(c, "b", b, adapted, lora->rank, PML_F32);
+    pmli_need_blas(c, "a", a);
+    pmli_need_blas(c, "b", b);
+    if (lora->dropout > 0)
+        pmli_need(c, "rng", rng, 1, 2, PML_I64);
+}
+
+typedef struct mask_job {
+    uint64_t seed, step;
+    uint32_t purpose;
+    float dropout;
+    bool add;
+    pml_view x, y;
+} mask_job;
+
+static void mask_piece(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const mask_job *job = arg;
+    int64_t cols = job->x.cols, piece = pmli_piece_rows(cols);
+    int64_t last = pmli_min((item + 1) * piece, job->x.rows);
+    float keep = 1.0F / (1.0F - job->dropout);
+    for (int64_t t = item * piece; t < last; t++) {
+        const float *x = (const float *)job->x.data + t * job->x.ld;
+        float *y = (float *)job->y.data + t * job->y.ld;
+        for (int64_t i = 0; i < cols; i++) {
+            uint64_t index = (uint64_t)(t * cols + i);
+            uint32_t word = pml_philox_at(job->seed, job->step, job->purpose, index).word[0];
+            float masked = pml_uniform(word) >= job->dropout ? x[i] * keep : 0.0F;
+            y[i] = job->add ? y[i] + masked : masked;
+        }
+    }
+}
+
+void pmli_lora_mask(pmli_pool *pool, const pmli_lora *lora, int part, const pml_view *rng,
+                    pml_view x, bool add, pml_view y)
+{
+    const int64_t *state = rng->data;
+    mask_job job = {(uint64_t)state[0],
+                    (uint64_t)state[1],
+                    lora->purpose + (uint32_t)part,
+                    lora->dropout,
+                    add,
+                    x,
+                    y};
+    pmli_pool_run(pool, pmli_div_up(x.rows, pmli_piece_rows(x.cols)), mask_piece, &job);
+}

@@ -1,0 +1,61 @@
+#include "tile.h"
+
+#define TILE(name)  plain_##name
+#define TILE_TARGET /* what every machine of this architecture has */
+#define TILE_LANES  4
+#define TILE_ROWS   4
+#include "tile_body.h"
+
+#if defined(__x86_64__)
+#define TILE(name)  avx2_##name
+#define TILE_TARGET __attribute__((target("avx2,fma")))
+#define TILE_LANES  8
+#define TILE_ROWS   6
+#include "tile_body.h"
+
+#define TILE(name)  avx512_##name
+#define TILE_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
+#define TILE_LANES  16
+#define TILE_ROWS   12
+#include "tile_body.h"
+
+/* The levels that PMLI_CLONES names: x86-64-v4 and x86-64-v3. */
+static bool has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512cd");
+}
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("bmi2");
+}
+
+pmli_tile_fn *pmli_tile_pick(void)
+{
+    __builtin_cpu_init();
+    return has_avx512() ? avx512_product : has_avx2() ? avx2_product : plain_product;
+}
+
+const char *pmli_instructions(void)
+{
+    __builtin_cpu_init();
+    return has_avx512() ? "avx512" : has_avx2() ? "avx2" : "x86-64";
+}
+#else
+pmli_tile_fn *pmli_tile_pick(void)
+{
+    return plain_product;
+}
+
+const char *pmli_instructions(void)
+{
+#if defined(__aarch64__)
+    return "aarch64";
+#else
+    return "generic";
+#endif
+}
+#endif

@@ -1,0 +1,23 @@
+/* Small matrix product for the tiles of attention, where OpenBLAS' packing would cost more than the
+ * product. C[m,n] = A[m,k] B[k,n], or += with add.
+ *
+ *   A's element (i,l) lies at a[i*row + l*col], so A may be a transposed view;
+ *   B and C have contiguous rows of n floats, ldb and ldc apart; n is a multiple of 16. */
+#ifndef PMLI_CPU_TILE_H
+#define PMLI_CPU_TILE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { PMLI_TILE_COLS = 16 };
+
+typedef void pmli_tile_fn(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
+                          const float *b, int64_t ldb, float *c, int64_t ldc, bool add);
+
+/* The one for this machine: AVX-512, AVX2 with FMA, or plain. */
+pmli_tile_fn *pmli_tile_pick(void);
+
+/* "avx512", "avx2" or the architecture: also which clones of PMLI_CLONES functions run here. */
+const char *pmli_instructions(void);
+
+#endif
