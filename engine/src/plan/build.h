@@ -37,7 +37,6 @@ typedef struct pmli_builder {
     pml_program *program;
     const pml_train_config *config;
     const pml_backend *backend;
-    pml_device *device;
     int32_t tensor_capacity, node_capacity, parameter_capacity;
     pml_error *err;
     pml_status status; /* first failure; later calls do nothing */

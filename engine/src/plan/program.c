@@ -152,16 +152,16 @@ void pmli_node_done(pmli_builder *b, pml_node *node)
     if (found == NULL || node->op == PML_OP_allreduce)
         return;
     int ws = (int)(found - info->signature);
-    int32_t index = (int32_t)(node - b->program->nodes);
     pml_counts capacity = pml_program_capacity(b->program, b->segment);
     pml_op_args args;
     pml_program_bind(b->program, node, NOWHERE, &capacity, &args);
-    size_t bytes = b->backend->workspace(b->device, node->op, &args);
+    /* Without a device: the answer holds for any, so that the plan shown is the plan in force. */
+    size_t bytes = b->backend->workspace(NULL, node->op, &args);
     if (bytes == 0)
         return;
     int32_t id = pmli_transient(b, pmli_fixed(PML_U8, 1, (int64_t)bytes), PML_CAUSE_WORKSPACE,
                                 "%s workspace", node->label);
-    pmli_operand(&b->program->nodes[index], ws, id);
+    pmli_operand(node, ws, id);
 }
 
 static int64_t live(pml_extent extent, int64_t capacity, const pml_counts *counts)
@@ -266,11 +266,8 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
                         options->recompute_layers, options->head_chunk);
 
     pml_program *p = calloc(1, sizeof *p);
-    pmli_builder b = {.program = p,
-                      .config = options->config,
-                      .backend = options->backend,
-                      .device = options->device,
-                      .err = err};
+    pmli_builder b = {
+        .program = p, .config = options->config, .backend = options->backend, .err = err};
     b.layers = calloc((size_t)spec->layers, sizeof *b.layers);
     if (p == NULL || b.layers == NULL) {
         b.status = PML_FAIL(err, PML_NO_MEMORY, "no host memory for the step program");

@@ -131,7 +131,6 @@ typedef struct pml_program_options {
     const pml_train_config *config;
     pml_batch_limits limits;
     const pml_backend *backend;
-    pml_device *device;       /* NULL: plan without one */
     int32_t recompute_layers; /* the first so many layers */
     int32_t head_chunk;
 } pml_program_options;
@@ -139,6 +138,10 @@ typedef struct pml_program_options {
 /* Build and place. Everything the program needs of options is copied. */
 pml_status pml_program_build(const pml_program_options *options, pml_program **program,
                              pml_error *err);
+/* The program of a plan that pml_plan_make made. */
+pml_status pml_plan_build(const pml_plan *plan, const pml_model_spec *spec,
+                          const pml_train_config *config, const pml_backend *backend,
+                          pml_program **program, pml_error *err);
 void pml_program_destroy(pml_program **program);
 
 /* The program at full capacity: counts for pricing, printing and workspace. */

@@ -1,0 +1,123 @@
+/* What an op costs: floating-point operations, and bytes that must cross to or from memory when
+ * nothing stays in a cache between ops. Used to choose between plans and to teach; never as a
+ * measurement. */
+#include "pml/plan/program.h"
+
+static double elements(pml_view v)
+{
+    return v.data == NULL ? 0 : (double)v.rows * (double)v.cols;
+}
+
+static double size(pml_view v)
+{
+    return elements(v) * (double)pml_dtype_size(v.dtype);
+}
+
+/* Every operand once, updated ones twice, workspace not at all. */
+static double operand_bytes(pml_op op, pml_op_args *args)
+{
+    const pml_op_info *info = pml_op_describe(op);
+    const pml_view *views = pml_op_views(args);
+    double sum = 0;
+    for (int i = 0; i < info->n_views; i++) {
+        char kind = info->signature[i] | 0x20; /* lower case */
+        sum += kind == 'w' ? 0 : size(views[i]) * (kind == 'u' ? 2 : 1);
+    }
+    return sum;
+}
+
+/* As if every document were max_q long: a bound when they are shorter. */
+static double visible_pairs(pml_view q, pml_view k, int32_t max_q)
+{
+    double nq = (double)q.rows, nk = (double)k.rows;
+    return nk > nq ? nq * nk - nq * nq / 2 : nq * max_q / 2.0;
+}
+
+/* Rows that the adapter's B blocks add to. */
+static double adapter_columns(const int32_t *part_cols, int32_t parts, uint32_t lora_parts)
+{
+    double sum = 0;
+    for (int p = 0; p < parts; p++)
+        sum += (lora_parts >> p & 1) ? part_cols[p] : 0;
+    return sum;
+}
+
+static double linear_flops(const pml_linear_args *a)
+{
+    double tokens = (double)a->x.rows, k = (double)a->x.cols, n = (double)a->y.cols;
+    double columns = adapter_columns(a->part_cols, a->parts, a->lora_parts);
+    return 2 * tokens * (n * k + elements(a->a) + columns * a->rank);
+}
+
+static double linear_bwd_flops(const pml_linear_bwd_args *a)
+{
+    double tokens = (double)a->x.rows, k = (double)a->x.cols, n = (double)a->dy.cols;
+    double columns = adapter_columns(a->part_cols, a->parts, a->lora_parts);
+    double products = (a->dx.data != NULL) + (a->dw.data != NULL);
+    double low_rank = 2 * columns * a->rank + elements(a->a) * (1 + (a->dx.data != NULL));
+    return 2 * tokens * (products * n * k + low_rank);
+}
+
+static pml_cost head_cost(const pml_head_loss_args *a, double bytes)
+{
+    double labels = (double)a->rows.cols,
+           products = 1 + (a->dx.data != NULL) + (a->dw.data != NULL);
+    double chunks = (labels + a->chunk - 1) / a->chunk;
+    chunks = chunks < 1 ? 1 : (double)(int64_t)chunks;
+    double again = (chunks - 1) * size(a->w) + chunks * size(a->w) * (a->dx.data != NULL);
+    again += (chunks - 1) * 2 * size(a->dw);
+    return (pml_cost){2 * labels * elements(a->w) * products, bytes + again};
+}
+
+pml_cost pml_node_cost(pml_op op, pml_op_args *args)
+{
+    double bytes = operand_bytes(op, args);
+    switch (op) {
+    case PML_OP_embed: /* only the rows looked up are read */
+        return (pml_cost){0, bytes - size(args->embed.table) + size(args->embed.y)};
+    case PML_OP_embed_bwd:
+        return (pml_cost){elements(args->embed_bwd.dy),
+                          bytes - 2 * size(args->embed_bwd.dtable) + 2 * size(args->embed_bwd.dy)};
+    case PML_OP_gather_rows:
+        return (pml_cost){0, bytes - size(args->gather_rows.x) + size(args->gather_rows.y)};
+    case PML_OP_scatter_rows:
+        return (pml_cost){0, bytes - 2 * size(args->scatter_rows.y) + size(args->scatter_rows.x)};
+    case PML_OP_rmsnorm:
+        return (pml_cost){4 * elements(args->rmsnorm.y), bytes};
+    case PML_OP_rmsnorm_bwd:
+        return (pml_cost){9 * elements(args->rmsnorm_bwd.dx), bytes};
+    case PML_OP_linear:
+        return (pml_cost){linear_flops(&args->linear), bytes};
+    case PML_OP_linear_bwd:
+        return (pml_cost){linear_bwd_flops(&args->linear_bwd), bytes};
+    case PML_OP_rope:
+        return (pml_cost){3 * elements(args->rope.x), bytes};
+    case PML_OP_attention: {
+        const pml_attention_args *a = &args->attention;
+        return (pml_cost){4 * visible_pairs(a->q, a->k, a->max_q) * (double)a->q.cols, bytes};
+    }
+    case PML_OP_attention_bwd: { /* five products where the forward has two */
+        const pml_attention_bwd_args *a = &args->attention_bwd;
+        return (pml_cost){10 * visible_pairs(a->q, a->k, a->max_q) * (double)a->q.cols, bytes};
+    }
+    case PML_OP_swiglu:
+        return (pml_cost){5 * elements(args->swiglu.h), bytes};
+    case PML_OP_swiglu_bwd:
+        return (pml_cost){10 * elements(args->swiglu_bwd.dh), bytes};
+    case PML_OP_head_loss:
+        return head_cost(&args->head_loss, bytes);
+    case PML_OP_sum:
+        return (pml_cost){elements(args->sum.x), bytes};
+    case PML_OP_sumsq:
+        return (pml_cost){2 * elements(args->sumsq.x), bytes};
+    case PML_OP_adamw:
+        return (pml_cost){14 * elements(args->adamw.p), bytes};
+    case PML_OP_fill:
+    case PML_OP_copy:
+    case PML_OP_clip_scale:
+    case PML_OP_allreduce:
+    case PML_OP_COUNT:
+        break;
+    }
+    return (pml_cost){0, bytes};
+}

@@ -1,0 +1,238 @@
+/* The program for people to read: as text, and as JSON for tools. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "build.h"
+#include "pml/json/json.h"
+
+typedef struct row {
+    const pml_node *node;
+    const pml_op_info *info;
+    pml_op_args args; /* bound at capacity */
+    pml_cost cost;
+} row;
+
+static row row_at(const pml_program *p, pml_segment segment, int32_t index)
+{
+    pml_counts counts = pml_program_capacity(p, segment);
+    row r = {.node = &p->nodes[index]};
+    r.info = pml_op_describe(r.node->op);
+    pml_program_bind(p, r.node, (void *)(uintptr_t)PMLI_ALIGN, &counts, &r.args);
+    r.cost = pml_node_cost(r.node->op, &r.args);
+    return r;
+}
+
+/* 1234567 as "1.2 M": three significant places, in a small buffer. */
+static const char *short_number(double value, char out[16])
+{
+    static const char *const units[] = {"", " K", " M", " G", " T", " P"};
+    int unit = 0;
+    while (value >= 1000 && unit < 5) {
+        value /= 1000;
+        unit++;
+    }
+    snprintf(out, 16, value < 10 && unit > 0 ? "%.1f%s" : "%.0f%s", value, units[unit]);
+    return out;
+}
+
+static bool is_workspace(const row *r, int operand)
+{
+    return (r->info->signature[operand] | 0x20) == 'w';
+}
+
+static void print_row(FILE *out, const row *r, int32_t number)
+{
+    char flops[16], bytes[16], label[64], layer[16] = "";
+    if (r->node->layer >= 0)
+        snprintf(layer, sizeof layer, "%d", r->node->layer);
+    snprintf(label, sizeof label, "%s%s", r->node->label, r->node->again ? " (again)" : "");
+    fprintf(out, "%5d  %5s  %-24s %-13s %8s %8s ", number, layer, label, r->info->name,
+            short_number(r->cost.flops, flops), short_number(r->cost.bytes, bytes));
+    const pml_view *views = pml_op_views((pml_op_args *)&r->args);
+    for (int v = 0; v < r->info->n_views; v++)
+        if (views[v].data != NULL && !is_workspace(r, v))
+            fprintf(out, " %s[%lld,%lld]", r->info->operands[v], (long long)views[v].rows,
+                    (long long)views[v].cols);
+    fputc('\n', out);
+}
+
+static void print_memory(FILE *out, const pml_plan *plan)
+{
+    fprintf(out, "memory, MiB:");
+    for (int c = 0; c < PML_CAUSE_COUNT; c++)
+        if (plan->by_cause[c] > 0)
+            fprintf(out, " %s %.1f", pml_cause_name((pml_cause)c),
+                    (double)plan->by_cause[c] / (1 << 20));
+    fprintf(out, "; total %.1f\n", (double)plan->total / (1 << 20));
+    fprintf(out,
+            "batch: %d tokens, %d documents, %d labels; layers recomputed %d; head chunk %d rows\n",
+            plan->limits.tokens, plan->limits.docs, plan->limits.labels, plan->recompute_layers,
+            plan->head_chunk);
+}
+
+static void print_text(FILE *out, const pml_program *p, const pml_plan *plan)
+{
+    char flops[16], bytes[16];
+    print_memory(out, plan);
+    bool explained[PML_OP_COUNT] = {false};
+    for (int s = 0; s < PML_SEGMENT_COUNT; s++) {
+        if (p->segments[s].first == p->segments[s].end)
+            continue;
+        pml_cost sum = {0, 0};
+        fprintf(out, "\n%s\n%5s  %5s  %-24s %-13s %8s %8s  operands\n",
+                pml_segment_name((pml_segment)s), "node", "layer", "what", "op", "FLOPs", "bytes");
+        for (int32_t n = p->segments[s].first; n < p->segments[s].end; n++) {
+            row r = row_at(p, (pml_segment)s, n);
+            print_row(out, &r, n);
+            explained[r.node->op] = true;
+            sum.flops += r.cost.flops;
+            sum.bytes += r.cost.bytes;
+        }
+        fprintf(out, "%5s  %5s  %-24s %-13s %8s %8s\n", "", "", "sum", "",
+                short_number(sum.flops, flops), short_number(sum.bytes, bytes));
+    }
+    fprintf(out, "\nops\n");
+    for (int op = 0; op < PML_OP_COUNT; op++)
+        if (explained[op])
+            fprintf(out, "  %-13s %s\n", pml_op_describe((pml_op)op)->name,
+                    pml_op_describe((pml_op)op)->sentence);
+}
+
+static void put_tensors(pml_json_writer *w, const pml_program *p)
+{
+    pml_json_begin_array(w, "tensors");
+    for (int32_t i = 0; i < p->n_tensors; i++) {
+        const pml_tensor *t = &p->tensors[i];
+        pml_json_begin_object(w, NULL);
+        pml_json_put_string(w, "name", t->name);
+        pml_json_put_string(w, "dtype", pml_dtype_name(t->dtype));
+        pml_json_put_int(w, "rows", t->rows);
+        pml_json_put_int(w, "cols", t->cols);
+        pml_json_put_string(w, "cause", pml_cause_name(t->cause));
+        pml_json_put_int(w, "offset", (int64_t)t->offset);
+        if (t->parent >= 0)
+            pml_json_put_int(w, "part_of", t->parent);
+        if (!t->persistent) {
+            pml_json_put_int(w, "first", t->first);
+            pml_json_put_int(w, "last", t->last);
+        }
+        pml_json_end(w);
+    }
+    pml_json_end(w);
+}
+
+static void put_node(pml_json_writer *w, const row *r)
+{
+    pml_json_begin_object(w, NULL);
+    pml_json_put_string(w, "op", r->info->name);
+    pml_json_put_string(w, "label", r->node->label);
+    if (r->node->layer >= 0)
+        pml_json_put_int(w, "layer", r->node->layer);
+    pml_json_put_bool(w, "again", r->node->again);
+    pml_json_put_double(w, "flops", r->cost.flops);
+    pml_json_put_double(w, "bytes", r->cost.bytes);
+    pml_json_begin_array(w, "operands");
+    const pml_view *views = pml_op_views((pml_op_args *)&r->args);
+    for (int v = 0; v < r->info->n_views; v++) {
+        if (views[v].data == NULL)
+            continue;
+        pml_json_begin_object(w, NULL);
+        pml_json_put_string(w, "name", r->info->operands[v]);
+        pml_json_put_int(w, "tensor", r->node->operands[v].tensor);
+        pml_json_put_int(w, "column", r->node->operands[v].col);
+        pml_json_put_int(w, "rows", views[v].rows);
+        pml_json_put_int(w, "cols", views[v].cols);
+        pml_json_end(w);
+    }
+    pml_json_end(w);
+    pml_json_end(w);
+}
+
+static void put_plan(pml_json_writer *w, const pml_plan *plan)
+{
+    pml_json_begin_object(w, "by_cause");
+    for (int c = 0; c < PML_CAUSE_COUNT; c++)
+        pml_json_put_int(w, pml_cause_name((pml_cause)c), (int64_t)plan->by_cause[c]);
+    pml_json_end(w);
+    pml_json_put_int(w, "total", (int64_t)plan->total);
+    pml_json_put_int(w, "recompute_layers", plan->recompute_layers);
+    pml_json_put_int(w, "head_chunk", plan->head_chunk);
+    pml_json_begin_object(w, "limits");
+    pml_json_put_int(w, "tokens", plan->limits.tokens);
+    pml_json_put_int(w, "docs", plan->limits.docs);
+    pml_json_put_int(w, "labels", plan->limits.labels);
+    pml_json_put_int(w, "max_doc", plan->limits.max_doc);
+    pml_json_put_int(w, "generate_length", plan->limits.generate_length);
+    pml_json_end(w);
+    pml_json_put_int(w, "parameters", plan->parameters);
+    pml_json_put_int(w, "trainable", plan->trainable);
+    pml_json_put_double(w, "flops", plan->flops);
+    pml_json_put_double(w, "bytes", plan->bytes);
+}
+
+static pml_status print_json(const pml_program *p, const pml_plan *plan, char **text,
+                             pml_error *err)
+{
+    pml_json_writer *w = NULL;
+    pml_status status = pml_json_writer_new(&w, err);
+    if (status != PML_OK)
+        return status;
+    pml_json_put_int(w, "format", 1);
+    put_plan(w, plan);
+    pml_json_begin_object(w, "ops");
+    for (int op = 0; op < PML_OP_COUNT; op++)
+        pml_json_put_string(w, pml_op_describe((pml_op)op)->name,
+                            pml_op_describe((pml_op)op)->sentence);
+    pml_json_end(w);
+    put_tensors(w, p);
+    pml_json_begin_array(w, "segments");
+    for (int s = 0; s < PML_SEGMENT_COUNT; s++) {
+        pml_json_begin_object(w, NULL);
+        pml_json_put_string(w, "name", pml_segment_name((pml_segment)s));
+        pml_json_begin_array(w, "nodes");
+        for (int32_t n = p->segments[s].first; n < p->segments[s].end; n++) {
+            row r = row_at(p, (pml_segment)s, n);
+            put_node(w, &r);
+        }
+        pml_json_end(w);
+        pml_json_end(w);
+    }
+    pml_json_end(w);
+    size_t size;
+    status = pml_json_writer_finish(w, 0, text, &size, err);
+    pml_json_writer_destroy(&w);
+    return status;
+}
+
+pml_status pml_plan_print_program(const pml_model_spec *spec, const pml_train_config *config,
+                                  const pml_plan *plan, const pml_backend *backend, bool json,
+                                  char **text, pml_error *err)
+{
+    *text = NULL;
+    pml_program *program = NULL;
+    pml_status status = pml_plan_build(plan, spec, config, backend, &program, err);
+    if (status != PML_OK)
+        return status;
+    if (json) {
+        status = print_json(program, plan, text, err);
+        goto cleanup;
+    }
+    size_t size = 0;
+    FILE *out = open_memstream(text, &size);
+    if (out == NULL) {
+        status = PML_FAIL(err, PML_NO_MEMORY, "no host memory to print the program");
+        goto cleanup;
+    }
+    print_text(out, program, plan);
+    bool failed = ferror(out) != 0;
+    if (fclose(out) != 0 || failed) {
+        free(*text);
+        *text = NULL;
+        status = PML_FAIL(err, PML_NO_MEMORY, "no host memory to print the program");
+    }
+cleanup:
+    pml_program_destroy(&program);
+    return status;
+}
