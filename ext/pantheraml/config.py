@@ -1,0 +1,393 @@
+"""What a run is made of: parameters, their ranges, and how they are resolved.
+
+Names follow Hugging Face's TrainingArguments and PEFT's LoraConfig. Everything is checked here,
+by name, before a run folder exists; the engine checks ``run.json`` again when it reads it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
+
+#: Adapter settings that change the mathematics, with the value that changes nothing.
+_ADAPTER_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "use_rslora": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layers_to_transform": (None, []),
+    "fan_in_fan_out": (False, None),
+    "lora_bias": (False, None),
+    "target_parameters": (None, []),
+}
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A low-rank adapter, as PEFT's LoraConfig.
+
+    Parameters
+    ----------
+    r
+        Rank. Default 16, or the adapter's that `init` names.
+    lora_alpha
+        Scale times rank: the adapter's output is multiplied by ``lora_alpha / r``. Default 16.
+    lora_dropout
+        Dropout of the adapter's input while training.
+    target_modules
+        ``"all-linear"``, or names out of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
+        down_proj.
+    init
+        Folder of a PEFT adapter to start from; what is not given is taken from it.
+    """
+
+    r: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float | None = None
+    target_modules: str | Sequence[str] | None = None
+    init: str | os.PathLike[str] | None = None
+
+    def resolve(self) -> dict[str, Any]:
+        """Give run.json's fields ``lora_*``."""
+        start: dict[str, Any] = {}
+        if self.init is not None:
+            start = _read_adapter(Path(self.init).expanduser().absolute())
+        for name in ("r", "lora_alpha", "target_modules"):
+            mine, theirs = getattr(self, name), start.get(name)
+            if name == "target_modules":
+                mine = None if mine is None else _targets(mine)
+            if mine is not None and theirs is not None and mine != theirs:
+                raise InvalidError(
+                    f"LoRA({name}={mine!r}) does not fit the adapter in {self.init}, which has "
+                    f"{theirs!r}; leave {name} out"
+                )
+        rank = _pick(self.r, start.get("r"), 16)
+        alpha = _pick(self.lora_alpha, start.get("lora_alpha"), 16)
+        dropout = _pick(self.lora_dropout, start.get("lora_dropout"), 0.0)
+        return {
+            "lora_r": whole("LoRA(r)", rank, 1, 4096),
+            "lora_alpha": number("LoRA(lora_alpha)", alpha, 0, 1e6),
+            "lora_dropout": number("LoRA(lora_dropout)", dropout, 0, 1, below=True),
+            "lora_targets": _targets(
+                _pick(self.target_modules, start.get("target_modules"), "all-linear")
+            ),
+            "lora_init": "" if self.init is None else str(Path(self.init).expanduser().absolute()),
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every parameter of a run but model, data and name, with its default.
+
+    Parameters
+    ----------
+    method
+        ``"lora"`` trains an adapter, ``"full"`` every weight.
+    quant
+        Quantisation of frozen weights; only None in this version.
+    lora
+        The adapter, for ``method="lora"``.
+    max_steps
+        Optimizer steps; None: as many as `num_train_epochs` makes.
+    num_train_epochs
+        Passes over the data, where `max_steps` is None. Default 1.
+    learning_rate
+        Peak of the schedule.
+    lr_scheduler_type
+        ``cosine``, ``linear``, ``constant``, ``constant_with_warmup``, as transformers defines them.
+    warmup_steps
+        Steps over which the rate rises linearly from 0.
+    per_device_train_batch_size
+        Rows (with packing: packed rows) of a micro-batch on each device.
+    gradient_accumulation_steps
+        Micro-batches of one optimizer step.
+    max_length
+        Tokens a row may have.
+    packing
+        Lay rows together into rows of `max_length`; attention and positions stay within each.
+    weight_decay, adam_beta1, adam_beta2, adam_epsilon
+        Of AdamW, which is `optim`.
+    max_grad_norm
+        Gradients are scaled down to this norm; 0 for no limit.
+    optim
+        Only ``"adamw"`` in this version.
+    seed
+        Of the order of rows, of the adapter's initial weights and of dropout.
+    devices
+        ``"auto"``, ``"cpu"``, a number of workers, or a list such as ``["cpu"] * 2``.
+    eval_steps, save_steps
+        Evaluate, or write a checkpoint, every so many steps; None: at the end only.
+    save_total_limit
+        Unnamed checkpoints to keep; None for all.
+    memory_limit
+        Per device: bytes, or text such as ``"8GiB"``; None: what is free.
+    shuffle
+        False keeps the rows' order.
+    dtype
+        ``"auto"`` or ``"float32"`` on the CPU.
+    deterministic
+        The same bits on the same kind of machine, also when interrupted and resumed.
+    threads
+        Of each CPU worker; None: its share of the cores.
+    generate_length
+        Prompt and new tokens that `Run.sample` has room for; None: `max_length`, at least 512.
+    save_to
+        Not in this version.
+    """
+
+    method: str = "lora"
+    quant: str | None = None
+    lora: LoRA | None = None
+    max_steps: int | None = None
+    num_train_epochs: float | None = None
+    learning_rate: float = 2e-4
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: int = 0
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    max_length: int = 2048
+    packing: bool = True
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    optim: str = "adamw"
+    seed: int = 42
+    devices: str | int | Sequence[str] = "auto"
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    save_total_limit: int | None = None
+    memory_limit: int | str | None = None
+    shuffle: bool = True
+    dtype: str = "auto"
+    deterministic: bool = False
+    threads: int | None = None
+    generate_length: int | None = None
+    save_to: str | None = None
+
+    @classmethod
+    def of(cls, given: dict[str, Any], also: Iterable[str] = ()) -> Settings:
+        """Make settings from keyword arguments.
+
+        Raises
+        ------
+        TypeError
+            A name is not a parameter; the nearest that is one is suggested. `also` holds names
+            that the calling function takes itself.
+        """
+        known = list(cls.__dataclass_fields__)
+        for name in given:
+            if name not in known:
+                raise unknown_parameter(name, [*known, *also])
+        return cls(**given)
+
+    def resolve(self, positions: int) -> dict[str, Any]:
+        """Check every parameter and give run.json's fields.
+
+        Parameters
+        ----------
+        positions
+            ``max_position_embeddings`` of the model.
+        """
+        self._refuse_what_is_not_built()
+        choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        steps, epochs = self.max_steps, self.num_train_epochs
+        max_length = whole("max_length", self.max_length, 2, 1 << 20)
+        # Rows longer than the model has positions for could not be used.
+        max_length = min(max_length, positions)
+        room = _pick(self.generate_length, None, max(max_length, 512))
+        lora = self.lora if self.lora is not None else LoRA()
+        if self.method == "full" and self.lora is not None:
+            raise InvalidError('lora is given, but method="full" trains every weight; drop one')
+        if self.method == "full":
+            adapter: dict[str, Any] = {
+                "lora_r": 0, "lora_alpha": 0, "lora_dropout": 0, "lora_targets": [], "lora_init": "",
+            }  # fmt: skip
+        else:
+            adapter = lora.resolve()
+        return {
+            "method": self.method,
+            "dtype": "float32",
+            **adapter,
+            "max_steps": 0 if steps is None else whole("max_steps", steps, 1, 10**12),
+            "num_train_epochs": number("num_train_epochs", _pick(epochs, None, 1.0), 0, 1e9, above=True),
+            "learning_rate": number("learning_rate", self.learning_rate, 0, 1e3),
+            "lr_scheduler_type": self.lr_scheduler_type,
+            "warmup_steps": whole("warmup_steps", self.warmup_steps, 0, 10**12),
+            "weight_decay": number("weight_decay", self.weight_decay, 0, 1e3),
+            "adam_beta1": number("adam_beta1", self.adam_beta1, 0, 1, below=True),
+            "adam_beta2": number("adam_beta2", self.adam_beta2, 0, 1, below=True),
+            "adam_epsilon": number("adam_epsilon", self.adam_epsilon, 0, 1, above=True),
+            "max_grad_norm": number("max_grad_norm", self.max_grad_norm, 0, 1e9),
+            "per_device_train_batch_size": whole(
+                "per_device_train_batch_size", self.per_device_train_batch_size, 1, 65536
+            ),
+            "gradient_accumulation_steps": whole(
+                "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 65536
+            ),
+            "max_length": max_length,
+            "packing": truth("packing", self.packing),
+            "shuffle": truth("shuffle", self.shuffle),
+            "deterministic": truth("deterministic", self.deterministic),
+            "seed": whole("seed", self.seed, 0, 2**53),
+            "eval_steps": whole("eval_steps", self.eval_steps or 0, 0, 10**12),
+            "save_steps": whole("save_steps", self.save_steps or 0, 0, 10**12),
+            "save_total_limit": whole("save_total_limit", self.save_total_limit or 0, 0, 10**6),
+            "memory_limit": memory(self.memory_limit),
+            "threads": whole("threads", self.threads or 0, 0, 4096),
+            "generate_length": min(whole("generate_length", room, 0, 1 << 20), positions),
+            "devices": device_list(self.devices),
+        }
+
+    def _refuse_what_is_not_built(self) -> None:
+        choice("method", self.method, ("lora", "full"))
+        if self.quant is not None:
+            choice("quant", self.quant, ("nf4", "fp8"))
+            raise NotInThisVersion(f"not in this version: quant={self.quant!r}; leave it None")
+        if self.optim not in ("adamw", "adamw_torch"):
+            raise NotInThisVersion(f'not in this version: optim={self.optim!r}; there is "adamw"')
+        if self.dtype not in ("auto", "float32", "fp32"):
+            choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+            raise NotInThisVersion(f'not in this version: dtype={self.dtype!r}; use "float32"')
+        if self.save_to is not None:
+            raise NotInThisVersion(
+                "not in this version: save_to; set PANTHERAML_RUNS to a folder that stays"
+            )
+        if self.lora is not None and not isinstance(self.lora, LoRA):
+            raise InvalidError("lora must be a pantheraml.LoRA(…)")
+
+
+def unknown_parameter(name: str, known: Sequence[str]) -> TypeError:
+    """Make the error for a keyword that is none, with the nearest that is one."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return TypeError(f"{name!r} is not a parameter{hint}")
+
+
+def choice(name: str, value: object, known: Sequence[str]) -> str:
+    """Refuse a word that is not one of `known`, naming the nearest."""
+    if isinstance(value, str) and value in known:
+        return value
+    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InvalidError(f"{name} must be one of {', '.join(known)}; it is {value!r}{hint}")
+
+
+def whole(name: str, value: object, low: int, high: int) -> int:
+    """Refuse what is not a whole number in [low, high]."""
+    fits = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not fits or not hasattr(value, "__int__"):
+        raise InvalidError(f"{name} must be a whole number, it is {value!r}")
+    result = int(value)
+    if not low <= result <= high:
+        raise InvalidError(f"{name} must be from {low} to {high}, it is {result}")
+    return result
+
+
+def number(
+    name: str, value: object, low: float, high: float, *, above: bool = False, below: bool = False
+) -> float:
+    """Refuse what is not a finite number in [low, high]; `above`, `below`: without that end."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise InvalidError(f"{name} must be a number, it is {value!r}")
+    result = float(value)
+    inside = math.isfinite(result) and low <= result <= high
+    if not inside or (above and result == low) or (below and result == high):
+        first = f"above {low:g}" if above else f"at least {low:g}"
+        last = f"below {high:g}" if below else f"at most {high:g}"
+        raise InvalidError(f"{name} must be {first} and {last}, it is {result:g}")
+    return result
+
+
+def truth(name: str, value: object) -> bool:
+    """Refuse what is not True or False."""
+    if not isinstance(value, bool):
+        raise InvalidError(f"{name} must be True or False, it is {value!r}")
+    return value
+
+
+def memory(value: int | str | None) -> int:
+    """Bytes of ``8GiB``, ``500MB`` or a number; 0 for None."""
+    if value is None:
+        return 0
+    if isinstance(value, str):
+        units = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", value, re.IGNORECASE)
+        try:
+            if match is None:
+                raise ValueError
+            base = 1024 if match[3] else 1000
+            value = int(float(match[1]) * base ** units[match[2].lower()])
+        except ValueError:
+            raise InvalidError(f'memory_limit must look like "8GiB", it is {value!r}') from None
+    return whole("memory_limit", value, 1, 2**53)
+
+
+def device_list(devices: str | int | Sequence[str]) -> list[str]:
+    """Turn `devices` into one entry a worker."""
+    if isinstance(devices, bool):
+        raise InvalidError(f"devices must be names or a number, it is {devices!r}")
+    if isinstance(devices, int):
+        return ["cpu"] * whole("devices", devices, 1, 512)
+    if isinstance(devices, str):
+        devices = ["cpu" if devices == "auto" else devices]
+    names = list(devices)
+    if not names:
+        raise InvalidError("devices is empty; one worker is the least")
+    for name in names:
+        if isinstance(name, str) and name.partition(":")[0] in ("cuda", "tpu"):
+            raise NotInThisVersion(f'not in this version: devices={name!r}; there is "cpu"')
+        if name != "cpu":
+            raise InvalidError(f'devices: {name!r} is no device; there is "cpu"')
+    return ["cpu"] * whole("number of devices", len(names), 1, 512)
+
+
+def _targets(value: object) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if names == ["all-linear"]:
+        return list(TARGETS)
+    if not isinstance(names, Iterable):
+        raise InvalidError(f"LoRA(target_modules) must be names, it is {value!r}")
+    wanted = list(names)
+    for name in wanted:
+        choice("LoRA(target_modules)", name, TARGETS)
+    if not wanted:
+        raise InvalidError("LoRA(target_modules) is empty")
+    return [name for name in TARGETS if name in wanted]
+
+
+def _read_adapter(folder: Path) -> dict[str, Any]:
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise NotFoundError(f"LoRA(init): {folder} has no adapter_config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: config[name] for name in ("r", "lora_alpha", "target_modules")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidError(f"{path}: not a LoRA adapter's ({error})") from None
+    for name, neutral in _ADAPTER_NEUTRAL.items():
+        if config.get(name) not in neutral:
+            raise NotInThisVersion(f"not in this version: {path} has {name}={config[name]!r}")
+    found["lora_dropout"] = config.get("lora_dropout")
+    found["target_modules"] = _targets(found["target_modules"])
+    return found
+
+
+def _pick(*values: Any) -> Any:
+    """Give the first that is not None."""
+    return next((value for value in values if value is not None), None)

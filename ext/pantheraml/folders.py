@@ -1,0 +1,173 @@
+"""Run folders: where they are, what they are called, how their files are written."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pantheraml.errors import BusyError, InvalidError, NotFoundError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ADJECTIVES = (
+    "amber", "bold", "brisk", "calm", "clear", "dusky", "eager", "fleet", "gentle", "keen",
+    "light", "lucid", "mellow", "nimble", "patient", "quick", "quiet", "rapid", "sleek", "steady",
+    "sunny", "supple", "swift", "tawny", "velvet", "vivid", "wild", "wise",
+)  # fmt: skip
+
+
+def runs_folder() -> Path:
+    """``$PANTHERAML_RUNS``, else ``runs`` in the current folder; absolute."""
+    return Path(os.environ.get("PANTHERAML_RUNS") or "runs").expanduser().absolute()
+
+
+def check_name(name: str) -> str:
+    """Refuse a run name that could not be a folder's name everywhere."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidError(
+            f"name: {name!r} must be 1 to 100 letters, digits, dots, dashes or underlines, and "
+            "begin with a letter or digit"
+        )
+    return name
+
+
+def create(name: str | None, model: str) -> Path:
+    """Make a new run folder, mode 0700.
+
+    Parameters
+    ----------
+    name
+        As the user gave it; None: one is made from the model's, as in ``smollm2-swift-17``.
+    model
+        As the user gave it.
+
+    Raises
+    ------
+    BusyError
+        A run of that name is there already.
+    """
+    parent = runs_folder()
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if name is not None:
+        folder = parent / check_name(name)
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            raise BusyError(
+                f"there is a run {name!r} already, in {folder}: give another name, or go on with "
+                f"it by pm.attach({name!r})"
+            ) from None
+        return _with_data(folder)
+    stem = re.sub(r"[^a-z0-9.]+", "-", Path(model).name.lower()).strip("-.")[:60] or "run"
+    choose = random.Random(time.time_ns())  # noqa: S311 - a name, not a secret
+    while True:
+        folder = parent / f"{stem}-{choose.choice(_ADJECTIVES)}-{choose.randrange(10, 1000)}"
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return _with_data(folder)
+
+
+def _with_data(folder: Path) -> Path:
+    (folder / "data").mkdir(mode=0o700)
+    return folder
+
+
+def find(name: str | os.PathLike[str] | None) -> Path:
+    """Find a run's folder by its name, by its path, or (None) the latest.
+
+    Raises
+    ------
+    NotFoundError
+        There is none; the nearest name is suggested.
+    """
+    parent = runs_folder()
+    if name is None:
+        folders = every()
+        if not folders:
+            raise NotFoundError(f"there are no runs in {parent}")
+        return folders[0]
+    path = Path(name).expanduser()
+    for folder in (parent / path, path.absolute()):
+        if (folder / "run.json").is_file():
+            return folder
+    near = difflib.get_close_matches(str(name), [f.name for f in every()], n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise NotFoundError(f"there is no run {str(name)!r} in {parent}{hint}")
+
+
+def every() -> list[Path]:
+    """All run folders, the latest first."""
+    parent = runs_folder()
+    if not parent.is_dir():
+        return []
+    found = []
+    for folder in parent.iterdir():
+        try:
+            found.append(((folder / "run.json").stat().st_mtime_ns, folder))
+        except OSError:
+            continue  # not a run, or gone meanwhile
+    return [folder for _, folder in sorted(found, key=lambda item: item[0], reverse=True)]
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600, whole or not at all, and fsync it."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows that were given in memory as JSON lines."""
+    lines = []
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InvalidError(f"data[{index}] must be a dict, it is {type(row).__name__}")
+        try:
+            lines.append(json.dumps(dict(row), ensure_ascii=False, default=_plain))
+        except (TypeError, ValueError) as error:
+            raise InvalidError(f"data[{index}] cannot be stored: {error}") from None
+    if not lines:
+        raise InvalidError("data: there are no rows in it")
+    try:
+        data = ("\n".join(lines) + "\n").encode("utf-8")
+    except UnicodeEncodeError as error:
+        index = "\n".join(lines)[: error.start].count("\n")
+        raise InvalidError(f"data[{index}]: text with half a surrogate pair") from None
+    write_private(path, data)
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers of NumPy and PyTorch as Python's own."""
+    for method in ("tolist", "item"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    raise TypeError(f"{type(value).__name__} is no text, number, list or dict")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``run.json``."""
+    path = folder / "run.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFoundError(f"{folder} is no run folder: it has no run.json") from None
+    except ValueError as error:
+        raise InvalidError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InvalidError(f"{path}: not a JSON object")
+    return config

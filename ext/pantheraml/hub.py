@@ -1,0 +1,65 @@
+"""Models by name: a folder as it is, a hub name through ``huggingface_hub``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pantheraml.errors import InvalidError, NotFoundError, PeerError
+
+#: What fine-tuning reads of a repository.
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_UNWANTED = ["*/*", "consolidated*.safetensors"]
+
+
+def resolve(model: str | os.PathLike[str]) -> Path:
+    """Give the folder of a model, fetching it first if it is named as on the hub.
+
+    Raises
+    ------
+    NotFoundError
+        Neither a folder nor a repository of that name exists.
+    PeerError
+        The hub cannot be reached, and no earlier copy is there.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    name = os.fspath(model)
+    if not isinstance(name, str) or path.is_absolute() or name.startswith((".", "~")):
+        raise NotFoundError(f"model: there is no folder {path}")
+    if path.is_file():
+        raise InvalidError(f"model: {path} is a file; give the folder that config.json is in")
+    if name.count("/") > 1 or not name.strip("/"):
+        raise NotFoundError(f"model: there is no folder {name}, and it is no hub name (owner/name)")
+    return _fetch(name)
+
+
+def _fetch(name: str) -> Path:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def copy(*, local: bool) -> Path:
+        folder = huggingface_hub.snapshot_download(
+            name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, local_files_only=local
+        )
+        return Path(folder).absolute()
+
+    try:
+        return copy(local=False)
+    except errors.GatedRepoError:
+        raise NotFoundError(
+            f"model: {name} is gated; accept its terms on the hub and log in (hf auth login)"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise NotFoundError(f"model: there is no folder and no hub model {name!r}") from None
+    except Exception as error:  # each version of the library has its own network errors
+        try:
+            return copy(local=True)
+        except Exception:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise PeerError(
+                f"model: {name} is not on this machine and the hub cannot be reached; give a "
+                f"folder, or try again with a network ({reason[:200]})"
+            ) from None

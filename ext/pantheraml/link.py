@@ -1,0 +1,227 @@
+"""Link: a client's connection to a run's coordinator, and the thread that listens to it.
+
+The thread takes events in, in the order of their numbers; where one is missing it asks for a
+replay. Answers find the callers that wait for them. When the coordinator's process is gone, what
+it logged last is read from the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from pantheraml import _native
+from pantheraml.errors import BusyError, Error, PeerError, TimedOut, from_code
+from pantheraml.record import Event
+
+
+class Listener(Protocol):
+    """What a link tells. All calls come from the link's thread."""
+
+    def last_seq(self) -> int:
+        """Give the number of the last event taken in."""
+
+    def on_events(self, events: list[Event]) -> None:
+        """Take events in; heartbeats are among them, they have no ``seq``."""
+
+    def on_welcome(self, welcome: dict[str, Any]) -> None:
+        """Hear that the coordinator has let us in."""
+
+    def on_gone(self) -> None:
+        """Hear that the coordinator's process is gone; the link's thread ends."""
+
+
+class _Pending:
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.answer: dict[str, Any] | None = None
+        self.error: Error | None = None
+
+
+class Link:
+    """A connection that is being listened to.
+
+    Parameters
+    ----------
+    connection_file
+        As `_native.launch` or `_native.connection_file` gives it.
+    listener
+        Who is told.
+    name
+        Of the run, for the thread's name.
+    """
+
+    def __init__(self, connection_file: str | Path, listener: Listener, name: str) -> None:
+        self._file = connection_file
+        self.coordinator_pid = _native.coordinator_pid(connection_file)
+        self._client = _native.Client(connection_file)
+        self._listener = listener
+        self._prefix = secrets.token_hex(6)
+        self._lock = threading.Lock()
+        self._counter = 0
+        self._pending: dict[str, _Pending] = {}
+        self._replaying = False
+        self._seen = 0  # highest number that anyone has told us of
+        self._up = False
+        self._closing = False
+        self.caught_up = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name=f"pml {name}", daemon=True)
+        self._thread.start()
+
+    # ---- any thread ------------------------------------------------------------------------
+
+    def request(self, kind: str, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer.
+
+        Raises
+        ------
+        Error
+            What the coordinator answered, as its class.
+        TimedOut
+            No answer came in time.
+        PeerError
+            The coordinator is gone.
+        """
+        if threading.current_thread() is self._thread:
+            raise BusyError("a subscriber may not wait for an answer; ask from another thread")
+        pending = self._send(kind, fields)
+        if not pending.done.wait(timeout):
+            raise TimedOut(f"the run's coordinator did not answer {kind} within {timeout:g} s")
+        if pending.error is not None:
+            raise pending.error
+        assert pending.answer is not None
+        return pending.answer
+
+    def fileno(self) -> int:
+        """Give the eventfd of the C client."""
+        return self._client.fileno()
+
+    def close(self) -> None:
+        """Stop listening. The run goes on."""
+        self._closing = True
+        self._client.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+
+    def _send(self, kind: str, fields: dict[str, Any]) -> _Pending:
+        pending = _Pending()
+        with self._lock:
+            self._counter += 1
+            number = f"{self._prefix}-{self._counter}"
+            self._pending[number] = pending
+        try:
+            message = {"type": kind, "id": number, **fields}
+            self._client.send(json.dumps(message, separators=(",", ":"), allow_nan=False))
+        except BaseException:
+            with self._lock:
+                self._pending.pop(number, None)
+            raise
+        return pending
+
+    # ---- the link's own thread -------------------------------------------------------------
+
+    def _listen(self) -> None:
+        error: Error = PeerError("the run's coordinator is gone")
+        gone = False
+        checked = time.monotonic()
+        while not self._closing and not gone:
+            try:
+                batch = self._client.receive(0.5)
+                self._take(batch)
+            except Error as problem:
+                error = problem
+                break
+            now = time.monotonic()
+            if not self._up and now - checked > 0.4:
+                checked = now
+                gone = not self._is_there()
+        self._closing = True
+        self._client.close()
+        with self._lock:
+            pending, self._pending = self._pending, {}
+        # The listener reads the log's end first, so that who waits finds what happened last.
+        self._listener.on_gone()
+        for waiting in pending.values():
+            waiting.error = error
+            waiting.done.set()
+        self.caught_up.set()
+
+    def _take(self, batch: list[tuple[str, str]]) -> None:
+        events: list[Event] = []
+        for kind, text in batch:
+            if kind == "event":
+                self._event(json.loads(text), events)
+            elif kind == "answer":
+                self._answer(json.loads(text), events)
+            elif kind == "up":
+                self._up = True
+                self._replaying = False
+                self._send("hello", {})
+                self._replay(events)
+            elif kind == "down":
+                self._up = False
+            elif kind == "lost":
+                self._replay(events)
+            elif kind == "denied":
+                raise from_code("denied", text or "the coordinator does not accept our key")
+        if events:
+            self._listener.on_events(events)
+
+    def _event(self, event: Event, events: list[Event]) -> None:
+        if "seq" not in event:  # a heartbeat
+            self._seen = max(self._seen, event["last"])
+            events.append(event)
+        else:
+            self._seen = max(self._seen, event["seq"])
+            if event["seq"] == self._next(events):
+                events.append(event)
+        if self._seen >= self._next(events):
+            self._replay(events)
+
+    def _answer(self, answer: dict[str, Any], events: list[Event]) -> None:
+        with self._lock:
+            pending = self._pending.pop(answer["id"], None)
+        if answer["type"] == "events":
+            self._replaying = False
+            for event in answer["events"]:
+                if event["seq"] == self._next(events):
+                    events.append(event)
+            self._seen = max(self._seen, answer["last"])
+            if self._seen >= self._next(events):
+                self._replay(events)
+            else:
+                if events:  # taken in before anybody hears that we have caught up
+                    self._listener.on_events(events.copy())
+                    events.clear()
+                self.caught_up.set()
+        elif answer["type"] == "welcome":
+            self._listener.on_welcome(answer)
+        if pending is not None:
+            if answer["type"] == "error":
+                pending.error = from_code(answer["code"], answer["message"])
+            pending.answer = answer
+            pending.done.set()
+
+    def _next(self, events: list[Event]) -> int:
+        """Give the number of the event that must come next."""
+        for event in reversed(events):
+            if "seq" in event:
+                return int(event["seq"]) + 1
+        return self._listener.last_seq() + 1
+
+    def _replay(self, events: list[Event]) -> None:
+        if not self._replaying:
+            self._replaying = True
+            self._send("replay", {"from": self._next(events)})
+
+    def _is_there(self) -> bool:
+        try:
+            return _native.coordinator_pid(self._file) == self.coordinator_pid
+        except Error:
+            return False
+

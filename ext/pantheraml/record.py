@@ -1,0 +1,198 @@
+"""What a run's events add up to: the same for a live run, a log on disk and a report.
+
+Events come in the order of their sequence numbers (docs/protocol.md). A record only ever grows
+from them, so whoever has all events has the whole state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+#: States in which nothing more will happen by itself.
+ENDED = frozenset({"finished", "stopped", "failed"})
+
+_HISTORY = ("step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds")
+_NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole on disk.
+
+    Attributes
+    ----------
+    step
+        Optimizer steps in it.
+    path
+        Its folder: a PEFT adapter (LoRA) or a model folder (full).
+    name
+        As it was asked for; None otherwise.
+    bytes
+        Size of its files.
+    """
+
+    step: int
+    path: Path
+    name: str | None
+    bytes: int
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass
+class CommandRecord:
+    """How far a command has come: ``accepted``, ``applied`` or ``refused``."""
+
+    number: int
+    verb: str
+    args: dict[str, Any]
+    state: str = "accepted"
+    step: int | None = None
+    workers: list[int] = field(default_factory=list)
+    reason: str = ""
+
+
+class RunRecord:
+    """A run's state as far as its events tell.
+
+    Parameters
+    ----------
+    folder
+        The run folder; paths in events are relative to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.events: list[Event] = []
+        self.seq = 0
+        self.timeline = 0
+        self.state = "starting"
+        self.reason = ""
+        self.code = ""
+        self.step = 0
+        self.max_steps = 0
+        self.history: list[dict[str, Any]] = []
+        self.plan: Event | None = None
+        self.workers: list[dict[str, Any]] = []
+        self.progress: Event | None = None
+        self.memory: list[dict[str, int]] = []
+        self.evals: list[Event] = []
+        self.checkpoints: list[Checkpoint] = []
+        self.commands: dict[int, CommandRecord] = {}
+        self.samples: dict[int, list[int]] = {}
+        self.samples_done: set[int] = set()
+
+    def apply(self, event: Event) -> None:
+        """Take the next event in. One that is known already changes nothing."""
+        if event["seq"] <= self.seq:
+            return
+        _numbers(event)
+        self.seq = event["seq"]
+        self.timeline = event["timeline"]
+        self.events.append(event)
+        handler = _HANDLERS.get(event["type"])
+        if handler is not None:
+            handler(self, event)
+
+    def _state(self, event: Event) -> None:
+        self.state, self.step = event["state"], event["step"]
+        self.reason, self.code = event.get("reason", ""), event.get("code", "")
+        if self.state == "starting":
+            # From here on another past is told: what came after the checkpoint has not happened.
+            self._forget_after(self.step)
+        else:
+            self.progress = None
+
+    def _step(self, event: Event) -> None:
+        self._forget_after(event["step"] - 1)
+        self.step = event["step"]
+        self.history.append({name: event[name] for name in _HISTORY})
+        self.memory = event.get("memory", self.memory)
+
+    def _forget_after(self, step: int) -> None:
+        while self.history and self.history[-1]["step"] > step:
+            self.history.pop()
+        while self.evals and self.evals[-1]["step"] > step:
+            self.evals.pop()
+
+    def _plan(self, event: Event) -> None:
+        self.plan = event
+        self.max_steps = event["max_steps"]
+
+    def _workers(self, event: Event) -> None:
+        self.workers = event["workers"]
+
+    def _progress(self, event: Event) -> None:
+        self.progress = event
+
+    def _eval(self, event: Event) -> None:
+        self.evals.append(event)
+
+    def _checkpoint(self, event: Event) -> None:
+        path = self.folder / event["path"]
+        self.checkpoints = [c for c in self.checkpoints if c.path != path]
+        self.checkpoints.append(
+            Checkpoint(event["step"], path, event.get("name"), event["bytes"])
+        )
+
+    def _command(self, event: Event) -> None:
+        number = event["command"]
+        self.commands[number] = CommandRecord(number, event["verb"], event["args"])
+
+    def _applied(self, event: Event) -> None:
+        command = self._known(event)
+        command.state, command.step, command.workers = "applied", event["step"], event["workers"]
+
+    def _refused(self, event: Event) -> None:
+        command = self._known(event)
+        command.state, command.step, command.reason = "refused", event["step"], event["reason"]
+
+    def _known(self, event: Event) -> CommandRecord:
+        number = event["command"]
+        return self.commands.setdefault(number, CommandRecord(number, event["verb"], {}))
+
+    def _sample(self, event: Event) -> None:
+        self.samples.setdefault(event["command"], []).extend(event["token_ids"])
+        if event["done"]:
+            self.samples_done.add(event["command"])
+
+
+_HANDLERS: dict[str, Callable[[RunRecord, Event], None]] = {
+    "state": RunRecord._state,
+    "step": RunRecord._step,
+    "plan": RunRecord._plan,
+    "workers": RunRecord._workers,
+    "progress": RunRecord._progress,
+    "eval": RunRecord._eval,
+    "checkpoint": RunRecord._checkpoint,
+    "command": RunRecord._command,
+    "applied": RunRecord._applied,
+    "refused": RunRecord._refused,
+    "sample": RunRecord._sample,
+}
+
+
+def read_log(folder: Path) -> Iterator[Event]:
+    """Yield the events of a run folder's log; a torn last line is left out."""
+    path = folder / "events.jsonl"
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def _numbers(event: Event) -> None:
+    """Turn the words for non-finite numbers into numbers, in place."""
+    for name in ("loss", "grad_norm", "learning_rate"):
+        value = event.get(name)
+        if isinstance(value, str):
+            event[name] = _NOT_FINITE.get(value, value)

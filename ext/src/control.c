@@ -1,0 +1,105 @@
+/* Launching a run's coordinator and finding one that is there. */
+#include "native.h"
+
+#include <limits.h>
+#include <stdio.h>
+
+#include "pml/net/connection.h"
+#include "pml/net/launch.h"
+
+/* Paths come as str, bytes or os.PathLike; converted to bytes that the caller owns. */
+static const char *text(PyObject *bytes)
+{
+    return bytes == NULL ? NULL : PyBytes_AsString(bytes);
+}
+
+PyDoc_STRVAR(launch_doc,
+             "launch(program, run_folder, resume=None, accept_changes=False, timeout=20.0)\n--\n\n"
+             "Start the detached coordinator of a run and wait for its sockets.\n\n"
+             "resume is None for a new run, '' for the newest whole checkpoint, or the name of\n"
+             "one. Returns (connection_file, started); started is False when the run has a\n"
+             "coordinator already.");
+
+static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"program", "run_folder", "resume", "accept_changes", "timeout", NULL};
+    PyObject *program = NULL;
+    PyObject *folder = NULL;
+    PyObject *result = NULL;
+    const char *resume = NULL;
+    int accept_changes = 0;
+    double timeout = 20.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|zpd:launch", names, PyUnicode_FSConverter,
+                                     &program, PyUnicode_FSConverter, &folder, &resume,
+                                     &accept_changes, &timeout))
+        goto done;
+    if (!(timeout > 0 && timeout < 1e6)) {
+        PyErr_SetString(PyExc_ValueError, "timeout must be a positive number of seconds");
+        goto done;
+    }
+    pml_launch options = {.program = text(program),
+                          .run_folder = text(folder),
+                          .resume = resume,
+                          .accept_changes = accept_changes,
+                          .timeout_ms = (int)(timeout * 1000)};
+    pml_error err = PML_ERROR_INIT;
+    char file[PATH_MAX] = "";
+    pml_status status;
+    Py_BEGIN_ALLOW_THREADS status = pml_launch_coordinator(&options, file, sizeof file, &err);
+    Py_END_ALLOW_THREADS if (status == PML_OK || (status == PML_BUSY && file[0] != '\0')) result =
+        Py_BuildValue("(NO)", PyUnicode_DecodeFSDefault(file),
+                      status == PML_OK ? Py_True : Py_False);
+    else pmli_raise(pmli_state_of(module), &err);
+done:
+    Py_XDECREF(program);
+    Py_XDECREF(folder);
+    return result;
+}
+
+PyDoc_STRVAR(connection_file_doc,
+             "connection_file(run_folder, /)\n--\n\n"
+             "Where the connection file of a run folder is, or would be, if it had a coordinator.");
+
+static PyObject *connection_file(PyObject *module, PyObject *argument)
+{
+    PyObject *folder = NULL;
+    if (!PyUnicode_FSConverter(argument, &folder))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    char path[PATH_MAX];
+    char file[PATH_MAX + 32];
+    pml_status status = pml_runtime_path(text(folder), path, sizeof path, &err);
+    Py_DECREF(folder);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    snprintf(file, sizeof file, "%s/connection.json", path);
+    return PyUnicode_DecodeFSDefault(file);
+}
+
+PyDoc_STRVAR(
+    coordinator_pid_doc,
+    "coordinator_pid(connection_file, /)\n--\n\n"
+    "Process id in a connection file. Raises NotFoundError where there is none, PeerError\n"
+    "when its process is gone (a stale file), DeniedError when it is not ours alone.");
+
+static PyObject *coordinator_pid(PyObject *module, PyObject *argument)
+{
+    PyObject *path = NULL;
+    if (!PyUnicode_FSConverter(argument, &path))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    pml_connection connection = {0};
+    pml_status status = pml_connection_read(text(path), &connection, &err);
+    pml_keypair_forget(&connection.keys);
+    Py_DECREF(path);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    return PyLong_FromLong(connection.pid);
+}
+
+PyMethodDef pmli_control_methods[] = {
+    {"launch", (PyCFunction)(void (*)(void))launch, METH_VARARGS | METH_KEYWORDS, launch_doc},
+    {"connection_file", connection_file, METH_O, connection_file_doc},
+    {"coordinator_pid", coordinator_pid, METH_O, coordinator_pid_doc},
+    {NULL, NULL, 0, NULL},
+};

@@ -1,0 +1,39 @@
+/* pantheraml._native: what its files share. The only place with Python.h.
+ *
+ * Limited API of Python 3.11, so that one file serves every later version; multi-phase
+ * initialisation, heap types and module state, so that it may be loaded more than once.
+ * Locking: module and type state is only touched with the GIL (the module does not claim to run
+ * without it); every call that waits for anything gives the GIL up. */
+#ifndef PMLI_EXT_NATIVE_H
+#define PMLI_EXT_NATIVE_H
+
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030B0000
+#endif
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "pml/base/error.h"
+
+typedef struct pmli_state {
+    PyObject
+        *errors[PML_STATUS_COUNT]; /* classes of pantheraml.errors by status; [PML_OK] unused */
+    PyObject *client_type;
+} pmli_state;
+
+/* Raise err as its class of pantheraml.errors. Returns NULL. */
+PyObject *pmli_raise(const pmli_state *state, const pml_error *err);
+
+/* The Client type, made for this module. New reference, NULL with an exception. */
+PyObject *pmli_client_type_new(PyObject *module);
+
+/* Module functions, one table a file, each ending with a row of NULLs. */
+extern PyMethodDef pmli_engine_methods[];  /* plan, program, check_model, device_info, hash_file */
+extern PyMethodDef pmli_control_methods[]; /* launch, connection_file, connection_check */
+
+static inline pmli_state *pmli_state_of(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+
+#endif
