@@ -45,13 +45,20 @@ pml_status pml_runtime_path(const char *run_folder, char *path, size_t capacity,
 /* Make it, 0700. PML_DENIED when a part of it is a link, somebody else's, or open to others. */
 pml_status pml_runtime_create(const char *run_folder, char *path, size_t capacity, pml_error *err);
 
+/* Take the coordinator's lock, `folder`/lock. *fd holds it until it is closed or the process ends,
+ * however it ends; it is not inherited. PML_BUSY: somebody has it. */
+pml_status pml_runtime_lock(const char *folder, int *fd, pml_error *err);
+
+/* Whether somebody holds it: PML_OK, else PML_PEER; PML_NOT_FOUND where there is no lock file. */
+pml_status pml_runtime_locked(const char *folder, pml_error *err);
+
 /* Write `folder`/connection.json: temporary name, 0600, O_EXCL|O_NOFOLLOW, fsync, rename. */
 pml_status pml_connection_write(const char *folder, const pml_connection *connection,
                                 pml_error *err);
 
 /* Read a connection file. PML_NOT_FOUND: no coordinator has been there. PML_DENIED: not a regular
  * file of ours with mode 0600. PML_CORRUPT, PML_INVALID: its content. PML_PEER: its coordinator's
- * process is gone (stale). */
+ * process is gone (left over). */
 pml_status pml_connection_read(const char *path, pml_connection *connection, pml_error *err);
 
 #ifdef __cplusplus

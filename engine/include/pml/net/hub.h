@@ -1,0 +1,74 @@
+/* Hub: the coordinator's sockets, in its runtime folder.
+ *
+ *   ctl  ROUTER  requests of clients        keys of role control and view
+ *   pub  PUB     events for clients         keys of role control and view
+ *   wrk  ROUTER  reports of workers         keys of role worker
+ *
+ * CURVE always; a thread answers libzmq's question (ZAP, RFC 27) whether a key may come in, from
+ * the list that pml_hub_allow fills. The list is asked again at each message. All other functions
+ * belong to one thread. */
+#ifndef PML_NET_HUB_H
+#define PML_NET_HUB_H
+
+#include <poll.h>
+#include <stdint.h>
+
+#include "pml/net/connection.h"
+
+typedef struct pml_hub pml_hub;
+
+typedef enum pml_door {
+    PML_DOOR_CONTROL = 0,
+    PML_DOOR_TELEMETRY,
+    PML_DOOR_WORKER,
+    PML_DOORS
+} pml_door;
+
+enum { PML_PEER_MAX = 255 };
+
+/* Where an answer goes: a connection, not a person. */
+typedef struct pml_peer {
+    uint8_t size;
+    uint8_t id[PML_PEER_MAX];
+} pml_peer;
+
+typedef struct pml_inbound {
+    pml_door door;
+    pml_peer peer;
+    pml_role role; /* of the key, now */
+    int tag;       /* as given to pml_hub_allow */
+    size_t size;
+    char text[]; /* with a NUL behind */
+} pml_inbound;
+
+/* Bind the three sockets in folder (pml_runtime_create), with a new server key. */
+pml_status pml_hub_new(const char *folder, pml_hub **hub, pml_error *err);
+
+/* Up to a second for what is still to be sent. */
+void pml_hub_destroy(pml_hub **hub);
+
+const char *pml_hub_endpoint(const pml_hub *hub, pml_door door);
+const char *pml_hub_server_key(const pml_hub *hub);
+
+/* Let a key in for a role; tag comes back with its messages (a worker's rank). */
+pml_status pml_hub_allow(pml_hub *hub, const char *public_key, pml_role role, int tag,
+                         pml_error *err);
+
+/* Wait until a message or one of the n descriptors (poll's events and revents) is there, or the
+ * time is over, or a signal came. */
+pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout_ms,
+                        pml_error *err);
+
+/* The next message of any door without waiting; the caller frees it with free(). PML_TIMEOUT: none.
+ * A message of several frames comes with size 0: nobody of ours sends such. */
+pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err);
+
+/* Queue one message to a peer; a peer that is gone or does not read loses it. */
+pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const char *text,
+                        size_t size, pml_error *err);
+pml_status pml_hub_publish(pml_hub *hub, const char *text, size_t size, pml_error *err);
+
+/* Handshakes turned away so far: by key, and for want of the right protocol. */
+void pml_hub_refusals(const pml_hub *hub, int64_t *keys, int64_t *handshakes);
+
+#endif
