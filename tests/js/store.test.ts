@@ -1,0 +1,179 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { emptyColumns } from "../../widgets/js/src/curve";
+import type { Columns, Outgoing } from "../../widgets/js/src/protocol";
+import { Store } from "../../widgets/js/src/store";
+
+function rows(steps: number[], loss: (step: number) => number | string = (s) => 10 / s): Columns {
+  const columns = emptyColumns();
+  for (const step of steps) {
+    columns.step.push(step);
+    columns.loss.push(loss(step) as number);
+    columns.learning_rate.push(1e-4);
+    columns.grad_norm.push(1);
+    columns.tokens_per_second.push(5000);
+    columns.seconds.push(0.5);
+  }
+  return columns;
+}
+
+function range(from: number, to: number): number[] {
+  return Array.from({ length: to - from + 1 }, (_, i) => from + i);
+}
+
+function snapshot(seq: number, steps: number[], events: object[] = []): object {
+  return { seq, name: "run", max_steps: 100, columns: rows(steps), events, memory: [] };
+}
+
+function tick(after: number, seq: number, steps: number[], events: object[] = []): object {
+  return { kind: "tick", after, seq, columns: rows(steps), events, memory: null };
+}
+
+function make(t: { after(fn: () => void): void }): { store: Store; sent: Outgoing[] } {
+  const sent: Outgoing[] = [];
+  let ids = 0;
+  const store = new Store(
+    (message) => sent.push(message),
+    () => `id-${++ids}`,
+  );
+  t.after(() => store.destroy());
+  return { store, sent };
+}
+
+test("a snapshot and contiguous ticks make the curve", (t) => {
+  const { store, sent } = make(t);
+  store.load(snapshot(10, range(1, 8)));
+  store.receive(tick(10, 12, [9, 10]));
+  assert.deepEqual(store.curve.columns.step, range(1, 10));
+  assert.equal(store.step, 10);
+  assert.equal(sent.length, 0);
+});
+
+test("a gap asks for the whole and adds nothing", (t) => {
+  const { store, sent } = make(t);
+  store.load(snapshot(10, range(1, 8)));
+  store.receive(tick(11, 12, [10]));
+  assert.deepEqual(store.curve.columns.step, range(1, 8));
+  assert.deepEqual(sent, [{ kind: "hello" }]);
+  store.load(snapshot(12, range(1, 10)));
+  assert.deepEqual(store.curve.columns.step, range(1, 10));
+});
+
+test("a tick or a snapshot from the past changes nothing", (t) => {
+  const { store, sent } = make(t);
+  store.load(snapshot(10, range(1, 8)));
+  store.receive(tick(4, 9, [7]));
+  store.load(snapshot(9, range(1, 7)));
+  assert.deepEqual(store.curve.columns.step, range(1, 8));
+  assert.equal(sent.length, 0);
+});
+
+test("a new timeline replaces what it repeats", (t) => {
+  const { store } = make(t);
+  store.load(snapshot(10, range(1, 8)));
+  store.receive(tick(10, 13, [5, 6]));
+  assert.deepEqual(store.curve.columns.step, range(1, 6));
+  assert.equal(store.curve.smooth.length, 6);
+});
+
+test("a command goes from sent over accepted to applied", (t) => {
+  const { store, sent } = make(t);
+  const args = { learning_rate: 1e-4 };
+  // The same command was there before, from another page: it is not this one.
+  const old = { type: "applied", seq: 9, time: 1, command: 3, verb: "set", step: 4, workers: [0], args };
+  store.load(snapshot(10, range(1, 8), [old]));
+  store.command("set", args);
+  assert.deepEqual(sent, [{ kind: "command", id: "id-1", verb: "set", args }]);
+  assert.equal(store.lastRequest("set")?.status, "sent");
+  store.load(snapshot(10, range(1, 8), [old]));
+  assert.equal(store.lastRequest("set")?.status, "sent");
+  store.receive({ kind: "reply", id: "id-1", error: null });
+  assert.equal(store.lastRequest("set")?.status, "accepted");
+  const common = { time: 2, command: 4, verb: "set", args };
+  store.receive(tick(10, 11, [], [{ ...common, type: "command", seq: 11 }]));
+  assert.equal(store.lastRequest("set")?.number, 4);
+  const applied = { ...common, type: "applied", seq: 12, step: 9, workers: [0, 1] };
+  store.receive(tick(11, 13, [9], [applied]));
+  const request = store.lastRequest("set");
+  assert.equal(request?.status, "applied");
+  assert.equal(request?.step, 9);
+  assert.equal(request?.workers, 2);
+  assert.deepEqual(
+    store.markers.map((m) => m.step),
+    [4, 9],
+  );
+});
+
+test("another page's command with other arguments is not taken for ours", (t) => {
+  const { store } = make(t);
+  store.load(snapshot(10, range(1, 8)));
+  store.command("set", { learning_rate: 1e-4 });
+  const other = { type: "applied", seq: 11, time: 1, command: 1, verb: "set", step: 9, workers: [0] };
+  store.receive(tick(10, 11, [], [{ ...other, args: { learning_rate: 2e-4 } }]));
+  assert.equal(store.lastRequest("set")?.status, "sent");
+});
+
+test("an error and a refusal both end a command with their reason", (t) => {
+  const { store } = make(t);
+  store.load(snapshot(10, [1]));
+  store.command("pause");
+  store.receive({ kind: "reply", id: "id-1", error: "no coordinator" });
+  assert.equal(store.lastRequest("pause")?.status, "refused");
+  assert.equal(store.lastRequest("pause")?.reason, "no coordinator");
+  store.command("checkpoint");
+  const refused = { type: "refused", seq: 11, time: 1, command: 2, verb: "checkpoint", reason: "disk" };
+  store.receive(tick(10, 11, [], [refused]));
+  assert.equal(store.lastRequest("checkpoint")?.reason, "disk");
+});
+
+test("samples grow in place and text stays text", (t) => {
+  const { store } = make(t);
+  store.load(snapshot(1, [1]));
+  const part = { type: "sample", time: 1, command: 7, step: 1 };
+  store.receive(tick(1, 2, [], [{ ...part, seq: 2, text: "<b>", done: false }]));
+  store.receive(tick(2, 3, [], [{ ...part, seq: 3, text: "<b>x", done: true }]));
+  assert.deepEqual(store.samples, [{ key: "7", step: 1, text: "<b>x", done: true }]);
+});
+
+test("states, plan, evaluations and the time left", (t) => {
+  const { store } = make(t);
+  store.load(snapshot(10, range(1, 50), [{ type: "state", seq: 1, time: 1, state: "running" }]));
+  assert.equal(store.phase, "running");
+  assert.equal(store.eta, 25);
+  const events = [
+    { type: "eval", seq: 11, time: 1, step: 50, loss: 0.5 },
+    { type: "plan", seq: 12, time: 1, by_cause: {}, total: 5, available: 10 },
+    { type: "state", seq: 13, time: 1, state: "failed", reason: "out of luck" },
+  ];
+  store.receive(tick(10, 13, [], events));
+  assert.deepEqual(store.evals, [{ step: 50, loss: 0.5 }]);
+  assert.equal(store.plan?.["available"], 10);
+  assert.equal(store.active, false);
+  assert.equal(store.reason, "out of luck");
+  assert.ok(Number.isNaN(store.eta));
+});
+
+test("nobody answers: offline; a welcome: live again", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const { store } = make(t);
+  store.load(snapshot(10, [1]));
+  store.hello();
+  t.mock.timers.tick(3999);
+  assert.equal(store.connection, "waiting");
+  t.mock.timers.tick(2);
+  assert.equal(store.connection, "offline");
+  assert.equal(store.receive({ kind: "welcome", fresh: true }), true);
+  assert.equal(store.connection, "live");
+});
+
+test("what is not ours is ignored", (t) => {
+  const { store } = make(t);
+  store.load({});
+  store.load(null);
+  store.load({ seq: 1, columns: { step: [1] } });
+  for (const message of [null, 3, "tick", [], {}, { kind: "tick" }, { kind: "anywidget-command" }]) {
+    assert.equal(store.receive(message), false);
+  }
+  assert.equal(store.curve.length, 0);
+  assert.equal(store.connection, "waiting");
+});

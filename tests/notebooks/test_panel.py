@@ -1,0 +1,227 @@
+"""The Python half of the panel over a run that pretends (``fake_run``)."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("anywidget")
+
+from fake_run import FakeRun
+from pantheraml_widgets.feed import COLUMNS, KEEP, Feed, thin
+from pantheraml_widgets.run_panel import RunPanel, panel_of
+
+
+def step(seq: int, number: int, loss: object = 1.0, **more: object) -> dict[str, Any]:
+    values = dict.fromkeys(COLUMNS, 1.0) | {"step": number, "loss": loss}
+    return {"seq": seq, "time": 0.0, "type": "step", **values, **more}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come about in time"
+        time.sleep(0.01)
+
+
+def feed() -> Feed:
+    return Feed("run", lambda: 100)
+
+
+def test_ticks_join_without_gap_and_without_repeat() -> None:
+    f = feed()
+    assert f.tick() is None
+    for i in range(1, 6):
+        assert f.add(step(i, i))
+    assert not f.add(step(5, 5))
+    first = f.tick()
+    assert first is not None and (first["after"], first["seq"]) == (0, 5)
+    assert first["columns"]["step"] == [1, 2, 3, 4, 5]
+    f.add(step(6, 6))
+    second = f.tick()
+    assert second is not None and (second["after"], second["columns"]["step"]) == (5, [6])
+    f.add(step(7, 7))
+    whole = f.snapshot()
+    assert whole["columns"]["step"] == [1, 2, 3, 4, 5, 6, 7]
+    assert f.tick() is None
+
+
+def test_a_new_timeline_replaces_what_it_repeats() -> None:
+    f = feed()
+    for i in range(1, 9):
+        f.add(step(i, i))
+    f.tick()
+    f.add(step(9, 9))
+    f.add(step(10, 5, loss=0.5))
+    tick = f.tick()
+    assert tick is not None and tick["columns"]["step"] == [5]
+    assert f.snapshot()["columns"]["step"] == [1, 2, 3, 4, 5]
+
+
+def test_what_json_has_not_travels_as_text_and_digits_are_cut() -> None:
+    f = feed()
+    f.add(step(1, 1, loss=float("nan"), grad_norm=float("inf")))
+    f.add(step(2, 2, loss="NaN", learning_rate=1 / 3))
+    whole = json.loads(json.dumps(f.snapshot(), allow_nan=False))
+    assert whole["columns"]["loss"] == ["NaN", "NaN"]
+    assert whole["columns"]["grad_norm"][0] == "Infinity"
+    assert whole["columns"]["learning_rate"][1] == 0.333333
+
+
+def test_thinning_keeps_the_ends_and_every_spike() -> None:
+    rows = 50_000
+    loss: list[object] = [1.0] * rows
+    loss[12_345], loss[40_000], loss[7] = 9.0, -3.0, "NaN"
+    thinned = thin({"step": list(range(rows)), "loss": loss}, most=2000)
+    assert len(thinned["step"]) == len(thinned["loss"]) <= 2000
+    assert {0, rows - 1, 12_345, 40_000} <= set(thinned["step"])
+    assert thinned["step"] == sorted(thinned["step"])
+
+
+def test_a_long_run_stays_within_the_budget() -> None:
+    f = feed()
+    for i in range(1, 20_001):
+        f.add(step(i, i, loss=2.0 + 1 / i, seconds=0.123456789))
+    for i in range(20_001, 20_001 + 2 * KEEP):
+        f.add({"seq": i, "time": 0.0, "type": "log", "level": "info", "message": "x"})
+    whole = f.snapshot()
+    assert len(whole["events"]) == KEEP
+    assert len(json.dumps(whole)) < 150_000
+
+
+def test_samples_are_decoded_as_a_whole() -> None:
+    f = Feed("run", lambda: 1, decode=lambda ids: bytes(ids).decode("utf-8", "replace"))
+    first, second = "é".encode()
+    f.add({"seq": 1, "time": 0.0, "type": "sample", "command": 4, "token_ids": [first]})
+    done = {"type": "sample", "command": 4, "token_ids": [second], "done": True}
+    f.add({"seq": 2, "time": 0.0, **done})
+    samples = [e for e in f.snapshot()["events"] if e["type"] == "sample"]
+    assert [e["text"] for e in samples] == ["é"]
+
+
+class Recorder:
+    """A panel that keeps what it would send."""
+
+    def __init__(self, run: FakeRun) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+        class Silent(RunPanel):
+            def send(_, content: dict[str, Any], buffers: object = None) -> None:
+                json.dumps(content, allow_nan=False)
+                self.sent.append(content)
+
+        self.panel = Silent(run, record=lambda: "<p>record</p>", decode=run.decode)
+
+    def kinds(self, kind: str) -> list[dict[str, Any]]:
+        return [content for content in self.sent if content["kind"] == kind]
+
+    def say(self, **content: Any) -> None:
+        self.panel._on_message(self.panel, content, [])
+
+
+@pytest.fixture
+def run() -> Iterator[FakeRun]:
+    fake = FakeRun(max_steps=10_000, seconds=0.002, workers=2)
+    yield fake
+    if fake.state not in ("finished", "stopped"):
+        fake.stop()
+
+
+def test_at_most_five_ticks_a_second_and_nothing_lost(run: FakeRun) -> None:
+    recorder = Recorder(run)
+    time.sleep(1.1)
+    recorder.panel.close()
+    ticks = recorder.kinds("tick")
+    assert 3 <= len(ticks) <= 7
+    columns = recorder.panel.snapshot["columns"]["step"] + [
+        number for tick in ticks for number in tick["columns"]["step"]
+    ]
+    assert columns == list(range(1, len(columns) + 1)) and len(columns) > 20
+
+
+def test_hello_is_answered_with_the_whole(run: FakeRun) -> None:
+    recorder = Recorder(run)
+    wait_for(lambda: run.step > 30)
+    recorder.say(kind="hello")
+    wait_for(lambda: recorder.kinds("welcome"))
+    assert recorder.kinds("welcome")[0]["fresh"] is True
+    assert len(recorder.panel.snapshot["columns"]["step"]) >= 30
+    recorder.say(kind="hello")
+    wait_for(lambda: len(recorder.kinds("welcome")) == 2)
+    assert recorder.kinds("welcome")[1]["fresh"] is False
+    recorder.panel.close()
+
+
+def test_commands_reach_the_run_and_errors_the_page(run: FakeRun) -> None:
+    recorder = Recorder(run)
+
+    def ask(number: str, verb: object, args: object = None) -> str | None:
+        recorder.say(kind="command", id=number, verb=verb, args=args or {})
+        wait_for(lambda: any(r["id"] == number for r in recorder.kinds("reply")))
+        error = next(r["error"] for r in recorder.kinds("reply") if r["id"] == number)
+        assert error is None or isinstance(error, str)
+        return error
+
+    assert ask("a", "pause") is None
+    wait_for(lambda: run.state == "paused")
+    assert ask("b", "set", {"learning_rate": 1e-5}) is None
+    assert "at most 0.5" in str(ask("c", "set", {"learning_rate": 0.9}))
+    assert "number" in str(ask("d", "set", {"learning_rate": "1e-4"}))
+    assert "number" in str(ask("e", "set", {"learning_rate": True}))
+    assert "no command" in str(ask("f", "__init__"))
+    assert ask("g", "resume") is None
+    assert ask("h", "checkpoint") is None
+    assert ask("i", "stop") is None
+    wait_for(lambda: run.state == "stopped")
+    recorder.panel.close()
+
+
+def test_a_slow_command_does_not_hold_the_curve(run: FakeRun) -> None:
+    recorder = Recorder(run)
+    release = threading.Event()
+    run.pause = release.wait  # type: ignore[assignment, method-assign]
+    recorder.say(kind="command", id="slow", verb="pause", args={})
+    before = len(recorder.kinds("tick"))
+    wait_for(lambda: len(recorder.kinds("tick")) > before + 1)
+    assert not recorder.kinds("reply")
+    release.set()
+    wait_for(lambda: recorder.kinds("reply"))
+    recorder.panel.close()
+
+
+def test_the_end_is_in_the_trait_and_the_record_beside_the_view() -> None:
+    run = FakeRun(max_steps=20, seconds=0.005)
+    recorder = Recorder(run)
+    wait_for(lambda: run.state == "finished")
+    wait_for(lambda: recorder.panel.snapshot["columns"]["step"][-1:] == [20])
+    made = recorder.panel._repr_mimebundle_()
+    assert made is not None
+    assert made[0]["text/html"] == "<p>record</p>"
+    assert "application/vnd.jupyter.widget-view+json" in made[0]
+    recorder.panel.close()
+
+
+def test_close_ends_the_threads_and_leaves_the_run(run: FakeRun) -> None:
+    def threads() -> int:
+        return sum(thread.name == "pml-panel" for thread in threading.enumerate())
+
+    before = threads()
+    panel = RunPanel(run)
+    assert threads() == before + 2
+    panel.close()
+    panel.close()
+    wait_for(lambda: threads() == before)
+    assert run.state == "running" and not run._listeners
+
+
+def test_one_panel_per_run(run: FakeRun) -> None:
+    panel = panel_of(run)
+    assert panel_of(run) is panel
+    panel.close()
+    assert panel_of(run) is not panel
+    panel_of(run).close()

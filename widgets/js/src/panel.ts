@@ -1,0 +1,203 @@
+/** The run panel: puts the parts together and redraws them, at most once a frame. */
+
+import { Charts } from "./chart";
+import { outcome, RateField, Toolbar } from "./controls";
+import { el, setText } from "./dom";
+import { EventList, Samples } from "./feed";
+import { count, decimal, duration, NONE, rate } from "./format";
+import { MemoryBars } from "./memory";
+import type { Store } from "./store";
+import { currentTheme, watchTheme } from "./theme";
+
+interface Part {
+  node: HTMLElement;
+  update(): void;
+}
+
+/** State, name and progress. */
+class Header implements Part {
+  readonly node: HTMLElement;
+  private readonly state = el("span", { class: "pml-state" });
+  private readonly name = el("span", { class: "pml-name" });
+  private readonly steps = el("span", { class: "pml-steps" });
+  private readonly bar: HTMLElement;
+  private readonly fill = el("span", { class: "pml-bar-fill" });
+
+  constructor(
+    private readonly store: Store,
+    toolbar: Toolbar,
+  ) {
+    this.bar = el(
+      "div",
+      {
+        class: "pml-bar",
+        attrs: { role: "progressbar", "aria-label": "Steps", "aria-valuemin": "0" },
+      },
+      [this.fill],
+    );
+    const title = el("div", { class: "pml-title" }, [this.state, this.name]);
+    const progress = el("div", { class: "pml-progress-line" }, [this.bar, this.steps]);
+    this.node = el("header", { class: "pml-header" }, [title, progress, toolbar.node]);
+  }
+
+  update(): void {
+    const { store } = this;
+    setText(this.state, store.phase);
+    this.state.dataset["phase"] = store.phase;
+    setText(this.name, store.name);
+    this.name.title = store.name;
+    const { progress } = store;
+    const share = progress !== null ? progress.fraction : store.step / store.maxSteps;
+    const percent = Number.isFinite(share) ? Math.min(100, Math.max(0, share * 100)) : 0;
+    this.fill.style.width = `${percent}%`;
+    const text =
+      progress !== null
+        ? `${progress.what} ${Math.round(percent)} %`
+        : `${count(store.step)} / ${store.maxSteps > 0 ? count(store.maxSteps) : NONE}`;
+    setText(this.steps, text);
+    this.bar.setAttribute("aria-valuemax", "100");
+    this.bar.setAttribute("aria-valuenow", String(Math.round(percent)));
+    this.bar.setAttribute("aria-valuetext", progress !== null ? text : `step ${text}`);
+  }
+}
+
+/** The row of large numbers. */
+class Figures implements Part {
+  readonly node: HTMLElement;
+  private readonly values = new Map<string, HTMLElement>();
+
+  constructor(private readonly store: Store) {
+    this.node = el("dl", { class: "pml-figures" });
+    for (const label of [
+      "Loss",
+      "Held-out loss",
+      "Learning rate",
+      "Gradient norm",
+      "Tokens/s",
+      "Time left",
+    ]) {
+      const value = el("dd", { text: NONE });
+      this.values.set(label, value);
+      this.node.append(el("div", { class: "pml-figure" }, [el("dt", { text: label }), value]));
+    }
+  }
+
+  update(): void {
+    const { curve, evals, eta } = this.store;
+    const some = curve.length > 0;
+    const lost = some && !Number.isFinite(curve.last("loss"));
+    this.set("Loss", lost ? decimal(curve.last("loss"), true) : decimal(curve.smooth.at(-1) ?? NaN));
+    this.values.get("Loss")?.classList.toggle("pml-error", lost);
+    this.set("Held-out loss", decimal(evals.at(-1)?.loss ?? NaN, evals.length > 0));
+    this.set("Learning rate", rate(curve.last("learning_rate")));
+    this.set("Gradient norm", decimal(curve.last("grad_norm"), some));
+    this.set("Tokens/s", count(curve.last("tokens_per_second")));
+    this.set("Time left", duration(eta));
+  }
+
+  private set(label: string, text: string): void {
+    const node = this.values.get(label);
+    if (node !== undefined) setText(node, text);
+  }
+}
+
+/** Says what a sighted person sees change: state and the fate of commands, never the numbers. */
+class Announcer implements Part {
+  readonly node = el("div", {
+    class: "pml-hidden",
+    attrs: { role: "status", "aria-live": "polite" },
+  });
+  private state = "";
+  private fate = "";
+
+  constructor(private readonly store: Store) {}
+
+  update(): void {
+    const { phase, reason, step, requests, workers } = this.store;
+    const state = `Run ${phase}${reason === "" ? "" : `: ${reason}`}`;
+    const last = requests.at(-1);
+    const fate = last === undefined ? "" : outcome(last, workers.length);
+    if (state !== this.state) setText(this.node, step > 0 ? `${state}, step ${step}` : state);
+    else if (fate !== this.fate) setText(this.node, fate);
+    this.state = state;
+    this.fate = fate;
+  }
+}
+
+/** One line under the header when the panel is not live, or the run ended badly. */
+class Notice implements Part {
+  readonly node = el("p", { class: "pml-notice" });
+
+  constructor(private readonly store: Store) {}
+
+  update(): void {
+    const { connection, phase, reason } = this.store;
+    const text =
+      connection === "offline"
+        ? "Not connected: this is the last state seen. pm.attach() in a cell brings the live panel back."
+        : phase === "failed"
+          ? reason
+          : "";
+    setText(this.node, text);
+    this.node.hidden = text === "";
+    this.node.classList.toggle("pml-error", connection !== "offline");
+  }
+}
+
+export function renderPanel(root: HTMLElement, store: Store, signal: AbortSignal): void {
+  const toolbar = new Toolbar(store, signal);
+  const charts = new Charts(store, signal);
+  const rateField = new RateField(store);
+  const memory = new MemoryBars(store);
+  const events = new EventList(store);
+  const samples = new Samples(store);
+  const header = new Header(store, toolbar);
+  const figures = new Figures(store);
+  const notice = new Notice(store);
+  const announcer = new Announcer(store);
+  const parts: Part[] = [
+    header,
+    notice,
+    figures,
+    toolbar,
+    charts,
+    rateField,
+    memory,
+    events,
+    samples,
+    announcer,
+  ];
+
+  const side = el("div", { class: "pml-side" }, [rateField.node, memory.node]);
+  const middle = el("div", { class: "pml-middle" }, [charts.node, side]);
+  const bottom = el("div", { class: "pml-bottom" }, [events.node, samples.node]);
+  const panel = el(
+    "div",
+    { class: "pml-panel", attrs: { role: "group", "aria-label": "Training run" } },
+    [header.node, notice.node, figures.node, middle, bottom, announcer.node],
+  );
+  // The container's size decides the layout, not the window's, so the panel sits in a box of it.
+  const box = el("div", { class: "pml" }, [panel]);
+  box.dataset["theme"] = currentTheme();
+  root.append(box);
+  watchTheme(() => {
+    box.dataset["theme"] = currentTheme();
+    // Custom properties of the new theme are there only once its style sheet is.
+    setTimeout(() => charts.restyle(), 100);
+  }, signal);
+
+  let frame = 0;
+  const draw = (): void => {
+    frame = 0;
+    for (const part of parts) part.update();
+  };
+  const later = (): void => {
+    if (frame === 0) frame = requestAnimationFrame(draw);
+  };
+  const unsubscribe = store.subscribe(later);
+  signal.addEventListener("abort", () => {
+    unsubscribe();
+    cancelAnimationFrame(frame);
+  });
+  draw();
+}

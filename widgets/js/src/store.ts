@@ -1,0 +1,328 @@
+/**
+ * The state of one run as the panel knows it, rebuilt from a snapshot and kept by ticks.
+ *
+ * There is one store per widget model and any number of views on it. The only way in is `receive`
+ * and `load`, the only way out is `send`: nothing here touches the page.
+ */
+
+import { Curve } from "./curve";
+import { describe, type Level } from "./format";
+import {
+  isObject,
+  parseIncoming,
+  parseSnapshot,
+  toNumber,
+  toText,
+  type Json,
+  type JsonObject,
+  type Outgoing,
+  type RunEvent,
+  type Snapshot,
+  type Tick,
+  type Verb,
+} from "./protocol";
+
+export type Phase = "starting" | "running" | "paused" | "finished" | "stopped" | "failed";
+const PHASES: readonly string[] = [
+  "starting",
+  "running",
+  "paused",
+  "finished",
+  "stopped",
+  "failed",
+];
+
+/** waiting: asked and no answer yet. offline: nobody answers (a saved notebook, a new kernel). */
+export type Connection = "waiting" | "live" | "offline";
+
+/** A command of this page, from the click to its effect. */
+export interface Request {
+  id: string;
+  verb: Verb;
+  args: { learning_rate?: number };
+  status: "sent" | "accepted" | "applied" | "refused";
+  /** Its place in the run's one order of commands, once accepted. */
+  number: number | null;
+  /** Only events behind this sequence number can belong to it. */
+  after: number;
+  step: number;
+  workers: number;
+  reason: string;
+}
+
+export interface LogLine {
+  seq: number;
+  time: number;
+  text: string;
+  level: Level;
+}
+
+export interface Sample {
+  key: string;
+  step: number;
+  text: string;
+  done: boolean;
+}
+
+export interface Marker {
+  step: number;
+  kind: "set" | "checkpoint";
+}
+
+/** Kept of each list; the log on disk has everything. */
+const LOG_LINES = 200;
+const SAMPLES = 8;
+const REQUESTS = 20;
+const PATIENCE_MS = 4000;
+
+export class Store {
+  connection: Connection = "waiting";
+  name = "";
+  phase: Phase = "starting";
+  reason = "";
+  step = 0;
+  maxSteps = 0;
+  progress: { what: string; fraction: number } | null = null;
+  readonly curve = new Curve();
+  evals: { step: number; loss: number }[] = [];
+  plan: JsonObject | null = null;
+  memory: JsonObject[] = [];
+  workers: JsonObject[] = [];
+  log: LogLine[] = [];
+  samples: Sample[] = [];
+  markers: Marker[] = [];
+  requests: Request[] = [];
+
+  private seq = 0;
+  private loaded = false;
+  private patience: ReturnType<typeof setTimeout> | undefined;
+  private readonly listeners = new Set<() => void>();
+  private readonly sendOut: (message: Outgoing) => void;
+  private readonly newId: () => string;
+
+  constructor(send: (message: Outgoing) => void, newId: () => string) {
+    this.sendOut = send;
+    this.newId = newId;
+  }
+
+  /** Calls back after every change; returns the way out. */
+  subscribe(listener: () => void): () => void {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  }
+
+  /** Says hello to the Python half, which answers with a welcome and a fresh snapshot. */
+  hello(): void {
+    this.sendOut({ kind: "hello" });
+    clearTimeout(this.patience);
+    this.patience = setTimeout(() => {
+      this.connection = "offline";
+      this.notify();
+    }, PATIENCE_MS);
+  }
+
+  destroy(): void {
+    clearTimeout(this.patience);
+    this.listeners.clear();
+  }
+
+  /** Takes over a snapshot (the synced trait), unless it is older than what is known already. */
+  load(value: unknown): void {
+    const snapshot = parseSnapshot(value);
+    if (snapshot === null || (this.loaded && snapshot.seq < this.seq)) return;
+    this.reset(snapshot);
+    this.notify();
+  }
+
+  /** Takes a custom message. Returns true when it was the welcome to a widget just displayed. */
+  receive(message: unknown): boolean {
+    const incoming = parseIncoming(message);
+    if (incoming === null) return false;
+    clearTimeout(this.patience);
+    this.connection = "live";
+    let fresh = false;
+    if (incoming.kind === "welcome") fresh = incoming.fresh;
+    else if (incoming.kind === "tick") this.take(incoming.tick);
+    else if (incoming.error !== null) this.fail(incoming.id, incoming.error);
+    else this.accept(incoming.id);
+    this.notify();
+    return fresh;
+  }
+
+  command(verb: Verb, args: { learning_rate?: number } = {}): void {
+    const id = this.newId();
+    const request: Request = {
+      id,
+      verb,
+      args,
+      status: "sent",
+      number: null,
+      after: this.seq,
+      step: NaN,
+      workers: 0,
+      reason: "",
+    };
+    this.requests = [...this.requests, request].slice(-REQUESTS);
+    this.sendOut({ kind: "command", id, verb, args });
+    this.notify();
+  }
+
+  /** The last command with one of these verbs, undefined when there was none. */
+  lastRequest(...verbs: Verb[]): Request | undefined {
+    return this.requests.findLast((request) => verbs.includes(request.verb));
+  }
+
+  /** True while the run can still be steered. */
+  get active(): boolean {
+    return ["starting", "running", "paused"].includes(this.phase);
+  }
+
+  /** Seconds to the last step at the pace of the last steps; NaN when that is not known. */
+  get eta(): number {
+    if (this.phase !== "running" || this.maxSteps <= 0) return NaN;
+    return (this.maxSteps - this.step) * this.curve.secondsPerStep();
+  }
+
+  private notify(): void {
+    for (const listener of this.listeners) listener();
+  }
+
+  private reset(snapshot: Snapshot): void {
+    this.loaded = true;
+    this.seq = 0;
+    this.name = snapshot.name;
+    this.maxSteps = snapshot.max_steps;
+    this.evals = [];
+    this.log = [];
+    this.samples = [];
+    this.markers = [];
+    this.progress = null;
+    this.memory = snapshot.memory;
+    this.curve.clear();
+    this.curve.append(snapshot.columns);
+    this.step = this.curve.last("step") || 0;
+    for (const event of snapshot.events) this.reduce(event);
+    this.seq = snapshot.seq;
+  }
+
+  private take(tick: Tick): void {
+    if (tick.after !== this.seq || !this.loaded) {
+      // Something is missing in between (a late view, a lost message): ask for the whole.
+      if (tick.seq > this.seq || !this.loaded) this.hello();
+      return;
+    }
+    this.curve.append(tick.columns);
+    const step = this.curve.last("step");
+    if (tick.columns.step.length > 0 && Number.isFinite(step)) {
+      this.step = step;
+      this.progress = null;
+    }
+    if (tick.memory !== null) this.memory = tick.memory;
+    for (const event of tick.events) this.reduce(event);
+    this.seq = tick.seq;
+  }
+
+  private reduce(event: RunEvent): void {
+    const step = toNumber(event["step"]);
+    switch (event.type) {
+      case "state": {
+        const phase = toText(event["state"]);
+        if (PHASES.includes(phase)) this.phase = phase as Phase;
+        this.reason = toText(event["reason"]);
+        if (this.phase !== "starting") this.progress = null;
+        break;
+      }
+      case "progress":
+        this.progress = { what: toText(event["what"]), fraction: toNumber(event["fraction"]) };
+        break;
+      case "plan":
+        this.plan = event;
+        break;
+      case "workers":
+        this.workers = Array.isArray(event["workers"]) ? event["workers"].filter(isObject) : [];
+        break;
+      case "eval":
+        this.evals = this.evals.filter((e) => e.step < step);
+        this.evals.push({ step, loss: toNumber(event["loss"]) });
+        break;
+      case "checkpoint":
+        this.markers.push({ step, kind: "checkpoint" });
+        break;
+      case "sample":
+        this.takeSample(event, step);
+        break;
+      case "command":
+      case "applied":
+      case "refused":
+        this.takeCommand(event, step);
+        break;
+      default:
+        break;
+    }
+    const line = describe(event);
+    if (line !== null) {
+      this.log.push({ seq: event.seq, time: event.time, ...line });
+      if (this.log.length > LOG_LINES) this.log.splice(0, this.log.length - LOG_LINES);
+    }
+  }
+
+  private takeSample(event: RunEvent, step: number): void {
+    const key = String(event["command"] ?? event.seq);
+    const text = toText(event["text"]);
+    const done = event["done"] !== false;
+    const known = this.samples.find((sample) => sample.key === key);
+    if (known !== undefined) {
+      // Each event carries the whole text so far: a token need not end where a character does.
+      known.text = text;
+      known.done = done;
+      return;
+    }
+    this.samples = [{ key, step, text, done }, ...this.samples].slice(0, SAMPLES);
+  }
+
+  private takeCommand(event: RunEvent, step: number): void {
+    const number = toNumber(event["command"]);
+    const verb = toText(event["verb"]);
+    if (event.type === "applied" && verb === "set") this.markers.push({ step, kind: "set" });
+    const request =
+      this.requests.find((r) => r.number === number) ??
+      this.requests.find(
+        (r) =>
+          r.number === null &&
+          r.status !== "refused" &&
+          r.verb === verb &&
+          event.seq > r.after &&
+          sameArgs(r.args, event["args"]),
+      );
+    if (request === undefined) return;
+    request.number = number;
+    if (event.type === "command" && request.status === "sent") request.status = "accepted";
+    if (event.type === "applied") {
+      request.status = "applied";
+      request.step = step;
+      request.workers = Array.isArray(event["workers"]) ? event["workers"].length : 0;
+    }
+    if (event.type === "refused") {
+      request.status = "refused";
+      request.reason = toText(event["reason"]);
+    }
+  }
+
+  private accept(id: string): void {
+    const request = this.requests.find((r) => r.id === id);
+    if (request?.status === "sent") request.status = "accepted";
+  }
+
+  private fail(id: string, reason: string): void {
+    const request = this.requests.find((r) => r.id === id);
+    if (request === undefined) return;
+    request.status = "refused";
+    request.reason = reason;
+  }
+}
+
+function sameArgs(sent: { learning_rate?: number }, logged: Json | undefined): boolean {
+  if (sent.learning_rate === undefined) return true;
+  const rate = isObject(logged) ? toNumber(logged["learning_rate"]) : NaN;
+  return Math.abs(rate - sent.learning_rate) <= 1e-9 * Math.abs(sent.learning_rate);
+}

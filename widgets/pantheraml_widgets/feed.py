@@ -1,0 +1,207 @@
+"""A run's events as what a panel needs: columns of numbers and the few events that matter.
+
+A :class:`Feed` takes events in order, one at a time, from any thread. :meth:`Feed.tick` says what
+is new since it was last asked; :meth:`Feed.snapshot` says everything, at a bounded size.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["COLUMNS", "Feed", "thin"]
+
+#: Columns of the curve, in the order of the front end (``widgets/js/src/protocol.ts``).
+COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds")
+
+#: Points of a snapshot. Two thousand are more than a panel has pixels.
+MAX_POINTS = 2000
+
+#: Of these types only the last event counts; of all others the newest ``KEEP`` are kept.
+_LATEST = {"plan", "workers", "progress"}
+_IGNORED = {"step", "heartbeat"}
+KEEP = 300
+
+Event = Mapping[str, Any]
+
+
+def _number(value: object) -> float | str:
+    """A number as it may stand in JSON: six digits, and names for what JSON has not."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int | float):
+        return "NaN"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def thin(columns: Mapping[str, Sequence[Any]], most: int = MAX_POINTS) -> dict[str, list[Any]]:
+    """Fewer rows that look the same: of each stretch the rows of least and greatest loss.
+
+    Parameters
+    ----------
+    columns : mapping of str to sequence
+        Columns of equal length; ``loss`` decides.
+    most : int
+        Rows to have at most. The first and the last row are always kept.
+    """
+    rows = len(columns["loss"])
+    if rows <= most:
+        return {name: list(values) for name, values in columns.items()}
+    loss = [v if isinstance(v, int | float) else math.nan for v in columns["loss"]]
+    keep = {0, rows - 1}
+    stretches = max(1, (most - 2) // 2)
+    for i in range(stretches):
+        stretch = range(i * rows // stretches, (i + 1) * rows // stretches)
+        finite = [row for row in stretch if not math.isnan(loss[row])] or list(stretch)
+        keep.add(min(finite, key=loss.__getitem__))
+        keep.add(max(finite, key=loss.__getitem__))
+    order = sorted(keep)
+    return {name: [values[row] for row in order] for name, values in columns.items()}
+
+
+class Feed:
+    """The state behind a panel.
+
+    Parameters
+    ----------
+    name : str
+        The run's name.
+    max_steps : callable
+        Says how many steps the run has, 0 while that is not known.
+    decode : callable, optional
+        Makes text of token ids; without it samples are shown as their ids.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        max_steps: Callable[[], int | None],
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> None:
+        self._name = name
+        self._max_steps = max_steps
+        self._decode = decode
+        self._lock = threading.Lock()
+        self._seq = 0
+        self._sent = 0  # every tick up to here went out
+        self._columns: dict[str, list[float | str]] = {name: [] for name in COLUMNS}
+        self._events: list[dict[str, Any]] = []
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._samples: dict[Any, list[int]] = {}
+        self._memory: list[Any] = []
+        self._state = ""
+        self._new_rows = 0  # rows at the end of the columns that no tick has had
+        self._new_events: list[dict[str, Any]] = []
+        self._new_memory = False
+
+    @property
+    def state(self) -> str:
+        """State of the last state event."""
+        return self._state
+
+    def add(self, event: Event) -> bool:
+        """Take one event. Returns False for one that is known already or shows nothing."""
+        seq = event.get("seq")
+        if not isinstance(seq, int):
+            return False
+        with self._lock:
+            if seq <= self._seq:
+                return False
+            self._seq = seq
+            kind = event.get("type")
+            if kind == "step":
+                self._add_step(event)
+            elif kind not in _IGNORED:
+                self._add_event(event)
+            return True
+
+    def tick(self) -> dict[str, Any] | None:
+        """What is new since the last tick or snapshot, or None."""
+        with self._lock:
+            if self._seq == self._sent:
+                return None
+            start = len(self._columns["step"]) - self._new_rows
+            new = {
+                "after": self._sent,
+                "seq": self._seq,
+                "columns": {name: values[start:] for name, values in self._columns.items()},
+                "events": self._new_events,
+                "memory": self._memory if self._new_memory else None,
+            }
+            self._mark_sent()
+            return new
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything, thinned to :data:`MAX_POINTS` rows. The next tick goes on from here."""
+        with self._lock:
+            events = sorted([*self._latest.values(), *self._events], key=lambda e: int(e["seq"]))
+            whole = {
+                "seq": self._seq,
+                "name": self._name,
+                "max_steps": int(self._max_steps() or 0),
+                "columns": thin(self._columns),
+                "events": events,
+                "memory": self._memory,
+            }
+            self._mark_sent()
+            return whole
+
+    def _mark_sent(self) -> None:
+        self._sent = self._seq
+        self._new_rows = 0
+        self._new_events = []
+        self._new_memory = False
+
+    def _add_step(self, event: Event) -> None:
+        steps = self._columns["step"]
+        step = int(event["step"])
+        if steps and step <= float(steps[-1]):  # a new timeline: what it replaces goes
+            keep = next(i for i, known in enumerate(steps) if float(known) >= step)
+            self._new_rows = max(0, self._new_rows - (len(steps) - keep))
+            for values in self._columns.values():
+                del values[keep:]
+        for name, values in self._columns.items():
+            values.append(_number(event.get(name)))
+        self._new_rows += 1
+        memory = event.get("memory")
+        if memory:
+            self._memory = list(memory)
+            self._new_memory = True
+
+    def _add_event(self, event: Event) -> None:
+        kept = dict(event)
+        kind = str(kept.get("type"))
+        if kind == "state":
+            self._state = str(kept.get("state"))
+        elif kind == "sample":
+            kept = self._whole_sample(kept)
+        if kind in _LATEST:
+            self._latest[kind] = kept
+        else:
+            if kind == "sample":  # each holds the whole text so far: one of them is enough
+                command = kept["command"]
+                self._events = [
+                    e
+                    for e in self._events
+                    if e.get("type") != "sample" or e.get("command") != command
+                ]
+            self._events.append(kept)
+            if len(self._events) > KEEP:
+                del self._events[0]
+        self._new_events.append(kept)
+
+    def _whole_sample(self, event: dict[str, Any]) -> dict[str, Any]:
+        """A chunk becomes the text so far: a token need not end where a character does."""
+        command = event.get("command")
+        ids = self._samples.setdefault(command, [])
+        ids += [int(token) for token in event.pop("token_ids", [])]
+        text = self._decode(ids) if self._decode else " ".join(map(str, ids))
+        if event.get("done"):
+            del self._samples[command]
+        return {**event, "command": command, "text": text[:8000]}

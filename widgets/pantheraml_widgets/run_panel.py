@@ -1,0 +1,280 @@
+"""The run panel: an anywidget over a run, one model per run, at most five updates a second.
+
+Three threads meet here. The run's I/O thread calls :meth:`RunPanel._on_event`, which only queues.
+The front end's messages come on the kernel's main thread or a subshell's, and are only queued as
+well. Everything that is sent, and the synced trait, belongs to the panel's own sender thread; a
+second one carries out commands, because those wait for the coordinator's answer.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import anywidget
+import IPython.display
+import traitlets
+
+from pantheraml_widgets.feed import Feed
+
+__all__ = ["RunLike", "RunPanel", "panel_of"]
+
+_STATIC = Path(__file__).parent / "static"
+#: Seconds between two updates.
+PERIOD = 0.2
+#: States after which nothing more is learnt.
+_OVER = {"finished", "stopped", "failed"}
+
+
+class RunLike(Protocol):
+    """What the panel needs of a ``pantheraml.Run``."""
+
+    name: str
+
+    @property
+    def max_steps(self) -> int | None: ...
+    def events(self) -> Iterable[Mapping[str, Any]]: ...
+    def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]: ...
+    def pause(self) -> object: ...
+    def resume(self) -> object: ...
+    def checkpoint(self) -> object: ...
+    def stop(self) -> object: ...
+    def set(self, *, learning_rate: float) -> object: ...
+
+
+def _bundle(name: str) -> Path:
+    path = _STATIC / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: `make build` makes it out of widgets/js")
+    return path
+
+
+class RunPanel(anywidget.AnyWidget):
+    """Live view of one run.
+
+    Parameters
+    ----------
+    run : RunLike
+        The run.
+    record : callable, optional
+        Makes the static HTML record that stands beside the widget in a saved notebook.
+    decode : callable, optional
+        Makes text of token ids, for samples.
+    """
+
+    _esm = _bundle("panel.js")
+    _css = _bundle("panel.css")
+    #: The whole run (``Feed.snapshot``): what a front end starts from, also without a kernel.
+    snapshot = traitlets.Dict().tag(sync=True)
+
+    def __init__(
+        self,
+        run: RunLike,
+        *,
+        record: Callable[[], str] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> None:
+        self._run = run
+        self._record = record
+        self._feed = Feed(run.name, lambda: run.max_steps, decode)
+        self._wake = threading.Condition()
+        self._dirty = False
+        self._outbox: list[dict[str, Any]] = []
+        self._hello = False
+        self._fresh = True
+        self._ended = False  # the end of the run was shown
+        self._closed = False
+        self._display_id: str | None = None
+        self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        # Subscribed first and read then: an event in between comes twice and counts once.
+        early: list[dict[str, Any]] = []
+        gate = threading.Lock()
+        opened = False
+
+        def on_event(event: dict[str, Any]) -> None:
+            with gate:
+                if not opened:
+                    early.append(event)
+                    return
+            self._on_event(event)
+
+        self._unsubscribe = run.subscribe(on_event)
+        for event in run.events():
+            self._feed.add(event)
+        with gate:
+            for event in early:
+                self._feed.add(event)
+            opened = True
+        self._ended = self._feed.state in _OVER
+        super().__init__(snapshot=self._feed.snapshot())
+        self._free_replies()
+        self.on_msg(self._on_message)
+        for target in (self._send_loop, self._command_loop):
+            threading.Thread(target=target, name="pml-panel", daemon=True).start()
+
+    def close(self) -> None:
+        """Let go of the run and end the threads; the run goes on."""
+        with self._wake:
+            already, self._closed = self._closed, True
+            self._wake.notify()
+        if not already:
+            self._unsubscribe()
+            self._commands.put(None)
+        super().close()
+
+    def _free_replies(self) -> None:
+        """Keep the panel's buttons alive while a cell is busy.
+
+        ipykernel 7.4.0 answers a comm on the shell that last published on it, so a widget made by
+        a busy cell is not heard before that cell ends; without its choice the front end's own
+        (a subshell) stands. The name is private: other versions do not have it and need nothing.
+        """
+        comm = self.comm
+        if hasattr(comm, "_reply_subshell_for"):
+            comm._reply_subshell_for = lambda data, default: default
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        made = super()._repr_mimebundle_(**kwargs)
+        if made is None or self._record is None:
+            return made
+        data, metadata = made
+        return {**data, "text/html": self._record()}, metadata
+
+    def _ipython_display_(self) -> None:
+        """Display with an id, so that the record in the notebook can be renewed at the end."""
+        made = self._repr_mimebundle_()
+        if made is None:
+            return
+        self._display_id = f"pantheraml-{uuid.uuid4().hex}"
+        data, metadata = made
+        IPython.display.display(  # type: ignore[no-untyped-call]
+            data, raw=True, metadata=metadata, display_id=self._display_id
+        )
+
+    # From the run's I/O thread.
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if self._feed.add(event):
+            with self._wake:
+                self._dirty = True
+                self._wake.notify()
+
+    # From the front end, on whichever thread the kernel reads its comms.
+    def _on_message(self, _widget: object, content: object, _buffers: object) -> None:
+        if not isinstance(content, dict):
+            return
+        if content.get("kind") == "hello":
+            with self._wake:
+                self._hello = True
+                self._wake.notify()
+        elif content.get("kind") == "command":
+            self._commands.put(content)
+
+    def _command_loop(self) -> None:
+        while (content := self._commands.get()) is not None:
+            error: str | None = None
+            try:
+                self._carry_out(content)
+            # Whatever it is, the person who pressed the button has to see it; the thread goes on.
+            except Exception as problem:
+                error = str(problem) or type(problem).__name__
+            with self._wake:
+                self._outbox.append({"kind": "reply", "id": content.get("id"), "error": error})
+                self._wake.notify()
+
+    def _carry_out(self, content: dict[str, Any]) -> None:
+        verb, args = content.get("verb"), content.get("args")
+        if verb == "set":
+            rate = args.get("learning_rate") if isinstance(args, dict) else None
+            if isinstance(rate, bool) or not isinstance(rate, int | float):
+                raise ValueError("set needs a learning_rate that is a number")
+            self._run.set(learning_rate=float(rate))
+        elif verb == "pause":
+            self._run.pause()
+        elif verb == "resume":
+            self._run.resume()
+        elif verb == "checkpoint":
+            self._run.checkpoint()
+        elif verb == "stop":
+            self._run.stop()
+        else:
+            raise ValueError(f"the panel has no command {verb!r}")
+
+    def _send_loop(self) -> None:
+        last = 0.0
+        while True:
+            with self._wake:
+                while not (self._dirty or self._hello or self._outbox or self._closed):
+                    self._wake.wait()
+                # Answers go at once, numbers at most every PERIOD.
+                while not (self._hello or self._outbox or self._closed):
+                    left = last + PERIOD - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._wake.wait(left)
+                if self._closed:
+                    return
+                due = time.monotonic() >= last + PERIOD
+                hello, self._hello = self._hello, False
+                answers, self._outbox = self._outbox, []
+                self._dirty = self._dirty and not due
+            for answer in answers:
+                self.send(answer)
+            if hello:
+                self._welcome()
+            elif due:
+                self._send_tick()
+            if due or hello:
+                last = time.monotonic()
+
+    def _welcome(self) -> None:
+        fresh, self._fresh = self._fresh, False
+        self.snapshot = self._feed.snapshot()
+        self.send({"kind": "welcome", "fresh": fresh})
+
+    def _send_tick(self) -> None:
+        tick = self._feed.tick()
+        if tick is not None:
+            self.send({"kind": "tick", **tick})
+        over = self._feed.state in _OVER
+        if over and not self._ended:
+            # The trait is what a notebook saved from here on shows without a kernel.
+            self.snapshot = self._feed.snapshot()
+            self._renew_record()
+        self._ended = over
+
+    def _renew_record(self) -> None:
+        made = self._repr_mimebundle_()
+        if self._display_id is not None and made is not None:
+            data, metadata = made
+            IPython.display.update_display(  # type: ignore[no-untyped-call]
+                data, raw=True, metadata=metadata, display_id=self._display_id
+            )
+
+
+_panels: weakref.WeakKeyDictionary[Any, RunPanel] = weakref.WeakKeyDictionary()
+_panels_lock = threading.Lock()
+
+
+def panel_of(run: RunLike) -> RunPanel:
+    """The panel of a run, made at the first call."""
+    with _panels_lock:
+        known = _panels.get(run)
+        if known is None or known._closed:
+            known = RunPanel(run, record=_recorder(run), decode=getattr(run, "decode", None))
+            _panels[run] = known
+        return known
+
+
+def _recorder(run: RunLike) -> Callable[[], str]:
+    def record() -> str:
+        from pantheraml.report import record_html
+
+        return str(record_html(run))
+
+    return record
