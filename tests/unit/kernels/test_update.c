@@ -1,0 +1,172 @@
+/* The end of a step: sum, sumsq, clip_scale, adamw. */
+#include "kernels/fixture.h"
+
+static void check_reduce(int64_t rows, int64_t cols, int64_t border)
+{
+    pml_op_args args = {
+        .sum = {.x = random_view(rows, cols, border), .total = view_new(1, 1, 0, PML_F64)}};
+    double *x = doubles(&args.sum.x), *total = args.sum.total.data;
+    double sum = 2.5, square = -4; /* added to what is there */
+    for (int64_t i = 0; i < rows * cols; i++) {
+        sum += x[i];
+        square += x[i] * x[i];
+    }
+    *total = 2.5;
+    run_op(PML_OP_sum, &args);
+    assert_true(fabs(*total - sum) <= 1e-12 * (double)(rows * cols + 1));
+    *total = -4;
+    run_op(PML_OP_sumsq, &args); /* the same operands */
+    assert_true(fabs(*total - square) <= 1e-12 * (double)(rows * cols + 1));
+    free(x);
+    free_views(PML_OP_sum, &args);
+}
+
+static void test_reductions(void **state)
+{
+    (void)state;
+    check_reduce(1, 1, 0);
+    check_reduce(0, 5, 0);
+    check_reduce(1, 130, 0);
+    check_reduce(7, 33, 5);
+    check_reduce(1, 3000001, 0);
+    check_reduce(9001, 3, 1);
+}
+
+/* What float32 squares cannot hold: the sum is made in float64. */
+static void test_sumsq_of_large_numbers(void **state)
+{
+    (void)state;
+    pml_op_args args = {
+        .sumsq = {.x = view_new(1, 10, 0, PML_F32), .total = view_new(1, 1, 0, PML_F64)}};
+    for (int i = 0; i < 10; i++)
+        *at(&args.sumsq.x, 0, i) = 1e30F;
+    *(double *)args.sumsq.total.data = 0;
+    run_op(PML_OP_sumsq, &args);
+    double want = 10 * (double)1e30F * (double)1e30F;
+    assert_true(fabs(*(double *)args.sumsq.total.data - want) <= 1e-14 * want);
+    free_views(PML_OP_sumsq, &args);
+}
+
+static void check_clip(double sumsq, double mean, double limit, double scale, double norm)
+{
+    pml_op_args args = {.clip_scale = {.sumsq = view_new(1, 1, 0, PML_F64),
+                                       .hyper = random_view(3, PML_HYPER_COUNT, 2),
+                                       .norm = view_new(1, 1, 0, PML_F32)}};
+    pml_clip_scale_args *a = &args.clip_scale;
+    *(double *)a->sumsq.data = sumsq;
+    *at(&a->hyper, 0, PML_HYPER_MEAN) = (float)mean;
+    *at(&a->hyper, 0, PML_HYPER_MAX_NORM) = (float)limit;
+    double *want = doubles(&a->hyper);
+    for (int g = 0; g < 3; g++)
+        want[g * PML_HYPER_COUNT + PML_HYPER_GRAD_SCALE] = scale;
+    run_op(PML_OP_clip_scale, &args);
+    expect_view("hyper", &a->hyper, want, 1e-7);
+    expect_view("norm", &a->norm, &norm, 1e-7);
+    free(a->norm.data);
+    a->norm = (pml_view){0};
+    run_op(PML_OP_clip_scale, &args); /* the norm need not be wanted */
+    free(want);
+    free_views(PML_OP_clip_scale, &args);
+}
+
+static void test_clip_scale(void **state)
+{
+    (void)state;
+    check_clip(100, 0.5, 1, 0.5 * (1 / (5 + 1e-6)), 5);
+    check_clip(100, 0.5, 10, 0.5, 5);
+    check_clip(100, 0.5, 0, 0.5, 5); /* no limit */
+    check_clip(100, 0.5, -1, 0.5, 5);
+    check_clip(0, 0.25, 1, 0.25, 0);
+}
+
+/* A gradient that is not a number must not pass as one. */
+static void test_clip_scale_of_nan(void **state)
+{
+    (void)state;
+    pml_op_args args = {.clip_scale = {.sumsq = view_new(1, 1, 0, PML_F64),
+                                       .hyper = random_view(1, PML_HYPER_COUNT, 0),
+                                       .norm = view_new(1, 1, 0, PML_F32)}};
+    pml_clip_scale_args *a = &args.clip_scale;
+    *(double *)a->sumsq.data = NAN;
+    *at(&a->hyper, 0, PML_HYPER_MAX_NORM) = 1;
+    run_op(PML_OP_clip_scale, &args);
+    assert_true(isnan(*at(&a->hyper, 0, PML_HYPER_GRAD_SCALE)) && isnan(*at(&a->norm, 0, 0)));
+    free_views(PML_OP_clip_scale, &args);
+}
+
+static void check_adamw(int64_t n, pml_dtype copy)
+{
+    pml_op_args args = {.adamw = {.p = random_view(1, n, 0),
+                                  .g = random_view(1, n, 0),
+                                  .m = random_view(1, n, 0),
+                                  .v = random_view(1, n, 0),
+                                  .hyper = view_new(1, PML_HYPER_COUNT, 0, PML_F32)}};
+    pml_adamw_args *a = &args.adamw;
+    if (copy != PML_DTYPE_COUNT)
+        a->copy = view_new(1, n, 0, copy);
+    const double lr = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, decay = 0.1, scale = 0.3;
+    const double bias1 = 1 - pow(beta1, 3), bias2 = 1 - pow(beta2, 3);
+    float hyper[PML_HYPER_COUNT] = {[PML_HYPER_LR] = (float)lr,
+                                    [PML_HYPER_ONE_MINUS_BETA1] = (float)(1 - beta1),
+                                    [PML_HYPER_ONE_MINUS_BETA2] = (float)(1 - beta2),
+                                    [PML_HYPER_EPS] = (float)eps,
+                                    [PML_HYPER_WEIGHT_DECAY] = (float)decay,
+                                    [PML_HYPER_BIAS1] = (float)bias1,
+                                    [PML_HYPER_BIAS2] = (float)bias2,
+                                    [PML_HYPER_GRAD_SCALE] = (float)scale};
+    memcpy(a->hyper.data, hyper, sizeof hyper);
+    for (int64_t i = 0; i < n; i++)
+        *at(&a->v, 0, i) = fabsf(*at(&a->v, 0, i));
+    if (n > 2)
+        *at(&a->v, 0, 2) = *at(&a->g, 0, 2) = *at(&a->m, 0, 2) = 0; /* eps alone divides */
+    if (n > 3)
+        *at(&a->v, 0, 3) = *at(&a->m, 0, 3) = 0; /* as in the first step */
+    double *p = doubles(&a->p), *g = doubles(&a->g), *m = doubles(&a->m), *v = doubles(&a->v);
+    for (int64_t i = 0; i < n; i++) {
+        double grad = g[i] * scale;
+        m[i] = beta1 * m[i] + (1 - beta1) * grad;
+        v[i] = beta2 * v[i] + (1 - beta2) * grad * grad;
+        p[i] = p[i] * (1 - lr * decay) - lr * (m[i] / bias1) / (sqrt(v[i] / bias2) + eps);
+    }
+    run_op(PML_OP_adamw, &args);
+    expect_view("p", &a->p, p, 5e-7);
+    expect_view("m", &a->m, m, 5e-7);
+    expect_view("v", &a->v, v, 5e-7);
+    /* 1 - beta is small beside 1: it must not have been made from beta in float. */
+    if (n > 3)
+        assert_true(fabs(*at(&a->v, 0, 3) - v[3]) <= 5e-7 * v[3]);
+    for (int64_t i = 0; i < n; i++) {
+        float value = *at(&a->p, 0, i), got = value;
+        if (copy == PML_F32)
+            got = *at(&a->copy, 0, i);
+        if (copy == PML_BF16) {
+            uint32_t bits = (uint32_t)((uint16_t *)a->copy.data)[i] << 16;
+            memcpy(&got, &bits, sizeof got);
+        }
+        assert_true(fabsf(got - value) <= (copy == PML_BF16 ? 0x1p-8F * fabsf(value) : 0));
+    }
+    free(p);
+    free(g);
+    free(m);
+    free(v);
+    free_views(PML_OP_adamw, &args);
+}
+
+static void test_adamw(void **state)
+{
+    (void)state;
+    check_adamw(1, PML_DTYPE_COUNT);
+    check_adamw(7, PML_F32);
+    check_adamw(130, PML_BF16);
+    check_adamw(50001, PML_DTYPE_COUNT);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reductions), cmocka_unit_test(test_sumsq_of_large_numbers),
+        cmocka_unit_test(test_clip_scale), cmocka_unit_test(test_clip_scale_of_nan),
+        cmocka_unit_test(test_adamw),
+    };
+    return run_on_devices(tests);
+}
