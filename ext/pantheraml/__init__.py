@@ -1,0 +1,74 @@
+"""PantheraML: fine-tune language models in the background, watched and steered live.
+
+>>> import pantheraml as pm
+>>> run = pm.finetune("Qwen/Qwen2.5-0.5B-Instruct", data="train.jsonl", max_steps=200)
+>>> run.pause(); run.set(learning_rate=1e-4); run.resume()
+>>> run = pm.attach()          # after a restart of the kernel
+"""
+
+from pantheraml.api import (
+    RunInfo,
+    attach,
+    compare,
+    finetune,
+    monitor,
+    package_version,
+    plan,
+    program,
+    resume,
+    runs,
+)
+from pantheraml.commands import Command, Evaluation, Sample
+from pantheraml.config import LoRA
+from pantheraml.errors import (
+    BusyError,
+    CorruptError,
+    DeniedError,
+    Error,
+    InternalError,
+    InvalidError,
+    IOFailed,
+    NoMemoryError,
+    NotFoundError,
+    NotInThisVersion,
+    PeerError,
+    RunFailed,
+    TimedOut,
+)
+from pantheraml.memory import Plan
+from pantheraml.record import Checkpoint
+from pantheraml.run import Run
+
+__version__ = package_version()
+
+__all__ = [
+    "BusyError",
+    "Checkpoint",
+    "Command",
+    "CorruptError",
+    "DeniedError",
+    "Error",
+    "Evaluation",
+    "IOFailed",
+    "InternalError",
+    "InvalidError",
+    "LoRA",
+    "NoMemoryError",
+    "NotFoundError",
+    "NotInThisVersion",
+    "PeerError",
+    "Plan",
+    "Run",
+    "RunFailed",
+    "RunInfo",
+    "Sample",
+    "TimedOut",
+    "attach",
+    "compare",
+    "finetune",
+    "monitor",
+    "plan",
+    "program",
+    "resume",
+    "runs",
+]

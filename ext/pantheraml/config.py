@@ -108,7 +108,7 @@ class Settings:
     learning_rate
         Peak of the schedule.
     lr_scheduler_type
-        ``cosine``, ``linear``, ``constant``, ``constant_with_warmup``, as transformers defines them.
+        ``cosine``, ``linear``, ``constant``, ``constant_with_warmup``, as in transformers.
     warmup_steps
         Steps over which the rate rises linearly from 0.
     per_device_train_batch_size
@@ -215,9 +215,8 @@ class Settings:
         if self.method == "full" and self.lora is not None:
             raise InvalidError('lora is given, but method="full" trains every weight; drop one')
         if self.method == "full":
-            adapter: dict[str, Any] = {
-                "lora_r": 0, "lora_alpha": 0, "lora_dropout": 0, "lora_targets": [], "lora_init": "",
-            }  # fmt: skip
+            adapter: dict[str, Any] = {"lora_r": 0, "lora_alpha": 0, "lora_dropout": 0}
+            adapter |= {"lora_targets": [], "lora_init": ""}
         else:
             adapter = lora.resolve()
         return {
@@ -225,7 +224,9 @@ class Settings:
             "dtype": "float32",
             **adapter,
             "max_steps": 0 if steps is None else whole("max_steps", steps, 1, 10**12),
-            "num_train_epochs": number("num_train_epochs", _pick(epochs, None, 1.0), 0, 1e9, above=True),
+            "num_train_epochs": number(
+                "num_train_epochs", _pick(epochs, None, 1.0), 0, 1e9, above=True
+            ),
             "learning_rate": number("learning_rate", self.learning_rate, 0, 1e3),
             "lr_scheduler_type": self.lr_scheduler_type,
             "warmup_steps": whole("warmup_steps", self.warmup_steps, 0, 10**12),

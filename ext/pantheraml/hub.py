@@ -58,7 +58,9 @@ def _fetch(name: str) -> Path:
         try:
             return copy(local=True)
         except Exception:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
             raise PeerError(
                 f"model: {name} is not on this machine and the hub cannot be reached; give a "
                 f"folder, or try again with a network ({reason[:200]})"

@@ -11,7 +11,6 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +32,7 @@ class Listener(Protocol):
         """Hear that the coordinator has let us in."""
 
     def on_gone(self) -> None:
-        """Hear that the coordinator's process is gone; the link's thread ends."""
+        """Hear that the coordinator is gone; the link's thread ends. Not after close()."""
 
 
 class _Pending:
@@ -71,6 +70,9 @@ class Link:
         self._closing = False
         self.caught_up = threading.Event()
         self._thread = threading.Thread(target=self._listen, name=f"pml {name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
         self._thread.start()
 
     # ---- any thread ------------------------------------------------------------------------
@@ -105,7 +107,7 @@ class Link:
         """Stop listening. The run goes on."""
         self._closing = True
         self._client.close()
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() is not self._thread and self._thread.is_alive():
             self._thread.join(timeout=5)
 
     def _send(self, kind: str, fields: dict[str, Any]) -> _Pending:
@@ -140,12 +142,13 @@ class Link:
             if not self._up and now - checked > 0.4:
                 checked = now
                 gone = not self._is_there()
-        self._closing = True
+        left, self._closing = self._closing, True
         self._client.close()
         with self._lock:
             pending, self._pending = self._pending, {}
-        # The listener reads the log's end first, so that who waits finds what happened last.
-        self._listener.on_gone()
+        if not left:
+            # It reads the log's end, so that whoever waits finds what happened last.
+            self._listener.on_gone()
         for waiting in pending.values():
             waiting.error = error
             waiting.done.set()
@@ -224,4 +227,3 @@ class Link:
             return _native.coordinator_pid(self._file) == self.coordinator_pid
         except Error:
             return False
-

@@ -138,9 +138,7 @@ class RunRecord:
     def _checkpoint(self, event: Event) -> None:
         path = self.folder / event["path"]
         self.checkpoints = [c for c in self.checkpoints if c.path != path]
-        self.checkpoints.append(
-            Checkpoint(event["step"], path, event.get("name"), event["bytes"])
-        )
+        self.checkpoints.append(Checkpoint(event["step"], path, event.get("name"), event["bytes"]))
 
     def _command(self, event: Event) -> None:
         number = event["command"]

@@ -19,7 +19,7 @@ import numpy as np
 
 from pantheraml.data import tokenise
 from pantheraml.data.rows import Row, Source, kind_of, read, read_text, same_kind
-from pantheraml.data.shard import ShardWriter
+from pantheraml.data.shard import Ids, ShardWriter
 from pantheraml.errors import BY_CODE, Error, InvalidError
 
 _BATCH = 1024  # rows tokenised at once
@@ -127,7 +127,7 @@ class Preparation:
             self._progress(done / len(text))
         self._cut(np.concatenate(pieces))
 
-    def _cut(self, ids: tokenise.Ids) -> None:
+    def _cut(self, ids: Ids) -> None:
         for begin in range(0, len(ids), self._max_length):
             piece = ids[begin : begin + self._max_length]
             self._writer.add(piece, piece)

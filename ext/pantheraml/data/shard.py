@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ class ShardWriter:
         """Write the file beside its name, fsync, rename, fsync the folder."""
         offsets = np.zeros(self.rows + 1, np.int64)
         np.cumsum([len(row) for row in self._ids], out=offsets[1:])
-        tensors = {
+        tensors: dict[str, npt.NDArray[Any]] = {
             "input_ids": np.concatenate(self._ids).astype(np.int32, copy=False),
             "labels": np.concatenate(self._labels).astype(np.int32, copy=False),
             "offsets": offsets,

@@ -183,9 +183,7 @@ class Tokeniser:
     def _messages(self, rows: Sequence[Row]) -> Iterator[Pair]:
         assert self._template is not None
         template = self._template
-        yield from self._learn(
-            [_render(template, row, _turns(row, "messages"), 0) for row in rows]
-        )
+        yield from self._learn([_render(template, row, _turns(row, "messages"), 0) for row in rows])
 
     def _learn(self, rendered: list[tuple[str, list[chat.Span]]]) -> Iterator[Pair]:
         texts = [text for text, _ in rendered]

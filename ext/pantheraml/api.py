@@ -1,0 +1,318 @@
+"""The calls that begin things: finetune, plan, attach, resume, runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pantheraml import _native, folders, hub
+from pantheraml.config import Settings
+from pantheraml.data.rows import source_of
+from pantheraml.errors import Error, InvalidError, NotInThisVersion
+from pantheraml.memory import Plan
+from pantheraml.record import ENDED
+from pantheraml.run import Run, open_run, start_run
+
+Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+
+_ALSO = ("model", "data", "eval_data", "name")
+
+
+def finetune(
+    model: str | os.PathLike[str],
+    data: Data,
+    *,
+    eval_data: Data | None = None,
+    name: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Fine-tune a model in the background, and return at once.
+
+    Everything that can be checked without reading the whole data is checked before this returns.
+    In a notebook that runs without a person (Kaggle's batch commit, papermill, nbconvert) it waits
+    for the run's end, because the kernel's end would be the machine's.
+
+    Parameters
+    ----------
+    model
+        Folder with config.json and safetensors, or a name on the hub.
+    data
+        A .jsonl or .txt file, or dicts. Rows are ``{"text"}``, ``{"prompt", "completion"}``,
+        ``{"messages": [{"role", "content"}]}`` (only assistant turns learn) or pre-tokenised
+        ``{"input_ids", "labels"}``, where -100 means no loss.
+    eval_data
+        Held-out data, likewise.
+    name
+        Of the run; made up where it is not given.
+    **settings
+        See :class:`pantheraml.config.Settings`.
+
+    Returns
+    -------
+    Run
+        In the state ``starting``.
+
+    Raises
+    ------
+    TypeError
+        A name is not a parameter; the nearest is suggested.
+    InvalidError, NotFoundError, NotInThisVersion
+        What is wrong, by name.
+    BusyError
+        There is a run of that name.
+    """
+    chosen = Settings.of(settings, _ALSO)
+    if name is not None:
+        folders.check_name(name)
+    resolved, about = _resolve(model, chosen)
+    sources = {"train": _source(data)}
+    if eval_data is not None:
+        sources["eval"] = _source(eval_data)
+    folder = folders.create(name, os.fspath(model))
+    try:
+        _write_run(folder, model, resolved | about, sources)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # nothing but what we have just made is in it
+        raise
+    run = start_run(folder)
+    if _nobody_is_there():
+        run.wait()
+    return run
+
+
+def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
+    """Plan the memory of a run by cause, without starting it.
+
+    Parameters
+    ----------
+    model
+        As in :func:`finetune`.
+    **settings
+        As in :func:`finetune`.
+
+    Raises
+    ------
+    NoMemoryError
+        No plan fits in ``memory_limit``; the nearest setting that would is named.
+    """
+    config, limits, available = _planned(model, settings)
+    return Plan.of({**_native.plan(config, limits, available), "available": available})
+
+
+def program(model: str | os.PathLike[str], *, json: bool = False, **settings: Any) -> str:
+    """Print the step program of :func:`plan`: one line an operation, with shapes and costs."""
+    return _native.program(*_planned(model, settings), json)
+
+
+def attach(name: str | os.PathLike[str] | None = None) -> Run:
+    """Come back to a run, by its name, its folder, or (None) to the latest.
+
+    A run that has ended, or whose coordinator is gone, is read from its log.
+    """
+    return open_run(folders.find(name))
+
+
+def resume(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    checkpoint: str | None = None,
+    accept_changes: bool = False,
+) -> Run:
+    """Attach to a run and let it go on: see :meth:`Run.resume`."""
+    run = attach(name)
+    if run.state not in ("running", "starting"):
+        run.resume(checkpoint=checkpoint, accept_changes=accept_changes)
+    return run
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A line of :func:`runs`."""
+
+    name: str
+    state: str
+    step: int
+    max_steps: int
+    model: str
+    method: str
+    created: float
+    folder: Path
+
+
+def runs() -> list[RunInfo]:
+    """List the runs of ``$PANTHERAML_RUNS`` or ``./runs``, the latest first."""
+    found = []
+    for folder in folders.every():
+        try:
+            config = folders.read_config(folder)
+            state, step = _last_state(folder)
+            found.append(
+                RunInfo(
+                    config["name"],
+                    state,
+                    step,
+                    int(config["max_steps"]),
+                    config["model_id"],
+                    config["method"],
+                    float(config["created"]),
+                    folder,
+                )
+            )
+        except (Error, KeyError) as error:
+            print(f"pantheraml: {folder} cannot be read: {error}", file=sys.stderr)
+    return found
+
+
+def package_version() -> str:
+    """Give the installed package's version."""
+    try:
+        return version("pantheraml")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+# ---- helpers ---------------------------------------------------------------------------------
+
+
+def _resolve(
+    model: str | os.PathLike[str], settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Check settings and model; returns run.json's settings, and what it says of the model."""
+    settings.resolve(1 << 20)  # what is wrong with them comes before a download
+    folder = hub.resolve(model)
+    known = _native.check_model(folder)
+    resolved = settings.resolve(int(known["max_positions"]))
+    return resolved, {"model": str(folder), "model_id": os.fspath(model)}
+
+
+def _source(data: Data) -> Path | list[Mapping[str, Any]]:
+    if isinstance(data, str | os.PathLike):
+        return source_of(Path(data).expanduser().absolute()).path
+    if isinstance(data, Mapping):
+        if not any(isinstance(value, Mapping) for value in data.values()):
+            raise InvalidError("data must be a list of dicts, not one dict of columns")
+        raise InvalidError(f"data is a dict of {', '.join(map(repr, data))}; give one of them")
+    if not isinstance(data, Iterable):
+        raise InvalidError(f"data must be a file or a list of dicts, it is {type(data).__name__}")
+    return list(data)
+
+
+def _write_run(
+    folder: Path,
+    model: str | os.PathLike[str],
+    resolved: dict[str, Any],
+    sources: dict[str, Path | list[Mapping[str, Any]]],
+) -> None:
+    described: dict[str, Any] = {}
+    for what, source in sources.items():
+        if isinstance(source, Path):
+            seen = source.stat()
+            described[what] = {
+                "path": str(source),
+                "format": source_of(source).format,
+                "bytes": seen.st_size,
+                "modified": seen.st_mtime,
+            }
+        else:
+            name = "source.jsonl" if what == "train" else f"{what}-source.jsonl"
+            folders.write_rows(folder / "data" / name, source)
+            described[what] = {"path": f"data/{name}", "format": "list"}
+    run = {
+        "format": 1,
+        "name": folder.name,
+        **resolved,
+        "train_data": "data/train.safetensors",
+        "eval_data": "data/eval.safetensors" if "eval" in sources else "",
+        "prepare": [sys.executable, "-m", "pantheraml.data.prepare"],
+        "data": described,
+        "created": time.time(),
+        "version": package_version(),
+    }
+    text = json.dumps(run, indent=1, ensure_ascii=False) + "\n"
+    folders.write_private(folder / "run.json", text.encode("utf-8"))
+
+
+def _planned(
+    model: str | os.PathLike[str], given: dict[str, Any]
+) -> tuple[str, tuple[int, int, int, int, int], int]:
+    """Make the arguments of the engine's plan: run.json's text, limits, available bytes."""
+    resolved, about = _resolve(model, Settings.of(given, ("model",)))
+    run = {
+        "format": 1,
+        "name": "plan",
+        **resolved,
+        **about,
+        "train_data": "none",
+        "eval_data": "",
+        "prepare": [],
+        "data": {},
+        "created": time.time(),
+        "version": package_version(),
+    }
+    rows, length = resolved["per_device_train_batch_size"], resolved["max_length"]
+    tokens = rows * length
+    # Without data: full rows; with packing, documents of 64 tokens or more.
+    docs = max(rows, tokens // 64) if resolved["packing"] else rows
+    limits = (tokens, docs, tokens, length, resolved["generate_length"])
+    return json.dumps(run), limits, int(resolved["memory_limit"])
+
+
+def _last_state(folder: Path) -> tuple[str, int]:
+    """State and step by the end of the log; a run without a coordinator does not run."""
+    state, step = "starting", 0
+    path = folder / "events.jsonl"
+    lines: list[bytes] = []
+    if path.is_file():
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - (1 << 17)))
+            lines = file.read().split(b"\n")[:-1]
+            if size > 1 << 17:
+                lines = lines[1:]  # begins somewhere in a line
+                state = "running"
+    for line in lines:
+        event = json.loads(line)
+        if event["type"] == "state":
+            state, step = event["state"], event["step"]
+        elif event["type"] == "step":
+            step = event["step"]
+    if state not in ENDED:
+        try:
+            _native.coordinator_pid(_native.connection_file(folder))
+        except Error:
+            state = "stopped"
+    return state, step
+
+
+def _nobody_is_there() -> bool:
+    """Whether this is a notebook that runs without a person."""
+    override = os.environ.get("PANTHERAML_WAIT")
+    if override:
+        return override != "0"
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch" or os.environ.get(
+        "PAPERMILL_INPUT_PATH"
+    ):
+        return True
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    kernel = getattr(shell, "kernel", None)
+    # nbclient (so nbconvert and papermill too) asks for no input; a front end with a person does.
+    return kernel is not None and getattr(kernel, "_allow_stdin", True) is False
+
+
+def monitor() -> None:
+    """Not in this version."""
+    raise NotInThisVersion("not in this version: monitor; run.memory() has a run's own")
+
+
+def compare(*_: Run) -> None:
+    """Not in this version."""
+    raise NotInThisVersion("not in this version: compare")

@@ -1,0 +1,300 @@
+"""``pantheraml``: the same verbs in the shell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pantheraml as pm
+from pantheraml.config import Settings
+
+_SETTINGS_OF_TRAIN = (
+    "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing",
+    "weight_decay", "max_grad_norm", "seed", "eval_steps", "save_steps", "save_total_limit",
+    "memory_limit", "shuffle", "deterministic", "threads", "devices",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        result = args.call(args)
+    except (pm.Error, TypeError) as error:
+        print(f"pantheraml: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    return int(result or 0)
+
+
+# ---- commands --------------------------------------------------------------------------------
+
+
+def _train(args: argparse.Namespace) -> int:
+    settings = {**_given(args), "method": args.method}
+    if args.method == "lora":
+        settings["lora"] = pm.LoRA(
+            r=args.lora_r, lora_alpha=args.lora_alpha, target_modules=args.target_modules,
+            init=args.lora_init,
+        )  # fmt: skip
+    run = pm.finetune(_model(args), args.data, eval_data=args.eval_data, name=args.name, **settings)
+    print(f"run {run.name} in {run.folder}")
+    return 0 if args.detach else _watch(run)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    settings = {**_given(args), "method": args.method}
+    if args.method == "lora" and args.lora_r is not None:
+        settings["lora"] = pm.LoRA(r=args.lora_r)
+    if args.program:
+        print(pm.program(_model(args), json=args.json, **settings), end="")
+        return
+    plan = pm.plan(_model(args), **settings)
+    print(json.dumps(vars(plan), indent=1) if args.json else plan)
+
+
+def _runs(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    found = pm.runs()
+    if args.json:
+        print(json.dumps([{**vars(info), "folder": str(info.folder)} for info in found], indent=1))
+        return
+    if not found:
+        print("there are no runs yet; pantheraml train MODEL --data FILE starts one")
+        return
+    table = Table("run", "state", "step", "model", "begun", box=None)
+    for info in found:
+        of = f"/{info.max_steps}" if info.max_steps else ""
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.created))
+        table.add_row(escape(info.name), info.state, f"{info.step}{of}", escape(info.model), begun)
+    Console().print(table)
+
+
+def _attach(args: argparse.Namespace) -> int:
+    return _watch(pm.attach(args.run))
+
+
+def _pause(args: argparse.Namespace) -> None:
+    print(_waited(pm.attach(args.run).pause(), args))
+
+
+def _resume(args: argparse.Namespace) -> None:
+    run = pm.attach(args.run)
+    command = run.resume(checkpoint=args.checkpoint, accept_changes=args.accept_changes)
+    print(f"{run.name} goes on from its checkpoint" if command is None else _waited(command, args))
+
+
+def _set(args: argparse.Namespace) -> None:
+    settings: dict[str, Any] = {}
+    for pair in args.settings:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise pm.InvalidError(f"{pair!r} is not NAME=VALUE")
+        try:
+            settings[name] = float(value)
+        except ValueError:
+            raise pm.InvalidError(f"{name} must be a number, it is {value!r}") from None
+    print(_waited(pm.attach(args.run).set(**settings), args))
+
+
+def _checkpoint(args: argparse.Namespace) -> None:
+    print(pm.attach(args.run).checkpoint(args.name, wait=True))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    run = pm.attach(args.run)
+    prompt: dict[str, Any] = {"text": args.text}
+    if args.chat:
+        prompt = {"messages": [{"role": "user", "content": args.text}]}
+    made = run.sample(
+        **prompt, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
+    )
+    print(made.text)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    made = pm.attach(args.run).evaluate()
+    print(f"held-out loss {made.loss:.5f} over {made.labels:,} tokens at step {made.step}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    print(pm.attach(args.run).export(args.folder, args.format, args.step))
+
+
+def _report(args: argparse.Namespace) -> None:
+    run = pm.attach(args.run)
+    target = Path(args.file or run.folder / "report.html")
+    target.write_text(run.to_html(), encoding="utf-8")
+    print(target)
+
+
+def _stop(args: argparse.Namespace) -> None:
+    run = pm.attach(args.run)
+    run.stop(wait=True)
+    print(f"{run.name}: {run.state} at step {run.step}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pantheraml.doctor import examine
+
+    return examine(run=not args.no_run)
+
+
+def _monitor(_: argparse.Namespace) -> NoReturn:
+    pm.monitor()
+    raise AssertionError
+
+
+# ---- helpers ---------------------------------------------------------------------------------
+
+
+def _watch(run: pm.Run) -> int:
+    from pantheraml.live import watch
+
+    try:
+        watch(run)
+    except KeyboardInterrupt:
+        print(f"\ndetached; the run goes on. Come back by: pantheraml attach {run.name}")
+        return 0
+    if run.state == "failed":
+        print(f"pantheraml: run {run.name} failed: {run.reason}", file=sys.stderr)
+        return 1
+    for checkpoint in run.checkpoints[-1:]:
+        print(f"{run.state}: {checkpoint.path}")
+    return 0
+
+
+def _waited(command: pm.Command, args: argparse.Namespace) -> pm.Command:
+    return command.wait(args.timeout)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    found = {name: getattr(args, name, None) for name in _SETTINGS_OF_TRAIN}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _model(args: argparse.Namespace) -> str:
+    given = [model for model in (args.model, args.model_option) if model]
+    if len(given) != 1:
+        raise pm.InvalidError("name one MODEL: a folder, or as on the hub (owner/name)")
+    return str(given[0])
+
+
+def _devices(text: str) -> str | int | list[str]:
+    if text.isdigit():
+        return int(text)
+    return text.split(",") if "," in text else text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pantheraml",
+        description="Fine-tune language models in the background, watched and steered live.",
+        epilog="RUN is a run's name or folder; without one, the latest is meant. "
+        "Runs live in $PANTHERAML_RUNS or ./runs.",
+    )
+    parser.add_argument("--version", action="version", version=pm.__version__)
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def verb(
+        name: str, call: Callable[[argparse.Namespace], int | None], text: str, *, run: bool = True
+    ) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text)
+        made.set_defaults(call=call)
+        if run:
+            made.add_argument("run", nargs="?", metavar="RUN")
+        return made
+
+    train = verb("train", _train, "Start a run and watch it.", run=False)
+    _model_argument(train)
+    train.add_argument("--data", required=True, help=".jsonl or .txt file")
+    train.add_argument("--eval-data", help="held-out data, likewise")
+    train.add_argument("--name", help="of the run")
+    train.add_argument("--detach", action="store_true", help="start it and return at once")
+    train.add_argument("--lora-alpha", type=float)
+    train.add_argument("--target-modules", nargs="+", metavar="NAME")
+    train.add_argument("--lora-init", metavar="FOLDER", help="adapter to start from")
+    plan = verb("plan", _plan, "Plan the memory of a run, without starting it.", run=False)
+    _model_argument(plan)
+    plan.add_argument("--program", action="store_true", help="print every operation of a step")
+    plan.add_argument("--json", action="store_true")
+    for command in (train, plan):
+        _settings_arguments(command)
+
+    verb("runs", _runs, "List runs, the latest first.", run=False).add_argument(
+        "--json", action="store_true"
+    )
+    verb("attach", _attach, "Watch a run; Ctrl-C leaves it alone.")
+    pause = verb("pause", _pause, "Let a run stand still before its next update.")
+    resume = verb("resume", _resume, "Let a run go on: after a pause, or from a checkpoint.")
+    resume.add_argument("--checkpoint", help="of a run that ended: go back to this one")
+    resume.add_argument("--accept-changes", action="store_true", help="though bits will differ")
+    change = verb("set", _set, "Change settings of a run.", run=False)
+    change.add_argument("settings", nargs="+", metavar="NAME=VALUE")
+    change.add_argument("--run", metavar="RUN")
+    for command in (pause, resume, change):
+        command.add_argument("--timeout", type=float, default=600, help="seconds to wait")
+    checkpoint = verb("checkpoint", _checkpoint, "Write a checkpoint.")
+    checkpoint.add_argument("--name", help="to remember it by")
+    sample = verb("sample", _sample, "Let the model continue a prompt.", run=False)
+    sample.add_argument("text", metavar="PROMPT")
+    sample.add_argument("--run", metavar="RUN")
+    sample.add_argument("--chat", action="store_true", help="the prompt is a user's message")
+    sample.add_argument("--max-new-tokens", type=int, default=64)
+    sample.add_argument("--temperature", type=float, default=0.0)
+    sample.add_argument("--seed", type=int, default=0)
+    verb("evaluate", _evaluate, "Measure the loss on the held-out data.")
+    export = verb("export", _export, "Write what was trained as other tools read it.")
+    export.add_argument("folder", metavar="FOLDER")
+    export.add_argument("--format", choices=("peft", "merged", "gguf"))
+    export.add_argument("--step", type=int)
+    verb("report", _report, "Write a page with the curves.").add_argument("--file")
+    verb("stop", _stop, "End a run with a checkpoint.")
+    verb("monitor", _monitor, "Not in this version.", run=False)
+    doctor = verb("doctor", _doctor, "Say what is there, by a ten-second real run.", run=False)
+    doctor.add_argument("--no-run", action="store_true", help="only look")
+    return parser
+
+
+def _model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or hub name")
+    parser.add_argument("--model", dest="model_option", metavar="MODEL", help=argparse.SUPPRESS)
+
+
+def _settings_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", choices=("lora", "full"), default="lora")
+    parser.add_argument("--lora-r", type=int, help="rank")
+    numbers: dict[type, tuple[str, ...]] = {
+        int: (
+            "max_steps", "warmup_steps", "per_device_train_batch_size",
+            "gradient_accumulation_steps", "max_length", "seed", "eval_steps", "save_steps",
+            "save_total_limit", "threads",
+        ),
+        float: ("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"),
+    }  # fmt: skip
+    for kind, names in numbers.items():
+        for name in names:
+            default = Settings.__dataclass_fields__[name].default
+            shown = "" if default is None else f"default {default}"
+            parser.add_argument("--" + name.replace("_", "-"), type=kind, help=shown, metavar="N")
+    parser.add_argument("--lr-scheduler-type")
+    parser.add_argument("--memory-limit", help='such as "8GiB"')
+    parser.add_argument("--devices", type=_devices, help='"cpu", a number of workers, "cpu,cpu"')
+    for name in ("packing", "shuffle", "deterministic"):
+        parser.add_argument("--" + name, action=argparse.BooleanOptionalAction)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

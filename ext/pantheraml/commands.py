@@ -1,0 +1,145 @@
+"""What comes back from a run's verbs: commands on their way, evaluations, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pantheraml.errors import BusyError, NotFoundError
+
+if TYPE_CHECKING:
+    from pantheraml.record import CommandRecord
+    from pantheraml.run import Run
+
+
+class Command:
+    """A command that the coordinator has accepted.
+
+    Attributes
+    ----------
+    number
+        Its place in the run's one order.
+    verb
+        ``pause``, ``set``, …
+    """
+
+    def __init__(self, run: Run, number: int, verb: str) -> None:
+        self._run = run
+        self.number = number
+        self.verb = verb
+
+    @property
+    def _record(self) -> CommandRecord | None:
+        return self._run._record.commands.get(self.number)
+
+    @property
+    def state(self) -> str:
+        """``accepted``, ``applied`` or ``refused``."""
+        record = self._record
+        return "accepted" if record is None else record.state
+
+    @property
+    def step(self) -> int | None:
+        """The update from which it is in force; None until it is applied."""
+        record = self._record
+        return None if record is None else record.step
+
+    @property
+    def workers(self) -> list[int]:
+        """Ranks that applied it."""
+        record = self._record
+        return [] if record is None else list(record.workers)
+
+    def wait(self, timeout: float | None = None) -> Command:
+        """Wait until it is applied.
+
+        Raises
+        ------
+        BusyError
+            It was refused, or the run ended before it could be applied.
+        TimedOut
+            The timeout (seconds) passed.
+        """
+        self._run._wait_for(
+            lambda: self.state != "accepted" or self._run._is_over(), timeout, f"{self.verb}"
+        )
+        if self.state == "refused":
+            record = self._record
+            raise BusyError(f"{self.verb} was refused: {record.reason if record else ''}")
+        if self.state != "applied":
+            raise BusyError(f"the run is {self._run.state}; {self.verb} was not applied")
+        return self
+
+    def __repr__(self) -> str:
+        if self.state == "applied":
+            workers = f"{len(self.workers)}/{len(self._run.workers)} workers"
+            return f"{self.verb}: applied at step {self.step} on {workers}"
+        return f"{self.verb}: {self.state}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model wrote.
+
+    Attributes
+    ----------
+    token_ids
+        New tokens, an end-of-text token included.
+    step
+        Optimizer steps that the weights had made.
+    """
+
+    token_ids: list[int]
+    step: int
+    _decode: Callable[[list[int]], str]
+
+    @property
+    def text(self) -> str:
+        """The new tokens as text, without special tokens.
+
+        Raises
+        ------
+        NotFoundError
+            The model folder has no tokenizer.
+        """
+        return self._decode(self.token_ids)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        try:
+            return f"Sample({self.text!r}, step={self.step})"
+        except NotFoundError:
+            return f"Sample(token_ids={self.token_ids!r}, step={self.step})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss on the held-out data.
+
+    Attributes
+    ----------
+    step
+        Optimizer steps that the weights had made.
+    loss
+        Token-weighted mean.
+    labels
+        Labelled tokens.
+    seconds
+        It took.
+    """
+
+    step: int
+    loss: float
+    labels: int
+    seconds: float
+
+    @classmethod
+    def of(cls, event: dict[str, Any]) -> Evaluation:
+        """Take it out of an event."""
+        return cls(event["step"], event["loss"], event["labels"], event["seconds"])
+
+    def __float__(self) -> float:
+        return self.loss

@@ -1,0 +1,219 @@
+"""``pantheraml doctor``: a ten-second real run, what is there, and what to do about what is not."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+import pantheraml as pm
+from pantheraml import _native, folders, programs
+from pantheraml.memory import size
+from pantheraml.tiny import TinyLlama
+
+_SECONDS = 10.0
+_PACKAGES = (
+    "numpy", "tokenizers", "safetensors", "jinja2", "huggingface_hub", "anywidget", "ipywidgets",
+    "matplotlib", "rich",
+)  # fmt: skip
+_TEXT = "A panther is a big cat. It climbs well, swims well and hunts at night. "
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: ``ok``, ``note`` (works without) or ``bad``."""
+
+    verdict: str
+    what: str
+    found: str
+    do: str = ""
+
+
+def examine(*, run: bool = True, console: Console | None = None) -> int:
+    """Print what is there; returns 0 when a run is possible, else 1.
+
+    Parameters
+    ----------
+    run
+        Also train a tiny model for a few seconds, through every process of a real run.
+    """
+    console = console or Console()
+    checks: list[Callable[[], Finding]] = [
+        _versions, _packages, _programs, _device, _runs_folder, _runtime_folder, _gpu, _notebook,
+    ]  # fmt: skip
+    if run:
+        checks.append(_real_run)
+    bad = False
+    marks = {"ok": "[green]✓[/]", "note": "[yellow]•[/]", "bad": "[red]✗[/]"}
+    for check in checks:
+        try:
+            finding = check()
+        except (pm.Error, OSError) as error:
+            finding = Finding("bad", check.__name__.strip("_").replace("_", " "), str(error))
+        console.print(f"{marks[finding.verdict]} [bold]{finding.what}[/]  {escape(finding.found)}")
+        if finding.do:
+            console.print(f"    → {escape(finding.do)}")
+        bad |= finding.verdict == "bad"
+    console.print("[red]a run is not possible yet[/]" if bad else "[green]ready[/]")
+    return 1 if bad else 0
+
+
+def _versions() -> Finding:
+    libc = " ".join(platform.libc_ver())
+    found = f"pantheraml {pm.__version__}, Python {platform.python_version()}, {libc}"
+    return Finding("ok", "versions", f"{found}, Linux {platform.release()}")
+
+
+def _packages() -> Finding:
+    missing, found = [], []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        do = f"{sys.executable} -m pip install {' '.join(missing)}"
+        return Finding("bad", "packages", f"missing: {', '.join(missing)}", do)
+    return Finding("ok", "packages", ", ".join(found))
+
+
+def _programs() -> Finding:
+    return Finding("ok", "programs", str(programs.coordinator().parent))
+
+
+def _device() -> Finding:
+    info = _native.device_info()
+    found = (
+        f"{info['name']}, {info['threads']} threads, {info['libraries']}, {info['instructions']}, "
+        f"{size(info['memory_free'])} of {size(info['memory_total'])} free"
+    )
+    if info["memory_free"] < 1 << 30:
+        return Finding("note", "processor", found, "close something: under 1 GiB is free")
+    return Finding("ok", "processor", found)
+
+
+def _runs_folder() -> Finding:
+    folder = folders.runs_folder()
+    near = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(near).free
+    found = f"{folder}, {size(free)} free"
+    if not os.access(near, os.W_OK):
+        return Finding("bad", "runs folder", found, "set PANTHERAML_RUNS to a folder you may write")
+    if free < 1 << 30:
+        return Finding("note", "runs folder", found, "make room: checkpoints need space")
+    return Finding("ok", "runs folder", found)
+
+
+def _runtime_folder() -> Finding:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(_native.connection_file(folder)).parent.parent
+    return Finding("ok", "runtime folder", f"{path} (sockets, keys, locks)")
+
+
+def _gpu() -> Finding:
+    """This version trains on the CPU; a GPU is looked for so that nobody wonders."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Finding("note", "GPU", "no NVIDIA driver (libcuda.so.1); runs use the CPU")
+    if driver.cuInit(0) != 0:
+        do = "nvidia-smi says more; in a container, start it with --gpus all"
+        return Finding("note", "GPU", "there is a driver, but it finds no device", do)
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    return Finding("note", "GPU", f"{count.value} found; this version trains on the CPU")
+
+
+def _notebook() -> Finding:
+    """Whether the live panel can be shown, looked at in a process of its own."""
+    code = "import anywidget, ipywidgets, pantheraml_widgets"
+    made = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    if made.returncode == 0:
+        return Finding("ok", "notebook panel", "anywidget and pantheraml_widgets are there")
+    why = made.stderr.strip().splitlines()[-1] if made.stderr.strip() else "it cannot be imported"
+    return Finding("note", "notebook panel", f"{why}; notebooks show the static record")
+
+
+def _real_run() -> Finding:
+    with tempfile.TemporaryDirectory(prefix="pml-doctor-") as name, _runs_in(Path(name) / "runs"):
+        model = TinyLlama().write(Path(name) / "model")
+        rows = [
+            {"prompt": "What is a panther? ", "completion": _TEXT * (1 + i % 4)} for i in range(64)
+        ]
+        start = time.monotonic()
+        run = pm.finetune(
+            model, rows, name="doctor", max_steps=10**6, learning_rate=3e-3, max_length=256,
+            lr_scheduler_type="constant",
+        )  # fmt: skip
+        try:
+            while run.step < 2 and run.state in ("starting", "running"):
+                run.wait_for_change(1.0)
+            first = time.monotonic() - start
+            while time.monotonic() - start < _SECONDS and run.state == "running":
+                run.wait_for_change(0.5)
+            text = run.sample("What is a panther? ", max_new_tokens=8).token_ids
+            run.stop(wait=True)
+        finally:
+            _end(run)
+        history = run.history
+        if run.state != "stopped" or len(history) < 2 or not text:
+            log = "".join(
+                f"\n{path}:\n{path.read_text()}" for path in (run.folder / "log").glob("*")
+            )
+            return Finding("bad", "a real run", f"{run.state}: {run.reason}{log[-2000:]}")
+        rates = sorted(row["tokens_per_second"] for row in history)
+        found = (
+            f"first steps after {first:.1f} s, {len(history)} steps, "
+            f"{rates[len(rates) // 2]:,.0f} tokens/s, loss {history[0]['loss']:.2f} → "
+            f"{history[-1]['loss']:.2f}; stopped with a checkpoint"
+        )
+        return Finding(
+            "ok" if history[-1]["loss"] < history[0]["loss"] else "bad", "a real run", found
+        )
+
+
+def _end(run: pm.Run) -> None:
+    """Leave nothing behind: the folder is about to be removed."""
+    pid = run.coordinator_pid
+    if run.state not in ("stopped", "failed", "finished"):
+        run.stop(wait=True)
+    run.close()
+    deadline = time.monotonic() + 20
+    while pid is not None and _is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextmanager
+def _runs_in(folder: Path) -> Iterator[None]:
+    before = os.environ.get("PANTHERAML_RUNS")
+    os.environ["PANTHERAML_RUNS"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PANTHERAML_RUNS"]
+        else:
+            os.environ["PANTHERAML_RUNS"] = before

@@ -1,0 +1,180 @@
+"""The live view of a run in a terminal: progress, loss, tokens per second, memory by cause."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from rich.bar import Bar
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pantheraml.memory import CAUSES, size
+from pantheraml.record import ENDED
+from pantheraml.run import Run
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_PERIOD = 0.25  # seconds between two pictures
+_LINE_PERIOD = 5.0  # seconds between two lines where there is no terminal
+_COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "stopped": "red"}
+
+
+def watch(
+    run: Run, until: Callable[[], bool] | None = None, console: Console | None = None
+) -> None:
+    """Show a run until it has ended, or until `until` says so.
+
+    Parameters
+    ----------
+    run
+        The run. Ctrl-C leaves it alone and raises KeyboardInterrupt.
+    until
+        Asked after each change.
+    console
+        Where to; without a terminal a line is printed every few seconds instead.
+    """
+    console = console or Console()
+
+    def over() -> bool:
+        return run.state in ENDED or (until is not None and until())
+
+    if not console.is_terminal:
+        _lines(run, over, console)
+        return
+    with Live(view(run), console=console, refresh_per_second=8, transient=False) as live:
+        while not over():
+            run.wait_for_change(_PERIOD)
+            live.update(view(run))
+            time.sleep(_PERIOD / 4)
+        live.update(view(run))
+
+
+def view(run: Run) -> RenderableType:
+    """Draw a run as it stands."""
+    colour = _COLOURS.get(run.state, "cyan")
+    title = f"[bold]{escape(run.name)}[/] · [{colour}]{run.state}[/]"
+    parts: list[RenderableType] = [_progress(run)]
+    history = run.history
+    if history:
+        parts.append(_numbers(run, history))
+    parts.append(_memory(run))
+    if run.reason and run.state != "running":
+        parts.append(Text(run.reason, style=colour))
+    return Panel(Group(*parts), title=title, title_align="left", border_style=colour)
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """Draw values as blocks, the newest on the right; each block is the mean of its share."""
+    if not values:
+        return ""
+    width = min(width, len(values))
+    shares = [
+        values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)
+    ]
+    means = [_mean(share) for share in shares]
+    finite = [mean for mean in means if math.isfinite(mean)]
+    if not finite:
+        return "?" * width
+    low, high = min(finite), max(finite)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        _BLOCKS[round((mean - low) * scale)] if math.isfinite(mean) else "?" for mean in means
+    )
+
+
+def eta(run: Run) -> float | None:
+    """Seconds until the last step, by the median of the last steps; None while unknown."""
+    recent = sorted(row["seconds"] for row in run.history[-30:])
+    if not recent or not run.max_steps:
+        return None
+    return max(0, run.max_steps - run.step) * float(recent[len(recent) // 2])
+
+
+def clock(seconds: float) -> str:
+    """Write seconds as ``1:02:03`` or ``2:03``."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _progress(run: Run) -> RenderableType:
+    total = run.max_steps
+    doing = run.doing
+    if doing is not None and run.state == "starting":
+        what, fraction = doing
+        row = Table.grid(padding=(0, 1))
+        row.add_row(escape(what), ProgressBar(total=1.0, completed=fraction, width=40))
+        return row
+    row = Table.grid(padding=(0, 1))
+    left = eta(run)
+    remaining = f"{clock(left)} left" if left is not None and run.state == "running" else ""
+    of = f"{run.step:,}/{total:,}" if total else f"{run.step:,}"
+    row.add_row(
+        f"step {of}", ProgressBar(total=total or 1, completed=run.step, width=40), remaining
+    )
+    return row
+
+
+def _numbers(run: Run, history: list[dict[str, float]]) -> RenderableType:
+    last = history[-1]
+    table = Table.grid(padding=(0, 2))
+    losses = [row["loss"] for row in history]
+    table.add_row("loss", f"[bold]{last['loss']:.4f}[/]", sparkline(losses))
+    evals = run.evaluations
+    if evals:
+        table.add_row("held-out", f"{evals[-1].loss:.4f}", f"at step {evals[-1].step}")
+    table.add_row("learning rate", f"{last['learning_rate']:.3g}", "")
+    recent = history[-10:]
+    rate = sum(row["tokens"] for row in recent) / max(1e-9, sum(row["seconds"] for row in recent))
+    table.add_row("tokens/s", f"{rate:,.0f}", f"gradient norm {last['grad_norm']:.3g}")
+    return table
+
+
+def _memory(run: Run) -> RenderableType:
+    plan = run.plan
+    if plan is None:
+        return Text("")
+    table = Table.grid(padding=(0, 1))
+    for cause in CAUSES:
+        taken = plan.by_cause.get(cause, 0)
+        if taken:
+            bar = Bar(plan.total, 0, taken, width=30, color="blue")
+            table.add_row(cause, Text(size(taken), justify="right"), bar)
+    used = [worker["rss"] for worker in run.memory() if worker.get("rss")]
+    note = f"workers' processes have {' + '.join(size(rss) for rss in used)}" if used else ""
+    table.add_row("in all", Text(size(plan.total), justify="right"), Text(note, style="dim"))
+    return table
+
+
+def _lines(run: Run, over: Callable[[], bool], console: Console) -> None:
+    told = 0.0
+    while not over():
+        now = time.monotonic()
+        if now - told >= _LINE_PERIOD:
+            told = now
+            console.print(_line(run), markup=False, highlight=False)
+        run.wait_for_change(_PERIOD)
+    console.print(_line(run), markup=False, highlight=False)
+
+
+def _line(run: Run) -> str:
+    of = f"/{run.max_steps}" if run.max_steps else ""
+    line = f"{run.name}: {run.state}, step {run.step}{of}"
+    history = run.history
+    if history:
+        line += (
+            f", loss {history[-1]['loss']:.4f}, {history[-1]['tokens_per_second']:,.0f} tokens/s"
+        )
+    elif run.doing is not None:
+        line += f", {run.doing[0]} {run.doing[1]:.0%}"
+    return line
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,83 @@
+"""A memory plan: what a run takes of a device, by cause, before it takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+#: Causes in the order in which they are shown.
+CAUSES = (
+    "weights",
+    "adapters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "workspace",
+    "communication",
+    "runtime",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory of one device.
+
+    Attributes
+    ----------
+    by_cause
+        Bytes for each of `CAUSES`.
+    total
+        Their sum.
+    available
+        Bytes the plan had to fit in; 0 where there was no limit.
+    recompute_layers
+        Layers whose inside is computed again in the backward pass.
+    head_chunk
+        Labelled rows whose logits exist at one time.
+    parameters, trainable
+        Of the model, and of them (or of the adapter) trained.
+    """
+
+    by_cause: Mapping[str, int]
+    total: int
+    available: int
+    recompute_layers: int
+    head_chunk: int
+    parameters: int
+    trainable: int
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Plan:
+        """Take a plan out of an event or the engine's answer."""
+        names = cls.__dataclass_fields__
+        return cls(**{"available": 0, **{k: v for k, v in fields.items() if k in names}})
+
+    def __str__(self) -> str:
+        rows = [(cause, self.by_cause.get(cause, 0)) for cause in CAUSES]
+        lines = [f"{cause:<14}{size(bytes_):>12}" for cause, bytes_ in rows if bytes_]
+        lines.append(f"{'total':<14}{size(self.total):>12}")
+        if self.available:
+            lines[-1] += f"   of {size(self.available)}"
+        lines.append(
+            f"{self.parameters:,} parameters, {self.trainable:,} trained; "
+            + (
+                f"{self.recompute_layers} layers recomputed"
+                if self.recompute_layers
+                else "nothing recomputed"
+            )
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def size(value: float) -> str:
+    """Write bytes as people read them: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError

@@ -1,0 +1,758 @@
+"""Run: one training run as a notebook sees it.
+
+The run itself lives in the coordinator's and the workers' processes. This object follows it by its
+events, on a thread of its own, and sends it commands; losing the object, the kernel or the page
+changes nothing about the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from pantheraml import _native, config, folders, programs
+from pantheraml.commands import Command, Evaluation, Sample
+from pantheraml.errors import (
+    BusyError,
+    Error,
+    InvalidError,
+    NotFoundError,
+    NotInThisVersion,
+    PeerError,
+    RunFailed,
+    TimedOut,
+)
+from pantheraml.link import Link
+from pantheraml.memory import Plan
+from pantheraml.record import ENDED, Checkpoint, Event, RunRecord, read_log
+from pantheraml.text import Text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Subscriber = Callable[[Event], None]
+
+#: What `Run.set` can change, with its range.
+TUNABLE: dict[str, tuple[float, float]] = {
+    "learning_rate": (0, 1e3),
+    "weight_decay": (0, 1e3),
+    "max_grad_norm": (0, 1e9),
+    "eval_steps": (0, 1e12),
+    "save_steps": (0, 1e12),
+}
+
+
+class Run:
+    """A run: running, paused, or long over.
+
+    Made by :func:`pantheraml.finetune`, :func:`pantheraml.attach` and :func:`pantheraml.resume`.
+    All methods may be called from any thread. Those that wait stay interruptible, and Ctrl-C in
+    them leaves the run alone.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    folder
+        Its run folder.
+    config
+        ``run.json``: every setting as resolved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folders.read_config(folder)
+        self.name: str = self.config["name"]
+        self._text = Text(Path(self.config["model"]))
+        self._changed = threading.Condition()
+        self._record = RunRecord(folder)
+        self._heartbeat: Event | None = None
+        self._welcome: dict[str, Any] | None = None
+        self._link: Link | None = None
+        self._gone = False  # it has no coordinator, as far as we know
+        self._subscribers: list[Subscriber] = []
+        self._read_log()
+
+    # ---- how it stands ---------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``.
+
+        A run whose coordinator has gone without a word (its machine went down) is ``stopped``.
+        """
+        with self._changed:
+            state = self._record.state
+            return "stopped" if self._gone and state not in ENDED else state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in this state, in words; may be empty."""
+        with self._changed:
+            if self._gone and self._record.state not in ENDED:
+                return "its coordinator is gone; resume() goes on from the newest checkpoint"
+            return self._record.reason
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self._record.step
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps wanted; 0 while that is not known yet."""
+        return self._record.max_steps or int(self.config["max_steps"])
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One dict for each optimizer step of the current timeline.
+
+        Keys: ``step, loss, learning_rate, grad_norm, tokens, tokens_per_second, seconds``. The
+        loss is the token-weighted mean over the step's global batch, before its update.
+        """
+        with self._changed:
+            return [dict(row) for row in self._record.history]
+
+    def events(self) -> list[Event]:
+        """Give all events so far, as in ``events.jsonl``."""
+        with self._changed:
+            return list(self._record.events)
+
+    def memory(self) -> list[dict[str, int]]:
+        """Bytes by cause for each worker, and what its process has (``rss``).
+
+        Before the first step these are the plan's.
+        """
+        with self._changed:
+            if self._record.memory:
+                return [dict(worker) for worker in self._record.memory]
+            if self._record.plan is None:
+                return []
+            planned = dict(self._record.plan["by_cause"])
+            return [dict(planned) for _ in self.config["devices"]]
+
+    @property
+    def plan(self) -> Plan | None:
+        """Memory by cause as planned; None until the plan is made."""
+        plan = self._record.plan
+        return None if plan is None else Plan.of(plan)
+
+    @property
+    def doing(self) -> tuple[str, float] | None:
+        """What it is busy with before it runs (tokenising, loading), and how far (0 to 1)."""
+        progress = self._record.progress
+        return None if progress is None else (progress["what"], progress["fraction"])
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """One ``{rank, device, pid, state}`` for each worker."""
+        with self._changed:
+            return [dict(worker) for worker in self._record.workers]
+
+    @property
+    def coordinator_pid(self) -> int | None:
+        """Process id of the coordinator; None when it is gone."""
+        link = self._link
+        return None if link is None else link.coordinator_pid
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Checkpoints that are there, oldest first."""
+        with self._changed:
+            found = list(self._record.checkpoints)
+        return [checkpoint for checkpoint in found if checkpoint.path.is_dir()]
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Every evaluation of the current timeline."""
+        with self._changed:
+            return [Evaluation.of(event) for event in self._record.evals]
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """What the coordinator turned away at its doors, counted: keys, messages, …"""
+        answer = self._ask("status")
+        return dict(answer["refused"])
+
+    # ---- commands --------------------------------------------------------------------------
+
+    def pause(self, wait: bool = False) -> Command:
+        """Stand still before the next update. The weights stay where they are."""
+        return self._command("pause", wait=wait)
+
+    def resume(
+        self, wait: bool = False, *, checkpoint: str | None = None, accept_changes: bool = False
+    ) -> Command | None:
+        """Go on: after a pause, or where a run that ended early has its newest checkpoint.
+
+        Parameters
+        ----------
+        wait
+            Wait until it runs.
+        checkpoint
+            Of a run that ended: go back to this one (``step-000412``, or a name that was given to
+            it) instead, and leave out what was tuned after it.
+        accept_changes
+            Of a deterministic run that ended: go on although something that decides bits has
+            changed.
+
+        Returns
+        -------
+        Command or None
+            None for a run that was started again.
+        """
+        if self._link is not None and self.state not in ENDED:
+            if checkpoint is not None:
+                raise BusyError(
+                    f"the run is {self.state}; stop() it first to go back to a checkpoint"
+                )
+            return self._command("resume", wait=wait)
+        self._start_again(self._checkpoint_named(checkpoint), accept_changes)
+        if wait:
+            self._wait_for(lambda: self.state != "starting", None, "resume")
+            self._raise_failure()
+        return None
+
+    def set(self, wait: bool = False, **settings: float) -> Command:
+        """Change settings before the next update.
+
+        Parameters
+        ----------
+        wait
+            Wait until it is in force.
+        **settings
+            ``learning_rate`` (becomes the current rate; the rest of the schedule is scaled
+            alike), ``weight_decay``, ``max_grad_norm``, ``eval_steps``, ``save_steps``.
+        """
+        if not settings:
+            raise TypeError(f"set() needs one of {', '.join(TUNABLE)}")
+        fields: dict[str, float] = {}
+        for name, value in settings.items():
+            if name not in TUNABLE:
+                raise config.unknown_parameter(name, list(TUNABLE))
+            low, high = TUNABLE[name]
+            if name.endswith("_steps"):
+                fields[name] = config.whole(name, value, int(low), int(high))
+            else:
+                fields[name] = config.number(name, value, low, high)
+        return self._command("set", wait=wait, **fields)
+
+    @overload
+    def checkpoint(self, name: str | None = None, wait: Literal[False] = False) -> Command: ...
+    @overload
+    def checkpoint(self, name: str | None = None, *, wait: Literal[True]) -> Checkpoint: ...
+
+    def checkpoint(self, name: str | None = None, wait: bool = False) -> Command | Checkpoint:
+        """Write a checkpoint while training goes on; with `wait`, return it when it is on disk."""
+        fields = {} if name is None else {"name": folders.check_name(name)}
+        command = self._command("checkpoint", wait=wait, **fields)
+        if not wait:
+            return command
+        event = self._event_of(command, "checkpoint")
+        found = next(c for c in self._record.checkpoints if c.path == self.folder / event["path"])
+        return found
+
+    def stop(self, wait: bool = False) -> Command | None:
+        """End the run with a checkpoint. A run that has ended stays as it is."""
+        if self._link is None or self.state in ENDED:
+            return None
+        command = self._command("stop", wait=False)
+        if wait:
+            with self._leave_alone():
+                self._wait_for(self._is_over, None, "stop")
+        return command
+
+    def evaluate(self) -> Evaluation:
+        """Measure the loss on the held-out data now, and wait for it."""
+        if not self.config["eval_data"]:
+            raise InvalidError("the run has no eval_data to evaluate on")
+        with self._leave_alone():
+            self._be_there()
+            command = self._command("evaluate", wait=False)
+            return Evaluation.of(self._event_of(command, "eval"))
+
+    def sample(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        input_ids: Sequence[int] | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Sample:
+        """Let the model continue a prompt with its weights as they are, and wait for it.
+
+        Parameters
+        ----------
+        text
+            The prompt, taken as it is.
+        messages
+            A conversation instead; the model's chat template makes the prompt.
+        input_ids
+            Token ids instead.
+        max_new_tokens
+            It ends earlier at an end-of-text token.
+        temperature
+            0 takes the likeliest token each time.
+        seed
+            Of the noise, where there is a temperature.
+        """
+        if sum(prompt is not None for prompt in (text, messages, input_ids)) != 1:
+            raise TypeError("sample() takes one of text, messages=, input_ids=")
+        if text is not None:
+            ids = self._text.encode(text)
+        elif messages is not None:
+            ids = self._text.encode_messages(messages)
+        else:
+            ids = [config.whole("input_ids", i, 0, 2**31 - 1) for i in input_ids or ()]
+        if not 1 <= len(ids) <= 8192:
+            raise InvalidError(f"the prompt has {len(ids)} tokens; 1 to 8192 are possible")
+        with self._leave_alone():
+            self._be_there()
+            command = self._command(
+                "sample",
+                wait=False,
+                input_ids=ids,
+                max_new_tokens=config.whole("max_new_tokens", max_new_tokens, 1, 65536),
+                temperature=config.number("temperature", temperature, 0, 100),
+                seed=config.whole("seed", seed, 0, 2**53),
+            )
+            event = self._event_of(command, "sample", lambda event: event["done"] is True)
+        return Sample(list(self._record.samples[command.number]), event["step"], self.decode)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Make text of token ids, without special tokens."""
+        return self._text.decode(token_ids)
+
+    def export(
+        self, folder: str | os.PathLike[str], format: str | None = None, step: int | None = None
+    ) -> Path:
+        """Write what was trained as other tools read it.
+
+        Parameters
+        ----------
+        folder
+            Where to; made if it is not there.
+        format
+            ``"peft"``, an adapter folder that PEFT loads, is the default for LoRA; ``"merged"``, a
+            model folder that transformers loads, for a full run.
+        step
+            Take the checkpoint of this step. Default: the weights as they are now.
+
+        Returns
+        -------
+        Path
+            The folder.
+        """
+        full = self.config["method"] == "full"
+        wanted = format or ("merged" if full else "peft")
+        config.choice("format", wanted, ("peft", "merged", "gguf"))
+        if wanted == "peft" and full:
+            raise InvalidError('format="peft" needs an adapter, but every weight was trained')
+        if wanted == "gguf" or (wanted == "merged" and not full):
+            raise NotInThisVersion(f'not in this version: export(format="{wanted}")')
+        from pantheraml.export import copy_checkpoint
+
+        return copy_checkpoint(self._newest(step), Path(folder).expanduser().absolute())
+
+    def rewind(self, step: int) -> None:
+        """Not in this version."""
+        raise NotInThisVersion("not in this version: rewind; stop(), then resume(checkpoint=…)")
+
+    def branch(self, step: int, **settings: Any) -> Run:
+        """Not in this version."""
+        raise NotInThisVersion("not in this version: branch")
+
+    def to_script(self) -> str:
+        """Not in this version."""
+        raise NotInThisVersion("not in this version: to_script")
+
+    def share(self, bind: str) -> None:
+        """Not in this version."""
+        raise NotInThisVersion("not in this version: share")
+
+    # ---- waiting ---------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Wait until the run has ended.
+
+        Raises
+        ------
+        RunFailed
+            It failed; the message says why.
+        TimedOut
+            The timeout (seconds) passed; the run goes on.
+        """
+        if not self._is_over():
+            self._there()
+        with self._leave_alone():
+            self._wait_for(self._is_over, timeout, "the run's end")
+        self._raise_failure()
+        return self
+
+    def wait_for_change(self, timeout: float) -> None:
+        """Wait until anything about the run changes, at most `timeout` seconds."""
+        with self._changed:
+            self._changed.wait(timeout)
+
+    async def wait_async(self) -> Self:
+        """Wait for the run's end without blocking the event loop."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def wake(_: Event) -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(changed.set)
+
+        unsubscribe = self.subscribe(wake)
+        try:
+            while not self._is_over():
+                self._there()
+                await changed.wait()
+                changed.clear()
+        finally:
+            unsubscribe()
+        self._raise_failure()
+        return self
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Call `callback(event)` for each event from now on.
+
+        Parameters
+        ----------
+        callback
+            Called on the run's own thread after the run's properties have changed, in the order
+            of the events; heartbeats (without ``seq``) among them, and at last an event of the
+            type ``gone`` when the coordinator has gone. It must be quick, and may not call what
+            waits for an answer. One that raises is reported and dropped.
+
+        Returns
+        -------
+        callable
+            Ends the subscription.
+        """
+        with self._changed:
+            self._subscribers.append(callback)
+
+        def unsubscribe() -> None:
+            with self._changed:
+                if callback in self._subscribers:
+                    self._subscribers.remove(callback)
+
+        return unsubscribe
+
+    def fileno(self) -> int:
+        """Give an eventfd that is readable while news waits, for other event loops.
+
+        Raises
+        ------
+        PeerError
+            The coordinator is gone.
+        """
+        return self._there().fileno()
+
+    def close(self) -> None:
+        """Stop following the run. The run goes on."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        _forget(self)
+
+    # ---- showing ---------------------------------------------------------------------------
+
+    def to_html(self) -> str:
+        """Give a page that needs nothing else: curves, settings, events."""
+        from pantheraml.report import page_html
+
+        return page_html(self)
+
+    def plot(self) -> Figure:
+        """Draw loss, learning rate and gradient norm with matplotlib."""
+        from pantheraml.report import figure
+
+        return figure(self)
+
+    def __repr__(self) -> str:
+        of = f"/{self.max_steps}" if self.max_steps else ""
+        return f"<Run {self.name}: {self.state}, step {self.step}{of}>"
+
+    def _ipython_display_(self) -> None:
+        """Show the live panel; where there is none, the static record."""
+        from IPython.display import display
+
+        try:
+            from pantheraml_widgets import panel
+        except ModuleNotFoundError as error:
+            if error.name != "pantheraml_widgets":
+                raise
+            shown = None
+        else:
+            shown = panel(self)
+        if shown is not None:
+            display(shown)  # type: ignore[no-untyped-call,unused-ignore]
+            return
+        from pantheraml.report import record_html
+
+        bundle = {"text/plain": repr(self), "text/html": record_html(self)}
+        display(bundle, raw=True)  # type: ignore[no-untyped-call,unused-ignore]
+
+    # ---- the link's thread -----------------------------------------------------------------
+
+    def last_seq(self) -> int:
+        """Give the number of the last event taken in (for the link)."""
+        return self._record.seq
+
+    def on_events(self, events: list[Event]) -> None:
+        """Take events in (for the link)."""
+        with self._changed:
+            for event in events:
+                if "seq" in event:
+                    self._record.apply(event)
+                else:
+                    self._heartbeat = event
+            self._changed.notify_all()
+        for event in events:
+            self._tell(event)
+
+    def on_welcome(self, welcome: dict[str, Any]) -> None:
+        """Hear that the coordinator has let us in (for the link)."""
+        with self._changed:
+            self._welcome = welcome
+            self._changed.notify_all()
+
+    def on_gone(self) -> None:
+        """Hear that the coordinator is gone (for the link)."""
+        self._read_log()
+        with self._changed:
+            self._link, self._gone = None, True
+            self._changed.notify_all()
+        self._tell({"type": "gone", "state": self.state, "step": self.step})
+
+    def _tell(self, event: Event) -> None:
+        with self._changed:
+            subscribers = list(self._subscribers)
+        for callback in subscribers:
+            try:
+                callback(event)
+            except Exception as error:  # a stranger's function must not end our thread
+                with self._changed:
+                    if callback in self._subscribers:
+                        self._subscribers.remove(callback)
+                warnings.warn(
+                    f"run {self.name}: a subscriber failed and was dropped: {error!r}",
+                    RuntimeWarning,
+                    stacklevel=1,
+                )
+
+    # ---- connection ------------------------------------------------------------------------
+
+    def _read_log(self) -> None:
+        """Take in what the log on disk has and we have not."""
+        events = [event for event in read_log(self.folder) if event["seq"] > self._record.seq]
+        with self._changed:
+            for event in events:
+                self._record.apply(event)
+            self._changed.notify_all()
+
+    def _connect(self, timeout: float = 10.0) -> bool:
+        """Find the run's coordinator, if it has one; returns whether."""
+        try:
+            link = Link(_native.connection_file(self.folder), self, self.name)
+        except (NotFoundError, PeerError):
+            self._gone = True
+            return False
+        self._link, self._gone = link, False
+        link.start()
+        if not link.caught_up.wait(timeout):
+            link.close()
+            self._link, self._gone = None, True
+            raise TimedOut(f"the coordinator of {self.name} does not answer")
+        return self._link is not None
+
+    def _launch(self, resume: str | None, accept_changes: bool = False) -> None:
+        """Start a coordinator, or find that there is one, and connect."""
+        program = programs.coordinator()
+        _native.launch(program, self.folder, resume, accept_changes)
+        if not self._connect():
+            self._read_log()
+            if self._record.state != "failed":
+                log = self.folder / "log" / "coordinator.log"
+                raise PeerError(f"the coordinator ended as soon as it began; {log} says why")
+
+    def _start_again(self, checkpoint: str, accept_changes: bool) -> None:
+        link, self._link = self._link, None
+        deadline = time.monotonic() + 30
+        if link is not None:
+            link.close()
+        seen = self._record.seq
+        while True:  # the old coordinator may still be on its way out
+            _, started = _native.launch(
+                programs.coordinator(), self.folder, checkpoint, accept_changes
+            )
+            if started:
+                break
+            if time.monotonic() > deadline:
+                raise BusyError(f"the coordinator of {self.name} has not gone; try again")
+            time.sleep(0.2)
+        if not self._connect():
+            self._read_log()
+        _remember(self)
+        # Until its first event is there, the state would be that of the run's former end.
+        self._wait_for(lambda: self._record.seq > seen or self._link is None, 30, "resume")
+        if self._link is None:
+            self._raise_failure()
+
+    def _there(self) -> Link:
+        link = self._link
+        if link is None:
+            if not self._gone:
+                raise PeerError(f"this Run was closed; pm.attach({self.name!r}) makes a new one")
+            hint = "; resume() goes on" if self.state == "stopped" else ""
+            raise PeerError(f"run {self.name} is {self.state} and its workers are gone{hint}")
+        return link
+
+    def _be_there(self) -> None:
+        """Have workers to ask: those of a run that finished long ago are started again."""
+        if self._link is None and self.state == "finished":
+            self._start_again("", accept_changes=True)
+            self._wait_for(lambda: self.state != "starting", None, "the weights being loaded")
+            self._raise_failure()
+
+    def _checkpoint_named(self, name: str | None) -> str:
+        if name is None:
+            return ""
+        for checkpoint in reversed(self.checkpoints):
+            if name in (checkpoint.name, checkpoint.path.name):
+                return checkpoint.path.name
+        known = ", ".join(c.path.name for c in self.checkpoints) or "none"
+        raise NotFoundError(f"run {self.name} has no checkpoint {name!r}; it has {known}")
+
+    def _newest(self, step: int | None) -> Path:
+        if step is None and self._link is not None and self.state in ("running", "paused"):
+            return self.checkpoint(wait=True).path
+        step = self.step if step is None else step
+        for checkpoint in reversed(self.checkpoints):
+            if checkpoint.step == step:
+                return checkpoint.path
+        known = ", ".join(str(c.step) for c in self.checkpoints) or "none"
+        raise NotFoundError(
+            f"run {self.name} ({self.state}) has no checkpoint of step {step}; it has {known}"
+        )
+
+    # ---- asking and waiting ----------------------------------------------------------------
+
+    def _ask(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return self._there().request(kind, **fields)
+
+    def _command(self, verb: str, *, wait: bool, **fields: Any) -> Command:
+        answer = self._ask(verb, **fields)
+        command = Command(self, int(answer["command"]), verb)
+        if wait:
+            with self._leave_alone():
+                command.wait()
+        return command
+
+    def _event_of(
+        self, command: Command, kind: str, fits: Callable[[Event], bool] | None = None
+    ) -> Event:
+        """Wait for the event that a command brings about."""
+        found: list[Event] = []
+        looked = 0
+
+        def look() -> bool:
+            nonlocal looked
+            events = self._record.events
+            for event in events[looked:]:
+                if event["type"] == kind and event.get("command") == command.number:
+                    if fits is None or fits(event):
+                        found.append(event)
+                elif event["type"] == "log" and event.get("command") == command.number:
+                    if event["level"] == "error":
+                        found.append(event)
+            looked = len(events)
+            return bool(found)
+
+        def over() -> bool:
+            return look() or command.state == "refused" or self._link is None
+
+        self._wait_for(over, None, command.verb)
+        if found and found[0]["type"] == "log":
+            raise Error(f"{command.verb}: {found[0]['message']}")
+        if not found:
+            command.wait(0)
+            raise PeerError(f"the run is {self.state}; {command.verb} has no result")
+        return found[0]
+
+    def _is_over(self) -> bool:
+        return self.state in ENDED
+
+    def _raise_failure(self) -> None:
+        if self.state == "failed":
+            raise RunFailed(f"run {self.name} failed: {self.reason}")
+
+    def _wait_for(self, over: Callable[[], bool], timeout: float | None, what: str) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not over():
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimedOut(f"{what}: not within {timeout:g} s; the run goes on")
+                self._changed.wait(left)
+
+    @contextmanager
+    def _leave_alone(self) -> Iterator[None]:
+        """Say at Ctrl-C that the run goes on, and how to come back."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            print(
+                f"The run goes on without you. Come back by pm.attach({self.name!r}); "
+                "run.stop() ends it.",
+                file=sys.stderr,
+            )
+            raise
+
+
+# One object for each run that this process follows, so that attaching twice costs nothing.
+_followed: dict[tuple[int, Path], Run] = {}
+_followed_lock = threading.Lock()
+
+
+def _remember(run: Run) -> None:
+    with _followed_lock:
+        _followed[os.getpid(), run.folder] = run
+
+
+def _forget(run: Run) -> None:
+    with _followed_lock:
+        if _followed.get((os.getpid(), run.folder)) is run:
+            del _followed[os.getpid(), run.folder]
+
+
+def open_run(folder: Path) -> Run:
+    """Follow a run; the same object again where this process follows it already."""
+    with _followed_lock:
+        known = _followed.get((os.getpid(), folder))
+    if known is not None and known._link is not None:
+        return known
+    run = Run(folder)
+    run._connect()
+    _remember(run)
+    return run
+
+
+def start_run(folder: Path) -> Run:
+    """Start the coordinator of a new run folder and follow it."""
+    run = Run(folder)
+    run._launch(None)
+    _remember(run)
+    return run

@@ -1,0 +1,54 @@
+"""Text of a model folder's tokenizer, loaded when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pantheraml.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class Text:
+    """Prompts to token ids and back.
+
+    Parameters
+    ----------
+    folder
+        The model folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from pantheraml.data.tokenise import load_tokenizer
+
+        tokenizer = load_tokenizer(self._folder)
+        if tokenizer is None:
+            raise NotFoundError(
+                f"the model folder {self._folder} has no tokenizer.json; use input_ids= and "
+                ".token_ids"
+            )
+        return tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise a prompt as it is, with the special tokens that the tokenizer adds itself."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Tokenise a conversation up to where the assistant begins."""
+        from pantheraml.data import chat
+
+        turns = chat.check([dict(turn) for turn in messages])
+        prompt = chat.load(self._folder).render(turns, prompt=True)
+        return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Make text, without special tokens."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))

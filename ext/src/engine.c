@@ -1,0 +1,287 @@
+/* What the engine can say without a run: plans, programs, model folders, the machine. */
+#include "native.h"
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/base/hash.h"
+#include "pml/json/messages.h"
+#include "pml/model/safetensors.h"
+#include "pml/plan/plan.h"
+#include "pml/plan/program.h"
+#include "pml/train/config.h"
+
+/* ---- run.json to configuration ---- */
+
+static void copy(char *out, size_t capacity, const char *from)
+{
+    snprintf(out, capacity, "%s", from); /* the message table bounds its length */
+}
+
+/* What a plan depends on. Paths of data and names play no part in it. */
+static pml_status fill_config(const pml_message *run, pml_train_config *config, pml_error *err)
+{
+    memset(config, 0, sizeof *config);
+    copy(config->name, sizeof config->name, pml_message_string(run, "name"));
+    copy(config->model, sizeof config->model, pml_message_string(run, "model"));
+    bool full = strcmp(pml_message_string(run, "method"), "full") == 0;
+    config->method = full ? PML_METHOD_FULL : PML_METHOD_LORA;
+    config->dtype = PML_F32;
+    config->lora_rank = (int32_t)pml_message_int(run, "lora_r");
+    config->lora_alpha = pml_message_number(run, "lora_alpha");
+    config->lora_dropout = pml_message_number(run, "lora_dropout");
+    for (size_t i = 0; i < pml_message_count(run, "lora_targets"); i++)
+        config->lora_targets |= pml_target_from_name(pml_message_string_at(run, "lora_targets", i));
+    config->max_steps = pml_message_int(run, "max_steps");
+    config->learning_rate = pml_message_number(run, "learning_rate");
+    config->weight_decay = pml_message_number(run, "weight_decay");
+    config->beta1 = pml_message_number(run, "adam_beta1");
+    config->beta2 = pml_message_number(run, "adam_beta2");
+    config->epsilon = pml_message_number(run, "adam_epsilon");
+    config->max_grad_norm = pml_message_number(run, "max_grad_norm");
+    config->batch_size = (int32_t)pml_message_int(run, "per_device_train_batch_size");
+    config->accumulation = (int32_t)pml_message_int(run, "gradient_accumulation_steps");
+    config->max_length = (int32_t)pml_message_int(run, "max_length");
+    config->packing = pml_message_bool(run, "packing");
+    config->memory_limit = (size_t)pml_message_int(run, "memory_limit");
+    return pml_schedule_from_name(pml_message_string(run, "lr_scheduler_type"), &config->schedule,
+                                  err);
+}
+
+/* What plan and program share. */
+typedef struct job {
+    pml_model_spec spec;
+    pml_train_config config;
+    pml_batch_limits limits;
+    pml_plan plan;
+} job;
+
+static pml_status make_plan(const char *text, size_t size, size_t available, job *job,
+                            pml_error *err)
+{
+    pml_message *run = NULL;
+    pml_status status = pml_message_parse_as(PML_FILE_run, text, size, &run, err);
+    if (status == PML_OK)
+        status = fill_config(run, &job->config, err);
+    if (status == PML_OK)
+        status = pml_model_spec_load(job->config.model, &job->spec, err);
+    if (status == PML_OK)
+        status = pml_plan_make(&job->spec, &job->config, &job->limits, pml_backend_cpu(), available,
+                               &job->plan, err);
+    pml_message_destroy(&run);
+    return status;
+}
+
+/* Arguments that plan and program have in common; false with an exception. */
+static bool parse_job(PyObject *args, PyObject *kwargs, const char *format, char **names,
+                      const char **text, Py_ssize_t *size, job *job, Py_ssize_t *available,
+                      int *json)
+{
+    pml_batch_limits *limits = &job->limits;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, text, size, &limits->tokens,
+                                     &limits->docs, &limits->labels, &limits->max_doc,
+                                     &limits->generate_length, available, json))
+        return false;
+    if (*available < 0) {
+        PyErr_SetString(PyExc_ValueError, "available must not be negative");
+        return false;
+    }
+    return true;
+}
+
+PyDoc_STRVAR(plan_doc,
+             "plan(config, limits, available=0)\n--\n\n"
+             "Plan a run's memory: config is run.json's text, limits (tokens, docs, labels,\n"
+             "max_doc, generate_length) of a micro-batch, available bytes (0: no limit).\n"
+             "Returns the fields of a plan event, and flops and bytes of a full micro-batch.");
+
+static PyObject *plan_to_dict(const pml_plan *plan)
+{
+    PyObject *causes = PyDict_New();
+    if (causes == NULL)
+        return NULL;
+    for (int cause = 0; cause < PML_CAUSE_COUNT; cause++) {
+        PyObject *bytes = PyLong_FromSize_t(plan->by_cause[cause]);
+        int failed = bytes == NULL ||
+                     PyDict_SetItemString(causes, pml_cause_name((pml_cause)cause), bytes) < 0;
+        Py_XDECREF(bytes);
+        if (failed) {
+            Py_DECREF(causes);
+            return NULL;
+        }
+    }
+    return Py_BuildValue(
+        "{sN sn sn si si sL sL sd sd}", "by_cause", causes, "total", (Py_ssize_t)plan->total,
+        "arena", (Py_ssize_t)plan->arena, "recompute_layers", (int)plan->recompute_layers,
+        "head_chunk", (int)plan->head_chunk, "parameters", (long long)plan->parameters, "trainable",
+        (long long)plan->trainable, "flops", plan->flops, "bytes", plan->bytes);
+}
+
+static PyObject *engine_plan(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"config", "limits", "available", NULL};
+    const char *text;
+    Py_ssize_t size;
+    Py_ssize_t available = 0;
+    job job = {0};
+    if (!parse_job(args, kwargs, "s#(iiiii)|n:plan", names, &text, &size, &job, &available, NULL))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status;
+    Py_BEGIN_ALLOW_THREADS status = make_plan(text, (size_t)size, (size_t)available, &job, &err);
+    Py_END_ALLOW_THREADS return status == PML_OK ? plan_to_dict(&job.plan)
+                                                 : pmli_raise(pmli_state_of(module), &err);
+}
+
+PyDoc_STRVAR(program_doc, "program(config, limits, available=0, json=False)\n--\n\n"
+                          "Print the step program of plan(config, limits, available).");
+
+static PyObject *engine_program(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"config", "limits", "available", "json", NULL};
+    const char *text;
+    Py_ssize_t size;
+    Py_ssize_t available = 0;
+    int json = 0;
+    job job = {0};
+    if (!parse_job(args, kwargs, "s#(iiiii)|np:program", names, &text, &size, &job, &available,
+                   &json))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    char *printed = NULL;
+    pml_status status;
+    Py_BEGIN_ALLOW_THREADS status = make_plan(text, (size_t)size, (size_t)available, &job, &err);
+    if (status == PML_OK)
+        status = pml_plan_print_program(&job.spec, &job.config, &job.plan, pml_backend_cpu(),
+                                        json != 0, &printed, &err);
+    Py_END_ALLOW_THREADS if (status != PML_OK) return pmli_raise(pmli_state_of(module), &err);
+    PyObject *result = PyUnicode_FromString(printed);
+    free(printed);
+    return result;
+}
+
+/* ---- model folders ---- */
+
+/* Every tensor that training would read is in the folder, with its shape: asked of the program
+ * itself, built for the smallest batch, so that there is one list of names. */
+static pml_status check_tensors(const pml_model_spec *spec, const char *folder, pml_error *err)
+{
+    pml_train_config config = {.method = PML_METHOD_FULL,
+                               .dtype = PML_F32,
+                               .max_steps = 1,
+                               .batch_size = 1,
+                               .accumulation = 1,
+                               .max_length = 2};
+    pml_program_options options = {.spec = spec,
+                                   .config = &config,
+                                   .limits = {.tokens = 2, .docs = 1, .labels = 1, .max_doc = 2},
+                                   .backend = pml_backend_cpu(),
+                                   .head_chunk = 1};
+    pml_program *program = NULL;
+    pml_safetensors *file = NULL;
+    pml_status status = pml_safetensors_open_folder(folder, &file, err);
+    if (status == PML_OK)
+        status = pml_program_build(&options, &program, err);
+    for (int32_t i = 0; status == PML_OK && i < program->n_parameters; i++) {
+        const pml_parameter *p = &program->parameters[i];
+        const pml_stored *stored = NULL;
+        if (p->adapter)
+            continue;
+        status = p->rank == 1 ? pml_safetensors_need(file, p->name, p->cols, 0, &stored, err)
+                              : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
+        if (status == PML_OK && stored->dtype == PML_DTYPE_COUNT)
+            status = PML_FAIL(err, PML_UNSUPPORTED,
+                              "%s: %s has dtype %s; float32, bfloat16 and "
+                              "float16 weights are read",
+                              stored->path, stored->name, stored->dtype_name);
+    }
+    pml_program_destroy(&program);
+    pml_safetensors_close(&file);
+    return status;
+}
+
+PyDoc_STRVAR(check_model_doc,
+             "check_model(folder, /)\n--\n\n"
+             "Read a model folder's config.json and the headers of its safetensors, and raise\n"
+             "what is wrong with them. Returns what the model is.");
+
+static PyObject *check_model(PyObject *module, PyObject *argument)
+{
+    PyObject *folder = NULL;
+    if (!PyUnicode_FSConverter(argument, &folder))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    pml_model_spec spec;
+    const char *path = PyBytes_AsString(folder);
+    pml_status status;
+    Py_BEGIN_ALLOW_THREADS status = pml_model_spec_load(path, &spec, &err);
+    if (status == PML_OK)
+        status = check_tensors(&spec, path, &err);
+    Py_END_ALLOW_THREADS Py_DECREF(folder);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    return Py_BuildValue("{ss si si si si si si si sL}", "family", spec.family, "vocab",
+                         (int)spec.vocab, "hidden", (int)spec.hidden, "layers", (int)spec.layers,
+                         "heads", (int)spec.heads, "kv_heads", (int)spec.kv_heads, "intermediate",
+                         (int)spec.intermediate, "max_positions", (int)spec.max_positions,
+                         "parameters", (long long)pml_model_parameters(&spec));
+}
+
+/* ---- the machine ---- */
+
+PyDoc_STRVAR(device_info_doc, "device_info()\n--\n\n"
+                              "What the CPU backend runs on: name, libraries, instructions, memory "
+                              "in bytes, threads.");
+
+static PyObject *device_info(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    const pml_backend *backend = pml_backend_cpu();
+    pml_device_options options = {0};
+    pml_device_info info = {0};
+    pml_device *device = NULL;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status;
+    Py_BEGIN_ALLOW_THREADS status = backend->open(&options, &device, &err);
+    if (status == PML_OK)
+        status = backend->info(device, &info, &err);
+    if (device != NULL)
+        backend->close(&device);
+    Py_END_ALLOW_THREADS if (status != PML_OK) return pmli_raise(pmli_state_of(module), &err);
+    return Py_BuildValue("{ss ss ss sn sn si}", "name", info.name, "libraries", info.libraries,
+                         "instructions", info.instructions, "memory_total",
+                         (Py_ssize_t)info.memory_total, "memory_free", (Py_ssize_t)info.memory_free,
+                         "threads", info.threads);
+}
+
+PyDoc_STRVAR(hash_file_doc, "hash_file(path, /)\n--\n\nBLAKE2b-256 of a file, in hex.");
+
+static PyObject *hash_file(PyObject *module, PyObject *argument)
+{
+    PyObject *path = NULL;
+    if (!PyUnicode_FSConverter(argument, &path))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    uint8_t hash[PML_HASH_BYTES];
+    char hex[PML_HASH_HEX];
+    const char *name = PyBytes_AsString(path);
+    pml_status status;
+    Py_BEGIN_ALLOW_THREADS status = pml_hash_file(name, hash, &err);
+    Py_END_ALLOW_THREADS Py_DECREF(path);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    pml_hash_hex(hash, sizeof hash, hex);
+    return PyUnicode_FromString(hex);
+}
+
+PyMethodDef pmli_engine_methods[] = {
+    {"plan", (PyCFunction)(void (*)(void))engine_plan, METH_VARARGS | METH_KEYWORDS, plan_doc},
+    {"program", (PyCFunction)(void (*)(void))engine_program, METH_VARARGS | METH_KEYWORDS,
+     program_doc},
+    {"check_model", check_model, METH_O, check_model_doc},
+    {"device_info", device_info, METH_NOARGS, device_info_doc},
+    {"hash_file", hash_file, METH_O, hash_file_doc},
+    {NULL, NULL, 0, NULL},
+};
