@@ -89,9 +89,10 @@ typedef enum pml_state {
 int pml_stepper_trainable_count(const pml_stepper *stepper);
 /* name: static for the stepper's life, e.g.
  * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" (LoRA) or
- * "model.layers.0.self_attn.q_proj.weight" (full). rows, cols: as the file's shape. */
+ * "model.layers.0.self_attn.q_proj.weight" (full). rows, cols: as the file's shape; n_dims (may be
+ * NULL): 1 for a vector of cols elements (rows is 1), else 2. */
 void pml_stepper_trainable(const pml_stepper *stepper, int index, const char **name, int64_t *rows,
-                           int64_t *cols);
+                           int64_t *cols, int *n_dims);
 size_t pml_stepper_state_floats(const pml_stepper *stepper); /* trainable elements */
 
 /* Copy one whole state buffer to the host / back. host: pml_stepper_state_floats floats, tensors
@@ -100,7 +101,11 @@ pml_status pml_stepper_read(pml_stepper *stepper, pml_state state, float *host, 
 pml_status pml_stepper_write(pml_stepper *stepper, pml_state state, const float *host,
                              pml_error *err);
 
-/* The plan in force, and what decides bits (printed into run.json). */
+/* After a restore: so many updates are done. Dropout masks are a function of it. */
+void pml_stepper_seek(pml_stepper *stepper, int64_t updates);
+
+/* The plan in force (its runtime is the planner's reserve until the first update has been
+ * measured), and what decides bits (printed into run.json). */
 const pml_plan *pml_stepper_plan(const pml_stepper *stepper);
 pml_status pml_stepper_identity(pml_stepper *stepper, char *json, size_t capacity, pml_error *err);
 const pml_model_spec *pml_stepper_spec(const pml_stepper *stepper);

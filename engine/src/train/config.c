@@ -1,0 +1,99 @@
+/* Ranges and combinations of a training configuration, first offence by its name. */
+#include <math.h>
+#include <stddef.h>
+
+#include "pml/train/config.h"
+
+typedef struct range_of_double {
+    const char *name;
+    size_t offset;
+    double low, high; /* low <= value, value < high */
+} range_of_double;
+
+typedef struct range_of_int {
+    const char *name;
+    size_t offset;
+    int64_t low;
+    bool wide; /* int64_t, else int32_t */
+} range_of_int;
+
+#define DOUBLE(field, name, low, high)                                                             \
+    {                                                                                              \
+        name, offsetof(pml_train_config, field), low, high                                         \
+    }
+static const range_of_double doubles[] = {
+    DOUBLE(learning_rate, "learning_rate", 0, INFINITY),
+    DOUBLE(weight_decay, "weight_decay", 0, INFINITY),
+    DOUBLE(beta1, "adam_beta1", 0, 1),
+    DOUBLE(beta2, "adam_beta2", 0, 1),
+    DOUBLE(epsilon, "adam_epsilon", 0, INFINITY),
+    DOUBLE(lora_dropout, "lora_dropout", 0, 1),
+    DOUBLE(max_grad_norm, "max_grad_norm", -INFINITY, INFINITY),
+};
+
+#define INT32(field, name, low)                                                                    \
+    {                                                                                              \
+        name, offsetof(pml_train_config, field), low, false                                        \
+    }
+#define INT64(field, name, low)                                                                    \
+    {                                                                                              \
+        name, offsetof(pml_train_config, field), low, true                                         \
+    }
+static const range_of_int ints[] = {
+    INT64(max_steps, "max_steps", 1),
+    INT64(warmup_steps, "warmup_steps", 0),
+    INT64(eval_steps, "eval_steps", 0),
+    INT64(save_steps, "save_steps", 0),
+    INT32(batch_size, "per_device_train_batch_size", 1),
+    INT32(accumulation, "gradient_accumulation_steps", 1),
+    INT32(max_length, "max_length", 2),
+    INT32(save_total_limit, "save_total_limit", 0),
+    INT32(threads, "threads", 0),
+};
+
+static pml_status check_lora(const pml_train_config *config, pml_error *err)
+{
+    if (config->lora_rank < 1 || config->lora_rank > 4096)
+        return PML_FAIL(err, PML_INVALID, "lora r must be between 1 and 4096, it is %d",
+                        config->lora_rank);
+    if (!isfinite(config->lora_alpha) || config->lora_alpha <= 0)
+        return PML_FAIL(err, PML_INVALID, "lora_alpha must be positive, it is %g",
+                        config->lora_alpha);
+    if (config->lora_targets == 0 || (config->lora_targets & ~(uint32_t)PML_TARGET_ALL_LINEAR) != 0)
+        return PML_FAIL(err, PML_INVALID,
+                        "lora target_modules must name at least one of q_proj, k_proj, v_proj, "
+                        "o_proj, gate_proj, up_proj, down_proj");
+    return PML_OK;
+}
+
+pml_status pml_train_config_check(const pml_train_config *config, pml_error *err)
+{
+    const char *base = (const char *)config;
+    for (size_t i = 0; i < sizeof doubles / sizeof *doubles; i++) {
+        double value = *(const double *)(const void *)(base + doubles[i].offset);
+        if (!(value >= doubles[i].low && value < doubles[i].high) || !isfinite(value))
+            return PML_FAIL(err, PML_INVALID, "%s is out of range: %g", doubles[i].name, value);
+    }
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) {
+        const void *field = base + ints[i].offset;
+        int64_t value = ints[i].wide ? *(const int64_t *)field : *(const int32_t *)field;
+        if (value < ints[i].low)
+            return PML_FAIL(err, PML_INVALID, "%s must be at least %lld, it is %lld", ints[i].name,
+                            (long long)ints[i].low, (long long)value);
+    }
+    if ((unsigned)config->schedule > PML_SCHEDULE_CONSTANT_WITH_WARMUP)
+        return PML_FAIL(err, PML_INVALID, "lr_scheduler_type %d is not known",
+                        (int)config->schedule);
+    if (config->model[0] == '\0')
+        return PML_FAIL(err, PML_INVALID, "model is empty: give a model folder");
+    if (config->dtype != PML_F32)
+        return PML_FAIL(err, PML_UNSUPPORTED, "dtype %s is not in this version, only float32",
+                        pml_dtype_name(config->dtype));
+    if (config->method == PML_METHOD_LORA)
+        return check_lora(config, err);
+    if (config->method != PML_METHOD_FULL)
+        return PML_FAIL(err, PML_INVALID, "method %d is not known", (int)config->method);
+    if (config->lora_init[0] != '\0')
+        return PML_FAIL(err, PML_INVALID, "lora_init needs method=\"lora\"");
+    return PML_OK;
+}

@@ -1,0 +1,126 @@
+/* Continuing a prompt with the live weights: the prompt goes through in chunks, each new token as a
+ * chunk of one, against the cached keys and values of what came before. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "pml/base/philox.h"
+#include "stepper_impl.h"
+
+/* Run tokens[0..n) at positions start.. and fetch the logits of the last. */
+static pml_status run_chunk(pml_stepper *s, const int32_t *tokens, int32_t n, int32_t start,
+                            pml_error *err)
+{
+    const pml_program *p = s->program;
+    pml_status status = s->backend->sync(s->queue, err);
+    if (status != PML_OK)
+        return status;
+    int32_t *ids = s->staged, *positions = ids + n, *bounds = positions + n;
+    int32_t *key_bounds = bounds + 2, *last = key_bounds + 2;
+    for (int32_t i = 0; i < n; i++) {
+        ids[i] = tokens[i];
+        positions[i] = start + i;
+    }
+    bounds[0] = key_bounds[0] = 0;
+    bounds[1] = n;
+    key_bounds[1] = start + n;
+    last[0] = n - 1;
+    const struct {
+        int32_t tensor;
+        const int32_t *from;
+        size_t n;
+    } inputs[] = {{p->ids, ids, (size_t)n},
+                  {p->positions_in, positions, (size_t)n},
+                  {p->bounds, bounds, 2},
+                  {p->key_bounds, key_bounds, 2},
+                  {p->last_row, last, 1}};
+    for (size_t i = 0; status == PML_OK && i < sizeof inputs / sizeof *inputs; i++)
+        status = pmli_upload(s, inputs[i].tensor, inputs[i].from, inputs[i].n * sizeof *ids, err);
+    const pml_counts counts = {
+        .tokens = n, .docs = 1, .labels = 1, .keys = start + n, .max_doc = n};
+    if (status == PML_OK)
+        status = pmli_run_segment(s, PML_SEGMENT_GENERATE, &counts, err);
+    if (status == PML_OK)
+        status = s->backend->download(s->queue, s->logits, pml_program_data(p, p->logits, s->arena),
+                                      (size_t)s->spec.vocab * sizeof *s->logits, err);
+    return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+}
+
+static int32_t greatest(const float *logits, int32_t n)
+{
+    int32_t best = 0;
+    for (int32_t i = 1; i < n; i++)
+        if (logits[i] > logits[best])
+            best = i;
+    return best;
+}
+
+/* Walk the distribution softmax(logits / temperature) up to a uniform number that depends on seed
+ * and position only. */
+static int32_t drawn(const float *logits, int32_t n, double temperature, uint64_t seed,
+                     int32_t position)
+{
+    double top = logits[greatest(logits, n)], sum = 0;
+    for (int32_t i = 0; i < n; i++)
+        sum += exp((logits[i] - top) / temperature);
+    pml_philox random = pml_philox_at(seed, (uint64_t)position, PML_PURPOSE_SAMPLE, 0);
+    double left = sum * (double)pml_uniform(random.word[0]);
+    for (int32_t i = 0; i < n; i++) {
+        left -= exp((logits[i] - top) / temperature);
+        if (left < 0)
+            return i;
+    }
+    return greatest(logits, n); /* rounding left a sliver after the last token */
+}
+
+static bool ends(const pml_model_spec *spec, int32_t token)
+{
+    for (int32_t i = 0; i < spec->n_eos; i++)
+        if (spec->eos[i] == token)
+            return true;
+    return false;
+}
+
+static pml_status check_prompt(const pml_stepper *s, const pml_generate_options *o, pml_error *err)
+{
+    if (o->n_prompt < 1 || o->max_new_tokens < 1)
+        return PML_FAIL(err, PML_INVALID,
+                        "sampling needs a prompt of at least one token and max_new_tokens >= 1");
+    if (!isfinite(o->temperature) || o->temperature < 0)
+        return PML_FAIL(err, PML_INVALID, "temperature must be 0 or more, it is %g",
+                        o->temperature);
+    int64_t length = (int64_t)o->n_prompt + o->max_new_tokens;
+    if (length > s->program->limits.generate_length)
+        return PML_FAIL(err, PML_INVALID,
+                        "%d prompt tokens and %d new ones are more than the %d that were planned "
+                        "for sampling (generate_length)",
+                        o->n_prompt, o->max_new_tokens, s->program->limits.generate_length);
+    for (int32_t i = 0; i < o->n_prompt; i++)
+        if (o->prompt[i] < 0 || o->prompt[i] >= s->spec.vocab)
+            return PML_FAIL(err, PML_INVALID, "prompt token %d is %d, outside the vocabulary of %d",
+                            i, o->prompt[i], s->spec.vocab);
+    return PML_OK;
+}
+
+pml_status pml_stepper_generate(pml_stepper *s, const pml_generate_options *o, int32_t *out,
+                                int32_t *n_out, pml_error *err)
+{
+    *n_out = 0;
+    pml_status status = check_prompt(s, o, err);
+    int32_t chunk = s->program->generate_chunk;
+    for (int32_t at = 0; status == PML_OK && at < o->n_prompt; at += chunk) {
+        int32_t n = o->n_prompt - at < chunk ? o->n_prompt - at : chunk;
+        status = run_chunk(s, o->prompt + at, n, at, err);
+    }
+    while (status == PML_OK) {
+        int32_t position = o->n_prompt + *n_out;
+        int32_t token = o->temperature > 0
+                            ? drawn(s->logits, s->spec.vocab, o->temperature, o->seed, position)
+                            : greatest(s->logits, s->spec.vocab);
+        out[(*n_out)++] = token;
+        bool go_on = o->on_token == NULL || o->on_token(o->user, token);
+        if (!go_on || ends(&s->spec, token) || *n_out == o->max_new_tokens)
+            break;
+        status = run_chunk(s, &token, 1, position, err);
+    }
+    return status;
+}

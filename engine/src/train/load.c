@@ -1,0 +1,215 @@
+/* From files to the arena: the model's weights, the adapter's start, the rope table. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/base/philox.h"
+#include "pml/model/adapter.h"
+#include "pml/model/convert.h"
+#include "pml/model/safetensors.h"
+#include "stepper_impl.h"
+
+enum { PIECE_FLOATS = 1 << 20 }; /* converted and uploaded at a time */
+
+static char *place(const pml_stepper *s, const pml_parameter *p)
+{
+    const pml_tensor *t = &s->program->tensors[p->tensor];
+    return (char *)pml_program_data(s->program, p->tensor, s->arena) +
+           (size_t)(p->row * t->cols + p->col) * pml_dtype_size(t->dtype);
+}
+
+static pml_status upload_stored(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
+                                float *piece, pml_error *err)
+{
+    char *to = place(s, p);
+    const char *from = stored->data;
+    size_t left = (size_t)stored->elements, width = pml_dtype_size(stored->dtype);
+    if (width == 0)
+        return PML_FAIL(err, PML_UNSUPPORTED, "%s: tensor '%s' has dtype %s, not in this version",
+                        stored->path, stored->name, stored->dtype_name);
+    while (left > 0) {
+        size_t n = left < PIECE_FLOATS ? left : PIECE_FLOATS;
+        pml_status status = pml_convert_to_f32(from, stored->dtype, n, piece, err);
+        if (status == PML_OK)
+            status = s->backend->upload(s->queue, to, piece, n * sizeof *piece, err);
+        if (status == PML_OK)
+            status = s->backend->sync(s->queue, err);
+        if (status != PML_OK)
+            return pml_error_prefix(err, "%s: '%s'", stored->path, stored->name);
+        from += n * width;
+        to += n * sizeof *piece;
+        left -= n;
+    }
+    return PML_OK;
+}
+
+/* All parameters of one kind from one file. */
+static pml_status load_parameters(pml_stepper *s, const pml_safetensors *file, bool adapter,
+                                  float *piece, pml_error *err)
+{
+    const pml_program *program = s->program;
+    for (int32_t i = 0; i < program->n_parameters; i++) {
+        const pml_parameter *p = &program->parameters[i];
+        if (p->adapter != adapter)
+            continue;
+        const pml_stored *stored;
+        pml_status status =
+            p->rank == 1 ? pml_safetensors_need(file, p->name, p->cols, 0, &stored, err)
+                         : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
+        if (status == PML_OK)
+            status = upload_stored(s, p, stored, piece, err);
+        if (status != PML_OK)
+            return status;
+        if (s->progress != NULL && i % 16 == 0)
+            s->progress(s->user, adapter ? "loading the adapter" : "loading the model",
+                        (double)i / program->n_parameters);
+    }
+    return PML_OK;
+}
+
+/* Tensors that some exporters write and that hold nothing of their own. */
+static bool redundant(const pml_stepper *s, const char *name)
+{
+    static const char inv_freq[] = "rotary_emb.inv_freq";
+    size_t n = strlen(name), tail = sizeof inv_freq - 1;
+    if (n >= tail && strcmp(name + n - tail, inv_freq) == 0)
+        return true;
+    return s->spec.tied_head && strcmp(name, "lm_head.weight") == 0;
+}
+
+static pml_status refuse_extra(const pml_stepper *s, const pml_safetensors *file, pml_error *err)
+{
+    for (size_t i = 0; i < pml_safetensors_count(file); i++) {
+        const pml_stored *stored = pml_safetensors_at(file, i);
+        bool known = redundant(s, stored->name);
+        for (int32_t p = 0; !known && p < s->program->n_parameters; p++)
+            known = strcmp(s->program->parameters[p].name, stored->name) == 0;
+        if (!known)
+            return PML_FAIL(
+                err, PML_UNSUPPORTED,
+                "%s: tensor '%s' has no place in a %s model as config.json describes it",
+                stored->path, stored->name, s->spec.family);
+    }
+    return PML_OK;
+}
+
+static pml_status load_model(pml_stepper *s, float *piece, pml_error *err)
+{
+    pml_safetensors *file = NULL;
+    pml_status status = pml_safetensors_open_folder(s->config.model, &file, err);
+    if (status == PML_OK)
+        status = refuse_extra(s, file, err);
+    if (status == PML_OK)
+        status = load_parameters(s, file, false, piece, err);
+    pml_safetensors_close(&file);
+    return status;
+}
+
+/* The folder must be the adapter that the configuration speaks of. */
+static pml_status check_adapter(const pml_stepper *s, const pml_adapter_config *a, pml_error *err)
+{
+    const char *folder = s->config.lora_init;
+    if (a->rank != s->config.lora_rank)
+        return PML_FAIL(err, PML_INVALID, "%s has r = %d, the run asks for %d", folder, a->rank,
+                        s->config.lora_rank);
+    if (a->alpha != s->config.lora_alpha)
+        return PML_FAIL(err, PML_INVALID, "%s has lora_alpha = %g, the run asks for %g", folder,
+                        a->alpha, s->config.lora_alpha);
+    if (a->targets != s->config.lora_targets)
+        return PML_FAIL(err, PML_INVALID, "%s has other target_modules than the run asks for",
+                        folder);
+    return PML_OK;
+}
+
+static pml_status load_adapter(pml_stepper *s, float *piece, pml_error *err)
+{
+    pml_adapter_config config;
+    pml_safetensors *file = NULL;
+    pml_status status = pml_adapter_open(s->config.lora_init, &s->spec, &config, &file, err);
+    if (status == PML_OK)
+        status = check_adapter(s, &config, err);
+    if (status == PML_OK)
+        status = load_parameters(s, file, true, piece, err);
+    pml_safetensors_close(&file);
+    return status;
+}
+
+/* A as torch's Linear starts: kaiming_uniform with a = sqrt(5), which is U(-1/sqrt(in),
+ * 1/sqrt(in)). B stays zero, so that the adapter begins as no change (Hu et al., LoRA, 2021,
+ * section 4.1). */
+static pml_status make_adapter(pml_stepper *s, float *piece, pml_error *err)
+{
+    for (int32_t i = 0; i < s->program->n_parameters; i++) {
+        const pml_parameter *p = &s->program->parameters[i];
+        if (!p->adapter || strstr(p->name, ".lora_A.") == NULL)
+            continue;
+        float bound = (float)(1.0 / sqrt((double)p->cols));
+        int64_t count = p->rows * p->cols;
+        for (int64_t done = 0; done < count;) {
+            int64_t n = count - done < PIECE_FLOATS ? count - done : PIECE_FLOATS;
+            for (int64_t e = 0; e < n; e++) {
+                uint64_t index = (uint64_t)(p->at + done + e);
+                pml_philox random =
+                    pml_philox_at(s->config.seed, 0, PML_PURPOSE_LORA_INIT, index / 4);
+                piece[e] = bound * (2.0F * pml_uniform(random.word[index % 4]) - 1.0F);
+            }
+            pml_status status =
+                s->backend->upload(s->queue, place(s, p) + (size_t)done * sizeof *piece, piece,
+                                   (size_t)n * sizeof *piece, err);
+            if (status == PML_OK)
+                status = s->backend->sync(s->queue, err);
+            if (status != PML_OK)
+                return status;
+            done += n;
+        }
+    }
+    return PML_OK;
+}
+
+static pml_status load_rope(pml_stepper *s, pml_error *err)
+{
+    size_t floats = (size_t)s->program->positions * (size_t)s->spec.head_dim;
+    float *table = malloc(floats * sizeof *table);
+    if (table == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the rope table");
+    pml_rope_table(&s->spec, s->program->positions, table);
+    pml_status status = pmli_upload(s, s->program->rope, table, floats * sizeof *table, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    free(table);
+    return status;
+}
+
+/* Gaps of the flat buffers and the moments begin at zero. */
+static pml_status clear_flat(pml_stepper *s, pml_error *err)
+{
+    const pml_program *p = s->program;
+    const int32_t buffers[] = {p->values, p->exp_avg, p->exp_avg_sq};
+    for (int i = 0; i < 3; i++) {
+        pml_op_args args = {0};
+        args.fill.y =
+            pml_vector(pml_program_data(p, buffers[i], s->arena), p->trained_floats, PML_F32);
+        pml_status status = pml_op_run(s->backend, PML_OP_fill, s->queue, &args, err);
+        if (status != PML_OK)
+            return status;
+    }
+    const pml_counts none = {0};
+    return pmli_run_segment(s, PML_SEGMENT_CLEAR, &none, err);
+}
+
+pml_status pmli_load(pml_stepper *s, pml_error *err)
+{
+    float *piece = malloc(PIECE_FLOATS * sizeof *piece);
+    if (piece == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory to load the model");
+    pml_status status = clear_flat(s, err);
+    if (status == PML_OK)
+        status = load_rope(s, err);
+    if (status == PML_OK)
+        status = load_model(s, piece, err);
+    if (status == PML_OK && s->config.method == PML_METHOD_LORA)
+        status = s->config.lora_init[0] != '\0' ? load_adapter(s, piece, err)
+                                                : make_adapter(s, piece, err);
+    free(piece);
+    return status;
+}

@@ -1,0 +1,261 @@
+/* The stepper: a step program, an arena, a queue. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/json/json.h"
+#include "pml/train/config.h"
+#include "stepper_impl.h"
+
+pml_status pmli_upload(pml_stepper *s, int32_t tensor, const void *from, size_t bytes,
+                       pml_error *err)
+{
+    return s->backend->upload(s->queue, pml_program_data(s->program, tensor, s->arena), from, bytes,
+                              err);
+}
+
+static pml_status download(pml_stepper *s, int32_t tensor, void *to, size_t bytes, pml_error *err)
+{
+    return s->backend->download(s->queue, to, pml_program_data(s->program, tensor, s->arena), bytes,
+                                err);
+}
+
+/* Sum over workers, in pieces that pass through host memory; the collective adds in rank order, so
+ * that cutting does not change a bit. A collective between devices takes the whole view instead. */
+static pml_status reduce(pml_stepper *s, const pml_view *x, pml_error *err)
+{
+    if (s->comm == NULL || pml_comm_world(s->comm) == 1)
+        return PML_OK;
+    char *at = x->data;
+    for (size_t left = (size_t)x->cols; left > 0;) {
+        size_t n = left < PMLI_REDUCE_FLOATS ? left : PMLI_REDUCE_FLOATS;
+        size_t bytes = n * sizeof(float);
+        pml_status status = s->backend->download(s->queue, s->reduced, at, bytes, err);
+        if (status == PML_OK)
+            status = s->backend->sync(s->queue, err);
+        if (status == PML_OK)
+            status = pml_comm_allreduce_f32(s->comm, s->reduced, n, err);
+        if (status == PML_OK)
+            status = s->backend->upload(s->queue, at, s->reduced, bytes, err);
+        if (status == PML_OK)
+            status = s->backend->sync(s->queue, err);
+        if (status != PML_OK)
+            return status;
+        at += bytes;
+        left -= n;
+    }
+    return PML_OK;
+}
+
+/* Nodes are bound anew each time: that is some hundred small copies. Where the backend records
+ * graphs, this is the place to keep one for each (segment, bucket of counts) and launch it. */
+pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,
+                            pml_error *err)
+{
+    const pml_program *p = s->program;
+    for (int32_t n = p->segments[segment].first; n < p->segments[segment].end; n++) {
+        const pml_node *node = &p->nodes[n];
+        pml_op_args args;
+        pml_program_bind(p, node, s->arena, counts, &args);
+        pml_status status = node->op == PML_OP_allreduce
+                                ? reduce(s, &args.allreduce.x, err)
+                                : pml_op_run(s->backend, node->op, s->queue, &args, err);
+        if (status != PML_OK)
+            return node->layer >= 0
+                       ? pml_error_prefix(err, "%s, layer %d", node->label, node->layer)
+                       : pml_error_prefix(err, "%s", node->label);
+    }
+    return PML_OK;
+}
+
+/* Copy the batch to staged host memory and upload it. */
+static pml_status upload_batch(pml_stepper *s, const pml_batch *batch, pml_error *err)
+{
+    pml_status status = s->backend->sync(s->queue, err); /* the last upload has read `staged` */
+    const pml_program *p = s->program;
+    const struct {
+        int32_t tensor;
+        const int32_t *from;
+        size_t n;
+    } inputs[] = {{p->ids, batch->ids, (size_t)batch->n_tokens},
+                  {p->positions_in, batch->positions, (size_t)batch->n_tokens},
+                  {p->bounds, batch->cu_seqlens, (size_t)batch->n_docs + 1},
+                  {p->label_rows, batch->label_rows, (size_t)batch->n_labels},
+                  {p->labels, batch->labels, (size_t)batch->n_labels}};
+    int32_t *at = s->staged;
+    for (size_t i = 0; status == PML_OK && i < sizeof inputs / sizeof *inputs; i++) {
+        memcpy(at, inputs[i].from, inputs[i].n * sizeof *at);
+        status = pmli_upload(s, inputs[i].tensor, at, inputs[i].n * sizeof *at, err);
+        at += inputs[i].n;
+    }
+    return status;
+}
+
+static pml_status check_batch(const pml_stepper *s, const pml_batch *batch, pml_error *err)
+{
+    const pml_batch_limits *l = &s->program->limits;
+    if (batch->n_tokens > l->tokens || batch->n_docs > l->docs || batch->n_labels > l->labels ||
+        batch->max_doc > l->max_doc)
+        return PML_FAIL(err, PML_INVALID,
+                        "a batch of %d tokens, %d documents, %d labels, longest %d, is more than "
+                        "was planned (%d, %d, %d, %d)",
+                        batch->n_tokens, batch->n_docs, batch->n_labels, batch->max_doc, l->tokens,
+                        l->docs, l->labels, l->max_doc);
+    return pml_batch_check(batch, s->spec.vocab, s->program->positions, err);
+}
+
+static pml_counts counts_of(const pml_batch *batch)
+{
+    return (pml_counts){.tokens = batch->n_tokens,
+                        .docs = batch->n_docs,
+                        .labels = batch->n_labels,
+                        .max_doc = batch->max_doc};
+}
+
+/* One stream of dropout masks for each (update, micro-batch, rank). */
+static void choose_masks(pml_stepper *s, int32_t micro)
+{
+    uint64_t rank = s->comm != NULL ? (uint64_t)pml_comm_rank(s->comm) : 0;
+    uint64_t world = s->comm != NULL ? (uint64_t)pml_comm_world(s->comm) : 1;
+    uint64_t index = (uint64_t)micro * world + rank;
+    s->rng[0] = (int64_t)(s->config.seed ^ (index * 0x9E3779B97F4A7C15U));
+    s->rng[1] = s->updates;
+}
+
+pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *err)
+{
+    int32_t micro = s->micros++;
+    if (batch->n_tokens == 0 || batch->n_labels == 0)
+        return PML_OK; /* nothing to learn adds nothing */
+    pml_status status = check_batch(s, batch, err);
+    if (status == PML_OK)
+        status = upload_batch(s, batch, err);
+    if (status == PML_OK && s->config.lora_dropout > 0) {
+        choose_masks(s, micro);
+        status = pmli_upload(s, s->program->rng, s->rng, sizeof s->rng, err);
+    }
+    pml_counts counts = counts_of(batch);
+    return status == PML_OK ? pmli_run_segment(s, PML_SEGMENT_MICRO, &counts, err) : status;
+}
+
+static void set_hyper(pml_stepper *s, const pml_update *u)
+{
+    for (int group = 0; group < 2; group++) {
+        float *h = s->hyper[group];
+        h[PML_HYPER_LR] = (float)u->learning_rate;
+        h[PML_HYPER_ONE_MINUS_BETA1] = (float)(1.0 - s->config.beta1);
+        h[PML_HYPER_ONE_MINUS_BETA2] = (float)(1.0 - s->config.beta2);
+        h[PML_HYPER_EPS] = (float)s->config.epsilon;
+        h[PML_HYPER_WEIGHT_DECAY] = group == 0 ? (float)u->weight_decay : 0.0F;
+        h[PML_HYPER_BIAS1] = (float)(1.0 - pow(s->config.beta1, (double)u->step));
+        h[PML_HYPER_BIAS2] = (float)(1.0 - pow(s->config.beta2, (double)u->step));
+        h[PML_HYPER_MEAN] = u->labels > 0 ? (float)(1.0 / (double)u->labels) : 0.0F;
+        h[PML_HYPER_MAX_NORM] = (float)u->max_grad_norm;
+        h[PML_HYPER_GRAD_SCALE] = 0.0F;
+    }
+}
+
+/* Once: what the process holds beside the arena. Only where host memory is the device's. */
+static void measure_runtime(pml_stepper *s)
+{
+    if (s->runtime_measured || strcmp(s->backend->name, "cpu") != 0)
+        return;
+    s->runtime_measured = true;
+    FILE *file = fopen("/proc/self/status", "re");
+    if (file == NULL)
+        return; /* the planner's reserve stays in the plan */
+    char line[256];
+    size_t kib = 0, n;
+    while (fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "RssAnon: %zu", &n) == 1 || sscanf(line, "RssShmem: %zu", &n) == 1)
+            kib += n;
+    fclose(file);
+    size_t held = kib * 1024;
+    if (held <= s->plan.arena)
+        return;
+    s->plan.by_cause[PML_CAUSE_RUNTIME] = held - s->plan.arena;
+    s->plan.total = held;
+}
+
+pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_result *result,
+                              pml_error *err)
+{
+    const pml_program *p = s->program;
+    const pml_counts none = {0};
+    double loss_sum = 0;
+    float norm = 0;
+    if (u->step < 1)
+        return PML_FAIL(err, PML_INVALID, "updates are counted from 1, not %lld",
+                        (long long)u->step);
+    pml_status status = s->backend->sync(s->queue, err); /* the last upload has read `hyper` */
+    set_hyper(s, u);
+    if (status == PML_OK)
+        status = pmli_upload(s, p->hyper, s->hyper, sizeof s->hyper, err);
+    if (status == PML_OK)
+        status = pmli_run_segment(s, PML_SEGMENT_NORM, &none, err);
+    if (status == PML_OK)
+        status = download(s, p->loss_sum, &loss_sum, sizeof loss_sum, err);
+    if (status == PML_OK)
+        status = download(s, p->norm, &norm, sizeof norm, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    if (status == PML_OK && s->comm != NULL)
+        status = pml_comm_allreduce_f64(s->comm, &loss_sum, 1, err);
+    if (status != PML_OK)
+        return status;
+    result->loss = u->labels > 0 ? loss_sum / (double)u->labels : NAN;
+    result->grad_norm = norm;
+    result->skipped = !isfinite(result->loss) || !isfinite(result->grad_norm);
+    if (!result->skipped)
+        status = pmli_run_segment(s, PML_SEGMENT_UPDATE, &none, err);
+    if (status == PML_OK)
+        status = pmli_run_segment(s, PML_SEGMENT_CLEAR, &none, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    s->updates = u->step;
+    s->micros = 0;
+    measure_runtime(s);
+    return status;
+}
+
+pml_status pml_stepper_evaluate(pml_stepper *s, const pml_batch *batch, double *loss_sum,
+                                pml_error *err)
+{
+    if (batch->n_tokens == 0 || batch->n_labels == 0)
+        return PML_OK;
+    double sum = 0;
+    pml_status status = check_batch(s, batch, err);
+    if (status == PML_OK)
+        status = upload_batch(s, batch, err);
+    if (status == PML_OK)
+        status = pmli_upload(s, s->program->eval_sum, &sum, sizeof sum, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    pml_counts counts = counts_of(batch);
+    if (status == PML_OK)
+        status = pmli_run_segment(s, PML_SEGMENT_EVAL, &counts, err);
+    if (status == PML_OK)
+        status = download(s, s->program->eval_sum, &sum, sizeof sum, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    if (status == PML_OK)
+        *loss_sum += sum;
+    return status;
+}
+
+void pml_stepper_seek(pml_stepper *s, int64_t updates)
+{
+    s->updates = updates;
+    s->micros = 0;
+}
+
+const pml_plan *pml_stepper_plan(const pml_stepper *s)
+{
+    return &s->plan;
+}
+
+const pml_model_spec *pml_stepper_spec(const pml_stepper *s)
+{
+    return &s->spec;
+}

@@ -1,0 +1,51 @@
+/* Inside of the stepper that runs a step program on an op backend. */
+#ifndef PML_TRAIN_STEPPER_IMPL_H
+#define PML_TRAIN_STEPPER_IMPL_H
+
+#include "pml/plan/program.h"
+#include "pml/train/stepper.h"
+
+struct pml_stepper {
+    pml_train_config config;
+    pml_model_spec spec;
+    pml_plan plan;
+    pml_program *program;
+    const pml_backend *backend;
+    pml_comm *comm; /* borrowed; NULL: alone */
+    void (*progress)(void *user, const char *what, double fraction);
+    void *user;
+
+    pml_device *device;
+    pml_queue *queue;
+    void *arena;
+
+    int64_t updates; /* done so far */
+    int32_t micros;  /* micro-batches since the last update */
+    bool runtime_measured;
+    int32_t *trained; /* program->parameters that are trained, in order of the flat buffer */
+    int32_t n_trained;
+    size_t trained_floats; /* their elements, gaps not counted */
+
+    /* Host memory that uploads read and downloads fill: it must live until the queue is synced. */
+    int32_t *staged; /* inputs of one batch, end to end */
+    int64_t rng[2];
+    float hyper[2][PML_HYPER_COUNT];
+    float *reduced; /* a piece of the gradients on its way through the collective */
+    float *logits;  /* one row */
+};
+
+enum { PMLI_REDUCE_FLOATS = 1 << 18 };
+
+/* Run all nodes of a segment for live counts. */
+pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,
+                            pml_error *err);
+
+/* Host → tensor, whole or its first `bytes`. The source must live until the next sync. */
+pml_status pmli_upload(pml_stepper *s, int32_t tensor, const void *from, size_t bytes,
+                       pml_error *err);
+
+/* Weights, adapter, rope table and zeroed optimizer state: everything that must stand in the arena
+ * before the first step. */
+pml_status pmli_load(pml_stepper *s, pml_error *err);
+
+#endif

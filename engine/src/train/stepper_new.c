@@ -1,0 +1,109 @@
+/* Birth and end of a stepper: spec, plan, program, arena, weights. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/train/config.h"
+#include "stepper_impl.h"
+
+static pml_status open_device(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
+{
+    const pml_device_options options = {
+        .index = o->device_index, .threads = o->threads, .deterministic = o->config->deterministic};
+    pml_status status = s->backend->open(&options, &s->device, err);
+    return status == PML_OK ? s->backend->queue_new(s->device, &s->queue, err) : status;
+}
+
+static pml_status make_plan(pml_stepper *s, const pml_batch_limits *limits, pml_error *err)
+{
+    size_t available = s->config.memory_limit;
+    if (available == 0) {
+        pml_device_info info;
+        pml_status status = s->backend->info(s->device, &info, err);
+        if (status != PML_OK)
+            return status;
+        available = info.memory_free;
+    }
+    pml_status status =
+        pml_plan_make(&s->spec, &s->config, limits, s->backend, available, &s->plan, err);
+    if (status != PML_OK)
+        return status;
+    return pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
+}
+
+/* All host memory that steps will use. */
+static pml_status take_host_memory(pml_stepper *s, pml_error *err)
+{
+    const pml_program *p = s->program;
+    const pml_batch_limits *l = &p->limits;
+    size_t inputs = 2 * (size_t)l->tokens + (size_t)l->docs + 1 + 2 * (size_t)l->labels;
+    s->staged = calloc(
+        inputs > 2 * (size_t)p->generate_chunk + 8 ? inputs : 2 * (size_t)p->generate_chunk + 8,
+        sizeof *s->staged);
+    s->reduced = s->comm != NULL && pml_comm_world(s->comm) > 1
+                     ? calloc(PMLI_REDUCE_FLOATS, sizeof *s->reduced)
+                     : calloc(1, sizeof *s->reduced);
+    s->logits = calloc((size_t)s->spec.vocab, sizeof *s->logits);
+    s->trained = calloc((size_t)p->n_parameters, sizeof *s->trained);
+    if (s->staged == NULL || s->reduced == NULL || s->logits == NULL || s->trained == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the stepper's buffers");
+    for (int32_t i = 0; i < p->n_parameters; i++) {
+        if (!p->parameters[i].trained)
+            continue;
+        s->trained[s->n_trained++] = i;
+        s->trained_floats += (size_t)(p->parameters[i].rows * p->parameters[i].cols);
+    }
+    return PML_OK;
+}
+
+pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, pml_error *err)
+{
+    *stepper = NULL;
+    pml_status status = pml_train_config_check(o->config, err);
+    if (status != PML_OK)
+        return status;
+    pml_stepper *s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory for a stepper");
+    s->config = *o->config;
+    s->backend = o->backend;
+    s->comm = o->comm;
+    s->progress = o->progress;
+    s->user = o->user;
+    status = pml_model_spec_load(s->config.model, &s->spec, err);
+    if (status == PML_OK)
+        status = open_device(s, o, err);
+    if (status == PML_OK)
+        status = make_plan(s, &o->limits, err);
+    if (status == PML_OK)
+        status = take_host_memory(s, err);
+    if (status == PML_OK)
+        status = s->backend->alloc(s->device, s->program->arena, &s->arena, err);
+    if (status == PML_OK)
+        status = pmli_load(s, err);
+    if (status != PML_OK) {
+        pml_stepper_destroy(&s);
+        return status;
+    }
+    *stepper = s;
+    return PML_OK;
+}
+
+void pml_stepper_destroy(pml_stepper **stepper)
+{
+    if (stepper == NULL || *stepper == NULL)
+        return;
+    pml_stepper *s = *stepper;
+    if (s->arena != NULL)
+        s->backend->free(s->device, &s->arena, s->program->arena);
+    if (s->queue != NULL)
+        s->backend->queue_destroy(&s->queue);
+    if (s->device != NULL)
+        s->backend->close(&s->device);
+    pml_program_destroy(&s->program);
+    free(s->trained);
+    free(s->staged);
+    free(s->reduced);
+    free(s->logits);
+    free(s);
+    *stepper = NULL;
+}
