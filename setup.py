@@ -1,7 +1,7 @@
 """Package the Python side and let CMake build the native one.
 
 One wheel serves every Python from 3.11 on (``cp311-abi3``): the extension keeps to the limited API,
-and ``pml-coordinator`` and ``pml-worker`` are ordinary programs that know nothing of Python. They are
+and ``pml-coordinator`` and ``pml-worker`` are ordinary programs without any Python. They are
 installed inside the package (``pantheraml/bin``), not as scripts, so that whoever starts them knows
 where they are and auditwheel can point them at the libraries inside the wheel.
 
