@@ -1,0 +1,74 @@
+/* The thread pool: every item once, every job whole before the next, threads that sleep wake up. */
+#include "kernels/fixture.h"
+
+#include <stdatomic.h>
+#include <unistd.h>
+
+#include "../../../kernels/cpu/pool.h"
+
+enum { ITEMS = 5000 };
+
+typedef struct job {
+    _Atomic int done[ITEMS];
+    _Atomic int64_t total;
+    _Atomic int bad; /* counted, not asserted: a helper thread cannot leave a test */
+    int64_t items;
+} job;
+
+static void count_item(void *arg, int64_t item, void *scratch)
+{
+    job *j = arg;
+    if (item < 0 || item >= j->items || (uintptr_t)scratch % 64 != 0) {
+        atomic_fetch_add(&j->bad, 1);
+        return;
+    }
+    atomic_fetch_add(&j->done[item], 1);
+    atomic_fetch_add(&j->total, item);
+    /* Scratch is this thread's alone as long as the item runs. */
+    memset(scratch, (int)item, PMLI_SCRATCH_BYTES / 1024);
+    for (int i = 0; i < PMLI_SCRATCH_BYTES / 1024; i++)
+        if (((unsigned char *)scratch)[i] != (unsigned char)item)
+            atomic_fetch_add(&j->bad, 1);
+}
+
+static void check_pool(int threads)
+{
+    static job j;
+    pml_error err = PML_ERROR_INIT;
+    pmli_pool *pool = NULL;
+    assert_int_equal(pmli_pool_new(threads, &pool, &err), PML_OK);
+    assert_int_equal(pmli_pool_threads(pool), threads);
+    const int64_t counts[] = {0, 1, 2, 3, 7, 100, ITEMS};
+    for (int round = 0; round < 60; round++) {
+        j.items = counts[round % 7];
+        atomic_store(&j.total, 0);
+        memset((void *)j.done, 0, sizeof j.done);
+        pmli_pool_run(pool, j.items, count_item, &j);
+        assert_int_equal(atomic_load(&j.bad), 0);
+        assert_int_equal(atomic_load(&j.total), j.items * (j.items - 1) / 2);
+        for (int64_t i = 0; i < j.items; i++)
+            assert_int_equal(atomic_load(&j.done[i]), 1);
+        if (round % 20 == 19)
+            usleep(3000); /* long enough for every helper to fall asleep */
+    }
+    pmli_pool_destroy(&pool);
+    assert_null(pool);
+    pmli_pool_destroy(&pool);
+}
+
+static void test_pools(void **state)
+{
+    (void)state;
+    for (int threads = 1; threads <= 9; threads += 2)
+        check_pool(threads);
+    pmli_pool *idle = NULL; /* destroyed without having worked */
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(pmli_pool_new(4, &idle, &err), PML_OK);
+    pmli_pool_destroy(&idle);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_pools)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
