@@ -72,10 +72,10 @@ def finetune(
     chosen = Settings.of(settings, _ALSO)
     if name is not None:
         folders.check_name(name)
-    resolved, about = _resolve(model, chosen)
     sources = {"train": _source(data)}
     if eval_data is not None:
         sources["eval"] = _source(eval_data)
+    resolved, about = _resolve(model, chosen)
     folder = folders.create(name, os.fspath(model))
     try:
         _write_run(folder, model, resolved | about, sources)
@@ -202,7 +202,10 @@ def _source(data: Data) -> Path | list[Mapping[str, Any]]:
         raise InvalidError(f"data is a dict of {', '.join(map(repr, data))}; give one of them")
     if not isinstance(data, Iterable):
         raise InvalidError(f"data must be a file or a list of dicts, it is {type(data).__name__}")
-    return list(data)
+    rows = list(data)
+    if not rows:
+        raise InvalidError("data: there are no rows in it")
+    return rows
 
 
 def _write_run(

@@ -1,0 +1,89 @@
+"""What the tests of the Python side share: a tiny model, a folder of runs, their end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pantheraml as pm
+from pantheraml.tiny import TinyLlama
+
+ROWS = [
+    {"prompt": f"{a} plus {b} is ", "completion": f"{a + b}."} for a in range(8) for b in range(8)
+]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a byte tokenizer and a chat template."""
+    return TinyLlama().write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder of runs; every coordinator begun in it is gone afterwards."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("PANTHERAML_RUNS", str(folder))
+    yield folder
+    for info in pm.runs():
+        end(pm.attach(info.folder))
+
+
+def end(run: pm.Run) -> None:
+    """Stop a run and wait until its coordinator has gone."""
+    pid = run.coordinator_pid
+    try:
+        run.stop(wait=True)
+        if pid is not None and run.state == "finished":
+            run._ask("stop")  # releases its workers now instead of after the grace time
+    except pm.Error:
+        pass  # it has ended meanwhile
+    run.close()
+    if pid is not None:
+        until(lambda: not alive(pid), 30, f"coordinator {pid} to go")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(over: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for something, or fail."""
+    deadline = time.monotonic() + seconds
+    while not over():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+def at_step(run: pm.Run, step: int, seconds: float = 60) -> None:
+    """Wait until a run has made so many steps, or fail."""
+    until(lambda: run.step >= step or run.state == "failed", seconds, f"step {step}")
+    assert run.state != "failed", run.reason
+
+
+@pytest.fixture
+def start(runs: Path, model: Path) -> Callable[..., pm.Run]:
+    """Start a small run; keyword arguments go over the defaults."""
+
+    def begin(data: Any = ROWS, **settings: Any) -> pm.Run:
+        given: dict[str, Any] = {
+            "max_steps": 20, "learning_rate": 1e-3, "max_length": 64, "packing": False,
+            "per_device_train_batch_size": 2, "threads": 1, "generate_length": 64,
+        } | settings  # fmt: skip
+        return pm.finetune(given.pop("model", model), data, **given)
+
+    return begin
+
+
+def environment(**also: str) -> dict[str, str]:
+    """The environment of a child process."""
+    return {**os.environ, **also}

@@ -1,0 +1,137 @@
+"""Chat templates against what transformers made of them (fixtures/make_chat.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pantheraml.data import chat
+from pantheraml.data.rows import Row, Source
+from pantheraml.data.shard import IGNORE
+from pantheraml.data.tokenise import Tokeniser, load_model_folder
+from pantheraml.errors import InvalidError, NotFoundError
+from pantheraml.tiny import SPECIAL, TinyLlama, write_tokenizer
+
+FIXTURE = json.loads((Path(__file__).parent / "fixtures/chat.json").read_text(encoding="utf-8"))
+CASES = {case["name"]: case for case in FIXTURE["cases"]}
+MARKED = {name: case for name, case in CASES.items() if "learned" in case}
+
+
+def template_of(case: dict[str, Any]) -> chat.ChatTemplate:
+    end = SPECIAL[0]
+    return chat.ChatTemplate(case["template"], {"bos_token": end, "eos_token": end})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_renders_as_transformers(name: str) -> None:
+    case = CASES[name]
+    template = template_of(case)
+    assert template.render(case["messages"], tools=case["tools"]) == case["text"]
+    prompt = template.render(case["messages"][:1], prompt=True, tools=case["tools"])
+    assert prompt == case["prompt"]
+
+
+def tokenised(folder: Path, case: dict[str, Any]) -> tuple[list[int], list[int]]:
+    (folder / "config.json").write_text('{"vocab_size": 272, "eos_token_id": 256}')
+    write_tokenizer(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"chat_template": case["template"], "bos_token": SPECIAL[0]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    row = Row(Source(folder / "rows.jsonl", "jsonl"), 0, dict(case), 1)
+    ((_, (ids, labels)),) = Tokeniser(load_model_folder(folder), "messages").batch([row])
+    return ids.tolist(), labels.tolist()
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_learns_what_transformers_masks(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    ids, labels = tokenised(tmp_path, case)
+    assert ids == case["input_ids"]
+    assert [int(label != IGNORE) for label in labels] == case["learned"]
+    assert all(label in (IGNORE, i) for i, label in zip(ids, labels, strict=True))
+
+
+@pytest.mark.parametrize("name", ["plain-two", "system-two", "plain-system"])
+def test_prefixes_find_the_assistants_turns(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    text, spans = template_of(case).with_spans(case["messages"])
+    said = [turn["content"] for turn in case["messages"] if turn["role"] == "assistant"]
+    assert [text[begin:end] for begin, end in spans] == [f"{s.strip()}<|im_end|>\n" for s in said]
+    ids, labels = tokenised(tmp_path, case)
+    assert ids == case["input_ids"]
+    learned = bytes(i for i in labels if 0 <= i < 256)
+    assert labels.count(258) == len(said)  # <|im_end|> of each turn, and of no other
+    assert len(learned) == sum(len(s.strip().encode()) + 1 for s in said)
+
+
+def test_rewriting_template_is_refused() -> None:
+    template = chat.ChatTemplate(
+        "{% for m in messages %}{% if loop.last %}{{ m.content }}{% else %}-{% endif %}{% endfor %}",
+        {},
+    )
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
+    with pytest.raises(InvalidError, match="earlier turns differently"):
+        template.with_spans(turns)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[7].content + 1 }}",
+    ],
+)
+def test_template_is_a_stranger(source: str) -> None:
+    """It can neither reach out of its sandbox nor end us with an error of its own."""
+    turns = [{"role": "assistant", "content": "x"}]
+    with pytest.raises(InvalidError, match="chat template"):
+        chat.ChatTemplate(source, {}).render(turns)
+    assert turns == [{"role": "assistant", "content": "x"}]
+
+
+def test_broken_template_and_none(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="cannot be read"):
+        chat.ChatTemplate("{% for %}", {})
+    with pytest.raises(NotFoundError, match="no chat template"):
+        chat.load(tmp_path)
+
+
+def test_jinja_file_goes_first_and_lists_have_a_default(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert chat.load(tmp_path).render([]) == "yes"
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert chat.load(tmp_path).render([]) == "file"
+
+
+def test_marks_survive_what_a_template_does_with_them() -> None:
+    template = chat.ChatTemplate(
+        "{% for m in messages %}{% set t %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% endset %}{{ t | trim }};{% endfor %}",
+        {},
+    )
+    text, spans = template.with_spans([{"role": "assistant", "content": "a\x02b"}])
+    assert (text, spans) == ("a\x02b;", [(0, 3)])
+
+
+def test_conversational_prompt_and_completion(tmp_path: Path) -> None:
+    folder = TinyLlama().write(tmp_path / "m")
+    fields = {
+        "prompt": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "not learned"},
+            {"role": "user", "content": "b"},
+        ],
+        "completion": [{"role": "assistant", "content": "learned"}],
+    }
+    row = Row(Source(tmp_path / "x", "list"), 0, fields, 1)
+    ((_, (_, labels)),) = Tokeniser(load_model_folder(folder), "prompt_completion").batch([row])
+    model = load_model_folder(folder).need_tokenizer()
+    learned = model.decode([i for i in labels.tolist() if i != IGNORE], skip_special_tokens=False)
+    assert learned == "learned<|im_end|>\n"

@@ -1,0 +1,214 @@
+"""Parameters: names, ranges, and what they resolve to."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pantheraml as pm
+from pantheraml import api, folders, hub
+from pantheraml.config import Settings, device_list, memory
+
+POSITIONS = 4096
+
+
+def test_defaults_are_what_the_documentation_says() -> None:
+    made = Settings().resolve(POSITIONS)
+    assert made["method"] == "lora" and made["lora_r"] == 16 and made["lora_alpha"] == 16
+    assert made["learning_rate"] == 2e-4 and made["lr_scheduler_type"] == "cosine"
+    assert made["max_steps"] == 0 and made["num_train_epochs"] == 1.0
+    assert made["devices"] == ["cpu"] and made["max_length"] == 2048
+    assert len(made["lora_targets"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("learning_rat", "learning_rate"),
+        ("max_step", "max_steps"),
+        ("batch_size", "per_device_train_batch_size"),
+        ("evaldata", "eval_data"),
+    ],
+)
+def test_unknown_parameter_suggests(name: str, near: str, runs: Path, model: Path) -> None:
+    with pytest.raises(TypeError, match=rf"'{name}' is not a parameter; did you mean {near}\?"):
+        pm.finetune(model, [{"text": "a"}], **{name: 1})
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_steps": 0}, "max_steps must be from 1"),
+        ({"max_steps": 1.5}, "max_steps must be a whole number"),
+        ({"max_steps": True}, "max_steps must be a whole number"),
+        ({"learning_rate": -1}, "learning_rate must be at least 0"),
+        ({"learning_rate": math.nan}, "learning_rate must be"),
+        ({"learning_rate": "1e-4"}, "learning_rate must be a number"),
+        ({"lr_scheduler_type": "cosin"}, "did you mean 'cosine'"),
+        ({"method": "lorra"}, "method must be one of lora, full"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be from 1"),
+        ({"packing": 1}, "packing must be True or False"),
+        ({"adam_beta2": 1.0}, "adam_beta2 must be at least 0 and below 1"),
+        ({"num_train_epochs": 0}, "num_train_epochs must be above 0"),
+        ({"devices": []}, "devices is empty"),
+        ({"devices": 0}, "devices must be from 1"),
+        ({"devices": "gpu"}, "'gpu' is no device"),
+        ({"memory_limit": "8 apples"}, "memory_limit must look like"),
+        ({"method": "full", "lora": pm.LoRA()}, "trains every weight"),
+        ({"lora": {"r": 8}}, "lora must be a pantheraml.LoRA"),
+        ({"lora": pm.LoRA(r=0)}, r"LoRA\(r\) must be from 1"),
+        ({"lora": pm.LoRA(lora_dropout=1.0)}, r"LoRA\(lora_dropout\) must be"),
+        ({"lora": pm.LoRA(target_modules=["q_prj"])}, "did you mean 'q_proj'"),
+        ({"lora": pm.LoRA(target_modules=[])}, "target_modules"),
+    ],
+)
+def test_wrong_values_are_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(pm.InvalidError, match=words):
+        Settings.of(settings).resolve(POSITIONS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant": "nf4"},
+        {"dtype": "bfloat16"},
+        {"optim": "lion"},
+        {"devices": "cuda"},
+        {"devices": ["cuda:0", "cuda:1"]},
+        {"save_to": "/drive"},
+    ],
+)
+def test_not_in_this_version(settings: dict[str, Any]) -> None:
+    with pytest.raises(NotImplementedError, match="not in this version"):
+        Settings.of(settings).resolve(POSITIONS)
+
+
+def test_devices_and_memory() -> None:
+    assert device_list("auto") == device_list("cpu") == device_list(1) == ["cpu"]
+    assert device_list(2) == device_list(["cpu"] * 2) == ["cpu", "cpu"]
+    assert memory("8GiB") == 8 << 30 and memory("1.5 GB") == 1_500_000_000
+    assert memory(123) == 123 and memory(None) == 0
+
+
+def test_lengths_stay_within_the_models_positions() -> None:
+    made = Settings(max_length=2048, generate_length=9999).resolve(128)
+    assert made["max_length"] == 128 and made["generate_length"] == 128
+
+
+def test_adapter_to_start_from(tmp_path: Path) -> None:
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"], "bias": "none"}
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(config))
+    made = pm.LoRA(init=tmp_path).resolve()
+    assert (made["lora_r"], made["lora_alpha"]) == (4, 8)
+    assert made["lora_targets"] == ["q_proj", "v_proj"]
+    assert made["lora_init"] == str(tmp_path)
+    with pytest.raises(pm.InvalidError, match=r"LoRA\(r=16\) does not fit"):
+        pm.LoRA(r=16, init=tmp_path).resolve()
+    path.write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(pm.NotInThisVersion, match="use_dora=True"):
+        pm.LoRA(init=tmp_path).resolve()
+    path.write_text("{}")
+    with pytest.raises(pm.InvalidError, match="not a LoRA adapter's"):
+        pm.LoRA(init=tmp_path).resolve()
+    with pytest.raises(pm.NotFoundError, match="adapter_config"):
+        pm.LoRA(init=tmp_path / "none").resolve()
+
+
+def test_names(runs: Path) -> None:
+    for bad in ("", ".", "..", "a/b", "-a", "a b", "é", "x" * 101):
+        with pytest.raises(pm.InvalidError, match="name"):
+            folders.check_name(bad)
+    made = folders.create("one", "m")
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    with pytest.raises(pm.BusyError, match="there is a run 'one' already"):
+        folders.create("one", "m")
+    assert folders.create(None, "Qwen/Qwen2.5-0.5B").name.startswith("qwen2.5-0.5b-")
+
+
+def test_finding_runs(runs: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no runs in"):
+        pm.attach()
+    for name in ("alpha", "beta"):
+        (folders.create(name, "m") / "run.json").write_text("{}")
+    os.utime(runs / "beta" / "run.json", (1.0, 1.0))
+    assert folders.find(None) == runs / "alpha"
+    assert folders.find("beta") == folders.find(runs / "beta") == runs / "beta"
+    with pytest.raises(pm.NotFoundError, match="did you mean 'alpha'"):
+        pm.attach("alfa")
+
+
+def test_rows_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    folders.write_rows(path, [{"input_ids": np.array([1, 2]), "n": np.int64(3)}, {"text": "é"}])
+    assert path.read_text() == '{"input_ids": [1, 2], "n": 3}\n{"text": "é"}\n'
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for bad, words in (
+        ([{"text": "a"}, 3], r"data\[1\] must be a dict"),
+        ([{"a": object()}], r"data\[0\] cannot be stored"),
+        ([{"text": "a"}, {"text": "\ud800"}], r"data\[1\]"),
+        ([], "no rows"),
+    ):
+        with pytest.raises(pm.InvalidError, match=words):
+            folders.write_rows(tmp_path / "bad", bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        ("none.jsonl", FileNotFoundError, "there is no file"),
+        (".", pm.InvalidError, "is not a file"),
+        ("rows.csv", pm.InvalidError, "ends in .csv"),
+        ("rows.parquet", NotImplementedError, "not in this version"),
+        (3, pm.InvalidError, "must be a file or a list"),
+        ({"text": ["a"]}, pm.InvalidError, "not one dict of columns"),
+        ([], pm.InvalidError, "no rows"),
+    ],
+)
+def test_bad_sources_leave_no_run(
+    data: Any, error: type[Exception], words: str, runs: Path, model: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.csv", "rows.parquet"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(error, match=words):
+        pm.finetune(model, data)
+    assert pm.runs() == [] and (not runs.exists() or not list(runs.iterdir()))
+
+
+def test_hub_without_a_network_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise ConnectionError("Name or service not known\nand a second line")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ConnectionError, match="the hub cannot be reached") as caught:
+        hub.resolve("owner/model")
+    assert "\n" not in str(caught.value)
+    for missing in (tmp_path / "none", "./none", "a/b/c"):
+        with pytest.raises(pm.NotFoundError, match="there is no folder"):
+            hub.resolve(missing)
+
+
+def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PANTHERAML_WAIT", "KAGGLE_KERNEL_RUN_TYPE", "PAPERMILL_INPUT_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert not api._nobody_is_there()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert not api._nobody_is_there()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert api._nobody_is_there()
+    monkeypatch.setenv("PANTHERAML_WAIT", "0")
+    assert not api._nobody_is_there()

@@ -1,0 +1,237 @@
+"""The link and the record, against a coordinator that loses what it publishes."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pantheraml import errors, link
+from pantheraml.record import Event, RunRecord, read_log
+
+
+def step(seq: int, number: int, timeline: int = 0, **also: Any) -> Event:
+    return {
+        "seq": seq, "time": 0.0, "timeline": timeline, "type": "step", "step": number,
+        "loss": 1.0 / number, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 8, "labels": 8,
+        "seconds": 0.1, "tokens_per_second": 80.0, "epoch": 0.1, **also,
+    }  # fmt: skip
+
+
+class LossyClient:
+    """Stands in for `_native.Client`: answers as a coordinator does, and loses events."""
+
+    def __init__(self, log: list[Event], lose: float, seed: int) -> None:
+        self.log, self.lose, self.random = log, lose, random.Random(seed)
+        self.inbox: deque[tuple[str, str]] = deque([("up", "")])
+        self.lock = threading.Lock()
+        self.closed = False
+        self.requests: list[dict[str, Any]] = []
+
+    def publish(self, event: Event) -> None:
+        with self.lock:
+            if event.get("seq") is not None:
+                self.log.append(event)
+            if self.random.random() >= self.lose:
+                self.inbox.append(("event", json.dumps(event)))
+
+    def send(self, text: str) -> None:
+        request = json.loads(text)
+        with self.lock:
+            self.requests.append(request)
+            answer: dict[str, Any] = {"id": request["id"]}
+            if request["type"] == "replay":
+                start, count = request["from"], self.random.randint(1, 5)
+                chunk = self.log[start - 1 : start - 1 + count]
+                answer |= {"type": "events", "from": start, "next": start + len(chunk)}
+                answer |= {"last": len(self.log), "events": chunk}
+            elif request["type"] == "pause":
+                answer |= {"type": "error", "code": "busy", "message": "no"}
+            elif request["type"] == "silence":
+                return
+            else:
+                answer |= {"type": "welcome"}
+            self.inbox.append(("answer", json.dumps(answer)))
+
+    def receive(self, timeout: float = 0.0) -> list[tuple[str, str]]:
+        for _ in range(3):
+            with self.lock:
+                if self.closed:
+                    raise errors.PeerError("closed")
+                if self.inbox:
+                    count = self.random.randint(1, 3)
+                    return [self.inbox.popleft() for _ in range(min(count, len(self.inbox)))]
+            time.sleep(0.002)
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+    def fileno(self) -> int:
+        return -1
+
+
+class Follower:
+    def __init__(self) -> None:
+        self.record = RunRecord(Path("."))
+        self.gone = threading.Event()
+        self.heartbeats = 0
+
+    def last_seq(self) -> int:
+        return self.record.seq
+
+    def on_events(self, events: list[Event]) -> None:
+        for event in events:
+            if "seq" in event:
+                assert event["seq"] == self.record.seq + 1
+                self.record.apply(event)
+            else:
+                self.heartbeats += 1
+
+    def on_welcome(self, welcome: dict[str, Any]) -> None: ...
+
+    def on_gone(self) -> None:
+        self.gone.set()
+
+
+def follow(
+    client: LossyClient, follower: Follower, monkeypatch: pytest.MonkeyPatch, pid: int = 7
+) -> link.Link:
+    monkeypatch.setattr(link._native, "Client", lambda _: client)
+    monkeypatch.setattr(link._native, "coordinator_pid", lambda _: pid)
+    made = link.Link("connection.json", follower, "test")
+    made.start()
+    return made
+
+
+@pytest.mark.parametrize("lose", [0.0, 0.3, 0.95])
+def test_nothing_is_missed_and_nothing_comes_twice(
+    lose: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = [step(n, n) for n in range(1, 40)]
+    client, follower = LossyClient(log, lose, 1), Follower()
+    made = follow(client, follower, monkeypatch)
+    assert made.caught_up.wait(5) and follower.record.seq >= 39
+    for n in range(40, 300):
+        client.publish(step(n, n))
+        if n % 50 == 0:
+            client.publish({"type": "heartbeat", "last": n, "state": "running"})
+    client.lose = 0
+    client.publish({"type": "heartbeat", "last": 299, "state": "running"})
+    deadline = time.monotonic() + 10
+    while follower.record.seq < 299:
+        assert time.monotonic() < deadline, follower.record.seq
+        time.sleep(0.01)
+    assert [e["seq"] for e in follower.record.events] == list(range(1, 300))
+    assert follower.heartbeats >= 1
+    made.close()
+    assert not follower.gone.is_set()
+
+
+def test_answers_find_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    follower = Follower()
+    made = follow(LossyClient([], 0, 0), follower, monkeypatch)
+    assert made.request("status")["type"] == "welcome"
+    with pytest.raises(errors.BusyError, match="no"):
+        made.request("pause")
+    with pytest.raises(TimeoutError, match="did not answer silence"):
+        made.request("silence", timeout=0.05)
+    made.close()
+
+
+def test_who_waits_hears_that_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, follower = LossyClient([], 0, 0), Follower()
+    made = follow(client, follower, monkeypatch)
+    made.caught_up.wait(5)
+    threading.Timer(0.1, client.close).start()
+    with pytest.raises(errors.PeerError):
+        made.request("silence", timeout=5)
+    assert follower.gone.wait(2)
+
+
+def test_a_coordinator_that_died_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, follower = LossyClient([], 0, 0), Follower()
+    made = follow(client, follower, monkeypatch)
+    made.caught_up.wait(5)
+
+    def stale(_: object) -> int:
+        raise errors.PeerError("stale")
+
+    monkeypatch.setattr(link._native, "coordinator_pid", stale)
+    with client.lock:
+        client.inbox.append(("down", ""))
+    assert follower.gone.wait(5)
+    made.close()
+
+
+def test_a_new_timeline_forgets_what_did_not_happen() -> None:
+    record = RunRecord(Path("/run"))
+    for n in range(1, 11):
+        record.apply(step(n, n))
+    start = {"seq": 11, "time": 0.0, "timeline": 1, "type": "state", "state": "starting", "step": 6}
+    record.apply(start)
+    assert [row["step"] for row in record.history] == [1, 2, 3, 4, 5, 6]
+    record.apply(step(12, 7, 1, loss="NaN"))
+    assert (
+        record.history[-1]["step"] == 7 and record.history[-1]["loss"] != record.history[-1]["loss"]
+    )
+    assert record.step == 7 and len(record.events) == 12
+
+
+def test_commands_and_samples() -> None:
+    record = RunRecord(Path("/run"))
+    base = {"time": 0.0, "timeline": 0}
+    record.apply(
+        {**base, "seq": 1, "type": "command", "command": 1, "verb": "set", "id": "a", "args": {}}
+    )
+    assert record.commands[1].state == "accepted"
+    record.apply(
+        {
+            **base,
+            "seq": 2,
+            "type": "applied",
+            "command": 1,
+            "verb": "set",
+            "step": 5,
+            "workers": [0, 1],
+        }
+    )
+    assert (record.commands[1].state, record.commands[1].step) == ("applied", 5)
+    record.apply(
+        {
+            **base,
+            "seq": 3,
+            "type": "refused",
+            "command": 2,
+            "verb": "sample",
+            "step": 5,
+            "reason": "no",
+        }
+    )
+    assert record.commands[2].reason == "no"
+    for seq, ids, done in ((4, [1, 2], False), (5, [3], True)):
+        record.apply(
+            {
+                **base,
+                "seq": seq,
+                "type": "sample",
+                "command": 3,
+                "step": 5,
+                "token_ids": ids,
+                "done": done,
+            }
+        )
+    assert record.samples[3] == [1, 2, 3] and 3 in record.samples_done
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    whole = json.dumps(step(1, 1))
+    (tmp_path / "events.jsonl").write_text(whole + "\n" + whole[:20])
+    assert [event["seq"] for event in read_log(tmp_path)] == [1]
+    assert list(read_log(tmp_path / "none")) == []

@@ -1,0 +1,203 @@
+"""From rows to shards, and what is said about rows that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from pantheraml.data import prepare, tokenise
+from pantheraml.data.shard import IGNORE
+from pantheraml.tiny import TinyLlama
+
+EOS = 256
+Pairs = list[tuple[list[int], list[int]]]
+
+
+class Job:
+    """A run folder with a source, and what prepare makes of it."""
+
+    def __init__(self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.model, self.capsys = folder, model, capsys
+        self.settings: dict[str, Any] = {"max_length": 32, "packing": False}
+        (folder / "data").mkdir()
+
+    def run(self, source: str | bytes, suffix: str = ".jsonl") -> tuple[int, list[dict[str, Any]]]:
+        path = self.folder / f"rows{suffix}"
+        path.write_bytes(source.encode() if isinstance(source, str) else source)
+        described = {"path": str(path), "format": suffix[1:]}
+        config = {
+            "model": str(self.model),
+            "train_data": "data/train.safetensors",
+            "eval_data": "",
+            "data": {"train": described},
+            **self.settings,
+        }
+        (self.folder / "run.json").write_text(json.dumps(config))
+        status = prepare.main([str(self.folder)])
+        lines = [json.loads(line) for line in self.capsys.readouterr().out.splitlines()]
+        return status, lines
+
+    def rows(self, *rows: dict[str, Any]) -> Pairs:
+        status, lines = self.run("\n".join(json.dumps(row) for row in rows))
+        assert status == 0, lines
+        return self.shard()
+
+    def shard(self) -> Pairs:
+        with safe_open(self.folder / "data/train.safetensors", "np") as file:
+            ids, labels, offsets = (file.get_tensor(n) for n in ("input_ids", "labels", "offsets"))
+            assert file.metadata()["format"] == "pml-shard-1"
+            assert int(file.metadata()["max_id"]) == ids.max()
+        assert (ids.dtype, labels.dtype, offsets.dtype) == (np.int32, np.int32, np.int64)
+        assert offsets[0] == 0 and offsets[-1] == len(ids) == len(labels)
+        places = zip(offsets[:-1], offsets[1:], strict=True)
+        return [(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in places]
+
+    def error(self, source: str | bytes, suffix: str = ".jsonl") -> str:
+        status, lines = self.run(source, suffix)
+        assert status == 1
+        assert lines[-1]["type"] == "error"
+        assert not (self.folder / "data/train.safetensors").exists()
+        assert not list(self.folder.glob("data/*.tmp-*"))
+        return str(lines[-1]["message"])
+
+
+@pytest.fixture
+def job(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> Job:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return Job(folder, model, capsys)
+
+
+def ids_of(model: Path, text: str) -> list[int]:
+    return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids)
+
+
+def test_text_learns_all_and_ends_once(job: Job, model: Path) -> None:
+    a, b = job.rows({"text": "é!"}, {"text": "x<|endoftext|>"})
+    assert a == ([*ids_of(model, "é!"), EOS],) * 2
+    assert b == ([*ids_of(model, "x"), EOS],) * 2
+
+
+def test_completion_learns_from_its_first_character(job: Job, model: Path) -> None:
+    ((ids, labels),) = job.rows({"prompt": "Q: é ", "completion": " ü"})
+    prompt, whole = ids_of(model, "Q: é "), ids_of(model, "Q: é  ü")
+    assert ids == [*whole, EOS]
+    assert labels == [IGNORE] * len(prompt) + ids[len(prompt) :]
+
+
+def test_token_over_the_border_is_learned_and_bos_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """'ab' is one token; the tokenizer adds <s> in front and </s> behind by itself."""
+    model = tmp_path / "m"
+    model.mkdir()
+    vocab = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4, "ab": 5}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    made.save(str(model / "tokenizer.json"))
+    (model / "config.json").write_text('{"vocab_size": 6}')
+    (model / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}}')
+    (tmp_path / "run").mkdir()
+    job = Job(tmp_path / "run", model, capsys)
+    ((ids, labels),) = job.rows({"prompt": "ca", "completion": "bc"})
+    assert ids == [0, 4, 5, 4, 1]
+    assert labels == [IGNORE, IGNORE, 5, 4, 1]
+
+
+def test_tokens_need_no_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = TinyLlama().write(tmp_path / "m", tokenizer=False)
+    (tmp_path / "run").mkdir()
+    job = Job(tmp_path / "run", model, capsys)
+    rows = job.rows({"input_ids": [1, 2, 3], "labels": [-100, 2, -100]}, {"input_ids": [4, 5]})
+    assert rows == [([1, 2, 3], [-100, 2, -100]), ([4, 5], [4, 5])]
+    (job.folder / "data/train.safetensors").unlink()
+    assert "no tokenizer.json" in job.error('{"text": "a"}')
+
+
+def test_long_rows(job: Job) -> None:
+    """Without packing a long row stays whole (the sampler cuts it, and it is said); with, none is lost."""
+    status, lines = job.run('{"text": "%s"}' % ("y" * 70))
+    assert status == 0 and len(job.shard()[0][0]) == 71
+    assert any("lose their end" in line.get("message", "") for line in lines)
+    (job.folder / "data/train.safetensors").unlink()
+    job.settings["packing"] = True
+    assert [len(ids) for ids, _ in job.rows({"text": "y" * 70})] == [32, 32, 7]
+    (job.folder / "data/train.safetensors").unlink()
+    ((ids, _),) = job.rows({"prompt": "z" * 20, "completion": "y" * 50})
+    assert len(ids) == 71
+
+
+def test_txt_is_one_text(job: Job, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenise, "PIECE", 40)  # so that it is tokenised in pieces
+    text = "\n".join(f"line {i} é" for i in range(30)) + "\n"
+    status, _ = job.run(text, ".txt")
+    assert status == 0
+    rows = job.shard()
+    assert all(len(ids) == 32 for ids, _ in rows[:-1])
+    assert sum((ids for ids, _ in rows), []) == [*ids_of(model, text), EOS]
+    assert all(ids == labels for ids, labels in rows)
+
+
+def test_shards_are_kept(job: Job) -> None:
+    job.rows({"text": "first"})
+    before = (job.folder / "data/train.safetensors").read_bytes()
+    assert job.run('{"text": "second"}') == (0, [])
+    assert (job.folder / "data/train.safetensors").read_bytes() == before
+    assert (job.folder / "data/train.safetensors").stat().st_mode & 0o777 == 0o600
+
+
+GOOD = '{"text": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (GOOD + "\n" + "{broken\n", "rows.jsonl, line 3: not a JSON object"),
+        (GOOD + "[1]\n", "rows.jsonl, line 2: a row must be a JSON object, this is a list"),
+        (GOOD.encode() + b'{"text": "\xff"}\n', "rows.jsonl, line 2: not UTF-8"),
+        (GOOD + '{"texts": "a"}\n', "rows.jsonl, line 2: no 'text'"),
+        (GOOD + '{"text": 7}\n', "rows.jsonl, line 2: 'text' must be a string, it is a number"),
+        ('{"txt": "a"}\n', "rows.jsonl, line 1: a row must be"),
+        ("", "no rows"),
+        ("\n \n", "no rows"),
+        ('{"input_ids": [1, 272]}\n', "line 1: input_ids[1] is 272, but the model's vocabulary"),
+        ('{"input_ids": [1, -1]}\n', "line 1: input_ids[1] is -1"),
+        ('{"input_ids": [1, 99999999999]}\n', "line 1: input_ids[1] is 99999999999"),
+        ('{"input_ids": [1, 1e3]}\n', "line 1: 'input_ids' must hold whole numbers"),
+        ('{"input_ids": [1, true]}\n', "line 1: 'input_ids' must hold whole numbers"),
+        ('{"input_ids": []}\n', "line 1: 'input_ids' is empty"),
+        ('{"input_ids": [1, 2], "labels": [1]}\n', "line 1: 2 input_ids but 1 labels"),
+        ('{"input_ids": [1, 2], "labels": [1, 272]}\n', "line 1: labels has 272"),
+        ('{"input_ids": [1, 2], "labels": [1, -1]}\n', "line 1: labels has -1"),
+        ('{"input_ids": [1, 2], "attention_mask": [0, 1]}\n', "line 1: attention_mask"),
+        ('{"input_ids": [1, 2], "labels": [1, -100]}\n', "no token of any row is learned"),
+        ('{"messages": []}\n', "line 1: messages must be a list with at least one turn"),
+        ('{"messages": [{"role": "user"}]}\n', 'line 1: turn 1 has no "content"'),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "no token of any row is learned"),
+        ('{"prompt": "a", "completion": 3}\n', "line 1: 'completion' must be a string"),
+    ],
+)
+def test_bad_rows_are_named(job: Job, source: str | bytes, words: str) -> None:
+    assert words in job.error(source)
+
+
+def test_bad_txt(job: Job) -> None:
+    assert "no rows" in job.error(" \n", ".txt")
+    assert "rows.txt, line 2: not UTF-8" in job.error(b"a\n\xff", ".txt")
+
+
+def test_progress_ends_at_one(job: Job) -> None:
+    _, lines = job.run(GOOD * 3000)
+    fractions = [line["fraction"] for line in lines if line["type"] == "progress"]
+    assert fractions[0] == 0.0 and fractions[-1] == 1.0 and fractions == sorted(fractions)

@@ -1,0 +1,111 @@
+"""Reports: what a page may not do, and that it shows what there is."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import pantheraml as pm
+from pantheraml.live import clock, sparkline
+from pantheraml.report import Curve, chart_svg, page_html, record_html, smooth
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+@pytest.fixture
+def run(runs: Path, tmp_path: Path, model: Path) -> pm.Run:
+    """A run that ended long ago: only its log is there."""
+    folder = runs / "old"
+    (folder / "data").mkdir(parents=True)
+    config: dict[str, Any] = {
+        "name": "old", "model": str(model), "model_id": EVIL, "method": "lora", "lora_r": 16,
+        "lora_alpha": 16, "max_steps": 3000, "devices": ["cpu"], "eval_data": "", "created": 1.0,
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(config))
+    base = {"time": 1.0, "timeline": 0}
+    events: list[dict[str, Any]] = [
+        {"type": "step", "step": n, "loss": 3.0 / n if n != 7 else "NaN", "learning_rate": 1e-3,
+         "grad_norm": 1.0, "tokens": 64, "labels": 64, "seconds": 0.5, "tokens_per_second": 128.0,
+         "epoch": 0.1}
+        for n in range(1, 2001)
+    ]  # fmt: skip
+    events.append({"type": "eval", "step": 2000, "loss": 0.5, "labels": 9, "seconds": 1.0})
+    events.append({"type": "log", "level": "warning", "message": EVIL})
+    events.append({"type": "state", "state": "failed", "step": 2000, "reason": EVIL})
+    lines = [json.dumps({"seq": i, **base, **event}) for i, event in enumerate(events, 1)]
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    return pm.attach("old")
+
+
+class Checker(HTMLParser):
+    """Collects tags, and refuses what a self-contained page without scripts may not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "img", "iframe", "object"), tag
+        for name, value in attrs:
+            assert not name.startswith("on") and name not in ("src", "href"), (name, value)
+            assert "url(" not in (value or "")
+        self.tags.append(tag)
+
+
+@pytest.mark.parametrize("make", [record_html, page_html])
+def test_page_is_safe_and_whole(run: pm.Run, make: Any) -> None:
+    page = make(run)
+    checker = Checker()
+    checker.feed(page)
+    assert checker.tags.count("svg") == 3 and "table" in checker.tags
+    assert "&lt;script&gt;" in page and "<script" not in page
+    assert len(page) < 120_000  # 2000 steps do not make it heavier than a picture
+    for begin in [i for i in range(len(page)) if page.startswith("<svg", i)]:
+        ElementTree.fromstring(page[begin : page.index("</svg>", begin) + 6])
+
+
+def test_old_run_reads_from_its_log(run: pm.Run) -> None:
+    assert run.state == "failed" and run.step == 2000 and len(run.history) == 2000
+    assert math.isnan(run.history[6]["loss"])
+    assert run.evaluations[0].loss == 0.5
+    assert run.coordinator_pid is None and run.workers == []
+    with pytest.raises(pm.RunFailed, match="alert"):
+        run.wait()
+    with pytest.raises(pm.PeerError, match="workers are gone"):
+        run.pause()
+    assert "failed" in repr(run)
+    (info,) = pm.runs()
+    assert (info.name, info.state, info.step) == ("old", "failed", 2000)
+
+
+def test_figure(run: pm.Run) -> None:
+    figure = run.plot()
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "learning rate", "gradient norm"]
+    assert len(figure.axes[0].lines) == 3
+
+
+def test_charts_of_odd_numbers() -> None:
+    assert chart_svg("x", [Curve("", [1.0], [math.nan], "red")]) == ""
+    for values in ([0.0], [1e-12, 1e-12], [5.0, math.inf, -5.0], [1e30, 2e30]):
+        steps = [float(i) for i in range(len(values))]
+        ElementTree.fromstring(chart_svg("x", [Curve("a", steps, values, "red", dots=True)]))
+
+
+def test_smoothing_has_no_bias_and_passes_over_gaps() -> None:
+    assert smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+    assert math.isnan(smooth([math.nan, 1.0])[0]) and smooth([math.nan, 1.0])[1] == pytest.approx(
+        1.0
+    )
+
+
+def test_terminal_parts() -> None:
+    assert sparkline([1, 2, 3, 4, 5, 6, 7, 8]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([1, math.nan]) == "▁?" and sparkline([]) == ""
+    assert len(sparkline([float(i) for i in range(1000)], width=30)) == 30
+    assert clock(3723) == "1:02:03" and clock(61) == "1:01"
