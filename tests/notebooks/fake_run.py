@@ -62,6 +62,7 @@ class FakeRun:
         self.name = name
         self.max_steps = max_steps
         self.state = "starting"
+        self.reason = ""
         self.step = 0
         self._seconds = seconds
         self._workers = workers
@@ -79,6 +80,7 @@ class FakeRun:
             by_cause=PLAN,
             total=sum(PLAN.values()),
             available=1_073_741_824,
+            max_steps=max_steps,
             recompute_layers=0,
             parameters=8_391_936,
             trainable=724_992,
@@ -144,7 +146,7 @@ class FakeRun:
                 listener(event)
 
     def _set_state(self, state: str, reason: str = "") -> None:
-        self.state = state
+        self.state, self.reason = state, reason
         self._emit("state", state=state, step=self.step, reason=reason)
 
     def _command(self, verb: str, **args: Any) -> None:

@@ -63,10 +63,22 @@ def test_a_new_timeline_replaces_what_it_repeats() -> None:
     assert f.snapshot()["columns"]["step"] == [1, 2, 3, 4, 5]
 
 
+def test_a_restart_from_a_checkpoint_forgets_what_came_after_it() -> None:
+    f = feed()
+    for i in range(1, 9):
+        f.add(step(i, i))
+    f.tick()
+    f.add({"seq": 9, "time": 0.0, "type": "state", "state": "starting", "step": 6})
+    tick = f.tick()
+    assert tick is not None and tick["columns"]["step"] == []
+    assert f.snapshot()["columns"]["step"] == [1, 2, 3, 4, 5, 6]
+
+
 def test_what_json_has_not_travels_as_text_and_digits_are_cut() -> None:
     f = feed()
     f.add(step(1, 1, loss=float("nan"), grad_norm=float("inf")))
     f.add(step(2, 2, loss="NaN", learning_rate=1 / 3))
+    f.add({"seq": 3, "time": 0.0, "type": "eval", "step": 2, "loss": float("nan")})
     whole = json.loads(json.dumps(f.snapshot(), allow_nan=False))
     assert whole["columns"]["loss"] == ["NaN", "NaN"]
     assert whole["columns"]["grad_norm"][0] == "Infinity"
@@ -207,16 +219,25 @@ def test_the_end_is_in_the_trait_and_the_record_beside_the_view() -> None:
 
 
 def test_close_ends_the_threads_and_leaves_the_run(run: FakeRun) -> None:
-    def threads() -> int:
-        return sum(thread.name == "pml-panel" for thread in threading.enumerate())
-
-    before = threads()
+    before = set(threading.enumerate())
     panel = RunPanel(run)
-    assert threads() == before + 2
+    own = set(threading.enumerate()) - before
+    assert len(own) == 2
     panel.close()
     panel.close()
-    wait_for(lambda: threads() == before)
+    wait_for(lambda: not any(thread.is_alive() for thread in own))
     assert run.state == "running" and not run._listeners
+
+
+def test_a_coordinator_that_goes_without_a_word_ends_the_panel_too(run: FakeRun) -> None:
+    recorder = Recorder(run)
+    run.state, run.reason = "stopped", "its coordinator is gone"
+    recorder.panel._on_event({"type": "gone", "state": "stopped", "step": run.step})
+    wait_for(lambda: any(e["type"] == "state" for t in recorder.kinds("tick") for e in t["events"]))
+    last = recorder.panel.snapshot["events"][-1]
+    assert (last["state"], last["reason"]) == ("stopped", "its coordinator is gone")
+    recorder.panel.close()
+    run.state = "stopped"
 
 
 def test_one_panel_per_run(run: FakeRun) -> None:

@@ -121,10 +121,24 @@ class Feed:
                 self._add_event(event)
             return True
 
+    def settle(self, state: str, reason: str, now: float) -> bool:
+        """Show a state that no event tells: a run whose coordinator went without a word.
+
+        Returns False where the events say the same.
+        """
+        with self._lock:
+            if state == self._state:
+                return False
+            rows = self._columns["step"]
+            step = int(rows[-1]) if rows else 0
+            fields = {"state": state, "reason": reason, "step": step}
+            self._add_event({"seq": self._seq, "time": now, "type": "state", **fields})
+            return True
+
     def tick(self) -> dict[str, Any] | None:
         """What is new since the last tick or snapshot, or None."""
         with self._lock:
-            if self._seq == self._sent:
+            if self._seq == self._sent and not self._new_events:
                 return None
             start = len(self._columns["step"]) - self._new_rows
             new = {
@@ -159,13 +173,7 @@ class Feed:
         self._new_memory = False
 
     def _add_step(self, event: Event) -> None:
-        steps = self._columns["step"]
-        step = int(event["step"])
-        if steps and step <= float(steps[-1]):  # a new timeline: what it replaces goes
-            keep = next(i for i, known in enumerate(steps) if float(known) >= step)
-            self._new_rows = max(0, self._new_rows - (len(steps) - keep))
-            for values in self._columns.values():
-                del values[keep:]
+        self._forget_after(int(event["step"]) - 1)
         for name, values in self._columns.items():
             values.append(_number(event.get(name)))
         self._new_rows += 1
@@ -174,11 +182,26 @@ class Feed:
             self._memory = list(memory)
             self._new_memory = True
 
+    def _forget_after(self, step: int) -> None:
+        """Drop the rows of a past that is told anew."""
+        steps = self._columns["step"]
+        keep = len(steps)
+        while keep and float(steps[keep - 1]) > step:
+            keep -= 1
+        self._new_rows = max(0, self._new_rows - (len(steps) - keep))
+        for values in self._columns.values():
+            del values[keep:]
+
     def _add_event(self, event: Event) -> None:
-        kept = dict(event)
+        kept = {
+            name: _number(value) if isinstance(value, float) and name != "time" else value
+            for name, value in event.items()
+        }
         kind = str(kept.get("type"))
         if kind == "state":
             self._state = str(kept.get("state"))
+            if self._state == "starting":  # from a checkpoint: what came after it goes
+                self._forget_after(int(event.get("step", 0)))
         elif kind == "sample":
             kept = self._whole_sample(kept)
         if kind in _LATEST:

@@ -38,6 +38,10 @@ class RunLike(Protocol):
     name: str
 
     @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
     def max_steps(self) -> int | None: ...
     def events(self) -> Iterable[Mapping[str, Any]]: ...
     def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]: ...
@@ -111,6 +115,8 @@ class RunPanel(anywidget.AnyWidget):
             for event in early:
                 self._feed.add(event)
             opened = True
+        if run.state in _OVER:
+            self._feed.settle(run.state, run.reason, time.time())
         self._ended = self._feed.state in _OVER
         super().__init__(snapshot=self._feed.snapshot())
         self._free_replies()
@@ -159,7 +165,11 @@ class RunPanel(anywidget.AnyWidget):
 
     # From the run's I/O thread.
     def _on_event(self, event: dict[str, Any]) -> None:
-        if self._feed.add(event):
+        if event.get("type") == "gone":
+            news = self._feed.settle(self._run.state, self._run.reason, time.time())
+        else:
+            news = self._feed.add(event)
+        if news:
             with self._wake:
                 self._dirty = True
                 self._wake.notify()

@@ -10,8 +10,7 @@ export function parseRate(text: string): { rate: number } | { error: string } {
   const trimmed = text.trim().replace(",", ".");
   const value = Number(trimmed);
   if (trimmed === "" || !Number.isFinite(value)) return { error: "Not a number: try 1e-4." };
-  if (value <= 0) return { error: "A learning rate is greater than 0." };
-  if (value > 1) return { error: "A learning rate above 1 is refused." };
+  if (value < 0) return { error: "A learning rate is not negative." };
   return { rate: value };
 }
 

@@ -26,10 +26,18 @@ export class Curve {
   append(rows: Columns): void {
     for (let i = 0; i < rows.step.length; i++) {
       const step = rows.step[i] ?? NaN;
-      if (step <= this.last("step")) this.cutFrom(step);
+      this.cutAfter(step - 1);
       for (const name of COLUMNS) this.columns[name].push(rows[name][i] ?? NaN);
       this.extendSmooth(this.length - 1);
     }
+  }
+
+  /** Drops the rows behind a step: a past that is told anew. */
+  cutAfter(step: number): void {
+    if (!(this.last("step") > step)) return;
+    const keep = this.columns.step.findIndex((s) => s > step);
+    for (const name of COLUMNS) this.columns[name].length = keep;
+    this.resmooth();
   }
 
   clear(): void {
@@ -67,12 +75,6 @@ export class Curve {
     const left = steps[low - 1];
     const right = steps[low];
     return left !== undefined && right !== undefined && step - left < right - step ? low - 1 : low;
-  }
-
-  private cutFrom(step: number): void {
-    const keep = this.columns.step.findIndex((s) => s >= step);
-    for (const name of COLUMNS) this.columns[name].length = keep;
-    this.resmooth();
   }
 
   private resmooth(): void {

@@ -200,8 +200,8 @@ export class Store {
     this.memory = snapshot.memory;
     this.curve.clear();
     this.curve.append(snapshot.columns);
-    this.step = this.curve.last("step") || 0;
     for (const event of snapshot.events) this.reduce(event);
+    this.step = this.curve.last("step") || this.step;
     this.seq = snapshot.seq;
   }
 
@@ -211,14 +211,18 @@ export class Store {
       if (tick.seq > this.seq || !this.loaded) this.hello();
       return;
     }
+    for (const event of tick.events) {
+      // From a checkpoint on another past is told. (In a snapshot the curve is cut already.)
+      if (isStart(event)) this.curve.cutAfter(toNumber(event["step"]));
+    }
     this.curve.append(tick.columns);
     const step = this.curve.last("step");
+    if (tick.memory !== null) this.memory = tick.memory;
+    for (const event of tick.events) this.reduce(event);
     if (tick.columns.step.length > 0 && Number.isFinite(step)) {
       this.step = step;
       this.progress = null;
     }
-    if (tick.memory !== null) this.memory = tick.memory;
-    for (const event of tick.events) this.reduce(event);
     this.seq = tick.seq;
   }
 
@@ -229,7 +233,13 @@ export class Store {
         const phase = toText(event["state"]);
         if (PHASES.includes(phase)) this.phase = phase as Phase;
         this.reason = toText(event["reason"]);
-        if (this.phase !== "starting") this.progress = null;
+        if (isStart(event)) {
+          this.evals = this.evals.filter((e) => e.step <= step);
+          this.markers = this.markers.filter((m) => m.step <= step);
+        } else {
+          this.progress = null;
+        }
+        if (step >= 0) this.step = step;
         break;
       }
       case "progress":
@@ -237,6 +247,7 @@ export class Store {
         break;
       case "plan":
         this.plan = event;
+        this.maxSteps = toNumber(event["max_steps"]) || this.maxSteps;
         break;
       case "workers":
         this.workers = Array.isArray(event["workers"]) ? event["workers"].filter(isObject) : [];
@@ -319,6 +330,10 @@ export class Store {
     request.status = "refused";
     request.reason = reason;
   }
+}
+
+function isStart(event: RunEvent): boolean {
+  return event.type === "state" && event["state"] === "starting";
 }
 
 function sameArgs(sent: { learning_rate?: number }, logged: Json | undefined): boolean {

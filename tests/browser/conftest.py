@@ -1,0 +1,135 @@
+"""A real JupyterLab and a real Chromium for the tests here.
+
+The lab runs in a folder of its own with settings of its own, so that nothing of the person who
+runs the tests is read or changed, on a port that the system gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+AXE = ROOT / "widgets" / "js" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running server.
+
+    Attributes
+    ----------
+    url : str
+        Its base.
+    token : str
+        Its token.
+    folder : Path
+        The folder that it shows.
+    """
+
+    url: str
+    token: str
+    folder: Path
+
+
+def _settings(folder: Path) -> None:
+    # The news toast covers the lower right corner, where it would take clicks.
+    plugin = folder / "@jupyterlab" / "apputils-extension"
+    plugin.mkdir(parents=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+    (plugin / "notification.jupyterlab-settings").write_text(json.dumps(quiet), "utf-8")
+
+
+def _started(process: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
+    """The server's address, from the file that it writes when it listens."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        for found in runtime.glob("jpserver-*.json"):
+            try:
+                url = str(json.loads(found.read_text("utf-8"))["url"])
+                urllib.request.urlopen(f"{url}api", timeout=5).close()
+                return url
+            except (ValueError, urllib.error.URLError):
+                pass  # half written, or not listening yet
+        time.sleep(0.1)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text('utf-8')[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab on an empty folder."""
+    base = tmp_path_factory.mktemp("lab")
+    work = base / "work"
+    work.mkdir()
+    _settings(base / "settings")
+    token = secrets.token_hex(16)
+    log = base / "lab.log"
+    environment = {
+        **os.environ,
+        "HOME": str(base),
+        "IPYTHONDIR": str(base / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(base / "config"),
+        "JUPYTER_DATA_DIR": str(base / "data"),
+        "JUPYTER_RUNTIME_DIR": str(base / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(base / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(base / "workspaces"),
+        "JUPYTER_TOKEN": token,
+        "PANTHERAML_RUNS": str(work / "runs"),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={work}"]
+    # Lets a test run Lab's own commands (change the theme) without its menus.
+    command += ["--LabApp.expose_app_in_browser=True"]
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
+    try:
+        yield Lab(_started(server, base / "runtime", log), token, work)
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium, headless."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.fail(f"none of {', '.join(BROWSERS)} is installed; tools/bootstrap test installs one")
+    arguments = ["--disable-gpu", "--disable-dev-shm-usage"]
+    if os.geteuid() == 0:  # Chromium's own sandbox refuses to work for root
+        arguments.append("--no-sandbox")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A fresh page of the size of a laptop's screen, at twice its pixels."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 1000}, device_scale_factor=2, color_scheme="light"
+    )
+    context.set_default_timeout(20_000)
+    yield context.new_page()
+    context.close()

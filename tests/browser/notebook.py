@@ -1,0 +1,169 @@
+"""What the browser tests do with JupyterLab and with the panel, by the names a person sees."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conftest import AXE, Lab
+from playwright.sync_api import Locator, Page, expect
+
+__all__ = ["Notebook", "Panel", "write_notebook"]
+
+
+def write_notebook(path: Path, cells: Sequence[str]) -> None:
+    """Write a notebook of code cells."""
+    written = [
+        {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": f"cell-{i}",
+            "metadata": {},
+            "outputs": [],
+            "source": source,
+        }
+        for i, source in enumerate(cells)
+    ]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    document = {
+        "cells": written,
+        "metadata": {"kernelspec": kernel},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    path.write_text(json.dumps(document), "utf-8")
+
+
+class Notebook:
+    """A notebook open in JupyterLab.
+
+    Each has a workspace of its own: a shared one would open the others again.
+    """
+
+    def __init__(self, page: Page, lab: Lab, path: str) -> None:
+        self.page = page
+        self.path = lab.folder / path
+        workspace = re.sub(r"\W", "-", path)
+        page.goto(f"{lab.url}lab/workspaces/{workspace}/tree/{path}?token={lab.token}")
+        self._ready()
+
+    def _ready(self) -> None:
+        expect(self.page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=60_000)
+        self.page.wait_for_function(
+            "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+            "?.connectionStatus === 'connected'"
+        )
+
+    def command(self, name: str, **args: Any) -> None:
+        """Run one of Lab's commands."""
+        self.page.evaluate("([n, a]) => void window.jupyterapp.commands.execute(n, a)", [name, args])
+
+    def run_all(self) -> None:
+        self.command("notebook:run-all-cells")
+
+    def run_cell(self, index: int) -> None:
+        """Select a cell and run it alone."""
+        self.page.evaluate(
+            "i => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = i }", index
+        )
+        self.command("notebook:run-cell")
+
+    def restart_kernel(self) -> None:
+        """Restart the kernel by the menu's command, and agree to it."""
+        self.command("kernelmenu:restart")
+        self.page.locator(".jp-Dialog button.jp-mod-accept").click()
+        self.page.wait_for_function(
+            "() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status"
+            " === 'idle'"
+        )
+
+    def reload(self) -> None:
+        self.page.reload()
+        self._ready()
+
+    def theme(self, name: str) -> None:
+        """Change Lab's theme and wait for it to be there."""
+        self.command("apputils:change-theme", theme=name)
+        self.page.wait_for_function("n => document.body.dataset.jpThemeName === n", arg=name)
+        self.page.wait_for_timeout(500)
+
+    def output(self, index: int) -> Locator:
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(index).locator(".jp-Cell-outputArea")
+
+    def saved(self) -> dict[str, Any]:
+        """The notebook as it is on disk."""
+        document: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
+        return document
+
+
+class Panel:
+    """A run panel on the page."""
+
+    def __init__(self, scope: Page | Locator) -> None:
+        self.root = scope.locator(".pml-panel").last
+
+    @property
+    def state(self) -> Locator:
+        return self.root.locator(".pml-state")
+
+    @property
+    def outcome(self) -> Locator:
+        return self.root.locator(".pml-outcome")
+
+    def button(self, name: str) -> Locator:
+        return self.root.get_by_role("button", name=name, exact=True)
+
+    def figure(self, label: str) -> str:
+        row = self.root.locator(".pml-figure", has=self.root.page.get_by_text(label, exact=True))
+        return row.locator("dd").inner_text()
+
+    def step(self) -> int:
+        """The newest step of the curve, as a screen reader hears it."""
+        return int(self.root.get_by_role("slider", name="Curves").get_attribute("aria-valuemax") or 0)
+
+    def values_at(self, step: int) -> str:
+        """What the curve says at a step, read with the keyboard as a person would."""
+        slider = self.root.get_by_role("slider", name="Curves")
+        slider.focus()
+        slider.press("Home")
+        first = int(slider.get_attribute("aria-valuenow") or 0)
+        for _ in range(step - first):
+            slider.press("ArrowRight")
+        text = slider.get_attribute("aria-valuetext") or ""
+        slider.press("Escape")
+        assert text.startswith(f"step {step},"), text
+        return text
+
+    def pixels(self) -> int:
+        """How many pixels of the loss plot are in the colour of the smoothed curve."""
+        found = self.root.locator(".pml-plot canvas").first.evaluate(
+            """canvas => {
+                const probe = document.createElement("canvas").getContext("2d");
+                const style = getComputedStyle(canvas.closest(".pml"));
+                probe.fillStyle = style.getPropertyValue("--pml-smooth").trim();
+                probe.fillRect(0, 0, 1, 1);
+                const [r, g, b] = probe.getImageData(0, 0, 1, 1).data;
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                let same = 0;
+                for (let i = 0; i < data.length; i += 4) {
+                    if (data[i] === r && data[i + 1] === g && data[i + 2] === b && data[i + 3] === 255)
+                        same++;
+                }
+                return same;
+            }"""
+        )
+        return int(found)
+
+    def violations(self) -> list[str]:
+        """What axe finds wrong with the panel."""
+        page = self.root.page
+        if not page.evaluate("() => 'axe' in window"):
+            page.evaluate(AXE.read_text("utf-8"))
+        handle = self.root.element_handle()
+        found = page.evaluate("async node => (await axe.run(node)).violations", handle)
+        return [
+            f"{v['id']}: {v['help']}: {[n['html'][:160] for n in v['nodes'][:3]]}" for v in found
+        ]

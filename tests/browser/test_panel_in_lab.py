@@ -1,0 +1,176 @@
+"""The panel alone, over a run that pretends, in a real JupyterLab."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from conftest import Lab
+from notebook import Notebook, Panel, write_notebook
+from playwright.sync_api import Page, expect
+
+FAKES = Path(__file__).resolve().parents[1] / "notebooks"
+
+SHOW = f"""
+import sys
+sys.path.insert(0, {str(FAKES)!r})
+from fake_run import FakeRun
+from pantheraml_widgets.run_panel import RunPanel
+
+run = FakeRun("fake-lesson", max_steps=1000, seconds=0.05, workers=2, done=120)
+panel = RunPanel(run, record=lambda: "<p>static record</p>", decode=run.decode)
+panel
+"""
+
+# A cell that keeps the main thread busy, as an impatient person's would.
+BUSY = "import time; time.sleep(6); print('awake')"
+
+
+def open_fake(page: Page, lab: Lab, name: str, *cells: str) -> tuple[Notebook, Panel]:
+    write_notebook(lab.folder / name, [SHOW, *cells])
+    notebook = Notebook(page, lab, name)
+    notebook.run_cell(0)
+    panel = Panel(page)
+    expect(panel.state).to_have_text("running")
+    return notebook, panel
+
+
+def test_the_panel_lives(page: Page, lab: Lab) -> None:
+    notebook, panel = open_fake(page, lab, "lives.ipynb", "run.sample('def <b>f</b>(): é')")
+    first, drawn = panel.step(), panel.pixels()
+    assert first >= 120 and drawn > 100
+    page.wait_for_function(
+        "n => document.querySelector('.pml [role=slider]').ariaValueMax > n", arg=first + 20
+    )
+
+    panel.button("Pause").click()
+    expect(panel.state).to_have_text("paused")
+    expect(panel.outcome).to_have_text(re.compile(r"pause: applied at step \d+ on 2/2 workers"))
+    stands = panel.step()
+    page.wait_for_timeout(600)
+    assert panel.step() == stands
+
+    field = panel.root.get_by_label("Learning rate", exact=True)
+    field.fill("nonsense")
+    field.press("Enter")
+    expect(panel.root.locator(".pml-problem")).to_have_text("Not a number: try 1e-4.")
+    field.fill("0.9")
+    panel.button("Apply").click()
+    expect(panel.outcome).to_have_text("learning rate 0.9: refused. learning_rate must be at most 0.5")
+    panel.button("Resume").click()
+    expect(panel.state).to_have_text("running")
+    field.fill("5e-5")
+    field.press("Enter")
+    expect(panel.outcome).to_have_text(
+        re.compile(r"learning rate 5e-5: applied at step \d+ on 2/2 workers")
+    )
+    expect(panel.root.locator(".pml-station.pml-reached")).to_have_text(
+        ["sent", "accepted", "applied"]
+    )
+    panel.button("Checkpoint").click()
+    expect(panel.root.get_by_text(re.compile(r"checkpoints/step-\d+ on disk"))).to_be_visible()
+
+    # What a model writes is text, also where it looks like markup.
+    notebook.run_cell(1)
+    expect(panel.root.locator(".pml-sample-text")).to_have_text("def <b>f</b>(): é")
+    assert panel.root.locator(".pml-sample-text b").count() == 0
+
+    # Stop asks once more.
+    panel.button("Stop").click()
+    panel.root.get_by_role("button", name="Really stop?").press("Escape")
+    expect(panel.button("Stop")).to_be_visible()
+    panel.button("Stop").click()
+    panel.root.get_by_role("button", name="Really stop?").click()
+    expect(panel.state).to_have_text("stopped")
+    expect(panel.button("Pause")).to_be_disabled()
+
+
+def test_a_reload_and_a_second_view_show_the_same_curve(page: Page, lab: Lab) -> None:
+    notebook, panel = open_fake(page, lab, "reload.ipynb", "panel")
+    panel.button("Pause").click()
+    expect(panel.state).to_have_text("paused")
+    before = [panel.values_at(step) for step in (1, 7, 40)]
+    figures = [panel.figure(label) for label in ("Loss", "Gradient norm", "Learning rate")]
+    last = panel.step()
+
+    # It was saved by itself after display; nobody pressed Ctrl-S.
+    saved = notebook.saved()["cells"][0]["outputs"]
+    assert saved and "static record" in "".join(saved[0]["data"]["text/html"])
+
+    notebook.reload()
+    panel = Panel(page)
+    expect(panel.state).to_have_text("paused")
+    assert [panel.values_at(step) for step in (1, 7, 40)] == before
+    assert [panel.figure(label) for label in ("Loss", "Gradient norm", "Learning rate")] == figures
+    assert panel.step() == last
+
+    notebook.run_cell(1)
+    expect(page.locator(".pml-panel")).to_have_count(2)
+    first, second = Panel(notebook.output(0)), Panel(notebook.output(1))
+    second.button("Resume").click()
+    for view in (first, second):
+        expect(view.state).to_have_text("running")
+    first.button("Pause").click()
+    for view in (first, second):
+        expect(view.state).to_have_text("paused")
+        expect(view.outcome).to_have_text(re.compile("pause: applied"))
+
+
+def test_buttons_answer_while_a_cell_is_busy(page: Page, lab: Lab) -> None:
+    notebook, panel = open_fake(page, lab, "busy.ipynb", BUSY)
+    notebook.run_cell(1)
+    page.wait_for_timeout(300)
+    panel.button("Pause").click()
+    expect(panel.state).to_have_text("paused", timeout=3000)
+    expect(notebook.output(1)).not_to_contain_text("awake", timeout=1)
+
+
+def test_a_kernel_that_went_leaves_the_last_state_and_says_so(page: Page, lab: Lab) -> None:
+    notebook, panel = open_fake(page, lab, "restart.ipynb")
+    notebook.restart_kernel()
+    expect(panel.root.locator(".pml-notice")).to_contain_text("Not connected", timeout=10_000)
+    expect(panel.button("Pause")).to_be_disabled()
+    # Opened without that kernel, the static record is what there is.
+    notebook.reload()
+    expect(notebook.output(0)).to_contain_text("static record")
+
+
+def test_accessible_in_both_themes_and_when_narrow(page: Page, lab: Lab) -> None:
+    notebook, panel = open_fake(page, lab, "axe.ipynb")
+    field = panel.root.get_by_label("Learning rate", exact=True)
+    field.fill("x")
+    field.press("Enter")
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        notebook.theme(theme)
+        assert panel.violations() == []
+        dark = "dark" if theme.endswith("Dark") else "light"
+        expect(page.locator(".pml")).to_have_attribute("data-theme", dark)
+    page.set_viewport_size({"width": 700, "height": 1000})
+    assert panel.violations() == []
+    width = panel.root.evaluate("node => [node.scrollWidth, node.clientWidth]")
+    assert width[0] <= width[1]
+    notebook.theme("JupyterLab Light")
+
+
+def test_nothing_moves(page: Page, lab: Lab) -> None:
+    """Updates, answers and a hover change texts, never the places of things."""
+    _, panel = open_fake(page, lab, "still.ipynb")
+
+    def boxes() -> list[object]:
+        found: list[object] = panel.root.evaluate(
+            """node => [...node.querySelectorAll("section, button, dl > div, h3, canvas, .pml-reading")]
+                .map(n => n.getBoundingClientRect())
+                .map(b => [b.x, b.y, b.width, b.height].map(Math.round))"""
+        )
+        return found
+
+    before = boxes()
+    page.wait_for_timeout(700)
+    panel.root.locator(".u-over").first.hover(position={"x": 60, "y": 60})
+    field = panel.root.get_by_label("Learning rate", exact=True)
+    field.fill("3e-5")
+    field.press("Enter")
+    expect(panel.outcome).to_contain_text("applied")
+    panel.button("Pause").click()
+    expect(panel.state).to_have_text("paused")
+    assert boxes() == before
