@@ -236,6 +236,15 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
     return any ? PML_OK : does_not_fit(&search, limits, err);
 }
 
+pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *config,
+                          const pml_batch_limits *limits, const pml_backend *backend,
+                          int32_t recompute_layers, int32_t head_chunk, pml_plan *plan,
+                          pml_error *err)
+{
+    const pmli_search search = {spec, config, backend, 0};
+    return try_plan(&search, limits, recompute_layers, head_chunk, plan, err);
+}
+
 pml_status pml_plan_build(const pml_plan *plan, const pml_model_spec *spec,
                           const pml_train_config *config, const pml_backend *backend,
                           pml_program **program, pml_error *err)

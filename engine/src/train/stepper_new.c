@@ -13,7 +13,21 @@ static pml_status open_device(pml_stepper *s, const pml_stepper_options *o, pml_
     return status == PML_OK ? s->backend->queue_new(s->device, &s->queue, err) : status;
 }
 
-static pml_status make_plan(pml_stepper *s, const pml_batch_limits *limits, pml_error *err)
+/* Choices that decide bits, taken from an earlier run; they must still fit. */
+static pml_status repeat_plan(pml_stepper *s, const pml_stepper_options *o, size_t available,
+                              pml_error *err)
+{
+    pml_status status = pml_plan_given(&s->spec, &s->config, &o->limits, s->backend,
+                                       o->recompute_layers, o->head_chunk, &s->plan, err);
+    if (status == PML_OK && s->plan.total > available)
+        status = PML_FAIL(err, PML_NO_MEMORY,
+                          "the plan of the earlier run needs %zu MiB and %zu MiB are available; "
+                          "another plan gives other bits",
+                          s->plan.total >> 20, available >> 20);
+    return status;
+}
+
+static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
 {
     size_t available = s->config.memory_limit;
     if (available == 0) {
@@ -23,8 +37,9 @@ static pml_status make_plan(pml_stepper *s, const pml_batch_limits *limits, pml_
             return status;
         available = info.memory_free;
     }
-    pml_status status =
-        pml_plan_make(&s->spec, &s->config, limits, s->backend, available, &s->plan, err);
+    pml_status status = o->head_chunk > 0 ? repeat_plan(s, o, available, err)
+                                          : pml_plan_make(&s->spec, &s->config, &o->limits,
+                                                          s->backend, available, &s->plan, err);
     if (status != PML_OK)
         return status;
     return pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
@@ -73,7 +88,7 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     if (status == PML_OK)
         status = open_device(s, o, err);
     if (status == PML_OK)
-        status = make_plan(s, &o->limits, err);
+        status = make_plan(s, o, err);
     if (status == PML_OK)
         status = take_host_memory(s, err);
     if (status == PML_OK)

@@ -50,6 +50,12 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
                          const pml_batch_limits *limits, const pml_backend *backend,
                          size_t available, pml_plan *plan, pml_error *err);
 
+/* The plan for choices already made: those of an earlier run, whose bits are to be repeated. */
+pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *config,
+                          const pml_batch_limits *limits, const pml_backend *backend,
+                          int32_t recompute_layers, int32_t head_chunk, pml_plan *plan,
+                          pml_error *err);
+
 /* The program of that plan as text: one line an op with shapes, FLOPs, bytes and its sentence.
  * *text is malloc'ed, the caller frees it. json: a JSON document instead. */
 pml_status pml_plan_print_program(const pml_model_spec *spec, const pml_train_config *config,
