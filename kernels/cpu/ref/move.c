@@ -5,9 +5,9 @@
 #include "ops.h"
 #include "vec.h"
 
-static void *row_of(const pml_view *v, int64_t row)
+static void *element_at(const pml_view *v, int64_t row, int64_t col)
 {
-    return (char *)v->data + (size_t)(row * v->ld) * pml_dtype_size(v->dtype);
+    return (char *)v->data + (size_t)(row * v->ld + col) * pml_dtype_size(v->dtype);
 }
 
 /* One element of fill's value in the view's dtype; false when the dtype cannot hold it. */
@@ -37,25 +37,42 @@ static bool fill_element(double value, pml_dtype dtype, void *out)
     return true;
 }
 
+/* Pieces of work are blocks of short rows, or of a long row's columns: a flat buffer is one row. */
+typedef struct block {
+    int64_t row, last_row, col, cols;
+} block;
+
+enum { BLOCK_COLS = 1 << 16 };
+
+static int64_t blocks(int64_t rows, int64_t cols)
+{
+    return pmli_div_up(rows, pmli_piece_rows(cols)) * pmli_div_up(cols, BLOCK_COLS);
+}
+
+static block block_at(int64_t item, int64_t rows, int64_t cols)
+{
+    int64_t across = pmli_div_up(cols, BLOCK_COLS), height = pmli_piece_rows(cols);
+    block b = {.row = item / across * height, .col = item % across * BLOCK_COLS};
+    b.last_row = pmli_min(b.row + height, rows);
+    b.cols = pmli_min(BLOCK_COLS, cols - b.col);
+    return b;
+}
+
 typedef struct fill_job {
     pml_view y;
     bool zero;
-    unsigned char element[8];
-    int64_t piece, pieces_per_row;
+    _Alignas(8) unsigned char element[8];
 } fill_job;
 
-enum { FILL_PIECE = 1 << 16 };
-
-static void fill_piece(void *arg, int64_t item, void *scratch)
+static void fill_block(void *arg, int64_t item, void *scratch)
 {
     (void)scratch;
     const fill_job *job = arg;
     size_t size = pml_dtype_size(job->y.dtype);
-    int64_t first = item % job->pieces_per_row * FILL_PIECE;
-    int64_t n = pmli_min(FILL_PIECE, job->y.cols - first);
-    int64_t row = item / job->pieces_per_row * job->piece;
-    for (int64_t last = pmli_min(row + job->piece, job->y.rows); row < last; row++) {
-        char *out = (char *)row_of(&job->y, row) + (size_t)first * size;
+    block b = block_at(item, job->y.rows, job->y.cols);
+    for (int64_t row = b.row; row < b.last_row; row++) {
+        char *out = element_at(&job->y, row, b.col);
+        int64_t n = b.cols;
         if (job->zero)
             memset(out, 0, (size_t)n * size);
         else
@@ -73,14 +90,11 @@ pml_status pmli_cpu_fill(pml_queue *queue, const pml_fill_args *a, pml_error *er
         pmli_need_that(&c, fill_element(a->value, a->y.dtype, job.element),
                        "value %g does not fit operand 'y' of dtype %s", a->value,
                        pml_dtype_name(a->y.dtype));
-    if (c.status != PML_OK || a->y.cols == 0)
+    if (c.status != PML_OK)
         return c.status;
     static const unsigned char zeros[sizeof job.element];
     job.zero = memcmp(job.element, zeros, sizeof zeros) == 0;
-    job.piece = pmli_piece_rows(a->y.cols);
-    job.pieces_per_row = pmli_div_up(a->y.cols, FILL_PIECE);
-    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->y.rows, job.piece) * job.pieces_per_row,
-                  fill_piece, &job);
+    pmli_pool_run(pmli_pool_of(queue), blocks(a->y.rows, a->y.cols), fill_block, &job);
     return PML_OK;
 }
 
@@ -92,23 +106,22 @@ typedef struct move_job {
     int64_t rows;
 } move_job;
 
-static void move_rows(void *arg, int64_t item, void *scratch)
+static void move_block(void *arg, int64_t item, void *scratch)
 {
     (void)scratch;
     const move_job *job = arg;
-    int64_t piece = pmli_piece_rows(job->x.cols), last = pmli_min((item + 1) * piece, job->rows);
-    for (int64_t i = item * piece; i < last; i++) {
+    block b = block_at(item, job->rows, job->x.cols);
+    for (int64_t i = b.row; i < b.last_row; i++) {
         int64_t from = job->from != NULL ? job->from[i] : i, to = job->to != NULL ? job->to[i] : i;
         if (to >= 0)
-            pmli_convert(row_of(&job->x, from), job->x.dtype, row_of(&job->y, to), job->y.dtype,
-                         job->x.cols);
+            pmli_convert(element_at(&job->x, from, b.col), job->x.dtype,
+                         element_at(&job->y, to, b.col), job->y.dtype, b.cols);
     }
 }
 
 static void move(pml_queue *queue, move_job *job)
 {
-    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(job->rows, pmli_piece_rows(job->x.cols)),
-                  move_rows, job);
+    pmli_pool_run(pmli_pool_of(queue), blocks(job->rows, job->x.cols), move_block, job);
 }
 
 static void need_conversion(pmli_check *c, const pml_view *x, const pml_view *y)

@@ -221,7 +221,8 @@ static inline void run_op(pml_op op, pml_op_args *args)
                          info->operands[i]);
         }
         for (int i = 0; pass == 0 && i < info->n_views; i++) {
-            memcpy(first[i], views[i].data, span_bytes(&views[i]));
+            if (span_bytes(&views[i]) > 0)
+                memcpy(first[i], views[i].data, span_bytes(&views[i]));
         }
         for (int i = 0; pass == 0 && i < info->n_views; i++)
             if (span_bytes(&views[i]) > 0)
