@@ -107,6 +107,9 @@ class RunRecord:
         if self.state == "starting":
             # From here on another past is told: what came after the checkpoint has not happened.
             self._forget_after(self.step)
+            for command in self.commands.values():
+                if command.state == "accepted" and event["timeline"] > 0:
+                    command.state, command.reason = "refused", "the coordinator ended before it"
         else:
             self.progress = None
 

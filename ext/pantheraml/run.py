@@ -275,8 +275,7 @@ class Run:
         if not self.config["eval_data"]:
             raise InvalidError("the run has no eval_data to evaluate on")
         with self._leave_alone():
-            self._be_there()
-            command = self._command("evaluate", wait=False)
+            command = self._serve("evaluate")
             return Evaluation.of(self._event_of(command, "eval"))
 
     def sample(
@@ -317,10 +316,8 @@ class Run:
         if not 1 <= len(ids) <= 8192:
             raise InvalidError(f"the prompt has {len(ids)} tokens; 1 to 8192 are possible")
         with self._leave_alone():
-            self._be_there()
-            command = self._command(
+            command = self._serve(
                 "sample",
-                wait=False,
                 input_ids=ids,
                 max_new_tokens=config.whole("max_new_tokens", max_new_tokens, 1, 65536),
                 temperature=config.number("temperature", temperature, 0, 100),
@@ -620,12 +617,19 @@ class Run:
             raise PeerError(f"run {self.name} is {self.state} and its workers are gone{hint}")
         return link
 
-    def _be_there(self) -> None:
-        """Have workers to ask: those of a run that finished long ago are started again."""
-        if self._link is None and self.state == "finished":
+    def _serve(self, verb: str, **fields: Any) -> Command:
+        """Ask the workers; those of a run that finished long ago are started again for it."""
+        if self._link is not None:
+            try:
+                return self._command(verb, wait=False, **fields)
+            except BusyError:
+                if self.state != "finished":
+                    raise
+        if self.state == "finished":
             self._start_again("", accept_changes=True)
             self._wait_for(lambda: self.state != "starting", None, "the weights being loaded")
             self._raise_failure()
+        return self._command(verb, wait=False, **fields)
 
     def _checkpoint_named(self, name: str | None) -> str:
         if name is None:

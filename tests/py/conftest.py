@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import pantheraml as pm
+import pytest
 from pantheraml.tiny import TinyLlama
 
 ROWS = [

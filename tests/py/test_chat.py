@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from pantheraml.data import chat
 from pantheraml.data.rows import Row, Source
 from pantheraml.data.shard import IGNORE
@@ -69,7 +68,7 @@ def test_prefixes_find_the_assistants_turns(name: str, tmp_path: Path) -> None:
 
 def test_rewriting_template_is_refused() -> None:
     template = chat.ChatTemplate(
-        "{% for m in messages %}{% if loop.last %}{{ m.content }}{% else %}-{% endif %}{% endfor %}",
+        "{% for m in messages %}{{ m.content if loop.last else '-' }}{% endfor %}",
         {},
     )
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]

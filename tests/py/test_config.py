@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
 import pantheraml as pm
+import pytest
 from pantheraml import api, folders, hub
 from pantheraml.config import Settings, device_list, memory
 

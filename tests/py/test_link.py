@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from pantheraml import errors, link
 from pantheraml.record import Event, RunRecord, read_log
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
 from pantheraml.data import prepare, tokenise
 from pantheraml.data.shard import IGNORE
 from pantheraml.tiny import TinyLlama
+from safetensors import safe_open
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 EOS = 256
 Pairs = list[tuple[list[int], list[int]]]
@@ -126,7 +125,7 @@ def test_tokens_need_no_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_long_rows(job: Job) -> None:
-    """Without packing a long row stays whole (the sampler cuts it, and it is said); with, none is lost."""
+    """Without packing a long row stays whole here (the sampler cuts it); with, none is lost."""
     status, lines = job.run('{"text": "%s"}' % ("y" * 70))
     assert status == 0 and len(job.shard()[0][0]) == 71
     assert any("lose their end" in line.get("message", "") for line in lines)

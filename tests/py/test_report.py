@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import pytest
-
 import pantheraml as pm
+import pytest
 from pantheraml.live import clock, sparkline
 from pantheraml.report import Curve, chart_svg, page_html, record_html, smooth
 

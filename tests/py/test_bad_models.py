@@ -1,0 +1,137 @@
+"""Model folders that cannot be used: said before a run begins, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pantheraml as pm
+import pytest
+from safetensors.numpy import load_file, save_file
+
+Change = Callable[[Path], None]
+
+
+def config_with(**changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+    return change
+
+
+def weights_with(**changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors") | changes
+        save_file({k: v for k, v in tensors.items() if v is not ...}, folder / "model.safetensors")
+
+    return change
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def garbage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+
+
+def sharded_without_a_shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00002.safetensors")}
+    index["weight_map"]["lm_head.weight"] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+BAD: dict[str, tuple[Change, str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json"),  # type: ignore[dict-item]
+    "field missing": (config_with(hidden_size=...), "hidden_size"),
+    "another architecture": (config_with(model_type="gpt2"), "gpt2"),
+    "mathematics not supported": (config_with(hidden_act="gelu"), "hidden_act"),
+    "rope not supported": (
+        config_with(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "yarn",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "safetensors"),
+    "damaged": (garbage, "model.safetensors"),
+    "cut short": (cut, "model.safetensors"),
+    "tensor missing": (weights_with(**{Q: ...}), Q),
+    "wrong shape": (weights_with(**{Q: np.zeros((64, 63), np.float32)}), Q),
+    "wrong dtype": (weights_with(**{Q: np.zeros((64, 64), np.int64)}), Q),
+    "shard missing": (sharded_without_a_shard, "model-00002-of-00002.safetensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_folder_is_named(name: str, model: Path, runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(model, folder)
+    change, words = BAD[name]
+    change(folder)
+    with pytest.raises(pm.Error) as caught:
+        pm.finetune(folder, [{"text": "a"}])
+    assert words in str(caught.value)
+    assert not runs.exists() or not list(runs.iterdir())
+    with pytest.raises(pm.Error):
+        pm.plan(folder)
+
+
+def test_shards_are_read(model: Path, tmp_path: Path, start: Callable[..., pm.Run]) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    where: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        where |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    one, two = start(max_steps=2, seed=1), start(model=folder, max_steps=2, seed=1)
+    assert [r["loss"] for r in one.wait(60).history] == [r["loss"] for r in two.wait(60).history]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ('{"text": "a"}\n{broken\n', "rows.jsonl, line 2"),
+        ('{"input_ids": [1, 300]}\n', "rows.jsonl, line 1: input_ids[1] is 300"),
+        ('{"input_ids": [1, 2], "labels": [-100, -100]}\n', "no token of any row is learned"),
+        ("", "there are no rows"),
+    ],
+)
+def test_bad_data_ends_the_run_with_its_line(
+    rows: str, words: str, start: Callable[..., pm.Run], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(rows)
+    run = start(path)
+    with pytest.raises(pm.RunFailed) as caught:
+        run.wait(60)
+    assert words in str(caught.value) and words in run.reason
+    assert run.state == "failed" and run.history == []
+    assert pm.runs()[0].state == "failed"
+
+
+def test_rows_whose_labels_are_beyond_the_cut(start: Callable[..., pm.Run]) -> None:
+    run = start([{"prompt": "x" * 100, "completion": "y"}], max_length=16)
+    with pytest.raises(pm.RunFailed, match="label"):
+        run.wait(60)
+
+
+def test_no_memory_names_what_would_fit(model: Path, start: Callable[..., pm.Run]) -> None:
+    with pytest.raises(MemoryError) as planned:
+        pm.plan(model, memory_limit="100kB")
+    assert "memory_limit" in str(planned.value) or "needs" in str(planned.value)
+    run = start(memory_limit="100kB")
+    with pytest.raises(pm.RunFailed, match="needs|memory"):
+        run.wait(60)

@@ -1,0 +1,135 @@
+"""The shell: the same verbs, one sentence for what is wrong, and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pantheraml as pm
+import pytest
+from conftest import ROWS, at_step
+from pantheraml import cli
+
+
+def shell(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pantheraml", *arguments],
+        capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return path
+
+
+def test_a_run_in_the_shell(runs: Path, model: Path, data: Path, tmp_path: Path) -> None:
+    common = ("--data", str(data), "--max-length", "64", "--max-steps", "12", "--no-packing")
+    made = shell("train", str(model), *common, "--eval-data", str(data), "--name", "one")
+    assert made.returncode == 0, made.stderr
+    assert "finished, step 12/12" in made.stdout and "checkpoints/step-000012" in made.stdout
+    listed = json.loads(shell("runs", "--json").stdout)
+    assert [(r["name"], r["state"], r["step"]) for r in listed] == [("one", "finished", 12)]
+    assert "one" in shell("runs").stdout
+    out = shell("export", "one", str(tmp_path / "out"))
+    assert out.returncode == 0 and (tmp_path / "out/adapter_config.json").is_file(), out.stderr
+    assert shell("export", str(tmp_path / "out2")).returncode == 0  # the latest run
+    page = shell("report", "one").stdout.strip()
+    assert Path(page).read_text().startswith("<!doctype html>")
+    assert shell("sample", "1 plus 1 is ", "--run", "one", "--max-new-tokens", "3").returncode == 0
+    assert "held-out loss" in shell("evaluate", "one").stdout
+
+
+def test_steering(start: Callable[..., pm.Run]) -> None:
+    run = start(name="two", max_steps=10**6, lr_scheduler_type="constant")
+    at_step(run, 1)
+    assert "pause: applied at step" in shell("pause", "two").stdout
+    assert "set: applied" in shell("set", "learning_rate=0.0005", "--run", "two").stdout
+    assert "checkpoints/step-" in shell("checkpoint", "two", "--name", "x").stdout
+    assert "resume: applied" in shell("resume").stdout
+    wrong = shell("set", "learning_rat=1", "--run", "two")
+    assert wrong.returncode == 1 and "did you mean learning_rate" in wrong.stderr
+    assert "stopped at step" in shell("stop", "two").stdout
+    assert "goes on from its checkpoint" in shell("resume", "two").stdout
+    at_step(pm.attach("two"), run.step + 1)
+
+
+def test_ctrl_c_detaches(start: Callable[..., pm.Run]) -> None:
+    run = start(name="three", max_steps=10**6)
+    at_step(run, 1)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pantheraml", "attach", "three"], stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(2)
+    child.send_signal(signal.SIGINT)
+    said, _ = child.communicate(timeout=10)
+    assert "detached; the run goes on. Come back by: pantheraml attach three" in said
+    assert child.returncode == 0
+    at_step(run, run.step + 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("attach", "none"), "there is no run 'none'"),
+        (("train", "--data", "x.jsonl", "./nowhere"), "there is no file"),
+        (("plan", "./nowhere"), "there is no folder nowhere"),
+        (("plan",), "name one MODEL"),
+        (("set", "x"), "is not NAME=VALUE"),
+        (("set", "learning_rate=x"), "learning_rate must be a number"),
+        (("monitor",), "not in this version"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(arguments: tuple[str, ...], words: str, runs: Path) -> None:
+    made = shell(*arguments)
+    assert made.returncode == 1 and words in made.stderr
+    assert "Traceback" not in made.stderr and len(made.stderr.strip().splitlines()) == 1
+
+
+def test_failed_run_has_a_status(runs: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    made = shell("train", str(model), "--data", str(tmp_path / "bad.jsonl"))
+    assert made.returncode == 1 and "bad.jsonl, line 1" in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_plan_and_program(model: Path) -> None:
+    made = shell("plan", str(model), "--max-length", "128")
+    assert made.returncode == 0 and "weights" in made.stdout and "total" in made.stdout
+    plan = json.loads(shell("plan", str(model), "--max-length", "128", "--json").stdout)
+    assert plan["total"] == sum(plan["by_cause"].values())
+    program = shell("plan", str(model), "--max-length", "128", "--program").stdout
+    for op in ("embed", "rmsnorm", "linear", "attention", "swiglu", "adamw"):
+        assert op in program
+    full = pm.plan(model, method="full", max_length=128)
+    assert full.by_cause["optimizer"] > pm.plan(model, max_length=128).by_cause["optimizer"]
+    assert "parameters" in str(full) and full._repr_html_().startswith("<pre>")
+
+
+def test_doctor(runs: Path) -> None:
+    made = shell("doctor", timeout=90)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "a real run" in made.stdout and "tokens/s" in made.stdout and "ready" in made.stdout
+    assert not runs.exists()
+
+
+def test_doctor_says_what_is_missing(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PML_BIN", "/nowhere")
+    made = shell("doctor", "--no-run")
+    assert made.returncode == 1 and "reinstall pantheraml" in made.stdout
+
+
+def test_model_may_be_an_option() -> None:
+    for line in (("train", "m", "--data", "d"), ("train", "--model", "m", "--data", "d")):
+        assert cli._model(cli._parser().parse_args(line)) == "m"
+    with pytest.raises(pm.InvalidError):
+        cli._model(cli._parser().parse_args(["train", "m", "--model", "m", "--data", "d"]))
+    assert os.environ

@@ -1,0 +1,81 @@
+"""A kernel that dies at random moments loses nothing, and is back in under two seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pantheraml as pm
+from conftest import at_step
+from pantheraml.tiny import TinyLlama
+
+CHILD = """
+import json, sys, time
+begin = time.monotonic()
+import pantheraml as pm
+imported = time.monotonic()
+run = pm.attach("victim")
+steps = [row["step"] for row in run.history]
+print(json.dumps({"attach": time.monotonic() - imported, "import": imported - begin,
+                  "steps": steps, "step": run.step, "state": run.state}), flush=True)
+while True:                       # a kernel at work: reading, steering, asking
+    run.set(max_grad_norm=1.0)
+    run.history
+    run.checkpoint()
+    time.sleep(0.001)
+"""
+
+
+def test_killed_ten_times(start: Callable[..., pm.Run]) -> None:
+    chance = random.Random(20261121)
+    run = start(name="victim", max_steps=10**6, save_total_limit=2)
+    at_step(run, 1)
+    run.close()
+    longest = 0.0
+    for _ in range(10):
+        child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        if chance.random() < 0.3:  # some die before they are there
+            time.sleep(chance.uniform(0, 0.6))
+            child.kill()
+            child.communicate()
+            continue
+        told = json.loads(child.stdout.readline())
+        time.sleep(chance.uniform(0, 0.3))
+        child.kill()
+        child.communicate()
+        assert told["state"] == "running" and told["steps"] == list(range(1, told["step"] + 1))
+        assert told["attach"] < 2.0
+        longest = max(longest, told["attach"])
+    run = pm.attach("victim")
+    seen = run.step
+    at_step(run, seen + 5)
+    assert [row["step"] for row in run.history] == list(range(1, run.step + 1))
+    sequence = [event["seq"] for event in run.events()]
+    assert sequence == list(range(1, len(sequence) + 1))
+    assert {event["timeline"] for event in run.events()} == {0}
+    print(f"longest attach {longest:.3f} s")
+
+
+def test_attach_to_ten_thousand_steps(start: Callable[..., pm.Run], tmp_path: Path) -> None:
+    """The whole history of a long run is there in under 2 s, by log and replay."""
+    shape = TinyLlama(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=16)
+    run = start(
+        [{"input_ids": [1, 2, 3, 4]}], model=shape.write(tmp_path / "m"), name="victim",
+        max_steps=10**6, per_device_train_batch_size=1, generate_length=8,
+        lora=pm.LoRA(r=1, target_modules="q_proj"),
+    )  # fmt: skip
+    at_step(run, 10_000, 150)
+    run.close()
+    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    told = json.loads(child.stdout.readline())
+    child.kill()
+    child.communicate()
+    assert told["steps"] == list(range(1, told["step"] + 1)) and told["step"] >= 10_000
+    assert told["attach"] < 2.0

@@ -1,0 +1,128 @@
+"""Exactness: interrupted, steered and resumed runs end with the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pantheraml as pm
+import pytest
+from conftest import ROWS, at_step, until
+
+Start = Callable[..., pm.Run]
+STEPS = 60
+SETTINGS: dict[str, Any] = {
+    "max_steps": STEPS, "deterministic": True, "seed": 11, "shuffle": True, "eval_data": ROWS[:4],
+    "lr_scheduler_type": "cosine", "warmup_steps": 5, "per_device_train_batch_size": 2,
+    "lora": pm.LoRA(r=4, lora_dropout=0.1),
+}  # fmt: skip
+TUNED = {"learning_rate": 4e-4, "weight_decay": 0.02}
+
+
+def adapter(run: pm.Run, folder: Path) -> bytes:
+    return (run.export(folder) / "adapter_model.safetensors").read_bytes()
+
+
+def numbers(run: pm.Run) -> list[tuple[float, ...]]:
+    return [(r["step"], r["loss"], r["learning_rate"], r["grad_norm"]) for r in run.history]
+
+
+@pytest.fixture
+def undisturbed(start: Start, tmp_path: Path) -> tuple[bytes, list[tuple[float, ...]]]:
+    """The adapter and the numbers of a run that was tuned before its first step, and left alone."""
+    run = start(name="undisturbed", **SETTINGS)
+    command = run.set(**TUNED)
+    run.wait(120)
+    assert command.step == 1, "it must have been tuned before the first step"
+    return adapter(run, tmp_path / "undisturbed"), numbers(run)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_paused_checkpointed_stopped_and_resumed(
+    devices: int, start: Start, tmp_path: Path
+) -> None:
+    plain = start(name="plain", devices=devices, **SETTINGS)
+    assert plain.set(**TUNED).wait(60).step == 1
+    run = start(name="steered", devices=devices, **SETTINGS)
+    assert run.set(**TUNED).wait(60).step == 1
+    at_step(run, 10)
+    run.pause(wait=True)
+    run.evaluate()
+    run.sample(input_ids=[5, 6], max_new_tokens=5, temperature=1.0)
+    run.resume(wait=True)
+    run.checkpoint("on-the-way", wait=True)
+    at_step(run, 25)
+    run.stop(wait=True)
+    assert run.state == "stopped" and run.step < STEPS
+    run.resume()
+    run.wait(120)
+    plain.wait(120)
+    assert run.state == "finished" and numbers(run) == numbers(plain)
+    assert adapter(run, tmp_path / "a") == adapter(plain, tmp_path / "b")
+    identity = json.loads((run.folder / "run.json").read_text())["identity"]
+    assert identity == json.loads((plain.folder / "run.json").read_text())["identity"]
+    assert identity
+
+
+def test_killed_anywhere_and_resumed(
+    undisturbed: tuple[bytes, list[tuple[float, ...]]], start: Start, tmp_path: Path
+) -> None:
+    """kill -9 of the coordinator, then of a worker; each time it goes on from a checkpoint."""
+    run = start(name="killed", save_steps=7, **SETTINGS)
+    assert run.set(**TUNED).wait(60).step == 1
+    at_step(run, 12)
+    pid = run.coordinator_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: run.state == "stopped", 20, "the coordinator's death")
+    run.resume()
+    at_step(run, 30)
+    if run.state == "running":
+        os.kill(run.workers[0]["pid"], signal.SIGKILL)
+        until(lambda: run.state == "failed", 20, "the worker's death")
+        assert "worker" in run.reason
+        with pytest.raises(pm.RunFailed, match="worker"):
+            run.wait()
+        run.resume()
+    run.wait(120)
+    assert run.state == "finished"
+    assert numbers(run) == undisturbed[1]
+    assert adapter(run, tmp_path / "killed") == undisturbed[0]
+
+
+def test_what_decides_bits_is_asked_about(start: Start) -> None:
+    run = start(name="pinned", **SETTINGS)
+    at_step(run, 3)
+    run.stop(wait=True)
+    path = run.folder / "run.json"
+    config = json.loads(path.read_text())
+    assert config["identity"]
+    name = "threads" if "threads" in config["identity"] else next(iter(config["identity"]))
+    config["identity"][name] = "other" if isinstance(config["identity"][name], str) else 77
+    path.write_text(json.dumps(config))
+    with pytest.raises(pm.Error, match=name):
+        run.resume(wait=True)
+    until(lambda: run.state in ("failed", "stopped"), 20, "it to end")
+    run.resume(wait=True, accept_changes=True)
+    assert run.state in ("running", "finished")
+
+
+def test_a_damaged_checkpoint_is_passed_over(start: Start) -> None:
+    run = start(name="damaged", save_steps=5, **SETTINGS)
+    at_step(run, 12)
+    run.stop(wait=True)
+    newest, before = run.checkpoints[-1], run.checkpoints[-2]
+    with (newest.path / "optimizer.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    run.resume(wait=True)
+    starting = [e for e in run.events() if e["type"] == "state" and e["state"] == "starting"][-1]
+    assert starting["step"] == before.step
+    logged = [e["message"] for e in run.events() if e["type"] == "log"]
+    assert any(newest.path.name in message for message in logged)

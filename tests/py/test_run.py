@@ -1,0 +1,350 @@
+"""Runs from beginning to end, through every process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import select
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pantheraml as pm
+import pytest
+from conftest import ROWS, alive, at_step, end, environment, until
+from safetensors.numpy import load_file
+
+Start = Callable[..., pm.Run]
+FOREVER = 10**6
+
+
+def test_a_run_from_beginning_to_end(start: Start, runs: Path, model: Path) -> None:
+    run = start(name="first", eval_data=ROWS[:8], max_steps=30, learning_rate=3e-3)
+    assert run.state in ("starting", "running") and run.name == "first"
+    run.wait(120)
+    assert run.state == "finished" and run.step == run.max_steps == 30
+    history = run.history
+    assert [row["step"] for row in history] == list(range(1, 31))
+    assert set(history[0]) == {
+        "step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds",
+    }  # fmt: skip
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert run.plan is not None and run.plan.trainable < run.plan.parameters
+    assert run.plan.total == sum(run.plan.by_cause.values())
+    assert run.memory()[0]["weights"] > 0 and run.memory()[0]["rss"] > 0
+    assert [w["rank"] for w in run.workers] == [0] and run.evaluations[-1].step == 30
+    # Nothing of it can be read by others.
+    for path in [run.folder, *run.folder.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    # The run has ended, and still answers.
+    sample = run.sample("1 plus 2 is ", max_new_tokens=4)
+    assert sample.step == 30 and 1 <= len(sample.token_ids) <= 4 and isinstance(sample.text, str)
+    assert run.evaluate().loss == pytest.approx(run.evaluations[-1].loss)
+    assert [c.step for c in run.checkpoints] == [30]
+    assert (run.folder / "run.json").read_text().count('"identity"') == 1
+
+
+def test_history_numbers_are_those_of_the_schedule(start: Start) -> None:
+    run = start(max_steps=20, warmup_steps=5, lr_scheduler_type="linear", learning_rate=1e-3)
+    run.wait(60)
+    expected = [min(n / 5, (20 - n) / 15) * 1e-3 for n in range(20)]
+    assert [row["learning_rate"] for row in run.history] == pytest.approx(expected, rel=1e-12)
+
+
+def test_commands(start: Start) -> None:
+    run = start(max_steps=FOREVER, lr_scheduler_type="constant")
+    at_step(run, 5)
+    pause = run.pause(wait=True)
+    assert pause.state == "applied" and run.state == "paused" and pause.step == run.step + 1
+    stood = run.step
+    command = run.set(learning_rate=5e-4, weight_decay=0.1, wait=True)
+    assert command.step == stood + 1 and command.workers == [0]
+    assert repr(command) == f"set: applied at step {stood + 1} on 1/1 workers"
+    first = run.checkpoint("here", wait=True)
+    assert isinstance(first, pm.Checkpoint) and first.step == stood and first.name == "here"
+    greedy = run.sample(input_ids=[1, 2, 3], max_new_tokens=8)
+    assert greedy.token_ids == run.sample(input_ids=[1, 2, 3], max_new_tokens=8).token_ids
+    warm = [run.sample(input_ids=[1], max_new_tokens=9, temperature=2.0, seed=s) for s in (1, 1, 2)]
+    assert warm[0].token_ids == warm[1].token_ids != warm[2].token_ids
+    assert run.step == stood
+    resumed = run.resume(wait=True)
+    assert isinstance(resumed, pm.Command) and resumed.state == "applied"
+    at_step(run, stood + 3)
+    assert run.history[stood]["learning_rate"] == 5e-4
+    assert run.history[stood - 1]["learning_rate"] == 1e-3
+    run.stop(wait=True)
+    assert run.state == "stopped" and run.checkpoints[-1].step == run.step
+    assert run.stop() is None
+    with pytest.raises(pm.Error):
+        run.pause()
+
+
+def test_wrong_commands(start: Start) -> None:
+    run = start(max_steps=FOREVER)
+    with pytest.raises(TypeError, match="did you mean learning_rate"):
+        run.set(learning_rat=1)
+    with pytest.raises(TypeError, match="needs one of"):
+        run.set()
+    with pytest.raises(ValueError, match="learning_rate must be at least 0"):
+        run.set(learning_rate=-1)
+    with pytest.raises(ValueError, match="no eval_data"):
+        run.evaluate()
+    with pytest.raises(TypeError, match="one of text"):
+        run.sample()
+    with pytest.raises(ValueError, match="1 to 8192"):
+        run.sample(input_ids=[])
+    at_step(run, 1)
+    with pytest.raises(pm.Error, match="sample was refused"):
+        run.sample(input_ids=[1] * 60, max_new_tokens=60)  # more than generate_length
+    with pytest.raises(pm.Error):
+        run.sample(input_ids=[999_999])
+    for call in (run.to_script, lambda: run.rewind(1), lambda: run.branch(1), pm.monitor):
+        with pytest.raises(NotImplementedError, match="not in this version"):
+            call()
+    with pytest.raises(NotImplementedError, match="not in this version"):
+        run.export("x", format="gguf")
+    with pytest.raises(pm.BusyError, match="there is a run"):
+        start(name=run.name)
+    assert run.state == "running"
+
+
+def test_two_workers_are_one(start: Start) -> None:
+    """The same global batches, so the same curve, and each command at one step on both."""
+    common: dict[str, Any] = {"shuffle": False, "max_steps": 12, "dtype": "float32"}
+    one = start(per_device_train_batch_size=4, **common)
+    two = start(per_device_train_batch_size=2, devices=["cpu"] * 2, **common)
+    command = two.set(max_grad_norm=1.0)
+    one.wait(60)
+    two.wait(60)
+    assert command.workers == [0, 1]
+    assert [w["rank"] for w in two.workers] == [0, 1]
+    assert len({w["pid"] for w in two.workers}) == 2
+    for a, b in zip(one.history, two.history, strict=True):
+        assert a["tokens"] == b["tokens"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=5e-6)
+
+
+def test_adapter_folder_is_peft_s(start: Start, tmp_path: Path, model: Path) -> None:
+    run = start(max_steps=3, lora=pm.LoRA(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    run.wait(60)
+    out = run.export(tmp_path / "out", format="peft")
+    assert {path.name for path in out.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["r"] == 4 and config["lora_alpha"] == 8
+    assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]
+    tensors = load_file(out / "adapter_model.safetensors")
+    names = {
+        f"base_model.model.model.layers.{layer}.self_attn.{module}.lora_{side}.weight"
+        for layer in range(2) for module in ("q_proj", "v_proj") for side in "AB"
+    }  # fmt: skip
+    assert set(tensors) == names
+    at = "base_model.model.model.layers.1.self_attn.v_proj.lora_"
+    assert tensors[at + "A.weight"].shape == (4, 64) and tensors[at + "B.weight"].shape == (32, 4)
+    assert np.abs(tensors[at + "B.weight"]).max() > 0
+    # It starts where the other ended.
+    again = start(max_steps=1, lora=pm.LoRA(init=out), learning_rate=0.0)
+    again.wait(60)
+    copied = load_file(again.export(tmp_path / "again") / "adapter_model.safetensors")
+    assert all(np.array_equal(copied[name], tensors[name]) for name in tensors)
+
+
+def test_full_run_gives_a_model_folder(start: Start, tmp_path: Path, model: Path) -> None:
+    run = start(method="full", max_steps=3)
+    run.wait(60)
+    with pytest.raises(ValueError, match="every weight was trained"):
+        run.export(tmp_path / "no", format="peft")
+    out = run.export(tmp_path / "out")
+    before, after = (load_file(path / "model.safetensors") for path in (model, out))
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 272
+    assert (out / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    next_run = start(model=out, max_steps=1)
+    next_run.wait(60)
+    assert next_run.history[0]["loss"] < run.history[0]["loss"]
+
+
+def test_packing_and_accumulation_change_nothing(start: Start) -> None:
+    common: dict[str, Any] = {"shuffle": False, "max_steps": 6}
+    eight = start(per_device_train_batch_size=8, **common)
+    four = start(per_device_train_batch_size=2, gradient_accumulation_steps=4, **common)
+    eight.wait(60)
+    four.wait(60)
+    for a, b in zip(eight.history, four.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+
+
+def test_the_coordinator_outlives_us_and_the_log_outlives_it(start: Start, runs: Path) -> None:
+    run = start(name="long", max_steps=FOREVER)
+    at_step(run, 3)
+    pid = run.coordinator_pid
+    assert pid is not None
+    run.close()
+    with pytest.raises(pm.PeerError, match="was closed"):
+        run.pause()
+    assert alive(pid)
+    again = pm.attach()
+    assert again is not run and again.coordinator_pid == pid
+    assert pm.attach("long") is again
+    assert [row["step"] for row in again.history][:3] == [1, 2, 3]
+    at_step(again, again.step + 2)
+    workers = [w["pid"] for w in again.workers]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: again.state == "stopped", 15, "the death to be noticed")
+    assert "resume()" in again.reason and again.coordinator_pid is None
+    until(lambda: not any(map(alive, workers)), 30, "the workers to end with their coordinator")
+    (info,) = pm.runs()
+    assert info.state == "stopped"
+    seen = again.step
+    # The connection file is stale; the log is there, and the run can go on.
+    run = pm.attach("long")
+    assert run.state == "stopped" and run.step >= seen and len(run.history) == run.step
+    run = pm.resume("long")
+    at_step(run, seen + 2)
+    assert [row["step"] for row in run.history] == list(range(1, run.step + 1))
+    assert run.events()[-1]["timeline"] == 1
+
+
+def test_checkpoint_to_go_back_to(start: Start) -> None:
+    run = start(max_steps=FOREVER, lr_scheduler_type="constant")
+    at_step(run, 2)
+    mark = run.checkpoint("mark", wait=True)
+    run.set(learning_rate=0.5, wait=True)
+    at_step(run, mark.step + 3)
+    run.stop(wait=True)
+    ended = run.step
+    with pytest.raises(pm.NotFoundError, match="no checkpoint 'nope'"):
+        run.resume(checkpoint="nope")
+    run.resume(checkpoint="mark", wait=True)
+    at_step(run, mark.step + 1)
+    assert run.history[mark.step]["learning_rate"] == 1e-3
+    assert ended > mark.step
+
+
+def test_ctrl_c_leaves_the_run_alone(start: Start, runs: Path) -> None:
+    run = start(name="alone", max_steps=FOREVER)
+    at_step(run, 1)
+    code = "import pantheraml as pm; print('there', flush=True); pm.attach('alone').wait()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "there\n"
+    threading.Event().wait(1.0)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=10)
+    assert "The run goes on without you. Come back by pm.attach('alone')" in said
+    assert "KeyboardInterrupt" in said and child.returncode != 0
+    at_step(run, run.step + 2)
+    assert run.state == "running"
+
+
+async def test_asyncio(start: Start) -> None:
+    run = start(max_steps=20)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.01)
+
+    ticker = asyncio.create_task(tick())
+    assert (await asyncio.wait_for(run.wait_async(), 60)).state == "finished"
+    ticker.cancel()
+    assert ticks > 1
+
+
+def test_subscribers(start: Start) -> None:
+    run = start(max_steps=15)
+    seen: list[dict[str, Any]] = []
+    steps: list[int] = []
+
+    def note(event: dict[str, Any]) -> None:
+        seen.append(event)
+        steps.append(run.step)
+        if event["type"] == "step":
+            assert run.step >= event["step"]  # the properties have changed already
+
+    def fail(_: dict[str, Any]) -> None:
+        raise RuntimeError("mine")
+
+    refusal: list[Exception] = []
+
+    def ask(event: dict[str, Any]) -> None:
+        if event["type"] == "step" and not refusal:
+            try:
+                run.pause()
+            except pm.Error as error:
+                refusal.append(error)
+
+    unsubscribe = run.subscribe(note)
+    run.subscribe(ask)
+    with pytest.warns(RuntimeWarning, match="a subscriber failed and was dropped"):
+        run.subscribe(fail)
+        run.wait(60)
+    unsubscribe()
+    numbers = [event["seq"] for event in seen if "seq" in event]
+    assert numbers == sorted(set(numbers)) and len([e for e in seen if e["type"] == "step"]) >= 10
+    assert refusal and "another thread" in str(refusal[0])
+    readable, _, _ = select.select([run.fileno()], [], [], 0)
+    assert readable in ([], [run.fileno()])
+
+
+def test_a_forked_child_keeps_out(start: Start) -> None:
+    run = start(max_steps=FOREVER)
+    at_step(run, 1)
+    child = os.fork()
+    if child == 0:
+        try:
+            run._ask("status")
+        except pm.BusyError as error:
+            os._exit(0 if "forked child" in str(error) else 3)
+        except BaseException:
+            os._exit(4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    at_step(run, run.step + 2)
+
+
+def test_nobody_waits_for_a_notebook_without_people(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert start(max_steps=3).state == "finished"
+
+
+def test_same_bits_twice(start: Start, tmp_path: Path) -> None:
+    made = []
+    for name in ("a", "b"):
+        run = start(max_steps=8, deterministic=True, seed=7)
+        run.wait(60)
+        made.append((run.export(tmp_path / name) / "adapter_model.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_not_finite_numbers_arrive_as_numbers(start: Start) -> None:
+    run = start(max_steps=12, learning_rate=900.0, lr_scheduler_type="constant", max_grad_norm=0.0)
+    run.wait(60)
+    assert all(isinstance(row["loss"], float) for row in run.history)
+    assert any(not math.isfinite(row["loss"]) or row["loss"] > 20 for row in run.history)
+
+
+def test_fixture_ends_what_it_began(start: Start) -> None:
+    run = start(max_steps=FOREVER)
+    pid = run.coordinator_pid
+    end(run)
+    assert pid is not None and not alive(pid)
+    assert environment()["PANTHERAML_RUNS"]
