@@ -1,0 +1,66 @@
+"""The whole path against transformers and PEFT (tests/parity/fixtures): as a user would call it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import pantheraml as pm
+
+FIXTURES = Path(__file__).parent.parent / "parity" / "fixtures"
+CASES = sorted(path.name for path in FIXTURES.iterdir() if (path / "case.json").is_file())
+
+
+def rows_of(folder: Path, path: Path) -> Path:
+    """Write the fixture's rows as pre-tokenised JSON lines: its models have no tokenizer."""
+    shard = load_file(folder / "rows.safetensors")
+    bounds = shard["offsets"].tolist()
+    with path.open("w") as file:
+        for begin, stop in zip(bounds, bounds[1:], strict=False):
+            row = {name: shard[name][begin:stop].tolist() for name in ("input_ids", "labels")}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
+    folder = FIXTURES / name
+    case: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    expected = load_file(folder / "expected.safetensors")
+    data = rows_of(folder, tmp_path / "rows.jsonl")
+    lora = {k: case.pop(k) for k in list(case) if k.startswith("lora_")}
+    if lora:
+        case["lora"] = pm.LoRA(init=folder / "adapter")
+    run = pm.finetune(
+        folder / "model", data=data, eval_data=data, shuffle=False, packing=False,
+        dtype="float32", devices="cpu", deterministic=True, **case,
+    )  # fmt: skip
+    if lora:
+        assert sorted(run.config["lora_targets"]) == sorted(lora["lora_targets"])
+    prompt = expected["prompt"].tolist()
+    count = len(expected["greedy_after"])
+    run.wait(60)
+    loss = np.array([row["loss"] for row in run.history])
+    norm = np.array([row["grad_norm"] for row in run.history])
+    assert loss[0] == pytest.approx(expected["loss"][0], rel=1e-5)
+    assert np.allclose(loss, expected["loss"], rtol=1e-4, atol=0)
+    assert np.allclose(norm, expected["grad_norm"], rtol=1e-4, atol=0)
+    after = run.sample(input_ids=prompt, max_new_tokens=count).token_ids
+    assert after == expected["greedy_after"].tolist()
+    # At a rate of zero the weights stay what they were.
+    still = pm.finetune(
+        folder / "model", data=data, eval_data=data, packing=False, lora=case.get("lora"),
+        method=case["method"], max_steps=1, learning_rate=0.0, max_length=case["max_length"],
+    ).wait(60)  # fmt: skip
+    before = still.sample(input_ids=prompt, max_new_tokens=count).token_ids
+    assert before == expected["greedy_before"].tolist()
+    assert still.evaluate().loss == pytest.approx(expected["evaluation_loss"][0], rel=1e-5)
+
+
+def test_there_are_cases() -> None:
+    assert len(CASES) >= 4
