@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pantheraml import _native, folders, hub
 from pantheraml.config import Settings
@@ -21,11 +22,26 @@ from pantheraml.memory import Plan
 from pantheraml.record import ENDED
 from pantheraml.run import Run, open_run, start_run
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 _ALSO = ("model", "data", "eval_data", "name")
 
 
+def _with_settings(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let help() and completion show every setting where the code has ``**settings``."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    shown = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+        for field in fields(Settings)
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+    return function
+
+
+@_with_settings
 def finetune(
     model: str | os.PathLike[str],
     data: Data,
@@ -88,6 +104,7 @@ def finetune(
     return run
 
 
+@_with_settings
 def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
     """Plan the memory of a run by cause, without starting it.
 
@@ -107,6 +124,7 @@ def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
     return Plan.of({**_native.plan(config, limits, available), "available": available})
 
 
+@_with_settings
 def program(model: str | os.PathLike[str], *, json: bool = False, **settings: Any) -> str:
     """Print the step program of :func:`plan`: one line an operation, with shapes and costs."""
     return _native.program(*_planned(model, settings), json)
@@ -234,7 +252,8 @@ def _write_run(
         **resolved,
         "train_data": "data/train.safetensors",
         "eval_data": "data/eval.safetensors" if "eval" in sources else "",
-        "prepare": [sys.executable, "-m", "pantheraml.data.prepare"],
+        # -P: what lies in the current folder must not take the place of a library.
+        "prepare": [sys.executable, "-P", "-m", "pantheraml.data.prepare"],
         "data": described,
         "created": time.time(),
         "version": package_version(),

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pantheraml as pm
 import pytest
 from safetensors.numpy import load_file
-
-import pantheraml as pm
 
 FIXTURES = Path(__file__).parent.parent / "parity" / "fixtures"
 CASES = sorted(path.name for path in FIXTURES.iterdir() if (path / "case.json").is_file())
