@@ -69,6 +69,7 @@ class Link:
         self._up = False
         self._closing = False
         self.caught_up = threading.Event()
+        self.error: Error | None = None  # why the thread ended
         self._thread = threading.Thread(target=self._listen, name=f"pml {name}", daemon=True)
 
     def start(self) -> None:
@@ -128,7 +129,7 @@ class Link:
     # ---- the link's own thread -------------------------------------------------------------
 
     def _listen(self) -> None:
-        error: Error = PeerError("the run's coordinator is gone")
+        self.error = PeerError("the run's coordinator is gone")
         gone = False
         checked = time.monotonic()
         while not self._closing and not gone:
@@ -136,7 +137,7 @@ class Link:
                 batch = self._client.receive(0.5)
                 self._take(batch)
             except Error as problem:
-                error = problem
+                self.error = problem
                 break
             now = time.monotonic()
             if not self._up and now - checked > 0.4:
@@ -150,7 +151,7 @@ class Link:
             # It reads the log's end, so that whoever waits finds what happened last.
             self._listener.on_gone()
         for waiting in pending.values():
-            waiting.error = error
+            waiting.error = self.error
             waiting.done.set()
         self.caught_up.set()
 

@@ -22,6 +22,7 @@ from pantheraml import _native, config, folders, programs
 from pantheraml.commands import Command, Evaluation, Sample
 from pantheraml.errors import (
     BusyError,
+    DeniedError,
     Error,
     InvalidError,
     NotFoundError,
@@ -573,6 +574,8 @@ class Run:
             link.close()
             self._link, self._gone = None, True
             raise TimedOut(f"the coordinator of {self.name} does not answer")
+        if isinstance(link.error, DeniedError):
+            raise link.error
         return self._link is not None
 
     def _launch(self, resume: str | None, accept_changes: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from html.parser import HTMLParser
@@ -11,8 +12,9 @@ from xml.etree import ElementTree
 
 import pantheraml as pm
 import pytest
-from pantheraml.live import clock, sparkline
+from pantheraml.live import clock, sparkline, view, watch
 from pantheraml.report import Curve, chart_svg, page_html, record_html, smooth
+from rich.console import Console
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -81,6 +83,16 @@ def test_old_run_reads_from_its_log(run: pm.Run) -> None:
     assert "failed" in repr(run)
     (info,) = pm.runs()
     assert (info.name, info.state, info.step) == ("old", "failed", 2000)
+
+
+def test_terminal_view(run: pm.Run) -> None:
+    console = Console(width=100, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(view(run))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "old" in shown and "step 2,000/3,000" in shown and "held-out" in shown
+    assert EVIL[:20] in shown  # a terminal takes it as text
+    watch(run, console=Console(file=console.file, force_terminal=False))
+    assert "old: failed, step 2000/3000, loss 0.0015" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_figure(run: pm.Run) -> None:
