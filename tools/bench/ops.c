@@ -83,7 +83,7 @@ static void measure(const char *what, pml_op op, pml_op_args args, double flops,
     void *scratch = ws > 0 ? room(ws) : NULL;
     if (ws > 0)
         pml_op_views(&args)[info->n_views - 1] = pml_vector(scratch, (int64_t)ws, PML_U8);
-    double best = 1e9, end = now() + 0.4;
+    double best = 1e9, end = now() + 0.6;
     for (int i = 0; i < 5 || now() < end; i++) {
         double start = now();
         must(pml_op_run(cpu, op, queue, &args, &err), &err);
