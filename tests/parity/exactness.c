@@ -1,0 +1,218 @@
+/* Exactness: the same numbers whichever way the same step is cut up.
+ *
+ *   packed = unpacked, accumulated = full batch, two workers = one:   loss 1e-6, gradients 5e-6
+ *   recomputed = kept, restored = undisturbed:                        every bit
+ *
+ *   exactness FIXTURES */
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pml_op/cpu.h"
+#include "session.h"
+
+static const double loss_limit = 1e-6, gradient_limit = 5e-6;
+static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "llama-biased-lora",
+                                    "qwen2-tied-lora", "qwen2-untied-full"};
+enum { CASES = sizeof cases / sizeof *cases };
+
+/* One whole epoch as one step: its loss, and its gradients tensor by tensor. */
+typedef struct epoch {
+    session s;
+    float *gradients;
+    double loss;
+} epoch;
+
+static epoch run_epoch(const pml_train_config *config)
+{
+    epoch e;
+    session_open(&(session_options){.config = config}, &e.s);
+    int64_t labels = session_micros(&e.s, NULL);
+    e.gradients = session_read(&e.s, PML_STATE_GRAD);
+    pml_step_result result;
+    pml_update update = {.step = 1, .learning_rate = 0, .labels = labels};
+    MUST(pml_stepper_update(e.s.stepper, &update, &result, err));
+    e.loss = result.loss;
+    return e;
+}
+
+static void end_epoch(epoch *e)
+{
+    session_close(&e->s);
+    free(e->gradients);
+}
+
+static void compare_tensors(const char *what, session *s, const float *a, const float *b)
+{
+    for (int i = 0; i < pml_stepper_trainable_count(s->stepper); i++) {
+        const char *name;
+        int64_t rows, cols;
+        pml_stepper_trainable(s->stepper, i, &name, &rows, &cols, NULL);
+        double distance = relative_distance(a, b, (size_t)(rows * cols));
+        check(distance <= gradient_limit, "%s: gradient of %s is %.1e apart", what, name, distance);
+        a += rows * cols;
+        b += rows * cols;
+    }
+}
+
+static void compare_epochs(const char *what, const pml_train_config *one,
+                           const pml_train_config *other)
+{
+    epoch a = run_epoch(one), b = run_epoch(other);
+    double distance = fabs(a.loss - b.loss) / b.loss;
+    check(distance <= loss_limit, "%s: losses are %.1e apart", what, distance);
+    compare_tensors(what, &a.s, a.gradients, b.gradients);
+    end_epoch(&a);
+    end_epoch(&b);
+}
+
+static void check_packing(const char *fixtures, const char *name)
+{
+    pml_train_config packed, unpacked;
+    char what[96];
+    load_case(fixtures, name, &packed);
+    packed.batch_size = 1;
+    packed.accumulation = 64;
+    unpacked = packed;
+    packed.packing = true;
+    snprintf(what, sizeof what, "%s: packed against unpacked", name);
+    compare_epochs(what, &packed, &unpacked);
+}
+
+static void check_accumulation(const char *fixtures, const char *name)
+{
+    pml_train_config accumulated, whole;
+    char what[96];
+    load_case(fixtures, name, &accumulated);
+    whole = accumulated;
+    accumulated.batch_size = 1;
+    accumulated.accumulation = whole.batch_size = 64;
+    whole.accumulation = 1;
+    snprintf(what, sizeof what, "%s: accumulated against one batch", name);
+    compare_epochs(what, &accumulated, &whole);
+}
+
+/* Three steps with all layers recomputed end with the weights of three without, bit for bit. */
+static void check_recompute(const char *fixtures, const char *name)
+{
+    pml_train_config config;
+    load_case(fixtures, name, &config);
+    float *values[2];
+    pml_step_result results[2];
+    size_t n = 0, arenas[2];
+    for (int again = 0; again < 2; again++) {
+        session s;
+        session_open(
+            &(session_options){.config = &config, .recompute_layers = again * 2, .head_chunk = 16},
+            &s);
+        for (int step = 0; step < 3; step++)
+            results[again] = session_step(&s, NULL);
+        values[again] = session_read(&s, PML_STATE_VALUE);
+        n = pml_stepper_state_floats(s.stepper);
+        arenas[again] = pml_stepper_plan(s.stepper)->arena;
+        session_close(&s);
+    }
+    check(memcmp(values[0], values[1], n * sizeof(float)) == 0, "%s: recompute changes weights",
+          name);
+    check(memcmp(&results[0], &results[1], sizeof results[0]) == 0, "%s: recompute changes losses",
+          name);
+    check(arenas[1] < arenas[0], "%s: recompute does not save memory (%zu, %zu)", name, arenas[0],
+          arenas[1]);
+    free(values[0]);
+    free(values[1]);
+}
+
+enum { STEPS = 6 };
+
+typedef struct rank {
+    const pml_train_config *config;
+    int fd, number;
+    pml_step_result results[STEPS];
+    float *first_moments; /* after the first update: (1 - beta1) times the clipped gradient */
+    float *values;
+    session s;
+} rank;
+
+static void *run_rank(void *argument)
+{
+    rank *r = argument;
+    pml_comm *comm;
+    MUST(pml_comm_shared(r->fd, r->number, 2, &comm, err));
+    session_open(&(session_options){.config = r->config, .comm = comm, .threads = 1}, &r->s);
+    for (int step = 0; step < STEPS; step++) {
+        r->results[step] = session_step(&r->s, comm);
+        if (step == 0)
+            r->first_moments = session_read(&r->s, PML_STATE_EXP_AVG);
+    }
+    r->values = session_read(&r->s, PML_STATE_VALUE);
+    pml_comm_destroy(&comm);
+    return NULL;
+}
+
+/* Two workers with one micro-batch each against one worker with two. */
+static void check_workers(const char *fixtures, const char *name)
+{
+    pml_train_config alone, shared;
+    char what[96];
+    load_case(fixtures, name, &alone);
+    alone.accumulation = 2;
+    alone.warmup_steps = 0;
+    shared = alone;
+    shared.accumulation = 1;
+    rank ranks[2] = {{.config = &shared, .number = 0}, {.config = &shared, .number = 1}};
+    pthread_t threads[2];
+    int fd;
+    MUST(pml_comm_shared_create(2, &fd, err));
+    for (int r = 0; r < 2; r++) {
+        ranks[r].fd = fd;
+        if (pthread_create(&threads[r], NULL, run_rank, &ranks[r]) != 0)
+            abort();
+    }
+    for (int r = 0; r < 2; r++)
+        pthread_join(threads[r], NULL);
+    close(fd);
+    session one;
+    session_open(&(session_options){.config = &alone}, &one);
+    snprintf(what, sizeof what, "%s: two workers against one", name);
+    for (int step = 0; step < STEPS; step++) {
+        pml_step_result result = session_step(&one, NULL);
+        double distance = fabs(ranks[0].results[step].loss - result.loss) / result.loss;
+        check(distance <= (step == 0 ? loss_limit : 1e-4), "%s: loss of step %d is %.1e apart",
+              what, step + 1, distance);
+        if (step == 0) {
+            float *moments = session_read(&one, PML_STATE_EXP_AVG);
+            compare_tensors(what, &one, ranks[0].first_moments, moments);
+            free(moments);
+        }
+    }
+    check(memcmp(ranks[0].results, ranks[1].results, sizeof ranks[0].results) == 0,
+          "%s: the workers report different losses", what);
+    check(memcmp(ranks[0].values, ranks[1].values,
+                 pml_stepper_state_floats(one.stepper) * sizeof(float)) == 0,
+          "%s: the workers end with different weights", what);
+    for (int r = 0; r < 2; r++) {
+        session_close(&ranks[r].s);
+        free(ranks[r].first_moments);
+        free(ranks[r].values);
+    }
+    session_close(&one);
+}
+
+int main(int argc, char **argv)
+{
+    pml_cpu_prepare_process(argc, argv);
+    if (argc != 2) {
+        fprintf(stderr, "usage: exactness FIXTURES\n");
+        return EXIT_FAILURE;
+    }
+    for (int i = 0; i < CASES; i++) {
+        check_packing(argv[1], cases[i]);
+        check_accumulation(argv[1], cases[i]);
+        check_recompute(argv[1], cases[i]);
+        check_workers(argv[1], cases[i]);
+    }
+    return summary();
+}

@@ -1,0 +1,160 @@
+/* Parity: the same losses, gradients, curves and greedy tokens as transformers and PEFT in float32.
+ *
+ *   parity FIXTURES [case…]        fixtures come from tools/fixtures/make_parity.py */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml_op/cpu.h"
+#include "session.h"
+
+static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "llama-biased-lora",
+                                    "qwen2-tied-lora", "qwen2-untied-full"};
+
+static const double loss_limit = 1e-5, gradient_limit = 1e-4, curve_limit = 1e-4;
+
+static const void *expected(const pml_safetensors *file, const char *name, size_t *n)
+{
+    const pml_stored *stored = pml_safetensors_find(file, name);
+    if (stored == NULL) {
+        printf("fixture has no '%s'\n", name);
+        exit(EXIT_FAILURE);
+    }
+    *n = (size_t)stored->elements;
+    return stored->data;
+}
+
+static double expected_double(const pml_safetensors *file, const char *name, size_t index)
+{
+    size_t n;
+    const char *data = expected(file, name, &n);
+    double value;
+    memcpy(&value, data + index * sizeof value, sizeof value);
+    return value;
+}
+
+static void close_to(const char *what, double got, double want, double limit)
+{
+    double distance = fabs(got - want) / fabs(want);
+    check(distance <= limit, "%s is %.9g, expected %.9g (%.1e apart)", what, got, want, distance);
+}
+
+static void check_evaluation(session *s, const char *name, const pml_safetensors *file)
+{
+    double loss = 0;
+    int64_t labels = 0;
+    char what[128];
+    pml_cursor cursor = {0, 0};
+    while (cursor.epoch == 0) {
+        for (int32_t i = 0; i < pml_sampler_micros(s->sampler, cursor); i++) {
+            pml_batch batch;
+            MUST(pml_sampler_batch(s->sampler, cursor, i, &batch, err));
+            MUST(pml_stepper_evaluate(s->stepper, &batch, &loss, err));
+            labels += batch.n_labels;
+        }
+        cursor = pml_sampler_next(s->sampler, cursor);
+    }
+    snprintf(what, sizeof what, "%s: evaluation loss", name);
+    close_to(what, loss / (double)labels, expected_double(file, "evaluation_loss", 0), loss_limit);
+}
+
+/* Gradients of the sum of losses, as they stand before update(), against those of the mean. */
+static void check_gradients(session *s, const char *name, const pml_safetensors *file,
+                            int64_t labels)
+{
+    float *gradients = session_read(s, PML_STATE_GRAD), *at = gradients;
+    double worst = 0;
+    for (int i = 0; i < pml_stepper_trainable_count(s->stepper); i++) {
+        const char *tensor;
+        int64_t rows, cols;
+        char key[192];
+        size_t n;
+        pml_stepper_trainable(s->stepper, i, &tensor, &rows, &cols, NULL);
+        snprintf(key, sizeof key, "grad.%s", tensor);
+        float *want = malloc((size_t)(rows * cols) * sizeof *want);
+        const void *stored = expected(file, key, &n);
+        if (want == NULL || n != (size_t)(rows * cols))
+            exit(EXIT_FAILURE);
+        memcpy(want, stored, n * sizeof *want);
+        for (size_t e = 0; e < n; e++)
+            at[e] /= (float)labels;
+        double distance = relative_distance(at, want, n);
+        worst = fmax(worst, distance);
+        check(distance <= gradient_limit, "%s: gradient of %s is %.1e apart", name, tensor,
+              distance);
+        free(want);
+        at += n;
+    }
+    printf("%-20s worst gradient %.1e", name, worst);
+    free(gradients);
+}
+
+static void check_greedy(session *s, const char *name, const pml_safetensors *file,
+                         const char *which)
+{
+    size_t n_prompt, n_want;
+    int32_t prompt[64], want[64], got[64], n_got;
+    memcpy(prompt, expected(file, "prompt", &n_prompt), sizeof(int32_t) * 9);
+    const void *stored = expected(file, which, &n_want);
+    memcpy(want, stored, n_want * sizeof *want);
+    const pml_generate_options options = {
+        .prompt = prompt, .n_prompt = (int32_t)n_prompt, .max_new_tokens = 20};
+    MUST(pml_stepper_generate(s->stepper, &options, got, &n_got, err));
+    check((size_t)n_got == n_want && memcmp(got, want, n_want * sizeof *want) == 0,
+          "%s: %s differs after %d of %zu tokens", name, which, n_got, n_want);
+}
+
+static void check_case(const char *fixtures, const char *name)
+{
+    pml_train_config config;
+    load_case(fixtures, name, &config);
+    char path[2 * PML_PATH_MAX], what[128];
+    snprintf(path, sizeof path, "%s/%s/expected.safetensors", fixtures, name);
+    pml_safetensors *file;
+    MUST(pml_safetensors_open(path, &file, err));
+    session s;
+    session_open(&(session_options){.config = &config}, &s);
+    check_evaluation(&s, name, file);
+    check_greedy(&s, name, file, "greedy_before");
+
+    /* The first step twice: once to look at its gradients, which update() of no effect clears. */
+    int64_t labels = session_micros(&s, NULL);
+    check_gradients(&s, name, file, labels);
+    pml_step_result result;
+    pml_update nothing = {.step = 1, .labels = 0};
+    MUST(pml_stepper_update(s.stepper, &nothing, &result, err));
+    check(result.skipped, "%s: an update without labels was not skipped", name);
+
+    double worst = 0;
+    for (size_t step = 0; step < (size_t)config.max_steps; step++) {
+        result = session_step(&s, NULL);
+        double want = expected_double(file, "loss", step);
+        snprintf(what, sizeof what, "%s: loss of step %zu", name, step + 1);
+        close_to(what, result.loss, want, step == 0 ? loss_limit : curve_limit);
+        worst = fmax(worst, fabs(result.loss - want) / want);
+        want = expected_double(file, "grad_norm", step);
+        snprintf(what, sizeof what, "%s: gradient norm of step %zu", name, step + 1);
+        close_to(what, result.grad_norm, want, curve_limit);
+        worst = fmax(worst, fabs(result.grad_norm - want) / want);
+        check(!result.skipped, "%s: step %zu was skipped", name, step + 1);
+    }
+    printf(", curves %.1e\n", worst);
+    check_greedy(&s, name, file, "greedy_after");
+    session_close(&s);
+    pml_safetensors_close(&file);
+}
+
+int main(int argc, char **argv)
+{
+    pml_cpu_prepare_process(argc, argv);
+    if (argc < 2) {
+        fprintf(stderr, "usage: parity FIXTURES [case…]\n");
+        return EXIT_FAILURE;
+    }
+    for (size_t i = 0; argc == 2 && i < sizeof cases / sizeof *cases; i++)
+        check_case(argv[1], cases[i]);
+    for (int i = 2; i < argc; i++)
+        check_case(argv[1], argv[i]);
+    return summary();
+}

@@ -1,0 +1,177 @@
+#include "session.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/json/json.h"
+
+static int passed, failed;
+
+void check(bool good, const char *format, ...)
+{
+    *(good ? &passed : &failed) += 1;
+    if (good)
+        return;
+    va_list args;
+    va_start(args, format);
+    fputs("FAILED: ", stdout);
+    vprintf(format, args);
+    putchar('\n');
+    va_end(args);
+}
+
+int summary(void)
+{
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed == 0 && passed > 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+void give_up(const char *file, int line, const pml_error *err)
+{
+    printf("%s:%d: %s: %s (%s:%d)\n", file, line, pml_status_name(err->code), err->message,
+           err->file, err->line);
+    exit(EXIT_FAILURE);
+}
+
+static void join(char *out, const char *fixtures, const char *name, const char *rest)
+{
+    snprintf(out, PML_PATH_MAX, "%s/%s/%s", fixtures, name, rest);
+}
+
+static void read_targets(pml_json_at at, pml_train_config *config)
+{
+    const pml_json *targets;
+    MUST(pml_json_get_array(at, "lora_targets", PML_JSON_REQUIRED, &targets, err));
+    for (size_t i = 0; i < pml_json_length(targets); i++)
+        config->lora_targets |= pml_target_from_name(pml_json_as_string(pml_json_item(targets, i)));
+}
+
+void load_case(const char *fixtures, const char *name, pml_train_config *config)
+{
+    char path[PML_PATH_MAX], text[64];
+    join(path, fixtures, name, "case.json");
+    pml_json *document;
+    MUST(pml_json_load(path, &pml_json_file_limits, &document, err));
+    pml_json_at at = pml_json_root(document, path);
+    *config = (pml_train_config){.dtype = PML_F32,
+                                 .beta1 = 0.9,
+                                 .beta2 = 0.999,
+                                 .epsilon = 1e-8,
+                                 .deterministic = true,
+                                 .seed = 42};
+    const pml_json_need need = PML_JSON_REQUIRED;
+    pml_train_config *c = config;
+    MUST(pml_json_get_string(at, "method", need, text, sizeof text, err));
+    c->method = strcmp(text, "full") == 0 ? PML_METHOD_FULL : PML_METHOD_LORA;
+    MUST(pml_json_get_string(at, "lr_scheduler_type", need, text, sizeof text, err));
+    MUST(pml_schedule_from_name(text, &c->schedule, err));
+    MUST(pml_json_get_int(at, "max_steps", need, 1, 100, &c->max_steps, err));
+    MUST(pml_json_get_int(at, "warmup_steps", need, 0, 100, &c->warmup_steps, err));
+    MUST(pml_json_get_i32(at, "max_length", need, 2, 100, &c->max_length, err));
+    MUST(pml_json_get_i32(at, "per_device_train_batch_size", need, 1, 64, &c->batch_size, err));
+    MUST(pml_json_get_i32(at, "gradient_accumulation_steps", need, 1, 64, &c->accumulation, err));
+    MUST(pml_json_get_double(at, "weight_decay", need, 0, 10, &c->weight_decay, err));
+    MUST(pml_json_get_double(at, "max_grad_norm", need, 0, 10, &c->max_grad_norm, err));
+    MUST(pml_json_get_double(at, "learning_rate", need, 0, 10, &c->learning_rate, err));
+    if (c->method == PML_METHOD_LORA) {
+        MUST(pml_json_get_i32(at, "lora_r", need, 1, 64, &c->lora_rank, err));
+        MUST(pml_json_get_double(at, "lora_alpha", need, 0, 1000, &c->lora_alpha, err));
+        read_targets(at, config);
+        join(c->lora_init, fixtures, name, "adapter");
+    }
+    join(c->model, fixtures, name, "model");
+    join(c->train_data, fixtures, name, "rows.safetensors");
+    pml_json_destroy(&document);
+}
+
+void session_open(const session_options *o, session *s)
+{
+    const pml_train_config *config = o->config;
+    *s = (session){.config = *config};
+    pml_model_spec spec;
+    MUST(pml_model_spec_load(config->model, &spec, err));
+    MUST(pml_shard_open(config->train_data, spec.vocab, &s->shard, err));
+    const pml_sampler_options sampling = {
+        .batch_size = config->batch_size,
+        .accumulation = config->accumulation,
+        .world = o->comm != NULL ? pml_comm_world(o->comm) : 1,
+        .rank = o->comm != NULL ? pml_comm_rank(o->comm) : 0,
+        .max_length = config->max_length,
+        .packing = config->packing,
+        .shuffle = config->shuffle,
+        .seed = config->seed,
+    };
+    MUST(pml_sampler_new(s->shard, &sampling, &s->sampler, err));
+    pml_stepper_options options = {.config = config,
+                                   .backend = pml_backend_cpu(),
+                                   .threads = o->threads > 0 ? o->threads : 2,
+                                   .comm = o->comm,
+                                   .recompute_layers = o->recompute_layers,
+                                   .head_chunk = o->head_chunk};
+    pml_sampler_bounds(s->sampler, &options.limits.tokens, &options.limits.docs,
+                       &options.limits.labels);
+    options.limits.max_doc = pml_sampler_max_doc(s->sampler);
+    options.limits.generate_length = 40;
+    MUST(pml_stepper_new(&options, &s->stepper, err));
+}
+
+void session_close(session *s)
+{
+    pml_stepper_destroy(&s->stepper);
+    pml_sampler_destroy(&s->sampler);
+    pml_shard_close(&s->shard);
+}
+
+int64_t session_micros(session *s, pml_comm *comm)
+{
+    pml_header header = {.labels = pml_sampler_labels(s->sampler, s->cursor), .step = s->step};
+    if (comm != NULL)
+        MUST(pml_comm_header(comm, &header, err));
+    int32_t micros = pml_sampler_micros(s->sampler, s->cursor);
+    for (int32_t i = 0; i < micros; i++) {
+        pml_batch batch;
+        MUST(pml_sampler_batch(s->sampler, s->cursor, i, &batch, err));
+        MUST(pml_stepper_micro(s->stepper, &batch, err));
+    }
+    return header.labels;
+}
+
+pml_step_result session_step(session *s, pml_comm *comm)
+{
+    const pml_train_config *c = &s->config;
+    int64_t labels = session_micros(s, comm);
+    double factor = pml_schedule_factor(c->schedule, s->step, c->warmup_steps, c->max_steps);
+    pml_update update = {.step = s->step + 1,
+                         .learning_rate = c->learning_rate * factor,
+                         .weight_decay = c->weight_decay,
+                         .max_grad_norm = c->max_grad_norm,
+                         .labels = labels};
+    pml_step_result result;
+    MUST(pml_stepper_update(s->stepper, &update, &result, err));
+    s->cursor = pml_sampler_next(s->sampler, s->cursor);
+    s->step++;
+    return result;
+}
+
+float *session_read(session *s, pml_state state)
+{
+    float *values = malloc(pml_stepper_state_floats(s->stepper) * sizeof *values);
+    if (values == NULL)
+        abort();
+    MUST(pml_stepper_read(s->stepper, state, values, err));
+    return values;
+}
+
+double relative_distance(const float *a, const float *b, size_t n)
+{
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)a[i] - b[i];
+        difference += d * d;
+        norm += (double)b[i] * b[i];
+    }
+    return difference == 0 ? 0 : sqrt(difference) / sqrt(norm);
+}

@@ -1,0 +1,58 @@
+/* A run in one process: sampler and stepper over a fixture's folder. */
+#ifndef TESTS_PARITY_SESSION_H
+#define TESTS_PARITY_SESSION_H
+
+#include "pml/data/sampler.h"
+#include "pml/model/safetensors.h"
+#include "pml/train/config.h"
+#include "pml/train/stepper.h"
+
+typedef struct session {
+    pml_train_config config;
+    pml_shard *shard;
+    pml_sampler *sampler;
+    pml_stepper *stepper;
+    pml_cursor cursor;
+    int64_t step; /* updates done */
+} session;
+
+/* Settings of fixtures/<name>/case.json, paths filled in. Ends the program when it cannot. */
+void load_case(const char *fixtures, const char *name, pml_train_config *config);
+
+typedef struct session_options {
+    const pml_train_config *config;
+    pml_comm *comm;
+    int recompute_layers, head_chunk; /* as pml_stepper_options */
+    int threads;
+} session_options;
+
+/* Ends the program with the message when something fails: a fixture must load. */
+void session_open(const session_options *options, session *s);
+void session_close(session *s);
+
+/* All micro-batches of the next step; returns the labels of all ranks in it. */
+int64_t session_micros(session *s, pml_comm *comm);
+
+/* micros and update. */
+pml_step_result session_step(session *s, pml_comm *comm);
+
+/* malloc'ed copy of one state buffer. */
+float *session_read(session *s, pml_state state);
+
+/* sqrt(sum (a - b)^2) / sqrt(sum b^2), 0 for two zero vectors. */
+double relative_distance(const float *a, const float *b, size_t n);
+
+/* Count and report one check; n of both at the end. */
+void check(bool good, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int summary(void);
+
+#define MUST(call)                                                                                 \
+    do {                                                                                           \
+        pml_error must_error = PML_ERROR_INIT;                                                     \
+        pml_error *err = &must_error;                                                              \
+        if ((call) != PML_OK)                                                                      \
+            give_up(__FILE__, __LINE__, err);                                                      \
+    } while (0)
+void give_up(const char *file, int line, const pml_error *err) __attribute__((noreturn));
+
+#endif
