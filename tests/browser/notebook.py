@@ -118,7 +118,7 @@ class Panel:
 
     def figure(self, label: str) -> str:
         row = self.root.locator(".pml-figure", has=self.root.page.get_by_text(label, exact=True))
-        return row.locator("dd").inner_text()
+        return row.locator(".pml-figure-value").inner_text()
 
     def step(self) -> int:
         """The newest step of the curve, as a screen reader hears it."""

@@ -9,6 +9,7 @@ from conftest import Lab
 from notebook import Notebook, Panel, write_notebook
 from playwright.sync_api import Page, expect
 
+STATE = "application/vnd.jupyter.widget-state+json"
 FAKES = Path(__file__).resolve().parents[1] / "notebooks"
 
 SHOW = f"""
@@ -130,9 +131,19 @@ def test_a_kernel_that_went_leaves_the_last_state_and_says_so(page: Page, lab: L
     notebook.restart_kernel()
     expect(panel.root.locator(".pml-notice")).to_contain_text("Not connected", timeout=10_000)
     expect(panel.button("Pause")).to_be_disabled()
-    # Opened without that kernel, the static record is what there is.
+    # Opened again without that kernel it is the same: the state is in the file, once.
     notebook.reload()
-    expect(notebook.output(0)).to_contain_text("static record")
+    panel = Panel(page)
+    expect(panel.root.locator(".pml-notice")).to_contain_text("Not connected", timeout=10_000)
+    assert panel.step() >= 120
+    assert panel.pixels() > 100
+    state = notebook.saved()["metadata"]["widgets"][STATE]["state"]
+    kinds = [model["model_name"] for model in state.values()]
+    assert sorted(kinds) == ["AnyModel", "LayoutModel"]
+    # Whoever does not trust the file sees the record beside it.
+    assert "static record" in "".join(
+        notebook.saved()["cells"][0]["outputs"][0]["data"]["text/html"]
+    )
 
 
 def test_accessible_in_both_themes_and_when_narrow(page: Page, lab: Lab) -> None:
@@ -158,7 +169,7 @@ def test_nothing_moves(page: Page, lab: Lab) -> None:
 
     def boxes() -> list[object]:
         found: list[object] = panel.root.evaluate(
-            """node => [...node.querySelectorAll("section, button, dl > div, h3, canvas, .pml-reading")]
+            """node => [...node.querySelectorAll("section, button, .pml-figure, h3, canvas, .pml-reading")]
                 .map(n => n.getBoundingClientRect())
                 .map(b => [b.x, b.y, b.width, b.height].map(Math.round))"""
         )

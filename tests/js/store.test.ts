@@ -33,7 +33,7 @@ function make(t: { after(fn: () => void): void }): { store: Store; sent: Outgoin
   const sent: Outgoing[] = [];
   let ids = 0;
   const store = new Store(
-    (message) => sent.push(message),
+    (message) => sent.push(message) > 0,
     () => `id-${++ids}`,
   );
   t.after(() => store.destroy());
@@ -164,6 +164,30 @@ test("nobody answers: offline; a welcome: live again", (t) => {
   assert.equal(store.connection, "offline");
   assert.equal(store.receive({ kind: "welcome", fresh: true }), true);
   assert.equal(store.connection, "live");
+});
+
+test("nobody to send to: offline at once, and the command says so", (t) => {
+  const store = new Store(
+    () => false,
+    () => "id",
+  );
+  t.after(() => store.destroy());
+  store.load(snapshot(10, [1]));
+  store.command("pause");
+  assert.equal(store.lastRequest("pause")?.reason, "not connected");
+  assert.equal(store.connection, "offline");
+});
+
+test("a restart from a checkpoint forgets what came after it", (t) => {
+  const { store } = make(t);
+  const before = { type: "state", seq: 1, time: 1, state: "starting", step: 0 };
+  const evals = [4, 8].map((step) => ({ type: "eval", seq: step, time: 1, step, loss: 1 }));
+  store.load(snapshot(10, range(1, 8), [before, ...evals]));
+  assert.equal(store.curve.length, 8);
+  const again = { type: "state", seq: 11, time: 1, state: "starting", step: 6 };
+  store.receive(tick(10, 12, [7], [again]));
+  assert.deepEqual(store.curve.columns.step, range(1, 7));
+  assert.deepEqual(store.evals, [{ step: 4, loss: 1 }]);
 });
 
 test("what is not ours is ignored", (t) => {

@@ -28,6 +28,8 @@ __all__ = ["RunLike", "RunPanel", "panel_of"]
 _STATIC = Path(__file__).parent / "static"
 #: Seconds between two updates.
 PERIOD = 0.2
+#: Seconds after which the synced trait, which is what a saved notebook has, is renewed.
+RENEWAL = 60.0
 #: States after which nothing more is learnt.
 _OVER = {"finished", "stopped", "failed"}
 
@@ -216,7 +218,7 @@ class RunPanel(anywidget.AnyWidget):
             raise ValueError(f"the panel has no command {verb!r}")
 
     def _send_loop(self) -> None:
-        last = 0.0
+        last, renewed = 0.0, time.monotonic()
         while True:
             with self._wake:
                 while not (self._dirty or self._hello or self._outbox or self._closed):
@@ -237,8 +239,12 @@ class RunPanel(anywidget.AnyWidget):
                 self.send(answer)
             if hello:
                 self._welcome()
+                renewed = time.monotonic()
             elif due:
                 self._send_tick()
+                if time.monotonic() > renewed + RENEWAL:
+                    self.snapshot = self._feed.snapshot()
+                    renewed = time.monotonic()
             if due or hello:
                 last = time.monotonic()
 

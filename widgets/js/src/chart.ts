@@ -5,11 +5,20 @@ import { el, setText, uniqueId } from "./dom";
 import { count, decimal, NONE, rate } from "./format";
 import type { Store } from "./store";
 
-const LOSS_HEIGHT = 208;
-const RATE_HEIGHT = 92;
 const AXIS_WIDTH = 54;
 
 type Points = (number | null)[];
+
+interface Size {
+  width: number;
+  height: number;
+}
+
+/** null while the panel is not laid out (a hidden tab): a plot of no size cannot be drawn. */
+function sizeOf(box: HTMLElement): Size | null {
+  const size = { width: Math.floor(box.clientWidth), height: Math.floor(box.clientHeight) };
+  return size.width >= 80 && size.height >= 40 ? size : null;
+}
 
 /** Ticks of a logarithmic axis: 1-2-5 per decade, or evenly spaced where that gives too few. */
 export function logTicks(min: number, max: number): number[] {
@@ -62,14 +71,15 @@ class Reading {
 
 export class Charts {
   readonly node: HTMLElement;
-  private readonly lossBox = el("div", { class: "pml-plot" });
-  private readonly rateBox = el("div", { class: "pml-plot" });
+  private readonly lossBox = el("div", { class: "pml-plot pml-plot-loss" });
+  private readonly rateBox = el("div", { class: "pml-plot pml-plot-rate" });
   private readonly focus: HTMLElement;
   private readonly reset: HTMLButtonElement;
-  private readonly step = new Reading("step", "4em");
+  private readonly step = new Reading("step", "3.2em");
   private readonly raw = new Reading("loss", "3.6em", "pml-key-raw");
   private readonly smooth = new Reading("smoothed", "3.6em", "pml-key-smooth");
   private readonly heldOut = new Reading("held-out", "3.6em", "pml-key-eval");
+  private readonly rate = new Reading("rate", "5em", "pml-key-rate");
   private loss: uPlot | null = null;
   private rates: uPlot | null = null;
   private log = false;
@@ -116,24 +126,34 @@ export class Charts {
           "aria-valuetext": "no step yet",
         },
       },
-      [this.lossBox, el("div", { class: "pml-plot-title", text: "Learning rate" }), this.rateBox],
+      [
+        this.lossBox,
+        el("div", { class: "pml-rate-title" }, [
+          el("h3", { class: "pml-heading", text: "Learning rate" }),
+          this.rate.node,
+        ]),
+        this.rateBox,
+      ],
     );
     this.focus.addEventListener("keydown", (event) => this.onKey(event));
     this.focus.addEventListener("blur", () => this.moveTo(null));
     this.node = el("section", { class: "pml-charts", attrs: { "aria-label": "Curves" } }, [
       el("div", { class: "pml-charts-bar" }, [
-        el("div", { class: "pml-readings" }, [
-          this.step.node,
-          this.raw.node,
-          this.smooth.node,
-          this.heldOut.node,
-        ]),
-        el("div", { class: "pml-charts-tools" }, [this.reset, this.smoothing(), logButton]),
+        el("h3", { class: "pml-heading", text: "Loss" }),
+        this.reset,
+        this.smoothing(),
+        logButton,
+      ]),
+      el("div", { class: "pml-readings" }, [
+        this.step.node,
+        this.raw.node,
+        this.smooth.node,
+        this.heldOut.node,
       ]),
       this.focus,
     ]);
     const observer = new ResizeObserver(() => this.resize());
-    observer.observe(this.node);
+    observer.observe(this.lossBox);
     signal.addEventListener("abort", () => {
       observer.disconnect();
       this.loss?.destroy();
@@ -197,24 +217,18 @@ export class Charts {
   }
 
   private resize(): void {
-    const width = this.width();
-    if (width === null) return;
+    const [loss, rates] = [sizeOf(this.lossBox), sizeOf(this.rateBox)];
+    if (loss === null || rates === null) return;
     if (this.loss === null || this.rates === null) this.build();
     else {
-      this.loss.setSize({ width, height: LOSS_HEIGHT });
-      this.rates.setSize({ width, height: RATE_HEIGHT });
+      this.loss.setSize(loss);
+      this.rates.setSize(rates);
     }
   }
 
-  /** null while the panel is not laid out (a hidden tab): a plot of no size cannot be drawn. */
-  private width(): number | null {
-    const width = Math.floor(this.lossBox.clientWidth);
-    return width >= 80 ? width : null;
-  }
-
   private build(): void {
-    const width = this.width();
-    if (width === null) return;
+    const [lossSize, rateSize] = [sizeOf(this.lossBox), sizeOf(this.rateBox)];
+    if (lossSize === null || rateSize === null) return;
     this.loss?.destroy();
     this.rates?.destroy();
     const colour = (name: string): string =>
@@ -230,12 +244,12 @@ export class Charts {
       values: (_, ticks) => ticks.map(tickText),
     });
     const key = uniqueId("sync");
-    const common = (height: number): Omit<uPlot.Options, "series"> => ({
-      width,
-      height,
+    const common = (size: Size): Omit<uPlot.Options, "series"> => ({
+      ...size,
       padding: [8, 10, 0, 0],
       legend: { show: false },
       cursor: {
+        y: false,
         sync: { key, scales: ["x", null] },
         drag: { x: true, y: false, dist: 6 },
         points: { size: 7 },
@@ -244,7 +258,7 @@ export class Charts {
     const steps: uPlot.Scale = { time: false };
     this.loss = new uPlot(
       {
-        ...common(LOSS_HEIGHT),
+        ...common(lossSize),
         scales: {
           x: steps,
           y: this.log ? { distr: 3, range: logRange } : { range: paddedRange },
@@ -281,7 +295,7 @@ export class Charts {
     );
     this.rates = new uPlot(
       {
-        ...common(RATE_HEIGHT),
+        ...common(rateSize),
         scales: { x: steps, y: { range: (_, __, max) => [0, (max || 1e-4) * 1.08] } },
         axes: [
           { ...axis(8), values: (_, ticks) => ticks.map(() => "") },
@@ -322,8 +336,9 @@ export class Charts {
     // The held-out loss is measured now and then: read out the last one up to here.
     const heldOut = this.store.evals.findLast((e) => step !== undefined && e.step <= step);
     this.heldOut.set(decimal(heldOut?.loss ?? NaN));
-    if (step === undefined) return;
     const learning = rate(columns.learning_rate[row] ?? NaN);
+    this.rate.set(learning);
+    if (step === undefined) return;
     this.focus.setAttribute("aria-valuemin", String(columns.step[0] ?? 0));
     this.focus.setAttribute("aria-valuemax", String(columns.step[length - 1] ?? 0));
     this.focus.setAttribute("aria-valuenow", String(step));

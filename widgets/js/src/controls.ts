@@ -41,7 +41,8 @@ class Stations {
     this.dots = ["sent", "accepted", "applied"].map((name) =>
       el("span", { class: "pml-station", text: name }),
     );
-    const line = el("div", { class: "pml-stations", attrs: { "aria-hidden": "true" } }, this.dots);
+    const path = this.dots.flatMap((dot, i) => (i > 0 ? [el("span", { class: "pml-way" }), dot] : [dot]));
+    const line = el("div", { class: "pml-stations", attrs: { "aria-hidden": "true" } }, path);
     this.node = el("div", { class: "pml-progress", attrs: { "aria-label": label, role: "group" } }, [
       line,
       this.text,

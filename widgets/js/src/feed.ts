@@ -11,7 +11,7 @@ function box(title: string, empty: string): { node: HTMLElement; list: HTMLEleme
   });
   list.append(el("p", { class: "pml-empty", text: empty }));
   const heading = el("h3", { class: "pml-heading", text: title });
-  return { node: el("section", { class: "pml-box", attrs: { "aria-label": title } }, [heading, list]), list };
+  return { node: el("div", { class: "pml-box" }, [heading, list]), list };
 }
 
 export class EventList {

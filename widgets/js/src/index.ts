@@ -1,27 +1,25 @@
 /** anywidget's way in: one store per model (`initialize`), any number of views (`render`). */
 
-import type { AnyWidget } from "@anywidget/types";
+import type { AnyModel, AnyWidget } from "@anywidget/types";
+import { keepInNotebook } from "./notebook";
 import { renderPanel } from "./panel";
+import type { Outgoing } from "./protocol";
 import { Store } from "./store";
 
 interface Traits {
   snapshot: unknown;
+  _anywidget_id: string;
 }
 
-/**
- * Saves the notebook, so that a reload finds the panel in it.
- *
- * A widget is not told about its notebook. The widget managers of JupyterLab and Notebook know it
- * as `context`; elsewhere there is none, and the front end's own autosave has to do.
- */
-function saveNotebook(manager: object): void {
-  const context: unknown = "context" in manager ? manager.context : undefined;
-  if (typeof context !== "object" || context === null || !("save" in context)) return;
-  const { save } = context;
-  if (typeof save !== "function") return;
-  Promise.resolve(save.call(context)).catch((error: unknown) => {
-    console.warn("pantheraml: the notebook was not saved after display:", error);
-  });
+/** Returns false where the kernel that had the other half is gone: its comm then throws. */
+function sendTo(model: AnyModel<Traits>, message: Outgoing): boolean {
+  try {
+    model.send(message);
+    return true;
+  } catch (error) {
+    console.info("pantheraml: the panel is not connected:", error);
+    return false;
+  }
 }
 
 /** Not crypto.randomUUID: a hub on plain http has no secure context. */
@@ -33,23 +31,22 @@ function randomId(): string {
 const widget = (): ReturnType<Extract<AnyWidget<Traits>, () => unknown>> => {
   // A function, because what initialize makes is for the views of this model only.
   let store: Store | null = null;
-  let fresh = false;
   return {
     initialize({ model, signal }) {
-      const own = new Store(
-        (message) => model.send(message),
-        randomId,
-      );
+      const own = new Store((message) => sendTo(model, message), randomId);
       store = own;
-      model.on("change:snapshot", () => own.load(model.get("snapshot")));
-      model.on("msg:custom", (message: unknown) => {
-        if (own.receive(message) && !fresh) {
-          fresh = true;
-          // The output area adds the panel to the notebook right after it was rendered.
-          setTimeout(() => saveNotebook(model.widget_manager), 500);
-        }
+      const file = keepInNotebook(model.widget_manager, model.get("_anywidget_id"));
+      model.on("change:snapshot", () => {
+        own.load(model.get("snapshot"));
+        // Nothing more will come: what the file has now is what it should keep.
+        if (!own.active) file?.mark();
       });
-      // A restarted kernel does not close the comm, it just forgets it: ask whether it is there.
+      model.on("msg:custom", (message: unknown) => {
+        const displayed = own.receive(message);
+        // The output area adds the panel to the notebook right after it was rendered.
+        if (displayed && file !== null) setTimeout(() => file.save(), 500);
+      });
+      // A kernel that was restarted has forgotten us, one that was found again has not: ask.
       model.on("comm_live_update", () => own.hello());
       signal.addEventListener("abort", () => own.destroy());
       own.load(model.get("snapshot"));

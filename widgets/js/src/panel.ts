@@ -37,7 +37,7 @@ class Header implements Part {
     );
     const title = el("div", { class: "pml-title" }, [this.state, this.name]);
     const progress = el("div", { class: "pml-progress-line" }, [this.bar, this.steps]);
-    this.node = el("header", { class: "pml-header" }, [title, progress, toolbar.node]);
+    this.node = el("div", { class: "pml-header" }, [title, progress, toolbar.node]);
   }
 
   update(): void {
@@ -67,7 +67,8 @@ class Figures implements Part {
   private readonly values = new Map<string, HTMLElement>();
 
   constructor(private readonly store: Store) {
-    this.node = el("dl", { class: "pml-figures" });
+    // Not a dl: notebooks have a style of their own for those.
+    this.node = el("div", { class: "pml-figures", attrs: { role: "group", "aria-label": "Now" } });
     for (const label of [
       "Loss",
       "Held-out loss",
@@ -76,9 +77,10 @@ class Figures implements Part {
       "Tokens/s",
       "Time left",
     ]) {
-      const value = el("dd", { text: NONE });
+      const name = el("span", { class: "pml-figure-label", text: label });
+      const value = el("span", { class: "pml-figure-value", text: NONE });
       this.values.set(label, value);
-      this.node.append(el("div", { class: "pml-figure" }, [el("dt", { text: label }), value]));
+      this.node.append(el("div", { class: "pml-figure" }, [name, value]));
     }
   }
 

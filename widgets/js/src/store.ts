@@ -97,10 +97,11 @@ export class Store {
   private loaded = false;
   private patience: ReturnType<typeof setTimeout> | undefined;
   private readonly listeners = new Set<() => void>();
-  private readonly sendOut: (message: Outgoing) => void;
+  private readonly sendOut: (message: Outgoing) => boolean;
   private readonly newId: () => string;
 
-  constructor(send: (message: Outgoing) => void, newId: () => string) {
+  /** `send` returns false where there is nobody to send to any more. */
+  constructor(send: (message: Outgoing) => boolean, newId: () => string) {
     this.sendOut = send;
     this.newId = newId;
   }
@@ -113,12 +114,12 @@ export class Store {
 
   /** Says hello to the Python half, which answers with a welcome and a fresh snapshot. */
   hello(): void {
-    this.sendOut({ kind: "hello" });
     clearTimeout(this.patience);
-    this.patience = setTimeout(() => {
-      this.connection = "offline";
-      this.notify();
-    }, PATIENCE_MS);
+    if (this.sendOut({ kind: "hello" })) {
+      this.patience = setTimeout(() => this.lose(), PATIENCE_MS);
+    } else {
+      this.lose();
+    }
   }
 
   destroy(): void {
@@ -163,7 +164,10 @@ export class Store {
       reason: "",
     };
     this.requests = [...this.requests, request].slice(-REQUESTS);
-    this.sendOut({ kind: "command", id, verb, args });
+    if (!this.sendOut({ kind: "command", id, verb, args })) {
+      this.fail(id, "not connected");
+      this.connection = "offline";
+    }
     this.notify();
   }
 
@@ -181,6 +185,11 @@ export class Store {
   get eta(): number {
     if (this.phase !== "running" || this.maxSteps <= 0) return NaN;
     return (this.maxSteps - this.step) * this.curve.secondsPerStep();
+  }
+
+  private lose(): void {
+    this.connection = "offline";
+    this.notify();
   }
 
   private notify(): void {

@@ -1,0 +1,118 @@
+/**
+ * The panel's place in the notebook file.
+ *
+ * A page that is reloaded finds the panel again only if the notebook with it was saved, and a
+ * trusted notebook without its kernel shows "model not found" in its place, not the static record
+ * beside it, unless the widget's state is in the file too. JupyterLab and Notebook put it there
+ * only where a setting says so. A widget is not told about its notebook, but their widget managers
+ * know it as `context`; elsewhere there is none, and the front end's own ways have to do.
+ */
+
+import { isObject, type Json, type JsonObject } from "./protocol";
+
+const STATE = "application/vnd.jupyter.widget-state+json";
+const VIEW = "application/vnd.jupyter.widget-view+json";
+const REFERENCE = "IPY_MODEL_";
+
+interface LabContext {
+  save(): Promise<void>;
+  saveState: { connect(slot: (sender: unknown, state: string) => void): void };
+  model: {
+    toJSON(): unknown;
+    getMetadata(key: string): unknown;
+    setMetadata(key: string, value: unknown): void;
+  };
+}
+
+interface LabManager {
+  context: LabContext;
+  get_state_sync(options: { drop_defaults: boolean }): unknown;
+}
+
+function has(value: unknown, ...methods: string[]): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  const known: Record<string, unknown> = Object.fromEntries(
+    methods.map((name) => [name, (value as Record<string, unknown>)[name]]),
+  );
+  return methods.every((name) => typeof known[name] === "function");
+}
+
+function isLab(manager: object): manager is LabManager {
+  if (!has(manager, "get_state_sync") || !("context" in manager)) return false;
+  const { context } = manager;
+  if (!has(context, "save")) return false;
+  const { saveState, model } = context as Partial<LabContext>;
+  return has(saveState, "connect") && has(model, "toJSON", "getMetadata", "setMetadata");
+}
+
+/** Ids of the widgets that a notebook's outputs show. */
+export function shownIn(notebook: unknown): Set<string> {
+  const shown = new Set<string>();
+  const cells = isObject(notebook) && Array.isArray(notebook["cells"]) ? notebook["cells"] : [];
+  for (const cell of cells.filter(isObject)) {
+    const outputs = Array.isArray(cell["outputs"]) ? cell["outputs"] : [];
+    for (const output of outputs.filter(isObject)) {
+      const data = isObject(output["data"]) ? output["data"] : {};
+      const view = data[VIEW];
+      if (isObject(view) && typeof view["model_id"] === "string") shown.add(view["model_id"]);
+    }
+  }
+  return shown;
+}
+
+function models(saved: unknown): JsonObject {
+  return isObject(saved) && isObject(saved["state"]) ? saved["state"] : {};
+}
+
+function isPanel(model: Json | undefined, kind: string): model is JsonObject {
+  return isObject(model) && isObject(model["state"]) && model["state"]["_anywidget_id"] === kind;
+}
+
+/**
+ * The widget state for the file: what is there of other widgets, and of the panels (`kind`) those
+ * that an output shows, from the live state or else as they were saved. Panels of cells that ran
+ * again since go, so the file does not grow with each run.
+ */
+export function mergeState(
+  live: unknown,
+  saved: unknown,
+  shown: Set<string>,
+  kind: string,
+): JsonObject {
+  const known: JsonObject = { ...models(saved), ...models(live) };
+  const merged: JsonObject = { ...models(saved) };
+  for (const [id, model] of Object.entries(known)) {
+    if (!isPanel(model, kind)) continue;
+    const own = isObject(model["state"]) ? model["state"] : {};
+    const layout = String(own["layout"] ?? "").replace(REFERENCE, "");
+    for (const each of [id, layout]) {
+      const state = known[each];
+      if (shown.has(id) && state !== undefined) merged[each] = state;
+      else delete merged[each];
+    }
+  }
+  return { version_major: 2, version_minor: 0, state: merged };
+}
+
+/** Keeps the state of the panels in the notebook; returns what saves the notebook now, or null. */
+export function keepInNotebook(manager: object, kind: string): { save(): void; mark(): void } | null {
+  if (!isLab(manager)) return null;
+  const { context } = manager;
+  const mark = (): void => {
+    const { model } = context;
+    const widgets = model.getMetadata("widgets");
+    const saved = isObject(widgets) ? widgets[STATE] : undefined;
+    const live = manager.get_state_sync({ drop_defaults: true });
+    const state = mergeState(live, saved, shownIn(model.toJSON()), kind);
+    model.setMetadata("widgets", { ...(isObject(widgets) ? widgets : {}), [STATE]: state });
+  };
+  context.saveState.connect((_, state) => {
+    if (state === "started") mark();
+  });
+  const save = (): void => {
+    context.save().catch((error: unknown) => {
+      console.warn("pantheraml: the notebook was not saved after display:", error);
+    });
+  };
+  return { save, mark };
+}
