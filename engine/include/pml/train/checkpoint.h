@@ -7,8 +7,8 @@
  * it, so another thread may write while training goes on. One thread uses a snapshot at a time.
  *
  * A folder is written under a temporary name beside its final one, every file and the folder
- * fsynced, then renamed: a folder with the final name is whole. MANIFEST holds the BLAKE2b-256 and
- * length of every file and is checked before anything else is read. */
+ * fsynced, then renamed: a folder with the final name is whole. MANIFEST holds the BLAKE2b-256 of
+ * every file, as b2sum -l 256 prints it, and is checked before anything else is read. */
 #ifndef PML_TRAIN_CHECKPOINT_H
 #define PML_TRAIN_CHECKPOINT_H
 

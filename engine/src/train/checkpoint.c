@@ -1,0 +1,249 @@
+/* Checkpoint folders: written whole or not at all, verified before use. MANIFEST has the form of
+ * `b2sum -l 256`, so that anybody can check a folder without us. */
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "pml/base/file.h"
+#include "pml/base/hash.h"
+#include "pml/base/path.h"
+#include "pml/model/safetensors.h"
+#include "snapshot.h"
+
+enum { LARGEST_MANIFEST = 64 << 10, LINE = PML_HASH_HEX - 1 + 2 };
+
+static pml_status write_optimizer(const pml_snapshot *s, const char *folder, pml_error *err)
+{
+    char path[PML_PATH_MAX], name[160];
+    pml_safetensors_writer *w = NULL;
+    pml_status status = pml_path_join(path, sizeof path, folder, PMLI_OPTIMIZER_FILE, err);
+    if (status == PML_OK)
+        status = pml_safetensors_writer_new(path, 0600, &w, err);
+    for (int m = 1; m < 3; m++)
+        for (int i = 0; status == PML_OK && i < s->n_entries; i++) {
+            const pmli_entry *e = &s->entries[i];
+            snprintf(name, sizeof name, "%s%s", pmli_moment_prefixes[m], e->name);
+            status = pml_safetensors_writer_add(w, name, PML_F32, e->shape, e->n_dims, err);
+        }
+    for (int m = 1; status == PML_OK && m < 3; m++)
+        status = pml_safetensors_writer_write(w, s->buffers[m], s->floats * sizeof(float), err);
+    if (status == PML_OK)
+        status = pml_safetensors_writer_finish(w, err);
+    pml_safetensors_writer_destroy(&w);
+    return status;
+}
+
+/* One line of MANIFEST for every file in the folder, in order of name. */
+static pml_status write_manifest(const char *folder, size_t *bytes, pml_error *err)
+{
+    struct dirent **files = NULL;
+    char path[PML_PATH_MAX], hex[PML_HASH_HEX];
+    uint8_t hash[PML_HASH_BYTES];
+    char *text = NULL;
+    size_t size = 0;
+    pml_status status = PML_OK;
+    int n = scandir(folder, &files, NULL, alphasort);
+    FILE *out = open_memstream(&text, &size);
+    if (n < 0 || out == NULL)
+        status = PML_FAIL(err, PML_IO, "%s: %s", folder, strerror(errno));
+    for (int i = 0; i < n; i++) {
+        struct stat info;
+        if (status == PML_OK && files[i]->d_name[0] != '.') {
+            status = pml_path_join(path, sizeof path, folder, files[i]->d_name, err);
+            if (status == PML_OK)
+                status = pml_hash_file(path, hash, err);
+            if (status == PML_OK && stat(path, &info) != 0)
+                status = PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
+            if (status == PML_OK) {
+                pml_hash_hex(hash, sizeof hash, hex);
+                fprintf(out, "%s  %s\n", hex, files[i]->d_name);
+                *bytes += (size_t)info.st_size;
+            }
+        }
+        free(files[i]);
+    }
+    free(files);
+    if (out != NULL && fclose(out) != 0 && status == PML_OK)
+        status = PML_FAIL(err, PML_NO_MEMORY, "no host memory for MANIFEST");
+    if (status == PML_OK)
+        status = pml_path_join(path, sizeof path, folder, PMLI_MANIFEST, err);
+    if (status == PML_OK)
+        status = pml_file_write(path, text, size, 0600, err);
+    free(text);
+    *bytes += size;
+    return status;
+}
+
+static pml_status write_contents(const pml_snapshot *s, const char *folder, bool checkpoint,
+                                 size_t *bytes, pml_error *err)
+{
+    char path[PML_PATH_MAX];
+    pml_status status = pmli_write_tensors(s, folder, err);
+    if (status != PML_OK || !checkpoint)
+        return status;
+    status = write_optimizer(s, folder, err);
+    if (status == PML_OK)
+        status = pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, err);
+    if (status == PML_OK)
+        status = pmli_state_write(path, &s->state, err);
+    if (status == PML_OK)
+        status = write_manifest(folder, bytes, err);
+    return status;
+}
+
+/* parent/.NAME.tmp-PID ──rename──► parent/NAME, which must not exist. */
+static pml_status write_folder(const pml_snapshot *s, const char *folder, bool checkpoint,
+                               size_t *bytes, pml_error *err)
+{
+    char parent[PML_PATH_MAX], name[256], temporary[PML_PATH_MAX];
+    size_t counted = 0;
+    pml_status status = pml_path_folder(parent, sizeof parent, folder, err);
+    int length = snprintf(name, sizeof name, ".%s.tmp-%ld", pml_path_name(folder), (long)getpid());
+    if (status == PML_OK && (size_t)length >= sizeof name)
+        status = PML_FAIL(err, PML_INVALID, "%s: the folder's name is too long", folder);
+    if (status == PML_OK)
+        status = pml_path_join(temporary, sizeof temporary, parent, name, err);
+    if (status == PML_OK)
+        status = pml_tree_remove(parent, name, err); /* of an earlier attempt of this process */
+    if (status == PML_OK && mkdir(temporary, 0700) != 0)
+        status = PML_FAIL(err, PML_IO, "%s: %s", temporary, strerror(errno));
+    if (status != PML_OK)
+        return status;
+    status = write_contents(s, temporary, checkpoint, &counted, err);
+    if (status == PML_OK)
+        status = pml_folder_sync(temporary, err);
+    if (status == PML_OK && renameat2(AT_FDCWD, temporary, AT_FDCWD, folder, RENAME_NOREPLACE) != 0)
+        status =
+            PML_FAIL(err, errno == EEXIST ? PML_BUSY : PML_IO, "%s: %s", folder, strerror(errno));
+    if (status == PML_OK)
+        status = pml_folder_sync(parent, err);
+    else
+        pml_tree_remove(parent, name, NULL); /* the first failure is what is told */
+    if (bytes != NULL)
+        *bytes = counted;
+    return status;
+}
+
+pml_status pml_checkpoint_write(const pml_snapshot *snapshot, const char *folder, size_t *bytes,
+                                pml_error *err)
+{
+    return write_folder(snapshot, folder, true, bytes, err);
+}
+
+pml_status pml_snapshot_export(const pml_snapshot *snapshot, const char *folder, pml_error *err)
+{
+    return write_folder(snapshot, folder, false, NULL, err);
+}
+
+/* One line "HEX  NAME" of MANIFEST against the file it names. */
+static pml_status verify_line(const char *folder, const char *line, pml_error *err)
+{
+    char path[PML_PATH_MAX], hex[PML_HASH_HEX];
+    uint8_t hash[PML_HASH_BYTES];
+    const char *name = line + LINE;
+    if (strlen(line) <= LINE || line[LINE - 1] != ' ' || line[LINE - 2] != ' ' ||
+        !pml_path_is_below(name) || strchr(name, '/') != NULL)
+        return PML_FAIL(err, PML_CORRUPT, "%s/" PMLI_MANIFEST " is damaged", folder);
+    pml_status status = pml_path_join(path, sizeof path, folder, name, err);
+    if (status == PML_OK)
+        status = pml_hash_file(path, hash, err);
+    if (status != PML_OK)
+        return status;
+    pml_hash_hex(hash, sizeof hash, hex);
+    if (strncmp(hex, line, sizeof hex - 1) != 0)
+        return PML_FAIL(err, PML_CORRUPT, "%s is not what was written (MANIFEST does not match)",
+                        path);
+    return PML_OK;
+}
+
+/* Files without which a folder is no checkpoint, as bits. */
+static unsigned needed_file(const char *name)
+{
+    if (strcmp(name, PMLI_STATE_FILE) == 0)
+        return 1;
+    if (strcmp(name, PMLI_OPTIMIZER_FILE) == 0)
+        return 2;
+    return strcmp(name, "adapter_model.safetensors") == 0 || strcmp(name, "model.safetensors") == 0
+               ? 4
+               : 0;
+}
+
+pml_status pml_checkpoint_verify(const char *folder, pml_error *err)
+{
+    char path[PML_PATH_MAX];
+    char *text = NULL, *rest = NULL;
+    size_t size;
+    unsigned found = 0;
+    pml_status status = pml_path_join(path, sizeof path, folder, PMLI_MANIFEST, err);
+    if (status == PML_OK)
+        status = pml_file_read(path, LARGEST_MANIFEST, false, &text, &size, err);
+    if (status != PML_OK)
+        return status;
+    if (size == 0 || text[size - 1] != '\n' || strlen(text) != size)
+        status = PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
+    for (char *line = strtok_r(text, "\n", &rest); status == PML_OK && line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        status = verify_line(folder, line, err);
+        found |= status == PML_OK ? needed_file(line + LINE) : 0;
+    }
+    if (status == PML_OK && found != 7)
+        status = PML_FAIL(err, PML_CORRUPT, "%s does not list a whole checkpoint", path);
+    free(text);
+    return status;
+}
+
+static pml_status read_tensors(const pml_snapshot *s, const char *path, int from, int to,
+                               pml_error *err)
+{
+    pml_safetensors *file = NULL;
+    pml_status status = pml_safetensors_open(path, &file, err);
+    for (int m = from; m < to; m++) {
+        float *at = s->buffers[m];
+        for (int i = 0; status == PML_OK && i < s->n_entries; i++) {
+            const pmli_entry *e = &s->entries[i];
+            const pml_stored *stored;
+            char name[160];
+            snprintf(name, sizeof name, "%s%s", pmli_moment_prefixes[m], e->name);
+            status = pml_safetensors_need(file, name, e->shape[0], e->n_dims == 1 ? 0 : e->shape[1],
+                                          &stored, err);
+            if (status == PML_OK && stored->dtype != PML_F32)
+                status = PML_FAIL(err, PML_INVALID, "%s: '%s' has dtype %s, not F32", path, name,
+                                  stored->dtype_name);
+            if (status == PML_OK)
+                memcpy(at, stored->data, e->floats * sizeof *at);
+            at += e->floats;
+        }
+    }
+    pml_safetensors_close(&file);
+    return status;
+}
+
+pml_status pml_checkpoint_load(const char *folder, pml_snapshot *s, pml_error *err)
+{
+    char values[PML_PATH_MAX], optimizer[PML_PATH_MAX];
+    pml_status status = pml_checkpoint_state(folder, &s->state, err);
+    if (status == PML_OK)
+        status = pml_path_join(values, sizeof values, folder, pmli_tensor_file(s), err);
+    if (status == PML_OK)
+        status = pml_path_join(optimizer, sizeof optimizer, folder, PMLI_OPTIMIZER_FILE, err);
+    if (status == PML_OK)
+        status = read_tensors(s, values, 0, 1, err);
+    if (status == PML_OK)
+        status = read_tensors(s, optimizer, 1, 3, err);
+    return status;
+}
+
+pml_status pml_checkpoint_state(const char *folder, pml_train_state *state, pml_error *err)
+{
+    char path[PML_PATH_MAX];
+    pml_status status = pml_checkpoint_verify(folder, err);
+    if (status == PML_OK)
+        status = pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, err);
+    return status == PML_OK ? pmli_state_read(path, state, err) : status;
+}

@@ -1,0 +1,88 @@
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "pml/base/path.h"
+#include "pml/train/run.h"
+
+/* The table bounds names and paths below the arrays' sizes. */
+static void copy(char *out, size_t capacity, const pml_message *run, const char *field)
+{
+    snprintf(out, capacity, "%s", pml_message_string(run, field));
+}
+
+static pml_status data_path(char *out, const pml_message *run, const char *field,
+                            const char *folder, pml_error *err)
+{
+    const char *path = pml_message_string(run, field);
+    out[0] = '\0';
+    if (path[0] == '\0')
+        return PML_OK;
+    if (!pml_path_is_below(path))
+        return PML_FAIL(err, PML_INVALID, "%s must lie in the run folder, it is \"%s\"", field,
+                        path);
+    return pml_path_join(out, PML_PATH_MAX, folder, path, err);
+}
+
+static pml_status targets(const pml_message *run, uint32_t *bits, pml_error *err)
+{
+    *bits = 0;
+    for (size_t i = 0; i < pml_message_count(run, "lora_targets"); i++) {
+        const char *name = pml_message_string_at(run, "lora_targets", i);
+        uint32_t bit = pml_target_from_name(name);
+        if (bit == 0)
+            return PML_FAIL(err, PML_INVALID, "lora_targets: there is no linear layer %s", name);
+        *bits |= bit;
+    }
+    return PML_OK;
+}
+
+pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
+                                     pml_train_config *c, pml_error *err)
+{
+    memset(c, 0, sizeof *c);
+    copy(c->name, sizeof c->name, run, "name");
+    copy(c->model, sizeof c->model, run, "model");
+    copy(c->lora_init, sizeof c->lora_init, run, "lora_init");
+    bool full = strcmp(pml_message_string(run, "method"), "full") == 0;
+    c->method = full ? PML_METHOD_FULL : PML_METHOD_LORA;
+    c->dtype = PML_F32; /* the only word that the table allows */
+    c->lora_rank = (int32_t)pml_message_int(run, "lora_r");
+    c->lora_alpha = pml_message_number(run, "lora_alpha");
+    c->lora_dropout = pml_message_number(run, "lora_dropout");
+    c->max_steps = pml_message_int(run, "max_steps");
+    c->learning_rate = pml_message_number(run, "learning_rate");
+    c->warmup_steps = pml_message_int(run, "warmup_steps");
+    c->weight_decay = pml_message_number(run, "weight_decay");
+    c->beta1 = pml_message_number(run, "adam_beta1");
+    c->beta2 = pml_message_number(run, "adam_beta2");
+    c->epsilon = pml_message_number(run, "adam_epsilon");
+    c->max_grad_norm = pml_message_number(run, "max_grad_norm");
+    c->batch_size = (int32_t)pml_message_int(run, "per_device_train_batch_size");
+    c->accumulation = (int32_t)pml_message_int(run, "gradient_accumulation_steps");
+    c->max_length = (int32_t)pml_message_int(run, "max_length");
+    c->packing = pml_message_bool(run, "packing");
+    c->shuffle = pml_message_bool(run, "shuffle");
+    c->deterministic = pml_message_bool(run, "deterministic");
+    c->seed = (uint64_t)pml_message_int(run, "seed");
+    c->eval_steps = pml_message_int(run, "eval_steps");
+    c->save_steps = pml_message_int(run, "save_steps");
+    c->save_total_limit = (int32_t)pml_message_int(run, "save_total_limit");
+    c->memory_limit = (size_t)pml_message_int(run, "memory_limit");
+    c->threads = (int32_t)pml_message_int(run, "threads");
+    pml_status status =
+        pml_schedule_from_name(pml_message_string(run, "lr_scheduler_type"), &c->schedule, err);
+    if (status == PML_OK)
+        status = targets(run, &c->lora_targets, err);
+    if (status == PML_OK)
+        status = data_path(c->train_data, run, "train_data", folder, err);
+    if (status == PML_OK)
+        status = data_path(c->eval_data, run, "eval_data", folder, err);
+    return status;
+}
+
+int64_t pml_train_steps(double epochs, int64_t steps_per_epoch)
+{
+    double steps = ceil(epochs * (double)steps_per_epoch);
+    return steps < 1 ? 1 : steps > 1e15 ? (int64_t)1e15 : (int64_t)steps;
+}

@@ -1,0 +1,86 @@
+/* Snapshot: the trained tensors in host memory, taken between two steps. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "snapshot.h"
+
+static void list_entries(pml_snapshot *s, const pml_stepper *stepper)
+{
+    for (int i = 0; i < s->n_entries; i++) {
+        pmli_entry *e = &s->entries[i];
+        const char *name;
+        int64_t rows, cols;
+        pml_stepper_trainable(stepper, i, &name, &rows, &cols, &e->n_dims);
+        snprintf(e->name, sizeof e->name, "%s", name);
+        e->shape[0] = e->n_dims == 1 ? cols : rows;
+        e->shape[1] = cols;
+        e->floats = (size_t)(rows * cols);
+    }
+}
+
+pml_status pml_snapshot_new(const pml_stepper *stepper, const pml_train_config *config,
+                            pml_snapshot **snapshot, pml_error *err)
+{
+    *snapshot = NULL;
+    pml_snapshot *s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory for a snapshot");
+    s->config = *config;
+    s->n_entries = pml_stepper_trainable_count(stepper);
+    s->floats = pml_stepper_state_floats(stepper);
+    s->entries = calloc((size_t)s->n_entries, sizeof *s->entries);
+    bool whole = s->entries != NULL;
+    for (int i = 0; i < 3; i++) {
+        s->buffers[i] = calloc(s->floats, sizeof(float));
+        whole = whole && s->buffers[i] != NULL;
+    }
+    if (!whole) {
+        size_t needed = 3 * s->floats * sizeof(float);
+        pml_snapshot_destroy(&s);
+        return PML_FAIL(err, PML_NO_MEMORY, "a snapshot needs %zu MiB of host memory",
+                        needed >> 20);
+    }
+    list_entries(s, stepper);
+    *snapshot = s;
+    return PML_OK;
+}
+
+void pml_snapshot_destroy(pml_snapshot **snapshot)
+{
+    if (snapshot == NULL || *snapshot == NULL)
+        return;
+    for (int i = 0; i < 3; i++)
+        free((*snapshot)->buffers[i]);
+    free((*snapshot)->entries);
+    free(*snapshot);
+    *snapshot = NULL;
+}
+
+pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
+                             const pml_train_state *state, pml_error *err)
+{
+    pml_status status = PML_OK;
+    for (int i = 0; status == PML_OK && i < 3; i++)
+        status = pml_stepper_read(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
+    snapshot->state = *state;
+    return status;
+}
+
+pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepper, pml_error *err)
+{
+    if (pml_stepper_state_floats(stepper) != snapshot->floats ||
+        pml_stepper_trainable_count(stepper) != snapshot->n_entries)
+        return PML_FAIL(err, PML_INVALID, "the snapshot is of another model or adapter");
+    pml_status status = PML_OK;
+    for (int i = 0; status == PML_OK && i < 3; i++)
+        status = pml_stepper_write(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
+    if (status == PML_OK)
+        pml_stepper_seek(stepper, snapshot->state.step);
+    return status;
+}
+
+const pml_train_state *pml_snapshot_state(const pml_snapshot *snapshot)
+{
+    return &snapshot->state;
+}

@@ -1,0 +1,106 @@
+/* state.json: a run's place and its settings as tuned. Doubles are printed so that they read back
+ * bit for bit. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/base/file.h"
+#include "pml/json/json.h"
+#include "snapshot.h"
+
+enum { FORMAT = 1 };
+
+pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_error *err)
+{
+    pml_json_writer *w = NULL;
+    char *text = NULL;
+    size_t size;
+    pml_status status = pml_json_writer_new(&w, err);
+    if (status != PML_OK)
+        return status;
+    pml_json_put_int(w, "format", FORMAT);
+    pml_json_put_int(w, "step", state->step);
+    pml_json_begin_object(w, "cursor");
+    pml_json_put_int(w, "epoch", state->cursor.epoch);
+    pml_json_put_int(w, "micro", state->cursor.micro);
+    pml_json_end(w);
+    pml_json_put_int(w, "timeline", state->timeline);
+    pml_json_put_int(w, "command", state->command);
+    pml_json_begin_object(w, "settings");
+    pml_json_put_double(w, "learning_rate", state->learning_rate);
+    pml_json_put_double(w, "weight_decay", state->weight_decay);
+    pml_json_put_double(w, "max_grad_norm", state->max_grad_norm);
+    pml_json_put_int(w, "eval_steps", state->eval_steps);
+    pml_json_put_int(w, "save_steps", state->save_steps);
+    pml_json_end(w);
+    pml_json_put_string(w, "identity", state->identity);
+    status = pml_json_writer_finish(w, 1, &text, &size, err);
+    if (status == PML_OK)
+        status = pml_file_write(path, text, size, 0600, err);
+    free(text);
+    pml_json_writer_destroy(&w);
+    return status;
+}
+
+static pml_status read_settings(pml_json_at at, pml_train_state *state, pml_error *err)
+{
+    const pml_json_need need = PML_JSON_REQUIRED;
+    const double top = 1e300;
+    pml_status status =
+        pml_json_get_double(at, "learning_rate", need, 0, top, &state->learning_rate, err);
+    if (status == PML_OK)
+        status = pml_json_get_double(at, "weight_decay", need, 0, top, &state->weight_decay, err);
+    if (status == PML_OK)
+        status =
+            pml_json_get_double(at, "max_grad_norm", need, -top, top, &state->max_grad_norm, err);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "eval_steps", need, 0, INT64_MAX, &state->eval_steps, err);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "save_steps", need, 0, INT64_MAX, &state->save_steps, err);
+    return status;
+}
+
+static pml_status read_fields(const pml_json *document, const char *path, pml_train_state *state,
+                              pml_error *err)
+{
+    const pml_json_need need = PML_JSON_REQUIRED;
+    pml_json_at at = pml_json_root(document, path);
+    const pml_json *cursor = NULL, *settings = NULL;
+    int64_t format;
+    pml_status status = pml_json_get_int(at, "format", need, FORMAT, FORMAT, &format, err);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "step", need, 0, INT64_MAX, &state->step, err);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "timeline", need, 0, INT64_MAX, &state->timeline, err);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "command", need, 0, INT64_MAX, &state->command, err);
+    if (status == PML_OK)
+        status =
+            pml_json_get_string(at, "identity", need, state->identity, sizeof state->identity, err);
+    if (status == PML_OK)
+        status = pml_json_get_object(at, "cursor", need, &cursor, err);
+    if (status == PML_OK)
+        status = pml_json_get_object(at, "settings", need, &settings, err);
+    if (status != PML_OK)
+        return status;
+    pml_json_at in_cursor = {cursor, path, "cursor"}, in_settings = {settings, path, "settings"};
+    status = pml_json_get_int(in_cursor, "epoch", need, 0, INT64_MAX, &state->cursor.epoch, err);
+    if (status == PML_OK)
+        status =
+            pml_json_get_int(in_cursor, "micro", need, 0, INT64_MAX, &state->cursor.micro, err);
+    return status == PML_OK ? read_settings(in_settings, state, err) : status;
+}
+
+pml_status pmli_state_read(const char *path, pml_train_state *state, pml_error *err)
+{
+    pml_json *document = NULL;
+    pml_status status = pml_json_load(path, &pml_json_file_limits, &document, err);
+    if (status != PML_OK)
+        return status;
+    pml_train_state read = {0};
+    status = read_fields(document, path, &read, err);
+    pml_json_destroy(&document);
+    if (status == PML_OK)
+        *state = read;
+    return status;
+}
