@@ -129,6 +129,19 @@ pml_message *pml_message_new(pml_message_type type)
     return message;
 }
 
+pml_message *pml_message_copy(const pml_message *message)
+{
+    pml_message *copy = message == NULL ? NULL : malloc(sizeof *copy);
+    if (copy == NULL)
+        return NULL;
+    *copy = (pml_message){message->type, message->failed, json_deep_copy(message->body)};
+    if (copy->body == NULL) {
+        free(copy);
+        return NULL;
+    }
+    return copy;
+}
+
 void pml_message_destroy(pml_message **message)
 {
     if (*message == NULL)

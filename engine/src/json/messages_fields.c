@@ -137,6 +137,12 @@ void pml_message_set_empty(pml_message *message, const char *field)
     put(message, field, json_array());
 }
 
+void pml_message_remove(pml_message *message, const char *field)
+{
+    if (message != NULL)
+        json_object_del(message->body, field);
+}
+
 void pml_message_set_ints(pml_message *message, const char *field, const int32_t *values, size_t n)
 {
     json_t *list = json_array();

@@ -16,7 +16,13 @@
 #include "pml/base/clock.h"
 #include "queue.h"
 
-enum { RECEIVE_AHEAD = 10000, RECONNECT_MS = 100, RECONNECT_MAX_MS = 2000, FLUSH_MS = 1000 };
+enum {
+    RECEIVE_AHEAD = 10000,
+    RECONNECT_MS = 100,
+    RECONNECT_MAX_MS = 2000,
+    FLUSH_MS = 1000,
+    SEAL_MAX = 64
+};
 static const double alive_seconds = 5;
 
 /* What waits to be sent. */
@@ -206,7 +212,7 @@ static bool set_int(void *socket, int option, int value)
 
 static bool prepare_socket(void *socket, const pml_connection *connection)
 {
-    int64_t largest = PML_MESSAGE_MAX;
+    int64_t largest = PML_MESSAGE_MAX + SEAL_MAX;
     const pml_keypair *keys = &connection->keys;
     return socket != NULL && set_int(socket, ZMQ_LINGER, FLUSH_MS) &&
            set_int(socket, ZMQ_RECONNECT_IVL, RECONNECT_MS) &&

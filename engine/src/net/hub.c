@@ -12,6 +12,7 @@ enum {
     HANDSHAKE_MS = 5000,   /* a connection that says nothing does not hold a descriptor longer */
     PUBLISH_AHEAD = 10000, /* events a slow viewer may be behind before it loses some          */
     LINGER_MS = 1000,
+    SEAL_MAX = 64, /* what CURVE adds to a frame */
     MORE_MAX = 64
 };
 
@@ -40,7 +41,7 @@ static bool set_int(void *socket, int option, int value)
 
 static bool set_limits(void *socket)
 {
-    int64_t largest = PML_MESSAGE_MAX;
+    int64_t largest = PML_MESSAGE_MAX + SEAL_MAX;
     return zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest) == 0 &&
            set_int(socket, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) &&
            set_int(socket, ZMQ_LINGER, LINGER_MS);

@@ -80,6 +80,7 @@ void pml_message_find_id(const char *text, size_t size, char id[65]);
 
 /* NULL without memory. */
 pml_message *pml_message_new(pml_message_type type);
+pml_message *pml_message_copy(const pml_message *message);
 void pml_message_destroy(pml_message **message);
 
 pml_message_type pml_message_type_of(const pml_message *message);
@@ -114,6 +115,7 @@ void pml_message_set_json(pml_message *message, const char *field, const char *t
  * in every case. */
 void pml_message_set_part(pml_message *message, const char *field, pml_message *part);
 void pml_message_append(pml_message *message, const char *field, pml_message *part);
+void pml_message_remove(pml_message *message, const char *field);
 /* An empty list, so that a required list without entries is there. */
 void pml_message_set_empty(pml_message *message, const char *field);
 

@@ -1,0 +1,152 @@
+/* Requests and answers. Whatever a client sends, it gets an answer or is ignored; it never does
+ * harm. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "coordinator.h"
+#include "pml/base/clock.h"
+#include "pml/base/log.h"
+
+static void answer(coordinator *c, const pml_inbound *in, pml_message *m)
+{
+    char *text;
+    size_t size;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = pml_message_print(m, &text, &size, &err);
+    if (status == PML_OK)
+        status = pml_hub_send(c->hub, in->door, &in->peer, text, size, &err);
+    if (status != PML_OK && status != PML_PEER) /* a client that left needs no answer */
+        pml_log(PML_LOG_ERROR, "cannot answer: %s", err.message);
+    free(text);
+    pml_message_destroy(&m);
+}
+
+void answer_error(coordinator *c, const pml_inbound *in, const char *id, const pml_error *err)
+{
+    pml_message *m = pml_message_new(PML_ANSWER_error);
+    pml_message_set_string(m, "id", id);
+    pml_message_set_string(m, "code", pml_status_name(err->code));
+    pml_message_set_string(m, "message", err->message);
+    answer(c, in, m);
+}
+
+static void answer_welcome(coordinator *c, const pml_inbound *in, const char *id)
+{
+    pml_message *m = pml_message_new(PML_ANSWER_welcome);
+    pml_message_set_string(m, "id", id);
+    pml_message_set_string(m, "run", pml_message_string(c->run, "name"));
+    pml_message_set_string(m, "state", run_state_names[c->state]);
+    pml_message_set_string(m, "reason", c->reason);
+    pml_message_set_int(m, "step", c->step);
+    pml_message_set_int(m, "max_steps", c->max_steps);
+    pml_message_set_int(m, "seq", eventlog_last(c->log));
+    pml_message_set_int(m, "timeline", c->timeline);
+    pml_message_set_int(m, "pid", getpid());
+    pml_message_set_string(m, "role", pml_role_name(in->role));
+    pml_message_set_empty(m, "workers");
+    for (int r = 0; r < c->world; r++)
+        pml_message_append(m, "workers", worker_record(&c->workers[r]));
+    int64_t keys, handshakes;
+    pml_hub_refusals(c->hub, &keys, &handshakes);
+    pml_message *refused = pml_message_new(PML_RECORD_refusals);
+    pml_message_set_int(refused, "keys", keys);
+    pml_message_set_int(refused, "handshakes", handshakes);
+    pml_message_set_int(refused, "messages", c->bad_messages);
+    pml_message_set_int(refused, "roles", c->bad_roles);
+    pml_message_set_part(m, "refused", refused);
+    answer(c, in, m);
+}
+
+/* The lines of the log go into the answer as they are: 10,000 steps are not parsed to be printed
+ * again. */
+static void answer_replay(coordinator *c, const pml_inbound *in, const char *id, int64_t from)
+{
+    static char text[PML_MESSAGE_MAX + 1];
+    static char lines[PML_MESSAGE_MAX];
+    enum { HEAD_MAX = 640 }; /* six bytes at most for each of the id's 64, and the rest */
+    pml_error err = PML_ERROR_INIT;
+    size_t size;
+    int64_t next;
+    pml_status status =
+        eventlog_read(c->log, from, lines, sizeof lines - HEAD_MAX, &size, &next, &err);
+    pml_message *m = NULL;
+    char *head = NULL;
+    size_t n = 0;
+    if (status == PML_OK) {
+        m = pml_message_new(PML_ANSWER_events);
+        pml_message_set_string(m, "id", id);
+        pml_message_set_int(m, "from", from);
+        pml_message_set_int(m, "next", next);
+        pml_message_set_int(m, "last", eventlog_last(c->log));
+        pml_message_set_empty(m, "events");
+        status = pml_message_print(m, &head, &n, &err);
+    }
+    if (status != PML_OK) {
+        answer_error(c, in, id, &err);
+    } else { /* head ends in []} */
+        memcpy(text, head, n - 2);
+        memcpy(text + n - 2, lines, size);
+        memcpy(text + n - 2 + size, "]}", 2);
+        pml_hub_send(c->hub, in->door, &in->peer, text, n + size, NULL);
+    }
+    free(head);
+    pml_message_destroy(&m);
+}
+
+static void answer_command(coordinator *c, const pml_inbound *in, const pml_message *request)
+{
+    pml_error err = PML_ERROR_INIT;
+    int64_t number;
+    const char *id = pml_message_string(request, "id");
+    if (command_accept(c, request, &number, &err) != PML_OK) {
+        answer_error(c, in, id, &err);
+        return;
+    }
+    pml_message *m = pml_message_new(PML_ANSWER_accepted);
+    pml_message_set_string(m, "id", id);
+    pml_message_set_int(m, "command", number);
+    answer(c, in, m);
+}
+
+static void refuse(coordinator *c, const pml_inbound *in, const pml_error *err)
+{
+    char id[65];
+    c->bad_messages++;
+    pml_message_find_id(in->text, in->size, id);
+    answer_error(c, in, id, err);
+}
+
+void handle_request(coordinator *c, const pml_inbound *in)
+{
+    pml_error err = PML_ERROR_INIT;
+    pml_message *m;
+    if (in->size > PML_REQUEST_MAX) {
+        PML_FAIL(&err, PML_INVALID, "a request has at most %d bytes, this one has %zu",
+                 PML_REQUEST_MAX, in->size);
+        refuse(c, in, &err);
+        return;
+    }
+    if (pml_message_parse(PML_CHANNEL_REQUEST, in->text, in->size, &m, &err) != PML_OK) {
+        refuse(c, in, &err);
+        return;
+    }
+    pml_message_type type = pml_message_type_of(m);
+    const char *id = pml_message_string(m, "id");
+    c->last_alive = pml_clock_monotonic();
+    if (type != PML_REQUEST_alive)
+        c->last_request = c->last_alive;
+    if ((pml_message_roles(type) & in->role) == 0) {
+        c->bad_roles++;
+        PML_FAIL(&err, PML_DENIED, "a key of role %s may not send %s", pml_role_name(in->role),
+                 pml_message_name(type));
+        answer_error(c, in, id, &err);
+    } else if (type == PML_REQUEST_hello || type == PML_REQUEST_status) {
+        answer_welcome(c, in, id);
+    } else if (type == PML_REQUEST_replay) {
+        answer_replay(c, in, id, pml_message_int(m, "from"));
+    } else if (type != PML_REQUEST_alive) {
+        answer_command(c, in, m);
+    }
+    pml_message_destroy(&m);
+}

@@ -1,0 +1,275 @@
+/* The one order of commands.
+ *
+ *   accepted ──► sent to every worker ──► acknowledged by all ──► commit to all ──► reports ──►
+ * applied (logged) (fsynced)
+ *
+ * Commands are committed in their order, so commit n says that everybody has all up to n. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator.h"
+#include "pml/base/hash.h"
+
+enum { COMMANDS_MAX = 1000000 };
+
+static command *find_number(coordinator *c, int64_t number)
+{
+    if (number < 1 || number >= c->next_number || c->n_commands == 0)
+        return NULL;
+    return &c->commands[number - 1];
+}
+
+static command *find_id(coordinator *c, const char *id)
+{
+    for (size_t i = c->n_commands; i > 0; i--)
+        if (strcmp(c->commands[i - 1].id, id) == 0)
+            return &c->commands[i - 1];
+    return NULL;
+}
+
+/* Tells a repeated request from another one under the same id. */
+static uint64_t digest_of(const pml_message *m, const char *verb, const char *args_field)
+{
+    pml_message *order = pml_message_new(PML_ORDER_command);
+    pml_message *args = args_field == NULL ? NULL : pml_message_part(m, args_field, 0);
+    pml_message_set_int(order, "command", 1);
+    pml_message_set_string(order, "verb", verb);
+    pml_message_set_args(order, "args", args_field == NULL ? m : args);
+    char *text;
+    size_t size;
+    uint64_t digest = 0;
+    uint8_t hash[PML_HASH_BYTES];
+    if (pml_message_print(order, &text, &size, NULL) == PML_OK &&
+        pml_hash_memory(text, size, hash, NULL) == PML_OK)
+        memcpy(&digest, hash, sizeof digest);
+    free(text);
+    pml_message_destroy(&order);
+    pml_message_destroy(&args);
+    return digest;
+}
+
+static command *add(coordinator *c, pml_message_type verb, const char *id, uint64_t digest)
+{
+    if (c->n_commands == c->command_capacity) {
+        size_t capacity = c->command_capacity == 0 ? 64 : 2 * c->command_capacity;
+        command *larger = reallocarray(c->commands, capacity, sizeof *larger);
+        if (larger == NULL)
+            return NULL;
+        c->commands = larger;
+        c->command_capacity = capacity;
+    }
+    command *k = &c->commands[c->n_commands++];
+    *k = (command){.number = c->next_number++, .verb = verb, .digest = digest};
+    snprintf(k->id, sizeof k->id, "%s", id);
+    return k;
+}
+
+static pml_message_type verb_type(const char *verb)
+{
+    for (int i = 0; i < PML_MESSAGE_COUNT; i++)
+        if (pml_message_channel((pml_message_type)i) == PML_CHANNEL_REQUEST &&
+            strcmp(pml_message_name((pml_message_type)i), verb) == 0)
+            return (pml_message_type)i;
+    return PML_MESSAGE_COUNT;
+}
+
+/* Commands of the log keep their numbers and ids; those that were not applied when the coordinator
+ * ended never will be. */
+void commands_recover(coordinator *c, const pml_message *event)
+{
+    if (pml_message_type_of(event) != PML_EVENT_command)
+        return;
+    const char *verb = pml_message_string(event, "verb");
+    command *k =
+        add(c, verb_type(verb), pml_message_string(event, "id"), digest_of(event, verb, "args"));
+    if (k == NULL || k->number != pml_message_int(event, "command"))
+        c->broken = true;
+    c->first_open = c->next_commit = c->n_commands;
+}
+
+static void send_order(coordinator *c, worker *w, const command *k)
+{
+    pml_message *order = pml_message_new(PML_ORDER_command);
+    pml_message_set_int(order, "command", k->number);
+    pml_message_set_string(order, "verb", pml_message_name(k->verb));
+    pml_message_set_args(order, "args", k->request);
+    worker_order(c, w, order);
+    pml_message_destroy(&order);
+}
+
+static void log_accepted(coordinator *c, const command *k)
+{
+    pml_message *event = pml_message_new(PML_EVENT_command);
+    pml_message_set_int(event, "command", k->number);
+    pml_message_set_string(event, "verb", pml_message_name(k->verb));
+    pml_message_set_string(event, "id", k->id);
+    pml_message_set_args(event, "args", k->request);
+    emit(c, event, false);
+}
+
+static pml_status allowed_now(const coordinator *c, pml_message_type verb, pml_error *err)
+{
+    bool serves = verb == PML_REQUEST_evaluate || verb == PML_REQUEST_sample ||
+                  verb == PML_REQUEST_checkpoint || verb == PML_REQUEST_stop;
+    if (c->ending || c->failure.seen)
+        return PML_FAIL(err, PML_BUSY, "the run is ending");
+    if (c->state == RUN_STOPPED || c->state == RUN_FAILED)
+        return PML_FAIL(err, PML_BUSY, "the run has %s: resume it from a checkpoint first",
+                        run_state_names[c->state]);
+    if (c->state == RUN_FINISHED && workers_gone(c))
+        return PML_FAIL(err, PML_BUSY, "the run is finished and its workers are gone: resume it");
+    if (c->state == RUN_FINISHED && !serves)
+        return PML_FAIL(err, PML_BUSY, "the run is finished: there is nothing to %s",
+                        pml_message_name(verb));
+    if (c->n_commands >= COMMANDS_MAX)
+        return PML_FAIL(err, PML_BUSY, "a run takes at most %d commands", COMMANDS_MAX);
+    return PML_OK;
+}
+
+/* Nothing has begun, so nothing is to be saved: a stop need not wait for workers to load. */
+static void stop_at_once(coordinator *c, command *k)
+{
+    workers_kill(c, SIGKILL);
+    if (c->prepare > 0)
+        kill(c->prepare, SIGKILL);
+    pml_message *event = pml_message_new(PML_EVENT_applied);
+    pml_message_set_int(event, "command", k->number);
+    pml_message_set_string(event, "verb", "stop");
+    pml_message_set_int(event, "step", c->step + 1);
+    pml_message_set_empty(event, "workers");
+    emit(c, event, true);
+    pml_message_destroy(&k->request);
+    commands_refuse_open(c, "the run was stopped before it began");
+    set_state(c, RUN_STOPPED, PML_OK, -1, "stopped before it began");
+}
+
+pml_status command_accept(coordinator *c, const pml_message *request, int64_t *number,
+                          pml_error *err)
+{
+    const char *id = pml_message_string(request, "id");
+    pml_message_type verb = pml_message_type_of(request);
+    uint64_t digest = digest_of(request, pml_message_name(verb), NULL);
+    const command *before = find_id(c, id);
+    if (before != NULL && before->digest != digest)
+        return PML_FAIL(err, PML_INVALID, "id \"%s\" was used for another request (a %s)", id,
+                        pml_message_name(before->verb));
+    if (before != NULL) {
+        *number = before->number;
+        return PML_OK;
+    }
+    pml_status status = allowed_now(c, verb, err);
+    if (status != PML_OK)
+        return status;
+    pml_message *copy = pml_message_copy(request);
+    command *k = copy == NULL ? NULL : add(c, verb, id, digest);
+    if (k == NULL) {
+        pml_message_destroy(&copy);
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for one more command");
+    }
+    k->request = copy;
+    *number = k->number;
+    log_accepted(c, k);
+    if (c->broken)
+        return PML_FAIL(err, PML_IO, "the log cannot be written: the run ends");
+    if (verb == PML_REQUEST_stop && !c->went)
+        stop_at_once(c, k);
+    else
+        for (int r = 0; r < c->world && c->went; r++)
+            send_order(c, &c->workers[r], k);
+    return PML_OK;
+}
+
+void commands_catch_up(coordinator *c, worker *w)
+{
+    for (size_t i = c->first_open; i < c->n_commands; i++)
+        if (c->commands[i].request != NULL)
+            send_order(c, w, &c->commands[i]);
+}
+
+static void commit(coordinator *c, command *k)
+{
+    pml_message *order = pml_message_new(PML_ORDER_commit);
+    pml_message_set_int(order, "command", k->number);
+    for (int r = 0; r < c->world; r++)
+        worker_order(c, &c->workers[r], order);
+    pml_message_destroy(&order);
+    k->committed = true;
+}
+
+void command_acked(coordinator *c, worker *w, int64_t number)
+{
+    if (number > w->acked)
+        w->acked = number;
+    int64_t all = w->acked;
+    for (int r = 0; r < c->world; r++)
+        all = c->workers[r].acked < all ? c->workers[r].acked : all;
+    while (c->next_commit < c->n_commands && c->commands[c->next_commit].number <= all)
+        commit(c, &c->commands[c->next_commit++]);
+}
+
+static void log_end(coordinator *c, command *k)
+{
+    const char *verb = pml_message_name(k->verb);
+    bool refused = k->refusal[0] != '\0';
+    pml_message *event = pml_message_new(refused ? PML_EVENT_refused : PML_EVENT_applied);
+    pml_message_set_int(event, "command", k->number);
+    pml_message_set_string(event, "verb", verb);
+    pml_message_set_int(event, "step", k->step);
+    if (refused) {
+        pml_message_set_string(event, "reason", k->refusal);
+    } else {
+        int32_t ranks[512];
+        for (int r = 0; r < c->world; r++)
+            ranks[r] = r;
+        pml_message_set_ints(event, "workers", ranks, (size_t)c->world);
+        if (k->verb == PML_REQUEST_set || k->verb == PML_REQUEST_checkpoint)
+            pml_message_set_args(event, "args", k->request);
+    }
+    emit(c, event, true);
+    pml_message_destroy(&k->request);
+    while (c->first_open < c->n_commands && c->commands[c->first_open].request == NULL)
+        c->first_open++;
+}
+
+void command_reported(coordinator *c, const worker *w, int64_t number, int64_t step,
+                      const char *refusal)
+{
+    command *k = find_number(c, number);
+    if (k == NULL || k->request == NULL || !k->committed) {
+        emit_log(c, "error", w->rank, "report on command %lld, which is not under way",
+                 (long long)number);
+        return;
+    }
+    if (k->reports > 0 && k->step != step)
+        emit_log(c, "error", w->rank,
+                 "command %lld took effect at step %lld here and at %lld there", (long long)number,
+                 (long long)step, (long long)k->step);
+    if (k->reports == 0)
+        k->step = step;
+    k->reports++;
+    if (refusal != NULL && k->refusal[0] == '\0')
+        snprintf(k->refusal, sizeof k->refusal, "%s", refusal);
+    if (k->reports == c->world)
+        log_end(c, k);
+}
+
+void commands_refuse_open(coordinator *c, const char *reason)
+{
+    for (size_t i = c->first_open; i < c->n_commands; i++) {
+        command *k = &c->commands[i];
+        if (k->request == NULL)
+            continue;
+        snprintf(k->refusal, sizeof k->refusal, "%s", reason);
+        k->step = c->step + 1;
+        log_end(c, k);
+    }
+}
+
+void commands_free(coordinator *c)
+{
+    for (size_t i = 0; i < c->n_commands; i++)
+        pml_message_destroy(&c->commands[i].request);
+    free(c->commands);
+}

@@ -1,0 +1,182 @@
+/* The coordinator of one run: what its files share.
+ *
+ *   main.c      arguments, set-up, the loop, the end
+ *   clients.c   requests and answers
+ *   commands.c  the one order of commands: accept → send → acknowledge → commit → applied
+ *   workers.c   starting workers, their reports, their ends
+ *   prepare.c   the data preparation that may run first
+ *   resume.c    which checkpoint to go on from, and what to apply again
+ *   eventlog.c  the log     spawn.c  child processes
+ *
+ * One thread. A failure of the log is the end: nothing may be announced that is not on disk. */
+#ifndef PML_COORDINATOR_H
+#define PML_COORDINATOR_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "eventlog.h"
+#include "pml/base/error.h"
+#include "pml/json/messages.h"
+#include "pml/net/hub.h"
+
+typedef enum run_state {
+    RUN_STARTING = 0,
+    RUN_RUNNING,
+    RUN_PAUSED,
+    RUN_FINISHED,
+    RUN_STOPPED,
+    RUN_FAILED
+} run_state;
+
+typedef struct worker {
+    int rank;
+    const char *device; /* borrowed from run.json's message */
+    pid_t pid;          /* 0: not there */
+    int lease;          /* our end of the socket pair */
+    char state[12];     /* as in record worker */
+    pml_keypair keys;
+    pml_peer peer;
+    bool joined, ready, asked_to_end;
+    int exit_status; /* as waitpid gave it */
+    int64_t step, max_steps, acked;
+    int64_t rss;
+    double cpu, beat_at;
+    pml_message *plan, *identity; /* identity: the ready report that holds it */
+} worker;
+
+typedef struct command {
+    int64_t number;
+    pml_message_type verb; /* a request */
+    char id[65];
+    uint64_t digest;      /* of verb and arguments */
+    pml_message *request; /* until it is finished */
+    bool committed;
+    int reports; /* applied or refused, of `world` */
+    int64_t step;
+    char refusal[512]; /* "" = nobody refused */
+} command;
+
+/* A set that the log holds: for recovery. */
+typedef struct tuned {
+    int64_t step;
+    pml_message *args;
+} tuned;
+
+typedef struct failure {
+    bool seen;
+    pml_status code;
+    int rank; /* -1: none */
+    char reason[1000];
+    double decide_at; /* until then a better cause may come */
+} failure;
+
+typedef struct coordinator {
+    /* arguments */
+    char folder[PATH_MAX];
+    bool resume, named, accept_changes;
+    char wanted[256];     /* the checkpoint named on the command line, "" = newest */
+    char checkpoint[512]; /* relative, "" = from the start */
+
+    char runtime[PATH_MAX];
+    int lock, signals;
+    pml_message *run;
+    pml_hub *hub;
+    eventlog *log;
+
+    run_state state;
+    char reason[1000];
+    int64_t step, max_steps, timeline;
+    double state_since, last_request, last_alive, beat_at;
+    double grace;
+    int64_t bad_messages, bad_roles;
+
+    worker *workers;
+    int world, comm; /* comm: the memfd of the collectives, -1: none */
+    bool went;       /* `go` was sent */
+    int64_t memory_step, memory_rss;
+    failure failure;
+
+    command *commands; /* all of them, in order; number = first + index */
+    size_t n_commands, command_capacity, first_open, next_commit;
+    int64_t next_number;
+
+    tuned *tuned;
+    size_t n_tuned, tuned_capacity;
+
+    pid_t prepare;
+    int prepare_out;
+    size_t prepare_n;
+    char prepare_line[8192];
+    double prepare_logged;
+    char prepare_error[1000];
+    pml_status prepare_code;
+
+    bool leaving; /* a signal asked us to go: no grace */
+    bool ending;  /* workers were released; we go when they are gone */
+    double ending_since;
+    bool broken; /* the log cannot be written */
+} coordinator;
+
+extern const char *const run_state_names[];
+
+/* ---- main.c ---- */
+
+/* Log an event, then publish it; takes the event. Steps and the like need not be durable. */
+void emit(coordinator *c, pml_message *event, bool durable);
+void emit_log(coordinator *c, const char *level, int rank, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+void set_state(coordinator *c, run_state state, pml_status code, int rank, const char *reason);
+bool run_is_over(const coordinator *c); /* finished, stopped or failed */
+
+/* ---- clients.c ---- */
+void handle_request(coordinator *c, const pml_inbound *in);
+void answer_error(coordinator *c, const pml_inbound *in, const char *id, const pml_error *err);
+
+/* ---- commands.c ---- */
+
+/* Every event of the log passes here at the start. */
+void commands_recover(coordinator *c, const pml_message *event);
+/* Number, log, answer (in may be NULL: our own) and send on a command that is allowed now. */
+pml_status command_accept(coordinator *c, const pml_message *request, int64_t *number,
+                          pml_error *err);
+void command_acked(coordinator *c, worker *w, int64_t number);
+void command_reported(coordinator *c, const worker *w, int64_t number, int64_t step,
+                      const char *refusal);
+/* What a worker that has just become ready must know. */
+void commands_catch_up(coordinator *c, worker *w);
+void commands_refuse_open(coordinator *c, const char *reason);
+void commands_free(coordinator *c);
+
+/* ---- workers.c ---- */
+pml_status workers_start(coordinator *c, pml_error *err);
+void handle_report(coordinator *c, const pml_inbound *in);
+void worker_order(coordinator *c, worker *w, const pml_message *order);
+void workers_publish(coordinator *c);
+/* A process has ended; pid is ours. */
+void worker_ended(coordinator *c, worker *w, int status);
+bool workers_gone(const coordinator *c);
+void workers_kill(coordinator *c, int signal);
+void workers_release(coordinator *c); /* close the leases */
+/* Remember a cause; the first that is not "another worker is gone" counts. */
+void fail_later(coordinator *c, pml_status code, int rank, const char *reason);
+void fail_now(coordinator *c);
+pml_message *worker_record(const worker *w);
+void workers_free(coordinator *c);
+
+/* ---- prepare.c ---- */
+pml_status prepare_start(coordinator *c, pml_error *err);
+void prepare_read(coordinator *c);
+void prepare_ended(coordinator *c, int status);
+
+/* ---- resume.c ---- */
+pml_status resume_choose(coordinator *c, pml_error *err);
+void resume_recover(coordinator *c, const pml_message *event);
+/* `again` orders for a worker that stands at step. */
+void resume_apply_again(coordinator *c, worker *w);
+pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_error *err);
+void resume_free(coordinator *c);
+
+#endif

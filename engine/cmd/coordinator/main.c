@@ -1,0 +1,483 @@
+/* pml-coordinator RUNDIR [--resume [step-000412]] [--accept-changes] [--ready-fd N]
+ *
+ * Owns one run: its log, its commands, its workers, its viewers. Says on the ready descriptor "0"
+ * when its sockets are there, or the code and words of the error that kept it from starting. */
+#include "coordinator.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/base/log.h"
+#include "pml/base/path.h"
+
+enum { GRACE_SECONDS = 15, END_SECONDS = 120, KILL_SECONDS = 5 };
+
+const char *const run_state_names[] = {
+    [RUN_STARTING] = "starting", [RUN_RUNNING] = "running", [RUN_PAUSED] = "paused",
+    [RUN_FINISHED] = "finished", [RUN_STOPPED] = "stopped", [RUN_FAILED] = "failed",
+};
+
+bool run_is_over(const coordinator *c)
+{
+    return c->state == RUN_FINISHED || c->state == RUN_STOPPED || c->state == RUN_FAILED;
+}
+
+/* ---- events ---- */
+
+void emit(coordinator *c, pml_message *event, bool durable)
+{
+    char *text = NULL;
+    size_t size;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status =
+        c->broken ? PML_IO
+                  : eventlog_append(c->log, event, c->timeline, durable, &text, &size, &err);
+    if (status == PML_OK && c->hub != NULL)
+        status = pml_hub_publish(c->hub, text, size, &err);
+    if (status != PML_OK && !c->broken) {
+        pml_log(PML_LOG_ERROR, "%s", err.message);
+        /* A message that was built wrong is a fault of ours, but not of the disk. */
+        c->broken = status != PML_INTERNAL && status != PML_INVALID;
+    }
+    free(text);
+    pml_message_destroy(&event);
+}
+
+void emit_log(coordinator *c, const char *level, int rank, const char *format, ...)
+{
+    char text[1200];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    pml_message *event = pml_message_new(PML_EVENT_log);
+    pml_message_set_string(event, "level", level);
+    pml_message_set_string(event, "message", text);
+    if (rank >= 0)
+        pml_message_set_int(event, "rank", rank);
+    emit(c, event, false);
+}
+
+static void emit_state(coordinator *c, pml_status code, int rank)
+{
+    pml_message *event = pml_message_new(PML_EVENT_state);
+    pml_message_set_string(event, "state", run_state_names[c->state]);
+    pml_message_set_int(event, "step", c->step);
+    if (c->reason[0] != '\0')
+        pml_message_set_string(event, "reason", c->reason);
+    if (code != PML_OK)
+        pml_message_set_string(event, "code", pml_status_name(code));
+    if (rank >= 0)
+        pml_message_set_int(event, "rank", rank);
+    if (c->state == RUN_STARTING && c->checkpoint[0] != '\0') {
+        pml_message_set_string(event, "checkpoint", c->checkpoint);
+        if (c->named)
+            pml_message_set_bool(event, "rewound", true);
+    }
+    emit(c, event, true);
+}
+
+void set_state(coordinator *c, run_state state, pml_status code, int rank, const char *reason)
+{
+    if (c->state == state)
+        return;
+    c->state = state;
+    c->state_since = pml_clock_monotonic();
+    snprintf(c->reason, sizeof c->reason, "%s", reason);
+    emit_state(c, code, rank);
+}
+
+static void heartbeat(coordinator *c)
+{
+    pml_message *m = pml_message_new(PML_SIGNAL_heartbeat);
+    pml_message_set_number(m, "time", pml_clock_unix());
+    pml_message_set_string(m, "state", run_state_names[c->state]);
+    pml_message_set_int(m, "step", c->step);
+    pml_message_set_int(m, "last", eventlog_last(c->log));
+    pml_message_set_empty(m, "workers");
+    for (int r = 0; r < c->world; r++) {
+        const worker *w = &c->workers[r];
+        if (w->pid == 0 || w->beat_at == 0)
+            continue;
+        pml_message *usage = pml_message_new(PML_RECORD_usage);
+        pml_message_set_int(usage, "rank", r);
+        pml_message_set_int(usage, "rss", w->rss);
+        pml_message_set_number(usage, "cpu", w->cpu);
+        pml_message_append(m, "workers", usage);
+    }
+    char *text;
+    size_t size;
+    pml_error err = PML_ERROR_INIT;
+    if (pml_message_print(m, &text, &size, &err) != PML_OK ||
+        pml_hub_publish(c->hub, text, size, &err) != PML_OK)
+        pml_log(PML_LOG_WARNING, "heartbeat: %s", err.message);
+    free(text);
+    pml_message_destroy(&m);
+}
+
+/* ---- the loop ---- */
+
+static void begin_end(coordinator *c)
+{
+    if (c->ending && c->ending_since > 0)
+        return;
+    c->ending = true;
+    c->ending_since = pml_clock_monotonic();
+    workers_release(c);
+    if (c->prepare > 0)
+        kill(c->prepare, SIGTERM);
+}
+
+/* SIGTERM: as a stop command, and no grace afterwards. */
+static void leave(coordinator *c)
+{
+    c->leaving = true;
+    if (run_is_over(c)) {
+        begin_end(c);
+        return;
+    }
+    char id[64];
+    snprintf(id, sizeof id, "signal-%d-%.0f", (int)getpid(), pml_clock_unix() * 1e6);
+    pml_message *stop = pml_message_new(PML_REQUEST_stop);
+    pml_message_set_string(stop, "id", id);
+    int64_t number;
+    pml_error err = PML_ERROR_INIT;
+    if (command_accept(c, stop, &number, &err) != PML_OK) {
+        pml_log(PML_LOG_ERROR, "cannot stop in order: %s", err.message);
+        begin_end(c);
+    }
+    pml_message_destroy(&stop);
+}
+
+static void reap(coordinator *c)
+{
+    int status;
+    for (pid_t pid = waitpid(-1, &status, WNOHANG); pid > 0; pid = waitpid(-1, &status, WNOHANG)) {
+        if (pid == c->prepare)
+            prepare_ended(c, status);
+        for (int r = 0; r < c->world; r++)
+            if (c->workers[r].pid == pid)
+                worker_ended(c, &c->workers[r], status);
+    }
+}
+
+static void take_signals(coordinator *c)
+{
+    struct signalfd_siginfo info;
+    while (read(c->signals, &info, sizeof info) == sizeof info) {
+        if (info.ssi_signo == SIGCHLD)
+            reap(c);
+        else if (!c->leaving)
+            leave(c);
+    }
+}
+
+static void take_messages(coordinator *c)
+{
+    pml_inbound *in;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status;
+    while ((status = pml_hub_receive(c->hub, &in, &err)) == PML_OK) {
+        if (in->door == PML_DOOR_WORKER)
+            handle_report(c, in);
+        else
+            handle_request(c, in);
+        free(in);
+    }
+    if (status != PML_TIMEOUT)
+        pml_log(PML_LOG_ERROR, "%s", err.message);
+}
+
+/* A finished run serves as long as a viewer is there; one that has stopped or failed has nothing to
+ * serve, and waits only for those that are still asking. */
+static void end_in_time(coordinator *c, double now)
+{
+    if (!run_is_over(c) || c->ending)
+        return;
+    bool serving = c->state == RUN_FINISHED && !workers_gone(c);
+    double last = serving ? c->last_alive : c->last_request;
+    last = c->state_since > last ? c->state_since : last;
+    if (c->leaving || now - last >= c->grace)
+        begin_end(c);
+}
+
+static void tick(coordinator *c)
+{
+    double now = pml_clock_monotonic();
+    if (c->failure.seen && now >= c->failure.decide_at)
+        fail_now(c);
+    if (c->broken)
+        begin_end(c);
+    if (now - c->beat_at >= 1) {
+        c->beat_at = now;
+        heartbeat(c);
+    }
+    end_in_time(c, now);
+    if (c->ending && c->ending_since == 0)
+        begin_end(c);
+    double ending = c->ending ? now - c->ending_since : 0;
+    if (ending > END_SECONDS)
+        workers_kill(c, SIGKILL);
+    if (ending > KILL_SECONDS && c->prepare > 0)
+        kill(c->prepare, SIGKILL);
+}
+
+static void loop(coordinator *c)
+{
+    while (!(c->ending && workers_gone(c) && c->prepare == 0)) {
+        struct pollfd more[2] = {{c->signals, POLLIN, 0}, {c->prepare_out, POLLIN, 0}};
+        pml_error err = PML_ERROR_INIT;
+        int wait = c->failure.seen || c->ending ? 50 : 200;
+        if (pml_hub_wait(c->hub, more, c->prepare_out >= 0 ? 2 : 1, wait, &err) != PML_OK) {
+            pml_log(PML_LOG_ERROR, "%s", err.message);
+            c->broken = true;
+        }
+        take_messages(c); /* before the signals: a worker's last words come before its end */
+        if (more[1].revents != 0)
+            prepare_read(c);
+        if (more[0].revents != 0)
+            take_signals(c);
+        tick(c);
+    }
+}
+
+/* ---- set-up ---- */
+
+static pml_status parse_arguments(coordinator *c, int argc, char **argv, int *ready, pml_error *err)
+{
+    const char *folder = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--resume") == 0) {
+            c->resume = true;
+            if (i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0) {
+                snprintf(c->wanted, sizeof c->wanted, "%s", argv[++i]);
+                c->named = c->wanted[0] != '\0';
+            }
+        } else if (strcmp(argv[i], "--accept-changes") == 0) {
+            c->accept_changes = true;
+        } else if (strcmp(argv[i], "--ready-fd") == 0 && i + 1 < argc) {
+            *ready = atoi(argv[++i]);
+        } else if (argv[i][0] != '-' && folder == NULL) {
+            folder = argv[i];
+        } else {
+            return PML_FAIL(err, PML_INVALID, "unknown argument \"%s\"", argv[i]);
+        }
+    }
+    if (folder == NULL)
+        return PML_FAIL(err, PML_INVALID,
+                        "usage: pml-coordinator RUNDIR [--resume [step-000412]] "
+                        "[--accept-changes] [--ready-fd N]");
+    if (realpath(folder, c->folder) == NULL)
+        return PML_FAIL(err, PML_NOT_FOUND, "run folder %s: %s", folder, strerror(errno));
+    if (*ready >= 0 && fcntl(*ready, F_SETFD, FD_CLOEXEC) != 0)
+        return PML_FAIL(err, PML_INVALID, "there is no descriptor %d", *ready);
+    return PML_OK;
+}
+
+static pml_status read_run(coordinator *c, pml_error *err)
+{
+    char path[PATH_MAX], *text;
+    size_t size;
+    pml_status status = pml_path_join(path, sizeof path, c->folder, "run.json", err);
+    if (status == PML_OK)
+        status = pml_file_read(path, PML_MESSAGE_MAX, false, &text, &size, err);
+    if (status != PML_OK)
+        return status;
+    status = pml_message_parse_as(PML_FILE_run, text, size, &c->run, err);
+    free(text);
+    if (status != PML_OK)
+        pml_error_prefix(err, "%s", path);
+    return status;
+}
+
+static pml_status make_workers(coordinator *c, pml_error *err)
+{
+    int world = (int)pml_message_count(c->run, "devices");
+    c->workers = calloc((size_t)world, sizeof *c->workers);
+    if (c->workers == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for %d workers", world);
+    c->world = world;
+    c->max_steps = pml_message_int(c->run, "max_steps");
+    for (int r = 0; r < world; r++) {
+        worker *w = &c->workers[r];
+        w->rank = r;
+        w->device = pml_message_string_at(c->run, "devices", (size_t)r);
+        w->lease = -1;
+        snprintf(w->state, sizeof w->state, "starting");
+    }
+    return PML_OK;
+}
+
+static void recover_event(void *user, const pml_message *event)
+{
+    coordinator *c = user;
+    commands_recover(c, event);
+    resume_recover(c, event);
+}
+
+static pml_status open_log(coordinator *c, pml_error *err)
+{
+    size_t cut;
+    pml_status status = eventlog_open(c->folder, recover_event, c, &c->log, &cut, err);
+    if (status != PML_OK)
+        return status;
+    if (c->broken)
+        return PML_FAIL(err, PML_CORRUPT, "the commands in the log are out of order");
+    if (eventlog_last(c->log) > 0 && !c->resume)
+        return PML_FAIL(err, PML_BUSY, "this run has a history: resume it, or take another name");
+    c->timeline = eventlog_timeline(c->log) + 1;
+    if (cut > 0)
+        emit_log(c, "warning", -1, "%zu bytes of a torn last line were cut from the log", cut);
+    return PML_OK;
+}
+
+/* The connection file's key pair is the control key of this coordinator's life. */
+static pml_status open_doors(coordinator *c, pml_error *err)
+{
+    pml_connection connection = {.pid = (int)getpid(), .role = PML_ROLE_CONTROL};
+    pml_status status = pml_hub_new(c->runtime, &c->hub, err);
+    if (status == PML_OK)
+        status = pml_keypair_new(&connection.keys, err);
+    if (status == PML_OK)
+        status = pml_hub_allow(c->hub, connection.keys.public_key, PML_ROLE_CONTROL, -1, err);
+    if (status != PML_OK)
+        return status;
+    snprintf(connection.run, sizeof connection.run, "%s", c->folder);
+    snprintf(connection.control, sizeof connection.control, "%s",
+             pml_hub_endpoint(c->hub, PML_DOOR_CONTROL));
+    snprintf(connection.telemetry, sizeof connection.telemetry, "%s",
+             pml_hub_endpoint(c->hub, PML_DOOR_TELEMETRY));
+    snprintf(connection.server_key, sizeof connection.server_key, "%s", pml_hub_server_key(c->hub));
+    status = pml_connection_write(c->runtime, &connection, err);
+    pml_keypair_forget(&connection.keys);
+    return status;
+}
+
+/* Signals come through a descriptor, in every thread's absence. */
+static pml_status take_over_signals(coordinator *c, pml_error *err)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    signal(SIGPIPE, SIG_IGN);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) != 0 ||
+        (c->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
+        return PML_FAIL(err, PML_INTERNAL, "cannot take over signals: %s", strerror(errno));
+    return PML_OK;
+}
+
+static pml_status set_up(coordinator *c, pml_error *err)
+{
+    char log_folder[PATH_MAX];
+    pml_status status = pml_runtime_create(c->folder, c->runtime, sizeof c->runtime, err);
+    if (status == PML_OK)
+        status = pml_runtime_lock(c->runtime, &c->lock, err);
+    if (status == PML_OK)
+        status = read_run(c, err);
+    if (status == PML_OK)
+        status = pml_path_join(log_folder, sizeof log_folder, c->folder, "log", err);
+    if (status == PML_OK)
+        status = pml_folder_make(log_folder, err);
+    if (status == PML_OK)
+        status = make_workers(c, err);
+    if (status == PML_OK)
+        status = take_over_signals(c, err);
+    if (status == PML_OK)
+        status = open_log(c, err);
+    if (status == PML_OK)
+        status = resume_choose(c, err);
+    if (status == PML_OK)
+        status = open_doors(c, err);
+    return status;
+}
+
+static void start_run(coordinator *c)
+{
+    pml_error err = PML_ERROR_INIT;
+    bool prepare = pml_message_count(c->run, "prepare") > 0;
+    c->state = RUN_STARTING;
+    c->state_since = c->last_request = c->last_alive = pml_clock_monotonic();
+    snprintf(c->reason, sizeof c->reason, prepare ? "preparing the data" : "starting %d worker%s",
+             c->world, c->world == 1 ? "" : "s");
+    emit_state(c, PML_OK, -1);
+    pml_status status = prepare ? prepare_start(c, &err) : workers_start(c, &err);
+    if (status != PML_OK)
+        fail_later(c, status, -1, err.message);
+}
+
+static void say_ready(int *fd, const pml_error *err)
+{
+    if (*fd < 0)
+        return;
+    char line[1100];
+    int n = err == NULL ? snprintf(line, sizeof line, "0\n")
+                        : snprintf(line, sizeof line, "%d %s\n", (int)err->code, err->message);
+    if (write(*fd, line, (size_t)n) != n)
+        pml_log(PML_LOG_WARNING, "nobody waits for us to be ready");
+    close(*fd);
+    *fd = -1;
+}
+
+static void tear_down(coordinator *c)
+{
+    char path[PATH_MAX];
+    if (c->hub != NULL &&
+        pml_path_join(path, sizeof path, c->runtime, "connection.json", NULL) == PML_OK)
+        unlink(path);
+    commands_free(c);
+    resume_free(c);
+    if (c->workers != NULL)
+        workers_free(c);
+    pml_hub_destroy(&c->hub);
+    eventlog_close(&c->log);
+    pml_message_destroy(&c->run);
+    if (c->signals >= 0)
+        close(c->signals);
+    if (c->lock >= 0)
+        close(c->lock);
+}
+
+int main(int argc, char **argv)
+{
+    static coordinator c = {.lock = -1,
+                            .signals = -1,
+                            .comm = -1,
+                            .prepare_out = -1,
+                            .next_number = 1,
+                            .grace = GRACE_SECONDS};
+    int ready = -1;
+    pml_error err = PML_ERROR_INIT;
+    pml_log_init("coordinator", PML_LOG_INFO);
+    const char *grace = getenv("PML_GRACE_SECONDS");
+    if (grace != NULL)
+        c.grace = atof(grace);
+    umask(0077);
+    pml_status status = parse_arguments(&c, argc, argv, &ready, &err);
+    if (status == PML_OK)
+        status = set_up(&c, &err);
+    say_ready(&ready, status == PML_OK ? NULL : &err);
+    if (status == PML_OK) {
+        pml_log(PML_LOG_INFO, "run %s, timeline %lld", c.folder, (long long)c.timeline);
+        start_run(&c);
+        loop(&c);
+        pml_log(PML_LOG_INFO, "ends; the run is %s", run_state_names[c.state]);
+    } else {
+        pml_log(PML_LOG_ERROR, "%s", err.message);
+    }
+    tear_down(&c);
+    return status == PML_OK && !c.broken ? 0 : 1;
+}

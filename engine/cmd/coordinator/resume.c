@@ -1,0 +1,249 @@
+/* Going on from a checkpoint: which one, what the log says was set after it, and whether what
+ * decides bits is still the same. */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator.h"
+#include "pml/base/file.h"
+#include "pml/base/path.h"
+#include "pml/train/checkpoint.h"
+
+static int64_t step_of(const char *name)
+{
+    char *end;
+    if (strncmp(name, "step-", 5) != 0)
+        return -1;
+    long long step = strtoll(name + 5, &end, 10);
+    return end == name + 5 || *end != '\0' || step < 0 ? -1 : (int64_t)step;
+}
+
+/* ---- which checkpoint ---- */
+
+typedef struct list {
+    int64_t *steps;
+    size_t n, capacity;
+} list;
+
+static int newest_first(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x < y) - (x > y);
+}
+
+static pml_status add(list *l, int64_t step, pml_error *err)
+{
+    if (l->n == l->capacity) {
+        size_t capacity = l->capacity == 0 ? 64 : 2 * l->capacity;
+        int64_t *larger = reallocarray(l->steps, capacity, sizeof *larger);
+        if (larger == NULL)
+            return PML_FAIL(err, PML_NO_MEMORY, "no memory for the list of checkpoints");
+        l->steps = larger;
+        l->capacity = capacity;
+    }
+    l->steps[l->n++] = step;
+    return PML_OK;
+}
+
+static pml_status find_checkpoints(const char *parent, list *l, pml_error *err)
+{
+    DIR *dir = opendir(parent);
+    if (dir == NULL && errno == ENOENT)
+        return PML_OK;
+    if (dir == NULL)
+        return PML_FAIL(err, PML_IO, "cannot read %s: %s", parent, strerror(errno));
+    pml_status status = PML_OK;
+    for (struct dirent *e = readdir(dir); e != NULL && status == PML_OK; e = readdir(dir))
+        if (step_of(e->d_name) >= 0)
+            status = add(l, step_of(e->d_name), err);
+    closedir(dir);
+    if (l->n > 0)
+        qsort(l->steps, l->n, sizeof *l->steps, newest_first);
+    return status;
+}
+
+static void name_of(int64_t step, char *path, size_t capacity)
+{
+    snprintf(path, capacity, "checkpoints/step-%06lld", (long long)step);
+}
+
+/* ---- what was set after it ---- */
+
+static const char *const settings[] = {"learning_rate", "weight_decay", "max_grad_norm",
+                                       "eval_steps", "save_steps"};
+
+/* A set takes the place of what was set for later steps before somebody went back. */
+static void supersede(coordinator *c, int64_t step, const pml_message *args)
+{
+    for (size_t i = 0; i < c->n_tuned; i++)
+        for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++)
+            if (c->tuned[i].step > step && pml_message_has(args, settings[k]))
+                pml_message_remove(c->tuned[i].args, settings[k]);
+}
+
+/* Takes args. Without memory the run must not go on as if nothing had been set. */
+static void keep(coordinator *c, int64_t step, pml_message *args)
+{
+    if (args != NULL && c->n_tuned == c->tuned_capacity) {
+        size_t capacity = c->tuned_capacity == 0 ? 16 : 2 * c->tuned_capacity;
+        tuned *larger = reallocarray(c->tuned, capacity, sizeof *larger);
+        if (larger == NULL) {
+            pml_message_destroy(&args);
+        } else {
+            c->tuned = larger;
+            c->tuned_capacity = capacity;
+        }
+    }
+    if (args == NULL)
+        c->broken = true;
+    else
+        c->tuned[c->n_tuned++] = (tuned){step, args};
+}
+
+static void forget_after(coordinator *c, int64_t step)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < c->n_tuned; i++) {
+        if (c->tuned[i].step > step)
+            pml_message_destroy(&c->tuned[i].args);
+        else
+            c->tuned[n++] = c->tuned[i];
+    }
+    c->n_tuned = n;
+}
+
+void resume_recover(coordinator *c, const pml_message *event)
+{
+    if (pml_message_type_of(event) == PML_EVENT_applied &&
+        strcmp(pml_message_string(event, "verb"), "set") == 0) {
+        int64_t step = pml_message_int(event, "step");
+        pml_message *args = pml_message_part(event, "args", 0);
+        supersede(c, step, args);
+        keep(c, step, args);
+    } else if (pml_message_type_of(event) == PML_EVENT_state &&
+               pml_message_bool(event, "rewound")) {
+        forget_after(c, step_of(pml_path_name(pml_message_string(event, "checkpoint"))));
+    }
+}
+
+/* ---- choosing ---- */
+
+/* Who names one wants to go back: what was set after it is not set again. */
+static pml_status choose_named(coordinator *c, pml_error *err)
+{
+    char path[PATH_MAX];
+    if (step_of(c->wanted) < 0)
+        return PML_FAIL(err, PML_INVALID,
+                        "a checkpoint is named as its folder, \"step-000412\"; "
+                        "not \"%s\"",
+                        c->wanted);
+    snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", c->wanted);
+    pml_status status = pml_path_join(path, sizeof path, c->folder, c->checkpoint, err);
+    if (status == PML_OK)
+        status = pml_checkpoint_verify(path, err);
+    forget_after(c, step_of(c->wanted));
+    return status;
+}
+
+pml_status resume_choose(coordinator *c, pml_error *err)
+{
+    if (!c->resume)
+        return PML_OK;
+    if (c->named)
+        return choose_named(c, err);
+    char parent[PATH_MAX], path[PATH_MAX];
+    list l = {0};
+    pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
+    if (status == PML_OK)
+        status = find_checkpoints(parent, &l, err);
+    for (size_t i = 0; i < l.n && status == PML_OK && c->checkpoint[0] == '\0'; i++) {
+        pml_error why = PML_ERROR_INIT;
+        char name[64];
+        name_of(l.steps[i], name, sizeof name);
+        status = pml_path_join(path, sizeof path, c->folder, name, err);
+        if (status != PML_OK)
+            break;
+        if (pml_checkpoint_verify(path, &why) == PML_OK)
+            snprintf(c->checkpoint, sizeof c->checkpoint, "%s", name);
+        else
+            emit_log(c, "warning", -1, "%s is not used, the one before it is: %s", name,
+                     why.message);
+    }
+    if (status == PML_OK && c->checkpoint[0] == '\0')
+        emit_log(c, "warning", -1, "there is no whole checkpoint: the run begins again");
+    free(l.steps);
+    return status;
+}
+
+/* ---- what comes back ---- */
+
+static bool sets_something(const pml_message *args)
+{
+    for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++)
+        if (pml_message_has(args, settings[k]))
+            return true;
+    return false;
+}
+
+void resume_apply_again(coordinator *c, worker *w)
+{
+    for (size_t i = 0; i < c->n_tuned; i++) {
+        const tuned *t = &c->tuned[i];
+        if (t->step <= w->step || !sets_something(t->args))
+            continue;
+        pml_message *again = pml_message_new(PML_ORDER_again);
+        pml_message_set_int(again, "step", t->step);
+        pml_message_set_string(again, "verb", "set");
+        pml_message_set_args(again, "args", t->args);
+        worker_order(c, w, again);
+        pml_message_destroy(&again);
+    }
+}
+
+/* ---- what decides bits ---- */
+
+static pml_status write_run(coordinator *c, pml_error *err)
+{
+    char path[PATH_MAX], *text;
+    size_t size;
+    pml_status status = pml_path_join(path, sizeof path, c->folder, "run.json", err);
+    if (status == PML_OK)
+        status = pml_message_print(c->run, &text, &size, err);
+    if (status != PML_OK)
+        return status;
+    status = pml_file_write(path, text, size, 0600, err);
+    free(text);
+    return status;
+}
+
+pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_error *err)
+{
+    char difference[512];
+    if (!pml_message_has(c->run, "identity")) {
+        pml_message_set_part(c->run, "identity", pml_message_part(ready, "identity", 0));
+        return write_run(c, err);
+    }
+    pml_message_differs(c->run, "identity", ready, "identity", difference, sizeof difference);
+    if (difference[0] == '\0')
+        return PML_OK;
+    if (pml_message_bool(c->run, "deterministic") && !c->accept_changes)
+        return PML_FAIL(err, PML_INVALID,
+                        "what decides bits has changed (%s): resume with accept_changes to go on "
+                        "with other last bits",
+                        difference);
+    emit_log(c, "warning", -1,
+             "what decides bits has changed (%s): the run goes on, not bitwise as "
+             "it would have",
+             difference);
+    pml_message_set_part(c->run, "identity", pml_message_part(ready, "identity", 0));
+    return write_run(c, err);
+}
+
+void resume_free(coordinator *c)
+{
+    for (size_t i = 0; i < c->n_tuned; i++)
+        pml_message_destroy(&c->tuned[i].args);
+    free(c->tuned);
+}

@@ -1,0 +1,22 @@
+/* A child process with exactly the descriptors it is given. */
+#ifndef PML_COORDINATOR_SPAWN_H
+#define PML_COORDINATOR_SPAWN_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "pml/base/error.h"
+
+enum { SPAWN_FDS = 3 };
+
+typedef struct spawn {
+    const char *const *argv; /* NULL at the end; argv[0] is the program, looked up in PATH */
+    const char *log_path;    /* stderr, appended; 0600 */
+    int out;                 /* stdout; -1: like stderr */
+    int fds[SPAWN_FDS];      /* become 3, 4, …; -1 ends the list */
+    bool dies_with_us;       /* SIGKILL when the coordinator is gone */
+} spawn;
+
+pml_status spawn_process(const spawn *s, pid_t *pid, pml_error *err);
+
+#endif

@@ -1,0 +1,461 @@
+/* Workers: starting them, what they report, and how they end. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "coordinator.h"
+#include "pml/base/clock.h"
+#include "pml/base/log.h"
+#include "pml/base/path.h"
+#include "pml/dist/comm.h"
+#include "spawn.h"
+
+static const double better_cause_seconds = 0.4; /* a worker's words may arrive after its end */
+
+static void set_worker_state(worker *w, const char *state)
+{
+    snprintf(w->state, sizeof w->state, "%s", state);
+}
+
+pml_message *worker_record(const worker *w)
+{
+    pml_message *m = pml_message_new(PML_RECORD_worker);
+    pml_message_set_int(m, "rank", w->rank);
+    pml_message_set_string(m, "device", w->device);
+    pml_message_set_int(m, "pid", w->pid);
+    pml_message_set_string(m, "state", w->state);
+    return m;
+}
+
+void workers_publish(coordinator *c)
+{
+    pml_message *event = pml_message_new(PML_EVENT_workers);
+    pml_message_set_empty(event, "workers");
+    for (int r = 0; r < c->world; r++)
+        pml_message_append(event, "workers", worker_record(&c->workers[r]));
+    emit(c, event, false);
+}
+
+/* ---- starting ---- */
+
+/* $PML_WORKER, else pml-worker beside our own program. */
+static pml_status worker_program(char *path, size_t capacity, pml_error *err)
+{
+    const char *wish = getenv("PML_WORKER");
+    if (wish != NULL) {
+        snprintf(path, capacity, "%s", wish);
+        return PML_OK;
+    }
+    char self[PATH_MAX], folder[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n < 0)
+        return PML_FAIL(err, PML_IO, "cannot find our own program: %s", strerror(errno));
+    self[n] = '\0';
+    pml_status status = pml_path_folder(folder, sizeof folder, self, err);
+    return status == PML_OK ? pml_path_join(path, capacity, folder, "pml-worker", err) : status;
+}
+
+/* The secrets travel over the lease, never in argv or the environment. */
+static pml_status send_start(coordinator *c, worker *w, pml_error *err)
+{
+    char checkpoint[PATH_MAX] = "";
+    pml_status status = PML_OK;
+    if (c->checkpoint[0] != '\0')
+        status = pml_path_join(checkpoint, sizeof checkpoint, c->folder, c->checkpoint, err);
+    if (status != PML_OK)
+        return status;
+    pml_message *m = pml_message_new(PML_ORDER_start);
+    pml_message_set_string(m, "folder", c->folder);
+    pml_message_set_int(m, "rank", w->rank);
+    pml_message_set_int(m, "world", c->world);
+    pml_message_set_string(m, "device", w->device);
+    pml_message_set_int(m, "share", c->world); /* all are CPU workers in this version */
+    pml_message_set_string(m, "endpoint", pml_hub_endpoint(c->hub, PML_DOOR_WORKER));
+    pml_message_set_string(m, "server_key", pml_hub_server_key(c->hub));
+    pml_message_set_string(m, "public_key", w->keys.public_key);
+    pml_message_set_string(m, "secret_key", w->keys.secret_key);
+    pml_message_set_string(m, "checkpoint", checkpoint);
+    pml_message_set_int(m, "timeline", c->timeline);
+    char *text;
+    size_t size;
+    status = pml_message_print(m, &text, &size, err);
+    if (status == PML_OK && send(w->lease, text, size, MSG_NOSIGNAL) != (ssize_t)size)
+        status = PML_FAIL(err, PML_IO, "cannot tell worker %d how to start: %s", w->rank,
+                          strerror(errno));
+    free(text);
+    pml_message_destroy(&m);
+    return status;
+}
+
+static pml_status start_one(coordinator *c, worker *w, const char *program, pml_error *err)
+{
+    char log_path[PATH_MAX], name[32];
+    int pair[2];
+    snprintf(name, sizeof name, "log/worker-%d.log", w->rank);
+    pml_status status = pml_path_join(log_path, sizeof log_path, c->folder, name, err);
+    if (status == PML_OK)
+        status = pml_keypair_new(&w->keys, err);
+    if (status == PML_OK)
+        status = pml_hub_allow(c->hub, w->keys.public_key, PML_ROLE_WORKER, w->rank, err);
+    if (status != PML_OK)
+        return status;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+        return PML_FAIL(err, PML_IO, "cannot make a lease: %s", strerror(errno));
+    w->lease = pair[0];
+    status = send_start(c, w, err);
+    pml_keypair_forget(&w->keys);
+    const char *argv[] = {program, NULL};
+    spawn s = {.argv = argv, .log_path = log_path, .out = -1, .fds = {pair[1], c->comm, -1}};
+    if (status == PML_OK)
+        status = spawn_process(&s, &w->pid, err);
+    close(pair[1]);
+    if (status != PML_OK)
+        w->pid = 0;
+    set_worker_state(w, status == PML_OK ? "starting" : "gone");
+    return status;
+}
+
+pml_status workers_start(coordinator *c, pml_error *err)
+{
+    char program[PATH_MAX];
+    pml_status status = worker_program(program, sizeof program, err);
+    if (status == PML_OK && c->world > 1)
+        status = pml_comm_shared_create(c->world, &c->comm, err);
+    for (int r = 0; r < c->world && status == PML_OK; r++)
+        status = start_one(c, &c->workers[r], program, err);
+    workers_publish(c);
+    return status;
+}
+
+/* ---- orders ---- */
+
+void worker_order(coordinator *c, worker *w, const pml_message *order)
+{
+    char *text;
+    size_t size;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = pml_message_print(order, &text, &size, &err);
+    if (status == PML_OK && w->joined && w->pid > 0)
+        status = pml_hub_send(c->hub, PML_DOOR_WORKER, &w->peer, text, size, &err);
+    if (status != PML_OK)
+        pml_log(PML_LOG_WARNING, "worker %d: %s", w->rank, err.message);
+    free(text);
+}
+
+/* ---- reports ---- */
+
+static void go_when_all_are_ready(coordinator *c)
+{
+    for (int r = 0; r < c->world; r++)
+        if (!c->workers[r].ready)
+            return;
+    worker *first = &c->workers[0];
+    pml_error err = PML_ERROR_INIT;
+    for (int r = 1; r < c->world; r++)
+        if (c->workers[r].step != first->step || c->workers[r].max_steps != first->max_steps) {
+            fail_later(c, PML_INTERNAL, r, "the workers do not agree on where the run stands");
+            return;
+        }
+    if (resume_check_identity(c, first->identity, &err) != PML_OK) {
+        fail_later(c, err.code, -1, err.message);
+        return;
+    }
+    c->step = first->step;
+    c->max_steps = first->max_steps;
+    emit(c, pml_message_part(first->identity, "plan", 0), false);
+    pml_message *go = pml_message_new(PML_ORDER_go);
+    for (int r = 0; r < c->world; r++) {
+        resume_apply_again(c, &c->workers[r]);
+        worker_order(c, &c->workers[r], go);
+        commands_catch_up(c, &c->workers[r]);
+    }
+    pml_message_destroy(&go);
+    c->went = true;
+}
+
+static void take_ready(coordinator *c, worker *w, pml_message **m)
+{
+    if (w->ready)
+        return;
+    w->ready = true;
+    w->step = pml_message_int(*m, "step");
+    w->max_steps = pml_message_int(*m, "max_steps");
+    pml_message *plan = pml_message_part(*m, "plan", 0);
+    w->plan = pml_message_part(plan, "by_cause", 0);
+    pml_message_destroy(&plan);
+    w->identity = *m;
+    *m = NULL;
+    set_worker_state(w, "ready");
+    go_when_all_are_ready(c);
+}
+
+/* The run is what all its workers are. */
+static void take_turn(coordinator *c, worker *w, const pml_message *m)
+{
+    const char *state = pml_message_string(m, "state");
+    set_worker_state(w, state);
+    w->step = pml_message_int(m, "step");
+    if (strcmp(state, "failed") == 0) {
+        const char *code = pml_message_string(m, "code");
+        pml_status status = PML_INTERNAL;
+        for (int i = 1; i < PML_STATUS_COUNT; i++)
+            if (strcmp(pml_status_name((pml_status)i), code) == 0)
+                status = (pml_status)i;
+        fail_later(c, status, w->rank, pml_message_string(m, "reason"));
+        return;
+    }
+    for (int r = 0; r < c->world; r++)
+        if (strcmp(c->workers[r].state, state) != 0)
+            return;
+    c->step = w->step;
+    const char *reason = pml_message_string(m, "reason");
+    for (int s = RUN_RUNNING; s <= RUN_STOPPED; s++)
+        /* a finished run that is stopped releases its workers, and is finished still */
+        if (strcmp(run_state_names[s], state) == 0 &&
+            !(c->state == RUN_FINISHED && s == RUN_STOPPED))
+            set_state(c, (run_state)s, PML_OK, -1, reason);
+    workers_publish(c);
+}
+
+/* What each worker's plan says, and what the system says; when it changed by 1%, or every 50 steps.
+ */
+static void add_memory(coordinator *c, pml_message *step)
+{
+    int64_t rss = 0, at = pml_message_int(step, "step");
+    for (int r = 0; r < c->world; r++)
+        rss += c->workers[r].rss;
+    int64_t change = rss > c->memory_rss ? rss - c->memory_rss : c->memory_rss - rss;
+    if (at < c->memory_step + 50 && at > c->memory_step && change * 100 <= c->memory_rss)
+        return;
+    c->memory_step = at;
+    c->memory_rss = rss;
+    for (int r = 0; r < c->world; r++) {
+        pml_message *record = pml_message_copy(c->workers[r].plan);
+        pml_message_set_int(record, "rss", c->workers[r].rss);
+        pml_message_append(step, "memory", record);
+    }
+}
+
+/* What a worker may put into the log; state, applied and the like are ours alone. */
+static void take_event(coordinator *c, worker *w, const pml_message *m)
+{
+    pml_message *event = pml_message_part(m, "event", 0);
+    if (event == NULL)
+        return;
+    pml_message_type type = pml_message_type_of(event);
+    switch (type) {
+    case PML_EVENT_step:
+        c->step = pml_message_int(event, "step");
+        pml_message_remove(event, "memory");
+        add_memory(c, event);
+        emit(c, event, false);
+        return;
+    case PML_EVENT_log:
+        pml_message_set_int(event, "rank", w->rank);
+        emit(c, event, false);
+        return;
+    case PML_EVENT_eval:
+    case PML_EVENT_sample:
+    case PML_EVENT_progress:
+        emit(c, event, false);
+        return;
+    case PML_EVENT_checkpoint:
+        emit(c, event, true);
+        return;
+    default:
+        c->bad_roles++;
+        pml_log(PML_LOG_ERROR, "worker %d may not log %s", w->rank, pml_message_name(type));
+        pml_message_destroy(&event);
+    }
+}
+
+static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_message **m)
+{
+    switch (pml_message_type_of(*m)) {
+    case PML_REPORT_joined:
+        w->joined = true;
+        w->peer = in->peer;
+        set_worker_state(w, "loading");
+        break;
+    case PML_REPORT_ready:
+        take_ready(c, w, m);
+        break;
+    case PML_REPORT_ack:
+        command_acked(c, w, pml_message_int(*m, "command"));
+        break;
+    case PML_REPORT_applied:
+        command_reported(c, w, pml_message_int(*m, "command"), pml_message_int(*m, "step"), NULL);
+        break;
+    case PML_REPORT_refused:
+        command_reported(c, w, pml_message_int(*m, "command"), pml_message_int(*m, "step"),
+                         pml_message_string(*m, "reason"));
+        break;
+    case PML_REPORT_turn:
+        take_turn(c, w, *m);
+        break;
+    case PML_REPORT_report:
+        take_event(c, w, *m);
+        break;
+    case PML_REPORT_beat:
+        w->rss = pml_message_int(*m, "rss");
+        w->cpu = pml_message_number(*m, "cpu");
+        w->beat_at = pml_clock_monotonic();
+        break;
+    default:
+        break;
+    }
+}
+
+/* The rank is the key's; what the message says must agree. */
+void handle_report(coordinator *c, const pml_inbound *in)
+{
+    pml_error err = PML_ERROR_INIT;
+    pml_message *m;
+    if (in->role != PML_ROLE_WORKER || in->tag < 0 || in->tag >= c->world) {
+        c->bad_roles++;
+        return;
+    }
+    worker *w = &c->workers[in->tag];
+    if (pml_message_parse(PML_CHANNEL_REPORT, in->text, in->size, &m, &err) != PML_OK) {
+        c->bad_messages++;
+        pml_log(PML_LOG_ERROR, "worker %d: %s", w->rank, err.message);
+        fail_later(c, PML_INTERNAL, w->rank, err.message);
+        return;
+    }
+    if (pml_message_int(m, "rank") != w->rank) {
+        c->bad_roles++;
+        pml_log(PML_LOG_ERROR, "worker %d reports as worker %lld", w->rank,
+                (long long)pml_message_int(m, "rank"));
+    } else {
+        take_report(c, w, in, &m);
+    }
+    pml_message_destroy(&m);
+}
+
+/* ---- ends ---- */
+
+bool workers_gone(const coordinator *c)
+{
+    for (int r = 0; r < c->world; r++)
+        if (c->workers[r].pid > 0)
+            return false;
+    return true;
+}
+
+void workers_kill(coordinator *c, int signal)
+{
+    if (c->comm >= 0)
+        pml_comm_shared_abort(c->comm, NULL);
+    for (int r = 0; r < c->world; r++) {
+        c->workers[r].asked_to_end = true;
+        if (c->workers[r].pid > 0)
+            kill(c->workers[r].pid, signal);
+    }
+}
+
+void workers_release(coordinator *c)
+{
+    for (int r = 0; r < c->world; r++) {
+        c->workers[r].asked_to_end = true;
+        if (c->workers[r].lease >= 0)
+            close(c->workers[r].lease);
+        c->workers[r].lease = -1;
+    }
+}
+
+/* A cause counts unless there is a better one: that another is gone is only a consequence. */
+static void remember(coordinator *c, pml_status code, int rank, const char *reason)
+{
+    failure *f = &c->failure;
+    if (f->seen && !(f->code == PML_PEER && code != PML_PEER))
+        return;
+    if (!f->seen)
+        f->decide_at = pml_clock_monotonic() + better_cause_seconds;
+    f->seen = true;
+    f->code = code;
+    f->rank = rank;
+    snprintf(f->reason, sizeof f->reason, "%s", reason);
+}
+
+void fail_later(coordinator *c, pml_status code, int rank, const char *reason)
+{
+    if (c->state == RUN_FAILED || c->state == RUN_STOPPED)
+        return;
+    if (c->comm >= 0) /* nobody shall wait for one who does not come */
+        pml_comm_shared_abort(c->comm, NULL);
+    remember(c, code, rank, reason);
+}
+
+static bool ended_well(const worker *w)
+{
+    return w->pid == 0 && w->exit_status == 0 &&
+           (strcmp(w->state, "stopped") == 0 || strcmp(w->state, "finished") == 0);
+}
+
+void fail_now(coordinator *c)
+{
+    failure f = c->failure;
+    c->failure.seen = false;
+    if (f.rank >= 0 && ended_well(&c->workers[f.rank])) /* its word came after its end */
+        return;
+    workers_kill(c, SIGKILL);
+    if (c->prepare > 0)
+        kill(c->prepare, SIGKILL);
+    if (c->state == RUN_FINISHED) { /* what was trained is on disk: only the service ends */
+        emit_log(c, "error", f.rank, "the workers of the finished run have ended: %s", f.reason);
+        commands_refuse_open(c, f.reason);
+        c->ending = true;
+        return;
+    }
+    set_state(c, RUN_FAILED, f.code, f.rank, f.reason);
+    commands_refuse_open(c, "the run has failed");
+}
+
+static void describe_end(const worker *w, int status, char *text, size_t capacity)
+{
+    if (WIFSIGNALED(status))
+        snprintf(text, capacity, "worker %d (process %d) was killed by signal %d (%s)%s", w->rank,
+                 (int)w->pid, WTERMSIG(status), strsignal(WTERMSIG(status)),
+                 WTERMSIG(status) == SIGKILL ? ": out of memory, or by hand" : "");
+    else
+        snprintf(text, capacity,
+                 "worker %d (process %d) ended with status %d; see log/worker-%d.log", w->rank,
+                 (int)w->pid, WEXITSTATUS(status), w->rank);
+}
+
+void worker_ended(coordinator *c, worker *w, int status)
+{
+    char reason[256];
+    describe_end(w, status, reason, sizeof reason);
+    bool failed = strcmp(w->state, "failed") == 0;
+    w->pid = 0;
+    w->exit_status = status;
+    if (ended_well(w) || w->asked_to_end) {
+        pml_log(PML_LOG_INFO, "%s", reason);
+        return;
+    }
+    if (!failed && status != 0)
+        set_worker_state(w, "gone");
+    if (status == 0)
+        remember(c, PML_INTERNAL, w->rank, reason);
+    else
+        fail_later(c, failed ? PML_PEER : PML_INTERNAL, w->rank, reason);
+}
+
+void workers_free(coordinator *c)
+{
+    for (int r = 0; r < c->world; r++) {
+        if (c->workers[r].lease >= 0)
+            close(c->workers[r].lease);
+        pml_message_destroy(&c->workers[r].plan);
+        pml_message_destroy(&c->workers[r].identity);
+    }
+    free(c->workers);
+    if (c->comm >= 0)
+        close(c->comm);
+}

@@ -1,0 +1,188 @@
+/* What each command does at a safe point. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "loop.h"
+#include "pml/base/clock.h"
+
+enum { CHUNK_TOKENS = 32 };
+static const double chunk_seconds = 0.1;
+
+static void report_applied(loop *l, int64_t command)
+{
+    pml_message *m = pml_message_new(PML_REPORT_applied);
+    pml_message_set_int(m, "command", command);
+    pml_message_set_int(m, "step", l->state.step + 1);
+    link_report(l->link, m);
+}
+
+static void report_refused(loop *l, int64_t command, const char *reason)
+{
+    pml_message *m = pml_message_new(PML_REPORT_refused);
+    pml_message_set_int(m, "command", command);
+    pml_message_set_int(m, "step", l->state.step + 1);
+    pml_message_set_string(m, "reason", reason);
+    link_report(l->link, m);
+}
+
+/* A rate that is set is the current one; the peak of the schedule follows. Where the schedule
+ * stands at 0 (the first step of a warmup), the value is the peak. */
+static void apply_set(loop *l, const pml_message *args)
+{
+    pml_train_state *s = &l->state;
+    if (pml_message_has(args, "learning_rate")) {
+        double factor = l->kind->factor(l->j, s->step);
+        double rate = pml_message_number(args, "learning_rate");
+        s->learning_rate = factor > 0 ? rate / factor : rate;
+    }
+    if (pml_message_has(args, "weight_decay"))
+        s->weight_decay = pml_message_number(args, "weight_decay");
+    if (pml_message_has(args, "max_grad_norm"))
+        s->max_grad_norm = pml_message_number(args, "max_grad_norm");
+    if (pml_message_has(args, "eval_steps"))
+        s->eval_steps = pml_message_int(args, "eval_steps");
+    if (pml_message_has(args, "save_steps"))
+        s->save_steps = pml_message_int(args, "save_steps");
+}
+
+/* ---- sampling ---- */
+
+typedef struct stream {
+    loop *l;
+    int64_t command;
+    int32_t tokens[CHUNK_TOKENS];
+    size_t n;
+    double sent_at;
+} stream;
+
+static void send_chunk(stream *s, bool done)
+{
+    pml_message *event = pml_message_new(PML_EVENT_sample);
+    pml_message_set_int(event, "command", s->command);
+    pml_message_set_int(event, "step", s->l->state.step);
+    pml_message_set_ints(event, "token_ids", s->tokens, s->n);
+    pml_message_set_bool(event, "done", done);
+    link_event(s->l->link, event);
+    s->n = 0;
+    s->sent_at = pml_clock_monotonic();
+}
+
+static bool on_token(void *user, int32_t token)
+{
+    stream *s = user;
+    s->tokens[s->n++] = token;
+    if (s->n == CHUNK_TOKENS || pml_clock_monotonic() - s->sent_at >= chunk_seconds)
+        send_chunk(s, false);
+    return !link_lost(s->l->link);
+}
+
+static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_error *err)
+{
+    size_t n = pml_message_count(args, "input_ids");
+    int32_t *prompt = calloc(n, sizeof *prompt);
+    if (prompt == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a prompt of %zu tokens", n);
+    for (size_t i = 0; i < n; i++)
+        prompt[i] = (int32_t)pml_message_int_at(args, "input_ids", i);
+    stream s = {.l = l, .command = command, .sent_at = pml_clock_monotonic()};
+    pml_generate_options options = {
+        .prompt = prompt,
+        .n_prompt = (int32_t)n,
+        .max_new_tokens = (int32_t)pml_message_int(args, "max_new_tokens"),
+        .temperature = pml_message_number(args, "temperature"),
+        .seed = (uint64_t)pml_message_int(args, "seed"),
+        .on_token = on_token,
+        .user = &s,
+    };
+    pml_status status = l->kind->sample(l->j, &options, err);
+    if (status == PML_OK)
+        send_chunk(&s, true);
+    free(prompt);
+    return status;
+}
+
+/* ---- evaluation ---- */
+
+pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
+{
+    double sums[2] = {0, 0}, begin = pml_clock_monotonic();
+    pml_status status = l->kind->evaluate(l->j, &sums[0], &sums[1], err);
+    if (status == PML_OK)
+        status = pml_comm_allreduce_f64(l->comm, sums, 2, err);
+    if (status != PML_OK)
+        return status;
+    l->evaluated = l->state.step;
+    if (l->rank != 0)
+        return PML_OK;
+    pml_message *event = pml_message_new(PML_EVENT_eval);
+    pml_message_set_int(event, "step", l->state.step);
+    pml_message_set_number(event, "loss", sums[1] > 0 ? sums[0] / sums[1] : 0);
+    pml_message_set_int(event, "labels", (int64_t)sums[1]);
+    pml_message_set_number(event, "seconds", pml_clock_monotonic() - begin);
+    if (command > 0)
+        pml_message_set_int(event, "command", command);
+    link_event(l->link, event);
+    return PML_OK;
+}
+
+/* ---- the switch ---- */
+
+/* PML_INVALID and PML_UNSUPPORTED are the asker's affair, the rest is ours. */
+static bool only_refused(pml_status status)
+{
+    return status == PML_INVALID || status == PML_UNSUPPORTED || status == PML_NOT_FOUND;
+}
+
+static pml_status carry_out(loop *l, const order *o, pml_error *err)
+{
+    switch (o->verb) {
+    case PML_REQUEST_pause:
+    case PML_REQUEST_resume:
+        if (l->finished)
+            return PML_FAIL(err, PML_INVALID, "the run is finished");
+        l->paused = o->verb == PML_REQUEST_pause;
+        return PML_OK;
+    case PML_REQUEST_stop:
+        l->stopping = true;
+        return PML_OK;
+    case PML_REQUEST_set:
+        if (l->finished)
+            return PML_FAIL(err, PML_INVALID, "the run is finished");
+        apply_set(l, o->args);
+        link_supersede(l->link, o->args);
+        return PML_OK;
+    case PML_REQUEST_checkpoint:
+        return l->saver == NULL ? PML_OK
+                                : saver_save(l->saver, &l->state,
+                                             pml_message_string(o->args, "name"), o->number, err);
+    case PML_REQUEST_evaluate:
+        return l->has_eval ? loop_evaluate(l, o->number, err)
+                           : PML_FAIL(err, PML_INVALID, "this run has no eval_data");
+    case PML_REQUEST_sample:
+        return l->rank == 0 ? sample(l, o->number, o->args, err) : PML_OK;
+    default:
+        return PML_FAIL(err, PML_INTERNAL, "no such command: %s", pml_message_name(o->verb));
+    }
+}
+
+static pml_status apply_again(loop *l, const order *o)
+{
+    apply_set(l, o->args);
+    return PML_OK;
+}
+
+pml_status loop_apply(loop *l, const order *o, pml_error *err)
+{
+    if (o->number == 0)
+        return apply_again(l, o);
+    pml_status status = carry_out(l, o, err);
+    if (status == PML_OK)
+        report_applied(l, o->number);
+    else if (only_refused(status))
+        report_refused(l, o->number, err->message);
+    else
+        return status;
+    l->state.command = o->number;
+    return PML_OK;
+}

@@ -1,0 +1,326 @@
+/* The job of a real run: token shards through the stepper, snapshots to checkpoints. */
+#include "job.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/data/sampler.h"
+#include "pml/data/shard.h"
+#include "pml/model/spec.h"
+#include "pml/train/run.h"
+#include "pml/train/stepper.h"
+
+/* One set of rows, and how they are drawn. */
+typedef struct source {
+    pml_shard *shard;
+    pml_sampler *sampler;
+} source;
+
+struct job {
+    pml_train_config config;
+    pml_comm *comm;
+    source train, eval;
+    pml_stepper *stepper;
+    pml_snapshot *snapshot; /* rank 0: what checkpoints are written from */
+    pml_cursor cursor;
+    char identity[sizeof((pml_train_state *)0)->identity];
+};
+
+/* ---- data ---- */
+
+static pml_status open_source(source *s, const char *path, int32_t vocab,
+                              const pml_sampler_options *options, pml_error *err)
+{
+    pml_status status = pml_shard_open(path, vocab, &s->shard, err);
+    return status == PML_OK ? pml_sampler_new(s->shard, options, &s->sampler, err) : status;
+}
+
+static void close_source(source *s)
+{
+    pml_sampler_destroy(&s->sampler);
+    pml_shard_close(&s->shard);
+}
+
+static pml_status open_data(job *j, const job_setup *setup, int32_t vocab, pml_error *err)
+{
+    const pml_train_config *c = &j->config;
+    pml_sampler_options options = {.batch_size = c->batch_size,
+                                   .accumulation = c->accumulation,
+                                   .world = setup->world,
+                                   .rank = setup->rank,
+                                   .max_length = c->max_length,
+                                   .packing = c->packing,
+                                   .shuffle = c->shuffle,
+                                   .seed = c->seed};
+    pml_status status = open_source(&j->train, c->train_data, vocab, &options, err);
+    if (status != PML_OK || c->eval_data[0] == '\0')
+        return status;
+    options.accumulation = 1;
+    options.shuffle = false;
+    status = open_source(&j->eval, c->eval_data, vocab, &options, err);
+    if (status != PML_OK)
+        pml_error_prefix(err, "eval_data");
+    return status;
+}
+
+/* Room for every micro-batch of both sources, and for sampling. */
+static pml_batch_limits limits_of(const job *j, int32_t generate_length)
+{
+    pml_batch_limits limits = {.generate_length = generate_length};
+    const pml_sampler *samplers[] = {j->train.sampler, j->eval.sampler};
+    for (int i = 0; i < 2; i++) {
+        int32_t tokens, docs, labels, max_doc;
+        if (samplers[i] == NULL)
+            continue;
+        pml_sampler_bounds(samplers[i], &tokens, &docs, &labels);
+        max_doc = pml_sampler_max_doc(samplers[i]);
+        limits.tokens = tokens > limits.tokens ? tokens : limits.tokens;
+        limits.docs = docs > limits.docs ? docs : limits.docs;
+        limits.labels = labels > limits.labels ? labels : limits.labels;
+        limits.max_doc = max_doc > limits.max_doc ? max_doc : limits.max_doc;
+    }
+    return limits;
+}
+
+/* ---- the device ---- */
+
+static int threads_of(const pml_train_config *c, int share)
+{
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    int threads = c->threads > 0 ? c->threads : cores / share;
+    return threads > 0 ? threads : 1;
+}
+
+/* Without a limit the workers of a machine divide what is free before the first of them takes its
+ * arena; rank 0's figure counts, so that all make the same plan. */
+static pml_status divide_memory(job *j, const job_setup *setup, pml_error *err)
+{
+    if (j->config.memory_limit > 0)
+        return PML_OK;
+    const pml_backend *cpu = pml_backend_cpu();
+    const pml_device_options options = {.threads = 1};
+    pml_device *device = NULL;
+    pml_device_info info;
+    pml_status status = cpu->open(&options, &device, err);
+    if (status == PML_OK)
+        status = cpu->info(device, &info, err);
+    if (device != NULL)
+        cpu->close(&device);
+    double bytes = status == PML_OK && setup->rank == 0 ? (double)info.memory_free : 0;
+    if (status == PML_OK)
+        status = pml_comm_allreduce_f64(setup->comm, &bytes, 1, err);
+    if (status == PML_OK)
+        j->config.memory_limit = (size_t)(bytes / setup->share);
+    return status;
+}
+
+/* A run that goes on repeats its plan: recompute and chunks decide bits. */
+static pml_status make_stepper(job *j, const job_setup *setup, const pml_batch_limits *limits,
+                               pml_error *err)
+{
+    pml_message *identity = pml_message_part(setup->run, "identity", 0);
+    pml_stepper_options options = {
+        .config = &j->config,
+        .backend = pml_backend_cpu(),
+        .threads = threads_of(&j->config, setup->share),
+        .comm = setup->comm,
+        .limits = *limits,
+        .recompute_layers = (int32_t)pml_message_int(identity, "recompute_layers"),
+        .head_chunk = (int32_t)pml_message_int(identity, "head_chunk"),
+        .progress = setup->progress,
+        .user = setup->user,
+    };
+    pml_message_destroy(&identity);
+    pml_status status = pml_stepper_new(&options, &j->stepper, err);
+    if (status == PML_OK)
+        status = pml_stepper_identity(j->stepper, j->identity, sizeof j->identity, err);
+    return status;
+}
+
+/* ---- opening ---- */
+
+static void state_from_config(const job *j, pml_train_state *state)
+{
+    const pml_train_config *c = &j->config;
+    *state = (pml_train_state){.learning_rate = c->learning_rate,
+                               .weight_decay = c->weight_decay,
+                               .max_grad_norm = c->max_grad_norm,
+                               .eval_steps = c->eval_steps,
+                               .save_steps = c->save_steps};
+}
+
+static pml_status restore(job *j, const job_setup *setup, pml_train_state *state, pml_error *err)
+{
+    pml_status status = pml_snapshot_new(j->stepper, &j->config, &j->snapshot, err);
+    if (status == PML_OK && setup->checkpoint[0] != '\0') {
+        status = pml_checkpoint_load(setup->checkpoint, j->snapshot, err);
+        if (status == PML_OK)
+            status = pml_snapshot_restore(j->snapshot, j->stepper, err);
+        if (status == PML_OK)
+            *state = *pml_snapshot_state(j->snapshot);
+    }
+    if (setup->rank != 0) /* its memory is only needed where checkpoints are written */
+        pml_snapshot_destroy(&j->snapshot);
+    j->cursor = state->cursor;
+    memcpy(state->identity, j->identity, sizeof state->identity);
+    return status;
+}
+
+static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml_error *err)
+{
+    pml_model_spec spec;
+    pml_status status = pml_train_config_from_run(setup->run, setup->folder, &j->config, err);
+    if (status == PML_OK)
+        status = pml_model_spec_load(j->config.model, &spec, err);
+    if (status == PML_OK)
+        status = open_data(j, setup, spec.vocab, err);
+    if (status != PML_OK)
+        return status;
+    if (j->config.max_steps == 0)
+        j->config.max_steps = pml_train_steps(pml_message_number(setup->run, "num_train_epochs"),
+                                              pml_sampler_steps_per_epoch(j->train.sampler));
+    pml_batch_limits limits = limits_of(j, (int32_t)pml_message_int(setup->run, "generate_length"));
+    status = pml_train_config_check(&j->config, err);
+    if (status == PML_OK)
+        status = divide_memory(j, setup, err);
+    if (status == PML_OK)
+        status = make_stepper(j, setup, &limits, err);
+    if (status != PML_OK)
+        return status;
+    state_from_config(j, &facts->state);
+    facts->max_steps = j->config.max_steps;
+    facts->has_eval = j->eval.sampler != NULL;
+    facts->plan = *pml_stepper_plan(j->stepper);
+    facts->available = j->config.memory_limit;
+    return restore(j, setup, &facts->state, err);
+}
+
+static void train_close(job **out)
+{
+    job *j = *out;
+    *out = NULL;
+    pml_snapshot_destroy(&j->snapshot);
+    pml_stepper_destroy(&j->stepper);
+    close_source(&j->eval);
+    close_source(&j->train);
+    free(j);
+}
+
+static pml_status train_open(const job_setup *setup, job **out, job_facts *facts, pml_error *err)
+{
+    *out = calloc(1, sizeof **out);
+    if (*out == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the job");
+    (*out)->comm = setup->comm;
+    return open_all(*out, setup, facts, err);
+}
+
+/* ---- steps ---- */
+
+static pml_status train_share(job *j, int64_t *labels, int64_t *tokens, pml_error *err)
+{
+    *labels = pml_sampler_labels(j->train.sampler, j->cursor);
+    *tokens = 0;
+    int32_t n = pml_sampler_micros(j->train.sampler, j->cursor);
+    for (int32_t i = 0; i < n; i++) {
+        pml_batch batch;
+        pml_status status = pml_sampler_batch(j->train.sampler, j->cursor, i, &batch, err);
+        if (status != PML_OK)
+            return status;
+        *tokens += batch.n_tokens;
+    }
+    return PML_OK;
+}
+
+static double train_epoch(const job *j)
+{
+    double rows = (double)pml_sampler_rows(j->train.sampler);
+    double seen = (double)j->cursor.micro * j->config.batch_size / rows;
+    return (double)j->cursor.epoch + (seen < 1 ? seen : 1);
+}
+
+static double train_factor(const job *j, int64_t step)
+{
+    const pml_train_config *c = &j->config;
+    return pml_schedule_factor(c->schedule, step, c->warmup_steps, c->max_steps);
+}
+
+static pml_status train_step(job *j, const pml_update *update, pml_step_result *result,
+                             pml_error *err)
+{
+    int32_t n = pml_sampler_micros(j->train.sampler, j->cursor);
+    pml_status status = PML_OK;
+    for (int32_t i = 0; i < n && status == PML_OK; i++) {
+        pml_batch batch;
+        status = pml_sampler_batch(j->train.sampler, j->cursor, i, &batch, err);
+        if (status == PML_OK)
+            status = pml_stepper_micro(j->stepper, &batch, err);
+    }
+    if (status == PML_OK)
+        status = pml_stepper_update(j->stepper, update, result, err);
+    if (status == PML_OK)
+        j->cursor = pml_sampler_next(j->train.sampler, j->cursor);
+    return status;
+}
+
+static pml_status train_evaluate(job *j, double *loss_sum, double *labels, pml_error *err)
+{
+    pml_status status = PML_OK;
+    for (pml_cursor at = {0, 0}; at.epoch == 0 && status == PML_OK;
+         at = pml_sampler_next(j->eval.sampler, at)) {
+        pml_batch batch;
+        status = pml_sampler_batch(j->eval.sampler, at, 0, &batch, err);
+        if (status == PML_OK && batch.n_tokens > 0)
+            status = pml_stepper_evaluate(j->stepper, &batch, loss_sum, err);
+        if (status == PML_OK)
+            *labels += batch.n_labels;
+    }
+    return status;
+}
+
+static pml_status train_sample(job *j, const pml_generate_options *options, pml_error *err)
+{
+    int32_t n;
+    int32_t *out = calloc((size_t)options->max_new_tokens, sizeof *out);
+    if (out == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for %d new tokens", options->max_new_tokens);
+    pml_status status = pml_stepper_generate(j->stepper, options, out, &n, err);
+    free(out);
+    return status;
+}
+
+/* ---- checkpoints ---- */
+
+static pml_status train_take(job *j, const pml_train_state *state, pml_error *err)
+{
+    pml_train_state whole = *state;
+    whole.cursor = j->cursor;
+    memcpy(whole.identity, j->identity, sizeof whole.identity);
+    return pml_snapshot_take(j->snapshot, j->stepper, &whole, err);
+}
+
+static pml_status train_write(job *j, const char *folder, size_t *bytes, pml_error *err)
+{
+    return pml_checkpoint_write(j->snapshot, folder, bytes, err);
+}
+
+static pml_status train_prune(job *j, const char *parent, pml_error *err)
+{
+    return pml_checkpoint_prune(parent, j->config.save_total_limit, err);
+}
+
+const job_kind job_train = {
+    .open = train_open,
+    .close = train_close,
+    .share = train_share,
+    .epoch = train_epoch,
+    .factor = train_factor,
+    .step = train_step,
+    .evaluate = train_evaluate,
+    .sample = train_sample,
+    .take = train_take,
+    .write = train_write,
+    .prune = train_prune,
+};

@@ -1,0 +1,57 @@
+/* Job: what a worker drives, behind function pointers, so that the worker's own logic (order of
+ * commands, safe points, leases, checkpoints) can be tested without a model. One thread calls all
+ * of them, except write and prune, which belong to the checkpoint thread. */
+#ifndef PML_WORKER_JOB_H
+#define PML_WORKER_JOB_H
+
+#include "pml/json/messages.h"
+#include "pml/train/checkpoint.h"
+
+typedef struct job job;
+
+typedef struct job_setup {
+    const char *folder;     /* of the run, absolute */
+    const char *checkpoint; /* folder to go on from, "" = from the start */
+    const pml_message *run; /* run.json */
+    int rank, world;
+    int share;      /* workers that share this machine's cores */
+    pml_comm *comm; /* borrowed */
+    void (*progress)(void *user, const char *what, double fraction);
+    void *user;
+} job_setup;
+
+typedef struct job_facts {
+    int64_t max_steps;
+    bool has_eval;
+    pml_plan plan;
+    size_t available;      /* bytes that the plan had to fit in */
+    pml_train_state state; /* from the checkpoint, or from the configuration; with its identity */
+} job_facts;
+
+typedef struct job_kind {
+    pml_status (*open)(const job_setup *setup, job **j, job_facts *facts, pml_error *err);
+    void (*close)(job **j);
+
+    /* This rank's share of the step at the cursor. */
+    pml_status (*share)(job *j, int64_t *labels, int64_t *tokens, pml_error *err);
+    /* How many times the data has been passed. */
+    double (*epoch)(const job *j);
+    /* Factor of the schedule at 0-based step. */
+    double (*factor)(const job *j, int64_t step);
+    /* Micro-batches and update; moves the cursor. */
+    pml_status (*step)(job *j, const pml_update *update, pml_step_result *result, pml_error *err);
+    /* Loss sum and labelled tokens of this rank's part of the held-out data. */
+    pml_status (*evaluate)(job *j, double *loss_sum, double *labels, pml_error *err);
+    pml_status (*sample)(job *j, const pml_generate_options *options, pml_error *err);
+
+    /* Snapshot to host memory; state's cursor and identity are the job's to fill in. */
+    pml_status (*take)(job *j, const pml_train_state *state, pml_error *err);
+    /* The snapshot to a folder, and the old ones away. While it runs take is not called. */
+    pml_status (*write)(job *j, const char *folder, size_t *bytes, pml_error *err);
+    pml_status (*prune)(job *j, const char *parent, pml_error *err);
+} job_kind;
+
+/* The real one: stepper, sampler and checkpoints. */
+extern const job_kind job_train;
+
+#endif

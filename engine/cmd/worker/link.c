@@ -1,0 +1,373 @@
+#include "link.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/log.h"
+#include "pml/net/client.h"
+
+typedef struct orders {
+    order *items;
+    size_t first, n, capacity;
+} orders;
+
+struct worker_link {
+    int rank, lease, stop; /* stop: eventfd */
+    pml_client *client;
+    pthread_t thread;
+    bool running;
+
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    orders commands, agains;
+    int64_t committed, taken, step;
+    bool went, lost;
+
+    /* of the I/O thread */
+    double beat_at, cpu_seconds, cpu_at;
+};
+
+/* ---- reports ---- */
+
+void link_report(worker_link *l, pml_message *report)
+{
+    char *text;
+    size_t size;
+    pml_error err = PML_ERROR_INIT;
+    pml_message_set_int(report, "rank", l->rank);
+    pml_status status = pml_message_print(report, &text, &size, &err);
+    if (status == PML_OK)
+        status = pml_client_send(l->client, text, size, &err);
+    if (status != PML_OK)
+        pml_log(PML_LOG_ERROR, "cannot report: %s", err.message);
+    free(text);
+    pml_message_destroy(&report);
+}
+
+void link_event(worker_link *l, pml_message *event)
+{
+    pml_message *report = pml_message_new(PML_REPORT_report);
+    pml_message_set_part(report, "event", event);
+    link_report(l, report);
+}
+
+/* RssAnon + RssShmem in bytes: what the process really holds, without mapped files. */
+static int64_t resident(void)
+{
+    FILE *file = fopen("/proc/self/status", "r");
+    char line[256];
+    int64_t total = 0;
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        long long kib;
+        if (sscanf(line, "RssAnon: %lld", &kib) == 1 || sscanf(line, "RssShmem: %lld", &kib) == 1)
+            total += kib * 1024;
+    }
+    if (file != NULL)
+        fclose(file);
+    return total;
+}
+
+static double processor_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void beat(worker_link *l, double now)
+{
+    double cpu = processor_seconds(), elapsed = now - l->cpu_at;
+    pml_message *m = pml_message_new(PML_REPORT_beat);
+    pthread_mutex_lock(&l->mutex);
+    pml_message_set_int(m, "step", l->step);
+    pthread_mutex_unlock(&l->mutex);
+    pml_message_set_int(m, "rss", resident());
+    pml_message_set_number(m, "cpu", elapsed > 0 ? (cpu - l->cpu_seconds) / elapsed : 0);
+    l->cpu_seconds = cpu;
+    l->cpu_at = now;
+    l->beat_at = now;
+    link_report(l, m);
+}
+
+/* ---- orders ---- */
+
+static bool push(orders *q, order o)
+{
+    if (q->first > 0 && q->n == q->capacity) {
+        memmove(q->items, q->items + q->first, (q->n - q->first) * sizeof *q->items);
+        q->n -= q->first;
+        q->first = 0;
+    }
+    if (q->n == q->capacity) {
+        size_t capacity = q->capacity == 0 ? 32 : 2 * q->capacity;
+        order *larger = reallocarray(q->items, capacity, sizeof *larger);
+        if (larger == NULL)
+            return false;
+        q->items = larger;
+        q->capacity = capacity;
+    }
+    q->items[q->n++] = o;
+    return true;
+}
+
+static void free_orders(orders *q)
+{
+    for (size_t i = q->first; i < q->n; i++)
+        pml_message_destroy(&q->items[i].args);
+    free(q->items);
+}
+
+/* A command that finds no memory is not acknowledged, so it is never committed. */
+static void take_command(worker_link *l, const pml_message *m)
+{
+    pml_message *args = pml_message_part(m, "args", 0);
+    bool again = pml_message_type_of(m) == PML_ORDER_again;
+    bool kept = false;
+    if (args != NULL) {
+        order o = {.number = pml_message_int(m, "command"),
+                   .step = pml_message_int(m, "step"),
+                   .verb = pml_message_type_of(args),
+                   .args = args};
+        pthread_mutex_lock(&l->mutex);
+        kept = push(again ? &l->agains : &l->commands, o);
+        pthread_mutex_unlock(&l->mutex);
+    }
+    if (!kept) {
+        pml_log(PML_LOG_ERROR, "no memory for a command");
+        pml_message_destroy(&args);
+    } else if (!again) {
+        pml_message *ack = pml_message_new(PML_REPORT_ack);
+        pml_message_set_int(ack, "command", pml_message_int(m, "command"));
+        link_report(l, ack);
+    }
+}
+
+static void take_order(worker_link *l, const char *text, size_t size)
+{
+    pml_error err = PML_ERROR_INIT;
+    pml_message *m;
+    if (pml_message_parse(PML_CHANNEL_ORDER, text, size, &m, &err) != PML_OK) {
+        pml_log(PML_LOG_ERROR, "order: %s", err.message);
+        return;
+    }
+    switch (pml_message_type_of(m)) {
+    case PML_ORDER_command:
+    case PML_ORDER_again:
+        take_command(l, m);
+        break;
+    case PML_ORDER_commit:
+    case PML_ORDER_go:
+        pthread_mutex_lock(&l->mutex);
+        if (pml_message_type_of(m) == PML_ORDER_go)
+            l->went = true;
+        else if (pml_message_int(m, "command") > l->committed)
+            l->committed = pml_message_int(m, "command");
+        pthread_cond_broadcast(&l->changed);
+        pthread_mutex_unlock(&l->mutex);
+        break;
+    default:
+        break;
+    }
+    pml_message_destroy(&m);
+}
+
+/* ---- the thread ---- */
+
+/* Nothing is to be saved before the run has begun, and loading cannot be interrupted. */
+static void lose_lease(worker_link *l)
+{
+    pthread_mutex_lock(&l->mutex);
+    bool went = l->went;
+    l->lost = true;
+    pthread_cond_broadcast(&l->changed);
+    pthread_mutex_unlock(&l->mutex);
+    pml_log(PML_LOG_WARNING, "the coordinator is gone: %s",
+            went ? "stopping at the next safe point" : "nothing had begun");
+    if (!went)
+        _exit(0);
+}
+
+static void *serve(void *argument)
+{
+    worker_link *l = argument;
+    bool leased = true;
+    for (;;) {
+        double now = pml_clock_monotonic();
+        if (now - l->beat_at >= 1)
+            beat(l, now);
+        struct pollfd fds[] = {{pml_client_fd(l->client), POLLIN, 0},
+                               {l->stop, POLLIN, 0},
+                               {leased ? l->lease : -1, POLLIN, 0}};
+        int wait = (int)((l->beat_at + 1 - now) * 1e3) + 1;
+        if (poll(fds, 3, wait > 0 ? wait : 0) < 0 && errno != EINTR)
+            return NULL;
+        if (fds[1].revents != 0)
+            return NULL;
+        char byte;
+        if (fds[2].revents != 0 && recv(l->lease, &byte, 1, MSG_DONTWAIT) <= 0 && errno != EAGAIN) {
+            leased = false;
+            lose_lease(l);
+        }
+        pml_received *r;
+        while (pml_client_receive(l->client, 0, &r, NULL) == PML_OK) {
+            if (r->kind == PML_RECEIVED_ANSWER)
+                take_order(l, r->text, r->size);
+            free(r);
+        }
+    }
+}
+
+static void copy_text(char *to, size_t capacity, const pml_message *start, const char *field)
+{
+    snprintf(to, capacity, "%s", pml_message_string(start, field));
+}
+
+pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_error *err)
+{
+    *out = NULL;
+    worker_link *l = calloc(1, sizeof *l);
+    if (l == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the link");
+    l->rank = (int)pml_message_int(start, "rank");
+    l->lease = lease;
+    l->cpu_at = pml_clock_monotonic();
+    pthread_mutex_init(&l->mutex, NULL);
+    pthread_cond_init(&l->changed, NULL);
+    pml_connection c = {.role = PML_ROLE_WORKER};
+    copy_text(c.control, sizeof c.control, start, "endpoint");
+    copy_text(c.server_key, sizeof c.server_key, start, "server_key");
+    copy_text(c.keys.public_key, PML_KEY_TEXT, start, "public_key");
+    copy_text(c.keys.secret_key, PML_KEY_TEXT, start, "secret_key");
+    l->stop = eventfd(0, EFD_CLOEXEC);
+    pml_status status = l->stop < 0
+                            ? PML_FAIL(err, PML_IO, "cannot make an eventfd: %s", strerror(errno))
+                            : pml_client_connect(&c, &l->client, err);
+    pml_keypair_forget(&c.keys);
+    if (status == PML_OK) {
+        pml_message *joined = pml_message_new(PML_REPORT_joined);
+        pml_message_set_int(joined, "pid", getpid());
+        link_report(l, joined);
+        if (pthread_create(&l->thread, NULL, serve, l) != 0)
+            status = PML_FAIL(err, PML_NO_MEMORY, "cannot start the I/O thread");
+        else
+            l->running = true;
+    }
+    if (status != PML_OK)
+        link_destroy(&l);
+    *out = l;
+    return status;
+}
+
+void link_destroy(worker_link **out)
+{
+    worker_link *l = *out;
+    if (l == NULL)
+        return;
+    *out = NULL;
+    if (l->running) {
+        eventfd_write(l->stop, 1);
+        pthread_join(l->thread, NULL);
+    }
+    pml_client_close(&l->client);
+    if (l->stop >= 0)
+        close(l->stop);
+    free_orders(&l->commands);
+    free_orders(&l->agains);
+    pthread_cond_destroy(&l->changed);
+    pthread_mutex_destroy(&l->mutex);
+    free(l);
+}
+
+/* ---- for the training thread ---- */
+
+void link_set_step(worker_link *l, int64_t step)
+{
+    pthread_mutex_lock(&l->mutex);
+    l->step = step;
+    pthread_mutex_unlock(&l->mutex);
+}
+
+pml_status link_wait_go(worker_link *l, pml_error *err)
+{
+    pthread_mutex_lock(&l->mutex);
+    while (!l->went && !l->lost)
+        pthread_cond_wait(&l->changed, &l->mutex);
+    bool went = l->went;
+    pthread_mutex_unlock(&l->mutex);
+    return went ? PML_OK : PML_FAIL(err, PML_PEER, "the coordinator is gone");
+}
+
+int64_t link_committed(worker_link *l)
+{
+    pthread_mutex_lock(&l->mutex);
+    int64_t committed = l->committed;
+    pthread_mutex_unlock(&l->mutex);
+    return committed;
+}
+
+bool link_lost(worker_link *l)
+{
+    pthread_mutex_lock(&l->mutex);
+    bool lost = l->lost;
+    pthread_mutex_unlock(&l->mutex);
+    return lost;
+}
+
+static bool pop_if(orders *q, bool ready, order *o)
+{
+    if (!ready)
+        return false;
+    *o = q->items[q->first++];
+    if (q->first == q->n)
+        q->first = q->n = 0;
+    return true;
+}
+
+bool link_next(worker_link *l, int64_t limit, order *o)
+{
+    pthread_mutex_lock(&l->mutex);
+    orders *q = &l->commands;
+    bool found = pop_if(q, q->first < q->n && q->items[q->first].number <= limit, o);
+    if (found)
+        l->taken = o->number;
+    pthread_mutex_unlock(&l->mutex);
+    return found;
+}
+
+void link_wait_commit(worker_link *l)
+{
+    pthread_mutex_lock(&l->mutex);
+    while (l->committed <= l->taken && !l->lost)
+        pthread_cond_wait(&l->changed, &l->mutex);
+    pthread_mutex_unlock(&l->mutex);
+}
+
+bool link_next_again(worker_link *l, int64_t step, order *o)
+{
+    pthread_mutex_lock(&l->mutex);
+    orders *q = &l->agains;
+    bool found = pop_if(q, q->first < q->n && q->items[q->first].step <= step, o);
+    pthread_mutex_unlock(&l->mutex);
+    return found;
+}
+
+void link_supersede(worker_link *l, const pml_message *args)
+{
+    static const char *const settings[] = {"learning_rate", "weight_decay", "max_grad_norm",
+                                           "eval_steps", "save_steps"};
+    pthread_mutex_lock(&l->mutex);
+    for (size_t i = l->agains.first; i < l->agains.n; i++)
+        for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++)
+            if (pml_message_has(args, settings[k]))
+                pml_message_remove(l->agains.items[i].args, settings[k]);
+    pthread_mutex_unlock(&l->mutex);
+}

@@ -1,0 +1,51 @@
+/* Link: the worker's I/O thread. It hears orders and acknowledges them, beats every second and
+ * watches the lease, however busy the training thread is. */
+#ifndef PML_WORKER_LINK_H
+#define PML_WORKER_LINK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "pml/json/messages.h"
+
+typedef struct worker_link worker_link;
+
+/* A command's content, or a set to be applied again (number 0) at `step`. */
+typedef struct order {
+    int64_t number, step;
+    pml_message_type verb; /* a request */
+    pml_message *args;
+} order;
+
+/* start: the coordinator's first datagram; lease: its descriptor, borrowed. Sends `joined`. Until
+ * the coordinator says go, the end of the lease ends the process. */
+pml_status link_new(const pml_message *start, int lease, worker_link **link, pml_error *err);
+/* Gives what was sent a second to leave. */
+void link_destroy(worker_link **link);
+
+/* Queue a report; takes the message. A report that cannot be queued is written to the log. */
+void link_report(worker_link *link, pml_message *report);
+/* The same for an event. */
+void link_event(worker_link *link, pml_message *event);
+
+/* What beats say. Thread-safe. */
+void link_set_step(worker_link *link, int64_t step);
+
+/* Wait for go. PML_PEER: the coordinator is gone. */
+pml_status link_wait_go(worker_link *link, pml_error *err);
+
+/* Highest committed command known here. */
+int64_t link_committed(worker_link *link);
+bool link_lost(worker_link *link); /* the lease has ended */
+
+/* The next command with number <= limit, in order; false when there is none. The caller destroys
+ * args. */
+bool link_next(worker_link *link, int64_t limit, order *o);
+/* Wait until a command is committed that link_next has not given yet, or the lease has ended. */
+void link_wait_commit(worker_link *link);
+/* The next set to be applied again at or before update `step`. */
+bool link_next_again(worker_link *link, int64_t step, order *o);
+/* A new set takes the place of those waiting to be applied again: its fields leave them. */
+void link_supersede(worker_link *link, const pml_message *args);
+
+#endif

@@ -1,0 +1,233 @@
+#include "loop.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/log.h"
+
+enum { FLAG_LOST = 1 }; /* in the header: somebody's coordinator is gone */
+
+static void turn(loop *l, const char *state, const char *reason)
+{
+    pml_message *m = pml_message_new(PML_REPORT_turn);
+    pml_message_set_string(m, "state", state);
+    pml_message_set_int(m, "step", l->state.step);
+    if (reason[0] != '\0')
+        pml_message_set_string(m, "reason", reason);
+    link_report(l->link, m);
+}
+
+static void say(loop *l, const char *level, const char *text)
+{
+    if (l->rank != 0)
+        return;
+    pml_message *event = pml_message_new(PML_EVENT_log);
+    pml_message_set_string(event, "level", level);
+    pml_message_set_string(event, "message", text);
+    link_event(l->link, event);
+}
+
+/* ---- safe points ---- */
+
+/* All commands up to `limit`, in order: every rank applies the same ones here. */
+static pml_status apply_up_to(loop *l, int64_t limit, pml_error *err)
+{
+    order o;
+    pml_status status = PML_OK;
+    while (status == PML_OK && !l->stopping && link_next(l->link, limit, &o)) {
+        status = loop_apply(l, &o, err);
+        pml_message_destroy(&o.args);
+    }
+    return status;
+}
+
+/* Settings of an earlier timeline come back at their steps. */
+static pml_status apply_agains(loop *l, pml_error *err)
+{
+    order o;
+    pml_status status = PML_OK;
+    while (status == PML_OK && link_next_again(l->link, l->state.step + 1, &o)) {
+        status = loop_apply(l, &o, err);
+        pml_message_destroy(&o.args);
+        say(l, "info", "a setting of the log is in force again");
+    }
+    return status;
+}
+
+/* Commands one by one as they are committed, until one of them ends the standing. No collective
+ * decides here: every rank gets the same commits in the same order, and leaves after the same one.
+ */
+static pml_status stand(loop *l, pml_error *err)
+{
+    pml_status status = PML_OK;
+    while (status == PML_OK && (l->paused || l->finished) && !l->stopping) {
+        order o;
+        link_wait_commit(l->link);
+        if (link_lost(l->link)) {
+            l->stopping = true;
+        } else if (link_next(l->link, link_committed(l->link), &o)) {
+            status = loop_apply(l, &o, err);
+            pml_message_destroy(&o.args);
+        }
+    }
+    return status;
+}
+
+static pml_status pause_here(loop *l, const char *reason, pml_error *err)
+{
+    turn(l, "paused", reason);
+    pml_status status = stand(l, err);
+    if (status == PML_OK && !l->stopping)
+        turn(l, "running", "");
+    return status;
+}
+
+/* ---- a step ---- */
+
+static void report_step(loop *l, const pml_header *h, const pml_update *u, const pml_step_result *r)
+{
+    if (l->rank != 0)
+        return;
+    double seconds = l->last_seconds;
+    pml_message *event = pml_message_new(PML_EVENT_step);
+    pml_message_set_int(event, "step", u->step);
+    pml_message_set_number(event, "loss", r->loss);
+    pml_message_set_number(event, "learning_rate", u->learning_rate);
+    pml_message_set_number(event, "grad_norm", r->grad_norm);
+    pml_message_set_int(event, "tokens", h->tokens);
+    pml_message_set_int(event, "labels", h->labels);
+    pml_message_set_number(event, "seconds", seconds);
+    pml_message_set_number(event, "tokens_per_second",
+                           seconds > 0 ? (double)h->tokens / seconds : 0);
+    pml_message_set_number(event, "epoch", l->kind->epoch(l->j));
+    if (r->skipped)
+        pml_message_set_bool(event, "skipped", true);
+    link_event(l->link, event);
+}
+
+/* After the step: what its number asks for. */
+static pml_status follow_up(loop *l, pml_error *err)
+{
+    const pml_train_state *s = &l->state;
+    pml_status status = PML_OK;
+    if (l->has_eval && s->eval_steps > 0 && s->step % s->eval_steps == 0)
+        status = loop_evaluate(l, 0, err);
+    if (status == PML_OK && l->saver != NULL && s->save_steps > 0 && s->step % s->save_steps == 0)
+        status = saver_save(l->saver, s, "", 0, err);
+    return status;
+}
+
+static pml_status make_step(loop *l, const pml_header *h, double begin, pml_error *err)
+{
+    pml_step_result result = {0};
+    pml_update u = {.step = l->state.step + 1,
+                    .learning_rate = l->state.learning_rate * l->kind->factor(l->j, l->state.step),
+                    .weight_decay = l->state.weight_decay,
+                    .max_grad_norm = l->state.max_grad_norm,
+                    .labels = h->labels};
+    pml_status status = l->kind->step(l->j, &u, &result, err);
+    if (status != PML_OK)
+        return status;
+    l->state.step = u.step;
+    link_set_step(l->link, u.step);
+    l->last_seconds = pml_clock_monotonic() - begin;
+    report_step(l, h, &u, &result);
+    if (result.skipped) {
+        char text[160];
+        snprintf(text, sizeof text,
+                 "loss or gradient norm of step %lld is not finite: nothing was updated, paused",
+                 (long long)u.step);
+        say(l, "warning", text);
+        l->paused = true;
+        return pause_here(l, text, err);
+    }
+    return follow_up(l, err);
+}
+
+/* The header agrees on what comes: how many labels there are in all, which commands are in force,
+ * and whether somebody has lost the coordinator. */
+static pml_status agree(loop *l, pml_header *h, pml_error *err)
+{
+    bool lost = link_lost(l->link);
+    *h = (pml_header){.committed = link_committed(l->link),
+                      .step = l->state.step + 1,
+                      .flags = lost ? FLAG_LOST : 0,
+                      .seconds = l->last_seconds};
+    pml_status status = l->kind->share(l->j, &h->labels, &h->tokens, err);
+    if (status == PML_OK)
+        status = pml_comm_header(l->comm, h, err);
+    /* Between steps everything is whole: one whose peers are gone with the coordinator saves too.
+     */
+    if (status == PML_PEER && (lost || link_lost(l->link))) {
+        h->flags |= FLAG_LOST;
+        status = PML_OK;
+    }
+    if (status == PML_OK && (h->flags & FLAG_LOST) != 0)
+        l->stopping = true;
+    return status;
+}
+
+static pml_status one_round(loop *l, pml_error *err)
+{
+    double begin = pml_clock_monotonic();
+    pml_header h;
+    pml_status status = agree(l, &h, err);
+    if (status == PML_OK && !l->stopping)
+        status = apply_agains(l, err);
+    if (status == PML_OK && !l->stopping)
+        status = apply_up_to(l, h.committed, err);
+    if (status != PML_OK || l->stopping)
+        return status;
+    if (l->paused)
+        return pause_here(l, "", err);
+    return make_step(l, &h, begin, err);
+}
+
+/* ---- from go to the end ---- */
+
+static pml_status save_last(loop *l, pml_error *err)
+{
+    if (l->saver == NULL)
+        return PML_OK;
+    pml_status status = saver_save(l->saver, &l->state, "", 0, err);
+    return status == PML_OK ? saver_wait(l->saver, err) : status;
+}
+
+static pml_status finish(loop *l, bool trained, pml_error *err)
+{
+    pml_status status = PML_OK;
+    if (trained && l->has_eval && l->evaluated != l->state.step)
+        status = loop_evaluate(l, 0, err);
+    if (status == PML_OK && trained)
+        status = save_last(l, err);
+    if (status != PML_OK)
+        return status;
+    l->finished = true;
+    turn(l, "finished", "");
+    status = stand(l, err);
+    if (status == PML_OK && l->saver != NULL)
+        status = saver_wait(l->saver, err);
+    return status;
+}
+
+pml_status loop_run(loop *l, pml_error *err)
+{
+    int64_t first = l->state.step;
+    l->evaluated = -1;
+    link_set_step(l->link, first);
+    pml_status status = PML_OK;
+    if (first < l->max_steps)
+        turn(l, "running", "");
+    while (status == PML_OK && !l->stopping && l->state.step < l->max_steps)
+        status = one_round(l, err);
+    if (status != PML_OK)
+        return status;
+    if (!l->stopping)
+        return finish(l, l->state.step > first, err);
+    status = save_last(l, err);
+    if (status == PML_OK)
+        turn(l, "stopped", link_lost(l->link) ? "the coordinator is gone" : "");
+    return status;
+}

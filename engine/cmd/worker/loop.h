@@ -1,0 +1,36 @@
+/* Loop: steps, and what happens between them. */
+#ifndef PML_WORKER_LOOP_H
+#define PML_WORKER_LOOP_H
+
+#include "job.h"
+#include "link.h"
+#include "saver.h"
+
+typedef struct loop {
+    const job_kind *kind;
+    job *j;
+    worker_link *link;
+    saver *saver; /* rank 0 only */
+    pml_comm *comm;
+    int rank;
+    int64_t max_steps;
+    bool has_eval;
+    pml_train_state state; /* step = updates made */
+
+    bool paused, stopping;
+    bool finished;     /* the last step is made: serving */
+    int64_t evaluated; /* step of the last evaluation, -1 */
+    double last_seconds;
+} loop;
+
+/* From go to the end. On failure the coordinator has been told nothing yet. */
+pml_status loop_run(loop *l, pml_error *err);
+
+/* Apply one committed command at a safe point and report it. An error is the worker's end; a
+ * command that only cannot be carried out is refused, and the worker goes on. */
+pml_status loop_apply(loop *l, const order *o, pml_error *err);
+
+/* Evaluate over all ranks and say so; command 0: nobody asked. */
+pml_status loop_evaluate(loop *l, int64_t command, pml_error *err);
+
+#endif

@@ -1,0 +1,238 @@
+#include "saver.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/base/log.h"
+#include "pml/base/path.h"
+
+struct saver {
+    const job_kind *kind;
+    job *j;
+    worker_link *link;
+    char parent[PATH_MAX]; /* checkpoints/ */
+    pthread_t thread;
+    bool running;
+
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    bool busy, ending;
+    pml_error last; /* of the last write */
+
+    /* The one being written: of the caller until busy, then of the thread. */
+    int64_t command;
+    char name[129];
+    double begun;
+
+    pml_train_state state, written; /* written: what is on disk, step -1: nothing of ours */
+};
+
+static void announce(saver *s, size_t bytes, double seconds)
+{
+    char path[64];
+    pml_message *event = pml_message_new(PML_EVENT_checkpoint);
+    snprintf(path, sizeof path, "checkpoints/step-%06lld", (long long)s->state.step);
+    pml_message_set_int(event, "step", s->state.step);
+    pml_message_set_string(event, "path", path);
+    if (s->name[0] != '\0')
+        pml_message_set_string(event, "name", s->name);
+    pml_message_set_int(event, "bytes", (int64_t)bytes);
+    pml_message_set_number(event, "seconds", seconds);
+    if (s->command > 0)
+        pml_message_set_int(event, "command", s->command);
+    link_event(s->link, event);
+}
+
+static void complain(saver *s, const char *level, const pml_error *err)
+{
+    char text[1200];
+    pml_message *event = pml_message_new(PML_EVENT_log);
+    snprintf(text, sizeof text, "checkpoint of step %lld: %s", (long long)s->state.step,
+             err->message);
+    pml_message_set_string(event, "level", level);
+    pml_message_set_string(event, "message", text);
+    if (s->command > 0)
+        pml_message_set_int(event, "command", s->command);
+    link_event(s->link, event);
+}
+
+/* Bytes of the files of a folder without folders in it. */
+static size_t folder_bytes(const char *folder)
+{
+    size_t total = 0;
+    DIR *dir = opendir(folder);
+    struct stat st;
+    for (struct dirent *e = dir == NULL ? NULL : readdir(dir); e != NULL; e = readdir(dir))
+        if (fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode))
+            total += (size_t)st.st_size;
+    if (dir != NULL)
+        closedir(dir);
+    return total;
+}
+
+/* A folder of that name may be there: from before somebody went back, with other settings, or
+ * damaged. The new one is written beside it and takes its place in one rename, so that at every
+ * moment a whole one has the name. */
+static pml_status exchange(saver *s, const char *folder, const char *beside, const char *name,
+                           pml_error *err)
+{
+    if (renameat2(AT_FDCWD, beside, AT_FDCWD, folder, RENAME_EXCHANGE) != 0)
+        return PML_FAIL(err, PML_IO, "cannot replace %s: %s", folder, strerror(errno));
+    pml_status status = pml_folder_sync(s->parent, err);
+    return status == PML_OK ? pml_tree_remove(s->parent, name, err) : status;
+}
+
+static pml_status write_one(saver *s, size_t *bytes, pml_error *err)
+{
+    char name[64], beside_name[96], folder[PATH_MAX], beside[PATH_MAX];
+    snprintf(name, sizeof name, "step-%06lld", (long long)s->state.step);
+    snprintf(beside_name, sizeof beside_name, "new-%s", name);
+    pml_status status = pml_path_join(folder, sizeof folder, s->parent, name, err);
+    if (status == PML_OK)
+        status = pml_path_join(beside, sizeof beside, s->parent, beside_name, err);
+    if (status == PML_OK && access(folder, F_OK) != 0)
+        return s->kind->write(s->j, folder, bytes, err);
+    if (status == PML_OK)
+        status = pml_tree_remove(s->parent, beside_name, err); /* left by a crash */
+    if (status == PML_OK)
+        status = s->kind->write(s->j, beside, bytes, err);
+    return status == PML_OK ? exchange(s, folder, beside, beside_name, err) : status;
+}
+
+static void save_now(saver *s)
+{
+    size_t bytes = 0;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = write_one(s, &bytes, &err);
+    if (status != PML_OK) {
+        complain(s, "error", &err);
+    } else {
+        s->written = s->state;
+        announce(s, bytes, pml_clock_monotonic() - s->begun);
+        pml_error prune = PML_ERROR_INIT;
+        if (s->kind->prune(s->j, s->parent, &prune) != PML_OK)
+            complain(s, "warning", &prune);
+    }
+    pthread_mutex_lock(&s->mutex);
+    s->last = err;
+    s->busy = false;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static void *run(void *argument)
+{
+    saver *s = argument;
+    for (;;) {
+        pthread_mutex_lock(&s->mutex);
+        while (!s->busy && !s->ending)
+            pthread_cond_wait(&s->changed, &s->mutex);
+        bool work = s->busy;
+        pthread_mutex_unlock(&s->mutex);
+        if (!work)
+            return NULL;
+        save_now(s);
+    }
+}
+
+pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char *folder,
+                     const pml_train_state *from, saver **out, pml_error *err)
+{
+    *out = NULL;
+    saver *s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the checkpoint thread");
+    s->kind = kind;
+    s->j = j;
+    s->link = link;
+    s->written = from != NULL ? *from : (pml_train_state){.step = -1};
+    pthread_mutex_init(&s->mutex, NULL);
+    pthread_cond_init(&s->changed, NULL);
+    pml_status status = pml_path_join(s->parent, sizeof s->parent, folder, "checkpoints", err);
+    if (status == PML_OK)
+        status = pml_folder_make(s->parent, err);
+    if (status == PML_OK && pthread_create(&s->thread, NULL, run, s) != 0)
+        status = PML_FAIL(err, PML_NO_MEMORY, "cannot start the checkpoint thread");
+    s->running = status == PML_OK;
+    if (status != PML_OK)
+        saver_destroy(&s);
+    *out = s;
+    return status;
+}
+
+void saver_destroy(saver **out)
+{
+    saver *s = *out;
+    if (s == NULL)
+        return;
+    *out = NULL;
+    if (s->running) {
+        pthread_mutex_lock(&s->mutex);
+        s->ending = true;
+        pthread_cond_broadcast(&s->changed);
+        pthread_mutex_unlock(&s->mutex);
+        pthread_join(s->thread, NULL);
+    }
+    pthread_cond_destroy(&s->changed);
+    pthread_mutex_destroy(&s->mutex);
+    free(s);
+}
+
+static void wait_idle(saver *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    while (s->busy)
+        pthread_cond_wait(&s->changed, &s->mutex);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static bool same(const pml_train_state *a, const pml_train_state *b)
+{
+    return a->step == b->step && a->learning_rate == b->learning_rate &&
+           a->weight_decay == b->weight_decay && a->max_grad_norm == b->max_grad_norm &&
+           a->eval_steps == b->eval_steps && a->save_steps == b->save_steps;
+}
+
+pml_status saver_save(saver *s, const pml_train_state *state, const char *name, int64_t command,
+                      pml_error *err)
+{
+    char path[PATH_MAX], folder[64];
+    wait_idle(s);
+    s->state = *state;
+    s->command = command;
+    s->begun = pml_clock_monotonic();
+    snprintf(s->name, sizeof s->name, "%s", name);
+    if (same(&s->written, state)) {
+        snprintf(folder, sizeof folder, "step-%06lld", (long long)state->step);
+        pml_status status = pml_path_join(path, sizeof path, s->parent, folder, err);
+        if (status == PML_OK)
+            announce(s, folder_bytes(path), 0);
+        return status;
+    }
+    pml_status status = s->kind->take(s->j, state, err);
+    if (status != PML_OK)
+        return status;
+    pthread_mutex_lock(&s->mutex);
+    s->busy = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->mutex);
+    return PML_OK;
+}
+
+pml_status saver_wait(saver *s, pml_error *err)
+{
+    wait_idle(s);
+    if (s->last.code == PML_OK)
+        return PML_OK;
+    return PML_FAIL(err, s->last.code, "%s", s->last.message);
+}

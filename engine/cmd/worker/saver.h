@@ -1,0 +1,26 @@
+/* Saver: the thread that writes checkpoints from a snapshot while training goes on. */
+#ifndef PML_WORKER_SAVER_H
+#define PML_WORKER_SAVER_H
+
+#include "job.h"
+#include "link.h"
+
+typedef struct saver saver;
+
+/* folder: of the run; its checkpoints/ is made. Everything is borrowed. from: what the run goes on
+ * from and is on disk already; NULL: nothing is. */
+pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char *folder,
+                     const pml_train_state *from, saver **s, pml_error *err);
+/* Waits for what is being written. */
+void saver_destroy(saver **s);
+
+/* Take a snapshot of the job at state and have it written as step-%06d; waits for the one before. A
+ * `checkpoint` event says when it is on disk, a `log` event why it is not. A step that is there
+ * already from this very run of the worker is only announced again. name may be "", command 0. */
+pml_status saver_save(saver *s, const pml_train_state *state, const char *name, int64_t command,
+                      pml_error *err);
+
+/* Wait until nothing is being written. PML_IO: the last one failed. */
+pml_status saver_wait(saver *s, pml_error *err);
+
+#endif

@@ -1,0 +1,212 @@
+#include "worker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "loop.h"
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/base/log.h"
+#include "pml/base/path.h"
+
+enum { LEASE_FD = 3, COMM_FD = 4 };
+static const double progress_seconds = 0.25;
+
+typedef struct worker {
+    pml_message *start, *run;
+    worker_link *link;
+    pml_comm *comm;
+    job *j;
+    job_facts facts;
+    int rank, world;
+    double progress_at;
+} worker;
+
+static pml_status read_start(worker *w, pml_error *err)
+{
+    static char text[PML_MESSAGE_MAX];
+    if (fcntl(LEASE_FD, F_SETFD, FD_CLOEXEC) != 0)
+        return PML_FAIL(err, PML_INVALID, "a worker is started by a coordinator, not by hand");
+    ssize_t n = recv(LEASE_FD, text, sizeof text, 0);
+    if (n <= 0)
+        return PML_FAIL(err, PML_PEER, "the coordinator said nothing: %s",
+                        n < 0 ? strerror(errno) : "it is gone");
+    pml_status status = pml_message_parse(PML_CHANNEL_ORDER, text, (size_t)n, &w->start, err);
+    explicit_bzero(text, (size_t)n); /* it holds our secret key */
+    if (status == PML_OK && pml_message_type_of(w->start) != PML_ORDER_start)
+        return PML_FAIL(err, PML_INVALID, "the coordinator's first word is not start");
+    if (status == PML_OK) {
+        w->rank = (int)pml_message_int(w->start, "rank");
+        w->world = (int)pml_message_int(w->start, "world");
+    }
+    return status;
+}
+
+static pml_status read_run(worker *w, pml_error *err)
+{
+    char path[PATH_MAX], *text;
+    size_t size;
+    pml_status status =
+        pml_path_join(path, sizeof path, pml_message_string(w->start, "folder"), "run.json", err);
+    if (status == PML_OK)
+        status = pml_file_read(path, PML_MESSAGE_MAX, false, &text, &size, err);
+    if (status != PML_OK)
+        return status;
+    status = pml_message_parse_as(PML_FILE_run, text, size, &w->run, err);
+    free(text);
+    return status;
+}
+
+/* ---- what the coordinator hears before go ---- */
+
+static void progress(void *user, const char *what, double fraction)
+{
+    worker *w = user;
+    double now = pml_clock_monotonic();
+    if (w->rank != 0 || (now - w->progress_at < progress_seconds && fraction < 1))
+        return;
+    w->progress_at = now;
+    pml_message *event = pml_message_new(PML_EVENT_progress);
+    pml_message_set_string(event, "what", what);
+    pml_message_set_number(event, "fraction", fraction < 0 ? 0 : fraction > 1 ? 1 : fraction);
+    link_event(w->link, event);
+}
+
+static pml_message *plan_event(const job_facts *f)
+{
+    const pml_plan *p = &f->plan;
+    pml_message *causes = pml_message_new(PML_RECORD_causes);
+    size_t total = 0;
+    for (int i = 0; i < PML_CAUSE_COUNT; i++) {
+        pml_message_set_int(causes, pml_cause_name((pml_cause)i), (int64_t)p->by_cause[i]);
+        total += p->by_cause[i];
+    }
+    pml_message *limits = pml_message_new(PML_RECORD_limits);
+    pml_message_set_int(limits, "tokens", p->limits.tokens);
+    pml_message_set_int(limits, "docs", p->limits.docs);
+    pml_message_set_int(limits, "labels", p->limits.labels);
+    pml_message_set_int(limits, "max_doc", p->limits.max_doc);
+    pml_message_set_int(limits, "generate_length", p->limits.generate_length);
+    pml_message *event = pml_message_new(PML_EVENT_plan);
+    pml_message_set_part(event, "by_cause", causes);
+    pml_message_set_int(event, "total", (int64_t)total);
+    pml_message_set_int(event, "available", (int64_t)f->available);
+    pml_message_set_int(event, "recompute_layers", p->recompute_layers);
+    pml_message_set_int(event, "head_chunk", p->head_chunk);
+    pml_message_set_part(event, "limits", limits);
+    pml_message_set_int(event, "parameters", p->parameters);
+    pml_message_set_int(event, "trainable", p->trainable);
+    pml_message_set_int(event, "max_steps", f->max_steps);
+    return event;
+}
+
+static void report_ready(worker *w)
+{
+    pml_message *m = pml_message_new(PML_REPORT_ready);
+    pml_message_set_int(m, "step", w->facts.state.step);
+    pml_message_set_int(m, "max_steps", w->facts.max_steps);
+    pml_message_set_part(m, "plan", plan_event(&w->facts));
+    pml_message_set_json(m, "identity", w->facts.state.identity);
+    link_report(w->link, m);
+}
+
+static void report_failure(worker *w, const pml_error *err)
+{
+    pml_message *m = pml_message_new(PML_REPORT_turn);
+    pml_message_set_string(m, "state", "failed");
+    pml_message_set_int(m, "step", w->facts.state.step);
+    pml_message_set_string(m, "reason", err->message);
+    pml_message_set_string(m, "code", pml_status_name(err->code));
+    link_report(w->link, m);
+}
+
+/* ---- the life of a worker ---- */
+
+static pml_status open_job(worker *w, const job_kind *kind, pml_error *err)
+{
+    pml_status status = w->world == 1 ? pml_comm_self(&w->comm, err)
+                                      : pml_comm_shared(COMM_FD, w->rank, w->world, &w->comm, err);
+    if (status != PML_OK)
+        return status;
+    job_setup setup = {.folder = pml_message_string(w->start, "folder"),
+                       .checkpoint = pml_message_string(w->start, "checkpoint"),
+                       .run = w->run,
+                       .rank = w->rank,
+                       .world = w->world,
+                       .share = (int)pml_message_int(w->start, "share"),
+                       .comm = w->comm,
+                       .progress = progress,
+                       .user = w};
+    return kind->open(&setup, &w->j, &w->facts, err);
+}
+
+static pml_status train(worker *w, const job_kind *kind, pml_error *err)
+{
+    static loop l; /* pml_train_state is too large for comfort on a stack */
+    l = (loop){.kind = kind,
+               .j = w->j,
+               .link = w->link,
+               .comm = w->comm,
+               .rank = w->rank,
+               .max_steps = w->facts.max_steps,
+               .has_eval = w->facts.has_eval,
+               .state = w->facts.state};
+    l.state.timeline = pml_message_int(w->start, "timeline");
+    pml_status status = PML_OK;
+    if (w->rank == 0)
+        status = saver_new(kind, w->j, w->link, pml_message_string(w->start, "folder"),
+                           *pml_message_string(w->start, "checkpoint") != '\0' ? &l.state : NULL,
+                           &l.saver, err);
+    if (status == PML_OK) {
+        report_ready(w);
+        status = link_wait_go(w->link, err);
+    }
+    if (status == PML_OK)
+        status = loop_run(&l, err);
+    w->facts.state.step = l.state.step;
+    saver_destroy(&l.saver);
+    return status;
+}
+
+int worker_main(const job_kind *kind)
+{
+    static worker w;
+    pml_error err = PML_ERROR_INIT;
+    char name[32];
+    umask(0077);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGINT, SIG_IGN); /* a terminal's Ctrl-C is not for us; the coordinator decides */
+    pml_status status = read_start(&w, &err);
+    if (status != PML_OK) {
+        fprintf(stderr, "pml-worker: %s\n", err.message);
+        return 2;
+    }
+    snprintf(name, sizeof name, "worker-%d", w.rank);
+    pml_log_init(name, PML_LOG_INFO);
+    status = link_new(w.start, LEASE_FD, &w.link, &err);
+    if (status == PML_OK)
+        status = read_run(&w, &err);
+    if (status == PML_OK)
+        status = open_job(&w, kind, &err);
+    if (status == PML_OK)
+        status = train(&w, kind, &err);
+    if (status != PML_OK) {
+        pml_log(PML_LOG_ERROR, "%s (%s:%d)", err.message, err.file, err.line);
+        if (w.link != NULL)
+            report_failure(&w, &err);
+    }
+    if (w.j != NULL)
+        kind->close(&w.j);
+    pml_comm_destroy(&w.comm);
+    link_destroy(&w.link);
+    pml_message_destroy(&w.run);
+    pml_message_destroy(&w.start);
+    return status == PML_OK ? 0 : 1;
+}

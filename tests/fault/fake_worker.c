@@ -1,0 +1,209 @@
+/* A worker without a model: the real worker's logic over a job that counts.
+ *
+ *   FAKE_STEP_MS       milliseconds of a step (2)
+ *   FAKE_NAN_STEP      loss of this step is not a number
+ *   FAKE_FAIL_STEP     this step fails
+ *   FAKE_LOAD_MS       milliseconds of loading
+ *
+ * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
+ * used, one line a step, to used-RANK.txt in the run folder: the oracle for "on all workers at one
+ * step". */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/base/hash.h"
+#include "pml/base/path.h"
+#include "worker.h"
+
+struct job {
+    pml_comm *comm;
+    int rank, world;
+    pml_train_state taken;
+    FILE *used;
+    int64_t step, max_steps;
+};
+
+static double number(const char *name, double otherwise)
+{
+    const char *text = getenv(name);
+    return text == NULL ? otherwise : atof(text);
+}
+
+/* state.json of the fake: one line. */
+static pml_status restore(const char *checkpoint, pml_train_state *state, pml_error *err)
+{
+    char path[4096];
+    pml_status status = pml_path_join(path, sizeof path, checkpoint, "state.json", err);
+    FILE *file = status == PML_OK ? fopen(path, "r") : NULL;
+    long long step;
+    if (file == NULL)
+        return PML_FAIL(err, PML_NOT_FOUND, "%s: %s", path, strerror(errno));
+    int n = fscanf(file, "{\"step\":%lld,\"learning_rate\":%lf", &step, &state->learning_rate);
+    fclose(file);
+    state->step = step;
+    return n == 2 ? PML_OK : PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
+}
+
+static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts, pml_error *err)
+{
+    char path[4096];
+    job *j = calloc(1, sizeof *j);
+    *out = j;
+    if (j == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory");
+    *j = (job){.comm = setup->comm,
+               .rank = setup->rank,
+               .world = setup->world,
+               .max_steps = pml_message_int(setup->run, "max_steps")};
+    snprintf(path, sizeof path, "%.4000s/used-%d.txt", setup->folder, setup->rank);
+    j->used = fopen(path, "a");
+    if (j->used == NULL)
+        return PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
+    setup->progress(setup->user, "loading", 0.5);
+    pml_clock_sleep(number("FAKE_LOAD_MS", 0) / 1e3);
+    facts->max_steps = j->max_steps;
+    facts->has_eval = pml_message_string(setup->run, "eval_data")[0] != '\0';
+    facts->available = 1 << 20;
+    facts->plan.by_cause[PML_CAUSE_WEIGHTS] = 1000;
+    facts->state.learning_rate = pml_message_number(setup->run, "learning_rate");
+    facts->state.save_steps = pml_message_int(setup->run, "save_steps");
+    snprintf(facts->state.identity, sizeof facts->state.identity, "{\"threads\":%d}",
+             (int)number("FAKE_THREADS", 1));
+    pml_status status = PML_OK;
+    if (setup->checkpoint[0] != '\0')
+        status = restore(setup->checkpoint, &facts->state, err);
+    j->step = facts->state.step;
+    return status;
+}
+
+static void fake_close(job **j)
+{
+    if ((*j)->used != NULL)
+        fclose((*j)->used);
+    free(*j);
+    *j = NULL;
+}
+
+static pml_status fake_share(job *j, int64_t *labels, int64_t *tokens, pml_error *err)
+{
+    (void)err;
+    *labels = 10 + j->rank;
+    *tokens = 20;
+    return PML_OK;
+}
+
+static double fake_epoch(const job *j)
+{
+    return (double)j->step / 100;
+}
+
+static double fake_factor(const job *j, int64_t step)
+{
+    (void)j, (void)step;
+    return 0.5;
+}
+
+static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result, pml_error *err)
+{
+    pml_clock_sleep(number("FAKE_STEP_MS", 2) / 1e3);
+    if (u->step == (int64_t)number("FAKE_FAIL_STEP", -1) && j->rank == j->world - 1)
+        return PML_FAIL(err, PML_NO_MEMORY, "made to fail at step %lld", (long long)u->step);
+    double sum = 1;
+    pml_status status = pml_comm_allreduce_f64(j->comm, &sum, 1, err);
+    if (status != PML_OK)
+        return status;
+    if (sum != j->world)
+        return PML_FAIL(err, PML_INTERNAL, "%d workers sum to %g", j->world, sum);
+    fprintf(j->used, "%lld %.17g %.17g %.17g\n", (long long)u->step, u->learning_rate,
+            u->weight_decay, u->max_grad_norm);
+    fflush(j->used);
+    bool bad = u->step == (int64_t)number("FAKE_NAN_STEP", -1);
+    *result = (pml_step_result){bad ? (double)NAN : 1.0 / (double)u->step, 1, bad};
+    j->step = u->step;
+    return PML_OK;
+}
+
+static pml_status fake_evaluate(job *j, double *loss_sum, double *labels, pml_error *err)
+{
+    (void)err;
+    *loss_sum = 3.0 * (j->rank + 1);
+    *labels = j->rank + 1;
+    return PML_OK;
+}
+
+static pml_status fake_sample(job *j, const pml_generate_options *o, pml_error *err)
+{
+    (void)j;
+    if (o->n_prompt + o->max_new_tokens > 1000)
+        return PML_FAIL(err, PML_INVALID, "%d tokens are more than the planned 1000",
+                        o->n_prompt + o->max_new_tokens);
+    for (int32_t i = 0; i < o->max_new_tokens; i++)
+        if (!o->on_token(o->user, o->prompt[0] + i))
+            break;
+    return PML_OK;
+}
+
+static pml_status fake_take(job *j, const pml_train_state *state, pml_error *err)
+{
+    (void)err;
+    j->taken = *state;
+    return PML_OK;
+}
+
+/* The format of MANIFEST is that of the real checkpoints: its reader judges this one too. */
+static pml_status fake_write(job *j, const char *folder, size_t *bytes, pml_error *err)
+{
+    char temporary[4200], path[4300], text[256], manifest[512], hex[PML_HASH_HEX];
+    uint8_t hash[PML_HASH_BYTES];
+    snprintf(temporary, sizeof temporary, "%.4000s.part", folder);
+    int n = snprintf(text, sizeof text, "{\"step\":%lld,\"learning_rate\":%.17g}",
+                     (long long)j->taken.step, j->taken.learning_rate);
+    *bytes = (size_t)n;
+    pml_status status = pml_folder_make(temporary, err);
+    snprintf(path, sizeof path, "%s/state.json", temporary);
+    if (status == PML_OK)
+        status = pml_file_write(path, text, (size_t)n, 0600, err);
+    if (status == PML_OK)
+        status = pml_hash_memory(text, (size_t)n, hash, err);
+    pml_hash_hex(hash, PML_HASH_BYTES, hex);
+    int m = snprintf(
+        manifest, sizeof manifest,
+        "{\"format\":1,\"files\":{\"state.json\":{\"bytes\":%d,\"blake2b\":\"%s\"}}}\n", n, hex);
+    snprintf(path, sizeof path, "%s/MANIFEST", temporary);
+    if (status == PML_OK)
+        status = pml_file_write(path, manifest, (size_t)m, 0600, err);
+    if (status == PML_OK && rename(temporary, folder) != 0)
+        status = PML_FAIL(err, PML_IO, "%s: %s", folder, strerror(errno));
+    return status;
+}
+
+static pml_status fake_prune(job *j, const char *parent, pml_error *err)
+{
+    (void)j, (void)parent, (void)err;
+    return PML_OK;
+}
+
+static const job_kind fake = {
+    .open = fake_open,
+    .close = fake_close,
+    .share = fake_share,
+    .epoch = fake_epoch,
+    .factor = fake_factor,
+    .step = fake_step,
+    .evaluate = fake_evaluate,
+    .sample = fake_sample,
+    .take = fake_take,
+    .write = fake_write,
+    .prune = fake_prune,
+};
+
+int main(void)
+{
+    return worker_main(&fake);
+}

@@ -1,0 +1,321 @@
+/* The doors: who is not let in, what is not taken, and that the run does not notice. */
+#include "harness.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+
+static int64_t refused(harness *h, const char *which)
+{
+    pml_message *m = harness_ask(h, "status", "");
+    pml_message *counts = pml_message_part(m, "refused", 0);
+    int64_t n = pml_message_int(counts, which);
+    pml_message_destroy(&counts);
+    pml_message_destroy(&m);
+    return n;
+}
+
+static void wait_refused(harness *h, const char *which, int64_t at_least)
+{
+    for (int i = 0; i < 500 && refused(h, which) < at_least; i++)
+        harness_receive_for(h, 0.02);
+    assert_true(refused(h, which) >= at_least);
+}
+
+/* Steps go on, without a gap. */
+static void undisturbed(harness *h)
+{
+    pml_message *m = harness_ask(h, "status", "");
+    int64_t step = pml_message_int(m, "step");
+    assert_string_equal(pml_message_string(m, "state"), "running");
+    pml_message_destroy(&m);
+    char next[32];
+    snprintf(next, sizeof next, "%lld", (long long)step + 3);
+    harness_event(h, 0, PML_EVENT_step, "step", next, NULL);
+}
+
+static harness *running(void)
+{
+    harness *h = harness_new(1, 100000, NULL);
+    assert_true(harness_start(h, NULL));
+    harness_event(h, 0, PML_EVENT_step, "step", "2", NULL);
+    return h;
+}
+
+/* The right file with another key in it. */
+static void a_strangers_key_is_refused(void **state)
+{
+    (void)state;
+    harness *h = running();
+    pml_connection c;
+    pml_client *stranger;
+    pml_received *r;
+    assert_int_equal(pml_connection_read(h->connection_file, &c, NULL), PML_OK);
+    assert_int_equal(pml_keypair_new(&c.keys, NULL), PML_OK);
+    assert_int_equal(pml_client_connect(&c, &stranger, NULL), PML_OK);
+    assert_int_equal(pml_client_send(stranger, "{\"type\":\"stop\",\"id\":\"x\"}", 24, NULL),
+                     PML_OK);
+    assert_int_equal(pml_client_receive(stranger, 5000, &r, NULL), PML_OK);
+    assert_int_equal(r->kind, PML_RECEIVED_DENIED);
+    free(r);
+    wait_refused(h, "keys", 1);
+    undisturbed(h);
+    pml_client_close(&stranger);
+
+    /* Our key, but meant for another coordinator. */
+    pml_keypair other;
+    assert_int_equal(pml_connection_read(h->connection_file, &c, NULL), PML_OK);
+    assert_int_equal(pml_keypair_new(&other, NULL), PML_OK);
+    memcpy(c.server_key, other.public_key, sizeof c.server_key);
+    int64_t before = refused(h, "handshakes");
+    assert_int_equal(pml_client_connect(&c, &stranger, NULL), PML_OK);
+    wait_refused(h, "handshakes", before + 1);
+    undisturbed(h);
+    pml_client_close(&stranger);
+    harness_destroy(&h);
+}
+
+/* A worker's door does not open for a client's key, nor the other way round. */
+static void doors_are_for_their_roles(void **state)
+{
+    (void)state;
+    harness *h = running();
+    pml_connection c;
+    pml_client *client;
+    assert_int_equal(pml_connection_read(h->connection_file, &c, NULL), PML_OK);
+    memcpy(strrchr(c.control, '/'), "/wrk", 5);
+    c.telemetry[0] = '\0';
+    int64_t before = refused(h, "keys");
+    assert_int_equal(pml_client_connect(&c, &client, NULL), PML_OK);
+    wait_refused(h, "keys", before + 1);
+    undisturbed(h);
+    pml_client_close(&client);
+    harness_destroy(&h);
+}
+
+static int raw_connection(const harness *h, const char *name)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int n = snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", h->runtime, name);
+    assert_true(n < (int)sizeof address.sun_path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    return fd;
+}
+
+/* Bytes that are no ZMTP, a ZMTP 1.0 peer, ZMTP 3 with the NULL mechanism (no key), and a torn one.
+ */
+static void raw_bytes_are_refused(void **state)
+{
+    (void)state;
+    static const char null_greeting[64] = "\xff\0\0\0\0\0\0\0\1\x7f\3\0NULL";
+    static const char *const doors[] = {"ctl", "pub", "wrk"};
+    harness *h = running();
+    for (int door = 0; door < 3; door++) {
+        int64_t before = refused(h, "handshakes");
+        char noise[5000];
+        for (size_t i = 0; i < sizeof noise; i++)
+            noise[i] = (char)(i * 2654435761U >> 13);
+        const struct {
+            const char *bytes;
+            size_t n;
+        } attacks[] = {
+            {noise, sizeof noise},        {"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 35},
+            {"\x01\x00\x05\x00stop!", 9}, {null_greeting, sizeof null_greeting},
+            {null_greeting, 20},          {"", 0},
+        };
+        for (size_t a = 0; a < sizeof attacks / sizeof attacks[0]; a++) {
+            int fd = raw_connection(h, doors[door]);
+            if (send(fd, attacks[a].bytes, attacks[a].n, MSG_NOSIGNAL) < 0)
+                pml_clock_sleep(0.01); /* it was closed already: refused */
+            pml_clock_sleep(0.02);
+            close(fd);
+        }
+        wait_refused(h, "handshakes", before + 3);
+        undisturbed(h);
+    }
+    harness_destroy(&h);
+}
+
+static void expect_error(harness *h, const char *text, size_t size, const char *code)
+{
+    assert_int_equal(pml_client_send(h->client, text, size, NULL), PML_OK);
+    for (;;) {
+        pml_received *r;
+        assert_int_equal(pml_client_receive(h->client, 10000, &r, NULL), PML_OK);
+        if (r->kind != PML_RECEIVED_ANSWER) {
+            free(r);
+            continue;
+        }
+        pml_message *m;
+        assert_int_equal(pml_message_parse(PML_CHANNEL_ANSWER, r->text, r->size, &m, NULL), PML_OK);
+        assert_int_equal(pml_message_type_of(m), PML_ANSWER_error);
+        assert_string_equal(pml_message_string(m, "code"), code);
+        pml_message_destroy(&m);
+        free(r);
+        return;
+    }
+}
+
+/* From somebody who has the key: an answer with a code, a count, and no harm. */
+static void garbage_messages_are_answered(void **state)
+{
+    (void)state;
+    harness *h = running();
+    int64_t before = refused(h, "messages");
+    static const char *const texts[] = {
+        "{",
+        "[]",
+        "null",
+        "\"stop\"",
+        "{\"type\":\"stop\"}",
+        "{\"type\":\"fly\",\"id\":\"1\"}",
+        "{\"type\":\"set\",\"id\":\"1\",\"learning_rate\":1e999}",
+        "{\"type\":\"set\",\"id\":\"1\",\"learning_rate\":\"NaN\"}",
+        "{\"type\":\"replay\",\"id\":\"1\",\"from\":0}",
+        "{\"type\":\"replay\",\"id\":\"1\",\"from\":-9223372036854775808}",
+        "{\"type\":\"applied\",\"id\":\"1\",\"command\":1}",
+        "\xff\xfe\x00\x01",
+    };
+    int n = (int)(sizeof texts / sizeof texts[0]);
+    for (int i = 0; i < n; i++)
+        expect_error(h, texts[i], strlen(texts[i]),
+                     i < 4 || i == 6 || i == n - 1 ? "corrupt" : "invalid");
+    char *large = malloc(PML_MESSAGE_MAX);
+    memset(large, '[', PML_MESSAGE_MAX);
+    expect_error(h, large, PML_REQUEST_MAX, "corrupt");
+    expect_error(h, large, PML_MESSAGE_MAX, "invalid");
+    unsigned random = 7;
+    for (int k = 0; k < 200; k++) {
+        size_t size = 1 + (random >> 8) % 300;
+        for (size_t i = 0; i < size; i++)
+            large[i] = (char)((random = random * 1664525 + 1013904223) >> 24);
+        expect_error(h, large, size, "corrupt");
+    }
+    free(large);
+    assert_true(refused(h, "messages") >= before + n + 202);
+    undisturbed(h);
+    harness_destroy(&h);
+}
+
+static void the_connection_file_is_ours_alone(void **state)
+{
+    (void)state;
+    harness *h = running();
+    struct stat st;
+    assert_int_equal(lstat(h->connection_file, &st), 0);
+    assert_true(S_ISREG(st.st_mode));
+    assert_int_equal(st.st_mode & 0777, 0600);
+    assert_int_equal(stat(h->runtime, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0700);
+    char *run = harness_read(h, "run.json"), *log = harness_read(h, "events.jsonl");
+    pml_connection c;
+    assert_int_equal(pml_connection_read(h->connection_file, &c, NULL), PML_OK);
+    assert_null(strstr(run, c.keys.secret_key)); /* the run folder may be on anybody's disk */
+    assert_null(strstr(log, c.keys.secret_key));
+    free(run);
+    free(log);
+    harness_destroy(&h);
+}
+
+/* Inodes of the sockets of a process, as "socket:[123]" links. */
+static bool owns_socket(pid_t pid, unsigned long inode)
+{
+    char folder[64], link[300], want[64];
+    snprintf(folder, sizeof folder, "/proc/%d/fd", (int)pid);
+    snprintf(want, sizeof want, "socket:[%lu]", inode);
+    DIR *dir = opendir(folder);
+    bool found = false;
+    for (struct dirent *e = dir == NULL ? NULL : readdir(dir); e != NULL; e = readdir(dir)) {
+        ssize_t n = readlinkat(dirfd(dir), e->d_name, link, sizeof link - 1);
+        link[n > 0 ? n : 0] = '\0';
+        found = found || strcmp(link, want) == 0;
+    }
+    if (dir != NULL)
+        closedir(dir);
+    return found;
+}
+
+static int network_sockets(pid_t pid)
+{
+    static const char *const tables[] = {"/proc/net/tcp", "/proc/net/tcp6", "/proc/net/udp",
+                                         "/proc/net/udp6"};
+    int n = 0;
+    for (int t = 0; t < 4; t++) {
+        FILE *file = fopen(tables[t], "r");
+        char line[512];
+        unsigned long inode;
+        while (file != NULL && fgets(line, sizeof line, file) != NULL)
+            if (sscanf(line, " %*d: %*s %*s %*s %*s %*s %*s %*s %*s %lu", &inode) == 1 &&
+                owns_socket(pid, inode))
+                n++;
+        if (file != NULL)
+            fclose(file);
+    }
+    return n;
+}
+
+static void nothing_listens_on_a_network(void **state)
+{
+    (void)state;
+    harness *h = running();
+    /* The oracle sees a socket when there is one. */
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    assert_int_equal(bind(fd, (struct sockaddr *)&any, sizeof any), 0);
+    assert_int_equal(listen(fd, 1), 0);
+    assert_int_equal(network_sockets(getpid()), 1);
+    close(fd);
+    assert_int_equal(network_sockets(h->coordinator), 0);
+    assert_int_equal(network_sockets(harness_worker_pid(h, 0)), 0);
+    harness_destroy(&h);
+}
+
+/* No secret in what other users can see of a process. */
+static void argv_and_environment_hold_no_secret(void **state)
+{
+    (void)state;
+    harness *h = running();
+    pml_connection c;
+    assert_int_equal(pml_connection_read(h->connection_file, &c, NULL), PML_OK);
+    pid_t pids[] = {h->coordinator, harness_worker_pid(h, 0)};
+    static const char *const names[] = {"cmdline", "environ"};
+    for (int i = 0; i < 4; i++) {
+        char path[64], text[65536];
+        snprintf(path, sizeof path, "/proc/%d/%s", (int)pids[i / 2], names[i % 2]);
+        FILE *file = fopen(path, "r");
+        assert_non_null(file);
+        size_t n = fread(text, 1, sizeof text, file);
+        fclose(file);
+        assert_true(n > 0);
+        assert_null(memmem(text, n, c.keys.secret_key, PML_KEY_TEXT - 1));
+        assert_null(memmem(text, n, c.server_key, PML_KEY_TEXT - 1));
+    }
+    harness_destroy(&h);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_strangers_key_is_refused),
+        cmocka_unit_test(doors_are_for_their_roles),
+        cmocka_unit_test(raw_bytes_are_refused),
+        cmocka_unit_test(garbage_messages_are_answered),
+        cmocka_unit_test(the_connection_file_is_ours_alone),
+        cmocka_unit_test(nothing_listens_on_a_network),
+        cmocka_unit_test(argv_and_environment_hold_no_secret),
+    };
+    if (!harness_programs(argc, argv))
+        return 2;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
