@@ -1,0 +1,62 @@
+/* The CUDA backend as a struct, and the one function this shared object exports. */
+#include "backend_loader.h"
+
+#include "cublas.h"
+#include "device.h"
+#include "driver.h"
+#include "ops.h"
+
+static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
+{
+    (void)device;
+    return op == PML_OP_linear ? pmli_cuda_linear_ws(&args->linear) : 0;
+}
+
+static const pml_backend backend = {
+    .abi = PML_BACKEND_ABI,
+    .name = "cuda",
+    .open = pmli_cuda_open,
+    .close = pmli_cuda_close,
+    .info = pmli_cuda_info,
+    .alloc = pmli_cuda_alloc,
+    .free = pmli_cuda_free,
+    .queue_new = pmli_cuda_queue_new,
+    .queue_destroy = pmli_cuda_queue_destroy,
+    .upload = pmli_cuda_upload,
+    .download = pmli_cuda_download,
+    .sync = pmli_cuda_sync,
+    .graph_begin = pmli_cuda_graph_begin,
+    .graph_end = pmli_cuda_graph_end,
+    .graph_launch = pmli_cuda_graph_launch,
+    .graph_destroy = pmli_cuda_graph_destroy,
+    .workspace = workspace,
+    .op =
+        {
+            .embed = pmli_cuda_embed,
+            .rmsnorm = pmli_cuda_rmsnorm,
+            .linear = pmli_cuda_linear,
+            .fill = pmli_cuda_fill,
+            .copy = pmli_cuda_copy,
+            .gather_rows = pmli_cuda_gather_rows,
+            .scatter_rows = pmli_cuda_scatter_rows,
+        },
+};
+
+/* Declared by its type, so that it cannot drift from what the loader calls. */
+__attribute__((visibility("default"))) pml_backend_entry PML_CUDA_ENTRY;
+
+pml_status PML_CUDA_ENTRY(unsigned abi, const pml_backend **result, pml_error *err)
+{
+    *result = NULL;
+    if (abi != PML_BACKEND_ABI)
+        return PML_FAIL(err, PML_UNSUPPORTED,
+                        "the CUDA backend speaks version %d of the op table, this program %u; "
+                        "they must come from the same build",
+                        PML_BACKEND_ABI, abi);
+    pml_status status = pmli_driver_load(err);
+    if (status == PML_OK)
+        status = pmli_cublas_load(err);
+    if (status == PML_OK)
+        *result = &backend;
+    return status;
+}

@@ -1,0 +1,174 @@
+/* Opening a device: context, cuBLASLt, kernels; and its one block of memory. */
+#include "device.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+pml_status pmli_cuda_enter(pml_device *device, pml_error *err)
+{
+    return PMLI_CU(pmli_cu.cuCtxSetCurrent(device->context), "entering the device's context", err);
+}
+
+static pml_status identify(pml_device *d, int index, pml_error *err)
+{
+    int count = 0, major = 0, minor = 0;
+    pml_status status = PMLI_CU(pmli_cu.cuDeviceGetCount(&count), "counting GPUs", err);
+    if (status != PML_OK)
+        return status;
+    if (index < 0 || index >= count)
+        return PML_FAIL(err, PML_NOT_FOUND, "no GPU cuda:%d: the driver sees %d", index, count);
+    status = PMLI_CU(pmli_cu.cuDeviceGet(&d->id, index), "opening a GPU", err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGetName(d->name, (int)sizeof d->name, d->id), "GPU's name",
+                         err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGetAttribute(
+                             &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, d->id),
+                         "GPU's compute capability", err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGetAttribute(
+                             &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, d->id),
+                         "GPU's compute capability", err);
+    d->capability = 10 * major + minor;
+    return status;
+}
+
+static pml_status load_images(pml_device *d, const char *const families[PMLI_FAMILY_COUNT],
+                              pml_error *err)
+{
+    for (int i = 0; i < PMLI_FAMILY_COUNT; i++) {
+        const pmli_image *image = pmli_image_for(families[i], d->capability);
+        if (image == NULL)
+            return PML_FAIL(err, PML_UNSUPPORTED,
+                            "%s has compute capability %d.%d, for which this build has no kernels",
+                            d->name, d->capability / 10, d->capability % 10);
+        pml_status status = PMLI_CU(
+            pmli_cu.cuLibraryLoadData(&d->images[i], image->data, NULL, NULL, 0, NULL, NULL, 0),
+            families[i], err);
+        if (status != PML_OK)
+            return pml_error_prefix(err,
+                                    "loading kernels for %s, compiled by %s, into a driver for "
+                                    "CUDA %d.%d",
+                                    image->target, pmli_images_compiler, pmli_cu.version / 1000,
+                                    pmli_cu.version % 1000 / 10);
+        snprintf(d->target, sizeof d->target, "%s", image->target);
+    }
+    return PML_OK;
+}
+
+/* All kernels are looked up now: the driver loads a function's code at this point, which must not
+ * happen while a graph is recorded. */
+static pml_status load_kernels(pml_device *d, pml_error *err)
+{
+    static const char *const families[PMLI_FAMILY_COUNT] = {
+#define FAMILY(family) #family,
+        PMLI_FAMILIES(FAMILY)
+#undef FAMILY
+    };
+    static const struct {
+        const char *name;
+        pmli_family family;
+    } kernels[PMLI_KERNEL_COUNT] = {
+#define KERNEL(family, kernel) {#kernel, PMLI_FAMILY_##family},
+        PMLI_KERNELS(KERNEL)
+#undef KERNEL
+    };
+    pml_status status = load_images(d, families, err);
+    for (int i = 0; i < PMLI_KERNEL_COUNT && status == PML_OK; i++) {
+        CUkernel kernel = NULL;
+        status = PMLI_CU(
+            pmli_cu.cuLibraryGetKernel(&kernel, d->images[kernels[i].family], kernels[i].name),
+            kernels[i].name, err);
+        if (status == PML_OK)
+            status =
+                PMLI_CU(pmli_cu.cuKernelGetFunction(&d->kernels[i], kernel), kernels[i].name, err);
+    }
+    return status;
+}
+
+pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device, pml_error *err)
+{
+    *device = NULL;
+    pml_device *d = calloc(1, sizeof *d);
+    if (d == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a device");
+    pml_status status = identify(d, options->index, err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDevicePrimaryCtxRetain(&d->context, d->id),
+                         "making the GPU's context", err);
+    if (status == PML_OK)
+        status = pmli_cuda_enter(d, err);
+    if (status == PML_OK)
+        status = load_kernels(d, err);
+    if (status == PML_OK)
+        status = PMLI_LT(pmli_lt.cublasLtCreate(&d->lt), "starting cuBLASLt", err);
+    if (status == PML_OK)
+        status = pmli_gemm_cache_new(&d->products, err);
+    if (status != PML_OK)
+        pmli_cuda_close(&d);
+    *device = d;
+    return status;
+}
+
+void pmli_cuda_close(pml_device **device)
+{
+    pml_device *d = *device;
+    if (d == NULL)
+        return;
+    pmli_gemm_cache_destroy(&d->products);
+    if (d->context != NULL) {
+        /* Nothing to tell anybody any more: each release stands for itself. */
+        pmli_cu.cuCtxSetCurrent(d->context);
+        if (d->lt != NULL)
+            pmli_lt.cublasLtDestroy(d->lt);
+        for (int i = 0; i < PMLI_FAMILY_COUNT; i++)
+            if (d->images[i] != NULL)
+                pmli_cu.cuLibraryUnload(d->images[i]);
+        pmli_cu.cuCtxSetCurrent(NULL);
+        pmli_cu.cuDevicePrimaryCtxRelease(d->id);
+    }
+    free(d);
+    *device = NULL;
+}
+
+pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
+{
+    memset(info, 0, sizeof *info);
+    size_t version = pmli_lt.cublasLtGetVersion();
+    /* 130100 is 13.1.0 */
+    snprintf(info->name, sizeof info->name, "%s", d->name);
+    snprintf(info->libraries, sizeof info->libraries, "cuBLASLt %zu.%zu.%zu, driver for CUDA %d.%d",
+             version / 10000, version / 100 % 100, version % 100, pmli_cu.version / 1000,
+             pmli_cu.version % 1000 / 10);
+    snprintf(info->instructions, sizeof info->instructions, "%s", d->target);
+    info->threads = 1;
+    pml_status status = pmli_cuda_enter(d, err);
+    if (status != PML_OK)
+        return status;
+    return PMLI_CU(pmli_cu.cuMemGetInfo(&info->memory_free, &info->memory_total),
+                   "asking for the GPU's free memory", err);
+}
+
+pml_status pmli_cuda_alloc(pml_device *device, size_t bytes, void **base, pml_error *err)
+{
+    CUdeviceptr address = 0;
+    *base = NULL;
+    pml_status status = pmli_cuda_enter(device, err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuMemAlloc(&address, bytes), "taking the arena", err);
+    if (status != PML_OK)
+        return pml_error_prefix(err, "%zu bytes on %s", bytes, device->name);
+    *base = (void *)(uintptr_t)address;
+    return PML_OK;
+}
+
+void pmli_cuda_free(pml_device *device, void **base, size_t bytes)
+{
+    (void)bytes; /* the driver knows */
+    if (*base == NULL)
+        return;
+    pmli_cu.cuCtxSetCurrent(device->context);
+    pmli_cu.cuMemFree((CUdeviceptr)(uintptr_t)*base);
+    *base = NULL;
+}

@@ -1,0 +1,65 @@
+/* What the handles of backend.h are made of here, and how an op starts a kernel. */
+#ifndef PMLI_CUDA_DEVICE_H
+#define PMLI_CUDA_DEVICE_H
+
+#include <stdbool.h>
+
+#include "cublas.h"
+#include "driver.h"
+#include "gemm.h"
+#include "images.h"
+#include "pml_op/backend.h"
+
+struct pml_device {
+    CUdevice id;
+    CUcontext context; /* the primary one, shared with whatever else is in this process */
+    char name[128];
+    int capability;  /* 90 is compute capability 9.0 */
+    char target[16]; /* what the kernels were compiled for: "sm_90a", "compute_75" */
+    cublasLtHandle_t lt;
+    pmli_gemm_cache *products;
+    CUlibrary images[PMLI_FAMILY_COUNT];
+    CUfunction kernels[PMLI_KERNEL_COUNT];
+};
+
+struct pml_queue {
+    pml_device *device;
+    CUstream stream;
+    bool recording;
+};
+
+struct pml_graph {
+    pml_device *device;
+    CUgraphExec exec;
+};
+
+pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device, pml_error *err);
+void pmli_cuda_close(pml_device **device);
+pml_status pmli_cuda_info(pml_device *device, pml_device_info *info, pml_error *err);
+pml_status pmli_cuda_alloc(pml_device *device, size_t bytes, void **base, pml_error *err);
+void pmli_cuda_free(pml_device *device, void **base, size_t bytes);
+
+pml_status pmli_cuda_queue_new(pml_device *device, pml_queue **queue, pml_error *err);
+void pmli_cuda_queue_destroy(pml_queue **queue);
+pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t bytes,
+                            pml_error *err);
+pml_status pmli_cuda_download(pml_queue *queue, void *to, const void *from, size_t bytes,
+                              pml_error *err);
+pml_status pmli_cuda_sync(pml_queue *queue, pml_error *err);
+pml_status pmli_cuda_graph_begin(pml_queue *queue, pml_error *err);
+pml_status pmli_cuda_graph_end(pml_queue *queue, pml_graph **graph, pml_error *err);
+pml_status pmli_cuda_graph_launch(pml_queue *queue, pml_graph *graph, pml_error *err);
+void pmli_cuda_graph_destroy(pml_graph **graph);
+
+/* Make the device's context the calling thread's. Every entry point begins with this: a queue is
+ * used by one thread at a time, not always by the same one. */
+pml_status pmli_cuda_enter(pml_device *device, pml_error *err);
+
+/* Put one kernel on the queue. params is the kernel's one argument, a struct of device/params.h. */
+typedef struct pmli_launch {
+    unsigned grid_x, grid_y, block_x, block_y;
+} pmli_launch;
+pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,
+                            pml_error *err);
+
+#endif

@@ -1,0 +1,148 @@
+// RMSNorm with the residual add in front of it. Zhang & Sennrich, "Root Mean Square Layer
+// Normalization", 2019.
+//
+// Bound by memory: 2 reads + 2 writes of tokens*hidden (1 + 1 without the residual), so a row is
+// read once and waits in registers, as 16-byte packs, while its sum of squares is made:
+//
+//   thread:      0    1    …   n-1 |  0    1   …          n = blockDim.x threads a row
+//   pack:      | p0 | p1 | … | pn-1 | pn | pn+1 …          PACKS of them a thread
+//
+// The sum is rounded to the operand's dtype before it is used: what the backward pass will read is
+// then exactly what was normalised.
+#include "params.h"
+#include "types.cuh"
+
+// Over the threads of one row: a warp, or the whole block. The order depends on shapes only.
+__device__ inline float row_total(float x)
+{
+    __shared__ float of_warp[32];
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, d);
+    if (blockDim.x <= 32)
+        return x;
+    if (threadIdx.x % 32 == 0)
+        of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0.0f;
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, d);
+    return x;
+}
+
+__device__ inline float rstd_of(float squares, const pmli_rmsnorm_params &p)
+{
+    return 1.0f / sqrtf(squares / (float)p.cols + p.eps);
+}
+
+// Rows that are whole packs, at most PACKS of them a thread. Rows of one block share no data, so a
+// block of several one-warp rows needs no barrier; with a barrier there is one row a block.
+template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsnorm_params &p)
+{
+    constexpr int N = 16 / sizeof(T);
+    typedef Pack<T, N> pack;
+    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= p.rows)
+        return;
+    const int packs = (int)(p.cols / N);
+    const pack *x = (const pack *)((const T *)p.x + row * p.ld_x);
+    const pack *add =
+        p.add != nullptr ? (const pack *)((const T *)p.add + row * p.ld_add) : nullptr;
+    const pack *weight = (const pack *)p.weight;
+    pack *sum = (pack *)((T *)p.sum + row * p.ld_sum);
+    pack *y = (pack *)((T *)p.y + row * p.ld_y);
+
+    pack held[PACKS];
+    float squares = 0;
+#pragma unroll
+    for (int k = 0; k < PACKS; k++) {
+        const int c = k * blockDim.x + threadIdx.x;
+        if (c < packs)
+            held[k] = x[c];
+    }
+    if (add != nullptr) {
+        pack other[PACKS];
+#pragma unroll
+        for (int k = 0; k < PACKS; k++) {
+            const int c = k * blockDim.x + threadIdx.x;
+            if (c < packs)
+                other[k] = add[c];
+        }
+#pragma unroll
+        for (int k = 0; k < PACKS; k++) {
+            const int c = k * blockDim.x + threadIdx.x;
+            if (c >= packs)
+                continue;
+#pragma unroll
+            for (int e = 0; e < N; e++)
+                held[k].at[e] = narrow<T>(widen(held[k].at[e]) + widen(other[k].at[e]));
+            sum[c] = held[k];
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < PACKS; k++) {
+        if (k * blockDim.x + threadIdx.x >= packs)
+            continue;
+#pragma unroll
+        for (int e = 0; e < N; e++)
+            squares += widen(held[k].at[e]) * widen(held[k].at[e]);
+    }
+    const float rstd = rstd_of(row_total(squares), p);
+    if (threadIdx.x == 0)
+        p.rstd[row] = rstd;
+#pragma unroll
+    for (int k = 0; k < PACKS; k++) {
+        const int c = k * blockDim.x + threadIdx.x;
+        if (c >= packs)
+            continue;
+        const pack w = weight[c];
+#pragma unroll
+        for (int e = 0; e < N; e++)
+            held[k].at[e] = narrow<T>(widen(held[k].at[e]) * rstd * widen(w.at[e]));
+        y[c] = held[k];
+    }
+}
+
+// Any row: element by element, read a second time (out of the cache) for the output.
+template <typename T> __device__ void norm_any(const pmli_rmsnorm_params &p)
+{
+    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= p.rows)
+        return;
+    const T *x = (const T *)p.x + row * p.ld_x;
+    const T *add = (const T *)p.add + row * p.ld_add, *weight = (const T *)p.weight;
+    T *sum = (T *)p.sum + row * p.ld_sum, *y = (T *)p.y + row * p.ld_y;
+    float squares = 0;
+    for (long long c = threadIdx.x; c < p.cols; c += blockDim.x) {
+        T s = x[c];
+        if (p.add != nullptr)
+            sum[c] = s = narrow<T>(widen(s) + widen(add[c]));
+        squares += widen(s) * widen(s);
+    }
+    const float rstd = rstd_of(row_total(squares), p);
+    if (threadIdx.x == 0)
+        p.rstd[row] = rstd;
+    // x may have been overwritten by sum: from here on the thread reads what it wrote itself.
+    const T *normed = p.add != nullptr ? sum : x;
+    for (long long c = threadIdx.x; c < p.cols; c += blockDim.x)
+        y[c] = narrow<T>(widen(normed[c]) * rstd * widen(weight[c]));
+}
+
+#define REGISTERS(name, T, PACKS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_params p)           \
+    {                                                                                              \
+        norm_registers<T, PACKS>(p);                                                               \
+    }
+#define NORM(name, T)                                                                              \
+    extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_params p)           \
+    {                                                                                              \
+        norm_any<T>(p);                                                                            \
+    }                                                                                              \
+    REGISTERS(name##_x1, T, 1)                                                                     \
+    REGISTERS(name##_x2, T, 2)                                                                     \
+    REGISTERS(name##_x4, T, 4)
+
+NORM(rmsnorm_f32, float)
+NORM(rmsnorm_bf16, bf16)
+NORM(rmsnorm_f16, f16)

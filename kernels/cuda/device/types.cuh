@@ -1,0 +1,44 @@
+// Element types and vector access for device code.
+#ifndef PMLI_CUDA_TYPES_CUH
+#define PMLI_CUDA_TYPES_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+typedef __nv_bfloat16 bf16;
+typedef __half f16;
+
+__device__ inline float widen(float x)
+{
+    return x;
+}
+__device__ inline float widen(bf16 x)
+{
+    return __bfloat162float(x);
+}
+__device__ inline float widen(f16 x)
+{
+    return __half2float(x);
+}
+
+// Round to nearest even.
+template <typename T> __device__ inline T narrow(float x);
+template <> __device__ inline float narrow<float>(float x)
+{
+    return x;
+}
+template <> __device__ inline bf16 narrow<bf16>(float x)
+{
+    return __float2bfloat16_rn(x);
+}
+template <> __device__ inline f16 narrow<f16>(float x)
+{
+    return __float2half_rn(x);
+}
+
+// N neighbouring elements that move in one access: 16 bytes is the widest there is.
+template <typename T, int N> struct alignas(sizeof(T) * N) Pack {
+    T at[N];
+};
+
+#endif

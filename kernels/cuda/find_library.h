@@ -1,0 +1,25 @@
+/* Where CUDA's libraries may be: they are not ours to ship, and every installation has them
+ * somewhere else. Looked through in this order, and the first that opens is taken:
+ *
+ *   1. the folders of $PML_CUDA_LIBS (with ':' between them); when it is set, nothing else
+ *   2. the NVIDIA packages of a Python: <site-packages>/nvidia/<package>/lib, for the site-packages
+ *      this object lies in, those of $VIRTUAL_ENV and $CONDA_PREFIX, and of python3 on the PATH
+ *      (a PyTorch installed by pip brings the same packages)
+ *   3. what the system's loader finds by name, then the usual folders of a CUDA installation */
+#ifndef PMLI_CUDA_FIND_LIBRARY_H
+#define PMLI_CUDA_FIND_LIBRARY_H
+
+#include "pml/base/error.h"
+
+typedef struct pmli_library {
+    const char *stem;    /* "libcublasLt.so" */
+    const char *wheel12; /* folder under nvidia/ in CUDA 12 wheels: "cublas" */
+    const char *install; /* what to install, for the message: "nvidia-cublas" */
+} pmli_library;
+
+/* Open <stem>.<major> for the newest CUDA major version that is not above newest_major, 12 at
+ * least. The handle is never closed. PML_NOT_FOUND says where was looked and what to install. */
+pml_status pmli_open_library(const pmli_library *library, int newest_major, void **handle,
+                             pml_error *err);
+
+#endif

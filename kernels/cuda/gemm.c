@@ -1,0 +1,226 @@
+#include "gemm.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cublas.h"
+#include "device.h"
+
+/* What decides the algorithm. Compared as bytes, so it is zeroed before it is filled. */
+typedef struct key {
+    int64_t m, n, k, lda, ldb, ldc;
+    size_t workspace_size;
+    uint32_t align_a, align_b, align_c, align_bias; /* align_bias = 0: no bias */
+    pml_dtype in, out;
+    bool transpose_a, transpose_b, accumulates;
+} key;
+
+typedef struct product {
+    key key;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatmulAlgo_t algo;
+} product;
+
+struct pmli_gemm_cache {
+    pthread_mutex_t lock;
+    product **products; /* each at its own address: one in use stays where it is */
+    size_t count, capacity;
+};
+
+pml_status pmli_gemm_cache_new(pmli_gemm_cache **cache, pml_error *err)
+{
+    *cache = calloc(1, sizeof **cache);
+    if (*cache == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the table of matrix products");
+    pthread_mutex_init(&(*cache)->lock, NULL);
+    return PML_OK;
+}
+
+static void product_destroy(product *p)
+{
+    if (p == NULL)
+        return;
+    if (p->c != NULL)
+        pmli_lt.cublasLtMatrixLayoutDestroy(p->c);
+    if (p->b != NULL)
+        pmli_lt.cublasLtMatrixLayoutDestroy(p->b);
+    if (p->a != NULL)
+        pmli_lt.cublasLtMatrixLayoutDestroy(p->a);
+    if (p->desc != NULL)
+        pmli_lt.cublasLtMatmulDescDestroy(p->desc);
+    free(p);
+}
+
+void pmli_gemm_cache_destroy(pmli_gemm_cache **cache)
+{
+    if (*cache == NULL)
+        return;
+    for (size_t i = 0; i < (*cache)->count; i++)
+        product_destroy((*cache)->products[i]);
+    free((*cache)->products);
+    pthread_mutex_destroy(&(*cache)->lock);
+    free(*cache);
+    *cache = NULL;
+}
+
+/* The largest power of two up to 256 that divides an address: all that may be promised. */
+static uint32_t alignment_of(const void *address)
+{
+    uintptr_t bits = (uintptr_t)address | 256;
+    return (uint32_t)(bits & -bits);
+}
+
+static void key_of(key *k, const pmli_gemm *g)
+{
+    memset(k, 0, sizeof *k);
+    k->m = g->m, k->n = g->n, k->k = g->k;
+    k->lda = g->lda, k->ldb = g->ldb, k->ldc = g->ldc;
+    k->workspace_size = g->workspace_size;
+    k->align_a = alignment_of(g->a);
+    k->align_b = alignment_of(g->b);
+    k->align_c = alignment_of(g->c);
+    k->align_bias = g->bias != NULL ? alignment_of(g->bias) : 0;
+    k->in = g->in, k->out = g->out;
+    k->transpose_a = g->transpose_a, k->transpose_b = g->transpose_b;
+    k->accumulates = g->beta != 0;
+}
+
+static cudaDataType_t type_of(pml_dtype dtype)
+{
+    return dtype == PML_BF16 ? CUDA_R_16BF : dtype == PML_F16 ? CUDA_R_16F : CUDA_R_32F;
+}
+
+/* cuBLASLt is column-major: row-major c = a b is its c^T = b^T a^T, so our b is its A. */
+static pml_status describe(product *p, const void *bias, pml_error *err)
+{
+    const key *k = &p->key;
+    cublasOperation_t first = k->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasOperation_t second = k->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    const char *what = "describing a matrix product";
+    /* Plain float32 sums; float32 operands are multiplied as such, never rounded to tf32. */
+    pml_status status = PMLI_LT(
+        pmli_lt.cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), what, err);
+#define SET(attribute, value)                                                                      \
+    if (status == PML_OK)                                                                          \
+    status = PMLI_LT(                                                                              \
+        pmli_lt.cublasLtMatmulDescSetAttribute(p->desc, attribute, &(value), sizeof(value)), what, \
+        err)
+    SET(CUBLASLT_MATMUL_DESC_TRANSA, first);
+    SET(CUBLASLT_MATMUL_DESC_TRANSB, second);
+    if (bias != NULL) {
+        SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+        SET(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    }
+#undef SET
+#define LAYOUT(member, type, rows, cols, ld)                                                       \
+    if (status == PML_OK)                                                                          \
+    status = PMLI_LT(pmli_lt.cublasLtMatrixLayoutCreate(&p->member, type_of(type),                 \
+                                                        (uint64_t)(rows), (uint64_t)(cols), ld),   \
+                     what, err)
+    LAYOUT(a, k->in, k->transpose_b ? k->k : k->n, k->transpose_b ? k->n : k->k, k->ldb);
+    LAYOUT(b, k->in, k->transpose_a ? k->m : k->k, k->transpose_a ? k->k : k->m, k->lda);
+    LAYOUT(c, k->out, k->n, k->m, k->ldc);
+#undef LAYOUT
+    return status;
+}
+
+/* The first choice of the heuristic: the same one on every machine of a kind. It is within 1-3% of
+ * the best of its candidates on a layer's shapes (docs/performance/gpu-seed.md). */
+static pml_status choose(product *p, cublasLtHandle_t lt, pml_error *err)
+{
+    const key *k = &p->key;
+    cublasLtMatmulPreference_t preference = NULL;
+    cublasLtMatmulHeuristicResult_t result;
+    int found = 0;
+    const char *what = "choosing an algorithm for a matrix product";
+    pml_status status = PMLI_LT(pmli_lt.cublasLtMatmulPreferenceCreate(&preference), what, err);
+#define PREFER(attribute, value)                                                                   \
+    if (status == PML_OK)                                                                          \
+    status = PMLI_LT(pmli_lt.cublasLtMatmulPreferenceSetAttribute(preference, attribute, &(value), \
+                                                                  sizeof(value)),                  \
+                     what, err)
+    PREFER(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, k->workspace_size);
+    PREFER(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, k->align_b);
+    PREFER(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, k->align_a);
+    PREFER(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, k->align_c);
+    PREFER(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, k->align_c);
+#undef PREFER
+    if (status == PML_OK)
+        status = PMLI_LT(pmli_lt.cublasLtMatmulAlgoGetHeuristic(lt, p->desc, p->a, p->b, p->c, p->c,
+                                                                preference, 1, &result, &found),
+                         what, err);
+    if (status == PML_OK && found == 0)
+        status = PML_FAIL(err, PML_UNSUPPORTED, "cuBLASLt has no algorithm");
+    if (status == PML_OK)
+        p->algo = result.algo;
+    if (preference != NULL)
+        pmli_lt.cublasLtMatmulPreferenceDestroy(preference);
+    return status;
+}
+
+static pml_status add(pml_device *device, const key *k, const void *bias, product **made,
+                      pml_error *err)
+{
+    pmli_gemm_cache *cache = device->products;
+    if (cache->count == cache->capacity) {
+        size_t capacity = cache->capacity == 0 ? 64 : 2 * cache->capacity;
+        product **grown = realloc(cache->products, capacity * sizeof *grown);
+        if (grown == NULL)
+            return PML_FAIL(err, PML_NO_MEMORY, "no memory for %zu matrix products", capacity);
+        cache->products = grown;
+        cache->capacity = capacity;
+    }
+    product *p = calloc(1, sizeof *p);
+    if (p == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a matrix product");
+    memcpy(&p->key, k, sizeof *k); /* padding too */
+    pml_status status = describe(p, bias, err);
+    if (status == PML_OK)
+        status = choose(p, device->lt, err);
+    if (status != PML_OK) {
+        product_destroy(p);
+        return pml_error_prefix(err, "product of [%lld,%lld] and [%lld,%lld] %s", (long long)k->m,
+                                (long long)k->k, (long long)k->k, (long long)k->n,
+                                pml_dtype_name(k->in));
+    }
+    cache->products[cache->count++] = *made = p;
+    return PML_OK;
+}
+
+/* With the cache's lock held. A model has some dozens of shapes: a walk costs less than a launch.
+ */
+static pml_status look_up(pml_device *device, const pmli_gemm *g, product **p, pml_error *err)
+{
+    pmli_gemm_cache *cache = device->products;
+    key k;
+    key_of(&k, g);
+    for (size_t i = 0; i < cache->count; i++)
+        if (memcmp(&cache->products[i]->key, &k, sizeof k) == 0) {
+            *p = cache->products[i];
+            return PML_OK;
+        }
+    return add(device, &k, g->bias, p, err);
+}
+
+pml_status pmli_gemm_run(pml_queue *queue, const pmli_gemm *g, pml_error *err)
+{
+    pml_device *device = queue->device;
+    product *p = NULL;
+    /* Held through the call: the bias's address is written into the shared descriptor. */
+    pthread_mutex_lock(&device->products->lock);
+    pml_status status = look_up(device, g, &p, err);
+    if (status == PML_OK && g->bias != NULL)
+        status = PMLI_LT(pmli_lt.cublasLtMatmulDescSetAttribute(
+                             p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias),
+                         "setting a bias", err);
+    if (status == PML_OK)
+        status = PMLI_LT(pmli_lt.cublasLtMatmul(device->lt, p->desc, &g->alpha, g->b, p->a, g->a,
+                                                p->b, &g->beta, g->c, p->c, g->c, p->c, &p->algo,
+                                                g->workspace, g->workspace_size, queue->stream),
+                         "matrix product", err);
+    pthread_mutex_unlock(&device->products->lock);
+    return status;
+}

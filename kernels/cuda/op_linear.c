@@ -1,0 +1,164 @@
+/* Linear layers by cuBLASLt.
+ *
+ * With an adapter there are two ways:
+ *
+ *   separate   y = x w^T (+ bias);  u = s x a^T;  y_p += u_p b_p^T for each part p
+ *   bordered   u = s x a^T into the border of x;  y = [x|u] [w|b]^T (+ bias)
+ *
+ * The second moves y once instead of two to four times; it is taken where u and b lie so. */
+#include "device.h"
+#include "operand.h"
+#include "ops.h"
+
+enum { WS_ALIGNMENT = 256 };
+
+/* Columns of u. */
+static int64_t lora_cols(const pml_linear_args *a)
+{
+    return (int64_t)a->rank * __builtin_popcount(a->lora_parts);
+}
+
+/* Columns of y, and rows of the stacked b, that belong to parts with an adapter. */
+static int64_t lora_rows(const pml_linear_args *a)
+{
+    int64_t n = 0;
+    for (int p = 0; p < a->parts && p < PML_LINEAR_MAX_PARTS; p++)
+        if (a->lora_parts >> p & 1)
+            n += a->part_cols[p];
+    return n;
+}
+
+static size_t u_bytes(const pml_linear_args *a)
+{
+    size_t bytes = (size_t)a->x.rows * (size_t)lora_cols(a) * pml_dtype_size(a->x.dtype);
+    return (bytes + WS_ALIGNMENT - 1) / WS_ALIGNMENT * WS_ALIGNMENT;
+}
+
+size_t pmli_cuda_linear_ws(const pml_linear_args *a)
+{
+    bool own_u = a->lora_parts != 0 && a->u.rows == 0;
+    return PMLI_GEMM_WORKSPACE + (own_u ? u_bytes(a) : 0);
+}
+
+static void check_lora(pmli_check *c, const pml_linear_args *a)
+{
+    pmli_need_that(c, a->rank > 0 && a->lora_parts >> a->parts == 0,
+                   "rank %d with adapters on parts %#x of %d", a->rank, a->lora_parts, a->parts);
+    pmli_need_as(c, "a", &a->a, lora_cols(a), a->x.cols, a->x.dtype);
+    pmli_need_as(c, "b", &a->b, lora_rows(a), a->rank, a->x.dtype);
+    if (a->u.data != NULL)
+        pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->x.dtype);
+    if (c->status == PML_OK && a->lora_dropout != 0)
+        c->status = PML_FAIL(c->err, PML_UNSUPPORTED,
+                             "linear: lora_dropout is not on the GPU in this version");
+}
+
+static pml_status check(const pml_linear_args *a, bool lora, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_linear, err);
+    int64_t outputs = 0;
+    pmli_need_that(&c, a->parts >= 1 && a->parts <= PML_LINEAR_MAX_PARTS, "%d parts", a->parts);
+    for (int p = 0; c.status == PML_OK && p < a->parts; p++) {
+        pmli_need_that(&c, a->part_cols[p] > 0, "part %d has %d columns", p, a->part_cols[p]);
+        outputs += a->part_cols[p];
+    }
+    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
+    pmli_need_float(&c, "x", &a->x);
+    pmli_need_as(&c, "w", &a->w, outputs, a->x.cols, a->x.dtype);
+    if (a->bias.data != NULL)
+        pmli_need_as(&c, "bias", &a->bias, 1, outputs, a->x.dtype);
+    pmli_need_as(&c, "y", &a->y, a->x.rows, outputs, a->x.dtype);
+    if (lora)
+        check_lora(&c, a);
+    pmli_need_ws(&c, &a->ws, pmli_cuda_linear_ws(a));
+    pmli_need_that(&c, a->x.cols > 0, "operand 'x' has no columns");
+    return c.status;
+}
+
+/* c = alpha x w^T + beta c, for views. */
+static pmli_gemm product(const pml_view *x, const pml_view *w, const pml_view *y,
+                         const pml_linear_args *a)
+{
+    return (pmli_gemm){.a = x->data,
+                       .b = w->data,
+                       .c = y->data,
+                       .m = x->rows,
+                       .n = w->rows,
+                       .k = x->cols,
+                       .lda = x->ld,
+                       .ldb = w->ld,
+                       .ldc = y->ld,
+                       .transpose_b = true,
+                       .in = x->dtype,
+                       .out = y->dtype,
+                       .alpha = 1,
+                       .workspace = a->ws.data,
+                       .workspace_size = PMLI_GEMM_WORKSPACE};
+}
+
+/* inner continues the rows of outer. */
+static bool in_border(const pml_view *outer, const pml_view *inner)
+{
+    return pml_view_columns(*outer, outer->cols, 0).data == inner->data && outer->ld == inner->ld &&
+           outer->rows == inner->rows;
+}
+
+static pml_status down(pml_queue *queue, const pml_linear_args *a, const pml_view *u,
+                       pml_error *err)
+{
+    pmli_gemm g = product(&a->x, &a->a, u, a);
+    g.alpha = a->lora_scale;
+    return pmli_gemm_run(queue, &g, err);
+}
+
+static pml_status frozen(pml_queue *queue, const pml_linear_args *a, int64_t border, pml_error *err)
+{
+    pmli_gemm g = product(&a->x, &a->w, &a->y, a);
+    g.k += border;
+    g.bias = a->bias.data;
+    return pmli_gemm_run(queue, &g, err);
+}
+
+static pml_status up(pml_queue *queue, const pml_linear_args *a, const pml_view *u, pml_error *err)
+{
+    int64_t y_col = 0, u_col = 0, b_row = 0;
+    for (int p = 0; p < a->parts; y_col += a->part_cols[p++]) {
+        if (!(a->lora_parts >> p & 1))
+            continue;
+        pml_view u_p = pml_view_columns(*u, u_col, a->rank);
+        pml_view y_p = pml_view_columns(a->y, y_col, a->part_cols[p]);
+        pml_view b_p = a->b;
+        b_p.data = (char *)b_p.data + (size_t)(b_row * b_p.ld) * pml_dtype_size(b_p.dtype);
+        b_p.rows = a->part_cols[p];
+        pmli_gemm g = product(&u_p, &b_p, &y_p, a);
+        g.beta = 1;
+        pml_status status = pmli_gemm_run(queue, &g, err);
+        if (status != PML_OK)
+            return status;
+        u_col += a->rank;
+        b_row += a->part_cols[p];
+    }
+    return PML_OK;
+}
+
+pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_error *err)
+{
+    bool lora = a->lora_parts != 0;
+    pml_status status = check(a, lora, err);
+    if (status != PML_OK || a->x.rows == 0)
+        return status;
+    if (!lora)
+        return frozen(queue, a, 0, err);
+
+    pml_view u = a->u;
+    if (u.data == NULL) /* behind what the products themselves use of ws */
+        u = pml_matrix((char *)a->ws.data + PMLI_GEMM_WORKSPACE, a->x.rows, lora_cols(a),
+                       a->x.dtype);
+    bool bordered = a->parts == 1 && in_border(&a->x, &u) && in_border(&a->w, &a->b);
+    status = down(queue, a, &u, err);
+    if (status == PML_OK)
+        status = frozen(queue, a, bordered ? a->rank : 0, err);
+    if (status == PML_OK && !bordered)
+        status = up(queue, a, &u, err);
+    return status;
+}

@@ -1,0 +1,70 @@
+#include "device.h"
+#include "device/params.h"
+#include "operand.h"
+#include "ops.h"
+
+/* Threads of a row in the kernel that takes rows as they come, and the most a block can have. */
+enum { ANY_ROW_THREADS = 256, MOST_THREADS = 1024, WARP = 32, GRID_LIMIT = 0x7fffffff };
+
+/* A row's threads, rounded up to whole warps; short rows share a block, a warp each. */
+static pmli_launch shape_for(int64_t rows, int64_t threads)
+{
+    unsigned x = (unsigned)((threads + WARP - 1) / WARP * WARP);
+    unsigned y = x == WARP ? 8 : 1;
+    return (pmli_launch){(unsigned)((rows + y - 1) / y), 1, x, y};
+}
+
+/* Two packs a thread where a row is long enough: two loads on their way for each operand. Beyond
+ * 256 threads four; the longest row the registers hold is 4 * 1024 packs. */
+static int packs_a_thread(int64_t packs)
+{
+    return packs <= 128 ? 1 : packs <= 2 * 256 ? 2 : packs <= 4 * MOST_THREADS ? 4 : 0;
+}
+
+pml_status pmli_cuda_rmsnorm(pml_queue *queue, const pml_rmsnorm_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_rmsnorm, err);
+    int64_t rows = a->x.rows, cols = a->x.cols;
+    pml_dtype dtype = a->x.dtype;
+    bool adds = a->add.data != NULL;
+    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
+    pmli_need_float(&c, "x", &a->x);
+    if (adds) {
+        pmli_need_as(&c, "add", &a->add, rows, cols, dtype);
+        pmli_need_as(&c, "sum", &a->sum, rows, cols, dtype);
+    }
+    pmli_need_as(&c, "weight", &a->weight, 1, cols, dtype);
+    pmli_need_as(&c, "y", &a->y, rows, cols, dtype);
+    PMLI_NEED(&c, a, rstd, 1, rows, PML_F32);
+    pmli_need_that(&c, rows <= GRID_LIMIT, "more than 2^31 - 1 rows");
+    if (c.status != PML_OK || rows == 0 || cols == 0)
+        return c.status;
+
+    pmli_rmsnorm_params p = {.x = a->x.data,
+                             .add = a->add.data,
+                             .weight = a->weight.data,
+                             .sum = adds ? a->sum.data : NULL,
+                             .y = a->y.data,
+                             .rstd = a->rstd.data,
+                             .rows = rows,
+                             .cols = cols,
+                             .ld_x = a->x.ld,
+                             .ld_add = a->add.ld,
+                             .ld_sum = a->sum.ld,
+                             .ld_y = a->y.ld,
+                             .eps = a->eps};
+    /* The four forms of one dtype follow each other: any row, 1, 2 and 4 packs a thread. */
+    pmli_kernel kernel = dtype == PML_F32    ? PMLI_rmsnorm_f32
+                         : dtype == PML_BF16 ? PMLI_rmsnorm_bf16
+                                             : PMLI_rmsnorm_f16;
+    bool whole = pmli_in_units_of(&a->x, 16) && pmli_in_units_of(&a->y, 16) &&
+                 pmli_in_units_of(&a->weight, 16) &&
+                 (!adds || (pmli_in_units_of(&a->add, 16) && pmli_in_units_of(&a->sum, 16)));
+    int64_t packs = cols * (int64_t)pml_dtype_size(dtype) / 16;
+    int each = whole ? packs_a_thread(packs) : 0;
+    int64_t threads = each > 0                 ? (packs + each - 1) / each
+                      : cols < ANY_ROW_THREADS ? cols
+                                               : ANY_ROW_THREADS;
+    int form = each == 4 ? 3 : each;
+    return pmli_cuda_launch(queue, kernel + (unsigned)form, shape_for(rows, threads), &p, err);
+}

@@ -1,0 +1,37 @@
+/* What every op asks about its operands, beside the checks it shares with the CPU. */
+#ifndef PMLI_CUDA_OPERAND_H
+#define PMLI_CUDA_OPERAND_H
+
+#include "cpu/check.h"
+
+/* F32, BF16 or F16: what the GPU computes on. */
+static inline bool pmli_is_float(pml_dtype dtype)
+{
+    return dtype == PML_F32 || dtype == PML_BF16 || dtype == PML_F16;
+}
+
+/* Present, of this shape and of the dtype that the op's first operand has. */
+static inline void pmli_need_as(pmli_check *c, const char *name, const pml_view *v, int64_t rows,
+                                int64_t cols, pml_dtype dtype)
+{
+    pmli_need_any(c, name, v, rows, cols);
+    pmli_need_that(c, v->dtype == dtype, "operand '%s' is %s, must be %s here", name,
+                   pml_dtype_name(v->dtype), pml_dtype_name(dtype));
+}
+
+static inline void pmli_need_float(pmli_check *c, const char *name, const pml_view *v)
+{
+    pmli_need_that(c, pmli_is_float(v->dtype), "operand '%s' is %s, must be F32, BF16 or F16", name,
+                   pml_dtype_name(v->dtype));
+}
+
+/* Whether every row of a view begins on a multiple of `bytes` and is whole units of it. */
+static inline bool pmli_in_units_of(const pml_view *v, size_t bytes)
+{
+    size_t size = pml_dtype_size(v->dtype), bits = (uintptr_t)v->data | (size_t)v->cols * size;
+    if (v->rows > 1)
+        bits |= (size_t)v->ld * size;
+    return bits % bytes == 0;
+}
+
+#endif

@@ -1,0 +1,151 @@
+/* A queue is a stream. What is recorded on it becomes a graph that the driver replays as one. */
+#include <stdlib.h>
+
+#include "device.h"
+
+pml_status pmli_cuda_queue_new(pml_device *device, pml_queue **queue, pml_error *err)
+{
+    *queue = NULL;
+    pml_queue *q = calloc(1, sizeof *q);
+    if (q == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a queue");
+    q->device = device;
+    pml_status status = pmli_cuda_enter(device, err);
+    /* Non-blocking: in the primary context others may use the default stream, which would wait for
+     * this one and make it wait. */
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuStreamCreate(&q->stream, CU_STREAM_NON_BLOCKING),
+                         "making a queue", err);
+    if (status != PML_OK)
+        pmli_cuda_queue_destroy(&q);
+    *queue = q;
+    return status;
+}
+
+void pmli_cuda_queue_destroy(pml_queue **queue)
+{
+    if (*queue == NULL)
+        return;
+    if ((*queue)->stream != NULL) {
+        pmli_cu.cuCtxSetCurrent((*queue)->device->context);
+        pmli_cu.cuStreamDestroy((*queue)->stream);
+    }
+    free(*queue);
+    *queue = NULL;
+}
+
+/* For what the host waits for or takes part in: not while the queue only takes notes. */
+static pml_status enter_running(pml_queue *queue, const char *what, pml_error *err)
+{
+    if (queue->recording)
+        return PML_FAIL(err, PML_BUSY, "%s cannot be recorded into a graph", what);
+    return pmli_cuda_enter(queue->device, err);
+}
+
+/* From ordinary (pageable) memory the driver stages the bytes itself, at about 10 GB/s. */
+pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t bytes,
+                            pml_error *err)
+{
+    pml_status status = enter_running(queue, "an upload", err);
+    if (status != PML_OK || bytes == 0)
+        return status;
+    return PMLI_CU(
+        pmli_cu.cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)to, from, bytes, queue->stream),
+        "copying to the GPU", err);
+}
+
+pml_status pmli_cuda_download(pml_queue *queue, void *to, const void *from, size_t bytes,
+                              pml_error *err)
+{
+    pml_status status = enter_running(queue, "a download", err);
+    if (status != PML_OK || bytes == 0)
+        return status;
+    return PMLI_CU(
+        pmli_cu.cuMemcpyDtoHAsync(to, (CUdeviceptr)(uintptr_t)from, bytes, queue->stream),
+        "copying from the GPU", err);
+}
+
+pml_status pmli_cuda_sync(pml_queue *queue, pml_error *err)
+{
+    pml_status status = enter_running(queue, "a wait", err);
+    if (status != PML_OK)
+        return status;
+    return PMLI_CU(pmli_cu.cuStreamSynchronize(queue->stream), "waiting for the GPU", err);
+}
+
+pml_status pmli_cuda_graph_begin(pml_queue *queue, pml_error *err)
+{
+    pml_status status = enter_running(queue, "a recording", err);
+    /* Thread-local: what other threads of this process do (another queue's sync, say) is theirs. */
+    if (status == PML_OK)
+        status = PMLI_CU(
+            pmli_cu.cuStreamBeginCapture(queue->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+            "beginning to record", err);
+    queue->recording = status == PML_OK;
+    return status;
+}
+
+static pml_status instantiate(pml_queue *queue, CUgraph nodes, pml_graph **graph, pml_error *err)
+{
+    pml_graph *g = calloc(1, sizeof *g);
+    if (g == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a graph");
+    g->device = queue->device;
+    pml_status status = PMLI_CU(pmli_cu.cuGraphInstantiateWithFlags(&g->exec, nodes, 0),
+                                "making a graph of what was recorded", err);
+    /* Now, so that the first replay is not slower than the others. */
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuGraphUpload(g->exec, queue->stream), "uploading a graph", err);
+    if (status != PML_OK)
+        pmli_cuda_graph_destroy(&g);
+    *graph = g;
+    return status;
+}
+
+pml_status pmli_cuda_graph_end(pml_queue *queue, pml_graph **graph, pml_error *err)
+{
+    *graph = NULL;
+    if (!queue->recording)
+        return PML_FAIL(err, PML_INVALID, "nothing is being recorded on this queue");
+    pml_status status = pmli_cuda_enter(queue->device, err);
+    if (status != PML_OK)
+        return status;
+    CUgraph nodes = NULL;
+    queue->recording = false;
+    status = PMLI_CU(pmli_cu.cuStreamEndCapture(queue->stream, &nodes), "ending a recording", err);
+    if (status == PML_OK)
+        status = instantiate(queue, nodes, graph, err);
+    if (nodes != NULL)
+        pmli_cu.cuGraphDestroy(nodes);
+    return status;
+}
+
+pml_status pmli_cuda_graph_launch(pml_queue *queue, pml_graph *graph, pml_error *err)
+{
+    pml_status status = enter_running(queue, "a graph", err);
+    if (status != PML_OK)
+        return status;
+    return PMLI_CU(pmli_cu.cuGraphLaunch(graph->exec, queue->stream), "replaying a graph", err);
+}
+
+void pmli_cuda_graph_destroy(pml_graph **graph)
+{
+    if (*graph == NULL)
+        return;
+    if ((*graph)->exec != NULL) {
+        pmli_cu.cuCtxSetCurrent((*graph)->device->context);
+        pmli_cu.cuGraphExecDestroy((*graph)->exec);
+    }
+    free(*graph);
+    *graph = NULL;
+}
+
+pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,
+                            pml_error *err)
+{
+    void *arguments[] = {params};
+    return PMLI_CU(pmli_cu.cuLaunchKernel(queue->device->kernels[kernel], shape.grid_x,
+                                          shape.grid_y, 1, shape.block_x, shape.block_y, 1, 0,
+                                          queue->stream, arguments, NULL),
+                   "starting a kernel", err);
+}
