@@ -114,7 +114,9 @@ def browser() -> Iterator[Browser]:
     """The system's Chromium, headless."""
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
-        pytest.fail(f"none of {', '.join(BROWSERS)} is installed; tools/bootstrap test installs one")
+        pytest.fail(
+            f"none of {', '.join(BROWSERS)} is installed; tools/bootstrap test installs one"
+        )
     arguments = ["--disable-gpu", "--disable-dev-shm-usage"]
     if os.geteuid() == 0:  # Chromium's own sandbox refuses to work for root
         arguments.append("--no-sandbox")

@@ -59,7 +59,9 @@ class Notebook:
 
     def command(self, name: str, **args: Any) -> None:
         """Run one of Lab's commands."""
-        self.page.evaluate("([n, a]) => void window.jupyterapp.commands.execute(n, a)", [name, args])
+        self.page.evaluate(
+            "([n, a]) => void window.jupyterapp.commands.execute(n, a)", [name, args]
+        )
 
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
@@ -113,6 +115,10 @@ class Panel:
     def outcome(self) -> Locator:
         return self.root.locator(".pml-outcome")
 
+    @property
+    def slider(self) -> Locator:
+        return self.root.get_by_role("slider", name="Curves")
+
     def button(self, name: str) -> Locator:
         return self.root.get_by_role("button", name=name, exact=True)
 
@@ -122,11 +128,11 @@ class Panel:
 
     def step(self) -> int:
         """The newest step of the curve, as a screen reader hears it."""
-        return int(self.root.get_by_role("slider", name="Curves").get_attribute("aria-valuemax") or 0)
+        return int(self.slider.get_attribute("aria-valuemax") or 0)
 
     def values_at(self, step: int) -> str:
         """What the curve says at a step, read with the keyboard as a person would."""
-        slider = self.root.get_by_role("slider", name="Curves")
+        slider = self.slider
         slider.focus()
         slider.press("Home")
         first = int(slider.get_attribute("aria-valuenow") or 0)
@@ -146,11 +152,11 @@ class Panel:
                 probe.fillStyle = style.getPropertyValue("--pml-smooth").trim();
                 probe.fillRect(0, 0, 1, 1);
                 const [r, g, b] = probe.getImageData(0, 0, 1, 1).data;
-                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                const { width, height } = canvas;
+                const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
                 let same = 0;
                 for (let i = 0; i < data.length; i += 4) {
-                    if (data[i] === r && data[i + 1] === g && data[i + 2] === b && data[i + 3] === 255)
-                        same++;
+                    same += data[i] === r && data[i + 1] === g && data[i + 2] === b;
                 }
                 return same;
             }"""

@@ -57,7 +57,9 @@ def test_the_panel_lives(page: Page, lab: Lab) -> None:
     expect(panel.root.locator(".pml-problem")).to_have_text("Not a number: try 1e-4.")
     field.fill("0.9")
     panel.button("Apply").click()
-    expect(panel.outcome).to_have_text("learning rate 0.9: refused. learning_rate must be at most 0.5")
+    expect(panel.outcome).to_have_text(
+        "learning rate 0.9: refused. learning_rate must be at most 0.5"
+    )
     panel.button("Resume").click()
     expect(panel.state).to_have_text("running")
     field.fill("5e-5")
@@ -169,7 +171,9 @@ def test_nothing_moves(page: Page, lab: Lab) -> None:
 
     def boxes() -> list[object]:
         found: list[object] = panel.root.evaluate(
-            """node => [...node.querySelectorAll("section, button, .pml-figure, h3, canvas, .pml-reading")]
+            """node => [...node.querySelectorAll("section, button, h3, canvas, [class^=pml-]")]
+                .filter(n => !n.closest(".pml-scroll, .pml-bar, .pml-stack, .pml-gauge, .uplot"))
+                .filter(n => !n.matches(".pml-hidden, .pml-event"))
                 .map(n => n.getBoundingClientRect())
                 .map(b => [b.x, b.y, b.width, b.height].map(Math.round))"""
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pantheraml_widgets.run_panel import RunLike, RunPanel
+    from pantheraml import Run
+
+    from pantheraml_widgets.run_panel import RunPanel
 
 __all__ = ["panel"]
 
 
-def panel(run: RunLike) -> RunPanel | None:
+def panel(run: Run) -> RunPanel | None:
     """The live panel of a run: the same one each time, so a run has one model in a kernel.
 
     Parameters

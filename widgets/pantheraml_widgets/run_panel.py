@@ -15,13 +15,16 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anywidget
 import IPython.display
 import traitlets
 
 from pantheraml_widgets.feed import Feed
+
+if TYPE_CHECKING:
+    from pantheraml import Run
 
 __all__ = ["RunLike", "RunPanel", "panel_of"]
 
@@ -277,20 +280,20 @@ _panels: weakref.WeakKeyDictionary[Any, RunPanel] = weakref.WeakKeyDictionary()
 _panels_lock = threading.Lock()
 
 
-def panel_of(run: RunLike) -> RunPanel:
+def panel_of(run: Run) -> RunPanel:
     """The panel of a run, made at the first call."""
     with _panels_lock:
         known = _panels.get(run)
         if known is None or known._closed:
-            known = RunPanel(run, record=_recorder(run), decode=getattr(run, "decode", None))
+            known = RunPanel(run, record=_recorder(run), decode=run.decode)
             _panels[run] = known
         return known
 
 
-def _recorder(run: RunLike) -> Callable[[], str]:
+def _recorder(run: Run) -> Callable[[], str]:
     def record() -> str:
         from pantheraml.report import record_html
 
-        return str(record_html(run))
+        return record_html(run)
 
     return record
