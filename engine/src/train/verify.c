@@ -1,0 +1,68 @@
+/* Whether a checkpoint folder is what was written. Apart from the rest of checkpoints, so that the
+ * coordinator can ask without carrying a stepper and its libraries. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/base/file.h"
+#include "pml/base/hash.h"
+#include "pml/base/path.h"
+#include "snapshot.h"
+
+enum { LARGEST_MANIFEST = 64 << 10, LINE = PML_HASH_HEX - 1 + 2 };
+
+/* One line "HEX  NAME" of MANIFEST against the file it names. */
+static pml_status verify_line(const char *folder, const char *line, pml_error *err)
+{
+    char path[PML_PATH_MAX], hex[PML_HASH_HEX];
+    uint8_t hash[PML_HASH_BYTES];
+    const char *name = line + LINE;
+    if (strlen(line) <= LINE || line[LINE - 1] != ' ' || line[LINE - 2] != ' ' ||
+        !pml_path_is_below(name) || strchr(name, '/') != NULL)
+        return PML_FAIL(err, PML_CORRUPT, "%s/" PMLI_MANIFEST " is damaged", folder);
+    pml_status status = pml_path_join(path, sizeof path, folder, name, err);
+    if (status == PML_OK)
+        status = pml_hash_file(path, hash, err);
+    if (status != PML_OK)
+        return status;
+    pml_hash_hex(hash, sizeof hash, hex);
+    if (strncmp(hex, line, sizeof hex - 1) != 0)
+        return PML_FAIL(err, PML_CORRUPT, "%s is not what was written (MANIFEST does not match)",
+                        path);
+    return PML_OK;
+}
+
+/* Files without which a folder is no checkpoint, as bits. */
+static unsigned needed_file(const char *name)
+{
+    if (strcmp(name, PMLI_STATE_FILE) == 0)
+        return 1;
+    if (strcmp(name, PMLI_OPTIMIZER_FILE) == 0)
+        return 2;
+    return strcmp(name, "adapter_model.safetensors") == 0 || strcmp(name, "model.safetensors") == 0
+               ? 4
+               : 0;
+}
+
+pml_status pml_checkpoint_verify(const char *folder, pml_error *err)
+{
+    char path[PML_PATH_MAX];
+    char *text = NULL, *rest = NULL;
+    size_t size;
+    unsigned found = 0;
+    pml_status status = pml_path_join(path, sizeof path, folder, PMLI_MANIFEST, err);
+    if (status == PML_OK)
+        status = pml_file_read(path, LARGEST_MANIFEST, false, &text, &size, err);
+    if (status != PML_OK)
+        return status;
+    if (size == 0 || text[size - 1] != '\n' || strlen(text) != size)
+        status = PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
+    for (char *line = strtok_r(text, "\n", &rest); status == PML_OK && line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        status = verify_line(folder, line, err);
+        found |= status == PML_OK ? needed_file(line + LINE) : 0;
+    }
+    if (status == PML_OK && found != 7)
+        status = PML_FAIL(err, PML_CORRUPT, "%s does not list a whole checkpoint", path);
+    free(text);
+    return status;
+}
