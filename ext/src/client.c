@@ -55,8 +55,9 @@ static void close_now(client_object *self)
     self->client = NULL;
     if (client == NULL || self->owner != getpid())
         return; /* in a forked child it is the parent's: not ours to close */
-    Py_BEGIN_ALLOW_THREADS pml_client_close(&client);
-    Py_END_ALLOW_THREADS
+    PyThreadState *gil = PyEval_SaveThread();
+    pml_client_close(&client);
+    PyEval_RestoreThread(gil);
 }
 
 static void leave(client_object *self)
@@ -84,9 +85,10 @@ static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     pml_error err = PML_ERROR_INIT;
     const char *file = PyBytes_AsString(path);
     pml_status status;
-    Py_BEGIN_ALLOW_THREADS status = pml_client_open(file, &self->client, &err);
-    Py_END_ALLOW_THREADS if (status != PML_OK)
-    {
+    PyThreadState *gil = PyEval_SaveThread();
+    status = pml_client_open(file, &self->client, &err);
+    PyEval_RestoreThread(gil);
+    if (status != PML_OK) {
         pmli_raise(errors_of(self), &err);
         goto failed;
     }
@@ -142,8 +144,10 @@ static PyObject *client_send(PyObject *object, PyObject *request)
     }
     pml_error err = PML_ERROR_INIT;
     pml_status status;
-    Py_BEGIN_ALLOW_THREADS status = pml_client_send(self->client, text, (size_t)size, &err);
-    Py_END_ALLOW_THREADS leave(self);
+    PyThreadState *gil = PyEval_SaveThread();
+    status = pml_client_send(self->client, text, (size_t)size, &err);
+    PyEval_RestoreThread(gil);
+    leave(self);
     Py_DECREF(bytes);
     if (status != PML_OK)
         return pmli_raise(errors_of(self), &err);
@@ -158,8 +162,10 @@ static int wait_first(client_object *self, double seconds, pml_received **receiv
     for (;;) {
         int slice = left_ms < SLICE_MS ? (int)left_ms : SLICE_MS;
         pml_status status;
-        Py_BEGIN_ALLOW_THREADS status = pml_client_receive(self->client, slice, received, err);
-        Py_END_ALLOW_THREADS left_ms -= slice;
+        PyThreadState *gil = PyEval_SaveThread();
+        status = pml_client_receive(self->client, slice, received, err);
+        PyEval_RestoreThread(gil);
+        left_ms -= slice;
         if (status != PML_TIMEOUT)
             return (int)status;
         if (PyErr_CheckSignals() < 0)

@@ -45,11 +45,14 @@ static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs)
     pml_error err = PML_ERROR_INIT;
     char file[PATH_MAX] = "";
     pml_status status;
-    Py_BEGIN_ALLOW_THREADS status = pml_launch_coordinator(&options, file, sizeof file, &err);
-    Py_END_ALLOW_THREADS if (status == PML_OK || (status == PML_BUSY && file[0] != '\0')) result =
-        Py_BuildValue("(NO)", PyUnicode_DecodeFSDefault(file),
-                      status == PML_OK ? Py_True : Py_False);
-    else pmli_raise(pmli_state_of(module), &err);
+    PyThreadState *gil = PyEval_SaveThread();
+    status = pml_launch_coordinator(&options, file, sizeof file, &err);
+    PyEval_RestoreThread(gil);
+    if (status == PML_OK || (status == PML_BUSY && file[0] != '\0'))
+        result = Py_BuildValue("(NO)", PyUnicode_DecodeFSDefault(file),
+                               status == PML_OK ? Py_True : Py_False);
+    else
+        pmli_raise(pmli_state_of(module), &err);
 done:
     Py_XDECREF(program);
     Py_XDECREF(folder);

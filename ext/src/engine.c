@@ -1,55 +1,17 @@
 /* What the engine can say without a run: plans, programs, model folders, the machine. */
 #include "native.h"
 
-#include <limits.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "pml/base/hash.h"
 #include "pml/json/messages.h"
 #include "pml/model/safetensors.h"
 #include "pml/plan/plan.h"
 #include "pml/plan/program.h"
-#include "pml/train/config.h"
+#include "pml/train/run.h"
 
-/* ---- run.json to configuration ---- */
-
-static void copy(char *out, size_t capacity, const char *from)
-{
-    snprintf(out, capacity, "%s", from); /* the message table bounds its length */
-}
-
-/* What a plan depends on. Paths of data and names play no part in it. */
-static pml_status fill_config(const pml_message *run, pml_train_config *config, pml_error *err)
-{
-    memset(config, 0, sizeof *config);
-    copy(config->name, sizeof config->name, pml_message_string(run, "name"));
-    copy(config->model, sizeof config->model, pml_message_string(run, "model"));
-    bool full = strcmp(pml_message_string(run, "method"), "full") == 0;
-    config->method = full ? PML_METHOD_FULL : PML_METHOD_LORA;
-    config->dtype = PML_F32;
-    config->lora_rank = (int32_t)pml_message_int(run, "lora_r");
-    config->lora_alpha = pml_message_number(run, "lora_alpha");
-    config->lora_dropout = pml_message_number(run, "lora_dropout");
-    for (size_t i = 0; i < pml_message_count(run, "lora_targets"); i++)
-        config->lora_targets |= pml_target_from_name(pml_message_string_at(run, "lora_targets", i));
-    config->max_steps = pml_message_int(run, "max_steps");
-    config->learning_rate = pml_message_number(run, "learning_rate");
-    config->weight_decay = pml_message_number(run, "weight_decay");
-    config->beta1 = pml_message_number(run, "adam_beta1");
-    config->beta2 = pml_message_number(run, "adam_beta2");
-    config->epsilon = pml_message_number(run, "adam_epsilon");
-    config->max_grad_norm = pml_message_number(run, "max_grad_norm");
-    config->batch_size = (int32_t)pml_message_int(run, "per_device_train_batch_size");
-    config->accumulation = (int32_t)pml_message_int(run, "gradient_accumulation_steps");
-    config->max_length = (int32_t)pml_message_int(run, "max_length");
-    config->packing = pml_message_bool(run, "packing");
-    config->memory_limit = (size_t)pml_message_int(run, "memory_limit");
-    return pml_schedule_from_name(pml_message_string(run, "lr_scheduler_type"), &config->schedule,
-                                  err);
-}
+/* ---- plans ---- */
 
 /* What plan and program share. */
 typedef struct job {
@@ -65,7 +27,7 @@ static pml_status make_plan(const char *text, size_t size, size_t available, job
     pml_message *run = NULL;
     pml_status status = pml_message_parse_as(PML_FILE_run, text, size, &run, err);
     if (status == PML_OK)
-        status = fill_config(run, &job->config, err);
+        status = pml_train_config_from_run(run, "", &job->config, err);
     if (status == PML_OK)
         status = pml_model_spec_load(job->config.model, &job->spec, err);
     if (status == PML_OK)
@@ -131,9 +93,10 @@ static PyObject *engine_plan(PyObject *module, PyObject *args, PyObject *kwargs)
         return NULL;
     pml_error err = PML_ERROR_INIT;
     pml_status status;
-    Py_BEGIN_ALLOW_THREADS status = make_plan(text, (size_t)size, (size_t)available, &job, &err);
-    Py_END_ALLOW_THREADS return status == PML_OK ? plan_to_dict(&job.plan)
-                                                 : pmli_raise(pmli_state_of(module), &err);
+    PyThreadState *gil = PyEval_SaveThread();
+    status = make_plan(text, (size_t)size, (size_t)available, &job, &err);
+    PyEval_RestoreThread(gil);
+    return status == PML_OK ? plan_to_dict(&job.plan) : pmli_raise(pmli_state_of(module), &err);
 }
 
 PyDoc_STRVAR(program_doc, "program(config, limits, available=0, json=False)\n--\n\n"
@@ -153,11 +116,14 @@ static PyObject *engine_program(PyObject *module, PyObject *args, PyObject *kwar
     pml_error err = PML_ERROR_INIT;
     char *printed = NULL;
     pml_status status;
-    Py_BEGIN_ALLOW_THREADS status = make_plan(text, (size_t)size, (size_t)available, &job, &err);
+    PyThreadState *gil = PyEval_SaveThread();
+    status = make_plan(text, (size_t)size, (size_t)available, &job, &err);
     if (status == PML_OK)
         status = pml_plan_print_program(&job.spec, &job.config, &job.plan, pml_backend_cpu(),
                                         json != 0, &printed, &err);
-    Py_END_ALLOW_THREADS if (status != PML_OK) return pmli_raise(pmli_state_of(module), &err);
+    PyEval_RestoreThread(gil);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
     PyObject *result = PyUnicode_FromString(printed);
     free(printed);
     return result;
@@ -217,10 +183,12 @@ static PyObject *check_model(PyObject *module, PyObject *argument)
     pml_model_spec spec;
     const char *path = PyBytes_AsString(folder);
     pml_status status;
-    Py_BEGIN_ALLOW_THREADS status = pml_model_spec_load(path, &spec, &err);
+    PyThreadState *gil = PyEval_SaveThread();
+    status = pml_model_spec_load(path, &spec, &err);
     if (status == PML_OK)
         status = check_tensors(&spec, path, &err);
-    Py_END_ALLOW_THREADS Py_DECREF(folder);
+    PyEval_RestoreThread(gil);
+    Py_DECREF(folder);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
     return Py_BuildValue("{ss si si si si si si si sL}", "family", spec.family, "vocab",
@@ -244,12 +212,15 @@ static PyObject *device_info(PyObject *module, PyObject *Py_UNUSED(ignored))
     pml_device *device = NULL;
     pml_error err = PML_ERROR_INIT;
     pml_status status;
-    Py_BEGIN_ALLOW_THREADS status = backend->open(&options, &device, &err);
+    PyThreadState *gil = PyEval_SaveThread();
+    status = backend->open(&options, &device, &err);
     if (status == PML_OK)
         status = backend->info(device, &info, &err);
     if (device != NULL)
         backend->close(&device);
-    Py_END_ALLOW_THREADS if (status != PML_OK) return pmli_raise(pmli_state_of(module), &err);
+    PyEval_RestoreThread(gil);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
     return Py_BuildValue("{ss ss ss sn sn si}", "name", info.name, "libraries", info.libraries,
                          "instructions", info.instructions, "memory_total",
                          (Py_ssize_t)info.memory_total, "memory_free", (Py_ssize_t)info.memory_free,
@@ -268,8 +239,10 @@ static PyObject *hash_file(PyObject *module, PyObject *argument)
     char hex[PML_HASH_HEX];
     const char *name = PyBytes_AsString(path);
     pml_status status;
-    Py_BEGIN_ALLOW_THREADS status = pml_hash_file(name, hash, &err);
-    Py_END_ALLOW_THREADS Py_DECREF(path);
+    PyThreadState *gil = PyEval_SaveThread();
+    status = pml_hash_file(name, hash, &err);
+    PyEval_RestoreThread(gil);
+    Py_DECREF(path);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
     pml_hash_hex(hash, sizeof hash, hex);
