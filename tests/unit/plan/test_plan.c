@@ -1,0 +1,309 @@
+/* Programs and plans of small models, with the CPU backend's workspace and no device. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "pml/json/json.h"
+#include "pml/plan/program.h"
+
+static const pml_model_spec small = {.family = "llama",
+                                     .vocab = 500,
+                                     .hidden = 64,
+                                     .layers = 6,
+                                     .heads = 4,
+                                     .kv_heads = 2,
+                                     .head_dim = 16,
+                                     .intermediate = 160,
+                                     .max_positions = 512,
+                                     .qkv_bias = true,
+                                     .tied_head = true,
+                                     .rms_eps = 1e-5F};
+static const pml_batch_limits limits = {512, 8, 500, 128, 200};
+
+static pml_train_config config_for(pml_method method, uint32_t targets)
+{
+    return (pml_train_config){.method = method,
+                              .dtype = PML_F32,
+                              .lora_rank = 8,
+                              .lora_alpha = 16,
+                              .lora_targets = targets,
+                              .batch_size = 4,
+                              .max_length = 128};
+}
+
+static pml_program *build(pml_method method, uint32_t targets, int recompute)
+{
+    pml_train_config config = config_for(method, targets);
+    const pml_program_options options = {.spec = &small,
+                                         .config = &config,
+                                         .limits = limits,
+                                         .backend = pml_backend_cpu(),
+                                         .recompute_layers = recompute,
+                                         .head_chunk = 64};
+    pml_program *p;
+    pml_error err = PML_ERROR_INIT;
+    if (pml_program_build(&options, &p, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    return p;
+}
+
+static int count(const pml_program *p, pml_segment segment, pml_op op, int layer)
+{
+    int n = 0;
+    for (int i = p->segments[segment].first; i < p->segments[segment].end; i++)
+        n += p->nodes[i].op == op && (layer < -1 || p->nodes[i].layer == layer);
+    return n;
+}
+
+enum { ANY = -2 };
+
+static void test_places_of_every_method(void **state)
+{
+    (void)state;
+    for (int recompute = 0; recompute <= small.layers; recompute += 3)
+        for (int method = 0; method < 2; method++) {
+            pml_program *p = build((pml_method)method, PML_TARGET_ALL_LINEAR, recompute);
+            pml_error err = PML_ERROR_INIT;
+            if (pml_program_check_places(p, &err) != PML_OK)
+                fail_msg("%s", err.message);
+            size_t sum = 0;
+            for (int c = 0; c < PML_CAUSE_COUNT; c++)
+                sum += p->by_cause[c];
+            assert_int_equal(sum, p->arena);
+            pml_program_destroy(&p);
+            assert_null(p);
+        }
+}
+
+/* A frozen weight never costs a product, and nothing below the lowest adapter is computed. */
+static void test_lora_computes_only_what_it_needs(void **state)
+{
+    (void)state;
+    pml_program *p = build(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR, 0);
+    const pml_segment micro = PML_SEGMENT_MICRO;
+    assert_int_equal(count(p, micro, PML_OP_embed_bwd, ANY), 0);
+    assert_int_equal(count(p, micro, PML_OP_rmsnorm_bwd, 0), 1);
+    assert_int_equal(count(p, micro, PML_OP_rmsnorm_bwd, 1), 2);
+    for (int i = p->segments[micro].first; i < p->segments[micro].end; i++) {
+        const pml_node *node = &p->nodes[i];
+        if (node->op == PML_OP_linear_bwd) {
+            assert_int_equal(node->operands[8].tensor, -1); /* dw */
+            assert_int_equal(node->operands[9].tensor, -1); /* dbias */
+            assert_true(node->operands[10].tensor >= 0);    /* da */
+        }
+        if (node->op == PML_OP_rmsnorm_bwd)
+            assert_int_equal(node->operands[6].tensor, -1); /* dweight */
+        if (node->op == PML_OP_head_loss)
+            assert_int_equal(node->operands[7].tensor, -1); /* dw */
+    }
+    pml_program_destroy(&p);
+
+    p = build(PML_METHOD_LORA, PML_TARGET_DOWN, 0);
+    assert_int_equal(count(p, micro, PML_OP_linear_bwd, 0), 1);
+    assert_int_equal(count(p, micro, PML_OP_attention_bwd, 0), 0);
+    assert_int_equal(count(p, micro, PML_OP_attention_bwd, 1), 1);
+    assert_int_equal(p->n_parameters > 0 ? p->trained_floats : 0,
+                     small.layers * 8 * (small.intermediate + small.hidden));
+    pml_program_destroy(&p);
+}
+
+static void test_full_trains_everything(void **state)
+{
+    (void)state;
+    pml_program *p = build(PML_METHOD_FULL, 0, 0);
+    int64_t floats = 0, last = -1;
+    for (int i = 0; i < p->n_parameters; i++) {
+        const pml_parameter *q = &p->parameters[i];
+        assert_true(q->trained && !q->adapter);
+        assert_true(q->at > last);
+        assert_int_equal(q->decay, q->at < p->decay_floats);
+        assert_int_equal(q->decay,
+                         strstr(q->name, "norm") == NULL && strstr(q->name, "bias") == NULL);
+        last = q->at;
+        floats += q->rows * q->cols;
+    }
+    int64_t layer = 64 * (64 + 2 * 32) + 128 + 64 * 64 + 3 * 64 * 160 + 2 * 64;
+    assert_int_equal(floats, 500 * 64 + small.layers * layer + 64);
+    assert_int_equal(count(p, PML_SEGMENT_MICRO, PML_OP_embed_bwd, ANY), 1);
+    assert_int_equal(count(p, PML_SEGMENT_UPDATE, PML_OP_adamw, ANY), 2);
+    pml_program_destroy(&p);
+}
+
+/* q, k and v of a layer lie row on row in one tensor, and the file's names know where. */
+static void test_stacked_names(void **state)
+{
+    (void)state;
+    pml_program *p = build(PML_METHOD_FULL, 0, 0);
+    const pml_parameter *found[3] = {NULL};
+    const char *names[] = {"model.layers.2.self_attn.q_proj.weight",
+                           "model.layers.2.self_attn.k_proj.weight",
+                           "model.layers.2.self_attn.v_proj.weight"};
+    for (int i = 0; i < p->n_parameters; i++)
+        for (int n = 0; n < 3; n++)
+            if (strcmp(p->parameters[i].name, names[n]) == 0)
+                found[n] = &p->parameters[i];
+    assert_true(found[0] != NULL && found[1] != NULL && found[2] != NULL);
+    assert_int_equal(found[1]->at, found[0]->at + 64 * 64);
+    assert_int_equal(found[2]->at, found[1]->at + 32 * 64);
+    assert_int_equal(found[2]->rows, 32);
+    assert_int_equal(found[0]->tensor, found[2]->tensor);
+    pml_program_destroy(&p);
+}
+
+static void test_bind_follows_the_batch(void **state)
+{
+    (void)state;
+    pml_program *p = build(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR, 0);
+    const pml_counts counts = {.tokens = 37, .docs = 3, .labels = 11, .max_doc = 20};
+    static char arena[1]; /* addresses are computed, never followed */
+    int seen = 0;
+    for (int i = p->segments[PML_SEGMENT_MICRO].first; i < p->segments[PML_SEGMENT_MICRO].end;
+         i++) {
+        pml_op_args args;
+        pml_program_bind(p, &p->nodes[i], arena, &counts, &args);
+        if (p->nodes[i].op != PML_OP_attention)
+            continue;
+        const pml_attention_args *a = &args.attention;
+        assert_int_equal(a->q.rows, 37);
+        assert_int_equal(a->q.cols, 64);
+        assert_int_equal(a->q.ld, 128);
+        assert_ptr_equal((char *)a->q.data + sizeof(float) * 64, a->k.data);
+        assert_int_equal(a->cu_q.cols, 4);
+        assert_int_equal(a->lse.rows, 4);
+        assert_int_equal(a->lse.cols, 37);
+        assert_int_equal(a->max_q, 20);
+        seen++;
+    }
+    assert_int_equal(seen, small.layers);
+    pml_program_destroy(&p);
+}
+
+static pml_status plan_within(size_t available, pml_plan *plan, pml_error *err)
+{
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    return pml_plan_make(&small, &config, &limits, pml_backend_cpu(), available, plan, err);
+}
+
+/* Less memory, more recompute, never beyond the limit; and the plan is what the program takes. */
+static void test_search(void **state)
+{
+    (void)state;
+    pml_plan best, tight;
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(plan_within(0, &best, &err), PML_OK);
+    assert_int_equal(best.recompute_layers, 0);
+    int32_t last = 0;
+    bool recomputed = false;
+    size_t available = best.total;
+    pml_status status;
+    while ((status = plan_within(available, &tight, &err)) == PML_OK) {
+        assert_true(tight.total <= available);
+        assert_true(tight.flops >= best.flops);
+        recomputed = recomputed || tight.recompute_layers > 0;
+        last = tight.recompute_layers;
+        available = tight.total - 1;
+    }
+    assert_int_equal(status, PML_NO_MEMORY);
+    assert_true(recomputed);
+    assert_int_equal(last, small.layers);
+    assert_non_null(strstr(err.message, "per_device_train_batch_size="));
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    pml_program *p;
+    assert_int_equal(pml_plan_build(&tight, &small, &config, pml_backend_cpu(), &p, &err), PML_OK);
+    assert_int_equal(p->arena, tight.arena);
+    pml_program_destroy(&p);
+}
+
+static void test_nothing_fits(void **state)
+{
+    (void)state;
+    pml_plan plan;
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(plan_within(1 << 20, &plan, &err), PML_NO_MEMORY);
+    assert_non_null(strstr(err.message, "smaller model"));
+}
+
+static void test_impossible_limits(void **state)
+{
+    (void)state;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    const pml_batch_limits none = {0, 1, 1, 1, 0}, long_documents = {600, 1, 1, 600, 0},
+                           long_answers = {16, 1, 1, 16, 513};
+    const pml_batch_limits *bad[] = {&none, &long_documents, &long_answers};
+    for (int i = 0; i < 3; i++) {
+        pml_plan plan;
+        assert_int_equal(pml_plan_make(&small, &config, bad[i], pml_backend_cpu(), 0, &plan, NULL),
+                         PML_INVALID);
+    }
+}
+
+static void test_print(void **state)
+{
+    (void)state;
+    pml_plan plan;
+    pml_error err = PML_ERROR_INIT;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    assert_int_equal(plan_within(0, &plan, &err), PML_OK);
+    char *text;
+    assert_int_equal(
+        pml_plan_print_program(&small, &config, &plan, pml_backend_cpu(), false, &text, &err),
+        PML_OK);
+    assert_non_null(strstr(text, "attention backward"));
+    assert_non_null(strstr(text, pml_op_describe(PML_OP_swiglu)->sentence));
+    free(text);
+    assert_int_equal(
+        pml_plan_print_program(&small, &config, &plan, pml_backend_cpu(), true, &text, &err),
+        PML_OK);
+    pml_json *document;
+    assert_int_equal(
+        pml_json_parse(text, strlen(text), "program", &pml_json_file_limits, &document, &err),
+        PML_OK);
+    assert_int_equal(pml_json_length(pml_json_field(document, "segments")), PML_SEGMENT_COUNT);
+    pml_json_destroy(&document);
+    free(text);
+}
+
+/* One layer's down projection: 2 T N K multiplications and additions, and the adapter's. */
+static void test_price_of_linear(void **state)
+{
+    (void)state;
+    pml_program *p = build(PML_METHOD_LORA, PML_TARGET_DOWN, 0);
+    pml_counts counts = pml_program_capacity(p, PML_SEGMENT_MICRO);
+    static char arena[1];
+    for (int i = p->segments[PML_SEGMENT_MICRO].first; i < p->segments[PML_SEGMENT_MICRO].end;
+         i++) {
+        pml_op_args args;
+        if (strcmp(p->nodes[i].label, "down") != 0)
+            continue;
+        pml_program_bind(p, &p->nodes[i], arena, &counts, &args);
+        pml_cost cost = pml_node_cost(PML_OP_linear, &args);
+        assert_int_equal((int64_t)cost.flops, 2 * 512 * (64 * 160 + 8 * 160 + 64 * 8));
+        int64_t bytes = 4 * (512 * 160 + 64 * 160 + 8 * 160 + 64 * 8 + 512 * 64 + 512 * 8);
+        assert_int_equal((int64_t)cost.bytes, bytes);
+        pml_program_destroy(&p);
+        return;
+    }
+    fail_msg("no down projection in the program");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_places_of_every_method),
+        cmocka_unit_test(test_lora_computes_only_what_it_needs),
+        cmocka_unit_test(test_full_trains_everything),
+        cmocka_unit_test(test_stacked_names),
+        cmocka_unit_test(test_bind_follows_the_batch),
+        cmocka_unit_test(test_search),
+        cmocka_unit_test(test_nothing_fits),
+        cmocka_unit_test(test_impossible_limits),
+        cmocka_unit_test(test_print),
+        cmocka_unit_test(test_price_of_linear),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
