@@ -22,6 +22,8 @@ static pml_status verify_line(const char *folder, const char *line, pml_error *e
     pml_status status = pml_path_join(path, sizeof path, folder, name, err);
     if (status == PML_OK)
         status = pml_hash_file(path, hash, err);
+    if (status == PML_NOT_FOUND)
+        return PML_FAIL(err, PML_CORRUPT, "%s is missing, MANIFEST lists it", path);
     if (status != PML_OK)
         return status;
     pml_hash_hex(hash, sizeof hash, hex);

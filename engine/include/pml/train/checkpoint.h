@@ -54,8 +54,8 @@ pml_status pml_checkpoint_write(const pml_snapshot *snapshot, const char *folder
  * PEFT loads, or a model folder that transformers loads. Same atomicity. */
 pml_status pml_snapshot_export(const pml_snapshot *snapshot, const char *folder, pml_error *err);
 
-/* Compare every file with MANIFEST. PML_NOT_FOUND: no such folder or file; PML_CORRUPT names the
- * file. */
+/* Compare every file with MANIFEST. PML_NOT_FOUND: no such folder, or it has no MANIFEST;
+ * PML_CORRUPT names the file that is damaged or missing. */
 pml_status pml_checkpoint_verify(const char *folder, pml_error *err);
 
 /* Verify and read into the snapshot. Names and shapes must be those of the snapshot. */

@@ -1,0 +1,262 @@
+/* Checkpoints of real steppers: what goes on from one is what was, bit for bit; what is damaged is
+ * refused by name; what may go, goes.
+ *
+ *   checkpoint FIXTURES */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "pml/base/file.h"
+#include "pml/json/json.h"
+#include "pml/train/checkpoint.h"
+#include "pml_op/cpu.h"
+#include "session.h"
+
+static char root[] = "/tmp/pml-checkpoint-XXXXXX";
+
+static char *in_root(const char *name)
+{
+    static char paths[4][256];
+    static int next;
+    char *path = paths[next++ % 4];
+    snprintf(path, sizeof paths[0], "%s/%s", root, name);
+    return path;
+}
+
+static pml_train_state state_of(session *s)
+{
+    pml_train_state state = {.step = s->step,
+                             .cursor = s->cursor,
+                             .timeline = 3,
+                             .command = 7,
+                             .learning_rate = s->config.learning_rate * (1.0 / 3.0),
+                             .weight_decay = 0.1,
+                             .max_grad_norm = 0.7,
+                             .eval_steps = 11,
+                             .save_steps = 12};
+    MUST(pml_stepper_identity(s->stepper, state.identity, sizeof state.identity, err));
+    return state;
+}
+
+/* Four steps, checkpoint, four more; against: load into a new stepper, four more. */
+static void check_resume(const char *fixtures, const char *name)
+{
+    pml_train_config config;
+    load_case(fixtures, name, &config);
+    session s, resumed;
+    session_open(&(session_options){.config = &config}, &s);
+    for (int i = 0; i < 4; i++)
+        session_step(&s, NULL);
+    pml_snapshot *snapshot, *loaded;
+    pml_train_state state = state_of(&s);
+    size_t bytes = 0;
+    MUST(pml_snapshot_new(s.stepper, &config, &snapshot, err));
+    MUST(pml_snapshot_take(snapshot, s.stepper, &state, err));
+    for (int i = 0; i < 4; i++)
+        session_step(&s, NULL);
+    float *want = session_read(&s, PML_STATE_VALUE);
+    MUST(pml_checkpoint_write(snapshot, in_root(name), &bytes, err));
+    check(bytes > 3 * pml_stepper_state_floats(s.stepper) * sizeof(float), "%s: %zu bytes", name,
+          bytes);
+    check(pml_checkpoint_write(snapshot, in_root(name), NULL, NULL) == PML_BUSY,
+          "%s: an existing folder was written over", name);
+
+    session_open(&(session_options){.config = &config}, &resumed);
+    MUST(pml_snapshot_new(resumed.stepper, &config, &loaded, err));
+    MUST(pml_checkpoint_load(in_root(name), loaded, err));
+    const pml_train_state *back = pml_snapshot_state(loaded);
+    check(memcmp(back, &state, offsetof(pml_train_state, identity)) == 0 &&
+              strcmp(back->identity, state.identity) == 0,
+          "%s: the state read back differs", name);
+    MUST(pml_snapshot_restore(loaded, resumed.stepper, err));
+    resumed.step = back->step;
+    resumed.cursor = back->cursor;
+    for (int i = 0; i < 4; i++)
+        session_step(&resumed, NULL);
+    float *got = session_read(&resumed, PML_STATE_VALUE);
+    check(memcmp(got, want, pml_stepper_state_floats(s.stepper) * sizeof *got) == 0,
+          "%s: the resumed run ends with other weights", name);
+    free(want);
+    free(got);
+    pml_snapshot_destroy(&loaded);
+    pml_snapshot_destroy(&snapshot);
+    session_close(&resumed);
+    session_close(&s);
+}
+
+/* A full checkpoint is a model folder: a run from it begins with its loss, and says float32. */
+static void check_full_is_a_model(const char *fixtures)
+{
+    pml_train_config config, again;
+    load_case(fixtures, "qwen2-untied-full", &config);
+    again = config;
+    snprintf(again.model, sizeof again.model, "%s", in_root("qwen2-untied-full"));
+    session s, reloaded;
+    session_open(&(session_options){.config = &config}, &s);
+    session_open(&(session_options){.config = &again}, &reloaded);
+    pml_snapshot *snapshot;
+    MUST(pml_snapshot_new(s.stepper, &config, &snapshot, err));
+    MUST(pml_checkpoint_load(again.model, snapshot, err));
+    MUST(pml_snapshot_restore(snapshot, s.stepper, err));
+    float *a = session_read(&s, PML_STATE_VALUE), *b = session_read(&reloaded, PML_STATE_VALUE);
+    check(memcmp(a, b, pml_stepper_state_floats(s.stepper) * sizeof *a) == 0,
+          "a full checkpoint does not load as a model");
+    pml_json *document;
+    char path[PML_PATH_MAX + 16];
+    snprintf(path, sizeof path, "%s/config.json", again.model);
+    MUST(pml_json_load(path, &pml_json_file_limits, &document, err));
+    check(strcmp(pml_json_as_string(pml_json_field(document, "dtype")), "float32") == 0,
+          "config.json does not say float32");
+    pml_json_destroy(&document);
+    free(a);
+    free(b);
+    pml_snapshot_destroy(&snapshot);
+    session_close(&s);
+    session_close(&reloaded);
+}
+
+/* Change one byte in the middle of a file. */
+static void damage(const char *folder, const char *name)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "r+b");
+    if (file == NULL)
+        abort();
+    fseek(file, 0, SEEK_END);
+    fseek(file, ftell(file) / 2, SEEK_SET);
+    int byte = fgetc(file);
+    fseek(file, -1, SEEK_CUR);
+    fputc(byte ^ 1, file);
+    fclose(file);
+}
+
+static void shorten(const char *folder, const char *name, off_t by)
+{
+    char path[512];
+    struct stat info;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (stat(path, &info) != 0 || truncate(path, by < 0 ? 0 : info.st_size - by) != 0)
+        abort();
+}
+
+typedef struct writer {
+    session s;
+    pml_snapshot *snapshot;
+} writer;
+
+static void write_step(writer *w, const char *folder)
+{
+    MUST(pml_checkpoint_write(w->snapshot, folder, NULL, err));
+}
+
+static void check_damage(writer *w)
+{
+    static const char *const files[] = {"adapter_model.safetensors", "adapter_config.json",
+                                        "optimizer.safetensors", "state.json", "MANIFEST"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        for (int how = 0; how < 3; how++) {
+            char *folder = in_root("damaged");
+            pml_error err = PML_ERROR_INIT;
+            write_step(w, folder);
+            if (how == 0)
+                damage(folder, files[i]);
+            else
+                shorten(folder, files[i], how == 1 ? 1 : -1);
+            pml_status status = pml_checkpoint_load(folder, w->snapshot, &err);
+            check(status == PML_CORRUPT, "damage %d of %s: %s", how, files[i],
+                  pml_status_name(status));
+            check(strcmp(files[i], "MANIFEST") == 0 || strstr(err.message, files[i]) != NULL,
+                  "damage of %s is told as: %s", files[i], err.message);
+            MUST(pml_tree_remove(root, "damaged", err));
+        }
+    char *folder = in_root("damaged"), path[512];
+    write_step(w, folder);
+    snprintf(path, sizeof path, "%s/optimizer.safetensors", folder);
+    if (unlink(path) != 0)
+        abort();
+    check(pml_checkpoint_verify(folder, NULL) == PML_CORRUPT, "a missing file passes");
+    MUST(pml_tree_remove(root, "damaged", err));
+    check(pml_checkpoint_verify(in_root("nowhere"), NULL) == PML_NOT_FOUND, "no folder passes");
+}
+
+static bool there(const char *name)
+{
+    struct stat info;
+    return stat(in_root(name), &info) == 0;
+}
+
+static void check_prune(writer *w)
+{
+    char path[PML_PATH_MAX];
+    int refused;
+    const char *names[] = {"runs/step-000009", "runs/step-000010", "runs/step-000100",
+                           "runs/step-001000", "runs/tried-1e-4"};
+    MUST(pml_folder_make(in_root("runs"), err));
+    check(pml_checkpoint_latest(in_root("runs"), path, sizeof path, &refused, NULL) ==
+              PML_NOT_FOUND,
+          "an empty folder has a latest checkpoint");
+    for (int i = 0; i < 5; i++)
+        write_step(w, in_root(names[i]));
+    MUST(pml_folder_make(in_root("runs/.step-000011.tmp-1"), err));
+    MUST(pml_checkpoint_latest(in_root("runs"), path, sizeof path, &refused, err));
+    check(strstr(path, "step-001000") != NULL && refused == 0, "latest is %s", path);
+    damage(in_root(names[3]), "state.json");
+    damage(in_root(names[2]), "optimizer.safetensors");
+    MUST(pml_checkpoint_latest(in_root("runs"), path, sizeof path, &refused, err));
+    check(strstr(path, "step-000010") != NULL && refused == 2, "latest is %s", path);
+
+    MUST(pml_checkpoint_prune(in_root("runs"), 0, err));
+    check(there(names[0]), "keep = 0 removed a checkpoint");
+    check(!there("runs/.step-000011.tmp-1"), "the leftover of an interrupted write stays");
+    MUST(pml_checkpoint_prune(in_root("runs"), 2, err));
+    check(!there(names[0]), "the oldest is still there");
+    check(there(names[1]), "the last good one was removed");
+    check(there(names[2]) && there(names[3]) && there(names[4]), "too much was removed");
+}
+
+static void check_other_adapter(writer *w, const char *fixtures)
+{
+    pml_train_config config;
+    load_case(fixtures, "llama-biased-lora", &config);
+    session s;
+    session_open(&(session_options){.config = &config}, &s);
+    check(pml_snapshot_restore(w->snapshot, s.stepper, NULL) == PML_INVALID,
+          "a snapshot was restored into another adapter");
+    pml_snapshot *snapshot;
+    MUST(pml_snapshot_new(s.stepper, &config, &snapshot, err));
+    check(pml_checkpoint_load(in_root("qwen2-tied-lora"), snapshot, NULL) != PML_OK,
+          "a checkpoint was loaded into another adapter");
+    pml_snapshot_destroy(&snapshot);
+    session_close(&s);
+}
+
+int main(int argc, char **argv)
+{
+    pml_cpu_prepare_process(argc, argv);
+    if (argc != 2 || mkdtemp(root) == NULL) {
+        fprintf(stderr, "usage: checkpoint FIXTURES\n");
+        return EXIT_FAILURE;
+    }
+    static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "qwen2-tied-lora",
+                                        "qwen2-untied-full"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_resume(argv[1], cases[i]);
+    check_full_is_a_model(argv[1]);
+    pml_train_config config;
+    load_case(argv[1], "qwen2-tied-lora", &config);
+    writer w;
+    session_open(&(session_options){.config = &config}, &w.s);
+    MUST(pml_snapshot_new(w.s.stepper, &config, &w.snapshot, err));
+    pml_train_state state = state_of(&w.s);
+    MUST(pml_snapshot_take(w.snapshot, w.s.stepper, &state, err));
+    check_other_adapter(&w, argv[1]);
+    check_damage(&w);
+    check_prune(&w);
+    pml_snapshot_destroy(&w.snapshot);
+    session_close(&w.s);
+    MUST(pml_tree_remove("/tmp", root + strlen("/tmp/"), err));
+    return summary();
+}
