@@ -1,0 +1,385 @@
+/* config.json → pml_model_spec. Defaults are those of transformers' LlamaConfig and Qwen2Config. */
+#include "pml/model/spec.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/base/file.h"
+#include "pml/base/path.h"
+#include "pml/json/json.h"
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        pml_status try_status = (call);                                                            \
+        if (try_status != PML_OK)                                                                  \
+            return try_status;                                                                     \
+    } while (0)
+
+/* Bounds that keep every product of sizes far inside int64, well past any model there is. */
+enum {
+    MAX_VOCAB = 1 << 24,
+    MAX_HIDDEN = 1 << 20,
+    MAX_INTERMEDIATE = 1 << 22,
+    MAX_LAYERS = 4096,
+    MAX_HEADS = 1 << 12,
+    MAX_HEAD_DIM = 256, /* what attention's tiles are built for */
+    MAX_POSITIONS = 1 << 28
+};
+
+typedef struct family {
+    const char *name;
+    bool qkv_bias;          /* always there, whatever attention_bias says */
+    int32_t positions;      /* max_position_embeddings when config.json does not say */
+    int32_t bos, eos;       /* likewise, -1 = none */
+    bool kv_heads_required; /* transformers' default fits no model but one */
+} family;
+
+static const family families[] = {
+    {"llama", false, 2048, 1, 2, false},
+    {"qwen2", true, 32768, -1, -1, true},
+};
+
+static const family *family_named(const char *name)
+{
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (strcmp(families[i].name, name) == 0)
+            return &families[i];
+    return NULL;
+}
+
+static pml_status refuse(pml_json_at at, const char *field, const pml_json *value,
+                         const char *supported, pml_error *err)
+{
+    char shown[128];
+    return PML_FAIL(err, PML_UNSUPPORTED, "%s: %s%s%s = %s is not in this version; supported: %s",
+                    at.file, at.path, at.path[0] != '\0' ? "." : "", field,
+                    pml_json_show(value, shown, sizeof shown), supported);
+}
+
+/* Absent, null, false, 0, "" and empty arrays and objects all mean "not used". */
+static bool is_off(const pml_json *value)
+{
+    bool flag;
+    double number;
+    switch (value == NULL ? PML_JSON_NULL : pml_json_kind_of(value)) {
+    case PML_JSON_NULL:
+        return true;
+    case PML_JSON_BOOL:
+        return pml_json_as_bool(value, &flag) && !flag;
+    case PML_JSON_INT:
+    case PML_JSON_REAL:
+        return pml_json_as_double(value, &number) && number == 0;
+    case PML_JSON_STRING:
+        return pml_json_as_string(value)[0] == '\0';
+    case PML_JSON_ARRAY:
+        return pml_json_length(value) == 0;
+    case PML_JSON_OBJECT: {
+        void *cursor = NULL;
+        const char *key;
+        const pml_json *item;
+        return !pml_json_next(value, &cursor, &key, &item);
+    }
+    }
+    return false;
+}
+
+static pml_status need_off(pml_json_at at, const char *field, pml_error *err)
+{
+    const pml_json *value = pml_json_field(at.value, field);
+    return is_off(value) ? PML_OK : refuse(at, field, value, "absent, null or 0", err);
+}
+
+static pml_status need_one(pml_json_at at, const char *field, pml_error *err)
+{
+    double value = 1;
+    TRY(pml_json_get_double(at, field, PML_JSON_OPTIONAL, 0, 1e9, &value, err));
+    return value == 1 ? PML_OK : refuse(at, field, pml_json_field(at.value, field), "1", err);
+}
+
+static pml_status read_sizes(pml_json_at at, const family *family, pml_model_spec *s,
+                             pml_error *err)
+{
+    TRY(pml_json_get_i32(at, "vocab_size", PML_JSON_REQUIRED, 1, MAX_VOCAB, &s->vocab, err));
+    TRY(pml_json_get_i32(at, "hidden_size", PML_JSON_REQUIRED, 1, MAX_HIDDEN, &s->hidden, err));
+    TRY(pml_json_get_i32(at, "intermediate_size", PML_JSON_REQUIRED, 1, MAX_INTERMEDIATE,
+                         &s->intermediate, err));
+    TRY(pml_json_get_i32(at, "num_hidden_layers", PML_JSON_REQUIRED, 1, MAX_LAYERS, &s->layers,
+                         err));
+    TRY(pml_json_get_i32(at, "num_attention_heads", PML_JSON_REQUIRED, 1, MAX_HEADS, &s->heads,
+                         err));
+    s->kv_heads = s->heads;
+    TRY(pml_json_get_i32(at, "num_key_value_heads",
+                         family->kv_heads_required ? PML_JSON_REQUIRED : PML_JSON_OPTIONAL, 1,
+                         MAX_HEADS, &s->kv_heads, err));
+    if (s->heads % s->kv_heads != 0)
+        return PML_FAIL(err, PML_INVALID,
+                        "%s: num_attention_heads = %d is not a multiple of num_key_value_heads = "
+                        "%d",
+                        at.file, s->heads, s->kv_heads);
+    if (!pml_json_has(at, "head_dim")) {
+        if (s->hidden % s->heads != 0)
+            return PML_FAIL(err, PML_INVALID,
+                            "%s: hidden_size = %d is not a multiple of num_attention_heads = %d, "
+                            "and there is no head_dim",
+                            at.file, s->hidden, s->heads);
+        s->head_dim = s->hidden / s->heads;
+    }
+    TRY(pml_json_get_i32(at, "head_dim", PML_JSON_OPTIONAL, 1, MAX_HIDDEN, &s->head_dim, err));
+    if (s->head_dim % 2 != 0 || s->head_dim > MAX_HEAD_DIM)
+        return PML_FAIL(err, PML_UNSUPPORTED,
+                        "%s: head_dim = %d is not in this version; supported: even, at most %d",
+                        at.file, s->head_dim, MAX_HEAD_DIM);
+    s->max_positions = family->positions;
+    return pml_json_get_i32(at, "max_position_embeddings", PML_JSON_OPTIONAL, 1, MAX_POSITIONS,
+                            &s->max_positions, err);
+}
+
+static pml_status read_llama3(pml_json_at at, pml_model_spec *s, pml_error *err)
+{
+    pml_rope_spec *rope = &s->rope;
+    rope->type = PML_ROPE_LLAMA3;
+    TRY(pml_json_get_double(at, "factor", PML_JSON_REQUIRED, 1, 1e6, &rope->factor, err));
+    TRY(pml_json_get_double(at, "low_freq_factor", PML_JSON_REQUIRED, 1e-6, 1e6,
+                            &rope->low_freq_factor, err));
+    TRY(pml_json_get_double(at, "high_freq_factor", PML_JSON_REQUIRED, 1e-6, 1e6,
+                            &rope->high_freq_factor, err));
+    if (rope->high_freq_factor <= rope->low_freq_factor)
+        return PML_FAIL(err, PML_INVALID,
+                        "%s: %s.high_freq_factor = %g must be greater than low_freq_factor = %g",
+                        at.file, at.path, rope->high_freq_factor, rope->low_freq_factor);
+    rope->original_max_positions = s->max_positions;
+    return pml_json_get_i32(at, "original_max_position_embeddings", PML_JSON_OPTIONAL, 1,
+                            MAX_POSITIONS, &rope->original_max_positions, err);
+}
+
+/* Two ways of saying the same: rope_theta beside rope_scaling {"rope_type" or "type", …}, and
+ * (transformers 5) rope_parameters with both inside. */
+static pml_status read_rope(pml_json_at at, pml_model_spec *s, pml_error *err)
+{
+    s->rope.type = PML_ROPE_DEFAULT;
+    s->rope.theta = 10000.0;
+    TRY(pml_json_get_double(at, "rope_theta", PML_JSON_OPTIONAL, 1, 1e12, &s->rope.theta, err));
+    TRY(need_one(at, "partial_rotary_factor", err));
+    const char *where =
+        !is_off(pml_json_field(at.value, "rope_scaling")) ? "rope_scaling" : "rope_parameters";
+    const pml_json *inside = NULL;
+    TRY(pml_json_get_object(at, where, PML_JSON_OPTIONAL, &inside, err));
+    if (is_off(inside))
+        return PML_OK;
+    pml_json_at rope = {inside, at.file, where};
+    TRY(pml_json_get_double(rope, "rope_theta", PML_JSON_OPTIONAL, 1, 1e12, &s->rope.theta, err));
+    TRY(need_one(rope, "partial_rotary_factor", err));
+    const char *field = pml_json_has(rope, "rope_type") ? "rope_type" : "type";
+    char type[32] = "default";
+    if (pml_json_has(rope, field) &&
+        pml_json_kind_of(pml_json_field(inside, field)) != PML_JSON_STRING)
+        return PML_FAIL(err, PML_INVALID, "%s: %s.%s must be a string", at.file, where, field);
+    TRY(pml_json_get_string(rope, field, PML_JSON_OPTIONAL, type, sizeof type, err));
+    if (strcmp(type, "llama3") == 0)
+        return read_llama3(rope, s, err);
+    if (strcmp(type, "default") != 0)
+        return refuse(rope, field, pml_json_field(inside, field), "default, llama3", err);
+    /* {"sliding_attention": {…}}: other angles in some layers. */
+    void *cursor = NULL;
+    const char *key;
+    const pml_json *value;
+    while (pml_json_next(inside, &cursor, &key, &value))
+        if (pml_json_kind_of(value) == PML_JSON_OBJECT)
+            return refuse(rope, key, value, "one set of rope parameters for all layers", err);
+    return PML_OK;
+}
+
+static pml_status read_biases(pml_json_at at, const family *family, pml_model_spec *s,
+                              pml_error *err)
+{
+    if (family->qkv_bias) {
+        s->qkv_bias = true;
+    } else {
+        TRY(pml_json_get_bool(at, "attention_bias", PML_JSON_OPTIONAL, &s->qkv_bias, err));
+        s->o_bias = s->qkv_bias;
+        TRY(pml_json_get_bool(at, "mlp_bias", PML_JSON_OPTIONAL, &s->mlp_bias, err));
+    }
+    TRY(pml_json_get_bool(at, "tie_word_embeddings", PML_JSON_OPTIONAL, &s->tied_head, err));
+    double eps = 1e-6;
+    TRY(pml_json_get_double(at, "rms_norm_eps", PML_JSON_OPTIONAL, 0, 1, &eps, err));
+    s->rms_eps = (float)eps;
+    return PML_OK;
+}
+
+/* A sliding window is in force where transformers makes it so: some layer's type says it, or
+ * use_sliding_window with layers from max_window_layers on. */
+static pml_status refuse_windows(pml_json_at at, const pml_model_spec *s, pml_error *err)
+{
+    const pml_json *types = NULL;
+    TRY(pml_json_get_array(at, "layer_types", PML_JSON_OPTIONAL, &types, err));
+    for (size_t i = 0; types != NULL && i < pml_json_length(types); i++) {
+        const char *type = pml_json_as_string(pml_json_item(types, i));
+        if (type == NULL || strcmp(type, "full_attention") != 0)
+            return refuse(at, "layer_types", types, "full_attention in every layer", err);
+    }
+    bool use = false;
+    TRY(pml_json_get_bool(at, "use_sliding_window", PML_JSON_OPTIONAL, &use, err));
+    int32_t first = 28; /* Qwen2Config's max_window_layers */
+    TRY(pml_json_get_i32(at, "max_window_layers", PML_JSON_OPTIONAL, 0, INT32_MAX, &first, err));
+    const pml_json *window = pml_json_field(at.value, "sliding_window");
+    bool has_window = window == NULL || !is_off(window);
+    if (types == NULL && use && has_window && first < s->layers)
+        return refuse(at, "use_sliding_window", pml_json_field(at.value, "use_sliding_window"),
+                      "false", err);
+    return PML_OK;
+}
+
+static pml_status refuse_other_mathematics(pml_json_at at, pml_error *err)
+{
+    char act[32] = "silu";
+    TRY(pml_json_get_string(at, "hidden_act", PML_JSON_OPTIONAL, act, sizeof act, err));
+    if (strcmp(act, "silu") != 0)
+        return refuse(at, "hidden_act", pml_json_field(at.value, "hidden_act"), "silu", err);
+    TRY(need_off(at, "quantization_config", err));
+    return need_off(at, "attention_dropout", err);
+}
+
+static pml_status read_dtype(pml_json_at at, pml_model_spec *s, pml_error *err)
+{
+    const char *field = pml_json_has(at, "dtype") ? "dtype" : "torch_dtype";
+    char name[32] = "float32";
+    TRY(pml_json_get_string(at, field, PML_JSON_OPTIONAL, name, sizeof name, err));
+    if (strcmp(name, "float32") == 0 || strcmp(name, "auto") == 0)
+        s->dtype = PML_F32;
+    else if (strcmp(name, "bfloat16") == 0)
+        s->dtype = PML_BF16;
+    else if (strcmp(name, "float16") == 0)
+        s->dtype = PML_F16;
+    else
+        return refuse(at, field, pml_json_field(at.value, field), "float32, bfloat16, float16",
+                      err);
+    return PML_OK;
+}
+
+/* A token id, or none: absent takes the family's default, null and negative mean none. */
+static pml_status read_token(pml_json_at at, const char *field, int32_t *id, pml_error *err)
+{
+    const pml_json *value = pml_json_field(at.value, field);
+    if (value == NULL)
+        return PML_OK;
+    int64_t number;
+    if (pml_json_kind_of(value) == PML_JSON_NULL) {
+        *id = -1;
+        return PML_OK;
+    }
+    if (pml_json_kind_of(value) == PML_JSON_ARRAY && pml_json_length(value) > 0)
+        value = pml_json_item(value, 0);
+    if (!pml_json_as_int(value, &number) || number > INT32_MAX)
+        return PML_FAIL(err, PML_INVALID, "%s: %s must be a token id", at.file, field);
+    *id = number < 0 ? -1 : (int32_t)number;
+    return PML_OK;
+}
+
+static pml_status read_ends(pml_json_at at, pml_model_spec *s, pml_error *err)
+{
+    const pml_json *value = pml_json_field(at.value, "eos_token_id");
+    if (value == NULL)
+        return PML_OK;
+    bool many = pml_json_kind_of(value) == PML_JSON_ARRAY;
+    size_t n = many ? pml_json_length(value) : pml_json_kind_of(value) != PML_JSON_NULL;
+    s->n_eos = 0;
+    for (size_t i = 0; i < n; i++) {
+        int64_t id;
+        if (!pml_json_as_int(many ? pml_json_item(value, i) : value, &id) || id < 0 ||
+            id > INT32_MAX || (size_t)s->n_eos == sizeof s->eos / sizeof *s->eos)
+            return PML_FAIL(err, PML_INVALID,
+                            "%s: eos_token_id must be a token id or a list of at most %zu", at.file,
+                            sizeof s->eos / sizeof *s->eos);
+        s->eos[s->n_eos++] = (int32_t)id;
+    }
+    return PML_OK;
+}
+
+static pml_status read_spec(pml_json_at at, pml_model_spec *s, pml_error *err)
+{
+    char type[64];
+    TRY(pml_json_get_string(at, "model_type", PML_JSON_REQUIRED, type, sizeof type, err));
+    const family *family = family_named(type);
+    if (family == NULL)
+        return refuse(at, "model_type", pml_json_field(at.value, "model_type"), "llama, qwen2",
+                      err);
+    strcpy(s->family, family->name);
+    TRY(read_sizes(at, family, s, err));
+    TRY(read_rope(at, s, err));
+    TRY(read_biases(at, family, s, err));
+    TRY(refuse_other_mathematics(at, err));
+    if (family->qkv_bias) /* Llama has no windows: transformers ignores the fields there */
+        TRY(refuse_windows(at, s, err));
+    TRY(read_dtype(at, s, err));
+    s->bos = family->bos;
+    s->pad = -1;
+    TRY(read_token(at, "bos_token_id", &s->bos, err));
+    TRY(read_token(at, "pad_token_id", &s->pad, err));
+    s->eos[0] = family->eos;
+    s->n_eos = family->eos >= 0;
+    return read_ends(at, s, err);
+}
+
+pml_status pml_model_spec_parse(const char *text, size_t length, const char *name,
+                                pml_model_spec *spec, pml_error *err)
+{
+    memset(spec, 0, sizeof *spec);
+    pml_json *document = NULL;
+    TRY(pml_json_parse(text, length, name, &pml_json_file_limits, &document, err));
+    pml_status status;
+    if (pml_json_kind_of(document) != PML_JSON_OBJECT)
+        status = PML_FAIL(err, PML_INVALID, "%s: must hold an object", name);
+    else
+        status = read_spec(pml_json_root(document, name), spec, err);
+    pml_json_destroy(&document);
+    return status;
+}
+
+/* generate() of transformers ends at generation_config.json's ids where that file has some. */
+static pml_status read_generation_config(const char *folder, pml_model_spec *spec, pml_error *err)
+{
+    char path[4096];
+    TRY(pml_path_join(path, sizeof path, folder, "generation_config.json", err));
+    pml_json *document = NULL;
+    pml_status status = pml_json_load(path, &pml_json_file_limits, &document, err);
+    if (status == PML_NOT_FOUND)
+        return PML_OK;
+    if (status != PML_OK)
+        return status;
+    pml_json_at at = pml_json_root(document, path);
+    if (pml_json_has(at, "eos_token_id"))
+        status = read_ends(at, spec, err);
+    pml_json_destroy(&document);
+    return status;
+}
+
+pml_status pml_model_spec_load(const char *folder, pml_model_spec *spec, pml_error *err)
+{
+    char path[4096];
+    TRY(pml_path_join(path, sizeof path, folder, "config.json", err));
+    char *text = NULL;
+    size_t size;
+    pml_status status = pml_file_read(path, pml_json_file_limits.bytes, true, &text, &size, err);
+    if (status == PML_NOT_FOUND)
+        return PML_FAIL(err, PML_NOT_FOUND,
+                        "%s has no config.json: a model folder as Hugging Face's "
+                        "save_pretrained() writes it is needed",
+                        folder);
+    if (status == PML_OK)
+        status = pml_model_spec_parse(text, size, path, spec, err);
+    free(text);
+    return status == PML_OK ? read_generation_config(folder, spec, err) : status;
+}
+
+int64_t pml_model_parameters(const pml_model_spec *s)
+{
+    int64_t hidden = s->hidden, queries = (int64_t)s->heads * s->head_dim;
+    int64_t keys = (int64_t)s->kv_heads * s->head_dim, inner = s->intermediate;
+    int64_t layer = hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * inner;
+    layer += 2 * hidden; /* two norms */
+    layer += s->qkv_bias ? queries + 2 * keys : 0;
+    layer += s->o_bias ? hidden : 0;
+    layer += s->mlp_bias ? 2 * inner + hidden : 0;
+    int64_t tables = (s->tied_head ? 1 : 2) * (int64_t)s->vocab * hidden;
+    return tables + s->layers * layer + hidden;
+}
