@@ -156,28 +156,39 @@ static pml_status fake_take(job *j, const pml_train_state *state, pml_error *err
     return PML_OK;
 }
 
-/* The format of MANIFEST is that of the real checkpoints: its reader judges this one too. */
+/* One file and its line of MANIFEST. */
+static pml_status put_file(const char *folder, const char *name, const char *text, char *manifest,
+                           size_t capacity, pml_error *err)
+{
+    char path[4400], hex[PML_HASH_HEX];
+    uint8_t hash[PML_HASH_BYTES];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    pml_status status = pml_file_write(path, text, strlen(text), 0600, err);
+    if (status == PML_OK && manifest != NULL)
+        status = pml_hash_memory(text, strlen(text), hash, err);
+    if (status != PML_OK || manifest == NULL)
+        return status;
+    pml_hash_hex(hash, PML_HASH_BYTES, hex);
+    size_t n = strlen(manifest);
+    snprintf(manifest + n, capacity - n, "%s  %s\n", hex, name);
+    return PML_OK;
+}
+
+/* A folder that the reader of real checkpoints takes for whole. */
 static pml_status fake_write(job *j, const char *folder, size_t *bytes, pml_error *err)
 {
-    char temporary[4200], path[4300], text[256], manifest[512], hex[PML_HASH_HEX];
-    uint8_t hash[PML_HASH_BYTES];
+    char temporary[4200], text[256], manifest[1000] = "";
     snprintf(temporary, sizeof temporary, "%.4000s.part", folder);
-    int n = snprintf(text, sizeof text, "{\"step\":%lld,\"learning_rate\":%.17g}",
-                     (long long)j->taken.step, j->taken.learning_rate);
-    *bytes = (size_t)n;
+    *bytes = (size_t)snprintf(text, sizeof text, "{\"step\":%lld,\"learning_rate\":%.17g}",
+                              (long long)j->taken.step, j->taken.learning_rate);
     pml_status status = pml_folder_make(temporary, err);
-    snprintf(path, sizeof path, "%s/state.json", temporary);
+    const char *const files[] = {"adapter_model.safetensors", "optimizer.safetensors",
+                                 "state.json"};
+    for (int i = 0; i < 3 && status == PML_OK; i++)
+        status =
+            put_file(temporary, files[i], i == 2 ? text : "fake", manifest, sizeof manifest, err);
     if (status == PML_OK)
-        status = pml_file_write(path, text, (size_t)n, 0600, err);
-    if (status == PML_OK)
-        status = pml_hash_memory(text, (size_t)n, hash, err);
-    pml_hash_hex(hash, PML_HASH_BYTES, hex);
-    int m = snprintf(
-        manifest, sizeof manifest,
-        "{\"format\":1,\"files\":{\"state.json\":{\"bytes\":%d,\"blake2b\":\"%s\"}}}\n", n, hex);
-    snprintf(path, sizeof path, "%s/MANIFEST", temporary);
-    if (status == PML_OK)
-        status = pml_file_write(path, manifest, (size_t)m, 0600, err);
+        status = put_file(temporary, "MANIFEST", manifest, NULL, 0, err);
     if (status == PML_OK && rename(temporary, folder) != 0)
         status = PML_FAIL(err, PML_IO, "%s: %s", folder, strerror(errno));
     return status;

@@ -11,62 +11,30 @@
 #include "pml/base/path.h"
 #include "pml/train/checkpoint.h"
 
+/* 412 of "step-000412" and of "step-000412-tried-1e-4" (one that was given a name); else -1. */
 static int64_t step_of(const char *name)
 {
-    char *end;
-    if (strncmp(name, "step-", 5) != 0)
+    static const char prefix[] = "step-";
+    const char *digits = name + sizeof prefix - 1;
+    if (strncmp(name, prefix, sizeof prefix - 1) != 0)
         return -1;
-    long long step = strtoll(name + 5, &end, 10);
-    return end == name + 5 || *end != '\0' || step < 0 ? -1 : (int64_t)step;
+    size_t n = strspn(digits, "0123456789");
+    if (n == 0 || n > 15 || (digits[n] != '\0' && digits[n] != '-') || strchr(digits, '/') != NULL)
+        return -1;
+    return strtoll(digits, NULL, 10);
 }
 
 /* ---- which checkpoint ---- */
 
-typedef struct list {
-    int64_t *steps;
-    size_t n, capacity;
-} list;
-
-static int newest_first(const void *a, const void *b)
+static int is_checkpoint(const struct dirent *entry)
 {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x < y) - (x > y);
+    return step_of(entry->d_name) >= 0;
 }
 
-static pml_status add(list *l, int64_t step, pml_error *err)
+static int newest_first(const struct dirent **a, const struct dirent **b)
 {
-    if (l->n == l->capacity) {
-        size_t capacity = l->capacity == 0 ? 64 : 2 * l->capacity;
-        int64_t *larger = reallocarray(l->steps, capacity, sizeof *larger);
-        if (larger == NULL)
-            return PML_FAIL(err, PML_NO_MEMORY, "no memory for the list of checkpoints");
-        l->steps = larger;
-        l->capacity = capacity;
-    }
-    l->steps[l->n++] = step;
-    return PML_OK;
-}
-
-static pml_status find_checkpoints(const char *parent, list *l, pml_error *err)
-{
-    DIR *dir = opendir(parent);
-    if (dir == NULL && errno == ENOENT)
-        return PML_OK;
-    if (dir == NULL)
-        return PML_FAIL(err, PML_IO, "cannot read %s: %s", parent, strerror(errno));
-    pml_status status = PML_OK;
-    for (struct dirent *e = readdir(dir); e != NULL && status == PML_OK; e = readdir(dir))
-        if (step_of(e->d_name) >= 0)
-            status = add(l, step_of(e->d_name), err);
-    closedir(dir);
-    if (l->n > 0)
-        qsort(l->steps, l->n, sizeof *l->steps, newest_first);
-    return status;
-}
-
-static void name_of(int64_t step, char *path, size_t capacity)
-{
-    snprintf(path, capacity, "checkpoints/step-%06lld", (long long)step);
+    int64_t x = step_of((*a)->d_name), y = step_of((*b)->d_name);
+    return x != y ? (x < y) - (x > y) : strcmp((*a)->d_name, (*b)->d_name);
 }
 
 /* ---- what was set after it ---- */
@@ -147,33 +115,45 @@ static pml_status choose_named(coordinator *c, pml_error *err)
     return status;
 }
 
+/* The newest that is whole; each that is not is named in the log. */
+static pml_status choose_newest(coordinator *c, const char *parent, struct dirent **list, int n,
+                                pml_error *err)
+{
+    char path[PATH_MAX];
+    for (int i = 0; i < n && c->checkpoint[0] == '\0'; i++) {
+        pml_error why = PML_ERROR_INIT;
+        pml_status status = pml_path_join(path, sizeof path, parent, list[i]->d_name, err);
+        if (status != PML_OK)
+            return status;
+        if (pml_checkpoint_verify(path, &why) == PML_OK)
+            snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", list[i]->d_name);
+        else
+            emit_log(c, "warning", -1, "checkpoint %s is not used, the one before it is: %s",
+                     list[i]->d_name, why.message);
+    }
+    if (c->checkpoint[0] == '\0')
+        emit_log(c, "warning", -1, "there is no whole checkpoint: the run begins again");
+    return PML_OK;
+}
+
 pml_status resume_choose(coordinator *c, pml_error *err)
 {
     if (!c->resume)
         return PML_OK;
     if (c->named)
         return choose_named(c, err);
-    char parent[PATH_MAX], path[PATH_MAX];
-    list l = {0};
+    char parent[PATH_MAX];
+    struct dirent **list = NULL;
     pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
-    if (status == PML_OK)
-        status = find_checkpoints(parent, &l, err);
-    for (size_t i = 0; i < l.n && status == PML_OK && c->checkpoint[0] == '\0'; i++) {
-        pml_error why = PML_ERROR_INIT;
-        char name[64];
-        name_of(l.steps[i], name, sizeof name);
-        status = pml_path_join(path, sizeof path, c->folder, name, err);
-        if (status != PML_OK)
-            break;
-        if (pml_checkpoint_verify(path, &why) == PML_OK)
-            snprintf(c->checkpoint, sizeof c->checkpoint, "%s", name);
-        else
-            emit_log(c, "warning", -1, "%s is not used, the one before it is: %s", name,
-                     why.message);
-    }
-    if (status == PML_OK && c->checkpoint[0] == '\0')
-        emit_log(c, "warning", -1, "there is no whole checkpoint: the run begins again");
-    free(l.steps);
+    if (status != PML_OK)
+        return status;
+    int n = scandir(parent, &list, is_checkpoint, newest_first);
+    if (n < 0 && errno != ENOENT)
+        return PML_FAIL(err, PML_IO, "cannot read %s: %s", parent, strerror(errno));
+    status = choose_newest(c, parent, list, n, err);
+    for (int i = 0; i < n; i++)
+        free(list[i]);
+    free(list);
     return status;
 }
 

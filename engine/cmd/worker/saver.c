@@ -34,14 +34,19 @@ struct saver {
     char name[129];
     double begun;
 
-    pml_train_state state, written; /* written: what is on disk, step -1: nothing of ours */
+    pml_train_state state;
+    char folder[160]; /* its name in parent */
+
+    /* What is on disk; step -1: nothing of ours. */
+    pml_train_state written;
+    char written_folder[160];
 };
 
 static void announce(saver *s, size_t bytes, double seconds)
 {
-    char path[64];
+    char path[200];
     pml_message *event = pml_message_new(PML_EVENT_checkpoint);
-    snprintf(path, sizeof path, "checkpoints/step-%06lld", (long long)s->state.step);
+    snprintf(path, sizeof path, "checkpoints/%s", s->folder);
     pml_message_set_int(event, "step", s->state.step);
     pml_message_set_string(event, "path", path);
     if (s->name[0] != '\0')
@@ -94,10 +99,9 @@ static pml_status exchange(saver *s, const char *folder, const char *beside, con
 
 static pml_status write_one(saver *s, size_t *bytes, pml_error *err)
 {
-    char name[64], beside_name[96], folder[PATH_MAX], beside[PATH_MAX];
-    snprintf(name, sizeof name, "step-%06lld", (long long)s->state.step);
-    snprintf(beside_name, sizeof beside_name, "new-%s", name);
-    pml_status status = pml_path_join(folder, sizeof folder, s->parent, name, err);
+    char beside_name[200], folder[PATH_MAX], beside[PATH_MAX];
+    snprintf(beside_name, sizeof beside_name, ".new-%s", s->folder);
+    pml_status status = pml_path_join(folder, sizeof folder, s->parent, s->folder, err);
     if (status == PML_OK)
         status = pml_path_join(beside, sizeof beside, s->parent, beside_name, err);
     if (status == PML_OK && access(folder, F_OK) != 0)
@@ -118,6 +122,7 @@ static void save_now(saver *s)
         complain(s, "error", &err);
     } else {
         s->written = s->state;
+        memcpy(s->written_folder, s->folder, sizeof s->written_folder);
         announce(s, bytes, pml_clock_monotonic() - s->begun);
         pml_error prune = PML_ERROR_INIT;
         if (s->kind->prune(s->j, s->parent, &prune) != PML_OK)
@@ -146,7 +151,8 @@ static void *run(void *argument)
 }
 
 pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char *folder,
-                     const pml_train_state *from, saver **out, pml_error *err)
+                     const pml_train_state *from, const char *from_folder, saver **out,
+                     pml_error *err)
 {
     *out = NULL;
     saver *s = calloc(1, sizeof *s);
@@ -156,6 +162,8 @@ pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char
     s->j = j;
     s->link = link;
     s->written = from != NULL ? *from : (pml_train_state){.step = -1};
+    if (from != NULL)
+        snprintf(s->written_folder, sizeof s->written_folder, "%s", from_folder);
     pthread_mutex_init(&s->mutex, NULL);
     pthread_cond_init(&s->changed, NULL);
     pml_status status = pml_path_join(s->parent, sizeof s->parent, folder, "checkpoints", err);
@@ -203,18 +211,33 @@ static bool same(const pml_train_state *a, const pml_train_state *b)
            a->eval_steps == b->eval_steps && a->save_steps == b->save_steps;
 }
 
+/* "step-000412", or with its name behind: then pruning leaves it alone. */
+static void name_folder(saver *s, int64_t step, const char *name)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    int n = snprintf(s->folder, sizeof s->folder, "step-%06lld", (long long)step);
+    if (name[0] == '\0')
+        return;
+    snprintf(s->folder + n, sizeof s->folder - (size_t)n, "-%.100s", name);
+    for (char *at = s->folder + n; *at != '\0'; at++)
+        if (strchr(plain, *at) == NULL)
+            *at = '_';
+}
+
 pml_status saver_save(saver *s, const pml_train_state *state, const char *name, int64_t command,
                       pml_error *err)
 {
-    char path[PATH_MAX], folder[64];
+    char path[PATH_MAX];
     wait_idle(s);
     s->state = *state;
     s->command = command;
     s->begun = pml_clock_monotonic();
     snprintf(s->name, sizeof s->name, "%s", name);
-    if (same(&s->written, state)) {
-        snprintf(folder, sizeof folder, "step-%06lld", (long long)state->step);
-        pml_status status = pml_path_join(path, sizeof path, s->parent, folder, err);
+    name_folder(s, state->step, name);
+    bool there = same(&s->written, state);
+    if (there && (name[0] == '\0' || strcmp(s->folder, s->written_folder) == 0)) {
+        memcpy(s->folder, s->written_folder, sizeof s->folder);
+        pml_status status = pml_path_join(path, sizeof path, s->parent, s->folder, err);
         if (status == PML_OK)
             announce(s, folder_bytes(path), 0);
         return status;

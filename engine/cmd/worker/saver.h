@@ -8,13 +8,15 @@
 typedef struct saver saver;
 
 /* folder: of the run; its checkpoints/ is made. Everything is borrowed. from: what the run goes on
- * from and is on disk already; NULL: nothing is. */
+ * from and is on disk already, in from_folder of checkpoints/; NULL: nothing is. */
 pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char *folder,
-                     const pml_train_state *from, saver **s, pml_error *err);
+                     const pml_train_state *from, const char *from_folder, saver **s,
+                     pml_error *err);
 /* Waits for what is being written. */
 void saver_destroy(saver **s);
 
-/* Take a snapshot of the job at state and have it written as step-%06d; waits for the one before. A
+/* Take a snapshot of the job at state and have it written as step-000412, or
+ * step-000412-NAME; waits for the one before. A
  * `checkpoint` event says when it is on disk, a `log` event why it is not. A step that is there
  * already from this very run of the worker is only announced again. name may be "", command 0. */
 pml_status saver_save(saver *s, const pml_train_state *state, const char *name, int64_t command,

@@ -160,10 +160,10 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
                .state = w->facts.state};
     l.state.timeline = pml_message_int(w->start, "timeline");
     pml_status status = PML_OK;
+    const char *from = pml_message_string(w->start, "checkpoint");
     if (w->rank == 0)
         status = saver_new(kind, w->j, w->link, pml_message_string(w->start, "folder"),
-                           *pml_message_string(w->start, "checkpoint") != '\0' ? &l.state : NULL,
-                           &l.saver, err);
+                           from[0] != '\0' ? &l.state : NULL, pml_path_name(from), &l.saver, err);
     if (status == PML_OK) {
         report_ready(w);
         status = link_wait_go(w->link, err);
