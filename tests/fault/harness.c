@@ -147,7 +147,7 @@ int harness_wait(harness *h)
 
 char *harness_read(const harness *h, const char *name)
 {
-    char path[256], *text;
+    char path[512], *text;
     size_t size;
     snprintf(path, sizeof path, "%s/%s", h->folder, name);
     if (pml_file_read(path, 64 << 20, false, &text, &size, NULL) != PML_OK)
