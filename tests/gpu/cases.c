@@ -1,0 +1,273 @@
+#include "cases.h"
+
+#include <ctype.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGNMENT = 256 };
+
+static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
+enum { FLOATS = 3 };
+
+/* A result that is rounded once to the dtype, or thrice where u and y are rounded on the way. */
+static double tolerance_of(pml_dtype dtype)
+{
+    return dtype == PML_F32 ? 2e-6 : dtype == PML_BF16 ? 4e-3 : 6e-4;
+}
+
+gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
+{
+    if (cases->count == CASES_MAX) {
+        fprintf(stderr, "more than %d cases\n", CASES_MAX);
+        exit(1);
+    }
+    gpu_case *c = &cases->at[cases->count++];
+    memset(c, 0, sizeof *c);
+    c->op = op;
+    for (int i = 0; i < PML_OP_MAX_VIEWS; i++)
+        c->inside[i] = -1;
+    int n = snprintf(c->name, sizeof c->name, "%-12s ", pml_op_describe(op)->name);
+    va_list list;
+    va_start(list, format);
+    vsnprintf(c->name + n, sizeof c->name - (size_t)n, format, list);
+    va_end(list);
+    return c;
+}
+
+pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype)
+{
+    return (pml_view){NULL, rows, cols, cols + border, dtype};
+}
+
+size_t view_span(const pml_view *v)
+{
+    if (v->rows == 0 || v->cols == 0)
+        return 0;
+    return (size_t)((v->rows - 1) * v->ld + v->cols) * pml_dtype_size(v->dtype);
+}
+
+/* rows x cols shapes: single, odd, around the units kernels work in, and more than one block. */
+static void add_moves(gpu_cases *cases)
+{
+    static const int64_t shapes[][3] = {/* rows, cols, border */
+                                        {1, 1, 0},   {3, 7, 0},       {37, 64, 0},  {37, 63, 2},
+                                        {5, 896, 8}, {129, 1000, 24}, {2, 70001, 0}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (int f = 0; f < FLOATS; f++) {
+            int64_t rows = shapes[s][0], cols = shapes[s][1], border = shapes[s][2];
+            pml_dtype d = floats[f], other = floats[(f + 1) % FLOATS];
+            const char *name = pml_dtype_name(d);
+            gpu_case *c = cases_add(cases, PML_OP_embed, "%s [%d,%d]+%d", name, (int)rows,
+                                    (int)cols, (int)border);
+            c->args.embed =
+                (pml_embed_args){shaped(1, rows, 0, PML_I32), shaped(101, cols, border, d),
+                                 shaped(rows, cols, 2 * border, d)};
+            c->indices = 101;
+
+            c = cases_add(cases, PML_OP_copy, "%s to %s [%d,%d]+%d", name, pml_dtype_name(other),
+                          (int)rows, (int)cols, (int)border);
+            c->args.copy = (pml_copy_args){shaped(rows, cols, border, d),
+                                           shaped(rows, cols, 2 * border, other)};
+
+            c = cases_add(cases, PML_OP_copy, "%s [%d,%d]+%d shifted", name, (int)rows, (int)cols,
+                          (int)border);
+            c->args.copy =
+                (pml_copy_args){shaped(rows, cols, border, d), shaped(rows, cols, border, d)};
+            c->shift = 1 + (int)s % 3;
+
+            c = cases_add(cases, PML_OP_fill, "%s [%d,%d]+%d", name, (int)rows, (int)cols,
+                          (int)border);
+            c->args.fill = (pml_fill_args){shaped(rows, cols, border, d), -0.3};
+        }
+    static const pml_dtype others[] = {PML_F64, PML_I32, PML_I64, PML_U8};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        gpu_case *c = cases_add(cases, PML_OP_fill, "%s [13,100]+4", pml_dtype_name(others[i]));
+        c->args.fill = (pml_fill_args){shaped(13, 100, 4, others[i]), 201};
+    }
+    gpu_case *c = cases_add(cases, PML_OP_gather_rows, "BF16 [29,48]");
+    c->args.gather_rows = (pml_gather_rows_args){
+        shaped(77, 48, 0, PML_BF16), shaped(1, 29, 0, PML_I32), shaped(29, 48, 8, PML_BF16)};
+    c->indices = 77;
+    c = cases_add(cases, PML_OP_scatter_rows, "F32 [29,50]");
+    c->args.scatter_rows = (pml_scatter_rows_args){
+        shaped(29, 50, 0, PML_F32), shaped(1, 29, 0, PML_I32), shaped(77, 50, 2, PML_F32)};
+    c->indices = 77;
+    c->distinct = true;
+}
+
+static void add_norms(gpu_cases *cases)
+{
+    static const int64_t widths[] = {8,    63,   64,   128,  576,   896,  1024,
+                                     2048, 4096, 5120, 8192, 16384, 40000};
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+        for (int f = 0; f < FLOATS; f++) {
+            int64_t cols = widths[w], rows = cols < 1000 ? 131 : 5;
+            pml_dtype d = floats[f];
+            for (int form = 0; form < 3; form++) {
+                static const char *const forms[] = {"", " + residual", " + residual in place"};
+                int64_t border = form == 1 ? 8 : 0;
+                gpu_case *c = cases_add(cases, PML_OP_rmsnorm, "%s [%d,%d]%s", pml_dtype_name(d),
+                                        (int)rows, (int)cols, forms[form]);
+                pml_rmsnorm_args *a = &c->args.rmsnorm;
+                *a = (pml_rmsnorm_args){.x = shaped(rows, cols, border, d),
+                                        .weight = shaped(1, cols, 0, d),
+                                        .y = shaped(rows, cols, 2 * border, d),
+                                        .rstd = shaped(1, rows, 0, PML_F32),
+                                        .eps = 1e-5F};
+                c->tolerance = tolerance_of(d);
+                if (form > 0)
+                    a->add = a->sum = shaped(rows, cols, border, d);
+                if (form == 2)
+                    c->inside[3] = 0; /* sum is x */
+                c->shift = form == 1 && w % 2 == 0 ? 1 : 0;
+            }
+        }
+}
+
+static gpu_case *add_linear(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t n, int64_t k,
+                            const char *what)
+{
+    gpu_case *c = cases_add(cases, PML_OP_linear, "%s [%d,%d]x[%d,%d]%s", pml_dtype_name(d),
+                            (int)rows, (int)k, (int)n, (int)k, what);
+    c->args.linear = (pml_linear_args){.x = shaped(rows, k, 0, d),
+                                       .w = shaped(n, k, 0, d),
+                                       .y = shaped(rows, n, 0, d),
+                                       .parts = 1,
+                                       .part_cols = {(int32_t)n}};
+    c->tolerance = tolerance_of(d);
+    return c;
+}
+
+/* Three parts of unequal width, adapters on the first and the last. */
+static void add_parts(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                      int32_t rank, bool keeps_u)
+{
+    gpu_case *c =
+        add_linear(cases, d, rows, 2 * n, k, keeps_u ? " parts, LoRA, bias" : " parts, LoRA, no u");
+    pml_linear_args *a = &c->args.linear;
+    a->parts = 3;
+    a->part_cols[0] = n;
+    a->part_cols[1] = n / 2;
+    a->part_cols[2] = n - n / 2;
+    a->lora_parts = 5;
+    a->rank = rank;
+    a->lora_scale = 0.75F;
+    a->a = shaped(2 * rank, k, 0, d);
+    a->b = shaped(n + (n - n / 2), rank, 0, d);
+    if (keeps_u) {
+        a->u = shaped(rows, 2 * rank, 8, d);
+        a->bias = shaped(1, 2 * n, 0, d);
+    }
+}
+
+/* u in a border of x, b in a border of w: one product. */
+static void add_bordered(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t n, int64_t k,
+                         int32_t rank)
+{
+    gpu_case *c = add_linear(cases, d, rows, n, k, " bordered LoRA");
+    pml_linear_args *a = &c->args.linear;
+    a->lora_parts = 1;
+    a->rank = rank;
+    a->lora_scale = 0.5F;
+    a->x = shaped(rows, k, rank, d);
+    a->w = shaped(n, k, rank, d);
+    a->a = shaped(rank, k, 0, d);
+    a->b = shaped(n, rank, k, d);
+    a->u = shaped(rows, rank, k, d);
+    c->inside[4] = 1; /* b in w */
+    c->inside[7] = 0; /* u in x */
+    c->column[4] = c->column[7] = k;
+}
+
+static void add_linears(gpu_cases *cases)
+{
+    static const int64_t shapes[][3] = {/* rows, outputs, inputs */
+                                        {1, 8, 8},      {37, 130, 65},    {64, 256, 128},
+                                        {3, 1000, 896}, {130, 896, 1000}, {257, 1536, 576}};
+    for (int f = 0; f < FLOATS; f++) {
+        pml_dtype d = floats[f];
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+            int64_t rows = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
+            add_linear(cases, d, rows, n, k, "");
+            gpu_case *c = add_linear(cases, d, rows, n, k, " bias, borders");
+            c->args.linear.bias = shaped(1, n, 0, d);
+            c->args.linear.x = shaped(rows, k, 24, d);
+            c->args.linear.w = shaped(n, k, 8, d);
+            c->args.linear.y = shaped(rows, n, 40, d);
+        }
+        add_linear(cases, d, 37, 130, 65, " shifted")->shift = 1;
+        add_parts(cases, d, 37, 64, 129, 3, true);
+        add_parts(cases, d, 200, 256, 512, 16, true);
+        add_parts(cases, d, 200, 256, 512, 16, false);
+        add_bordered(cases, d, 100, 384, 256, 16);
+        add_bordered(cases, d, 37, 130, 64, 4);
+    }
+}
+
+void cases_of_seed(gpu_cases *cases)
+{
+    add_moves(cases);
+    add_norms(cases);
+    add_linears(cases);
+}
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+/* What lies inside another operand may reach beyond that operand's last row: its row is longer. */
+static size_t room_for(const gpu_case *c, const pml_view *views, int operand, int count)
+{
+    size_t bytes = view_span(&views[operand]);
+    for (int i = 0; i < count; i++) {
+        size_t reach = (size_t)c->column[i] * pml_dtype_size(views[i].dtype) + view_span(&views[i]);
+        if (c->inside[i] == operand && reach > bytes)
+            bytes = reach;
+    }
+    return bytes + (size_t)c->shift * pml_dtype_size(views[operand].dtype);
+}
+
+void cases_place(gpu_cases *cases, const pml_backend *backend)
+{
+    cases->workspace = cases->operands = 0;
+    for (int n = 0; n < cases->count; n++) {
+        gpu_case *c = &cases->at[n];
+        const pml_op_info *info = pml_op_describe(c->op);
+        pml_view *views = pml_op_views(&c->args);
+        for (int i = 0; i < info->n_views; i++) {
+            if (views[i].rows == 0 || c->inside[i] >= 0)
+                continue;
+            size_t size = pml_dtype_size(views[i].dtype);
+            views[i].data = (void *)(uintptr_t)(cases->operands + (size_t)c->shift * size);
+            cases->operands += aligned(room_for(c, views, i, info->n_views));
+        }
+        for (int i = 0; i < info->n_views; i++)
+            if (c->inside[i] >= 0)
+                views[i].data = (char *)views[c->inside[i]].data +
+                                (size_t)c->column[i] * pml_dtype_size(views[i].dtype);
+        size_t bytes = aligned(backend->workspace(NULL, c->op, &c->args));
+        if (bytes > cases->workspace)
+            cases->workspace = bytes;
+    }
+}
+
+void cases_rebase(gpu_cases *cases, unsigned char *base)
+{
+    for (int n = 0; n < cases->count; n++) {
+        gpu_case *c = &cases->at[n];
+        const pml_op_info *info = pml_op_describe(c->op);
+        pml_view *views = pml_op_views(&c->args);
+        size_t bytes = 0;
+        for (int i = 0; i < info->n_views; i++) {
+            if (toupper(info->signature[i]) == 'W')
+                bytes = cases->workspace;
+            if (toupper(info->signature[i]) == 'W' && bytes > 0)
+                views[i] = pml_vector(base, (int64_t)bytes, PML_U8);
+            else if (views[i].rows > 0)
+                views[i].data = base + cases->workspace + (uintptr_t)views[i].data;
+        }
+    }
+}

@@ -1,0 +1,53 @@
+/* Op calls as data, for a GPU to run and the CPU reference to judge: shapes first, all placed in
+ * one arena, then run. See test_seed.c for how they are judged. */
+#ifndef TESTS_GPU_CASES_H
+#define TESTS_GPU_CASES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pml_op/backend.h"
+
+enum { CASES_MAX = 320 };
+
+typedef struct gpu_case {
+    char name[96];
+    pml_op op;
+    pml_op_args args; /* shapes; after cases_place device addresses, too */
+    /* Operand i lies in operand inside[i]'s rows, from column column[i] on; -1: a place of its own.
+     */
+    int inside[PML_OP_MAX_VIEWS];
+    int64_t column[PML_OP_MAX_VIEWS];
+    int shift;        /* elements by which every operand is off its 256-byte alignment */
+    int32_t indices;  /* I32 operands hold numbers below this */
+    bool distinct;    /* …each once, and some -1 */
+    double tolerance; /* of |difference| / |reference|; 0: the same bits */
+} gpu_case;
+
+typedef struct gpu_cases {
+    gpu_case at[CASES_MAX];
+    int count;
+    size_t workspace, operands; /* bytes; the arena is workspace first, then operands */
+} gpu_cases;
+
+/* A case to fill in: all operands absent. */
+gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* A view that has a shape and no place yet. */
+pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype);
+
+/* Every case of the ops the seed has. */
+void cases_of_seed(gpu_cases *cases);
+
+/* Give every operand its offset (as its address), ask the backend for workspaces. */
+void cases_place(gpu_cases *cases, const pml_backend *backend);
+
+/* Turn offsets into addresses. */
+void cases_rebase(gpu_cases *cases, unsigned char *base);
+
+/* Bytes from a view's first element to behind its last. */
+size_t view_span(const pml_view *v);
+
+#endif
