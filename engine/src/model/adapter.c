@@ -32,7 +32,8 @@ static const char *const must_be_off[] = {
     "modules_to_save",     "lora_bias",         "fan_in_fan_out",    "layers_to_transform",
     "exclude_modules",     "layer_replication", "target_parameters", "trainable_token_indices",
     "megatron_config",     "use_qalora",        "arrow_config",      "alora_invocation_tokens",
-    "ensure_weight_tying", "use_bdlora",
+    "ensure_weight_tying", "use_bdlora",        "kasa_config",       "monteclora_config",
+    "velora_config",
 };
 
 static bool is_off(const pml_json *value)
@@ -77,6 +78,33 @@ static uint32_t target_of(const char *name)
     return bit;
 }
 
+/* A string is a regular expression over a module's whole path. Only those are taken that need no
+ * engine to be understood: ".*" or ".*\." before one name or "(name|name|…)". 0 for any other. */
+static uint32_t targets_of_pattern(const char *text)
+{
+    uint32_t targets = 0;
+    if (strncmp(text, ".*", 2) != 0)
+        return 0;
+    text += strncmp(text, ".*\\.", 4) == 0 ? 4 : 2;
+    size_t n = strlen(text);
+    bool group = n > 1 && text[0] == '(' && text[n - 1] == ')';
+    const char *end = text + n - group;
+    for (text += group; text <= end;) {
+        char name[16];
+        size_t length = group ? strcspn(text, "|)") : n;
+        if (length >= sizeof name)
+            return 0;
+        memcpy(name, text, length);
+        name[length] = '\0';
+        uint32_t bit = pml_target_from_name(name);
+        if (bit == 0)
+            return 0;
+        targets |= bit;
+        text += length + 1;
+    }
+    return targets;
+}
+
 static pml_status read_targets(pml_json_at at, uint32_t *targets, pml_error *err)
 {
     static const char supported[] = "\"all-linear\", or a list of q_proj, k_proj, v_proj, o_proj, "
@@ -87,7 +115,9 @@ static pml_status read_targets(pml_json_at at, uint32_t *targets, pml_error *err
         return PML_FAIL(err, PML_INVALID, "%s: target_modules is missing", at.file);
     const char *one = pml_json_as_string(value);
     if (one != NULL && strcmp(one, "all-linear") == 0)
-        *targets = PML_TARGET_ALL_LINEAR; /* any other string is a regular expression */
+        *targets = PML_TARGET_ALL_LINEAR;
+    else if (one != NULL)
+        *targets = targets_of_pattern(one);
     for (size_t i = 0; one == NULL && i < pml_json_length(value); i++) {
         const char *name = pml_json_as_string(pml_json_item(value, i));
         uint32_t bit = name == NULL ? 0 : target_of(name);
@@ -104,6 +134,10 @@ static pml_status read_config(pml_json_at at, pml_adapter_config *config, pml_er
     TRY(pml_json_get_string(at, "peft_type", PML_JSON_REQUIRED, text, sizeof text, err));
     if (strcmp(text, "LORA") != 0)
         return refuse(at, "peft_type", "LORA", err);
+    strcpy(text, "CAUSAL_LM");
+    TRY(pml_json_get_string(at, "task_type", PML_JSON_OPTIONAL, text, sizeof text, err));
+    if (strcmp(text, "CAUSAL_LM") != 0)
+        return refuse(at, "task_type", "CAUSAL_LM", err);
     strcpy(text, "none");
     TRY(pml_json_get_string(at, "bias", PML_JSON_OPTIONAL, text, sizeof text, err));
     if (strcmp(text, "none") != 0)

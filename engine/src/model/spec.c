@@ -134,7 +134,7 @@ static pml_status read_sizes(pml_json_at at, const family *family, pml_model_spe
                             &s->max_positions, err);
 }
 
-static pml_status read_llama3(pml_json_at at, pml_model_spec *s, pml_error *err)
+static pml_status read_llama3(pml_json_at at, pml_json_at root, pml_model_spec *s, pml_error *err)
 {
     pml_rope_spec *rope = &s->rope;
     rope->type = PML_ROPE_LLAMA3;
@@ -148,7 +148,10 @@ static pml_status read_llama3(pml_json_at at, pml_model_spec *s, pml_error *err)
                         "%s: %s.high_freq_factor = %g must be greater than low_freq_factor = %g",
                         at.file, at.path, rope->high_freq_factor, rope->low_freq_factor);
     rope->original_max_positions = s->max_positions;
-    return pml_json_get_i32(at, "original_max_position_embeddings", PML_JSON_OPTIONAL, 1,
+    TRY(pml_json_get_i32(at, "original_max_position_embeddings", PML_JSON_OPTIONAL, 1,
+                         MAX_POSITIONS, &rope->original_max_positions, err));
+    /* One beside the object wins over the one inside it, as in transformers. */
+    return pml_json_get_i32(root, "original_max_position_embeddings", PML_JSON_OPTIONAL, 1,
                             MAX_POSITIONS, &rope->original_max_positions, err);
 }
 
@@ -176,7 +179,7 @@ static pml_status read_rope(pml_json_at at, pml_model_spec *s, pml_error *err)
         return PML_FAIL(err, PML_INVALID, "%s: %s.%s must be a string", at.file, where, field);
     TRY(pml_json_get_string(rope, field, PML_JSON_OPTIONAL, type, sizeof type, err));
     if (strcmp(type, "llama3") == 0)
-        return read_llama3(rope, s, err);
+        return read_llama3(rope, at, s, err);
     if (strcmp(type, "default") != 0)
         return refuse(rope, field, pml_json_field(inside, field), "default, llama3", err);
     /* {"sliding_attention": {…}}: other angles in some layers. */
@@ -229,11 +232,13 @@ static pml_status refuse_windows(pml_json_at at, const pml_model_spec *s, pml_er
     return PML_OK;
 }
 
+/* pretraining_tp is not among them: it tells how a product was once split over devices, and
+ * transformers ignores it. */
 static pml_status refuse_other_mathematics(pml_json_at at, pml_error *err)
 {
     char act[32] = "silu";
     TRY(pml_json_get_string(at, "hidden_act", PML_JSON_OPTIONAL, act, sizeof act, err));
-    if (strcmp(act, "silu") != 0)
+    if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0) /* two names of one function */
         return refuse(at, "hidden_act", pml_json_field(at.value, "hidden_act"), "silu", err);
     TRY(need_off(at, "quantization_config", err));
     return need_off(at, "attention_dropout", err);
