@@ -35,7 +35,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}", f"-DPython3_EXECUTABLE={sys.executable}",
         ]  # fmt: skip
         if not self.inplace:
-            configure += ["-DPML_TESTS=OFF"]
+            configure += ["-DPML_TESTS=OFF", "-DPML_CUDA=OFF"]
         install = ["cmake", "--install", build, "--component", "package", "--prefix", prefix]
         for command in (
             configure,
