@@ -130,6 +130,14 @@ class Panel:
         """The newest step of the curve, as a screen reader hears it."""
         return int(self.slider.get_attribute("aria-valuemax") or 0)
 
+    def wait_for_step(self, step: int, seconds: float = 60) -> None:
+        """Wait until the curve has come to a step."""
+        self.root.page.wait_for_function(
+            "([node, n]) => Number(node.getAttribute('aria-valuemax')) >= n",
+            arg=[self.slider.element_handle(), step],
+            timeout=seconds * 1000,
+        )
+
     def values_at(self, step: int) -> str:
         """What the curve says at a step, read with the keyboard as a person would."""
         slider = self.slider

@@ -40,9 +40,7 @@ def test_the_panel_lives(page: Page, lab: Lab) -> None:
     notebook, panel = open_fake(page, lab, "lives.ipynb", "run.sample('def <b>f</b>(): é')")
     first, drawn = panel.step(), panel.pixels()
     assert first >= 120 and drawn > 100
-    page.wait_for_function(
-        "n => document.querySelector('.pml [role=slider]').ariaValueMax > n", arg=first + 20
-    )
+    panel.wait_for_step(first + 20)
 
     panel.button("Pause").click()
     expect(panel.state).to_have_text("paused")
