@@ -129,7 +129,7 @@ static void save_now(saver *s)
             complain(s, "warning", &prune);
     }
     pthread_mutex_lock(&s->mutex);
-    s->last = err;
+    s->last = status == PML_OK ? (pml_error)PML_ERROR_INIT : err;
     s->busy = false;
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->mutex);

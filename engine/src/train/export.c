@@ -138,9 +138,12 @@ static pml_status copy_if_there(const char *from_folder, const char *to_folder, 
         status = pml_path_join(to, sizeof to, to_folder, name, err);
     if (status != PML_OK)
         return status;
-    status = pml_file_read(from, LARGEST_SMALL_FILE, true, &data, &size, err);
+    pml_error missing = PML_ERROR_INIT; /* no fault, so the caller's err stays as it is */
+    status = pml_file_read(from, LARGEST_SMALL_FILE, true, &data, &size, &missing);
     if (status == PML_NOT_FOUND)
         return PML_OK;
+    if (status != PML_OK && err != NULL)
+        *err = missing;
     if (status == PML_OK)
         status = pml_file_write(to, data, size, 0600, err);
     free(data);
