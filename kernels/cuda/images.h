@@ -1,6 +1,7 @@
 /* Device code: every kernel by name, and the compiled images that hold them.
  *
- *   device/<family>.cu ──compiler, once for each target──► images ──tools/cuda/embed.py──► embedded.c
+ *   device/<family>.cu ──compiler, once for each target──► images ──tools/cuda/embed.py──►
+ * embedded.c
  *
  * At open, each family's best image for the device is loaded: machine code (a cubin) of the
  * device's own generation, else PTX, which the driver compiles (and caches). */

@@ -4,13 +4,24 @@
 #include "ops.h"
 
 /* Threads of a row in the kernel that takes rows as they come, and the most a block can have. */
-enum { ANY_ROW_THREADS = 256, MOST_THREADS = 1024, WARP = 32, GRID_LIMIT = 0x7fffffff };
+enum {
+    ANY_ROW_THREADS = 256,
+    MOST_THREADS = 1024,
+    WARP = 32,
+    BLOCK = 256,
+    GRID_LIMIT = 0x7fffffff
+};
 
-/* A row's threads, rounded up to whole warps; short rows share a block, a warp each. */
+/* A long row has a block to itself, of whole warps. Short ones share a block: a warp each, or a
+ * part of one that is a power of two. */
 static pmli_launch shape_for(int64_t rows, int64_t threads)
 {
-    unsigned x = (unsigned)((threads + WARP - 1) / WARP * WARP);
-    unsigned y = x == WARP ? 8 : 1;
+    unsigned x = 1;
+    while (x < WARP && x < threads)
+        x *= 2;
+    if (threads > WARP)
+        x = (unsigned)((threads + WARP - 1) / WARP * WARP);
+    unsigned y = x <= WARP ? BLOCK / x : 1;
     return (pmli_launch){(unsigned)((rows + y - 1) / y), 1, x, y};
 }
 

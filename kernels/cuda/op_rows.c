@@ -4,19 +4,23 @@
 #include "operand.h"
 #include "ops.h"
 
-enum { BLOCK = 256, GRID_Y_LIMIT = 65535, GRID_X_LIMIT = 0x7fffffff };
+enum { BLOCK = 256, WARP = 32, GRID_Y_LIMIT = 65535 };
 
-/* A block covers as many units of a row as there are, up to all its threads, and rows with the
- * rest. Kernels step over what a grid at its limits leaves. */
+/* A block is as wide as a row needs with UNITS_A_THREAD each, a warp at least for rows that have as
+ * much, and covers rows with the threads that are left. Kernels step over rows beyond the grid. */
 static pmli_launch shape_for(int64_t rows, int64_t units)
 {
+    int64_t want = (units + UNITS_A_THREAD - 1) / UNITS_A_THREAD;
+    if (want < WARP)
+        want = units < WARP ? units : WARP;
     unsigned x = 1;
-    while (x < BLOCK && x < units)
+    while (x < BLOCK && x < want)
         x *= 2;
     unsigned y = BLOCK / x;
-    int64_t across = (units + x - 1) / x, down = (rows + y - 1) / y;
-    return (pmli_launch){(unsigned)(across < GRID_X_LIMIT ? across : GRID_X_LIMIT),
-                         (unsigned)(down < GRID_Y_LIMIT ? down : GRID_Y_LIMIT), x, y};
+    int64_t tile = (int64_t)x * UNITS_A_THREAD;
+    int64_t across = (units + tile - 1) / tile, down = (rows + y - 1) / y;
+    return (pmli_launch){(unsigned)across, (unsigned)(down < GRID_Y_LIMIT ? down : GRID_Y_LIMIT), x,
+                         y};
 }
 
 /* The conversion's kernel; its _x4 form is the next one. */

@@ -2,7 +2,7 @@
  *
  * Each line rotates among operand sets that together exceed the chip's cache, so that device memory
  * is what is measured; inputs are random numbers. Host clock around some replays and one wait; the
- * median of nine, and how far the nine lie apart. See docs/performance/gpu-seed.md. */
+ * median of fifteen, and how far they lie apart. See docs/performance/gpu-seed.md. */
 #include <ctype.h>
 #include <math.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 
 #include "pml_op/backend.h"
 
-enum { SETS = 8, OPS_A_GRAPH = 16, TIMES = 9, SMALL_OPS = 1000 };
+enum { SETS = 8, OPS_A_GRAPH = 16, TIMES = 15, SMALL_OPS = 1000 };
 
 static const pml_backend *gpu;
 static pml_device *device;
@@ -125,7 +125,7 @@ static timing time_graph(pml_op op, pml_op_args *sets, int ops)
     double begin = seconds();
     MUST(gpu->graph_launch(queue, graph, err));
     MUST(gpu->sync(queue, err));
-    int replays = 1 + (int)(0.03 / (seconds() - begin)); /* 30 ms at a time */
+    int replays = 1 + (int)(0.05 / (seconds() - begin)); /* 50 ms at a time */
     for (int t = 0; t < TIMES; t++) {
         begin = seconds();
         for (int r = 0; r < replays; r++)

@@ -4,6 +4,9 @@
 #ifndef PMLI_CUDA_PARAMS_H
 #define PMLI_CUDA_PARAMS_H
 
+/* Units that a thread of rows.cu moves at a time. */
+#define UNITS_A_THREAD 4
+
 /* y[to(i),:] = x[from(i),:] for i < rows; an absent index means i itself; to(i) < 0: skipped. */
 typedef struct pmli_rows_params {
     const void *x;

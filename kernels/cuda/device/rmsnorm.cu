@@ -12,12 +12,12 @@
 #include "params.h"
 #include "types.cuh"
 
-// Over the threads of one row: a warp, or the whole block. The order depends on shapes only.
+// Over the threads of one row: a part of a warp (a power of two), a warp, or the whole block. All
+// threads of a block come here. The order depends on shapes only.
 __device__ inline float row_total(float x)
 {
     __shared__ float of_warp[32];
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2)
+    for (int d = min(blockDim.x, 32) / 2; d > 0; d /= 2)
         x += __shfl_xor_sync(0xffffffffu, x, d);
     if (blockDim.x <= 32)
         return x;
@@ -37,15 +37,14 @@ __device__ inline float rstd_of(float squares, const pmli_rmsnorm_params &p)
 }
 
 // Rows that are whole packs, at most PACKS of them a thread. Rows of one block share no data, so a
-// block of several one-warp rows needs no barrier; with a barrier there is one row a block.
+// block of several short rows needs no barrier; with a barrier there is one row a block. Threads
+// beyond the last row have no packs, but take part in the shuffles of their warp.
 template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsnorm_params &p)
 {
     constexpr int N = 16 / sizeof(T);
     typedef Pack<T, N> pack;
     const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= p.rows)
-        return;
-    const int packs = (int)(p.cols / N);
+    const int packs = row < p.rows ? (int)(p.cols / N) : 0;
     const pack *x = (const pack *)((const T *)p.x + row * p.ld_x);
     const pack *add =
         p.add != nullptr ? (const pack *)((const T *)p.add + row * p.ld_add) : nullptr;
@@ -82,14 +81,14 @@ template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsno
     }
 #pragma unroll
     for (int k = 0; k < PACKS; k++) {
-        if (k * blockDim.x + threadIdx.x >= packs)
+        if ((int)(k * blockDim.x + threadIdx.x) >= packs)
             continue;
 #pragma unroll
         for (int e = 0; e < N; e++)
             squares += widen(held[k].at[e]) * widen(held[k].at[e]);
     }
     const float rstd = rstd_of(row_total(squares), p);
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0 && row < p.rows)
         p.rstd[row] = rstd;
 #pragma unroll
     for (int k = 0; k < PACKS; k++) {
@@ -108,24 +107,23 @@ template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsno
 template <typename T> __device__ void norm_any(const pmli_rmsnorm_params &p)
 {
     const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= p.rows)
-        return;
+    const long long cols = row < p.rows ? p.cols : 0;
     const T *x = (const T *)p.x + row * p.ld_x;
     const T *add = (const T *)p.add + row * p.ld_add, *weight = (const T *)p.weight;
     T *sum = (T *)p.sum + row * p.ld_sum, *y = (T *)p.y + row * p.ld_y;
     float squares = 0;
-    for (long long c = threadIdx.x; c < p.cols; c += blockDim.x) {
+    for (long long c = threadIdx.x; c < cols; c += blockDim.x) {
         T s = x[c];
         if (p.add != nullptr)
             sum[c] = s = narrow<T>(widen(s) + widen(add[c]));
         squares += widen(s) * widen(s);
     }
     const float rstd = rstd_of(row_total(squares), p);
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0 && row < p.rows)
         p.rstd[row] = rstd;
     // x may have been overwritten by sum: from here on the thread reads what it wrote itself.
     const T *normed = p.add != nullptr ? sum : x;
-    for (long long c = threadIdx.x; c < p.cols; c += blockDim.x)
+    for (long long c = threadIdx.x; c < cols; c += blockDim.x)
         y[c] = narrow<T>(widen(normed[c]) * rstd * widen(weight[c]));
 }
 

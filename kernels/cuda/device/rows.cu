@@ -1,36 +1,53 @@
 // Moving rows: copy, gather, scatter, embedding lookup, conversion between dtypes; and filling.
 //
-// All are bound by memory. A block is (columns, rows) threads, sized by the host so that narrow
-// rows fill it too; every thread moves one unit of a row at a time, as wide as alignment allows.
+// All are bound by memory. A block is (columns, rows) threads, shaped by the host so that narrow
+// rows fill it too. The element a program works on here is a unit: N neighbouring elements, as wide
+// as alignment allows. A thread moves UNITS_A_THREAD of them, a block's width apart, all of them on
+// their way before the first is stored:
+//
+//   row:  | block 0: t0 t1 … tn-1 | t0 t1 … tn-1 | … UNITS_A_THREAD times | block 1: t0 t1 …
 #include "params.h"
 #include "types.cuh"
 
-// The element a program works on here is a unit: N neighbouring elements, N dividing cols.
+// The first unit of this thread.
+__device__ inline long long first_unit()
+{
+    return (long long)blockIdx.x * blockDim.x * UNITS_A_THREAD + threadIdx.x;
+}
+
+template <typename To, typename From> __device__ inline To converted(From x)
+{
+    if constexpr (__is_same(From, To))
+        return x;
+    else
+        return narrow<To>(widen(x));
+}
+
 template <typename From, typename To, int N> __device__ void move_rows(const pmli_rows_params &p)
 {
-    const long long units = p.cols / N;
-    const long long row_step = (long long)gridDim.y * blockDim.y;
-    const long long unit_step = (long long)gridDim.x * blockDim.x;
+    const long long units = p.cols / N, first = first_unit();
     for (long long i = (long long)blockIdx.y * blockDim.y + threadIdx.y; i < p.rows;
-         i += row_step) {
+         i += (long long)gridDim.y * blockDim.y) {
         const long long from = p.from != nullptr ? p.from[i] : i;
         const long long to = p.to != nullptr ? p.to[i] : i;
         if (to < 0)
             continue;
         const Pack<From, N> *x = (const Pack<From, N> *)((const From *)p.x + from * p.ld_x);
         Pack<To, N> *y = (Pack<To, N> *)((To *)p.y + to * p.ld_y);
-        for (long long u = (long long)blockIdx.x * blockDim.x + threadIdx.x; u < units;
-             u += unit_step) {
-            const Pack<From, N> in = x[u];
+        Pack<From, N> held[UNITS_A_THREAD];
+#pragma unroll
+        for (int k = 0; k < UNITS_A_THREAD; k++)
+            if (first + k * blockDim.x < units)
+                held[k] = x[first + k * blockDim.x];
+#pragma unroll
+        for (int k = 0; k < UNITS_A_THREAD; k++) {
+            if (first + k * blockDim.x >= units)
+                continue;
             Pack<To, N> out;
 #pragma unroll
-            for (int e = 0; e < N; e++) {
-                if constexpr (__is_same(From, To))
-                    out.at[e] = in.at[e];
-                else
-                    out.at[e] = narrow<To>(widen(in.at[e]));
-            }
-            y[u] = out;
+            for (int e = 0; e < N; e++)
+                out.at[e] = converted<To>(held[k].at[e]);
+            y[first + k * blockDim.x] = out;
         }
     }
 }
@@ -59,20 +76,19 @@ CONVERT(bf16_to_f16, bf16, f16)
 CONVERT(f16_to_f32, f16, float)
 CONVERT(f16_to_bf16, f16, bf16)
 
-// In units of N elements, as above.
 template <typename T, int N> __device__ void fill_rows(const pmli_fill_params &p, T value)
 {
-    const long long units = p.cols / N;
-    const long long row_step = (long long)gridDim.y * blockDim.y;
-    const long long unit_step = (long long)gridDim.x * blockDim.x;
+    const long long units = p.cols / N, first = first_unit();
     Pack<T, N> filled;
 #pragma unroll
     for (int e = 0; e < N; e++)
         filled.at[e] = value;
-    for (long long i = (long long)blockIdx.y * blockDim.y + threadIdx.y; i < p.rows; i += row_step)
-        for (long long u = (long long)blockIdx.x * blockDim.x + threadIdx.x; u < units;
-             u += unit_step)
-            ((Pack<T, N> *)((T *)p.y + i * p.ld_y))[u] = filled;
+    for (long long i = (long long)blockIdx.y * blockDim.y + threadIdx.y; i < p.rows;
+         i += (long long)gridDim.y * blockDim.y)
+#pragma unroll
+        for (int k = 0; k < UNITS_A_THREAD; k++)
+            if (first + k * blockDim.x < units)
+                ((Pack<T, N> *)((T *)p.y + i * p.ld_y))[first + k * blockDim.x] = filled;
 }
 
 #define FILL_BY(name, T, N, value)                                                                 \
