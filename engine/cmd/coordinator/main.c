@@ -469,8 +469,8 @@ int main(int argc, char **argv)
     pml_status status = parse_arguments(&c, argc, argv, &ready, &err);
     if (status == PML_OK)
         status = set_up(&c, &err);
-    say_ready(&ready, status == PML_OK ? NULL : &err);
     if (status == PML_OK) {
+        say_ready(&ready, NULL);
         pml_log(PML_LOG_INFO, "run %s, timeline %lld", c.folder, (long long)c.timeline);
         start_run(&c);
         loop(&c);
@@ -479,5 +479,7 @@ int main(int argc, char **argv)
         pml_log(PML_LOG_ERROR, "%s", err.message);
     }
     tear_down(&c);
+    if (status != PML_OK) /* only now: whoever hears it may try again, and needs the lock */
+        say_ready(&ready, &err);
     return status == PML_OK && !c.broken ? 0 : 1;
 }

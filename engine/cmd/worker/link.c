@@ -167,10 +167,12 @@ static void take_order(worker_link *l, const char *text, size_t size)
     case PML_ORDER_commit:
     case PML_ORDER_go:
         pthread_mutex_lock(&l->mutex);
-        if (pml_message_type_of(m) == PML_ORDER_go)
+        if (pml_message_type_of(m) == PML_ORDER_go) {
             l->went = true;
-        else if (pml_message_int(m, "command") > l->committed)
+            l->beat_at = 0; /* what loading took is worth a beat at once */
+        } else if (pml_message_int(m, "command") > l->committed) {
             l->committed = pml_message_int(m, "command");
+        }
         pthread_cond_broadcast(&l->changed);
         pthread_mutex_unlock(&l->mutex);
         break;
@@ -190,7 +192,7 @@ static void lose_lease(worker_link *l)
     l->lost = true;
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->mutex);
-    pml_log(PML_LOG_WARNING, "the coordinator is gone: %s",
+    pml_log(PML_LOG_WARNING, "the coordinator has let go: %s",
             went ? "stopping at the next safe point" : "nothing had begun");
     if (!went)
         _exit(0);

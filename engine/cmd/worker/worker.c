@@ -182,7 +182,11 @@ int worker_main(const job_kind *kind)
     char name[32];
     umask(0077);
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGINT, SIG_IGN); /* a terminal's Ctrl-C is not for us; the coordinator decides */
+    /* Whoever ends the session or the machine tells the coordinator too, and it decides; its own
+     * end reaches us through the lease. */
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
     pml_status status = read_start(&w, &err);
     if (status != PML_OK) {
         fprintf(stderr, "pml-worker: %s\n", err.message);

@@ -34,8 +34,8 @@ typedef struct outgoing {
 struct pml_client {
     /* Owned by the I/O thread once it runs. */
     void *context, *dealer, *sub, *monitor;
-    bool viewer; /* has a telemetry endpoint */
-    bool up;
+    bool viewer;   /* has a telemetry endpoint */
+    bool up, lost; /* lost: was up, and is not */
 
     pthread_t thread;
     bool running;
@@ -118,9 +118,11 @@ static void drain_monitor(pml_client *c)
         zmq_recv(c->monitor, endpoint, sizeof endpoint, ZMQ_DONTWAIT);
         if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED && !c->up) {
             c->up = true;
+            c->lost = false;
             deliver(c, PML_RECEIVED_UP, "", 0);
         } else if (event == ZMQ_EVENT_DISCONNECTED && c->up) {
             c->up = false;
+            c->lost = true;
             deliver(c, PML_RECEIVED_DOWN, "", 0);
         } else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
             static const char why[] = "this key is not on the coordinator's list";
@@ -162,7 +164,7 @@ static void serve(pml_client *c)
         double now = pml_clock_monotonic();
         if (is_closing(c)) {
             give_up = give_up == 0 ? now + FLUSH_MS / 1e3 : give_up;
-            if (sent || now >= give_up)
+            if (sent || c->lost || now >= give_up)
                 return;
         }
         /* Nobody is there: the socket becomes writable when somebody is. */
