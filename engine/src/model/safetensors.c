@@ -160,8 +160,8 @@ static pml_status check_tiling(const mapped *file, pml_stored *tensors, size_t n
         at = begin + tensors[i].bytes;
     }
     if (at != data + space)
-        return PML_FAIL(err, PML_CORRUPT, "%s: %zu bytes after the last tensor", file->path,
-                        (size_t)(data + space - at));
+        return PML_FAIL(err, PML_CORRUPT, "%s: %zu bytes after the last tensor, %s", file->path,
+                        (size_t)(data + space - at), tensors[n - 1].name);
     return PML_OK;
 }
 
