@@ -27,8 +27,8 @@ from pantheraml.live import watch
 console = Console()
 
 #: Steps of each stage; the pause, the new rate, the checkpoint and the kill happen on the way.
-STAGE1_STEPS, STAGE2_STEPS = 220, 90
-PAUSE_AT, CHECKPOINT_AT, KILL_AT = 30, 60, 75
+STAGE1_STEPS, STAGE2_STEPS = 240, 110
+PAUSE_AT, CHECKPOINT_AT, KILL_AT = 40, 80, 100
 ASKED = ("def sort(self, reverse=False)", "def close(self)", "def is_file(path)")
 
 
@@ -52,16 +52,16 @@ def first_client(lesson: stdlib.Lesson, name: str, steps: int) -> None:
         lesson.model, name=name, method="full",
         data=lesson.train_text, eval_data=lesson.eval_text,
         max_steps=steps, learning_rate=1e-3, lr_scheduler_type="cosine", warmup_steps=10,
-        per_device_train_batch_size=8, max_length=256, packing=True,
+        per_device_train_batch_size=4, max_length=256, packing=True,
     )  # fmt: skip
     watch(run, until=_until(run, steps * PAUSE_AT // STAGE1_STEPS), console=console)
     run.pause(wait=True)
     _say(f"paused at step {run.step}; the weights stay where they are")
-    run.set(learning_rate=2e-3)
+    run.set(learning_rate=1.5e-3)
     run.resume(wait=True)
-    _say("learning rate 1e-3 → 2e-3, and on")
+    _say("learning rate 1e-3 → 1.5e-3, and on")
     watch(run, until=_until(run, steps * CHECKPOINT_AT // STAGE1_STEPS), console=console)
-    _say(f"checkpoint in {run.checkpoint('tried-2e-3', wait=True)}")
+    _say(f"checkpoint in {run.checkpoint('tried-1.5e-3', wait=True)}")
     watch(run, until=_until(run, steps * KILL_AT // STAGE1_STEPS), console=console)
     _say(f"kill -9 {os.getpid()}: this client dies at step {run.step}")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -100,7 +100,7 @@ def stage2(lesson: stdlib.Lesson, model: Path, steps: int) -> tuple[pm.Run, list
         model, name=_free_name("stdlib-2-answers"), method="lora", lora=pm.LoRA(r=16, lora_alpha=32),
         data=lesson.train_pairs, eval_data=lesson.eval_pairs,
         max_steps=steps, learning_rate=2e-3, lr_scheduler_type="linear", warmup_steps=5,
-        per_device_train_batch_size=8, max_length=256, packing=True,
+        per_device_train_batch_size=4, max_length=256, packing=True,
     )  # fmt: skip
     prompts = [stdlib.ask(signature) for signature in ASKED]
     before = [run.sample(prompt, max_new_tokens=32).text for prompt in prompts]
