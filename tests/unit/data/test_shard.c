@@ -1,0 +1,122 @@
+#include "shard_file.h"
+
+static void test_rows_as_written(void **state)
+{
+    (void)state;
+    const int32_t lengths[] = {3, 1, 4};
+    pml_shard *shard = made_shard("good", lengths, 3);
+    const int32_t *ids, *labels;
+    assert_int_equal(pml_shard_rows(shard), 3);
+    assert_int_equal(pml_shard_tokens(shard), 8);
+    for (int32_t r = 0; r < 3; r++) {
+        assert_int_equal(pml_shard_row(shard, r, &ids, &labels), lengths[r]);
+        for (int32_t t = 0; t < lengths[r]; t++) {
+            assert_int_equal(ids[t], r * 1000 + t);
+            assert_int_equal(labels[t], (r + t) % 5 == 4 ? -100 : r * 1000 + t);
+        }
+    }
+    pml_shard_close(&shard);
+    assert_null(shard);
+    pml_shard_close(&shard);
+}
+
+static void refuse(pml_status code, const char *words, const int32_t *ids, const int32_t *labels,
+                   int64_t tokens, const int64_t *offsets, int64_t rows)
+{
+    pml_shard *shard = NULL;
+    put_shard(scratch("bad"), ids, labels, tokens, offsets, rows);
+    EXPECT_FAIL(code, words, pml_shard_open(scratch("bad"), 10, &shard, e));
+    EXPECT_FAIL(code, "bad", pml_shard_open(scratch("bad"), 10, &shard, e)); /* names the file */
+    assert_null(shard);
+}
+
+static void test_refuses_contents(void **state)
+{
+    (void)state;
+    const int32_t good[] = {0, 1, 2, 9}, high[] = {0, 1, 10, 3}, low[] = {0, 1, 2, -1};
+    const int32_t label[] = {0, -100, -99, 0}, label_high[] = {0, 1, 2, 10};
+    const int64_t at[] = {0, 2, 4}, starts[] = {1, 2, 4}, ends[] = {0, 2, 3}, back[] = {0, 5, 4};
+    const int64_t empty[] = {0, 4, 4}, far[] = {0, INT64_MAX, 4}, under[] = {0, -1, 4};
+    refuse(PML_INVALID, "row 1 has token id 10 at position 0", high, good, 4, at, 2);
+    refuse(PML_INVALID, "row 1 has token id -1 at position 1", low, good, 4, at, 2);
+    refuse(PML_INVALID, "row 1 has label -99 at position 0", good, label, 4, at, 2);
+    refuse(PML_INVALID, "label 10", good, label_high, 4, at, 2);
+    refuse(PML_CORRUPT, "span", good, good, 4, starts, 2);
+    refuse(PML_CORRUPT, "span", good, good, 4, ends, 2);
+    refuse(PML_CORRUPT, "row 0 ends at token 5", good, good, 4, back, 2);
+    refuse(PML_CORRUPT, "row 0 ends", good, good, 4, far, 2);
+    refuse(PML_CORRUPT, "row 0 ends at token -1", good, good, 4, under, 2);
+    refuse(PML_INVALID, "row 1 has no tokens", good, good, 4, empty, 2);
+    refuse(PML_INVALID, "empty", good, good, 0, at, 0);
+    refuse(PML_CORRUPT, "offsets is empty", good, good, 4, at, -1);
+}
+
+/* A safetensors file that is whole, but no shard. */
+static void put_other(const char *format, const char *offsets_name, pml_dtype dtype, int64_t n)
+{
+    pml_safetensors_writer *w = NULL;
+    const char zeros[64] = {0};
+    int64_t three = 3;
+    EXPECT_OK(pml_safetensors_writer_new(scratch("other"), 0600, &w, e));
+    EXPECT_OK(pml_safetensors_writer_metadata(w, "format", format, e));
+    EXPECT_OK(pml_safetensors_writer_add(w, offsets_name, PML_I64, (int64_t[]){2}, 1, e));
+    EXPECT_OK(pml_safetensors_writer_add(w, "input_ids", PML_I32, &three, 1, e));
+    EXPECT_OK(pml_safetensors_writer_add(w, "labels", dtype, &n, 1, e));
+    EXPECT_OK(pml_safetensors_writer_write(w, zeros, 28 + (size_t)n * pml_dtype_size(dtype), e));
+    EXPECT_OK(pml_safetensors_writer_finish(w, e));
+    pml_safetensors_writer_destroy(&w);
+}
+
+static void test_refuses_other_files(void **state)
+{
+    (void)state;
+    pml_shard *shard = NULL;
+    put_other("pt", "offsets", PML_I32, 3);
+    EXPECT_FAIL(PML_CORRUPT, "format pt", pml_shard_open(scratch("other"), 10, &shard, e));
+    put_other("pml-shard-1", "starts", PML_I32, 3);
+    EXPECT_FAIL(PML_CORRUPT, "without offsets", pml_shard_open(scratch("other"), 10, &shard, e));
+    put_other("pml-shard-1", "offsets", PML_I64, 3);
+    EXPECT_FAIL(PML_CORRUPT, "labels", pml_shard_open(scratch("other"), 10, &shard, e));
+    put_other("pml-shard-1", "offsets", PML_I32, 2);
+    EXPECT_FAIL(PML_CORRUPT, "labels", pml_shard_open(scratch("other"), 10, &shard, e));
+    EXPECT_FAIL(PML_NOT_FOUND, "none", pml_shard_open(scratch("none"), 10, &shard, e));
+    assert_null(shard);
+}
+
+/* Data that does not begin at a multiple of its element must not be read in place. */
+static void test_refuses_misaligned_data(void **state)
+{
+    (void)state;
+    static const char header[] =
+        "{\"__metadata__\":{\"format\":\"pml-shard-1\"},"
+        "\"offsets\":{\"dtype\":\"I64\",\"shape\":[2],\"data_offsets\":[0,16]},"
+        "\"input_ids\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[16,20]},"
+        "\"labels\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[20,24]}}";
+    for (size_t pad = 0; pad < 8; pad++) {
+        unsigned char bytes[512] = {0};
+        pml_shard *shard = NULL;
+        size_t n = strlen(header) + pad;
+        bytes[0] = (unsigned char)n;
+        bytes[1] = (unsigned char)(n >> 8);
+        memset(bytes + 8, ' ', n);
+        memcpy(bytes + 8, header, strlen(header));
+        bytes[8 + n + 8] = 1; /* offsets 0, 1 */
+        put_file(scratch("pad"), bytes, 8 + n + 24);
+        if ((8 + n) % 8 == 0)
+            EXPECT_OK(pml_shard_open(scratch("pad"), 10, &shard, e));
+        else
+            EXPECT_FAIL(PML_CORRUPT, "aligned", pml_shard_open(scratch("pad"), 10, &shard, e));
+        pml_shard_close(&shard);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rows_as_written),
+        cmocka_unit_test(test_refuses_contents),
+        cmocka_unit_test(test_refuses_other_files),
+        cmocka_unit_test(test_refuses_misaligned_data),
+    };
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
+}
