@@ -184,11 +184,11 @@ static void adamw(pmli_builder *b, const char *label, int group, int64_t at, int
     const pml_program *p = b->program;
     if (floats == 0)
         return;
+    static const char *const names[] = {"values", "gradients", "exp_avg", "exp_avg_sq"};
     const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq};
     int32_t parts[4];
     for (int i = 0; i < 4; i++)
-        parts[i] = pmli_part(b, buffers[i], at, 1, floats, "%s %s", label,
-                             b->status == PML_OK ? p->tensors[buffers[i]].name : "");
+        parts[i] = pmli_part(b, buffers[i], at, 1, floats, "%s %s", names[i], label);
     int32_t hyper = pmli_part(b, p->hyper, (int64_t)group * PML_HYPER_COUNT, 1, PML_HYPER_COUNT,
                               "hyper %d", group);
     pml_node *node = pmli_node(b, PML_OP_adamw, -1, label);
