@@ -54,10 +54,8 @@ def array(image: Image) -> str:
         ",".join(str(byte) for byte in image.data[at : at + BYTES_A_LINE])
         for at in range(0, len(image.data), BYTES_A_LINE)
     ]
-    body = ",\n".join(lines)
-    return (
-        f"static const unsigned char {image.symbol}[] __attribute__((aligned(64))) = {{\n{body}}};\n"
-    )
+    declaration = f"static const unsigned char {image.symbol}[] __attribute__((aligned(64)))"
+    return declaration + " = {\n" + ",\n".join(lines) + "};\n"
 
 
 def row(image: Image) -> str:
