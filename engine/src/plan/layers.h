@@ -27,8 +27,8 @@ int32_t pmli_statistic(pmli_builder *b, const char *name); /* [1, tokens] F32 */
 void pmli_rmsnorm(pmli_builder *b, int32_t layer, const char *label, pmli_stream in, int32_t weight,
                   int32_t y, int32_t rstd);
 
-/* All but the down projection: what a recompute must bring back. cache: this layer's keys and
- * values from earlier calls, or absent. */
+/* All but the down projection: what a recompute must bring back; u_down is left alone. cache: this
+ * layer's keys and values from earlier calls, or absent. */
 void pmli_layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                        pmli_saved *saved);
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,

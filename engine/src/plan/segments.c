@@ -79,9 +79,8 @@ void pmli_build_micro(pmli_builder *b)
     bool embed_trained = b->dembed >= 0;
     for (int32_t l = layers - 1; l >= 0; l--) {
         if (l < p->recompute_layers) {
-            int32_t u_down = saved[l].u_down, first = p->n_nodes;
+            int32_t first = p->n_nodes;
             pmli_layer_inside(b, l, (pmli_stream){saved[l].h, PMLI_ABSENT}, PMLI_ABSENT, &saved[l]);
-            saved[l].u_down = u_down;
             mark_again(b, first);
         }
         pmli_layer_backward(b, l, &saved[l], d, l > 0 || embed_trained);
