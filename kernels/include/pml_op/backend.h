@@ -2,7 +2,8 @@
  *
  *   pml_backend (static, const)  ──open──►  pml_device  ──queue_new──►  pml_queue ──► ops in order
  *                                              │
- *                                              └─alloc──► the arena (one large block) that views point into
+ *                                              └─alloc──► the arena: one large block that
+ *                                                         views point into
  *
  * Work put on a queue runs in order and may be asynchronous: host memory given to upload/download
  * must stay valid until pml sync. A queue is used by one thread at a time. The CPU backend runs
@@ -23,17 +24,17 @@ typedef struct pml_queue pml_queue;   /* in-order work: a thread pool's caller, 
 typedef struct pml_graph pml_graph;   /* a recorded sequence of ops that can be replayed      */
 
 typedef struct pml_device_options {
-    int index;           /* which device of this kind; CPU: ignored */
-    int threads;         /* CPU: worker threads, 0 = all cores allowed to this process */
-    bool deterministic;  /* only kernels whose bits do not vary between runs */
-    const char *cache;   /* folder for tuned choices and compiled kernels, NULL = none */
+    int index;          /* which device of this kind; CPU: ignored */
+    int threads;        /* CPU: worker threads, 0 = all cores allowed to this process */
+    bool deterministic; /* only kernels whose bits do not vary between runs */
+    const char *cache;  /* folder for tuned choices and compiled kernels, NULL = none */
 } pml_device_options;
 
 typedef struct pml_device_info {
-    char name[128];         /* "AMD EPYC …", "NVIDIA H200" */
-    char libraries[256];    /* what decides bits: "OpenBLAS 0.3.21 SkylakeX", "cuBLASLt 13.1.0" */
-    char instructions[64];  /* "avx512", "sm_90a" */
-    size_t memory_total;    /* bytes; on the CPU bounded by the cgroup's limit */
+    char name[128];        /* "AMD EPYC …", "NVIDIA H200" */
+    char libraries[256];   /* what decides bits: "OpenBLAS 0.3.21 SkylakeX", "cuBLASLt 13.1.0" */
+    char instructions[64]; /* "avx512", "sm_90a" */
+    size_t memory_total;   /* bytes; on the CPU bounded by the cgroup's limit */
     size_t memory_free;
     int threads;
 } pml_device_info;
@@ -60,8 +61,10 @@ typedef struct pml_backend {
 
     pml_status (*queue_new)(pml_device *device, pml_queue **queue, pml_error *err);
     void (*queue_destroy)(pml_queue **queue);
-    pml_status (*upload)(pml_queue *queue, void *to, const void *from, size_t bytes, pml_error *err);
-    pml_status (*download)(pml_queue *queue, void *to, const void *from, size_t bytes, pml_error *err);
+    pml_status (*upload)(pml_queue *queue, void *to, const void *from, size_t bytes,
+                         pml_error *err);
+    pml_status (*download)(pml_queue *queue, void *to, const void *from, size_t bytes,
+                           pml_error *err);
     pml_status (*sync)(pml_queue *queue, pml_error *err);
 
     /* Recording: ops between begin and end are recorded, not run. NULL where replay gains nothing

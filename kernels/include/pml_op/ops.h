@@ -34,32 +34,36 @@ extern "C" {
  * lower case: may be absent. The sentence explains the op to a student. */
 #define PML_OPS(X)                                                                                 \
     X(embed, "IIO", "Looks up each token's row in the embedding table.")                           \
-    X(embed_bwd, "IIU", "Adds each token's gradient to its row of the embedding table's gradient.") \
+    X(embed_bwd, "IIU",                                                                            \
+      "Adds each token's gradient to its row of the embedding table's gradient.")                  \
     X(rmsnorm, "IiIoOO", "Adds the residual and scales each row to unit root mean square.")        \
-    X(rmsnorm_bwd, "IIIIiOuw", "Gradient of rmsnorm, added to the one arriving along the residual.") \
-    X(linear, "IIiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")        \
-    X(linear_bwd, "IIiiiiiouuuuw", "Gradients of linear with respect to its input and what is trained.") \
+    X(rmsnorm_bwd, "IIIIiOuw",                                                                     \
+      "Gradient of rmsnorm, added to the one arriving along the residual.")                        \
+    X(linear, "IIiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")       \
+    X(linear_bwd, "IIiiiiiouuuuw",                                                                 \
+      "Gradients of linear with respect to its input and what is trained.")                        \
     X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
     X(attention_bwd, "IIIIIIIIOOOw", "Gradients of attention, with the scores computed again.")    \
     X(swiglu, "IO", "h = silu(gate) * up.")                                                        \
     X(swiglu_bwd, "IIO", "Gradient of swiglu with respect to gate and up.")                        \
-    X(head_loss, "IIIIiOouw", "Vocabulary logits and cross-entropy, chunk by chunk, for labelled rows only.") \
+    X(head_loss, "IIIIiOouw",                                                                      \
+      "Vocabulary logits and cross-entropy, chunk by chunk, for labelled rows only.")              \
     X(sum, "IU", "Adds all elements to one float64.")                                              \
     X(sumsq, "IU", "Adds the squares of all elements to one float64.")                             \
     X(fill, "O", "Writes one value everywhere.")                                                   \
     X(copy, "IO", "Copies rows, changing the dtype where asked.")                                  \
     X(gather_rows, "IIO", "Picks rows by index.")                                                  \
     X(scatter_rows, "IIU", "Writes rows to the places an index names.")                            \
-    X(clip_scale, "IUo", "From the sum of squares, the factor that brings gradients to mean and limit.") \
+    X(clip_scale, "IUo",                                                                           \
+      "From the sum of squares, the factor that brings gradients to mean and limit.")              \
     X(adamw, "UIUUIo", "One AdamW update of a flat range of parameters.")                          \
     X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")
 
 typedef enum pml_op {
 #define PML_OP_ENUM(name, signature, sentence) PML_OP_##name,
-    PML_OPS(PML_OP_ENUM)
+    PML_OPS(PML_OP_ENUM) PML_OP_COUNT
 #undef PML_OP_ENUM
-    PML_OP_COUNT
 } pml_op;
 
 enum { PML_OP_MAX_VIEWS = 13, PML_LINEAR_MAX_PARTS = 3 };
@@ -103,14 +107,14 @@ typedef struct pml_rmsnorm_bwd_args {
  * u [T,R] is kept for the backward (absent: the backend may use ws).
  * u carries the scale, so that with u in a border of x and b in a border of w the whole layer is
  * one product [x|u] [w|b]^T: a backend may notice and use one GEMM.
- * lora_dropout > 0 masks the x that enters the LoRA branch: element (t,c) of a block's input is kept where
- * Philox(key = rng.seed, counter = (rng.step, lora_purpose + part, t*K + c)) >= dropout, and
- * scaled by 1/(1-dropout). rng [1,2] I64 = seed, step. */
+ * lora_dropout > 0 masks the x that enters the LoRA branch: element (t,c) of a block's input is
+ * kept where Philox(key = rng.seed, counter = (rng.step, lora_purpose + part, t*K + c)) >= dropout,
+ * and scaled by 1/(1-dropout). rng [1,2] I64 = seed, step. */
 typedef struct pml_linear_args {
     pml_view x, w, bias, a, b, rng, y, u, ws;
-    int32_t parts;                          /* 1..3 */
+    int32_t parts;                           /* 1..3 */
     int32_t part_cols[PML_LINEAR_MAX_PARTS]; /* N_p, sum = N */
-    uint32_t lora_parts;                    /* bit p: part p has an adapter */
+    uint32_t lora_parts;                     /* bit p: part p has an adapter */
     int32_t rank;
     float lora_scale;
     float lora_dropout;
@@ -170,7 +174,8 @@ typedef struct pml_attention_bwd_args {
     float scale;
 } pml_attention_bwd_args;
 
-/* gate_up [T, 2I] = gate | up;  h [T,I] = gate * sigmoid(gate) * up.  Shazeer, GLU Variants, 2020. */
+/* gate_up [T, 2I] = gate | up;  h [T,I] = gate * sigmoid(gate) * up.
+ * Shazeer, "GLU variants improve transformer", 2020. */
 typedef struct pml_swiglu_args {
     pml_view gate_up, h;
 } pml_swiglu_args;
@@ -180,10 +185,11 @@ typedef struct pml_swiglu_bwd_args {
     pml_view dh, gate_up, dgate_up;
 } pml_swiglu_bwd_args;
 
-/* For each labelled row r: logits = x[rows[r],:] w^T, loss[r] = logsumexp(logits) - logits[label[r]].
+/* For each labelled row r: logits = x[rows[r],:] w^T,
+ * loss[r] = logsumexp(logits) - logits[label[r]].
  * With dx: dx[rows[r],:] = scale * (softmax - onehot) w, all other rows 0 (dx is written whole);
- * with dw: dw += scale * (softmax - onehot)^T x.  The gradient is of the SUM of losses: the mean over the
- * global batch is taken once, in clip_scale, when every worker's count is known.
+ * with dw: dw += scale * (softmax - onehot)^T x.  The gradient is of the SUM of losses: the mean
+ * over the global batch is taken once, in clip_scale, when every worker's count is known.
  * x [T,H]; w [V,H]; rows, labels [1,L] I32; scale [1,1] F32 (absent = 1; fp16's loss scale);
  * loss [1,L] F32; dw F32. Only `chunk` rows of logits exist at a time. rows < 0: empty slot,
  * loss 0. Rows are distinct. */
@@ -239,8 +245,8 @@ typedef enum pml_hyper {
 } pml_hyper;
 
 /* norm = sqrt(sumsq) * MEAN;  GRAD_SCALE = MEAN * min(1, MAX_NORM / (norm + 1e-6)) as
- * torch.nn.utils.clip_grad_norm_.  hyper [groups, PML_HYPER_COUNT] F32: MEAN and MAX_NORM of row 0 are
- * read, GRAD_SCALE of every row written. norm [1,1] F32 receives the norm before clipping. */
+ * torch.nn.utils.clip_grad_norm_.  hyper [groups, PML_HYPER_COUNT] F32: MEAN and MAX_NORM of row 0
+ * are read, GRAD_SCALE of every row written. norm [1,1] F32 receives the norm before clipping. */
 typedef struct pml_clip_scale_args {
     pml_view sumsq, hyper, norm;
 } pml_clip_scale_args;

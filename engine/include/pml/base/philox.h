@@ -1,5 +1,6 @@
 /* Philox 4x32-10: random numbers as a pure function of (key, counter), so that nothing depends on
- * timing or on who asks first. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. */
+ * timing or on who asks first. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+ * SC 2011. */
 #ifndef PML_BASE_PHILOX_H
 #define PML_BASE_PHILOX_H
 
