@@ -28,7 +28,7 @@ ROWS, LENGTH, VOCABULARY, WARMUP = 8, 256, 4096, 3
 
 
 def peer(model_dir: str, method: str, threads: int, steps: int) -> dict[str, Any]:
-    """Eager PyTorch, as a careful user would write it: no padding, fused AdamW, no checkpointing."""
+    """Eager PyTorch, as a careful user writes it: no padding, fused AdamW, no checkpointing."""
     import resource
 
     import torch
@@ -44,7 +44,8 @@ def peer(model_dir: str, method: str, threads: int, steps: int) -> dict[str, Any
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(
-            model, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+            model,
+            LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0, fused=True)
@@ -94,7 +95,9 @@ def measure(side: str, python: str, *arguments: str, threads: int) -> dict[str, 
     command = [python, str(Path(__file__).resolve()), "--side", side, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"{side} failed ({' '.join(command)}):\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        sys.exit(
+            f"{side} failed ({' '.join(command)}):\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -121,9 +124,14 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="pml-bench-") as folder:
         write_model(Path(folder), vocabulary=VOCABULARY)
-        print(f"{platform.processor() or platform.machine()}, {args.threads} threads, "
-              f"{ROWS} rows of {LENGTH}, float32, median of {args.rounds} x {args.steps} steps")  # fmt: skip
-        print(f"{'method':8}{'peer tok/s':>12}{'ours tok/s':>12}{'ratio':>8}{'peer MiB':>10}{'ours MiB':>10}")
+        print(
+            f"{platform.processor() or platform.machine()}, {args.threads} threads, {ROWS} rows of "
+            f"{LENGTH}, float32, median of {args.rounds} x {args.steps} steps"
+        )
+        print(
+            f"{'method':8}{'peer tok/s':>12}{'ours tok/s':>12}{'ratio':>8}"
+            f"{'peer MiB':>10}{'ours MiB':>10}"
+        )
         versions = set()
         for method in ("full", "lora"):
             taken: dict[str, list[dict[str, Any]]] = {"peer": [], "ours": []}
@@ -134,11 +142,16 @@ def main() -> None:
                     taken[side].append(measure(side, python, *arguments, threads=args.threads))
             rate, rss = {}, {}
             for side, answers in taken.items():
-                rate[side] = ROWS * LENGTH / statistics.median(s for a in answers for s in a["seconds"])
+                rate[side] = (
+                    ROWS * LENGTH / statistics.median(s for a in answers for s in a["seconds"])
+                )
                 rss[side] = max(a["rss"] for a in answers) / 2**20
                 versions |= {a["versions"] for a in answers}
-            print(f"{method:8}{rate['peer']:12,.0f}{rate['ours']:12,.0f}{rate['ours'] / rate['peer']:8.2f}"
-                  f"{rss['peer']:10,.0f}{rss['ours']:10,.0f}")  # fmt: skip
+            ratio = rate["ours"] / rate["peer"]
+            print(
+                f"{method:8}{rate['peer']:12,.0f}{rate['ours']:12,.0f}{ratio:8.2f}"
+                f"{rss['peer']:10,.0f}{rss['ours']:10,.0f}"
+            )
         print("; ".join(sorted(versions)))
 
 

@@ -83,7 +83,9 @@ def stage1(lesson: stdlib.Lesson, folder: Path, steps: int) -> pm.Run:
     command = [sys.executable, "-m", "pantheraml.lessons.demo", "--first-client", name]
     done = subprocess.run([*command, "--folder", str(folder), "--steps", str(steps)], check=False)
     if done.returncode != -signal.SIGKILL:
-        raise SystemExit(f"the first client should have been killed, it ended with {done.returncode}")
+        raise SystemExit(
+            f"the first client should have been killed, it ended with {done.returncode}"
+        )
     start = time.monotonic()
     run = pm.attach(name)
     seconds = time.monotonic() - start
@@ -97,7 +99,8 @@ def stage2(lesson: stdlib.Lesson, model: Path, steps: int) -> tuple[pm.Run, list
     """Teach the trained model to answer, with LoRA; returns the answers before and after."""
     console.rule("[bold]2 · from Python to answers, with LoRA")
     run = pm.finetune(
-        model, name=_free_name("stdlib-2-answers"), method="lora", lora=pm.LoRA(r=16, lora_alpha=32),
+        model, name=_free_name("stdlib-2-answers"),
+        method="lora", lora=pm.LoRA(r=16, lora_alpha=32),
         data=lesson.train_pairs, eval_data=lesson.eval_pairs,
         max_steps=steps, learning_rate=2e-3, lr_scheduler_type="linear", warmup_steps=5,
         per_device_train_batch_size=4, max_length=256, packing=True,
@@ -125,7 +128,9 @@ def _conclude(runs: list[pm.Run], before: list[str], after: list[str]) -> None:
             f"{rates[len(rates) // 2]:,.0f}", escape(str(run.folder)),
         )  # fmt: skip
         if not last < first:
-            raise SystemExit(f"stage {number}: held-out loss did not fall ({first:.4f} → {last:.4f})")
+            raise SystemExit(
+                f"stage {number}: held-out loss did not fall ({first:.4f} → {last:.4f})"
+            )
     console.print(losses)
     for run in runs:
         report = run.folder / "report.html"

@@ -271,7 +271,9 @@ def prepare(
     rng = np.random.default_rng(seed)
     paths = source_files(library)
     if not paths:
-        raise FileNotFoundError(f"no Python sources under {library}: is the standard library zipped?")
+        raise FileNotFoundError(
+            f"no Python sources under {library}: is the standard library zipped?"
+        )
     texts: dict[str, list[dict[str, object]]] = {"train": [], "eval": []}
     chats: dict[str, list[dict[str, object]]] = {"train": [], "eval": []}
     sources: list[str] = []

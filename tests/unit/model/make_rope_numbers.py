@@ -40,7 +40,9 @@ def main() -> None:
     """Print the header."""
     print("/* Made by make_rope_numbers.py from transformers; rows are rope_positions. */")
     print("// clang-format off")
-    print(f"static const int rope_positions[{len(POSITIONS)}] = {{{', '.join(map(str, POSITIONS))}}};")
+    print(
+        f"static const int rope_positions[{len(POSITIONS)}] = {{{', '.join(map(str, POSITIONS))}}};"
+    )
     for name, (head_dim, rope) in CASES.items():
         print(f"static const float rope_{name}[{len(POSITIONS)}][{head_dim}] = {{")
         for row in table(head_dim, rope).tolist():
