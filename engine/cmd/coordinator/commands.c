@@ -176,7 +176,7 @@ pml_status command_accept(coordinator *c, const pml_message *request, int64_t *n
     if (verb == PML_REQUEST_stop && !c->went)
         stop_at_once(c, k);
     else
-        for (int r = 0; r < c->world && c->went; r++)
+        for (int r = 0; r < c->world && c->ready; r++)
             send_order(c, &c->workers[r], k);
     return PML_OK;
 }
@@ -207,6 +207,7 @@ void command_acked(coordinator *c, worker *w, int64_t number)
         all = c->workers[r].acked < all ? c->workers[r].acked : all;
     while (c->next_commit < c->n_commands && c->commands[c->next_commit].number <= all)
         commit(c, &c->commands[c->next_commit++]);
+    go_when_committed(c);
 }
 
 static void log_end(coordinator *c, command *k)

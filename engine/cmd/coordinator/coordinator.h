@@ -95,6 +95,8 @@ typedef struct coordinator {
 
     worker *workers;
     int world, comm; /* comm: the memfd of the collectives, -1: none */
+    bool ready;      /* all workers are, and get commands */
+    size_t go_after; /* commands that must be committed before `go` */
     bool went;       /* `go` was sent */
     int64_t memory_step, memory_rss;
     failure failure;
@@ -152,6 +154,8 @@ void commands_free(coordinator *c);
 
 /* ---- workers.c ---- */
 pml_status workers_start(coordinator *c, pml_error *err);
+/* Sends `go` once all that was accepted before the workers were ready is committed. */
+void go_when_committed(coordinator *c);
 void handle_report(coordinator *c, const pml_inbound *in);
 void worker_order(coordinator *c, worker *w, const pml_message *order);
 void workers_publish(coordinator *c);

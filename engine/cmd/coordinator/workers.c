@@ -168,12 +168,24 @@ static void go_when_all_are_ready(coordinator *c)
     c->step = first->step;
     c->max_steps = first->max_steps;
     emit(c, pml_message_part(first->identity, "plan", 0), false);
-    pml_message *go = pml_message_new(PML_ORDER_go);
     for (int r = 0; r < c->world; r++) {
         resume_apply_again(c, &c->workers[r]);
-        worker_order(c, &c->workers[r], go);
         commands_catch_up(c, &c->workers[r]);
     }
+    c->ready = true;
+    c->go_after = c->n_commands;
+    go_when_committed(c);
+}
+
+/* What was asked for while the workers were loading is in force from the first step: the go waits
+ * until it is committed. */
+void go_when_committed(coordinator *c)
+{
+    if (!c->ready || c->went || c->next_commit < c->go_after)
+        return;
+    pml_message *go = pml_message_new(PML_ORDER_go);
+    for (int r = 0; r < c->world; r++)
+        worker_order(c, &c->workers[r], go);
     pml_message_destroy(&go);
     c->went = true;
 }
