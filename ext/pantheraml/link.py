@@ -31,7 +31,7 @@ class Listener(Protocol):
     def on_welcome(self, welcome: dict[str, Any]) -> None:
         """Hear that the coordinator has let us in."""
 
-    def on_gone(self) -> None:
+    def on_gone(self, link: Link) -> None:
         """Hear that the coordinator is gone; the link's thread ends. Not after close()."""
 
 
@@ -56,7 +56,7 @@ class Link:
     """
 
     def __init__(self, connection_file: str | Path, listener: Listener, name: str) -> None:
-        self._file = connection_file
+        self.file = connection_file
         self.coordinator_pid = _native.coordinator_pid(connection_file)
         self._client = _native.Client(connection_file)
         self._listener = listener
@@ -149,7 +149,7 @@ class Link:
             pending, self._pending = self._pending, {}
         if not left:
             # It reads the log's end, so that whoever waits finds what happened last.
-            self._listener.on_gone()
+            self._listener.on_gone(self)
         for waiting in pending.values():
             waiting.error = self.error
             waiting.done.set()
@@ -225,6 +225,6 @@ class Link:
 
     def _is_there(self) -> bool:
         try:
-            return _native.coordinator_pid(self._file) == self.coordinator_pid
+            return _native.coordinator_pid(self.file) == self.coordinator_pid
         except Error:
             return False

@@ -159,6 +159,7 @@ def _lines(run: Run, over: Callable[[], bool], console: Console) -> None:
         if now - told >= _LINE_PERIOD:
             told = now
             console.print(_line(run), markup=False, highlight=False)
+            console.file.flush()
         run.wait_for_change(_PERIOD)
     console.print(_line(run), markup=False, highlight=False)
 

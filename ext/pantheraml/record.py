@@ -102,16 +102,25 @@ class RunRecord:
             handler(self, event)
 
     def _state(self, event: Event) -> None:
-        self.state, self.step = event["state"], event["step"]
+        self.state = event["state"]
         self.reason, self.code = event.get("reason", ""), event.get("code", "")
         if self.state == "starting":
-            # From here on another past is told: what came after the checkpoint has not happened.
+            self._begin_again(event)
+            return
+        self.progress = None
+        self.step = event["step"]
+        # A run that went on from a checkpoint tells another past from there on: what the log has
+        # beyond it has not happened.
+        self._forget_after(self.step)
+
+    def _begin_again(self, event: Event) -> None:
+        for command in self.commands.values():
+            if command.state == "accepted" and event["timeline"] > 0:
+                command.state, command.reason = "refused", "the coordinator ended before it"
+        # With a checkpoint, the next state says at which step it stands.
+        if "checkpoint" not in event:
+            self.step = event["step"]
             self._forget_after(self.step)
-            for command in self.commands.values():
-                if command.state == "accepted" and event["timeline"] > 0:
-                    command.state, command.reason = "refused", "the coordinator ended before it"
-        else:
-            self.progress = None
 
     def _step(self, event: Event) -> None:
         self._forget_after(event["step"] - 1)

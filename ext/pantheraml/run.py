@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
@@ -187,7 +188,7 @@ class Run:
 
     def pause(self, wait: bool = False) -> Command:
         """Stand still before the next update. The weights stay where they are."""
-        return self._command("pause", wait=wait)
+        return self._stand(self._command("pause", wait=wait), "paused", wait)
 
     def resume(
         self, wait: bool = False, *, checkpoint: str | None = None, accept_changes: bool = False
@@ -215,7 +216,7 @@ class Run:
                 raise BusyError(
                     f"the run is {self.state}; stop() it first to go back to a checkpoint"
                 )
-            return self._command("resume", wait=wait)
+            return self._stand(self._command("resume", wait=wait), "running", wait)
         self._start_again(self._checkpoint_named(checkpoint), accept_changes)
         if wait:
             self._wait_for(lambda: self.state != "starting", None, "resume")
@@ -527,13 +528,21 @@ class Run:
             self._welcome = welcome
             self._changed.notify_all()
 
-    def on_gone(self) -> None:
+    def on_gone(self, link: Link) -> None:
         """Hear that the coordinator is gone (for the link)."""
         self._read_log()
         with self._changed:
+            if self._link is not link:
+                return  # we follow another one already
             self._link, self._gone = None, True
+        try:
+            self._connect()  # somebody may have started the run again
+        except Error as error:
+            warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
+        with self._changed:
             self._changed.notify_all()
-        self._tell({"type": "gone", "state": self.state, "step": self.step})
+        if self._gone:
+            self._tell({"type": "gone", "state": self.state, "step": self.step})
 
     def _tell(self, event: Event) -> None:
         with self._changed:
@@ -589,12 +598,15 @@ class Run:
                 raise PeerError(f"the coordinator ended as soon as it began; {log} says why")
 
     def _start_again(self, checkpoint: str, accept_changes: bool) -> None:
-        link, self._link = self._link, None
-        deadline = time.monotonic() + 30
+        """Start a coordinator for a run that has ended, in the place of one that lingers."""
+        with self._changed:
+            link, self._link = self._link, None
         if link is not None:
             link.close()
         seen = self._record.seq
-        while True:  # the old coordinator may still be on its way out
+        deadline = time.monotonic() + 30
+        asked = None
+        while True:
             _, started = _native.launch(
                 programs.coordinator(), self.folder, checkpoint, accept_changes
             )
@@ -602,7 +614,13 @@ class Run:
                 break
             if time.monotonic() > deadline:
                 raise BusyError(f"the coordinator of {self.name} has not gone; try again")
-            time.sleep(0.2)
+            # It waits for viewers that may still ask; a termination signal says not to.
+            with suppress(Error, ProcessLookupError):
+                pid = _native.coordinator_pid(_native.connection_file(self.folder))
+                if pid != asked:
+                    os.kill(pid, signal.SIGTERM)
+                    asked = pid
+            time.sleep(0.1)
         if not self._connect():
             self._read_log()
         _remember(self)
@@ -610,6 +628,19 @@ class Run:
         self._wait_for(lambda: self._record.seq > seen or self._link is None, 30, "resume")
         if self._link is None:
             self._raise_failure()
+
+    def _follow(self) -> None:
+        """Be connected to the coordinator that the run has now, if it has one."""
+        link = self._link
+        if link is not None:
+            with suppress(Error):
+                if _native.coordinator_pid(link.file) == link.coordinator_pid:
+                    return
+            with self._changed:
+                self._link = None
+            link.close()
+        self._read_log()
+        self._connect()
 
     def _there(self) -> Link:
         link = self._link
@@ -666,6 +697,25 @@ class Run:
         if wait:
             with self._leave_alone():
                 command.wait()
+        return command
+
+    def _stand(self, command: Command, state: str, wait: bool) -> Command:
+        """Wait until a command that was applied shows in the run's state."""
+        if not wait:
+            return command
+        events = self._record.events
+        looked = next(i for i, e in enumerate(events) if e.get("command") == command.number)
+
+        def shows() -> bool:
+            nonlocal looked
+            for event in events[looked:]:
+                if event["type"] == "state" and event["state"] == state:
+                    return True
+            looked = len(events)
+            return self.state == state or self._is_over()
+
+        with self._leave_alone():
+            self._wait_for(shows, None, command.verb)
         return command
 
     def _event_of(
@@ -749,10 +799,8 @@ def open_run(folder: Path) -> Run:
     """Follow a run; the same object again where this process follows it already."""
     with _followed_lock:
         known = _followed.get((os.getpid(), folder))
-    if known is not None and known._link is not None:
-        return known
-    run = Run(folder)
-    run._connect()
+    run = known if known is not None else Run(folder)
+    run._follow()
     _remember(run)
     return run
 

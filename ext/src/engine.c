@@ -131,6 +131,11 @@ static PyObject *engine_program(PyObject *module, PyObject *args, PyObject *kwar
 
 /* ---- model folders ---- */
 
+static bool is_weight(pml_dtype dtype)
+{
+    return dtype == PML_F32 || dtype == PML_BF16 || dtype == PML_F16 || dtype == PML_F64;
+}
+
 /* Every tensor that training would read is in the folder, with its shape: asked of the program
  * itself, built for the smallest batch, so that there is one list of names. */
 static pml_status check_tensors(const pml_model_spec *spec, const char *folder, pml_error *err)
@@ -158,7 +163,7 @@ static pml_status check_tensors(const pml_model_spec *spec, const char *folder, 
             continue;
         status = p->rank == 1 ? pml_safetensors_need(file, p->name, p->cols, 0, &stored, err)
                               : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
-        if (status == PML_OK && stored->dtype == PML_DTYPE_COUNT)
+        if (status == PML_OK && !is_weight(stored->dtype))
             status = PML_FAIL(err, PML_UNSUPPORTED,
                               "%s: %s has dtype %s; float32, bfloat16 and "
                               "float16 weights are read",

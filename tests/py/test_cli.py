@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,9 +67,10 @@ def test_ctrl_c_detaches(start: Callable[..., pm.Run]) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "pantheraml", "attach", "three"], stdout=subprocess.PIPE, text=True
     )
-    time.sleep(2)
+    assert child.stdout is not None
+    assert "three: running, step" in child.stdout.readline()
     child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=10)
+    said, _ = child.communicate(timeout=30)
     assert "detached; the run goes on. Come back by: pantheraml attach three" in said
     assert child.returncode == 0
     at_step(run, run.step + 2)

@@ -95,7 +95,7 @@ class Follower:
 
     def on_welcome(self, welcome: dict[str, Any]) -> None: ...
 
-    def on_gone(self) -> None:
+    def on_gone(self, _: link.Link) -> None:
         self.gone.set()
 
 
