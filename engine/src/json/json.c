@@ -19,6 +19,24 @@ static const pml_json *outer(const json_t *value)
     return (const pml_json *)(const void *)value;
 }
 
+/* Jansson does not always say that memory ran out: it may call the text invalid instead, and a
+ * whole file would be taken for a damaged one. So its allocator is ours, which remembers a refusal.
+ * Set before main, since Jansson has one allocator for all threads. */
+static _Thread_local bool memory_refused;
+
+static void *remembering_malloc(size_t size)
+{
+    void *memory = malloc(size);
+    if (memory == NULL)
+        memory_refused = true;
+    return memory;
+}
+
+__attribute__((constructor)) static void set_allocator(void)
+{
+    json_set_alloc_funcs(remembering_malloc, free);
+}
+
 const pml_json_limits pml_json_file_limits = {(size_t)16 << 20, 16};
 
 /* Brackets outside strings. Done before parsing, so that a text of nothing but brackets is refused
@@ -56,9 +74,10 @@ pml_status pml_json_parse(const char *text, size_t size, const char *name,
         return PML_FAIL(err, PML_INVALID, "%s: JSON nested deeper than %d levels", name,
                         limits->depth);
     json_error_t why;
+    memory_refused = false;
     json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, &why);
     if (value == NULL) {
-        if (json_error_code(&why) == json_error_out_of_memory)
+        if (memory_refused)
             return PML_FAIL(err, PML_NO_MEMORY, "%s: no memory to read it", name);
         return PML_FAIL(err, PML_INVALID, "%s: not valid JSON in line %d, column %d: %s", name,
                         why.line, why.column, why.text);
