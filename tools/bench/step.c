@@ -165,11 +165,12 @@ static void measure(const char *folder, pml_method method, int steps, int thread
     }
     double mean = (pml_clock_monotonic() - begin - first) / steps;
     const pml_plan *plan = pml_stepper_plan(stepper);
-    printf("%s: %.0f tokens/s (best step %.0f), loss %.4f, arena %.0f MiB, recompute %d, head "
-           "chunk %d, %.1f GFLOP/s\n",
-           method == PML_METHOD_FULL ? "full" : "lora", TOKENS / mean, TOKENS / best, result.loss,
-           (double)plan->arena / (1 << 20), plan->recompute_layers, plan->head_chunk,
-           plan->flops / mean * 1e-9);
+    printf(
+        "%s: %.0f tokens/s (best step %.0f), loss %.4f, arena %.0f + %.0f MiB, recompute %d, head "
+        "chunk %d, %.1f GFLOP/s\n",
+        method == PML_METHOD_FULL ? "full" : "lora", TOKENS / mean, TOKENS / best, result.loss,
+        (double)plan->arena / (1 << 20), (double)plan->by_cause[PML_CAUSE_RUNTIME] / (1 << 20),
+        plan->recompute_layers, plan->head_chunk, plan->flops / mean * 1e-9);
     pml_stepper_destroy(&stepper);
 }
 
