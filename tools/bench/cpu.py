@@ -78,7 +78,8 @@ def ours(model_dir: str, method: str, threads: int, steps: int) -> dict[str, Any
         rows.append({"input_ids": ids, "labels": ids})
     os.environ["PANTHERAML_RUNS"] = tempfile.mkdtemp(prefix="pml-bench-")
     run = pm.finetune(
-        model_dir, data=rows, method=method, lora=pm.LoRA(r=16, lora_alpha=16),
+        model_dir, data=rows, method=method,
+        lora=pm.LoRA(r=16, lora_alpha=16) if method == "lora" else None,
         max_steps=steps + WARMUP, per_device_train_batch_size=ROWS, max_length=LENGTH,
         packing=False, shuffle=False, devices="cpu", threads=threads,
     )  # fmt: skip
