@@ -222,6 +222,33 @@ static void not_a_number_pauses(void **state)
     harness_destroy(&h);
 }
 
+/* What is asked for behind a stop gets its end too. */
+static void nothing_is_left_open(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 100000, NULL);
+    assert_true(harness_start(h, NULL));
+    harness_event(h, 0, PML_EVENT_step, "step", "2", NULL);
+    for (int i = 0; i < 5; i++) {
+        char text[200];
+        const char *verb = i == 0 ? "stop" : "checkpoint";
+        int n = snprintf(text, sizeof text, "{\"type\":\"%s\",\"id\":\"behind-%d\"}", verb, i);
+        assert_int_equal(pml_client_send(h->client, text, (size_t)n, NULL), PML_OK);
+    }
+    harness_wait_state(h, "stopped");
+    harness_receive_for(h, 0.5);
+    int open = 0, accepted = 0;
+    for (int i = 0; i < h->n_events; i++) {
+        pml_message_type type = pml_message_type_of(h->events[i]);
+        accepted += type == PML_EVENT_command;
+        open +=
+            (type == PML_EVENT_command) - (type == PML_EVENT_applied) - (type == PML_EVENT_refused);
+    }
+    assert_true(accepted >= 1);
+    assert_int_equal(open, 0);
+    harness_destroy(&h);
+}
+
 static void stopping_before_it_began(void **state)
 {
     (void)state;
@@ -299,6 +326,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_hundred_random_commands),
         cmocka_unit_test(a_repeated_id_has_one_effect),
         cmocka_unit_test(not_a_number_pauses),
+        cmocka_unit_test(nothing_is_left_open),
         cmocka_unit_test(stopping_before_it_began),
         cmocka_unit_test(prepare_comes_first),
         cmocka_unit_test(bad_starts_say_why),

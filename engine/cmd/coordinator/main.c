@@ -223,6 +223,8 @@ static void tick(coordinator *c)
         c->beat_at = now;
         heartbeat(c);
     }
+    if (run_is_over(c) && workers_gone(c)) /* nobody is left to carry them out */
+        commands_refuse_open(c, "the run has ended");
     end_in_time(c, now);
     if (c->ending && c->ending_since == 0)
         begin_end(c);
