@@ -79,7 +79,10 @@ size_t pmli_cpu_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a)
 {
     if (a->dweight.rows <= 0 || a->x.rows <= 0)
         return 0;
-    return (size_t)pmli_div_up(a->x.rows, part_rows(a->x.rows)) * (size_t)a->x.cols * sizeof(float);
+    /* At least as many as there are blocks, and never fewer for more rows: 512 rows make 32 blocks
+     * and 513 only 31, but a plan asks once, for the most rows that will come. */
+    int64_t parts = pmli_min(pmli_div_up(a->x.rows, NORM_PART_ROWS), NORM_PARTS);
+    return (size_t)parts * (size_t)a->x.cols * sizeof(float);
 }
 
 /* With g = dy * weight and n = x * rstd:  dx = rstd (g - n mean(g n)) + dres. */

@@ -126,6 +126,38 @@ static void test_workspace_without_device(void **state)
     assert_int_equal(cpu->workspace(NULL, PML_OP_COUNT, &head), 0);
 }
 
+/* A plan asks for the most rows a batch may have; a smaller batch must do with that. */
+static void test_workspace_grows_with_rows(void **state)
+{
+    (void)state;
+    const pml_backend *cpu = pml_backend_cpu();
+    size_t most[3] = {0};
+    for (int64_t rows = 1; rows <= 3000; rows++) {
+        const pml_view x = {NULL, rows, 8, 8, PML_F32}, y = {NULL, rows, 6, 6, PML_F32};
+        const pml_view w = {NULL, 6, 8, 8, PML_F32}, b = {NULL, 6, 2, 2, PML_F32};
+        const pml_view a = {NULL, 2, 8, 8, PML_F32};
+        pml_op_args norm = {.rmsnorm_bwd = {.x = x, .dweight = {NULL, 1, 8, 8, PML_F32}}};
+        pml_op_args linear = {.linear_bwd = {.x = x,
+                                             .dy = y,
+                                             .w = w,
+                                             .a = a,
+                                             .b = b,
+                                             .parts = 1,
+                                             .part_cols = {6},
+                                             .lora_parts = 1,
+                                             .rank = 2}};
+        pml_op_args head = {
+            .head_loss = {.x = x, .w = w, .rows = {NULL, 1, rows, rows, PML_I32}, .chunk = 64}};
+        const size_t bytes[3] = {cpu->workspace(NULL, PML_OP_rmsnorm_bwd, &norm),
+                                 cpu->workspace(NULL, PML_OP_linear_bwd, &linear),
+                                 cpu->workspace(NULL, PML_OP_head_loss, &head)};
+        for (int i = 0; i < 3; i++) {
+            assert_true(bytes[i] > 0 && bytes[i] >= most[i]);
+            most[i] = bytes[i];
+        }
+    }
+}
+
 static void test_prepare_process_is_idle_when_told(void **state)
 {
     (void)state;
@@ -144,6 +176,7 @@ int main(void)
         cmocka_unit_test(test_alloc_is_present),
         cmocka_unit_test(test_transfers),
         cmocka_unit_test(test_workspace_without_device),
+        cmocka_unit_test(test_workspace_grows_with_rows),
         cmocka_unit_test(test_prepare_process_is_idle_when_told),
     };
     return run_on_devices(tests);
