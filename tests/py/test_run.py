@@ -354,6 +354,15 @@ def test_not_finite_numbers_arrive_as_numbers(start: Start, model: Path, tmp_pat
     assert "nan" in run.to_html() or "inf" in run.to_html()
 
 
+def test_a_step_without_labels_learns_nothing_and_goes_on(start: Start) -> None:
+    ids = [70, 71, 72, 73]
+    rows = [{"input_ids": ids, "labels": [-100] * 4}, {"input_ids": ids, "labels": ids}]
+    run = start(rows, max_steps=4, per_device_train_batch_size=1, shuffle=False).wait(60)
+    assert run.state == "finished"
+    assert [math.isnan(row["loss"]) for row in run.history] == [True, False, True, False]
+    assert [row["grad_norm"] > 0 for row in run.history] == [False, True, False, True]
+
+
 def test_fixture_ends_what_it_began(start: Start) -> None:
     run = start(max_steps=FOREVER)
     pid = run.coordinator_pid

@@ -134,8 +134,12 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     link_set_step(l->link, u.step);
     l->last_seconds = pml_clock_monotonic() - begin;
     report_step(l, h, &u, &result);
-    if (result.skipped) {
-        char text[160];
+    char text[160];
+    if (result.skipped && h->labels == 0) { /* rows whose labels are all -100, or were cut off */
+        snprintf(text, sizeof text, "no token of step %lld has a label: nothing was updated",
+                 (long long)u.step);
+        say(l, "warning", text);
+    } else if (result.skipped) {
         snprintf(text, sizeof text,
                  "loss or gradient norm of step %lld is not finite: nothing was updated, paused",
                  (long long)u.step);
