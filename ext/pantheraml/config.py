@@ -385,8 +385,27 @@ def _read_adapter(folder: Path) -> dict[str, Any]:
         if config.get(name) not in neutral:
             raise NotInThisVersion(f"not in this version: {path} has {name}={config[name]!r}")
     found["lora_dropout"] = config.get("lora_dropout")
-    found["target_modules"] = _targets(found["target_modules"])
+    found["target_modules"] = _targets(_stored_targets(found["target_modules"]))
     return found
+
+
+def _stored_targets(value: object) -> object:
+    """Turn the spellings that PEFT stores into names, the same ones that the engine takes.
+
+    A string is a regular expression over a module's path, of which ``.*name``, ``.*\\.name`` and
+    ``.*\\.(name|name)`` are understood; a list may say ``self_attn.q_proj`` for ``q_proj``.
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\.\*(?:\\\.)?(?:\(([a-z_|]+)\)|([a-z_]+))", value)
+        return value if match is None else (match[1] or match[2]).split("|")
+    if not isinstance(value, list):
+        return value
+    parents = {"self_attn": TARGETS[:4], "mlp": TARGETS[4:]}
+    names: list[object] = []
+    for entry in value:
+        parent, _, name = str(entry).rpartition(".")
+        names.append(name if name in parents.get(parent, ()) else entry)
+    return names
 
 
 def _pick(*values: Any) -> Any:

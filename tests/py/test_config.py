@@ -13,7 +13,7 @@ import numpy as np
 import pantheraml as pm
 import pytest
 from pantheraml import api, folders, hub
-from pantheraml.config import Settings, device_list, memory
+from pantheraml.config import TARGETS, Settings, device_list, memory
 
 POSITIONS = 4096
 
@@ -120,6 +120,29 @@ def test_adapter_to_start_from(tmp_path: Path) -> None:
         pm.LoRA(init=tmp_path).resolve()
     with pytest.raises(pm.NotFoundError, match="adapter_config"):
         pm.LoRA(init=tmp_path / "none").resolve()
+
+
+@pytest.mark.parametrize(
+    ("stored", "names"),
+    [
+        ("all-linear", list(TARGETS)),
+        (r".*\.(q_proj|v_proj)", ["q_proj", "v_proj"]),
+        (".*o_proj", ["o_proj"]),
+        (["mlp.up_proj", "self_attn.k_proj", "q_proj"], ["q_proj", "k_proj", "up_proj"]),
+        (["mlp.q_proj"], None),
+        (r".*layers\.[01]\.self_attn\.q_proj", None),
+    ],
+)
+def test_targets_as_peft_stores_them(
+    stored: str | list[str], names: list[str] | None, tmp_path: Path
+) -> None:
+    config = {"r": 4, "lora_alpha": 8, "target_modules": stored}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    if names is not None:
+        assert pm.LoRA(init=tmp_path).resolve()["lora_targets"] == names
+    else:
+        with pytest.raises(pm.InvalidError, match="target_modules"):
+            pm.LoRA(init=tmp_path).resolve()
 
 
 def test_names(runs: Path) -> None:
