@@ -38,7 +38,18 @@ struct worker_link {
 
 /* ---- reports ---- */
 
-void link_report(worker_link *l, pml_message *report)
+static bool lost(worker_link *l)
+{
+    pthread_mutex_lock(&l->mutex);
+    bool is = l->lost;
+    pthread_mutex_unlock(&l->mutex);
+    return is;
+}
+
+/* A queue that is full means that the coordinator takes reports in more slowly than we make them:
+ * they must not be dropped, so we wait. No longer than it lives, or than it takes to call it hung.
+ */
+static void send_report(worker_link *l, pml_message *report, double patience_seconds)
 {
     char *text;
     size_t size;
@@ -47,10 +58,20 @@ void link_report(worker_link *l, pml_message *report)
     pml_status status = pml_message_print(report, &text, &size, &err);
     if (status == PML_OK)
         status = pml_client_send(l->client, text, size, &err);
+    double begun = pml_clock_monotonic();
+    while (status == PML_BUSY && !lost(l) && pml_clock_monotonic() - begun < patience_seconds) {
+        nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
+        status = pml_client_send(l->client, text, size, &err);
+    }
     if (status != PML_OK)
         pml_log(PML_LOG_ERROR, "cannot report: %s", err.message);
     free(text);
     pml_message_destroy(&report);
+}
+
+void link_report(worker_link *l, pml_message *report)
+{
+    send_report(l, report, 30);
 }
 
 void link_event(worker_link *l, pml_message *event)
@@ -95,7 +116,7 @@ static void beat(worker_link *l, double now)
     l->cpu_seconds = cpu;
     l->cpu_at = now;
     l->beat_at = now;
-    link_report(l, m);
+    send_report(l, m, 0); /* the next one is as good */
 }
 
 /* ---- orders ---- */
