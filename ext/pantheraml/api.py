@@ -146,7 +146,7 @@ def resume(
 ) -> Run:
     """Attach to a run and let it go on: see :meth:`Run.resume`."""
     run = attach(name)
-    if run.state not in ("running", "starting"):
+    if checkpoint is not None or run.state not in ("running", "starting"):
         run.resume(checkpoint=checkpoint, accept_changes=accept_changes)
     return run
 
@@ -184,7 +184,7 @@ def runs() -> list[RunInfo]:
                     folder,
                 )
             )
-        except (Error, KeyError) as error:
+        except (Error, KeyError, TypeError, ValueError, OSError) as error:
             print(f"pantheraml: {folder} cannot be read: {error}", file=sys.stderr)
     return found
 

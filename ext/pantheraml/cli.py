@@ -26,13 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         result = args.call(args)
-    except (pm.Error, TypeError) as error:
+    except BrokenPipeError:
+        return 0
+    except (pm.Error, TypeError, OSError) as error:
         print(f"pantheraml: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0
     return int(result or 0)
 
 

@@ -9,6 +9,7 @@ import random
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def create(name: str | None, model: str) -> Path:
         try:
             folder.mkdir(mode=0o700)
         except FileExistsError:
+            if not (folder / "run.json").is_file():
+                raise BusyError(
+                    f"{folder} is there already, without a run in it: remove it, or give another "
+                    "name"
+                ) from None
             raise BusyError(
                 f"there is a run {name!r} already, in {folder}: give another name, or go on with "
                 f"it by pm.attach({name!r})"
@@ -96,8 +102,9 @@ def find(name: str | os.PathLike[str] | None) -> Path:
         return folders[0]
     path = Path(name).expanduser()
     for folder in (parent / path, path.absolute()):
-        if (folder / "run.json").is_file():
-            return folder
+        with suppress(OSError):  # a name that is too long for any folder
+            if (folder / "run.json").is_file():
+                return folder
     near = difflib.get_close_matches(str(name), [f.name for f in every()], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise NotFoundError(f"there is no run {str(name)!r} in {parent}{hint}")

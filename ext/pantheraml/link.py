@@ -66,6 +66,7 @@ class Link:
         self._pending: dict[str, _Pending] = {}
         self._replaying = False
         self._seen = 0  # highest number that anyone has told us of
+        self._goal: int | None = None  # last number when we came: from there on it is live
         self._up = False
         self._closing = False
         self.caught_up = threading.Event()
@@ -175,6 +176,8 @@ class Link:
                 raise from_code("denied", text or "the coordinator does not accept our key")
         if events:
             self._listener.on_events(events)
+        if self._goal is not None and self._listener.last_seq() >= self._goal:
+            self.caught_up.set()
 
     def _event(self, event: Event, events: list[Event]) -> None:
         if "seq" not in event:  # a heartbeat
@@ -198,12 +201,8 @@ class Link:
             self._seen = max(self._seen, answer["last"])
             if self._seen >= self._next(events):
                 self._replay(events)
-            else:
-                if events:  # taken in before anybody hears that we have caught up
-                    self._listener.on_events(events.copy())
-                    events.clear()
-                self.caught_up.set()
         elif answer["type"] == "welcome":
+            self._goal = answer["seq"] if self._goal is None else self._goal
             self._listener.on_welcome(answer)
         if pending is not None:
             if answer["type"] == "error":

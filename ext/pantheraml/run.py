@@ -34,7 +34,7 @@ from pantheraml.errors import (
 )
 from pantheraml.link import Link
 from pantheraml.memory import Plan
-from pantheraml.record import ENDED, Checkpoint, Event, RunRecord, read_log
+from pantheraml.record import ENDED, Checkpoint, Event, LogReader, RunRecord
 from pantheraml.text import Text
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Run:
         self._link: Link | None = None
         self._gone = False  # it has no coordinator, as far as we know
         self._subscribers: list[Subscriber] = []
-        self._read_log()
+        self._log = LogReader(folder)
 
     # ---- how it stands ---------------------------------------------------------------------
 
@@ -564,9 +564,8 @@ class Run:
 
     def _read_log(self) -> None:
         """Take in what the log on disk has and we have not."""
-        events = [event for event in read_log(self.folder) if event["seq"] > self._record.seq]
         with self._changed:
-            for event in events:
+            for event in self._log.read():
                 self._record.apply(event)
             self._changed.notify_all()
 
@@ -587,10 +586,15 @@ class Run:
             raise link.error
         return self._link is not None
 
-    def _launch(self, resume: str | None, accept_changes: bool = False) -> None:
-        """Start a coordinator, or find that there is one, and connect."""
-        program = programs.coordinator()
-        _native.launch(program, self.folder, resume, accept_changes)
+    def _launch(self) -> None:
+        """Start the coordinator of a new run and connect."""
+        file, started = _native.launch(programs.coordinator(), self.folder)
+        if not started:
+            pid = _native.coordinator_pid(file)
+            raise BusyError(
+                f"process {pid} is still the coordinator of an earlier run in {self.folder}, whose "
+                f"folder has been removed; end it (kill {pid}), or give another name"
+            )
         if not self._connect():
             self._read_log()
             if self._record.state != "failed":
@@ -808,6 +812,6 @@ def open_run(folder: Path) -> Run:
 def start_run(folder: Path) -> Run:
     """Start the coordinator of a new run folder and follow it."""
     run = Run(folder)
-    run._launch(None)
+    run._launch()
     _remember(run)
     return run

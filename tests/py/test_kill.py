@@ -49,7 +49,8 @@ def test_killed_ten_times(start: Callable[..., pm.Run]) -> None:
         time.sleep(chance.uniform(0, 0.3))
         child.kill()
         child.communicate()
-        assert told["state"] == "running" and told["steps"] == list(range(1, told["step"] + 1))
+        assert told["state"] == "running" and told["step"] >= len(told["steps"])
+        assert told["steps"] == list(range(1, len(told["steps"]) + 1))
         assert told["attach"] < 2.0
         longest = max(longest, told["attach"])
     run = pm.attach("victim")
@@ -77,5 +78,6 @@ def test_attach_to_ten_thousand_steps(start: Callable[..., pm.Run], tmp_path: Pa
     told = json.loads(child.stdout.readline())
     child.kill()
     child.communicate()
-    assert told["steps"] == list(range(1, told["step"] + 1)) and told["step"] >= 10_000
+    assert told["steps"] == list(range(1, len(told["steps"]) + 1)) and len(told["steps"]) >= 10_000
+    print(f"attach to {len(told['steps'])} steps: {told['attach']:.2f} s")
     assert told["attach"] < 2.0

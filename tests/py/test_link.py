@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from pantheraml import errors, link
-from pantheraml.record import Event, RunRecord, read_log
+from pantheraml.record import Event, LogReader, RunRecord
 
 
 def step(seq: int, number: int, timeline: int = 0, **also: Any) -> Event:
@@ -55,7 +55,7 @@ class LossyClient:
             elif request["type"] == "silence":
                 return
             else:
-                answer |= {"type": "welcome"}
+                answer |= {"type": "welcome", "seq": len(self.log)}
             self.inbox.append(("answer", json.dumps(answer)))
 
     def receive(self, timeout: float = 0.0) -> list[tuple[str, str]]:
@@ -229,8 +229,12 @@ def test_commands_and_samples() -> None:
     assert record.samples[3] == [1, 2, 3] and 3 in record.samples_done
 
 
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    whole = json.dumps(step(1, 1))
-    (tmp_path / "events.jsonl").write_text(whole + "\n" + whole[:20])
-    assert [event["seq"] for event in read_log(tmp_path)] == [1]
-    assert list(read_log(tmp_path / "none")) == []
+def test_the_log_is_read_in_pieces(tmp_path: Path) -> None:
+    lines = [json.dumps(step(n, n)) + "\n" for n in (1, 2, 3)]
+    log = LogReader(tmp_path)
+    assert log.read() == []
+    (tmp_path / "events.jsonl").write_text(lines[0] + lines[1][:20])
+    assert [event["seq"] for event in log.read()] == [1]
+    assert log.read() == []
+    (tmp_path / "events.jsonl").write_text("".join(lines))
+    assert [event["seq"] for event in log.read()] == [2, 3]

@@ -142,7 +142,9 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise InvalidError(f"the model's chat template refuses it: {error}") from None
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (
+            TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
+        ) as error:  # fmt: skip
             raise InvalidError(f"the model's chat template fails on it: {error}") from None
 
     def _strip(self, raw: str) -> tuple[str, list[Span]]:

@@ -26,7 +26,10 @@ _BATCH = 1024  # rows tokenised at once
 
 
 def say(kind: str, **fields: Any) -> None:
-    """Write one line of progress."""
+    """Write one line; the middle of long words is left out, so that it fits into a message."""
+    words = fields.get("message", "")
+    if len(words) > 600:
+        fields["message"] = f"{words[:300]} … {words[-290:]}"
     print(json.dumps({"type": kind, **fields}), flush=True)
 
 

@@ -105,12 +105,18 @@ def _parse(source: Source, index: int, line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         where = source.where(index)
         raise InvalidError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise InvalidError(f"{source.where(index)}: not a JSON object ({error})") from None
     if not isinstance(fields, dict):
         raise InvalidError(
             f"{source.where(index)}: a row must be a JSON object, this is {_name(fields)}"
         )
+    if b"\\ud" in line.lower():
+        try:
+            json.dumps(fields, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            where = source.where(index)
+            raise InvalidError(f"{where}: text with half a surrogate pair") from None
     return fields
 
 

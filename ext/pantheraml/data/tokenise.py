@@ -209,7 +209,10 @@ class Tokeniser:
                         f"labels has {bad}; a label is -100 (no loss) or a token id from 0 to "
                         f"{self._model.vocab - 1}"
                     )
-            if 0 in (row.fields.get("attention_mask") or ()):
+            mask = row.fields.get("attention_mask")
+            if mask is not None and not isinstance(mask, list):
+                raise row.fail("'attention_mask' must be a list")
+            if 0 in (mask or ()):
                 raise row.fail("attention_mask has zeros; give rows without padding")
             yield ids.astype(np.int32), labels.astype(np.int32)
 
