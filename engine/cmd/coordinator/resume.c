@@ -125,11 +125,13 @@ static pml_status choose_newest(coordinator *c, const char *parent, struct diren
         pml_status status = pml_path_join(path, sizeof path, parent, list[i]->d_name, err);
         if (status != PML_OK)
             return status;
-        if (pml_checkpoint_verify(path, &why) == PML_OK)
+        if (pml_checkpoint_verify(path, &why) == PML_OK) {
             snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", list[i]->d_name);
-        else
+            c->step = step_of(list[i]->d_name); /* a run that ends while it loads stands there */
+        } else {
             emit_log(c, "warning", -1, "checkpoint %s is not used, the one before it is: %s",
                      list[i]->d_name, why.message);
+        }
     }
     if (c->checkpoint[0] == '\0')
         emit_log(c, "warning", -1, "there is no whole checkpoint: the run begins again");
@@ -140,8 +142,11 @@ pml_status resume_choose(coordinator *c, pml_error *err)
 {
     if (!c->resume)
         return PML_OK;
-    if (c->named)
-        return choose_named(c, err);
+    if (c->named) {
+        pml_status found = choose_named(c, err);
+        c->step = step_of(c->wanted) < 0 ? 0 : step_of(c->wanted);
+        return found;
+    }
     char parent[PATH_MAX];
     struct dirent **list = NULL;
     pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
