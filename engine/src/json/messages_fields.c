@@ -127,9 +127,46 @@ void pml_message_set_number(pml_message *message, const char *field, double valu
         put(message, field, json_real(value));
 }
 
+/* Bytes of the UTF-8 character at s, 0 if there is none. Stops at a NUL. */
+static size_t character(const unsigned char *s)
+{
+    size_t n = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    unsigned low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
+    unsigned high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
+    if (n == 0 || s[0] > 0xF4 || (n > 1 && (s[1] < low || s[1] > high)))
+        return 0;
+    for (size_t i = 2; i < n; i++)
+        if ((s[i] & 0xC0) != 0x80)
+            return 0;
+    return n;
+}
+
+/* Words that a buffer's end cut inside a character, or a file's name in another encoding, must not
+ * keep the message from being sent: what is not UTF-8 becomes '?'. */
+static json_t *text_of(const char *value)
+{
+    const unsigned char *at = (const unsigned char *)value;
+    while (*at != '\0' && character(at) > 0)
+        at += character(at);
+    if (*at == '\0')
+        return json_string(value);
+    char *copy = strdup(value);
+    if (copy == NULL)
+        return NULL;
+    for (unsigned char *c = (unsigned char *)copy; *c != '\0';) {
+        size_t n = character(c);
+        if (n == 0)
+            *c = '?';
+        c += n == 0 ? 1 : n;
+    }
+    json_t *text = json_string(copy);
+    free(copy);
+    return text;
+}
+
 void pml_message_set_string(pml_message *message, const char *field, const char *value)
 {
-    put(message, field, json_string(value));
+    put(message, field, text_of(value));
 }
 
 void pml_message_set_empty(pml_message *message, const char *field)
