@@ -224,7 +224,13 @@ class Feed:
         command = event.get("command")
         ids = self._samples.setdefault(command, [])
         ids += [int(token) for token in event.pop("token_ids", [])]
-        text = self._decode(ids) if self._decode else " ".join(map(str, ids))
+        text = " ".join(map(str, ids))
+        if self._decode:
+            try:
+                text = self._decode(ids)
+            # A model folder need not have a tokenizer; the curve must not stop for its sake.
+            except Exception as problem:
+                text = f"{text} ({problem})"
         if event.get("done"):
             del self._samples[command]
         return {**event, "command": command, "text": text[:8000]}
