@@ -211,6 +211,7 @@ class Run:
         Command or None
             None for a run that was started again.
         """
+        self._follow()  # somebody else may have started it again: then it must not be ended
         if self._link is not None and self.state not in ENDED:
             if checkpoint is not None:
                 raise BusyError(
@@ -536,7 +537,8 @@ class Run:
                 return  # we follow another one already
             self._link, self._gone = None, True
         try:
-            self._connect()  # somebody may have started the run again
+            if not isinstance(link.error, DeniedError):  # it would be denied for ever
+                self._connect()  # somebody may have started the run again
         except Error as error:
             warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
         with self._changed:
@@ -657,6 +659,8 @@ class Run:
 
     def _serve(self, verb: str, **fields: Any) -> Command:
         """Ask the workers; those of a run that finished long ago are started again for it."""
+        if self._gone:
+            self._follow()  # somebody else may have started it again
         if self._link is not None:
             try:
                 return self._command(verb, wait=False, **fields)
