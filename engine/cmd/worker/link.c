@@ -236,9 +236,13 @@ static void *serve(void *argument)
         if (fds[1].revents != 0)
             return NULL;
         char byte;
-        if (fds[2].revents != 0 && recv(l->lease, &byte, 1, MSG_DONTWAIT) <= 0 && errno != EAGAIN) {
-            leased = false;
-            lose_lease(l);
+        if (fds[2].revents != 0) {
+            ssize_t n = recv(l->lease, &byte, 1, MSG_DONTWAIT);
+            /* errno says nothing about an end: it may be left over from another call */
+            if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+                leased = false;
+                lose_lease(l);
+            }
         }
         pml_received *r;
         while (pml_client_receive(l->client, 0, &r, NULL) == PML_OK) {
