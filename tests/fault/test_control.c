@@ -236,7 +236,7 @@ static void nothing_is_left_open(void **state)
         assert_int_equal(pml_client_send(h->client, text, (size_t)n, NULL), PML_OK);
     }
     harness_wait_state(h, "stopped");
-    harness_receive_for(h, 0.5);
+    harness_receive_for(h, 0.3); /* less than the grace time */
     int open = 0, accepted = 0;
     for (int i = 0; i < h->n_events; i++) {
         pml_message_type type = pml_message_type_of(h->events[i]);
