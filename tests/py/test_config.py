@@ -151,6 +151,9 @@ def test_names(runs: Path) -> None:
             folders.check_name(bad)
     made = folders.create("one", "m")
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    with pytest.raises(pm.BusyError, match="without a run in it"):
+        folders.create("one", "m")
+    (made / "run.json").write_text("{}")
     with pytest.raises(pm.BusyError, match="there is a run 'one' already"):
         folders.create("one", "m")
     assert folders.create(None, "Qwen/Qwen2.5-0.5B").name.startswith("qwen2.5-0.5b-")
