@@ -224,6 +224,8 @@ pml_status loop_run(loop *l, pml_error *err)
     pml_status status = PML_OK;
     if (first < l->max_steps)
         turn(l, "running", "");
+    if (first == 0 && l->has_eval) /* what training has to beat */
+        status = loop_evaluate(l, 0, err);
     while (status == PML_OK && !l->stopping && l->state.step < l->max_steps)
         status = one_round(l, err);
     if (status != PML_OK)
