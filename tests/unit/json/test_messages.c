@@ -273,20 +273,10 @@ static void fields_stand_under_their_message(void **state)
     }
 }
 
-/* docs/messages.md lies three folders above this file. */
-static void documents(char *path, size_t capacity)
-{
-    snprintf(path, capacity, "%s", __FILE__);
-    for (int i = 0; i < 4; i++)
-        *strrchr(path, '/') = '\0';
-    strncat(path, "/docs/messages.md", capacity - strlen(path) - 1);
-}
-
 static void document_is_current(void **state)
 {
     (void)state;
-    char path[4096];
-    documents(path, sizeof path);
+    const char *path = SOURCE_DIR "/docs/messages.md";
     char *want = pml_message_document();
     assert_non_null(want);
     FILE *file = fopen(path, "r");
@@ -304,8 +294,7 @@ static void document_is_current(void **state)
 
 static int write_document(void)
 {
-    char path[4096];
-    documents(path, sizeof path);
+    const char *path = SOURCE_DIR "/docs/messages.md";
     char *text = pml_message_document();
     FILE *file = text == NULL ? NULL : fopen(path, "w");
     int failed = file == NULL || fputs(text, file) < 0;
