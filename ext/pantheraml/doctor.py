@@ -181,7 +181,8 @@ def _real_run() -> Finding:
         found = (
             f"first steps after {first:.1f} s, {len(history)} steps, "
             f"{rates[len(rates) // 2]:,.0f} tokens/s, loss {history[0]['loss']:.2f} → "
-            f"{history[-1]['loss']:.2f}; stopped with a checkpoint"
+            f"{history[-1]['loss']:.2f}; stopped with a checkpoint; its worker used "
+            f"{folders.read_config(run.folder)['identity']['libraries']}"
         )
         return Finding(
             "ok" if history[-1]["loss"] < history[0]["loss"] else "bad", "a real run", found

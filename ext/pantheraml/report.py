@@ -26,7 +26,7 @@ _WIDTH, _HEIGHT = 680, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 26, 30
 _POINTS = 600  # of a curve, at most
 _BLUE, _ORANGE, _GREEN, _GREY = "#3b82f6", "#ea7a2f", "#2f9e5b", "#8a8f98"
-_CELL = 'style="text-align:left;padding:2px 14px 2px 0;font-weight:normal"'
+_CELL = 'style="text-align:left;padding:2px 14px 2px 0;font-weight:normal;vertical-align:top"'
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,8 @@ def _method(config: dict[str, Any]) -> str:
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
     body = "".join(
-        f'<tr><th scope="row" {_CELL}>{escape(name)}</th><td {_CELL}>{escape(value)}</td></tr>'
+        f'<tr><th scope="row" {_CELL}>{escape(name).replace(" ", "&nbsp;")}</th>'
+        f"<td {_CELL}>{escape(value)}</td></tr>"
         for name, value in rows
     )
     return f'<table style="border-collapse:collapse;margin:6px 0">{body}</table>'
@@ -321,7 +322,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _label(value: float) -> str:
-    return f"{value:.3g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
 
 
 def _or_infinite(value: float) -> float:

@@ -9,38 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from pantheraml import _native, config, folders, programs
+from pantheraml import config, folders
 from pantheraml.commands import Command, Evaluation, Sample
 from pantheraml.errors import (
     BusyError,
-    DeniedError,
     Error,
     InvalidError,
     NotFoundError,
     NotInThisVersion,
     PeerError,
-    RunFailed,
-    TimedOut,
 )
-from pantheraml.link import Link
+from pantheraml.following import Following, followed, remember
 from pantheraml.memory import Plan
-from pantheraml.record import ENDED, Checkpoint, Event, LogReader, RunRecord
-from pantheraml.text import Text
+from pantheraml.record import ENDED, Checkpoint, Event
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Subscriber = Callable[[Event], None]
 
 #: What `Run.set` can change, with its range.
 TUNABLE: dict[str, tuple[float, float]] = {
@@ -52,56 +41,15 @@ TUNABLE: dict[str, tuple[float, float]] = {
 }
 
 
-class Run:
+class Run(Following):
     """A run: running, paused, or long over.
 
     Made by :func:`pantheraml.finetune`, :func:`pantheraml.attach` and :func:`pantheraml.resume`.
     All methods may be called from any thread. Those that wait stay interruptible, and Ctrl-C in
     them leaves the run alone.
-
-    Attributes
-    ----------
-    name
-        Its name.
-    folder
-        Its run folder.
-    config
-        ``run.json``: every setting as resolved.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = folders.read_config(folder)
-        self.name: str = self.config["name"]
-        self._text = Text(Path(self.config["model"]))
-        self._changed = threading.Condition()
-        self._record = RunRecord(folder)
-        self._heartbeat: Event | None = None
-        self._welcome: dict[str, Any] | None = None
-        self._link: Link | None = None
-        self._gone = False  # it has no coordinator, as far as we know
-        self._subscribers: list[Subscriber] = []
-        self._log = LogReader(folder)
-
     # ---- how it stands ---------------------------------------------------------------------
-
-    @property
-    def state(self) -> str:
-        """``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``.
-
-        A run whose coordinator has gone without a word (its machine went down) is ``stopped``.
-        """
-        with self._changed:
-            state = self._record.state
-            return "stopped" if self._gone and state not in ENDED else state
-
-    @property
-    def reason(self) -> str:
-        """Why it is in this state, in words; may be empty."""
-        with self._changed:
-            if self._gone and self._record.state not in ENDED:
-                return "its coordinator is gone; resume() goes on from the newest checkpoint"
-            return self._record.reason
 
     @property
     def step(self) -> int:
@@ -158,12 +106,6 @@ class Run:
         """One ``{rank, device, pid, state}`` for each worker."""
         with self._changed:
             return [dict(worker) for worker in self._record.workers]
-
-    @property
-    def coordinator_pid(self) -> int | None:
-        """Process id of the coordinator; None when it is gone."""
-        link = self._link
-        return None if link is None else link.coordinator_pid
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -399,11 +341,6 @@ class Run:
         self._raise_failure()
         return self
 
-    def wait_for_change(self, timeout: float) -> None:
-        """Wait until anything about the run changes, at most `timeout` seconds."""
-        with self._changed:
-            self._changed.wait(timeout)
-
     async def wait_async(self) -> Self:
         """Wait for the run's end without blocking the event loop."""
         loop = asyncio.get_running_loop()
@@ -423,49 +360,6 @@ class Run:
             unsubscribe()
         self._raise_failure()
         return self
-
-    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback(event)` for each event from now on.
-
-        Parameters
-        ----------
-        callback
-            Called on the run's own thread after the run's properties have changed, in the order
-            of the events; heartbeats (without ``seq``) among them, and at last an event of the
-            type ``gone`` when the coordinator has gone. It must be quick, and may not call what
-            waits for an answer. One that raises is reported and dropped.
-
-        Returns
-        -------
-        callable
-            Ends the subscription.
-        """
-        with self._changed:
-            self._subscribers.append(callback)
-
-        def unsubscribe() -> None:
-            with self._changed:
-                if callback in self._subscribers:
-                    self._subscribers.remove(callback)
-
-        return unsubscribe
-
-    def fileno(self) -> int:
-        """Give an eventfd that is readable while news waits, for other event loops.
-
-        Raises
-        ------
-        PeerError
-            The coordinator is gone.
-        """
-        return self._there().fileno()
-
-    def close(self) -> None:
-        """Stop following the run. The run goes on."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
-        _forget(self)
 
     # ---- showing ---------------------------------------------------------------------------
 
@@ -505,158 +399,6 @@ class Run:
         bundle = {"text/plain": repr(self), "text/html": record_html(self)}
         display(bundle, raw=True)  # type: ignore[no-untyped-call,unused-ignore]
 
-    # ---- the link's thread -----------------------------------------------------------------
-
-    def last_seq(self) -> int:
-        """Give the number of the last event taken in (for the link)."""
-        return self._record.seq
-
-    def on_events(self, events: list[Event]) -> None:
-        """Take events in (for the link)."""
-        with self._changed:
-            for event in events:
-                if "seq" in event:
-                    self._record.apply(event)
-                else:
-                    self._heartbeat = event
-            self._changed.notify_all()
-        for event in events:
-            self._tell(event)
-
-    def on_welcome(self, welcome: dict[str, Any]) -> None:
-        """Hear that the coordinator has let us in (for the link)."""
-        with self._changed:
-            self._welcome = welcome
-            self._changed.notify_all()
-
-    def on_gone(self, link: Link) -> None:
-        """Hear that the coordinator is gone (for the link)."""
-        self._read_log()
-        with self._changed:
-            if self._link is not link:
-                return  # we follow another one already
-            self._link, self._gone = None, True
-        try:
-            if not isinstance(link.error, DeniedError):  # it would be denied for ever
-                self._connect()  # somebody may have started the run again
-        except Error as error:
-            warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
-        with self._changed:
-            self._changed.notify_all()
-        if self._gone:
-            self._tell({"type": "gone", "state": self.state, "step": self.step})
-
-    def _tell(self, event: Event) -> None:
-        with self._changed:
-            subscribers = list(self._subscribers)
-        for callback in subscribers:
-            try:
-                callback(event)
-            except Exception as error:  # a stranger's function must not end our thread
-                with self._changed:
-                    if callback in self._subscribers:
-                        self._subscribers.remove(callback)
-                warnings.warn(
-                    f"run {self.name}: a subscriber failed and was dropped: {error!r}",
-                    RuntimeWarning,
-                    stacklevel=1,
-                )
-
-    # ---- connection ------------------------------------------------------------------------
-
-    def _read_log(self) -> None:
-        """Take in what the log on disk has and we have not."""
-        with self._changed:
-            for event in self._log.read():
-                self._record.apply(event)
-            self._changed.notify_all()
-
-    def _connect(self, timeout: float = 10.0) -> bool:
-        """Find the run's coordinator, if it has one; returns whether."""
-        try:
-            link = Link(_native.connection_file(self.folder), self, self.name)
-        except (NotFoundError, PeerError):
-            self._gone = True
-            return False
-        self._link, self._gone = link, False
-        link.start()
-        if not link.caught_up.wait(timeout):
-            link.close()
-            self._link, self._gone = None, True
-            raise TimedOut(f"the coordinator of {self.name} does not answer")
-        if isinstance(link.error, DeniedError):
-            raise link.error
-        return self._link is not None
-
-    def _launch(self) -> None:
-        """Start the coordinator of a new run and connect."""
-        file, started = _native.launch(programs.coordinator(), self.folder)
-        if not started:
-            pid = _native.coordinator_pid(file)
-            raise BusyError(
-                f"process {pid} is still the coordinator of an earlier run in {self.folder}, whose "
-                f"folder has been removed; end it (kill {pid}), or give another name"
-            )
-        if not self._connect():
-            self._read_log()
-            if self._record.state != "failed":
-                log = self.folder / "log" / "coordinator.log"
-                raise PeerError(f"the coordinator ended as soon as it began; {log} says why")
-
-    def _start_again(self, checkpoint: str, accept_changes: bool) -> None:
-        """Start a coordinator for a run that has ended, in the place of one that lingers."""
-        with self._changed:
-            link, self._link = self._link, None
-        if link is not None:
-            link.close()
-        seen = self._record.seq
-        deadline = time.monotonic() + 30
-        asked = None
-        while True:
-            _, started = _native.launch(
-                programs.coordinator(), self.folder, checkpoint, accept_changes
-            )
-            if started:
-                break
-            if time.monotonic() > deadline:
-                raise BusyError(f"the coordinator of {self.name} has not gone; try again")
-            # It waits for viewers that may still ask; a termination signal says not to.
-            with suppress(Error, ProcessLookupError):
-                pid = _native.coordinator_pid(_native.connection_file(self.folder))
-                if pid != asked:
-                    os.kill(pid, signal.SIGTERM)
-                    asked = pid
-            time.sleep(0.1)
-        if not self._connect():
-            self._read_log()
-        _remember(self)
-        # Until its first event is there, the state would be that of the run's former end.
-        self._wait_for(lambda: self._record.seq > seen or self._link is None, 30, "resume")
-        if self._link is None:
-            self._raise_failure()
-
-    def _follow(self) -> None:
-        """Be connected to the coordinator that the run has now, if it has one."""
-        link = self._link
-        if link is not None:
-            with suppress(Error):
-                if _native.coordinator_pid(link.file) == link.coordinator_pid:
-                    return
-            with self._changed:
-                self._link = None
-            link.close()
-        self._read_log()
-        self._connect()
-
-    def _there(self) -> Link:
-        link = self._link
-        if link is None:
-            if not self._gone:
-                raise PeerError(f"this Run was closed; pm.attach({self.name!r}) makes a new one")
-            hint = "; resume() goes on" if self.state == "stopped" else ""
-            raise PeerError(f"run {self.name} is {self.state} and its workers are gone{hint}")
-        return link
-
     def _serve(self, verb: str, **fields: Any) -> Command:
         """Ask the workers; those of a run that finished long ago are started again for it."""
         if self._gone:
@@ -695,9 +437,6 @@ class Run:
         )
 
     # ---- asking and waiting ----------------------------------------------------------------
-
-    def _ask(self, kind: str, **fields: Any) -> dict[str, Any]:
-        return self._there().request(kind, **fields)
 
     def _command(self, verb: str, *, wait: bool, **fields: Any) -> Command:
         answer = self._ask(verb, **fields)
@@ -757,59 +496,13 @@ class Run:
             raise PeerError(f"the run is {self.state}; {command.verb} has no result")
         return found[0]
 
-    def _is_over(self) -> bool:
-        return self.state in ENDED
-
-    def _raise_failure(self) -> None:
-        if self.state == "failed":
-            raise RunFailed(f"run {self.name} failed: {self.reason}")
-
-    def _wait_for(self, over: Callable[[], bool], timeout: float | None, what: str) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while not over():
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimedOut(f"{what}: not within {timeout:g} s; the run goes on")
-                self._changed.wait(left)
-
-    @contextmanager
-    def _leave_alone(self) -> Iterator[None]:
-        """Say at Ctrl-C that the run goes on, and how to come back."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            print(
-                f"The run goes on without you. Come back by pm.attach({self.name!r}); "
-                "run.stop() ends it.",
-                file=sys.stderr,
-            )
-            raise
-
-
-# One object for each run that this process follows, so that attaching twice costs nothing.
-_followed: dict[tuple[int, Path], Run] = {}
-_followed_lock = threading.Lock()
-
-
-def _remember(run: Run) -> None:
-    with _followed_lock:
-        _followed[os.getpid(), run.folder] = run
-
-
-def _forget(run: Run) -> None:
-    with _followed_lock:
-        if _followed.get((os.getpid(), run.folder)) is run:
-            del _followed[os.getpid(), run.folder]
-
 
 def open_run(folder: Path) -> Run:
     """Follow a run; the same object again where this process follows it already."""
-    with _followed_lock:
-        known = _followed.get((os.getpid(), folder))
-    run = known if known is not None else Run(folder)
+    known = followed(folder)
+    run = known if isinstance(known, Run) else Run(folder)
     run._follow()
-    _remember(run)
+    remember(run)
     return run
 
 
@@ -817,5 +510,5 @@ def start_run(folder: Path) -> Run:
     """Start the coordinator of a new run folder and follow it."""
     run = Run(folder)
     run._launch()
-    _remember(run)
+    remember(run)
     return run
