@@ -204,6 +204,8 @@ class Link:
         elif answer["type"] == "welcome":
             self._goal = answer["seq"] if self._goal is None else self._goal
             self._listener.on_welcome(answer)
+        elif answer["type"] == "error" and pending is None:
+            self._replaying = False  # nobody waits for a replay but this thread: ask again later
         if pending is not None:
             if answer["type"] == "error":
                 pending.error = from_code(answer["code"], answer["message"])

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pantheraml.errors import CorruptError
+
 Event = dict[str, Any]
 
 #: States in which nothing more will happen by itself.
@@ -206,7 +208,25 @@ class LogReader:
         data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
         # One array is read twice as fast as its lines one by one.
-        events: list[Event] = json.loads(b"[" + data.rstrip().replace(b"\n", b",") + b"]")
+        try:
+            events: list[Event] = json.loads(b"[" + data.rstrip().replace(b"\n", b",") + b"]")
+        except ValueError:
+            return self._line_by_line(data)
+        return events
+
+    def _line_by_line(self, data: bytes) -> list[Event]:
+        """Name the damaged line; a last one is what a power cut leaves, and is cut on recovery."""
+        lines = data.splitlines()
+        events: list[Event] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                if number == len(lines):
+                    break
+                raise CorruptError(
+                    f"{self._path}: line {number} of the part read last is damaged"
+                ) from None
         return events
 
 

@@ -95,6 +95,12 @@ def stage1(lesson: stdlib.Lesson, folder: Path, steps: int) -> pm.Run:
     return run
 
 
+def _answers(run: pm.Run) -> list[str]:
+    prompts = (stdlib.ask(signature) for signature in ASKED)
+    samples = (run.sample(p, max_new_tokens=24, temperature=0.7, seed=7) for p in prompts)
+    return [sample.text for sample in samples]
+
+
 def stage2(lesson: stdlib.Lesson, model: Path, steps: int) -> tuple[pm.Run, list[str], list[str]]:
     """Teach the trained model to answer, with LoRA; returns the answers before and after."""
     console.rule("[bold]2 · from Python to answers, with LoRA")
@@ -105,11 +111,10 @@ def stage2(lesson: stdlib.Lesson, model: Path, steps: int) -> tuple[pm.Run, list
         max_steps=steps, learning_rate=2e-3, lr_scheduler_type="linear", warmup_steps=5,
         per_device_train_batch_size=4, max_length=256, packing=True,
     )  # fmt: skip
-    prompts = [stdlib.ask(signature) for signature in ASKED]
-    before = [run.sample(prompt, max_new_tokens=32).text for prompt in prompts]
+    before = _answers(run)
     watch(run, console=console)
     run.wait()
-    after = [run.sample(prompt, max_new_tokens=32).text for prompt in prompts]
+    after = _answers(run)
     return run, before, after
 
 
