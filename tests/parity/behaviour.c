@@ -109,10 +109,32 @@ static void check_not_finite(const char *fixtures)
     for (size_t i = 0; i < n; i++)
         sum += fabs((double)moments[i]);
     check(sum == 0, "a skipped step moved the moments");
+    const int32_t prompt[] = {3, 4, 5};
+    const pml_generate_options greedy = {.prompt = prompt, .n_prompt = 3, .max_new_tokens = 2};
+    int32_t out[2], n_out;
+    pml_error err = PML_ERROR_INIT;
+    check(pml_stepper_generate(s.stepper, &greedy, out, &n_out, &err) == PML_INVALID &&
+              n_out == 0 && strstr(err.message, "not a finite number") != NULL,
+          "logits that are not numbers made a token");
     before[n / 2] = good;
     MUST(pml_stepper_write(s.stepper, PML_STATE_VALUE, before, err));
     result = session_step(&s, NULL);
     check(!result.skipped && isfinite(result.loss), "the step after a skipped one is not clean");
+    check(pml_stepper_applied(s.stepper) == 1, "a skipped step counts as an update of Adam's");
+
+    /* The same update, had the skipped one never been: Adam's t is 1 in both. */
+    session other;
+    session_open(&(session_options){.config = &config}, &other);
+    other.config.warmup_steps = 0;
+    other.cursor = pml_sampler_next(other.sampler, other.cursor);
+    other.config.schedule = s.config.schedule;
+    other.step = 1; /* of the schedule */
+    session_step(&other, NULL);
+    float *got = session_read(&s, PML_STATE_VALUE), *want = session_read(&other, PML_STATE_VALUE);
+    check(memcmp(got, want, n * sizeof *got) == 0, "a skipped step changes the update after it");
+    session_close(&other);
+    free(got);
+    free(want);
     free(before);
     free(after);
     free(moments);
@@ -124,7 +146,7 @@ static float *values_after(const pml_train_config *config, int recompute, int64_
     session s;
     session_open(
         &(session_options){.config = config, .recompute_layers = recompute, .head_chunk = 16}, &s);
-    pml_stepper_seek(s.stepper, seek);
+    pml_stepper_seek(s.stepper, seek, seek);
     for (int i = 0; i < 2; i++)
         session_step(&s, NULL);
     float *values = session_read(&s, PML_STATE_VALUE);

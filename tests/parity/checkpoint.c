@@ -28,6 +28,7 @@ static char *in_root(const char *name)
 static pml_train_state state_of(session *s)
 {
     pml_train_state state = {.step = s->step,
+                             .applied = s->step,
                              .cursor = s->cursor,
                              .timeline = 3,
                              .command = 7,

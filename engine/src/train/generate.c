@@ -72,6 +72,18 @@ static int32_t drawn(const float *logits, int32_t n, double temperature, uint64_
     return greatest(logits, n); /* rounding left a sliver after the last token */
 }
 
+/* No token is the greatest of numbers that are none: a diverged model says so, not token 0. */
+static pml_status check_logits(const pml_stepper *s, int32_t position, pml_error *err)
+{
+    for (int32_t i = 0; i < s->spec.vocab; i++)
+        if (!isfinite(s->logits[i]))
+            return PML_FAIL(err, PML_INVALID,
+                            "sampling at position %d: the model's output for token %d is %g, not a "
+                            "finite number; its weights may have diverged",
+                            position, i, (double)s->logits[i]);
+    return PML_OK;
+}
+
 static bool ends(const pml_model_spec *spec, int32_t token)
 {
     for (int32_t i = 0; i < spec->n_eos; i++)
@@ -113,6 +125,9 @@ pml_status pml_stepper_generate(pml_stepper *s, const pml_generate_options *o, i
     }
     while (status == PML_OK) {
         int32_t position = o->n_prompt + *n_out;
+        status = check_logits(s, position, err);
+        if (status != PML_OK)
+            break;
         int32_t token = o->temperature > 0
                             ? drawn(s->logits, s->spec.vocab, o->temperature, o->seed, position)
                             : greatest(s->logits, s->spec.vocab);

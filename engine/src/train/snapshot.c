@@ -76,6 +76,7 @@ pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
     for (int i = 0; status == PML_OK && i < 3; i++)
         status = pml_stepper_read(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
     snapshot->state = *state;
+    snapshot->state.applied = pml_stepper_applied(stepper);
     return status;
 }
 
@@ -88,7 +89,7 @@ pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepp
     for (int i = 0; status == PML_OK && i < 3; i++)
         status = pml_stepper_write(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
     if (status == PML_OK)
-        pml_stepper_seek(stepper, snapshot->state.step);
+        pml_stepper_seek(stepper, snapshot->state.step, snapshot->state.applied);
     return status;
 }
 

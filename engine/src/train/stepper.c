@@ -141,6 +141,7 @@ pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *
 
 static void set_hyper(pml_stepper *s, const pml_update *u)
 {
+    const double t = (double)(s->applied + 1); /* as in torch, a skipped step does not count */
     for (int group = 0; group < 2; group++) {
         float *h = s->hyper[group];
         h[PML_HYPER_LR] = (float)u->learning_rate;
@@ -148,8 +149,8 @@ static void set_hyper(pml_stepper *s, const pml_update *u)
         h[PML_HYPER_ONE_MINUS_BETA2] = (float)(1.0 - s->config.beta2);
         h[PML_HYPER_EPS] = (float)s->config.epsilon;
         h[PML_HYPER_WEIGHT_DECAY] = group == 0 ? (float)u->weight_decay : 0.0F;
-        h[PML_HYPER_BIAS1] = (float)(1.0 - pow(s->config.beta1, (double)u->step));
-        h[PML_HYPER_BIAS2] = (float)(1.0 - pow(s->config.beta2, (double)u->step));
+        h[PML_HYPER_BIAS1] = (float)(1.0 - pow(s->config.beta1, t));
+        h[PML_HYPER_BIAS2] = (float)(1.0 - pow(s->config.beta2, t));
         h[PML_HYPER_MEAN] = u->labels > 0 ? (float)(1.0 / (double)u->labels) : 0.0F;
         h[PML_HYPER_MAX_NORM] = (float)u->max_grad_norm;
         h[PML_HYPER_GRAD_SCALE] = 0.0F;
@@ -214,6 +215,7 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
     s->updates = u->step;
+    s->applied += !result->skipped;
     s->micros = 0;
     measure_runtime(s);
     return status;
@@ -244,9 +246,15 @@ pml_status pml_stepper_evaluate(pml_stepper *s, const pml_batch *batch, double *
     return status;
 }
 
-void pml_stepper_seek(pml_stepper *s, int64_t updates)
+int64_t pml_stepper_applied(const pml_stepper *s)
+{
+    return s->applied;
+}
+
+void pml_stepper_seek(pml_stepper *s, int64_t updates, int64_t applied)
 {
     s->updates = updates;
+    s->applied = applied;
     s->micros = 0;
 }
 

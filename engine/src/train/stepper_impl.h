@@ -19,7 +19,8 @@ struct pml_stepper {
     pml_queue *queue;
     void *arena;
 
-    int64_t updates; /* done so far */
+    int64_t updates; /* done so far, skipped ones too */
+    int64_t applied; /* of them, those that moved the weights: Adam's t before the next */
     int32_t micros;  /* micro-batches since the last update */
     bool runtime_measured;
     int32_t *trained; /* program->parameters that are trained, in order of the flat buffer */

@@ -45,7 +45,7 @@ void pml_stepper_destroy(pml_stepper **stepper);
 pml_status pml_stepper_micro(pml_stepper *stepper, const pml_batch *batch, pml_error *err);
 
 typedef struct pml_update {
-    int64_t step; /* 1-based number of this update, Adam's t */
+    int64_t step; /* 1-based number of this update, skipped ones counted */
     double learning_rate, weight_decay, max_grad_norm;
     int64_t labels; /* labelled tokens of the global batch, all ranks and micro-batches */
 } pml_update;
@@ -104,8 +104,13 @@ pml_status pml_stepper_read(pml_stepper *stepper, pml_state state, float *host, 
 pml_status pml_stepper_write(pml_stepper *stepper, pml_state state, const float *host,
                              pml_error *err);
 
-/* After a restore: so many updates are done. Dropout masks are a function of it. */
-void pml_stepper_seek(pml_stepper *stepper, int64_t updates);
+/* Updates that were not skipped: Adam's t, as in torch, where a step that is skipped leaves the
+ * optimizer's count alone. */
+int64_t pml_stepper_applied(const pml_stepper *stepper);
+
+/* After a restore: so many updates are done, of which `applied` were not skipped. Dropout masks are
+ * a function of the first, Adam's bias correction of the second. */
+void pml_stepper_seek(pml_stepper *stepper, int64_t updates, int64_t applied);
 
 /* The plan in force (its runtime is the planner's reserve until the first update has been
  * measured), and what decides bits (printed into run.json). */
