@@ -151,8 +151,11 @@ static pml_status read_config(pml_json_at at, pml_adapter_config *config, pml_er
     TRY(pml_json_get_i32(at, "r", PML_JSON_OPTIONAL, 1, 4096, &config->rank, err));
     TRY(pml_json_get_double(at, "lora_alpha", PML_JSON_OPTIONAL, 0, 1e6, &config->alpha, err));
     TRY(pml_json_get_double(at, "lora_dropout", PML_JSON_OPTIONAL, 0, 1, &config->dropout, err));
-    TRY(pml_json_get_string(at, "base_model_name_or_path", PML_JSON_OPTIONAL, config->base_name,
-                            sizeof config->base_name, err));
+    /* Only a note for readers: one too long for us is none, not a reason to refuse the adapter. */
+    const char *base = pml_json_as_string(pml_json_field(at.value, "base_model_name_or_path"));
+    if (base == NULL || strlen(base) < sizeof config->base_name)
+        TRY(pml_json_get_string(at, "base_model_name_or_path", PML_JSON_OPTIONAL, config->base_name,
+                                sizeof config->base_name, err));
     return read_targets(at, &config->targets, err);
 }
 

@@ -107,10 +107,12 @@ static pml_status read_sizes(pml_json_at at, const family *family, pml_model_spe
                          err));
     TRY(pml_json_get_i32(at, "num_attention_heads", PML_JSON_REQUIRED, 1, MAX_HEADS, &s->heads,
                          err));
-    s->kv_heads = s->heads;
+    s->kv_heads = s->heads; /* what null means in every family */
+    const pml_json *kv_heads = pml_json_field(at.value, "num_key_value_heads");
     TRY(pml_json_get_i32(at, "num_key_value_heads",
-                         family->kv_heads_required ? PML_JSON_REQUIRED : PML_JSON_OPTIONAL, 1,
-                         MAX_HEADS, &s->kv_heads, err));
+                         family->kv_heads_required && kv_heads == NULL ? PML_JSON_REQUIRED
+                                                                       : PML_JSON_OPTIONAL,
+                         1, MAX_HEADS, &s->kv_heads, err));
     if (s->heads % s->kv_heads != 0)
         return PML_FAIL(err, PML_INVALID,
                         "%s: num_attention_heads = %d is not a multiple of num_key_value_heads = "
@@ -290,8 +292,11 @@ static pml_status read_ends(pml_json_at at, pml_model_spec *s, pml_error *err)
     s->n_eos = 0;
     for (size_t i = 0; i < n; i++) {
         int64_t id;
-        if (!pml_json_as_int(many ? pml_json_item(value, i) : value, &id) || id < 0 ||
-            id > INT32_MAX || (size_t)s->n_eos == sizeof s->eos / sizeof *s->eos)
+        bool whole = pml_json_as_int(many ? pml_json_item(value, i) : value, &id);
+        if (whole && id == -1) /* written for "none": no token is that one */
+            continue;
+        if (!whole || id < 0 || id > INT32_MAX ||
+            (size_t)s->n_eos == sizeof s->eos / sizeof *s->eos)
             return PML_FAIL(err, PML_INVALID,
                             "%s: eos_token_id must be a token id or a list of at most %zu", at.file,
                             sizeof s->eos / sizeof *s->eos);

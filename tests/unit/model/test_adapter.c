@@ -105,6 +105,13 @@ static void test_silent_fields_are_accepted(void **state)
     assert_int_equal(config.rank, 4);
     assert_true(config.alpha == 8 && config.dropout == 0.05);
     assert_string_equal(config.base_name, "org/model");
+    /* A path longer than there is room for is not known; anything but a text is still refused. */
+    char longer[700];
+    snprintf(longer, sizeof longer, "\"base_model_name_or_path\":\"%0512d\"", 0);
+    EXPECT_OK(parse("[\"q_proj\"]", longer, &config, e));
+    assert_string_equal(config.base_name, "");
+    EXPECT_FAIL(PML_INVALID, "base_model_name_or_path",
+                parse("[\"q_proj\"]", "\"base_model_name_or_path\":7", &config, e));
     EXPECT_OK(parse("[\"q_proj\"]", "\"init_lora_weights\":false", &config, e));
     EXPECT_FAIL(PML_INVALID, "lora_dropout",
                 parse("[\"q_proj\"]", "\"lora_dropout\":1.5", &config, e));

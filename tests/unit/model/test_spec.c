@@ -60,6 +60,10 @@ static void test_qwen2_defaults(void **state)
     /* There transformers does not look at these. */
     s = accepted(qwen2, "\"attention_bias\":false,\"mlp_bias\":true");
     assert_true(s.qkv_bias && !s.o_bias && !s.mlp_bias);
+    char base[sizeof qwen2]; /* without its last field; null means as many as heads */
+    snprintf(base, sizeof base, "%.*s", (int)(strrchr(qwen2, ',') - qwen2), qwen2);
+    s = accepted(base, "\"num_key_value_heads\":null");
+    assert_int_equal(s.kv_heads, 4);
 }
 
 static void test_stated_fields(void **state)
@@ -79,6 +83,10 @@ static void test_stated_fields(void **state)
     assert_int_equal(s.bos, -1);
     assert_int_equal(s.dtype, PML_BF16);
     assert_int_equal(s.max_positions, 77);
+    s = accepted(llama, "\"eos_token_id\":-1");
+    assert_int_equal(s.n_eos, 0);
+    s = accepted(llama, "\"eos_token_id\":[-1,7]");
+    assert_true(s.n_eos == 1 && s.eos[0] == 7);
 }
 
 static void test_missing_fields_are_named(void **state)
@@ -161,6 +169,7 @@ static void test_wrong_values(void **state)
         {"\"rope_scaling\":{\"rope_type\":7}", "rope_scaling.rope_type"},
         {"\"tie_word_embeddings\":1", "tie_word_embeddings"},
         {"\"eos_token_id\":\"</s>\"", "eos_token_id"},
+        {"\"eos_token_id\":[7,-2]", "eos_token_id"},
         {"\"eos_token_id\":[1,2,3,4,5,6,7,8,9]", "eos_token_id"},
         {"\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0}",
          "rope_scaling.high_freq_factor is missing"},

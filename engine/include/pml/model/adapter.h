@@ -33,7 +33,7 @@ typedef struct pml_adapter_config {
     double alpha;        /* lora_alpha */
     double dropout;      /* lora_dropout */
     uint32_t targets;    /* pml_target bits */
-    char base_name[512]; /* base_model_name_or_path, "" when unknown */
+    char base_name[512]; /* base_model_name_or_path, "" when unknown or longer */
 } pml_adapter_config;
 
 /* "q_proj", … for one bit; NULL for anything else. */
