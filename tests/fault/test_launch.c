@@ -141,7 +141,10 @@ static void a_broken_scope_is_passed_over(void **state)
     strcat(path, "/private");
     assert_int_equal(pml_file_write(path, "", 0, 0600, NULL), PML_OK);
     pml_error err = PML_ERROR_INIT;
-    if (launch(h, NULL, &err) != PML_OK)
+    setenv("PML_SCOPE", "1", 1); /* also where this user does not linger */
+    pml_status status = launch(h, NULL, &err);
+    unsetenv("PML_SCOPE");
+    if (status != PML_OK)
         fail_msg("%s", err.message);
     harness_connect(h);
     pid_t pid = coordinator_pid(h);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -28,12 +29,26 @@ typedef struct job {
 
 static const char *const systemd_run_paths[] = {"/usr/bin/systemd-run", "/bin/systemd-run", NULL};
 
-/* Whether this user has a service manager that could take a scope. PML_SCOPE=0 says no. */
+/* Without lingering the user's service manager ends with the last session, and takes its scopes
+ * with it: a run in one would be less safe than one that is only detached. */
+static bool lingers(void)
+{
+    struct passwd entry, *user = NULL;
+    char text[4096], path[PATH_MAX];
+    return getpwuid_r(geteuid(), &entry, text, sizeof text, &user) == 0 && user != NULL &&
+           snprintf(path, sizeof path, "/var/lib/systemd/linger/%s", user->pw_name) <
+               (int)sizeof path &&
+           access(path, F_OK) == 0;
+}
+
+/* The program that makes a scope, where this user has a service manager that stays. PML_SCOPE=0:
+ * never a scope; 1: whether it stays or not. */
 static const char *find_systemd_run(void)
 {
     const char *wish = getenv("PML_SCOPE"), *runtime = getenv("XDG_RUNTIME_DIR");
     char manager[PATH_MAX];
-    if ((wish != NULL && strcmp(wish, "0") == 0) || runtime == NULL ||
+    bool wanted = wish != NULL && wish[0] != '\0' ? strcmp(wish, "0") != 0 : lingers();
+    if (!wanted || runtime == NULL ||
         snprintf(manager, sizeof manager, "%s/systemd/private", runtime) >= (int)sizeof manager ||
         access(manager, F_OK) != 0)
         return NULL;
