@@ -70,6 +70,12 @@ static pml_status stand(loop *l, pml_error *err)
         } else if (link_next(l->link, link_committed(l->link), &o)) {
             status = loop_apply(l, &o, err);
             pml_message_destroy(&o.args);
+            /* As in agree: an evaluation whose peers are gone with the coordinator changed nothing,
+             * so what stands here is saved. */
+            if (status == PML_PEER && link_lost(l->link)) {
+                l->stopping = true;
+                status = PML_OK;
+            }
         }
     }
     return status;
