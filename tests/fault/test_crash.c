@@ -23,7 +23,7 @@ static void wait_gone(pid_t pid, double seconds)
 
 static bool has_file(const harness *h, const char *name)
 {
-    char path[256];
+    char path[512];
     snprintf(path, sizeof path, "%s/%s", h->folder, name);
     return access(path, F_OK) == 0;
 }
@@ -338,6 +338,71 @@ static void ten_thousand_events_come_quickly(void **state)
     harness_destroy(&h);
 }
 
+static int64_t checkpoint_bytes(harness *h)
+{
+    char number[32];
+    snprintf(number, sizeof number, "%lld",
+             (long long)harness_command(h, "checkpoint", "\"name\":\"kept\""));
+    const pml_message *m = harness_event(h, 0, PML_EVENT_checkpoint, "command", number, NULL);
+    assert_true(has_file(h, pml_message_string(m, "path")));
+    return pml_message_int(m, "bytes");
+}
+
+/* The same name again, with other settings and when somebody has removed what was there; with and
+ * without a file system that can exchange two names. */
+static void a_name_that_is_taken_is_replaced(void **state)
+{
+    (void)state;
+    for (int exchange = 0; exchange < 2; exchange++) {
+        harness *h = harness_new(1, 100000, NULL);
+        setenv("PML_SAVE_EXCHANGE", exchange ? "1" : "0", 1);
+        assert_true(harness_start(h, NULL));
+        unsetenv("PML_SAVE_EXCHANGE");
+        harness_event(h, 0, PML_EVENT_step, "step", "3", NULL);
+        harness_command(h, "pause", "");
+        harness_wait_state(h, "paused");
+        int64_t bytes = checkpoint_bytes(h);
+        assert_true(bytes > 0);
+        harness_command(h, "set", "\"learning_rate\":0.125");
+        assert_true(checkpoint_bytes(h) > 0);
+        char path[300], name[200], parent[200];
+        const pml_message *m = harness_event(h, 0, PML_EVENT_checkpoint, NULL, NULL, NULL);
+        snprintf(path, sizeof path, "%s/state.json", pml_message_string(m, "path"));
+        char *text = harness_read(h, path);
+        assert_non_null(strstr(text, "\"learning_rate\":0.25")); /* the fake's schedule halves it */
+        free(text);
+        snprintf(parent, sizeof parent, "%s/checkpoints", h->folder);
+        snprintf(name, sizeof name, "%s", strchr(pml_message_string(m, "path"), '/') + 1);
+        snprintf(path, sizeof path, "checkpoints/.old-%s", name);
+        assert_false(has_file(h, path));
+        snprintf(path, sizeof path, "checkpoints/.new-%s", name);
+        assert_false(has_file(h, path));
+
+        assert_int_equal(pml_tree_remove(parent, name, NULL), PML_OK);
+        assert_true(checkpoint_bytes(h) > 0);
+        harness_destroy(&h);
+    }
+}
+
+/* The shards are there: the program that made them need not be. */
+static void a_resume_with_shards_prepares_nothing(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, 5, "\"prepare\":[\"/nowhere/python\"]");
+    char path[200];
+    assert_true(harness_start(h, NULL));
+    harness_wait_state(h, "failed");
+    harness_disconnect(h);
+    assert_int_equal(harness_wait(h), 0);
+    snprintf(path, sizeof path, "%s/data", h->folder);
+    assert_int_equal(pml_folder_make(path, NULL), PML_OK);
+    strcat(path, "/train.safetensors");
+    assert_int_equal(pml_file_write(path, "", 0, 0600, NULL), PML_OK);
+    assert_true(harness_start(h, "--resume", NULL));
+    harness_wait_state(h, "finished");
+    harness_destroy(&h);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -351,6 +416,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(settings_come_back_at_their_steps),
         cmocka_unit_test(what_decides_bits_is_held),
         cmocka_unit_test(ten_thousand_events_come_quickly),
+        cmocka_unit_test(a_name_that_is_taken_is_replaced),
+        cmocka_unit_test(a_resume_with_shards_prepares_nothing),
     };
     if (!harness_programs(argc, argv))
         return 2;

@@ -407,10 +407,27 @@ static pml_status set_up(coordinator *c, pml_error *err)
     return status;
 }
 
+static bool shard_is_there(const coordinator *c, const char *field)
+{
+    char path[PATH_MAX];
+    const char *name = pml_message_string(c->run, field);
+    return name[0] == '\0' || (pml_path_join(path, sizeof path, c->folder, name, NULL) == PML_OK &&
+                               access(path, R_OK) == 0);
+}
+
+/* A resumed run has its shards (each is whole under its name), so nothing needs to be run: it goes
+ * on where the environment that made them has moved, and a folder from somebody else runs no
+ * command. */
+static bool must_prepare(const coordinator *c)
+{
+    return pml_message_count(c->run, "prepare") > 0 &&
+           !(c->resume && shard_is_there(c, "train_data") && shard_is_there(c, "eval_data"));
+}
+
 static void start_run(coordinator *c)
 {
     pml_error err = PML_ERROR_INIT;
-    bool prepare = pml_message_count(c->run, "prepare") > 0;
+    bool prepare = must_prepare(c);
     c->state = RUN_STARTING;
     c->state_since = c->last_request = c->last_alive = pml_clock_monotonic();
     snprintf(c->reason, sizeof c->reason, prepare ? "preparing the data" : "starting %d worker%s",

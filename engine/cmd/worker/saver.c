@@ -85,15 +85,57 @@ static size_t folder_bytes(const char *folder)
     return total;
 }
 
+/* Where a file system cannot exchange (NFS, many a FUSE): the old one aside, the new one in. A
+ * crash between the two leaves the name empty and both of them whole beside it; a resume then takes
+ * the checkpoint before. `name` of the old one is returned for removal. */
+static pml_status exchange_in_two(saver *s, const char *folder, const char *beside, char *name,
+                                  size_t capacity, pml_error *err)
+{
+    char old[PATH_MAX];
+    snprintf(name, capacity, ".old-%s", s->folder);
+    pml_status status = pml_path_join(old, sizeof old, s->parent, name, err);
+    if (status == PML_OK)
+        status = pml_tree_remove(s->parent, name, err); /* left by a crash */
+    if (status != PML_OK)
+        return status;
+    if (rename(folder, old) != 0)
+        return PML_FAIL(err, PML_IO, "cannot put %s aside: %s", folder, strerror(errno));
+    if (rename(beside, folder) == 0)
+        return PML_OK;
+    int reason = errno;
+    if (rename(old, folder) != 0)
+        return PML_FAIL(err, PML_IO, "cannot replace %s (%s), and what was there is %s now", folder,
+                        strerror(reason), old);
+    return PML_FAIL(err, PML_IO, "cannot replace %s: %s", folder, strerror(reason));
+}
+
+/* PML_SAVE_EXCHANGE=0 does without, as on a file system that has none. */
+static int exchange_in_one(const char *folder, const char *beside)
+{
+    const char *wish = getenv("PML_SAVE_EXCHANGE");
+    if (wish != NULL && strcmp(wish, "0") == 0) {
+        errno = ENOSYS;
+        return -1;
+    }
+    return renameat2(AT_FDCWD, beside, AT_FDCWD, folder, RENAME_EXCHANGE);
+}
+
 /* A folder of that name may be there: from before somebody went back, with other settings, or
  * damaged. The new one is written beside it and takes its place in one rename, so that at every
  * moment a whole one has the name. */
-static pml_status exchange(saver *s, const char *folder, const char *beside, const char *name,
-                           pml_error *err)
+static pml_status exchange(saver *s, const char *folder, const char *beside,
+                           const char *beside_name, pml_error *err)
 {
-    if (renameat2(AT_FDCWD, beside, AT_FDCWD, folder, RENAME_EXCHANGE) != 0)
-        return PML_FAIL(err, PML_IO, "cannot replace %s: %s", folder, strerror(errno));
-    pml_status status = pml_folder_sync(s->parent, err);
+    char name[200];
+    pml_status status = PML_OK;
+    snprintf(name, sizeof name, "%s", beside_name);
+    if (exchange_in_one(folder, beside) != 0) {
+        if (errno != EINVAL && errno != ENOSYS && errno != ENOTSUP)
+            return PML_FAIL(err, PML_IO, "cannot replace %s: %s", folder, strerror(errno));
+        status = exchange_in_two(s, folder, beside, name, sizeof name, err);
+    }
+    if (status == PML_OK)
+        status = pml_folder_sync(s->parent, err);
     return status == PML_OK ? pml_tree_remove(s->parent, name, err) : status;
 }
 
@@ -224,6 +266,15 @@ static void name_folder(saver *s, int64_t step, const char *name)
             *at = '_';
 }
 
+/* Whether the checkpoint that we wrote is there still: somebody may have removed it. */
+static bool is_whole(const saver *s, const char *folder, char *path, size_t capacity)
+{
+    char manifest[PATH_MAX];
+    return pml_path_join(path, capacity, s->parent, folder, NULL) == PML_OK &&
+           pml_path_join(manifest, sizeof manifest, path, "MANIFEST", NULL) == PML_OK &&
+           access(manifest, F_OK) == 0;
+}
+
 pml_status saver_save(saver *s, const pml_train_state *state, const char *name, int64_t command,
                       pml_error *err)
 {
@@ -235,12 +286,13 @@ pml_status saver_save(saver *s, const pml_train_state *state, const char *name, 
     snprintf(s->name, sizeof s->name, "%s", name);
     name_folder(s, state->step, name);
     bool there = same(&s->written, state);
-    if (there && (name[0] == '\0' || strcmp(s->folder, s->written_folder) == 0)) {
+    if (there && (name[0] == '\0' || strcmp(s->folder, s->written_folder) == 0) &&
+        is_whole(s, s->written_folder, path, sizeof path)) {
         memcpy(s->folder, s->written_folder, sizeof s->folder);
-        pml_status status = pml_path_join(path, sizeof path, s->parent, s->folder, err);
-        if (status == PML_OK)
-            announce(s, folder_bytes(path), 0);
-        return status;
+        announce(s, folder_bytes(path), 0);
+        s->last =
+            (pml_error)PML_ERROR_INIT; /* what failed before is made good: this one is there */
+        return PML_OK;
     }
     pml_status status = s->kind->take(s->j, state, err);
     if (status != PML_OK)
