@@ -116,7 +116,7 @@ class Settings:
     gradient_accumulation_steps
         Micro-batches of one optimizer step.
     max_length
-        Tokens a row may have.
+        Tokens a row may have; longer than the model's ``max_position_embeddings`` is warned of.
     packing
         Lay rows together into rows of `max_length`; attention and positions stay within each.
     weight_decay, adam_beta1, adam_beta2, adam_epsilon
@@ -144,7 +144,8 @@ class Settings:
     threads
         Of each CPU worker; None: its share of the cores.
     generate_length
-        Prompt and new tokens that `Run.sample` has room for; None: `max_length`, at least 512.
+        Prompt and new tokens that `Run.sample` has room for; None: `max_length`, at least 512 or
+        the model's positions where those are fewer.
     save_to
         Not in this version.
     """
@@ -202,15 +203,13 @@ class Settings:
         Parameters
         ----------
         positions
-            ``max_position_embeddings`` of the model.
+            ``max_position_embeddings`` of the model, for the default of `generate_length`.
         """
         self._refuse_what_is_not_built()
         choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         steps, epochs = self.max_steps, self.num_train_epochs
         max_length = whole("max_length", self.max_length, 2, 1 << 20)
-        # Rows longer than the model has positions for could not be used.
-        max_length = min(max_length, positions)
-        room = _pick(self.generate_length, None, max(max_length, 512))
+        room = _pick(self.generate_length, None, max(max_length, min(512, positions)))
         lora = self.lora if self.lora is not None else LoRA()
         if self.method == "full" and self.lora is not None:
             raise InvalidError('lora is given, but method="full" trains every weight; drop one')
@@ -251,7 +250,7 @@ class Settings:
             "save_total_limit": whole("save_total_limit", self.save_total_limit or 0, 0, 10**6),
             "memory_limit": memory(self.memory_limit),
             "threads": whole("threads", self.threads or 0, 0, 4096),
-            "generate_length": min(whole("generate_length", room, 0, 1 << 20), positions),
+            "generate_length": whole("generate_length", room, 0, 1 << 20),
             "devices": device_list(self.devices),
         }
 

@@ -97,9 +97,12 @@ def test_devices_and_memory() -> None:
     assert memory(123) == 123 and memory(None) == 0
 
 
-def test_lengths_stay_within_the_models_positions() -> None:
+def test_lengths_may_go_beyond_the_models_positions() -> None:
     made = Settings(max_length=2048, generate_length=9999).resolve(128)
-    assert made["max_length"] == 128 and made["generate_length"] == 128
+    assert made["max_length"] == 2048 and made["generate_length"] == 9999
+    assert Settings(max_length=64).resolve(128)["generate_length"] == 128
+    assert Settings(max_length=64).resolve(4096)["generate_length"] == 512
+    assert Settings(max_length=200).resolve(128)["generate_length"] == 200
 
 
 def test_adapter_to_start_from(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pantheraml as pm
 import pytest
 from conftest import ROWS, alive, at_step, end, environment, until
+from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
 
 Start = Callable[..., pm.Run]
@@ -361,6 +362,20 @@ def test_a_step_without_labels_learns_nothing_and_goes_on(start: Start) -> None:
     assert run.state == "finished"
     assert [math.isnan(row["loss"]) for row in run.history] == [True, False, True, False]
     assert [row["grad_norm"] > 0 for row in run.history] == [False, True, False, True]
+
+
+def test_rows_and_samples_beyond_the_models_positions(start: Start, tmp_path: Path) -> None:
+    small = TinyLlama(positions=16).write(tmp_path / "small")
+    rows = [{"input_ids": list(range(70, 70 + n))} for n in (8, 24, 40)]
+    run = start(rows, model=small, max_length=32, max_steps=3).wait(60)
+    assert run.state == "finished", run.reason
+    assert len(run.sample(input_ids=[70] * 20, max_new_tokens=8).token_ids) > 0
+    lines = map(json.loads, (run.folder / "events.jsonl").read_text().splitlines())
+    said = [e["message"] for e in lines if e["type"] == "log" and e["level"] == "warning"]
+    told = [text for text in said if "max_position_embeddings=16" in text]
+    assert len(told) == 2
+    assert "32 tokens" in told[0] and "max_length=32" in told[0]
+    assert "20 prompt tokens" in told[1]
 
 
 def test_fixture_ends_what_it_began(start: Start) -> None:

@@ -77,6 +77,21 @@ static bool on_token(void *user, int32_t token)
     return !link_lost(s->l->link);
 }
 
+static void warn_of_long_sample(loop *l, const pml_generate_options *o)
+{
+    if (l->positions == 0 || o->n_prompt + o->max_new_tokens <= l->positions)
+        return;
+    char text[192];
+    snprintf(text, sizeof text,
+             "sample of %d prompt tokens and up to %d new ones goes beyond the model's "
+             "max_position_embeddings=%d",
+             o->n_prompt, o->max_new_tokens, l->positions);
+    pml_message *event = pml_message_new(PML_EVENT_log);
+    pml_message_set_string(event, "level", "warning");
+    pml_message_set_string(event, "message", text);
+    link_event(l->link, event);
+}
+
 static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_error *err)
 {
     size_t n = pml_message_count(args, "input_ids");
@@ -96,6 +111,8 @@ static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_
         .user = &s,
     };
     pml_status status = l->kind->sample(l->j, &options, err);
+    if (status == PML_OK)
+        warn_of_long_sample(l, &options);
     if (status == PML_OK)
         send_chunk(&s, true);
     free(prompt);

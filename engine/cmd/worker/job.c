@@ -193,6 +193,8 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     facts->max_steps = j->config.max_steps;
     facts->has_eval = j->eval.sampler != NULL;
     facts->plan = *pml_stepper_plan(j->stepper);
+    facts->positions = spec.max_positions;
+    facts->max_length = j->config.max_length;
     facts->available = j->config.memory_limit;
     return restore(j, setup, &facts->state, err);
 }

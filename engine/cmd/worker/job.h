@@ -24,6 +24,8 @@ typedef struct job_facts {
     int64_t max_steps;
     bool has_eval;
     pml_plan plan;
+    int32_t positions;     /* max_position_embeddings; 0: no model */
+    int32_t max_length;    /* of a row, as configured */
     size_t available;      /* bytes that the plan had to fit in */
     pml_train_state state; /* from the checkpoint, or from the configuration; with its identity */
 } job_facts;

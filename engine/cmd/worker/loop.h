@@ -15,6 +15,7 @@ typedef struct loop {
     int rank;
     int64_t max_steps;
     bool has_eval;
+    int32_t positions;     /* as job_facts */
     pml_train_state state; /* step = updates made */
 
     bool paused, stopping;

@@ -117,6 +117,23 @@ static void report_ready(worker *w)
     link_report(w->link, m);
 }
 
+/* Rotary angles have no end, so transformers trains such rows too, and so do we. */
+static void warn_of_long_rows(worker *w)
+{
+    const job_facts *f = &w->facts;
+    if (w->rank != 0 || f->positions == 0 || f->plan.limits.max_doc <= f->positions)
+        return;
+    char text[224];
+    snprintf(text, sizeof text,
+             "rows of up to %d tokens (max_length=%d) are longer than the model's "
+             "max_position_embeddings=%d: it has not been trained for the positions beyond",
+             f->plan.limits.max_doc, f->max_length, f->positions);
+    pml_message *event = pml_message_new(PML_EVENT_log);
+    pml_message_set_string(event, "level", "warning");
+    pml_message_set_string(event, "message", text);
+    link_event(w->link, event);
+}
+
 static void report_failure(worker *w, const pml_error *err)
 {
     pml_message *m = pml_message_new(PML_REPORT_turn);
@@ -157,6 +174,7 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
                .rank = w->rank,
                .max_steps = w->facts.max_steps,
                .has_eval = w->facts.has_eval,
+               .positions = w->facts.positions,
                .state = w->facts.state};
     l.state.timeline = pml_message_int(w->start, "timeline");
     pml_status status = PML_OK;
@@ -165,6 +183,7 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
         status = saver_new(kind, w->j, w->link, pml_message_string(w->start, "folder"),
                            from[0] != '\0' ? &l.state : NULL, pml_path_name(from), &l.saver, err);
     if (status == PML_OK) {
+        warn_of_long_rows(w);
         report_ready(w);
         status = link_wait_go(w->link, err);
     }

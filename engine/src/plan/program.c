@@ -255,11 +255,10 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
             err, PML_INVALID,
             "a batch of %d tokens, %d documents, %d labels, longest %d, cannot be planned",
             limits.tokens, limits.docs, limits.labels, limits.max_doc);
+    /* Angles follow from the position alone: the table is as long as what will be asked of it, also
+     * beyond max_position_embeddings, which says only how far the model was trained. */
     int32_t positions =
         limits.max_doc > limits.generate_length ? limits.max_doc : limits.generate_length;
-    if (positions > spec->max_positions)
-        return PML_FAIL(err, PML_INVALID, "length %d is more than the model's %d positions",
-                        positions, spec->max_positions);
     if (options->recompute_layers < 0 || options->recompute_layers > spec->layers ||
         options->head_chunk < 1)
         return PML_FAIL(err, PML_INVALID, "recompute_layers %d and head_chunk %d are out of range",

@@ -112,6 +112,28 @@ static void test_lora_computes_only_what_it_needs(void **state)
     pml_program_destroy(&p);
 }
 
+/* The table of angles is as long as the longest document or sample, whatever the model says. */
+static void test_lengths_beyond_the_models_positions(void **state)
+{
+    (void)state;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_Q);
+    const pml_batch_limits longer[] = {{700, 1, 700, 700, 200}, {512, 8, 500, 128, 900}};
+    for (int i = 0; i < 2; i++) {
+        const pml_program_options options = {.spec = &small,
+                                             .config = &config,
+                                             .limits = longer[i],
+                                             .backend = pml_backend_cpu(),
+                                             .head_chunk = 64};
+        pml_program *p;
+        pml_error err = PML_ERROR_INIT;
+        if (pml_program_build(&options, &p, &err) != PML_OK)
+            fail_msg("%s", err.message);
+        assert_int_equal(p->positions, i == 0 ? 700 : 900);
+        assert_true(p->positions > small.max_positions);
+        pml_program_destroy(&p);
+    }
+}
+
 static void test_full_trains_everything(void **state)
 {
     (void)state;
@@ -232,9 +254,9 @@ static void test_impossible_limits(void **state)
 {
     (void)state;
     pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-    const pml_batch_limits none = {0, 1, 1, 1, 0}, long_documents = {600, 1, 1, 600, 0},
-                           long_answers = {16, 1, 1, 16, 513};
-    const pml_batch_limits *bad[] = {&none, &long_documents, &long_answers};
+    const pml_batch_limits none = {0, 1, 1, 1, 0}, long_documents = {16, 1, 1, 17, 0},
+                           negative = {16, 1, 1, 16, -1};
+    const pml_batch_limits *bad[] = {&none, &long_documents, &negative};
     for (int i = 0; i < 3; i++) {
         pml_plan plan;
         assert_int_equal(pml_plan_make(&small, &config, bad[i], pml_backend_cpu(), 0, &plan, NULL),
@@ -296,6 +318,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_places_of_every_method),
         cmocka_unit_test(test_lora_computes_only_what_it_needs),
+        cmocka_unit_test(test_lengths_beyond_the_models_positions),
         cmocka_unit_test(test_full_trains_everything),
         cmocka_unit_test(test_stacked_names),
         cmocka_unit_test(test_bind_follows_the_batch),

@@ -20,7 +20,8 @@ typedef struct pml_batch {
     const int32_t *ids, *positions, *cu_seqlens, *label_rows, *labels;
 } pml_batch;
 
-/* Every index inside its bounds: 0 <= id < vocab, positions < max_positions, cu ascending from 0 to
+/* Every index inside its bounds: 0 <= id < vocab, positions < max_positions (length of
+ * the planned table of angles), cu ascending from 0 to
  * n_tokens, label rows distinct and ascending. Names the first offence. */
 pml_status pml_batch_check(const pml_batch *batch, int32_t vocab, int32_t max_positions,
                            pml_error *err);

@@ -77,7 +77,7 @@ typedef struct pml_generate_options {
 
 /* Continue a prompt with the weights as they are. out has room for max_new_tokens; *n_out counts
  * them; an eos token ends it and is included. PML_INVALID when prompt + new exceed the
- * model's positions or the planned length. */
+ * planned length, or when the model's output is not finite. */
 pml_status pml_stepper_generate(pml_stepper *stepper, const pml_generate_options *options,
                                 int32_t *out, int32_t *n_out, pml_error *err);
 
