@@ -19,11 +19,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pantheraml as pm
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# A machine that builds something else beside the tests is ten times slower than an idle one.
+expect.set_options(timeout=60_000)
 AXE = ROOT / "widgets" / "js" / "node_modules" / "axe-core" / "axe.min.js"
 
 
@@ -69,6 +72,15 @@ def _started(process: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
     pytest.fail(f"JupyterLab did not start:\n{log.read_text('utf-8')[-4000:]}")
 
 
+def _stop_runs(folder: Path) -> None:
+    """A run outlives its kernel and its page on purpose; it must not outlive a failed test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PANTHERAML_RUNS", str(folder))
+        for info in pm.runs():
+            if info.state in ("starting", "running", "paused"):
+                pm.attach(info.name).stop(wait=True)
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """JupyterLab on an empty folder."""
@@ -101,6 +113,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     try:
         yield Lab(_started(server, base / "runtime", log), token, work)
     finally:
+        _stop_runs(work / "runs")
         server.terminate()
         try:
             server.wait(20)
@@ -132,6 +145,6 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(
         viewport={"width": 1280, "height": 1000}, device_scale_factor=2, color_scheme="light"
     )
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     yield context.new_page()
     context.close()

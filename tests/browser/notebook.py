@@ -130,7 +130,7 @@ class Panel:
         """The newest step of the curve, as a screen reader hears it."""
         return int(self.slider.get_attribute("aria-valuemax") or 0)
 
-    def wait_for_step(self, step: int, seconds: float = 60) -> None:
+    def wait_for_step(self, step: int, seconds: float = 120) -> None:
         """Wait until the curve has come to a step."""
         self.root.page.wait_for_function(
             "([node, n]) => Number(node.getAttribute('aria-valuemax')) >= n",

@@ -38,10 +38,10 @@ def test_first_run(page: Page, lab: Lab) -> None:
     shutil.copy(ROOT / "notebooks" / NAME, lab.folder)
     notebook = Notebook(page, lab, NAME)
     notebook.run_cell(PREPARE)
-    expect(notebook.output(PREPARE)).to_contain_text("million weights", timeout=60_000)
+    expect(notebook.output(PREPARE)).to_contain_text("million weights")
     notebook.run_cell(SCRATCH)
     panel = Panel(page)
-    expect(panel.state).to_have_text("running", timeout=60_000)
+    expect(panel.state).to_have_text("running")
 
     # The curve moves.
     panel.wait_for_step(8)
@@ -98,5 +98,5 @@ def test_first_run(page: Page, lab: Lab) -> None:
 
     again.button("Stop").click()
     again.root.get_by_role("button", name="Really stop?").click()
-    expect(again.state).to_have_text("stopped", timeout=30_000)
+    expect(again.state).to_have_text("stopped")
     expect(again.button("Pause")).to_be_disabled()
