@@ -69,6 +69,16 @@ static void compare_epochs(const char *what, const pml_train_config *one,
     end_epoch(&b);
 }
 
+/* Rows of an epoch: bins, when they are packed. */
+static int64_t rows_of(const pml_train_config *config)
+{
+    session s;
+    session_open(&(session_options){.config = config}, &s);
+    int64_t rows = pml_sampler_rows(s.sampler);
+    session_close(&s);
+    return rows;
+}
+
 static void check_packing(const char *fixtures, const char *name)
 {
     pml_train_config packed, unpacked;
@@ -79,6 +89,7 @@ static void check_packing(const char *fixtures, const char *name)
     unpacked = packed;
     packed.packing = true;
     snprintf(what, sizeof what, "%s: packed against unpacked", name);
+    check(rows_of(&packed) < rows_of(&unpacked), "%s: nothing was packed", what);
     compare_epochs(what, &packed, &unpacked);
 }
 

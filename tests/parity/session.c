@@ -70,7 +70,7 @@ void load_case(const char *fixtures, const char *name, pml_train_config *config)
     MUST(pml_schedule_from_name(text, &c->schedule, err));
     MUST(pml_json_get_int(at, "max_steps", need, 1, 100, &c->max_steps, err));
     MUST(pml_json_get_int(at, "warmup_steps", need, 0, 100, &c->warmup_steps, err));
-    MUST(pml_json_get_i32(at, "max_length", need, 2, 100, &c->max_length, err));
+    MUST(pml_json_get_i32(at, "max_length", need, 2, 1000, &c->max_length, err));
     MUST(pml_json_get_i32(at, "per_device_train_batch_size", need, 1, 64, &c->batch_size, err));
     MUST(pml_json_get_i32(at, "gradient_accumulation_steps", need, 1, 64, &c->accumulation, err));
     MUST(pml_json_get_double(at, "weight_decay", need, 0, 10, &c->weight_decay, err));
