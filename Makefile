@@ -12,7 +12,7 @@ demo: build ## the main job: two stages of training on the standard library's so
 
 lab: build ## JupyterLab on the first notebook
 	@tools/bootstrap lab
-	@.venv/bin/jupyter lab notebooks/01-first-run.ipynb
+	@.venv/bin/jupyter lab --allow-root notebooks/01-first-run.ipynb
 
 wheel: ## dist/: one self-contained wheel
 	@tools/wheel
@@ -30,8 +30,8 @@ docs: build ## site/: the guides and the API reference
 fuzz-long: ## every fuzz target for a quarter of an hour
 	@tools/fuzz 900
 
-bench-cpu: build ## this engine's tokens per second on the CPU
-	@.venv/bin/python tools/bench/cpu.py
+bench-cpu: build ## tokens per second on the CPU; PEER=… is a Python with torch, transformers and peft
+	@.venv/bin/python tools/bench/cpu.py --peer-python $(PEER)
 
 gpu-seed: ## the CUDA backend's first ops, on a machine with a GPU
 	@tests/gpu/run
