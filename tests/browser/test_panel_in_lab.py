@@ -9,7 +9,6 @@ from conftest import Lab
 from notebook import Notebook, Panel, write_notebook
 from playwright.sync_api import Page, expect
 
-STATE = "application/vnd.jupyter.widget-state+json"
 FAKES = Path(__file__).resolve().parents[1] / "notebooks"
 
 SHOW = f"""
