@@ -9,6 +9,7 @@ from conftest import Lab
 from notebook import Notebook, Panel, write_notebook
 from playwright.sync_api import Page, expect
 
+STATE = "application/vnd.jupyter.widget-state+json"
 FAKES = Path(__file__).resolve().parents[1] / "notebooks"
 
 SHOW = f"""
@@ -130,6 +131,17 @@ def test_a_kernel_that_went_leaves_the_last_state_and_says_so(page: Page, lab: L
     notebook.restart_kernel()
     expect(panel.root.locator(".pml-notice")).to_contain_text("Not connected")
     expect(panel.button("Pause")).to_be_disabled()
+    # Opened again without that kernel it is the same: the state is in the file, once. The restart
+    # came before the save that follows the display, which has to have the state all the same.
+    page.wait_for_timeout(1000)
+    notebook.reload()
+    panel = Panel(page)
+    expect(panel.root.locator(".pml-notice")).to_contain_text("Not connected")
+    assert panel.step() >= 120
+    assert panel.pixels() > 100
+    state = notebook.saved()["metadata"]["widgets"][STATE]["state"]
+    kinds = [model["model_name"] for model in state.values()]
+    assert sorted(kinds) == ["AnyModel", "LayoutModel"]
     # Whoever does not trust the file sees the record beside it.
     assert "static record" in "".join(
         notebook.saved()["cells"][0]["outputs"][0]["data"]["text/html"]

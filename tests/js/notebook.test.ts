@@ -34,7 +34,8 @@ test("a manager without a notebook is left alone", () => {
   assert.equal(keepInNotebook({ context: { save: async () => {} } }, KIND), null);
 });
 
-test("each save writes the state first", () => {
+test("each save writes the state first, also what a restarted kernel's manager forgot", async (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
   const slots: ((sender: unknown, state: string) => void)[] = [];
   const metadata = new Map<string, unknown>();
   let saves = 0;
@@ -48,8 +49,12 @@ test("each save writes the state first", () => {
       setMetadata: (key: string, value: unknown) => void metadata.set(key, value),
     },
   };
-  const manager = { context, get_state_sync: () => ({ state: { a: panel("la", 5) } }) };
+  let live: object = { a: panel("la", 5) };
+  const manager = { context, get_state_sync: () => ({ state: live }) };
   keepInNotebook(manager, KIND)?.save();
+  live = {};
+  assert.equal(saves, 0);
+  t.mock.timers.tick(500);
   assert.equal(saves, 1);
   assert.equal(metadata.size, 0);
   slots[0]?.(null, "completed");

@@ -42,9 +42,7 @@ const widget = (): ReturnType<Extract<AnyWidget<Traits>, () => unknown>> => {
         if (!own.active) file?.mark();
       });
       model.on("msg:custom", (message: unknown) => {
-        const displayed = own.receive(message);
-        // The output area adds the panel to the notebook right after it was rendered.
-        if (displayed && file !== null) setTimeout(() => file.save(), 500);
+        if (own.receive(message)) file?.save();
       });
       // A kernel that was restarted has forgotten us, one that was found again has not: ask.
       model.on("comm_live_update", () => own.hello());

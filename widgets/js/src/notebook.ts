@@ -94,25 +94,36 @@ export function mergeState(
   return { version_major: 2, version_minor: 0, state: merged };
 }
 
-/** Keeps the state of the panels in the notebook; returns what saves the notebook now, or null. */
+/** Keeps the state of the panels in the notebook; returns what saves the notebook soon, or null. */
 export function keepInNotebook(manager: object, kind: string): { save(): void; mark(): void } | null {
   if (!isLab(manager)) return null;
   const { context } = manager;
+  // The manager forgets its models when the kernel restarts; a save after that still needs them.
+  let seen: JsonObject = {};
+  const look = (): JsonObject => {
+    seen = { ...seen, ...models(manager.get_state_sync({ drop_defaults: true })) };
+    return { state: seen };
+  };
   const mark = (): void => {
     const { model } = context;
     const widgets = model.getMetadata("widgets");
     const saved = isObject(widgets) ? widgets[STATE] : undefined;
-    const live = manager.get_state_sync({ drop_defaults: true });
-    const state = mergeState(live, saved, shownIn(model.toJSON()), kind);
+    const state = mergeState(look(), saved, shownIn(model.toJSON()), kind);
+    const kept = models(state);
+    seen = Object.fromEntries(Object.entries(seen).filter(([id]) => id in kept));
     model.setMetadata("widgets", { ...(isObject(widgets) ? widgets : {}), [STATE]: state });
   };
   context.saveState.connect((_, state) => {
     if (state === "started") mark();
   });
   const save = (): void => {
-    context.save().catch((error: unknown) => {
-      console.warn("pantheraml: the notebook was not saved after display:", error);
-    });
+    look();
+    // The output area adds the panel to the notebook right after it was rendered.
+    setTimeout(() => {
+      context.save().catch((error: unknown) => {
+        console.warn("pantheraml: the notebook was not saved after display:", error);
+      });
+    }, 500);
   };
   return { save, mark };
 }
