@@ -120,8 +120,8 @@ def _runs_folder() -> Finding:
 
 def _runtime_folder() -> Finding:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(_native.connection_file(folder)).parent.parent
-    return Finding("ok", "runtime folder", f"{path} (sockets, keys, locks)")
+        path = Path(_native.runtime_folder(folder)).parent
+    return Finding("ok", "runtime folder", f"{path} (sockets and keys)")
 
 
 def _gpu() -> Finding:

@@ -2,7 +2,6 @@
 #include "native.h"
 
 #include <limits.h>
-#include <stdio.h>
 
 #include "pml/net/connection.h"
 #include "pml/net/launch.h"
@@ -59,9 +58,12 @@ done:
     return result;
 }
 
-PyDoc_STRVAR(connection_file_doc,
-             "connection_file(run_folder, /)\n--\n\n"
-             "Where the connection file of a run folder is, or would be, if it had a coordinator.");
+PyDoc_STRVAR(
+    connection_file_doc,
+    "connection_file(run_folder, /)\n--\n\n"
+    "Where the connection file of a run's coordinator is. Raises NotFoundError where there has\n"
+    "been none, PeerError when it has ended, BusyError when it is just starting or on\n"
+    "another machine.");
 
 static PyObject *connection_file(PyObject *module, PyObject *argument)
 {
@@ -69,14 +71,30 @@ static PyObject *connection_file(PyObject *module, PyObject *argument)
     if (!PyUnicode_FSConverter(argument, &folder))
         return NULL;
     pml_error err = PML_ERROR_INIT;
+    char file[PATH_MAX];
+    pml_status status = pml_connection_find(text(folder), file, sizeof file, &err);
+    Py_DECREF(folder);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    return PyUnicode_DecodeFSDefault(file);
+}
+
+PyDoc_STRVAR(runtime_folder_doc,
+             "runtime_folder(run_folder, /)\n--\n\n"
+             "Where a coordinator started from here would keep its sockets and keys.");
+
+static PyObject *runtime_folder(PyObject *module, PyObject *argument)
+{
+    PyObject *folder = NULL;
+    if (!PyUnicode_FSConverter(argument, &folder))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
     char path[PATH_MAX];
-    char file[PATH_MAX + 32];
     pml_status status = pml_runtime_path(text(folder), path, sizeof path, &err);
     Py_DECREF(folder);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
-    snprintf(file, sizeof file, "%s/connection.json", path);
-    return PyUnicode_DecodeFSDefault(file);
+    return PyUnicode_DecodeFSDefault(path);
 }
 
 PyDoc_STRVAR(
@@ -103,6 +121,7 @@ static PyObject *coordinator_pid(PyObject *module, PyObject *argument)
 PyMethodDef pmli_control_methods[] = {
     {"launch", (PyCFunction)(void (*)(void))launch, METH_VARARGS | METH_KEYWORDS, launch_doc},
     {"connection_file", connection_file, METH_O, connection_file_doc},
+    {"runtime_folder", runtime_folder, METH_O, runtime_folder_doc},
     {"coordinator_pid", coordinator_pid, METH_O, coordinator_pid_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -118,6 +118,7 @@ bool harness_start(harness *h, ...)
         return false;
     }
     h->error[0] = '\0';
+    assert_int_equal(pml_runtime_find(h->folder, h->runtime, sizeof h->runtime, NULL), PML_OK);
     harness_connect(h);
     return true;
 }

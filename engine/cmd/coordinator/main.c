@@ -385,9 +385,7 @@ static pml_status take_over_signals(coordinator *c, pml_error *err)
 static pml_status set_up(coordinator *c, pml_error *err)
 {
     char log_folder[PATH_MAX];
-    pml_status status = pml_runtime_create(c->folder, c->runtime, sizeof c->runtime, err);
-    if (status == PML_OK)
-        status = pml_runtime_lock(c->runtime, &c->lock, err);
+    pml_status status = pml_runtime_take(c->folder, c->runtime, sizeof c->runtime, &c->lock, err);
     if (status == PML_OK)
         status = read_run(c, err);
     if (status == PML_OK)
@@ -453,10 +451,6 @@ static void say_ready(int *fd, const pml_error *err)
 
 static void tear_down(coordinator *c)
 {
-    char path[PATH_MAX];
-    if (c->hub != NULL &&
-        pml_path_join(path, sizeof path, c->runtime, "connection.json", NULL) == PML_OK)
-        unlink(path);
     commands_free(c);
     resume_free(c);
     if (c->workers != NULL)
@@ -466,8 +460,7 @@ static void tear_down(coordinator *c)
     pml_message_destroy(&c->run);
     if (c->signals >= 0)
         close(c->signals);
-    if (c->lock >= 0)
-        close(c->lock);
+    pml_runtime_leave(c->runtime, &c->lock);
 }
 
 int main(int argc, char **argv)

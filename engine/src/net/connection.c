@@ -98,21 +98,33 @@ static void fill(const pml_message *m, pml_connection *c)
     snprintf(c->keys.secret_key, PML_KEY_TEXT, "%s", pml_message_string(m, "secret_key"));
 }
 
-/* A lock beside the file tells for sure; a key that was handed on has only the process id. */
+/* The lock of the run tells for sure; where its folder cannot be seen there is only the process id,
+ * and of a coordinator elsewhere only the connection itself. */
 static pml_status check_alive(const char *path, const pml_connection *c, pml_error *err)
 {
-    char folder[PATH_MAX];
-    pml_status status = pml_path_folder(folder, sizeof folder, path, err);
-    if (status != PML_OK)
-        return status;
-    status = pml_runtime_locked(folder, err);
+    char folder[PATH_MAX], control[PML_ENDPOINT_MAX];
+    if (strncmp(c->control, "ipc://", 6) != 0)
+        return PML_OK;
+    pml_status status = pml_runtime_find(c->run, folder, sizeof folder, err);
     if (status == PML_NOT_FOUND)
         status = kill(c->pid, 0) != 0 && errno == ESRCH
                      ? PML_FAIL(err, PML_PEER, "its coordinator (process %d) has ended", c->pid)
                      : PML_OK;
+    else if (status == PML_OK &&
+             (snprintf(control, sizeof control, "ipc://%s/ctl", folder) >= (int)sizeof control ||
+              strcmp(control, c->control) != 0))
+        status = PML_FAIL(err, PML_PEER, "the run's coordinator is now at %s", folder);
     if (status == PML_PEER)
         return pml_error_prefix(err, "%s is left over", path), PML_PEER;
     return status;
+}
+
+pml_status pml_connection_find(const char *run_folder, char *path, size_t capacity, pml_error *err)
+{
+    char folder[PATH_MAX];
+    pml_status status = pml_runtime_find(run_folder, folder, sizeof folder, err);
+    return status == PML_OK ? pml_path_join(path, capacity, folder, "connection.json", err)
+                            : status;
 }
 
 pml_status pml_connection_read(const char *path, pml_connection *connection, pml_error *err)

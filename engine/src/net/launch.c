@@ -244,24 +244,26 @@ static pml_status check_folder(const char *folder, pml_error *err)
     return status;
 }
 
-/* Whether a coordinator is there although nothing came through the pipe. */
-static bool appears(const char *connection_file)
+/* Whether there is a coordinator, within a second, that we have not heard from. */
+static bool appears(const char *folder, char *connection_file, size_t capacity)
 {
     for (int i = 0; i < 20; i++) {
         pml_connection connection;
-        if (pml_connection_read(connection_file, &connection, NULL) == PML_OK) {
+        if (pml_connection_find(folder, connection_file, capacity, NULL) == PML_OK &&
+            pml_connection_read(connection_file, &connection, NULL) == PML_OK) {
             pml_keypair_forget(&connection.keys);
             return true;
         }
         pml_clock_sleep(0.05);
     }
+    connection_file[0] = '\0';
     return false;
 }
 
 pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_file, size_t capacity,
                                   pml_error *err)
 {
-    char runtime[PATH_MAX];
+    connection_file[0] = '\0';
     char *folder = realpath(launch->run_folder, NULL);
     if (folder == NULL)
         return PML_FAIL(err, PML_NOT_FOUND, "run folder %s: %s", launch->run_folder,
@@ -269,19 +271,19 @@ pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_fil
     pml_status status = check_folder(folder, err);
     if (status == PML_OK && access(launch->program, X_OK) != 0)
         status = PML_FAIL(err, PML_NOT_FOUND, "%s: %s", launch->program, strerror(errno));
-    if (status == PML_OK)
-        status = pml_runtime_path(folder, runtime, sizeof runtime, err);
-    if (status == PML_OK)
-        status = pml_path_join(connection_file, capacity, runtime, "connection.json", err);
     if (status == PML_OK) {
         /* A manager that is there but does not work says so by ending the pipe without a word. */
         const char *systemd_run = find_systemd_run();
         status = systemd_run == NULL ? PML_PEER : attempt(launch, folder, systemd_run, err);
-        if (systemd_run != NULL && status == PML_PEER && appears(connection_file))
+        if (systemd_run != NULL && status == PML_PEER && appears(folder, connection_file, capacity))
             status = PML_OK;
         if (status == PML_PEER)
             status = attempt(launch, folder, NULL, err);
     }
+    if (status == PML_OK)
+        status = pml_connection_find(folder, connection_file, capacity, err);
+    else if (status == PML_BUSY)
+        appears(folder, connection_file, capacity);
     free(folder);
     return status;
 }

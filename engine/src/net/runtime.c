@@ -1,5 +1,7 @@
-/* The runtime folder: where sockets, keys and the lock of a run live. Never in the run folder,
- * which may be on a network disk that has neither sockets nor locks. */
+/* The runtime folder, where sockets and keys of a run live, and the lock in the run folder that
+ * names it. The sockets are not in the run folder, which may be on a network disk or have too long
+ * a path; the lock is, because who asks from another environment (cron, sudo, a kernel without
+ * XDG_RUNTIME_DIR) must come to the same one. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -8,11 +10,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "pml/base/file.h"
 #include "pml/base/hash.h"
+#include "pml/base/path.h"
 #include "pml/net/connection.h"
 
 /* The longest name that a socket has in the folder. */
 #define SOCKET_SUFFIX "/0123456789abcdef/ctl"
+
+enum { HEX_DIGITS = 16, LOCK_TEXT_MAX = 1024, HOST_MAX = 65 };
 
 /* A folder, ours, closed to others; not a link to one. */
 static pml_status check_private(const char *path, pml_error *err)
@@ -78,40 +84,58 @@ static pml_status make_private(const char *path, pml_error *err)
     return check_private(path, err);
 }
 
-pml_status pml_runtime_create(const char *run_folder, char *path, size_t capacity, pml_error *err)
-{
-    pml_status status = pml_runtime_path(run_folder, path, capacity, err);
-    if (status != PML_OK)
-        return status;
-    char *slash = strrchr(path, '/');
-    *slash = '\0';
-    status = make_private(path, err);
-    *slash = '/';
-    return status == PML_OK ? make_private(path, err) : status;
-}
+/* ---- the lock ---- */
 
 /* An open-file-description lock: like flock it goes with the descriptor, whatever ends the process;
- * unlike flock others can ask for it without taking it. */
+ * unlike flock others can ask for it without taking it, and NFS carries it to other machines. */
 static struct flock whole_file(short type)
 {
     return (struct flock){.l_type = type, .l_whence = SEEK_SET};
 }
 
+/* What a file system without locks answers. */
+static bool has_no_locks(int reason)
+{
+    return reason == ENOLCK || reason == ENOSYS || reason == EOPNOTSUPP || reason == EINVAL;
+}
+
+/* Where the lock is when the run folder's file system has none: the same for every process of this
+ * user on this machine, whatever its environment. */
+static pml_status spare_folder(const char *run_folder, char *path, size_t capacity, pml_error *err)
+{
+    char hex[HEX_DIGITS + 1];
+    pml_status status = hex_name(run_folder, hex, err);
+    if (status == PML_OK &&
+        snprintf(path, capacity, "/tmp/pml-%u/%s", (unsigned)geteuid(), hex) >= (int)capacity)
+        status = PML_FAIL(err, PML_INTERNAL, "no room for the lock's path");
+    return status;
+}
+
 static pml_status open_lock(const char *folder, int flags, int *fd, pml_error *err)
 {
     char path[PATH_MAX];
-    if (snprintf(path, sizeof path, "%s/lock", folder) >= (int)sizeof path)
-        return PML_FAIL(err, PML_INVALID, "no room for the lock's path");
-    *fd = open(path, flags | O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (*fd < 0)
-        return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", path,
-                        strerror(errno));
-    return PML_OK;
+    struct stat st;
+    pml_status status = pml_path_join(path, sizeof path, folder, "lock", err);
+    if (status != PML_OK)
+        return status;
+    *fd = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
+    if (*fd >= 0 && fstat(*fd, &st) == 0 && S_ISREG(st.st_mode))
+        return PML_OK;
+    int reason = errno;
+    if (*fd >= 0) {
+        close(*fd);
+        return PML_FAIL(err, PML_DENIED, "%s is not a regular file; remove it", path);
+    }
+    if (reason == ELOOP)
+        return PML_FAIL(err, PML_DENIED, "%s is a link; remove it", path);
+    return PML_FAIL(err, reason == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", path,
+                    strerror(reason));
 }
 
-pml_status pml_runtime_lock(const char *folder, int *fd, pml_error *err)
+/* PML_UNSUPPORTED: this file system has no locks. */
+static pml_status take_lock(const char *folder, int *fd, pml_error *err)
 {
-    pml_status status = open_lock(folder, O_CREAT, fd, err);
+    pml_status status = open_lock(folder, O_RDWR | O_CREAT, fd, err);
     if (status != PML_OK)
         return status;
     struct flock lock = whole_file(F_WRLCK);
@@ -122,20 +146,142 @@ pml_status pml_runtime_lock(const char *folder, int *fd, pml_error *err)
     *fd = -1;
     if (reason == EAGAIN || reason == EACCES)
         return PML_FAIL(err, PML_BUSY, "this run has a coordinator already: attach to it");
-    return PML_FAIL(err, PML_IO, "cannot lock %s/lock: %s", folder, strerror(reason));
+    return PML_FAIL(err, has_no_locks(reason) ? PML_UNSUPPORTED : PML_IO, "cannot lock %s/lock: %s",
+                    folder, strerror(reason));
 }
 
-pml_status pml_runtime_locked(const char *folder, pml_error *err)
+/* PML_OK: somebody holds it. Else PML_PEER, PML_NOT_FOUND (there is none), PML_UNSUPPORTED. */
+static pml_status ask_lock(const char *folder, int *fd, pml_error *err)
 {
-    int fd;
-    pml_status status = open_lock(folder, 0, &fd, err);
+    pml_status status = open_lock(folder, O_RDONLY, fd, err);
     if (status != PML_OK)
         return status;
     struct flock lock = whole_file(F_WRLCK);
-    if (fcntl(fd, F_OFD_GETLK, &lock) != 0)
-        status = PML_FAIL(err, PML_IO, "cannot ask for %s/lock: %s", folder, strerror(errno));
+    if (fcntl(*fd, F_OFD_GETLK, &lock) != 0)
+        status = PML_FAIL(err, has_no_locks(errno) ? PML_UNSUPPORTED : PML_IO,
+                          "cannot ask for %s/lock: %s", folder, strerror(errno));
     else if (lock.l_type == F_UNLCK)
         status = PML_FAIL(err, PML_PEER, "the coordinator of this run has ended");
-    close(fd);
+    if (status != PML_OK)
+        close(*fd);
     return status;
+}
+
+/* ---- what it says: "FOLDER\nPID HOST\n" ---- */
+
+/* The runtime folder of a lock file's text, "" when it names none. */
+static void read_place(int fd, char *path, size_t capacity, char *who, size_t room)
+{
+    char text[LOCK_TEXT_MAX];
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = '\0';
+    path[0] = who[0] = '\0';
+    char *line = strchr(text, '\n'), *end = line == NULL ? NULL : strchr(line + 1, '\n');
+    if (end == NULL || text[0] != '/' || (size_t)(line - text) >= capacity)
+        return;
+    *line = *end = '\0';
+    snprintf(path, capacity, "%s", text);
+    snprintf(who, room, "%s", line + 1);
+}
+
+static pml_status write_place(int fd, const char *path, pml_error *err)
+{
+    char text[LOCK_TEXT_MAX], host[HOST_MAX] = "";
+    gethostname(host, sizeof host - 1);
+    int n = snprintf(text, sizeof text, "%s\n%ld %s\n", path, (long)getpid(), host);
+    if (n < 0 || n >= (int)sizeof text || ftruncate(fd, 0) != 0 ||
+        pwrite(fd, text, (size_t)n, 0) != n)
+        return PML_FAIL(err, PML_IO, "cannot say in the run's lock where its sockets are: %s",
+                        strerror(errno));
+    return PML_OK;
+}
+
+/* A folder of this run that an earlier coordinator left behind; one of another run (a run folder
+ * may be a copy, lock and all) stays. */
+static void remove_left_over(int fd, const char *hex)
+{
+    char path[PATH_MAX], who[LOCK_TEXT_MAX], parent[PATH_MAX];
+    read_place(fd, path, sizeof path, who, sizeof who);
+    if (path[0] != '\0' && strcmp(pml_path_name(path), hex) == 0 &&
+        check_private(path, NULL) == PML_OK &&
+        pml_path_folder(parent, sizeof parent, path, NULL) == PML_OK)
+        pml_tree_remove(parent, hex, NULL);
+}
+
+/* ---- taking, finding, leaving ---- */
+
+static pml_status make_with_parent(char *path, pml_error *err)
+{
+    char *slash = strrchr(path, '/');
+    *slash = '\0';
+    pml_status status = make_private(path, err);
+    *slash = '/';
+    return status == PML_OK ? make_private(path, err) : status;
+}
+
+pml_status pml_runtime_take(const char *run_folder, char *path, size_t capacity, int *lock,
+                            pml_error *err)
+{
+    char spare[PATH_MAX];
+    *lock = -1;
+    pml_status status = pml_runtime_path(run_folder, path, capacity, err);
+    if (status == PML_OK)
+        status = take_lock(run_folder, lock, err);
+    if (status == PML_UNSUPPORTED) {
+        status = spare_folder(run_folder, spare, sizeof spare, err);
+        if (status == PML_OK)
+            status = make_with_parent(spare, err);
+        if (status == PML_OK)
+            status = take_lock(spare, lock, err);
+    } else if (status == PML_OK) {
+        remove_left_over(*lock, pml_path_name(path));
+    }
+    if (status == PML_OK)
+        status = make_with_parent(path, err);
+    if (status == PML_OK)
+        status = write_place(*lock, path, err);
+    if (status != PML_OK && *lock >= 0) {
+        close(*lock);
+        *lock = -1;
+    }
+    return status;
+}
+
+pml_status pml_runtime_find(const char *run_folder, char *path, size_t capacity, pml_error *err)
+{
+    int fd;
+    char spare[PATH_MAX], who[LOCK_TEXT_MAX];
+    pml_status status = ask_lock(run_folder, &fd, err);
+    if (status == PML_UNSUPPORTED) {
+        status = spare_folder(run_folder, spare, sizeof spare, err);
+        if (status == PML_OK)
+            status = ask_lock(spare, &fd, err);
+    }
+    if (status == PML_NOT_FOUND)
+        return PML_FAIL(err, PML_NOT_FOUND, "no coordinator has been there for %s", run_folder);
+    if (status != PML_OK)
+        return status;
+    read_place(fd, path, capacity, who, sizeof who);
+    close(fd);
+    if (path[0] == '\0')
+        return PML_FAIL(err, PML_BUSY, "the coordinator of this run is just starting; ask again");
+    status = check_private(path, err);
+    if (status == PML_NOT_FOUND)
+        status = PML_FAIL(err, PML_BUSY,
+                          "the coordinator of this run (process and host: %s) cannot be reached "
+                          "from here: there is no %s",
+                          who, path);
+    return status;
+}
+
+void pml_runtime_leave(const char *path, int *lock)
+{
+    char parent[PATH_MAX];
+    if (*lock < 0)
+        return;
+    if (strlen(pml_path_name(path)) == HEX_DIGITS &&
+        pml_path_folder(parent, sizeof parent, path, NULL) == PML_OK)
+        pml_tree_remove(parent, pml_path_name(path), NULL);
+    close(*lock);
+    *lock = -1;
 }

@@ -1,4 +1,6 @@
 /* Runtime folder, lock and connection file: whose they must be, and what is refused. */
+#include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -8,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,17 +21,47 @@
 
 typedef struct place {
     char root[64], run[100], runtime[200], file[256];
+    int lock;
 } place;
+
+/* A file system that has no locks, for files below this prefix; "" = every one has them. */
+static char lockless[128];
+
+int fcntl(int fd, int command, ...)
+{
+    va_list args;
+    va_start(args, command);
+    void *argument = va_arg(args, void *);
+    va_end(args);
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = lockless[0] == '\0' ? 0 : readlink(link, path, sizeof path - 1);
+    path[n > 0 ? n : 0] = '\0';
+    if ((command == F_OFD_SETLK || command == F_OFD_GETLK) && lockless[0] != '\0' &&
+        strncmp(path, lockless, strlen(lockless)) == 0) {
+        errno = ENOLCK;
+        return -1;
+    }
+    return (int)syscall(SYS_fcntl, fd, command, argument);
+}
+
+static void take(place *p)
+{
+    pml_error err = PML_ERROR_INIT;
+    if (pml_runtime_take(p->run, p->runtime, sizeof p->runtime, &p->lock, &err) != PML_OK)
+        fail_msg("%s", err.message);
+}
 
 static int set_up(void **state)
 {
     place *p = calloc(1, sizeof *p);
+    p->lock = -1;
     snprintf(p->root, sizeof p->root, "/tmp/pml-test-XXXXXX");
     assert_non_null(mkdtemp(p->root));
     setenv("XDG_RUNTIME_DIR", p->root, 1);
     snprintf(p->run, sizeof p->run, "%s/run", p->root);
     assert_int_equal(mkdir(p->run, 0755), 0);
-    assert_int_equal(pml_runtime_create(p->run, p->runtime, sizeof p->runtime, NULL), PML_OK);
+    assert_int_equal(pml_runtime_path(p->run, p->runtime, sizeof p->runtime, NULL), PML_OK);
     snprintf(p->file, sizeof p->file, "%s/connection.json", p->runtime);
     *state = p;
     return 0;
@@ -37,6 +70,9 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     place *p = *state;
+    lockless[0] = '\0';
+    if (p->lock >= 0)
+        pml_runtime_leave(p->runtime, &p->lock);
     pml_tree_remove("/tmp", p->root + 5, NULL);
     free(p);
     return 0;
@@ -50,8 +86,8 @@ static pml_connection some_connection(const place *p)
     assert_int_equal(pml_keypair_new(&server, NULL), PML_OK);
     memcpy(c.server_key, server.public_key, sizeof c.server_key);
     snprintf(c.run, sizeof c.run, "%s", p->run);
-    snprintf(c.control, sizeof c.control, "ipc://%s/ctl", p->root);
-    snprintf(c.telemetry, sizeof c.telemetry, "ipc://%s/pub", p->root);
+    snprintf(c.control, sizeof c.control, "ipc://%s/ctl", p->runtime);
+    snprintf(c.telemetry, sizeof c.telemetry, "ipc://%s/pub", p->runtime);
     return c;
 }
 
@@ -81,9 +117,6 @@ static void one_folder_for_every_path(void **state)
     assert_int_equal(pml_runtime_path(link, path, sizeof path, NULL), PML_OK);
     assert_string_equal(path, p->runtime);
     assert_int_equal(pml_runtime_path("/nowhere/run", path, sizeof path, NULL), PML_NOT_FOUND);
-    struct stat st;
-    assert_int_equal(stat(p->runtime, &st), 0);
-    assert_int_equal(st.st_mode & 0777, 0700);
 }
 
 /* A runtime folder that is too long for a socket, or not ours alone, is not used. */
@@ -105,50 +138,163 @@ static void unusable_places_are_passed_over(void **state)
     assert_memory_equal(path, want, strlen(want));
 }
 
+/* What lies where the runtime folder goes and is not ours alone is not used. */
 static void an_open_folder_is_refused(void **state)
 {
     place *p = *state;
-    char path[200];
+    char path[200], parent[200];
     pml_error err = PML_ERROR_INIT;
+    snprintf(parent, sizeof parent, "%s/pml", p->root);
+    assert_int_equal(mkdir(parent, 0700), 0);
+    assert_int_equal(mkdir(p->runtime, 0700), 0);
     assert_int_equal(chmod(p->runtime, 0750), 0);
-    assert_int_equal(pml_runtime_create(p->run, path, sizeof path, &err), PML_DENIED);
+    assert_int_equal(pml_runtime_take(p->run, path, sizeof path, &p->lock, &err), PML_DENIED);
     assert_non_null(strstr(err.message, "750"));
+    assert_int_equal(p->lock, -1);
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_PEER); /* let go */
     assert_int_equal(rmdir(p->runtime), 0);
     assert_int_equal(symlink(p->root, p->runtime), 0);
-    assert_int_equal(pml_runtime_create(p->run, path, sizeof path, &err), PML_DENIED);
+    assert_int_equal(pml_runtime_take(p->run, path, sizeof path, &p->lock, &err), PML_DENIED);
+    assert_int_equal(unlink(p->runtime), 0);
+    take(p);
+    struct stat st;
+    assert_int_equal(stat(p->runtime, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0700);
 }
 
 static void the_lock_ends_with_its_holder(void **state)
 {
     place *p = *state;
-    int fd, other;
-    assert_int_equal(pml_runtime_locked(p->runtime, NULL), PML_NOT_FOUND);
-    assert_int_equal(pml_runtime_lock(p->runtime, &fd, NULL), PML_OK);
-    assert_int_equal(pml_runtime_locked(p->runtime, NULL), PML_OK);
-    assert_int_equal(pml_runtime_lock(p->runtime, &other, NULL), PML_BUSY);
-    close(fd);
-    assert_int_equal(pml_runtime_locked(p->runtime, NULL), PML_PEER);
+    int other;
+    char path[200];
+    struct stat st;
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_NOT_FOUND);
+    take(p);
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_OK);
+    assert_string_equal(path, p->runtime);
+    assert_int_equal(pml_runtime_take(p->run, path, sizeof path, &other, NULL), PML_BUSY);
+    pml_runtime_leave(p->runtime, &p->lock);
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_PEER);
+    assert_int_equal(stat(p->runtime, &st), -1); /* nothing stays behind */
     pid_t child = fork();
     if (child == 0) {
-        if (pml_runtime_lock(p->runtime, &fd, NULL) != PML_OK)
+        if (pml_runtime_take(p->run, path, sizeof path, &other, NULL) != PML_OK)
             _exit(1);
         kill(getpid(), SIGKILL);
     }
     int status;
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFSIGNALED(status));
-    assert_int_equal(pml_runtime_lock(p->runtime, &fd, NULL), PML_OK);
-    close(fd);
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_PEER);
+    take(p);
+}
+
+/* The lock and the folder are found from cron, from sudo and from a kernel, whatever each has for
+ * an environment; what a killed coordinator left in another place is removed. */
+static void one_place_whoever_asks(void **state)
+{
+    place *p = *state;
+    char path[200], second[100], left[200];
+    int other;
+    take(p);
+    snprintf(left, sizeof left, "%s", p->runtime);
+    snprintf(second, sizeof second, "%s/other", p->root);
+    assert_int_equal(mkdir(second, 0700), 0);
+    const char *const environments[] = {NULL, second, "/nowhere", ""};
+    for (size_t i = 0; i < 4; i++) {
+        if (environments[i] == NULL)
+            unsetenv("XDG_RUNTIME_DIR");
+        else
+            setenv("XDG_RUNTIME_DIR", environments[i], 1);
+        assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_OK);
+        assert_string_equal(path, left);
+        assert_int_equal(pml_runtime_take(p->run, path, sizeof path, &other, NULL), PML_BUSY);
+    }
+    close(p->lock); /* as SIGKILL does: the folder stays */
+    assert_int_equal(access(left, F_OK), 0);
+    setenv("XDG_RUNTIME_DIR", second, 1);
+    take(p);
+    assert_memory_equal(p->runtime, second, strlen(second));
+    assert_int_equal(access(left, F_OK), -1);
+}
+
+/* A copied run folder has a copy of the lock's words, and they are another run's. */
+static void a_copied_folder_takes_nothing_away(void **state)
+{
+    place *p = *state;
+    char copy[120], from[120], to[140], path[200], *text;
+    size_t size;
+    int other;
+    take(p);
+    snprintf(copy, sizeof copy, "%s/copy", p->root);
+    snprintf(from, sizeof from, "%s/lock", p->run);
+    snprintf(to, sizeof to, "%s/lock", copy);
+    assert_int_equal(mkdir(copy, 0700), 0);
+    assert_int_equal(pml_file_read(from, 4096, false, &text, &size, NULL), PML_OK);
+    assert_int_equal(pml_file_write(to, text, size, 0600, NULL), PML_OK);
+    free(text);
+    assert_int_equal(pml_runtime_find(copy, path, sizeof path, NULL), PML_PEER);
+    assert_int_equal(pml_runtime_take(copy, path, sizeof path, &other, NULL), PML_OK);
+    assert_int_equal(access(p->runtime, F_OK), 0);
+    assert_string_not_equal(path, p->runtime);
+    pml_runtime_leave(path, &other);
+}
+
+/* A run folder on a file system without locks: one place for every environment still. */
+static void without_locks_there_is_another_place(void **state)
+{
+    place *p = *state;
+    char path[200];
+    int other;
+    snprintf(lockless, sizeof lockless, "%s/", p->run);
+    take(p);
+    unsetenv("XDG_RUNTIME_DIR");
+    assert_int_equal(pml_runtime_take(p->run, path, sizeof path, &other, NULL), PML_BUSY);
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_OK);
+    assert_string_equal(path, p->runtime);
+    pml_runtime_leave(p->runtime, &p->lock);
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_PEER);
+}
+
+/* A lock that somebody has prepared: a link, a pipe, or words that point elsewhere. */
+static void a_prepared_lock_is_refused(void **state)
+{
+    place *p = *state;
+    char lock[120], path[200];
+    int fd;
+    snprintf(lock, sizeof lock, "%s/lock", p->run);
+    assert_int_equal(symlink("/etc/passwd", lock), 0);
+    assert_int_equal(pml_runtime_take(p->run, path, sizeof path, &fd, NULL), PML_DENIED);
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_DENIED);
+    assert_int_equal(unlink(lock), 0);
+    assert_int_equal(mkfifo(lock, 0600), 0);
+    assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_DENIED);
+    assert_int_equal(unlink(lock), 0);
+    take(p);
+    static const char *const words[] = {
+        "",         "/tmp",        "relative\n1 h\n",
+        "/\n1 h\n", "/tmp\n1 h\n", "/nowhere/0123456789abcdef\n1 h\n"};
+    const pml_status expected[] = {PML_BUSY, PML_BUSY, PML_BUSY, PML_DENIED, PML_DENIED, PML_BUSY};
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        assert_int_equal(ftruncate(p->lock, 0), 0);
+        assert_int_equal(pwrite(p->lock, words[i], strlen(words[i]), 0), strlen(words[i]));
+        pml_status status = pml_runtime_find(p->run, path, sizeof path, NULL);
+        /* root owns / and /tmp; they are open to others all the same */
+        assert_int_equal(status, expected[i]);
+    }
 }
 
 static void the_file_reads_back(void **state)
 {
     place *p = *state;
-    int fd;
     pml_connection c = some_connection(p), back;
     struct stat st;
+    char file[256];
     assert_int_equal(pml_connection_read(p->file, &back, NULL), PML_NOT_FOUND);
-    assert_int_equal(pml_runtime_lock(p->runtime, &fd, NULL), PML_OK);
+    assert_int_equal(pml_connection_find(p->run, file, sizeof file, NULL), PML_NOT_FOUND);
+    take(p);
+    assert_int_equal(pml_connection_find(p->run, file, sizeof file, NULL), PML_OK);
+    assert_string_equal(file, p->file);
     umask(0);
     assert_int_equal(pml_connection_write(p->runtime, &c, NULL), PML_OK);
     assert_int_equal(lstat(p->file, &st), 0);
@@ -162,16 +308,23 @@ static void the_file_reads_back(void **state)
     assert_string_equal(back.keys.secret_key, c.keys.secret_key);
     assert_int_equal(back.role, PML_ROLE_CONTROL);
     assert_int_equal(back.pid, getpid());
-    close(fd);
+    close(p->lock);
+    p->lock = -1;
     assert_int_equal(pml_connection_read(p->file, &back, NULL), PML_PEER); /* left over */
     assert_int_equal(back.keys.secret_key[0], 0);
+    snprintf(c.control, sizeof c.control, "tcp://127.0.0.1:1"); /* only a connection can tell */
+    assert_int_equal(pml_connection_write(p->runtime, &c, NULL), PML_OK);
+    assert_int_equal(pml_connection_read(p->file, &back, NULL), PML_OK);
 }
 
 static void what_is_not_ours_alone_is_refused(void **state)
 {
     place *p = *state;
     pml_connection c = some_connection(p), back;
-    char elsewhere[200];
+    char elsewhere[200], parent[200];
+    snprintf(parent, sizeof parent, "%s/pml", p->root);
+    assert_int_equal(mkdir(parent, 0700), 0);
+    assert_int_equal(mkdir(p->runtime, 0700), 0);
     assert_int_equal(pml_connection_write(p->runtime, &c, NULL), PML_OK);
     assert_int_equal(chmod(p->file, 0640), 0);
     assert_int_equal(pml_connection_read(p->file, &back, NULL), PML_DENIED);
@@ -200,6 +353,10 @@ int main(void)
         TEST(unusable_places_are_passed_over),
         TEST(an_open_folder_is_refused),
         TEST(the_lock_ends_with_its_holder),
+        TEST(one_place_whoever_asks),
+        TEST(a_copied_folder_takes_nothing_away),
+        TEST(without_locks_there_is_another_place),
+        TEST(a_prepared_lock_is_refused),
         TEST(the_file_reads_back),
         TEST(what_is_not_ours_alone_is_refused),
     };

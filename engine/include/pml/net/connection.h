@@ -37,29 +37,42 @@ typedef struct pml_connection {
     pml_keypair keys; /* of the client */
 } pml_connection;
 
-/* The runtime folder of a run folder (which must exist): $XDG_RUNTIME_DIR/pml/<16 hex>, or
- * /tmp/pml-<uid>/<16 hex> where that is unset, not ours, or too long for a socket path. The same
- * answer for every path to the run folder. Nothing is created. */
+/* Where a coordinator that we started would keep the sockets of a run folder (which must exist):
+ * $XDG_RUNTIME_DIR/pml/<16 hex>, or /tmp/pml-<uid>/<16 hex> where that is unset, not ours, or too
+ * long for a socket path. The same answer for every path to the run folder, but not for every
+ * environment: where one is, pml_runtime_find says. Nothing is created. */
 pml_status pml_runtime_path(const char *run_folder, char *path, size_t capacity, pml_error *err);
 
-/* Make it, 0700. PML_DENIED when a part of it is a link, somebody else's, or open to others. */
-pml_status pml_runtime_create(const char *run_folder, char *path, size_t capacity, pml_error *err);
+/* Become the run's one coordinator: take its lock, remove what an earlier one left, make the
+ * runtime folder (0700) and say in the lock where it is. *lock holds it until it is closed or the
+ * process ends, however it ends; it is not inherited. PML_BUSY: somebody has it. PML_DENIED: a part
+ * of the folder's path is a link, somebody else's, or open to others.
+ *
+ * The lock is `run_folder`/lock; where that file system has no locks, /tmp/pml-<uid>/<16 hex>/lock.
+ */
+pml_status pml_runtime_take(const char *run_folder, char *path, size_t capacity, int *lock,
+                            pml_error *err);
 
-/* Take the coordinator's lock, `folder`/lock. *fd holds it until it is closed or the process ends,
- * however it ends; it is not inherited. PML_BUSY: somebody has it. */
-pml_status pml_runtime_lock(const char *folder, int *fd, pml_error *err);
+/* The runtime folder of the run's coordinator, whatever environment it was started in.
+ * PML_NOT_FOUND: there has never been one; PML_PEER: it has ended; PML_BUSY: it is just starting,
+ * or on another machine; PML_DENIED: the folder that the lock names is not ours alone. */
+pml_status pml_runtime_find(const char *run_folder, char *path, size_t capacity, pml_error *err);
 
-/* Whether somebody holds it: PML_OK, else PML_PEER; PML_NOT_FOUND where there is no lock file. */
-pml_status pml_runtime_locked(const char *folder, pml_error *err);
+/* The holder's end: remove the runtime folder, then let go of the lock. */
+void pml_runtime_leave(const char *path, int *lock);
 
 /* Write `folder`/connection.json: temporary name, 0600, O_EXCL|O_NOFOLLOW, fsync, rename. */
 pml_status pml_connection_write(const char *folder, const pml_connection *connection,
                                 pml_error *err);
 
 /* Read a connection file. PML_NOT_FOUND: no coordinator has been there. PML_DENIED: not a regular
- * file of ours with mode 0600. PML_CORRUPT, PML_INVALID: its content. PML_PEER: its coordinator's
- * process is gone (left over). */
+ * file of ours with mode 0600. PML_CORRUPT, PML_INVALID: its content. PML_PEER: its coordinator is
+ * gone (left over), which only a file of this machine (ipc) can tell. */
 pml_status pml_connection_read(const char *path, pml_connection *connection, pml_error *err);
+
+/* The connection file of the run's coordinator; errors of pml_runtime_find. It may be a moment
+ * before the file is there. */
+pml_status pml_connection_find(const char *run_folder, char *path, size_t capacity, pml_error *err);
 
 #ifdef __cplusplus
 }
