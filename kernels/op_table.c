@@ -10,9 +10,10 @@ static const char *const names_embed_bwd[] = {"ids", "dy", "dtable"};
 static const char *const names_rmsnorm[] = {"x", "add", "weight", "sum", "y", "rstd"};
 static const char *const names_rmsnorm_bwd[] = {"dy",   "x",  "weight",  "rstd",
                                                 "dres", "dx", "dweight", "ws"};
-static const char *const names_linear[] = {"x", "w", "bias", "a", "b", "rng", "y", "u", "ws"};
-static const char *const names_linear_bwd[] = {"dy", "x",  "w",     "a",  "b",  "u", "rng",
-                                               "dx", "dw", "dbias", "da", "db", "ws"};
+static const char *const names_linear[] = {"x",   "w",      "bias", "a", "b",
+                                           "rng", "places", "y",    "u", "ws"};
+static const char *const names_linear_bwd[] = {"dy",     "x",  "w",  "a",     "b",  "u",  "rng",
+                                               "places", "dx", "dw", "dbias", "da", "db", "ws"};
 static const char *const names_rope[] = {"x", "pos", "table"};
 static const char *const names_attention[] = {"q", "k", "v", "cu_q", "cu_k", "o", "lse", "ws"};
 static const char *const names_attention_bwd[] = {"dout", "q",    "k",  "v",  "o",  "lse",
@@ -29,6 +30,7 @@ static const char *const names_gather_rows[] = {"x", "index", "y"};
 static const char *const names_scatter_rows[] = {"x", "index", "y"};
 static const char *const names_clip_scale[] = {"sumsq", "hyper", "norm"};
 static const char *const names_adamw[] = {"p", "g", "m", "v", "hyper", "copy"};
+static const char *const names_sgd[] = {"p", "g", "m", "hyper", "copy"};
 static const char *const names_allreduce[] = {"x"};
 
 #define ROW(name, signature, sentence)                                                             \

@@ -153,7 +153,7 @@ static void add_parts(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, in
     a->part_cols[2] = n - n / 2;
     a->lora_parts = 5;
     a->rank = rank;
-    a->lora_scale = 0.75F;
+    a->lora_scale[0] = a->lora_scale[1] = a->lora_scale[2] = 0.75F;
     a->a = shaped(2 * rank, k, 0, d);
     a->b = shaped(n + (n - n / 2), rank, 0, d);
     if (keeps_u) {
@@ -170,7 +170,7 @@ static void add_bordered(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t n,
     pml_linear_args *a = &c->args.linear;
     a->lora_parts = 1;
     a->rank = rank;
-    a->lora_scale = 0.5F;
+    a->lora_scale[0] = a->lora_scale[1] = a->lora_scale[2] = 0.5F;
     a->x = shaped(rows, k, rank, d);
     a->w = shaped(n, k, rank, d);
     a->a = shaped(rank, k, 0, d);

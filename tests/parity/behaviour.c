@@ -336,7 +336,7 @@ static void check_refusals(const char *fixtures)
     static int32_t ids[40], positions[40], bounds[] = {0, 31}, rows[] = {0}, labels[] = {1};
     for (int32_t i = 0; i < 40; i++)
         positions[i] = i;
-    pml_batch batch = {31, 1, 1, 31, ids, positions, bounds, rows, labels};
+    pml_batch batch = {31, 1, 1, 31, ids, positions, bounds, rows, labels, NULL};
     check(pml_stepper_micro(stepper, &batch, NULL) == PML_INVALID,
           "a batch of more tokens than planned was taken");
     batch.n_tokens = batch.max_doc = bounds[1] = 20;

@@ -26,6 +26,7 @@ struct pml_sampler {
     int64_t order_epoch; /* whose order is in `order`, -1 = none yet */
     int32_t max_tokens, max_docs, max_labels, max_doc;
     int32_t *ids, *positions, *cu_seqlens, *label_rows, *labels; /* room for the bounds */
+    int64_t *places;
 };
 
 /* ---- construction ---- */
@@ -190,11 +191,12 @@ static pml_status make_buffers(pml_sampler *s, pml_error *err)
     s->max_labels = (int32_t)greatest.labels;
     s->ids = room_for(s->max_tokens, sizeof *s->ids);
     s->positions = room_for(s->max_tokens, sizeof *s->positions);
+    s->places = room_for(s->max_tokens, sizeof *s->places);
     s->cu_seqlens = room_for((int64_t)s->max_docs + 1, sizeof *s->cu_seqlens);
     s->label_rows = room_for(s->max_labels, sizeof *s->label_rows);
     s->labels = room_for(s->max_labels, sizeof *s->labels);
     if (s->ids == NULL || s->positions == NULL || s->cu_seqlens == NULL || s->label_rows == NULL ||
-        s->labels == NULL)
+        s->labels == NULL || s->places == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for a micro-batch of %d tokens",
                         (int)s->max_tokens);
     return PML_OK;
@@ -250,6 +252,7 @@ void pml_sampler_destroy(pml_sampler **sampler)
     free(s->cu_seqlens);
     free(s->label_rows);
     free(s->labels);
+    free(s->places);
     free(s);
     *sampler = NULL;
 }
@@ -361,8 +364,10 @@ static void put_row(pml_sampler *s, int64_t row, pml_batch *b)
     int32_t n = s->length[row], at = b->n_tokens;
     pml_shard_row(s->shard, row, &ids, &labels);
     memcpy(s->ids + at, ids, (size_t)n * sizeof *ids);
-    for (int32_t i = 0; i < n; i++)
+    for (int32_t i = 0; i < n; i++) {
         s->positions[at + i] = i;
+        s->places[at + i] = pml_shard_offset(s->shard, row) + i;
+    }
     for (int32_t i = 0; i + 1 < n; i++) {
         if (labels[i + 1] == NO_LABEL)
             continue;
@@ -393,7 +398,8 @@ pml_status pml_sampler_batch(pml_sampler *sampler, pml_cursor cursor, int32_t in
                          .positions = s->positions,
                          .cu_seqlens = s->cu_seqlens,
                          .label_rows = s->label_rows,
-                         .labels = s->labels};
+                         .labels = s->labels,
+                         .places = s->places};
     s->cu_seqlens[0] = 0;
     int64_t first, last;
     micro_range(s, cursor, index, &first, &last);

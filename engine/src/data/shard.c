@@ -140,3 +140,8 @@ int32_t pml_shard_row(const pml_shard *shard, int64_t row, const int32_t **ids,
     *labels = shard->labels + first;
     return (int32_t)(shard->offsets[row + 1] - first);
 }
+
+int64_t pml_shard_offset(const pml_shard *shard, int64_t row)
+{
+    return shard->offsets[row];
+}

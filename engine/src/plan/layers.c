@@ -69,12 +69,14 @@ static const char *const backward_labels[PMLI_LINEARS] = {"qkv backward", "o bac
 /* The mask of a dropped-out LoRA input is a function of its purpose, so that forward, recompute
  * and backward agree. Only training drops. */
 static void lora_attributes(const pmli_builder *b, int32_t layer, int which, uint32_t *parts,
-                            int32_t *rank, float *scale, float *dropout, uint32_t *purpose)
+                            int32_t *rank, float scale[PML_LINEAR_MAX_PARTS], float *dropout,
+                            uint32_t *purpose)
 {
     const pml_train_config *config = b->config;
     *parts = b->layers[layer].linear[which].lora_parts;
     *rank = *parts != 0 ? config->lora_rank : 0;
-    *scale = *parts != 0 ? (float)(config->lora_alpha / config->lora_rank) : 0.0F;
+    for (int p = 0; p < PML_LINEAR_MAX_PARTS; p++)
+        scale[p] = *parts >> p & 1 ? (float)(config->lora_alpha / config->lora_rank) : 0.0F;
     *dropout = *parts != 0 && b->segment == PML_SEGMENT_MICRO ? (float)config->lora_dropout : 0.0F;
     static const uint32_t first_part[PMLI_LINEARS] = {0, 3, 4, 6};
     *purpose = PML_PURPOSE_DROPOUT + (uint32_t)layer * 8 + first_part[which];
@@ -87,17 +89,19 @@ static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t
         return;
     const pmli_linear *l = &b->layers[layer].linear[which];
     pml_linear_args *args = &node->args.linear;
-    lora_attributes(b, layer, which, &args->lora_parts, &args->rank, &args->lora_scale,
+    lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     const int32_t operands[] = {x, l->w, l->bias, l->a, l->b};
     for (int i = 0; i < 5; i++)
         pmli_operand(node, i, operands[i]);
-    if (args->lora_dropout > 0)
+    if (args->lora_dropout > 0) {
         pmli_operand(node, 5, b->program->rng);
-    pmli_operand(node, 6, y);
-    pmli_operand(node, 7, u);
+        pmli_operand(node, 6, b->program->places);
+    }
+    pmli_operand(node, 7, y);
+    pmli_operand(node, 8, u);
     pmli_node_done(b, node);
 }
 
@@ -109,20 +113,20 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, int32_t dy, in
         return;
     const pmli_linear *l = &b->layers[layer].linear[which];
     pml_linear_bwd_args *args = &node->args.linear_bwd;
-    lora_attributes(b, layer, which, &args->lora_parts, &args->rank, &args->lora_scale,
+    lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     const int32_t operands[] = {dy, x, l->w, l->a, l->b, u};
     for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
-    if (args->lora_dropout > 0)
+    if (args->lora_dropout > 0) {
         pmli_operand(node, 6, b->program->rng);
-    pmli_operand(node, 7, dx);
-    pmli_operand(node, 8, l->dw);
-    pmli_operand(node, 9, l->dbias);
-    pmli_operand(node, 10, l->da);
-    pmli_operand(node, 11, l->db);
+        pmli_operand(node, 7, b->program->places);
+    }
+    const int32_t results[] = {dx, l->dw, l->dbias, l->da, l->db};
+    for (int i = 0; i < 5; i++)
+        pmli_operand(node, 8 + i, results[i]);
     pmli_node_done(b, node);
 }
 

@@ -192,6 +192,11 @@ static void lay_inputs(pmli_builder *b)
     p->positions_in = pmli_persistent(b, tokens, cause, "positions");
     p->bounds = pmli_persistent(b, bounds, cause, "document bounds");
     p->key_bounds = pmli_persistent(b, pmli_fixed(PML_I32, 1, 2), cause, "cache bounds");
+    pmli_shape places = tokens;
+    places.dtype = PML_I64;
+    p->places = !full(b) && b->config->lora_dropout > 0
+                    ? pmli_persistent(b, places, cause, "places")
+                    : PMLI_ABSENT;
     p->label_rows = pmli_persistent(b, labels, cause, "label rows");
     p->labels = pmli_persistent(b, labels, cause, "labels");
     p->last_row = pmli_persistent(b, pmli_fixed(PML_I32, 1, 1), cause, "last row");

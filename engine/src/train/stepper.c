@@ -113,28 +113,31 @@ static pml_counts counts_of(const pml_batch *batch)
                         .max_doc = batch->max_doc};
 }
 
-/* One stream of dropout masks for each (update, micro-batch, rank). */
-static void choose_masks(pml_stepper *s, int32_t micro)
+/* Dropout's masks: a function of the seed, the update and each token's place in the data, and so of
+ * nothing that cuts a step up. */
+static pml_status choose_masks(pml_stepper *s, const pml_batch *batch, pml_error *err)
 {
-    uint64_t rank = s->comm != NULL ? (uint64_t)pml_comm_rank(s->comm) : 0;
-    uint64_t world = s->comm != NULL ? (uint64_t)pml_comm_world(s->comm) : 1;
-    uint64_t index = (uint64_t)micro * world + rank;
-    s->rng[0] = (int64_t)(s->config.seed ^ (index * 0x9E3779B97F4A7C15U));
+    if (s->program->places < 0)
+        return PML_OK;
+    if (batch->places == NULL)
+        return PML_FAIL(err, PML_INVALID, "dropout needs the places of a batch's tokens");
+    size_t bytes = (size_t)batch->n_tokens * sizeof *s->places;
+    s->rng[0] = (int64_t)s->config.seed;
     s->rng[1] = s->updates;
+    memcpy(s->places, batch->places, bytes);
+    pml_status status = pmli_upload(s, s->program->rng, s->rng, sizeof s->rng, err);
+    return status == PML_OK ? pmli_upload(s, s->program->places, s->places, bytes, err) : status;
 }
 
 pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *err)
 {
-    int32_t micro = s->micros++;
     if (batch->n_tokens == 0 || batch->n_labels == 0)
         return PML_OK; /* nothing to learn adds nothing */
     pml_status status = check_batch(s, batch, err);
     if (status == PML_OK)
         status = upload_batch(s, batch, err);
-    if (status == PML_OK && s->config.lora_dropout > 0) {
-        choose_masks(s, micro);
-        status = pmli_upload(s, s->program->rng, s->rng, sizeof s->rng, err);
-    }
+    if (status == PML_OK)
+        status = choose_masks(s, batch, err);
     pml_counts counts = counts_of(batch);
     return status == PML_OK ? pmli_run_segment(s, PML_SEGMENT_MICRO, &counts, err) : status;
 }
@@ -216,7 +219,6 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
         status = s->backend->sync(s->queue, err);
     s->updates = u->step;
     s->applied += !result->skipped;
-    s->micros = 0;
     measure_runtime(s);
     return status;
 }
@@ -255,7 +257,6 @@ void pml_stepper_seek(pml_stepper *s, int64_t updates, int64_t applied)
 {
     s->updates = updates;
     s->applied = applied;
-    s->micros = 0;
 }
 
 const pml_plan *pml_stepper_plan(const pml_stepper *s)

@@ -21,7 +21,6 @@ struct pml_stepper {
 
     int64_t updates; /* done so far, skipped ones too */
     int64_t applied; /* of them, those that moved the weights: Adam's t before the next */
-    int32_t micros;  /* micro-batches since the last update */
     bool runtime_measured;
     int32_t *trained; /* program->parameters that are trained, in order of the flat buffer */
     int32_t n_trained;
@@ -29,6 +28,7 @@ struct pml_stepper {
 
     /* Host memory that uploads read and downloads fill: it must live until the queue is synced. */
     int32_t *staged; /* inputs of one batch, end to end */
+    int64_t *places; /* one for each of its tokens */
     int64_t rng[2];
     float hyper[2][PML_HYPER_COUNT];
     float *reduced; /* a piece of the gradients on its way through the collective */

@@ -54,12 +54,14 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     s->staged = calloc(
         inputs > 2 * (size_t)p->generate_chunk + 8 ? inputs : 2 * (size_t)p->generate_chunk + 8,
         sizeof *s->staged);
+    s->places = calloc((size_t)l->tokens, sizeof *s->places);
     s->reduced = s->comm != NULL && pml_comm_world(s->comm) > 1
                      ? calloc(PMLI_REDUCE_FLOATS, sizeof *s->reduced)
                      : calloc(1, sizeof *s->reduced);
     s->logits = calloc((size_t)s->spec.vocab, sizeof *s->logits);
     s->trained = calloc((size_t)p->n_parameters, sizeof *s->trained);
-    if (s->staged == NULL || s->reduced == NULL || s->logits == NULL || s->trained == NULL)
+    if (s->staged == NULL || s->places == NULL || s->reduced == NULL || s->logits == NULL ||
+        s->trained == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the stepper's buffers");
     for (int32_t i = 0; i < p->n_parameters; i++) {
         if (!p->parameters[i].trained)
@@ -117,6 +119,7 @@ void pml_stepper_destroy(pml_stepper **stepper)
     pml_program_destroy(&s->program);
     free(s->trained);
     free(s->staged);
+    free(s->places);
     free(s->reduced);
     free(s->logits);
     free(s);

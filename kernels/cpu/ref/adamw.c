@@ -1,5 +1,5 @@
-/* The update: gradient clipping's factor, and AdamW. Loshchilov & Hutter, "Decoupled Weight Decay
- * Regularization", 2019; arithmetic in the order of torch.optim.AdamW. */
+/* The update: gradient clipping's factor, AdamW and SGD. Loshchilov & Hutter, "Decoupled Weight
+ * Decay Regularization", 2019; arithmetic in the order of torch.optim.AdamW. */
 #include <math.h>
 
 #include "check.h"
@@ -30,7 +30,7 @@ pml_status pmli_cpu_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, p
     return PML_OK;
 }
 
-enum { ADAMW_PIECE = 16384 };
+enum { UPDATE_PIECE = 16384 };
 
 PMLI_CLONES static void adamw_range(const pml_adamw_args *a, int64_t first, int64_t last)
 {
@@ -54,16 +54,31 @@ PMLI_CLONES static void adamw_range(const pml_adamw_args *a, int64_t first, int6
     }
 }
 
+/* What the update leaves, in the dtype of whoever computes with it. */
+static void make_copy(const pml_view *p, const pml_view *copy, int64_t first, int64_t last)
+{
+    if (copy->data != NULL)
+        pmli_convert((const float *)p->data + first, PML_F32,
+                     (char *)copy->data + (size_t)first * pml_dtype_size(copy->dtype), copy->dtype,
+                     last - first);
+}
+
+static void check_copy(pmli_check *c, const pml_view *p, const pml_view *copy)
+{
+    if (copy->data == NULL)
+        return;
+    pmli_need_any(c, "copy", copy, 1, p->cols);
+    pmli_need_that(c, pmli_can_convert(PML_F32, copy->dtype),
+                   "operand 'copy' is %s; must be F32, BF16 or F16", pml_dtype_name(copy->dtype));
+}
+
 static void adamw_piece(void *arg, int64_t item, void *scratch)
 {
     (void)scratch;
     const pml_adamw_args *a = arg;
-    int64_t first = item * ADAMW_PIECE, last = pmli_min(first + ADAMW_PIECE, a->p.cols);
+    int64_t first = item * UPDATE_PIECE, last = pmli_min(first + UPDATE_PIECE, a->p.cols);
     adamw_range(a, first, last);
-    if (a->copy.data != NULL)
-        pmli_convert((const float *)a->p.data + first, PML_F32,
-                     (char *)a->copy.data + (size_t)first * pml_dtype_size(a->copy.dtype),
-                     a->copy.dtype, last - first);
+    make_copy(&a->p, &a->copy, first, last);
 }
 
 pml_status pmli_cpu_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *err)
@@ -74,14 +89,57 @@ pml_status pmli_cpu_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *
     PMLI_NEED(&c, a, m, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, v, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
-    if (a->copy.data != NULL) {
-        pmli_need_any(&c, "copy", &a->copy, 1, a->p.cols);
-        pmli_need_that(&c, pmli_can_convert(PML_F32, a->copy.dtype),
-                       "operand 'copy' is %s; must be F32, BF16 or F16",
-                       pml_dtype_name(a->copy.dtype));
-    }
+    check_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK)
         return c.status;
-    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->p.cols, ADAMW_PIECE), adamw_piece, (void *)a);
+    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->p.cols, UPDATE_PIECE), adamw_piece,
+                  (void *)a);
+    return PML_OK;
+}
+
+PMLI_CLONES static void sgd_range(const pml_sgd_args *a, int64_t first, int64_t last)
+{
+    const float *hyper = a->hyper.data, *g = a->g.data;
+    float *p = a->p.data, *m = a->m.data;
+    const float lr = hyper[PML_HYPER_LR], decay = hyper[PML_HYPER_WEIGHT_DECAY];
+    const float momentum = hyper[PML_HYPER_MOMENTUM], fresh = hyper[PML_HYPER_NEW_GRAD];
+    const float scale = hyper[PML_HYPER_GRAD_SCALE];
+    const float ahead = a->nesterov ? 1.0F : 0.0F;
+    if (m == NULL) {
+#pragma omp simd
+        for (int64_t i = first; i < last; i++)
+            p[i] -= lr * (g[i] * scale + decay * p[i]);
+        return;
+    }
+#pragma omp simd
+    for (int64_t i = first; i < last; i++) {
+        float grad = g[i] * scale + decay * p[i];
+        float m1 = momentum * m[i] + fresh * grad;
+        m[i] = m1;
+        p[i] -= lr * (ahead > 0 ? grad + momentum * m1 : m1);
+    }
+}
+
+static void sgd_piece(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const pml_sgd_args *a = arg;
+    int64_t first = item * UPDATE_PIECE, last = pmli_min(first + UPDATE_PIECE, a->p.cols);
+    sgd_range(a, first, last);
+    make_copy(&a->p, &a->copy, first, last);
+}
+
+pml_status pmli_cpu_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_sgd, err);
+    PMLI_NEED(&c, a, p, 1, PMLI_ANY, PML_F32);
+    PMLI_NEED(&c, a, g, 1, a->p.cols, PML_F32);
+    PMLI_MAY(&c, a, m, 1, a->p.cols, PML_F32);
+    PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
+    pmli_need_that(&c, !a->nesterov || a->m.data != NULL, "nesterov needs operand 'm'");
+    check_copy(&c, &a->p, &a->copy);
+    if (c.status != PML_OK)
+        return c.status;
+    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->p.cols, UPDATE_PIECE), sgd_piece, (void *)a);
     return PML_OK;
 }

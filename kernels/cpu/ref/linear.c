@@ -41,17 +41,19 @@ static void lora_branch(pmli_pool *pool, const pml_linear_args *a, const pmli_lo
     }
     pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
     int count = pmli_adapters(lora, adapters);
-    if (lora->dropout == 0)
-        pmli_gemm(pool, PMLI_NT, lora->scale, a->x, a->a, 0, u);
+    bool at_once = lora->dropout == 0 && pmli_one_scale(lora, adapters, count);
+    if (at_once)
+        pmli_gemm(pool, PMLI_NT, lora->scale[adapters[0].part], a->x, a->a, 0, u);
     for (int i = 0; i < count; i++) {
         const pmli_adapter *at = &adapters[i];
-        pml_view part_u = pml_view_columns(u, at->u_col, lora->rank);
+        pml_view part_u = pml_view_columns(u, at->u_col, lora->rank), in = a->x;
         if (lora->dropout > 0) {
-            pml_view masked = pml_matrix(ws, rows, a->x.cols, PML_F32);
-            pmli_lora_mask(pool, lora, at->part, &a->rng, a->x, false, masked);
-            pmli_gemm(pool, PMLI_NT, lora->scale, masked, pmli_rows(a->a, at->u_col, lora->rank), 0,
-                      part_u);
+            in = pml_matrix(ws, rows, a->x.cols, PML_F32);
+            pmli_lora_mask(pool, lora, at->part, &a->rng, &a->places, a->x, false, in);
         }
+        if (!at_once)
+            pmli_gemm(pool, PMLI_NT, lora->scale[at->part], in,
+                      pmli_rows(a->a, at->u_col, lora->rank), 0, part_u);
         pmli_gemm(pool, PMLI_NT, 1, part_u, pmli_rows(a->b, at->b_row, at->cols), 1,
                   pml_view_columns(a->y, at->y_col, at->cols));
     }
@@ -65,7 +67,7 @@ pml_status pmli_cpu_linear(pml_queue *queue, const pml_linear_args *a, pml_error
     PMLI_NEED(&c, a, w, PMLI_ANY, a->x.cols, PML_F32);
     PMLI_NEED(&c, a, y, a->x.rows, a->w.rows, PML_F32);
     PMLI_MAY(&c, a, bias, 1, a->w.rows, PML_F32);
-    pmli_lora_check(&c, &lora, a->w.rows, a->x.cols, &a->a, &a->b, &a->rng);
+    pmli_lora_check(&c, &lora, a->w.rows, a->x.cols, &a->a, &a->b, &a->rng, &a->places, a->x.rows);
     pmli_need_blas(&c, "x", &a->x);
     pmli_need_blas(&c, "w", &a->w);
     pmli_need_blas(&c, "y", &a->y);

@@ -1,4 +1,4 @@
-/* Gradients of a linear layer. With s = lora_scale and v_p = s dy_p b_p:
+/* Gradients of a linear layer. With v_p = lora_scale[p] dy_p b_p:
  *
  *   ws: | v [T,R] when there are adapters | one masked [T,K] when there is dropout | */
 #include "gemm.h"
@@ -63,10 +63,10 @@ static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pm
         pml_view part_v = pml_view_columns(v, at->u_col, lora->rank);
         if (a->dx.data != NULL) {
             pmli_gemm(pool, PMLI_NN, 1, part_v, pmli_rows(a->a, at->u_col, lora->rank), 0, masked);
-            pmli_lora_mask(pool, lora, at->part, &a->rng, masked, true, a->dx);
+            pmli_lora_mask(pool, lora, at->part, &a->rng, &a->places, masked, true, a->dx);
         }
         if (a->da.data != NULL) {
-            pmli_lora_mask(pool, lora, at->part, &a->rng, a->x, false, masked);
+            pmli_lora_mask(pool, lora, at->part, &a->rng, &a->places, a->x, false, masked);
             pmli_gemm(pool, PMLI_TN, 1, part_v, masked, 1, pmli_rows(a->da, at->u_col, lora->rank));
         }
     }
@@ -81,7 +81,8 @@ static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pml
         const pmli_adapter *at = &adapters[i];
         pml_view part_dy = pml_view_columns(a->dy, at->y_col, at->cols);
         if (a->dx.data != NULL || a->da.data != NULL)
-            pmli_gemm(pool, PMLI_NN, lora->scale, part_dy, pmli_rows(a->b, at->b_row, at->cols), 0,
+            pmli_gemm(pool, PMLI_NN, lora->scale[at->part], part_dy,
+                      pmli_rows(a->b, at->b_row, at->cols), 0,
                       pml_view_columns(v, at->u_col, lora->rank));
         if (a->db.data != NULL)
             pmli_gemm(pool, PMLI_TN, 1, part_dy, pml_view_columns(a->u, at->u_col, lora->rank), 1,
@@ -103,7 +104,7 @@ static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml
     PMLI_MAY(&c, a, w, n, k, PML_F32);
     PMLI_MAY(&c, a, dw, n, k, PML_F32);
     PMLI_MAY(&c, a, dbias, 1, n, PML_F32);
-    pmli_lora_check(&c, lora, n, k, &a->a, &a->b, &a->rng);
+    pmli_lora_check(&c, lora, n, k, &a->a, &a->b, &a->rng, &a->places, rows);
     PMLI_MAY(&c, a, da, a->a.rows, a->a.cols, PML_F32);
     PMLI_MAY(&c, a, db, a->b.rows, a->b.cols, PML_F32);
     pmli_need_blas(&c, "x", &a->x);

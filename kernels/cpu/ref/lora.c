@@ -27,7 +27,8 @@ int64_t pmli_lora_width(const pmli_lora *lora)
 }
 
 void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t k,
-                     const pml_view *a, const pml_view *b, const pml_view *rng)
+                     const pml_view *a, const pml_view *b, const pml_view *rng,
+                     const pml_view *places, int64_t rows)
 {
     pmli_need_that(c, lora->parts >= 1 && lora->parts <= PML_LINEAR_MAX_PARTS,
                    "parts is %d, must be 1 to %d", lora->parts, PML_LINEAR_MAX_PARTS);
@@ -57,17 +58,37 @@ void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t
     pmli_need(c, "b", b, adapted, lora->rank, PML_F32);
     pmli_need_blas(c, "a", a);
     pmli_need_blas(c, "b", b);
-    if (lora->dropout > 0)
+    if (lora->dropout > 0) {
         pmli_need(c, "rng", rng, 1, 2, PML_I64);
+        pmli_need(c, "places", places, 1, rows, PML_I64);
+    }
+}
+
+bool pmli_one_scale(const pmli_lora *lora, const pmli_adapter *adapters, int count)
+{
+    for (int i = 1; i < count; i++)
+        if (lora->scale[adapters[i].part] != lora->scale[adapters[0].part])
+            return false;
+    return true;
 }
 
 typedef struct mask_job {
     uint64_t seed, step;
+    const int64_t *places;
     uint32_t purpose;
     float dropout;
     bool add;
     pml_view x, y;
 } mask_job;
+
+static void mask_four(const mask_job *job, pml_philox random, int64_t n, const float *x, float *y)
+{
+    float keep = 1.0F / (1.0F - job->dropout);
+    for (int64_t i = 0; i < n; i++) {
+        float masked = pml_uniform(random.word[i]) >= job->dropout ? x[i] * keep : 0.0F;
+        y[i] = job->add ? y[i] + masked : masked;
+    }
+}
 
 static void mask_piece(void *arg, int64_t item, void *scratch)
 {
@@ -75,25 +96,25 @@ static void mask_piece(void *arg, int64_t item, void *scratch)
     const mask_job *job = arg;
     int64_t cols = job->x.cols, piece = pmli_piece_rows(cols);
     int64_t last = pmli_min((item + 1) * piece, job->x.rows);
-    float keep = 1.0F / (1.0F - job->dropout);
     for (int64_t t = item * piece; t < last; t++) {
         const float *x = (const float *)job->x.data + t * job->x.ld;
         float *y = (float *)job->y.data + t * job->y.ld;
-        for (int64_t i = 0; i < cols; i++) {
-            uint64_t index = (uint64_t)(t * cols + i);
-            uint32_t word = pml_philox_at(job->seed, job->step, job->purpose, index).word[0];
-            float masked = pml_uniform(word) >= job->dropout ? x[i] * keep : 0.0F;
-            y[i] = job->add ? y[i] + masked : masked;
+        uint64_t first = (uint64_t)job->places[t] * (uint64_t)pmli_div_up(cols, 4);
+        for (int64_t i = 0; i < cols; i += 4) {
+            pml_philox random =
+                pml_philox_at(job->seed, job->step, job->purpose, first + (uint64_t)i / 4);
+            mask_four(job, random, pmli_min(4, cols - i), x + i, y + i);
         }
     }
 }
 
 void pmli_lora_mask(pmli_pool *pool, const pmli_lora *lora, int part, const pml_view *rng,
-                    pml_view x, bool add, pml_view y)
+                    const pml_view *places, pml_view x, bool add, pml_view y)
 {
     const int64_t *state = rng->data;
     mask_job job = {(uint64_t)state[0],
                     (uint64_t)state[1],
+                    places->data,
                     lora->purpose + (uint32_t)part,
                     lora->dropout,
                     add,

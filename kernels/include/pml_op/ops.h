@@ -39,8 +39,8 @@ extern "C" {
     X(rmsnorm, "IiIoOO", "Adds the residual and scales each row to unit root mean square.")        \
     X(rmsnorm_bwd, "IIIIiOuw",                                                                     \
       "Gradient of rmsnorm, added to the one arriving along the residual.")                        \
-    X(linear, "IIiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")       \
-    X(linear_bwd, "IIiiiiiouuuuw",                                                                 \
+    X(linear, "IIiiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")      \
+    X(linear_bwd, "IIiiiiiiouuuuw",                                                                \
       "Gradients of linear with respect to its input and what is trained.")                        \
     X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
@@ -58,6 +58,7 @@ extern "C" {
     X(clip_scale, "IUo",                                                                           \
       "From the sum of squares, the factor that brings gradients to mean and limit.")              \
     X(adamw, "UIUUIo", "One AdamW update of a flat range of parameters.")                          \
+    X(sgd, "UIuIo", "One step against the gradient, with momentum where there is some.")           \
     X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")
 
 typedef enum pml_op {
@@ -66,7 +67,7 @@ typedef enum pml_op {
 #undef PML_OP_ENUM
 } pml_op;
 
-enum { PML_OP_MAX_VIEWS = 13, PML_LINEAR_MAX_PARTS = 3 };
+enum { PML_OP_MAX_VIEWS = 14, PML_LINEAR_MAX_PARTS = 3 };
 
 /* y[t,:] = table[ids[t],:].   ids [1,T] I32; table [V,H]; y [T,H]. */
 typedef struct pml_embed_args {
@@ -103,37 +104,42 @@ typedef struct pml_rmsnorm_bwd_args {
  *
  *      b [Nb,rank]: the b_p of those parts stacked, Nb = the sum of their N_p.
  *
- * y_p = x w_p^T + bias_p + u_p b_p^T,   u = lora_scale * x a^T.   x [T,K]; y [T,N]; bias [1,N];
- * u [T,R] is kept for the backward (absent: the backend may use ws).
+ * y_p = x w_p^T + bias_p + u_p b_p^T,   u_p = lora_scale[p] * x a_p^T.   x [T,K]; y [T,N];
+ * bias [1,N]; u [T,R] is kept for the backward (absent: the backend may use ws).
  * u carries the scale, so that with u in a border of x and b in a border of w the whole layer is
  * one product [x|u] [w|b]^T: a backend may notice and use one GEMM.
- * lora_dropout > 0 masks the x that enters the LoRA branch: element (t,c) of a block's input is
- * kept where Philox(key = rng.seed, counter = (rng.step, lora_purpose + part, t*K + c)) >= dropout,
- * and scaled by 1/(1-dropout). rng [1,2] I64 = seed, step. */
+ * lora_dropout > 0 masks the x that enters the LoRA branch: element (t,c) of part p's input is
+ * multiplied by 1/(1-dropout) where word c % 4 of
+ *
+ *      pml_philox_at(rng.seed, rng.step, lora_purpose + p, places[t] * ceil(K/4) + c / 4),
+ *
+ * as pml_uniform gives it, is >= dropout, and by 0 elsewhere. rng [1,2] I64 = seed, step;
+ * places [1,T] I64: which token of the data t is. So a token's mask is the same wherever it lies:
+ * packed or not, in whichever micro-batch, on whichever worker, and when it is computed again. */
 typedef struct pml_linear_args {
-    pml_view x, w, bias, a, b, rng, y, u, ws;
+    pml_view x, w, bias, a, b, rng, places, y, u, ws;
     int32_t parts;                           /* 1..3 */
     int32_t part_cols[PML_LINEAR_MAX_PARTS]; /* N_p, sum = N */
     uint32_t lora_parts;                     /* bit p: part p has an adapter */
     int32_t rank;
-    float lora_scale;
+    float lora_scale[PML_LINEAR_MAX_PARTS]; /* of the parts that have an adapter */
     float lora_dropout;
     uint32_t lora_purpose;
 } pml_linear_args;
 
 /* Given dy [T,N]:
- *   v = lora_scale * dy_p b_p                       (never leaves the op)
+ *   v_p = lora_scale[p] * dy_p b_p                  (never leaves the op)
  *   dx (written) = dy w + v a                       [T,K], absent where nobody needs it
  *   dw += dy^T x    dbias += sum_t dy               absent when frozen
  *   da += v^T x     db_p += dy_p^T u_p              absent when no adapter
  * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product. */
 typedef struct pml_linear_bwd_args {
-    pml_view dy, x, w, a, b, u, rng, dx, dw, dbias, da, db, ws;
+    pml_view dy, x, w, a, b, u, rng, places, dx, dw, dbias, da, db, ws;
     int32_t parts;
     int32_t part_cols[PML_LINEAR_MAX_PARTS];
     uint32_t lora_parts;
     int32_t rank;
-    float lora_scale;
+    float lora_scale[PML_LINEAR_MAX_PARTS]; /* of the parts that have an adapter */
     float lora_dropout;
     uint32_t lora_purpose;
 } pml_linear_bwd_args;
@@ -240,7 +246,9 @@ typedef enum pml_hyper {
     PML_HYPER_BIAS2,      /* 1 - beta2^t */
     PML_HYPER_MEAN,       /* 1 / labelled tokens of the global batch (and / loss scale) */
     PML_HYPER_MAX_NORM,   /* clipping limit; <= 0: none */
-    PML_HYPER_GRAD_SCALE, /* written by clip_scale, read by adamw */
+    PML_HYPER_GRAD_SCALE, /* written by clip_scale, read by adamw and sgd */
+    PML_HYPER_MOMENTUM,   /* of sgd */
+    PML_HYPER_NEW_GRAD,   /* 1 - dampening; 1 in the first update, as torch begins its buffer */
     PML_HYPER_COUNT
 } pml_hyper;
 
@@ -258,6 +266,16 @@ typedef struct pml_clip_scale_args {
 typedef struct pml_adamw_args {
     pml_view p, g, m, v, hyper, copy;
 } pml_adamw_args;
+
+/* torch.optim.SGD (Sutskever et al., "On the importance of initialization and momentum", 2013),
+ * g = grad * GRAD_SCALE + WEIGHT_DECAY * p:
+ *   m = MOMENTUM m + NEW_GRAD g;   d = nesterov ? g + MOMENTUM m : m   (without m: d = g)
+ *   p -= LR d
+ * p, g, m [1,n] F32, hyper one row; copy as in adamw. */
+typedef struct pml_sgd_args {
+    pml_view p, g, m, hyper, copy;
+    int32_t nesterov; /* needs m */
+} pml_sgd_args;
 
 /* x [1,n] F32, summed over ranks in rank order. */
 typedef struct pml_allreduce_args {

@@ -43,13 +43,14 @@ static pml_op_args valid(pml_op op)
                                      .a = random_view(3, H, 0),
                                      .b = random_view(N, 3, 0),
                                      .rng = view_new(1, 2, 0, PML_I64),
+                                     .places = view_new(1, T, 0, PML_I64),
                                      .y = random_view(T, N + 2, 0),
                                      .u = random_view(T, 3, 0),
                                      .parts = 2,
                                      .part_cols = {2, N},
                                      .lora_parts = 2,
                                      .rank = 3,
-                                     .lora_scale = 1,
+                                     .lora_scale = {1, 1},
                                      .lora_dropout = 0.5F};
         break;
     case PML_OP_linear_bwd:
@@ -60,6 +61,7 @@ static pml_op_args valid(pml_op op)
                                              .b = random_view(N, 3, 0),
                                              .u = random_view(T, 3, 0),
                                              .rng = view_new(1, 2, 0, PML_I64),
+                                             .places = view_new(1, T, 0, PML_I64),
                                              .dx = random_view(T, H, 0),
                                              .dw = random_view(N + 2, H, 0),
                                              .dbias = random_view(1, N + 2, 0),
@@ -69,7 +71,7 @@ static pml_op_args valid(pml_op op)
                                              .part_cols = {2, N},
                                              .lora_parts = 2,
                                              .rank = 3,
-                                             .lora_scale = 1,
+                                             .lora_scale = {1, 1},
                                              .lora_dropout = 0.5F};
         break;
     case PML_OP_rope:
@@ -158,6 +160,11 @@ static pml_op_args valid(pml_op op)
                                    random_view(1, PML_HYPER_COUNT, 0),
                                    random_view(1, T, 0)};
         break;
+    case PML_OP_sgd:
+        a.sgd = (pml_sgd_args){random_view(1, T, 0), random_view(1, T, 0),
+                               random_view(1, T, 0), random_view(1, PML_HYPER_COUNT, 0),
+                               random_view(1, T, 0), 1};
+        break;
     case PML_OP_allreduce:
     case PML_OP_COUNT:
         break;
@@ -193,10 +200,11 @@ static void expect_name(pml_op op, const pml_op_args *args, const char *how, con
 /* fill and copy take any dtype, so changing one is no mistake in itself. */
 static bool any_dtype(pml_op op, const char *operand)
 {
-    return op == PML_OP_fill || ((op == PML_OP_copy || op == PML_OP_gather_rows ||
-                                  op == PML_OP_scatter_rows || op == PML_OP_adamw) &&
-                                 (strcmp(operand, "x") == 0 || strcmp(operand, "y") == 0 ||
-                                  strcmp(operand, "copy") == 0));
+    return op == PML_OP_fill ||
+           ((op == PML_OP_copy || op == PML_OP_gather_rows || op == PML_OP_scatter_rows ||
+             op == PML_OP_adamw || op == PML_OP_sgd) &&
+            (strcmp(operand, "x") == 0 || strcmp(operand, "y") == 0 ||
+             strcmp(operand, "copy") == 0));
 }
 
 /* Operands whose rows or columns stand alone: any number of them is right. */
@@ -347,6 +355,9 @@ static void test_operands_that_need_others(void **state)
     REFUSED(linear_bwd, u.data, NULL);   /* db */
     REFUSED(linear_bwd, a.data, NULL);   /* lora_parts */
     REFUSED(linear_bwd, rng.data, NULL); /* dropout */
+    REFUSED(linear_bwd, places.data, NULL);
+    REFUSED(linear, places.data, NULL);
+    REFUSED(sgd, m.data, NULL); /* nesterov */
     REFUSED(linear, b.data, NULL);
     REFUSED(linear, rng.data, NULL);
     REFUSED(rmsnorm, sum.data, NULL);

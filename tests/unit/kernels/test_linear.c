@@ -12,6 +12,7 @@ typedef struct shape {
     bool bias;
     float dropout;
     int border;
+    bool mixed; /* each part has its own scale */
 } shape;
 
 /* Everything in float64, mask included: mask[part][t*k+c] is 0 or 1/(1-dropout). */
@@ -20,7 +21,7 @@ typedef struct layer {
     int64_t n, width;
     double *x, *w, *bias, *a, *b, *dy, *mask;
     double *y, *u; /* outputs, when asked for */
-    double scale;
+    const float *scale;
 } layer;
 
 static double branch(const layer *p, int part, int64_t u_col, int64_t b_row, int64_t t, double *u)
@@ -32,7 +33,7 @@ static double branch(const layer *p, int part, int64_t u_col, int64_t b_row, int
         for (int64_t c = 0; c < s->k; c++)
             sum += p->x[t * s->k + c] * p->mask[((int64_t)part * s->tokens + t) * s->k + c] *
                    p->a[(u_col + r) * s->k + c];
-        u[r] = p->scale * sum;
+        u[r] = p->scale[part] * sum;
         y += u[r] * p->b[b_row * s->rank + r];
     }
     return y;
@@ -67,13 +68,20 @@ static double layer_all(void *context)
 
 enum { SEED = 77, STEP = 12, PURPOSE = PML_PURPOSE_DROPOUT + 40 };
 
+/* Tokens of the data lie in a batch in any order, and some far from the others. */
+static int64_t place_of(int64_t t)
+{
+    return t % 3 == 0 ? 1000000000000 - t : 7 * t;
+}
+
 static double *make_mask(const shape *s)
 {
     double *mask = malloc((size_t)(s->parts * s->tokens * s->k) * sizeof *mask);
     for (int part = 0; part < s->parts; part++)
         for (int64_t i = 0; i < s->tokens * s->k; i++) {
-            uint32_t word =
-                pml_philox_at(SEED, STEP, PURPOSE + (uint32_t)part, (uint64_t)i).word[0];
+            int64_t t = i / s->k, c = i % s->k;
+            uint64_t index = (uint64_t)(place_of(t) * ((s->k + 3) / 4) + c / 4);
+            uint32_t word = pml_philox_at(SEED, STEP, PURPOSE + (uint32_t)part, index).word[c % 4];
             bool keep = pml_uniform(word) >= s->dropout;
             mask[part * s->tokens * s->k + i] = keep ? (double)(1.0F / (1.0F - s->dropout)) : 0;
         }
@@ -83,20 +91,22 @@ static double *make_mask(const shape *s)
 static void check_backward(layer *p, const pml_linear_args *f, pml_view u, bool frozen, bool input)
 {
     const shape *s = p->s;
-    pml_op_args args = {.linear_bwd = {.dy = random_view(s->tokens, p->n, s->border),
-                                       .x = f->x,
-                                       .w = f->w,
-                                       .a = f->a,
-                                       .b = f->b,
-                                       .u = u,
-                                       .rng = f->rng,
-                                       .parts = s->parts,
-                                       .part_cols = {s->cols[0], s->cols[1], s->cols[2]},
-                                       .lora_parts = s->adapted,
-                                       .rank = s->rank,
-                                       .lora_scale = f->lora_scale,
-                                       .lora_dropout = s->dropout,
-                                       .lora_purpose = PURPOSE}};
+    pml_op_args args = {
+        .linear_bwd = {.dy = random_view(s->tokens, p->n, s->border),
+                       .x = f->x,
+                       .w = f->w,
+                       .a = f->a,
+                       .b = f->b,
+                       .u = u,
+                       .rng = f->rng,
+                       .places = f->places,
+                       .parts = s->parts,
+                       .part_cols = {s->cols[0], s->cols[1], s->cols[2]},
+                       .lora_parts = s->adapted,
+                       .rank = s->rank,
+                       .lora_scale = {f->lora_scale[0], f->lora_scale[1], f->lora_scale[2]},
+                       .lora_dropout = s->dropout,
+                       .lora_purpose = PURPOSE}};
     pml_linear_bwd_args *b = &args.linear_bwd;
     double *dw = NULL, *dbias = NULL, *da = NULL, *db = NULL;
     if (input)
@@ -132,7 +142,7 @@ static void check_backward(layer *p, const pml_linear_args *f, pml_view u, bool 
     free(db);
     free(p->dy);
     p->dy = NULL;
-    b->x = b->w = b->a = b->b = b->u = b->rng = (pml_view){0};
+    b->x = b->w = b->a = b->b = b->u = b->rng = b->places = (pml_view){0};
     free_views(PML_OP_linear_bwd, &args);
 }
 
@@ -145,16 +155,17 @@ static void check_layer(const shape *s)
         adapted += s->adapted >> part & 1 ? s->cols[part] : 0;
         p.width += s->adapted >> part & 1 ? s->rank : 0;
     }
-    pml_op_args args = {.linear = {.x = random_view(s->tokens, s->k, s->border),
-                                   .w = random_view(p.n, s->k, s->border),
-                                   .y = view_new(s->tokens, p.n, s->border, PML_F32),
-                                   .parts = s->parts,
-                                   .part_cols = {s->cols[0], s->cols[1], s->cols[2]},
-                                   .lora_parts = s->adapted,
-                                   .rank = s->rank,
-                                   .lora_scale = 0.75F,
-                                   .lora_dropout = s->dropout,
-                                   .lora_purpose = PURPOSE}};
+    pml_op_args args = {
+        .linear = {.x = random_view(s->tokens, s->k, s->border),
+                   .w = random_view(p.n, s->k, s->border),
+                   .y = view_new(s->tokens, p.n, s->border, PML_F32),
+                   .parts = s->parts,
+                   .part_cols = {s->cols[0], s->cols[1], s->cols[2]},
+                   .lora_parts = s->adapted,
+                   .rank = s->rank,
+                   .lora_scale = {0.75F, s->mixed ? 2 : 0.75F, s->mixed ? 0.3F : 0.75F},
+                   .lora_dropout = s->dropout,
+                   .lora_purpose = PURPOSE}};
     pml_linear_args *f = &args.linear;
     pml_view u = {0};
     if (s->bias)
@@ -167,6 +178,9 @@ static void check_layer(const shape *s)
     if (s->dropout > 0) {
         f->rng = view_new(1, 2, 0, PML_I64);
         memcpy(f->rng.data, (int64_t[]){SEED, STEP}, 2 * sizeof(int64_t));
+        f->places = view_new(1, s->tokens, 0, PML_I64);
+        for (int64_t t = 0; t < s->tokens; t++)
+            ((int64_t *)f->places.data)[t] = place_of(t);
     }
     p.scale = f->lora_scale;
     p.x = doubles(&f->x);
@@ -205,12 +219,20 @@ static void test_layers(void **state)
 {
     (void)state;
     static const shape shapes[] = {
-        {1, 5, 1, {3}, 0, 0, false, 0, 0},           {1, 40, 1, {70}, 1, 4, true, 0, 3},
-        {7, 16, 1, {24}, 0, 0, true, 0, 1},          {7, 33, 2, {10, 60}, 3, 2, false, 0, 2},
-        {130, 24, 3, {48, 9, 16}, 7, 3, true, 0, 0}, {130, 24, 3, {5, 9, 16}, 5, 8, false, 0, 4},
-        {20, 24, 3, {5, 9, 16}, 2, 3, true, 0, 4},   {20, 24, 2, {5, 9}, 1, 1, false, 0, 0},
-        {130, 60, 1, {8}, 1, 8, false, 0, 0},        {3, 24, 3, {5, 9, 16}, 5, 4, false, 0.25F, 2},
-        {1, 24, 1, {5}, 1, 2, true, 0.5F, 0},        {130, 10, 2, {7, 6}, 3, 2, false, 0.1F, 0},
+        {1, 5, 1, {3}, 0, 0, false, 0, 0, false},
+        {1, 40, 1, {70}, 1, 4, true, 0, 3, false},
+        {7, 16, 1, {24}, 0, 0, true, 0, 1, false},
+        {7, 33, 2, {10, 60}, 3, 2, false, 0, 2, false},
+        {130, 24, 3, {48, 9, 16}, 7, 3, true, 0, 0, false},
+        {130, 24, 3, {5, 9, 16}, 5, 8, false, 0, 4, false},
+        {20, 24, 3, {5, 9, 16}, 2, 3, true, 0, 4, false},
+        {20, 24, 2, {5, 9}, 1, 1, false, 0, 0, false},
+        {130, 60, 1, {8}, 1, 8, false, 0, 0, false},
+        {3, 24, 3, {5, 9, 16}, 5, 4, false, 0.25F, 2, false},
+        {1, 24, 1, {5}, 1, 2, true, 0.5F, 0, false},
+        {130, 10, 2, {7, 6}, 3, 2, false, 0.1F, 0, false},
+        {9, 24, 3, {5, 9, 16}, 7, 4, true, 0, 1, true},
+        {6, 23, 3, {5, 9, 16}, 6, 4, true, 0.3F, 0, true},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         check_layer(&shapes[i]);
@@ -232,7 +254,7 @@ static void test_borders_of_each_other(void **state)
                                    .part_cols = {N},
                                    .lora_parts = 1,
                                    .rank = R,
-                                   .lora_scale = 1}};
+                                   .lora_scale = {1}}};
     pml_linear_args *a = &args.linear;
     double *x = doubles(&a->x), *w = doubles(&wb);
     run_op(PML_OP_linear, &args);

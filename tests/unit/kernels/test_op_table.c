@@ -42,6 +42,7 @@ static const expectation expectations[] = {
     E(linear, a),
     E(linear, b),
     E(linear, rng),
+    E(linear, places),
     E(linear, y),
     E(linear, u),
     E(linear, ws),
@@ -52,6 +53,7 @@ static const expectation expectations[] = {
     E(linear_bwd, b),
     E(linear_bwd, u),
     E(linear_bwd, rng),
+    E(linear_bwd, places),
     E(linear_bwd, dx),
     E(linear_bwd, dw),
     E(linear_bwd, dbias),
@@ -117,6 +119,11 @@ static const expectation expectations[] = {
     E(adamw, v),
     E(adamw, hyper),
     E(adamw, copy),
+    E(sgd, p),
+    E(sgd, g),
+    E(sgd, m),
+    E(sgd, hyper),
+    E(sgd, copy),
     E(allreduce, x),
 };
 
@@ -147,7 +154,7 @@ static void test_views_come_first(void **state)
     assert_true(sizeof(pml_##name##_args) >= (sizeof signature - 1) * sizeof(pml_view));
     PML_OPS(FIRST)
 #undef FIRST
-    assert_int_equal(offsetof(pml_linear_args, parts), 9 * sizeof(pml_view));
+    assert_int_equal(offsetof(pml_linear_args, parts), 10 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_attention_args, heads), 8 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_rmsnorm_args, eps), 6 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_fill_args, value), sizeof(pml_view));

@@ -161,12 +161,64 @@ static void test_adamw(void **state)
     check_adamw(50001, PML_DTYPE_COUNT);
 }
 
+/* torch.optim.SGD in float64. */
+static void check_sgd(int64_t n, bool momentum, bool nesterov, bool first, pml_dtype copy)
+{
+    pml_op_args args = {.sgd = {.p = random_view(1, n, 0),
+                                .g = random_view(1, n, 0),
+                                .hyper = view_new(1, PML_HYPER_COUNT, 0, PML_F32),
+                                .nesterov = nesterov}};
+    pml_sgd_args *a = &args.sgd;
+    if (momentum)
+        a->m = random_view(1, n, 0);
+    if (copy != PML_DTYPE_COUNT)
+        a->copy = view_new(1, n, 0, copy);
+    const double lr = 1e-2, mu = 0.9, dampening = first ? 0 : 0.2, decay = 0.1, scale = 0.3;
+    float hyper[PML_HYPER_COUNT] = {[PML_HYPER_LR] = (float)lr,
+                                    [PML_HYPER_WEIGHT_DECAY] = (float)decay,
+                                    [PML_HYPER_MOMENTUM] = (float)mu,
+                                    [PML_HYPER_NEW_GRAD] = (float)(1 - dampening),
+                                    [PML_HYPER_GRAD_SCALE] = (float)scale};
+    memcpy(a->hyper.data, hyper, sizeof hyper);
+    for (int64_t i = 0; first && momentum && i < n; i++)
+        *at(&a->m, 0, i) = 0;
+    double *p = doubles(&a->p), *g = doubles(&a->g), *m = momentum ? doubles(&a->m) : NULL;
+    for (int64_t i = 0; i < n; i++) {
+        double grad = g[i] * scale + decay * p[i];
+        if (momentum) {
+            m[i] = mu * m[i] + (1 - dampening) * grad;
+            grad = nesterov ? grad + mu * m[i] : m[i];
+        }
+        p[i] -= lr * grad;
+    }
+    run_op(PML_OP_sgd, &args);
+    expect_view("p", &a->p, p, 5e-7);
+    if (momentum)
+        expect_view("m", &a->m, m, 5e-7);
+    for (int64_t i = 0; copy == PML_F32 && i < n; i++)
+        assert_true(*at(&a->copy, 0, i) == *at(&a->p, 0, i));
+    free(p);
+    free(g);
+    free(m);
+    free_views(PML_OP_sgd, &args);
+}
+
+static void test_sgd(void **state)
+{
+    (void)state;
+    check_sgd(1, false, false, true, PML_DTYPE_COUNT);
+    check_sgd(33, true, false, true, PML_F32);
+    check_sgd(130, true, true, true, PML_DTYPE_COUNT);
+    check_sgd(50001, true, false, false, PML_F32);
+    check_sgd(40001, true, true, false, PML_DTYPE_COUNT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reductions), cmocka_unit_test(test_sumsq_of_large_numbers),
         cmocka_unit_test(test_clip_scale), cmocka_unit_test(test_clip_scale_of_nan),
-        cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_adamw),      cmocka_unit_test(test_sgd),
     };
     return run_on_devices(tests);
 }

@@ -92,9 +92,9 @@ static void test_lora_computes_only_what_it_needs(void **state)
     for (int i = p->segments[micro].first; i < p->segments[micro].end; i++) {
         const pml_node *node = &p->nodes[i];
         if (node->op == PML_OP_linear_bwd) {
-            assert_int_equal(node->operands[8].tensor, -1); /* dw */
-            assert_int_equal(node->operands[9].tensor, -1); /* dbias */
-            assert_true(node->operands[10].tensor >= 0);    /* da */
+            assert_int_equal(node->operands[9].tensor, -1);  /* dw */
+            assert_int_equal(node->operands[10].tensor, -1); /* dbias */
+            assert_true(node->operands[11].tensor >= 0);     /* da */
         }
         if (node->op == PML_OP_rmsnorm_bwd)
             assert_int_equal(node->operands[6].tensor, -1); /* dweight */

@@ -2,6 +2,8 @@
  *
  *   ids        [ d0 d0 d0 d1 d1 d2 d2 d2 d2 ]   n_tokens
  *   positions  [ 0  1  2  0  1  0  1  2  3  ]
+ *   places     [ 7  8  9 20 21  0  1  2  3  ]   where each token stands in the shard, its own for
+ *                                               ever: what dropout's masks are drawn by
  *   cu_seqlens [ 0        3     5           9 ]  n_docs + 1
  *   label_rows: the token rows whose NEXT token is learned; labels: that next token's id.  n_labels
  *
@@ -18,6 +20,7 @@ typedef struct pml_batch {
     int32_t n_tokens, n_docs, n_labels;
     int32_t max_doc; /* tokens of the longest document */
     const int32_t *ids, *positions, *cu_seqlens, *label_rows, *labels;
+    const int64_t *places; /* NULL: nobody asks (no dropout) */
 } pml_batch;
 
 /* Every index inside its bounds: 0 <= id < vocab, positions < max_positions (length of

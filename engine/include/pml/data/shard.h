@@ -27,4 +27,7 @@ int64_t pml_shard_tokens(const pml_shard *shard);
 int32_t pml_shard_row(const pml_shard *shard, int64_t row, const int32_t **ids,
                       const int32_t **labels);
 
+/* Tokens before row i. */
+int64_t pml_shard_offset(const pml_shard *shard, int64_t row);
+
 #endif

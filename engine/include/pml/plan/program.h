@@ -119,7 +119,7 @@ typedef struct pml_program {
 
     /* Tensors the host reads or writes; -1 where the program has none. */
     int32_t ids, positions_in, bounds, key_bounds, label_rows, labels, last_row;
-    int32_t rope, hyper, rng, loss_sum, eval_sum, sumsq, norm, logits;
+    int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits;
     int32_t values, grads, exp_avg, exp_avg_sq;
 
     size_t by_cause[PML_CAUSE_COUNT]; /* of the arena; runtime is 0 here */
