@@ -14,12 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from pantheraml import _native, folders, hub
+from pantheraml import _native, folders, hub, sums
 from pantheraml.config import Settings
 from pantheraml.data.rows import source_of
 from pantheraml.errors import Error, InvalidError, NotInThisVersion
 from pantheraml.memory import Plan
-from pantheraml.record import ENDED
+from pantheraml.record import ENDED, first_damaged
 from pantheraml.run import Run, open_run, start_run
 
 _P = ParamSpec("_P")
@@ -258,8 +258,8 @@ def _write_run(
         "created": time.time(),
         "version": package_version(),
     }
-    text = json.dumps(run, indent=1, ensure_ascii=False) + "\n"
-    folders.write_private(folder / "run.json", text.encode("utf-8"))
+    text = sums.add(json.dumps(run, indent=1, ensure_ascii=False).encode("utf-8")) + b"\n"
+    folders.write_private(folder / "run.json", text)
 
 
 def _planned(
@@ -300,7 +300,7 @@ def _last_state(folder: Path) -> tuple[str, int]:
             if size > 1 << 17:
                 lines = lines[1:]  # begins somewhere in a line
                 state = "running"
-    for line in lines:
+    for line in lines[: first_damaged(lines)]:
         event = json.loads(line)
         if event["type"] == "state":
             state, step = event["state"], event["step"]

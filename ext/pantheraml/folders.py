@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import random
@@ -13,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pantheraml.errors import BusyError, InvalidError, NotFoundError
+from pantheraml import sums
+from pantheraml.errors import BusyError, CorruptError, InvalidError, NotFoundError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ADJECTIVES = (
@@ -83,6 +85,8 @@ def create(name: str | None, model: str) -> Path:
 
 def _with_data(folder: Path) -> Path:
     (folder / "data").mkdir(mode=0o700)
+    sync(folder.parent)
+    sync(folder)
     return folder
 
 
@@ -125,7 +129,7 @@ def every() -> list[Path]:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file of mode 0600, whole or not at all, and fsync it."""
+    """Write a file of mode 0600, whole or not at all, and fsync it and its folder."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -134,6 +138,7 @@ def write_private(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -167,14 +172,39 @@ def _plain(value: Any) -> Any:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``run.json``."""
+    """Read ``run.json``.
+
+    Raises
+    ------
+    CorruptError
+        It is not what was written. A file without a sum was edited, and is taken as it is.
+    """
     path = folder / "run.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if sums.carries(text) and not sums.is_right(text):
+            raise CorruptError(
+                f"{path} is not what was written (its sum does not match); pantheraml doctor says "
+                "what can be done"
+            )
+        config = json.loads(text)
     except FileNotFoundError:
         raise NotFoundError(f"{folder} is no run folder: it has no run.json") from None
     except ValueError as error:
-        raise InvalidError(f"{path}: not JSON ({error})") from None
+        raise CorruptError(f"{path}: not JSON ({error})") from None
     if not isinstance(config, dict):
-        raise InvalidError(f"{path}: not a JSON object")
+        raise CorruptError(f"{path}: not a JSON object")
+    config.pop("sum", None)
     return config
+
+
+def sync(folder: Path) -> None:
+    """Put the names in a folder on disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing
+            raise
+    finally:
+        os.close(fd)

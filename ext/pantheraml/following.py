@@ -57,6 +57,7 @@ class Following:
         self._record = RunRecord(folder)
         self._heartbeat: Event | None = None
         self._welcome: dict[str, Any] | None = None
+        self._trouble = ""  # why the log is not written now
         self._link: Link | None = None
         self._gone = False  # it has no coordinator, as far as we know
         self._subscribers: list[Subscriber] = []
@@ -74,8 +75,13 @@ class Following:
 
     @property
     def reason(self) -> str:
-        """Why it is in this state, in words; may be empty."""
+        """Why it is in this state, in words; may be empty.
+
+        While the disk does not take the run's events, it is that, and what to do.
+        """
         with self._changed:
+            if self._trouble and self._link is not None:
+                return self._trouble
             if self._gone and self._record.state not in ENDED:
                 return "its coordinator is gone; resume() goes on from the newest checkpoint"
             return self._record.reason
@@ -148,6 +154,7 @@ class Following:
                     self._record.apply(event)
                 else:
                     self._heartbeat = event
+                    self._trouble = event.get("trouble", "")
             self._changed.notify_all()
         for event in events:
             self._tell(event)
@@ -156,6 +163,7 @@ class Following:
         """Hear that the coordinator has let us in (for the link)."""
         with self._changed:
             self._welcome = welcome
+            self._trouble = welcome.get("trouble", "")
             self._changed.notify_all()
 
     def on_gone(self, link: Link) -> None:

@@ -7,11 +7,12 @@ from them, so whoever has all events has the whole state.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pantheraml import sums
 from pantheraml.errors import CorruptError
 
 Event = dict[str, Any]
@@ -20,6 +21,9 @@ Event = dict[str, Any]
 ENDED = frozenset({"finished", "stopped", "failed"})
 
 _HISTORY = ("step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds")
+_DURABLE = tuple(
+    b',"type":"%s",' % kind for kind in (b"state", b"applied", b"refused", b"checkpoint")
+)
 _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
@@ -197,37 +201,56 @@ class LogReader:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "events.jsonl"
         self._offset = 0
+        self._lines = 0
 
     def read(self) -> list[Event]:
-        """Give the events that have come; a torn or unfinished last line is left for later."""
+        """Give the events that have come; a torn end is left for later, recovery cuts it.
+
+        Raises
+        ------
+        CorruptError
+            A line is not what was written, and no crash can have left it so.
+        """
         if not self._path.is_file():
             return []
         with self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
-        self._offset += len(data)
+        lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+        bad = first_damaged(lines)
+        if bad is not None and not is_torn(lines[bad:], data.endswith(b"\n")):
+            raise CorruptError(
+                f"{self._path}, line {self._lines + bad + 1} is not what was written: "
+                "pantheraml doctor says what can be done"
+            )
+        lines = lines[:bad]
+        self._offset += sum(map(len, lines)) + len(lines)
+        self._lines += len(lines)
         # One array is read twice as fast as its lines one by one.
-        try:
-            events: list[Event] = json.loads(b"[" + data.rstrip().replace(b"\n", b",") + b"]")
-        except ValueError:
-            return self._line_by_line(data)
+        events: list[Event] = json.loads(b"[" + b",".join(lines) + b"]")
         return events
 
-    def _line_by_line(self, data: bytes) -> list[Event]:
-        """Name the damaged line; a last one is what a power cut leaves, and is cut on recovery."""
-        lines = data.splitlines()
-        events: list[Event] = []
-        for number, line in enumerate(lines, 1):
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                if number == len(lines):
-                    break
-                raise CorruptError(
-                    f"{self._path}: line {number} of the part read last is damaged"
-                ) from None
-        return events
+
+def first_damaged(lines: Sequence[bytes]) -> int | None:
+    """Give the index of the first line that is not what was written; None: all are."""
+    return next((i for i, line in enumerate(lines) if not sums.is_right(line)), None)
+
+
+def is_torn(lines: Sequence[bytes], ends: bool) -> bool:
+    """Whether lines that begin with a damaged one can be what a power cut left.
+
+    Pages that were not synced reach the disk in any order; but a durable event with anything
+    behind it was synced, so there the damage came later.
+
+    Parameters
+    ----------
+    lines
+        The rest of the log from the damaged line on.
+    ends
+        Whether nothing follows the last of them.
+    """
+    before_the_end = lines[:-1] if ends else lines
+    return not any(mark in line for line in before_the_end for mark in _DURABLE)
 
 
 def _numbers(event: Event) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pantheraml import errors, link
+from pantheraml import errors, link, sums
 from pantheraml.record import Event, LogReader, RunRecord
 
 
@@ -230,7 +230,7 @@ def test_commands_and_samples() -> None:
 
 
 def test_the_log_is_read_in_pieces(tmp_path: Path) -> None:
-    lines = [json.dumps(step(n, n)) + "\n" for n in (1, 2, 3)]
+    lines = [sums.add(json.dumps(step(n, n)).encode()).decode() + "\n" for n in (1, 2, 3)]
     log = LogReader(tmp_path)
     assert log.read() == []
     (tmp_path / "events.jsonl").write_text(lines[0] + lines[1][:20])

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pantheraml as pm
 import pytest
+from pantheraml import sums
 from pantheraml.live import clock, sparkline, view, watch
 from pantheraml.report import Curve, chart_svg, page_html, record_html, smooth
 from rich.console import Console
@@ -39,8 +40,9 @@ def run(runs: Path, tmp_path: Path, model: Path) -> pm.Run:
     events.append({"type": "eval", "step": 2000, "loss": 0.5, "labels": 9, "seconds": 1.0})
     events.append({"type": "log", "level": "warning", "message": EVIL})
     events.append({"type": "state", "state": "failed", "step": 2000, "reason": EVIL})
-    lines = [json.dumps({"seq": i, **base, **event}) for i, event in enumerate(events, 1)]
-    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    stamped = [json.dumps({"seq": i, **base, **event}) for i, event in enumerate(events, 1)]
+    lines = [sums.add(line.encode()) for line in stamped]
+    (folder / "events.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     return pm.attach("old")
 
 

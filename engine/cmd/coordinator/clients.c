@@ -38,6 +38,8 @@ static void answer_welcome(coordinator *c, const pml_inbound *in, const char *id
     pml_message_set_string(m, "run", pml_message_string(c->run, "name"));
     pml_message_set_string(m, "state", run_state_names[c->state]);
     pml_message_set_string(m, "reason", c->reason);
+    if (c->trouble[0] != '\0')
+        pml_message_set_string(m, "trouble", c->trouble);
     pml_message_set_int(m, "step", c->step);
     pml_message_set_int(m, "max_steps", c->max_steps);
     pml_message_set_int(m, "seq", eventlog_last(c->log));

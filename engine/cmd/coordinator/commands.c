@@ -123,6 +123,8 @@ static pml_status allowed_now(const coordinator *c, pml_message_type verb, pml_e
     if (c->state == RUN_FINISHED && !serves)
         return PML_FAIL(err, PML_BUSY, "the run is finished: there is nothing to %s",
                         pml_message_name(verb));
+    if (verb != PML_REQUEST_stop && journal_is_full(c))
+        return PML_FAIL(err, PML_IO, "%s", c->trouble);
     if (c->n_commands >= COMMANDS_MAX)
         return PML_FAIL(err, PML_BUSY, "a run takes at most %d commands", COMMANDS_MAX);
     return PML_OK;
@@ -172,7 +174,7 @@ pml_status command_accept(coordinator *c, const pml_message *request, int64_t *n
     *number = k->number;
     log_accepted(c, k);
     if (c->broken)
-        return PML_FAIL(err, PML_IO, "the log cannot be written: the run ends");
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the log: the run ends");
     if (verb == PML_REQUEST_stop && !c->went)
         stop_at_once(c, k);
     else

@@ -6,9 +6,9 @@
  *   workers.c   starting workers, their reports, their ends
  *   prepare.c   the data preparation that may run first
  *   resume.c    which checkpoint to go on from, and what to apply again
- *   eventlog.c  the log     spawn.c  child processes
+ *   eventlog.c  the log     journal.c  on the way to it    spawn.c  child processes
  *
- * One thread. A failure of the log is the end: nothing may be announced that is not on disk. */
+ * One thread. What is not in the log is not announced; journal.c says what happens meanwhile. */
 #ifndef PML_COORDINATOR_H
 #define PML_COORDINATOR_H
 
@@ -119,7 +119,14 @@ typedef struct coordinator {
     bool leaving; /* a signal asked us to go: no grace */
     bool ending;  /* workers were released; we go when they are gone */
     double ending_since;
-    bool broken; /* the log cannot be written */
+    bool broken; /* no memory for an event, or a log that contradicts itself: the run ends */
+
+    /* journal.c: while the disk does not take the log. trouble "" = it does. */
+    char trouble[1400], trouble_cause[1000];
+    double trouble_since, trouble_tried;
+    size_t trouble_lines, held_max;
+    int64_t held_pause;   /* number of our pause command, 0: none */
+    double run_unwritten; /* run.json lacks the identity: when it was tried last, 0: it does not */
 } coordinator;
 
 extern const char *const run_state_names[];
@@ -132,6 +139,16 @@ void emit_log(coordinator *c, const char *level, int rank, const char *format, .
     __attribute__((format(printf, 4, 5)));
 void set_state(coordinator *c, run_state state, pml_status code, int rank, const char *reason);
 bool run_is_over(const coordinator *c); /* finished, stopped or failed */
+
+/* ---- journal.c ---- */
+
+/* Write what waits, publish what is in the log. */
+void journal_write(coordinator *c);
+void journal_tick(coordinator *c, double now);
+bool journal_is_full(const coordinator *c); /* no more commands, save stop */
+/* A run that is over stays for what its log lacks. */
+bool journal_keeps_us(const coordinator *c, double now);
+void journal_end(coordinator *c); /* a last try */
 
 /* ---- clients.c ---- */
 void handle_request(coordinator *c, const pml_inbound *in);
@@ -181,6 +198,8 @@ void resume_recover(coordinator *c, const pml_message *event);
 /* `again` orders for a worker that stands at step. */
 void resume_apply_again(coordinator *c, worker *w);
 pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_error *err);
+/* The identity into run.json, where the disk did not take it before. */
+void resume_write_run_again(coordinator *c, double now);
 void resume_free(coordinator *c);
 
 #endif

@@ -2,31 +2,45 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "eventlog_recover.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/base/path.h"
+#include "pml/json/sum.h"
 
-enum { PATH_BYTES = 4096 };
+enum {
+    PATH_BYTES = 4096,
+    FIRST_LINES = 1024,
+    FIRST_TAIL = 64 << 10,
+    SYNC_BYTES = 256 << 10 /* unsynced steps that are kept in memory, at most */
+};
 
 struct eventlog {
     int fd;
     char path[PATH_BYTES];
-    int64_t *offsets; /* offsets[i]: where line i begins; offsets[n] = the file's end */
+    int64_t *offsets; /* offsets[i]: where line i begins; offsets[n] = the end of all of them */
     size_t n, capacity;
+    int64_t written;  /* bytes of the file that are as they should be                     */
+    size_t synced;    /* lines that are on disk for sure                                   */
+    size_t announced; /* lines that were given to others                                   */
+    size_t durable;   /* the first line that must be synced before it is announced, n: none */
+    char *tail;       /* lines from `kept` on: those not synced or not announced            */
+    bool *is_durable; /* of each of them */
+    size_t kept, tail_room, kept_room;
     int64_t timeline;
 };
 
-static pml_status add_offset(eventlog *log, int64_t offset, pml_error *err)
+static pml_status add_offset(void *user, int64_t offset, pml_error *err)
 {
+    eventlog *log = user;
     if (log->n + 2 > log->capacity) {
-        size_t capacity = log->capacity == 0 ? 1024 : 2 * log->capacity;
+        size_t capacity = 2 * log->capacity;
         int64_t *larger = reallocarray(log->offsets, capacity, sizeof *larger);
         if (larger == NULL)
             return PML_FAIL(err, PML_NO_MEMORY, "no memory for the index of %s", log->path);
@@ -37,84 +51,9 @@ static pml_status add_offset(eventlog *log, int64_t offset, pml_error *err)
     return PML_OK;
 }
 
-/* ---- recovery ---- */
+/* ---- opening ---- */
 
-static const char *after(const char *text, const char *end, const char *words)
-{
-    size_t n = strlen(words);
-    return (size_t)(end - text) >= n && memcmp(text, words, n) == 0 ? text + n : NULL;
-}
-
-/* Our own lines begin with seq, time and timeline; most are steps, which are told apart here
- * without parsing them. */
-static bool is_bulk(const char *line, const char *end, int64_t seq)
-{
-    char begin[48];
-    snprintf(begin, sizeof begin, "{\"seq\":%lld,\"time\":", (long long)seq);
-    const char *at = after(line, end, begin);
-    at = at == NULL ? NULL : memchr(at, ',', (size_t)(end - at));
-    at = at == NULL ? NULL : after(at, end, ",\"timeline\":");
-    at = at == NULL ? NULL : memchr(at, ',', (size_t)(end - at));
-    return at != NULL && end[-1] == '}' &&
-           (after(at, end, ",\"type\":\"step\",") != NULL ||
-            after(at, end, ",\"type\":\"progress\",") != NULL);
-}
-
-typedef struct recovery {
-    void (*seen)(void *user, const pml_message *event);
-    void *user;
-} recovery;
-
-/* One whole line. PML_CORRUPT when it is not the event that belongs here. */
-static pml_status take_line(eventlog *log, const recovery *r, const char *line, const char *end,
-                            pml_error *err)
-{
-    int64_t seq = (int64_t)log->n + 1;
-    if (is_bulk(line, end, seq))
-        return PML_OK;
-    pml_message *event;
-    pml_status status =
-        pml_message_parse(PML_CHANNEL_EVENT, line, (size_t)(end - line), &event, err);
-    if (status == PML_NO_MEMORY)
-        return status;
-    if (status == PML_OK && pml_message_int(event, "seq") != seq)
-        status =
-            PML_FAIL(err, PML_CORRUPT, "its seq is %lld", (long long)pml_message_int(event, "seq"));
-    if (status == PML_OK) {
-        log->timeline = pml_message_int(event, "timeline");
-        r->seen(r->user, event);
-        pml_message_destroy(&event);
-        return PML_OK;
-    }
-    pml_error_prefix(err, "%s, line %lld", log->path, (long long)seq);
-    return PML_CORRUPT;
-}
-
-/* What follows the last newline was being written when the machine stopped. A last line that has
- * its newline and is still not JSON is the same thing seen through a disk that wrote out of order.
- */
-static pml_status recover(eventlog *log, const recovery *r, const char *text, size_t size,
-                          size_t *whole, pml_error *err)
-{
-    *whole = 0;
-    pml_status status = PML_OK;
-    while (status == PML_OK && *whole < size) {
-        const char *line = text + *whole;
-        const char *end = memchr(line, '\n', size - *whole);
-        if (end == NULL)
-            return PML_OK;
-        status = take_line(log, r, line, end, err);
-        if (status == PML_CORRUPT && end + 1 == text + size)
-            return PML_OK;
-        if (status == PML_OK) {
-            *whole = (size_t)(end + 1 - text);
-            status = add_offset(log, (int64_t)*whole, err);
-        }
-    }
-    return status;
-}
-
-static pml_status recover_file(eventlog *log, const recovery *r, size_t *cut, pml_error *err)
+static pml_status recover_file(eventlog *log, recovered *r, size_t *cut, pml_error *err)
 {
     struct stat st;
     if (fstat(log->fd, &st) != 0 || !S_ISREG(st.st_mode))
@@ -125,14 +64,37 @@ static pml_status recover_file(eventlog *log, const recovery *r, size_t *cut, pm
     void *text = mmap(NULL, size, PROT_READ, MAP_PRIVATE, log->fd, 0);
     if (text == MAP_FAILED)
         return PML_FAIL(err, PML_IO, "cannot read %s: %s", log->path, strerror(errno));
-    pml_status status = recover(log, r, text, size, &whole, err);
+    pml_status status = eventlog_recover(r, text, size, &whole, err);
     munmap(text, size);
-    if (status != PML_OK || whole == size)
+    if (status != PML_OK)
         return status;
     *cut = size - whole;
-    if (ftruncate(log->fd, (off_t)whole) != 0 || fsync(log->fd) != 0)
+    if (*cut > 0 && ftruncate(log->fd, (off_t)whole) != 0)
         return PML_FAIL(err, PML_IO, "cannot cut the torn end of %s: %s", log->path,
                         strerror(errno));
+    /* The lines were whole in the page cache of this boot, which says nothing of the disk. */
+    if (fsync(log->fd) != 0)
+        return PML_FAIL(err, PML_IO, "cannot put %s on disk: %s", log->path, strerror(errno));
+    log->synced = log->announced = log->durable = log->kept = log->n;
+    log->written = (int64_t)whole;
+    return PML_OK;
+}
+
+static pml_status open_file(eventlog *log, const char *folder, pml_error *err)
+{
+    pml_status status = pml_path_join(log->path, sizeof log->path, folder, "events.jsonl", err);
+    if (status != PML_OK)
+        return status;
+    log->fd = open(log->path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (log->fd < 0)
+        return PML_FAIL(err, PML_IO, "cannot open %s: %s", log->path, strerror(errno));
+    log->offsets = calloc(FIRST_LINES, sizeof *log->offsets);
+    log->tail = malloc(FIRST_TAIL);
+    log->is_durable = calloc(FIRST_LINES, sizeof *log->is_durable);
+    if (log->offsets == NULL || log->tail == NULL || log->is_durable == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the index of %s", log->path);
+    log->capacity = log->kept_room = FIRST_LINES;
+    log->tail_room = FIRST_TAIL;
     return PML_OK;
 }
 
@@ -145,21 +107,13 @@ pml_status eventlog_open(const char *folder, void (*seen)(void *user, const pml_
     if (log == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the event log");
     log->fd = -1;
-    log->timeline = -1;
-    recovery r = {seen, user};
-    pml_status status = pml_path_join(log->path, sizeof log->path, folder, "events.jsonl", err);
-    if (status == PML_OK) {
-        log->fd = open(log->path, O_RDWR | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
-        if (log->fd < 0)
-            status = PML_FAIL(err, PML_IO, "cannot open %s: %s", log->path, strerror(errno));
-    }
-    if (status == PML_OK && (log->offsets = calloc(1024, sizeof *log->offsets)) == NULL)
-        status = PML_FAIL(err, PML_NO_MEMORY, "no memory for the index of %s", log->path);
-    log->capacity = 1024;
+    recovered r = {log->path, seen, add_offset, log, user, -1};
+    pml_status status = open_file(log, folder, err);
     if (status == PML_OK)
         status = recover_file(log, &r, cut, err);
     if (status == PML_OK)
         status = pml_folder_sync(folder, err);
+    log->timeline = r.timeline;
     if (status != PML_OK)
         eventlog_close(&log);
     *out = log;
@@ -173,13 +127,15 @@ void eventlog_close(eventlog **log)
     if ((*log)->fd >= 0)
         close((*log)->fd);
     free((*log)->offsets);
+    free((*log)->is_durable);
+    free((*log)->tail);
     free(*log);
     *log = NULL;
 }
 
 int64_t eventlog_last(const eventlog *log)
 {
-    return (int64_t)log->n;
+    return (int64_t)log->announced;
 }
 
 int64_t eventlog_timeline(const eventlog *log)
@@ -187,41 +143,170 @@ int64_t eventlog_timeline(const eventlog *log)
     return log->timeline;
 }
 
+size_t eventlog_waiting(const eventlog *log, size_t *bytes)
+{
+    *bytes = (size_t)(log->offsets[log->n] - log->offsets[log->kept]);
+    return log->n - log->announced;
+}
+
 /* ---- writing ---- */
 
-pml_status eventlog_append(eventlog *log, pml_message *event, int64_t timeline, bool durable,
-                           char **text, size_t *size, pml_error *err)
+static char *in_tail(const eventlog *log, int64_t offset)
 {
-    pml_message_stamp(event, eventlog_last(log) + 1, pml_clock_unix(), timeline);
-    pml_status status = pml_message_print(event, text, size, err);
-    if (status != PML_OK)
-        return status;
-    if (*size > PML_EVENT_MAX)
-        status = PML_FAIL(err, PML_INVALID, "an event has at most %d bytes, this %s has %zu",
-                          PML_EVENT_MAX, pml_message_name(pml_message_type_of(event)), *size);
-    int64_t begin = log->offsets[log->n];
-    if (status == PML_OK) {
-        (*text)[*size] = '\n'; /* in the place of the NUL: one write for the whole line */
-        status = pml_file_write_all(log->fd, *text, *size + 1, log->path, err);
-        (*text)[*size] = '\0';
-        if (status == PML_OK && durable && fdatasync(log->fd) != 0)
-            status = PML_FAIL(err, PML_IO, "cannot put %s on disk: %s", log->path, strerror(errno));
-        if (status == PML_OK)
-            status = add_offset(log, begin + (int64_t)*size + 1, err);
-        if (status != PML_OK && ftruncate(log->fd, (off_t)begin) != 0)
-            pml_error_prefix(err, "the log is torn");
+    return log->tail + (offset - log->offsets[log->kept]);
+}
+
+/* What is on disk and known to all need not be kept. */
+static void trim(eventlog *log)
+{
+    size_t first = log->synced < log->announced ? log->synced : log->announced;
+    if (first == log->kept)
+        return;
+    memmove(log->tail, in_tail(log, log->offsets[first]),
+            (size_t)(log->offsets[log->n] - log->offsets[first]));
+    memmove(log->is_durable, log->is_durable + (first - log->kept), log->n - first);
+    log->kept = first;
+}
+
+/* A power of two times what is there, at least `want`. */
+static size_t room_for(size_t have, size_t want)
+{
+    while (have < want)
+        have *= 2;
+    return have;
+}
+
+static pml_status make_room(eventlog *log, size_t bytes, pml_error *err)
+{
+    size_t have = (size_t)(log->offsets[log->n] - log->offsets[log->kept]);
+    size_t room = room_for(log->tail_room, have + bytes);
+    char *tail = room == log->tail_room ? log->tail : realloc(log->tail, room);
+    if (tail != NULL) {
+        log->tail = tail;
+        log->tail_room = room;
     }
-    if (status != PML_OK) {
-        free(*text);
-        *text = NULL;
-        *size = 0;
-        return status;
+    room = room_for(log->kept_room, log->n - log->kept + 1);
+    bool *marks = room == log->kept_room ? log->is_durable : realloc(log->is_durable, room);
+    if (marks != NULL) {
+        log->is_durable = marks;
+        log->kept_room = room;
     }
-    log->timeline = timeline;
+    if (tail == NULL || marks == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for events that wait for the disk");
     return PML_OK;
 }
 
+pml_status eventlog_append(eventlog *log, pml_message *event, int64_t timeline, bool durable,
+                           pml_error *err)
+{
+    char *text = NULL;
+    size_t size = 0;
+    trim(log);
+    pml_message_stamp(event, (int64_t)log->n + 1, pml_clock_unix(), timeline);
+    pml_status status = pml_message_print(event, &text, &size, err);
+    if (status == PML_OK)
+        status = pml_sum_add(&text, &size, err);
+    if (status == PML_OK && size > PML_EVENT_MAX)
+        status = PML_FAIL(err, PML_INVALID, "an event has at most %d bytes, this %s has %zu",
+                          PML_EVENT_MAX, pml_message_name(pml_message_type_of(event)), size);
+    if (status == PML_OK)
+        status = make_room(log, size + 1, err);
+    int64_t begin = log->offsets[log->n];
+    if (status == PML_OK)
+        status = add_offset(log, begin + (int64_t)size + 1, err);
+    if (status == PML_OK) {
+        memcpy(in_tail(log, begin), text, size);
+        *in_tail(log, begin + (int64_t)size) = '\n';
+        log->is_durable[log->n - 1 - log->kept] = durable;
+        if (log->durable == log->n - 1 && !durable) /* none has waited, and this one does not */
+            log->durable = log->n;
+        log->timeline = timeline;
+    }
+    free(text);
+    return status;
+}
+
+static pml_status write_up_to(eventlog *log, int64_t end, pml_error *err)
+{
+    while (log->written < end) {
+        ssize_t n = pwrite(log->fd, in_tail(log, log->written), (size_t)(end - log->written),
+                           (off_t)log->written);
+        if (n < 0 && errno != EINTR)
+            return PML_FAIL(err, PML_IO, "cannot write %s: %s", log->path, strerror(errno));
+        if (n > 0)
+            log->written += n;
+    }
+    return PML_OK;
+}
+
+/* `written` is the end of a line here. */
+static pml_status sync_file(eventlog *log, pml_error *err)
+{
+    if (fdatasync(log->fd) != 0) {
+        /* The system has told us once and will not again: pages that it could not write count as
+         * clean now. Writing them again is the only way to have them on disk. */
+        log->written = log->offsets[log->synced];
+        return PML_FAIL(err, PML_IO, "cannot put %s on disk: %s", log->path, strerror(errno));
+    }
+    while (log->synced < log->n && log->offsets[log->synced + 1] <= log->written)
+        log->synced++;
+    log->durable = log->synced;
+    while (log->durable < log->n && !log->is_durable[log->durable - log->kept])
+        log->durable++;
+    return PML_OK;
+}
+
+/* A durable line is synced before anything is written behind it: recovery tells by that what was
+ * torn from what was damaged. */
+pml_status eventlog_flush(eventlog *log, pml_error *err)
+{
+    pml_status status = PML_OK;
+    trim(log);
+    while (status == PML_OK && log->durable < log->n) {
+        status = write_up_to(log, log->offsets[log->durable + 1], err);
+        if (status == PML_OK)
+            status = sync_file(log, err);
+    }
+    if (status == PML_OK)
+        status = write_up_to(log, log->offsets[log->n], err);
+    if (status == PML_OK && log->written - log->offsets[log->synced] >= SYNC_BYTES)
+        status = sync_file(log, err);
+    return status;
+}
+
+bool eventlog_next(eventlog *log, const char **text, size_t *size)
+{
+    size_t i = log->announced;
+    if (i >= log->durable || log->offsets[i + 1] > log->written)
+        return false;
+    *text = in_tail(log, log->offsets[i]);
+    *size = (size_t)(log->offsets[i + 1] - log->offsets[i]) - 1;
+    log->announced++;
+    return true;
+}
+
 /* ---- reading ---- */
+
+/* Bytes [begin, begin + want) of the log: of the file, and of the tail, which is as it should be
+ * even where the file is not. */
+static pml_status read_bytes(const eventlog *log, int64_t begin, char *out, size_t want,
+                             pml_error *err)
+{
+    int64_t end = begin + (int64_t)want, tail = log->offsets[log->kept];
+    size_t of_file = end <= tail ? want : begin < tail ? (size_t)(tail - begin) : 0;
+    for (size_t got = 0; got < of_file;) {
+        ssize_t n = pread(log->fd, out + got, of_file - got, (off_t)begin + (off_t)got);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return PML_FAIL(err, PML_IO, "cannot read %s: %s", log->path,
+                            n == 0 ? "it became shorter" : strerror(errno));
+        got += (size_t)n;
+    }
+    if (of_file < want)
+        memcpy(out + of_file, in_tail(log, begin + (int64_t)of_file), want - of_file);
+    return PML_OK;
+}
 
 pml_status eventlog_read(eventlog *log, int64_t from, char *out, size_t capacity, size_t *size,
                          int64_t *next, pml_error *err)
@@ -232,21 +317,15 @@ pml_status eventlog_read(eventlog *log, int64_t from, char *out, size_t capacity
         return PML_OK;
     int64_t begin = log->offsets[from - 1];
     size_t last = (size_t)from; /* lines [from - 1, last) are read; each newline becomes a comma */
-    while (last < log->n && log->offsets[last + 1] - begin <= (int64_t)capacity)
+    while (last < log->announced && log->offsets[last + 1] - begin <= (int64_t)capacity)
         last++;
     size_t want = (size_t)(log->offsets[last] - begin);
     if (want > capacity)
         return PML_FAIL(err, PML_INTERNAL, "event %lld is longer than any message",
                         (long long)from);
-    for (size_t got = 0; got < want;) {
-        ssize_t n = pread(log->fd, out + got, want - got, (off_t)begin + (off_t)got);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return PML_FAIL(err, PML_IO, "cannot read %s: %s", log->path,
-                            n == 0 ? "it became shorter" : strerror(errno));
-        got += (size_t)n;
-    }
+    pml_status status = read_bytes(log, begin, out, want, err);
+    if (status != PML_OK)
+        return status;
     for (size_t i = (size_t)from; i < last; i++)
         out[log->offsets[i] - begin - 1] = ',';
     *size = want - 1; /* without the last newline */

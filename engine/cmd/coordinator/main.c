@@ -20,8 +20,9 @@
 #include "pml/base/file.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
+#include "pml/json/sum.h"
 
-enum { GRACE_SECONDS = 15, END_SECONDS = 120, KILL_SECONDS = 5 };
+enum { GRACE_SECONDS = 15, END_SECONDS = 120, KILL_SECONDS = 5, HELD_BYTES = 16 << 20 };
 
 const char *const run_state_names[] = {
     [RUN_STARTING] = "starting", [RUN_RUNNING] = "running", [RUN_PAUSED] = "paused",
@@ -37,21 +38,15 @@ bool run_is_over(const coordinator *c)
 
 void emit(coordinator *c, pml_message *event, bool durable)
 {
-    char *text = NULL;
-    size_t size;
     pml_error err = PML_ERROR_INIT;
-    pml_status status =
-        c->broken ? PML_IO
-                  : eventlog_append(c->log, event, c->timeline, durable, &text, &size, &err);
-    if (status == PML_OK && c->hub != NULL)
-        status = pml_hub_publish(c->hub, text, size, &err);
-    if (status != PML_OK && !c->broken) {
+    if (!c->broken && eventlog_append(c->log, event, c->timeline, durable, &err) != PML_OK) {
         pml_log(PML_LOG_ERROR, "%s", err.message);
-        /* A message that was built wrong is a fault of ours, but not of the disk. */
-        c->broken = status != PML_INTERNAL && status != PML_INVALID;
+        /* A message that was built wrong is a fault of ours, but no reason to end. */
+        c->broken = err.code != PML_INTERNAL && err.code != PML_INVALID;
     }
-    free(text);
     pml_message_destroy(&event);
+    if (c->trouble[0] == '\0') /* else it is tried again in its time */
+        journal_write(c);
 }
 
 void emit_log(coordinator *c, const char *level, int rank, const char *format, ...)
@@ -103,6 +98,8 @@ static void heartbeat(coordinator *c)
     pml_message *m = pml_message_new(PML_SIGNAL_heartbeat);
     pml_message_set_number(m, "time", pml_clock_unix());
     pml_message_set_string(m, "state", run_state_names[c->state]);
+    if (c->trouble[0] != '\0')
+        pml_message_set_string(m, "trouble", c->trouble);
     pml_message_set_int(m, "step", c->step);
     pml_message_set_int(m, "last", eventlog_last(c->log));
     pml_message_set_empty(m, "workers");
@@ -203,7 +200,7 @@ static void take_messages(coordinator *c)
  * serve, and waits only for those that are still asking. */
 static void end_in_time(coordinator *c, double now)
 {
-    if (!run_is_over(c) || c->ending)
+    if (!run_is_over(c) || c->ending || journal_keeps_us(c, now))
         return;
     bool serving = c->state == RUN_FINISHED && !workers_gone(c);
     double last = serving ? c->last_alive : c->last_request;
@@ -219,6 +216,7 @@ static void tick(coordinator *c)
         fail_now(c);
     if (c->broken)
         begin_end(c);
+    journal_tick(c, now);
     if (now - c->beat_at >= 1) {
         c->beat_at = now;
         heartbeat(c);
@@ -296,10 +294,14 @@ static pml_status read_run(coordinator *c, pml_error *err)
         status = pml_file_read(path, PML_MESSAGE_MAX, false, &text, &size, err);
     if (status != PML_OK)
         return status;
-    status = pml_message_parse_as(PML_FILE_run, text, size, &c->run, err);
+    status = pml_sum_check(text, size, err);
+    if (status == PML_OK || status == PML_NOT_FOUND) /* none: somebody has edited it */
+        status = pml_message_parse_as(PML_FILE_run, text, size, &c->run, err);
     free(text);
     if (status != PML_OK)
         pml_error_prefix(err, "%s", path);
+    else
+        pml_message_remove(c->run, "sum"); /* of the file, not of what is in it */
     return status;
 }
 
@@ -340,7 +342,7 @@ static pml_status open_log(coordinator *c, pml_error *err)
         return PML_FAIL(err, PML_BUSY, "this run has a history: resume it, or take another name");
     c->timeline = eventlog_timeline(c->log) + 1;
     if (cut > 0)
-        emit_log(c, "warning", -1, "%zu bytes of a torn last line were cut from the log", cut);
+        emit_log(c, "warning", -1, "%zu bytes of a torn end were cut from the log", cut);
     return PML_OK;
 }
 
@@ -470,13 +472,17 @@ int main(int argc, char **argv)
                             .comm = -1,
                             .prepare_out = -1,
                             .next_number = 1,
-                            .grace = GRACE_SECONDS};
+                            .grace = GRACE_SECONDS,
+                            .held_max = HELD_BYTES};
     int ready = -1;
     pml_error err = PML_ERROR_INIT;
     pml_log_init("coordinator", PML_LOG_INFO);
     const char *grace = getenv("PML_GRACE_SECONDS");
     if (grace != NULL)
         c.grace = atof(grace);
+    const char *held = getenv("PML_HELD_BYTES");
+    if (held != NULL)
+        c.held_max = strtoul(held, NULL, 10);
     umask(0077);
     pml_status status = parse_arguments(&c, argc, argv, &ready, &err);
     if (status == PML_OK)
@@ -486,6 +492,7 @@ int main(int argc, char **argv)
         pml_log(PML_LOG_INFO, "run %s, timeline %lld", c.folder, (long long)c.timeline);
         start_run(&c);
         loop(&c);
+        journal_end(&c);
         pml_log(PML_LOG_INFO, "ends; the run is %s", run_state_names[c.state]);
     } else {
         pml_log(PML_LOG_ERROR, "%s", err.message);

@@ -7,8 +7,10 @@
 #include <string.h>
 
 #include "coordinator.h"
+#include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/base/path.h"
+#include "pml/json/sum.h"
 #include "pml/train/checkpoint.h"
 
 /* 412 of "step-000412" and of "step-000412-tried-1e-4" (one that was given a name); else -1. */
@@ -191,25 +193,53 @@ void resume_apply_again(coordinator *c, worker *w)
 
 static pml_status write_run(coordinator *c, pml_error *err)
 {
-    char path[PATH_MAX], *text;
+    char path[PATH_MAX], *text = NULL;
     size_t size;
     pml_status status = pml_path_join(path, sizeof path, c->folder, "run.json", err);
     if (status == PML_OK)
         status = pml_message_print(c->run, &text, &size, err);
-    if (status != PML_OK)
-        return status;
-    status = pml_file_write(path, text, size, 0600, err);
+    if (status == PML_OK)
+        status = pml_sum_add(&text, &size, err);
+    if (status == PML_OK)
+        status = pml_file_write(path, text, size, 0600, err);
     free(text);
     return status;
+}
+
+/* A disk that does not take run.json now is no reason to end: it is as it was, and tried again. */
+static pml_status keep_identity(coordinator *c, const pml_message *ready, pml_error *err)
+{
+    pml_error why = PML_ERROR_INIT;
+    pml_message_set_part(c->run, "identity", pml_message_part(ready, "identity", 0));
+    pml_status status = write_run(c, &why);
+    if (status != PML_OK && status != PML_IO)
+        return PML_FAIL(err, status, "%s", why.message);
+    if (status == PML_IO) {
+        c->run_unwritten = pml_clock_monotonic();
+        emit_log(c, "warning", -1,
+                 "what decides bits is not in run.json yet: %s; make room, it is tried again",
+                 why.message);
+    }
+    return PML_OK;
+}
+
+void resume_write_run_again(coordinator *c, double now)
+{
+    pml_error err = PML_ERROR_INIT;
+    if (c->run_unwritten == 0 || now - c->run_unwritten < 1)
+        return;
+    c->run_unwritten = now;
+    if (write_run(c, &err) != PML_OK)
+        return; /* as before, and that was told */
+    c->run_unwritten = 0;
+    emit_log(c, "info", -1, "run.json could be written now");
 }
 
 pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_error *err)
 {
     char difference[512];
-    if (!pml_message_has(c->run, "identity")) {
-        pml_message_set_part(c->run, "identity", pml_message_part(ready, "identity", 0));
-        return write_run(c, err);
-    }
+    if (!pml_message_has(c->run, "identity"))
+        return keep_identity(c, ready, err);
     pml_message_differs(c->run, "identity", ready, "identity", difference, sizeof difference);
     if (difference[0] == '\0')
         return PML_OK;
@@ -222,8 +252,7 @@ pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_e
              "what decides bits has changed (%s): the run goes on, not bitwise as "
              "it would have",
              difference);
-    pml_message_set_part(c->run, "identity", pml_message_part(ready, "identity", 0));
-    return write_run(c, err);
+    return keep_identity(c, ready, err);
 }
 
 void resume_free(coordinator *c)

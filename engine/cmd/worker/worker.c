@@ -15,6 +15,7 @@
 #include "pml/base/file.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
+#include "pml/json/sum.h"
 
 enum { LEASE_FD = 3, COMM_FD = 4 };
 static const double progress_seconds = 0.25;
@@ -59,7 +60,9 @@ static pml_status read_run(worker *w, pml_error *err)
         status = pml_file_read(path, PML_MESSAGE_MAX, false, &text, &size, err);
     if (status != PML_OK)
         return status;
-    status = pml_message_parse_as(PML_FILE_run, text, size, &w->run, err);
+    status = pml_sum_check(text, size, err);
+    if (status == PML_OK || status == PML_NOT_FOUND) /* none: somebody has edited it */
+        status = pml_message_parse_as(PML_FILE_run, text, size, &w->run, err);
     free(text);
     return status;
 }

@@ -1,0 +1,24 @@
+/* Recovery of the log: which of its bytes are whole lines, and what they tell. */
+#ifndef PML_COORDINATOR_EVENTLOG_RECOVER_H
+#define PML_COORDINATOR_EVENTLOG_RECOVER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pml/base/error.h"
+#include "pml/json/messages.h"
+
+typedef struct recovered {
+    const char *path; /* for messages */
+    void (*seen)(void *user, const pml_message *event);
+    pml_status (*line)(void *user, int64_t end, pml_error *err); /* a whole line ends there */
+    void *user;                                                  /* of line */
+    void *seen_user;
+    int64_t timeline; /* of the last event, -1: none */
+} recovered;
+
+/* *whole: bytes of whole lines; what follows them is torn, as eventlog_open says. */
+pml_status eventlog_recover(recovered *r, const char *text, size_t size, size_t *whole,
+                            pml_error *err);
+
+#endif

@@ -1,0 +1,28 @@
+/* A disk that fails or is watched: libdisk.so, loaded by LD_PRELOAD, stands before the system calls
+ * that change files.
+ *
+ *   PML_DISK=FILE           a struct disk_control, which the test maps too and changes while we run
+ *   PML_DISK_PROGRAM=NAME   only in the program of that name
+ *   PML_DISK_RECORD=FILE    every change below the watched folder is appended
+ * (tools/chaos/power.py)
+ *
+ * Counted are open with O_CREAT or for writing, write, pwrite, ftruncate, fsync, fdatasync, fchmod,
+ * close of a file that was written, mkdir, rename, renameat2, unlink and unlinkat below `prefix`.
+ */
+#ifndef TESTS_SHIM_DISK_H
+#define TESTS_SHIM_DISK_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+typedef struct disk_control {
+    char prefix[512];     /* real path of what is watched; "" = nothing */
+    _Atomic int64_t n;    /* operations so far: 1, 2, … */
+    _Atomic int64_t from; /* those from `from` to `to` fail; 0: none */
+    _Atomic int64_t to;
+    _Atomic int32_t code; /* errno */
+    _Atomic int32_t half; /* a failing write takes half of its bytes first, as a full disk does */
+    char last[600];       /* what failed last: "write PATH" */
+} disk_control;
+
+#endif
