@@ -208,6 +208,8 @@ def _resolve(
     folder = hub.resolve(model)
     known = _native.check_model(folder)
     resolved = settings.resolve(int(known["max_positions"]))
+    if known["nf4"] and resolved["quant"] != "nf4":
+        raise InvalidError(f'model: {folder} holds NF4 weights; give quant="nf4"')
     return resolved, {"model": str(folder), "model_id": os.fspath(model)}
 
 

@@ -17,7 +17,7 @@ _SETTINGS_OF_TRAIN = (
     "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing",
     "weight_decay", "max_grad_norm", "seed", "eval_steps", "save_steps", "save_total_limit",
-    "memory_limit", "shuffle", "deterministic", "threads", "devices",
+    "memory_limit", "shuffle", "deterministic", "threads", "devices", "quant",
 )  # fmt: skip
 
 
@@ -276,6 +276,7 @@ def _model_argument(parser: argparse.ArgumentParser) -> None:
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--lora-r", type=int, help="rank")
+    parser.add_argument("--quant", choices=("nf4",), help="store frozen layers in 4 bits")
     numbers: dict[type, tuple[str, ...]] = {
         int: (
             "max_steps", "warmup_steps", "per_device_train_batch_size",

@@ -98,7 +98,8 @@ class Settings:
     method
         ``"lora"`` trains an adapter, ``"full"`` every weight.
     quant
-        Quantisation of frozen weights; only None in this version.
+        How frozen linear layers are stored: ``"nf4"`` takes 4.13 bits a weight, in bitsandbytes'
+        layout; None keeps them as they are.
     lora
         The adapter, for ``method="lora"``.
     max_steps
@@ -221,6 +222,7 @@ class Settings:
         return {
             "method": self.method,
             "dtype": "float32",
+            "quant": self.quant or "none",
             **adapter,
             "max_steps": 0 if steps is None else whole("max_steps", steps, 1, 10**12),
             "num_train_epochs": number(
@@ -258,7 +260,12 @@ class Settings:
         choice("method", self.method, ("lora", "full"))
         if self.quant is not None:
             choice("quant", self.quant, ("nf4", "fp8"))
-            raise NotInThisVersion(f"not in this version: quant={self.quant!r}; leave it None")
+            if self.quant != "nf4":
+                raise NotInThisVersion(f'not in this version: quant={self.quant!r}; use "nf4"')
+            if self.method == "full":
+                raise InvalidError(
+                    'quant="nf4" needs method="lora": weights of 4 bits cannot be trained'
+                )
         if self.optim not in ("adamw", "adamw_torch"):
             raise NotInThisVersion(f'not in this version: optim={self.optim!r}; there is "adamw"')
         if self.dtype not in ("auto", "float32", "fp32"):

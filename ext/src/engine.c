@@ -6,6 +6,7 @@
 
 #include "pml/base/hash.h"
 #include "pml/json/messages.h"
+#include "pml/model/nf4.h"
 #include "pml/model/safetensors.h"
 #include "pml/plan/plan.h"
 #include "pml/plan/program.h"
@@ -161,6 +162,11 @@ static pml_status check_tensors(const pml_model_spec *spec, const char *folder, 
         const pml_stored *stored = NULL;
         if (p->adapter)
             continue;
+        if (spec->nf4 && pml_nf4_is_stored(file, p->name)) {
+            pml_nf4_stored parts;
+            status = pml_nf4_find(file, p->name, p->rows, p->cols, &parts, err);
+            continue;
+        }
         status = p->rank == 1 ? pml_safetensors_need(file, p->name, p->cols, 0, &stored, err)
                               : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
         if (status == PML_OK && !is_weight(stored->dtype))
@@ -196,11 +202,12 @@ static PyObject *check_model(PyObject *module, PyObject *argument)
     Py_DECREF(folder);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
-    return Py_BuildValue("{ss si si si si si si si sL}", "family", spec.family, "vocab",
+    return Py_BuildValue("{ss si si si si si si si sL sO}", "family", spec.family, "vocab",
                          (int)spec.vocab, "hidden", (int)spec.hidden, "layers", (int)spec.layers,
                          "heads", (int)spec.heads, "kv_heads", (int)spec.kv_heads, "intermediate",
                          (int)spec.intermediate, "max_positions", (int)spec.max_positions,
-                         "parameters", (long long)pml_model_parameters(&spec));
+                         "parameters", (long long)pml_model_parameters(&spec), "nf4",
+                         spec.nf4 ? Py_True : Py_False);
 }
 
 /* ---- the machine ---- */

@@ -11,7 +11,7 @@
 
 static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "llama-biased-lora",
                                     "qwen2-tied-lora", "qwen2-untied-full", "llama-biased-full",
-                                    "llama-bf16-lora"};
+                                    "llama-bf16-lora", "llama-nf4-lora",    "qwen2-nf4-lora"};
 
 static const double loss_limit = 1e-5, gradient_limit = 1e-4, curve_limit = 1e-4;
 

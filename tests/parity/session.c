@@ -66,6 +66,9 @@ void load_case(const char *fixtures, const char *name, pml_train_config *config)
     pml_train_config *c = config;
     MUST(pml_json_get_string(at, "method", need, text, sizeof text, err));
     c->method = strcmp(text, "full") == 0 ? PML_METHOD_FULL : PML_METHOD_LORA;
+    strcpy(text, "none");
+    MUST(pml_json_get_string(at, "quant", PML_JSON_OPTIONAL, text, sizeof text, err));
+    c->quant = strcmp(text, "nf4") == 0 ? PML_QUANT_NF4 : PML_QUANT_NONE;
     MUST(pml_json_get_string(at, "lr_scheduler_type", need, text, sizeof text, err));
     MUST(pml_schedule_from_name(text, &c->schedule, err));
     MUST(pml_json_get_int(at, "max_steps", need, 1, 100, &c->max_steps, err));

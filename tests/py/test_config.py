@@ -77,7 +77,7 @@ def test_wrong_values_are_named(settings: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"quant": "nf4"},
+        {"quant": "fp8"},
         {"dtype": "bfloat16"},
         {"optim": "lion"},
         {"devices": "cuda"},

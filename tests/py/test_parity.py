@@ -53,7 +53,8 @@ def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
     # At a rate of zero the weights stay what they were.
     still = pm.finetune(
         folder / "model", data=data, eval_data=data, packing=False, lora=case.get("lora"),
-        method=case["method"], max_steps=1, learning_rate=0.0, max_length=case["max_length"],
+        method=case["method"], quant=case.get("quant"), max_steps=1, learning_rate=0.0,
+        max_length=case["max_length"],
     ).wait(60)  # fmt: skip
     before = still.sample(input_ids=prompt, max_new_tokens=20).token_ids
     assert before == expected["greedy_before"].tolist()

@@ -234,6 +234,22 @@ static pml_status refuse_windows(pml_json_at at, const pml_model_spec *s, pml_er
     return PML_OK;
 }
 
+/* Weights that are stored in fewer bits: NF4 as bitsandbytes writes it, and nothing else. */
+static pml_status read_quantisation(pml_json_at at, pml_model_spec *s, pml_error *err)
+{
+    static const char field[] = "quantization_config";
+    const pml_json *inside = pml_json_field(at.value, field);
+    if (is_off(inside))
+        return PML_OK;
+    const char *method = pml_json_as_string(pml_json_field(inside, "quant_method"));
+    const char *type = pml_json_as_string(pml_json_field(inside, "bnb_4bit_quant_type"));
+    bool four = false;
+    s->nf4 = method != NULL && strcmp(method, "bitsandbytes") == 0 && type != NULL &&
+             strcmp(type, "nf4") == 0 &&
+             pml_json_as_bool(pml_json_field(inside, "load_in_4bit"), &four) && four;
+    return s->nf4 ? PML_OK : refuse(at, field, inside, "bitsandbytes' nf4", err);
+}
+
 /* pretraining_tp is not among them: it tells how a product was once split over devices, and
  * transformers ignores it. */
 static pml_status refuse_other_mathematics(pml_json_at at, pml_error *err)
@@ -242,7 +258,6 @@ static pml_status refuse_other_mathematics(pml_json_at at, pml_error *err)
     TRY(pml_json_get_string(at, "hidden_act", PML_JSON_OPTIONAL, act, sizeof act, err));
     if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0) /* two names of one function */
         return refuse(at, "hidden_act", pml_json_field(at.value, "hidden_act"), "silu", err);
-    TRY(need_off(at, "quantization_config", err));
     return need_off(at, "attention_dropout", err);
 }
 
@@ -318,6 +333,7 @@ static pml_status read_spec(pml_json_at at, pml_model_spec *s, pml_error *err)
     TRY(read_rope(at, s, err));
     TRY(read_biases(at, family, s, err));
     TRY(refuse_other_mathematics(at, err));
+    TRY(read_quantisation(at, s, err));
     if (family->qkv_bias) /* Llama has no windows: transformers ignores the fields there */
         TRY(refuse_windows(at, s, err));
     TRY(read_dtype(at, s, err));

@@ -114,6 +114,10 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
         return (pml_cost){14 * elements(args->adamw.p), bytes};
     case PML_OP_sgd:
         return (pml_cost){7 * elements(args->sgd.p), bytes};
+    case PML_OP_nf4_quantise:
+        return (pml_cost){6 * elements(args->nf4_quantise.x), bytes};
+    case PML_OP_nf4_dequantise:
+        return (pml_cost){elements(args->nf4_dequantise.y), bytes};
     case PML_OP_fill:
     case PML_OP_copy:
     case PML_OP_clip_scale:

@@ -63,6 +63,8 @@ static void rmsnorm_bwd(pmli_builder *b, int32_t layer, const char *label, int32
 }
 
 static const char *const forward_labels[PMLI_LINEARS] = {"qkv", "o", "gate_up", "down"};
+static const char *const unpack_labels[PMLI_LINEARS] = {"unpack qkv", "unpack o", "unpack gate_up",
+                                                        "unpack down"};
 static const char *const backward_labels[PMLI_LINEARS] = {"qkv backward", "o backward",
                                                           "gate_up backward", "down backward"};
 
@@ -82,8 +84,34 @@ static void lora_attributes(const pmli_builder *b, int32_t layer, int which, uin
     *purpose = PML_PURPOSE_DROPOUT + (uint32_t)layer * 8 + first_part[which];
 }
 
+/* The weight as the products take it: one in NF4 is unpacked just before, into memory that the
+ * layers share. */
+static int32_t unpacked(pmli_builder *b, int32_t layer, int which)
+{
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    if (l->nf4[0] < 0)
+        return l->w;
+    pml_program *p = b->program;
+    int32_t w = pmli_transient(b, pmli_fixed(b->config->dtype, l->outputs, l->inputs),
+                               PML_CAUSE_WORKSPACE, "%s weight %d", forward_labels[which], layer);
+    pml_node *node = pmli_node(b, PML_OP_nf4_dequantise, layer, unpack_labels[which]);
+    if (node == NULL)
+        return PMLI_ABSENT;
+    for (int k = 0; k < PML_NF4_TENSORS; k++)
+        pmli_operand(node, k, l->nf4[k]);
+    pmli_operand(node, PML_NF4_TENSORS, w);
+    node->args.nf4_dequantise.parts = l->parts;
+    memcpy(node->args.nf4_dequantise.part_rows, l->part_cols, sizeof l->part_cols);
+    pmli_node_done(b, node);
+    if (p->unpacked < 0 || p->tensors[p->unpacked].rows * p->tensors[p->unpacked].cols <
+                               (int64_t)l->outputs * l->inputs)
+        p->unpacked = w;
+    return w;
+}
+
 static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y, int32_t u)
 {
+    int32_t w = unpacked(b, layer, which);
     pml_node *node = pmli_node(b, PML_OP_linear, layer, forward_labels[which]);
     if (node == NULL)
         return;
@@ -93,7 +121,7 @@ static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
-    const int32_t operands[] = {x, l->w, l->bias, l->a, l->b};
+    const int32_t operands[] = {x, w, l->bias, l->a, l->b};
     for (int i = 0; i < 5; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
@@ -108,6 +136,9 @@ static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t
 static void linear_bwd(pmli_builder *b, int32_t layer, int which, int32_t dy, int32_t x, int32_t u,
                        int32_t dx)
 {
+    /* Only the gradient of the input reads the weight. */
+    int32_t w = dx < 0 && b->layers[layer].linear[which].nf4[0] >= 0 ? PMLI_ABSENT
+                                                                     : unpacked(b, layer, which);
     pml_node *node = pmli_node(b, PML_OP_linear_bwd, layer, backward_labels[which]);
     if (node == NULL)
         return;
@@ -117,7 +148,7 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, int32_t dy, in
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
-    const int32_t operands[] = {dy, x, l->w, l->a, l->b, u};
+    const int32_t operands[] = {dy, x, w, l->a, l->b, u};
     for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {

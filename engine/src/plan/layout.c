@@ -85,12 +85,53 @@ static void describe_linear(const pmli_builder *b, int which, pmli_linear *linea
         }
     }
     linear->w = linear->bias = linear->a = linear->b = PMLI_ABSENT;
+    for (int k = 0; k < PML_NF4_TENSORS; k++)
+        linear->nf4[k] = PMLI_ABSENT;
     linear->dw = linear->dbias = linear->da = linear->db = PMLI_ABSENT;
+}
+
+/* The four tensors of a quantised stack, and each file's tensor's share of them. */
+static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
+{
+    static const char *const names[PML_NF4_TENSORS] = {"codes", "absmax", "scales", "offset"};
+    int64_t length[PML_NF4_TENSORS] = {0}, at[PML_NF4_TENSORS] = {0};
+    int64_t share[PML_LINEAR_MAX_PARTS][PML_NF4_TENSORS];
+    for (int p = 0; p < linear->parts; p++) {
+        int64_t n = (int64_t)linear->part_cols[p] * linear->inputs;
+        const int64_t lengths[] = {pml_nf4_codes(n), pml_nf4_blocks(n), pml_nf4_nested(n), 1};
+        memcpy(share[p], lengths, sizeof lengths);
+        for (int k = 0; k < PML_NF4_TENSORS; k++)
+            length[k] += lengths[k];
+    }
+    for (int k = 0; k < PML_NF4_TENSORS; k++)
+        linear->nf4[k] =
+            pmli_persistent(b, pmli_fixed(k < PML_NF4_SCALES ? PML_U8 : PML_F32, 1, length[k]),
+                            PML_CAUSE_WEIGHTS, "layers.%d.%s.%s", l, linear_names[which], names[k]);
+    for (int p = 0; p < linear->parts; p++) {
+        pml_parameter *parameter =
+            pmli_parameter(b, "model.layers.%d.%s.weight", l, part_names[which][p]);
+        if (parameter == NULL)
+            return;
+        parameter->rows = linear->part_cols[p];
+        parameter->cols = linear->inputs;
+        parameter->rank = 2;
+        parameter->nf4 = true;
+        for (int k = 0; k < PML_NF4_TENSORS; k++) {
+            parameter->nf4_parts[k] =
+                pmli_part(b, linear->nf4[k], at[k], 1, share[p][k], "layers.%d.%s.%s", l,
+                          part_names[which][p], names[k]);
+            at[k] += share[p][k];
+        }
+    }
 }
 
 static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
 {
     char name[112];
+    if (b->config->quant == PML_QUANT_NF4) {
+        lay_nf4(b, l, which, linear);
+        return;
+    }
     snprintf(name, sizeof name, "layers.%d.%s.weight", l, linear_names[which]);
     linear->w = weight(b, linear->outputs, linear->inputs, &linear->dw, name);
     for (int p = 0, row = 0; p < linear->parts; row += linear->part_cols[p], p++) {
@@ -209,7 +250,7 @@ static void lay_inputs(pmli_builder *b)
     p->hyper = pmli_persistent(b, pmli_fixed(PML_F32, 2, PML_HYPER_COUNT), cause, "hyper");
     p->sumsq = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "sum of squares");
     p->norm = pmli_persistent(b, pmli_fixed(PML_F32, 1, 1), cause, "gradient norm");
-    p->logits = PMLI_ABSENT;
+    p->logits = p->unpacked = PMLI_ABSENT;
 }
 
 void pmli_layout(pmli_builder *b)

@@ -89,6 +89,9 @@ pml_status pml_train_config_check(const pml_train_config *config, pml_error *err
     if (config->dtype != PML_F32)
         return PML_FAIL(err, PML_UNSUPPORTED, "dtype %s is not in this version, only float32",
                         pml_dtype_name(config->dtype));
+    if (config->quant != PML_QUANT_NONE && config->method != PML_METHOD_LORA)
+        return PML_FAIL(err, PML_INVALID,
+                        "quant=\"nf4\" needs method=\"lora\": weights of 4 bits stay as they are");
     if (config->method == PML_METHOD_LORA)
         return check_lora(config, err);
     if (config->method != PML_METHOD_FULL)

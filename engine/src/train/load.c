@@ -6,6 +6,7 @@
 #include "pml/base/philox.h"
 #include "pml/model/adapter.h"
 #include "pml/model/convert.h"
+#include "pml/model/nf4.h"
 #include "pml/model/safetensors.h"
 #include "stepper_impl.h"
 
@@ -18,10 +19,9 @@ static char *place(const pml_stepper *s, const pml_parameter *p)
            (size_t)(p->row * t->cols + p->col) * pml_dtype_size(t->dtype);
 }
 
-static pml_status upload_stored(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
-                                float *piece, pml_error *err)
+static pml_status upload_stored(pml_stepper *s, char *to, const pml_stored *stored, float *piece,
+                                pml_error *err)
 {
-    char *to = place(s, p);
     const char *from = stored->data;
     size_t left = (size_t)stored->elements, width = pml_dtype_size(stored->dtype);
     if (width == 0)
@@ -43,6 +43,71 @@ static pml_status upload_stored(pml_stepper *s, const pml_parameter *p, const pm
     return PML_OK;
 }
 
+static pml_view nf4_part(const pml_stepper *s, const pml_parameter *p, int which)
+{
+    const pml_tensor *t = &s->program->tensors[p->nf4_parts[which]];
+    return pml_vector(pml_program_data(s->program, p->nf4_parts[which], s->arena), t->cols,
+                      t->dtype);
+}
+
+/* Quantised already: its bytes as they are. */
+static pml_status upload_nf4(pml_stepper *s, const pml_parameter *p, const pml_safetensors *file,
+                             pml_error *err)
+{
+    pml_nf4_stored stored;
+    pml_status status = pml_nf4_find(file, p->name, p->rows, p->cols, &stored, err);
+    if (status != PML_OK)
+        return status;
+    const struct {
+        const void *data;
+        size_t bytes;
+    } parts[PML_NF4_TENSORS] = {{stored.codes->data, stored.codes->bytes},
+                                {stored.absmax->data, stored.absmax->bytes},
+                                {stored.nested->data, stored.nested->bytes},
+                                {&stored.offset, sizeof stored.offset}};
+    for (int k = 0; status == PML_OK && k < PML_NF4_TENSORS; k++)
+        status = s->backend->upload(s->queue, nf4_part(s, p, k).data, parts[k].data, parts[k].bytes,
+                                    err);
+    return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+}
+
+/* As float32 into the place where steps unpack weights, and from there into its four tensors: no
+ * memory beyond the plan. */
+static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
+                           float *piece, pml_error *err)
+{
+    char *place = pml_program_data(s->program, s->program->unpacked, s->arena);
+    pml_status status = upload_stored(s, place, stored, piece, err);
+    pml_op_args args = {.nf4_quantise = {.x = pml_matrix(place, p->rows, p->cols, PML_F32),
+                                         .codes = nf4_part(s, p, PML_NF4_CODES),
+                                         .absmax = nf4_part(s, p, PML_NF4_ABSMAX),
+                                         .nested = nf4_part(s, p, PML_NF4_SCALES),
+                                         .offset = nf4_part(s, p, PML_NF4_OFFSET),
+                                         .grid = PML_NF4_GRID}};
+    if (status == PML_OK)
+        status = pml_op_run(s->backend, PML_OP_nf4_quantise, s->queue, &args, err);
+    return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+}
+
+static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_safetensors *file,
+                           float *piece, pml_error *err)
+{
+    const pml_stored *stored;
+    if (p->nf4 && pml_nf4_is_stored(file, p->name))
+        return upload_nf4(s, p, file, err);
+    if (pml_nf4_is_stored(file, p->name))
+        return PML_FAIL(
+            err, PML_INVALID, "'%s' is quantised in the model's folder: give %s", p->name,
+            s->config.method == PML_METHOD_FULL ? "a folder with all its bits" : "quant=\"nf4\"");
+    pml_status status = p->rank == 1
+                            ? pml_safetensors_need(file, p->name, p->cols, 0, &stored, err)
+                            : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
+    if (status != PML_OK)
+        return status;
+    return p->nf4 ? quantise(s, p, stored, piece, err)
+                  : upload_stored(s, place(s, p), stored, piece, err);
+}
+
 /* All parameters of one kind from one file. */
 static pml_status load_parameters(pml_stepper *s, const pml_safetensors *file, bool adapter,
                                   float *piece, pml_error *err)
@@ -52,12 +117,7 @@ static pml_status load_parameters(pml_stepper *s, const pml_safetensors *file, b
         const pml_parameter *p = &program->parameters[i];
         if (p->adapter != adapter)
             continue;
-        const pml_stored *stored;
-        pml_status status =
-            p->rank == 1 ? pml_safetensors_need(file, p->name, p->cols, 0, &stored, err)
-                         : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
-        if (status == PML_OK)
-            status = upload_stored(s, p, stored, piece, err);
+        pml_status status = load_one(s, p, file, piece, err);
         if (status != PML_OK)
             return status;
         if (s->progress != NULL && i % 16 == 0)
@@ -81,7 +141,7 @@ static pml_status refuse_extra(const pml_stepper *s, const pml_safetensors *file
 {
     for (size_t i = 0; i < pml_safetensors_count(file); i++) {
         const pml_stored *stored = pml_safetensors_at(file, i);
-        bool known = redundant(s, stored->name);
+        bool known = redundant(s, stored->name) || pml_nf4_is_part(file, stored->name);
         for (int32_t p = 0; !known && p < s->program->n_parameters; p++)
             known = strcmp(s->program->parameters[p].name, stored->name) == 0;
         if (!known)

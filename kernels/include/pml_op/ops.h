@@ -59,6 +59,9 @@ extern "C" {
       "From the sum of squares, the factor that brings gradients to mean and limit.")              \
     X(adamw, "UIUUIo", "One AdamW update of a flat range of parameters.")                          \
     X(sgd, "UIuIo", "One step against the gradient, with momentum where there is some.")           \
+    X(nf4_quantise, "IOOOO", "Stores a weight in 4 bits a number, and the scales in 8.")           \
+    X(nf4_dequantise, "IIIIO",                                                                     \
+      "Makes a 4-bit weight float32 again, for the product that follows.")                         \
     X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")
 
 typedef enum pml_op {
@@ -276,6 +279,51 @@ typedef struct pml_sgd_args {
     pml_view p, g, m, hyper, copy;
     int32_t nesterov; /* needs m */
 } pml_sgd_args;
+
+/* NF4 with double quantisation (Dettmers et al., QLoRA, 2023), in bitsandbytes' layout. The n
+ * elements of x, row after row, in blocks of 64: each is the nearest of 16 values times its block's
+ * largest magnitude, two to a byte, the first in the high half. Those magnitudes, less their mean,
+ * are stored likewise, in 8 bits and blocks of 256.
+ *
+ *   value = nf4[code] * (dynamic[absmax[b]] * nested[b/256] + offset)
+ *
+ * x [N,K] F32 without border, n = N*K; codes [1, ceil(n/2)] U8; absmax [1, B] U8, B = ceil(n/64);
+ * nested [1, ceil(B/256)] F32; offset [1,1] F32, the mean. grid > 0: a magnitude is first rounded
+ * to that many steps over [-1, 1], as bitsandbytes does on the CPU (65535); 0: not, as it does on
+ * CUDA.
+ */
+typedef struct pml_nf4_quantise_args {
+    pml_view x, codes, absmax, nested, offset;
+    int32_t grid;
+} pml_nf4_quantise_args;
+
+enum { PML_NF4_BLOCK = 64, PML_NF4_NESTED = 256, PML_NF4_GRID = 65535 };
+
+/* y [N,K] without border, of up to three weights of K columns stacked row on row, each quantised by
+ * itself: what belongs to them lies end to end in codes, absmax and nested; offset [1,parts]. The
+ * multiplications and the addition are rounded one by one. */
+typedef struct pml_nf4_dequantise_args {
+    pml_view codes, absmax, nested, offset, y;
+    int32_t parts;
+    int32_t part_rows[PML_LINEAR_MAX_PARTS]; /* sum = N */
+} pml_nf4_dequantise_args;
+
+/* Lengths of codes, absmax and nested for a weight of n elements. */
+static inline int64_t pml_nf4_codes(int64_t n)
+{
+    return n / 2 + n % 2;
+}
+
+static inline int64_t pml_nf4_blocks(int64_t n)
+{
+    return n / PML_NF4_BLOCK + (n % PML_NF4_BLOCK != 0);
+}
+
+static inline int64_t pml_nf4_nested(int64_t n)
+{
+    int64_t blocks = pml_nf4_blocks(n);
+    return blocks / PML_NF4_NESTED + (blocks % PML_NF4_NESTED != 0);
+}
 
 /* x [1,n] F32, summed over ranks in rank order. */
 typedef struct pml_allreduce_args {

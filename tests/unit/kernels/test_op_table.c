@@ -124,6 +124,16 @@ static const expectation expectations[] = {
     E(sgd, m),
     E(sgd, hyper),
     E(sgd, copy),
+    E(nf4_quantise, x),
+    E(nf4_quantise, codes),
+    E(nf4_quantise, absmax),
+    E(nf4_quantise, nested),
+    E(nf4_quantise, offset),
+    E(nf4_dequantise, codes),
+    E(nf4_dequantise, absmax),
+    E(nf4_dequantise, nested),
+    E(nf4_dequantise, offset),
+    E(nf4_dequantise, y),
     E(allreduce, x),
 };
 

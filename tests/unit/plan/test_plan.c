@@ -52,6 +52,54 @@ static pml_program *build(pml_method method, uint32_t targets, int recompute)
     return p;
 }
 
+static size_t rounded(int64_t bytes)
+{
+    return ((size_t)bytes + 255) / 256 * 256;
+}
+
+/* Quantised layers take their codes and scales, counted here from the format alone; one dequantised
+ * weight at a time, the largest, is workspace. */
+static void test_nf4_bytes(void **state)
+{
+    (void)state;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    pml_program *plain = build(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR, 0), *packed = NULL;
+    config.quant = PML_QUANT_NF4;
+    const pml_program_options options = {.spec = &small,
+                                         .config = &config,
+                                         .limits = limits,
+                                         .backend = pml_backend_cpu(),
+                                         .head_chunk = 64};
+    pml_error err = PML_ERROR_INIT;
+    if (pml_program_build(&options, &packed, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    const struct {
+        int parts, rows[3], cols;
+    } stacks[] = {{3, {64, 32, 32}, 64}, {1, {64}, 64}, {2, {160, 160}, 64}, {1, {64}, 160}};
+    size_t was = 0, is = 0;
+    for (int i = 0; i < 4; i++) {
+        int64_t elements = 0, codes = 0, blocks = 0, groups = 0;
+        for (int p = 0; p < stacks[i].parts; p++) {
+            int64_t n = (int64_t)stacks[i].rows[p] * stacks[i].cols;
+            elements += n;
+            codes += (n + 1) / 2;
+            blocks += (n + 63) / 64;
+            groups += ((n + 63) / 64 + 255) / 256;
+        }
+        was += rounded(4 * elements);
+        is += rounded(codes) + rounded(blocks) + rounded(4 * groups) +
+              rounded(4 * (int64_t)stacks[i].parts);
+    }
+    assert_int_equal(plain->by_cause[PML_CAUSE_WEIGHTS] - packed->by_cause[PML_CAUSE_WEIGHTS],
+                     (size_t)small.layers * (was - is));
+    assert_true(packed->by_cause[PML_CAUSE_WORKSPACE] >= plain->by_cause[PML_CAUSE_WORKSPACE]);
+    const pml_tensor *unpacked = &packed->tensors[packed->unpacked];
+    assert_int_equal(unpacked->rows * unpacked->cols, 320 * 64);
+    assert_int_equal(pml_program_check_places(packed, &err), PML_OK);
+    pml_program_destroy(&plain);
+    pml_program_destroy(&packed);
+}
+
 static int count(const pml_program *p, pml_segment segment, pml_op op, int layer)
 {
     int n = 0;
@@ -326,6 +374,7 @@ int main(void)
         cmocka_unit_test(test_nothing_fits),
         cmocka_unit_test(test_impossible_limits),
         cmocka_unit_test(test_print),
+        cmocka_unit_test(test_nf4_bytes),
         cmocka_unit_test(test_price_of_linear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

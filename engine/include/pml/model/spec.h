@@ -28,6 +28,7 @@ typedef struct pml_model_spec {
     pml_rope_spec rope;
     int32_t bos, pad;      /* -1: none */
     int32_t eos[8], n_eos; /* generation ends at any of them */
+    bool nf4;              /* the folder's linear layers are bitsandbytes' NF4 (pml/model/nf4.h) */
     pml_dtype dtype;       /* dtype of the folder's weights as config.json states it */
 } pml_model_spec;
 

@@ -15,6 +15,7 @@
 #include "pml/model/adapter.h"
 
 typedef enum pml_method { PML_METHOD_LORA = 0, PML_METHOD_FULL } pml_method;
+typedef enum pml_quant { PML_QUANT_NONE = 0, PML_QUANT_NF4 } pml_quant;
 typedef enum pml_schedule {
     PML_SCHEDULE_CONSTANT = 0,
     PML_SCHEDULE_LINEAR,
@@ -33,6 +34,7 @@ typedef struct pml_train_config {
 
     pml_method method;
     pml_dtype dtype; /* of weights and activations; F32 on the CPU */
+    pml_quant quant; /* of the frozen linear layers' weights; needs PML_METHOD_LORA */
     int32_t lora_rank;
     double lora_alpha; /* scale = alpha / rank */
     double lora_dropout;

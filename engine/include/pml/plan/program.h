@@ -84,6 +84,9 @@ typedef struct pml_node {
     pml_op_args args; /* attributes only; bind adds the views */
 } pml_node;
 
+/* A weight in NF4 is four tensors (pml_op/ops.h), each stacked like the weight would be. */
+enum { PML_NF4_CODES = 0, PML_NF4_ABSMAX, PML_NF4_SCALES, PML_NF4_OFFSET, PML_NF4_TENSORS };
+
 /* A tensor of a model or adapter file: rows [row, row + rows) of a program tensor, or for a vector
  * (rank 1) its columns [col, col + cols). */
 typedef struct pml_parameter {
@@ -95,6 +98,8 @@ typedef struct pml_parameter {
     bool trained; /* lies in the flat buffer, at element `at` of it */
     bool decay;
     int64_t at;
+    bool nf4; /* tensor is -1; this weight's share of each of the four: */
+    int32_t nf4_parts[PML_NF4_TENSORS];
 } pml_parameter;
 
 typedef struct pml_program {
@@ -121,6 +126,7 @@ typedef struct pml_program {
     int32_t ids, positions_in, bounds, key_bounds, label_rows, labels, last_row;
     int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits;
     int32_t values, grads, exp_avg, exp_avg_sq;
+    int32_t unpacked; /* the largest dequantised weight; loading quantises out of its place */
 
     size_t by_cause[PML_CAUSE_COUNT]; /* of the arena; runtime is 0 here */
     size_t arena;

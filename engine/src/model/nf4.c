@@ -1,0 +1,128 @@
+#include "pml/model/nf4.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "pml/json/json.h"
+
+enum { NAME_MAX_BYTES = 256, BLOCK = 64, NESTED = 256 };
+#define STATE_SUFFIX ".quant_state.bitsandbytes__nf4"
+
+static const char *const suffixes[] = {".absmax", ".nested_absmax", ".quant_map",
+                                       ".nested_quant_map", STATE_SUFFIX};
+
+static const pml_stored *beside(const pml_safetensors *file, const char *weight, const char *suffix)
+{
+    char name[NAME_MAX_BYTES];
+    int n = snprintf(name, sizeof name, "%s%s", weight, suffix);
+    return n > 0 && (size_t)n < sizeof name ? pml_safetensors_find(file, name) : NULL;
+}
+
+bool pml_nf4_is_stored(const pml_safetensors *file, const char *weight)
+{
+    return beside(file, weight, STATE_SUFFIX) != NULL;
+}
+
+bool pml_nf4_is_part(const pml_safetensors *file, const char *name)
+{
+    char weight[NAME_MAX_BYTES];
+    size_t length = strlen(name);
+    for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
+        size_t tail = strlen(suffixes[i]);
+        if (length <= tail || length >= sizeof weight ||
+            strcmp(name + length - tail, suffixes[i]) != 0)
+            continue;
+        memcpy(weight, name, length - tail);
+        weight[length - tail] = '\0';
+        if (pml_nf4_is_stored(file, weight))
+            return true;
+    }
+    return false;
+}
+
+static pml_status differs(pml_json_at at, const char *field, const char *supported, pml_error *err)
+{
+    char shown[96];
+    return PML_FAIL(err, PML_UNSUPPORTED, "%s: %s = %s is not in this version; supported: %s",
+                    at.file, field,
+                    pml_json_show(pml_json_field(at.value, field), shown, sizeof shown), supported);
+}
+
+/* The JSON of a quant_state against the shape that the model has. */
+static pml_status read_state(pml_json_at at, int64_t rows, int64_t cols, float *offset,
+                             pml_error *err)
+{
+    char type[16] = "";
+    int64_t block = 0, nested = 0, sides[2] = {0, 0};
+    double value = 0;
+    const pml_json *shape = NULL;
+    const pml_json_need need = PML_JSON_REQUIRED;
+    pml_status status = pml_json_get_string(at, "quant_type", need, type, sizeof type, err);
+    if (status == PML_OK && strcmp(type, "nf4") != 0)
+        return differs(at, "quant_type", "nf4", err);
+    if (status == PML_OK && !pml_json_has(at, "nested_blocksize"))
+        return PML_FAIL(err, PML_UNSUPPORTED,
+                        "%s: bnb_4bit_use_double_quant=false is not in this version; quantise the "
+                        "original model with quant=\"nf4\" instead",
+                        at.file);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "blocksize", need, 1, 1 << 20, &block, err);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "nested_blocksize", need, 1, 1 << 20, &nested, err);
+    if (status == PML_OK)
+        status = pml_json_get_double(at, "nested_offset", need, -1e30, 1e30, &value, err);
+    if (status == PML_OK)
+        status = pml_json_get_array(at, "shape", need, &shape, err);
+    if (status != PML_OK)
+        return status;
+    if (block != BLOCK)
+        return differs(at, "blocksize", "64", err);
+    if (nested != NESTED)
+        return differs(at, "nested_blocksize", "256", err);
+    bool fits =
+        pml_json_length(shape) == 2 && pml_json_as_int(pml_json_item(shape, 0), &sides[0]) &&
+        pml_json_as_int(pml_json_item(shape, 1), &sides[1]) && sides[0] == rows && sides[1] == cols;
+    if (!fits)
+        return PML_FAIL(err, PML_INVALID, "%s: the weight's shape must be [%lld,%lld]", at.file,
+                        (long long)rows, (long long)cols);
+    *offset = (float)value;
+    return PML_OK;
+}
+
+static pml_status need_part(const pml_stored *part, const char *weight, const char *what,
+                            pml_dtype dtype, int64_t elements, pml_error *err)
+{
+    if (part == NULL)
+        return PML_FAIL(err, PML_CORRUPT, "'%s' is quantised, but its %s is missing", weight, what);
+    if (part->dtype != dtype || part->elements != elements)
+        return PML_FAIL(err, PML_CORRUPT, "%s: '%s' is %lld elements of %s, must be %lld of %s",
+                        part->path, part->name, (long long)part->elements, part->dtype_name,
+                        (long long)elements, pml_dtype_name(dtype));
+    return PML_OK;
+}
+
+pml_status pml_nf4_find(const pml_safetensors *file, const char *weight, int64_t rows, int64_t cols,
+                        pml_nf4_stored *found, pml_error *err)
+{
+    const pml_stored *state = beside(file, weight, STATE_SUFFIX);
+    pml_json *document = NULL;
+    int64_t n = rows * cols, blocks = n / BLOCK + (n % BLOCK != 0);
+    found->codes = pml_safetensors_find(file, weight);
+    found->absmax = beside(file, weight, ".absmax");
+    found->nested = beside(file, weight, ".nested_absmax");
+    if (state == NULL || state->dtype != PML_U8)
+        return PML_FAIL(err, PML_CORRUPT, "'%s' has no quant_state of bytes", weight);
+    pml_status status = pml_json_parse(state->data, state->bytes, state->name,
+                                       &pml_json_file_limits, &document, err);
+    if (status == PML_OK)
+        status = read_state(pml_json_root(document, state->name), rows, cols, &found->offset, err);
+    pml_json_destroy(&document);
+    if (status == PML_OK)
+        status = need_part(found->codes, weight, "tensor", PML_U8, n / 2 + n % 2, err);
+    if (status == PML_OK)
+        status = need_part(found->absmax, weight, "absmax", PML_U8, blocks, err);
+    if (status == PML_OK)
+        status = need_part(found->nested, weight, "nested_absmax", PML_F32,
+                           blocks / NESTED + (blocks % NESTED != 0), err);
+    return status;
+}
