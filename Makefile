@@ -1,5 +1,5 @@
 # Names only: what each target does stands in tools/, in CMakeLists.txt and in setup.py.
-.PHONY: build test demo lab wheel asan bundle docs fuzz-long bench-cpu gpu-seed clean
+.PHONY: build test demo lab wheel asan bundle docs fuzz-long bench-cpu gpu-test clean
 
 build: ## the engine, the extension and the package, installed in .venv
 	@tools/build
@@ -33,7 +33,7 @@ fuzz-long: ## every fuzz target for a quarter of an hour
 bench-cpu: build ## tokens per second on the CPU; PEER=… is a Python with torch, transformers and peft
 	@.venv/bin/python tools/bench/cpu.py --peer-python $(PEER)
 
-gpu-seed: ## the CUDA backend's first ops, on a machine with a GPU
+gpu-test: ## the CUDA backend against the CPU, on a machine with a GPU
 	@tests/gpu/run
 
 clean: ## everything that was built; not .venv and not runs

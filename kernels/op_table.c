@@ -22,8 +22,8 @@ static const char *const names_swiglu[] = {"gate_up", "h"};
 static const char *const names_swiglu_bwd[] = {"dh", "gate_up", "dgate_up"};
 static const char *const names_head_loss[] = {"x",    "w",  "rows", "labels", "scale",
                                               "loss", "dx", "dw",   "ws"};
-static const char *const names_sum[] = {"x", "total"};
-static const char *const names_sumsq[] = {"x", "total"};
+static const char *const names_sum[] = {"x", "total", "ws"};
+static const char *const names_sumsq[] = {"x", "total", "ws"};
 static const char *const names_fill[] = {"y"};
 static const char *const names_copy[] = {"x", "y"};
 static const char *const names_gather_rows[] = {"x", "index", "y"};

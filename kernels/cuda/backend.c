@@ -9,7 +9,24 @@
 static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
 {
     (void)device;
-    return op == PML_OP_linear ? pmli_cuda_linear_ws(&args->linear) : 0;
+    switch (op) {
+    case PML_OP_linear:
+        return pmli_cuda_linear_ws(&args->linear);
+    case PML_OP_linear_bwd:
+        return pmli_cuda_linear_bwd_ws(&args->linear_bwd);
+    case PML_OP_rmsnorm_bwd:
+        return pmli_cuda_rmsnorm_bwd_ws(&args->rmsnorm_bwd);
+    case PML_OP_attention_bwd:
+        return pmli_cuda_attention_bwd_ws(&args->attention_bwd);
+    case PML_OP_head_loss:
+        return pmli_cuda_head_loss_ws(&args->head_loss);
+    case PML_OP_sum:
+        return pmli_cuda_sum_ws(&args->sum.x);
+    case PML_OP_sumsq:
+        return pmli_cuda_sum_ws(&args->sumsq.x);
+    default:
+        return 0;
+    }
 }
 
 static const pml_backend backend = {
@@ -33,12 +50,25 @@ static const pml_backend backend = {
     .op =
         {
             .embed = pmli_cuda_embed,
+            .embed_bwd = pmli_cuda_embed_bwd,
             .rmsnorm = pmli_cuda_rmsnorm,
+            .rmsnorm_bwd = pmli_cuda_rmsnorm_bwd,
             .linear = pmli_cuda_linear,
+            .linear_bwd = pmli_cuda_linear_bwd,
+            .rope = pmli_cuda_rope,
+            .attention = pmli_cuda_attention,
+            .attention_bwd = pmli_cuda_attention_bwd,
+            .swiglu = pmli_cuda_swiglu,
+            .swiglu_bwd = pmli_cuda_swiglu_bwd,
+            .head_loss = pmli_cuda_head_loss,
+            .sum = pmli_cuda_sum,
+            .sumsq = pmli_cuda_sumsq,
             .fill = pmli_cuda_fill,
             .copy = pmli_cuda_copy,
             .gather_rows = pmli_cuda_gather_rows,
             .scatter_rows = pmli_cuda_scatter_rows,
+            .clip_scale = pmli_cuda_clip_scale,
+            .adamw = pmli_cuda_adamw,
         },
 };
 

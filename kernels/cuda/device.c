@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ops.h"
+
 pml_status pmli_cuda_enter(pml_device *device, pml_error *err)
 {
     return PMLI_CU(pmli_cu.cuCtxSetCurrent(device->context), "entering the device's context", err);
@@ -31,6 +33,15 @@ static pml_status identify(pml_device *d, int index, pml_error *err)
                              &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, d->id),
                          "GPU's compute capability", err);
     d->capability = 10 * major + minor;
+    if (status == PML_OK)
+        status = PMLI_CU(
+            pmli_cu.cuDeviceGetAttribute(
+                &d->shared_most, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, d->id),
+            "GPU's shared memory", err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGetAttribute(
+                             &d->processors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, d->id),
+                         "GPU's multiprocessors", err);
     return status;
 }
 
@@ -53,6 +64,7 @@ static pml_status load_images(pml_device *d, const char *const families[PMLI_FAM
                                     image->target, pmli_images_compiler, pmli_cu.version / 1000,
                                     pmli_cu.version % 1000 / 10);
         snprintf(d->target, sizeof d->target, "%s", image->target);
+        d->code = image->capability;
     }
     return PML_OK;
 }
@@ -101,6 +113,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
         status = pmli_cuda_enter(d, err);
     if (status == PML_OK)
         status = load_kernels(d, err);
+    if (status == PML_OK)
+        status = pmli_cuda_attention_prepare(d, err);
     if (status == PML_OK)
         status = PMLI_LT(pmli_lt.cublasLtCreate(&d->lt), "starting cuBLASLt", err);
     if (status == PML_OK)

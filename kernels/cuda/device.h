@@ -16,6 +16,9 @@ struct pml_device {
     char name[128];
     int capability;  /* 90 is compute capability 9.0 */
     char target[16]; /* what the kernels were compiled for: "sm_90a", "compute_75" */
+    int code;        /* the capability in it: 90, 75 */
+    int shared_most; /* bytes of shared memory that a block may ask for */
+    int processors;  /* streaming multiprocessors */
     cublasLtHandle_t lt;
     pmli_gemm_cache *products;
     CUlibrary images[PMLI_FAMILY_COUNT];
@@ -58,6 +61,7 @@ pml_status pmli_cuda_enter(pml_device *device, pml_error *err);
 /* Put one kernel on the queue. params is the kernel's one argument, a struct of device/params.h. */
 typedef struct pmli_launch {
     unsigned grid_x, grid_y, block_x, block_y;
+    unsigned shared; /* bytes of dynamic shared memory */
 } pmli_launch;
 pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,
                             pml_error *err);

@@ -40,6 +40,7 @@
     X(cuLibraryLoadData)                                                                           \
     X(cuLibraryGetKernel)                                                                          \
     X(cuLibraryUnload)                                                                             \
+    X(cuFuncSetAttribute)                                                                          \
     X(cuKernelGetFunction)                                                                         \
     X(cuLaunchKernel)
 

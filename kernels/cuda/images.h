@@ -14,7 +14,47 @@
 /* X(family): the files device/<family>.cu. */
 #define PMLI_FAMILIES(X)                                                                           \
     X(rows)                                                                                        \
-    X(rmsnorm)
+    X(rmsnorm)                                                                                     \
+    X(rmsnorm_bwd)                                                                                 \
+    X(columns)                                                                                     \
+    X(elementwise)                                                                                 \
+    X(embed)                                                                                       \
+    X(loss)                                                                                        \
+    X(update)                                                                                      \
+    X(attention_any)                                                                               \
+    X(attention_fwd)                                                                               \
+    X(attention_bwd)
+
+/* One kernel for each dtype the GPU computes on, in the order of pml_dtype: the host adds the dtype
+ * to the first one's number. */
+#define PMLI_TYPED(X, family, kernel)                                                              \
+    X(family, kernel##_f32)                                                                        \
+    X(family, kernel##_bf16)                                                                       \
+    X(family, kernel##_f16)
+
+/* The same, each followed by its form for whole 16-byte packs. */
+#define PMLI_TYPED_WIDE(X, family, kernel)                                                         \
+    X(family, kernel##_f32)                                                                        \
+    X(family, kernel##_f32_wide)                                                                   \
+    X(family, kernel##_bf16)                                                                       \
+    X(family, kernel##_bf16_wide)                                                                  \
+    X(family, kernel##_f16)                                                                        \
+    X(family, kernel##_f16_wide)
+
+/* The same for rows of a norm: any, then those that 1, 2 or 4 packs a thread hold in registers. */
+#define PMLI_TYPED_ROWS(X, family, kernel)                                                         \
+    X(family, kernel##_f32)                                                                        \
+    X(family, kernel##_f32_x1)                                                                     \
+    X(family, kernel##_f32_x2)                                                                     \
+    X(family, kernel##_f32_x4)                                                                     \
+    X(family, kernel##_bf16)                                                                       \
+    X(family, kernel##_bf16_x1)                                                                    \
+    X(family, kernel##_bf16_x2)                                                                    \
+    X(family, kernel##_bf16_x4)                                                                    \
+    X(family, kernel##_f16)                                                                        \
+    X(family, kernel##_f16_x1)                                                                     \
+    X(family, kernel##_f16_x2)                                                                     \
+    X(family, kernel##_f16_x4)
 
 /* X(family, kernel): the functions in them. */
 #define PMLI_KERNELS(X)                                                                            \
@@ -49,18 +89,36 @@
     X(rows, fill_i64_wide)                                                                         \
     X(rows, fill_u8)                                                                               \
     X(rows, fill_u8_wide)                                                                          \
-    X(rmsnorm, rmsnorm_f32)                                                                        \
-    X(rmsnorm, rmsnorm_f32_x1)                                                                     \
-    X(rmsnorm, rmsnorm_f32_x2)                                                                     \
-    X(rmsnorm, rmsnorm_f32_x4)                                                                     \
-    X(rmsnorm, rmsnorm_bf16)                                                                       \
-    X(rmsnorm, rmsnorm_bf16_x1)                                                                    \
-    X(rmsnorm, rmsnorm_bf16_x2)                                                                    \
-    X(rmsnorm, rmsnorm_bf16_x4)                                                                    \
-    X(rmsnorm, rmsnorm_f16)                                                                        \
-    X(rmsnorm, rmsnorm_f16_x1)                                                                     \
-    X(rmsnorm, rmsnorm_f16_x2)                                                                     \
-    X(rmsnorm, rmsnorm_f16_x4)
+    PMLI_TYPED_ROWS(X, rmsnorm, rmsnorm)                                                           \
+    PMLI_TYPED_ROWS(X, rmsnorm_bwd, rmsnorm_bwd)                                                   \
+    PMLI_TYPED(X, columns, column_parts)                                                           \
+    X(columns, add_parts)                                                                          \
+    PMLI_TYPED_WIDE(X, elementwise, rope)                                                          \
+    PMLI_TYPED_WIDE(X, elementwise, swiglu)                                                        \
+    PMLI_TYPED_WIDE(X, elementwise, swiglu_bwd)                                                    \
+    PMLI_TYPED(X, embed, embed_bwd)                                                                \
+    PMLI_TYPED(X, loss, cross_entropy)                                                             \
+    X(update, sum_parts)                                                                           \
+    X(update, sumsq_parts)                                                                         \
+    X(update, sum_total)                                                                           \
+    X(update, clip_scale)                                                                          \
+    PMLI_TYPED_WIDE(X, update, adamw)                                                              \
+    PMLI_TYPED(X, attention_any, attend)                                                           \
+    PMLI_TYPED(X, attention_any, attend_dots)                                                      \
+    PMLI_TYPED(X, attention_any, attend_bwd_q)                                                     \
+    PMLI_TYPED(X, attention_any, attend_bwd_kv)                                                    \
+    X(attention_fwd, attend_64_bf16)                                                               \
+    X(attention_fwd, attend_64_f16)                                                                \
+    X(attention_fwd, attend_128_bf16)                                                              \
+    X(attention_fwd, attend_128_f16)                                                               \
+    X(attention_bwd, attend_bwd_kv_64_bf16)                                                        \
+    X(attention_bwd, attend_bwd_kv_64_f16)                                                         \
+    X(attention_bwd, attend_bwd_kv_128_bf16)                                                       \
+    X(attention_bwd, attend_bwd_kv_128_f16)                                                        \
+    X(attention_bwd, attend_bwd_q_64_bf16)                                                         \
+    X(attention_bwd, attend_bwd_q_64_f16)                                                          \
+    X(attention_bwd, attend_bwd_q_128_bf16)                                                        \
+    X(attention_bwd, attend_bwd_q_128_f16)
 
 typedef enum pmli_family {
 #define PMLI_ENUM(family) PMLI_FAMILY_##family,

@@ -7,31 +7,23 @@
  *
  * The second moves y once instead of two to four times; it is taken where u and b lie so. */
 #include "device.h"
+#include "linear.h"
 #include "operand.h"
 #include "ops.h"
 
-enum { WS_ALIGNMENT = 256 };
-
-/* Columns of u. */
 static int64_t lora_cols(const pml_linear_args *a)
 {
-    return (int64_t)a->rank * __builtin_popcount(a->lora_parts);
+    return pmli_lora_cols(a->rank, a->lora_parts);
 }
 
-/* Columns of y, and rows of the stacked b, that belong to parts with an adapter. */
 static int64_t lora_rows(const pml_linear_args *a)
 {
-    int64_t n = 0;
-    for (int p = 0; p < a->parts && p < PML_LINEAR_MAX_PARTS; p++)
-        if (a->lora_parts >> p & 1)
-            n += a->part_cols[p];
-    return n;
+    return pmli_lora_rows(a->part_cols, a->parts, a->lora_parts);
 }
 
 static size_t u_bytes(const pml_linear_args *a)
 {
-    size_t bytes = (size_t)a->x.rows * (size_t)lora_cols(a) * pml_dtype_size(a->x.dtype);
-    return (bytes + WS_ALIGNMENT - 1) / WS_ALIGNMENT * WS_ALIGNMENT;
+    return pmli_linear_units((size_t)a->x.rows * (size_t)lora_cols(a) * pml_dtype_size(a->x.dtype));
 }
 
 size_t pmli_cuda_linear_ws(const pml_linear_args *a)

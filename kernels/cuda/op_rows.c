@@ -3,6 +3,7 @@
 #include "device/params.h"
 #include "operand.h"
 #include "ops.h"
+#include "rows.h"
 
 enum { BLOCK = 256, WARP = 32, GRID_Y_LIMIT = 65535 };
 
@@ -19,8 +20,10 @@ static pmli_launch shape_for(int64_t rows, int64_t units)
     unsigned y = BLOCK / x;
     int64_t tile = (int64_t)x * UNITS_A_THREAD;
     int64_t across = (units + tile - 1) / tile, down = (rows + y - 1) / y;
-    return (pmli_launch){(unsigned)across, (unsigned)(down < GRID_Y_LIMIT ? down : GRID_Y_LIMIT), x,
-                         y};
+    return (pmli_launch){.grid_x = (unsigned)across,
+                         .grid_y = (unsigned)(down < GRID_Y_LIMIT ? down : GRID_Y_LIMIT),
+                         .block_x = x,
+                         .block_y = y};
 }
 
 /* The conversion's kernel; its _x4 form is the next one. */
@@ -33,14 +36,8 @@ static pmli_kernel conversion(pml_dtype from, pml_dtype to)
     return to == PML_F32 ? PMLI_f16_to_f32 : PMLI_f16_to_bf16;
 }
 
-typedef struct move {
-    pml_view x, y;
-    const int32_t *from, *to; /* see pmli_rows_params */
-    int64_t rows;
-} move;
-
 /* Same dtype: bytes in the widest unit that fits both sides. */
-static pml_status move_bytes(pml_queue *queue, const move *m, pml_error *err)
+static pml_status move_bytes(pml_queue *queue, const pmli_move *m, pml_error *err)
 {
     static const pmli_kernel by_width[] = {PMLI_copy_1, PMLI_copy_2, PMLI_copy_4, PMLI_copy_8,
                                            PMLI_copy_16};
@@ -60,7 +57,7 @@ static pml_status move_bytes(pml_queue *queue, const move *m, pml_error *err)
     return pmli_cuda_launch(queue, by_width[w], shape_for(p.rows, p.cols), &p, err);
 }
 
-static pml_status move_rows(pml_queue *queue, move m, pml_error *err)
+pml_status pmli_cuda_move_rows(pml_queue *queue, pmli_move m, pml_error *err)
 {
     if (m.rows == 0 || m.x.cols == 0)
         return PML_OK;
@@ -97,7 +94,8 @@ pml_status pmli_cuda_embed(pml_queue *queue, const pml_embed_args *a, pml_error 
     need_conversion(&c, "table", &a->table, &a->y);
     if (c.status != PML_OK)
         return c.status;
-    return move_rows(queue, (move){a->table, a->y, a->ids.data, NULL, a->ids.cols}, err);
+    return pmli_cuda_move_rows(queue, (pmli_move){a->table, a->y, a->ids.data, NULL, a->ids.cols},
+                               err);
 }
 
 pml_status pmli_cuda_copy(pml_queue *queue, const pml_copy_args *a, pml_error *err)
@@ -108,7 +106,7 @@ pml_status pmli_cuda_copy(pml_queue *queue, const pml_copy_args *a, pml_error *e
     need_conversion(&c, "x", &a->x, &a->y);
     if (c.status != PML_OK)
         return c.status;
-    return move_rows(queue, (move){a->x, a->y, NULL, NULL, a->x.rows}, err);
+    return pmli_cuda_move_rows(queue, (pmli_move){a->x, a->y, NULL, NULL, a->x.rows}, err);
 }
 
 pml_status pmli_cuda_gather_rows(pml_queue *queue, const pml_gather_rows_args *a, pml_error *err)
@@ -120,7 +118,8 @@ pml_status pmli_cuda_gather_rows(pml_queue *queue, const pml_gather_rows_args *a
     need_conversion(&c, "x", &a->x, &a->y);
     if (c.status != PML_OK)
         return c.status;
-    return move_rows(queue, (move){a->x, a->y, a->index.data, NULL, a->index.cols}, err);
+    return pmli_cuda_move_rows(queue, (pmli_move){a->x, a->y, a->index.data, NULL, a->index.cols},
+                               err);
 }
 
 pml_status pmli_cuda_scatter_rows(pml_queue *queue, const pml_scatter_rows_args *a, pml_error *err)
@@ -132,7 +131,8 @@ pml_status pmli_cuda_scatter_rows(pml_queue *queue, const pml_scatter_rows_args 
     need_conversion(&c, "x", &a->x, &a->y);
     if (c.status != PML_OK)
         return c.status;
-    return move_rows(queue, (move){a->x, a->y, NULL, a->index.data, a->index.cols}, err);
+    return pmli_cuda_move_rows(queue, (pmli_move){a->x, a->y, NULL, a->index.data, a->index.cols},
+                               err);
 }
 
 /* Floats take any value; an integer dtype only those it can hold. */
@@ -166,4 +166,10 @@ pml_status pmli_cuda_fill(pml_queue *queue, const pml_fill_args *a, pml_error *e
     pmli_fill_params p = {y.data, y.rows, y.cols, y.ld, a->value};
     pmli_kernel kernel = kernels[y.dtype]; /* its _wide form is the next one */
     return pmli_cuda_launch(queue, wide ? kernel + 1 : kernel, shape_for(y.rows, units), &p, err);
+}
+
+pml_status pmli_cuda_clear(pml_queue *queue, const pml_view *v, pml_error *err)
+{
+    const pml_fill_args zero = {*v, 0};
+    return pmli_cuda_fill(queue, &zero, err);
 }

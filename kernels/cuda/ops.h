@@ -11,8 +11,30 @@ pml_status pmli_cuda_fill(pml_queue *queue, const pml_fill_args *a, pml_error *e
 pml_status pmli_cuda_copy(pml_queue *queue, const pml_copy_args *a, pml_error *err);
 pml_status pmli_cuda_gather_rows(pml_queue *queue, const pml_gather_rows_args *a, pml_error *err);
 pml_status pmli_cuda_scatter_rows(pml_queue *queue, const pml_scatter_rows_args *a, pml_error *err);
+pml_status pmli_cuda_embed_bwd(pml_queue *queue, const pml_embed_bwd_args *a, pml_error *err);
+pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a, pml_error *err);
+pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, pml_error *err);
+pml_status pmli_cuda_rope(pml_queue *queue, const pml_rope_args *a, pml_error *err);
+pml_status pmli_cuda_attention(pml_queue *queue, const pml_attention_args *a, pml_error *err);
+pml_status pmli_cuda_attention_bwd(pml_queue *queue, const pml_attention_bwd_args *a,
+                                   pml_error *err);
+pml_status pmli_cuda_swiglu(pml_queue *queue, const pml_swiglu_args *a, pml_error *err);
+pml_status pmli_cuda_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err);
+pml_status pmli_cuda_head_loss(pml_queue *queue, const pml_head_loss_args *a, pml_error *err);
+pml_status pmli_cuda_sum(pml_queue *queue, const pml_sum_args *a, pml_error *err);
+pml_status pmli_cuda_sumsq(pml_queue *queue, const pml_sumsq_args *a, pml_error *err);
+pml_status pmli_cuda_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, pml_error *err);
+pml_status pmli_cuda_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *err);
 
 /* Depends on shapes alone, so that a plan made without a device holds on any. */
 size_t pmli_cuda_linear_ws(const pml_linear_args *a);
+size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a);
+size_t pmli_cuda_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a);
+size_t pmli_cuda_attention_bwd_ws(const pml_attention_bwd_args *a);
+size_t pmli_cuda_head_loss_ws(const pml_head_loss_args *a);
+size_t pmli_cuda_sum_ws(const pml_view *x);
+
+/* Once a device is open: what attention's kernels need to be told. */
+pml_status pmli_cuda_attention_prepare(pml_device *device, pml_error *err);
 
 #endif

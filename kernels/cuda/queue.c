@@ -145,7 +145,7 @@ pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch sh
 {
     void *arguments[] = {params};
     return PMLI_CU(pmli_cu.cuLaunchKernel(queue->device->kernels[kernel], shape.grid_x,
-                                          shape.grid_y, 1, shape.block_x, shape.block_y, 1, 0,
-                                          queue->stream, arguments, NULL),
+                                          shape.grid_y, 1, shape.block_x, shape.block_y, 1,
+                                          shape.shared, queue->stream, arguments, NULL),
                    "starting a kernel", err);
 }

@@ -26,6 +26,7 @@ gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
     gpu_case *c = &cases->at[cases->count++];
     memset(c, 0, sizeof *c);
     c->op = op;
+    c->positive = -1;
     for (int i = 0; i < PML_OP_MAX_VIEWS; i++)
         c->inside[i] = -1;
     int n = snprintf(c->name, sizeof c->name, "%-12s ", pml_op_describe(op)->name);
@@ -206,7 +207,7 @@ static void add_linears(gpu_cases *cases)
     }
 }
 
-void cases_of_seed(gpu_cases *cases)
+void cases_of_forward(gpu_cases *cases)
 {
     add_moves(cases);
     add_norms(cases);

@@ -1,5 +1,5 @@
 /* Op calls as data, for a GPU to run and the CPU reference to judge: shapes first, all placed in
- * one arena, then run. See test_seed.c for how they are judged. */
+ * one arena, then run. See test_ops.c for how they are judged. */
 #ifndef TESTS_GPU_CASES_H
 #define TESTS_GPU_CASES_H
 
@@ -9,7 +9,7 @@
 
 #include "pml_op/backend.h"
 
-enum { CASES_MAX = 320 };
+enum { CASES_MAX = 1024 };
 
 typedef struct gpu_case {
     char name[96];
@@ -19,10 +19,12 @@ typedef struct gpu_case {
      */
     int inside[PML_OP_MAX_VIEWS];
     int64_t column[PML_OP_MAX_VIEWS];
-    int shift;        /* elements by which every operand is off its 256-byte alignment */
-    int32_t indices;  /* I32 operands hold numbers below this */
-    bool distinct;    /* …each once, and some -1 */
-    double tolerance; /* of |difference| / |reference|; 0: the same bits */
+    int shift;       /* elements by which every operand is off its 256-byte alignment */
+    int32_t indices; /* I32 operands hold numbers below this */
+    bool distinct;   /* …each once, and some -1 */
+    const void *given[PML_OP_MAX_VIEWS]; /* I32 or F32 contents, rows end to end; NULL: drawn */
+    int positive;                        /* this operand's numbers are; -1: none */
+    double tolerance;                    /* of |difference| / |reference|; 0: the same bits */
 } gpu_case;
 
 typedef struct gpu_cases {
@@ -38,8 +40,9 @@ gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
 /* A view that has a shape and no place yet. */
 pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype);
 
-/* Every case of the ops the seed has. */
-void cases_of_seed(gpu_cases *cases);
+/* Embedding, norms, linear layers and moving rows; and everything that training adds. */
+void cases_of_forward(gpu_cases *cases);
+void cases_of_training(gpu_cases *cases);
 
 /* Give every operand its offset (as its address), ask the backend for workspaces. */
 void cases_place(gpu_cases *cases, const pml_backend *backend);

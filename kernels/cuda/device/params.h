@@ -7,7 +7,8 @@
 /* Units that a thread of rows.cu moves at a time. */
 #define UNITS_A_THREAD 4
 
-/* y[to(i),:] = x[from(i),:] for i < rows; an absent index means i itself; to(i) < 0: skipped. */
+/* y[to(i),:] = x[from(i),:] for i < rows; an absent index means i itself; to(i) < 0: skipped;
+ * from(i) < 0: zeros. */
 typedef struct pmli_rows_params {
     const void *x;
     void *y;
@@ -28,5 +29,98 @@ typedef struct pmli_rmsnorm_params {
     long long rows, cols, ld_x, ld_add, ld_sum, ld_y;
     float eps;
 } pmli_rmsnorm_params;
+
+/* dx = rstd (g - n mean(g n)) + dres with g = dy weight, n = x rstd; dres may be absent. */
+typedef struct pmli_rmsnorm_bwd_params {
+    const void *dy, *x, *weight, *dres;
+    const float *rstd;
+    void *dx;
+    long long rows, cols, ld_dy, ld_x, ld_dres, ld_dx;
+} pmli_rmsnorm_bwd_params;
+
+/* parts[p,c] = the sum over the p-th block of rows of x[t,c] (times y[t,c] rstd[t], where given).
+ */
+typedef struct pmli_columns_params {
+    const void *x, *y;
+    const float *rstd;
+    float *parts;
+    long long rows, cols, ld_x, ld_y, rows_a_part;
+} pmli_columns_params;
+
+/* out[c] += the sum over p of parts[p,c], in order. */
+typedef struct pmli_add_parts_params {
+    const float *parts;
+    float *out;
+    long long count, cols;
+} pmli_add_parts_params;
+
+typedef struct pmli_rope_params {
+    void *x;
+    const int *pos;
+    const float *table;
+    long long tokens, ld_x;
+    int heads, half; /* half = head_dim / 2 */
+    float sign;      /* -1: the transpose */
+} pmli_rope_params;
+
+/* gate_up [rows, 2 cols]; dh absent in the forward, whose result is y. y may be gate_up. */
+typedef struct pmli_swiglu_params {
+    const void *gate_up, *dh;
+    void *y;
+    long long rows, cols, ld_gate_up, ld_dh, ld_y;
+    unsigned blocks_a_row;
+} pmli_swiglu_params;
+
+typedef struct pmli_embed_bwd_params {
+    const int *ids;
+    const void *dy;
+    float *dtable;
+    long long tokens, cols, ld_dy, ld_dtable;
+} pmli_embed_bwd_params;
+
+/* logits [count,vocab] become their gradient where grad is set. rows[i] < 0: an empty slot. */
+typedef struct pmli_cross_entropy_params {
+    void *logits;
+    const int *rows, *labels;
+    const float *scale; /* absent: 1 */
+    float *loss;
+    long long vocab, ld;
+    int grad;
+} pmli_cross_entropy_params;
+
+/* parts[b] = the sum over the b-th block's elements; then total[0] += the sum of parts, in order.
+ */
+typedef struct pmli_sum_params {
+    const float *x;
+    double *parts, *total;
+    long long rows, cols, ld;
+    int count; /* parts */
+} pmli_sum_params;
+
+typedef struct pmli_clip_params {
+    const double *sumsq;
+    float *hyper, *norm; /* norm may be absent */
+    long long groups, ld;
+} pmli_clip_params;
+
+typedef struct pmli_adamw_params {
+    float *p, *m, *v;
+    const float *g, *hyper;
+    void *copy; /* may be absent */
+    long long count;
+} pmli_adamw_params;
+
+/* Shared by all attention kernels. Rows of q, dout, o, dq are tokens_q, of k, v, dk, dv tokens_k.
+ * dots [heads, tokens_q] holds sum(dout * o) of each row. */
+typedef struct pmli_attention_params {
+    const void *q, *k, *v, *dout, *out;
+    const int *cu_q, *cu_k;
+    void *o, *dq, *dk, *dv;
+    float *lse, *dots;
+    long long tokens_q, tokens_k, ld_q, ld_k, ld_v, ld_o, ld_dout, ld_out, ld_dq, ld_dk, ld_dv;
+    long long ld_lse;
+    int slots, heads, kv_heads, head_dim, window;
+    float scale;
+} pmli_attention_params;
 
 #endif

@@ -10,26 +10,8 @@
 // The sum is rounded to the operand's dtype before it is used: what the backward pass will read is
 // then exactly what was normalised.
 #include "params.h"
+#include "row_total.cuh"
 #include "types.cuh"
-
-// Over the threads of one row: a part of a warp (a power of two), a warp, or the whole block. All
-// threads of a block come here. The order depends on shapes only.
-__device__ inline float row_total(float x)
-{
-    __shared__ float of_warp[32];
-    for (int d = min(blockDim.x, 32) / 2; d > 0; d /= 2)
-        x += __shfl_xor_sync(0xffffffffu, x, d);
-    if (blockDim.x <= 32)
-        return x;
-    if (threadIdx.x % 32 == 0)
-        of_warp[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0.0f;
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2)
-        x += __shfl_xor_sync(0xffffffffu, x, d);
-    return x;
-}
 
 __device__ inline float rstd_of(float squares, const pmli_rmsnorm_params &p)
 {

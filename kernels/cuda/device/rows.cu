@@ -34,10 +34,10 @@ template <typename From, typename To, int N> __device__ void move_rows(const pml
             continue;
         const Pack<From, N> *x = (const Pack<From, N> *)((const From *)p.x + from * p.ld_x);
         Pack<To, N> *y = (Pack<To, N> *)((To *)p.y + to * p.ld_y);
-        Pack<From, N> held[UNITS_A_THREAD];
+        Pack<From, N> held[UNITS_A_THREAD] = {};
 #pragma unroll
         for (int k = 0; k < UNITS_A_THREAD; k++)
-            if (first + k * blockDim.x < units)
+            if (from >= 0 && first + k * blockDim.x < units)
                 held[k] = x[first + k * blockDim.x];
 #pragma unroll
         for (int k = 0; k < UNITS_A_THREAD; k++) {

@@ -49,8 +49,8 @@ extern "C" {
     X(swiglu_bwd, "IIO", "Gradient of swiglu with respect to gate and up.")                        \
     X(head_loss, "IIIIiOouw",                                                                      \
       "Vocabulary logits and cross-entropy, chunk by chunk, for labelled rows only.")              \
-    X(sum, "IU", "Adds all elements to one float64.")                                              \
-    X(sumsq, "IU", "Adds the squares of all elements to one float64.")                             \
+    X(sum, "IUw", "Adds all elements to one float64.")                                             \
+    X(sumsq, "IUw", "Adds the squares of all elements to one float64.")                            \
     X(fill, "O", "Writes one value everywhere.")                                                   \
     X(copy, "IO", "Copies rows, changing the dtype where asked.")                                  \
     X(gather_rows, "IIO", "Picks rows by index.")                                                  \
@@ -209,12 +209,12 @@ typedef struct pml_head_loss_args {
 
 /* total[0] += sum of x's elements, in index order blocks.  x any shape F32; total [1,1] F64. */
 typedef struct pml_sum_args {
-    pml_view x, total;
+    pml_view x, total, ws;
 } pml_sum_args;
 
 /* total[0] += sum of squares of x's elements. */
 typedef struct pml_sumsq_args {
-    pml_view x, total;
+    pml_view x, total, ws;
 } pml_sumsq_args;
 
 typedef struct pml_fill_args {

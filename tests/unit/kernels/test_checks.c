@@ -145,7 +145,7 @@ static pml_op_args valid(pml_op op)
         break;
     case PML_OP_sum:
     case PML_OP_sumsq:
-        a.sum = (pml_sum_args){random_view(T, H, 0), view_new(1, 1, 0, PML_F64)};
+        a.sum = (pml_sum_args){random_view(T, H, 0), view_new(1, 1, 0, PML_F64), {0}};
         *(double *)a.sum.total.data = 0;
         break;
     case PML_OP_fill:

@@ -1,0 +1,38 @@
+#include "columns.h"
+
+#include "device.h"
+#include "device/params.h"
+
+/* Blocks of rows, each summed by itself: enough of them to fill a GPU from a few hundred columns
+ * on. */
+enum { PARTS = 64, BLOCK = 256 };
+
+size_t pmli_cuda_columns_ws(int64_t cols)
+{
+    return PARTS * (size_t)cols * sizeof(float);
+}
+
+pml_status pmli_cuda_columns(pml_queue *queue, const pml_view *x, const pml_view *y,
+                             const float *rstd, float *out, void *ws, pml_error *err)
+{
+    int64_t each = (x->rows + PARTS - 1) / PARTS, parts = (x->rows + each - 1) / each;
+    unsigned across = (unsigned)((x->cols + BLOCK - 1) / BLOCK);
+    pmli_columns_params p = {.x = x->data,
+                             .y = y != NULL ? y->data : NULL,
+                             .rstd = rstd,
+                             .parts = ws,
+                             .rows = x->rows,
+                             .cols = x->cols,
+                             .ld_x = x->ld,
+                             .ld_y = y != NULL ? y->ld : 0,
+                             .rows_a_part = each};
+    pmli_launch shape = {
+        .grid_x = across, .grid_y = (unsigned)parts, .block_x = BLOCK, .block_y = 1};
+    pml_status status =
+        pmli_cuda_launch(queue, PMLI_column_parts_f32 + (unsigned)x->dtype, shape, &p, err);
+    if (status != PML_OK)
+        return status;
+    pmli_add_parts_params add = {ws, out, parts, x->cols};
+    shape.grid_y = 1;
+    return pmli_cuda_launch(queue, PMLI_add_parts, shape, &add, err);
+}

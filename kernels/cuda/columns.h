@@ -1,0 +1,14 @@
+/* Sums over tokens, column by column: out[c] += sum_t x[t,c] (times y[t,c] rstd[t], where given).
+ */
+#ifndef PMLI_CUDA_COLUMNS_H
+#define PMLI_CUDA_COLUMNS_H
+
+#include "pml_op/backend.h"
+
+/* Bytes of workspace for so many columns, whatever the number of rows. */
+size_t pmli_cuda_columns_ws(int64_t cols);
+
+pml_status pmli_cuda_columns(pml_queue *queue, const pml_view *x, const pml_view *y,
+                             const float *rstd, float *out, void *ws, pml_error *err);
+
+#endif

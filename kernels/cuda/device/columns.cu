@@ -1,0 +1,43 @@
+// Sums over tokens: the gradients of a bias (sum of dy) and of a norm's weight (sum of dy x rstd).
+// A thread has a column of one block of rows, neighbours read neighbouring columns; the blocks'
+// sums are added in order by a second kernel, so that bits depend on shapes only.
+#include "params.h"
+#include "types.cuh"
+
+template <typename T> __device__ void column_parts(const pmli_columns_params &p)
+{
+    const long long c = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= p.cols)
+        return;
+    const long long first = blockIdx.y * p.rows_a_part;
+    const long long end = min(first + p.rows_a_part, p.rows);
+    const T *x = (const T *)p.x + c, *y = (const T *)p.y + c;
+    float sum = 0;
+    if (p.y == nullptr)
+        for (long long t = first; t < end; t++)
+            sum += widen(x[t * p.ld_x]);
+    else
+        for (long long t = first; t < end; t++)
+            sum += widen(x[t * p.ld_x]) * widen(y[t * p.ld_y]) * p.rstd[t];
+    p.parts[blockIdx.y * p.cols + c] = sum;
+}
+
+#define COLUMNS(name, T)                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) name(const pmli_columns_params p)            \
+    {                                                                                              \
+        column_parts<T>(p);                                                                        \
+    }
+COLUMNS(column_parts_f32, float)
+COLUMNS(column_parts_bf16, bf16)
+COLUMNS(column_parts_f16, f16)
+
+extern "C" __global__ void __launch_bounds__(256) add_parts(const pmli_add_parts_params p)
+{
+    const long long c = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= p.cols)
+        return;
+    float sum = 0;
+    for (long long i = 0; i < p.count; i++)
+        sum += p.parts[i * p.cols + c];
+    p.out[c] += sum;
+}

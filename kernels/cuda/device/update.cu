@@ -1,0 +1,125 @@
+// The optimizer step: sums over all gradients, the clipping factor, AdamW (Loshchilov & Hutter,
+// "Decoupled Weight Decay Regularization", 2019; arithmetic in the order of torch.optim.AdamW).
+#include "params.h"
+#include "types.cuh"
+
+#define BLOCK 256
+#define RUN   64 // elements a thread adds in float32 before they join its float64 sum
+
+__device__ inline double block_total(double x)
+{
+    __shared__ double of_warp[BLOCK / 32];
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, d);
+    if (threadIdx.x % 32 == 0)
+        of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0;
+    for (int w = 0; w < BLOCK / 32; w++)
+        x += of_warp[w];
+    return x;
+}
+
+// Which element belongs to which thread depends on the shape alone.
+template <bool SQUARES> __device__ void sum_parts(const pmli_sum_params &p)
+{
+    const long long count = p.rows * p.cols, threads = (long long)gridDim.x * BLOCK;
+    const bool flat = p.ld == p.cols;
+    double sum = 0;
+    long long i = (long long)blockIdx.x * BLOCK + threadIdx.x;
+    while (i < count) {
+        float run = 0;
+#pragma unroll 8
+        for (int n = 0; n < RUN && i < count; n++, i += threads) {
+            const float x = p.x[flat ? i : i / p.cols * p.ld + i % p.cols];
+            run += SQUARES ? x * x : x;
+        }
+        sum += run;
+    }
+    sum = block_total(sum);
+    if (threadIdx.x == 0)
+        p.parts[blockIdx.x] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) sum_parts(const pmli_sum_params p)
+{
+    sum_parts<false>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) sumsq_parts(const pmli_sum_params p)
+{
+    sum_parts<true>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) sum_total(const pmli_sum_params p)
+{
+    double sum = 0;
+    for (int i = threadIdx.x; i < p.count; i += BLOCK)
+        sum += p.parts[i];
+    sum = block_total(sum);
+    if (threadIdx.x == 0)
+        *p.total += sum;
+}
+
+// Places in a row of hyper, as enum pml_hyper has them; op_update.c asserts that they agree.
+#define LR              0
+#define ONE_MINUS_BETA1 1
+#define ONE_MINUS_BETA2 2
+#define EPS             3
+#define WEIGHT_DECAY    4
+#define BIAS1           5
+#define BIAS2           6
+#define MEAN            7
+#define MAX_NORM        8
+#define GRAD_SCALE      9
+
+extern "C" __global__ void clip_scale(const pmli_clip_params p)
+{
+    const double mean = p.hyper[MEAN], limit = p.hyper[MAX_NORM], norm = sqrt(*p.sumsq) * mean;
+    double factor = limit > 0 ? limit / (norm + 1e-6) : 1.0;
+    factor = factor > 1.0 ? 1.0 : factor; // a NaN stays one, and is seen
+    for (long long g = 0; g < p.groups; g++)
+        p.hyper[g * p.ld + GRAD_SCALE] = (float)(mean * factor);
+    if (p.norm != nullptr)
+        *p.norm = (float)norm;
+}
+
+template <typename T, int N> __device__ void adamw(const pmli_adamw_params &p)
+{
+    const double lr = p.hyper[LR], new2 = p.hyper[ONE_MINUS_BETA2];
+    const float keep = (float)(1.0 - lr * p.hyper[WEIGHT_DECAY]);
+    const float step = (float)(lr / p.hyper[BIAS1]), root2 = (float)sqrt((double)p.hyper[BIAS2]);
+    const float new1 = p.hyper[ONE_MINUS_BETA1], eps = p.hyper[EPS], beta2 = (float)(1.0 - new2);
+    const float scale = p.hyper[GRAD_SCALE];
+    typedef Pack<float, N> pack;
+    const long long packs = p.count / N, threads = (long long)gridDim.x * blockDim.x;
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += threads) {
+        pack value = ((pack *)p.p)[i], m = ((pack *)p.m)[i], v = ((pack *)p.v)[i];
+        const pack g = ((const pack *)p.g)[i];
+        Pack<T, N> copy;
+#pragma unroll
+        for (int e = 0; e < N; e++) {
+            const float grad = g.at[e] * scale;
+            m.at[e] += (grad - m.at[e]) * new1;
+            v.at[e] = beta2 * v.at[e] + (float)new2 * grad * grad;
+            value.at[e] = value.at[e] * keep - step * m.at[e] / (sqrtf(v.at[e]) / root2 + eps);
+            copy.at[e] = narrow<T>(value.at[e]);
+        }
+        ((pack *)p.p)[i] = value;
+        ((pack *)p.m)[i] = m;
+        ((pack *)p.v)[i] = v;
+        if (p.copy != nullptr)
+            ((Pack<T, N> *)p.copy)[i] = copy;
+    }
+}
+
+#define ADAMW(name, T, N)                                                                          \
+    extern "C" __global__ void __launch_bounds__(BLOCK) name(const pmli_adamw_params p)            \
+    {                                                                                              \
+        adamw<T, N>(p);                                                                            \
+    }
+#define BOTH(name, T) ADAMW(name, T, 1) ADAMW(name##_wide, T, 4)
+BOTH(adamw_f32, float)
+BOTH(adamw_bf16, bf16)
+BOTH(adamw_f16, f16)

@@ -1,0 +1,29 @@
+/* What linear and its backward share. */
+#ifndef PMLI_CUDA_LINEAR_H
+#define PMLI_CUDA_LINEAR_H
+
+#include "pml_op/ops.h"
+
+/* Columns of u: rank for each part with an adapter. */
+static inline int64_t pmli_lora_cols(int32_t rank, uint32_t lora_parts)
+{
+    return (int64_t)rank * __builtin_popcount(lora_parts);
+}
+
+/* Columns of y, and rows of the stacked b, that belong to parts with an adapter. */
+static inline int64_t pmli_lora_rows(const int32_t *part_cols, int32_t parts, uint32_t lora_parts)
+{
+    int64_t n = 0;
+    for (int p = 0; p < parts && p < PML_LINEAR_MAX_PARTS; p++)
+        if (lora_parts >> p & 1)
+            n += part_cols[p];
+    return n;
+}
+
+/* Bytes of a piece of workspace: whole 256-byte units. */
+static inline size_t pmli_linear_units(size_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
+#endif

@@ -1,0 +1,146 @@
+/* Gradients of a linear layer. With s = lora_scale:
+ *
+ *   v_p = s dy_p b_p;   dx = dy w + v a;   da += v^T x;   db_p += dy_p^T u_p
+ *
+ *   ws: | products' own | v [T,R] | the bias's partial sums |
+ *
+ * Gradients of parameters are summed in float32 by the products themselves (c += a b). */
+#include "columns.h"
+#include "device.h"
+#include "linear.h"
+#include "operand.h"
+#include "ops.h"
+
+static size_t v_bytes(const pml_linear_bwd_args *a)
+{
+    return pmli_linear_units((size_t)a->x.rows * (size_t)pmli_lora_cols(a->rank, a->lora_parts) *
+                             pml_dtype_size(a->x.dtype));
+}
+
+size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
+{
+    size_t bias = a->dbias.rows > 0 ? pmli_cuda_columns_ws(a->dy.cols) : 0;
+    return PMLI_GEMM_WORKSPACE + (a->lora_parts != 0 ? v_bytes(a) : 0) + bias;
+}
+
+static void check_lora(pmli_check *c, const pml_linear_bwd_args *a)
+{
+    int64_t columns = pmli_lora_cols(a->rank, a->lora_parts);
+    int64_t rows = pmli_lora_rows(a->part_cols, a->parts, a->lora_parts);
+    pmli_need_that(c, a->rank > 0 && a->lora_parts >> a->parts == 0,
+                   "rank %d with adapters on parts %#x of %d", a->rank, a->lora_parts, a->parts);
+    pmli_need_as(c, "a", &a->a, columns, a->x.cols, a->x.dtype);
+    pmli_need_as(c, "b", &a->b, rows, a->rank, a->x.dtype);
+    PMLI_MAY(c, a, da, columns, a->x.cols, PML_F32);
+    PMLI_MAY(c, a, db, rows, a->rank, PML_F32);
+    if (a->db.data != NULL)
+        pmli_need_as(c, "u", &a->u, a->x.rows, columns, a->x.dtype);
+    if (c->status == PML_OK && a->lora_dropout != 0)
+        c->status = PML_FAIL(c->err, PML_UNSUPPORTED,
+                             "linear_bwd: lora_dropout is not on the GPU in this version");
+}
+
+static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_linear_bwd, err);
+    int64_t outputs = 0;
+    pmli_need_that(&c, a->parts >= 1 && a->parts <= PML_LINEAR_MAX_PARTS, "%d parts", a->parts);
+    for (int p = 0; c.status == PML_OK && p < a->parts; p++)
+        outputs += a->part_cols[p];
+    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
+    pmli_need_float(&c, "x", &a->x);
+    pmli_need_as(&c, "dy", &a->dy, a->x.rows, outputs, a->x.dtype);
+    if (a->dx.data != NULL) {
+        pmli_need_as(&c, "dx", &a->dx, a->x.rows, a->x.cols, a->x.dtype);
+        pmli_need_as(&c, "w", &a->w, outputs, a->x.cols, a->x.dtype);
+    }
+    PMLI_MAY(&c, a, dw, outputs, a->x.cols, PML_F32);
+    PMLI_MAY(&c, a, dbias, 1, outputs, PML_F32);
+    if (a->lora_parts != 0)
+        check_lora(&c, a);
+    else
+        pmli_need_that(&c, a->da.data == NULL && a->db.data == NULL,
+                       "operands 'da' and 'db' need an adapter, lora_parts is 0");
+    pmli_need_ws(&c, &a->ws, pmli_cuda_linear_bwd_ws(a));
+    pmli_need_that(&c, a->x.cols > 0, "operand 'x' has no columns");
+    return c.status;
+}
+
+/* out = alpha x y + beta out, or with x taken transposed. */
+static pml_status multiply(pml_queue *queue, const pml_linear_bwd_args *a, float alpha, pml_view x,
+                           bool transposed, pml_view y, float beta, pml_view out, pml_error *err)
+{
+    pmli_gemm g = {.a = x.data,
+                   .b = y.data,
+                   .c = out.data,
+                   .m = out.rows,
+                   .n = out.cols,
+                   .k = y.rows,
+                   .lda = x.ld,
+                   .ldb = y.ld,
+                   .ldc = out.ld,
+                   .transpose_a = transposed,
+                   .in = x.dtype,
+                   .out = out.dtype,
+                   .alpha = alpha,
+                   .beta = beta,
+                   .workspace = a->ws.data,
+                   .workspace_size = PMLI_GEMM_WORKSPACE};
+    return pmli_gemm_run(queue, &g, err);
+}
+
+static pml_view rows_of(pml_view v, int64_t first, int64_t rows)
+{
+    v.data = (char *)v.data + (size_t)(first * v.ld) * pml_dtype_size(v.dtype);
+    v.rows = rows;
+    return v;
+}
+
+/* v of every part with an adapter, and db. */
+static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
+                                 pml_error *err)
+{
+    pml_status status = PML_OK;
+    int64_t y_col = 0, u_col = 0, b_row = 0;
+    for (int p = 0; status == PML_OK && p < a->parts; y_col += a->part_cols[p++]) {
+        if (!(a->lora_parts >> p & 1))
+            continue;
+        int64_t cols = a->part_cols[p];
+        pml_view dy = pml_view_columns(a->dy, y_col, cols);
+        if (a->dx.data != NULL || a->da.data != NULL)
+            status = multiply(queue, a, a->lora_scale, dy, false, rows_of(a->b, b_row, cols), 0,
+                              pml_view_columns(v, u_col, a->rank), err);
+        if (status == PML_OK && a->db.data != NULL)
+            status = multiply(queue, a, 1, dy, true, pml_view_columns(a->u, u_col, a->rank), 1,
+                              rows_of(a->db, b_row, cols), err);
+        u_col += a->rank;
+        b_row += cols;
+    }
+    return status;
+}
+
+pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, pml_error *err)
+{
+    pml_status status = check(a, err);
+    if (status != PML_OK || a->x.rows == 0)
+        return status;
+    char *behind = (char *)a->ws.data + PMLI_GEMM_WORKSPACE;
+    pml_view v = {0};
+    if (a->lora_parts != 0) {
+        v = pml_matrix(behind, a->x.rows, pmli_lora_cols(a->rank, a->lora_parts), a->x.dtype);
+        behind += v_bytes(a);
+        status = back_through_b(queue, a, v, err);
+    }
+    if (status == PML_OK && a->dx.data != NULL) {
+        status = multiply(queue, a, 1, a->dy, false, a->w, 0, a->dx, err);
+        if (status == PML_OK && a->lora_parts != 0)
+            status = multiply(queue, a, 1, v, false, a->a, 1, a->dx, err);
+    }
+    if (status == PML_OK && a->da.data != NULL)
+        status = multiply(queue, a, 1, v, true, a->x, 1, a->da, err);
+    if (status == PML_OK && a->dw.data != NULL)
+        status = multiply(queue, a, 1, a->dy, true, a->x, 1, a->dw, err);
+    if (status == PML_OK && a->dbias.data != NULL)
+        status = pmli_cuda_columns(queue, &a->dy, NULL, NULL, a->dbias.data, behind, err);
+    return status;
+}

@@ -1,0 +1,333 @@
+/* Cases of what training adds to a forward pass: every backward, attention, the loss, the update.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cases.h"
+
+static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
+enum { FLOATS = 3 };
+
+/* A few roundings to the dtype on the way, and products of rounded numbers. */
+static double loose(pml_dtype dtype)
+{
+    return dtype == PML_F32 ? 5e-6 : dtype == PML_BF16 ? 1.2e-2 : 1.5e-3;
+}
+
+static double tight(pml_dtype dtype)
+{
+    return dtype == PML_F32 ? 2e-6 : dtype == PML_BF16 ? 4e-3 : 6e-4;
+}
+
+static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t cols, int form)
+{
+    static const char *const forms[] = {"", " + dres, dweight", " in place of dres, dweight"};
+    gpu_case *c = cases_add(cases, PML_OP_rmsnorm_bwd, "%s [%d,%d]%s", pml_dtype_name(d), (int)rows,
+                            (int)cols, forms[form]);
+    int64_t border = form == 1 ? 8 : 0;
+    pml_rmsnorm_bwd_args *a = &c->args.rmsnorm_bwd;
+    *a = (pml_rmsnorm_bwd_args){.dy = shaped(rows, cols, border, d),
+                                .x = shaped(rows, cols, 2 * border, d),
+                                .weight = shaped(1, cols, 0, d),
+                                .rstd = shaped(1, rows, 0, PML_F32),
+                                .dx = shaped(rows, cols, border, d)};
+    c->tolerance = d == PML_F32 ? 1e-5 : tight(d);
+    c->shift = form == 1 ? 1 : 0;
+    if (form > 0) {
+        a->dres = shaped(rows, cols, border, d);
+        a->dweight = shaped(1, cols, 0, PML_F32);
+    }
+    if (form == 2)
+        c->inside[5] = 4; /* dx is dres */
+}
+
+static void add_elementwise(gpu_cases *cases, pml_dtype d)
+{
+    static const int64_t shapes[][3] = {
+        {1, 8, 0}, {37, 63, 2}, {130, 704, 8}, {5, 14336, 64}, {300, 16, 0}};
+    const char *name = pml_dtype_name(d);
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        int64_t rows = shapes[s][0], cols = shapes[s][1], border = shapes[s][2];
+        gpu_case *c = cases_add(cases, PML_OP_swiglu, "%s [%d,%d]+%d", name, (int)rows, (int)cols,
+                                (int)border);
+        c->args.swiglu =
+            (pml_swiglu_args){shaped(rows, 2 * cols, border, d), shaped(rows, cols, 2 * border, d)};
+        c->tolerance = tight(d);
+        c = cases_add(cases, PML_OP_swiglu_bwd, "%s [%d,%d]+%d%s", name, (int)rows, (int)cols,
+                      (int)border, s % 2 ? " in place" : "");
+        c->args.swiglu_bwd =
+            (pml_swiglu_bwd_args){shaped(rows, cols, border, d), shaped(rows, 2 * cols, border, d),
+                                  shaped(rows, 2 * cols, border, d)};
+        c->tolerance = tight(d);
+        if (s % 2)
+            c->inside[2] = 1;
+        c = cases_add(cases, PML_OP_embed_bwd, "%s [%d,%d]+%d", name, (int)rows, (int)cols,
+                      (int)border);
+        c->args.embed_bwd =
+            (pml_embed_bwd_args){shaped(1, rows, 0, PML_I32), shaped(rows, cols, border, d),
+                                 shaped(23, cols, border, PML_F32)};
+        c->indices = 23;
+        c->tolerance = 1e-6;
+    }
+    static const int32_t heads[][2] = {{1, 2}, {3, 6}, {5, 64}, {40, 128}, {7, 80}};
+    for (size_t h = 0; h < sizeof heads / sizeof *heads; h++)
+        for (int inverse = 0; inverse < 2; inverse++) {
+            int64_t cols = (int64_t)heads[h][0] * heads[h][1];
+            gpu_case *c = cases_add(cases, PML_OP_rope, "%s %d heads of %d%s", name, heads[h][0],
+                                    heads[h][1], inverse ? ", inverse" : "");
+            c->args.rope = (pml_rope_args){.x = shaped(77, cols, inverse ? 13 : 64, d),
+                                           .pos = shaped(1, 77, 0, PML_I32),
+                                           .table = shaped(50, heads[h][1], 0, PML_F32),
+                                           .heads = heads[h][0],
+                                           .head_dim = heads[h][1],
+                                           .inverse = inverse};
+            c->indices = 50;
+            c->tolerance = tight(d);
+        }
+}
+
+/* Weights, adapters and biases trained together would not occur, but say all about the op. */
+static void add_linear_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                           int32_t rank, bool trains_weight)
+{
+    gpu_case *c = cases_add(cases, PML_OP_linear_bwd, "%s [%d,%d]x[%d,%d]%s%s", pml_dtype_name(d),
+                            (int)rows, (int)k, 2 * n, (int)k, rank > 0 ? " LoRA" : "",
+                            trains_weight ? " dw, dbias" : "");
+    pml_linear_bwd_args *a = &c->args.linear_bwd;
+    *a = (pml_linear_bwd_args){.dy = shaped(rows, 2 * n, 8, d),
+                               .x = shaped(rows, k, 0, d),
+                               .w = shaped(2 * n, k, 0, d),
+                               .dx = shaped(rows, k, 16, d),
+                               .parts = 3,
+                               .part_cols = {n, n / 2, n - n / 2}};
+    c->tolerance = d == PML_F32 ? 3e-6 : loose(d);
+    if (trains_weight) {
+        a->dw = shaped(2 * n, k, 0, PML_F32);
+        a->dbias = shaped(1, 2 * n, 0, PML_F32);
+    }
+    if (rank == 0)
+        return;
+    a->lora_parts = 5;
+    a->rank = rank;
+    a->lora_scale = 0.75F;
+    a->a = shaped(2 * rank, k, 0, d);
+    a->b = shaped(n + (n - n / 2), rank, 0, d);
+    a->u = shaped(rows, 2 * rank, 8, d);
+    a->da = shaped(2 * rank, k, 0, PML_F32);
+    a->db = shaped(n + (n - n / 2), rank, 0, PML_F32);
+}
+
+/* Lengths of documents; -1 ends. What is left of the tokens belongs to none. */
+typedef struct packing {
+    const char *name;
+    int32_t tokens;
+    int32_t lengths[8];
+} packing;
+
+static const packing packings[] = {{"1", 1, {1, -1}},
+                                   {"37", 37, {37, -1}},
+                                   {"64+0+1+200, 7 outside", 272, {64, 0, 1, 200, -1}},
+                                   {"5+128+129+300", 562, {5, 128, 129, 300, -1}},
+                                   {"0+0+513", 513, {0, 0, 513, -1}}};
+
+static int32_t *bounds_of(const packing *p, int32_t *slots)
+{
+    int32_t *bounds = calloc(16, sizeof *bounds);
+    if (bounds == NULL)
+        exit(1);
+    for (*slots = 0; p->lengths[*slots] >= 0; ++*slots)
+        bounds[*slots + 1] = bounds[*slots] + p->lengths[*slots];
+    return bounds; /* lives as long as the cases */
+}
+
+typedef struct heads {
+    int32_t heads, kv_heads, dim, window;
+} heads;
+
+static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads h)
+{
+    int32_t slots, *bounds = bounds_of(p, &slots);
+    int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim, t = p->tokens;
+    char window[32] = "";
+    if (h.window > 0)
+        snprintf(window, sizeof window, ", window %d", h.window);
+    gpu_case *c = cases_add(cases, PML_OP_attention, "%s %d/%d of %d%s: %s", pml_dtype_name(d),
+                            h.heads, h.kv_heads, h.dim, window, p->name);
+    c->args.attention = (pml_attention_args){.q = shaped(t, q, 2 * kv, d),
+                                             .k = shaped(t, kv, 64, d),
+                                             .v = shaped(t, kv, 0, d),
+                                             .cu_q = shaped(1, slots + 1, 0, PML_I32),
+                                             .cu_k = shaped(1, slots + 1, 0, PML_I32),
+                                             .o = shaped(t, q, 8, d),
+                                             .lse = shaped(h.heads, t, 0, PML_F32),
+                                             .heads = h.heads,
+                                             .kv_heads = h.kv_heads,
+                                             .head_dim = h.dim,
+                                             .window = h.window,
+                                             .max_q = (int32_t)t,
+                                             .scale = 1.0F / (float)h.dim};
+    c->given[3] = c->given[4] = bounds;
+    c->tolerance = d == PML_F32 ? 3e-6 : tight(d);
+    c = cases_add(cases, PML_OP_attention_bwd, "%s %d/%d of %d%s: %s", pml_dtype_name(d), h.heads,
+                  h.kv_heads, h.dim, window, p->name);
+    c->args.attention_bwd = (pml_attention_bwd_args){.dout = shaped(t, q, 8, d),
+                                                     .q = shaped(t, q, 2 * kv, d),
+                                                     .k = shaped(t, kv, 64, d),
+                                                     .v = shaped(t, kv, 0, d),
+                                                     .o = shaped(t, q, 0, d),
+                                                     .lse = shaped(h.heads, t, 0, PML_F32),
+                                                     .cu_q = shaped(1, slots + 1, 0, PML_I32),
+                                                     .cu_k = shaped(1, slots + 1, 0, PML_I32),
+                                                     .dq = shaped(t, q, 2 * kv, d),
+                                                     .dk = shaped(t, kv, 16, d),
+                                                     .dv = shaped(t, kv, 0, d),
+                                                     .heads = h.heads,
+                                                     .kv_heads = h.kv_heads,
+                                                     .head_dim = h.dim,
+                                                     .window = h.window,
+                                                     .max_q = (int32_t)t,
+                                                     .scale = 1.0F / (float)h.dim};
+    c->given[6] = c->given[7] = bounds;
+    c->tolerance = loose(d);
+}
+
+/* A chunk of new tokens against cached keys, as generation asks for it. */
+static void add_cached_attention(gpu_cases *cases, pml_dtype d, int32_t new_tokens, int32_t keys)
+{
+    static const heads h = {6, 2, 64, 0};
+    int32_t *bounds = calloc(4, sizeof *bounds); /* two tables of two */
+    if (bounds == NULL)
+        exit(1);
+    bounds[1] = new_tokens;
+    bounds[3] = keys;
+    int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim;
+    gpu_case *c = cases_add(cases, PML_OP_attention, "%s %d new of %d cached", pml_dtype_name(d),
+                            new_tokens, keys);
+    c->args.attention = (pml_attention_args){.q = shaped(new_tokens, q, 0, d),
+                                             .k = shaped(keys, kv, kv, d),
+                                             .v = shaped(keys, kv, kv, d),
+                                             .cu_q = shaped(1, 2, 0, PML_I32),
+                                             .cu_k = shaped(1, 2, 0, PML_I32),
+                                             .o = shaped(new_tokens, q, 0, d),
+                                             .lse = shaped(h.heads, new_tokens, 0, PML_F32),
+                                             .heads = h.heads,
+                                             .kv_heads = h.kv_heads,
+                                             .head_dim = h.dim,
+                                             .max_q = new_tokens,
+                                             .scale = 0.125F};
+    c->given[3] = bounds;
+    c->given[4] = bounds + 2;
+    c->tolerance = d == PML_F32 ? 3e-6 : tight(d);
+}
+
+static void add_attentions(gpu_cases *cases, pml_dtype d)
+{
+    static const heads shapes[] = {{4, 2, 64, 0}, {4, 1, 128, 0}, {3, 3, 16, 0}, {2, 1, 80, 0}};
+    for (size_t p = 0; p < sizeof packings / sizeof *packings; p++)
+        for (size_t h = 0; h < sizeof shapes / sizeof *shapes; h++)
+            add_attention(cases, d, &packings[p], shapes[h]);
+    add_attention(cases, d, &packings[3], (heads){4, 2, 64, 50});
+    add_attention(cases, d, &packings[3], (heads){4, 2, 128, 130});
+    add_attention(cases, d, &packings[2], (heads){2, 1, 24, 9});
+    add_cached_attention(cases, d, 1, 300);
+    add_cached_attention(cases, d, 70, 300);
+}
+
+/* Some slots empty; a last chunk that is shorter. */
+static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t hidden, int form)
+{
+    static const char *const forms[] = {" loss", " dx", " dx, dw, scale"};
+    enum { TOKENS = 90, LABELS = 41 };
+    gpu_case *c = cases_add(cases, PML_OP_head_loss, "%s [%d,%d]x[%d,%d]%s", pml_dtype_name(d),
+                            LABELS, (int)hidden, (int)vocab, (int)hidden, forms[form]);
+    int32_t *rows = calloc(LABELS, sizeof *rows);
+    if (rows == NULL)
+        exit(1);
+    for (int i = 0; i < LABELS; i++)
+        rows[i] = i % 7 == 3 ? -1 : i * 31 % TOKENS;
+    pml_head_loss_args *a = &c->args.head_loss;
+    *a = (pml_head_loss_args){.x = shaped(TOKENS, hidden, 8, d),
+                              .w = shaped(vocab, hidden, 0, d),
+                              .rows = shaped(1, LABELS, 0, PML_I32),
+                              .labels = shaped(1, LABELS, 0, PML_I32),
+                              .loss = shaped(1, LABELS, 0, PML_F32),
+                              .chunk = 16};
+    if (form > 0)
+        a->dx = shaped(TOKENS, hidden, 0, d);
+    if (form > 1) {
+        a->dw = shaped(vocab, hidden, 0, PML_F32);
+        a->scale = shaped(1, 1, 0, PML_F32);
+    }
+    c->given[2] = rows;
+    c->indices = (int32_t)vocab;
+    c->tolerance = d == PML_F32 ? loose(d) : 2 * loose(d); /* logits of up to 30, rounded to d */
+}
+
+static void add_update(gpu_cases *cases)
+{
+    static const float hyper[2 * PML_HYPER_COUNT] = {1e-2F, 0.1F, 1e-3F, 1e-8F, 0.01F, 0.3F,  4e-3F,
+                                                     0.02F, 1.5F, 0.7F,  2e-2F, 0.1F,  1e-3F, 1e-8F,
+                                                     0.00F, 0.3F, 4e-3F, 0.02F, 1.5F,  0.7F};
+    static const int64_t sizes[] = {1, 7, 1000, 4096, 300001};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        int64_t n = sizes[s];
+        gpu_case *c = cases_add(cases, PML_OP_sum, "[1,%d]", (int)n);
+        c->args.sum =
+            (pml_sum_args){.x = shaped(1, n, 0, PML_F32), .total = shaped(1, 1, 0, PML_F64)};
+        c->tolerance = 1e-5;
+        c = cases_add(cases, PML_OP_sumsq, "[3,%d]+5", (int)n);
+        c->args.sumsq =
+            (pml_sumsq_args){.x = shaped(3, n, 5, PML_F32), .total = shaped(1, 1, 0, PML_F64)};
+        c->tolerance = 1e-6;
+        for (int f = -1; f < FLOATS; f++) {
+            c = cases_add(cases, PML_OP_adamw, "[1,%d] copy %s", (int)n,
+                          f < 0 ? "none" : pml_dtype_name(floats[f]));
+            pml_view v = shaped(1, n, 0, PML_F32);
+            c->args.adamw =
+                (pml_adamw_args){v, v, v, v, shaped(1, PML_HYPER_COUNT, 0, PML_F32), {0}};
+            if (f >= 0)
+                c->args.adamw.copy = shaped(1, n, 0, floats[f]);
+            c->positive = 3; /* v */
+            c->given[4] = hyper;
+            c->tolerance = f > 0 ? tight(floats[f]) : 1e-6;
+            c->shift = s == 3 ? 1 : 0;
+        }
+    }
+    for (int groups = 1; groups < 3; groups++) {
+        gpu_case *c = cases_add(cases, PML_OP_clip_scale, "%d groups", groups);
+        c->args.clip_scale = (pml_clip_scale_args){shaped(1, 1, 0, PML_F64),
+                                                   shaped(groups, PML_HYPER_COUNT, 0, PML_F32),
+                                                   shaped(1, 1, 0, PML_F32)};
+        c->positive = 0;
+        c->given[1] = hyper;
+        c->tolerance = 1e-6;
+    }
+}
+
+void cases_of_training(gpu_cases *cases)
+{
+    static const int64_t widths[] = {8, 63, 128, 896, 2048, 4096, 16384, 40000};
+    static const int64_t linears[][3] = {
+        {1, 8, 8}, {37, 66, 65}, {130, 448, 1000}, {257, 768, 576}};
+    for (int f = 0; f < FLOATS; f++) {
+        pml_dtype d = floats[f];
+        for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+            for (int form = 0; form < 3; form++)
+                add_rmsnorm_bwd(cases, d, widths[w] < 1000 ? 131 : 5, widths[w], form);
+        add_elementwise(cases, d);
+        for (size_t s = 0; s < sizeof linears / sizeof *linears; s++) {
+            int64_t rows = linears[s][0], k = linears[s][2];
+            int32_t n = (int32_t)linears[s][1];
+            add_linear_bwd(cases, d, rows, n, k, 0, false);
+            add_linear_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, false);
+            add_linear_bwd(cases, d, rows, n, k, 0, true);
+        }
+        add_attentions(cases, d);
+        for (int form = 0; form < 3; form++) {
+            add_head_loss(cases, d, 1000, 96, form);
+            add_head_loss(cases, d, 331, 65, form);
+            add_head_loss(cases, d, 32000, 64, form);
+        }
+    }
+    add_update(cases);
+}
