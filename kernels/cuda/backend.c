@@ -69,6 +69,7 @@ static const pml_backend backend = {
             .scatter_rows = pmli_cuda_scatter_rows,
             .clip_scale = pmli_cuda_clip_scale,
             .adamw = pmli_cuda_adamw,
+            .sgd = pmli_cuda_sgd,
         },
 };
 

@@ -102,6 +102,7 @@
     X(update, sumsq_parts)                                                                         \
     X(update, sum_total)                                                                           \
     X(update, clip_scale)                                                                          \
+    PMLI_TYPED(X, update, sgd)                                                                     \
     PMLI_TYPED_WIDE(X, update, adamw)                                                              \
     PMLI_TYPED(X, attention_any, attend)                                                           \
     PMLI_TYPED(X, attention_any, attend_dots)                                                      \

@@ -2,6 +2,8 @@
 #ifndef PMLI_CUDA_LINEAR_H
 #define PMLI_CUDA_LINEAR_H
 
+#include <stdbool.h>
+
 #include "pml_op/ops.h"
 
 /* Columns of u: rank for each part with an adapter. */
@@ -18,6 +20,29 @@ static inline int64_t pmli_lora_rows(const int32_t *part_cols, int32_t parts, ui
         if (lora_parts >> p & 1)
             n += part_cols[p];
     return n;
+}
+
+/* Whether all parts with an adapter have the same scale, and which. */
+static inline bool pmli_lora_one_scale(const float *scales, int32_t parts, uint32_t lora_parts,
+                                       float *scale)
+{
+    bool any = false, same = true;
+    for (int p = 0; p < parts; p++) {
+        if (!(lora_parts >> p & 1))
+            continue;
+        same = same && (!any || scales[p] == *scale);
+        *scale = scales[p];
+        any = true;
+    }
+    return any && same;
+}
+
+/* Rows [first, first + rows) of v. */
+static inline pml_view pmli_rows_of(pml_view v, int64_t first, int64_t rows)
+{
+    v.data = (char *)v.data + (size_t)(first * v.ld) * pml_dtype_size(v.dtype);
+    v.rows = rows;
+    return v;
 }
 
 /* Bytes of a piece of workspace: whole 256-byte units. */

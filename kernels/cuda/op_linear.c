@@ -106,12 +106,28 @@ static bool in_border(const pml_view *outer, const pml_view *inner)
            outer->rows == inner->rows;
 }
 
+/* u, one product for all parts where they share a scale. */
 static pml_status down(pml_queue *queue, const pml_linear_args *a, const pml_view *u,
                        pml_error *err)
 {
-    pmli_gemm g = product(&a->x, &a->a, u, a);
-    g.alpha = lora_scale(a);
-    return pmli_gemm_run(queue, &g, err);
+    float scale;
+    if (pmli_lora_one_scale(a->lora_scale, a->parts, a->lora_parts, &scale)) {
+        pmli_gemm g = product(&a->x, &a->a, u, a);
+        g.alpha = scale;
+        return pmli_gemm_run(queue, &g, err);
+    }
+    pml_status status = PML_OK;
+    int64_t at = 0;
+    for (int p = 0; status == PML_OK && p < a->parts; p++) {
+        if (!(a->lora_parts >> p & 1))
+            continue;
+        pml_view a_p = pmli_rows_of(a->a, at, a->rank), u_p = pml_view_columns(*u, at, a->rank);
+        pmli_gemm g = product(&a->x, &a_p, &u_p, a);
+        g.alpha = a->lora_scale[p];
+        status = pmli_gemm_run(queue, &g, err);
+        at += a->rank;
+    }
+    return status;
 }
 
 static pml_status frozen(pml_queue *queue, const pml_linear_args *a, int64_t border, pml_error *err)
@@ -130,9 +146,7 @@ static pml_status up(pml_queue *queue, const pml_linear_args *a, const pml_view 
             continue;
         pml_view u_p = pml_view_columns(*u, u_col, a->rank);
         pml_view y_p = pml_view_columns(a->y, y_col, a->part_cols[p]);
-        pml_view b_p = a->b;
-        b_p.data = (char *)b_p.data + (size_t)(b_row * b_p.ld) * pml_dtype_size(b_p.dtype);
-        b_p.rows = a->part_cols[p];
+        pml_view b_p = pmli_rows_of(a->b, b_row, a->part_cols[p]);
         pmli_gemm g = product(&u_p, &b_p, &y_p, a);
         g.beta = 1;
         pml_status status = pmli_gemm_run(queue, &g, err);

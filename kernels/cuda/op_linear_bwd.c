@@ -1,6 +1,6 @@
-/* Gradients of a linear layer. With s = lora_scale:
+/* Gradients of a linear layer. With s_p = lora_scale[p]:
  *
- *   v_p = s dy_p b_p;   dx = dy w + v a;   da += v^T x;   db_p += dy_p^T u_p
+ *   v_p = s_p dy_p b_p;   dx = dy w + v a;   da += v^T x;   db_p += dy_p^T u_p
  *
  *   ws: | products' own | v [T,R] | the bias's partial sums |
  *
@@ -89,13 +89,6 @@ static pml_status multiply(pml_queue *queue, const pml_linear_bwd_args *a, float
     return pmli_gemm_run(queue, &g, err);
 }
 
-static pml_view rows_of(pml_view v, int64_t first, int64_t rows)
-{
-    v.data = (char *)v.data + (size_t)(first * v.ld) * pml_dtype_size(v.dtype);
-    v.rows = rows;
-    return v;
-}
-
 /* v of every part with an adapter, and db. */
 static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
                                  pml_error *err)
@@ -108,11 +101,12 @@ static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a,
         int64_t cols = a->part_cols[p];
         pml_view dy = pml_view_columns(a->dy, y_col, cols);
         if (a->dx.data != NULL || a->da.data != NULL)
-            status = multiply(queue, a, a->lora_scale, dy, false, rows_of(a->b, b_row, cols), 0,
-                              pml_view_columns(v, u_col, a->rank), err);
+            status =
+                multiply(queue, a, a->lora_scale[p], dy, false, pmli_rows_of(a->b, b_row, cols), 0,
+                         pml_view_columns(v, u_col, a->rank), err);
         if (status == PML_OK && a->db.data != NULL)
             status = multiply(queue, a, 1, dy, true, pml_view_columns(a->u, u_col, a->rank), 1,
-                              rows_of(a->db, b_row, cols), err);
+                              pmli_rows_of(a->db, b_row, cols), err);
         u_col += a->rank;
         b_row += cols;
     }

@@ -1,4 +1,4 @@
-/* sum, sumsq, clip_scale, adamw; and embed_bwd. */
+/* sum, sumsq, clip_scale, adamw, sgd; and embed_bwd. */
 #include "device.h"
 #include "device/params.h"
 #include "operand.h"
@@ -7,7 +7,8 @@
 _Static_assert(PML_HYPER_LR == 0 && PML_HYPER_ONE_MINUS_BETA1 == 1 &&
                    PML_HYPER_ONE_MINUS_BETA2 == 2 && PML_HYPER_EPS == 3 &&
                    PML_HYPER_WEIGHT_DECAY == 4 && PML_HYPER_BIAS1 == 5 && PML_HYPER_BIAS2 == 6 &&
-                   PML_HYPER_MEAN == 7 && PML_HYPER_MAX_NORM == 8 && PML_HYPER_GRAD_SCALE == 9,
+                   PML_HYPER_MEAN == 7 && PML_HYPER_MAX_NORM == 8 && PML_HYPER_GRAD_SCALE == 9 &&
+                   PML_HYPER_MOMENTUM == 10 && PML_HYPER_NEW_GRAD == 11,
                "device/update.cu has other places for the hyper-parameters");
 
 /* Blocks that add up a buffer: four of 256 threads on each processor of today's largest chips. Not
@@ -106,6 +107,36 @@ pml_status pmli_cuda_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error 
                          .block_y = 1};
     pmli_kernel kernel = PMLI_adamw_f32 + 2 * (unsigned)dtype + (wide ? 1 : 0);
     return pmli_cuda_launch(queue, kernel, shape, &p, err);
+}
+
+pml_status pmli_cuda_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_sgd, err);
+    PMLI_NEED(&c, a, p, 1, PMLI_ANY, PML_F32);
+    PMLI_NEED(&c, a, g, 1, a->p.cols, PML_F32);
+    PMLI_MAY(&c, a, m, 1, a->p.cols, PML_F32);
+    PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
+    pmli_need_that(&c, !a->nesterov || a->m.data != NULL, "nesterov needs operand 'm'");
+    if (a->copy.data != NULL) {
+        pmli_need_any(&c, "copy", &a->copy, 1, a->p.cols);
+        pmli_need_float(&c, "copy", &a->copy);
+    }
+    if (c.status != PML_OK || a->p.cols == 0)
+        return c.status;
+    pml_dtype dtype = a->copy.data != NULL ? a->copy.dtype : PML_F32;
+    pmli_sgd_params p = {.p = a->p.data,
+                         .m = a->m.data,
+                         .g = a->g.data,
+                         .hyper = a->hyper.data,
+                         .copy = a->copy.data,
+                         .count = a->p.cols,
+                         .nesterov = a->nesterov};
+    int64_t blocks = (a->p.cols + BLOCK - 1) / BLOCK;
+    pmli_launch shape = {.grid_x = (unsigned)(blocks < ADAMW_BLOCKS ? blocks : ADAMW_BLOCKS),
+                         .grid_y = 1,
+                         .block_x = BLOCK,
+                         .block_y = 1};
+    return pmli_cuda_launch(queue, PMLI_sgd_f32 + (unsigned)dtype, shape, &p, err);
 }
 
 pml_status pmli_cuda_embed_bwd(pml_queue *queue, const pml_embed_bwd_args *a, pml_error *err)

@@ -178,8 +178,8 @@ static void add_bordered(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t n,
     a->b = shaped(n, rank, k, d);
     a->u = shaped(rows, rank, k, d);
     c->inside[4] = 1; /* b in w */
-    c->inside[7] = 0; /* u in x */
-    c->column[4] = c->column[7] = k;
+    c->inside[8] = 0; /* u in x */
+    c->column[4] = c->column[8] = k;
 }
 
 static void add_linears(gpu_cases *cases)

@@ -109,7 +109,8 @@ static void add_linear_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t 
         return;
     a->lora_parts = 5;
     a->rank = rank;
-    a->lora_scale = 0.75F;
+    a->lora_scale[0] = 0.75F;
+    a->lora_scale[2] = rank % 2 == 0 ? 0.75F : 0.5F;
     a->a = shaped(2 * rank, k, 0, d);
     a->b = shaped(n + (n - n / 2), rank, 0, d);
     a->u = shaped(rows, 2 * rank, 8, d);
@@ -292,6 +293,20 @@ static void add_update(gpu_cases *cases)
             c->tolerance = f > 0 ? tight(floats[f]) : 1e-6;
             c->shift = s == 3 ? 1 : 0;
         }
+    }
+    for (int form = 0; form < 3; form++) {
+        static const char *const forms[] = {"plain", "momentum", "nesterov"};
+        gpu_case *c = cases_add(cases, PML_OP_sgd, "[1,3001] %s", forms[form]);
+        pml_view v = shaped(1, 3001, 0, PML_F32);
+        c->args.sgd = (pml_sgd_args){.p = v,
+                                     .g = v,
+                                     .hyper = shaped(1, PML_HYPER_COUNT, 0, PML_F32),
+                                     .copy = shaped(1, 3001, 0, PML_BF16),
+                                     .nesterov = form == 2};
+        if (form > 0)
+            c->args.sgd.m = v;
+        c->given[3] = hyper;
+        c->tolerance = tight(PML_BF16);
     }
     for (int groups = 1; groups < 3; groups++) {
         gpu_case *c = cases_add(cases, PML_OP_clip_scale, "%d groups", groups);

@@ -213,7 +213,7 @@ static void bench_linear(const char *name, pml_dtype dtype, adapter lora)
         if (lora != NO_ADAPTER) {
             a->lora_parts = 1;
             a->rank = RANK;
-            a->lora_scale = 1;
+            a->lora_scale[0] = 1;
             a->a = drawn(RANK, HIDDEN, 0, dtype);
             a->b = lora == APART ? drawn(HIDDEN, RANK, 0, dtype)
                                  : pml_view_columns(a->w, HIDDEN, RANK);

@@ -110,6 +110,23 @@ typedef struct pmli_adamw_params {
     long long count;
 } pmli_adamw_params;
 
+/* m may be absent. */
+typedef struct pmli_sgd_params {
+    float *p, *m;
+    const float *g, *hyper;
+    void *copy; /* may be absent */
+    long long count;
+    int nesterov;
+} pmli_sgd_params;
+
+/* One quantised weight of count elements. */
+typedef struct pmli_nf4_params {
+    const unsigned char *codes, *absmax;
+    const float *nested, *offset;
+    void *y;
+    long long count;
+} pmli_nf4_params;
+
 /* Shared by all attention kernels. Rows of q, dout, o, dq are tokens_q, of k, v, dk, dv tokens_k.
  * dots [heads, tokens_q] holds sum(dout * o) of each row. */
 typedef struct pmli_attention_params {

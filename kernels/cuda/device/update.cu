@@ -123,3 +123,31 @@ template <typename T, int N> __device__ void adamw(const pmli_adamw_params &p)
 BOTH(adamw_f32, float)
 BOTH(adamw_bf16, bf16)
 BOTH(adamw_f16, f16)
+
+template <typename T> __device__ void sgd(const pmli_sgd_params &p)
+{
+    const float lr = p.hyper[LR], decay = p.hyper[WEIGHT_DECAY], scale = p.hyper[GRAD_SCALE];
+    const float momentum = p.hyper[MOMENTUM], fresh = p.hyper[NEW_GRAD];
+    const long long threads = (long long)gridDim.x * blockDim.x;
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < p.count;
+         i += threads) {
+        float value = p.p[i], d = p.g[i] * scale + decay * value;
+        if (p.m != nullptr) {
+            const float m = momentum * p.m[i] + fresh * d;
+            p.m[i] = m;
+            d = p.nesterov ? d + momentum * m : m;
+        }
+        p.p[i] = value -= lr * d;
+        if (p.copy != nullptr)
+            ((T *)p.copy)[i] = narrow<T>(value);
+    }
+}
+
+#define SGD(name, T)                                                                               \
+    extern "C" __global__ void __launch_bounds__(BLOCK) name(const pmli_sgd_params p)              \
+    {                                                                                              \
+        sgd<T>(p);                                                                                 \
+    }
+SGD(sgd_f32, float)
+SGD(sgd_bf16, bf16)
+SGD(sgd_f16, f16)
