@@ -103,9 +103,9 @@ static double fake_epoch(const job *j)
     return (double)j->step / 100;
 }
 
-static double fake_factor(const job *j, int64_t step)
+static double fake_factor(const job *j, const pml_train_state *state)
 {
-    (void)j, (void)step;
+    (void)j, (void)state;
     return 0.5;
 }
 

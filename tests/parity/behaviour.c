@@ -99,7 +99,7 @@ static void check_not_finite(const char *fixtures)
     float good = before[n / 2];
     before[n / 2] = NAN;
     MUST(pml_stepper_write(s.stepper, PML_STATE_VALUE, before, err));
-    config.warmup_steps = s.config.warmup_steps = 0;
+    config.schedule.warmup_steps = s.config.schedule.warmup_steps = 0;
     pml_step_result result = session_step(&s, NULL);
     check(result.skipped && isnan(result.loss), "a loss that is not a number was not skipped");
     float *after = session_read(&s, PML_STATE_VALUE),
@@ -125,7 +125,7 @@ static void check_not_finite(const char *fixtures)
     /* The same update, had the skipped one never been: Adam's t is 1 in both. */
     session other;
     session_open(&(session_options){.config = &config}, &other);
-    other.config.warmup_steps = 0;
+    other.config.schedule.warmup_steps = 0;
     other.cursor = pml_sampler_next(other.sampler, other.cursor);
     other.config.schedule = s.config.schedule;
     other.step = 1; /* of the schedule */
@@ -159,7 +159,7 @@ static void check_dropout(const char *fixtures)
 {
     pml_train_config config, other;
     load_case(fixtures, "llama-untied-lora", &config);
-    config.warmup_steps = 0;
+    config.schedule.warmup_steps = 0;
     session s;
     session_open(&(session_options){.config = &config}, &s);
     size_t bytes = pml_stepper_state_floats(s.stepper) * sizeof(float);

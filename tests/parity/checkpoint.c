@@ -36,7 +36,14 @@ static pml_train_state state_of(session *s)
                              .weight_decay = 0.1,
                              .max_grad_norm = 0.7,
                              .eval_steps = 11,
-                             .save_steps = 12};
+                             .save_steps = 12,
+                             .lora_dropout = 0.25,
+                             .accumulation = 3,
+                             .schedule = s->config.schedule,
+                             .schedule_state = {0.5, 1.25, 1, 2, 3, 4, 5, 6},
+                             .best_loss = 1.0 / 7,
+                             .best_step = 2,
+                             .not_better = 4};
     MUST(pml_stepper_identity(s->stepper, state.identity, sizeof state.identity, err));
     return state;
 }

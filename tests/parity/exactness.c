@@ -184,7 +184,7 @@ static void check_workers(const char *fixtures, const char *name, double dropout
     char what[96];
     load(fixtures, name, dropout, &alone);
     alone.accumulation = 2;
-    alone.warmup_steps = 0;
+    alone.schedule.warmup_steps = 0;
     shared = alone;
     shared.accumulation = 1;
     rank ranks[2] = {{.config = &shared, .number = 0}, {.config = &shared, .number = 1}};

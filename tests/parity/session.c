@@ -70,15 +70,16 @@ void load_case(const char *fixtures, const char *name, pml_train_config *config)
     MUST(pml_json_get_string(at, "quant", PML_JSON_OPTIONAL, text, sizeof text, err));
     c->quant = strcmp(text, "nf4") == 0 ? PML_QUANT_NF4 : PML_QUANT_NONE;
     MUST(pml_json_get_string(at, "lr_scheduler_type", need, text, sizeof text, err));
-    MUST(pml_schedule_from_name(text, &c->schedule, err));
+    MUST(pml_schedule_from_name(text, &c->schedule.type, err));
     MUST(pml_json_get_int(at, "max_steps", need, 1, 100, &c->max_steps, err));
-    MUST(pml_json_get_int(at, "warmup_steps", need, 0, 100, &c->warmup_steps, err));
+    MUST(pml_json_get_int(at, "warmup_steps", need, 0, 100, &c->schedule.warmup_steps, err));
     MUST(pml_json_get_i32(at, "max_length", need, 2, 1000, &c->max_length, err));
     MUST(pml_json_get_i32(at, "per_device_train_batch_size", need, 1, 64, &c->batch_size, err));
     MUST(pml_json_get_i32(at, "gradient_accumulation_steps", need, 1, 64, &c->accumulation, err));
     MUST(pml_json_get_double(at, "weight_decay", need, 0, 10, &c->weight_decay, err));
     MUST(pml_json_get_double(at, "max_grad_norm", need, 0, 10, &c->max_grad_norm, err));
     MUST(pml_json_get_double(at, "learning_rate", need, 0, 10, &c->learning_rate, err));
+    c->schedule.learning_rate = c->learning_rate;
     if (c->method == PML_METHOD_LORA) {
         MUST(pml_json_get_i32(at, "lora_r", need, 1, 64, &c->lora_rank, err));
         MUST(pml_json_get_double(at, "lora_alpha", need, 0, 1000, &c->lora_alpha, err));
@@ -146,7 +147,7 @@ pml_step_result session_step(session *s, pml_comm *comm)
 {
     const pml_train_config *c = &s->config;
     int64_t labels = session_micros(s, comm);
-    double factor = pml_schedule_factor(c->schedule, s->step, c->warmup_steps, c->max_steps);
+    double factor = pml_schedule_factor(&c->schedule, s->step, c->max_steps);
     pml_update update = {.step = s->step + 1,
                          .learning_rate = c->learning_rate * factor,
                          .weight_decay = c->weight_decay,

@@ -26,16 +26,56 @@ static void report_refused(loop *l, int64_t command, const char *reason)
     link_report(l->link, m);
 }
 
+/* A new schedule is taken as if it had been from the first step, with the peak there is now; its
+ * own rates (min_lr, lr_end) mean what they say. */
+static pml_status set_schedule(pml_train_state *s, const pml_message *args, pml_error *err)
+{
+    bool type = pml_message_has(args, "lr_scheduler_type");
+    bool keywords = pml_message_has(args, "lr_scheduler_kwargs");
+    if (pml_message_has(args, "warmup_steps"))
+        s->schedule.warmup_steps = pml_message_int(args, "warmup_steps");
+    if (!type && !keywords)
+        return PML_OK;
+    pml_message *record = pml_message_part(args, "lr_scheduler_kwargs", 0);
+    pml_schedule_set_keywords(&s->schedule, record);
+    pml_message_destroy(&record);
+    s->schedule.learning_rate = s->learning_rate;
+    pml_status status = PML_OK;
+    if (type)
+        status = pml_schedule_from_name(pml_message_string(args, "lr_scheduler_type"),
+                                        &s->schedule.type, err);
+    if (status == PML_OK)
+        status = pml_schedule_check(&s->schedule, err);
+    pml_schedule_begin(&s->schedule, &s->schedule_state);
+    return status;
+}
+
 /* A rate that is set is the current one; the peak of the schedule follows. Where the schedule
  * stands at 0 (the first step of a warmup), the value is the peak. */
-static void apply_set(loop *l, const pml_message *args)
+static void set_rate(loop *l, pml_train_state *s, double rate)
 {
-    pml_train_state *s = &l->state;
-    if (pml_message_has(args, "learning_rate")) {
-        double factor = l->kind->factor(l->j, s->step);
-        double rate = pml_message_number(args, "learning_rate");
-        s->learning_rate = factor > 0 ? rate / factor : rate;
-    }
+    double factor = l->kind->factor(l->j, s);
+    s->learning_rate = factor > 0 ? rate / factor : rate;
+}
+
+/* All of it, or nothing with the reason. */
+static pml_status apply_set(loop *l, const pml_message *args, pml_error *err)
+{
+    static pml_train_state changed; /* too large for comfort on a stack */
+    pml_train_state *s = &changed;
+    changed = l->state;
+    pml_status status = set_schedule(s, args, err);
+    if (status != PML_OK)
+        return status;
+    if (pml_schedule_measures(&s->schedule) && !l->has_eval)
+        return PML_FAIL(err, PML_INVALID, "%s follows evaluations, and this run has no eval_data",
+                        pml_schedule_name(s->schedule.type));
+    if (pml_message_has(args, "learning_rate"))
+        set_rate(l, s, pml_message_number(args, "learning_rate"));
+    if (pml_message_has(args, "lora_dropout"))
+        s->lora_dropout = pml_message_number(args, "lora_dropout");
+    if (pml_message_has(args, "gradient_accumulation_steps"))
+        s->accumulation = pml_message_int(args, "gradient_accumulation_steps");
     if (pml_message_has(args, "weight_decay"))
         s->weight_decay = pml_message_number(args, "weight_decay");
     if (pml_message_has(args, "max_grad_norm"))
@@ -44,6 +84,11 @@ static void apply_set(loop *l, const pml_message *args)
         s->eval_steps = pml_message_int(args, "eval_steps");
     if (pml_message_has(args, "save_steps"))
         s->save_steps = pml_message_int(args, "save_steps");
+    if (l->kind->tune != NULL)
+        status = l->kind->tune(l->j, s, err);
+    if (status == PML_OK)
+        l->state = changed;
+    return status;
 }
 
 /* ---- sampling ---- */
@@ -153,6 +198,7 @@ static bool only_refused(pml_status status)
 
 static pml_status carry_out(loop *l, const order *o, pml_error *err)
 {
+    pml_status status;
     switch (o->verb) {
     case PML_REQUEST_pause:
     case PML_REQUEST_resume:
@@ -166,9 +212,10 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
     case PML_REQUEST_set:
         if (l->finished)
             return PML_FAIL(err, PML_INVALID, "the run is finished");
-        apply_set(l, o->args);
-        link_supersede(l->link, o->args);
-        return PML_OK;
+        status = apply_set(l, o->args, err);
+        if (status == PML_OK)
+            link_supersede(l->link, o->args);
+        return status;
     case PML_REQUEST_checkpoint:
         return l->saver == NULL ? PML_OK
                                 : saver_save(l->saver, &l->state,
@@ -183,16 +230,18 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
     }
 }
 
-static pml_status apply_again(loop *l, const order *o)
+/* What was applied once can be applied again; where it cannot (the file was changed by hand), the
+ * run had better stop than train with other settings than its log has. */
+static pml_status apply_again(loop *l, const order *o, pml_error *err)
 {
-    apply_set(l, o->args);
-    return PML_OK;
+    pml_status status = apply_set(l, o->args, err);
+    return status == PML_OK ? PML_OK : pml_error_prefix(err, "a setting of the log");
 }
 
 pml_status loop_apply(loop *l, const order *o, pml_error *err)
 {
     if (o->number == 0)
-        return apply_again(l, o);
+        return apply_again(l, o, err);
     pml_status status = carry_out(l, o, err);
     if (status == PML_OK)
         report_applied(l, o->number);

@@ -147,8 +147,21 @@ static void state_from_config(const job *j, pml_train_state *state)
     *state = (pml_train_state){.learning_rate = c->learning_rate,
                                .weight_decay = c->weight_decay,
                                .max_grad_norm = c->max_grad_norm,
+                               .lora_dropout = c->lora_dropout,
                                .eval_steps = c->eval_steps,
-                               .save_steps = c->save_steps};
+                               .save_steps = c->save_steps,
+                               .accumulation = c->accumulation,
+                               .schedule = c->schedule,
+                               .best_step = -1};
+    pml_schedule_begin(&state->schedule, &state->schedule_state);
+}
+
+static pml_status train_tune(job *j, const pml_train_state *s, pml_error *err)
+{
+    pml_status status = pml_stepper_set_dropout(j->stepper, s->lora_dropout, err);
+    return status == PML_OK
+               ? pml_sampler_set_accumulation(j->train.sampler, (int32_t)s->accumulation, err)
+               : status;
 }
 
 static pml_status restore(job *j, const job_setup *setup, pml_train_state *state, pml_error *err)
@@ -161,6 +174,8 @@ static pml_status restore(job *j, const job_setup *setup, pml_train_state *state
         if (status == PML_OK)
             *state = *pml_snapshot_state(j->snapshot);
     }
+    if (status == PML_OK)
+        status = train_tune(j, state, err);
     if (setup->rank != 0) /* its memory is only needed where checkpoints are written */
         pml_snapshot_destroy(&j->snapshot);
     j->cursor = state->cursor;
@@ -178,9 +193,8 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
         status = open_data(j, setup, spec.vocab, err);
     if (status != PML_OK)
         return status;
-    if (j->config.max_steps == 0)
-        j->config.max_steps = pml_train_steps(pml_message_number(setup->run, "num_train_epochs"),
-                                              pml_sampler_steps_per_epoch(j->train.sampler));
+    pml_train_config_complete(&j->config, pml_message_number(setup->run, "num_train_epochs"),
+                              pml_sampler_steps_per_epoch(j->train.sampler));
     pml_batch_limits limits = limits_of(j, (int32_t)pml_message_int(setup->run, "generate_length"));
     status = pml_train_config_check(&j->config, err);
     if (status == PML_OK)
@@ -243,10 +257,10 @@ static double train_epoch(const job *j)
     return (double)j->cursor.epoch + (seen < 1 ? seen : 1);
 }
 
-static double train_factor(const job *j, int64_t step)
+static double train_factor(const job *j, const pml_train_state *s)
 {
-    const pml_train_config *c = &j->config;
-    return pml_schedule_factor(c->schedule, step, c->warmup_steps, c->max_steps);
+    return pml_schedule_factor(&s->schedule, s->step, j->config.max_steps) *
+           s->schedule_state.factor;
 }
 
 static pml_status train_step(job *j, const pml_update *update, pml_step_result *result,
@@ -319,6 +333,7 @@ const job_kind job_train = {
     .share = train_share,
     .epoch = train_epoch,
     .factor = train_factor,
+    .tune = train_tune,
     .step = train_step,
     .evaluate = train_evaluate,
     .sample = train_sample,

@@ -38,8 +38,11 @@ typedef struct job_kind {
     pml_status (*share)(job *j, int64_t *labels, int64_t *tokens, pml_error *err);
     /* How many times the data has been passed. */
     double (*epoch)(const job *j);
-    /* Factor of the schedule at 0-based step. */
-    double (*factor)(const job *j, int64_t step);
+    /* Factor of the schedule for the update after state->step: on state->learning_rate. */
+    double (*factor)(const job *j, const pml_train_state *state);
+    /* Put state's dropout and accumulation into force. PML_UNSUPPORTED: the plan has no room for
+     * that; nothing has changed. NULL: the job has no such settings. */
+    pml_status (*tune)(job *j, const pml_train_state *state, pml_error *err);
     /* Micro-batches and update; moves the cursor. */
     pml_status (*step)(job *j, const pml_update *update, pml_step_result *result, pml_error *err);
     /* Loss sum and labelled tokens of this rank's part of the held-out data. */

@@ -129,7 +129,7 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
 {
     pml_step_result result = {0};
     pml_update u = {.step = l->state.step + 1,
-                    .learning_rate = l->state.learning_rate * l->kind->factor(l->j, l->state.step),
+                    .learning_rate = l->state.learning_rate * l->kind->factor(l->j, &l->state),
                     .weight_decay = l->state.weight_decay,
                     .max_grad_norm = l->state.max_grad_norm,
                     .labels = h->labels};
@@ -183,6 +183,7 @@ static pml_status one_round(loop *l, pml_error *err)
 {
     double begin = pml_clock_monotonic();
     pml_header h;
+    int64_t accumulation = l->state.accumulation;
     pml_status status = agree(l, &h, err);
     if (status == PML_OK && !l->stopping)
         status = apply_agains(l, err);
@@ -192,6 +193,8 @@ static pml_status one_round(loop *l, pml_error *err)
         return status;
     if (l->paused)
         return pause_here(l, "", err);
+    if (l->state.accumulation != accumulation)
+        return PML_OK; /* another batch: its labels are counted by the next header */
     return make_step(l, &h, begin, err);
 }
 

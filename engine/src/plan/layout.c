@@ -260,8 +260,14 @@ void pmli_layout(pmli_builder *b)
     pmli_shape flat = pmli_fixed(PML_F32, 1, 0); /* length known at the end */
     p->values = pmli_persistent(b, flat, cause, full(b) ? "parameters" : "adapter");
     p->grads = pmli_persistent(b, flat, PML_CAUSE_GRADIENTS, "gradients");
-    p->exp_avg = pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, "exp_avg");
-    p->exp_avg_sq = pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, "exp_avg_sq");
+    const pml_train_config *c = b->config;
+    bool sgd = c->optimizer == PML_OPTIMIZER_SGD;
+    p->exp_avg = p->exp_avg_sq = PMLI_ABSENT; /* SGD has one buffer with momentum, else none */
+    if (!sgd || c->momentum > 0)
+        p->exp_avg =
+            pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, sgd ? "momentum buffer" : "exp_avg");
+    if (!sgd)
+        p->exp_avg_sq = pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, "exp_avg_sq");
     lay_model(b);
     lay_inputs(b);
     if (b->status != PML_OK)
@@ -270,7 +276,8 @@ void pmli_layout(pmli_builder *b)
         p->decay_floats = p->trained_floats;
     const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq};
     for (int i = 0; i < 4; i++)
-        p->tensors[buffers[i]].cols = p->trained_floats;
+        if (buffers[i] >= 0)
+            p->tensors[buffers[i]].cols = p->trained_floats;
     if (p->trained_floats == 0)
         b->status = PML_FAIL(b->err, PML_INVALID, "nothing to train: lora_targets is empty");
 }

@@ -178,11 +178,12 @@ void pmli_build_norm(pmli_builder *b)
 }
 
 /* One range of the flat buffers; hyper row 0 has weight decay, row 1 has none. */
-static void adamw(pmli_builder *b, const char *label, int group, int64_t at, int64_t floats)
+static void update(pmli_builder *b, const char *label, int group, int64_t at, int64_t floats)
 {
     const pml_program *p = b->program;
     if (floats == 0)
         return;
+    bool sgd = b->config->optimizer == PML_OPTIMIZER_SGD;
     static const char *const names[] = {"values", "gradients", "exp_avg", "exp_avg_sq"};
     const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq};
     int32_t parts[4];
@@ -190,18 +191,23 @@ static void adamw(pmli_builder *b, const char *label, int group, int64_t at, int
         parts[i] = pmli_part(b, buffers[i], at, 1, floats, "%s %s", names[i], label);
     int32_t hyper = pmli_part(b, p->hyper, (int64_t)group * PML_HYPER_COUNT, 1, PML_HYPER_COUNT,
                               "hyper %d", group);
-    pml_node *node = pmli_node(b, PML_OP_adamw, -1, label);
-    for (int i = 0; i < 4; i++)
+    pml_node *node = pmli_node(b, sgd ? PML_OP_sgd : PML_OP_adamw, -1, label);
+    if (node == NULL)
+        return;
+    int n = sgd ? 3 : 4;
+    for (int i = 0; i < n; i++)
         pmli_operand(node, i, parts[i]);
-    pmli_operand(node, 4, hyper);
+    pmli_operand(node, n, hyper);
+    if (sgd)
+        node->args.sgd.nesterov = b->config->nesterov;
     pmli_node_done(b, node);
 }
 
 void pmli_build_update(pmli_builder *b)
 {
     const pml_program *p = b->program;
-    adamw(b, "with decay", 0, 0, p->decay_floats);
-    adamw(b, "without decay", 1, p->decay_floats, p->trained_floats - p->decay_floats);
+    update(b, "with decay", 0, 0, p->decay_floats);
+    update(b, "without decay", 1, p->decay_floats, p->trained_floats - p->decay_floats);
 }
 
 void pmli_build_clear(pmli_builder *b)

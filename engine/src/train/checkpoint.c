@@ -24,13 +24,14 @@ static pml_status write_optimizer(const pml_snapshot *s, const char *folder, pml
     if (status == PML_OK)
         status = pml_safetensors_writer_new(path, 0600, &w, err);
     for (int m = 1; m < 3; m++)
-        for (int i = 0; status == PML_OK && i < s->n_entries; i++) {
+        for (int i = 0; status == PML_OK && s->buffers[m] != NULL && i < s->n_entries; i++) {
             const pmli_entry *e = &s->entries[i];
-            snprintf(name, sizeof name, "%s%s", pmli_moment_prefixes[m], e->name);
+            snprintf(name, sizeof name, "%s%s", pmli_moment_prefix(s, m), e->name);
             status = pml_safetensors_writer_add(w, name, PML_F32, e->shape, e->n_dims, err);
         }
     for (int m = 1; status == PML_OK && m < 3; m++)
-        status = pml_safetensors_writer_write(w, s->buffers[m], s->floats * sizeof(float), err);
+        if (s->buffers[m] != NULL)
+            status = pml_safetensors_writer_write(w, s->buffers[m], s->floats * sizeof(float), err);
     if (status == PML_OK)
         status = pml_safetensors_writer_finish(w, err);
     pml_safetensors_writer_destroy(&w);
@@ -146,11 +147,11 @@ static pml_status read_tensors(const pml_snapshot *s, const char *path, int from
     pml_status status = pml_safetensors_open(path, &file, err);
     for (int m = from; m < to; m++) {
         float *at = s->buffers[m];
-        for (int i = 0; status == PML_OK && i < s->n_entries; i++) {
+        for (int i = 0; status == PML_OK && at != NULL && i < s->n_entries; i++) {
             const pmli_entry *e = &s->entries[i];
             const pml_stored *stored;
             char name[160];
-            snprintf(name, sizeof name, "%s%s", pmli_moment_prefixes[m], e->name);
+            snprintf(name, sizeof name, "%s%s", pmli_moment_prefix(s, m), e->name);
             status = pml_safetensors_need(file, name, e->shape[0], e->n_dims == 1 ? 0 : e->shape[1],
                                           &stored, err);
             if (status == PML_OK && stored->dtype != PML_F32)

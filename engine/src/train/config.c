@@ -28,6 +28,9 @@ static const range_of_double doubles[] = {
     DOUBLE(beta2, "adam_beta2", 0, 1),
     DOUBLE(epsilon, "adam_epsilon", 0, INFINITY),
     DOUBLE(lora_dropout, "lora_dropout", 0, 1),
+    DOUBLE(momentum, "optim_args: momentum", 0, 1),
+    DOUBLE(dampening, "optim_args: dampening", 0, 1),
+    DOUBLE(warmup_ratio, "warmup_ratio", 0, 1),
     DOUBLE(max_grad_norm, "max_grad_norm", -INFINITY, INFINITY),
 };
 
@@ -41,7 +44,7 @@ static const range_of_double doubles[] = {
     }
 static const range_of_int ints[] = {
     INT64(max_steps, "max_steps", 1),
-    INT64(warmup_steps, "warmup_steps", 0),
+    INT64(schedule.warmup_steps, "warmup_steps", 0),
     INT64(eval_steps, "eval_steps", 0),
     INT64(save_steps, "save_steps", 0),
     INT32(batch_size, "per_device_train_batch_size", 1),
@@ -81,9 +84,16 @@ pml_status pml_train_config_check(const pml_train_config *config, pml_error *err
             return PML_FAIL(err, PML_INVALID, "%s must be at least %lld, it is %lld", ints[i].name,
                             (long long)ints[i].low, (long long)value);
     }
-    if ((unsigned)config->schedule > PML_SCHEDULE_CONSTANT_WITH_WARMUP)
-        return PML_FAIL(err, PML_INVALID, "lr_scheduler_type %d is not known",
-                        (int)config->schedule);
+    pml_status status = pml_schedule_check(&config->schedule, err);
+    if (status != PML_OK)
+        return status;
+    if (pml_schedule_measures(&config->schedule) && config->eval_data[0] == '\0')
+        return PML_FAIL(err, PML_INVALID,
+                        "lr_scheduler_type %s follows evaluations: give eval_data",
+                        pml_schedule_name(config->schedule.type));
+    if (config->nesterov && (config->momentum <= 0 || config->dampening != 0))
+        return PML_FAIL(err, PML_INVALID,
+                        "optim_args: nesterov needs momentum above 0 and no dampening");
     if (config->model[0] == '\0')
         return PML_FAIL(err, PML_INVALID, "model is empty: give a model folder");
     if (config->dtype != PML_F32)
@@ -99,4 +109,14 @@ pml_status pml_train_config_check(const pml_train_config *config, pml_error *err
     if (config->lora_init[0] != '\0')
         return PML_FAIL(err, PML_INVALID, "lora_init needs method=\"lora\"");
     return PML_OK;
+}
+
+void pml_train_config_complete(pml_train_config *config, double epochs, int64_t steps_per_epoch)
+{
+    double steps = ceil(epochs * (double)steps_per_epoch);
+    if (config->max_steps == 0)
+        config->max_steps = steps < 1 ? 1 : steps > 1e15 ? (int64_t)1e15 : (int64_t)steps;
+    if (config->schedule.warmup_steps == 0)
+        config->schedule.warmup_steps =
+            (int64_t)ceil((double)config->max_steps * config->warmup_ratio);
 }

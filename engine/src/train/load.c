@@ -246,6 +246,8 @@ static pml_status clear_flat(pml_stepper *s, pml_error *err)
     const pml_program *p = s->program;
     const int32_t buffers[] = {p->values, p->exp_avg, p->exp_avg_sq};
     for (int i = 0; i < 3; i++) {
+        if (buffers[i] < 0)
+            continue;
         pml_op_args args = {0};
         args.fill.y =
             pml_vector(pml_program_data(p, buffers[i], s->arena), p->trained_floats, PML_F32);

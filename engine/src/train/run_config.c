@@ -37,6 +37,30 @@ static pml_status targets(const pml_message *run, uint32_t *bits, pml_error *err
     return PML_OK;
 }
 
+static void optimizer(const pml_message *run, pml_train_config *c)
+{
+    bool sgd = strcmp(pml_message_string(run, "optim"), "sgd") == 0; /* absent: adamw */
+    c->optimizer = sgd ? PML_OPTIMIZER_SGD : PML_OPTIMIZER_ADAMW;
+    pml_message *args = pml_message_part(run, "optim_args", 0);
+    if (args == NULL)
+        return;
+    c->momentum = pml_message_number(args, "momentum");
+    c->dampening = pml_message_number(args, "dampening");
+    c->nesterov = pml_message_bool(args, "nesterov");
+    pml_message_destroy(&args);
+}
+
+static pml_status schedule(const pml_message *run, pml_train_config *c, pml_error *err)
+{
+    pml_message *keywords = pml_message_part(run, "lr_scheduler_kwargs", 0);
+    c->schedule.warmup_steps = pml_message_int(run, "warmup_steps");
+    c->schedule.learning_rate = c->learning_rate;
+    pml_schedule_set_keywords(&c->schedule, keywords);
+    pml_message_destroy(&keywords);
+    return pml_schedule_from_name(pml_message_string(run, "lr_scheduler_type"), &c->schedule.type,
+                                  err);
+}
+
 pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
                                      pml_train_config *c, pml_error *err)
 {
@@ -54,7 +78,7 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     c->lora_dropout = pml_message_number(run, "lora_dropout");
     c->max_steps = pml_message_int(run, "max_steps");
     c->learning_rate = pml_message_number(run, "learning_rate");
-    c->warmup_steps = pml_message_int(run, "warmup_steps");
+    c->warmup_ratio = pml_message_number(run, "warmup_ratio");
     c->weight_decay = pml_message_number(run, "weight_decay");
     c->beta1 = pml_message_number(run, "adam_beta1");
     c->beta2 = pml_message_number(run, "adam_beta2");
@@ -72,8 +96,8 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     c->save_total_limit = (int32_t)pml_message_int(run, "save_total_limit");
     c->memory_limit = (size_t)pml_message_int(run, "memory_limit");
     c->threads = (int32_t)pml_message_int(run, "threads");
-    pml_status status =
-        pml_schedule_from_name(pml_message_string(run, "lr_scheduler_type"), &c->schedule, err);
+    optimizer(run, c);
+    pml_status status = schedule(run, c, err);
     if (status == PML_OK)
         status = targets(run, &c->lora_targets, err);
     if (status == PML_OK)
@@ -81,10 +105,4 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     if (status == PML_OK)
         status = data_path(c->eval_data, run, "eval_data", folder, err);
     return status;
-}
-
-int64_t pml_train_steps(double epochs, int64_t steps_per_epoch)
-{
-    double steps = ceil(epochs * (double)steps_per_epoch);
-    return steps < 1 ? 1 : steps > 1e15 ? (int64_t)1e15 : (int64_t)steps;
 }

@@ -41,19 +41,23 @@ pml_status pml_snapshot_new(const pml_stepper *stepper, const pml_train_config *
     s->floats = pml_stepper_state_floats(stepper);
     s->entries = calloc((size_t)s->n_entries, sizeof *s->entries);
     bool whole = s->entries != NULL;
+    size_t needed = 0;
     for (int i = 0; i < 3; i++) {
+        if (!pml_stepper_has(stepper, pmli_snapshot_states[i]))
+            continue;
         s->buffers[i] = calloc(s->floats, sizeof(float));
         whole = whole && s->buffers[i] != NULL;
+        needed += s->floats * sizeof(float);
     }
     if (!whole) {
-        size_t needed = 3 * s->floats * sizeof(float);
         pml_snapshot_destroy(&s);
         return PML_FAIL(err, PML_NO_MEMORY, "a snapshot needs %zu MiB of host memory",
                         needed >> 20);
     }
     list_entries(s, stepper);
     for (int i = 0; i < 3; i++)
-        touch(s->buffers[i], s->floats);
+        if (s->buffers[i] != NULL)
+            touch(s->buffers[i], s->floats);
     *snapshot = s;
     return PML_OK;
 }
@@ -74,7 +78,8 @@ pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
 {
     pml_status status = PML_OK;
     for (int i = 0; status == PML_OK && i < 3; i++)
-        status = pml_stepper_read(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
+        if (snapshot->buffers[i] != NULL)
+            status = pml_stepper_read(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
     snapshot->state = *state;
     snapshot->state.applied = pml_stepper_applied(stepper);
     return status;
@@ -87,7 +92,8 @@ pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepp
         return PML_FAIL(err, PML_INVALID, "the snapshot is of another model or adapter");
     pml_status status = PML_OK;
     for (int i = 0; status == PML_OK && i < 3; i++)
-        status = pml_stepper_write(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
+        if (snapshot->buffers[i] != NULL)
+            status = pml_stepper_write(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
     if (status == PML_OK)
         pml_stepper_seek(stepper, snapshot->state.step, snapshot->state.applied);
     return status;

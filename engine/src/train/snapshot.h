@@ -17,7 +17,7 @@ struct pml_snapshot {
     pmli_entry *entries;
     int n_entries;
     size_t floats;
-    float *buffers[3]; /* value, exp_avg, exp_avg_sq: entries end to end */
+    float *buffers[3]; /* value, exp_avg, exp_avg_sq: entries end to end; NULL: SGD has none */
 };
 
 #define PMLI_OPTIMIZER_FILE "optimizer.safetensors"
@@ -26,7 +26,14 @@ struct pml_snapshot {
 
 static const pml_state pmli_snapshot_states[3] = {PML_STATE_VALUE, PML_STATE_EXP_AVG,
                                                   PML_STATE_EXP_AVG_SQ};
-static const char *const pmli_moment_prefixes[3] = {"", "exp_avg.", "exp_avg_sq."};
+
+/* What stands before a tensor's name: as torch's optimizers call their buffers. */
+static inline const char *pmli_moment_prefix(const pml_snapshot *snapshot, int m)
+{
+    static const char *const prefixes[3] = {"", "exp_avg.", "exp_avg_sq."};
+    bool sgd = snapshot->config.optimizer == PML_OPTIMIZER_SGD;
+    return m == 1 && sgd ? "momentum_buffer." : prefixes[m];
+}
 
 /* "adapter_model.safetensors" or "model.safetensors". */
 static inline const char *pmli_tensor_file(const pml_snapshot *snapshot)

@@ -32,20 +32,34 @@ size_t pml_stepper_state_floats(const pml_stepper *s)
     return s->trained_floats;
 }
 
-static float *flat_buffer(const pml_stepper *s, pml_state state)
+static int32_t flat_tensor(const pml_stepper *s, pml_state state)
 {
     const pml_program *p = s->program;
     const int32_t tensors[] = {[PML_STATE_VALUE] = p->values,
                                [PML_STATE_GRAD] = p->grads,
                                [PML_STATE_EXP_AVG] = p->exp_avg,
                                [PML_STATE_EXP_AVG_SQ] = p->exp_avg_sq};
-    return pml_program_data(p, tensors[state], s->arena);
+    return tensors[state];
+}
+
+bool pml_stepper_has(const pml_stepper *s, pml_state state)
+{
+    return flat_tensor(s, state) >= 0;
+}
+
+/* NULL with a reason where the optimizer has none. */
+static float *flat_buffer(const pml_stepper *s, pml_state state, pml_error *err)
+{
+    if (pml_stepper_has(s, state))
+        return pml_program_data(s->program, flat_tensor(s, state), s->arena);
+    PML_FAIL(err, PML_INVALID, "the optimizer has no such buffer");
+    return NULL;
 }
 
 pml_status pml_stepper_read(pml_stepper *s, pml_state state, float *host, pml_error *err)
 {
-    const float *flat = flat_buffer(s, state);
-    pml_status status = PML_OK;
+    const float *flat = flat_buffer(s, state, err);
+    pml_status status = flat != NULL ? PML_OK : PML_INVALID;
     for (int i = 0; status == PML_OK && i < s->n_trained; i++) {
         const pml_parameter *p = trained_at(s, i);
         size_t n = (size_t)(p->rows * p->cols);
@@ -58,8 +72,8 @@ pml_status pml_stepper_read(pml_stepper *s, pml_state state, float *host, pml_er
 
 pml_status pml_stepper_write(pml_stepper *s, pml_state state, const float *host, pml_error *err)
 {
-    float *flat = flat_buffer(s, state);
-    pml_status status = PML_OK;
+    float *flat = flat_buffer(s, state, err);
+    pml_status status = flat != NULL ? PML_OK : PML_INVALID;
     for (int i = 0; status == PML_OK && i < s->n_trained; i++) {
         const pml_parameter *p = trained_at(s, i);
         size_t n = (size_t)(p->rows * p->cols);

@@ -157,6 +157,8 @@ static void set_hyper(pml_stepper *s, const pml_update *u)
         h[PML_HYPER_MEAN] = u->labels > 0 ? (float)(1.0 / (double)u->labels) : 0.0F;
         h[PML_HYPER_MAX_NORM] = (float)u->max_grad_norm;
         h[PML_HYPER_GRAD_SCALE] = 0.0F;
+        h[PML_HYPER_MOMENTUM] = (float)s->config.momentum;
+        h[PML_HYPER_NEW_GRAD] = s->applied == 0 ? 1.0F : (float)(1.0 - s->config.dampening);
     }
 }
 
@@ -257,6 +259,28 @@ void pml_stepper_seek(pml_stepper *s, int64_t updates, int64_t applied)
 {
     s->updates = updates;
     s->applied = applied;
+}
+
+/* 0 leaves the operands in their places: they are only not read. */
+pml_status pml_stepper_set_dropout(pml_stepper *s, double dropout, pml_error *err)
+{
+    if (!(dropout >= 0 && dropout < 1))
+        return PML_FAIL(err, PML_INVALID, "lora_dropout must be in [0, 1), it is %g", dropout);
+    if (dropout == 0 && s->program->places < 0)
+        return PML_OK;
+    if (s->program->places < 0)
+        return PML_FAIL(err, PML_UNSUPPORTED,
+                        "the run was planned without dropout and has no room for its masks; start "
+                        "it with LoRA(lora_dropout=…) above 0");
+    for (int32_t n = s->program->segments[PML_SEGMENT_MICRO].first;
+         n < s->program->segments[PML_SEGMENT_MICRO].end; n++) {
+        pml_node *node = &s->program->nodes[n];
+        if (node->op == PML_OP_linear && node->args.linear.lora_parts != 0)
+            node->args.linear.lora_dropout = (float)dropout;
+        if (node->op == PML_OP_linear_bwd && node->args.linear_bwd.lora_parts != 0)
+            node->args.linear_bwd.lora_dropout = (float)dropout;
+    }
+    return PML_OK;
 }
 
 const pml_plan *pml_stepper_plan(const pml_stepper *s)

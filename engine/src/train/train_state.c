@@ -8,7 +8,7 @@
 #include "pml/json/json.h"
 #include "snapshot.h"
 
-enum { FORMAT = 1 };
+enum { FORMAT = 2, MOST_ACCUMULATION = 65536 };
 
 pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_error *err)
 {
@@ -31,8 +31,18 @@ pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_
     pml_json_put_double(w, "learning_rate", state->learning_rate);
     pml_json_put_double(w, "weight_decay", state->weight_decay);
     pml_json_put_double(w, "max_grad_norm", state->max_grad_norm);
+    pml_json_put_double(w, "lora_dropout", state->lora_dropout);
+    pml_json_put_int(w, "gradient_accumulation_steps", state->accumulation);
     pml_json_put_int(w, "eval_steps", state->eval_steps);
     pml_json_put_int(w, "save_steps", state->save_steps);
+    pml_json_end(w);
+    pml_json_begin_object(w, "schedule");
+    pml_schedule_write(w, &state->schedule, &state->schedule_state);
+    pml_json_end(w);
+    pml_json_begin_object(w, "best");
+    pml_json_put_int(w, "step", state->best_step);
+    pml_json_put_double(w, "loss", state->best_loss);
+    pml_json_put_int(w, "not_better", state->not_better);
     pml_json_end(w);
     pml_json_put_string(w, "identity", state->identity);
     status = pml_json_writer_finish(w, 1, &text, &size, err);
@@ -55,9 +65,26 @@ static pml_status read_settings(pml_json_at at, pml_train_state *state, pml_erro
         status =
             pml_json_get_double(at, "max_grad_norm", need, -top, top, &state->max_grad_norm, err);
     if (status == PML_OK)
+        status = pml_json_get_double(at, "lora_dropout", need, 0, 1, &state->lora_dropout, err);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "gradient_accumulation_steps", need, 1, MOST_ACCUMULATION,
+                                  &state->accumulation, err);
+    if (status == PML_OK)
         status = pml_json_get_int(at, "eval_steps", need, 0, INT64_MAX, &state->eval_steps, err);
     if (status == PML_OK)
         status = pml_json_get_int(at, "save_steps", need, 0, INT64_MAX, &state->save_steps, err);
+    return status;
+}
+
+static pml_status read_best(pml_json_at at, pml_train_state *state, pml_error *err)
+{
+    const pml_json_need need = PML_JSON_REQUIRED;
+    const double top = 1e300;
+    pml_status status = pml_json_get_int(at, "step", need, -1, INT64_MAX, &state->best_step, err);
+    if (status == PML_OK)
+        status = pml_json_get_double(at, "loss", need, -top, top, &state->best_loss, err);
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "not_better", need, 0, INT64_MAX, &state->not_better, err);
     return status;
 }
 
@@ -66,7 +93,7 @@ static pml_status read_fields(const pml_json *document, const char *path, pml_tr
 {
     const pml_json_need need = PML_JSON_REQUIRED;
     pml_json_at at = pml_json_root(document, path);
-    const pml_json *cursor = NULL, *settings = NULL;
+    const pml_json *cursor = NULL, *settings = NULL, *schedule = NULL, *best = NULL;
     int64_t format;
     pml_status status = pml_json_get_int(at, "format", need, FORMAT, FORMAT, &format, err);
     if (status == PML_OK)
@@ -84,6 +111,10 @@ static pml_status read_fields(const pml_json *document, const char *path, pml_tr
         status = pml_json_get_object(at, "cursor", need, &cursor, err);
     if (status == PML_OK)
         status = pml_json_get_object(at, "settings", need, &settings, err);
+    if (status == PML_OK)
+        status = pml_json_get_object(at, "schedule", need, &schedule, err);
+    if (status == PML_OK)
+        status = pml_json_get_object(at, "best", need, &best, err);
     if (status != PML_OK)
         return status;
     pml_json_at in_cursor = {cursor, path, "cursor"}, in_settings = {settings, path, "settings"};
@@ -91,7 +122,12 @@ static pml_status read_fields(const pml_json *document, const char *path, pml_tr
     if (status == PML_OK)
         status =
             pml_json_get_int(in_cursor, "micro", need, 0, INT64_MAX, &state->cursor.micro, err);
-    return status == PML_OK ? read_settings(in_settings, state, err) : status;
+    if (status == PML_OK)
+        status = read_settings(in_settings, state, err);
+    if (status == PML_OK)
+        status = pml_schedule_read((pml_json_at){schedule, path, "schedule"}, &state->schedule,
+                                   &state->schedule_state, err);
+    return status == PML_OK ? read_best((pml_json_at){best, path, "best"}, state, err) : status;
 }
 
 pml_status pmli_state_read(const char *path, pml_train_state *state, pml_error *err)

@@ -13,15 +13,11 @@
 #include "pml/base/error.h"
 #include "pml/base/view.h"
 #include "pml/model/adapter.h"
+#include "pml/plan/schedule.h"
 
 typedef enum pml_method { PML_METHOD_LORA = 0, PML_METHOD_FULL } pml_method;
 typedef enum pml_quant { PML_QUANT_NONE = 0, PML_QUANT_NF4 } pml_quant;
-typedef enum pml_schedule {
-    PML_SCHEDULE_CONSTANT = 0,
-    PML_SCHEDULE_LINEAR,
-    PML_SCHEDULE_COSINE,
-    PML_SCHEDULE_CONSTANT_WITH_WARMUP
-} pml_schedule;
+typedef enum pml_optimizer { PML_OPTIMIZER_ADAMW = 0, PML_OPTIMIZER_SGD } pml_optimizer;
 
 enum { PML_PATH_MAX = 4096 };
 
@@ -43,8 +39,11 @@ typedef struct pml_train_config {
     int64_t max_steps; /* > 0; epochs have been turned into steps */
     double learning_rate;
     pml_schedule schedule;
-    int64_t warmup_steps;
-    double weight_decay, beta1, beta2, epsilon;
+    double warmup_ratio; /* of max_steps, where the schedule has no warmup_steps */
+    pml_optimizer optimizer;
+    double weight_decay, beta1, beta2, epsilon; /* betas and epsilon: of AdamW */
+    double momentum, dampening;                 /* of SGD; no buffer without momentum */
+    bool nesterov;
     double max_grad_norm; /* <= 0: no clipping */
     int32_t batch_size, accumulation, max_length;
     bool packing, shuffle, deterministic;

@@ -4,7 +4,7 @@
  *               persistent: own place in the arena    transient: places shared by lifetime
  *   nodes     MICRO    embed, layers forward, head + loss, layers backward (with recompute)
  *             NORM     allreduce, sum of squares, clipping factor
- *             UPDATE   AdamW, one range for each parameter group
+ *             UPDATE   AdamW or SGD, one range for each parameter group
  *             CLEAR    gradients and loss back to zero
  *             EVAL     forward and loss only
  *             GENERATE a chunk of tokens against cached keys and values: prefill and decode
@@ -16,7 +16,8 @@
  *
  * Weights of projections that share an input are stacked (q,k,v and gate,up: see pml_linear_args).
  * All trained parameters lie in one flat float32 buffer, the ones with weight decay first, and
- * gradients and both AdamW moments have the same layout:
+ * gradients and the optimizer's moments have the same layout (SGD: exp_avg is its momentum buffer,
+ * if it has momentum, and there is no exp_avg_sq):
  *
  *   [ embed | layer 0: q k v, o, gate up, down | … | head ][ norms and biases ]      full
  *   [ layer 0: A_q A_k A_v, B_q B_k B_v, A_o, B_o, … | layer 1 … ]                    LoRA

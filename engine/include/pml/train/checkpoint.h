@@ -23,10 +23,15 @@ typedef struct pml_train_state {
     pml_cursor cursor;
     int64_t timeline;
     int64_t command; /* last command applied */
-    /* Settings as tuned so far. */
-    double learning_rate, weight_decay, max_grad_norm;
-    int64_t eval_steps, save_steps;
-    char identity[4096]; /* JSON object: what decides bits (pml_stepper_identity) */
+    /* Settings as tuned so far. learning_rate is the peak that the schedule's factors multiply. */
+    double learning_rate, weight_decay, max_grad_norm, lora_dropout;
+    int64_t eval_steps, save_steps, accumulation;
+    pml_schedule schedule;
+    pml_schedule_state schedule_state;
+    /* Of the run's own evaluations; best_step -1: none yet. */
+    double best_loss;
+    int64_t best_step, not_better; /* not_better: evaluations in a row */
+    char identity[4096];           /* JSON object: what decides bits (pml_stepper_identity) */
 } pml_train_state;
 
 typedef struct pml_snapshot pml_snapshot;

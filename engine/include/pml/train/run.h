@@ -7,11 +7,9 @@
 
 /* Fill config from a message of type `run` (PML_FILE_run). Relative data paths are taken below
  * `folder`, the run folder. max_steps stays 0 where run.json leaves it to num_train_epochs, which
- * needs the data to be turned into steps (pml_train_steps); pml_train_config_check comes after. */
+ * needs the data to be turned into steps (pml_train_config_complete); pml_train_config_check comes
+ * after. */
 pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
                                      pml_train_config *config, pml_error *err);
-
-/* Steps of `epochs` passes, as Hugging Face's Trainer counts them: rounded up, at least one. */
-int64_t pml_train_steps(double epochs, int64_t steps_per_epoch);
 
 #endif

@@ -82,13 +82,15 @@ pml_status pml_stepper_generate(pml_stepper *stepper, const pml_generate_options
                                 int32_t *out, int32_t *n_out, pml_error *err);
 
 /* Trainable tensors by their PEFT or Hugging Face names, for checkpoints, export and tests.
- * `state` selects which of the four flat buffers. */
+ * `state` selects which of the flat buffers. */
 typedef enum pml_state {
     PML_STATE_VALUE = 0,
     PML_STATE_GRAD,
-    PML_STATE_EXP_AVG,
-    PML_STATE_EXP_AVG_SQ
+    PML_STATE_EXP_AVG,   /* AdamW's, or SGD's momentum buffer */
+    PML_STATE_EXP_AVG_SQ /* AdamW's */
 } pml_state;
+/* Whether this optimizer has that buffer. */
+bool pml_stepper_has(const pml_stepper *stepper, pml_state state);
 int pml_stepper_trainable_count(const pml_stepper *stepper);
 /* name: static for the stepper's life, e.g.
  * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" (LoRA) or
@@ -111,6 +113,10 @@ int64_t pml_stepper_applied(const pml_stepper *stepper);
 /* After a restore: so many updates are done, of which `applied` were not skipped. Dropout masks are
  * a function of the first, Adam's bias correction of the second. */
 void pml_stepper_seek(pml_stepper *stepper, int64_t updates, int64_t applied);
+
+/* Dropout of the adapters from the next micro-batch on. PML_UNSUPPORTED: it was planned without, so
+ * that there is no room for the masks. */
+pml_status pml_stepper_set_dropout(pml_stepper *stepper, double dropout, pml_error *err);
 
 /* The plan in force (its runtime is the planner's reserve until the first update has been
  * measured), and what decides bits (printed into run.json). */
