@@ -10,6 +10,9 @@ static const char *const names_embed_bwd[] = {"ids", "dy", "dtable"};
 static const char *const names_rmsnorm[] = {"x", "add", "weight", "sum", "y", "rstd"};
 static const char *const names_rmsnorm_bwd[] = {"dy",   "x",  "weight",  "rstd",
                                                 "dres", "dx", "dweight", "ws"};
+static const char *const names_head_norm[] = {"x", "q_weight", "k_weight", "y", "rstd"};
+static const char *const names_head_norm_bwd[] = {
+    "dy", "x", "q_weight", "k_weight", "rstd", "dx", "dq_weight", "dk_weight", "ws"};
 static const char *const names_linear[] = {"x",   "w",      "bias", "a", "b",
                                            "rng", "places", "y",    "u", "ws"};
 static const char *const names_linear_bwd[] = {"dy",     "x",  "w",  "a",     "b",  "u",  "rng",

@@ -156,6 +156,8 @@ static size_t cpu_workspace(pml_device *device, pml_op op, const pml_op_args *ar
     switch (op) {
     case PML_OP_rmsnorm_bwd:
         return pmli_cpu_rmsnorm_bwd_ws(&args->rmsnorm_bwd);
+    case PML_OP_head_norm_bwd:
+        return pmli_cpu_head_norm_bwd_ws(&args->head_norm_bwd);
     case PML_OP_linear:
         return pmli_cpu_linear_ws(&args->linear);
     case PML_OP_linear_bwd:

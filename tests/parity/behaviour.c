@@ -146,7 +146,7 @@ static float *values_after(const pml_train_config *config, int recompute, int64_
     session s;
     session_open(
         &(session_options){.config = config, .recompute_layers = recompute, .head_chunk = 16}, &s);
-    pml_stepper_seek(s.stepper, seek, seek);
+    pml_stepper_seek(s.stepper, seek, seek, 0);
     for (int i = 0; i < 2; i++)
         session_step(&s, NULL);
     float *values = session_read(&s, PML_STATE_VALUE);

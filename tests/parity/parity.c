@@ -9,11 +9,14 @@
 #include "pml_op/cpu.h"
 #include "session.h"
 
-static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "llama-biased-lora",
-                                    "qwen2-tied-lora", "qwen2-untied-full", "llama-biased-full",
-                                    "llama-bf16-lora", "llama-nf4-lora",    "qwen2-nf4-lora"};
+static const char *const cases[] = {
+    "llama-tied-full",    "llama-untied-lora", "llama-biased-lora", "qwen2-tied-lora",
+    "qwen2-untied-full",  "llama-biased-full", "llama-bf16-lora",   "mistral-window-full",
+    "mistral-yarn-lora",  "qwen2-window-lora", "qwen3-tied-full",   "qwen3-layers-lora",
+    "llama-dynamic-lora", "llama-nf4-lora",    "qwen2-nf4-lora"};
 
 static const double loss_limit = 1e-5, gradient_limit = 1e-4, curve_limit = 1e-4;
+static const double adapter_limit = 5e-3; /* of the largest element */
 
 static const void *expected(const pml_safetensors *file, const char *name, size_t *n)
 {
@@ -120,6 +123,36 @@ static void check_greedy(session *s, const char *name, const pml_safetensors *fi
           "%s: %s differs after %d of %zu tokens", name, which, n_got, n_want);
 }
 
+/* The adapter after the last step, tensor by tensor. */
+static void check_adapter(session *s, const char *name, const pml_safetensors *file)
+{
+    float *values = session_read(s, PML_STATE_VALUE), *at = values;
+    double worst = 0;
+    for (int i = 0; i < pml_stepper_trainable_count(s->stepper); i++) {
+        const char *tensor;
+        int64_t rows, cols;
+        char key[192];
+        size_t n;
+        pml_stepper_trainable(s->stepper, i, &tensor, &rows, &cols, NULL);
+        snprintf(key, sizeof key, "final.%s", tensor);
+        const char *stored = expected(file, key, &n);
+        check(n == (size_t)(rows * cols), "%s: %s has another size", name, key);
+        double largest = 0, apart = 0;
+        for (size_t e = 0; e < n; e++) {
+            float want;
+            memcpy(&want, stored + e * sizeof want, sizeof want);
+            largest = fmax(largest, fabs((double)want));
+            apart = fmax(apart, fabs((double)at[e] - want));
+        }
+        check(apart <= adapter_limit * largest, "%s: final %s is %.1e of %.1e apart", name, tensor,
+              apart, largest);
+        worst = fmax(worst, apart / largest);
+        at += rows * cols;
+    }
+    printf(", adapter %.1e", worst);
+    free(values);
+}
+
 static void check_case(const char *fixtures, const char *name)
 {
     pml_train_config config;
@@ -156,7 +189,10 @@ static void check_case(const char *fixtures, const char *name)
         worst = fmax(worst, fabs(result.grad_norm - want) / want);
         check(!result.skipped, "%s: step %zu was skipped", name, step + 1);
     }
-    printf(", curves %.1e\n", worst);
+    printf(", curves %.1e", worst);
+    if (config.method == PML_METHOD_LORA)
+        check_adapter(&s, name, file);
+    putchar('\n');
     check_greedy(&s, name, file, "greedy_after");
     session_close(&s);
     pml_safetensors_close(&file);

@@ -58,7 +58,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "another architecture": (config_with(model_type="gpt2"), "gpt2"),
     "mathematics not supported": (config_with(hidden_act="gelu"), "hidden_act"),
     "rope not supported": (
-        config_with(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "yarn",
+        config_with(rope_scaling={"rope_type": "longrope", "factor": 4.0}), "longrope",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "safetensors"),
     "damaged": (garbage, "model.safetensors"),

@@ -55,6 +55,7 @@ def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
         folder / "model", data=data, eval_data=data, packing=False, lora=case.get("lora"),
         method=case["method"], quant=case.get("quant"), max_steps=1, learning_rate=0.0,
         max_length=case["max_length"],
+        per_device_train_batch_size=case["per_device_train_batch_size"],
     ).wait(60)  # fmt: skip
     before = still.sample(input_ids=prompt, max_new_tokens=20).token_ids
     assert before == expected["greedy_before"].tolist()

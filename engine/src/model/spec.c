@@ -1,42 +1,67 @@
-/* config.json → pml_model_spec. Defaults are those of transformers' LlamaConfig and Qwen2Config. */
+/* config.json → pml_model_spec. Defaults are those of transformers' configuration classes. */
 #include "pml/model/spec.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "fields.h"
 #include "pml/base/file.h"
 #include "pml/base/path.h"
-#include "pml/json/json.h"
-
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        pml_status try_status = (call);                                                            \
-        if (try_status != PML_OK)                                                                  \
-            return try_status;                                                                     \
-    } while (0)
 
 /* Bounds that keep every product of sizes far inside int64, well past any model there is. */
 enum {
     MAX_VOCAB = 1 << 24,
     MAX_HIDDEN = 1 << 20,
     MAX_INTERMEDIATE = 1 << 22,
-    MAX_LAYERS = 4096,
     MAX_HEADS = 1 << 12,
-    MAX_HEAD_DIM = 256, /* what attention's tiles are built for */
-    MAX_POSITIONS = 1 << 28
+    MAX_HEAD_DIM = 256 /* what attention's tiles are built for */
 };
 
+typedef enum windows { NO_WINDOWS = 0, WINDOW_EVERYWHERE, WINDOW_BY_LAYER } windows;
+
+/* What a family has of its own: fields and transformers' defaults, no code. */
 typedef struct family {
     const char *name;
-    bool qkv_bias;          /* always there, whatever attention_bias says */
+    bool qkv_bias;       /* always there, whatever attention_bias says */
+    bool attention_bias; /* the field of that name is read: q, k, v and o */
+    bool mlp_bias;       /* likewise */
+    bool qk_norm;
+    windows windows;
     int32_t positions;      /* max_position_embeddings when config.json does not say */
+    int32_t head_dim;       /* likewise, 0 = hidden_size / num_attention_heads */
     int32_t bos, eos;       /* likewise, -1 = none */
     bool kv_heads_required; /* transformers' default fits no model but one */
 } family;
 
 static const family families[] = {
-    {"llama", false, 2048, 1, 2, false},
-    {"qwen2", true, 32768, -1, -1, true},
+    {.name = "llama",
+     .attention_bias = true,
+     .mlp_bias = true,
+     .positions = 2048,
+     .bos = 1,
+     .eos = 2},
+    {.name = "mistral",
+     .windows = WINDOW_EVERYWHERE,
+     .positions = 131072,
+     .bos = 1,
+     .eos = 2,
+     .kv_heads_required = true},
+    {.name = "qwen2",
+     .qkv_bias = true,
+     .windows = WINDOW_BY_LAYER,
+     .positions = 32768,
+     .bos = -1,
+     .eos = -1,
+     .kv_heads_required = true},
+    {.name = "qwen3",
+     .attention_bias = true,
+     .qk_norm = true,
+     .windows = WINDOW_BY_LAYER,
+     .positions = 32768,
+     .head_dim = 128,
+     .bos = -1,
+     .eos = -1,
+     .kv_heads_required = true},
 };
 
 static const family *family_named(const char *name)
@@ -47,55 +72,6 @@ static const family *family_named(const char *name)
     return NULL;
 }
 
-static pml_status refuse(pml_json_at at, const char *field, const pml_json *value,
-                         const char *supported, pml_error *err)
-{
-    char shown[128];
-    return PML_FAIL(err, PML_UNSUPPORTED, "%s: %s%s%s = %s is not in this version; supported: %s",
-                    at.file, at.path, at.path[0] != '\0' ? "." : "", field,
-                    pml_json_show(value, shown, sizeof shown), supported);
-}
-
-/* Absent, null, false, 0, "" and empty arrays and objects all mean "not used". */
-static bool is_off(const pml_json *value)
-{
-    bool flag;
-    double number;
-    switch (value == NULL ? PML_JSON_NULL : pml_json_kind_of(value)) {
-    case PML_JSON_NULL:
-        return true;
-    case PML_JSON_BOOL:
-        return pml_json_as_bool(value, &flag) && !flag;
-    case PML_JSON_INT:
-    case PML_JSON_REAL:
-        return pml_json_as_double(value, &number) && number == 0;
-    case PML_JSON_STRING:
-        return pml_json_as_string(value)[0] == '\0';
-    case PML_JSON_ARRAY:
-        return pml_json_length(value) == 0;
-    case PML_JSON_OBJECT: {
-        void *cursor = NULL;
-        const char *key;
-        const pml_json *item;
-        return !pml_json_next(value, &cursor, &key, &item);
-    }
-    }
-    return false;
-}
-
-static pml_status need_off(pml_json_at at, const char *field, pml_error *err)
-{
-    const pml_json *value = pml_json_field(at.value, field);
-    return is_off(value) ? PML_OK : refuse(at, field, value, "absent, null or 0", err);
-}
-
-static pml_status need_one(pml_json_at at, const char *field, pml_error *err)
-{
-    double value = 1;
-    TRY(pml_json_get_double(at, field, PML_JSON_OPTIONAL, 0, 1e9, &value, err));
-    return value == 1 ? PML_OK : refuse(at, field, pml_json_field(at.value, field), "1", err);
-}
-
 static pml_status read_sizes(pml_json_at at, const family *family, pml_model_spec *s,
                              pml_error *err)
 {
@@ -103,7 +79,7 @@ static pml_status read_sizes(pml_json_at at, const family *family, pml_model_spe
     TRY(pml_json_get_i32(at, "hidden_size", PML_JSON_REQUIRED, 1, MAX_HIDDEN, &s->hidden, err));
     TRY(pml_json_get_i32(at, "intermediate_size", PML_JSON_REQUIRED, 1, MAX_INTERMEDIATE,
                          &s->intermediate, err));
-    TRY(pml_json_get_i32(at, "num_hidden_layers", PML_JSON_REQUIRED, 1, MAX_LAYERS, &s->layers,
+    TRY(pml_json_get_i32(at, "num_hidden_layers", PML_JSON_REQUIRED, 1, PML_LAYERS_MAX, &s->layers,
                          err));
     TRY(pml_json_get_i32(at, "num_attention_heads", PML_JSON_REQUIRED, 1, MAX_HEADS, &s->heads,
                          err));
@@ -118,7 +94,8 @@ static pml_status read_sizes(pml_json_at at, const family *family, pml_model_spe
                         "%s: num_attention_heads = %d is not a multiple of num_key_value_heads = "
                         "%d",
                         at.file, s->heads, s->kv_heads);
-    if (!pml_json_has(at, "head_dim")) {
+    s->head_dim = family->head_dim;
+    if (s->head_dim == 0 && !pml_json_has(at, "head_dim")) {
         if (s->hidden % s->heads != 0)
             return PML_FAIL(err, PML_INVALID,
                             "%s: hidden_size = %d is not a multiple of num_attention_heads = %d, "
@@ -132,78 +109,21 @@ static pml_status read_sizes(pml_json_at at, const family *family, pml_model_spe
                         "%s: head_dim = %d is not in this version; supported: even, at most %d",
                         at.file, s->head_dim, MAX_HEAD_DIM);
     s->max_positions = family->positions;
-    return pml_json_get_i32(at, "max_position_embeddings", PML_JSON_OPTIONAL, 1, MAX_POSITIONS,
+    return pml_json_get_i32(at, "max_position_embeddings", PML_JSON_OPTIONAL, 1, PMLI_POSITIONS_MAX,
                             &s->max_positions, err);
-}
-
-static pml_status read_llama3(pml_json_at at, pml_json_at root, pml_model_spec *s, pml_error *err)
-{
-    pml_rope_spec *rope = &s->rope;
-    rope->type = PML_ROPE_LLAMA3;
-    TRY(pml_json_get_double(at, "factor", PML_JSON_REQUIRED, 1, 1e6, &rope->factor, err));
-    TRY(pml_json_get_double(at, "low_freq_factor", PML_JSON_REQUIRED, 1e-6, 1e6,
-                            &rope->low_freq_factor, err));
-    TRY(pml_json_get_double(at, "high_freq_factor", PML_JSON_REQUIRED, 1e-6, 1e6,
-                            &rope->high_freq_factor, err));
-    if (rope->high_freq_factor <= rope->low_freq_factor)
-        return PML_FAIL(err, PML_INVALID,
-                        "%s: %s.high_freq_factor = %g must be greater than low_freq_factor = %g",
-                        at.file, at.path, rope->high_freq_factor, rope->low_freq_factor);
-    rope->original_max_positions = s->max_positions;
-    TRY(pml_json_get_i32(at, "original_max_position_embeddings", PML_JSON_OPTIONAL, 1,
-                         MAX_POSITIONS, &rope->original_max_positions, err));
-    /* One beside the object wins over the one inside it, as in transformers. */
-    return pml_json_get_i32(root, "original_max_position_embeddings", PML_JSON_OPTIONAL, 1,
-                            MAX_POSITIONS, &rope->original_max_positions, err);
-}
-
-/* Two ways of saying the same: rope_theta beside rope_scaling {"rope_type" or "type", …}, and
- * (transformers 5) rope_parameters with both inside. */
-static pml_status read_rope(pml_json_at at, pml_model_spec *s, pml_error *err)
-{
-    s->rope.type = PML_ROPE_DEFAULT;
-    s->rope.theta = 10000.0;
-    TRY(pml_json_get_double(at, "rope_theta", PML_JSON_OPTIONAL, 1, 1e12, &s->rope.theta, err));
-    TRY(need_one(at, "partial_rotary_factor", err));
-    const char *where =
-        !is_off(pml_json_field(at.value, "rope_scaling")) ? "rope_scaling" : "rope_parameters";
-    const pml_json *inside = NULL;
-    TRY(pml_json_get_object(at, where, PML_JSON_OPTIONAL, &inside, err));
-    if (is_off(inside))
-        return PML_OK;
-    pml_json_at rope = {inside, at.file, where};
-    TRY(pml_json_get_double(rope, "rope_theta", PML_JSON_OPTIONAL, 1, 1e12, &s->rope.theta, err));
-    TRY(need_one(rope, "partial_rotary_factor", err));
-    const char *field = pml_json_has(rope, "rope_type") ? "rope_type" : "type";
-    char type[32] = "default";
-    if (pml_json_has(rope, field) &&
-        pml_json_kind_of(pml_json_field(inside, field)) != PML_JSON_STRING)
-        return PML_FAIL(err, PML_INVALID, "%s: %s.%s must be a string", at.file, where, field);
-    TRY(pml_json_get_string(rope, field, PML_JSON_OPTIONAL, type, sizeof type, err));
-    if (strcmp(type, "llama3") == 0)
-        return read_llama3(rope, at, s, err);
-    if (strcmp(type, "default") != 0)
-        return refuse(rope, field, pml_json_field(inside, field), "default, llama3", err);
-    /* {"sliding_attention": {…}}: other angles in some layers. */
-    void *cursor = NULL;
-    const char *key;
-    const pml_json *value;
-    while (pml_json_next(inside, &cursor, &key, &value))
-        if (pml_json_kind_of(value) == PML_JSON_OBJECT)
-            return refuse(rope, key, value, "one set of rope parameters for all layers", err);
-    return PML_OK;
 }
 
 static pml_status read_biases(pml_json_at at, const family *family, pml_model_spec *s,
                               pml_error *err)
 {
-    if (family->qkv_bias) {
-        s->qkv_bias = true;
-    } else {
+    s->qkv_bias = family->qkv_bias;
+    s->qk_norm = family->qk_norm;
+    if (family->attention_bias) {
         TRY(pml_json_get_bool(at, "attention_bias", PML_JSON_OPTIONAL, &s->qkv_bias, err));
         s->o_bias = s->qkv_bias;
-        TRY(pml_json_get_bool(at, "mlp_bias", PML_JSON_OPTIONAL, &s->mlp_bias, err));
     }
+    if (family->mlp_bias)
+        TRY(pml_json_get_bool(at, "mlp_bias", PML_JSON_OPTIONAL, &s->mlp_bias, err));
     TRY(pml_json_get_bool(at, "tie_word_embeddings", PML_JSON_OPTIONAL, &s->tied_head, err));
     double eps = 1e-6;
     TRY(pml_json_get_double(at, "rms_norm_eps", PML_JSON_OPTIONAL, 0, 1, &eps, err));
@@ -211,26 +131,34 @@ static pml_status read_biases(pml_json_at at, const family *family, pml_model_sp
     return PML_OK;
 }
 
-/* A sliding window is in force where transformers makes it so: some layer's type says it, or
- * use_sliding_window with layers from max_window_layers on. */
-static pml_status refuse_windows(pml_json_at at, const pml_model_spec *s, pml_error *err)
+/* Whether layer l slides: said by layer_types where it is there, else by max_window_layers. */
+static pml_status read_layer_types(pml_json_at at, pml_model_spec *s, pml_error *err)
 {
+    int32_t first = 28; /* Qwen2Config's and Qwen3Config's max_window_layers */
+    TRY(pml_json_get_i32(at, "max_window_layers", PML_JSON_OPTIONAL, 0, INT32_MAX, &first, err));
     const pml_json *types = NULL;
     TRY(pml_json_get_array(at, "layer_types", PML_JSON_OPTIONAL, &types, err));
-    for (size_t i = 0; types != NULL && i < pml_json_length(types); i++) {
-        const char *type = pml_json_as_string(pml_json_item(types, i));
-        if (type == NULL || strcmp(type, "full_attention") != 0)
-            return refuse(at, "layer_types", types, "full_attention in every layer", err);
+    if (types != NULL && pml_json_length(types) != (size_t)s->layers)
+        return PML_FAIL(err, PML_INVALID,
+                        "%s: layer_types has %zu entries, num_hidden_layers is %d", at.file,
+                        pml_json_length(types), s->layers);
+    for (int32_t l = 0; l < s->layers; l++) {
+        bool slides = s->window > 0 && l >= first;
+        if (types != NULL) {
+            const char *type = pml_json_as_string(pml_json_item(types, (size_t)l));
+            slides = type != NULL && strcmp(type, "sliding_attention") == 0;
+            if (type == NULL || (!slides && strcmp(type, "full_attention") != 0))
+                return pmli_refuse(at, "layer_types", types, "full_attention, sliding_attention",
+                                   err);
+        }
+        if (slides && s->window == 0)
+            return PML_FAIL(err, PML_INVALID,
+                            "%s: layer_types has sliding_attention, but there is no window: "
+                            "use_sliding_window is false or sliding_window is null",
+                            at.file);
+        if (slides)
+            s->sliding[l / 8] |= (uint8_t)(1U << l % 8);
     }
-    bool use = false;
-    TRY(pml_json_get_bool(at, "use_sliding_window", PML_JSON_OPTIONAL, &use, err));
-    int32_t first = 28; /* Qwen2Config's max_window_layers */
-    TRY(pml_json_get_i32(at, "max_window_layers", PML_JSON_OPTIONAL, 0, INT32_MAX, &first, err));
-    const pml_json *window = pml_json_field(at.value, "sliding_window");
-    bool has_window = window == NULL || !is_off(window);
-    if (types == NULL && use && has_window && first < s->layers)
-        return refuse(at, "use_sliding_window", pml_json_field(at.value, "use_sliding_window"),
-                      "false", err);
     return PML_OK;
 }
 
@@ -239,7 +167,7 @@ static pml_status read_quantisation(pml_json_at at, pml_model_spec *s, pml_error
 {
     static const char field[] = "quantization_config";
     const pml_json *inside = pml_json_field(at.value, field);
-    if (is_off(inside))
+    if (pmli_is_off(inside))
         return PML_OK;
     const char *method = pml_json_as_string(pml_json_field(inside, "quant_method"));
     const char *type = pml_json_as_string(pml_json_field(inside, "bnb_4bit_quant_type"));
@@ -247,7 +175,36 @@ static pml_status read_quantisation(pml_json_at at, pml_model_spec *s, pml_error
     s->nf4 = method != NULL && strcmp(method, "bitsandbytes") == 0 && type != NULL &&
              strcmp(type, "nf4") == 0 &&
              pml_json_as_bool(pml_json_field(inside, "load_in_4bit"), &four) && four;
-    return s->nf4 ? PML_OK : refuse(at, field, inside, "bitsandbytes' nf4", err);
+    return s->nf4 ? PML_OK : pmli_refuse(at, field, inside, "bitsandbytes' nf4", err);
+}
+
+/* Llama has no windows. Mistral's is in force in every layer, unless it is null; whatever else the
+ * file says of windows has no effect there, as in transformers. */
+static pml_status read_windows(pml_json_at at, const family *family, pml_model_spec *s,
+                               pml_error *err)
+{
+    if (family->windows == NO_WINDOWS)
+        return PML_OK;
+    bool use = family->windows == WINDOW_EVERYWHERE;
+    if (!use)
+        TRY(pml_json_get_bool(at, "use_sliding_window", PML_JSON_OPTIONAL, &use, err));
+    const pml_json *window = pml_json_field(at.value, "sliding_window");
+    bool none = window != NULL && pml_json_kind_of(window) == PML_JSON_NULL;
+    if (use && !none) {
+        s->window = 4096; /* MistralConfig's, Qwen2Config's and Qwen3Config's */
+        TRY(pml_json_get_i32(at, "sliding_window", PML_JSON_OPTIONAL, 1, INT32_MAX, &s->window,
+                             err));
+    }
+    if (family->windows == WINDOW_BY_LAYER)
+        return read_layer_types(at, s, err);
+    if (s->window > 0)
+        memset(s->sliding, 0xFF, sizeof s->sliding);
+    return PML_OK;
+}
+
+int32_t pml_layer_window(const pml_model_spec *spec, int32_t layer)
+{
+    return spec->sliding[layer / 8] >> layer % 8 & 1 ? spec->window : 0;
 }
 
 /* pretraining_tp is not among them: it tells how a product was once split over devices, and
@@ -257,8 +214,8 @@ static pml_status refuse_other_mathematics(pml_json_at at, pml_error *err)
     char act[32] = "silu";
     TRY(pml_json_get_string(at, "hidden_act", PML_JSON_OPTIONAL, act, sizeof act, err));
     if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0) /* two names of one function */
-        return refuse(at, "hidden_act", pml_json_field(at.value, "hidden_act"), "silu", err);
-    return need_off(at, "attention_dropout", err);
+        return pmli_refuse(at, "hidden_act", pml_json_field(at.value, "hidden_act"), "silu", err);
+    return pmli_need_off(at, "attention_dropout", err);
 }
 
 static pml_status read_dtype(pml_json_at at, pml_model_spec *s, pml_error *err)
@@ -273,8 +230,8 @@ static pml_status read_dtype(pml_json_at at, pml_model_spec *s, pml_error *err)
     else if (strcmp(name, "float16") == 0)
         s->dtype = PML_F16;
     else
-        return refuse(at, field, pml_json_field(at.value, field), "float32, bfloat16, float16",
-                      err);
+        return pmli_refuse(at, field, pml_json_field(at.value, field), "float32, bfloat16, float16",
+                           err);
     return PML_OK;
 }
 
@@ -326,16 +283,15 @@ static pml_status read_spec(pml_json_at at, pml_model_spec *s, pml_error *err)
     TRY(pml_json_get_string(at, "model_type", PML_JSON_REQUIRED, type, sizeof type, err));
     const family *family = family_named(type);
     if (family == NULL)
-        return refuse(at, "model_type", pml_json_field(at.value, "model_type"), "llama, qwen2",
-                      err);
+        return pmli_refuse(at, "model_type", pml_json_field(at.value, "model_type"),
+                           "llama, mistral, qwen2, qwen3", err);
     strcpy(s->family, family->name);
     TRY(read_sizes(at, family, s, err));
-    TRY(read_rope(at, s, err));
+    TRY(pmli_read_rope(at, s, err));
     TRY(read_biases(at, family, s, err));
     TRY(refuse_other_mathematics(at, err));
     TRY(read_quantisation(at, s, err));
-    if (family->qkv_bias) /* Llama has no windows: transformers ignores the fields there */
-        TRY(refuse_windows(at, s, err));
+    TRY(read_windows(at, family, s, err));
     TRY(read_dtype(at, s, err));
     s->bos = family->bos;
     s->pad = -1;
@@ -403,6 +359,7 @@ int64_t pml_model_parameters(const pml_model_spec *s)
     int64_t keys = (int64_t)s->kv_heads * s->head_dim, inner = s->intermediate;
     int64_t layer = hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * inner;
     layer += 2 * hidden; /* two norms */
+    layer += s->qk_norm ? 2 * s->head_dim : 0;
     layer += s->qkv_bias ? queries + 2 * keys : 0;
     layer += s->o_bias ? hidden : 0;
     layer += s->mlp_bias ? 2 * inner + hidden : 0;

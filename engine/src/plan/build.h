@@ -32,6 +32,7 @@ typedef struct pmli_norm {
 typedef struct pmli_layer {
     pmli_linear linear[PMLI_LINEARS];
     pmli_norm input_norm, post_norm;
+    pmli_norm q_norm, k_norm; /* absent where the model has none */
 } pmli_layer;
 
 typedef struct pmli_builder {

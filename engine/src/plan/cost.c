@@ -27,10 +27,11 @@ static double operand_bytes(pml_op op, pml_op_args *args)
 }
 
 /* As if every document were max_q long: a bound when they are shorter. */
-static double visible_pairs(pml_view q, pml_view k, int32_t max_q)
+static double visible_pairs(pml_view q, pml_view k, int32_t max_q, int32_t window)
 {
     double nq = (double)q.rows, nk = (double)k.rows;
-    return nk > nq ? nq * nk - nq * nq / 2 : nq * max_q / 2.0;
+    double pairs = nk > nq ? nq * nk - nq * nq / 2 : nq * max_q / 2.0;
+    return window > 0 && nq * window < pairs ? nq * window : pairs;
 }
 
 /* Rows that the adapter's B blocks add to. */
@@ -86,6 +87,10 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
         return (pml_cost){4 * elements(args->rmsnorm.y), bytes};
     case PML_OP_rmsnorm_bwd:
         return (pml_cost){9 * elements(args->rmsnorm_bwd.dx), bytes};
+    case PML_OP_head_norm:
+        return (pml_cost){4 * elements(args->head_norm.y), bytes};
+    case PML_OP_head_norm_bwd:
+        return (pml_cost){9 * elements(args->head_norm_bwd.dx), bytes};
     case PML_OP_linear:
         return (pml_cost){linear_flops(&args->linear), bytes};
     case PML_OP_linear_bwd:
@@ -94,11 +99,13 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
         return (pml_cost){3 * elements(args->rope.x), bytes};
     case PML_OP_attention: {
         const pml_attention_args *a = &args->attention;
-        return (pml_cost){4 * visible_pairs(a->q, a->k, a->max_q) * (double)a->q.cols, bytes};
+        return (pml_cost){4 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,
+                          bytes};
     }
     case PML_OP_attention_bwd: { /* five products where the forward has two */
         const pml_attention_bwd_args *a = &args->attention_bwd;
-        return (pml_cost){10 * visible_pairs(a->q, a->k, a->max_q) * (double)a->q.cols, bytes};
+        return (pml_cost){10 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,
+                          bytes};
     }
     case PML_OP_swiglu:
         return (pml_cost){5 * elements(args->swiglu.h), bytes};

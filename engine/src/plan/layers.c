@@ -1,6 +1,6 @@
 /* A transformer layer as ops, forward and backward.
  *
- *   x ─┬─► norm ► qkv ► rope ► attention ► o ─┬─► norm ► gate_up ► swiglu ► down ─┬─►
+ *   x ─┬─► norm ► qkv ► (head norm) ► rope ► attention ► o ─┬─► norm ► gate_up ► swiglu ► down ─┬─►
  *      └──────────────── + ───────────────────┘└──────────────── + ───────────────┘
  *
  * Each + is done by the norm that comes next (rmsnorm's `add`), and its sum overwrites the branch's
@@ -161,6 +161,51 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, int32_t dy, in
     pmli_node_done(b, node);
 }
 
+/* Queries and keys of qkv, each head on its own, into qk. */
+static void head_norm(pmli_builder *b, int32_t layer, const pmli_saved *s)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    const pmli_layer *w = &b->layers[layer];
+    pml_node *node = pmli_node(b, PML_OP_head_norm, layer, "head norm");
+    if (node == NULL)
+        return;
+    pmli_operand_slice(node, 0, s->qkv, 0, (spec->heads + spec->kv_heads) * spec->head_dim);
+    pmli_operand(node, 1, w->q_norm.w);
+    pmli_operand(node, 2, w->k_norm.w);
+    pmli_operand(node, 3, s->qk);
+    pmli_operand(node, 4, s->rstd_qk);
+    pml_head_norm_args *args = &node->args.head_norm;
+    args->heads = spec->heads;
+    args->kv_heads = spec->kv_heads;
+    args->head_dim = spec->head_dim;
+    args->eps = spec->rms_eps;
+    pmli_node_done(b, node);
+}
+
+/* In place on the queries' and keys' columns of dqkv. */
+static void head_norm_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t dqkv)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    const pmli_layer *w = &b->layers[layer];
+    pml_node *node = pmli_node(b, PML_OP_head_norm_bwd, layer, "head norm backward");
+    if (node == NULL)
+        return;
+    int32_t columns = (spec->heads + spec->kv_heads) * spec->head_dim;
+    pmli_operand_slice(node, 0, dqkv, 0, columns);
+    pmli_operand_slice(node, 1, s->qkv, 0, columns);
+    pmli_operand(node, 2, w->q_norm.w);
+    pmli_operand(node, 3, w->k_norm.w);
+    pmli_operand(node, 4, s->rstd_qk);
+    pmli_operand_slice(node, 5, dqkv, 0, columns);
+    pmli_operand(node, 6, w->q_norm.dw);
+    pmli_operand(node, 7, w->k_norm.dw);
+    pml_head_norm_bwd_args *args = &node->args.head_norm_bwd;
+    args->heads = spec->heads;
+    args->kv_heads = spec->kv_heads;
+    args->head_dim = spec->head_dim;
+    pmli_node_done(b, node);
+}
+
 static void rope(pmli_builder *b, int32_t layer, int32_t qkv, bool inverse)
 {
     const pml_model_spec *spec = &b->program->spec;
@@ -177,14 +222,26 @@ static void rope(pmli_builder *b, int32_t layer, int32_t qkv, bool inverse)
     pmli_node_done(b, node);
 }
 
-/* q, k and v as slices of the fused buffer at operands index, +1, +2. */
-static void fused_slices(const pmli_builder *b, pml_node *node, int index, int32_t qkv)
+/* q, k and v as slices at operands index, +1, +2: v of the fused buffer qkv, q and k of qk, or of
+ * qkv where qk is absent. */
+static void fused_slices(const pmli_builder *b, pml_node *node, int index, int32_t qkv, int32_t qk)
 {
     const pml_model_spec *spec = &b->program->spec;
     int32_t q = spec->heads * spec->head_dim, kv = spec->kv_heads * spec->head_dim;
-    pmli_operand_slice(node, index, qkv, 0, q);
-    pmli_operand_slice(node, index + 1, qkv, q, kv);
+    pmli_operand_slice(node, index, qk >= 0 ? qk : qkv, 0, q);
+    pmli_operand_slice(node, index + 1, qk >= 0 ? qk : qkv, q, kv);
     pmli_operand_slice(node, index + 2, qkv, q + kv, kv);
+}
+
+/* Columns [from, from + cols) of this chunk's x join those of earlier chunks at column `to`. */
+static void append(pmli_builder *b, int32_t layer, int32_t x, int32_t from, int32_t cols,
+                   int32_t cache, int32_t to)
+{
+    pml_node *node = pmli_node(b, PML_OP_scatter_rows, layer, "append to cache");
+    pmli_operand_slice(node, 0, x, from, cols);
+    pmli_operand(node, 1, b->program->positions_in);
+    pmli_operand_slice(node, 2, cache, to, cols);
+    pmli_node_done(b, node);
 }
 
 static float attention_scale(const pml_model_spec *spec)
@@ -197,19 +254,16 @@ static void attention(pmli_builder *b, int32_t layer, const pmli_saved *s, int32
     const pml_program *p = b->program;
     const pml_model_spec *spec = &p->spec;
     int32_t q = spec->heads * spec->head_dim, kv = spec->kv_heads * spec->head_dim;
-    if (cache >= 0) { /* this chunk's keys and values join those of earlier chunks */
-        pml_node *append = pmli_node(b, PML_OP_scatter_rows, layer, "append to cache");
-        if (append == NULL)
-            return;
-        pmli_operand_slice(append, 0, s->qkv, q, 2 * kv);
-        pmli_operand(append, 1, p->positions_in);
-        pmli_operand(append, 2, cache);
-        pmli_node_done(b, append);
+    if (cache >= 0 && s->qk < 0) {
+        append(b, layer, s->qkv, q, 2 * kv, cache, 0);
+    } else if (cache >= 0) {
+        append(b, layer, s->qk, q, kv, cache, 0);
+        append(b, layer, s->qkv, q + kv, kv, cache, kv);
     }
     pml_node *node = pmli_node(b, PML_OP_attention, layer, "attention");
     if (node == NULL)
         return;
-    fused_slices(b, node, 0, s->qkv);
+    fused_slices(b, node, 0, s->qkv, s->qk);
     if (cache >= 0) {
         pmli_operand_slice(node, 1, cache, 0, kv);
         pmli_operand_slice(node, 2, cache, kv, kv);
@@ -222,6 +276,7 @@ static void attention(pmli_builder *b, int32_t layer, const pmli_saved *s, int32
     args->heads = spec->heads;
     args->kv_heads = spec->kv_heads;
     args->head_dim = spec->head_dim;
+    args->window = pml_layer_window(spec, layer);
     args->scale = attention_scale(spec);
     pmli_node_done(b, node);
 }
@@ -234,16 +289,17 @@ static void attention_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, i
     if (node == NULL)
         return;
     pmli_operand(node, 0, dout);
-    fused_slices(b, node, 1, s->qkv);
+    fused_slices(b, node, 1, s->qkv, s->qk);
     pmli_operand(node, 4, s->o);
     pmli_operand(node, 5, s->lse);
     pmli_operand(node, 6, b->program->bounds);
     pmli_operand(node, 7, b->program->bounds);
-    fused_slices(b, node, 8, dqkv);
+    fused_slices(b, node, 8, dqkv, PMLI_ABSENT);
     pml_attention_bwd_args *args = &node->args.attention_bwd;
     args->heads = spec->heads;
     args->kv_heads = spec->kv_heads;
     args->head_dim = spec->head_dim;
+    args->window = pml_layer_window(spec, layer);
     args->scale = attention_scale(spec);
     pmli_node_done(b, node);
 }
@@ -276,7 +332,15 @@ void pmli_layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t c
     s->qkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "qkv", layer);
     s->u_qkv = low_rank(b, layer, PMLI_QKV, "qkv u");
     linear(b, layer, PMLI_QKV, s->y1, s->qkv, s->u_qkv);
-    rope(b, layer, s->qkv, false);
+    s->qk = s->rstd_qk = PMLI_ABSENT;
+    if (spec->qk_norm) {
+        int32_t heads = spec->heads + spec->kv_heads;
+        s->qk = pmli_activation(b, (int64_t)heads * spec->head_dim, "normalised qk", layer);
+        s->rstd_qk = pmli_transient(b, tokens_by(b, PML_F32, heads), PML_CAUSE_ACTIVATIONS,
+                                    "head rstd %d", layer);
+        head_norm(b, layer, s);
+    }
+    rope(b, layer, s->qk >= 0 ? s->qk : s->qkv, false);
     s->o = pmli_activation(b, w->linear[PMLI_O].inputs, "attention output", layer);
     s->lse = statistic(b, spec->heads, "lse", layer);
     attention(b, layer, s, cache);
@@ -340,6 +404,8 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, in
     int32_t dqkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "d qkv", layer);
     attention_bwd(b, layer, s, dout, dqkv);
     rope(b, layer, dqkv, true);
+    if (spec->qk_norm)
+        head_norm_bwd(b, layer, s, dqkv);
     int32_t dy1 = stop == PMLI_QKV ? PMLI_ABSENT
                                    : pmli_activation(b, spec->hidden, "d attention input", layer);
     linear_bwd(b, layer, PMLI_QKV, dqkv, s->y1, s->u_qkv, dy1);

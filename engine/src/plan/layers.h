@@ -12,8 +12,9 @@ typedef struct pmli_stream {
 
 /* What a layer's forward leaves for its backward. */
 typedef struct pmli_saved {
-    int32_t h;                     /* the layer's input: sum of the stream */
-    int32_t y1, rstd1, qkv, u_qkv; /* qkv after rope */
+    int32_t h; /* the layer's input: sum of the stream */
+    int32_t y1, rstd1, qkv, u_qkv;
+    int32_t qk, rstd_qk; /* queries and keys normalised; absent: they stand in qkv. After rope */
     int32_t o, lse, u_o;
     int32_t mid; /* after attention: sum of the stream */
     int32_t y2, rstd2, gate_up, u_gate_up;

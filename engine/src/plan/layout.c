@@ -156,13 +156,33 @@ static void lay_bias(pmli_builder *b, int l, int which, pmli_linear *linear)
     }
 }
 
-static void lay_norm(pmli_builder *b, pmli_norm *norm, const char *name)
+static void lay_norm(pmli_builder *b, pmli_norm *norm, int64_t width, const char *name)
 {
     char file_name[112];
-    int64_t hidden = b->program->spec.hidden;
-    norm->w = weight(b, 1, hidden, &norm->dw, name);
+    norm->w = weight(b, 1, width, &norm->dw, name);
     snprintf(file_name, sizeof file_name, "model.%s", name);
-    name_rows(b, norm->w, 0, hidden, 1, false, file_name);
+    name_rows(b, norm->w, 0, width, 1, false, file_name);
+}
+
+/* What a layer has without weight decay: norms and biases. */
+static void lay_vectors(pmli_builder *b, int l)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    pmli_layer *layer = &b->layers[l];
+    char name[64];
+    snprintf(name, sizeof name, "layers.%d.input_layernorm.weight", l);
+    lay_norm(b, &layer->input_norm, spec->hidden, name);
+    for (int which = 0; which < PMLI_LINEARS; which++)
+        lay_bias(b, l, which, &layer->linear[which]);
+    layer->q_norm = layer->k_norm = (pmli_norm){PMLI_ABSENT, PMLI_ABSENT};
+    if (spec->qk_norm) {
+        snprintf(name, sizeof name, "layers.%d.self_attn.q_norm.weight", l);
+        lay_norm(b, &layer->q_norm, spec->head_dim, name);
+        snprintf(name, sizeof name, "layers.%d.self_attn.k_norm.weight", l);
+        lay_norm(b, &layer->k_norm, spec->head_dim, name);
+    }
+    snprintf(name, sizeof name, "layers.%d.post_attention_layernorm.weight", l);
+    lay_norm(b, &layer->post_norm, spec->hidden, name);
 }
 
 /* A blocks and B blocks of the parts that have an adapter, stacked as pml_linear_args says. */
@@ -209,16 +229,9 @@ static void lay_model(pmli_builder *b)
         name_rows(b, b->head, 0, spec->vocab, 2, true, "lm_head.weight");
     }
     b->program->decay_floats = b->program->trained_floats;
-    char name[64];
-    for (int l = 0; l < spec->layers; l++) {
-        snprintf(name, sizeof name, "layers.%d.input_layernorm.weight", l);
-        lay_norm(b, &b->layers[l].input_norm, name);
-        for (int which = 0; which < PMLI_LINEARS; which++)
-            lay_bias(b, l, which, &b->layers[l].linear[which]);
-        snprintf(name, sizeof name, "layers.%d.post_attention_layernorm.weight", l);
-        lay_norm(b, &b->layers[l].post_norm, name);
-    }
-    lay_norm(b, &b->final_norm, "norm.weight");
+    for (int l = 0; l < spec->layers; l++)
+        lay_vectors(b, l);
+    lay_norm(b, &b->final_norm, spec->hidden, "norm.weight");
 }
 
 static void lay_inputs(pmli_builder *b)

@@ -119,6 +119,8 @@ pml_status pml_stepper_generate(pml_stepper *s, const pml_generate_options *o, i
     *n_out = 0;
     pml_status status = check_prompt(s, o, err);
     int32_t chunk = s->program->generate_chunk;
+    if (status == PML_OK)
+        status = pmli_rope_fit(s, o->n_prompt, err);
     for (int32_t at = 0; status == PML_OK && at < o->n_prompt; at += chunk) {
         int32_t n = o->n_prompt - at < chunk ? o->n_prompt - at : chunk;
         status = run_chunk(s, o->prompt + at, n, at, err);
@@ -135,7 +137,9 @@ pml_status pml_stepper_generate(pml_stepper *s, const pml_generate_options *o, i
         bool go_on = o->on_token == NULL || o->on_token(o->user, token);
         if (!go_on || ends(&s->spec, token) || *n_out == o->max_new_tokens)
             break;
-        status = run_chunk(s, &token, 1, position, err);
+        status = pmli_rope_fit(s, position + 1, err);
+        if (status == PML_OK)
+            status = run_chunk(s, &token, 1, position, err);
     }
     return status;
 }

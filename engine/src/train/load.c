@@ -226,20 +226,6 @@ static pml_status make_adapter(pml_stepper *s, float *piece, pml_error *err)
     return PML_OK;
 }
 
-static pml_status load_rope(pml_stepper *s, pml_error *err)
-{
-    size_t floats = (size_t)s->program->positions * (size_t)s->spec.head_dim;
-    float *table = malloc(floats * sizeof *table);
-    if (table == NULL)
-        return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the rope table");
-    pml_rope_table(&s->spec, s->program->positions, table);
-    pml_status status = pmli_upload(s, s->program->rope, table, floats * sizeof *table, err);
-    if (status == PML_OK)
-        status = s->backend->sync(s->queue, err);
-    free(table);
-    return status;
-}
-
 /* Gaps of the flat buffers and the moments begin at zero. */
 static pml_status clear_flat(pml_stepper *s, pml_error *err)
 {
@@ -266,7 +252,7 @@ pml_status pmli_load(pml_stepper *s, pml_error *err)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory to load the model");
     pml_status status = clear_flat(s, err);
     if (status == PML_OK)
-        status = load_rope(s, err);
+        status = pmli_rope_fit(s, s->spec.max_positions, err);
     if (status == PML_OK)
         status = load_model(s, piece, err);
     if (status == PML_OK && s->config.method == PML_METHOD_LORA)

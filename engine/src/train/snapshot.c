@@ -82,6 +82,7 @@ pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
             status = pml_stepper_read(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
     snapshot->state = *state;
     snapshot->state.applied = pml_stepper_applied(stepper);
+    snapshot->state.rope_length = pml_stepper_rope_length(stepper);
     return status;
 }
 
@@ -95,7 +96,8 @@ pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepp
         if (snapshot->buffers[i] != NULL)
             status = pml_stepper_write(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
     if (status == PML_OK)
-        pml_stepper_seek(stepper, snapshot->state.step, snapshot->state.applied);
+        pml_stepper_seek(stepper, snapshot->state.step, snapshot->state.applied,
+                         snapshot->state.rope_length);
     return status;
 }
 

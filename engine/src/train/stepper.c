@@ -131,11 +131,14 @@ static pml_status choose_masks(pml_stepper *s, const pml_batch *batch, pml_error
 
 pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *err)
 {
-    if (batch->n_tokens == 0 || batch->n_labels == 0)
-        return PML_OK; /* nothing to learn adds nothing */
+    if (batch->n_tokens == 0)
+        return PML_OK;
     pml_status status = check_batch(s, batch, err);
     if (status == PML_OK)
-        status = upload_batch(s, batch, err);
+        status = pmli_rope_for_training(s, batch->max_doc, err);
+    if (status != PML_OK || batch->n_labels == 0)
+        return status; /* nothing to learn adds nothing */
+    status = upload_batch(s, batch, err);
     if (status == PML_OK)
         status = choose_masks(s, batch, err);
     pml_counts counts = counts_of(batch);
@@ -233,6 +236,8 @@ pml_status pml_stepper_evaluate(pml_stepper *s, const pml_batch *batch, double *
     double sum = 0;
     pml_status status = check_batch(s, batch, err);
     if (status == PML_OK)
+        status = pmli_rope_fit(s, batch->max_doc, err);
+    if (status == PML_OK)
         status = upload_batch(s, batch, err);
     if (status == PML_OK)
         status = pmli_upload(s, s->program->eval_sum, &sum, sizeof sum, err);
@@ -255,10 +260,16 @@ int64_t pml_stepper_applied(const pml_stepper *s)
     return s->applied;
 }
 
-void pml_stepper_seek(pml_stepper *s, int64_t updates, int64_t applied)
+int32_t pml_stepper_rope_length(const pml_stepper *s)
+{
+    return s->rope_length;
+}
+
+void pml_stepper_seek(pml_stepper *s, int64_t updates, int64_t applied, int32_t rope_length)
 {
     s->updates = updates;
     s->applied = applied;
+    s->rope_length = rope_length;
 }
 
 /* 0 leaves the operands in their places: they are only not read. */

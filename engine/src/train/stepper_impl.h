@@ -21,6 +21,11 @@ struct pml_stepper {
 
     int64_t updates; /* done so far, skipped ones too */
     int64_t applied; /* of them, those that moved the weights: Adam's t before the next */
+    /* Dynamic rope: its angles are made for some length. */
+    int32_t rope_length; /* that of the training steps so far, see pmli_rope_for_training */
+    int32_t rope_made;   /* that of the table in the arena */
+    float *angles;       /* host memory the table is made in; NULL where it never changes */
+
     bool runtime_measured;
     int32_t *trained; /* program->parameters that are trained, in order of the flat buffer */
     int32_t n_trained;
@@ -44,6 +49,12 @@ pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_count
 /* Host → tensor, whole or its first `bytes`. The source must live until the next sync. */
 pml_status pmli_upload(pml_stepper *s, int32_t tensor, const void *from, size_t bytes,
                        pml_error *err);
+
+/* The table of angles for sequences up to `length` tokens, made anew where dynamic rope asks for
+ * another (rope.c). */
+pml_status pmli_rope_fit(pml_stepper *s, int32_t length, pml_error *err);
+/* The same for a training micro-batch, with transformers' memory of longer ones before it. */
+pml_status pmli_rope_for_training(pml_stepper *s, int32_t length, pml_error *err);
 
 /* Weights, adapter, rope table and zeroed optimizer state: everything that must stand in the arena
  * before the first step. */

@@ -117,6 +117,7 @@ void pml_stepper_destroy(pml_stepper **stepper)
     if (s->device != NULL)
         s->backend->close(&s->device);
     pml_program_destroy(&s->program);
+    free(s->angles);
     free(s->trained);
     free(s->staged);
     free(s->places);

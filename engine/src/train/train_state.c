@@ -21,6 +21,7 @@ pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_
     pml_json_put_int(w, "format", FORMAT);
     pml_json_put_int(w, "step", state->step);
     pml_json_put_int(w, "applied", state->applied);
+    pml_json_put_int(w, "rope_length", state->rope_length);
     pml_json_begin_object(w, "cursor");
     pml_json_put_int(w, "epoch", state->cursor.epoch);
     pml_json_put_int(w, "micro", state->cursor.micro);
@@ -100,6 +101,9 @@ static pml_status read_fields(const pml_json *document, const char *path, pml_tr
         status = pml_json_get_int(at, "step", need, 0, INT64_MAX, &state->step, err);
     if (status == PML_OK)
         status = pml_json_get_int(at, "applied", need, 0, state->step, &state->applied, err);
+    if (status == PML_OK) /* not in checkpoints from before there was dynamic rope */
+        status = pml_json_get_i32(at, "rope_length", PML_JSON_OPTIONAL, 0, INT32_MAX,
+                                  &state->rope_length, err);
     if (status == PML_OK)
         status = pml_json_get_int(at, "timeline", need, 0, INT64_MAX, &state->timeline, err);
     if (status == PML_OK)

@@ -39,6 +39,8 @@ extern "C" {
     X(rmsnorm, "IiIoOO", "Adds the residual and scales each row to unit root mean square.")        \
     X(rmsnorm_bwd, "IIIIiOuw",                                                                     \
       "Gradient of rmsnorm, added to the one arriving along the residual.")                        \
+    X(head_norm, "IIIOO", "Scales each head's query and key to unit root mean square.")            \
+    X(head_norm_bwd, "IIIIIOuuw", "Gradient of head_norm.")                                        \
     X(linear, "IIiiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")      \
     X(linear_bwd, "IIiiiiiiouuuuw",                                                                \
       "Gradients of linear with respect to its input and what is trained.")                        \
@@ -97,6 +99,23 @@ typedef struct pml_rmsnorm_args {
 typedef struct pml_rmsnorm_bwd_args {
     pml_view dy, x, weight, rstd, dres, dx, dweight, ws;
 } pml_rmsnorm_bwd_args;
+
+/* Each head of queries and keys on its own:  rstd = 1/sqrt(mean(x_h^2) + eps),
+ * y_h = x_h * rstd * weight, with q_weight for the first `heads`, k_weight for the kv_heads after
+ * them.  x, y [T, (heads+kv_heads)*head_dim]; weights [1,head_dim]; rstd [T, heads+kv_heads] F32.
+ */
+typedef struct pml_head_norm_args {
+    pml_view x, q_weight, k_weight, y, rstd;
+    int32_t heads, kv_heads, head_dim;
+    float eps;
+} pml_head_norm_args;
+
+/* dx = d(head_norm)/dx applied to dy; may be the same memory as dy. dq_weight, dk_weight
+ * [1,head_dim] F32 are added to, both or neither given. */
+typedef struct pml_head_norm_bwd_args {
+    pml_view dy, x, q_weight, k_weight, rstd, dx, dq_weight, dk_weight, ws;
+    int32_t heads, kv_heads, head_dim;
+} pml_head_norm_bwd_args;
 
 /* A linear layer made of up to three parts that share one input (q,k,v or gate,up), their weights
  * stacked row on row:

@@ -36,6 +36,30 @@ static pml_op_args valid(pml_op op)
                                                .dx = random_view(T, H, 0),
                                                .dweight = random_view(1, H, 0)};
         break;
+    case PML_OP_head_norm:
+        a.head_norm = (pml_head_norm_args){random_view(T, 3 * H, 0),
+                                           random_view(1, H, 0),
+                                           random_view(1, H, 0),
+                                           random_view(T, 3 * H, 0),
+                                           random_view(T, 3, 0),
+                                           2,
+                                           1,
+                                           H,
+                                           1e-5F};
+        break;
+    case PML_OP_head_norm_bwd:
+        a.head_norm_bwd = (pml_head_norm_bwd_args){.dy = random_view(T, 3 * H, 0),
+                                                   .x = random_view(T, 3 * H, 0),
+                                                   .q_weight = random_view(1, H, 0),
+                                                   .k_weight = random_view(1, H, 0),
+                                                   .rstd = random_view(T, 3, 0),
+                                                   .dx = random_view(T, 3 * H, 0),
+                                                   .dq_weight = random_view(1, H, 0),
+                                                   .dk_weight = random_view(1, H, 0),
+                                                   .heads = 2,
+                                                   .kv_heads = 1,
+                                                   .head_dim = H};
+        break;
     case PML_OP_linear:
         a.linear = (pml_linear_args){.x = random_view(T, H, 0),
                                      .w = random_view(N + 2, H, 0),
@@ -338,6 +362,11 @@ static void test_attributes(void **state)
     REFUSED(rope, heads, 3);
     REFUSED(rope, head_dim, 7);
     REFUSED(rope, head_dim, -2);
+    REFUSED(head_norm, heads, 0);
+    REFUSED(head_norm, kv_heads, 2);
+    REFUSED(head_norm, head_dim, 4);
+    REFUSED(head_norm_bwd, kv_heads, 0);
+    REFUSED(head_norm_bwd, head_dim, -H);
     REFUSED(attention, heads, 0);
     REFUSED(attention, kv_heads, 0);
     REFUSED(attention, kv_heads, 3);

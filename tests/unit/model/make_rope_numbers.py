@@ -16,10 +16,25 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 2048,
+}
+YARN_MSCALE = {
+    **YARN, "beta_fast": 24.0, "beta_slow": 2.0, "truncate": False,
+    "mscale": 0.8, "mscale_all_dim": 0.5,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.5}
 CASES = {
     "default_16": (16, {"rope_type": "default", "rope_theta": 10000.0}),
     "qwen_64": (64, {"rope_type": "default", "rope_theta": 1000000.0}),
     "llama3_64": (64, LLAMA3),
+    "linear_16": (16, {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}),
+    "dynamic_16": (16, DYNAMIC),
+    "yarn_64": (64, YARN),
+    "yarn_mscale_64": (64, YARN_MSCALE),
 }
 
 
@@ -28,7 +43,7 @@ def table(head_dim: int, rope: dict[str, object]) -> torch.Tensor:
     config = LlamaConfig(
         hidden_size=4 * head_dim,
         num_attention_heads=4,
-        max_position_embeddings=131072,
+        max_position_embeddings=2048 if rope is DYNAMIC else 131072,
         rope_parameters=dict(rope),
     )
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.tensor([POSITIONS]))

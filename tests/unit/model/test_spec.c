@@ -1,5 +1,7 @@
 #include "scratch.h"
 
+#include <math.h>
+
 #include "pml/model/spec.h"
 
 static const char llama[] =
@@ -7,6 +9,10 @@ static const char llama[] =
     "\"num_hidden_layers\":2,\"num_attention_heads\":4";
 static const char qwen2[] =
     "{\"model_type\":\"qwen2\",\"vocab_size\":100,\"hidden_size\":64,\"intermediate_size\":96,"
+    "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2";
+
+static const char mistral[] =
+    "{\"model_type\":\"mistral\",\"vocab_size\":100,\"hidden_size\":64,\"intermediate_size\":96,"
     "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2";
 
 /* The fields of `base`, then `more`. */
@@ -120,20 +126,15 @@ static void test_other_mathematics_is_refused_by_name(void **state)
         {llama, "\"partial_rotary_factor\":0.5", "partial_rotary_factor", "0.5"},
         {llama, "\"quantization_config\":{\"bits\":4}", "quantization_config", "bits"},
         {llama, "\"head_dim\":15", "head_dim", "15"},
-        {llama, "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.0}", "rope_scaling.type",
-         "\"linear\""},
-        {llama, "\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2.0}",
-         "rope_scaling.rope_type", "\"yarn\""},
-        {llama, "\"rope_parameters\":{\"rope_type\":\"dynamic\",\"rope_theta\":1e4}",
-         "rope_parameters.rope_type", "\"dynamic\""},
+        {llama, "\"rope_scaling\":{\"type\":\"su\",\"factor\":2.0}", "rope_scaling.type", "\"su\""},
+        {llama, "\"rope_scaling\":{\"rope_type\":\"longrope\",\"factor\":2.0}",
+         "rope_scaling.rope_type", "\"longrope\""},
         {llama, "\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}",
          "rope_parameters.partial_rotary_factor", "0.5"},
         {qwen2, "\"rope_parameters\":{\"full_attention\":{\"rope_theta\":1e4}}",
          "rope_parameters.full_attention", "rope_theta"},
-        {qwen2, "\"use_sliding_window\":true,\"max_window_layers\":1", "use_sliding_window",
-         "true"},
-        {qwen2, "\"layer_types\":[\"full_attention\",\"sliding_attention\"]", "layer_types",
-         "sliding_attention"},
+        {qwen2, "\"layer_types\":[\"full_attention\",\"chunked_attention\"]", "layer_types",
+         "chunked_attention"},
         {llama, "\"torch_dtype\":\"float8_e4m3fn\"", "torch_dtype", "float8"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -142,18 +143,109 @@ static void test_other_mathematics_is_refused_by_name(void **state)
         EXPECT_FAIL(PML_UNSUPPORTED, cases[i].value, parse(cases[i].base, cases[i].more, &spec, e));
     }
     pml_model_spec spec;
-    EXPECT_FAIL(PML_UNSUPPORTED, "llama, qwen2",
+    EXPECT_FAIL(PML_UNSUPPORTED, "llama, mistral, qwen2, qwen3",
                 pml_model_spec_parse("{\"model_type\":\"gemma2\"}", 23, "c", &spec, e));
 }
 
 static void test_windows_not_in_force_are_ignored(void **state)
 {
     (void)state;
-    accepted(qwen2, "\"use_sliding_window\":false,\"sliding_window\":16,\"max_window_layers\":0");
-    accepted(qwen2, "\"use_sliding_window\":true,\"sliding_window\":null,\"max_window_layers\":0");
-    accepted(qwen2, "\"use_sliding_window\":true,\"sliding_window\":16,\"max_window_layers\":2");
-    accepted(qwen2, "\"layer_types\":[\"full_attention\",\"full_attention\"]");
-    accepted(llama, "\"use_sliding_window\":true,\"sliding_window\":16,\"max_window_layers\":0");
+    static const struct {
+        const char *base, *more;
+    } cases[] = {
+        {qwen2, "\"use_sliding_window\":false,\"sliding_window\":16,\"max_window_layers\":0"},
+        {qwen2, "\"use_sliding_window\":true,\"sliding_window\":null,\"max_window_layers\":0"},
+        {qwen2, "\"use_sliding_window\":true,\"sliding_window\":16,\"max_window_layers\":2"},
+        {qwen2,
+         "\"use_sliding_window\":true,\"layer_types\":[\"full_attention\",\"full_attention\"]"},
+        {llama, "\"use_sliding_window\":true,\"sliding_window\":16,\"max_window_layers\":0"},
+        {mistral, "\"sliding_window\":null"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pml_model_spec s = accepted(cases[i].base, cases[i].more);
+        assert_true(pml_layer_window(&s, 0) == 0 && pml_layer_window(&s, 1) == 0);
+    }
+}
+
+static void test_windows_in_force(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *base, *more;
+        int first, second;
+    } cases[] = {
+        {mistral, "", 4096, 4096},
+        {mistral, "\"sliding_window\":7,\"use_sliding_window\":false", 7, 7},
+        {mistral, "\"sliding_window\":7,\"layer_types\":[\"full_attention\",\"x\"]", 7, 7},
+        {qwen2, "\"use_sliding_window\":true,\"max_window_layers\":1", 0, 4096},
+        {qwen2, "\"use_sliding_window\":true,\"max_window_layers\":0,\"sliding_window\":9", 9, 9},
+        {qwen2,
+         "\"use_sliding_window\":true,\"sliding_window\":9,\"max_window_layers\":2,"
+         "\"layer_types\":[\"sliding_attention\",\"full_attention\"]",
+         9, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pml_model_spec s = accepted(cases[i].base, cases[i].more);
+        assert_int_equal(pml_layer_window(&s, 0), cases[i].first);
+        assert_int_equal(pml_layer_window(&s, 1), cases[i].second);
+    }
+    pml_model_spec spec;
+    EXPECT_FAIL(
+        PML_INVALID, "there is no window",
+        parse(qwen2, "\"layer_types\":[\"full_attention\",\"sliding_attention\"]", &spec, e));
+    EXPECT_FAIL(PML_INVALID, "layer_types has 1",
+                parse(qwen2, "\"layer_types\":[\"full_attention\"]", &spec, e));
+    EXPECT_FAIL(PML_INVALID, "sliding_window", parse(mistral, "\"sliding_window\":0", &spec, e));
+}
+
+static void test_qwen3(void **state)
+{
+    (void)state;
+    char base[sizeof qwen2];
+    strcpy(base, qwen2);
+    *strstr(base, "qwen2\"") = 'Q'; /* not a family */
+    pml_model_spec spec;
+    EXPECT_FAIL(PML_UNSUPPORTED, "Qwen2", parse(base, "", &spec, e));
+    memcpy(strstr(base, "Qwen2"), "qwen3", 5);
+    spec = accepted(base, "");
+    assert_true(spec.qk_norm && !spec.qkv_bias && !spec.o_bias && !spec.mlp_bias);
+    assert_int_equal(spec.head_dim, 128);
+    assert_int_equal(pml_model_parameters(&spec),
+                     2 * 6400 + 2 * (64 * 128 * (4 + 2 * 2 + 4) + 3 * 64 * 96 + 2 * 64 + 2 * 128) +
+                         64);
+    spec = accepted(base, "\"attention_bias\":true,\"mlp_bias\":true,\"head_dim\":24");
+    assert_true(spec.qkv_bias && spec.o_bias && !spec.mlp_bias);
+    assert_int_equal(spec.head_dim, 24);
+}
+
+static void test_rope_types(void **state)
+{
+    (void)state;
+    pml_rope_spec r = accepted(llama, "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}").rope;
+    assert_true(r.type == PML_ROPE_LINEAR && r.factor == 2);
+    r = accepted(llama, "\"rope_parameters\":{\"rope_type\":\"dynamic\",\"factor\":3.5}").rope;
+    assert_true(r.type == PML_ROPE_DYNAMIC && r.factor == 3.5);
+    r = accepted(llama, "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+                        "\"original_max_position_embeddings\":512}")
+            .rope;
+    assert_true(r.type == PML_ROPE_YARN && r.beta_fast == 32 && r.beta_slow == 1 && r.truncate);
+    assert_int_equal(r.original_max_positions, 512);
+    assert_true(fabs(r.attention_factor - (0.1 * log(4) + 1)) < 1e-15);
+    r = accepted(llama, "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":null,\"truncate\":false,"
+                        "\"original_max_position_embeddings\":512,\"mscale\":0.7,"
+                        "\"mscale_all_dim\":1.3,\"beta_fast\":0,\"beta_slow\":2}")
+            .rope;
+    assert_true(r.factor == 4 && !r.truncate && r.beta_fast == 32 && r.beta_slow == 2);
+    assert_true(fabs(r.attention_factor - (0.07 * log(4) + 1) / (0.13 * log(4) + 1)) < 1e-15);
+    r = accepted(llama, "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+                        "\"attention_factor\":0.25,\"mscale\":0.7,\"mscale_all_dim\":1.3}")
+            .rope;
+    assert_true(r.attention_factor == 0.25 && r.original_max_positions == 2048);
+    pml_model_spec spec;
+    EXPECT_FAIL(PML_INVALID, "rope_scaling.factor is missing",
+                parse(llama, "\"rope_scaling\":{\"type\":\"yarn\"}", &spec, e));
+    EXPECT_FAIL(PML_INVALID, "rope_scaling.factor",
+                parse(llama, "\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}", &spec, e));
 }
 
 static void test_wrong_values(void **state)
@@ -257,6 +349,9 @@ int main(void)
         cmocka_unit_test(test_missing_fields_are_named),
         cmocka_unit_test(test_other_mathematics_is_refused_by_name),
         cmocka_unit_test(test_windows_not_in_force_are_ignored),
+        cmocka_unit_test(test_windows_in_force),
+        cmocka_unit_test(test_qwen3),
+        cmocka_unit_test(test_rope_types),
         cmocka_unit_test(test_wrong_values),
         cmocka_unit_test(test_rope_both_ways),
         cmocka_unit_test(test_folder),

@@ -9,27 +9,43 @@
 #include "pml/base/error.h"
 #include "pml/base/view.h"
 
-typedef enum pml_rope_type { PML_ROPE_DEFAULT = 0, PML_ROPE_LLAMA3 } pml_rope_type;
+/* More than any model there is. */
+enum { PML_LAYERS_MAX = 4096 };
+
+typedef enum pml_rope_type {
+    PML_ROPE_DEFAULT = 0,
+    PML_ROPE_LINEAR,
+    PML_ROPE_DYNAMIC,
+    PML_ROPE_LLAMA3,
+    PML_ROPE_YARN
+} pml_rope_type;
 
 typedef struct pml_rope_spec {
     pml_rope_type type;
     double theta;
-    double factor, low_freq_factor, high_freq_factor; /* llama3 */
-    int32_t original_max_positions;                   /* llama3 */
+    double factor;                            /* all but default */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+    double beta_fast, beta_slow;    /* yarn: turns over the original length at which … */
+    bool truncate;                  /* yarn: … the blend's ends are whole dimensions */
+    double attention_factor;        /* yarn: cos and sin are multiplied by it */
+    int32_t original_max_positions; /* llama3, yarn */
 } pml_rope_spec;
 
 typedef struct pml_model_spec {
-    char family[24]; /* "llama", "qwen2": config.json's model_type */
+    char family[24]; /* "llama", "mistral", "qwen2", "qwen3": config.json's model_type */
     int32_t vocab, hidden, layers, heads, kv_heads, head_dim, intermediate;
     int32_t max_positions;
     bool qkv_bias, o_bias, mlp_bias; /* Qwen2: qkv; Llama: attention_bias, mlp_bias */
-    bool tied_head;                  /* lm_head shares the embedding table */
+    bool qk_norm;   /* Qwen3: queries and keys are normalised head by head before the rotation */
+    bool tied_head; /* lm_head shares the embedding table */
     float rms_eps;
     pml_rope_spec rope;
-    int32_t bos, pad;      /* -1: none */
-    int32_t eos[8], n_eos; /* generation ends at any of them */
-    bool nf4;              /* the folder's linear layers are bitsandbytes' NF4 (pml/model/nf4.h) */
-    pml_dtype dtype;       /* dtype of the folder's weights as config.json states it */
+    int32_t window;                      /* keys a query of a sliding layer sees, itself included */
+    uint8_t sliding[PML_LAYERS_MAX / 8]; /* bit l: layer l slides */
+    int32_t bos, pad;                    /* -1: none */
+    int32_t eos[8], n_eos;               /* generation ends at any of them */
+    bool nf4;        /* the folder's linear layers are bitsandbytes' NF4 (pml/model/nf4.h) */
+    pml_dtype dtype; /* dtype of the folder's weights as config.json states it */
 } pml_model_spec;
 
 /* Read folder/config.json (and generation_config.json's eos ids when there). A missing field is
@@ -41,9 +57,13 @@ pml_status pml_model_spec_load(const char *folder, pml_model_spec *spec, pml_err
 pml_status pml_model_spec_parse(const char *text, size_t length, const char *name,
                                 pml_model_spec *spec, pml_error *err);
 
+/* Keys a query of that layer sees, itself included; 0: all before it. */
+int32_t pml_layer_window(const pml_model_spec *spec, int32_t layer);
+
 /* cos|sin table for positions 0..positions-1: out [positions, head_dim] float32, cos in the first
- * half of each row, sin in the second. As transformers computes it (inv_freq in float32). */
-void pml_rope_table(const pml_model_spec *spec, int32_t positions, float *out);
+ * half of each row, sin in the second. As transformers computes it (inv_freq in float32).
+ * length: tokens that dynamic rope stretches for, no effect up to max_positions or on others. */
+void pml_rope_table(const pml_model_spec *spec, int32_t positions, int32_t length, float *out);
 
 /* Parameters of the whole model (embeddings counted once when tied). */
 int64_t pml_model_parameters(const pml_model_spec *spec);

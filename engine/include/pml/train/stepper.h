@@ -110,9 +110,12 @@ pml_status pml_stepper_write(pml_stepper *stepper, pml_state state, const float 
  * optimizer's count alone. */
 int64_t pml_stepper_applied(const pml_stepper *stepper);
 
+/* Length that dynamic rope's angles were last made for in training; 0 for other models. */
+int32_t pml_stepper_rope_length(const pml_stepper *stepper);
+
 /* After a restore: so many updates are done, of which `applied` were not skipped. Dropout masks are
  * a function of the first, Adam's bias correction of the second. */
-void pml_stepper_seek(pml_stepper *stepper, int64_t updates, int64_t applied);
+void pml_stepper_seek(pml_stepper *stepper, int64_t updates, int64_t applied, int32_t rope_length);
 
 /* Dropout of the adapters from the next micro-batch on. PML_UNSUPPORTED: it was planned without, so
  * that there is no room for the masks. */
