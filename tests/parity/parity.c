@@ -190,7 +190,7 @@ static void check_case(const char *fixtures, const char *name)
         check(!result.skipped, "%s: step %zu was skipped", name, step + 1);
     }
     printf(", curves %.1e", worst);
-    if (config.method == PML_METHOD_LORA)
+    if (config.method == PML_METHOD_LORA && config.quant == PML_QUANT_NONE)
         check_adapter(&s, name, file);
     putchar('\n');
     check_greedy(&s, name, file, "greedy_after");
