@@ -130,12 +130,22 @@ def program(model: str | os.PathLike[str], *, json: bool = False, **settings: An
     return _native.program(*_planned(model, settings), json)
 
 
-def attach(name: str | os.PathLike[str] | None = None) -> Run:
+def attach(name: str | os.PathLike[str] | None = None, *, restart: bool = True) -> Run:
     """Come back to a run, by its name, its folder, or (None) to the latest.
 
-    A run that has ended, or whose coordinator is gone, is read from its log.
+    Parameters
+    ----------
+    name
+        Its name or its folder; None for the latest.
+    restart
+        Let it go on where all its processes died (the machine went down), unless the run itself
+        has ``restart="never"``; False only looks.
+
+    Notes
+    -----
+    A run that has ended is read from its log.
     """
-    return open_run(folders.find(name))
+    return open_run(folders.find(name), restart)
 
 
 def resume(
@@ -145,7 +155,7 @@ def resume(
     accept_changes: bool = False,
 ) -> Run:
     """Attach to a run and let it go on: see :meth:`Run.resume`."""
-    run = attach(name)
+    run = attach(name, restart=False)
     if checkpoint is not None or run.state not in ("running", "starting"):
         run.resume(checkpoint=checkpoint, accept_changes=accept_changes)
     return run

@@ -142,6 +142,15 @@ class Settings:
         ``"auto"`` or ``"float32"`` on the CPU.
     deterministic
         The same bits on the same kind of machine, also when interrupted and resumed.
+    restart
+        ``"on-failure"``: when a worker or the coordinator dies or hangs, the run goes on by itself
+        from its last snapshot in memory or checkpoint, and what was tuned is in force again at its
+        steps. ``"never"``: it fails.
+    max_restarts
+        How often it does so before it fails, counted from its start or its last resume.
+    hang_timeout
+        Seconds in which a worker must come on (a micro-batch, or ten times its usual time where
+        that is more; loading and saving 20 times this); 0 for no limit.
     threads
         Of each CPU worker; None: its share of the cores.
     generate_length
@@ -178,6 +187,9 @@ class Settings:
     shuffle: bool = True
     dtype: str = "auto"
     deterministic: bool = False
+    restart: str = "on-failure"
+    max_restarts: int = 3
+    hang_timeout: float = 30.0
     threads: int | None = None
     generate_length: int | None = None
     save_to: str | None = None
@@ -251,6 +263,9 @@ class Settings:
             "save_steps": whole("save_steps", self.save_steps or 0, 0, 10**12),
             "save_total_limit": whole("save_total_limit", self.save_total_limit or 0, 0, 10**6),
             "memory_limit": memory(self.memory_limit),
+            "restart": choice("restart", self.restart, ("never", "on-failure")),
+            "max_restarts": whole("max_restarts", self.max_restarts, 0, 10**6),
+            "hang_timeout": number("hang_timeout", self.hang_timeout, 0, 1e6),
             "threads": whole("threads", self.threads or 0, 0, 4096),
             "generate_length": whole("generate_length", room, 0, 1 << 20),
             "devices": device_list(self.devices),

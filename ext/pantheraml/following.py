@@ -60,6 +60,8 @@ class Following:
         self._trouble = ""  # why the log is not written now
         self._link: Link | None = None
         self._gone = False  # it has no coordinator, as far as we know
+        self._lost = False  # its coordinator died, and another one is on its way
+        self._closed = False
         self._subscribers: list[Subscriber] = []
         self._log = LogReader(folder)
 
@@ -67,10 +69,13 @@ class Following:
     def state(self) -> str:
         """``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``.
 
-        A run whose coordinator has gone without a word (its machine went down) is ``stopped``.
+        A run whose coordinator has gone without a word (its machine went down) is ``starting``
+        while another one takes over, and ``stopped`` where none does.
         """
         with self._changed:
             state = self._record.state
+            if state not in ENDED and self._lost:
+                return "starting"
             return "stopped" if self._gone and state not in ENDED else state
 
     @property
@@ -82,6 +87,8 @@ class Following:
         with self._changed:
             if self._trouble and self._link is not None:
                 return self._trouble
+            if self._lost and self._record.state not in ENDED:
+                return "its coordinator is gone; the workers save, and another one goes on"
             if self._gone and self._record.state not in ENDED:
                 return "its coordinator is gone; resume() goes on from the newest checkpoint"
             return self._record.reason
@@ -135,6 +142,7 @@ class Following:
 
     def close(self) -> None:
         """Stop following the run. The run goes on."""
+        self._closed = True
         link, self._link = self._link, None
         if link is not None:
             link.close()
@@ -173,11 +181,8 @@ class Following:
             if self._link is not link:
                 return  # we follow another one already
             self._link, self._gone = None, True
-        try:
-            if not isinstance(link.error, DeniedError):  # it would be denied for ever
-                self._connect()  # somebody may have started the run again
-        except Error as error:
-            warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
+        if not isinstance(link.error, DeniedError):  # it would be denied for ever
+            self._go_on()
         with self._changed:
             self._changed.notify_all()
         if self._gone:
@@ -224,6 +229,38 @@ class Following:
         if isinstance(link.error, DeniedError):
             raise link.error
         return self._link is not None
+
+    def _go_on(self) -> None:
+        """Find the coordinator that takes over from one that died, or start it.
+
+        Its workers save and start another one; where none of them is left, whoever looks after
+        the run does. Two at once start one: the run's lock lets one through.
+        """
+        try:
+            with self._changed:
+                self._lost = self._goes_on_by_itself()
+                self._changed.notify_all()
+            while not self._connect():
+                self._read_log()
+                if self._closed or not self._goes_on_by_itself():
+                    return
+                if _native.workers_there(self.folder):
+                    time.sleep(0.05)
+                    continue
+                _, started = _native.launch(programs.coordinator(), self.folder, recover=True)
+                if not started and not self._connect():
+                    return  # it has ended meanwhile, and the log says how
+        except Error as error:
+            warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
+        finally:
+            with self._changed:
+                self._lost = False
+                self._changed.notify_all()
+
+    def _goes_on_by_itself(self) -> bool:
+        """Whether a run that lost its coordinator now is to be gone on with."""
+        wanted = self.config.get("restart", "on-failure") == "on-failure"
+        return wanted and self._record.seq > 0 and self._record.state not in ENDED
 
     def _launch(self) -> None:
         """Start the coordinator of a new run and connect."""
@@ -272,8 +309,12 @@ class Following:
         if self._link is None:
             self._raise_failure()
 
-    def _follow(self) -> None:
-        """Be connected to the coordinator that the run has now, if it has one."""
+    def _follow(self, go_on: bool = False) -> None:
+        """Be connected to the coordinator that the run has now, if it has one.
+
+        `go_on`: where it died and the run goes on by itself, see to it that there is another.
+        """
+        self._closed = False
         link = self._link
         if link is not None:
             with suppress(Error):
@@ -283,7 +324,12 @@ class Following:
                 self._link = None
             link.close()
         self._read_log()
-        self._connect()
+        if not self._connect() and go_on and not self._lost and self._goes_on_by_itself():
+            if _native.workers_there(self.folder):  # they are saving: that may take a while
+                threading.Thread(target=self._go_on, name=f"pml {self.name}", daemon=True).start()
+                self._wait_for(lambda: self._lost or self._link is not None, 2, "attach")
+            else:
+                self._go_on()
 
     def _there(self) -> Link:
         link = self._link

@@ -120,9 +120,10 @@ class RunRecord:
         self._forget_after(self.step)
 
     def _begin_again(self, event: Event) -> None:
-        for command in self.commands.values():
-            if command.state == "accepted" and event["timeline"] > 0:
-                command.state, command.reason = "refused", "the coordinator ended before it"
+        # Commands without an end are carried out by the new workers: an answer begins again.
+        for number in [n for n in self.samples if self.commands[n].state == "accepted"]:
+            del self.samples[number]
+            self.samples_done.discard(number)
         # With a checkpoint, the next state says at which step it stands.
         if "checkpoint" not in event:
             self.step = event["step"]
@@ -151,6 +152,10 @@ class RunRecord:
         self.progress = event
 
     def _eval(self, event: Event) -> None:
+        again = [e for e in self.evals if e["step"] == event["step"]]
+        for earlier in again:  # the same evaluation, made again after a restart
+            if "command" not in earlier and earlier["timeline"] < event["timeline"]:
+                self.evals.remove(earlier)
         self.evals.append(event)
 
     def _checkpoint(self, event: Event) -> None:

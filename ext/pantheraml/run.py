@@ -410,7 +410,7 @@ class Run(Following):
                 if self.state != "finished":
                     raise
         if self.state == "finished":
-            self._start_again("", accept_changes=True)
+            self._start_again("", accept_changes=False)
             self._wait_for(lambda: self.state != "starting", None, "the weights being loaded")
             self._raise_failure()
         return self._command(verb, wait=False, **fields)
@@ -497,11 +497,14 @@ class Run(Following):
         return found[0]
 
 
-def open_run(folder: Path) -> Run:
-    """Follow a run; the same object again where this process follows it already."""
+def open_run(folder: Path, go_on: bool = False) -> Run:
+    """Follow a run; the same object again where this process follows it already.
+
+    `go_on`: let it go on where its coordinator died and it does that by itself.
+    """
     known = followed(folder)
     run = known if isinstance(known, Run) else Run(folder)
-    run._follow()
+    run._follow(go_on)
     remember(run)
     return run
 

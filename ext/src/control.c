@@ -13,24 +13,27 @@ static const char *text(PyObject *bytes)
 }
 
 PyDoc_STRVAR(launch_doc,
-             "launch(program, run_folder, resume=None, accept_changes=False, timeout=20.0)\n--\n\n"
+             "launch(program, run_folder, resume=None, accept_changes=False, timeout=20.0,\n"
+             "       recover=False)\n--\n\n"
              "Start the detached coordinator of a run and wait for its sockets.\n\n"
              "resume is None for a new run, '' for the newest whole checkpoint, or the name of\n"
-             "one. Returns (connection_file, started); started is False when the run has a\n"
+             "one; recover: in the place of one that died, as often as the run allows.\n"
+             "Returns (connection_file, started); started is False when the run has a\n"
              "coordinator already.");
 
 static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"program", "run_folder", "resume", "accept_changes", "timeout", NULL};
+    static char *names[] = {"program", "run_folder", "resume", "accept_changes",
+                            "timeout", "recover",    NULL};
     PyObject *program = NULL;
     PyObject *folder = NULL;
     PyObject *result = NULL;
     const char *resume = NULL;
-    int accept_changes = 0;
+    int accept_changes = 0, recover = 0;
     double timeout = 20.0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|zpd:launch", names, PyUnicode_FSConverter,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|zpdp:launch", names, PyUnicode_FSConverter,
                                      &program, PyUnicode_FSConverter, &folder, &resume,
-                                     &accept_changes, &timeout))
+                                     &accept_changes, &timeout, &recover))
         goto done;
     if (!(timeout > 0 && timeout < 1e6)) {
         PyErr_SetString(PyExc_ValueError, "timeout must be a positive number of seconds");
@@ -39,6 +42,7 @@ static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs)
     pml_launch options = {.program = text(program),
                           .run_folder = text(folder),
                           .resume = resume,
+                          .recover = recover,
                           .accept_changes = accept_changes,
                           .timeout_ms = (int)(timeout * 1000)};
     pml_error err = PML_ERROR_INIT;
@@ -118,10 +122,28 @@ static PyObject *coordinator_pid(PyObject *module, PyObject *argument)
     return PyLong_FromLong(connection.pid);
 }
 
+PyDoc_STRVAR(workers_there_doc,
+             "workers_there(run_folder, /)\n--\n\n"
+             "Whether any worker of a run is there, with or without a coordinator.");
+
+static PyObject *workers_there(PyObject *module, PyObject *argument)
+{
+    PyObject *folder = NULL;
+    if (!PyUnicode_FSConverter(argument, &folder))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = pml_runtime_workers(text(folder), &err);
+    Py_DECREF(folder);
+    if (status != PML_OK && status != PML_PEER && status != PML_NOT_FOUND)
+        return pmli_raise(pmli_state_of(module), &err);
+    return PyBool_FromLong(status == PML_OK);
+}
+
 PyMethodDef pmli_control_methods[] = {
     {"launch", (PyCFunction)(void (*)(void))launch, METH_VARARGS | METH_KEYWORDS, launch_doc},
     {"connection_file", connection_file, METH_O, connection_file_doc},
     {"runtime_folder", runtime_folder, METH_O, runtime_folder_doc},
+    {"workers_there", workers_there, METH_O, workers_there_doc},
     {"coordinator_pid", coordinator_pid, METH_O, coordinator_pid_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -27,6 +27,9 @@ struct job {
     pml_train_state taken;
     FILE *used;
     int64_t step, max_steps;
+    uint64_t learnt, taken_learnt;
+    void (*tick)(void *user);
+    void *user;
 };
 
 static double number(const char *name, double otherwise)
@@ -36,7 +39,7 @@ static double number(const char *name, double otherwise)
 }
 
 /* state.json of the fake: one line. */
-static pml_status restore(const char *checkpoint, pml_train_state *state, pml_error *err)
+static pml_status restore(job *j, const char *checkpoint, pml_train_state *state, pml_error *err)
 {
     char path[4096];
     pml_status status = pml_path_join(path, sizeof path, checkpoint, "state.json", err);
@@ -44,10 +47,14 @@ static pml_status restore(const char *checkpoint, pml_train_state *state, pml_er
     long long step;
     if (file == NULL)
         return PML_FAIL(err, PML_NOT_FOUND, "%s: %s", path, strerror(errno));
-    int n = fscanf(file, "{\"step\":%lld,\"learning_rate\":%lf", &step, &state->learning_rate);
+    unsigned long long learnt = 0;
+    int n =
+        fscanf(file, "{\"step\":%lld,\"learning_rate\":%lf,\"weight_decay\":%lf,\"learnt\":%llu",
+               &step, &state->learning_rate, &state->weight_decay, &learnt);
     fclose(file);
     state->step = step;
-    return n == 2 ? PML_OK : PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
+    j->learnt = learnt;
+    return n == 4 ? PML_OK : PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
 }
 
 static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts, pml_error *err)
@@ -77,7 +84,14 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
              (int)number("FAKE_THREADS", 1));
     pml_status status = PML_OK;
     if (setup->checkpoint[0] != '\0')
-        status = restore(setup->checkpoint, &facts->state, err);
+        status = restore(j, setup->checkpoint, &facts->state, err);
+    facts->payload_bytes = sizeof j->learnt;
+    if (setup->kept != NULL) {
+        facts->state = *setup->kept;
+        memcpy(&j->learnt, setup->payload, sizeof j->learnt);
+    }
+    j->tick = setup->tick;
+    j->user = setup->user;
     j->step = facts->state.step;
     return status;
 }
@@ -123,6 +137,10 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
     fprintf(j->used, "%lld %.17g %.17g %.17g\n", (long long)u->step, u->learning_rate,
             u->weight_decay, u->max_grad_norm);
     fflush(j->used);
+    j->tick(j->user);
+    const double used[] = {(double)u->step, u->learning_rate, u->weight_decay};
+    for (size_t i = 0; i < sizeof used; i++) /* FNV-1a */
+        j->learnt = (j->learnt ^ ((const unsigned char *)used)[i]) * 0x100000001b3U;
     bool bad = u->step == (int64_t)number("FAKE_NAN_STEP", -1);
     *result = (pml_step_result){bad ? (double)NAN : 1.0 / (double)u->step, 1, bad};
     j->step = u->step;
@@ -149,10 +167,21 @@ static pml_status fake_sample(job *j, const pml_generate_options *o, pml_error *
     return PML_OK;
 }
 
+/* What it has learnt: one number that depends on every step and every setting used. */
+static pml_status fake_put(job *j, const pml_train_state *state, pml_train_state *whole,
+                           void *memory, pml_error *err)
+{
+    (void)err;
+    *whole = *state;
+    memcpy(memory, &j->learnt, sizeof j->learnt);
+    return PML_OK;
+}
+
 static pml_status fake_take(job *j, const pml_train_state *state, pml_error *err)
 {
     (void)err;
     j->taken = *state;
+    j->taken_learnt = j->learnt;
     return PML_OK;
 }
 
@@ -179,8 +208,11 @@ static pml_status fake_write(job *j, const char *folder, size_t *bytes, pml_erro
 {
     char temporary[4200], text[256], manifest[1000] = "";
     snprintf(temporary, sizeof temporary, "%.4000s.part", folder);
-    *bytes = (size_t)snprintf(text, sizeof text, "{\"step\":%lld,\"learning_rate\":%.17g}",
-                              (long long)j->taken.step, j->taken.learning_rate);
+    *bytes = (size_t)snprintf(
+        text, sizeof text,
+        "{\"step\":%lld,\"learning_rate\":%.17g,\"weight_decay\":%.17g,\"learnt\":%llu}",
+        (long long)j->taken.step, j->taken.learning_rate, j->taken.weight_decay,
+        (unsigned long long)j->taken_learnt);
     pml_status status = pml_folder_make(temporary, err);
     const char *const files[] = {"adapter_model.safetensors", "optimizer.safetensors",
                                  "state.json"};
@@ -209,6 +241,7 @@ static const job_kind fake = {
     .step = fake_step,
     .evaluate = fake_evaluate,
     .sample = fake_sample,
+    .put = fake_put,
     .take = fake_take,
     .write = fake_write,
     .prune = fake_prune,

@@ -45,13 +45,14 @@ static void write_run(harness *h, const char *extra)
              "\"seed\":1,\"eval_steps\":0,\"save_total_limit\":0,"
              "\"memory_limit\":0,\"threads\":1,\"generate_length\":64,\"devices\":[%s],"
              "\"train_data\":\"data/train.safetensors\",\"data\":{},"
-             "\"created\":1,\"version\":\"0\",%s%s%s%s}",
+             "\"created\":1,\"version\":\"0\",%s%s%s%s%s}",
              h->max_steps, devices, extra == NULL ? "" : extra,
              extra != NULL && strstr(extra, "prepare") ? ""
              : extra == NULL                           ? "\"prepare\":[]"
                                                        : ",\"prepare\":[]",
              extra != NULL && strstr(extra, "save_steps") ? "" : ",\"save_steps\":0",
-             extra != NULL && strstr(extra, "eval_data") ? "" : ",\"eval_data\":\"\"");
+             extra != NULL && strstr(extra, "eval_data") ? "" : ",\"eval_data\":\"\"",
+             extra != NULL && strstr(extra, "restart") ? "" : ",\"restart\":\"never\"");
     snprintf(path, sizeof path, "%s/run.json", h->folder);
     assert_int_equal(pml_file_write(path, text, strlen(text), 0600, NULL), PML_OK);
 }
@@ -362,4 +363,13 @@ bool process_is_there(pid_t pid)
     text[n] = '\0';
     const char *state = strrchr(text, ')');
     return state != NULL && state[2] != 'Z' && state[2] != 'X';
+}
+
+void harness_wait_gone(pid_t pid, double seconds)
+{
+    for (double end = pml_clock_monotonic() + seconds; process_is_there(pid);) {
+        if (pml_clock_monotonic() > end)
+            fail_msg("process %d is there after %g s", (int)pid, seconds);
+        pml_clock_sleep(0.01);
+    }
 }

@@ -32,7 +32,7 @@ typedef struct harness {
 bool harness_programs(int argc, char **argv);
 
 /* A folder with run.json. extra: fields put in place of the defaults, e.g. "\"save_steps\":5";
- * NULL. */
+ * NULL. A run of these tests does not go on by itself, unless extra has "restart". */
 harness *harness_new(int workers, int max_steps, const char *extra);
 /* Start the coordinator with these arguments behind the folder (NULL-terminated) and a client;
  * whether it is ready. */
@@ -65,6 +65,7 @@ void harness_wait_state(harness *h, const char *state);
 /* Process of a worker now, from `status`. */
 pid_t harness_worker_pid(harness *h, int rank);
 bool process_is_there(pid_t pid);
+void harness_wait_gone(pid_t pid, double seconds);
 
 /* The whole of a file in the run folder; "" when it is not there. The caller frees it. */
 char *harness_read(const harness *h, const char *name);

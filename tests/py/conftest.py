@@ -32,7 +32,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PANTHERAML_RUNS", str(folder))
     yield folder
     for info in pm.runs():
-        end(pm.attach(info.folder))
+        end(pm.attach(info.folder, restart=False))
 
 
 def end(run: pm.Run) -> None:

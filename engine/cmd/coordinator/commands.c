@@ -75,18 +75,31 @@ static pml_message_type verb_type(const char *verb)
     return PML_MESSAGE_COUNT;
 }
 
-/* Commands of the log keep their numbers and ids; those that were not applied when the coordinator
- * ended never will be. */
+/* It has its end. */
+static void close_command(coordinator *c, command *k)
+{
+    pml_message_destroy(&k->request);
+    while (c->first_open < c->n_commands && c->commands[c->first_open].request == NULL)
+        c->first_open++;
+}
+
+/* Commands of the log keep their numbers and ids; those that have no end in it are open. */
 void commands_recover(coordinator *c, const pml_message *event)
 {
-    if (pml_message_type_of(event) != PML_EVENT_command)
+    pml_message_type type = pml_message_type_of(event);
+    if (type == PML_EVENT_applied || type == PML_EVENT_refused) {
+        command *ended = find_number(c, pml_message_int(event, "command"));
+        if (ended != NULL)
+            close_command(c, ended);
+    }
+    if (type != PML_EVENT_command)
         return;
     const char *verb = pml_message_string(event, "verb");
     command *k =
         add(c, verb_type(verb), pml_message_string(event, "id"), digest_of(event, verb, "args"));
-    if (k == NULL || k->number != pml_message_int(event, "command"))
+    if (k == NULL || k->number != pml_message_int(event, "command") ||
+        (k->request = pml_message_part(event, "args", 0)) == NULL)
         c->broken = true;
-    c->first_open = c->next_commit = c->n_commands;
 }
 
 static void send_order(coordinator *c, worker *w, const command *k)
@@ -113,7 +126,7 @@ static pml_status allowed_now(const coordinator *c, pml_message_type verb, pml_e
 {
     bool serves = verb == PML_REQUEST_evaluate || verb == PML_REQUEST_sample ||
                   verb == PML_REQUEST_checkpoint || verb == PML_REQUEST_stop;
-    if (c->ending || c->failure.seen)
+    if (c->ending)
         return PML_FAIL(err, PML_BUSY, "the run is ending");
     if (c->state == RUN_STOPPED || c->state == RUN_FAILED)
         return PML_FAIL(err, PML_BUSY, "the run has %s: resume it from a checkpoint first",
@@ -131,18 +144,13 @@ static pml_status allowed_now(const coordinator *c, pml_message_type verb, pml_e
 }
 
 /* Nothing has begun, so nothing is to be saved: a stop need not wait for workers to load. */
-static void stop_at_once(coordinator *c, command *k)
+static void stop_at_once(coordinator *c)
 {
     workers_kill(c, SIGKILL);
     if (c->prepare > 0)
         kill(c->prepare, SIGKILL);
-    pml_message *event = pml_message_new(PML_EVENT_applied);
-    pml_message_set_int(event, "command", k->number);
-    pml_message_set_string(event, "verb", "stop");
-    pml_message_set_int(event, "step", c->step + 1);
-    pml_message_set_empty(event, "workers");
-    emit(c, event, true);
-    pml_message_destroy(&k->request);
+    commands_apply_stop(c);
+    c->recovery.under_way = c->failure.seen = false;
     commands_refuse_open(c, "the run was stopped before it began");
     set_state(c, RUN_STOPPED, PML_OK, -1, "stopped before it began");
 }
@@ -175,8 +183,8 @@ pml_status command_accept(coordinator *c, const pml_message *request, int64_t *n
     log_accepted(c, k);
     if (c->broken)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the log: the run ends");
-    if (verb == PML_REQUEST_stop && !c->went)
-        stop_at_once(c, k);
+    if (verb == PML_REQUEST_stop && !c->begun)
+        stop_at_once(c);
     else
         for (int r = 0; r < c->world && c->ready; r++)
             send_order(c, &c->workers[r], k);
@@ -200,19 +208,38 @@ static void commit(coordinator *c, command *k)
     k->committed = true;
 }
 
+/* Commands that have their end already are not sent. */
+static size_t next_open(const coordinator *c, size_t index)
+{
+    while (index < c->n_commands && c->commands[index].request == NULL)
+        index++;
+    return index;
+}
+
+/* In order, and none left out: whoever acknowledges 7 without 6 has no memory for 6, or is wrong
+ * about 7. */
 void command_acked(coordinator *c, worker *w, int64_t number)
 {
-    if (number > w->acked)
-        w->acked = number;
-    int64_t all = w->acked;
-    for (int r = 0; r < c->world; r++)
-        all = c->workers[r].acked < all ? c->workers[r].acked : all;
-    while (c->next_commit < c->n_commands && c->commands[c->next_commit].number <= all)
-        commit(c, &c->commands[c->next_commit++]);
+    w->acked = next_open(c, w->acked);
+    if (w->acked == c->n_commands || c->commands[w->acked].number != number) {
+        emit_log(c, "error", w->rank, "command %lld is acknowledged out of order: not taken",
+                 (long long)number);
+        return;
+    }
+    w->acked++;
+    size_t all = c->n_commands;
+    for (int r = 0; r < c->world; r++) {
+        size_t mine = next_open(c, c->workers[r].acked);
+        all = mine < all ? mine : all;
+    }
+    for (; c->next_commit < all; c->next_commit++)
+        if (c->commands[c->next_commit].request != NULL)
+            commit(c, &c->commands[c->next_commit]);
     go_when_committed(c);
 }
 
-static void log_end(coordinator *c, command *k)
+/* world: ranks that carried it out. */
+static void log_end(coordinator *c, command *k, int world)
 {
     const char *verb = pml_message_name(k->verb);
     bool refused = k->refusal[0] != '\0';
@@ -224,16 +251,14 @@ static void log_end(coordinator *c, command *k)
         pml_message_set_string(event, "reason", k->refusal);
     } else {
         int32_t ranks[512];
-        for (int r = 0; r < c->world; r++)
+        for (int r = 0; r < world; r++)
             ranks[r] = r;
-        pml_message_set_ints(event, "workers", ranks, (size_t)c->world);
+        pml_message_set_ints(event, "workers", ranks, (size_t)world);
         if (k->verb == PML_REQUEST_set || k->verb == PML_REQUEST_checkpoint)
             pml_message_set_args(event, "args", k->request);
     }
     emit(c, event, true);
-    pml_message_destroy(&k->request);
-    while (c->first_open < c->n_commands && c->commands[c->first_open].request == NULL)
-        c->first_open++;
+    close_command(c, k);
 }
 
 void command_reported(coordinator *c, const worker *w, int64_t number, int64_t step,
@@ -255,7 +280,53 @@ void command_reported(coordinator *c, const worker *w, int64_t number, int64_t s
     if (refusal != NULL && k->refusal[0] == '\0')
         snprintf(k->refusal, sizeof k->refusal, "%s", refusal);
     if (k->reports == c->world)
-        log_end(c, k);
+        log_end(c, k, c->world);
+}
+
+void commands_hand_over(coordinator *c, int64_t number, int64_t step, const char *refusal)
+{
+    command *k = find_number(c, number);
+    if (k == NULL || k->request == NULL || k->verb == PML_REQUEST_sample ||
+        k->verb == PML_REQUEST_evaluate)
+        return;
+    k->step = step;
+    snprintf(k->refusal, sizeof k->refusal, "%s", refusal != NULL ? refusal : "");
+    log_end(c, k, c->world);
+}
+
+void commands_rewind(coordinator *c)
+{
+    c->next_commit = c->first_open;
+    for (size_t i = c->first_open; i < c->n_commands; i++) {
+        c->commands[i].committed = false;
+        c->commands[i].reports = 0;
+        c->commands[i].refusal[0] = '\0';
+    }
+    for (int r = 0; r < c->world; r++)
+        c->workers[r].acked = c->first_open;
+}
+
+static command *open_stop(const coordinator *c)
+{
+    for (size_t i = c->first_open; i < c->n_commands; i++)
+        if (c->commands[i].request != NULL && c->commands[i].verb == PML_REQUEST_stop)
+            return &c->commands[i];
+    return NULL;
+}
+
+bool commands_stop_open(const coordinator *c)
+{
+    return open_stop(c) != NULL;
+}
+
+void commands_apply_stop(coordinator *c)
+{
+    command *k = open_stop(c);
+    if (k == NULL)
+        return;
+    k->step = c->step + 1;
+    k->refusal[0] = '\0';
+    log_end(c, k, 0);
 }
 
 void commands_refuse_open(coordinator *c, const char *reason)
@@ -266,7 +337,7 @@ void commands_refuse_open(coordinator *c, const char *reason)
             continue;
         snprintf(k->refusal, sizeof k->refusal, "%s", reason);
         k->step = c->step + 1;
-        log_end(c, k);
+        log_end(c, k, 0);
     }
 }
 

@@ -6,6 +6,7 @@
  *   workers.c   starting workers, their reports, their ends
  *   prepare.c   the data preparation that may run first
  *   resume.c    which checkpoint to go on from, and what to apply again
+ *   recover.c   going on after a worker died or hung      handover.c  after a coordinator died
  *   eventlog.c  the log     journal.c  on the way to it    spawn.c  child processes
  *
  * One thread. What is not in the log is not announced; journal.c says what happens meanwhile. */
@@ -41,8 +42,13 @@ typedef struct worker {
     pml_peer peer;
     bool joined, ready, asked_to_end;
     int exit_status; /* as waitpid gave it */
-    int64_t step, max_steps, acked;
-    int64_t rss;
+    int64_t step, max_steps, rss;
+    size_t acked;        /* commands before this index are acknowledged, or were never sent */
+    int64_t heard, told; /* its last report in the log, and the last that it knows of */
+    bool sync;           /* it asked for the log to be on disk */
+    char phase[12];      /* as its last beat says, with idle, limit and longest */
+    double idle, limit, longest;
+    double heard_at; /* when the last beat came, or it was started */
     double cpu, beat_at;
     pml_message *plan, *identity; /* identity: the ready report that holds it */
 } worker;
@@ -67,16 +73,25 @@ typedef struct tuned {
 
 typedef struct failure {
     bool seen;
+    char cause[12]; /* of event restart; "": a worker said it, and it would come again */
     pml_status code;
     int rank; /* -1: none */
     char reason[1000];
     double decide_at; /* until then a better cause may come */
 } failure;
 
+/* A restart on its way: the workers are being ended, or it waits. */
+typedef struct recovery {
+    bool under_way;
+    char cause[12], reason[1000];
+    int rank;
+    double delay, at; /* seconds; not before, monotonic */
+} recovery;
+
 typedef struct coordinator {
     /* arguments */
     char folder[PATH_MAX];
-    bool resume, named, accept_changes;
+    bool resume, recover, named, accept_changes;
     char wanted[256];     /* the checkpoint named on the command line, "" = newest */
     char checkpoint[512]; /* relative, "" = from the start */
 
@@ -95,9 +110,11 @@ typedef struct coordinator {
 
     worker *workers;
     int world, comm; /* comm: the memfd of the collectives, -1: none */
+    int slots, slot; /* the memfd of the snapshots; the one to go on from, -1: none */
     bool ready;      /* all workers are, and get commands */
     size_t go_after; /* commands that must be committed before `go` */
-    bool went;       /* `go` was sent */
+    bool went;       /* `go` was sent to the workers that are there */
+    bool begun;      /* ever: there may be something to save */
     int64_t memory_step, memory_rss;
     failure failure;
 
@@ -105,8 +122,23 @@ typedef struct coordinator {
     size_t n_commands, command_capacity, first_open, next_commit;
     int64_t next_number;
 
-    tuned *tuned;
+    /* What the log says, as far as going on needs it. */
+    tuned *tuned; /* in the order of their steps */
     size_t n_tuned, tuned_capacity;
+    struct {
+        pml_message_type verb; /* PML_REQUEST_pause or _stop; PML_MESSAGE_COUNT: the run goes */
+        int64_t step;          /* where it stands, as in applied */
+    } standing;
+    char newest[512]; /* checkpoint of this timeline's past, relative; "" = none */
+    char logged_state[12];
+
+    recovery recovery;
+    int64_t restarts, restarted_in; /* by itself; timeline of the last one */
+    int64_t furthest;               /* step, before the last one */
+    int futile;                     /* restarts that came no further than the one before */
+    double looked_at, hurry_at;
+    bool waiting; /* for the workers of the coordinator before */
+    double waiting_since;
 
     pid_t prepare;
     int prepare_out;
@@ -139,6 +171,10 @@ void emit_log(coordinator *c, const char *level, int rank, const char *format, .
     __attribute__((format(printf, 4, 5)));
 void set_state(coordinator *c, run_state state, pml_status code, int rank, const char *reason);
 bool run_is_over(const coordinator *c); /* finished, stopped or failed */
+/* `starting`, also when it was that before. */
+void begin_state(coordinator *c, const char *reason);
+/* The workers, or first the data. */
+pml_status begin_work(coordinator *c, pml_error *err);
 
 /* ---- journal.c ---- */
 
@@ -167,6 +203,14 @@ void command_reported(coordinator *c, const worker *w, int64_t number, int64_t s
 /* What a worker that has just become ready must know. */
 void commands_catch_up(coordinator *c, worker *w);
 void commands_refuse_open(coordinator *c, const char *reason);
+/* What is open goes to new workers from the beginning. */
+void commands_rewind(coordinator *c);
+bool commands_stop_open(const coordinator *c);
+/* A stop that is open has its effect, though no worker carried it out. */
+void commands_apply_stop(coordinator *c);
+/* The end of an open command, as rank 0 reported it to a coordinator that did not live to log it.
+ */
+void commands_hand_over(coordinator *c, int64_t number, int64_t step, const char *refusal);
 void commands_free(coordinator *c);
 
 /* ---- workers.c ---- */
@@ -174,6 +218,8 @@ pml_status workers_start(coordinator *c, pml_error *err);
 /* Sends `go` once all that was accepted before the workers were ready is committed. */
 void go_when_committed(coordinator *c);
 void handle_report(coordinator *c, const pml_inbound *in);
+/* Tell workers which of their reports are in the log. */
+void workers_acknowledge(coordinator *c);
 void worker_order(coordinator *c, worker *w, const pml_message *order);
 void workers_publish(coordinator *c);
 /* A process has ended; pid is ours. */
@@ -184,6 +230,10 @@ void workers_release(coordinator *c); /* close the leases */
 /* Remember a cause; the first that is not "another worker is gone" counts. */
 void fail_later(coordinator *c, pml_status code, int rank, const char *reason);
 void fail_now(coordinator *c);
+/* The same for a worker that ended without a word, hung or fell silent (cause of event restart). */
+void fail_worker(coordinator *c, const worker *w, const char *cause, const char *reason);
+/* Those that are gone, their keys and their collectives: ready for workers_start. */
+void workers_forget(coordinator *c);
 pml_message *worker_record(const worker *w);
 void workers_free(coordinator *c);
 
@@ -194,6 +244,9 @@ void prepare_ended(coordinator *c, int status);
 
 /* ---- resume.c ---- */
 pml_status resume_choose(coordinator *c, pml_error *err);
+/* The newest whole one of this run's past into c->checkpoint, "" when there is none; c->step. */
+pml_status resume_choose_newest(coordinator *c, pml_error *err);
+/* Every event passes here, from the log and as it is logged. */
 void resume_recover(coordinator *c, const pml_message *event);
 /* `again` orders for a worker that stands at step. */
 void resume_apply_again(coordinator *c, worker *w);
@@ -201,5 +254,27 @@ pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_e
 /* The identity into run.json, where the disk did not take it before. */
 void resume_write_run_again(coordinator *c, double now);
 void resume_free(coordinator *c);
+
+/* ---- recover.c ---- */
+
+/* Whether a failure is one that may be gone when it is tried again, and the run wants that. */
+bool recover_wanted(const coordinator *c, const failure *f);
+/* End the workers, to start them again; or the run, where a stop waited for one that hangs. False:
+ * it has gone on often enough. */
+bool recover_begin(coordinator *c, const failure *f);
+/* Take over from a coordinator that died. */
+void recover_lost_coordinator(coordinator *c);
+/* Deadlines, and the restart when it is due. */
+void recover_tick(coordinator *c, double now);
+void recover_recover(coordinator *c, const pml_message *event);
+
+/* ---- handover.c ---- */
+
+/* Whether workers of the coordinator before are still there: saving, most likely. */
+bool handover_workers(const coordinator *c);
+/* Log what that coordinator did not live to log, and refuse what it left open. */
+pml_status handover_take(coordinator *c, pml_error *err);
+/* While c->waiting: whether it is over. */
+bool handover_tick(coordinator *c, double now);
 
 #endif

@@ -33,7 +33,7 @@ struct eventlog {
     char *tail;       /* lines from `kept` on: those not synced or not announced            */
     bool *is_durable; /* of each of them */
     size_t kept, tail_room, kept_room;
-    int64_t timeline;
+    int64_t timeline, step; /* of the last event; of the last step */
 };
 
 static pml_status add_offset(void *user, int64_t offset, pml_error *err)
@@ -107,13 +107,14 @@ pml_status eventlog_open(const char *folder, void (*seen)(void *user, const pml_
     if (log == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the event log");
     log->fd = -1;
-    recovered r = {log->path, seen, add_offset, log, user, -1};
+    recovered r = {log->path, seen, add_offset, log, user, -1, 0};
     pml_status status = open_file(log, folder, err);
     if (status == PML_OK)
         status = recover_file(log, &r, cut, err);
     if (status == PML_OK)
         status = pml_folder_sync(folder, err);
     log->timeline = r.timeline;
+    log->step = r.step;
     if (status != PML_OK)
         eventlog_close(&log);
     *out = log;
@@ -147,6 +148,11 @@ size_t eventlog_waiting(const eventlog *log, size_t *bytes)
 {
     *bytes = (size_t)(log->offsets[log->n] - log->offsets[log->kept]);
     return log->n - log->announced;
+}
+
+int64_t eventlog_step(const eventlog *log)
+{
+    return log->step;
 }
 
 /* ---- writing ---- */
@@ -221,6 +227,8 @@ pml_status eventlog_append(eventlog *log, pml_message *event, int64_t timeline, 
         if (log->durable == log->n - 1 && !durable) /* none has waited, and this one does not */
             log->durable = log->n;
         log->timeline = timeline;
+        if (pml_message_type_of(event) == PML_EVENT_step)
+            log->step = pml_message_int(event, "step");
     }
     free(text);
     return status;
@@ -272,6 +280,12 @@ pml_status eventlog_flush(eventlog *log, pml_error *err)
     if (status == PML_OK && log->written - log->offsets[log->synced] >= SYNC_BYTES)
         status = sync_file(log, err);
     return status;
+}
+
+pml_status eventlog_sync(eventlog *log, pml_error *err)
+{
+    pml_status status = eventlog_flush(log, err);
+    return status == PML_OK && log->synced < log->n ? sync_file(log, err) : status;
 }
 
 bool eventlog_next(eventlog *log, const char **text, size_t *size)

@@ -33,6 +33,10 @@ void eventlog_close(eventlog **log);
 
 int64_t eventlog_last(const eventlog *log);     /* seq of the last line announced, 0 = none */
 int64_t eventlog_timeline(const eventlog *log); /* of the last event, -1 = none             */
+int64_t eventlog_step(const eventlog *log);     /* of the last step event, 0 = none         */
+
+/* Write what waits, and have all of it on disk. PML_IO as eventlog_flush. */
+pml_status eventlog_sync(eventlog *log, pml_error *err);
 
 /* Stamp the event and put its line behind the others, in memory. */
 pml_status eventlog_append(eventlog *log, pml_message *event, int64_t timeline, bool durable,

@@ -15,7 +15,7 @@ static const char *after(const char *text, const char *end, const char *words)
 
 /* Our own lines begin with seq, time and timeline; most are steps, which are told apart here
  * without parsing them. */
-static bool is_bulk(const char *line, const char *end, int64_t seq, int64_t *timeline)
+static bool is_bulk(const char *line, const char *end, int64_t seq, recovered *r)
 {
     char begin[48];
     snprintf(begin, sizeof begin, "{\"seq\":%lld,\"time\":", (long long)seq);
@@ -26,10 +26,12 @@ static bool is_bulk(const char *line, const char *end, int64_t seq, int64_t *tim
         return false;
     long long number = strtoll(at, NULL, 10);
     at = memchr(at, ',', (size_t)(end - at));
-    if (at == NULL || (after(at, end, ",\"type\":\"step\",") == NULL &&
-                       after(at, end, ",\"type\":\"progress\",") == NULL))
+    const char *step = at == NULL ? NULL : after(at, end, ",\"type\":\"step\",\"step\":");
+    if (at == NULL || (step == NULL && after(at, end, ",\"type\":\"progress\",") == NULL))
         return false;
-    *timeline = number;
+    r->timeline = number;
+    if (step != NULL)
+        r->step = strtoll(step, NULL, 10);
     return true;
 }
 
@@ -38,7 +40,7 @@ static pml_status take_line(recovered *r, int64_t seq, const char *line, const c
                             pml_error *err)
 {
     pml_status status = pml_sum_check(line, (size_t)(end - line), err);
-    if (status == PML_OK && is_bulk(line, end, seq, &r->timeline))
+    if (status == PML_OK && is_bulk(line, end, seq, r))
         return PML_OK;
     pml_message *event = NULL;
     if (status == PML_OK)
@@ -50,6 +52,8 @@ static pml_status take_line(recovered *r, int64_t seq, const char *line, const c
             PML_FAIL(err, PML_CORRUPT, "its seq is %lld", (long long)pml_message_int(event, "seq"));
     if (status == PML_OK) {
         r->timeline = pml_message_int(event, "timeline");
+        if (pml_message_type_of(event) == PML_EVENT_step)
+            r->step = pml_message_int(event, "step");
         r->seen(r->seen_user, event);
         pml_message_destroy(&event);
         return PML_OK;
@@ -64,7 +68,8 @@ static pml_status take_line(recovered *r, int64_t seq, const char *line, const c
 static bool is_durable(const char *line, const char *end)
 {
     static const char *const types[] = {",\"type\":\"state\",", ",\"type\":\"applied\",",
-                                        ",\"type\":\"refused\",", ",\"type\":\"checkpoint\","};
+                                        ",\"type\":\"refused\",", ",\"type\":\"checkpoint\",",
+                                        ",\"type\":\"restart\","};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         if (memmem(line, (size_t)(end - line), types[i], strlen(types[i])) != NULL)
             return true;

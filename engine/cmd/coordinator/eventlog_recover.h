@@ -15,6 +15,7 @@ typedef struct recovered {
     void *user;                                                  /* of line */
     void *seen_user;
     int64_t timeline; /* of the last event, -1: none */
+    int64_t step;     /* of the last step, 0: none */
 } recovered;
 
 /* *whole: bytes of whole lines; what follows them is torn, as eventlog_open says. */

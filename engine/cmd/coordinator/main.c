@@ -1,4 +1,4 @@
-/* pml-coordinator RUNDIR [--resume [step-000412]] [--accept-changes] [--ready-fd N]
+/* pml-coordinator RUNDIR [--resume [step-000412]] [--recover] [--accept-changes] [--ready-fd N]
  *
  * Owns one run: its log, its commands, its workers, its viewers. Says on the ready descriptor "0"
  * when its sockets are there, or the code and words of the error that kept it from starting. */
@@ -21,8 +21,15 @@
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/json/sum.h"
+#include "pml/train/run.h"
 
-enum { GRACE_SECONDS = 15, END_SECONDS = 120, KILL_SECONDS = 5, HELD_BYTES = 16 << 20 };
+enum {
+    GRACE_SECONDS = 15,
+    END_SECONDS = 120,
+    KILL_SECONDS = 5,
+    HURRY_SECONDS = 2,
+    HELD_BYTES = 16 << 20
+};
 
 const char *const run_state_names[] = {
     [RUN_STARTING] = "starting", [RUN_RUNNING] = "running", [RUN_PAUSED] = "paused",
@@ -43,6 +50,8 @@ void emit(coordinator *c, pml_message *event, bool durable)
         pml_log(PML_LOG_ERROR, "%s", err.message);
         /* A message that was built wrong is a fault of ours, but no reason to end. */
         c->broken = err.code != PML_INTERNAL && err.code != PML_INVALID;
+    } else if (!c->broken) {
+        resume_recover(c, event);
     }
     pml_message_destroy(&event);
     if (c->trouble[0] == '\0') /* else it is tried again in its time */
@@ -91,6 +100,15 @@ void set_state(coordinator *c, run_state state, pml_status code, int rank, const
     c->state_since = pml_clock_monotonic();
     snprintf(c->reason, sizeof c->reason, "%s", reason);
     emit_state(c, code, rank);
+}
+
+void begin_state(coordinator *c, const char *reason)
+{
+    c->state = RUN_STARTING;
+    c->state_since = pml_clock_monotonic();
+    snprintf(c->reason, sizeof c->reason, "%s", reason);
+    emit_state(c, PML_OK, -1);
+    c->named = false; /* said once */
 }
 
 static void heartbeat(coordinator *c)
@@ -177,6 +195,8 @@ static void take_signals(coordinator *c)
             reap(c);
         else if (!c->leaving)
             leave(c);
+        else if (c->hurry_at == 0)
+            c->hurry_at = pml_clock_monotonic();
     }
 }
 
@@ -194,6 +214,7 @@ static void take_messages(coordinator *c)
     }
     if (status != PML_TIMEOUT)
         pml_log(PML_LOG_ERROR, "%s", err.message);
+    workers_acknowledge(c);
 }
 
 /* A finished run serves as long as a viewer is there; one that has stopped or failed has nothing to
@@ -209,9 +230,14 @@ static void end_in_time(coordinator *c, double now)
         begin_end(c);
 }
 
+static void take_up_and_begin(coordinator *c);
+
 static void tick(coordinator *c)
 {
     double now = pml_clock_monotonic();
+    if (c->waiting && handover_tick(c, now))
+        take_up_and_begin(c);
+    recover_tick(c, now);
     if (c->failure.seen && now >= c->failure.decide_at)
         fail_now(c);
     if (c->broken)
@@ -227,7 +253,7 @@ static void tick(coordinator *c)
     if (c->ending && c->ending_since == 0)
         begin_end(c);
     double ending = c->ending ? now - c->ending_since : 0;
-    if (ending > END_SECONDS)
+    if (ending > (c->hurry_at > 0 ? HURRY_SECONDS : END_SECONDS))
         workers_kill(c, SIGKILL);
     if (ending > KILL_SECONDS && c->prepare > 0)
         kill(c->prepare, SIGKILL);
@@ -264,6 +290,8 @@ static pml_status parse_arguments(coordinator *c, int argc, char **argv, int *re
                 snprintf(c->wanted, sizeof c->wanted, "%s", argv[++i]);
                 c->named = c->wanted[0] != '\0';
             }
+        } else if (strcmp(argv[i], "--recover") == 0) {
+            c->resume = c->recover = true;
         } else if (strcmp(argv[i], "--accept-changes") == 0) {
             c->accept_changes = true;
         } else if (strcmp(argv[i], "--ready-fd") == 0 && i + 1 < argc) {
@@ -276,7 +304,7 @@ static pml_status parse_arguments(coordinator *c, int argc, char **argv, int *re
     }
     if (folder == NULL)
         return PML_FAIL(err, PML_INVALID,
-                        "usage: pml-coordinator RUNDIR [--resume [step-000412]] "
+                        "usage: pml-coordinator RUNDIR [--resume [step-000412]] [--recover] "
                         "[--accept-changes] [--ready-fd N]");
     if (realpath(folder, c->folder) == NULL)
         return PML_FAIL(err, PML_NOT_FOUND, "run folder %s: %s", folder, strerror(errno));
@@ -328,6 +356,7 @@ static void recover_event(void *user, const pml_message *event)
     coordinator *c = user;
     commands_recover(c, event);
     resume_recover(c, event);
+    recover_recover(c, event);
 }
 
 static pml_status open_log(coordinator *c, pml_error *err)
@@ -340,10 +369,30 @@ static pml_status open_log(coordinator *c, pml_error *err)
         return PML_FAIL(err, PML_CORRUPT, "the commands in the log are out of order");
     if (eventlog_last(c->log) > 0 && !c->resume)
         return PML_FAIL(err, PML_BUSY, "this run has a history: resume it, or take another name");
-    c->timeline = eventlog_timeline(c->log) + 1;
+    c->timeline = eventlog_timeline(c->log);
+    if (c->recover &&
+        (!pml_run_restarts(c->run) || strcmp(c->logged_state, "finished") == 0 ||
+         strcmp(c->logged_state, "stopped") == 0 || strcmp(c->logged_state, "failed") == 0))
+        return PML_FAIL(err, PML_BUSY, "the run is %s and does not go on by itself: resume it",
+                        c->logged_state);
+    if (eventlog_last(c->log) == 0)
+        c->timeline = 0;
     if (cut > 0)
         emit_log(c, "warning", -1, "%zu bytes of a torn end were cut from the log", cut);
     return PML_OK;
+}
+
+/* Where the run was left, and where it goes on. Nobody else is at its folder any more. */
+static pml_status take_up(coordinator *c, pml_error *err)
+{
+    if (!c->resume)
+        return PML_OK;
+    pml_status status = handover_take(c, err);
+    if (status != PML_OK || c->recover)
+        return status;
+    c->timeline++;
+    c->restarts = 0;
+    return resume_choose(c, err);
 }
 
 /* The connection file's key pair is the control key of this coordinator's life. */
@@ -400,8 +449,9 @@ static pml_status set_up(coordinator *c, pml_error *err)
         status = take_over_signals(c, err);
     if (status == PML_OK)
         status = open_log(c, err);
-    if (status == PML_OK)
-        status = resume_choose(c, err);
+    c->waiting = c->resume && handover_workers(c);
+    if (status == PML_OK && !c->waiting)
+        status = take_up(c, err);
     if (status == PML_OK)
         status = open_doors(c, err);
     return status;
@@ -424,18 +474,48 @@ static bool must_prepare(const coordinator *c)
            !(c->resume && shard_is_there(c, "train_data") && shard_is_there(c, "eval_data"));
 }
 
-static void start_run(coordinator *c)
+pml_status begin_work(coordinator *c, pml_error *err)
 {
+    return must_prepare(c) ? prepare_start(c, err) : workers_start(c, err);
+}
+
+static void begin_run(coordinator *c)
+{
+    char reason[64];
     pml_error err = PML_ERROR_INIT;
-    bool prepare = must_prepare(c);
-    c->state = RUN_STARTING;
-    c->state_since = c->last_request = c->last_alive = pml_clock_monotonic();
-    snprintf(c->reason, sizeof c->reason, prepare ? "preparing the data" : "starting %d worker%s",
+    if (c->recover) {
+        recover_lost_coordinator(c);
+        return;
+    }
+    snprintf(reason, sizeof reason, must_prepare(c) ? "preparing the data" : "starting %d worker%s",
              c->world, c->world == 1 ? "" : "s");
-    emit_state(c, PML_OK, -1);
-    pml_status status = prepare ? prepare_start(c, &err) : workers_start(c, &err);
+    begin_state(c, reason);
+    pml_status status = begin_work(c, &err);
     if (status != PML_OK)
         fail_later(c, status, -1, err.message);
+}
+
+static void take_up_and_begin(coordinator *c)
+{
+    pml_error err = PML_ERROR_INIT;
+    c->waiting = false;
+    if (run_is_over(c)) /* somebody did not want to wait */
+        return;
+    pml_status status = take_up(c, &err);
+    if (status == PML_OK)
+        begin_run(c);
+    else
+        fail_later(c, status, -1, err.message);
+}
+
+static void start_run(coordinator *c)
+{
+    c->state = RUN_STARTING;
+    c->state_since = c->last_request = c->last_alive = c->waiting_since = pml_clock_monotonic();
+    snprintf(c->reason, sizeof c->reason,
+             "the workers of the coordinator before are saving what they have");
+    if (!c->waiting)
+        begin_run(c);
 }
 
 static void say_ready(int *fd, const pml_error *err)
@@ -470,6 +550,10 @@ int main(int argc, char **argv)
     static coordinator c = {.lock = -1,
                             .signals = -1,
                             .comm = -1,
+                            .slots = -1,
+                            .slot = -1,
+                            .standing = {PML_MESSAGE_COUNT, 0},
+                            .restarted_in = -1,
                             .prepare_out = -1,
                             .next_number = 1,
                             .grace = GRACE_SECONDS,

@@ -9,6 +9,7 @@
 #include "coordinator.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
+#include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/json/sum.h"
 #include "pml/train/checkpoint.h"
@@ -66,10 +67,14 @@ static void keep(coordinator *c, int64_t step, pml_message *args)
             c->tuned_capacity = capacity;
         }
     }
-    if (args == NULL)
+    if (args == NULL) {
         c->broken = true;
-    else
-        c->tuned[c->n_tuned++] = (tuned){step, args};
+        return;
+    }
+    size_t at = c->n_tuned++;
+    for (; at > 0 && c->tuned[at - 1].step > step; at--)
+        c->tuned[at] = c->tuned[at - 1];
+    c->tuned[at] = (tuned){step, args};
 }
 
 static void forget_after(coordinator *c, int64_t step)
@@ -84,17 +89,58 @@ static void forget_after(coordinator *c, int64_t step)
     c->n_tuned = n;
 }
 
-void resume_recover(coordinator *c, const pml_message *event)
+static void stand(coordinator *c, pml_message_type verb, int64_t step)
 {
-    if (pml_message_type_of(event) == PML_EVENT_applied &&
-        strcmp(pml_message_string(event, "verb"), "set") == 0) {
-        int64_t step = pml_message_int(event, "step");
+    if (c->standing.verb == PML_REQUEST_stop) /* there is nothing behind it */
+        return;
+    c->standing.verb = verb;
+    c->standing.step = step;
+}
+
+static void take_applied(coordinator *c, const pml_message *event)
+{
+    const char *verb = pml_message_string(event, "verb");
+    int64_t step = pml_message_int(event, "step");
+    if (strcmp(verb, "set") == 0) {
         pml_message *args = pml_message_part(event, "args", 0);
         supersede(c, step, args);
         keep(c, step, args);
-    } else if (pml_message_type_of(event) == PML_EVENT_state &&
-               pml_message_bool(event, "rewound")) {
-        forget_after(c, step_of(pml_path_name(pml_message_string(event, "checkpoint"))));
+    } else if (strcmp(verb, "stop") == 0) {
+        stand(c, PML_REQUEST_stop, step);
+    } else if (strcmp(verb, "pause") == 0) {
+        stand(c, PML_REQUEST_pause, step);
+    } else if (strcmp(verb, "resume") == 0) {
+        stand(c, PML_MESSAGE_COUNT, 0);
+    }
+}
+
+/* It may also pause by itself, so the state counts beside the commands; only a resume ends it. */
+static void take_state(coordinator *c, const pml_message *event)
+{
+    const char *state = pml_message_string(event, "state");
+    snprintf(c->logged_state, sizeof c->logged_state, "%s", state);
+    if (strcmp(state, "paused") == 0 && c->standing.verb == PML_MESSAGE_COUNT)
+        stand(c, PML_REQUEST_pause, pml_message_int(event, "step") + 1);
+    if (pml_message_bool(event, "rewound")) {
+        snprintf(c->newest, sizeof c->newest, "%s", pml_message_string(event, "checkpoint"));
+        forget_after(c, step_of(pml_path_name(c->newest)));
+    }
+}
+
+void resume_recover(coordinator *c, const pml_message *event)
+{
+    switch (pml_message_type_of(event)) {
+    case PML_EVENT_applied:
+        take_applied(c, event);
+        break;
+    case PML_EVENT_state:
+        take_state(c, event);
+        break;
+    case PML_EVENT_checkpoint:
+        snprintf(c->newest, sizeof c->newest, "%s", pml_message_string(event, "path"));
+        break;
+    default:
+        break;
     }
 }
 
@@ -117,12 +163,17 @@ static pml_status choose_named(coordinator *c, pml_error *err)
     return status;
 }
 
-/* The newest that is whole; each that is not is named in the log. */
+/* The newest that is whole; each that is not is named in the log. One beyond the newest that was
+ * announced is of a past that somebody has gone back from. */
 static pml_status choose_newest(coordinator *c, const char *parent, struct dirent **list, int n,
                                 pml_error *err)
 {
     char path[PATH_MAX];
+    int64_t most = c->newest[0] != '\0' ? step_of(pml_path_name(c->newest)) : INT64_MAX;
+    c->step = 0;
     for (int i = 0; i < n && c->checkpoint[0] == '\0'; i++) {
+        if (step_of(list[i]->d_name) > most)
+            continue;
         pml_error why = PML_ERROR_INIT;
         pml_status status = pml_path_join(path, sizeof path, parent, list[i]->d_name, err);
         if (status != PML_OK)
@@ -142,13 +193,18 @@ static pml_status choose_newest(coordinator *c, const char *parent, struct diren
 
 pml_status resume_choose(coordinator *c, pml_error *err)
 {
-    if (!c->resume)
+    if (!c->resume || c->recover)
         return PML_OK;
-    if (c->named) {
-        pml_status found = choose_named(c, err);
-        c->step = step_of(c->wanted) < 0 ? 0 : step_of(c->wanted);
-        return found;
-    }
+    c->standing.verb = PML_MESSAGE_COUNT; /* whoever resumes wants it to go */
+    if (!c->named)
+        return resume_choose_newest(c, err);
+    pml_status found = choose_named(c, err);
+    c->step = step_of(c->wanted) < 0 ? 0 : step_of(c->wanted);
+    return found;
+}
+
+pml_status resume_choose_newest(coordinator *c, pml_error *err)
+{
     char parent[PATH_MAX];
     struct dirent **list = NULL;
     pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
@@ -187,6 +243,16 @@ void resume_apply_again(coordinator *c, worker *w)
         worker_order(c, w, again);
         pml_message_destroy(&again);
     }
+    if (c->standing.verb == PML_MESSAGE_COUNT)
+        return;
+    pml_message *again = pml_message_new(PML_ORDER_again);
+    pml_message *nothing = pml_message_new(c->standing.verb);
+    pml_message_set_int(again, "step", c->standing.step);
+    pml_message_set_string(again, "verb", pml_message_name(c->standing.verb));
+    pml_message_set_args(again, "args", nothing);
+    worker_order(c, w, again);
+    pml_message_destroy(&again);
+    pml_message_destroy(&nothing);
 }
 
 /* ---- what decides bits ---- */
@@ -243,6 +309,10 @@ pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_e
     pml_message_differs(c->run, "identity", ready, "identity", difference, sizeof difference);
     if (difference[0] == '\0')
         return PML_OK;
+    if (c->step >= c->max_steps) { /* it is finished: nothing that could differ is made */
+        pml_log(PML_LOG_INFO, "what decides bits has changed since the run's end: %s", difference);
+        return PML_OK;
+    }
     if (pml_message_bool(c->run, "deterministic") && !c->accept_changes)
         return PML_FAIL(err, PML_INVALID,
                         "what decides bits has changed (%s): resume with accept_changes to go on "

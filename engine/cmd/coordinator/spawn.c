@@ -37,8 +37,8 @@ static pml_status find_program(const char *name, char *path, size_t capacity, pm
 static _Noreturn void become(const spawn *s, const char *path, int null_fd, int log_fd, int tell)
 {
     int high[SPAWN_FDS], n = 0;
-    for (; n < SPAWN_FDS && s->fds[n] >= 0; n++)
-        high[n] = fcntl(s->fds[n], F_DUPFD, 32);
+    for (; n < SPAWN_FDS && s->fds[n] != SPAWN_END; n++)
+        high[n] = fcntl(s->fds[n] == SPAWN_NULL ? null_fd : s->fds[n], F_DUPFD, 32);
     int out = fcntl(s->out >= 0 ? s->out : log_fd, F_DUPFD, 32), log = fcntl(log_fd, F_DUPFD, 32);
     tell = fcntl(tell, F_DUPFD_CLOEXEC, 32);
     bool ok = dup2(null_fd, 0) == 0 && dup2(out, 1) == 1 && dup2(log, 2) == 2;

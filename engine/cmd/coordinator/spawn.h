@@ -7,13 +7,13 @@
 
 #include "pml/base/error.h"
 
-enum { SPAWN_FDS = 3 };
+enum { SPAWN_FDS = 5, SPAWN_END = -1, SPAWN_NULL = -2 };
 
 typedef struct spawn {
     const char *const *argv; /* NULL at the end; argv[0] is the program, looked up in PATH */
     const char *log_path;    /* stderr, appended; 0600 */
     int out;                 /* stdout; -1: like stderr */
-    int fds[SPAWN_FDS];      /* become 3, 4, …; -1 ends the list */
+    int fds[SPAWN_FDS];      /* become 3, 4, …; SPAWN_NULL: /dev/null; SPAWN_END ends the list */
     bool dies_with_us;       /* SIGKILL when the coordinator is gone */
 } spawn;
 

@@ -13,6 +13,8 @@
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/dist/comm.h"
+#include "pml/train/run.h"
+#include "pml/train/slots.h"
 #include "spawn.h"
 
 static const double better_cause_seconds = 0.4; /* a worker's words may arrive after its end */
@@ -44,6 +46,15 @@ void workers_publish(coordinator *c)
 /* ---- starting ---- */
 
 /* $PML_WORKER, else pml-worker beside our own program. */
+static pml_status our_program(char *path, size_t capacity, pml_error *err)
+{
+    ssize_t n = readlink("/proc/self/exe", path, capacity - 1);
+    if (n < 0)
+        return PML_FAIL(err, PML_IO, "cannot find our own program: %s", strerror(errno));
+    path[n] = '\0';
+    return PML_OK;
+}
+
 static pml_status worker_program(char *path, size_t capacity, pml_error *err)
 {
     const char *wish = getenv("PML_WORKER");
@@ -52,20 +63,18 @@ static pml_status worker_program(char *path, size_t capacity, pml_error *err)
         return PML_OK;
     }
     char self[PATH_MAX], folder[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n < 0)
-        return PML_FAIL(err, PML_IO, "cannot find our own program: %s", strerror(errno));
-    self[n] = '\0';
-    pml_status status = pml_path_folder(folder, sizeof folder, self, err);
+    pml_status status = our_program(self, sizeof self, err);
+    if (status == PML_OK)
+        status = pml_path_folder(folder, sizeof folder, self, err);
     return status == PML_OK ? pml_path_join(path, capacity, folder, "pml-worker", err) : status;
 }
 
 /* The secrets travel over the lease, never in argv or the environment. */
 static pml_status send_start(coordinator *c, worker *w, pml_error *err)
 {
-    char checkpoint[PATH_MAX] = "";
-    pml_status status = PML_OK;
-    if (c->checkpoint[0] != '\0')
+    char checkpoint[PATH_MAX] = "", self[PATH_MAX] = "";
+    pml_status status = pml_run_restarts(c->run) ? our_program(self, sizeof self, err) : PML_OK;
+    if (status == PML_OK && c->checkpoint[0] != '\0')
         status = pml_path_join(checkpoint, sizeof checkpoint, c->folder, c->checkpoint, err);
     if (status != PML_OK)
         return status;
@@ -80,7 +89,9 @@ static pml_status send_start(coordinator *c, worker *w, pml_error *err)
     pml_message_set_string(m, "public_key", w->keys.public_key);
     pml_message_set_string(m, "secret_key", w->keys.secret_key);
     pml_message_set_string(m, "checkpoint", checkpoint);
+    pml_message_set_int(m, "slot", c->slot);
     pml_message_set_int(m, "timeline", c->timeline);
+    pml_message_set_string(m, "coordinator", self);
     char *text;
     size_t size;
     status = pml_message_print(m, &text, &size, err);
@@ -95,27 +106,36 @@ static pml_status send_start(coordinator *c, worker *w, pml_error *err)
 static pml_status start_one(coordinator *c, worker *w, const char *program, pml_error *err)
 {
     char log_path[PATH_MAX], name[32];
-    int pair[2];
+    int pair[2], lock = -1;
     snprintf(name, sizeof name, "log/worker-%d.log", w->rank);
     pml_status status = pml_path_join(log_path, sizeof log_path, c->folder, name, err);
     if (status == PML_OK)
         status = pml_keypair_new(&w->keys, err);
     if (status == PML_OK)
         status = pml_hub_allow(c->hub, w->keys.public_key, PML_ROLE_WORKER, w->rank, err);
+    if (status == PML_OK)
+        status = pml_runtime_worker_lock(c->folder, w->rank, &lock, err);
     if (status != PML_OK)
         return status;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+        close(lock);
         return PML_FAIL(err, PML_IO, "cannot make a lease: %s", strerror(errno));
+    }
     w->lease = pair[0];
     status = send_start(c, w, err);
     pml_keypair_forget(&w->keys);
     const char *argv[] = {program, NULL};
-    spawn s = {.argv = argv, .log_path = log_path, .out = -1, .fds = {pair[1], c->comm, -1}};
+    spawn s = {.argv = argv,
+               .log_path = log_path,
+               .out = -1,
+               .fds = {pair[1], c->comm >= 0 ? c->comm : SPAWN_NULL, c->slots, lock, SPAWN_END}};
     if (status == PML_OK)
         status = spawn_process(&s, &w->pid, err);
     close(pair[1]);
+    close(lock); /* the worker's copy holds it */
     if (status != PML_OK)
         w->pid = 0;
+    w->heard_at = pml_clock_monotonic();
     set_worker_state(w, status == PML_OK ? "starting" : "gone");
     return status;
 }
@@ -123,7 +143,10 @@ static pml_status start_one(coordinator *c, worker *w, const char *program, pml_
 pml_status workers_start(coordinator *c, pml_error *err)
 {
     char program[PATH_MAX];
+    commands_rewind(c);
     pml_status status = worker_program(program, sizeof program, err);
+    if (status == PML_OK && c->slots < 0)
+        status = pml_slots_create(&c->slots, err);
     if (status == PML_OK && c->world > 1)
         status = pml_comm_shared_create(c->world, &c->comm, err);
     for (int r = 0; r < c->world && status == PML_OK; r++)
@@ -161,12 +184,12 @@ static void go_when_all_are_ready(coordinator *c)
             fail_later(c, PML_INTERNAL, r, "the workers do not agree on where the run stands");
             return;
         }
+    c->step = first->step;
+    c->max_steps = first->max_steps;
     if (resume_check_identity(c, first->identity, &err) != PML_OK) {
         fail_later(c, err.code, -1, err.message);
         return;
     }
-    c->step = first->step;
-    c->max_steps = first->max_steps;
     emit(c, pml_message_part(first->identity, "plan", 0), false);
     for (int r = 0; r < c->world; r++) {
         resume_apply_again(c, &c->workers[r]);
@@ -187,7 +210,7 @@ void go_when_committed(coordinator *c)
     for (int r = 0; r < c->world; r++)
         worker_order(c, &c->workers[r], go);
     pml_message_destroy(&go);
-    c->went = true;
+    c->went = c->begun = true;
 }
 
 static void take_ready(coordinator *c, worker *w, pml_message **m)
@@ -288,11 +311,15 @@ static void take_event(coordinator *c, worker *w, const pml_message *m)
 
 static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_message **m)
 {
+    int64_t number = pml_message_int(*m, "number");
     switch (pml_message_type_of(*m)) {
     case PML_REPORT_joined:
         w->joined = true;
         w->peer = in->peer;
         set_worker_state(w, "loading");
+        break;
+    case PML_REPORT_sync:
+        w->sync = true;
         break;
     case PML_REPORT_ready:
         take_ready(c, w, m);
@@ -316,11 +343,25 @@ static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_me
     case PML_REPORT_beat:
         w->rss = pml_message_int(*m, "rss");
         w->cpu = pml_message_number(*m, "cpu");
-        w->beat_at = pml_clock_monotonic();
+        w->idle = pml_message_number(*m, "idle");
+        w->limit = pml_message_number(*m, "limit");
+        w->longest = pml_message_number(*m, "longest");
+        snprintf(w->phase, sizeof w->phase, "%s", pml_message_string(*m, "phase"));
+        w->beat_at = w->heard_at = pml_clock_monotonic();
         break;
     default:
         break;
     }
+    w->heard = number > w->heard ? number : w->heard;
+}
+
+/* What a worker had still on its way when it was replaced is not its successor's. */
+static bool is_of_now(const worker *w, const pml_inbound *in, const pml_message *m)
+{
+    if (pml_message_type_of(m) == PML_REPORT_joined)
+        return !w->joined && pml_message_int(m, "pid") == w->pid;
+    return w->joined && in->peer.size == w->peer.size &&
+           memcmp(in->peer.id, w->peer.id, w->peer.size) == 0;
 }
 
 /* The rank is the key's; what the message says must agree. */
@@ -343,10 +384,29 @@ void handle_report(coordinator *c, const pml_inbound *in)
         c->bad_roles++;
         pml_log(PML_LOG_ERROR, "worker %d reports as worker %lld", w->rank,
                 (long long)pml_message_int(m, "rank"));
-    } else {
+    } else if (is_of_now(w, in, m)) {
         take_report(c, w, in, &m);
     }
     pml_message_destroy(&m);
+}
+
+void workers_acknowledge(coordinator *c)
+{
+    for (int r = 0; r < c->world; r++) {
+        worker *w = &c->workers[r];
+        pml_error err = PML_ERROR_INIT;
+        size_t bytes;
+        if (w->heard == w->told || eventlog_waiting(c->log, &bytes) > 0)
+            continue; /* what waits for the disk is not in the log */
+        if (w->sync && eventlog_sync(c->log, &err) != PML_OK)
+            continue;
+        w->sync = false;
+        w->told = w->heard;
+        pml_message *heard = pml_message_new(PML_ORDER_heard);
+        pml_message_set_int(heard, "number", w->heard);
+        worker_order(c, w, heard);
+        pml_message_destroy(&heard);
+    }
 }
 
 /* ---- ends ---- */
@@ -370,18 +430,43 @@ void workers_kill(coordinator *c, int signal)
     }
 }
 
+/* The word comes first: without it the end of a lease is our death. */
 void workers_release(coordinator *c)
 {
+    static const char word[] = "{\"type\":\"release\"}";
     for (int r = 0; r < c->world; r++) {
-        c->workers[r].asked_to_end = true;
-        if (c->workers[r].lease >= 0)
-            close(c->workers[r].lease);
-        c->workers[r].lease = -1;
+        worker *w = &c->workers[r];
+        w->asked_to_end = true;
+        if (w->lease < 0)
+            continue;
+        if (send(w->lease, word, sizeof word - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 &&
+            errno != EPIPE)
+            pml_log(PML_LOG_WARNING, "worker %d: cannot say that we let go: %s", r,
+                    strerror(errno));
+        close(w->lease);
+        w->lease = -1;
     }
 }
 
+void workers_forget(coordinator *c)
+{
+    for (int r = 0; r < c->world; r++) {
+        worker *w = &c->workers[r];
+        if (w->lease >= 0)
+            close(w->lease);
+        pml_message_destroy(&w->plan);
+        pml_message_destroy(&w->identity);
+        *w = (worker){.rank = r, .device = w->device, .lease = -1};
+        set_worker_state(w, "starting");
+    }
+    if (c->comm >= 0)
+        close(c->comm);
+    c->comm = -1;
+}
+
 /* A cause counts unless there is a better one: that another is gone is only a consequence. */
-static void remember(coordinator *c, pml_status code, int rank, const char *reason)
+static void remember(coordinator *c, pml_status code, int rank, const char *cause,
+                     const char *reason)
 {
     failure *f = &c->failure;
     if (f->seen && !(f->code == PML_PEER && code != PML_PEER))
@@ -391,6 +476,7 @@ static void remember(coordinator *c, pml_status code, int rank, const char *reas
     f->seen = true;
     f->code = code;
     f->rank = rank;
+    snprintf(f->cause, sizeof f->cause, "%s", cause);
     snprintf(f->reason, sizeof f->reason, "%s", reason);
 }
 
@@ -400,7 +486,16 @@ void fail_later(coordinator *c, pml_status code, int rank, const char *reason)
         return;
     if (c->comm >= 0) /* nobody shall wait for one who does not come */
         pml_comm_shared_abort(c->comm, NULL);
-    remember(c, code, rank, reason);
+    remember(c, code, rank, "", reason);
+}
+
+void fail_worker(coordinator *c, const worker *w, const char *cause, const char *reason)
+{
+    if (c->state == RUN_FAILED || c->state == RUN_STOPPED)
+        return;
+    if (c->comm >= 0)
+        pml_comm_shared_abort(c->comm, NULL);
+    remember(c, PML_INTERNAL, w->rank, cause, reason);
 }
 
 static bool ended_well(const worker *w)
@@ -415,9 +510,16 @@ void fail_now(coordinator *c)
     c->failure.seen = false;
     if (f.rank >= 0 && ended_well(&c->workers[f.rank])) /* its word came after its end */
         return;
+    if (recover_wanted(c, &f) && recover_begin(c, &f))
+        return;
     workers_kill(c, SIGKILL);
     if (c->prepare > 0)
         kill(c->prepare, SIGKILL);
+    if (f.cause[0] != '\0' && c->restarts > 0) {
+        size_t n = strlen(f.reason);
+        snprintf(f.reason + n, sizeof f.reason - n, "; the run has gone on by itself %lld times",
+                 (long long)c->restarts);
+    }
     if (c->state == RUN_FINISHED) { /* what was trained is on disk: only the service ends */
         emit_log(c, "error", f.rank, "the workers of the finished run have ended: %s", f.reason);
         commands_refuse_open(c, f.reason);
@@ -454,9 +556,11 @@ void worker_ended(coordinator *c, worker *w, int status)
     if (!failed && status != 0)
         set_worker_state(w, "gone");
     if (status == 0)
-        remember(c, PML_INTERNAL, w->rank, reason);
+        remember(c, PML_INTERNAL, w->rank, "died", reason);
+    else if (failed)
+        fail_later(c, PML_PEER, w->rank, reason);
     else
-        fail_later(c, failed ? PML_PEER : PML_INTERNAL, w->rank, reason);
+        fail_worker(c, w, "died", reason);
 }
 
 void workers_free(coordinator *c)
@@ -470,4 +574,6 @@ void workers_free(coordinator *c)
     free(c->workers);
     if (c->comm >= 0)
         close(c->comm);
+    if (c->slots >= 0)
+        close(c->slots);
 }

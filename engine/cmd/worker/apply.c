@@ -116,6 +116,7 @@ static void send_chunk(stream *s, bool done)
 static bool on_token(void *user, int32_t token)
 {
     stream *s = user;
+    pulse_tick(link_pulse(s->l->link));
     s->tokens[s->n++] = token;
     if (s->n == CHUNK_TOKENS || pml_clock_monotonic() - s->sent_at >= chunk_seconds)
         send_chunk(s, false);
@@ -155,7 +156,9 @@ static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_
         .on_token = on_token,
         .user = &s,
     };
+    phase before = pulse_enter(link_pulse(l->link), PHASE_SAMPLING);
     pml_status status = l->kind->sample(l->j, &options, err);
+    pulse_enter(link_pulse(l->link), before);
     if (status == PML_OK)
         warn_of_long_sample(l, &options);
     if (status == PML_OK)
@@ -169,9 +172,11 @@ static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_
 pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
 {
     double sums[2] = {0, 0}, begin = pml_clock_monotonic();
+    phase before = pulse_enter(link_pulse(l->link), PHASE_EVALUATING);
     pml_status status = l->kind->evaluate(l->j, &sums[0], &sums[1], err);
     if (status == PML_OK)
         status = pml_comm_allreduce_f64(l->comm, sums, 2, err);
+    pulse_enter(link_pulse(l->link), before);
     if (status != PML_OK)
         return status;
     l->evaluated = l->state.step;
@@ -230,12 +235,20 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
     }
 }
 
-/* What was applied once can be applied again; where it cannot (the file was changed by hand), the
- * run had better stop than train with other settings than its log has. */
+/* Of an earlier timeline: nobody waits for a report. What was applied once can be applied again;
+ * where it cannot (the file was changed by hand), the run had better stop than train with other
+ * settings than its log has. */
 static pml_status apply_again(loop *l, const order *o, pml_error *err)
 {
-    pml_status status = apply_set(l, o->args, err);
-    return status == PML_OK ? PML_OK : pml_error_prefix(err, "a setting of the log");
+    if (o->verb == PML_REQUEST_set) {
+        pml_status status = apply_set(l, o->args, err);
+        return status == PML_OK ? PML_OK : pml_error_prefix(err, "a setting of the log");
+    }
+    if (o->verb == PML_REQUEST_pause)
+        l->paused = true;
+    else
+        l->stopping = true;
+    return PML_OK;
 }
 
 pml_status loop_apply(loop *l, const order *o, pml_error *err)

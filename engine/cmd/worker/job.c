@@ -23,6 +23,8 @@ struct job {
     source train, eval;
     pml_stepper *stepper;
     pml_snapshot *snapshot; /* rank 0: what checkpoints are written from */
+    void (*tick)(void *user);
+    void *user;
     pml_cursor cursor;
     char identity[sizeof((pml_train_state *)0)->identity];
 };
@@ -164,10 +166,32 @@ static pml_status train_tune(job *j, const pml_train_state *s, pml_error *err)
                : status;
 }
 
+/* Two of them beside everything else, within a quarter of what is free; else recovery goes back to
+ * the last checkpoint. */
+static pml_status room_for_snapshots(const job *j, size_t *bytes, pml_error *err)
+{
+    const pml_backend *cpu = pml_backend_cpu();
+    const pml_device_options options = {.threads = 1};
+    pml_device *device = NULL;
+    pml_device_info info = {0};
+    pml_status status = cpu->open(&options, &device, err);
+    if (status == PML_OK)
+        status = cpu->info(device, &info, err);
+    if (device != NULL)
+        cpu->close(&device);
+    size_t one = pml_snapshot_bytes(j->stepper);
+    *bytes = one <= info.memory_free / 8 ? one : 0;
+    return status;
+}
+
 static pml_status restore(job *j, const job_setup *setup, pml_train_state *state, pml_error *err)
 {
     pml_status status = pml_snapshot_new(j->stepper, &j->config, &j->snapshot, err);
-    if (status == PML_OK && setup->checkpoint[0] != '\0') {
+    if (status == PML_OK && setup->kept != NULL) {
+        status =
+            pml_snapshot_get(j->stepper, setup->kept, setup->payload, setup->payload_bytes, err);
+        *state = *setup->kept;
+    } else if (status == PML_OK && setup->checkpoint[0] != '\0') {
         status = pml_checkpoint_load(setup->checkpoint, j->snapshot, err);
         if (status == PML_OK)
             status = pml_snapshot_restore(j->snapshot, j->stepper, err);
@@ -210,7 +234,8 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     facts->positions = spec.max_positions;
     facts->max_length = j->config.max_length;
     facts->available = j->config.memory_limit;
-    return restore(j, setup, &facts->state, err);
+    status = room_for_snapshots(j, &facts->payload_bytes, err);
+    return status == PML_OK ? restore(j, setup, &facts->state, err) : status;
 }
 
 static void train_close(job **out)
@@ -230,6 +255,8 @@ static pml_status train_open(const job_setup *setup, job **out, job_facts *facts
     if (*out == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the job");
     (*out)->comm = setup->comm;
+    (*out)->tick = setup->tick;
+    (*out)->user = setup->user;
     return open_all(*out, setup, facts, err);
 }
 
@@ -273,6 +300,7 @@ static pml_status train_step(job *j, const pml_update *update, pml_step_result *
         status = pml_sampler_batch(j->train.sampler, j->cursor, i, &batch, err);
         if (status == PML_OK)
             status = pml_stepper_micro(j->stepper, &batch, err);
+        j->tick(j->user);
     }
     if (status == PML_OK)
         status = pml_stepper_update(j->stepper, update, result, err);
@@ -292,6 +320,7 @@ static pml_status train_evaluate(job *j, double *loss_sum, double *labels, pml_e
             status = pml_stepper_evaluate(j->stepper, &batch, loss_sum, err);
         if (status == PML_OK)
             *labels += batch.n_labels;
+        j->tick(j->user);
     }
     return status;
 }
@@ -308,6 +337,15 @@ static pml_status train_sample(job *j, const pml_generate_options *options, pml_
 }
 
 /* ---- checkpoints ---- */
+
+static pml_status train_put(job *j, const pml_train_state *state, pml_train_state *whole,
+                            void *memory, pml_error *err)
+{
+    pml_status status = pml_snapshot_put(j->stepper, state, whole, memory, err);
+    whole->cursor = j->cursor;
+    memcpy(whole->identity, j->identity, sizeof whole->identity);
+    return status;
+}
 
 static pml_status train_take(job *j, const pml_train_state *state, pml_error *err)
 {
@@ -337,6 +375,7 @@ const job_kind job_train = {
     .step = train_step,
     .evaluate = train_evaluate,
     .sample = train_sample,
+    .put = train_put,
     .take = train_take,
     .write = train_write,
     .prune = train_prune,

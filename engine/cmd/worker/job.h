@@ -10,13 +10,18 @@
 typedef struct job job;
 
 typedef struct job_setup {
-    const char *folder;     /* of the run, absolute */
-    const char *checkpoint; /* folder to go on from, "" = from the start */
+    const char *folder;          /* of the run, absolute */
+    const char *checkpoint;      /* folder to go on from, "" = from the start */
+    const pml_train_state *kept; /* snapshot to go on from instead, with its payload; NULL */
+    const void *payload;
+    size_t payload_bytes;
     const pml_message *run; /* run.json */
     int rank, world;
     int share;      /* workers that share this machine's cores */
     pml_comm *comm; /* borrowed */
     void (*progress)(void *user, const char *what, double fraction);
+    /* Called after each micro-batch, of training and of evaluation. */
+    void (*tick)(void *user);
     void *user;
 } job_setup;
 
@@ -27,6 +32,7 @@ typedef struct job_facts {
     int32_t positions;     /* max_position_embeddings; 0: no model */
     int32_t max_length;    /* of a row, as configured */
     size_t available;      /* bytes that the plan had to fit in */
+    size_t payload_bytes;  /* of a snapshot by put; 0: there is no room for two of them */
     pml_train_state state; /* from the checkpoint, or from the configuration; with its identity */
 } job_facts;
 
@@ -48,6 +54,11 @@ typedef struct job_kind {
     /* Loss sum and labelled tokens of this rank's part of the held-out data. */
     pml_status (*evaluate)(job *j, double *loss_sum, double *labels, pml_error *err);
     pml_status (*sample)(job *j, const pml_generate_options *options, pml_error *err);
+
+    /* Snapshot to memory of payload_bytes, on this thread; whole: state, with what take fills in.
+     */
+    pml_status (*put)(job *j, const pml_train_state *state, pml_train_state *whole, void *memory,
+                      pml_error *err);
 
     /* Snapshot to host memory; state's cursor and identity are the job's to fill in. */
     pml_status (*take)(job *j, const pml_train_state *state, pml_error *err);

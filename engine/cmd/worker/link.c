@@ -11,9 +11,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "backlog.h"
 #include "pml/base/clock.h"
 #include "pml/base/log.h"
 #include "pml/net/client.h"
+#include "takeover.h"
+
+/* A second passes between two beats; when much more has passed, the whole process stood still. */
+static const double absent_seconds = 3;
 
 typedef struct orders {
     order *items;
@@ -22,7 +27,14 @@ typedef struct orders {
 
 struct worker_link {
     int rank, lease, stop; /* stop: eventfd */
+    const pml_message *start;
     pml_client *client;
+    pulse pulse;
+
+    pthread_mutex_t report_mutex; /* reports are sent in the order of their numbers */
+    backlog *backlog;             /* rank 0 */
+    int64_t reported;             /* number of the last one */
+
     pthread_t thread;
     bool running;
 
@@ -30,10 +42,10 @@ struct worker_link {
     pthread_cond_t changed;
     orders commands, agains;
     int64_t committed, taken, step;
-    bool went, lost;
+    bool went, released, lost;
 
     /* of the I/O thread */
-    double beat_at, cpu_seconds, cpu_at;
+    double beat_at, woke_at, cpu_seconds, cpu_at;
 };
 
 /* ---- reports ---- */
@@ -49,13 +61,18 @@ static bool lost(worker_link *l)
 /* A queue that is full means that the coordinator takes reports in more slowly than we make them:
  * they must not be dropped, so we wait. No longer than it lives, or than it takes to call it hung.
  */
-static void send_report(worker_link *l, pml_message *report, double patience_seconds)
+static void send_report(worker_link *l, pml_message *report, int64_t number,
+                        double patience_seconds)
 {
     char *text;
     size_t size;
     pml_error err = PML_ERROR_INIT;
     pml_message_set_int(report, "rank", l->rank);
+    if (number > 0)
+        pml_message_set_int(report, "number", number);
     pml_status status = pml_message_print(report, &text, &size, &err);
+    if (status == PML_OK && number > 0)
+        status = backlog_keep(l->backlog, number, text, size, &err);
     if (status == PML_OK)
         status = pml_client_send(l->client, text, size, &err);
     double begun = pml_clock_monotonic();
@@ -71,7 +88,16 @@ static void send_report(worker_link *l, pml_message *report, double patience_sec
 
 void link_report(worker_link *l, pml_message *report)
 {
-    send_report(l, report, 30);
+    pml_message_type type = pml_message_type_of(report);
+    bool kept = l->backlog != NULL && (type == PML_REPORT_report || type == PML_REPORT_applied ||
+                                       type == PML_REPORT_refused || type == PML_REPORT_sync);
+    if (!kept) {
+        send_report(l, report, 0, 30);
+        return;
+    }
+    pthread_mutex_lock(&l->report_mutex);
+    send_report(l, report, ++l->reported, 30);
+    pthread_mutex_unlock(&l->report_mutex);
 }
 
 void link_event(worker_link *l, pml_message *event)
@@ -116,7 +142,8 @@ static void beat(worker_link *l, double now)
     l->cpu_seconds = cpu;
     l->cpu_at = now;
     l->beat_at = now;
-    send_report(l, m, 0); /* the next one is as good */
+    pulse_tell(&l->pulse, m);
+    send_report(l, m, 0, 0); /* the next one is as good */
 }
 
 /* ---- orders ---- */
@@ -147,7 +174,8 @@ static void free_orders(orders *q)
     free(q->items);
 }
 
-/* A command that finds no memory is not acknowledged, so it is never committed. */
+/* A command that finds no memory is not acknowledged, so it is never committed: the coordinator
+ * commits in order and refuses an acknowledgement that leaves one out. */
 static void take_command(worker_link *l, const pml_message *m)
 {
     pml_message *args = pml_message_part(m, "args", 0);
@@ -185,6 +213,10 @@ static void take_order(worker_link *l, const char *text, size_t size)
     case PML_ORDER_again:
         take_command(l, m);
         break;
+    case PML_ORDER_heard:
+        if (l->backlog != NULL)
+            backlog_heard(l->backlog, pml_message_int(m, "number"));
+        break;
     case PML_ORDER_commit:
     case PML_ORDER_go:
         pthread_mutex_lock(&l->mutex);
@@ -209,14 +241,57 @@ static void take_order(worker_link *l, const char *text, size_t size)
 static void lose_lease(worker_link *l)
 {
     pthread_mutex_lock(&l->mutex);
-    bool went = l->went;
+    bool went = l->went, released = l->released;
     l->lost = true;
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->mutex);
-    pml_log(PML_LOG_WARNING, "the coordinator has let go: %s",
+    if (l->backlog != NULL)
+        backlog_wake(l->backlog);
+    pml_log(PML_LOG_WARNING, "the coordinator %s: %s", released ? "has let go" : "is gone",
             went ? "stopping at the next safe point" : "nothing had begun");
-    if (!went)
-        _exit(0);
+    if (went)
+        return;
+    if (!released)
+        take_over(l->start);
+    _exit(0);
+}
+
+/* What the lease has: the word that it ends on purpose, or its end. False: it has ended. */
+static bool read_lease(worker_link *l)
+{
+    char text[256];
+    ssize_t n = recv(l->lease, text, sizeof text, MSG_DONTWAIT);
+    if (n > 0) {
+        pml_message *m;
+        if (pml_message_parse(PML_CHANNEL_ORDER, text, (size_t)n, &m, NULL) == PML_OK) {
+            pthread_mutex_lock(&l->mutex);
+            l->released = l->released || pml_message_type_of(m) == PML_ORDER_release;
+            pthread_mutex_unlock(&l->mutex);
+            pml_message_destroy(&m);
+        }
+        return true;
+    }
+    /* errno says nothing about an end: it may be left over from another call */
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return true;
+    lose_lease(l);
+    return false;
+}
+
+/* Nobody is there who could kill us when our training thread hangs: we do. */
+static void watch_ourselves(worker_link *l)
+{
+    if (!pulse_hangs(&l->pulse))
+        return;
+    pml_log(PML_LOG_ERROR, "the training thread does not come on, and the coordinator is gone");
+    pthread_mutex_lock(&l->mutex);
+    bool released = l->released;
+    pthread_mutex_unlock(&l->mutex);
+    if (l->backlog != NULL)
+        link_hand_over(l, NULL);
+    if (!released)
+        take_over(l->start);
+    _exit(1);
 }
 
 static void *serve(void *argument)
@@ -225,8 +300,13 @@ static void *serve(void *argument)
     bool leased = true;
     for (;;) {
         double now = pml_clock_monotonic();
+        if (now - l->woke_at > absent_seconds)
+            pulse_forgive(&l->pulse, now - l->woke_at);
+        l->woke_at = now;
         if (now - l->beat_at >= 1)
             beat(l, now);
+        if (!leased)
+            watch_ourselves(l);
         struct pollfd fds[] = {{pml_client_fd(l->client), POLLIN, 0},
                                {l->stop, POLLIN, 0},
                                {leased ? l->lease : -1, POLLIN, 0}};
@@ -235,15 +315,8 @@ static void *serve(void *argument)
             return NULL;
         if (fds[1].revents != 0)
             return NULL;
-        char byte;
-        if (fds[2].revents != 0) {
-            ssize_t n = recv(l->lease, &byte, 1, MSG_DONTWAIT);
-            /* errno says nothing about an end: it may be left over from another call */
-            if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
-                leased = false;
-                lose_lease(l);
-            }
-        }
+        if (fds[2].revents != 0)
+            leased = read_lease(l);
         pml_received *r;
         while (pml_client_receive(l->client, 0, &r, NULL) == PML_OK) {
             if (r->kind == PML_RECEIVED_ANSWER)
@@ -266,7 +339,10 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the link");
     l->rank = (int)pml_message_int(start, "rank");
     l->lease = lease;
-    l->cpu_at = pml_clock_monotonic();
+    l->start = start;
+    l->cpu_at = l->woke_at = pml_clock_monotonic();
+    pulse_init(&l->pulse);
+    pthread_mutex_init(&l->report_mutex, NULL);
     pthread_mutex_init(&l->mutex, NULL);
     pthread_cond_init(&l->changed, NULL);
     pml_connection c = {.role = PML_ROLE_WORKER};
@@ -279,6 +355,8 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
                             ? PML_FAIL(err, PML_IO, "cannot make an eventfd: %s", strerror(errno))
                             : pml_client_connect(&c, &l->client, err);
     pml_keypair_forget(&c.keys);
+    if (status == PML_OK && l->rank == 0)
+        status = backlog_new(&l->backlog, err);
     if (status == PML_OK) {
         pml_message *joined = pml_message_new(PML_REPORT_joined);
         pml_message_set_int(joined, "pid", getpid());
@@ -309,8 +387,11 @@ void link_destroy(worker_link **out)
         close(l->stop);
     free_orders(&l->commands);
     free_orders(&l->agains);
+    backlog_destroy(&l->backlog);
+    pulse_destroy(&l->pulse);
     pthread_cond_destroy(&l->changed);
     pthread_mutex_destroy(&l->mutex);
+    pthread_mutex_destroy(&l->report_mutex);
     free(l);
 }
 
@@ -321,6 +402,36 @@ void link_set_step(worker_link *l, int64_t step)
     pthread_mutex_lock(&l->mutex);
     l->step = step;
     pthread_mutex_unlock(&l->mutex);
+}
+
+pulse *link_pulse(worker_link *l)
+{
+    return &l->pulse;
+}
+
+bool link_flush(worker_link *l)
+{
+    if (l->backlog == NULL)
+        return true;
+    link_report(l, pml_message_new(PML_REPORT_sync));
+    pthread_mutex_lock(&l->report_mutex);
+    int64_t number = l->reported;
+    pthread_mutex_unlock(&l->report_mutex);
+    if (backlog_wait(l->backlog, number, 60))
+        return true;
+    pml_error err = PML_ERROR_INIT;
+    if (link_orphaned(l) && link_hand_over(l, &err) == PML_OK)
+        return true;
+    if (err.code != PML_OK)
+        pml_log(PML_LOG_ERROR, "%s", err.message);
+    return false;
+}
+
+pml_status link_hand_over(worker_link *l, pml_error *err)
+{
+    if (l->backlog == NULL)
+        return PML_OK;
+    return backlog_write(l->backlog, pml_message_string(l->start, "folder"), err);
 }
 
 pml_status link_wait_go(worker_link *l, pml_error *err)
@@ -347,6 +458,14 @@ bool link_lost(worker_link *l)
     bool lost = l->lost;
     pthread_mutex_unlock(&l->mutex);
     return lost;
+}
+
+bool link_orphaned(worker_link *l)
+{
+    pthread_mutex_lock(&l->mutex);
+    bool orphaned = l->lost && !l->released;
+    pthread_mutex_unlock(&l->mutex);
+    return orphaned;
 }
 
 static bool pop_if(orders *q, bool ready, order *o)

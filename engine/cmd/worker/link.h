@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "pml/json/messages.h"
+#include "pulse.h"
 
 typedef struct worker_link worker_link;
 
@@ -17,8 +18,9 @@ typedef struct order {
     pml_message *args;
 } order;
 
-/* start: the coordinator's first datagram; lease: its descriptor, borrowed. Sends `joined`. Until
- * the coordinator says go, the end of the lease ends the process. */
+/* start: the coordinator's first datagram; lease: its descriptor; both borrowed. Sends `joined`.
+ * Until the coordinator says go, the end of the lease ends the process; after it, a training thread
+ * that hangs does. */
 pml_status link_new(const pml_message *start, int lease, worker_link **link, pml_error *err);
 /* Gives what was sent a second to leave. */
 void link_destroy(worker_link **link);
@@ -30,13 +32,22 @@ void link_event(worker_link *link, pml_message *event);
 
 /* What beats say. Thread-safe. */
 void link_set_step(worker_link *link, int64_t step);
+pulse *link_pulse(worker_link *link);
+
+/* Rank 0: wait until all that was reported is in the log and on disk there; where the coordinator
+ * is gone, hand it over. False: neither. What is made to last must not tell of steps that the log
+ * does not have. */
+bool link_flush(worker_link *link);
+/* Rank 0: what the coordinator has not heard, for the next one. */
+pml_status link_hand_over(worker_link *link, pml_error *err);
 
 /* Wait for go. PML_PEER: the coordinator is gone. */
 pml_status link_wait_go(worker_link *link, pml_error *err);
 
 /* Highest committed command known here. */
 int64_t link_committed(worker_link *link);
-bool link_lost(worker_link *link); /* the lease has ended */
+bool link_lost(worker_link *link);     /* the lease has ended */
+bool link_orphaned(worker_link *link); /* without a word: the coordinator died */
 
 /* The next command with number <= limit, in order; false when there is none. The caller destroys
  * args. */

@@ -29,6 +29,12 @@ static void say(loop *l, const char *level, const char *text)
     link_event(l->link, event);
 }
 
+/* A snapshot, if it is time or at_once. */
+static pml_status keep(loop *l, bool at_once, pml_error *err)
+{
+    return l->keeper == NULL ? PML_OK : keeper_keep(l->keeper, &l->state, at_once, err);
+}
+
 /* ---- safe points ---- */
 
 /* All commands up to `limit`, in order: every rank applies the same ones here. */
@@ -61,7 +67,8 @@ static pml_status apply_agains(loop *l, pml_error *err)
  */
 static pml_status stand(loop *l, pml_error *err)
 {
-    pml_status status = PML_OK;
+    pml_status status = keep(l, true, err);
+    phase before = pulse_enter(link_pulse(l->link), PHASE_STANDING);
     while (status == PML_OK && (l->paused || l->finished) && !l->stopping) {
         order o;
         link_wait_commit(l->link);
@@ -78,6 +85,7 @@ static pml_status stand(loop *l, pml_error *err)
             }
         }
     }
+    pulse_enter(link_pulse(l->link), before);
     return status;
 }
 
@@ -122,7 +130,7 @@ static pml_status follow_up(loop *l, pml_error *err)
         status = loop_evaluate(l, 0, err);
     if (status == PML_OK && l->saver != NULL && s->save_steps > 0 && s->step % s->save_steps == 0)
         status = saver_save(l->saver, s, "", 0, err);
-    return status;
+    return status == PML_OK ? keep(l, false, err) : status;
 }
 
 static pml_status make_step(loop *l, const pml_header *h, double begin, pml_error *err)
@@ -139,6 +147,7 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     l->state.step = u.step;
     link_set_step(l->link, u.step);
     l->last_seconds = pml_clock_monotonic() - begin;
+    pulse_step(link_pulse(l->link), l->last_seconds);
     report_step(l, h, &u, &result);
     char text[160];
     if (result.skipped && h->labels == 0) { /* rows whose labels are all -100, or were cut off */
@@ -204,8 +213,11 @@ static pml_status save_last(loop *l, pml_error *err)
 {
     if (l->saver == NULL)
         return PML_OK;
+    phase before = pulse_enter(link_pulse(l->link), PHASE_SAVING);
     pml_status status = saver_save(l->saver, &l->state, "", 0, err);
-    return status == PML_OK ? saver_wait(l->saver, err) : status;
+    status = status == PML_OK ? saver_wait(l->saver, err) : status;
+    pulse_enter(link_pulse(l->link), before);
+    return status;
 }
 
 static pml_status finish(loop *l, bool trained, pml_error *err)
@@ -230,10 +242,11 @@ pml_status loop_run(loop *l, pml_error *err)
     int64_t first = l->state.step;
     l->evaluated = -1;
     link_set_step(l->link, first);
-    pml_status status = PML_OK;
-    if (first < l->max_steps)
+    pulse_enter(link_pulse(l->link), PHASE_STEPPING);
+    pml_status status = keep(l, true, err);
+    if (status == PML_OK && first < l->max_steps)
         turn(l, "running", "");
-    if (first == 0 && l->has_eval) /* what training has to beat */
+    if (status == PML_OK && first == 0 && l->has_eval) /* what training has to beat */
         status = loop_evaluate(l, 0, err);
     while (status == PML_OK && !l->stopping && l->state.step < l->max_steps)
         status = one_round(l, err);

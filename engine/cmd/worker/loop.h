@@ -3,6 +3,7 @@
 #define PML_WORKER_LOOP_H
 
 #include "job.h"
+#include "keeper.h"
 #include "link.h"
 #include "saver.h"
 
@@ -10,7 +11,8 @@ typedef struct loop {
     const job_kind *kind;
     job *j;
     worker_link *link;
-    saver *saver; /* rank 0 only */
+    saver *saver;   /* rank 0 only */
+    keeper *keeper; /* likewise; NULL where there is no room */
     pml_comm *comm;
     int rank;
     int64_t max_steps;

@@ -159,6 +159,10 @@ static void save_now(saver *s)
 {
     size_t bytes = 0;
     pml_error err = PML_ERROR_INIT;
+    /* A checkpoint is found after a crash of everything, and then its steps must be in the log. */
+    if (!link_flush(s->link))
+        pml_log(PML_LOG_WARNING, "the log is behind the checkpoint of step %lld",
+                (long long)s->state.step);
     pml_status status = write_one(s, &bytes, &err);
     if (status != PML_OK) {
         complain(s, "error", &err);
@@ -240,10 +244,12 @@ void saver_destroy(saver **out)
 
 static void wait_idle(saver *s)
 {
+    phase before = pulse_enter(link_pulse(s->link), PHASE_SAVING);
     pthread_mutex_lock(&s->mutex);
     while (s->busy)
         pthread_cond_wait(&s->changed, &s->mutex);
     pthread_mutex_unlock(&s->mutex);
+    pulse_enter(link_pulse(s->link), before);
 }
 
 static bool same(const pml_train_state *a, const pml_train_state *b)

@@ -16,8 +16,13 @@
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/json/sum.h"
+#include "pml/net/connection.h"
+#include "pml/train/run.h"
+#include "pml/train/slots.h"
+#include "takeover.h"
 
-enum { LEASE_FD = 3, COMM_FD = 4 };
+/* LOCK_FD only has to be open: it tells that we are there. */
+enum { LEASE_FD = 3, COMM_FD, SLOTS_FD, LOCK_FD };
 static const double progress_seconds = 0.25;
 
 typedef struct worker {
@@ -28,13 +33,15 @@ typedef struct worker {
     job_facts facts;
     int rank, world;
     double progress_at;
+    bool finished; /* the last step is made */
 } worker;
 
 static pml_status read_start(worker *w, pml_error *err)
 {
     static char text[PML_MESSAGE_MAX];
-    if (fcntl(LEASE_FD, F_SETFD, FD_CLOEXEC) != 0)
-        return PML_FAIL(err, PML_INVALID, "a worker is started by a coordinator, not by hand");
+    for (int fd = LEASE_FD; fd <= LOCK_FD; fd++)
+        if (fcntl(fd, F_SETFD, FD_CLOEXEC) != 0)
+            return PML_FAIL(err, PML_INVALID, "a worker is started by a coordinator, not by hand");
     ssize_t n = recv(LEASE_FD, text, sizeof text, 0);
     if (n <= 0)
         return PML_FAIL(err, PML_PEER, "the coordinator said nothing: %s",
@@ -46,6 +53,7 @@ static pml_status read_start(worker *w, pml_error *err)
     if (status == PML_OK) {
         w->rank = (int)pml_message_int(w->start, "rank");
         w->world = (int)pml_message_int(w->start, "world");
+        status = pml_runtime_worker_sign(LOCK_FD, w->rank, err);
     }
     return status;
 }
@@ -73,6 +81,7 @@ static void progress(void *user, const char *what, double fraction)
 {
     worker *w = user;
     double now = pml_clock_monotonic();
+    pulse_tick(link_pulse(w->link));
     if (w->rank != 0 || (now - w->progress_at < progress_seconds && fraction < 1))
         return;
     w->progress_at = now;
@@ -80,6 +89,12 @@ static void progress(void *user, const char *what, double fraction)
     pml_message_set_string(event, "what", what);
     pml_message_set_number(event, "fraction", fraction < 0 ? 0 : fraction > 1 ? 1 : fraction);
     link_event(w->link, event);
+}
+
+static void tick(void *user)
+{
+    worker *w = user;
+    pulse_tick(link_pulse(w->link));
 }
 
 static pml_message *plan_event(const job_facts *f)
@@ -147,6 +162,16 @@ static void report_failure(worker *w, const pml_error *err)
     link_report(w->link, m);
 }
 
+/* The others must not wait for one who does not come, however long our own end takes. */
+static void fail(worker *w, const pml_error *err)
+{
+    pml_log(PML_LOG_ERROR, "%s (%s:%d)", err->message, err->file, err->line);
+    if (w->world > 1)
+        pml_comm_shared_abort(COMM_FD, NULL);
+    if (w->link != NULL)
+        report_failure(w, err);
+}
+
 /* ---- the life of a worker ---- */
 
 static pml_status open_job(worker *w, const job_kind *kind, pml_error *err)
@@ -163,8 +188,33 @@ static pml_status open_job(worker *w, const job_kind *kind, pml_error *err)
                        .share = (int)pml_message_int(w->start, "share"),
                        .comm = w->comm,
                        .progress = progress,
+                       .tick = tick,
                        .user = w};
-    return kind->open(&setup, &w->j, &w->facts, err);
+    int slot = (int)pml_message_int(w->start, "slot");
+    pml_slot_view view = {0};
+    if (slot >= 0)
+        status = pml_slots_map(SLOTS_FD, slot, &view, err);
+    setup.kept = view.state;
+    setup.payload = view.payload;
+    setup.payload_bytes = view.bytes;
+    if (status == PML_OK)
+        status = kind->open(&setup, &w->j, &w->facts, err);
+    pml_slots_unmap(&view);
+    return status;
+}
+
+/* What keeps the run from being lost: checkpoints on disk, snapshots in memory. */
+static pml_status make_savers(worker *w, const job_kind *kind, loop *l, pml_error *err)
+{
+    if (w->rank != 0)
+        return PML_OK;
+    const char *from = pml_message_string(w->start, "checkpoint");
+    pml_status status =
+        saver_new(kind, w->j, w->link, pml_message_string(w->start, "folder"),
+                  from[0] != '\0' ? &l->state : NULL, pml_path_name(from), &l->saver, err);
+    if (status == PML_OK && w->facts.payload_bytes > 0)
+        status = keeper_new(kind, w->j, SLOTS_FD, w->facts.payload_bytes, &l->keeper, err);
+    return status;
 }
 
 static pml_status train(worker *w, const job_kind *kind, pml_error *err)
@@ -180,21 +230,36 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
                .positions = w->facts.positions,
                .state = w->facts.state};
     l.state.timeline = pml_message_int(w->start, "timeline");
-    pml_status status = PML_OK;
-    const char *from = pml_message_string(w->start, "checkpoint");
-    if (w->rank == 0)
-        status = saver_new(kind, w->j, w->link, pml_message_string(w->start, "folder"),
-                           from[0] != '\0' ? &l.state : NULL, pml_path_name(from), &l.saver, err);
+    pml_status status = make_savers(w, kind, &l, err);
     if (status == PML_OK) {
         warn_of_long_rows(w);
         report_ready(w);
+        pulse_enter(link_pulse(w->link), PHASE_STANDING);
         status = link_wait_go(w->link, err);
     }
     if (status == PML_OK)
         status = loop_run(&l, err);
     w->facts.state.step = l.state.step;
+    w->finished = l.finished;
+    if (status != PML_OK)
+        fail(w, err);
+    pulse_enter(link_pulse(w->link), PHASE_SAVING);
     saver_destroy(&l.saver);
+    keeper_destroy(&l.keeper);
     return status;
+}
+
+/* When the coordinator died, what it has not heard goes to the next one. A run that was finished
+ * needs none. */
+static void leave_behind(worker *w)
+{
+    pml_error err = PML_ERROR_INIT;
+    if (!link_orphaned(w->link))
+        return;
+    if (link_hand_over(w->link, &err) != PML_OK)
+        pml_log(PML_LOG_ERROR, "%s", err.message);
+    if (!w->finished)
+        take_over(w->start);
 }
 
 int worker_main(const job_kind *kind)
@@ -219,15 +284,16 @@ int worker_main(const job_kind *kind)
     status = link_new(w.start, LEASE_FD, &w.link, &err);
     if (status == PML_OK)
         status = read_run(&w, &err);
-    if (status == PML_OK)
+    if (status == PML_OK) {
+        pulse_set_timeout(link_pulse(w.link), pml_run_hang_timeout(w.run));
         status = open_job(&w, kind, &err);
+    }
     if (status == PML_OK)
         status = train(&w, kind, &err);
-    if (status != PML_OK) {
-        pml_log(PML_LOG_ERROR, "%s (%s:%d)", err.message, err.file, err.line);
-        if (w.link != NULL)
-            report_failure(&w, &err);
-    }
+    else
+        fail(&w, &err);
+    if (w.link != NULL)
+        leave_behind(&w);
     if (w.j != NULL)
         kind->close(&w.j);
     pml_comm_destroy(&w.comm);

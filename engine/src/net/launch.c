@@ -75,6 +75,8 @@ static void make_argv(job *j, const pml_launch *launch, const char *folder, cons
         j->argv[n++] = "--resume";
         j->argv[n++] = launch->resume;
     }
+    if (launch->recover)
+        j->argv[n++] = "--recover";
     if (launch->accept_changes)
         j->argv[n++] = "--accept-changes";
     j->argv[n] = NULL;

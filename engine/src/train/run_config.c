@@ -106,3 +106,18 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
         status = data_path(c->eval_data, run, "eval_data", folder, err);
     return status;
 }
+
+bool pml_run_restarts(const pml_message *run)
+{
+    return strcmp(pml_message_string(run, "restart"), "never") != 0;
+}
+
+int64_t pml_run_max_restarts(const pml_message *run)
+{
+    return pml_message_has(run, "max_restarts") ? pml_message_int(run, "max_restarts") : 3;
+}
+
+double pml_run_hang_timeout(const pml_message *run)
+{
+    return pml_message_has(run, "hang_timeout") ? pml_message_number(run, "hang_timeout") : 30;
+}

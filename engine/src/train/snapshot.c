@@ -101,6 +101,47 @@ pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepp
     return status;
 }
 
+size_t pml_snapshot_bytes(const pml_stepper *stepper)
+{
+    size_t n = 0;
+    for (int i = 0; i < 3; i++)
+        n += pml_stepper_has(stepper, pmli_snapshot_states[i]);
+    return n * pml_stepper_state_floats(stepper) * sizeof(float);
+}
+
+pml_status pml_snapshot_put(pml_stepper *stepper, const pml_train_state *state,
+                            pml_train_state *whole, void *memory, pml_error *err)
+{
+    float *at = memory;
+    pml_status status = PML_OK;
+    for (int i = 0; status == PML_OK && i < 3; i++)
+        if (pml_stepper_has(stepper, pmli_snapshot_states[i])) {
+            status = pml_stepper_read(stepper, pmli_snapshot_states[i], at, err);
+            at += pml_stepper_state_floats(stepper);
+        }
+    *whole = *state;
+    whole->applied = pml_stepper_applied(stepper);
+    whole->rope_length = pml_stepper_rope_length(stepper);
+    return status;
+}
+
+pml_status pml_snapshot_get(pml_stepper *stepper, const pml_train_state *state, const void *memory,
+                            size_t bytes, pml_error *err)
+{
+    const float *at = memory;
+    pml_status status = PML_OK;
+    if (bytes != pml_snapshot_bytes(stepper))
+        return PML_FAIL(err, PML_INVALID, "the snapshot is of another model or adapter");
+    for (int i = 0; status == PML_OK && i < 3; i++)
+        if (pml_stepper_has(stepper, pmli_snapshot_states[i])) {
+            status = pml_stepper_write(stepper, pmli_snapshot_states[i], at, err);
+            at += pml_stepper_state_floats(stepper);
+        }
+    if (status == PML_OK)
+        pml_stepper_seek(stepper, state->step, state->applied, state->rope_length);
+    return status;
+}
+
 const pml_train_state *pml_snapshot_state(const pml_snapshot *snapshot)
 {
     return &snapshot->state;

@@ -61,6 +61,18 @@ pml_status pml_runtime_find(const char *run_folder, char *path, size_t capacity,
 /* The holder's end: remove the runtime folder, then let go of the lock. */
 void pml_runtime_leave(const char *path, int *lock);
 
+/* Workers hold one byte each of `run_folder`/workers, so that a coordinator knows whether those of
+ * the one before are still there. The lock lives in the open file *fd, which a worker inherits: it
+ * ends with the last process that has it. PML_BUSY: there is a worker of that rank. */
+pml_status pml_runtime_worker_lock(const char *run_folder, int rank, int *fd, pml_error *err);
+/* In the worker: write our process id beside the lock. */
+pml_status pml_runtime_worker_sign(int fd, int rank, pml_error *err);
+/* Whether any worker is there: PML_OK, else PML_PEER; PML_NOT_FOUND where none has ever been. */
+pml_status pml_runtime_workers(const char *run_folder, pml_error *err);
+/* SIGKILL to those that are there, by process descriptor: a process id that has come to be
+ * somebody else's is not signalled. */
+pml_status pml_runtime_workers_kill(const char *run_folder, pml_error *err);
+
 /* Write `folder`/connection.json: temporary name, 0600, O_EXCL|O_NOFOLLOW, fsync, rename. */
 pml_status pml_connection_write(const char *folder, const pml_connection *connection,
                                 pml_error *err);

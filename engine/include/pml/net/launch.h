@@ -15,6 +15,8 @@ typedef struct pml_launch {
     const char *run_folder; /* with its run.json                                                  */
     const char *resume;     /* NULL: a new run; "": from the newest whole checkpoint; else this
                                one, by its folder's name ("step-000412")                          */
+    int recover;            /* in the place of one that died: from the newest whole checkpoint,
+                               and only as often as the run allows                                */
     int accept_changes;     /* go on though something that decides bits has changed               */
     int timeout_ms;         /* until the sockets are there; 0 = 20,000                            */
 } pml_launch;

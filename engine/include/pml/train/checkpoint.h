@@ -50,6 +50,14 @@ pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
 /* Give the snapshot's tensors and step back to a stepper with the same trained tensors. */
 pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepper, pml_error *err);
 
+/* The same in memory of the caller's (pml/train/slots.h), without a snapshot in between. bytes:
+ * what such memory has to hold. whole: state, with what the stepper adds to it. */
+size_t pml_snapshot_bytes(const pml_stepper *stepper);
+pml_status pml_snapshot_put(pml_stepper *stepper, const pml_train_state *state,
+                            pml_train_state *whole, void *memory, pml_error *err);
+pml_status pml_snapshot_get(pml_stepper *stepper, const pml_train_state *state, const void *memory,
+                            size_t bytes, pml_error *err);
+
 const pml_train_state *pml_snapshot_state(const pml_snapshot *snapshot);
 
 /* Write `folder`, which must not exist; its parent must. *bytes (may be NULL) receives the size on

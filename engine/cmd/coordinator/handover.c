@@ -1,0 +1,117 @@
+/* After a coordinator died: its workers save and end, and leave behind what it did not live to log.
+ *
+ *   handover.jsonl: rank 0's reports that nobody had acknowledged, one line each, in their order
+ *
+ * A step is taken when it is beyond the log's last one, the end of a command when the log has none.
+ * Answers to `sample` and `evaluate` are not taken: they may lack their beginning. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "coordinator.h"
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/base/log.h"
+#include "pml/base/path.h"
+#include "pml/train/run.h"
+
+enum { HANDOVER_MAX = 256 << 20 };
+
+bool handover_workers(const coordinator *c)
+{
+    return pml_runtime_workers(c->folder, NULL) == PML_OK;
+}
+
+static bool take_event(coordinator *c, pml_message *event)
+{
+    pml_message_type type = pml_message_type_of(event);
+    bool asked = pml_message_has(event, "command");
+    bool taken = (type == PML_EVENT_step && pml_message_int(event, "step") > c->step) ||
+                 (type == PML_EVENT_eval && !asked) || type == PML_EVENT_checkpoint;
+    if (!taken) {
+        pml_message_destroy(&event);
+        return false;
+    }
+    if (type == PML_EVENT_step)
+        c->step = pml_message_int(event, "step");
+    emit(c, event, false);
+    return true;
+}
+
+static bool take_report(coordinator *c, const pml_message *m)
+{
+    int64_t number = pml_message_int(m, "command"), step = pml_message_int(m, "step");
+    switch (pml_message_type_of(m)) {
+    case PML_REPORT_report:
+        return take_event(c, pml_message_part(m, "event", 0));
+    case PML_REPORT_applied:
+        commands_hand_over(c, number, step, NULL);
+        return true;
+    case PML_REPORT_refused:
+        commands_hand_over(c, number, step, pml_message_string(m, "reason"));
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void take_lines(coordinator *c, char *text)
+{
+    int taken = 0;
+    for (char *line = strsep(&text, "\n"); line != NULL; line = strsep(&text, "\n")) {
+        pml_message *m;
+        pml_error err = PML_ERROR_INIT;
+        if (line[0] == '\0')
+            continue;
+        if (pml_message_parse(PML_CHANNEL_REPORT, line, strlen(line), &m, &err) != PML_OK) {
+            emit_log(c, "warning", -1, "handover.jsonl: %s", err.message);
+            continue;
+        }
+        taken += take_report(c, m);
+        pml_message_destroy(&m);
+    }
+    pml_log(PML_LOG_INFO, "%d reports of the coordinator before are in the log now", taken);
+}
+
+pml_status handover_take(coordinator *c, pml_error *err)
+{
+    char path[PATH_MAX], *text;
+    size_t size;
+    pml_status status = pml_path_join(path, sizeof path, c->folder, "handover.jsonl", err);
+    if (status != PML_OK)
+        return status;
+    c->step = eventlog_step(c->log);
+    status = pml_file_read(path, HANDOVER_MAX, false, &text, &size, err);
+    if (status == PML_OK) {
+        take_lines(c, text);
+        free(text);
+    }
+    if (status != PML_OK && status != PML_NOT_FOUND)
+        return status;
+    commands_refuse_open(c, "the run's coordinator ended before it took effect");
+    if (status == PML_NOT_FOUND)
+        return PML_OK;
+    status = eventlog_sync(c->log, err); /* before the only other copy goes */
+    if (status == PML_OK && unlink(path) != 0)
+        status = PML_FAIL(err, PML_IO, "cannot remove %s: %s", path, strerror(errno));
+    return status;
+}
+
+/* As long as saving may take; then whoever is there is stopped or hangs, and nobody else can end
+ * it. */
+bool handover_tick(coordinator *c, double now)
+{
+    double timeout = 20 * pml_run_hang_timeout(c->run);
+    if (!handover_workers(c))
+        return true;
+    if (timeout > 0 && now - c->waiting_since > timeout) {
+        emit_log(c, "warning", -1,
+                 "the workers of the coordinator before have not ended within %.0f s: killed",
+                 timeout);
+        pml_runtime_workers_kill(c->folder, NULL);
+        c->waiting_since = now;
+    }
+    return false;
+}

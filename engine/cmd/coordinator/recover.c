@@ -1,0 +1,262 @@
+/* Going on after a failure: which failures, how often, and from where.
+ *
+ *   a worker died, hung or fell silent
+ *     ──► all workers are ended ──► delay ──► snapshot in memory, else checkpoint, else the start
+ *     ──► `restart` event, a new timeline, the workers start again
+ *
+ * What a worker says before it ends (no memory, a damaged file) would come again, so it is the end
+ * of the run; what ends without a word, or comes on no more, is replaced. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "coordinator.h"
+#include "pml/base/clock.h"
+#include "pml/base/log.h"
+#include "pml/train/run.h"
+#include "pml/train/slots.h"
+
+static const double first_delay = 0.25, longest_delay = 30;
+static const double absent_seconds = 2; /* between two looks, of which there are five a second */
+static const double beats_seconds = 5;  /* without a beat: it is not only its training thread */
+static const double hurry_seconds = 2;  /* between a second signal and the end */
+
+/* ---- which failures ---- */
+
+static bool stop_is_asked(const coordinator *c)
+{
+    return c->leaving || c->standing.verb == PML_REQUEST_stop || commands_stop_open(c);
+}
+
+bool recover_wanted(const coordinator *c, const failure *f)
+{
+    bool training = c->state == RUN_STARTING || c->state == RUN_RUNNING || c->state == RUN_PAUSED;
+    bool silent_end = f->cause[0] != '\0' || f->code == PML_PEER;
+    return training && silent_end && !c->ending && c->prepare == 0 && pml_run_restarts(c->run);
+}
+
+/* 0.25 s, and twice as long for each time that it came no further than the time before. */
+static double delay_now(coordinator *c)
+{
+    c->futile = c->step > c->furthest ? 0 : c->futile + 1;
+    c->furthest = c->step > c->furthest ? c->step : c->furthest;
+    double delay = first_delay;
+    for (int i = 0; i < c->futile && delay < longest_delay; i++)
+        delay *= 2;
+    return delay < longest_delay ? delay : longest_delay;
+}
+
+static void stop_by_force(coordinator *c, const char *reason)
+{
+    char text[1200];
+    workers_kill(c, SIGKILL);
+    snprintf(text, sizeof text, "stopped by force, the newest checkpoint is %s: %s",
+             c->newest[0] != '\0' ? c->newest : "none", reason);
+    c->recovery.under_way = false;
+    commands_apply_stop(c);
+    commands_refuse_open(c, "the run was stopped");
+    set_state(c, RUN_STOPPED, PML_OK, -1, text);
+}
+
+bool recover_begin(coordinator *c, const failure *f)
+{
+    int64_t most = pml_run_max_restarts(c->run);
+    bool hung = strcmp(f->cause, "hung") == 0 || strcmp(f->cause, "silent") == 0;
+    if (hung && stop_is_asked(c)) {
+        stop_by_force(c, f->reason);
+        return true;
+    }
+    if (c->restarts >= most)
+        return false;
+    c->restarts++;
+    emit_log(c, "error", f->rank, "%s", f->reason);
+    workers_kill(c, SIGKILL);
+    recovery *r = &c->recovery;
+    *r = (recovery){.under_way = true, .rank = f->rank, .delay = delay_now(c)};
+    r->at = pml_clock_monotonic() + r->delay;
+    snprintf(r->cause, sizeof r->cause, "%s", f->cause[0] != '\0' ? f->cause : "died");
+    snprintf(r->reason, sizeof r->reason, "%s", f->reason);
+    c->ready = c->went = false;
+    return true;
+}
+
+/* ---- from where ---- */
+
+static void log_restart(coordinator *c, const char *from)
+{
+    const recovery *r = &c->recovery;
+    pml_message *event = pml_message_new(PML_EVENT_restart);
+    pml_message_set_string(event, "cause", r->cause);
+    pml_message_set_string(event, "reason", r->reason);
+    if (r->rank >= 0)
+        pml_message_set_int(event, "rank", r->rank);
+    pml_message_set_int(event, "attempt", c->restarts);
+    pml_message_set_int(event, "most", pml_run_max_restarts(c->run));
+    pml_message_set_number(event, "delay", r->delay);
+    pml_message_set_string(event, "from", from);
+    pml_message_set_int(event, "step", c->step);
+    emit(c, event, true);
+}
+
+/* A snapshot counts as far as the log has its steps: what the log does not have is made again. */
+static pml_status choose(coordinator *c, const char **from, pml_error *err)
+{
+    int64_t step;
+    pml_status status = PML_OK;
+    c->slot = -1;
+    if (c->slots >= 0)
+        status = pml_slots_choose(c->slots, c->step, &c->slot, &step, err);
+    c->named = false;
+    c->checkpoint[0] = '\0';
+    if (status == PML_OK && c->slot >= 0) {
+        c->step = step;
+        *from = "snapshot";
+        return PML_OK;
+    }
+    if (status == PML_OK)
+        status = resume_choose_newest(c, err);
+    *from = c->checkpoint[0] != '\0' ? "checkpoint" : "start";
+    return status;
+}
+
+static void say(coordinator *c, const char *from)
+{
+    char reason[1400];
+    log_restart(c, from);
+    snprintf(reason, sizeof reason, "%s; restart %lld of %lld, from the %s of step %lld",
+             c->recovery.reason, (long long)c->restarts, (long long)pml_run_max_restarts(c->run),
+             from, (long long)c->step);
+    c->recovery.under_way = false;
+    begin_state(c, reason);
+}
+
+static void start_again(coordinator *c)
+{
+    pml_error err = PML_ERROR_INIT;
+    const char *from;
+    workers_forget(c);
+    pml_status status = choose(c, &from, &err);
+    if (status != PML_OK) {
+        c->recovery.under_way = false;
+        fail_later(c, status, -1, err.message);
+        return;
+    }
+    c->timeline++;
+    say(c, from);
+    status = begin_work(c, &err);
+    if (status != PML_OK)
+        fail_later(c, status, -1, err.message);
+}
+
+void recover_lost_coordinator(coordinator *c)
+{
+    static const char reason[] = "the coordinator was lost";
+    int64_t most = pml_run_max_restarts(c->run);
+    recovery *r = &c->recovery;
+    if (c->restarts >= most) {
+        char text[200];
+        snprintf(text, sizeof text,
+                 "%s, and the run has gone on by itself %lld times already "
+                 "(max_restarts)",
+                 reason, (long long)c->restarts);
+        c->timeline++;
+        fail_later(c, PML_INTERNAL, -1, text);
+        return;
+    }
+    c->restarts++;
+    *r = (recovery){.under_way = true, .cause = "coordinator", .rank = -1, .delay = delay_now(c)};
+    r->at = pml_clock_monotonic() + r->delay;
+    snprintf(r->reason, sizeof r->reason, "%s", reason);
+}
+
+/* ---- deadlines ---- */
+
+/* What we slept through does not count against the workers: their beats have queued up meanwhile,
+ * or the whole machine stood still. */
+static void forgive(coordinator *c, double now)
+{
+    double absent = c->looked_at > 0 ? now - c->looked_at : 0;
+    c->looked_at = now;
+    if (absent < absent_seconds)
+        return;
+    pml_log(PML_LOG_WARNING, "we were away for %.1f s: nobody is called hung for that", absent);
+    for (int r = 0; r < c->world; r++) {
+        worker *w = &c->workers[r];
+        w->heard_at = w->heard_at + absent < now ? w->heard_at + absent : now;
+    }
+}
+
+/* Seconds beyond its limit; negative: within it. Who waits for another one came on later than it,
+ * so the one that is furthest beyond is the cause. */
+static double overdue(const coordinator *c, const worker *w, double now)
+{
+    double timeout = pml_run_hang_timeout(c->run);
+    double since = now - w->heard_at, idle = w->idle + since;
+    double limit = stop_is_asked(c) && w->limit > 0 ? timeout + 2 * w->longest : w->limit;
+    double hung = limit > 0 ? idle - limit : -1, silent = since - timeout;
+    return hung > silent ? hung : silent;
+}
+
+static void call_hung(coordinator *c, const worker *w, double now)
+{
+    char reason[400];
+    double since = now - w->heard_at;
+    if (since > beats_seconds || strcmp(w->phase, "standing") == 0)
+        snprintf(reason, sizeof reason,
+                 "worker %d (process %d) is silent: no heartbeat for %.0f s (stopped, or starved)",
+                 w->rank, (int)w->pid, since);
+    else
+        snprintf(reason, sizeof reason,
+                 "worker %d (process %d) hung: its heart beats, but it has not come on for %.0f s "
+                 "while %s",
+                 w->rank, (int)w->pid, w->idle + since, w->phase);
+    fail_worker(c, w, since > beats_seconds ? "silent" : "hung", reason);
+}
+
+static void look_at_workers(coordinator *c, double now)
+{
+    const worker *worst = NULL;
+    double most = 0;
+    forgive(c, now);
+    if (pml_run_hang_timeout(c->run) == 0 || c->recovery.under_way || c->failure.seen)
+        return;
+    for (int r = 0; r < c->world; r++) {
+        const worker *w = &c->workers[r];
+        double beyond = w->pid > 0 && !w->asked_to_end ? overdue(c, w, now) : -1;
+        if (beyond > most) {
+            most = beyond;
+            worst = w;
+        }
+    }
+    if (worst != NULL)
+        call_hung(c, worst, now);
+}
+
+void recover_tick(coordinator *c, double now)
+{
+    look_at_workers(c, now);
+    if (c->hurry_at > 0 && now - c->hurry_at > hurry_seconds && !run_is_over(c))
+        stop_by_force(c, "a second signal asked for the end at once");
+    const recovery *r = &c->recovery;
+    if (r->under_way && !c->ending && workers_gone(c) && now >= r->at)
+        start_again(c);
+}
+
+/* ---- from the log ---- */
+
+/* How often it went on by itself since somebody started or resumed it. */
+void recover_recover(coordinator *c, const pml_message *event)
+{
+    if (pml_message_type_of(event) == PML_EVENT_restart) {
+        int64_t step = pml_message_int(event, "step");
+        c->futile = step > c->furthest ? 0 : c->futile + 1;
+        c->furthest = step > c->furthest ? step : c->furthest;
+        c->restarts = pml_message_int(event, "attempt");
+        c->restarted_in = pml_message_int(event, "timeline");
+    } else if (pml_message_type_of(event) == PML_EVENT_state &&
+               strcmp(pml_message_string(event, "state"), "starting") == 0 &&
+               pml_message_int(event, "timeline") != c->restarted_in) {
+        c->restarts = 0;
+    }
+}

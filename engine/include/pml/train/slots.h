@@ -1,0 +1,48 @@
+/* Slots: the two newest snapshots of a run in shared memory, to go on from when a worker dies.
+ *
+ *   memfd:  header page | slot 0: pml_train_state, payload | slot 1: pml_train_state, payload
+ *
+ * The memory is the coordinator's: it makes the memfd, every worker inherits it, and it outlives
+ * all of them. One worker writes (data parallel ranks are equal bit for bit between two steps), all
+ * read. A slot counts only after its last byte, and the other one stands meanwhile, so a death at
+ * any moment leaves at least the snapshot before. What is in the payload is the writer's affair. */
+#ifndef PML_TRAIN_SLOTS_H
+#define PML_TRAIN_SLOTS_H
+
+#include "pml/train/checkpoint.h"
+
+/* Make the memfd (close-on-exec, empty). *fd is the caller's. */
+pml_status pml_slots_create(int *fd, pml_error *err);
+
+/* The newest whole slot of at most `most` steps: *slot is 0 or 1, -1 when there is none; *step its
+ * step. The other slot is forgotten: what it holds is not this run's past any more. Nobody may be
+ * writing. */
+pml_status pml_slots_choose(int fd, int64_t most, int *slot, int64_t *step, pml_error *err);
+
+typedef struct pml_slots pml_slots;
+
+/* The writer's side, for payloads of `bytes`. Does not take fd. PML_INVALID: the memfd was made for
+ * other payloads. */
+pml_status pml_slots_open(int fd, size_t bytes, pml_slots **slots, pml_error *err);
+void pml_slots_close(pml_slots **slots);
+
+/* Map the payload of the slot that is not the newest; it holds nothing until pml_slots_commit. It
+ * is mapped only in between, so that it is no part of the process's resident memory, and a stray
+ * write cannot reach it. */
+pml_status pml_slots_begin(pml_slots *slots, void **payload, pml_error *err);
+/* The payload is whole: it is the newest from now on. Unmaps. */
+void pml_slots_commit(pml_slots *slots, const pml_train_state *state);
+
+/* The reader's side: map slot 0 or 1. *state (may be NULL) and *payload point into the mapping, of
+ * *size bytes, until pml_slots_unmap. PML_NOT_FOUND: nothing whole is in it. */
+typedef struct pml_slot_view {
+    const pml_train_state *state;
+    const void *payload;
+    size_t bytes; /* of the payload */
+    void *mapping;
+    size_t mapped;
+} pml_slot_view;
+pml_status pml_slots_map(int fd, int slot, pml_slot_view *view, pml_error *err);
+void pml_slots_unmap(pml_slot_view *view);
+
+#endif

@@ -1,0 +1,133 @@
+/* Which workers of a run are there, whoever started them and whether a coordinator is.
+ *
+ *   run folder/workers:   16 bytes of text for each rank, its process id …   lock bytes, from 1 MiB
+ *
+ * It is in the run folder, as the coordinator's lock is and for the same reasons. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "pml/base/path.h"
+#include "pml/net/connection.h"
+
+enum { SIGN_BYTES = 16, LOCKS_AT = 1 << 20, RANKS_MAX = 65536 };
+
+static pml_status open_file(const char *run_folder, int flags, int *fd, pml_error *err)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    pml_status status = pml_path_join(path, sizeof path, run_folder, "workers", err);
+    if (status != PML_OK)
+        return status;
+    *fd = open(path, flags | O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
+    if (*fd >= 0 && fstat(*fd, &st) == 0 && S_ISREG(st.st_mode))
+        return PML_OK;
+    int reason = errno;
+    if (*fd >= 0) {
+        close(*fd);
+        *fd = -1;
+        return PML_FAIL(err, PML_DENIED, "%s is not a regular file; remove it", path);
+    }
+    return PML_FAIL(err, reason == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", path,
+                    strerror(reason));
+}
+
+static struct flock bytes_of(int rank, int n, short type)
+{
+    return (struct flock){
+        .l_type = type, .l_whence = SEEK_SET, .l_start = LOCKS_AT + rank, .l_len = n};
+}
+
+static pml_status sign(int fd, int rank, int pid, pml_error *err)
+{
+    char text[SIGN_BYTES + 1];
+    snprintf(text, sizeof text, "%15d\n", pid);
+    if (pwrite(fd, text, SIGN_BYTES, (off_t)rank * SIGN_BYTES) != SIGN_BYTES)
+        return PML_FAIL(err, PML_IO, "cannot sign as worker %d: %s", rank, strerror(errno));
+    return PML_OK;
+}
+
+static int signature(int fd, int rank)
+{
+    char text[SIGN_BYTES + 1] = "";
+    return pread(fd, text, SIGN_BYTES, (off_t)rank * SIGN_BYTES) == SIGN_BYTES ? atoi(text) : 0;
+}
+
+/* Who was there before has signed: that goes first, or a lock would stand beside a stranger's id.
+ */
+pml_status pml_runtime_worker_lock(const char *run_folder, int rank, int *fd, pml_error *err)
+{
+    pml_status status = open_file(run_folder, O_CREAT, fd, err);
+    if (status != PML_OK)
+        return status;
+    struct flock lock = bytes_of(rank, 1, F_WRLCK);
+    if (fcntl(*fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK)
+        status = sign(*fd, rank, 0, err);
+    lock = bytes_of(rank, 1, F_WRLCK);
+    if (status == PML_OK && fcntl(*fd, F_OFD_SETLK, &lock) != 0 &&
+        (errno == EAGAIN || errno == EACCES)) /* a file system without locks goes without */
+        status = PML_FAIL(err, PML_BUSY, "there is a worker %d already", rank);
+    if (status != PML_OK) {
+        close(*fd);
+        *fd = -1;
+    }
+    return status;
+}
+
+pml_status pml_runtime_worker_sign(int fd, int rank, pml_error *err)
+{
+    return sign(fd, rank, (int)getpid(), err);
+}
+
+pml_status pml_runtime_workers(const char *run_folder, pml_error *err)
+{
+    int fd;
+    pml_status status = open_file(run_folder, 0, &fd, err);
+    if (status != PML_OK)
+        return status;
+    struct flock lock = bytes_of(0, RANKS_MAX, F_WRLCK);
+    if (fcntl(fd, F_OFD_GETLK, &lock) != 0)
+        status =
+            PML_FAIL(err, PML_IO, "cannot ask for %s/workers: %s", run_folder, strerror(errno));
+    else if (lock.l_type == F_UNLCK)
+        status = PML_FAIL(err, PML_PEER, "the workers of this run have ended");
+    close(fd);
+    return status;
+}
+
+/* The lock is still held and the signature the same after the process descriptor was opened: so it
+ * is the holder's, and stays it. */
+static void kill_holder(int fd, int rank)
+{
+    int pid = signature(fd, rank);
+    int process = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+    struct flock lock = bytes_of(rank, 1, F_WRLCK);
+    if (process >= 0 && fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK &&
+        signature(fd, rank) == pid)
+        syscall(SYS_pidfd_send_signal, process, SIGKILL, NULL, 0);
+    if (process >= 0)
+        close(process);
+}
+
+pml_status pml_runtime_workers_kill(const char *run_folder, pml_error *err)
+{
+    int fd;
+    pml_status status = open_file(run_folder, 0, &fd, err);
+    if (status != PML_OK)
+        return status;
+    for (int rank = 0; rank < RANKS_MAX;) {
+        struct flock lock = bytes_of(rank, RANKS_MAX - rank, F_WRLCK);
+        if (fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK)
+            break;
+        rank = (int)lock.l_start - LOCKS_AT;
+        kill_holder(fd, rank++);
+    }
+    close(fd);
+    return PML_OK;
+}

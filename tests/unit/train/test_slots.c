@@ -1,0 +1,142 @@
+/* Two snapshots in shared memory, of which one is whole at every moment. */
+#include "pml/train/slots.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+enum { BYTES = 300000 };
+
+static void put(pml_slots *s, int64_t step)
+{
+    void *payload;
+    pml_train_state state = {.step = step, .learning_rate = 1.0 / (double)step};
+    assert_int_equal(pml_slots_begin(s, &payload, NULL), PML_OK);
+    memset(payload, (int)(step & 0xff), BYTES);
+    pml_slots_commit(s, &state);
+}
+
+/* The slot holds that step and nothing of another. */
+static void check_slot(int fd, int slot, int64_t step)
+{
+    pml_slot_view v;
+    assert_int_equal(pml_slots_map(fd, slot, &v, NULL), PML_OK);
+    assert_int_equal(v.state->step, step);
+    assert_int_equal(v.bytes, BYTES);
+    const unsigned char *bytes = v.payload;
+    for (size_t i = 0; i < BYTES; i++)
+        if (bytes[i] != (unsigned char)(step & 0xff))
+            fail_msg("byte %zu of step %lld is %d", i, (long long)step, bytes[i]);
+    pml_slots_unmap(&v);
+}
+
+static void the_newest_is_given_and_the_other_forgotten(void **unused)
+{
+    (void)unused;
+    int fd, slot;
+    int64_t step;
+    pml_slots *s;
+    assert_int_equal(pml_slots_create(&fd, NULL), PML_OK);
+    assert_int_equal(pml_slots_choose(fd, 100, &slot, &step, NULL), PML_OK);
+    assert_int_equal(slot, -1); /* nobody has written */
+    assert_int_equal(pml_slots_open(fd, BYTES, &s, NULL), PML_OK);
+    assert_int_equal(pml_slots_choose(fd, 100, &slot, &step, NULL), PML_OK);
+    assert_int_equal(slot, -1);
+    for (int64_t k = 1; k <= 5; k++)
+        put(s, k);
+    /* Step 5 is not in the log yet: the one before counts, and 5 never happened. */
+    assert_int_equal(pml_slots_choose(fd, 4, &slot, &step, NULL), PML_OK);
+    assert_int_equal(step, 4);
+    check_slot(fd, slot, 4);
+    assert_int_equal(pml_slots_choose(fd, 100, &slot, &step, NULL), PML_OK);
+    assert_int_equal(step, 4);
+    pml_slots_close(&s);
+
+    /* Another writer goes on beside what is left, never over it. */
+    assert_int_equal(pml_slots_open(fd, BYTES, &s, NULL), PML_OK);
+    put(s, 5);
+    check_slot(fd, slot, 4);
+    check_slot(fd, 1 - slot, 5);
+    pml_slots_close(&s);
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(pml_slots_open(fd, BYTES + 1, &s, &err), PML_INVALID);
+    assert_null(s);
+    close(fd);
+}
+
+static void begun_and_not_committed_is_nothing(void **unused)
+{
+    (void)unused;
+    int fd, slot;
+    int64_t step;
+    pml_slots *s;
+    void *payload;
+    assert_int_equal(pml_slots_create(&fd, NULL), PML_OK);
+    assert_int_equal(pml_slots_open(fd, BYTES, &s, NULL), PML_OK);
+    put(s, 7);
+    assert_int_equal(pml_slots_begin(s, &payload, NULL), PML_OK);
+    memset(payload, 1, BYTES);
+    pml_slots_close(&s);
+    assert_int_equal(pml_slots_choose(fd, 100, &slot, &step, NULL), PML_OK);
+    assert_int_equal(step, 7);
+    check_slot(fd, slot, 7);
+    pml_slot_view v;
+    assert_int_equal(pml_slots_map(fd, 1 - slot, &v, NULL), PML_NOT_FOUND);
+    close(fd);
+}
+
+/* SIGKILL at any moment of a writer that does nothing else. */
+static void a_killed_writer_leaves_a_whole_one(void **unused)
+{
+    (void)unused;
+    srand(20261121);
+    for (int round = 0; round < 40; round++) {
+        int fd, slot, status, told[2];
+        int64_t step, last = 0;
+        assert_int_equal(pml_slots_create(&fd, NULL), PML_OK);
+        assert_int_equal(pipe(told), 0);
+        pid_t child = fork();
+        if (child == 0) {
+            pml_slots *s;
+            if (pml_slots_open(fd, BYTES, &s, NULL) != PML_OK)
+                _exit(1);
+            for (int64_t k = 1;; k++) {
+                put(s, k);
+                if (write(told[1], &k, sizeof k) != sizeof k)
+                    _exit(1);
+            }
+        }
+        close(told[1]);
+        int64_t until = 1 + rand() % 5;
+        while (last < until && read(told[0], &last, sizeof last) == sizeof last)
+            ;
+        usleep((useconds_t)(rand() % 300));
+        kill(child, SIGKILL);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(WTERMSIG(status), SIGKILL);
+        while (read(told[0], &last, sizeof last) == sizeof last)
+            ;
+        close(told[0]);
+        assert_int_equal(pml_slots_choose(fd, INT64_MAX, &slot, &step, NULL), PML_OK);
+        assert_true(slot >= 0 && (step == last || step == last + 1));
+        check_slot(fd, slot, step);
+        close(fd);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_newest_is_given_and_the_other_forgotten),
+        cmocka_unit_test(begun_and_not_committed_is_nothing),
+        cmocka_unit_test(a_killed_writer_leaves_a_whole_one),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
