@@ -189,7 +189,7 @@ def test_packing_and_accumulation_change_nothing(start: Start) -> None:
 
 
 def test_the_coordinator_outlives_us_and_the_log_outlives_it(start: Start, runs: Path) -> None:
-    run = start(name="long", max_steps=FOREVER)
+    run = start(name="long", max_steps=FOREVER, restart="never")
     at_step(run, 3)
     pid = run.coordinator_pid
     assert pid is not None
@@ -216,10 +216,8 @@ def test_the_coordinator_outlives_us_and_the_log_outlives_it(start: Start, runs:
     run = pm.resume("long")
     at_step(run, seen + 2)
     steps = [row["step"] for row in run.history]
-    assert steps[:seen] == list(range(1, seen + 1)) and steps == sorted(set(steps))
-    assert steps[-1] >= seen + 2
-    # What was under way when the coordinator was killed is in the weights, but not in the log.
-    assert sum(b - a > 1 for a, b in zip(steps, steps[1:], strict=False)) <= 1
+    # Nor is a step lost that was under way when the coordinator was killed.
+    assert steps == list(range(1, len(steps) + 1)) and steps[-1] >= seen + 2
     assert run.events()[-1]["timeline"] == 1
 
 
