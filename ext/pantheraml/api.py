@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pantheraml import _native, folders, hub, sums
 from pantheraml.config import Settings
-from pantheraml.data.rows import source_of
+from pantheraml.data.handover import Data, Given, look_at
 from pantheraml.errors import Error, InvalidError, NotInThisVersion
 from pantheraml.memory import Plan
 from pantheraml.record import ENDED, first_damaged
@@ -24,7 +24,6 @@ from pantheraml.run import Run, open_run, start_run
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 _ALSO = ("model", "data", "eval_data", "name")
 
@@ -61,7 +60,8 @@ def finetune(
     model
         Folder with config.json and safetensors, or a name on the hub.
     data
-        A .jsonl or .txt file, or dicts. Rows are ``{"text"}``, ``{"prompt", "completion"}``,
+        A .jsonl, .json, .parquet or .txt file, a ``datasets.Dataset``, or dicts. Rows are
+        ``{"text"}``, ``{"prompt", "completion"}``,
         ``{"messages": [{"role", "content"}]}`` (only assistant turns learn) or pre-tokenised
         ``{"input_ids", "labels"}``, where -100 means no loss.
     eval_data
@@ -88,13 +88,14 @@ def finetune(
     chosen = Settings.of(settings, _ALSO)
     if name is not None:
         folders.check_name(name)
-    sources = {"train": _source(data)}
+    given = {"train": look_at(data)}
     if eval_data is not None:
-        sources["eval"] = _source(eval_data)
+        given["eval"] = look_at(eval_data, "eval_data")
+    options = chosen.data_options(held_out=eval_data is not None)
     resolved, about = _resolve(model, chosen)
     folder = folders.create(name, os.fspath(model))
     try:
-        _write_run(folder, model, resolved | about, sources)
+        _write_run(folder, model, resolved | about, options, given)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # nothing but what we have just made is in it
         raise
@@ -223,50 +224,29 @@ def _resolve(
     return resolved, {"model": str(folder), "model_id": os.fspath(model)}
 
 
-def _source(data: Data) -> Path | list[Mapping[str, Any]]:
-    if isinstance(data, str | os.PathLike):
-        return source_of(Path(data).expanduser().absolute()).path
-    if isinstance(data, Mapping):
-        if not any(isinstance(value, Mapping) for value in data.values()):
-            raise InvalidError("data must be a list of dicts, not one dict of columns")
-        raise InvalidError(f"data is a dict of {', '.join(map(repr, data))}; give one of them")
-    if not isinstance(data, Iterable):
-        raise InvalidError(f"data must be a file or a list of dicts, it is {type(data).__name__}")
-    rows = list(data)
-    if not rows:
-        raise InvalidError("data: there are no rows in it")
-    return rows
-
-
 def _write_run(
     folder: Path,
     model: str | os.PathLike[str],
     resolved: dict[str, Any],
-    sources: dict[str, Path | list[Mapping[str, Any]]],
+    options: dict[str, Any],
+    given: dict[str, Given],
 ) -> None:
-    described: dict[str, Any] = {}
-    for what, source in sources.items():
-        if isinstance(source, Path):
-            seen = source.stat()
-            described[what] = {
-                "path": str(source),
-                "format": source_of(source).format,
-                "bytes": seen.st_size,
-                "modified": seen.st_mtime,
-            }
-        else:
-            name = "source.jsonl" if what == "train" else f"{what}-source.jsonl"
-            folders.write_rows(folder / "data" / name, source)
-            described[what] = {"path": f"data/{name}", "format": "list"}
+    stems = {"train": "source", "eval": "eval-source"}
+    template = options.pop("chat_template", None)
+    if template is not None:  # in a file of its own: run.json is a message, and those are short
+        options["chat_template"] = "data/chat_template.jinja"
+        folders.write_private(folder / options["chat_template"], template.encode("utf-8"))
+    described = {what: data.hand_over(folder, stems[what]) for what, data in given.items()}
+    held_out = "eval" in given or "eval_split" in options
     run = {
         "format": 1,
         "name": folder.name,
         **resolved,
         "train_data": "data/train.safetensors",
-        "eval_data": "data/eval.safetensors" if "eval" in sources else "",
+        "eval_data": "data/eval.safetensors" if held_out else "",
         # -P: what lies in the current folder must not take the place of a library.
         "prepare": [sys.executable, "-P", "-m", "pantheraml.data.prepare"],
-        "data": described,
+        "data": described | options,
         "created": time.time(),
         "version": package_version(),
     }

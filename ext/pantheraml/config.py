@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
+OVERLONG = ("cut", "split", "drop", "refuse")
 
 #: Adapter settings that change the mathematics, with the value that changes nothing.
 _ADAPTER_NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -156,6 +157,18 @@ class Settings:
     generate_length
         Prompt and new tokens that `Run.sample` has room for; None: `max_length`, at least 512 or
         the model's positions where those are fewer.
+    eval_split
+        Hold out so many documents of the data to evaluate on: a share below 1, or their number.
+        Chosen by `seed`; of a .txt the end is taken.
+    overlong
+        What is done with rows longer than `max_length`: ``"cut"`` keeps the beginning, ``"split"``
+        makes several rows of one, ``"drop"`` leaves it out, ``"refuse"`` ends the run with its
+        name. None: texts are split where `packing` is on, all others are cut.
+    chat_template
+        File of a chat template to use in place of the model's, or its text.
+    chat_template_kwargs
+        Variables for the chat template, such as ``{"enable_thinking": False}``; a date for
+        ``"strftime_now"`` is what the template takes for today.
     save_to
         Not in this version.
     """
@@ -192,6 +205,10 @@ class Settings:
     hang_timeout: float = 30.0
     threads: int | None = None
     generate_length: int | None = None
+    eval_split: float | int | None = None
+    overlong: str | None = None
+    chat_template: str | os.PathLike[str] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     save_to: str | None = None
 
     @classmethod
@@ -270,6 +287,35 @@ class Settings:
             "generate_length": whole("generate_length", room, 0, 1 << 20),
             "devices": device_list(self.devices),
         }
+
+    def data_options(self, held_out: bool) -> dict[str, Any]:
+        """Check what concerns the data and give those of run.json's ``data`` that are not default.
+
+        Parameters
+        ----------
+        held_out
+            Whether there is eval_data already.
+        """
+        found: dict[str, Any] = {}
+        if self.eval_split is not None:
+            if held_out:
+                raise InvalidError("eval_data and eval_split are both given; drop one")
+            if isinstance(self.eval_split, int):
+                found["eval_split"] = whole("eval_split", self.eval_split, 1, 10**12)
+            else:
+                found["eval_split"] = number(
+                    "eval_split", self.eval_split, 0, 1, above=True, below=True
+                )
+        if self.overlong is not None:
+            choice("overlong", self.overlong, OVERLONG)
+            found["overlong"] = self.overlong
+        if self.chat_template is not None:
+            found["chat_template"] = _template_text(self.chat_template)
+        if self.chat_template_kwargs is not None:
+            found["chat_template_kwargs"] = _json_object(
+                "chat_template_kwargs", self.chat_template_kwargs
+            )
+        return found
 
     def _refuse_what_is_not_built(self) -> None:
         choice("method", self.method, ("lora", "full"))
@@ -377,6 +423,25 @@ def device_list(devices: str | int | Sequence[str]) -> list[str]:
         if name != "cpu":
             raise InvalidError(f'devices: {name!r} is no device; there is "cpu"')
     return ["cpu"] * whole("number of devices", len(names), 1, 512)
+
+
+def _template_text(value: str | os.PathLike[str]) -> str:
+    text = os.fspath(value)
+    if "{{" in text or "{%" in text:
+        return text
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise NotFoundError(f"chat_template: there is no file {path}")
+    return path.read_text(encoding="utf-8")
+
+
+def _json_object(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidError(f"{name} must be a dict with names as keys, it is {value!r}")
+    try:
+        return dict(json.loads(json.dumps(dict(value))))
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"{name} cannot be stored: {error}") from None
 
 
 def _targets(value: object) -> list[str]:

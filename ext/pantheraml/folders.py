@@ -9,10 +9,10 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pantheraml import sums
 from pantheraml.errors import BusyError, CorruptError, InvalidError, NotFoundError
@@ -130,45 +130,24 @@ def every() -> list[Path]:
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a file of mode 0600, whole or not at all, and fsync it and its folder."""
+    with private_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def private_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of mode 0600 for writing; it is there at the end, fsynced, or not at all."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with open(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows that were given in memory as JSON lines."""
-    lines = []
-    for index, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise InvalidError(f"data[{index}] must be a dict, it is {type(row).__name__}")
-        try:
-            lines.append(json.dumps(dict(row), ensure_ascii=False, default=_plain))
-        except (TypeError, ValueError) as error:
-            raise InvalidError(f"data[{index}] cannot be stored: {error}") from None
-    if not lines:
-        raise InvalidError("data: there are no rows in it")
-    try:
-        data = ("\n".join(lines) + "\n").encode("utf-8")
-    except UnicodeEncodeError as error:
-        index = "\n".join(lines)[: error.start].count("\n")
-        raise InvalidError(f"data[{index}]: text with half a surrogate pair") from None
-    write_private(path, data)
-
-
-def _plain(value: Any) -> Any:
-    """Lists and numbers of NumPy and PyTorch as Python's own."""
-    for method in ("tolist", "item"):
-        if hasattr(value, method):
-            return getattr(value, method)()
-    raise TypeError(f"{type(value).__name__} is no text, number, list or dict")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

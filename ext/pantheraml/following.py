@@ -52,7 +52,7 @@ class Following:
         self.folder = folder
         self.config = folders.read_config(folder)
         self.name: str = self.config["name"]
-        self._text = Text(Path(self.config["model"]))
+        self._text = Text(Path(self.config["model"]), folder, self.config["data"])
         self._changed = threading.Condition()
         self._record = RunRecord(folder)
         self._heartbeat: Event | None = None

@@ -20,10 +20,12 @@ class Text:
     ----------
     folder
         The model folder.
+    run, data
+        A run's folder and ``data`` of its run.json, for the chat template that was given to it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, run: Path, data: Mapping[str, Any]) -> None:
+        self._folder, self._run, self._data = folder, run, data
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -46,7 +48,8 @@ class Text:
         from pantheraml.data import chat
 
         turns = chat.check([dict(turn) for turn in messages])
-        prompt = chat.load(self._folder).render(turns, prompt=True)
+        given = chat.of_run(self._run, self._data)
+        prompt = chat.load(self._folder, *given).render(turns, prompt=True)
         return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
 
     def decode(self, token_ids: list[int]) -> str:

@@ -9,7 +9,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pantheraml as pm
 import pytest
 from pantheraml import api, folders, hub
@@ -174,28 +173,13 @@ def test_finding_runs(runs: Path) -> None:
         pm.attach("alfa")
 
 
-def test_rows_in_memory(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    folders.write_rows(path, [{"input_ids": np.array([1, 2]), "n": np.int64(3)}, {"text": "é"}])
-    assert path.read_text() == '{"input_ids": [1, 2], "n": 3}\n{"text": "é"}\n'
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    for bad, words in (
-        ([{"text": "a"}, 3], r"data\[1\] must be a dict"),
-        ([{"a": object()}], r"data\[0\] cannot be stored"),
-        ([{"text": "a"}, {"text": "\ud800"}], r"data\[1\]"),
-        ([], "no rows"),
-    ):
-        with pytest.raises(pm.InvalidError, match=words):
-            folders.write_rows(tmp_path / "bad", bad)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("data", "error", "words"),
     [
         ("none.jsonl", FileNotFoundError, "there is no file"),
         (".", pm.InvalidError, "is not a file"),
         ("rows.csv", pm.InvalidError, "ends in .csv"),
-        ("rows.parquet", NotImplementedError, "not in this version"),
+        ("rows.jsonl.gz", pm.InvalidError, "ends in .gz"),
         (3, pm.InvalidError, "must be a file or a list"),
         ({"text": ["a"]}, pm.InvalidError, "not one dict of columns"),
         ([], pm.InvalidError, "no rows"),
@@ -206,7 +190,7 @@ def test_bad_sources_leave_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    for name in ("rows.csv", "rows.parquet"):
+    for name in ("rows.csv", "rows.jsonl.gz"):
         (tmp_path / name).write_text("x")
     with pytest.raises(error, match=words):
         pm.finetune(model, data)

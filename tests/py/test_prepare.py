@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pantheraml.data import prepare, tokenise
+from pantheraml.data import prepare, shard
 from pantheraml.data.shard import IGNORE
 from pantheraml.tiny import TinyLlama
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 EOS = 256
+CHOSEN = [5, 9, 11, 12]  # of 20, by seed 42
 Pairs = list[tuple[list[int], list[int]]]
 
 
@@ -37,6 +38,11 @@ class Job:
             "data": {"train": described},
             **self.settings,
         }
+        for option in ("eval_split", "overlong"):
+            if option in config:
+                config["data"][option] = config.pop(option)
+        if "eval_split" in config["data"]:
+            config["eval_data"] = "data/eval.safetensors"
         (self.folder / "run.json").write_text(json.dumps(config))
         status = prepare.main([str(self.folder)])
         lines = [json.loads(line) for line in self.capsys.readouterr().out.splitlines()]
@@ -47,8 +53,8 @@ class Job:
         assert status == 0, lines
         return self.shard()
 
-    def shard(self) -> Pairs:
-        with safe_open(self.folder / "data/train.safetensors", "np") as file:
+    def shard(self, name: str = "train") -> Pairs:
+        with safe_open(self.folder / f"data/{name}.safetensors", "np") as file:
             ids, labels, offsets = (file.get_tensor(n) for n in ("input_ids", "labels", "offsets"))
             assert file.metadata()["format"] == "pml-shard-1"
             assert int(file.metadata()["max_id"]) == ids.max()
@@ -124,28 +130,118 @@ def test_tokens_need_no_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "no tokenizer.json" in job.error('{"text": "a"}')
 
 
-def test_long_rows(job: Job) -> None:
-    """Without packing a long row stays whole here (the sampler cuts it); with, none is lost."""
-    status, lines = job.run('{"text": "%s"}' % ("y" * 70))
-    assert status == 0 and len(job.shard()[0][0]) == 71
-    assert any("lose their end" in line.get("message", "") for line in lines)
-    (job.folder / "data/train.safetensors").unlink()
-    job.settings["packing"] = True
+def again(job: Job, **settings: Any) -> None:
+    """Forget the shards; change settings of the run, or (in `data`) of its data."""
+    for path in job.folder.glob("data/*.safetensors"):
+        path.unlink()
+    job.settings = {"max_length": 32, "packing": False, **settings}
+
+
+def test_long_rows_are_cut_and_counted(job: Job) -> None:
+    talk = {"prompt": "z" * 40, "completion": "y"}
+    rows = [{"prompt": "z" * 20, "completion": "y" * 50}, talk, {"prompt": "a", "completion": "b"}]
+    status, lines = job.run("\n".join(map(json.dumps, rows)))
+    assert status == 0
+    assert [len(ids) for ids, _ in job.shard()] == [32, 32, 3]
+    assert messages(lines) == [
+        "train: 3 rows, 67 tokens, 14 of them learned",
+        "train: 2 rows are longer than max_length=32 and lose their end, 49 tokens in all; 1 of "
+        "them have nothing left to learn",
+    ]
+
+
+def messages(lines: list[dict[str, Any]]) -> list[str]:
+    said = [line["message"].partition(", tokenised in")[0] for line in lines if "message" in line]
+    return said
+
+
+def test_overlong(job: Job) -> None:
+    rows = '{"text": "%s"}\n{"text": "a"}\n' % ("y" * 70)
+    expected = {"split": [32, 32, 7, 2], "cut": [32, 2], "drop": [2]}
+    for policy, lengths in expected.items():
+        again(job, overlong=policy)
+        status, lines = job.run(rows)
+        assert status == 0
+        assert [len(ids) for ids, _ in job.shard()] == lengths
+        assert len(messages(lines)) == 2  # the summary, and what was done with the long row
+    again(job, overlong="refuse")
+    assert "rows.jsonl, line 1: 71 tokens, but max_length=32" in job.error(rows)
+    again(job, packing=True)  # unsaid: texts that are packed lose nothing
     assert [len(ids) for ids, _ in job.rows({"text": "y" * 70})] == [32, 32, 7]
-    (job.folder / "data/train.safetensors").unlink()
+    again(job, packing=True)
     ((ids, _),) = job.rows({"prompt": "z" * 20, "completion": "y" * 50})
-    assert len(ids) == 71
+    assert len(ids) == 32
 
 
 def test_txt_is_one_text(job: Job, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenise, "PIECE", 40)  # so that it is tokenised in pieces
-    text = "\n".join(f"line {i} é" for i in range(30)) + "\n"
+    monkeypatch.setattr(prepare, "PIECE", 3000)  # so that it is tokenised in pieces
+    text = "\n".join(f"line {i} é" for i in range(1000)) + "\n"
     status, _ = job.run(text, ".txt")
     assert status == 0
     rows = job.shard()
     assert all(len(ids) == 32 for ids, _ in rows[:-1])
     assert sum((ids for ids, _ in rows), []) == [*ids_of(model, text), EOS]
     assert all(ids == labels for ids, labels in rows)
+
+
+# ---- held out ----------------------------------------------------------------------------------
+
+
+def held_out(job: Job, source: str, suffix: str = ".jsonl") -> tuple[Pairs, Pairs]:
+    status, lines = job.run(source, suffix)
+    assert status == 0, lines
+    return job.shard(), job.shard("eval")
+
+
+def test_split_is_whole_exact_and_by_seed(job: Job) -> None:
+    """Every document is on one side, with all its rows; the seed alone says on which."""
+    rows = "".join('{"text": "%s"}\n' % (chr(65 + i) * (5 + 7 * i)) for i in range(20))
+    seen = []
+    for seed in (1, 1, 2):
+        again(job, seed=seed, eval_split=0.12, packing=True)
+        train, out = held_out(job, rows)
+        letters = [{ids[0] for ids, _ in side} - {EOS} for side in (train, out)]
+        assert len(letters[1]) == 3  # as datasets' train_test_split: 2.4 are 3
+        assert letters[0] | letters[1] == set(ids_of(job.model, "".join(map(chr, range(65, 85)))))
+        assert not letters[0] & letters[1]
+        assert sum(len(ids) for ids, _ in train + out) == sum(6 + 7 * i for i in range(20))
+        seen.append(out)
+    assert seen[0] == seen[1] != seen[2]
+    again(job, seed=1, eval_split=4, packing=True)
+    assert len({ids[0] for ids, _ in held_out(job, rows)[1]} - {EOS}) == 4
+    assert not list(job.folder.glob("data/*tmp*")) and not list(job.folder.glob("data/*.all*"))
+
+
+def test_split_keeps_every_row_of_many(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "_RUN", 100)  # several copies a run of rows
+    again(job, eval_split=0.5)
+    rows = [{"input_ids": [i % 256] * (1 + i % 7)} for i in range(500)]
+    train, out = held_out(job, "\n".join(map(json.dumps, rows)))
+    assert len(train) == len(out) == 250
+    key = sorted((ids, labels) for ids, labels in train + out)
+    assert key == sorted((row["input_ids"], row["input_ids"]) for row in rows)
+
+
+def test_split_of_a_text_is_its_end(job: Job, model: Path) -> None:
+    again(job, eval_split=0.25)
+    text = "".join(f"line {i}\n" for i in range(100))
+    train, out = held_out(job, text, ".txt")
+    whole = [*ids_of(model, text), EOS]
+    assert sum((ids for ids, _ in train + out), []) == whole
+    assert len(out) == -(-(len(train) + len(out)) // 4)
+
+
+def test_split_of_too_little(job: Job) -> None:
+    again(job, eval_split=0.5)
+    assert "holds out all of the data, 1 documents" in job.error(GOOD)
+    assert not (job.folder / "data/eval.safetensors").exists()
+
+
+def test_choice_is_fixed() -> None:
+    """Runs of an older version are resumed with what they held out."""
+    assert np.flatnonzero(prepare.choose(20, 4, 42)).tolist() == CHOSEN
+    counts = sum(prepare.choose(50, 10, seed).astype(int) for seed in range(400))
+    assert counts.sum() == 4000 and 40 < counts.min() and counts.max() < 125  # 80 each, ± 5 sigma
 
 
 def test_shards_are_kept(job: Job) -> None:

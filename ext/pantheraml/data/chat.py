@@ -4,52 +4,34 @@ Only what the assistant says is learned. Where a template marks it with ``{% gen
 marks are used. Elsewhere the conversation is rendered prefix by prefix: the text up to an
 assistant's turn (with the generation prompt) and the text up to its end must both be beginnings of
 the whole, and what lies between is the turn. A template for which that does not hold (one that
-rewrites earlier turns) is refused rather than guessed at.
+rewrites earlier turns, as those that drop earlier reasoning) is refused rather than guessed at. So
+is one that prints today's date, unless it is told which date to print: the same row would be other
+tokens tomorrow.
 
-Templates come with the model, so they are strangers' programs: they run in jinja2's immutable
-sandbox, with the names that transformers gives them.
+This is the one place where a template's effect is computed: preparation, :func:`pantheraml.preview`
+and :meth:`Run.sample` all ask here.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 
-from pantheraml.errors import InvalidError, NotFoundError
+from pantheraml.data.template import Sandbox, TooMuch
+from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
 
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
-
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}…{% endgeneration %}``: its text is put between two marks.
-
-    The marks are random for each template object, so no text can hold them by chance or intent,
-    and they survive what a template may do with the block's text afterwards.
-    """
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's interface
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        self.environment.pml_has_marks = True  # type: ignore[attr-defined]
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_mark")
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _mark(self, caller: Any) -> str:
-        begin, end = self.environment.pml_marks  # type: ignore[attr-defined]
-        return f"{begin}{caller()}{end}"
+#: A variable of ours: the date that ``strftime_now`` tells.
+DATE = "strftime_now"
 
 
 class ChatTemplate:
@@ -61,33 +43,45 @@ class ChatTemplate:
         The template's text.
     special_tokens
         Names that templates use: ``bos_token``, ``eos_token`` and so on.
+    variables
+        What else it is given: `chat_template_kwargs`.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_Generation, "jinja2.ext.loopcontrols"],
-        )
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._variables = dict(variables or {})
+        # Random for each template, so no text can hold them by chance or intent, and they survive
+        # what a template may do with a block's text afterwards.
         self._marks = (f"\x02{secrets.token_hex(8)}\x02", f"\x03{secrets.token_hex(8)}\x03")
-        environment.pml_marks = self._marks  # type: ignore[attr-defined]
-        environment.pml_has_marks = False  # type: ignore[attr-defined]
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _now
+        self._sandbox = Sandbox(self._marks, _date(self._variables.pop(DATE, None)))
         try:
-            self._template = environment.from_string(source)
+            self._template = self._sandbox.make(source)
         except jinja2.TemplateError as error:
             raise InvalidError(f"the model's chat template cannot be read: {error}") from None
-        self._special = special_tokens
-        self._has_marks: bool = environment.pml_has_marks  # type: ignore[attr-defined]
+        self._special = dict(special_tokens)
 
-    def render(self, messages: Messages, *, prompt: bool = False, tools: Any = None) -> str:
+    def render(
+        self,
+        messages: Messages,
+        *,
+        prompt: bool = False,
+        tools: Any = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """Render a conversation; with `prompt`, up to where the assistant would begin."""
-        return self._strip(self._render(messages, prompt, tools))[0]
+        return self._strip(self._render(messages, prompt, tools, variables))[0]
 
     def with_spans(
-        self, messages: Messages, *, first: int = 0, tools: Any = None
+        self,
+        messages: Messages,
+        *,
+        first: int = 0,
+        tools: Any = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[Span]]:
         """Render a conversation and say which characters are the assistant's.
 
@@ -97,7 +91,7 @@ class ChatTemplate:
             The turns.
         first
             Turns before this one are context only.
-        tools
+        tools, variables
             Handed to the template.
 
         Returns
@@ -108,40 +102,54 @@ class ChatTemplate:
         Raises
         ------
         InvalidError
-            The template refused the conversation, or does not let turns be told apart.
+            The template refused the conversation, does not let turns be told apart, prints the
+            date, or does not come to an end.
         """
-        raw = self._render(messages, False, tools)
-        text, spans = self._strip(raw)
+        self._sandbox.asked_date = False
+        text, spans = self._strip(self._render(messages, False, tools, variables))
+        if self._sandbox.asked_date:
+            raise InvalidError(
+                "the model's chat template prints today's date, so the same row would be other "
+                "tokens tomorrow; say which date it is to print, as in "
+                f'chat_template_kwargs={{"{DATE}": "2024-07-26"}}'
+            )
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
-        if self._has_marks:
-            return text, spans[len(spans) - len(turns) :] if first else spans
+        if self._sandbox.has_marks:
+            return text, spans[max(0, len(spans) - len(turns)) :] if first else spans
         learned = []
         for turn in turns:
-            before = self.render(messages[:turn], prompt=True, tools=tools)
-            after = text
+            begin = self.render(messages[:turn], prompt=True, tools=tools, variables=variables)
+            end = text
             if turn + 1 < len(messages):
-                after = self.render(messages[: turn + 1], tools=tools)
-            if not (text.startswith(after) and after.startswith(before)):
-                raise InvalidError(
-                    "the model's chat template renders earlier turns differently once later ones "
-                    f"follow, so turn {turn + 1} cannot be found in the whole; split the "
-                    "conversation so that it ends with the turn to learn, or use a template with "
-                    "{% generation %} marks"
-                )
-            learned.append((len(before), len(after)))
+                end = self.render(messages[: turn + 1], tools=tools, variables=variables)
+            for part, what in ((begin, "before"), (end, "up to and with")):
+                if not text.startswith(part):
+                    raise InvalidError(_rewritten(text, part, f"{what} turn {turn + 1}"))
+            if len(end) < len(begin):
+                raise InvalidError(_rewritten(begin, end, f"up to and with turn {turn + 1}"))
+            learned.append((len(begin), len(end)))
         return text, learned
 
-    def _render(self, messages: Messages, prompt: bool, tools: Any) -> str:
+    def _render(
+        self, messages: Messages, prompt: bool, tools: Any, variables: Mapping[str, Any] | None
+    ) -> str:
+        given = {
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": prompt,
+            **self._special,
+            **self._variables,
+            **(variables or {}),
+        }
         try:
-            return self._template.render(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._special,
-            )
+            return self._sandbox.render(self._template, given)
+        except TooMuch as error:
+            raise InvalidError(f"the model's chat template was stopped: {error}") from None
         except jinja2.TemplateError as error:
             raise InvalidError(f"the model's chat template refuses it: {error}") from None
+        except MemoryError:
+            raise InvalidError("the model's chat template was stopped: out of memory") from None
         except (
             TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
         ) as error:  # fmt: skip
@@ -151,25 +159,42 @@ class ChatTemplate:
         """Take the marks out and remember where they were."""
         begin, end = self._marks
         parts = raw.split(begin)
-        text = parts[0]
+        text = [parts[0]]
+        at = len(parts[0])
         spans = []
         for part in parts[1:]:
             inside, _, outside = part.partition(end)
-            spans.append((len(text), len(text) + len(inside)))
-            text += inside + outside
-        return text, spans
+            spans.append((at, at + len(inside)))
+            text += [inside, outside]
+            at += len(inside) + len(outside)
+        return "".join(text), spans
 
 
-def load(folder: Path) -> ChatTemplate:
-    """Find a model folder's chat template.
+def of_run(folder: Path, data: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+    """Give the template and its variables that a run's ``data`` has, for :func:`load`."""
+    path = data.get("chat_template")
+    source = None if path is None else (folder / path).read_text(encoding="utf-8")
+    return source, data.get("chat_template_kwargs") or {}
+
+
+def load(
+    folder: Path, source: str | None = None, variables: Mapping[str, Any] | None = None
+) -> ChatTemplate:
+    """Find a model folder's chat template, or take the one that is given in its place.
 
     ``chat_template.jinja`` goes before ``tokenizer_config.json``'s ``chat_template``; of several
     named ones, ``default`` is taken.
     """
     config = special_tokens(folder)
+    if source is None:
+        source = _stored(folder)
+    return ChatTemplate(source, config, variables)
+
+
+def _stored(folder: Path) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return ChatTemplate(file.read_text(encoding="utf-8"), config)
+        return file.read_text(encoding="utf-8")
     source = _json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):
         named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
@@ -177,9 +202,10 @@ def load(folder: Path) -> ChatTemplate:
     if not isinstance(source, str):
         raise NotFoundError(
             f"the model folder {folder} has no chat template (chat_template.jinja, or chat_template"
-            " in tokenizer_config.json), and rows with messages need one; use prompt/completion"
+            " in tokenizer_config.json), and rows with messages need one; give chat_template=, or "
+            "use prompt/completion"
         )
-    return ChatTemplate(source, config)
+    return source
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -207,7 +233,23 @@ def check(messages: object) -> Messages:
             raise InvalidError(f'turn {number} has no "role"')
         if "content" not in turn and "tool_calls" not in turn:
             raise InvalidError(f'turn {number} has no "content"')
+        for part in turn["content"] if isinstance(turn.get("content"), list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text":
+                raise NotInThisVersion(f"turn {number}: not in this version: content of {kind!r}")
     return messages
+
+
+def tools_of(value: object) -> Any:
+    """Give a row's tools as transformers hands them to a template; they may be JSON in a text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InvalidError("'tools' is a text that is not JSON") from None
+    if value is None or (isinstance(value, list) and all(isinstance(v, dict) for v in value)):
+        return value
+    raise InvalidError("'tools' must be a list of objects, each the JSON schema of a function")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -222,13 +264,27 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _date(value: object) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        return datetime.fromisoformat(str(value))
+    except ValueError:
+        raise InvalidError(
+            f'chat_template_kwargs: "{DATE}" must be a date such as "2024-07-26", it is {value!r}'
+        ) from None
 
 
-def _raise(message: str) -> str:
-    raise jinja2.TemplateError(message)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _rewritten(whole: str, part: str, what: str) -> str:
+    """Say where a prefix of a conversation is no prefix of its text."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(whole, part, strict=False)) if a != b),
+        min(len(whole), len(part)),
+    )
+    return (
+        "the model's chat template renders earlier turns differently once later ones follow (some "
+        f"drop earlier reasoning): {what} it gives {part[same : same + 40]!r} where the whole "
+        f"conversation has {whole[same : same + 40]!r}, so what is to be learned cannot be told; "
+        "split conversations so that each ends with the turn to learn, or give chat_template= "
+        "with {% generation %} marks"
+    )

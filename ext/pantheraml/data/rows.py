@@ -1,21 +1,19 @@
-"""Rows as people write them: reading, and saying exactly where something is wrong.
+"""Rows as people write them, and saying exactly where something is wrong with one.
 
-A source is a ``.jsonl`` file (one JSON object a line, blank lines allowed), a ``.txt`` file (one
-long text), or a list of dicts that the API has stored as ``data/source.jsonl``.
+A source is a file or what the API has stored for its preparation; :mod:`pantheraml.data.readers`
+reads them, here is what they give.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
+from pantheraml.errors import InvalidError
 
 Kind = Literal["text", "prompt_completion", "messages", "tokens"]
-Format = Literal["jsonl", "txt", "list"]
+Format = Literal["jsonl", "json", "parquet", "txt", "list", "arrow"]
 
 #: What a row must have to be of a kind, in the order in which it is looked for.
 KINDS: dict[Kind, tuple[str, ...]] = {
@@ -24,6 +22,13 @@ KINDS: dict[Kind, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
+
+#: Every field that is read of a row; others are left where they are.
+FIELDS = (
+    "text", "prompt", "completion", "messages", "tools", "chat_template_kwargs",
+    "input_ids", "labels", "attention_mask",
+)  # fmt: skip
+
 _EXPECTED = '{"text"}, {"prompt", "completion"}, {"messages"} or {"input_ids", "labels"}'
 
 
@@ -36,88 +41,53 @@ class Source:
     path
         The file.
     format
-        ``jsonl``, ``txt``, or ``list``: a ``jsonl`` whose rows are named as list items.
+        What it is. ``list`` is a ``jsonl`` and ``arrow`` an Arrow stream that the API has stored of
+        data which was given in memory; their rows are named as list items.
+    name
+        The parameter that it was given as.
     """
 
     path: Path
     format: Format
+    name: str = "data"
+
+    @property
+    def title(self) -> str:
+        """What a message about the whole calls it."""
+        return self.name if self.format in ("list", "arrow") else str(self.path)
 
     def where(self, index: int) -> str:
-        """Name a row for a message; `index` is the 0-based line."""
-        if self.format == "list":
-            return f"data[{index}]"
-        return f"{self.path}, line {index + 1}"
+        """Name a row for a message; `index` is the 0-based line, or row where there are none."""
+        if self.format in ("list", "arrow"):
+            return f"{self.name}[{index}]"
+        return f"{self.path}, {'row' if self.format == 'parquet' else 'line'} {index + 1}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, its place in the source, and how far into the file it ends (bytes)."""
+    """One row.
+
+    Attributes
+    ----------
+    source, index
+        Its place.
+    fields
+        What it holds.
+    done
+        Share of the source (0 to 1) that ends with it.
+    size
+        Bytes it takes, about.
+    """
 
     source: Source
     index: int
     fields: dict[str, Any]
-    end: int
+    done: float
+    size: int = 0
 
     def fail(self, what: str) -> InvalidError:
         """Make an error that names this row."""
         return InvalidError(f"{self.source.where(self.index)}: {what}")
-
-
-def source_of(path: Path) -> Source:
-    """Look at a path's ending and say what it is.
-
-    Raises
-    ------
-    NotFoundError
-        There is no such file.
-    InvalidError
-        It is not a kind of file that rows can be read from.
-    """
-    if not path.exists():
-        raise NotFoundError(f"data: there is no file {path}")
-    if not path.is_file():
-        raise InvalidError(f"data: {path} is not a file; give a .jsonl or .txt file")
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        return Source(path, "jsonl")
-    if suffix == ".txt":
-        return Source(path, "txt")
-    if suffix == ".parquet":
-        raise NotInThisVersion("not in this version: .parquet data; write the rows as .jsonl")
-    raise InvalidError(f"data: {path} ends in {suffix or 'nothing'}; .jsonl and .txt are read")
-
-
-def read(source: Source) -> Iterator[Row]:
-    """Yield the rows of a ``jsonl`` or ``list`` source; blank lines are passed over."""
-    end = 0
-    with source.path.open("rb") as file:
-        for index, line in enumerate(file):
-            end += len(line)
-            if index == 0:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield Row(source, index, _parse(source, index, line), end)
-
-
-def _parse(source: Source, index: int, line: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        where = source.where(index)
-        raise InvalidError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-        raise InvalidError(f"{source.where(index)}: not a JSON object ({error})") from None
-    if not isinstance(fields, dict):
-        raise InvalidError(
-            f"{source.where(index)}: a row must be a JSON object, this is {_name(fields)}"
-        )
-    if b"\\ud" in line.lower():
-        try:
-            json.dumps(fields, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            where = source.where(index)
-            raise InvalidError(f"{where}: text with half a surrogate pair") from None
-    return fields
 
 
 def kind_of(row: Row) -> Kind:
@@ -126,7 +96,7 @@ def kind_of(row: Row) -> Kind:
         if all(row.fields.get(name) is not None for name in needed):
             return kind
     have = ", ".join(repr(name) for name in row.fields) or "nothing"
-    raise row.fail(f"a row must be {_EXPECTED}; this one has {have}")
+    raise row.fail(f"a row must be {_EXPECTED}; this one has {have[:300]}")
 
 
 def same_kind(row: Row, kind: Kind) -> None:
@@ -140,22 +110,16 @@ def string(row: Row, name: str) -> str:
     """Take a field that must be text."""
     value = row.fields[name]
     if not isinstance(value, str):
-        raise row.fail(f"{name!r} must be a string, it is {_name(value)}")
+        raise row.fail(f"{name!r} must be a string, it is {type_name(value)}")
     return value
 
 
-def read_text(path: Path) -> str:
-    """Read a ``.txt`` source whole."""
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidError(f"{path}, line {line}: not UTF-8") from None
-
-
-def _name(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
+def type_name(value: object) -> str:
+    """Call a value's type by its name in JSON."""
+    names = {
+        dict: "an object", list: "a list", str: "a string", bool: "a truth value", bytes: "bytes",
+        int: "a number", float: "a number",
+    }  # fmt: skip
     if value is None:
         return "null"
-    return names.get(type(value), "a number")
+    return names.get(type(value), type(value).__name__)

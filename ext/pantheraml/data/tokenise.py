@@ -22,7 +22,7 @@ other kind, a long row loses its end when batches are drawn.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,17 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from pantheraml.data import chat
+from pantheraml.data import long_text as long
 from pantheraml.data.rows import Kind, Row, string
 from pantheraml.data.shard import IGNORE, Ids
-from pantheraml.errors import InvalidError, NotFoundError
+from pantheraml.errors import Error, InvalidError, NotFoundError
 
 Pair = tuple[Ids, Ids]
 
-#: Characters of a .txt that are tokenised at once; cut after a line's end, so that a long file
-#: takes both cores and bounded memory. Only a token that would span the cut can differ.
-PIECE = 1 << 18
+#: Characters of a text from which on it is tokenised in pieces, so that it takes bounded memory.
+LONG = 1 << 20
+#: Characters of a prompt with its completion, or of a conversation, which are tokenised at once.
+LONGEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,17 @@ class ModelFolder:
         None where the folder has no tokenizer.json.
     eos
         The end-of-text token's id, None if the model has none.
+    template, variables
+        A chat template in place of the folder's own, and what it is given (`chat_template` and
+        `chat_template_kwargs`).
     """
 
     path: Path
     vocab: int
     tokenizer: Tokenizer | None
     eos: int | None
+    template: str | None = None
+    variables: Mapping[str, Any] | None = None
 
     def need_tokenizer(self) -> Tokenizer:
         """Give the tokenizer, or say that the folder has none."""
@@ -87,7 +94,9 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def load_model_folder(folder: Path) -> ModelFolder:
+def load_model_folder(
+    folder: Path, template: str | None = None, variables: Mapping[str, Any] | None = None
+) -> ModelFolder:
     """Read config.json's vocabulary, the tokenizer and the end-of-text token."""
     path = folder / "config.json"
     try:
@@ -106,7 +115,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
         given = config.get("eos_token_id")
         given = given[0] if isinstance(given, list) and given else given
         eos = given if isinstance(given, int) else None
-    return ModelFolder(folder, vocab, tokenizer, eos)
+    return ModelFolder(folder, vocab, tokenizer, eos, template, variables)
 
 
 class Tokeniser:
@@ -128,7 +137,7 @@ class Tokeniser:
             "messages": self._messages,
             "tokens": self._tokens,
         }[kind]
-        self._template = chat.load(model.path) if kind == "messages" else None
+        self._template: chat.ChatTemplate | None = None
 
     def batch(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Pair]]:
         """Yield each row with its ids and labels, every one checked against the vocabulary."""
@@ -148,8 +157,15 @@ class Tokeniser:
 
     def _text(self, rows: Sequence[Row]) -> Iterator[Pair]:
         texts = [string(row, "text") for row in rows]
-        for encoding in self._model.need_tokenizer().encode_batch_fast(texts):
-            ids = self._ended(np.array(encoding.ids, np.int32))
+        short = [text for text in texts if len(text) < LONG]
+        encodings = iter(self._model.need_tokenizer().encode_batch_fast(short))
+        for text in texts:
+            if len(text) < LONG:
+                ids = self._ended(np.array(next(encodings).ids, np.int32))
+            else:
+                starts = range(0, len(text), long.PIECE)
+                pieces = (text[start : start + long.PIECE] for start in starts)
+                ids = np.concatenate(list(long_text(self._model, pieces)))
             yield ids, ids
 
     def _prompt_completion(self, rows: Sequence[Row]) -> Iterator[Pair]:
@@ -159,7 +175,7 @@ class Tokeniser:
         texts, begins = [], []
         for row in rows:
             prompt = string(row, "prompt")
-            texts.append(prompt + string(row, "completion"))
+            texts.append(_not_too_long(row, prompt + string(row, "completion")))
             begins.append(len(prompt))
         encodings = self._model.need_tokenizer().encode_batch(texts)
         for encoding, text, begin in zip(encodings, texts, begins, strict=True):
@@ -172,7 +188,7 @@ class Tokeniser:
 
     def _conversations(self, rows: Sequence[Row]) -> Iterator[Pair]:
         """Prompt and completion that are both lists of turns."""
-        template = chat.load(self._model.path)
+        template = self._need_template()
         rendered = []
         for row in rows:
             prompt = _turns(row, "prompt")
@@ -181,8 +197,7 @@ class Tokeniser:
         yield from self._learn(rendered)
 
     def _messages(self, rows: Sequence[Row]) -> Iterator[Pair]:
-        assert self._template is not None
-        template = self._template
+        template = self._need_template()
         yield from self._learn([_render(template, row, _turns(row, "messages"), 0) for row in rows])
 
     def _learn(self, rendered: list[tuple[str, list[chat.Span]]]) -> Iterator[Pair]:
@@ -210,13 +225,19 @@ class Tokeniser:
                         f"{self._model.vocab - 1}"
                     )
             mask = row.fields.get("attention_mask")
-            if mask is not None and not isinstance(mask, list):
-                raise row.fail("'attention_mask' must be a list")
+            if mask is not None and (not isinstance(mask, list) or len(mask) != len(ids)):
+                raise row.fail("'attention_mask' must be a list as long as input_ids")
             if 0 in (mask or ()):
                 raise row.fail("attention_mask has zeros; give rows without padding")
             yield ids.astype(np.int32), labels.astype(np.int32)
 
     # ---- helpers ---------------------------------------------------------------------------
+
+    def _need_template(self) -> chat.ChatTemplate:
+        if self._template is None:
+            model = self._model
+            self._template = chat.load(model.path, model.template, model.variables)
+        return self._template
 
     def _ended(self, ids: Ids) -> Ids:
         """Add the end-of-text token, unless the model has none or it stands there already."""
@@ -226,30 +247,26 @@ class Tokeniser:
         return np.append(ids, np.int32(eos))
 
 
-def long_text(model: ModelFolder, text: str) -> Iterator[Ids]:
-    """Tokenise one long text; yields its ids piece by piece, end-of-text last."""
+def long_text(model: ModelFolder, texts: Iterable[str]) -> Iterator[Ids]:
+    """Tokenise one text that comes in pieces; yields its ids some at a time, end-of-text last.
+
+    The ids are those of the whole text (:mod:`pantheraml.data.long_text`), with the special tokens
+    that the tokenizer adds by itself.
+    """
     tokenizer = model.need_tokenizer()
-    pieces = list(_cut_lines(text))
-    if not pieces:
-        return
-    first = tokenizer.encode(pieces[0])
-    yield np.array(first.ids, np.int32)
-    for begin in range(1, len(pieces), 8):
-        group = pieces[begin : begin + 8]
-        for encoding in tokenizer.encode_batch_fast(group, add_special_tokens=False):
-            yield np.array(encoding.ids, np.int32)
-    if model.eos is not None:
-        yield np.array([model.eos], np.int32)
-
-
-def _cut_lines(text: str) -> Iterator[str]:
-    begin = 0
-    while begin < len(text):
-        end = begin + PIECE
-        if end < len(text):
-            end = text.rfind("\n", begin, end) + 1 or end
-        yield text[begin:end]
-        begin = end
+    example = tokenizer.encode("a")
+    added = example.special_tokens_mask
+    front = added.index(0) if 0 in added else len(added)
+    back = example.ids[len(added) - added[::-1].index(0) :] if 0 in added else []
+    yield np.array(example.ids[:front], np.int32)
+    last = None
+    for ids in long.encode(tokenizer, texts):
+        yield ids.astype(np.int32)
+        last = int(ids[-1]) if len(ids) else last
+    last = back[-1] if back else last
+    if model.eos is not None and last != model.eos:
+        back.append(model.eos)
+    yield np.array(back, np.int32)
 
 
 def _inside(encoding: Encoding, length: int, spans: list[chat.Span]) -> Any:
@@ -274,17 +291,30 @@ def _inside(encoding: Encoding, length: int, spans: list[chat.Span]) -> Any:
 def _render(
     template: chat.ChatTemplate, row: Row, turns: chat.Messages, first: int
 ) -> tuple[str, list[chat.Span]]:
+    variables = row.fields.get("chat_template_kwargs")
+    if variables is not None and not isinstance(variables, dict):
+        raise row.fail("'chat_template_kwargs' must be an object")
+    if chat.DATE in (variables or ()):
+        raise row.fail(f"{chat.DATE!r} can be given to the call only, not row by row")
     try:
-        return template.with_spans(turns, first=first, tools=row.fields.get("tools"))
-    except InvalidError as error:
-        raise row.fail(str(error)) from None
+        tools = chat.tools_of(row.fields.get("tools"))
+        text, spans = template.with_spans(turns, first=first, tools=tools, variables=variables)
+    except Error as error:
+        raise type(error)(f"{row.source.where(row.index)}: {error}") from None
+    return _not_too_long(row, text), spans
+
+
+def _not_too_long(row: Row, text: str) -> str:
+    if len(text) > LONGEST:
+        raise row.fail(f"{len(text):,} characters; {LONGEST:,} are the most, unless it is a text")
+    return text
 
 
 def _turns(row: Row, name: str) -> chat.Messages:
     try:
         return chat.check(row.fields[name])
-    except InvalidError as error:
-        raise row.fail(str(error)) from None
+    except Error as error:
+        raise type(error)(f"{row.source.where(row.index)}: {error}") from None
 
 
 def _integers(row: Row, name: str) -> Any:
