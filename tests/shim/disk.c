@@ -16,7 +16,7 @@
 
 enum { DESCRIPTORS = 4096 };
 
-static disk_control *control;
+static disk_control own, *control;
 static int record_fd = -1;
 static char record_prefix[512];
 static char *paths[DESCRIPTORS]; /* of descriptors below prefix that may change something */
@@ -41,11 +41,12 @@ __attribute__((constructor)) static void begin(void)
     const char *record = getenv("PML_DISK_RECORD"), *prefix = getenv("PML_DISK_PREFIX");
     if (program != NULL && strcmp(program, program_invocation_short_name) != 0)
         return;
+    control = &own;
     if (file != NULL) {
         int fd = REAL(open)(file, O_RDWR | O_CLOEXEC);
         void *at = fd < 0 ? MAP_FAILED
                           : mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        control = at == MAP_FAILED ? NULL : at;
+        control = at == MAP_FAILED ? &own : at;
         REAL(close)(fd);
     }
     if (record != NULL && prefix != NULL) {
@@ -55,6 +56,11 @@ __attribute__((constructor)) static void begin(void)
         record_fd = fcntl(fd, F_DUPFD_CLOEXEC, 900);
         REAL(close)(fd);
     }
+}
+
+disk_control *disk_control_here(void)
+{
+    return control;
 }
 
 /* ---- which files ---- */
@@ -239,23 +245,29 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset)
     return put(fd, data, size, offset, true);
 }
 
-#define OF_DESCRIPTOR(NAME, AT, PARAMETERS, ...)                                                   \
+#define OF_DESCRIPTOR(NAME, AT, LAZY, PARAMETERS, ...)                                             \
     int NAME PARAMETERS                                                                            \
     {                                                                                              \
         const char *path = path_of(fd);                                                            \
         if (path != NULL && fails(#NAME, path))                                                    \
             return -1;                                                                             \
-        int result = REAL(NAME)(__VA_ARGS__);                                                      \
+        int result = LAZY ? 0 : REAL(NAME)(__VA_ARGS__);                                           \
         if (result == 0 && path != NULL)                                                           \
             record(#NAME, path, "", AT, NULL, 0);                                                  \
         return result;                                                                             \
     }
 
-OF_DESCRIPTOR(fsync, 0, (int fd), fd)
-OF_DESCRIPTOR(fdatasync, 0, (int fd), fd)
-OF_DESCRIPTOR(fchmod, 0, (int fd, mode_t mode), fd, mode)
-OF_DESCRIPTOR(ftruncate, size, (int fd, off_t size), fd, size)
-OF_DESCRIPTOR(ftruncate64, size, (int fd, off64_t size), fd, size)
+static bool is_lazy(int fd)
+{
+    const char *path = path_of(fd);
+    return control != NULL && control->lazy && path != NULL && below(path, control->prefix);
+}
+
+OF_DESCRIPTOR(fsync, 0, is_lazy(fd), (int fd), fd)
+OF_DESCRIPTOR(fdatasync, 0, is_lazy(fd), (int fd), fd)
+OF_DESCRIPTOR(fchmod, 0, false, (int fd, mode_t mode), fd, mode)
+OF_DESCRIPTOR(ftruncate, size, false, (int fd, off_t size), fd, size)
+OF_DESCRIPTOR(ftruncate64, size, false, (int fd, off64_t size), fd, size)
 
 static int make_folder(int at, const char *name, mode_t mode)
 {

@@ -1,9 +1,9 @@
-/* A disk that fails or is watched: libdisk.so, loaded by LD_PRELOAD, stands before the system calls
- * that change files.
+/* A disk that fails or is watched: libdisk.so, linked or loaded by LD_PRELOAD, stands before the
+ * system calls that change files.
  *
- *   PML_DISK=FILE           a struct disk_control, which the test maps too and changes while we run
- *   PML_DISK_PROGRAM=NAME   only in the program of that name
- *   PML_DISK_RECORD=FILE    every change below the watched folder is appended
+ *   PML_DISK=FILE           a struct disk_control, which the test maps too and changes while we
+ * run; without it, disk_control_here() is this process's own PML_DISK_PROGRAM=NAME   only in the
+ * program of that name PML_DISK_RECORD=FILE    every change below the watched folder is appended
  * (tools/chaos/power.py)
  *
  * Counted are open with O_CREAT or for writing, write, pwrite, ftruncate, fsync, fdatasync, fchmod,
@@ -22,7 +22,10 @@ typedef struct disk_control {
     _Atomic int64_t to;
     _Atomic int32_t code; /* errno */
     _Atomic int32_t half; /* a failing write takes half of its bytes first, as a full disk does */
+    _Atomic int32_t lazy; /* fsync and fdatasync below prefix do nothing: no test cuts the power */
     char last[600];       /* what failed last: "write PATH" */
 } disk_control;
+
+disk_control *disk_control_here(void);
 
 #endif

@@ -1,0 +1,380 @@
+/* The log against disks that fail, crashes that tear and bits that flip. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "disk.h"
+#include "eventlog.h"
+#include "pml/base/hash.h"
+#include "pml/json/sum.h"
+#include "scratch.h"
+
+enum { EVENTS = 40, LINES_MAX = 100 };
+
+/* ---- a log and its oracle ---- */
+
+/* Every third event is durable; the others are steps of differing length. */
+static pml_message *event_of(int i, bool *durable)
+{
+    *durable = i % 3 == 0;
+    pml_message *m = pml_message_new(*durable ? PML_EVENT_state : PML_EVENT_log);
+    char text[300];
+    snprintf(
+        text, sizeof text, "event %d %.*s", i, i * 5,
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx");
+    if (*durable) {
+        pml_message_set_string(m, "state", "running");
+        pml_message_set_int(m, "step", i);
+        pml_message_set_string(m, "reason", text);
+    } else {
+        pml_message_set_string(m, "level", "info");
+        pml_message_set_string(m, "message", text);
+    }
+    return m;
+}
+
+static void put(eventlog *log, int i)
+{
+    bool durable;
+    pml_message *m = event_of(i, &durable);
+    EXPECT_OK(eventlog_append(log, m, 0, durable, e));
+    pml_message_destroy(&m);
+}
+
+static void ignore(void *user, const pml_message *event)
+{
+    (void)user, (void)event;
+}
+
+static int n_seen;
+
+/* Events of a prefix, each as it was written. */
+static void expect_next(void *user, const pml_message *event)
+{
+    (void)user;
+    bool durable;
+    int i = n_seen++;
+    pml_message *want = event_of(i, &durable);
+    const char *field = durable ? "reason" : "message";
+    assert_int_equal(pml_message_int(event, "seq"), i + 1);
+    assert_string_equal(pml_message_string(event, field), pml_message_string(want, field));
+    pml_message_destroy(&want);
+}
+
+static eventlog *open_log(size_t *cut)
+{
+    eventlog *log;
+    n_seen = 0;
+    EXPECT_OK(eventlog_open(scratch_root, expect_next, NULL, &log, cut, e));
+    assert_int_equal(eventlog_last(log), n_seen);
+    return log;
+}
+
+/* How many lines may be announced now; each must be the next one. */
+static void take_announced(eventlog *log, int *announced)
+{
+    const char *text;
+    size_t size;
+    while (eventlog_next(log, &text, &size)) {
+        char begin[32];
+        int n = snprintf(begin, sizeof begin, "{\"seq\":%d,", ++*announced);
+        assert_memory_equal(text, begin, (size_t)n);
+        EXPECT_OK(pml_sum_check(text, size, e));
+    }
+    assert_int_equal(eventlog_last(log), *announced);
+}
+
+static void write_whole_log(char **text, size_t *size)
+{
+    eventlog *log;
+    size_t cut;
+    int announced = 0;
+    unlink(scratch("events.jsonl"));
+    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
+    for (int i = 0; i < EVENTS; i++)
+        put(log, i);
+    EXPECT_OK(eventlog_flush(log, e));
+    take_announced(log, &announced);
+    assert_int_equal(announced, EVENTS);
+    eventlog_close(&log);
+    EXPECT_OK(pml_file_read(scratch("events.jsonl"), 1 << 20, false, text, size, e));
+}
+
+/* ---- torn ---- */
+
+static void torn_at_every_byte(void **state)
+{
+    (void)state;
+    char *text;
+    size_t size, cut;
+    write_whole_log(&text, &size);
+    const char *from = text + size - 1;
+    for (int lines = 0; lines < 3; from--)
+        lines += from[-1] == '\n';
+    for (size_t end = (size_t)(from - text); end <= size; end++) {
+        int whole = 0;
+        for (size_t i = 0; i < end; i++)
+            whole += text[i] == '\n';
+        put_file(scratch("events.jsonl"), text, end);
+        eventlog *log = open_log(&cut);
+        assert_int_equal(n_seen, whole);
+        assert_int_equal(cut > 0, end > 0 && text[end - 1] != '\n');
+        if (end % 16 != 0) {
+            eventlog_close(&log);
+            continue;
+        }
+        for (int i = whole; i < EVENTS; i++)
+            put(log, i);
+        EXPECT_OK(eventlog_flush(log, e));
+        eventlog_close(&log);
+        log = open_log(&cut);
+        assert_int_equal(n_seen, EVENTS);
+        assert_int_equal(cut, 0);
+        eventlog_close(&log);
+    }
+    free(text);
+}
+
+/* What was not synced may be there in any pages; all that was synced is. */
+static void pages_out_of_order(void **state)
+{
+    (void)state;
+    char *text, *image;
+    size_t size, cut;
+    write_whole_log(&text, &size);
+    image = malloc(size);
+    srandom(7);
+    for (int round = 0; round < 300; round++) {
+        /* The last durable line begins here, and what follows it: none of it is synced. */
+        int unsynced = EVENTS - 1 - (EVENTS - 1) % 3, line = 0;
+        size_t from = 0;
+        while (line < unsynced)
+            line += text[from++] == '\n';
+        memcpy(image, text, size);
+        for (size_t i = from; i < size; i += 64)
+            if (random() % 3 == 0)
+                memset(image + i, 0, size - i < 64 ? size - i : 64);
+        put_file(scratch("events.jsonl"), image, size);
+        eventlog *log = open_log(&cut);
+        assert_true(n_seen >= unsynced);
+        eventlog_close(&log);
+    }
+    free(image);
+    free(text);
+}
+
+/* ---- flipped ---- */
+
+/* Each of 2,000 flips is named, or cut where it can be a tear; what is given out is what was
+ * written. */
+static void every_flip_is_seen(void **state)
+{
+    (void)state;
+    char *text;
+    size_t size, cut;
+    write_whole_log(&text, &size);
+    srandom(11);
+    int refused = 0, cuts = 0;
+    for (int round = 0; round < 2000; round++) {
+        size_t bit = (size_t)random() % (8 * size);
+        int line = 1;
+        for (size_t i = 0; i < bit / 8; i++)
+            line += text[i] == '\n';
+        text[bit / 8] ^= (char)(1 << bit % 8);
+        put_file(scratch("events.jsonl"), text, size);
+        text[bit / 8] ^= (char)(1 << bit % 8);
+        eventlog *log = NULL;
+        pml_error err = PML_ERROR_INIT;
+        n_seen = 0;
+        pml_status status = eventlog_open(scratch_root, expect_next, NULL, &log, &cut, &err);
+        if (status == PML_OK) {
+            assert_true(cut > 0 && eventlog_last(log) == line - 1);
+            assert_true(line > EVENTS - 4); /* behind it nothing was synced */
+            cuts++;
+            eventlog_close(&log);
+            continue;
+        }
+        char words[32];
+        snprintf(words, sizeof words, "line %d:", line);
+        assert_int_equal(status, PML_CORRUPT);
+        assert_non_null(strstr(err.message, words));
+        char *after;
+        size_t n;
+        EXPECT_OK(pml_file_read(scratch("events.jsonl"), 1 << 20, false, &after, &n, e));
+        assert_int_equal(n, size); /* nothing was cut from it */
+        free(after);
+        refused++;
+    }
+    free(text);
+    assert_true(refused > 1500 && cuts > 0);
+}
+
+/* ---- a disk that does not take it ---- */
+
+static const int codes[] = {ENOSPC, EIO, EROFS, EDQUOT};
+
+static void clear_faults(void)
+{
+    disk_control *disk = disk_control_here();
+    disk->from = disk->to = disk->n = 0;
+    disk->half = 0;
+}
+
+static void set_faults(int64_t from, int64_t to, int code, bool half)
+{
+    disk_control *disk = disk_control_here();
+    clear_faults();
+    disk->to = to;
+    disk->code = code;
+    disk->half = half;
+    disk->from = from;
+}
+
+/* After a failed fsync what was not synced may be gone: so it is. */
+static void lose_unsynced(off_t synced)
+{
+    if (strncmp(disk_control_here()->last, "fdatasync", 9) != 0)
+        return;
+    disk_control_here()->last[0] = '\0';
+    int64_t from = disk_control_here()->from;
+    disk_control_here()->from = 0;
+    int fd = open(scratch("events.jsonl"), O_WRONLY | O_CLOEXEC);
+    off_t end = lseek(fd, 0, SEEK_END);
+    static const char zeros[8192];
+    for (off_t at = synced; at < end; at += (off_t)sizeof zeros)
+        assert_true(pwrite(fd, zeros, (size_t)(end - at < 8192 ? end - at : 8192), at) > 0);
+    close(fd);
+    disk_control_here()->from = from;
+}
+
+static off_t log_bytes(void)
+{
+    struct stat st;
+    assert_int_equal(stat(scratch("events.jsonl"), &st), 0);
+    return st.st_size;
+}
+
+/* All events through a disk that fails from the n-th operation on for `length`; whether there were
+ * so many. */
+static bool survives(int64_t n, int64_t length, int code, bool half)
+{
+    eventlog *log;
+    size_t cut, bytes;
+    int announced = 0;
+    bool failed = false;
+    off_t synced = 0;
+    unlink(scratch("events.jsonl"));
+    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
+    set_faults(n, n + length - 1, code, half);
+    for (int i = 0; i < EVENTS; i++) {
+        pml_error err = PML_ERROR_INIT;
+        put(log, i);
+        pml_status status = eventlog_flush(log, &err);
+        take_announced(log, &announced);
+        if (status == PML_OK) {
+            assert_int_equal(announced, i + 1);
+            assert_int_equal(eventlog_waiting(log, &bytes), 0);
+            if (i % 3 == 0)
+                synced = log_bytes();
+            continue;
+        }
+        failed = true;
+        assert_int_equal(status, PML_IO);
+        assert_non_null(strstr(err.message, "events.jsonl"));
+        assert_non_null(strstr(err.message, strerror(code)));
+        lose_unsynced(synced);
+        /* What has been announced is there to be read again, whatever the disk does. */
+        static char out[1 << 16];
+        size_t size;
+        int64_t next = 1;
+        while (next <= announced) {
+            EXPECT_OK(eventlog_read(log, next, out, sizeof out, &size, &next, e));
+            char begin[24];
+            int k = snprintf(begin, sizeof begin, "{\"seq\":");
+            assert_memory_equal(out, begin, (size_t)k);
+        }
+    }
+    bool reached = disk_control_here()->n >= n;
+    assert_true(half ? reached || !failed : reached == failed); /* half a write is made good */
+    clear_faults();
+    EXPECT_OK(eventlog_flush(log, e));
+    take_announced(log, &announced);
+    assert_int_equal(announced, EVENTS);
+    eventlog_close(&log);
+    log = open_log(&cut);
+    assert_int_equal(n_seen, EVENTS);
+    assert_int_equal(cut, 0);
+    eventlog_close(&log);
+    return reached;
+}
+
+static void every_operation_fails_once(void **state)
+{
+    (void)state;
+    int walked = 0;
+    for (size_t c = 0; c < sizeof codes / sizeof codes[0]; c++)
+        for (int half = 0; half < 2; half++)
+            for (int64_t n = 1; survives(n, 1, codes[c], half != 0); n++)
+                walked++;
+    assert_true(walked > 8 * EVENTS);
+    print_message("%d operations made to fail, once each\n", walked);
+}
+
+static void a_full_disk_gets_room_again(void **state)
+{
+    (void)state;
+    for (size_t c = 0; c < sizeof codes / sizeof codes[0]; c++)
+        for (int64_t n = 1; n < EVENTS; n++)
+            assert_true(survives(n, 5 + n % 17, codes[c], n % 2 == 0));
+}
+
+/* A log that cannot be opened says which file and why, and is as it was. */
+static void opening_fails_by_name(void **state)
+{
+    (void)state;
+    char *text;
+    size_t size, cut, n_after;
+    write_whole_log(&text, &size);
+    for (int64_t n = 1;; n++) {
+        put_file(scratch("events.jsonl"), text, size - 5); /* torn: it has to be cut */
+        set_faults(n, n, EIO, false);
+        eventlog *log = NULL;
+        pml_error err = PML_ERROR_INIT;
+        pml_status status = eventlog_open(scratch_root, ignore, NULL, &log, &cut, &err);
+        clear_faults();
+        if (status == PML_OK) {
+            eventlog_close(&log);
+            assert_true(n > 3); /* open, ftruncate and fsync have failed */
+            break;
+        }
+        assert_int_equal(status, PML_IO);
+        assert_non_null(strstr(err.message, scratch_root));
+        assert_non_null(strstr(err.message, strerror(EIO)));
+        char *after;
+        EXPECT_OK(pml_file_read(scratch("events.jsonl"), 1 << 20, false, &after, &n_after, e));
+        assert_memory_equal(after, text, n_after);
+        free(after);
+    }
+    free(text);
+}
+
+static int fast_scratch(void **state)
+{
+    int failed = scratch_setup(state);
+    disk_control *disk = disk_control_here();
+    snprintf(disk->prefix, sizeof disk->prefix, "%s", scratch_root);
+    disk->lazy = 1;
+    return failed;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(torn_at_every_byte),          cmocka_unit_test(pages_out_of_order),
+        cmocka_unit_test(every_flip_is_seen),          cmocka_unit_test(every_operation_fails_once),
+        cmocka_unit_test(a_full_disk_gets_room_again), cmocka_unit_test(opening_fails_by_name),
+    };
+    return cmocka_run_group_tests(tests, fast_scratch, scratch_teardown);
+}
