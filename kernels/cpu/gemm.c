@@ -4,18 +4,71 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "simd/tile.h"
+
+/* A panel of B, PANEL_K deep, and a few rows of A share the first-level cache; a block of A,
+ * BLOCK_ROWS high, lies in the second. */
+enum { PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, MAX_PAIRS = 2 };
+enum { COMMON_FLOATS = PMLI_COMMON_BYTES / 4, WIDE = 1024 };
+_Static_assert((PANEL_K + PMLI_TILE_COLS) * BLOCK_ROWS * 4 <= PMLI_SCRATCH_BYTES, "scratch");
+
+/* Factors of a product; A's rows and B's columns are C's. */
+typedef struct pair {
+    pml_view a, b;
+    float alpha;
+    float *panels; /* of B's columns in work, or NULL */
+} pair;
+
 typedef struct gemm_job {
     pmli_form form;
-    float alpha, beta;
-    pml_view a, b, c;
-    bool by_rows;  /* pieces are rows of C, else columns */
-    int64_t piece; /* how many of them a piece has */
+    pair pairs[MAX_PAIRS];
+    int count;
+    bool add;
+    pml_view c;
+    pmli_tile_fn *tile;
+    int64_t width;         /* of a panel */
+    int64_t panels;        /* that C's columns take */
+    int64_t rows, columns; /* of C that an item has; columns in panels */
+    int64_t across;        /* items side by side */
 } gemm_job;
 
 static inline int64_t min64(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }
+
+static inline int64_t div_up(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+static inline int64_t depth(pmli_form form, const pml_view *a)
+{
+    return form == PMLI_TN ? a->rows : a->cols;
+}
+
+/* Rows of op(A) and columns of op(B), and stretches of k. */
+static pml_view rows_of(pmli_form form, pml_view a, int64_t first, int64_t n)
+{
+    return form == PMLI_TN ? pml_view_columns(a, first, n) : pmli_rows(a, first, n);
+}
+
+static pml_view columns_of(pmli_form form, pml_view b, int64_t first, int64_t n)
+{
+    return form == PMLI_NT ? pmli_rows(b, first, n) : pml_view_columns(b, first, n);
+}
+
+static pml_view stretch_of_a(pmli_form form, pml_view a, int64_t first, int64_t n)
+{
+    return form == PMLI_TN ? pmli_rows(a, first, n) : pml_view_columns(a, first, n);
+}
+
+static pml_view stretch_of_b(pmli_form form, pml_view b, int64_t first, int64_t n)
+{
+    return form == PMLI_NT ? pml_view_columns(b, first, n) : pmli_rows(b, first, n);
+}
+
+/* ---- by OpenBLAS, on one thread ---- */
 
 /* One row of C: a product of a matrix and a vector, which gemm would first pack. */
 static void gemv(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c)
@@ -29,7 +82,7 @@ static void gemv(pmli_form form, float alpha, pml_view a, pml_view b, float beta
 
 void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c)
 {
-    int64_t k = form == PMLI_TN ? a.rows : a.cols;
+    int64_t k = depth(form, &a);
     if (c.rows == 0 || c.cols == 0)
         return;
     if (c.rows == 1 && k > 0) {
@@ -41,34 +94,233 @@ void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float b
                 alpha, a.data, (int)a.ld, b.data, (int)b.ld, beta, c.data, (int)c.ld);
 }
 
-static void gemm_piece(void *arg, int64_t item, void *scratch)
+static void blas_piece(void *arg, int64_t item, void *scratch)
 {
     (void)scratch;
     const gemm_job *job = arg;
-    pml_view a = job->a, b = job->b, c = job->c;
-    int64_t first = item * job->piece;
-    if (job->by_rows) {
-        int64_t n = min64(job->piece, c.rows - first);
-        c = pmli_rows(c, first, n);
-        a = job->form == PMLI_TN ? pml_view_columns(a, first, n) : pmli_rows(a, first, n);
-    } else {
-        int64_t n = min64(job->piece, c.cols - first);
-        c = pml_view_columns(c, first, n);
-        b = job->form == PMLI_NT ? pmli_rows(b, first, n) : pml_view_columns(b, first, n);
+    bool by_rows = job->c.rows >= job->c.cols;
+    int64_t step = by_rows ? job->rows : job->columns, first = item * step;
+    int64_t n = min64(step, (by_rows ? job->c.rows : job->c.cols) - first);
+    pml_view c = by_rows ? pmli_rows(job->c, first, n) : pml_view_columns(job->c, first, n);
+    for (int i = 0; i < job->count; i++) {
+        const pair *p = &job->pairs[i];
+        pml_view a = by_rows ? rows_of(job->form, p->a, first, n) : p->a;
+        pml_view b = by_rows ? p->b : columns_of(job->form, p->b, first, n);
+        pmli_gemm_here(job->form, p->alpha, a, b, job->add || i > 0 ? 1 : 0, c);
     }
-    pmli_gemm_here(job->form, job->alpha, a, b, job->beta, c);
+}
+
+/* The longer side is cut, so that a piece stays near square and packs little. */
+static void by_blas(pmli_pool *pool, gemm_job *job)
+{
+    int64_t threads = pmli_pool_threads(pool);
+    job->rows = div_up(job->c.rows, threads);
+    job->columns = div_up(div_up(job->c.cols, threads), PMLI_TILE_COLS) * PMLI_TILE_COLS;
+    if (job->c.rows >= job->c.cols && job->rows > 0)
+        pmli_pool_run(pool, div_up(job->c.rows, job->rows), blas_piece, job);
+    else if (job->columns > 0)
+        pmli_pool_run(pool, div_up(job->c.cols, job->columns), blas_piece, job);
+}
+
+/* ---- by panels ---- */
+
+/* Panel: k rows of `width` floats. Of B[n,k] it is a transpose, 16 columns of which are a line. */
+static void pack_transposed(const pml_view *b, float alpha, int64_t width, float *panel)
+{
+    enum { LINE = 16 };
+    for (int64_t l = 0; l < b->cols; l += LINE) {
+        int64_t n = min64(LINE, b->cols - l);
+        for (int64_t j = 0; j < b->rows; j++) {
+            const float *row = (const float *)b->data + j * b->ld + l;
+            for (int64_t i = 0; i < n; i++)
+                panel[(l + i) * width + j] = alpha * row[i];
+        }
+    }
+}
+
+static void pack_straight(const pml_view *b, float alpha, int64_t width, float *panel)
+{
+    for (int64_t l = 0; l < b->rows; l++) {
+        const float *row = (const float *)b->data + l * b->ld;
+        for (int64_t j = 0; j < b->cols; j++)
+            panel[l * width + j] = alpha * row[j];
+    }
+}
+
+static void pack_item(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const gemm_job *job = arg;
+    const pair *p = &job->pairs[item / job->panels];
+    int64_t first = item % job->panels * job->width, k = depth(job->form, &p->a);
+    pml_view b = columns_of(job->form, p->b, first, min64(job->width, job->c.cols - first));
+    float *panel = p->panels + first * k;
+    if (job->form == PMLI_NT)
+        pack_transposed(&b, p->alpha, job->width, panel);
+    else
+        pack_straight(&b, p->alpha, job->width, panel);
+}
+
+/* Where the tile finds a block of A: in place, or copied where lines a large power of two apart
+ * would throw one another out of the cache. */
+typedef struct left {
+    const float *data;
+    int64_t row, col; /* floats between rows, and between steps of k */
+} left;
+
+static left take_block(pmli_form form, const pml_view *a, float *room)
+{
+    enum {
+        SAME_SET = 1024
+    }; /* floats: lines this far apart share a set of the first-level cache */
+    if (form != PMLI_TN && a->ld % SAME_SET != 0)
+        return (left){a->data, a->ld, 1};
+    int64_t ld = a->cols + (form == PMLI_TN ? 0 : PMLI_TILE_COLS);
+    for (int64_t i = 0; i < a->rows; i++)
+        memcpy(room + i * ld, (const float *)a->data + i * a->ld, (size_t)a->cols * sizeof(float));
+    return form == PMLI_TN ? (left){room, 1, ld} : (left){room, ld, 1};
+}
+
+/* One block of C's rows through one pair, k in stretches. */
+static void block_rows(const gemm_job *job, const pair *p, bool add, int64_t row, int64_t rows,
+                       int64_t first, int64_t last, float *room)
+{
+    int64_t k = depth(job->form, &p->a), step = div_up(k, div_up(k, PANEL_K));
+    pml_view rows_a = rows_of(job->form, p->a, row, rows);
+    for (int64_t l = 0; l < k; l += step) {
+        int64_t n = min64(step, k - l);
+        pml_view a = stretch_of_a(job->form, rows_a, l, n);
+        left at = take_block(job->form, &a, room);
+        for (int64_t panel = first; panel < last; panel++) {
+            int64_t col = panel * job->width;
+            float *c = (float *)job->c.data + row * job->c.ld + col;
+            job->tile(rows, min64(job->width, job->c.cols - col), n, at.data, at.row, at.col,
+                      p->panels + col * k + l * job->width, job->width, c, job->c.ld, add || l > 0);
+        }
+    }
+}
+
+static void block_item(void *arg, int64_t item, void *scratch)
+{
+    const gemm_job *job = arg;
+    int64_t row = item / job->across * job->rows, first = item % job->across * job->columns;
+    int64_t end = min64(row + job->rows, job->c.rows);
+    int64_t last = min64(first + job->columns, job->panels);
+    for (int64_t rows; row < end; row += rows) {
+        rows = min64(BLOCK_ROWS, end - row);
+        for (int i = 0; i < job->count; i++)
+            block_rows(job, &job->pairs[i], job->add || i > 0, row, rows, first, last, scratch);
+    }
+}
+
+/* Cut C so that no thread gets much more than its share, and that the items read little of A and B
+ * together: a float read costs about as much as READ multiplications. */
+static void cut(gemm_job *job, int64_t threads)
+{
+    enum { READ = 8, STEP = 4 };
+    int64_t best = INT64_MAX;
+    for (int64_t across = 1; across <= min64(threads, job->panels); across++) {
+        int64_t columns = div_up(job->panels, across);
+        int64_t rows = div_up(div_up(job->c.rows, div_up(threads, across)), STEP) * STEP;
+        int64_t items = div_up(job->c.rows, rows) * div_up(job->panels, columns);
+        int64_t wide = columns * job->width;
+        int64_t cost = div_up(items, threads) * (rows * wide + READ * (rows + wide));
+        if (cost < best) {
+            best = cost;
+            job->rows = rows;
+            job->columns = columns;
+            job->across = div_up(job->panels, columns);
+        }
+    }
+}
+
+/* One chunk, whose panels fit the pool's common memory. */
+static void run_chunk(pmli_pool *pool, gemm_job *job)
+{
+    float *at = pmli_pool_common(pool);
+    job->panels = div_up(job->c.cols, job->width);
+    for (int i = 0; i < job->count; i++) {
+        job->pairs[i].panels = at;
+        at += job->panels * job->width * depth(job->form, &job->pairs[i].a);
+    }
+    cut(job, pmli_pool_threads(pool));
+    pmli_pool_run(pool, job->panels * job->count, pack_item, job);
+    pmli_pool_run(pool, div_up(job->c.rows, job->rows) * job->across, block_item, job);
+}
+
+/* All of k, in chunks of what fits `most` floats of depth; a chunk takes the end of one pair and
+ * the beginning of the next. */
+static void run_columns(pmli_pool *pool, const gemm_job *whole, int64_t most)
+{
+    gemm_job job = *whole;
+    int64_t done = 0, room = most;
+    job.count = 0;
+    for (int i = 0; i < whole->count; done = 0, i++) {
+        const pair *p = &whole->pairs[i];
+        for (int64_t k = depth(whole->form, &p->a), n; done < k; done += n) {
+            if (room < min64(k - done, PANEL_K)) {
+                run_chunk(pool, &job);
+                job.add = true;
+                job.count = 0;
+                room = most;
+            }
+            n = min64(k - done, room);
+            job.pairs[job.count++] =
+                (pair){stretch_of_a(whole->form, p->a, done, n),
+                       stretch_of_b(whole->form, p->b, done, n), p->alpha, NULL};
+            room -= n;
+        }
+    }
+    if (job.count > 0)
+        run_chunk(pool, &job);
+}
+
+static gemm_job columns_job(const gemm_job *whole, int64_t first, int64_t n)
+{
+    gemm_job job = *whole;
+    job.c = pml_view_columns(job.c, first, n);
+    for (int i = 0; i < job.count; i++)
+        job.pairs[i].b = columns_of(job.form, job.pairs[i].b, first, n);
+    return job;
+}
+
+static void multiply(pmli_pool *pool, gemm_job *job)
+{
+    int64_t deep = 0, cols = job->c.cols, tiled = cols / PMLI_TILE_COLS * PMLI_TILE_COLS;
+    for (int i = 0; i < job->count; i++)
+        deep += depth(job->form, &job->pairs[i].a);
+    job->width = pmli_tile_width();
+    if (job->c.rows < FEW_ROWS || deep == 0 || job->width == 0)
+        tiled = 0;
+    if (tiled > 0) {
+        job->tile = pmli_tile_pick();
+        int64_t most = deep > WIDE ? WIDE : COMMON_FLOATS / deep / job->width * job->width;
+        for (int64_t first = 0, n; first < tiled; first += n) {
+            n = min64(most, tiled - first);
+            gemm_job part = columns_job(job, first, n);
+            run_columns(pool, &part, COMMON_FLOATS / (div_up(n, job->width) * job->width));
+        }
+    }
+    if (tiled < cols) {
+        gemm_job rest = columns_job(job, tiled, cols - tiled);
+        by_blas(pool, &rest);
+    }
 }
 
 void pmli_gemm(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b, float beta,
                pml_view c)
 {
-    /* The longer side is cut, so that a piece stays near square and packs little. Multiples of 48
-     * are whole register tiles in all of OpenBLAS' kernels (16x4, 8x8, 6x16). */
-    gemm_job job = {form, alpha, beta, a, b, c, c.rows >= c.cols, 0};
-    int64_t length = job.by_rows ? c.rows : c.cols;
-    int64_t threads = pmli_pool_threads(pool);
-    job.piece = (length + threads - 1) / threads;
-    job.piece = (job.piece + 47) / 48 * 48;
-    if (job.piece > 0)
-        pmli_pool_run(pool, (length + job.piece - 1) / job.piece, gemm_piece, &job);
+    gemm_job job = {.form = form, .pairs = {{a, b, alpha, NULL}}, .count = 1, .c = c};
+    job.add = beta != 0;
+    multiply(pool, &job);
+}
+
+void pmli_gemm_pair(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b,
+                    pml_view a2, pml_view b2, float beta, pml_view c)
+{
+    gemm_job job = {.form = form, .count = 2, .c = c};
+    job.pairs[0] = (pair){a, b, alpha, NULL};
+    job.pairs[1] = (pair){a2, b2, 1, NULL};
+    job.add = beta != 0;
+    multiply(pool, &job);
 }

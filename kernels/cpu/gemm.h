@@ -1,5 +1,9 @@
-/* Matrix products over the pool: C = alpha op(A) op(B) + beta C, by OpenBLAS' single-threaded sgemm
- * on pieces of C. The pieces depend on the shape and the number of threads only. */
+/* Matrix products over the pool: C = alpha op(A) op(B) + beta C, beta being 0 or 1.
+ *
+ * B is copied once into panels as wide as the register tile (simd/tile.h), which all threads read;
+ * each thread takes a block of C. There each element is summed over k in the same order however the
+ * work is cut. Few rows, columns beyond a multiple of 16, and machines without AVX2 are OpenBLAS'.
+ */
 #ifndef PMLI_CPU_GEMM_H
 #define PMLI_CPU_GEMM_H
 
@@ -15,6 +19,11 @@ typedef enum pmli_form {
 /* All F32, shapes checked by the op. With beta = 0 C is not read. */
 void pmli_gemm(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b, float beta,
                pml_view c);
+
+/* C = alpha op(A) op(B) + op(A2) op(B2) + beta C: what an adapter adds to a layer, while the block
+ * of C is still in the cache. */
+void pmli_gemm_pair(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b,
+                    pml_view a2, pml_view b2, float beta, pml_view c);
 
 /* The same on the calling thread, for use inside a task. */
 void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c);

@@ -15,21 +15,27 @@
  * than anything a person or another process would notice. */
 enum { SPINS = 2000 };
 
+/* A thread's share of a job: items [next, end), of which the others may take some, too. */
+typedef struct share {
+    _Alignas(64) _Atomic int64_t next;
+    int64_t end;
+} share;
+
 struct pmli_pool {
     int threads;
     pthread_t *handles; /* threads - 1 of them started */
     int started;
     unsigned char *scratch; /* threads blocks of PMLI_SCRATCH_BYTES */
+    unsigned char *common;  /* PMLI_COMMON_BYTES */
 
     /* The job, written by the caller before `job` is raised. */
     pmli_task *task;
     void *arg;
-    int64_t items;
+    share *shares; /* one a thread */
 
     _Alignas(64) _Atomic uint32_t job; /* futex: number of the current job */
     _Atomic uint32_t sleepers;
     _Atomic bool stop;
-    _Alignas(64) _Atomic int64_t next;
     _Alignas(64) _Atomic uint32_t running; /* futex: helpers that have not finished the job */
     _Atomic uint32_t caller_sleeps;
 };
@@ -59,11 +65,13 @@ static inline void relax(void)
 static void work(pmli_pool *pool, int index)
 {
     void *scratch = pool->scratch + (size_t)index * PMLI_SCRATCH_BYTES;
-    for (;;) {
-        int64_t item = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (item >= pool->items)
-            return;
-        pool->task(pool->arg, item, scratch);
+    for (int i = 0; i < pool->threads; i++) {
+        share *from = &pool->shares[(index + i) % pool->threads];
+        while (atomic_load_explicit(&from->next, memory_order_relaxed) < from->end) {
+            int64_t item = atomic_fetch_add_explicit(&from->next, 1, memory_order_relaxed);
+            if (item < from->end)
+                pool->task(pool->arg, item, scratch);
+        }
     }
 }
 
@@ -132,8 +140,11 @@ void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
     }
     pool->task = task;
     pool->arg = arg;
-    pool->items = items;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    for (int i = 0; i < pool->threads; i++) {
+        share *own = &pool->shares[i];
+        atomic_store_explicit(&own->next, items * i / pool->threads, memory_order_relaxed);
+        own->end = items * (i + 1) / pool->threads;
+    }
     atomic_store_explicit(&pool->running, (uint32_t)pool->threads - 1, memory_order_relaxed);
     raise_job(pool);
     work(pool, 0);
@@ -177,8 +188,11 @@ pml_status pmli_pool_new(int threads, pmli_pool **out, pml_error *err)
     pool->threads = threads;
     pool->handles = calloc((size_t)threads, sizeof *pool->handles);
     pool->scratch = aligned_alloc(64, (size_t)threads * PMLI_SCRATCH_BYTES);
+    pool->common = aligned_alloc(64, PMLI_COMMON_BYTES);
+    pool->shares = aligned_alloc(64, (size_t)threads * sizeof *pool->shares);
     pml_status status = PML_OK;
-    if (pool->handles == NULL || pool->scratch == NULL)
+    if (pool->handles == NULL || pool->scratch == NULL || pool->common == NULL ||
+        pool->shares == NULL)
         status = PML_FAIL(err, PML_NO_MEMORY, "no memory for %d threads' scratch", threads);
     else
         status = start_helpers(pool, err);
@@ -199,8 +213,15 @@ void pmli_pool_destroy(pmli_pool **out)
     for (int i = 0; i < pool->started; i++)
         pthread_join(pool->handles[i], NULL);
     free(pool->handles);
+    free(pool->shares);
+    free(pool->common);
     free(pool->scratch);
     free(pool);
+}
+
+void *pmli_pool_common(pmli_pool *pool)
+{
+    return pool->common;
 }
 
 int pmli_pool_threads(const pmli_pool *pool)

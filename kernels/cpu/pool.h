@@ -1,8 +1,10 @@
 /* Thread pool of a CPU device.
  *
- * A job is `items` independent pieces of work; threads take the next piece from a counter. Which
- * thread computes a piece is a matter of timing, what the piece computes is not: so callers cut
- * work into pieces by shapes (and thread count) alone, and every piece writes memory of its own.
+ * A job is `items` independent pieces of work. A thread first takes its own share of them, the same
+ * stretch in every job, so that rows which one op left in its cache are there for the next op; then
+ * it helps the others. Which thread computes a piece is so a matter of timing, what the piece
+ * computes is not: callers cut work into pieces by shapes (and thread count) alone, and every piece
+ * writes memory of its own.
  * Between jobs threads spin for a few microseconds, then sleep on a futex. */
 #ifndef PMLI_CPU_POOL_H
 #define PMLI_CPU_POOL_H
@@ -18,12 +20,15 @@ typedef struct pmli_pool pmli_pool;
  * content undefined. */
 typedef void pmli_task(void *arg, int64_t item, void *scratch);
 
-enum { PMLI_SCRATCH_BYTES = 1 << 20 };
+enum { PMLI_SCRATCH_BYTES = 1 << 20, PMLI_COMMON_BYTES = 4 << 20 };
 
 /* threads >= 1, the caller of pmli_pool_run being one of them. */
 pml_status pmli_pool_new(int threads, pmli_pool **pool, pml_error *err);
 void pmli_pool_destroy(pmli_pool **pool);
 int pmli_pool_threads(const pmli_pool *pool);
+
+/* PMLI_COMMON_BYTES for what all threads of one op share, 64-byte aligned, content undefined. */
+void *pmli_pool_common(pmli_pool *pool);
 
 /* Run every item, return when all are done. One caller at a time; not from within a task. */
 void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg);

@@ -129,7 +129,8 @@ static void bench_linear(const char *name, int parts, int n0, int n1, int n2, in
     f.linear.u = floats(TOKENS, (int64_t)parts * RANK);
     f.linear.lora_parts = (1U << parts) - 1;
     f.linear.rank = RANK;
-    f.linear.lora_scale = 1;
+    for (int i = 0; i < PML_LINEAR_MAX_PARTS; i++)
+        f.linear.lora_scale[i] = 1;
     snprintf(what, sizeof what, "linear+lora %s", name);
     measure(what, PML_OP_linear, f, product + low_rank, 0, 0, LAYERS);
     b.linear_bwd.dw = (pml_view){0};
@@ -140,7 +141,7 @@ static void bench_linear(const char *name, int parts, int n0, int n1, int n2, in
     b.linear_bwd.db = floats(n, RANK);
     b.linear_bwd.lora_parts = f.linear.lora_parts;
     b.linear_bwd.rank = RANK;
-    b.linear_bwd.lora_scale = 1;
+    memcpy(b.linear_bwd.lora_scale, f.linear.lora_scale, sizeof f.linear.lora_scale);
     snprintf(what, sizeof what, "linear_bwd+lora %s", name);
     measure(what, PML_OP_linear_bwd, b, product + 2 * low_rank, 0, 0, LAYERS);
 }

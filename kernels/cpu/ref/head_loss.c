@@ -58,32 +58,59 @@ PMLI_CLONES static float cross_entropy(float *logits, int64_t n, int32_t label, 
     return logf(sum) + (top - at_label);
 }
 
-/* A few rows from gathering x to scattering dx, while they are in this core's cache. */
-static void head_rows(void *arg, int64_t item, void *scratch)
+static void gather_piece(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const head_chunk *k = arg;
+    int64_t hidden = k->x.cols, last = pmli_min((item + 1) * k->piece, k->count);
+    const int32_t *rows = k->a->rows.data;
+    for (int64_t i = item * k->piece; i < last; i++)
+        memcpy((float *)k->x.data + i * hidden,
+               (const float *)k->a->x.data + rows[k->slots[i]] * k->a->x.ld,
+               (size_t)hidden * sizeof(float));
+}
+
+static void loss_piece(void *arg, int64_t item, void *scratch)
 {
     (void)scratch;
     const head_chunk *k = arg;
     const pml_head_loss_args *a = k->a;
-    int64_t first = item * k->piece, n = pmli_min(k->piece, k->count - first), hidden = a->x.cols;
-    const int32_t *rows = a->rows.data, *labels = a->labels.data;
-    pml_view logits = pmli_rows(k->logits, first, n), x = pmli_rows(k->x, first, n);
-    const int32_t *slots = k->slots + first;
-
-    for (int64_t i = 0; i < n; i++)
-        memcpy((float *)x.data + i * hidden, (const float *)a->x.data + rows[slots[i]] * a->x.ld,
-               (size_t)hidden * sizeof(float));
-    pmli_gemm_here(PMLI_NT, 1, x, a->w, 0, logits);
+    const int32_t *labels = a->labels.data;
     bool grad = a->dx.data != NULL || a->dw.data != NULL;
-    for (int64_t i = 0; i < n; i++)
-        ((float *)a->loss.data)[slots[i]] = cross_entropy(
-            (float *)logits.data + i * logits.ld, logits.cols, labels[slots[i]], grad, k->scale);
-    if (a->dx.data == NULL)
-        return;
-    pml_view dx = pmli_rows(k->dx, first, n);
-    pmli_gemm_here(PMLI_NN, 1, logits, a->w, 0, dx);
-    for (int64_t i = 0; i < n; i++)
-        memcpy((float *)a->dx.data + rows[slots[i]] * a->dx.ld, (float *)dx.data + i * hidden,
-               (size_t)hidden * sizeof(float));
+    int64_t last = pmli_min((item + 1) * k->piece, k->count);
+    for (int64_t i = item * k->piece; i < last; i++)
+        ((float *)a->loss.data)[k->slots[i]] =
+            cross_entropy((float *)k->logits.data + i * k->logits.ld, k->logits.cols,
+                          labels[k->slots[i]], grad, k->scale);
+}
+
+static void scatter_piece(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const head_chunk *k = arg;
+    int64_t hidden = k->x.cols, last = pmli_min((item + 1) * k->piece, k->count);
+    const int32_t *rows = k->a->rows.data;
+    for (int64_t i = item * k->piece; i < last; i++)
+        memcpy((float *)k->a->dx.data + rows[k->slots[i]] * k->a->dx.ld,
+               (const float *)k->dx.data + i * hidden, (size_t)hidden * sizeof(float));
+}
+
+/* The rows in work from x to loss, and to dx and dw where those are wanted. */
+static void run_chunk(pmli_pool *pool, head_chunk *k)
+{
+    const pml_head_loss_args *a = k->a;
+    k->piece = pmli_div_up(k->count, pmli_pool_threads(pool));
+    int64_t pieces = pmli_div_up(k->count, k->piece);
+    pml_view logits = pmli_rows(k->logits, 0, k->count), x = pmli_rows(k->x, 0, k->count);
+    pmli_pool_run(pool, pieces, gather_piece, k);
+    pmli_gemm(pool, PMLI_NT, 1, x, a->w, 0, logits);
+    pmli_pool_run(pool, pieces, loss_piece, k);
+    if (a->dx.data != NULL) {
+        pmli_gemm(pool, PMLI_NN, 1, logits, a->w, 0, pmli_rows(k->dx, 0, k->count));
+        pmli_pool_run(pool, pieces, scatter_piece, k);
+    }
+    if (a->dw.data != NULL)
+        pmli_gemm(pool, PMLI_TN, 1, logits, x, 1, a->dw);
 }
 
 /* Fill slots with the next labelled rows from `from` on; returns where the chunk after begins. */
@@ -151,11 +178,7 @@ pml_status pmli_cpu_head_loss(pml_queue *queue, const pml_head_loss_args *a, pml
         from = next_chunk(a, from, most, &k);
         if (k.count == 0)
             continue;
-        k.piece = pmli_div_up(k.count, pmli_pool_threads(pool));
-        pmli_pool_run(pool, pmli_div_up(k.count, k.piece), head_rows, &k);
-        if (a->dw.data != NULL)
-            pmli_gemm(pool, PMLI_TN, 1, pmli_rows(k.logits, 0, k.count), pmli_rows(k.x, 0, k.count),
-                      1, a->dw);
+        run_chunk(pool, &k);
     }
     return PML_OK;
 }

@@ -30,7 +30,9 @@ static void bias_piece(void *arg, int64_t item, void *scratch)
         memcpy((float *)a->y.data + t * a->y.ld, a->bias.data, (size_t)a->y.cols * sizeof(float));
 }
 
-static void lora_branch(pmli_pool *pool, const pml_linear_args *a, const pmli_lora *lora)
+/* u of every adapter; where it lies is returned. */
+static pml_view lora_inputs(pmli_pool *pool, const pml_linear_args *a, const pmli_lora *lora,
+                            const pmli_adapter *adapters, int count)
 {
     int64_t rows = a->x.rows;
     float *ws = a->ws.data;
@@ -39,23 +41,41 @@ static void lora_branch(pmli_pool *pool, const pml_linear_args *a, const pmli_lo
         u = pml_matrix(ws, rows, pmli_lora_width(lora), PML_F32);
         ws += floats(u.rows, u.cols);
     }
-    pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
-    int count = pmli_adapters(lora, adapters);
-    bool at_once = lora->dropout == 0 && pmli_one_scale(lora, adapters, count);
-    if (at_once)
+    if (lora->dropout == 0 && pmli_one_scale(lora, adapters, count)) {
         pmli_gemm(pool, PMLI_NT, lora->scale[adapters[0].part], a->x, a->a, 0, u);
+        return u;
+    }
     for (int i = 0; i < count; i++) {
         const pmli_adapter *at = &adapters[i];
-        pml_view part_u = pml_view_columns(u, at->u_col, lora->rank), in = a->x;
+        pml_view in = a->x;
         if (lora->dropout > 0) {
             in = pml_matrix(ws, rows, a->x.cols, PML_F32);
             pmli_lora_mask(pool, lora, at->part, &a->rng, &a->places, a->x, false, in);
         }
-        if (!at_once)
-            pmli_gemm(pool, PMLI_NT, lora->scale[at->part], in,
-                      pmli_rows(a->a, at->u_col, lora->rank), 0, part_u);
-        pmli_gemm(pool, PMLI_NT, 1, part_u, pmli_rows(a->b, at->b_row, at->cols), 1,
-                  pml_view_columns(a->y, at->y_col, at->cols));
+        pmli_gemm(pool, PMLI_NT, lora->scale[at->part], in, pmli_rows(a->a, at->u_col, lora->rank),
+                  0, pml_view_columns(u, at->u_col, lora->rank));
+    }
+    return u;
+}
+
+/* Each part with its adapter in one product; y is then written once. */
+static void lora_parts(pmli_pool *pool, const pml_linear_args *a, const pmli_lora *lora, float beta)
+{
+    pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
+    int count = pmli_adapters(lora, adapters);
+    pml_view u = lora_inputs(pool, a, lora, adapters, count);
+    int64_t col = 0;
+    for (int part = 0, next = 0; part < lora->parts; part++) {
+        int64_t cols = lora->part_cols[part];
+        pml_view w = pmli_rows(a->w, col, cols), y = pml_view_columns(a->y, col, cols);
+        if (next < count && adapters[next].part == part) {
+            const pmli_adapter *at = &adapters[next++];
+            pmli_gemm_pair(pool, PMLI_NT, 1, a->x, w, pml_view_columns(u, at->u_col, lora->rank),
+                           pmli_rows(a->b, at->b_row, cols), beta, y);
+        } else {
+            pmli_gemm(pool, PMLI_NT, 1, a->x, w, beta, y);
+        }
+        col += cols;
     }
 }
 
@@ -81,8 +101,10 @@ pml_status pmli_cpu_linear(pml_queue *queue, const pml_linear_args *a, pml_error
     if (a->bias.data != NULL)
         pmli_pool_run(pool, pmli_div_up(a->y.rows, pmli_piece_rows(a->y.cols)), bias_piece,
                       (void *)a);
-    pmli_gemm(pool, PMLI_NT, 1, a->x, a->w, a->bias.data != NULL ? 1 : 0, a->y);
+    float beta = a->bias.data != NULL ? 1 : 0;
     if (a->lora_parts != 0)
-        lora_branch(pool, a, &lora);
+        lora_parts(pool, a, &lora, beta);
+    else
+        pmli_gemm(pool, PMLI_NT, 1, a->x, a->w, beta, a->y);
     return PML_OK;
 }

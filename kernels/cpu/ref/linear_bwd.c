@@ -44,18 +44,20 @@ static void bias_piece(void *arg, int64_t item, void *scratch)
     bias_columns(&a->dy, first, pmli_min(BIAS_COLUMNS, a->dy.cols - first), a->dbias.data);
 }
 
-/* The adapter's share of dx, and da. x reached the branch through the dropout mask, when there is
+/* dx, and da. x reached the branch through the dropout mask, when there is
  * one, and so does the gradient on its way back. */
 static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pmli_lora *lora,
                          pml_view v, const pmli_adapter *adapters, int count)
 {
     if (lora->dropout == 0) {
         if (a->dx.data != NULL)
-            pmli_gemm(pool, PMLI_NN, 1, v, a->a, 1, a->dx);
+            pmli_gemm_pair(pool, PMLI_NN, 1, a->dy, a->w, v, a->a, 0, a->dx);
         if (a->da.data != NULL)
             pmli_gemm(pool, PMLI_TN, 1, v, a->x, 1, a->da);
         return;
     }
+    if (a->dx.data != NULL)
+        pmli_gemm(pool, PMLI_NN, 1, a->dy, a->w, 0, a->dx);
     pml_view masked =
         pml_matrix((float *)a->ws.data + floats(v.rows, v.cols), a->x.rows, a->x.cols, PML_F32);
     for (int i = 0; i < count; i++) {
@@ -133,13 +135,13 @@ pml_status pmli_cpu_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, p
     if (status != PML_OK || a->x.rows == 0)
         return status;
     pmli_pool *pool = pmli_pool_of(queue);
-    if (a->dx.data != NULL)
+    if (a->lora_parts != 0)
+        lora_branch(pool, a, &lora);
+    else if (a->dx.data != NULL)
         pmli_gemm(pool, PMLI_NN, 1, a->dy, a->w, 0, a->dx);
     if (a->dw.data != NULL)
         pmli_gemm(pool, PMLI_TN, 1, a->dy, a->x, 1, a->dw);
     if (a->dbias.data != NULL)
         pmli_pool_run(pool, pmli_div_up(a->dy.cols, BIAS_COLUMNS), bias_piece, (void *)a);
-    if (a->lora_parts != 0)
-        lora_branch(pool, a, &lora);
     return PML_OK;
 }

@@ -16,7 +16,7 @@
 #define TILE(name)  avx512_##name
 #define TILE_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
 #define TILE_LANES  16
-#define TILE_ROWS   12
+#define TILE_ROWS   14
 #include "tile_body.h"
 
 /* The levels that PMLI_CLONES names: x86-64-v4 and x86-64-v3. */
@@ -39,6 +39,12 @@ pmli_tile_fn *pmli_tile_pick(void)
     return has_avx512() ? avx512_product : has_avx2() ? avx2_product : plain_product;
 }
 
+int pmli_tile_width(void)
+{
+    __builtin_cpu_init();
+    return has_avx512() ? 32 : has_avx2() ? 16 : 0;
+}
+
 const char *pmli_instructions(void)
 {
     __builtin_cpu_init();
@@ -48,6 +54,11 @@ const char *pmli_instructions(void)
 pmli_tile_fn *pmli_tile_pick(void)
 {
     return plain_product;
+}
+
+int pmli_tile_width(void)
+{
+    return 0;
 }
 
 const char *pmli_instructions(void)

@@ -21,6 +21,11 @@ TILE(block)(const int rows, const int vecs, int64_t k, const float *a, int64_t r
 #pragma GCC unroll 2
         for (int j = 0; j < vecs; j++)
             sum[i][j] = (TILE(vec)){0};
+    /* A base for every four rows leaves all addresses in registers: base, row and 3 row. */
+    const float *base[(TILE_ROWS + 3) / 4];
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; i += 4)
+        base[i / 4] = a + i * row;
     for (int64_t l = 0; l < k; l++) {
         TILE(vec) right[2];
 #pragma GCC unroll 2
@@ -28,11 +33,14 @@ TILE(block)(const int rows, const int vecs, int64_t k, const float *a, int64_t r
             right[j] = *(const TILE(vec) *)(b + l * ldb + j * TILE_LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            float left = a[i * row + l * col];
+            float left = base[i / 4][i % 4 * row];
 #pragma GCC unroll 2
             for (int j = 0; j < vecs; j++)
                 sum[i][j] += left * right[j];
         }
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; i += 4)
+            base[i / 4] += col;
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
@@ -54,6 +62,8 @@ TILE(columns)(const int vecs, int64_t m, int64_t k, const float *a, int64_t row,
     int64_t i = 0;
     for (; i + TILE_ROWS <= m; i += TILE_ROWS)
         TILE(block)(TILE_ROWS, vecs, k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, add);
+    for (; i + 4 <= m; i += 4)
+        TILE(block)(4, vecs, k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, add);
     for (; i + 2 <= m; i += 2)
         TILE(block)(2, vecs, k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, add);
     if (i < m)
