@@ -1,5 +1,6 @@
 /* Small matrix product: for the tiles of attention, where packing would cost more than the product,
- * and for blocks of large products, whose factors gemm.c has packed. C[m,n] = A[m,k] B[k,n], or += with add.
+ * and for blocks of large products, whose factors gemm.c has packed. C[m,n] = A[m,k] B[k,n], or +=
+ * with add.
  *
  *   A's element (i,l) lies at a[i*row + l*col], so A may be a transposed view;
  *   B and C have contiguous rows of n floats, ldb and ldc apart; n is a multiple of 16. */
@@ -17,8 +18,8 @@ typedef void pmli_tile_fn(int64_t m, int64_t n, int64_t k, const float *a, int64
 /* The one for this machine: AVX-512, AVX2 with FMA, or plain. */
 pmli_tile_fn *pmli_tile_pick(void);
 
-/* Columns of C that it keeps in registers, so the best width of a panel of B; 0 where the machine has
- * no vectors of ours, and OpenBLAS' own kernels are better. */
+/* Columns of C that it keeps in registers, so the best width of a panel of B; 0 where the machine
+ * has no vectors of ours, and OpenBLAS' own kernels are better. */
 int pmli_tile_width(void);
 
 /* "avx512", "avx2" or the architecture: also which clones of PMLI_CLONES functions run here. */
