@@ -1,6 +1,6 @@
 /* Client: pml_client as a Python object.
  *
- *   c = Client(connection_file)
+ *   c = Client(connection_file)              or Client(connection=text)
  *   c.send('{"type":"hello","id":"…"}')
  *   c.receive(0.5)  →  [(KIND, text), …]     waits without the GIL; [] after the time
  *   c.fileno()                               eventfd, for asyncio's add_reader
@@ -67,14 +67,34 @@ static void leave(client_object *self)
         close_now(self);
 }
 
+/* Which of the two was given; PML_INVALID when it is not one of them. */
+static pml_status open_client(client_object *self, const char *file, const char *text,
+                              Py_ssize_t size, pml_error *err)
+{
+    if ((file == NULL) == (text == NULL))
+        return PML_FAIL(err, PML_INVALID, "give a connection file, or the content of one");
+    if (file != NULL)
+        return pml_client_open(file, &self->client, err);
+    pml_connection connection;
+    pml_status status = pml_connection_parse(text, (size_t)size, &connection, err);
+    if (status != PML_OK)
+        return status;
+    status = pml_client_connect(&connection, &self->client, err);
+    pml_keypair_forget(&connection.keys);
+    return status;
+}
+
 static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"connection_file", NULL};
+    static char *names[] = {"connection_file", "connection", NULL};
     PyObject *path = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Client", names, PyUnicode_FSConverter,
-                                     &path))
+    const char *text = NULL;
+    Py_ssize_t size = 0;
+    client_object *self = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&$z#:Client", names, PyUnicode_FSConverter,
+                                     &path, &text, &size))
         return NULL;
-    client_object *self = (client_object *)PyType_GenericAlloc(type, 0);
+    self = (client_object *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         goto failed;
     self->owner = getpid();
@@ -83,20 +103,20 @@ static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         goto failed;
     Py_INCREF(self->module);
     pml_error err = PML_ERROR_INIT;
-    const char *file = PyBytes_AsString(path);
+    const char *file = path == NULL ? NULL : PyBytes_AsString(path);
     pml_status status;
     PyThreadState *gil = PyEval_SaveThread();
-    status = pml_client_open(file, &self->client, &err);
+    status = open_client(self, file, text, size, &err);
     PyEval_RestoreThread(gil);
     if (status != PML_OK) {
         pmli_raise(errors_of(self), &err);
         goto failed;
     }
-    Py_DECREF(path);
+    Py_XDECREF(path);
     return (PyObject *)self;
 failed:
     Py_XDECREF((PyObject *)self);
-    Py_DECREF(path);
+    Py_XDECREF(path);
     return NULL;
 }
 
@@ -290,8 +310,9 @@ static PyGetSetDef client_attributes[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-PyDoc_STRVAR(client_doc, "Client(connection_file)\n--\n\n"
-                         "A connection to a run's coordinator, with one I/O thread of its own.\n\n"
+PyDoc_STRVAR(client_doc, "Client(connection_file=None, *, connection=None)\n--\n\n"
+                         "A connection to a run's coordinator, with one I/O thread of its own, by\n"
+                         "a connection file or by the JSON text of one.\n\n"
                          "Returns before the handshake: 'up' or 'denied' follows in receive.");
 
 static PyType_Slot client_slots[] = {

@@ -139,11 +139,25 @@ static PyObject *workers_there(PyObject *module, PyObject *argument)
     return PyBool_FromLong(status == PML_OK);
 }
 
+PyDoc_STRVAR(keypair_doc, "keypair()\n--\n\nA new key pair in Z85: (public, secret).");
+
+static PyObject *keypair(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    pml_error err = PML_ERROR_INIT;
+    pml_keypair keys;
+    if (pml_keypair_new(&keys, &err) != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    PyObject *pair = Py_BuildValue("(ss)", keys.public_key, keys.secret_key);
+    pml_keypair_forget(&keys);
+    return pair;
+}
+
 PyMethodDef pmli_control_methods[] = {
     {"launch", (PyCFunction)(void (*)(void))launch, METH_VARARGS | METH_KEYWORDS, launch_doc},
     {"connection_file", connection_file, METH_O, connection_file_doc},
     {"runtime_folder", runtime_folder, METH_O, runtime_folder_doc},
     {"workers_there", workers_there, METH_O, workers_there_doc},
+    {"keypair", keypair, METH_NOARGS, keypair_doc},
     {"coordinator_pid", coordinator_pid, METH_O, coordinator_pid_doc},
     {NULL, NULL, 0, NULL},
 };

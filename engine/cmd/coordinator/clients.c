@@ -8,7 +8,7 @@
 #include "pml/base/clock.h"
 #include "pml/base/log.h"
 
-static void answer(coordinator *c, const pml_inbound *in, pml_message *m)
+void answer(coordinator *c, const pml_inbound *in, pml_message *m)
 {
     char *text;
     size_t size;
@@ -49,14 +49,30 @@ static void answer_welcome(coordinator *c, const pml_inbound *in, const char *id
     pml_message_set_empty(m, "workers");
     for (int r = 0; r < c->world; r++)
         pml_message_append(m, "workers", worker_record(&c->workers[r]));
-    int64_t keys, handshakes;
-    pml_hub_refusals(c->hub, &keys, &handshakes);
+    pml_refusals counts = pml_hub_refusals(c->hub);
     pml_message *refused = pml_message_new(PML_RECORD_refusals);
-    pml_message_set_int(refused, "keys", keys);
-    pml_message_set_int(refused, "handshakes", handshakes);
+    pml_message_set_int(refused, "keys", counts.keys);
+    pml_message_set_int(refused, "handshakes", counts.handshakes);
+    pml_message_set_int(refused, "connections", counts.connections);
     pml_message_set_int(refused, "messages", c->bad_messages);
     pml_message_set_int(refused, "roles", c->bad_roles);
+    pml_message_set_int(refused, "hurried", c->hurried);
     pml_message_set_part(m, "refused", refused);
+    pml_message *sharing = sharing_record(c);
+    if (sharing != NULL)
+        pml_message_set_part(m, "sharing", sharing);
+    answer(c, in, m);
+}
+
+/* What a viewer elsewhere cannot read itself. Not what only concerns this machine's disk. */
+static void answer_configuration(coordinator *c, const pml_inbound *in, const char *id)
+{
+    pml_message *run = pml_message_copy(c->run);
+    pml_message_remove(run, "prepare");
+    pml_message_remove(run, "data");
+    pml_message *m = pml_message_new(PML_ANSWER_configuration);
+    pml_message_set_string(m, "id", id);
+    pml_message_set_part(m, "run", run);
     answer(c, in, m);
 }
 
@@ -123,6 +139,14 @@ void handle_request(coordinator *c, const pml_inbound *in)
 {
     pml_error err = PML_ERROR_INIT;
     pml_message *m;
+    if (in->hurried) {
+        char id[65];
+        c->hurried++;
+        pml_message_find_id(in->text, in->size, id);
+        PML_FAIL(&err, PML_BUSY, "too many requests in too short a time; ask more slowly");
+        answer_error(c, in, id, &err);
+        return;
+    }
     if (in->size > PML_REQUEST_MAX) {
         PML_FAIL(&err, PML_INVALID, "a request has at most %d bytes, this one has %zu",
                  PML_REQUEST_MAX, in->size);
@@ -135,10 +159,12 @@ void handle_request(coordinator *c, const pml_inbound *in)
     }
     pml_message_type type = pml_message_type_of(m);
     const char *id = pml_message_string(m, "id");
-    c->last_alive = pml_clock_monotonic();
-    if (type != PML_REQUEST_alive)
+    bool allowed = (pml_message_roles(type) & in->role) != 0;
+    if (allowed)
+        c->last_alive = pml_clock_monotonic();
+    if (allowed && type != PML_REQUEST_alive)
         c->last_request = c->last_alive;
-    if ((pml_message_roles(type) & in->role) == 0) {
+    if (!allowed) {
         c->bad_roles++;
         PML_FAIL(&err, PML_DENIED, "a key of role %s may not send %s", pml_role_name(in->role),
                  pml_message_name(type));
@@ -147,6 +173,12 @@ void handle_request(coordinator *c, const pml_inbound *in)
         answer_welcome(c, in, id);
     } else if (type == PML_REQUEST_replay) {
         answer_replay(c, in, id, pml_message_int(m, "from"));
+    } else if (type == PML_REQUEST_configuration) {
+        answer_configuration(c, in, id);
+    } else if (type == PML_REQUEST_share) {
+        handle_share(c, in, m);
+    } else if (type == PML_REQUEST_unshare) {
+        handle_unshare(c, in, m);
     } else if (type != PML_REQUEST_alive) {
         answer_command(c, in, m);
     }

@@ -2,6 +2,7 @@
  *
  *   main.c      arguments, set-up, the loop, the end
  *   clients.c   requests and answers
+ *   sharing.c   keys that were given out, and the doors on a network
  *   commands.c  the one order of commands: accept → send → acknowledge → commit → applied
  *   workers.c   starting workers, their reports, their ends
  *   prepare.c   the data preparation that may run first
@@ -65,6 +66,12 @@ typedef struct command {
     char refusal[512]; /* "" = nobody refused */
 } command;
 
+/* A key that was let in by share. */
+typedef struct shared_key {
+    char public_key[PML_KEY_TEXT], name[65];
+    pml_role role;
+} shared_key;
+
 /* A set that the log holds: for recovery. */
 typedef struct tuned {
     int64_t step;
@@ -106,7 +113,12 @@ typedef struct coordinator {
     int64_t step, max_steps, timeline;
     double state_since, last_request, last_alive, beat_at;
     double grace;
-    int64_t bad_messages, bad_roles;
+    int64_t bad_messages, bad_roles, hurried;
+
+    shared_key *shared;
+    size_t n_shared;
+    char bound[136]; /* as it was asked for */
+    pml_reach reach; /* of the network doors, PML_REACH_NOBODY: closed */
 
     worker *workers;
     int world, comm; /* comm: the memfd of the collectives, -1: none */
@@ -189,6 +201,14 @@ void journal_end(coordinator *c); /* a last try */
 /* ---- clients.c ---- */
 void handle_request(coordinator *c, const pml_inbound *in);
 void answer_error(coordinator *c, const pml_inbound *in, const char *id, const pml_error *err);
+
+void answer(coordinator *c, const pml_inbound *in, pml_message *m); /* takes m */
+
+/* ---- sharing.c ---- */
+void handle_share(coordinator *c, const pml_inbound *in, const pml_message *request);
+void handle_unshare(coordinator *c, const pml_inbound *in, const pml_message *request);
+/* Record sharing; NULL while nothing listens on a network. */
+pml_message *sharing_record(const coordinator *c);
 
 /* ---- commands.c ---- */
 

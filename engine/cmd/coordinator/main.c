@@ -533,6 +533,7 @@ static void say_ready(int *fd, const pml_error *err)
 
 static void tear_down(coordinator *c)
 {
+    free(c->shared);
     commands_free(c);
     resume_free(c);
     if (c->workers != NULL)

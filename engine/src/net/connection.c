@@ -127,6 +127,18 @@ pml_status pml_connection_find(const char *run_folder, char *path, size_t capaci
                             : status;
 }
 
+pml_status pml_connection_parse(const char *text, size_t size, pml_connection *connection,
+                                pml_error *err)
+{
+    pml_message *m;
+    pml_status status = pml_message_parse_as(PML_FILE_connection, text, size, &m, err);
+    if (status != PML_OK)
+        return status;
+    fill(m, connection);
+    pml_message_destroy(&m);
+    return PML_OK;
+}
+
 pml_status pml_connection_read(const char *path, pml_connection *connection, pml_error *err)
 {
     char *text;
@@ -134,16 +146,13 @@ pml_status pml_connection_read(const char *path, pml_connection *connection, pml
     pml_status status = read_private(path, &text, &size, err);
     if (status != PML_OK)
         return status;
-    pml_message *m;
-    status = pml_message_parse_as(PML_FILE_connection, text, size, &m, err);
+    status = pml_connection_parse(text, size, connection, err);
     sodium_memzero(text, size);
     free(text);
     if (status != PML_OK) {
         pml_error_prefix(err, "%s", path);
         return status;
     }
-    fill(m, connection);
-    pml_message_destroy(&m);
     status = check_alive(path, connection, err);
     if (status != PML_OK)
         pml_keypair_forget(&connection->keys);

@@ -6,23 +6,33 @@
 #include <string.h>
 #include <zmq.h>
 
+#include "guests.h"
+#include "pml/base/clock.h"
 #include "zap.h"
 
 enum {
-    HANDSHAKE_MS = 5000,   /* a connection that says nothing does not hold a descriptor longer */
-    PUBLISH_AHEAD = 10000, /* events a slow viewer may be behind before it loses some          */
+    HANDSHAKE_MS = 5000, /* a connection that says nothing does not hold a descriptor longer */
+    EVENTS_AHEAD = 1000, /* that a slow viewer may be behind before it loses some            */
+    ANSWERS_AHEAD = 256, /* that a client may leave unread before it loses some              */
+    ORDERS_AHEAD = 10000,
+    HEARTBEAT_MS = 10000, /* a client that does not answer one is cut off */
+    HEARTBEAT_TIMEOUT_MS = 20000,
     LINGER_MS = 1000,
     SEAL_MAX = 64, /* what CURVE adds to a frame */
-    MORE_MAX = 64
+    MORE_MAX = 64,
+    REQUESTS_AT_ONCE = 256, /* before the caller may look after other things */
+    BIND_TRIES = 10         /* a port that was just closed is free in a moment */
 };
+static const double sweep_seconds = 1, bind_pause = 0.02;
 
 static const struct {
     const char *name, *domain;
-    int type;
+    int type, ahead;
+    bool clients;
 } doors[PML_DOORS] = {
-    [PML_DOOR_CONTROL] = {"ctl", PMLI_ZAP_CLIENTS, ZMQ_ROUTER},
-    [PML_DOOR_TELEMETRY] = {"pub", PMLI_ZAP_CLIENTS, ZMQ_PUB},
-    [PML_DOOR_WORKER] = {"wrk", PMLI_ZAP_WORKERS, ZMQ_ROUTER},
+    [PML_DOOR_CONTROL] = {"ctl", PMLI_ZAP_CLIENTS, ZMQ_ROUTER, ANSWERS_AHEAD, true},
+    [PML_DOOR_TELEMETRY] = {"pub", PMLI_ZAP_CLIENTS, ZMQ_XPUB, EVENTS_AHEAD, true},
+    [PML_DOOR_WORKER] = {"wrk", PMLI_ZAP_WORKERS, ZMQ_ROUTER, ORDERS_AHEAD, false},
 };
 
 struct pml_hub {
@@ -31,6 +41,10 @@ struct pml_hub {
     pml_keypair keys;
     void *sockets[PML_DOORS], *monitors[PML_DOORS];
     char endpoints[PML_DOORS][PML_ENDPOINT_MAX];
+    char network[PML_DOORS][PML_ENDPOINT_MAX];
+    pmli_guests *guests;
+    double swept_at;
+    int left; /* requests that may be received before the next wait */
     int64_t refused_keys, refused_handshakes;
 };
 
@@ -54,17 +68,19 @@ static bool guard(void *socket, const char *domain, const char *secret)
            zmq_setsockopt(socket, ZMQ_ZAP_DOMAIN, domain, strlen(domain)) == 0;
 }
 
-/* Failed handshakes arrive on an inproc pair as events. */
+/* Failed handshakes and new connections arrive on an inproc pair as events. Without a limit there:
+ * libzmq's I/O thread would wait for us at a full one. */
 static bool watch(pml_hub *hub, pml_door door)
 {
     char name[64];
     snprintf(name, sizeof name, "inproc://monitor-%s", doors[door].name);
     int events = ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
-                 ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+                 ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | (doors[door].clients ? ZMQ_EVENT_ACCEPTED : 0);
     if (zmq_socket_monitor(hub->sockets[door], name, events) != 0)
         return false;
     hub->monitors[door] = zmq_socket(hub->context, ZMQ_PAIR);
     return hub->monitors[door] != NULL && set_int(hub->monitors[door], ZMQ_LINGER, 0) &&
+           set_int(hub->monitors[door], ZMQ_RCVHWM, 0) &&
            zmq_connect(hub->monitors[door], name) == 0;
 }
 
@@ -73,11 +89,16 @@ static pml_status open_door(pml_hub *hub, pml_door door, const char *folder, pml
     void *socket = zmq_socket(hub->context, doors[door].type);
     hub->sockets[door] = socket;
     bool ok = socket != NULL && set_limits(socket) &&
+              set_int(socket, ZMQ_SNDHWM, doors[door].ahead) &&
               guard(socket, doors[door].domain, hub->keys.secret_key) && watch(hub, door);
-    if (ok && doors[door].type == ZMQ_ROUTER)
-        ok = set_int(socket, ZMQ_ROUTER_MANDATORY, 1) && set_int(socket, ZMQ_SNDHWM, PUBLISH_AHEAD);
-    else if (ok)
-        ok = set_int(socket, ZMQ_SNDHWM, PUBLISH_AHEAD);
+    if (ok && doors[door].clients)
+        ok = set_int(socket, ZMQ_HEARTBEAT_IVL, HEARTBEAT_MS) &&
+             set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS);
+    /* MANUAL: a subscription counts when we say so, which is for keys that are still on the list.
+     */
+    if (ok)
+        ok = doors[door].type == ZMQ_ROUTER ? set_int(socket, ZMQ_ROUTER_MANDATORY, 1)
+                                            : set_int(socket, ZMQ_XPUB_MANUAL, 1);
     int n =
         snprintf(hub->endpoints[door], PML_ENDPOINT_MAX, "ipc://%s/%s", folder, doors[door].name);
     if (n < 0 || n - (int)strlen("ipc://") > PML_SOCKET_PATH_MAX)
@@ -102,6 +123,8 @@ pml_status pml_hub_new(const char *folder, pml_hub **out, pml_error *err)
         status = pml_keypair_new(&hub->keys, err);
     if (status == PML_OK)
         status = pmli_zap_new(hub->context, &hub->zap, err);
+    if (status == PML_OK)
+        status = pmli_guests_new(&hub->guests, err);
     for (int door = 0; door < PML_DOORS && status == PML_OK; door++)
         status = open_door(hub, (pml_door)door, folder, err);
     if (status != PML_OK)
@@ -123,6 +146,7 @@ void pml_hub_destroy(pml_hub **out)
             zmq_close(hub->sockets[door]);
     }
     pmli_zap_destroy(&hub->zap);
+    pmli_guests_destroy(&hub->guests);
     if (hub->context != NULL)
         zmq_ctx_term(hub->context);
     pml_keypair_forget(&hub->keys);
@@ -145,20 +169,94 @@ pml_status pml_hub_allow(pml_hub *hub, const char *public_key, pml_role role, in
     return pmli_zap_allow(hub->zap, public_key, role, tag, err);
 }
 
-void pml_hub_refusals(const pml_hub *hub, int64_t *keys, int64_t *handshakes)
+bool pml_hub_knows(const pml_hub *hub, const char *public_key)
 {
-    *keys = hub->refused_keys;
-    *handshakes = hub->refused_handshakes;
+    int tag;
+    return pmli_zap_role(hub->zap, public_key, &tag) != PML_ROLE_NOBODY;
 }
 
-/* An event has two frames: its number (16 bit) with a value, and the endpoint. */
-static void count_refusals(pml_hub *hub, void *monitor)
+pml_status pml_hub_revoke(pml_hub *hub, const char *public_key, pml_error *err)
+{
+    pml_status status = pmli_zap_revoke(hub->zap, public_key, err);
+    if (status == PML_OK)
+        pmli_guests_turn_out(hub->guests, public_key);
+    return status;
+}
+
+pml_refusals pml_hub_refusals(const pml_hub *hub)
+{
+    return (pml_refusals){hub->refused_keys, hub->refused_handshakes,
+                          pmli_guests_refused(hub->guests)};
+}
+
+/* ---- the network ---- */
+
+static pml_status bind_network(pml_hub *hub, pml_door door, const pml_address *a, pml_error *err)
+{
+    void *socket = hub->sockets[door];
+    char port[16] = "*", endpoint[PML_ENDPOINT_MAX];
+    if (a->port != 0)
+        snprintf(port, sizeof port, "%ld", a->port + (door == PML_DOOR_TELEMETRY));
+    snprintf(endpoint, sizeof endpoint, a->six ? "tcp://[%s]:%s" : "tcp://%s:%s", a->host, port);
+    bool bound = set_int(socket, ZMQ_IPV6, a->six) && zmq_bind(socket, endpoint) == 0;
+    for (int i = 1; i < BIND_TRIES && !bound && zmq_errno() == EADDRINUSE; i++) {
+        pml_clock_sleep(bind_pause);
+        bound = zmq_bind(socket, endpoint) == 0;
+    }
+    size_t size = PML_ENDPOINT_MAX;
+    if (bound && zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, hub->network[door], &size) == 0)
+        return PML_OK;
+    hub->network[door][0] = '\0';
+    return PML_FAIL(err, PML_IO, "cannot listen on %s: %s", endpoint, zmq_strerror(zmq_errno()));
+}
+
+pml_status pml_hub_listen(pml_hub *hub, const char *bind, pml_reach *reach, pml_error *err)
+{
+    pml_address address;
+    pml_status status = pml_reach_parse(bind, &address, err);
+    if (status != PML_OK)
+        return status;
+    if (hub->network[PML_DOOR_CONTROL][0] != '\0')
+        return PML_FAIL(err, PML_BUSY, "it listens on %s already: end that first",
+                        hub->network[PML_DOOR_CONTROL]);
+    status = bind_network(hub, PML_DOOR_CONTROL, &address, err);
+    if (status == PML_OK)
+        status = bind_network(hub, PML_DOOR_TELEMETRY, &address, err);
+    if (status != PML_OK)
+        pml_hub_unlisten(hub);
+    else
+        *reach = address.reach;
+    return status;
+}
+
+void pml_hub_unlisten(pml_hub *hub)
+{
+    for (int door = 0; door < PML_DOORS; door++) {
+        if (hub->network[door][0] != '\0')
+            zmq_unbind(hub->sockets[door], hub->network[door]);
+        hub->network[door][0] = '\0';
+    }
+}
+
+const char *pml_hub_network(const pml_hub *hub, pml_door door)
+{
+    return hub->network[door];
+}
+
+/* ---- who comes and who is waited for ---- */
+
+/* An event has two frames: its number (16 bit) with a value (32 bit), and the endpoint. */
+static void take_news(pml_hub *hub, void *monitor, double now)
 {
     uint8_t frame[16];
     while (zmq_recv(monitor, frame, sizeof frame, ZMQ_DONTWAIT) >= 0) {
         uint16_t event;
+        uint32_t value;
         memcpy(&event, frame, sizeof event);
-        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        memcpy(&value, frame + sizeof event, sizeof value);
+        if (event == ZMQ_EVENT_ACCEPTED)
+            pmli_guests_arrived(hub->guests, (int)value, now);
+        else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
             hub->refused_keys++;
         else
             hub->refused_handshakes++;
@@ -167,25 +265,69 @@ static void count_refusals(pml_hub *hub, void *monitor)
     }
 }
 
+/* The role of a message's sender now; one whose key was revoked is shut out. */
+static pml_role sender(pml_hub *hub, zmq_msg_t *frame, bool guest, int *tag, bool *hurried)
+{
+    const char *key = zmq_msg_gets(frame, "User-Id");
+    pml_role role = pmli_zap_role(hub->zap, key, tag);
+    int fd = guest ? zmq_msg_get(frame, ZMQ_SRCFD) : -1;
+    *hurried = false;
+    if (guest && fd >= 0) {
+        *hurried = !pmli_guests_spoke(hub->guests, fd, key == NULL ? "" : key, role,
+                                      pml_clock_monotonic());
+        if (role == PML_ROLE_NOBODY)
+            pmli_guests_close(hub->guests, fd);
+    }
+    return role;
+}
+
+/* Subscriptions to everything, of keys on the list; whatever else a viewer sends here is dropped.
+ */
+static void take_subscriptions(pml_hub *hub)
+{
+    void *socket = hub->sockets[PML_DOOR_TELEMETRY];
+    for (int i = 0; i < REQUESTS_AT_ONCE; i++) {
+        zmq_msg_t frame;
+        int tag;
+        bool hurried;
+        zmq_msg_init(&frame);
+        if (zmq_msg_recv(&frame, socket, ZMQ_DONTWAIT) < 0) {
+            zmq_msg_close(&frame);
+            return;
+        }
+        pml_role role = sender(hub, &frame, true, &tag, &hurried);
+        const char *bytes = zmq_msg_data(&frame);
+        if (zmq_msg_size(&frame) == 1 && bytes[0] == 1 && role != PML_ROLE_NOBODY && !hurried)
+            zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "", 0); /* for the one that it came from */
+        zmq_msg_close(&frame);
+    }
+}
+
 pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout_ms, pml_error *err)
 {
-    zmq_pollitem_t items[2 + PML_DOORS + MORE_MAX] = {
-        {hub->sockets[PML_DOOR_CONTROL], 0, ZMQ_POLLIN, 0},
-        {hub->sockets[PML_DOOR_WORKER], 0, ZMQ_POLLIN, 0},
-    };
+    zmq_pollitem_t items[2 * PML_DOORS + MORE_MAX];
     if (n > MORE_MAX)
         return PML_FAIL(err, PML_INTERNAL, "too many descriptors to wait for");
-    for (int door = 0; door < PML_DOORS; door++)
-        items[2 + door] = (zmq_pollitem_t){hub->monitors[door], 0, ZMQ_POLLIN, 0};
+    for (int door = 0; door < PML_DOORS; door++) {
+        items[2 * door] = (zmq_pollitem_t){hub->sockets[door], 0, ZMQ_POLLIN, 0};
+        items[2 * door + 1] = (zmq_pollitem_t){hub->monitors[door], 0, ZMQ_POLLIN, 0};
+    }
     for (size_t i = 0; i < n; i++)
-        items[2 + PML_DOORS + i] = (zmq_pollitem_t){NULL, more[i].fd, ZMQ_POLLIN, 0};
-    if (zmq_poll(items, 2 + PML_DOORS + (int)n, timeout_ms) < 0 && zmq_errno() != EINTR)
+        items[2 * PML_DOORS + i] = (zmq_pollitem_t){NULL, more[i].fd, ZMQ_POLLIN, 0};
+    if (zmq_poll(items, 2 * PML_DOORS + (int)n, timeout_ms) < 0 && zmq_errno() != EINTR)
         return PML_FAIL(err, PML_INTERNAL, "cannot wait for messages: %s",
                         zmq_strerror(zmq_errno()));
     for (size_t i = 0; i < n; i++)
-        more[i].revents = items[2 + PML_DOORS + i].revents != 0 ? POLLIN : 0;
+        more[i].revents = items[2 * PML_DOORS + i].revents != 0 ? POLLIN : 0;
+    double now = pml_clock_monotonic();
     for (int door = 0; door < PML_DOORS; door++)
-        count_refusals(hub, hub->monitors[door]);
+        take_news(hub, hub->monitors[door], now);
+    if (now - hub->swept_at >= sweep_seconds) {
+        pmli_guests_sweep(hub->guests);
+        hub->swept_at = now;
+    }
+    take_subscriptions(hub);
+    hub->left = REQUESTS_AT_ONCE;
     return PML_OK;
 }
 
@@ -222,7 +364,7 @@ static pml_status receive_at(pml_hub *hub, pml_door door, pml_inbound **inbound,
     pml_inbound *in = malloc(sizeof *in + n + 1);
     if (in != NULL) {
         *in = (pml_inbound){.door = door, .peer = peer, .size = n};
-        in->role = pmli_zap_role(hub->zap, zmq_msg_gets(&frame, "User-Id"), &in->tag);
+        in->role = sender(hub, &frame, doors[door].clients, &in->tag, &in->hurried);
         memcpy(in->text, zmq_msg_data(&frame), n);
         in->text[n] = '\0';
     }
@@ -235,7 +377,10 @@ pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err)
 {
     *inbound = NULL;
     pml_status status = receive_at(hub, PML_DOOR_WORKER, inbound, err);
-    return status == PML_TIMEOUT ? receive_at(hub, PML_DOOR_CONTROL, inbound, err) : status;
+    if (status != PML_TIMEOUT || hub->left == 0)
+        return status;
+    hub->left--;
+    return receive_at(hub, PML_DOOR_CONTROL, inbound, err);
 }
 
 pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const char *text,

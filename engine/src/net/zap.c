@@ -11,7 +11,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { KEY_BYTES = 32, FRAME_MAX = 256, REQUEST_FRAMES = 7 };
+enum { KEY_BYTES = 32, FRAME_MAX = 256, REQUEST_FRAMES = 7, KEYS_MAX = 2048 };
 
 typedef struct entry {
     uint8_t key[KEY_BYTES];
@@ -179,7 +179,12 @@ pml_status pmli_zap_allow(pmli_zap *zap, const char *public_key, pml_role role, 
         return PML_FAIL(err, PML_INVALID, "a key has %d characters of Z85", PML_KEY_TEXT - 1);
     pml_status status = PML_OK;
     pthread_mutex_lock(&zap->mutex);
-    if (zap->n == zap->capacity) {
+    const entry *known = find(zap, e.key);
+    if (known != NULL && (known->role != role || known->tag != tag))
+        status = PML_FAIL(err, PML_INVALID, "this key is on the list, for another role");
+    else if (known == NULL && zap->n == KEYS_MAX)
+        status = PML_FAIL(err, PML_BUSY, "there are %d keys already: revoke some", KEYS_MAX);
+    if (status == PML_OK && known == NULL && zap->n == zap->capacity) {
         size_t capacity = zap->capacity == 0 ? 16 : 2 * zap->capacity;
         entry *larger = reallocarray(zap->entries, capacity, sizeof *larger);
         if (larger == NULL) {
@@ -189,10 +194,23 @@ pml_status pmli_zap_allow(pmli_zap *zap, const char *public_key, pml_role role, 
             zap->capacity = capacity;
         }
     }
-    if (status == PML_OK)
+    if (status == PML_OK && known == NULL)
         zap->entries[zap->n++] = e;
     pthread_mutex_unlock(&zap->mutex);
     return status;
+}
+
+pml_status pmli_zap_revoke(pmli_zap *zap, const char *public_key, pml_error *err)
+{
+    uint8_t key[KEY_BYTES];
+    if (strlen(public_key) != PML_KEY_TEXT - 1 || zmq_z85_decode(key, public_key) == NULL)
+        return PML_FAIL(err, PML_INVALID, "a key has %d characters of Z85", PML_KEY_TEXT - 1);
+    pthread_mutex_lock(&zap->mutex);
+    const entry *e = find(zap, key);
+    if (e != NULL)
+        zap->entries[e - zap->entries] = zap->entries[--zap->n];
+    pthread_mutex_unlock(&zap->mutex);
+    return e != NULL ? PML_OK : PML_FAIL(err, PML_NOT_FOUND, "there is no such key");
 }
 
 pml_role pmli_zap_role(pmli_zap *zap, const char *public_key, int *tag)

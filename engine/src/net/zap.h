@@ -14,9 +14,12 @@ typedef struct pmli_zap pmli_zap;
 pml_status pmli_zap_new(void *context, pmli_zap **zap, pml_error *err);
 void pmli_zap_destroy(pmli_zap **zap);
 
-/* Thread-safe. */
+/* Thread-safe. PML_INVALID: not a key, or on the list for another role; PML_BUSY: the list is full.
+ */
 pml_status pmli_zap_allow(pmli_zap *zap, const char *public_key, pml_role role, int tag,
                           pml_error *err);
+/* Take a key off the list; PML_NOT_FOUND. */
+pml_status pmli_zap_revoke(pmli_zap *zap, const char *public_key, pml_error *err);
 /* The role of a key in Z85; PML_ROLE_NOBODY when it is not on the list. */
 pml_role pmli_zap_role(pmli_zap *zap, const char *public_key, int *tag);
 

@@ -241,7 +241,8 @@ static void roles_are_as_promised(void **state)
             assert_true((roles & PML_ROLE_CONTROL) != 0);
             assert_int_equal((roles & PML_ROLE_VIEW) != 0,
                              type == PML_REQUEST_hello || type == PML_REQUEST_status ||
-                                 type == PML_REQUEST_replay || type == PML_REQUEST_alive);
+                                 type == PML_REQUEST_replay || type == PML_REQUEST_alive ||
+                                 type == PML_REQUEST_configuration);
             break;
         case PML_CHANNEL_REPORT:
             assert_int_equal(roles, PML_ROLE_WORKER);

@@ -82,6 +82,10 @@ pml_status pml_connection_write(const char *folder, const pml_connection *connec
  * gone (left over), which only a file of this machine (ipc) can tell. */
 pml_status pml_connection_read(const char *path, pml_connection *connection, pml_error *err);
 
+/* The content of a connection file, however it came. Whether anybody is there is not asked. */
+pml_status pml_connection_parse(const char *text, size_t size, pml_connection *connection,
+                                pml_error *err);
+
 /* The connection file of the run's coordinator; errors of pml_runtime_find. It may be a moment
  * before the file is there. */
 pml_status pml_connection_find(const char *run_folder, char *path, size_t capacity, pml_error *err);

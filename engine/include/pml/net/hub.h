@@ -1,12 +1,14 @@
 /* Hub: the coordinator's sockets, in its runtime folder.
  *
  *   ctl  ROUTER  requests of clients        keys of role control and view
- *   pub  PUB     events for clients         keys of role control and view
+ *   pub  XPUB    events for clients         keys of role control and view
  *   wrk  ROUTER  reports of workers         keys of role worker
  *
  * CURVE always; a thread answers libzmq's question (ZAP, RFC 27) whether a key may come in, from
- * the list that pml_hub_allow fills. The list is asked again at each message. All other functions
- * belong to one thread. */
+ * the list that pml_hub_allow fills. The list is asked again at each message and each subscription.
+ * Clients' connections are limited in number, their messages in size and rate, and what waits to
+ * be sent to one that does not read. Nothing listens on a network but after pml_hub_listen. All
+ * other functions belong to one thread. */
 #ifndef PML_NET_HUB_H
 #define PML_NET_HUB_H
 
@@ -14,6 +16,7 @@
 #include <stdint.h>
 
 #include "pml/net/connection.h"
+#include "pml/net/reach.h"
 
 typedef struct pml_hub pml_hub;
 
@@ -37,6 +40,7 @@ typedef struct pml_inbound {
     pml_peer peer;
     pml_role role; /* of the key, now */
     int tag;       /* as given to pml_hub_allow */
+    bool hurried;  /* sent faster than a client may: to be refused */
     size_t size;
     char text[]; /* with a NUL behind */
 } pml_inbound;
@@ -54,12 +58,28 @@ const char *pml_hub_server_key(const pml_hub *hub);
 pml_status pml_hub_allow(pml_hub *hub, const char *public_key, pml_role role, int tag,
                          pml_error *err);
 
+bool pml_hub_knows(const pml_hub *hub, const char *public_key);
+
+/* Take a key off the list. Its connections are shut down at once, and what it has sent meanwhile
+ * comes with PML_ROLE_NOBODY. PML_NOT_FOUND. */
+pml_status pml_hub_revoke(pml_hub *hub, const char *public_key, pml_error *err);
+
+/* Open the clients' doors on a network address too, "tcp://ADDRESS:PORT" (pml_reach_parse):
+ * commands at this port, events at the next one (`*`: at any two). *reach says who can connect.
+ * PML_BUSY: they are open elsewhere already; PML_IO: the address cannot be used. */
+pml_status pml_hub_listen(pml_hub *hub, const char *bind, pml_reach *reach, pml_error *err);
+/* Close them; connections that are there stay until their keys are revoked. */
+void pml_hub_unlisten(pml_hub *hub);
+/* "tcp://…" of ctl or pub, "" while they are not open. */
+const char *pml_hub_network(const pml_hub *hub, pml_door door);
+
 /* Wait until a message or one of the n descriptors (poll's events and revents) is there, or the
  * time is over, or a signal came. */
 pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout_ms,
                         pml_error *err);
 
-/* The next message of any door without waiting; the caller frees it with free(). PML_TIMEOUT: none.
+/* The next message of any door without waiting, workers' first; the caller frees it with free().
+ * PML_TIMEOUT: none, or so many clients' requests that it is time to wait again.
  * A message of several frames comes with size 0: nobody of ours sends such. */
 pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err);
 
@@ -68,7 +88,12 @@ pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const
                         size_t size, pml_error *err);
 pml_status pml_hub_publish(pml_hub *hub, const char *text, size_t size, pml_error *err);
 
-/* Handshakes turned away so far: by key, and for want of the right protocol. */
-void pml_hub_refusals(const pml_hub *hub, int64_t *keys, int64_t *handshakes);
+/* What was turned away so far: handshakes by key, for want of the right protocol, and connections
+ * because there were too many. */
+typedef struct pml_refusals {
+    int64_t keys, handshakes, connections;
+} pml_refusals;
+
+pml_refusals pml_hub_refusals(const pml_hub *hub);
 
 #endif

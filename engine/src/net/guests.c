@@ -1,0 +1,198 @@
+#include "guests.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+typedef struct guest {
+    int fd;
+    uint64_t cookie;
+    char key[PML_KEY_TEXT]; /* "" = a stranger */
+    double since, refilled_at;
+    double tokens; /* messages that it may send at once */
+} guest;
+
+struct pmli_guests {
+    guest *all; /* in the order of their arrival */
+    size_t n, most;
+    int64_t refused;
+};
+
+/* Messages a second that a connection may send for long, and at once. A notebook's panel sends one
+ * a second; a program that steers a run in a loop waits for each answer. */
+static const struct {
+    double rate, burst;
+} pace[2] = {{1000, 4000}, {100, 400}}; /* control, view */
+
+static bool cookie_of(int fd, uint64_t *cookie)
+{
+    socklen_t size = sizeof *cookie;
+    return getsockopt(fd, SOL_SOCKET, SO_COOKIE, cookie, &size) == 0;
+}
+
+static bool is_there(const guest *g)
+{
+    uint64_t cookie;
+    return cookie_of(g->fd, &cookie) && cookie == g->cookie;
+}
+
+static guest *find(pmli_guests *guests, int fd)
+{
+    for (size_t i = 0; i < guests->n; i++)
+        if (guests->all[i].fd == fd && is_there(&guests->all[i]))
+            return &guests->all[i];
+    return NULL;
+}
+
+static void forget(pmli_guests *guests, size_t i)
+{
+    guests->n--;
+    memmove(&guests->all[i], &guests->all[i + 1], (guests->n - i) * sizeof *guests->all);
+}
+
+/* The duplicate stands for the socket that the cookie is compared with, whatever libzmq does with
+ * the number in between. */
+static void shut(const guest *g)
+{
+    uint64_t cookie;
+    int fd = fcntl(g->fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0)
+        return;
+    if (cookie_of(fd, &cookie) && cookie == g->cookie)
+        shutdown(fd, SHUT_RDWR);
+    close(fd);
+}
+
+/* Connections are accepted before we hear of them, so what the system allows is asked for: a crowd
+ * must not take the descriptor with which a checkpoint is written. */
+static size_t room_for_guests(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return PMLI_GUESTS_MAX;
+    rlim_t wanted = limit.rlim_max < PMLI_WANTED ? limit.rlim_max : PMLI_WANTED;
+    if (limit.rlim_cur < wanted) {
+        struct rlimit more = {wanted, limit.rlim_max};
+        if (setrlimit(RLIMIT_NOFILE, &more) == 0)
+            limit.rlim_cur = wanted;
+    }
+    if (limit.rlim_cur >= PMLI_GUESTS_MAX + PMLI_RESERVED)
+        return PMLI_GUESTS_MAX;
+    return limit.rlim_cur > PMLI_RESERVED + 16 ? (size_t)limit.rlim_cur - PMLI_RESERVED : 16;
+}
+
+pml_status pmli_guests_new(pmli_guests **out, pml_error *err)
+{
+    size_t most = room_for_guests();
+    pmli_guests *guests = calloc(1, sizeof *guests);
+    if (guests != NULL)
+        guests->all = calloc(most, sizeof *guests->all);
+    if (guests == NULL || guests->all == NULL) {
+        free(guests);
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the list of connections");
+    }
+    guests->most = most;
+    *out = guests;
+    return PML_OK;
+}
+
+void pmli_guests_destroy(pmli_guests **out)
+{
+    if (*out != NULL)
+        free((*out)->all);
+    free(*out);
+    *out = NULL;
+}
+
+/* The oldest stranger's place, or n when everybody is known. */
+static size_t oldest_stranger(const pmli_guests *guests, size_t *strangers)
+{
+    size_t oldest = guests->n;
+    *strangers = 0;
+    for (size_t i = guests->n; i > 0; i--)
+        if (guests->all[i - 1].key[0] == '\0') {
+            oldest = i - 1;
+            ++*strangers;
+        }
+    return oldest;
+}
+
+void pmli_guests_arrived(pmli_guests *guests, int fd, double now)
+{
+    size_t strangers, most_strangers = guests->most / 2;
+    if (most_strangers > PMLI_STRANGERS_MAX)
+        most_strangers = PMLI_STRANGERS_MAX;
+    guest new = {.fd = fd, .since = now, .refilled_at = now, .tokens = pace[1].burst};
+    if (!cookie_of(fd, &new.cookie) || find(guests, fd) != NULL)
+        return; /* it has ended already; the number may be a later one's, which was told of */
+    size_t oldest = oldest_stranger(guests, &strangers);
+    if (strangers >= most_strangers || guests->n == guests->most) {
+        pmli_guests_sweep(guests);
+        oldest = oldest_stranger(guests, &strangers);
+    }
+    if (strangers >= most_strangers || guests->n == guests->most) {
+        guests->refused++;
+        if (oldest == guests->n) { /* full of those who are known: the new one goes */
+            shut(&new);
+            return;
+        }
+        shut(&guests->all[oldest]);
+        forget(guests, oldest);
+    }
+    guests->all[guests->n++] = new;
+}
+
+bool pmli_guests_spoke(pmli_guests *guests, int fd, const char *key, pml_role role, double now)
+{
+    guest *g = find(guests, fd);
+    if (g == NULL)
+        return true; /* its last words */
+    if (g->key[0] == '\0')
+        snprintf(g->key, sizeof g->key, "%s", key);
+    else if (strcmp(g->key, key) != 0)
+        return true; /* of the socket that had this number before */
+    bool view = role != PML_ROLE_CONTROL;
+    g->tokens += (now - g->refilled_at) * pace[view].rate;
+    g->tokens = g->tokens > pace[view].burst ? pace[view].burst : g->tokens;
+    g->refilled_at = now;
+    if (--g->tokens >= 0)
+        return true;
+    if (g->tokens < -pace[view].burst) /* it does not listen either */
+        shut(g);
+    return false;
+}
+
+void pmli_guests_close(pmli_guests *guests, int fd)
+{
+    guest *g = find(guests, fd);
+    if (g != NULL)
+        shut(g);
+}
+
+void pmli_guests_turn_out(pmli_guests *guests, const char *key)
+{
+    for (size_t i = 0; i < guests->n; i++)
+        if (strcmp(guests->all[i].key, key) == 0)
+            shut(&guests->all[i]);
+}
+
+void pmli_guests_sweep(pmli_guests *guests)
+{
+    for (size_t i = guests->n; i > 0; i--)
+        if (!is_there(&guests->all[i - 1]))
+            forget(guests, i - 1);
+}
+
+size_t pmli_guests_count(const pmli_guests *guests)
+{
+    return guests->n;
+}
+
+int64_t pmli_guests_refused(const pmli_guests *guests)
+{
+    return guests->refused;
+}

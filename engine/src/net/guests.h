@@ -1,0 +1,53 @@
+/* Guests: which sockets are connected at the doors of clients, and whose key each has shown.
+ *
+ * libzmq neither limits connections nor closes one by its key. It tells of each that it accepts by
+ * its descriptor, and each message says on which descriptor it came; the descriptor is libzmq's, so
+ * a socket is told from a later one of the same number by its kernel cookie, and it is shut down
+ * through a duplicate, which cannot become another socket meanwhile. libzmq sees the end of file.
+ *
+ * A connection that has not shown a key by a message is a stranger; of strangers the oldest has to
+ * go when there are too many, so that a crowd of silent ones does not keep others out. */
+#ifndef PML_NET_GUESTS_H
+#define PML_NET_GUESTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pml/net/connection.h"
+
+typedef struct pmli_guests pmli_guests;
+
+enum {
+    PMLI_GUESTS_MAX = 1024,   /* connections, of which                     */
+    PMLI_STRANGERS_MAX = 128, /* may not have sent a message yet           */
+    PMLI_RESERVED = 128,      /* descriptors that connections never take   */
+    PMLI_WANTED = 8192        /* descriptors to ask the system for         */
+};
+
+/* Raises the process's limit of descriptors up to PMLI_WANTED, where the system lets it; holds
+ * fewer than PMLI_GUESTS_MAX connections where there are not so many descriptors. */
+pml_status pmli_guests_new(pmli_guests **guests, pml_error *err);
+void pmli_guests_destroy(pmli_guests **guests);
+
+/* A connection was accepted on fd. */
+void pmli_guests_arrived(pmli_guests *guests, int fd, double now);
+
+/* A message came on fd with this key ("" = unknown) and role. False: it came too fast after others
+ * of its connection and is to be refused. A connection that goes on like that is shut down. */
+bool pmli_guests_spoke(pmli_guests *guests, int fd, const char *key, pml_role role, double now);
+
+/* Shut down what is connected on fd, if it is one of these connections. */
+void pmli_guests_close(pmli_guests *guests, int fd);
+
+/* Shut down the connections that have shown this key. */
+void pmli_guests_turn_out(pmli_guests *guests, const char *key);
+
+/* Forget the connections that have ended. */
+void pmli_guests_sweep(pmli_guests *guests);
+
+/* Connections now, and those shut down so far because there were too many. */
+size_t pmli_guests_count(const pmli_guests *guests);
+int64_t pmli_guests_refused(const pmli_guests *guests);
+
+#endif

@@ -1,0 +1,349 @@
+/* Guests of a hub: doors on a network, keys that are revoked, too many connections, too many
+ * messages, viewers that do not read. */
+#include <arpa/inet.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/net/client.h"
+#include "pml/net/hub.h"
+
+static const double patience = 20;
+
+typedef struct house {
+    char root[64];
+    pml_hub *hub;
+} house;
+
+static int set_up(void **state)
+{
+    house *h = calloc(1, sizeof *h);
+    snprintf(h->root, sizeof h->root, "/tmp/pml-test-XXXXXX");
+    assert_non_null(mkdtemp(h->root));
+    assert_int_equal(pml_hub_new(h->root, &h->hub, NULL), PML_OK);
+    *state = h;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    house *h = *state;
+    pml_hub_destroy(&h->hub);
+    pml_tree_remove("/tmp", h->root + 5, NULL);
+    free(h);
+    return 0;
+}
+
+static void listen_on_loopback(house *h)
+{
+    pml_reach reach;
+    assert_int_equal(pml_hub_listen(h->hub, "tcp://127.0.0.1:*", &reach, NULL), PML_OK);
+    assert_int_equal(reach, PML_REACH_LOOPBACK);
+}
+
+static pml_keypair a_key(house *h, pml_role role)
+{
+    pml_keypair keys;
+    assert_int_equal(pml_keypair_new(&keys, NULL), PML_OK);
+    assert_int_equal(pml_hub_allow(h->hub, keys.public_key, role, 0, NULL), PML_OK);
+    return keys;
+}
+
+static pml_client *a_client(house *h, const pml_keypair *keys, bool network)
+{
+    pml_connection c = {.pid = 1, .keys = *keys};
+    pml_client *client;
+    const char *control = network ? pml_hub_network(h->hub, PML_DOOR_CONTROL)
+                                  : pml_hub_endpoint(h->hub, PML_DOOR_CONTROL);
+    const char *telemetry = network ? pml_hub_network(h->hub, PML_DOOR_TELEMETRY)
+                                    : pml_hub_endpoint(h->hub, PML_DOOR_TELEMETRY);
+    snprintf(c.control, sizeof c.control, "%s", control);
+    snprintf(c.telemetry, sizeof c.telemetry, "%s", telemetry);
+    snprintf(c.server_key, sizeof c.server_key, "%s", pml_hub_server_key(h->hub));
+    assert_int_equal(pml_client_connect(&c, &client, NULL), PML_OK);
+    return client;
+}
+
+/* Serve until the client has a message of this kind: publishes, and answers every request with the
+ * name of the sender's role. */
+static pml_received *serve_until(house *h, pml_client *client, pml_received_kind kind)
+{
+    for (double end = pml_clock_monotonic() + patience; pml_clock_monotonic() < end;) {
+        pml_inbound *in;
+        pml_received *r;
+        assert_int_equal(pml_hub_wait(h->hub, NULL, 0, 5, NULL), PML_OK);
+        while (pml_hub_receive(h->hub, &in, NULL) == PML_OK) {
+            const char *role = pml_role_name(in->role);
+            pml_hub_send(h->hub, in->door, &in->peer, role, strlen(role), NULL);
+            free(in);
+        }
+        assert_int_equal(pml_hub_publish(h->hub, "news", 4, NULL), PML_OK);
+        while (client != NULL && pml_client_receive(client, 0, &r, NULL) == PML_OK) {
+            if (r->kind == kind)
+                return r;
+            free(r);
+        }
+    }
+    fail_msg("no message of kind %d", kind);
+    return NULL;
+}
+
+static void expect(house *h, pml_client *client, pml_received_kind kind, const char *text)
+{
+    pml_received *r = serve_until(h, client, kind);
+    if (text != NULL)
+        assert_string_equal(r->text, text);
+    free(r);
+}
+
+static int connect_to(const char *endpoint)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    a.sin_port = htons((uint16_t)atoi(strrchr(endpoint, ':') + 1));
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+static long resident_kib(void)
+{
+    long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    assert_non_null(file);
+    assert_int_equal(fscanf(file, "%*d %ld", &pages), 1);
+    fclose(file);
+    return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+static void doors_on_a_network_open_and_close(void **state)
+{
+    house *h = *state;
+    pml_reach reach;
+    pml_error err = PML_ERROR_INIT;
+    assert_string_equal(pml_hub_network(h->hub, PML_DOOR_CONTROL), "");
+    assert_int_equal(pml_hub_listen(h->hub, "tcp://203.0.113.7:5", &reach, &err), PML_IO);
+    assert_string_equal(pml_hub_network(h->hub, PML_DOOR_TELEMETRY), "");
+    for (int round = 0; round < 3; round++) {
+        listen_on_loopback(h);
+        assert_string_equal(pml_hub_network(h->hub, PML_DOOR_WORKER), "");
+        assert_int_equal(pml_hub_listen(h->hub, "tcp://127.0.0.1:*", &reach, &err), PML_BUSY);
+        pml_keypair view = a_key(h, PML_ROLE_VIEW);
+        pml_client *client = a_client(h, &view, true);
+        assert_int_equal(pml_client_send(client, "who am I", 8, NULL), PML_OK);
+        expect(h, client, PML_RECEIVED_ANSWER, "view");
+        expect(h, client, PML_RECEIVED_EVENT, "news");
+        char endpoint[PML_ENDPOINT_MAX];
+        snprintf(endpoint, sizeof endpoint, "%s", pml_hub_network(h->hub, PML_DOOR_CONTROL));
+        pml_hub_unlisten(h->hub);
+        int fd = 0;
+        for (int i = 0; i < 500 && fd >= 0; i++) {
+            fd = connect_to(endpoint);
+            if (fd >= 0)
+                close(fd);
+            pml_hub_wait(h->hub, NULL, 0, 5, NULL);
+        }
+        assert_int_equal(fd, -1);
+        pml_client_close(&client);
+    }
+    /* One port for two: the next one is that of the events. */
+    char bind[64];
+    listen_on_loopback(h);
+    int port = atoi(strrchr(pml_hub_network(h->hub, PML_DOOR_CONTROL), ':') + 1);
+    pml_hub_unlisten(h->hub);
+    snprintf(bind, sizeof bind, "tcp://127.0.0.1:%d", port);
+    assert_int_equal(pml_hub_listen(h->hub, bind, &reach, &err), PML_OK);
+    assert_string_equal(pml_hub_network(h->hub, PML_DOOR_CONTROL), bind);
+    snprintf(bind, sizeof bind, "tcp://127.0.0.1:%d", port + 1);
+    assert_string_equal(pml_hub_network(h->hub, PML_DOOR_TELEMETRY), bind);
+}
+
+/* On an established connection: it ends, nothing more is told, and the key does not come back in.
+ * The other key notices nothing. */
+static void a_revoked_key_is_out_at_once(void **state)
+{
+    house *h = *state;
+    for (int network = 0; network < 2; network++) {
+        if (network)
+            listen_on_loopback(h);
+        pml_keypair gone = a_key(h, PML_ROLE_CONTROL), stays = a_key(h, PML_ROLE_VIEW);
+        pml_client *a = a_client(h, &gone, network), *b = a_client(h, &stays, network);
+        assert_int_equal(pml_client_send(a, "x", 1, NULL), PML_OK);
+        assert_int_equal(pml_client_send(b, "x", 1, NULL), PML_OK);
+        expect(h, a, PML_RECEIVED_ANSWER, "control");
+        expect(h, b, PML_RECEIVED_ANSWER, "view");
+        expect(h, a, PML_RECEIVED_EVENT, NULL);
+        expect(h, b, PML_RECEIVED_EVENT, NULL);
+        /* What is under way when the key goes comes as nobody's. */
+        assert_int_equal(pml_client_send(a, "pause", 5, NULL), PML_OK);
+        pml_clock_sleep(0.2);
+        assert_int_equal(pml_hub_revoke(h->hub, gone.public_key, NULL), PML_OK);
+        assert_int_equal(pml_hub_revoke(h->hub, gone.public_key, NULL), PML_NOT_FOUND);
+        pml_inbound *in = NULL;
+        assert_int_equal(pml_hub_wait(h->hub, NULL, 0, 100, NULL), PML_OK);
+        while (pml_hub_receive(h->hub, &in, NULL) == PML_OK) {
+            if (strcmp(in->text, "pause") == 0)
+                assert_int_equal(in->role, PML_ROLE_NOBODY);
+            free(in);
+        }
+        expect(h, a, PML_RECEIVED_DOWN, NULL);
+        expect(h, a, PML_RECEIVED_DENIED, NULL);
+        pml_received *r;
+        for (int i = 0; i < 20; i++) { /* and no event any more */
+            assert_int_equal(pml_hub_publish(h->hub, "secret", 6, NULL), PML_OK);
+            pml_hub_wait(h->hub, NULL, 0, 5, NULL);
+            while (pml_client_receive(a, 0, &r, NULL) == PML_OK) {
+                assert_string_not_equal(r->text, "secret");
+                free(r);
+            }
+        }
+        assert_int_equal(pml_client_send(b, "x", 1, NULL), PML_OK);
+        expect(h, b, PML_RECEIVED_ANSWER, "view");
+        expect(h, b, PML_RECEIVED_EVENT, NULL);
+        while (pml_client_receive(b, 0, &r, NULL) == PML_OK) {
+            assert_int_not_equal(r->kind, PML_RECEIVED_DOWN);
+            free(r);
+        }
+        pml_client_close(&a);
+        pml_client_close(&b);
+    }
+}
+
+/* Connections that say nothing: of so many only some are kept, and a real viewer gets in. */
+static void a_silent_crowd_keeps_nobody_out(void **state)
+{
+    house *h = *state;
+    enum { CROWD = 600 };
+    int fds[CROWD];
+    listen_on_loopback(h);
+    for (int i = 0; i < CROWD; i++) {
+        fds[i] = connect_to(pml_hub_network(h->hub, PML_DOOR_CONTROL));
+        assert_true(fds[i] >= 0);
+        if (i % 50 == 49)
+            assert_int_equal(pml_hub_wait(h->hub, NULL, 0, 1, NULL), PML_OK);
+    }
+    pml_keypair view = a_key(h, PML_ROLE_VIEW);
+    pml_client *client = a_client(h, &view, true);
+    assert_int_equal(pml_client_send(client, "x", 1, NULL), PML_OK);
+    expect(h, client, PML_RECEIVED_ANSWER, "view");
+    expect(h, client, PML_RECEIVED_EVENT, NULL);
+    assert_true(pml_hub_refusals(h->hub).connections >= CROWD / 2);
+    pml_client_close(&client);
+    for (int i = 0; i < CROWD; i++)
+        close(fds[i]);
+}
+
+/* Faster than a viewer may: refused, and the connection of one that does not stop is cut. */
+static void a_flood_is_refused(void **state)
+{
+    house *h = *state;
+    pml_keypair view = a_key(h, PML_ROLE_VIEW);
+    pml_client *client = a_client(h, &view, false);
+    pml_received *r = serve_until(h, client, PML_RECEIVED_UP);
+    free(r);
+    int hurried = 0, well = 0;
+    bool down = false;
+    for (double end = pml_clock_monotonic() + patience; !down && pml_clock_monotonic() < end;) {
+        pml_inbound *in;
+        for (int i = 0; i < 200; i++)
+            (void)pml_client_send(client, "x", 1, NULL); /* full: it waits, as told */
+        assert_int_equal(pml_hub_wait(h->hub, NULL, 0, 1, NULL), PML_OK);
+        int taken = 0;
+        for (; pml_hub_receive(h->hub, &in, NULL) == PML_OK; taken++) {
+            hurried += in->hurried;
+            well += !in->hurried;
+            free(in);
+        }
+        assert_true(taken <= 256); /* a flood leaves time for other things */
+        while (pml_client_receive(client, 0, &r, NULL) == PML_OK) {
+            down = down || r->kind == PML_RECEIVED_DOWN;
+            free(r);
+        }
+    }
+    assert_true(down);
+    assert_true(hurried > 0 && well >= 400);
+    pml_client_close(&client);
+}
+
+/* A process that follows the run and then stops, as in a debugger or on a closed laptop. */
+static pid_t stopped_viewer(house *h, const pml_keypair *keys)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        pml_client *client = a_client(h, keys, true);
+        pml_received *r;
+        while (pml_client_receive(client, 10000, &r, NULL) == PML_OK)
+            if (r->kind == PML_RECEIVED_EVENT)
+                raise(SIGSTOP);
+        _exit(0);
+    }
+    int status;
+    for (double end = pml_clock_monotonic() + patience; pml_clock_monotonic() < end;) {
+        pml_hub_wait(h->hub, NULL, 0, 5, NULL);
+        pml_hub_publish(h->hub, "news", 4, NULL);
+        if (waitpid(pid, &status, WNOHANG | WUNTRACED) == pid && WIFSTOPPED(status))
+            return pid;
+    }
+    fail_msg("the viewer does not come up");
+    return -1;
+}
+
+/* A viewer that does not read loses events; nobody waits for it, and memory does not grow with it.
+ */
+static void a_stopped_viewer_costs_nothing(void **state)
+{
+    house *h = *state;
+    enum { EVENTS = 20000, SIZE = 4000 };
+    static char event[SIZE];
+    memset(event, 'x', sizeof event);
+    listen_on_loopback(h);
+    pml_keypair keys = a_key(h, PML_ROLE_VIEW);
+    pid_t deaf = stopped_viewer(h, &keys);
+    pml_client *reads = a_client(h, &keys, true);
+    expect(h, reads, PML_RECEIVED_EVENT, NULL);
+    double longest = 0;
+    int received = 0;
+    long before = resident_kib();
+    for (int i = 0; i < EVENTS; i++) {
+        double begin = pml_clock_monotonic();
+        assert_int_equal(pml_hub_publish(h->hub, event, sizeof event, NULL), PML_OK);
+        double took = pml_clock_monotonic() - begin;
+        longest = took > longest ? took : longest;
+        pml_received *r;
+        while (i % 16 == 0 && pml_client_receive(reads, 0, &r, NULL) == PML_OK) {
+            received += r->kind == PML_RECEIVED_EVENT;
+            free(r);
+        }
+    }
+    assert_true(received > 0);
+    assert_true(longest < 2);                     /* it never waits for a reader */
+    assert_true(resident_kib() - before < 60000); /* of 80 MB */
+    pml_client_close(&reads);
+    kill(deaf, SIGKILL);
+    waitpid(deaf, NULL, 0);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        TEST(doors_on_a_network_open_and_close), TEST(a_revoked_key_is_out_at_once),
+        TEST(a_silent_crowd_keeps_nobody_out),   TEST(a_flood_is_refused),
+        TEST(a_stopped_viewer_costs_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
