@@ -38,6 +38,7 @@ from pantheraml.errors import (
 from pantheraml.memory import Plan
 from pantheraml.record import Checkpoint
 from pantheraml.run import Run
+from pantheraml.sharing import Share
 
 __version__ = package_version()
 
@@ -62,6 +63,7 @@ __all__ = [
     "RunFailed",
     "RunInfo",
     "Sample",
+    "Share",
     "TimedOut",
     "attach",
     "compare",

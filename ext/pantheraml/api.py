@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from pantheraml import _native, folders, hub, sums
+from pantheraml import _native, folders, hub, sharing, sums
 from pantheraml.config import Settings
 from pantheraml.data.handover import Data, Given, look_at
 from pantheraml.errors import Error, InvalidError, NotInThisVersion
@@ -137,7 +137,8 @@ def attach(name: str | os.PathLike[str] | None = None, *, restart: bool = True) 
     Parameters
     ----------
     name
-        Its name or its folder; None for the latest.
+        Its name or its folder; None for the latest. Of a run that somebody shares: the file or
+        the text of its :class:`pantheraml.Share`.
     restart
         Let it go on where all its processes died (the machine went down), unless the run itself
         has ``restart="never"``; False only looks.
@@ -146,7 +147,12 @@ def attach(name: str | os.PathLike[str] | None = None, *, restart: bool = True) 
     -----
     A run that has ended is read from its log.
     """
-    return open_run(folders.find(name), restart)
+    connection = None if name is None else sharing.parse(name)
+    if connection is None:
+        return open_run(folders.find(name), restart)
+    run = sharing.SharedRun(connection)
+    run._follow()
+    return run
 
 
 def resume(

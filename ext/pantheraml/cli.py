@@ -140,6 +140,17 @@ def _report(args: argparse.Namespace) -> None:
     print(target)
 
 
+def _share(args: argparse.Namespace) -> None:
+    made = pm.attach(args.run).share(
+        args.bind, role=args.role, name=args.name, address=args.address
+    )
+    print(f"{made.save(args.out)}: a {made.role} key for {made.address}")
+
+
+def _unshare(args: argparse.Namespace) -> None:
+    print(f"{pm.attach(args.run).unshare()} keys revoked; it listens on no network")
+
+
 def _stop(args: argparse.Namespace) -> None:
     run = pm.attach(args.run)
     run.stop(wait=True)
@@ -202,7 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pantheraml",
         description="Fine-tune language models in the background, watched and steered live.",
-        epilog="RUN is a run's name or folder; without one, the latest is meant. "
+        epilog="RUN is a run's name or folder, or a shared key's file (.json); without one, the "
+        "latest is meant. "
         "Runs live in $PANTHERAML_RUNS or ./runs.",
     )
     parser.add_argument("--version", action="version", version=pm.__version__)
@@ -261,6 +273,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("peft", "merged", "gguf"))
     export.add_argument("--step", type=int)
     verb("report", _report, "Write a page with the curves.").add_argument("--file")
+    share = verb("share", _share, "Let others see a run over a network, with a key.")
+    share.add_argument("--bind", required=True, metavar="tcp://ADDRESS:PORT", help="* = any port")
+    share.add_argument("--out", required=True, metavar="FILE.json", help="the key, mode 0600")
+    share.add_argument("--role", choices=("view", "control"), default="view")
+    share.add_argument("--name", help="whom it is for")
+    share.add_argument("--address", help="what viewers connect to, if not ADDRESS")
+    verb("unshare", _unshare, "Revoke all shared keys and close the network doors.")
     verb("stop", _stop, "End a run with a checkpoint.")
     verb("monitor", _monitor, "Not in this version.", run=False)
     doctor = verb("doctor", _doctor, "Say what is there, by a ten-second real run.", run=False)

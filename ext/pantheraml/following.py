@@ -49,8 +49,11 @@ class Following:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._begin(folder, folders.read_config(folder))
+
+    def _begin(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder = folder
-        self.config = folders.read_config(folder)
+        self.config = config
         self.name: str = self.config["name"]
         self._text = Text(Path(self.config["model"]), folder, self.config["data"])
         self._changed = threading.Condition()

@@ -57,8 +57,7 @@ class Link:
 
     def __init__(self, connection_file: str | Path, listener: Listener, name: str) -> None:
         self.file = connection_file
-        self.coordinator_pid = _native.coordinator_pid(connection_file)
-        self._client = _native.Client(connection_file)
+        self.coordinator_pid, self._client = self._open()
         self._listener = listener
         self._prefix = secrets.token_hex(6)
         self._lock = threading.Lock()
@@ -68,10 +67,14 @@ class Link:
         self._seen = 0  # highest number that anyone has told us of
         self._goal: int | None = None  # last number when we came: from there on it is live
         self._up = False
+        self._down_since = time.monotonic()
         self._closing = False
         self.caught_up = threading.Event()
         self.error: Error | None = None  # why the thread ended
         self._thread = threading.Thread(target=self._listen, name=f"pml {name}", daemon=True)
+
+    def _open(self) -> tuple[int, _native.Client]:
+        return _native.coordinator_pid(self.file), _native.Client(self.file)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -170,6 +173,7 @@ class Link:
                 self._replay(events)
             elif kind == "down":
                 self._up = False
+                self._down_since = time.monotonic()
             elif kind == "lost":
                 self._replay(events)
             elif kind == "denied":

@@ -31,6 +31,8 @@ from pantheraml.record import ENDED, Checkpoint, Event
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from pantheraml.sharing import Share
+
 #: What `Run.set` can change, with its range.
 TUNABLE: dict[str, tuple[float, float]] = {
     "learning_rate": (0, 1e3),
@@ -318,9 +320,56 @@ class Run(Following):
         """Not in this version."""
         raise NotInThisVersion("not in this version: to_script")
 
-    def share(self, bind: str) -> None:
-        """Not in this version."""
-        raise NotInThisVersion("not in this version: share")
+    # ---- sharing ---------------------------------------------------------------------------
+
+    def share(
+        self, bind: str, *, role: str = "view", name: str | None = None, address: str | None = None
+    ) -> Share:
+        """Let others see the run over a network, each with a key; says who can connect.
+
+        Nothing listens on a network before this, and :meth:`unshare` ends it. A new coordinator
+        (after a resume) listens nowhere until it is asked to.
+
+        Parameters
+        ----------
+        bind
+            ``tcp://ADDRESS:PORT``: an address of this machine in numbers (``0.0.0.0`` is all of
+            them), and a port; events go to the next port. ``*`` takes any ports. A second call
+            with the same `bind` gives another key.
+        role
+            ``"view"`` sees everything and changes nothing; ``"control"`` steers too.
+        name
+            Whom the key is for.
+        address
+            What viewers connect to where that is not what `bind` says (a name, a forwarded port's
+            host).
+
+        Returns
+        -------
+        Share
+            Has ``save(path)`` and ``text()`` for ``pm.attach``, ``reach``, ``revoke()``.
+        """
+        from pantheraml.sharing import share
+
+        return share(self, bind, role, name, address)
+
+    def unshare(self, share: Share | None = None) -> int:
+        """Revoke a key that :meth:`share` made, or all, and then listen on no network any more.
+
+        Who is connected with such a key is shut out at once.
+
+        Returns
+        -------
+        int
+            Keys revoked.
+        """
+        fields = {} if share is None else {"public_key": share.public_key}
+        return int(self._ask("unshare", **fields)["keys"])
+
+    @property
+    def sharing(self) -> dict[str, Any] | None:
+        """Where the run listens on a network: control, telemetry, reach, keys. None: nowhere."""
+        return self._ask("status").get("sharing")
 
     # ---- waiting ---------------------------------------------------------------------------
 

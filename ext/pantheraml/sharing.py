@@ -1,0 +1,278 @@
+"""Sharing: keys for others, and a run as somebody elsewhere sees it.
+
+A run listens on no network until somebody asks for it with an address. Who connects needs a key; a
+``view`` key sees everything and can change nothing. The secret half of a key is made here and never
+sent: the coordinator is told the public half only.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import ipaddress
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pantheraml import _native
+from pantheraml.errors import (
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    PeerError,
+    TimedOut,
+    from_code,
+)
+from pantheraml.link import Link
+from pantheraml.run import Run
+
+_PREFIX = "pantheraml:"
+_REACH = {
+    "loopback": "every user of this machine can connect, and whoever has a tunnel to it",
+    "private": "everyone in this machine's own networks can connect",
+    "everyone": "everyone who can route to this machine can connect",
+}
+#: Seconds without a connection after which a coordinator elsewhere counts as gone.
+_PATIENCE = 30.0
+
+
+class Share:
+    """A key that was given out, and where it is good for.
+
+    Hand it on by :meth:`save` or :meth:`text`. Whoever has it gets in, so it is shown nowhere by
+    itself.
+
+    Attributes
+    ----------
+    run, role, name
+        Name of the run, ``view`` or ``control``, whom it is for.
+    address
+        Where viewers connect to, ``tcp://…``.
+    reach
+        Who can connect, in words; the key decides who gets in.
+    """
+
+    def __init__(self, run: Run, connection: Mapping[str, Any], name: str, reach: str) -> None:
+        self._run = run
+        self._connection = dict(connection)
+        self.run = run.name
+        self.role = str(connection["role"])
+        self.name = name
+        self.address = str(connection["control"])
+        self.reach = _REACH[reach]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the key as a file, mode 0600, that ``pm.attach`` takes. None is overwritten."""
+        target = Path(path).expanduser().absolute()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with open(os.open(target, flags, 0o600), "w", encoding="utf-8") as file:
+                file.write(self._json())
+        except FileExistsError:
+            raise InvalidError(f"{target} is there already; remove it, or take another") from None
+        return target
+
+    def text(self) -> str:
+        """Give the key as one line that ``pm.attach`` takes: a secret. Do not print it in a cell
+        that is saved.
+        """
+        return _PREFIX + base64.urlsafe_b64encode(self._json().encode()).decode()
+
+    def revoke(self) -> None:
+        """Let nobody in with this key any more, and shut out who is in with it."""
+        self._run.unshare(self)
+
+    @property
+    def public_key(self) -> str:
+        """The half by which the coordinator knows it."""
+        return str(self._connection["public_key"])
+
+    def _json(self) -> str:
+        return json.dumps(self._connection, separators=(",", ":"))
+
+    def __repr__(self) -> str:
+        of = f" of {self.name}" if self.name else ""
+        return f"<Share of {self.run}: {self.role} key{of} for {self.address}; {self.reach}>"
+
+
+def share(run: Run, bind: str, role: str, name: str | None, address: str | None) -> Share:
+    """Do the work of :meth:`Run.share`."""
+    if role not in ("view", "control"):
+        raise InvalidError(f'role must be "view" or "control", it is {role!r}')
+    public, secret = _native.keypair()
+    fields = {} if name is None else {"name": name}
+    answer = run._ask("share", bind=bind, role=role, public_key=public, **fields)
+    where = answer["sharing"]
+    connection = {
+        "format": 1,
+        "pid": run.coordinator_pid,
+        "run": str(run.folder),
+        "control": _reachable(where["control"], address),
+        "telemetry": _reachable(where["telemetry"], address),
+        "server_key": answer["server_key"],
+        "role": role,
+        "public_key": public,
+        "secret_key": secret,
+    }
+    made = Share(run, connection, name or "", where["reach"])
+    print(f"{run.name} listens on {where['control']}: {made.reach}.", file=sys.stderr)
+    return made
+
+
+def _reachable(endpoint: str, address: str | None) -> str:
+    """Put an address that others can connect to in the place of "all addresses"."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if address is None and host in ("0.0.0.0", "[::]", "*"):  # noqa: S104 - compared, not bound
+        address = _own_address()
+    if address is None:
+        return endpoint
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(address).version == 6:
+            address = f"[{address}]"
+    return f"tcp://{address}:{port}"
+
+
+def _own_address() -> str:
+    """Give the address that this machine would send from; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
+
+
+# ---- the other side --------------------------------------------------------------------------
+
+
+def parse(given: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read what :meth:`Share.text` or :meth:`Share.save` made; None when it is neither."""
+    text = os.fspath(given)
+    if text.startswith(_PREFIX):
+        try:
+            data = base64.b64decode(text[len(_PREFIX) :], altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidError("this is not a whole connection text; copy it again") from None
+    elif text.endswith(".json") and Path(text).expanduser().is_file():
+        data = _read_private(Path(text).expanduser())
+    else:
+        return None
+    try:
+        connection = json.loads(data)
+    except ValueError:
+        raise InvalidError("this is no connection: not JSON") from None
+    if not isinstance(connection, dict) or "secret_key" not in connection:
+        raise InvalidError("this is no connection: it has no key")
+    return connection
+
+
+def _read_private(path: Path) -> bytes:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        seen = os.fstat(file.fileno())
+        if seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
+            raise DeniedError(f"{path} holds a key: make it yours alone (chmod 600 {path})")
+        return file.read(1 << 17)
+
+
+class _FarLink(Link):
+    """A link to a coordinator whose process cannot be looked at."""
+
+    def __init__(self, connection: Mapping[str, Any], run: SharedRun) -> None:
+        self._text = json.dumps(dict(connection))
+        self._pid = int(connection["pid"])
+        super().__init__("", run, run.name)
+
+    def _open(self) -> tuple[int, _native.Client]:
+        return self._pid, _native.Client(connection=self._text)
+
+    def _is_there(self) -> bool:
+        return time.monotonic() - self._down_since < _PATIENCE
+
+
+class SharedRun(Run):
+    """A run that lives elsewhere, by a key that was given out.
+
+    It has everything that comes by events: history, memory, evaluations, samples. What needs the
+    run's folder (checkpoints, export, tokenising a prompt) is where the run is. With a ``view``
+    key every command is a :class:`DeniedError`.
+    """
+
+    def __init__(self, connection: Mapping[str, Any]) -> None:
+        self._connection = dict(connection)
+        config = _ask_configuration(json.dumps(self._connection))
+        self._begin(Path(self._connection["run"]), config)
+        self._why = ""
+
+    @property
+    def state(self) -> str:
+        """As in :class:`Run`; while there is no connection, the last that was heard."""
+        with self._changed:
+            return self._record.state
+
+    @property
+    def reason(self) -> str:
+        """As in :class:`Run`."""
+        with self._changed:
+            return self._why if self._gone and self._why else self._record.reason
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Make text of token ids where the model's tokenizer is at hand, else show the ids."""
+        with contextlib.suppress(NotFoundError):
+            return super().decode(token_ids)
+        return " ".join(map(str, token_ids))
+
+    def on_gone(self, link: Link) -> None:
+        """Hear that there is no connection any more (for the link)."""
+        with self._changed:
+            if self._link is not link:
+                return
+            self._link, self._gone = None, True
+            self._why = str(link.error or "not connected")
+            self._changed.notify_all()
+        self._tell({"type": "gone", "state": self.state, "step": self._record.step})
+
+    def _read_log(self) -> None:
+        """There is none here: everything comes by replay."""
+
+    def _connect(self, timeout: float = 10.0) -> bool:
+        link = _FarLink(self._connection, self)
+        self._link, self._gone = link, False
+        link.start()
+        if not link.caught_up.wait(timeout):
+            link.close()
+            self._link, self._gone = None, True
+            raise TimedOut(f"the coordinator of {self.name} does not answer")
+        if isinstance(link.error, DeniedError):
+            raise link.error
+        return self._link is not None
+
+    def _follow(self) -> None:
+        if self._link is None:
+            self._connect()
+
+    def _start_again(self, checkpoint: str, accept_changes: bool) -> None:
+        raise PeerError(f"run {self.name} can be started again only where it lives")
+
+
+def _ask_configuration(connection: str) -> dict[str, Any]:
+    """Ask once for what a run folder's owner reads from run.json."""
+    with _native.Client(connection=connection) as client:
+        client.send('{"type":"configuration","id":"configuration"}')
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            for kind, text in client.receive(0.5):
+                if kind == "denied":
+                    raise from_code("denied", "this key is not, or no longer, let in")
+                if kind != "answer":
+                    continue
+                answer = json.loads(text)
+                if answer["type"] == "error":
+                    raise from_code(answer["code"], answer["message"])
+                return dict(answer["run"])
+    raise TimedOut("nobody answers at the address of this connection")
