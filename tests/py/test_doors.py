@@ -97,7 +97,7 @@ def test_a_shared_run_is_seen_and_not_touched(
         assert seen is not run and seen.name == run.name and seen.state == "running"
         until(lambda seen=seen: seen.step >= 3, 20, "steps over the network")
         theirs = seen.history
-        until(lambda rows=len(theirs): len(run.history) >= rows, 20, "the same steps here")
+        at_step(run, len(theirs))
         assert theirs == run.history[: len(theirs)]
         assert seen.memory() and seen.workers and "prepare" not in seen.config
         for verb, call in MUTATING:
