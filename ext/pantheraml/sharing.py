@@ -252,7 +252,7 @@ class SharedRun(Run):
             raise link.error
         return self._link is not None
 
-    def _follow(self) -> None:
+    def _follow(self, go_on: bool = False) -> None:
         if self._link is None:
             self._connect()
 
