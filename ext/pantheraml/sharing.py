@@ -206,7 +206,7 @@ class SharedRun(Run):
     def __init__(self, connection: Mapping[str, Any]) -> None:
         self._connection = dict(connection)
         config = _ask_configuration(json.dumps(self._connection))
-        self._begin(Path(self._connection["run"]), config)
+        self._begin(Path(self._connection["run"]), {**config, "data": {}})
         self._why = ""
 
     @property

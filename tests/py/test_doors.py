@@ -110,7 +110,7 @@ def test_a_shared_run_is_seen_and_not_touched(
     other = run.share("tcp://127.0.0.1:*", role="control", name="assistant")
     steering = pm.attach(other.text())
     steering.pause(wait=True)
-    assert run.state == "paused"
+    until(lambda: run.state == "paused", 20, "the pause to show here")
     steering.resume(wait=True)
     assert run.sharing is not None and run.sharing["keys"] == 2
 
