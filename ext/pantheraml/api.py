@@ -256,6 +256,7 @@ def _write_run(
         "created": time.time(),
         "version": package_version(),
     }
+    _native.check_run(json.dumps(run))
     text = sums.add(json.dumps(run, indent=1, ensure_ascii=False).encode("utf-8")) + b"\n"
     folders.write_private(folder / "run.json", text)
 

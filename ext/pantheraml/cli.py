@@ -102,8 +102,11 @@ def _set(args: argparse.Namespace) -> None:
         name, equals, value = pair.partition("=")
         if not equals:
             raise pm.InvalidError(f"{pair!r} is not NAME=VALUE")
+        if name == "lr_scheduler_type":
+            settings[name] = value
+            continue
         try:
-            settings[name] = float(value)
+            settings[name] = json.loads(value) if name == "lr_scheduler_kwargs" else float(value)
         except ValueError:
             raise pm.InvalidError(f"{name} must be a number, it is {value!r}") from None
     print(_waited(pm.attach(args.run).set(**settings), args))
@@ -300,9 +303,12 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
         int: (
             "max_steps", "warmup_steps", "per_device_train_batch_size",
             "gradient_accumulation_steps", "max_length", "seed", "eval_steps", "save_steps",
-            "save_total_limit", "threads",
+            "save_total_limit", "early_stopping_patience", "threads",
         ),
-        float: ("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"),
+        float: (
+            "num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio",
+            "early_stopping_threshold",
+        ),
     }  # fmt: skip
     for kind, names in numbers.items():
         for name in names:
@@ -310,10 +316,17 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
             shown = "" if default is None else f"default {default}"
             parser.add_argument("--" + name.replace("_", "-"), type=kind, help=shown, metavar="N")
     parser.add_argument("--lr-scheduler-type")
+    parser.add_argument("--lr-scheduler-kwargs", type=json.loads, metavar="JSON")
+    parser.add_argument("--optim", help='"adamw" or "sgd"')
+    parser.add_argument("--optim-args", metavar="NAME=VALUE,…", help="of sgd")
+    parser.add_argument("--eval-strategy", choices=("no", "steps", "epoch"))
+    parser.add_argument("--save-strategy", choices=("no", "steps", "epoch", "best"))
     parser.add_argument("--memory-limit", help='such as "8GiB"')
     parser.add_argument("--devices", type=_devices, help='"cpu", a number of workers, "cpu,cpu"')
-    for name in ("packing", "shuffle", "deterministic"):
-        parser.add_argument("--" + name, action=argparse.BooleanOptionalAction)
+    for name in (
+        "packing", "shuffle", "deterministic", "group_by_length", "load_best_model_at_end"
+    ):  # fmt: skip
+        parser.add_argument("--" + name.replace("_", "-"), action=argparse.BooleanOptionalAction)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,29 @@ from typing import Any
 from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 OVERLONG = ("cut", "split", "drop", "refuse")
+SCHEDULES = (
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+)
+#: transformers' names of the optimizers that there are.
+OPTIMIZERS = {
+    "adamw": "adamw",
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "sgd": "sgd",
+}
 
 #: Adapter settings that change the mathematics, with the value that changes nothing.
 _ADAPTER_NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -110,9 +131,16 @@ class Settings:
     learning_rate
         Peak of the schedule.
     lr_scheduler_type
-        ``cosine``, ``linear``, ``constant``, ``constant_with_warmup``, as in transformers.
+        Any schedule of ``transformers.get_scheduler``: ``cosine``, ``linear``, ``constant``,
+        ``constant_with_warmup``, ``cosine_with_restarts``, ``polynomial``, ``inverse_sqrt``,
+        ``cosine_with_min_lr``, ``cosine_warmup_with_min_lr``, ``warmup_stable_decay``; and
+        ``reduce_lr_on_plateau`` and ``greedy``, which follow the evaluation loss.
+    lr_scheduler_kwargs
+        The schedule's keywords, such as ``{"min_lr": 1e-5}``.
     warmup_steps
-        Steps over which the rate rises linearly from 0.
+        Steps over which the rate rises linearly from 0; below 1: a share of all steps.
+    warmup_ratio
+        The same share, where `warmup_steps` is 0.
     per_device_train_batch_size
         Rows (with packing: packed rows) of a micro-batch on each device.
     gradient_accumulation_steps
@@ -121,20 +149,39 @@ class Settings:
         Tokens a row may have; longer than the model's ``max_position_embeddings`` is warned of.
     packing
         Lay rows together into rows of `max_length`; attention and positions stay within each.
-    weight_decay, adam_beta1, adam_beta2, adam_epsilon
-        Of AdamW, which is `optim`.
+    weight_decay
+        On every weight but norms and biases, as transformers' Trainer; decoupled in AdamW, added
+        to the gradient in SGD, as torch has them.
+    adam_beta1, adam_beta2, adam_epsilon
+        Of AdamW.
     max_grad_norm
         Gradients are scaled down to this norm; 0 for no limit.
     optim
-        Only ``"adamw"`` in this version.
+        ``"adamw"`` (also as ``"adamw_torch"``) or ``"sgd"``, as torch.optim has them.
+    optim_args
+        Of SGD: ``momentum``, ``dampening``, ``nesterov``, as a dict or as Trainer's text
+        ``"momentum=0.9,nesterov=true"``.
     seed
         Of the order of rows, of the adapter's initial weights and of dropout.
     devices
         ``"auto"``, ``"cpu"``, a number of workers, or a list such as ``["cpu"] * 2``.
     eval_steps, save_steps
         Evaluate, or write a checkpoint, every so many steps; None: at the end only.
+    eval_strategy, save_strategy
+        ``"steps"`` (with the settings above), ``"epoch"``, ``"no"``; None: ``"steps"`` where they
+        are given. `save_strategy` may be ``"best"``: wherever an evaluation is the best so far.
+    load_best_model_at_end
+        End with the weights of the best evaluation, which are then saved whenever one is.
+    metric_for_best_model
+        ``"eval_loss"``, the only measure there is; the least is the best.
+    early_stopping_patience, early_stopping_threshold
+        End the run after so many evaluations in a row that are not better by more than the
+        threshold (transformers' EarlyStoppingCallback).
     save_total_limit
-        Unnamed checkpoints to keep; None for all.
+        Unnamed checkpoints to keep; None for all. The best and the newest are never removed.
+    group_by_length
+        Draw rows of about the same length together (transformers' LengthGroupedSampler); needs
+        ``packing=False``.
     memory_limit
         Per device: bytes, or text such as ``"8GiB"``; None: what is free.
     shuffle
@@ -180,7 +227,9 @@ class Settings:
     num_train_epochs: float | None = None
     learning_rate: float = 2e-4
     lr_scheduler_type: str = "cosine"
-    warmup_steps: int = 0
+    lr_scheduler_kwargs: Mapping[str, Any] | None = None
+    warmup_steps: float = 0
+    warmup_ratio: float = 0.0
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
     max_length: int = 2048
@@ -191,11 +240,19 @@ class Settings:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     optim: str = "adamw"
+    optim_args: Mapping[str, Any] | str | None = None
     seed: int = 42
     devices: str | int | Sequence[str] = "auto"
     eval_steps: int | None = None
     save_steps: int | None = None
+    eval_strategy: str | None = None
+    save_strategy: str | None = None
+    load_best_model_at_end: bool = False
+    metric_for_best_model: str | None = None
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
     save_total_limit: int | None = None
+    group_by_length: bool = False
     memory_limit: int | str | None = None
     shuffle: bool = True
     dtype: str = "auto"
@@ -259,7 +316,9 @@ class Settings:
             ),
             "learning_rate": number("learning_rate", self.learning_rate, 0, 1e3),
             "lr_scheduler_type": self.lr_scheduler_type,
-            "warmup_steps": whole("warmup_steps", self.warmup_steps, 0, 10**12),
+            "lr_scheduler_kwargs": dict(self.lr_scheduler_kwargs or {}),
+            **self._warmup(),
+            **self._optimizer(),
             "weight_decay": number("weight_decay", self.weight_decay, 0, 1e3),
             "adam_beta1": number("adam_beta1", self.adam_beta1, 0, 1, below=True),
             "adam_beta2": number("adam_beta2", self.adam_beta2, 0, 1, below=True),
@@ -278,6 +337,8 @@ class Settings:
             "seed": whole("seed", self.seed, 0, 2**53),
             "eval_steps": whole("eval_steps", self.eval_steps or 0, 0, 10**12),
             "save_steps": whole("save_steps", self.save_steps or 0, 0, 10**12),
+            **self._evaluation(),
+            "group_by_length": truth("group_by_length", self.group_by_length),
             "save_total_limit": whole("save_total_limit", self.save_total_limit or 0, 0, 10**6),
             "memory_limit": memory(self.memory_limit),
             "restart": choice("restart", self.restart, ("never", "on-failure")),
@@ -317,6 +378,48 @@ class Settings:
             )
         return found
 
+    def _warmup(self) -> dict[str, Any]:
+        steps = number("warmup_steps", self.warmup_steps, 0, 1e12)
+        ratio = number("warmup_ratio", self.warmup_ratio, 0, 1, below=True)
+        if 0 < steps < 1:
+            steps, ratio = 0, steps
+        return {"warmup_steps": whole("warmup_steps", steps, 0, 10**12), "warmup_ratio": ratio}
+
+    def _optimizer(self) -> dict[str, Any]:
+        optim = OPTIMIZERS[choice("optim", self.optim, tuple(OPTIMIZERS))]
+        args = optimizer_args(self.optim_args)
+        if args and optim != "sgd":
+            raise InvalidError(f"optim_args are of optim='sgd', and optim is {self.optim!r}")
+        return {"optim": optim, "optim_args": args}
+
+    def _evaluation(self) -> dict[str, Any]:
+        for name, every in (("eval", self.eval_steps), ("save", self.save_steps)):
+            strategy = getattr(self, f"{name}_strategy")
+            if strategy is None:
+                continue
+            known = ("no", "steps", "epoch", "best") if name == "save" else ("no", "steps", "epoch")
+            choice(f"{name}_strategy", strategy, known)
+            if strategy == "steps" and not every:
+                raise InvalidError(f'{name}_strategy="steps" needs {name}_steps')
+            if strategy != "steps" and every:
+                raise InvalidError(f"{name}_steps is given, but {name}_strategy is {strategy!r}")
+        if self.metric_for_best_model not in (None, "eval_loss", "loss"):
+            raise InvalidError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}; "
+                'there is "eval_loss", and the least is the best'
+            )
+        return {
+            "eval_strategy": self.eval_strategy or ("steps" if self.eval_steps else "no"),
+            "save_strategy": self.save_strategy or ("steps" if self.save_steps else "no"),
+            "load_best_model_at_end": truth("load_best_model_at_end", self.load_best_model_at_end),
+            "early_stopping_patience": whole(
+                "early_stopping_patience", self.early_stopping_patience or 0, 0, 10**9
+            ),
+            "early_stopping_threshold": number(
+                "early_stopping_threshold", self.early_stopping_threshold, 0, 1e300
+            ),
+        }
+
     def _refuse_what_is_not_built(self) -> None:
         choice("method", self.method, ("lora", "full"))
         if self.quant is not None:
@@ -327,8 +430,6 @@ class Settings:
                 raise InvalidError(
                     'quant="nf4" needs method="lora": weights of 4 bits cannot be trained'
                 )
-        if self.optim not in ("adamw", "adamw_torch"):
-            raise NotInThisVersion(f'not in this version: optim={self.optim!r}; there is "adamw"')
         if self.dtype not in ("auto", "float32", "fp32"):
             choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
             raise NotInThisVersion(f'not in this version: dtype={self.dtype!r}; use "float32"')
@@ -338,6 +439,28 @@ class Settings:
             )
         if self.lora is not None and not isinstance(self.lora, LoRA):
             raise InvalidError("lora must be a pantheraml.LoRA(…)")
+
+
+def optimizer_args(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Make ``{"momentum": 0.9}`` of that, or of Trainer's ``"momentum=0.9,nesterov=true"``."""
+    if isinstance(given, str):
+        pairs = [pair.partition("=") for pair in given.replace(" ", "").split(",") if pair]
+        given = {name: value for name, _, value in pairs}
+    result: dict[str, Any] = {}
+    for name, value in (given or {}).items():
+        choice("optim_args", name, ("momentum", "dampening", "nesterov"))
+        if name == "nesterov" and isinstance(value, str):
+            value = value.lower() in ("true", "1", "yes")
+        elif isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise InvalidError(f"optim_args: {name} must be a number") from None
+        if name == "nesterov":
+            result[name] = truth("optim_args: nesterov", value)
+        else:
+            result[name] = number(f"optim_args: {name}", value, 0, 1, below=True)
+    return result
 
 
 def unknown_parameter(name: str, known: Sequence[str]) -> TypeError:

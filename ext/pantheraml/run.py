@@ -8,6 +8,7 @@ changes nothing about the run.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 #: What `Run.set` can change, with its range.
 TUNABLE: dict[str, tuple[float, float]] = {
+    "lora_dropout": (0, 1),
+    "gradient_accumulation_steps": (1, 65536),
+    "warmup_steps": (0, 1e12),
     "learning_rate": (0, 1e3),
     "weight_decay": (0, 1e3),
     "max_grad_norm": (0, 1e9),
@@ -117,6 +121,22 @@ class Run(Following):
         return [checkpoint for checkpoint in found if checkpoint.path.is_dir()]
 
     @property
+    def best_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint of the best evaluation of those that were saved; None: there is none.
+
+        Evaluations that a person asked for, and the one before the first step, are not among them.
+        """
+        with self._changed:
+            events = list(self._record.evals)
+        losses: dict[int, float] = {}
+        for event in events:
+            loss = float(event["loss"])
+            if event["step"] > 0 and "command" not in event and math.isfinite(loss):
+                losses[event["step"]] = loss
+        saved = [c for c in self.checkpoints if c.step in losses]
+        return min(saved, key=lambda c: losses[c.step], default=None)
+
+    @property
     def evaluations(self) -> list[Evaluation]:
         """Every evaluation of the current timeline."""
         with self._changed:
@@ -135,7 +155,12 @@ class Run(Following):
         return self._stand(self._command("pause", wait=wait), "paused", wait)
 
     def resume(
-        self, wait: bool = False, *, checkpoint: str | None = None, accept_changes: bool = False
+        self,
+        wait: bool = False,
+        *,
+        checkpoint: str | None = None,
+        accept_changes: bool = False,
+        nonfinite: str | None = None,
     ) -> Command | None:
         """Go on: after a pause, or where a run that ended early has its newest checkpoint.
 
@@ -149,6 +174,10 @@ class Run(Following):
         accept_changes
             Of a deterministic run that ended: go on although something that decides bits has
             changed.
+        nonfinite
+            Of a run that stands because a step's loss or gradient norm was not finite, and so was
+            left out: what later ones do, ``"pause"`` (the default) or ``"skip"``, which leaves
+            them out and goes on.
 
         Returns
         -------
@@ -161,14 +190,17 @@ class Run(Following):
                 raise BusyError(
                     f"the run is {self.state}; stop() it first to go back to a checkpoint"
                 )
-            return self._stand(self._command("resume", wait=wait), "running", wait)
+            fields = {}
+            if nonfinite is not None:
+                fields["nonfinite"] = config.choice("nonfinite", nonfinite, ("pause", "skip"))
+            return self._stand(self._command("resume", wait=wait, **fields), "running", wait)
         self._start_again(self._checkpoint_named(checkpoint), accept_changes)
         if wait:
             self._wait_for(lambda: self.state != "starting", None, "resume")
             self._raise_failure()
         return None
 
-    def set(self, wait: bool = False, **settings: float) -> Command:
+    def set(self, wait: bool = False, **settings: Any) -> Command:
         """Change settings before the next update.
 
         Parameters
@@ -177,16 +209,26 @@ class Run(Following):
             Wait until it is in force.
         **settings
             ``learning_rate`` (becomes the current rate; the rest of the schedule is scaled
-            alike), ``weight_decay``, ``max_grad_norm``, ``eval_steps``, ``save_steps``.
+            alike); ``lr_scheduler_type``, ``lr_scheduler_kwargs``, ``warmup_steps`` (the schedule
+            from here on, as if it had been from the first step); ``weight_decay``,
+            ``max_grad_norm``, ``lora_dropout`` (where the run began with some),
+            ``gradient_accumulation_steps`` (``max_steps`` stays), ``eval_steps``, ``save_steps``.
         """
+        known = [*TUNABLE, "lr_scheduler_type", "lr_scheduler_kwargs"]
         if not settings:
-            raise TypeError(f"set() needs one of {', '.join(TUNABLE)}")
-        fields: dict[str, float] = {}
+            raise TypeError(f"set() needs one of {', '.join(known)}")
+        fields: dict[str, Any] = {}
         for name, value in settings.items():
-            if name not in TUNABLE:
-                raise config.unknown_parameter(name, list(TUNABLE))
+            if name not in known:
+                raise config.unknown_parameter(name, known)
+            if name == "lr_scheduler_type":
+                fields[name] = config.choice(name, value, config.SCHEDULES)
+                continue
+            if name == "lr_scheduler_kwargs":
+                fields[name] = dict(value)
+                continue
             low, high = TUNABLE[name]
-            if name.endswith("_steps"):
+            if name.endswith("_steps"):  # evaluation, saving, warmup, accumulation
                 fields[name] = config.whole(name, value, int(low), int(high))
             else:
                 fields[name] = config.number(name, value, low, high)
@@ -290,7 +332,8 @@ class Run(Following):
             ``"peft"``, an adapter folder that PEFT loads, is the default for LoRA; ``"merged"``, a
             model folder that transformers loads, for a full run.
         step
-            Take the checkpoint of this step. Default: the weights as they are now.
+            Take the checkpoint of this step. Default: the weights as they are now, which are the
+            best ones in a run that ended with ``load_best_model_at_end``.
 
         Returns
         -------
@@ -476,6 +519,9 @@ class Run(Following):
     def _newest(self, step: int | None) -> Path:
         if step is None and self._link is not None and self.state in ("running", "paused"):
             return self.checkpoint(wait=True).path
+        if step is None and self.state == "finished" and self.config.get("load_best_model_at_end"):
+            best = self.best_checkpoint
+            step = None if best is None else best.step
         step = self.step if step is None else step
         for checkpoint in reversed(self.checkpoints):
             if checkpoint.step == step:

@@ -38,6 +38,32 @@ static pml_status make_plan(const char *text, size_t size, size_t available, job
     return status;
 }
 
+PyDoc_STRVAR(check_run_doc,
+             "check_run(config, /)\n--\n\n"
+             "Read run.json's text as a worker will, and raise what is wrong with it by name.");
+
+static PyObject *check_run(PyObject *module, PyObject *argument)
+{
+    Py_ssize_t size = 0;
+    const char *text = PyUnicode_AsUTF8AndSize(argument, &size);
+    if (text == NULL)
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    pml_message *run = NULL;
+    pml_train_config config;
+    pml_status status = pml_message_parse_as(PML_FILE_run, text, (size_t)size, &run, &err);
+    if (status == PML_OK)
+        status = pml_train_config_from_run(run, "", &config, &err);
+    if (status == PML_OK) {
+        pml_train_config_complete(&config, 1, 1); /* how many steps, only the data knows */
+        status = pml_train_config_check(&config, &err);
+    }
+    pml_message_destroy(&run);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    Py_RETURN_NONE;
+}
+
 /* Arguments that plan and program have in common; false with an exception. */
 static bool parse_job(PyObject *args, PyObject *kwargs, const char *format, char **names,
                       const char **text, Py_ssize_t *size, job *job, Py_ssize_t *available,
@@ -265,6 +291,7 @@ PyMethodDef pmli_engine_methods[] = {
     {"plan", (PyCFunction)(void (*)(void))engine_plan, METH_VARARGS | METH_KEYWORDS, plan_doc},
     {"program", (PyCFunction)(void (*)(void))engine_program, METH_VARARGS | METH_KEYWORDS,
      program_doc},
+    {"check_run", check_run, METH_O, check_run_doc},
     {"check_model", check_model, METH_O, check_model_doc},
     {"device_info", device_info, METH_NOARGS, device_info_doc},
     {"hash_file", hash_file, METH_O, hash_file_doc},

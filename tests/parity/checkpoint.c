@@ -48,11 +48,41 @@ static pml_train_state state_of(session *s)
     return state;
 }
 
-/* Four steps, checkpoint, four more; against: load into a new stepper, four more. */
-static void check_resume(const char *fixtures, const char *name)
+/* The optimizers, schedules and dropouts that a resume must not disturb. */
+typedef enum variant { ADAMW, MOMENTUM, NESTEROV, PLAIN_SGD, DROPOUT, VARIANTS } variant;
+
+static void vary(pml_train_config *config, variant how)
 {
+    if (how == MOMENTUM || how == NESTEROV || how == PLAIN_SGD)
+        config->optimizer = PML_OPTIMIZER_SGD;
+    if (how == MOMENTUM || how == NESTEROV)
+        config->momentum = 0.9;
+    config->dampening = how == MOMENTUM ? 0.3 : 0;
+    config->nesterov = how == NESTEROV;
+    static const pml_schedule_type types[VARIANTS] = {[MOMENTUM] = PML_SCHEDULE_WARMUP_STABLE_DECAY,
+                                                      [NESTEROV] = PML_SCHEDULE_INVERSE_SQRT,
+                                                      [PLAIN_SGD] = PML_SCHEDULE_POLYNOMIAL,
+                                                      [DROPOUT] =
+                                                          PML_SCHEDULE_COSINE_WITH_RESTARTS};
+    if (how != ADAMW)
+        config->schedule.type = types[how];
+    if (how == MOMENTUM) {
+        config->schedule.given = 1U << PML_KEYWORD_NUM_DECAY_STEPS;
+        config->schedule.keyword[PML_KEYWORD_NUM_DECAY_STEPS] = 4;
+    }
+    if (how == DROPOUT && config->method == PML_METHOD_LORA)
+        config->lora_dropout = 0.2;
+}
+
+/* Four steps, checkpoint, four more; against: load into a new stepper, four more. */
+static void check_resume(const char *fixtures, const char *name, variant how)
+{
+    static const size_t buffers[VARIANTS] = {3, 2, 2, 1, 3};
+    char folder[64];
     pml_train_config config;
+    snprintf(folder, sizeof folder, how == ADAMW ? "%s" : "%s-%d", name, (int)how);
     load_case(fixtures, name, &config);
+    vary(&config, how);
     session s, resumed;
     session_open(&(session_options){.config = &config}, &s);
     for (int i = 0; i < 4; i++)
@@ -65,19 +95,19 @@ static void check_resume(const char *fixtures, const char *name)
     for (int i = 0; i < 4; i++)
         session_step(&s, NULL);
     float *want = session_read(&s, PML_STATE_VALUE);
-    MUST(pml_checkpoint_write(snapshot, in_root(name), &bytes, err));
-    check(bytes > 3 * pml_stepper_state_floats(s.stepper) * sizeof(float), "%s: %zu bytes", name,
-          bytes);
-    check(pml_checkpoint_write(snapshot, in_root(name), NULL, NULL) == PML_BUSY,
-          "%s: an existing folder was written over", name);
+    MUST(pml_checkpoint_write(snapshot, in_root(folder), &bytes, err));
+    check(bytes > buffers[how] * pml_stepper_state_floats(s.stepper) * sizeof(float),
+          "%s: %zu bytes", folder, bytes);
+    check(pml_checkpoint_write(snapshot, in_root(folder), NULL, NULL) == PML_BUSY,
+          "%s: an existing folder was written over", folder);
 
     session_open(&(session_options){.config = &config}, &resumed);
     MUST(pml_snapshot_new(resumed.stepper, &config, &loaded, err));
-    MUST(pml_checkpoint_load(in_root(name), loaded, err));
+    MUST(pml_checkpoint_load(in_root(folder), loaded, err));
     const pml_train_state *back = pml_snapshot_state(loaded);
     check(memcmp(back, &state, offsetof(pml_train_state, identity)) == 0 &&
               strcmp(back->identity, state.identity) == 0,
-          "%s: the state read back differs", name);
+          "%s: the state read back differs", folder);
     MUST(pml_snapshot_restore(loaded, resumed.stepper, err));
     resumed.step = back->step;
     resumed.cursor = back->cursor;
@@ -85,7 +115,7 @@ static void check_resume(const char *fixtures, const char *name)
         session_step(&resumed, NULL);
     float *got = session_read(&resumed, PML_STATE_VALUE);
     check(memcmp(got, want, pml_stepper_state_floats(s.stepper) * sizeof *got) == 0,
-          "%s: the resumed run ends with other weights", name);
+          "%s: the resumed run ends with other weights", folder);
     free(want);
     free(got);
     pml_snapshot_destroy(&loaded);
@@ -216,13 +246,23 @@ static void check_prune(writer *w)
     MUST(pml_checkpoint_latest(in_root("runs"), path, sizeof path, &refused, err));
     check(strstr(path, "step-000010") != NULL && refused == 2, "latest is %s", path);
 
-    MUST(pml_checkpoint_prune(in_root("runs"), 0, err));
+    MUST(pml_checkpoint_prune(in_root("runs"), 0, -1, err));
     check(there(names[0]), "keep = 0 removed a checkpoint");
     check(!there("runs/.step-000011.tmp-1"), "the leftover of an interrupted write stays");
-    MUST(pml_checkpoint_prune(in_root("runs"), 2, err));
+    MUST(pml_checkpoint_prune(in_root("runs"), 2, -1, err));
     check(!there(names[0]), "the oldest is still there");
     check(there(names[1]), "the last good one was removed");
     check(there(names[2]) && there(names[3]) && there(names[4]), "too much was removed");
+    write_step(w, in_root("runs/step-002000"));
+    write_step(w, in_root("runs/step-003000"));
+    MUST(pml_checkpoint_prune(in_root("runs"), 2, 10, err));
+    check(there(names[1]) && there("runs/step-003000"), "the best or the newest was removed");
+    check(!there(names[2]) && !there(names[3]) && !there("runs/step-002000"),
+          "the best does not count as one of the two");
+    write_step(w, in_root("runs/step-004000"));
+    MUST(pml_checkpoint_prune(in_root("runs"), 1, 10, err));
+    check(there(names[1]) && there("runs/step-004000") && !there("runs/step-003000"),
+          "keep = 1 is not the best and the newest");
 }
 
 static void check_other_adapter(writer *w, const char *fixtures)
@@ -251,7 +291,8 @@ int main(int argc, char **argv)
     static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "qwen2-tied-lora",
                                         "qwen2-untied-full"};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        check_resume(argv[1], cases[i]);
+        for (int how = 0; how < VARIANTS; how++)
+            check_resume(argv[1], cases[i], (variant)how);
     check_full_is_a_model(argv[1]);
     pml_train_config config;
     load_case(argv[1], "qwen2-tied-lora", &config);

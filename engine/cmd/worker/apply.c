@@ -1,4 +1,5 @@
 /* What each command does at a safe point. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -180,6 +181,8 @@ pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
     if (status != PML_OK)
         return status;
     l->evaluated = l->state.step;
+    if (command == 0 && l->state.step > 0)
+        loop_measured(l, sums[1] > 0 ? sums[0] / sums[1] : NAN);
     if (l->rank != 0)
         return PML_OK;
     pml_message *event = pml_message_new(PML_EVENT_eval);
@@ -210,6 +213,8 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
         if (l->finished)
             return PML_FAIL(err, PML_INVALID, "the run is finished");
         l->paused = o->verb == PML_REQUEST_pause;
+        if (o->verb == PML_REQUEST_resume)
+            l->skip_nonfinite = strcmp(pml_message_string(o->args, "nonfinite"), "skip") == 0;
         return PML_OK;
     case PML_REQUEST_stop:
         l->stopping = true;
@@ -222,6 +227,11 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
             link_supersede(l->link, o->args);
         return status;
     case PML_REQUEST_checkpoint:
+        if (l->has_best)
+            return PML_FAIL(err, PML_INVALID,
+                            "the run is finished and has the weights of its best checkpoint, "
+                            "step-%06lld",
+                            (long long)l->state.best_step);
         return l->saver == NULL ? PML_OK
                                 : saver_save(l->saver, &l->state,
                                              pml_message_string(o->args, "name"), o->number, err);

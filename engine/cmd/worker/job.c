@@ -54,12 +54,13 @@ static pml_status open_data(job *j, const job_setup *setup, int32_t vocab, pml_e
                                    .max_length = c->max_length,
                                    .packing = c->packing,
                                    .shuffle = c->shuffle,
+                                   .group_by_length = c->group_by_length,
                                    .seed = c->seed};
     pml_status status = open_source(&j->train, c->train_data, vocab, &options, err);
     if (status != PML_OK || c->eval_data[0] == '\0')
         return status;
     options.accumulation = 1;
-    options.shuffle = false;
+    options.shuffle = options.group_by_length = false;
     status = open_source(&j->eval, c->eval_data, vocab, &options, err);
     if (status != PML_OK)
         pml_error_prefix(err, "eval_data");
@@ -230,6 +231,12 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     state_from_config(j, &facts->state);
     facts->max_steps = j->config.max_steps;
     facts->has_eval = j->eval.sampler != NULL;
+    facts->policy = (job_policy){.eval_epochs = j->config.eval_epochs,
+                                 .save_epochs = j->config.save_epochs,
+                                 .save_best = j->config.save_best,
+                                 .load_best = j->config.load_best,
+                                 .early_patience = j->config.early_patience,
+                                 .early_threshold = j->config.early_threshold};
     facts->plan = *pml_stepper_plan(j->stepper);
     facts->positions = spec.max_positions;
     facts->max_length = j->config.max_length;
@@ -355,6 +362,19 @@ static pml_status train_take(job *j, const pml_train_state *state, pml_error *er
     return pml_snapshot_take(j->snapshot, j->stepper, &whole, err);
 }
 
+/* A buffer of its own: rank 0's snapshot may be on its way to disk, the others have none. */
+static pml_status train_go_back(job *j, const char *folder, pml_error *err)
+{
+    pml_snapshot *snapshot = NULL;
+    pml_status status = pml_snapshot_new(j->stepper, &j->config, &snapshot, err);
+    if (status == PML_OK)
+        status = pml_checkpoint_load(folder, snapshot, err);
+    if (status == PML_OK)
+        status = pml_snapshot_restore(snapshot, j->stepper, err);
+    pml_snapshot_destroy(&snapshot);
+    return status;
+}
+
 static pml_status train_write(job *j, const char *folder, size_t *bytes, pml_error *err)
 {
     return pml_checkpoint_write(j->snapshot, folder, bytes, err);
@@ -362,7 +382,8 @@ static pml_status train_write(job *j, const char *folder, size_t *bytes, pml_err
 
 static pml_status train_prune(job *j, const char *parent, pml_error *err)
 {
-    return pml_checkpoint_prune(parent, j->config.save_total_limit, err);
+    return pml_checkpoint_prune(parent, j->config.save_total_limit,
+                                pml_snapshot_state(j->snapshot)->best_step, err);
 }
 
 const job_kind job_train = {
@@ -377,6 +398,7 @@ const job_kind job_train = {
     .sample = train_sample,
     .put = train_put,
     .take = train_take,
+    .go_back = train_go_back,
     .write = train_write,
     .prune = train_prune,
 };

@@ -25,9 +25,17 @@ typedef struct job_setup {
     void *user;
 } job_setup;
 
+/* What a run does by itself beside training. */
+typedef struct job_policy {
+    bool eval_epochs, save_epochs, save_best, load_best; /* as pml_train_config */
+    int64_t early_patience;
+    double early_threshold;
+} job_policy;
+
 typedef struct job_facts {
     int64_t max_steps;
     bool has_eval;
+    job_policy policy;
     pml_plan plan;
     int32_t positions;     /* max_position_embeddings; 0: no model */
     int32_t max_length;    /* of a row, as configured */
@@ -62,6 +70,8 @@ typedef struct job_kind {
 
     /* Snapshot to host memory; state's cursor and identity are the job's to fill in. */
     pml_status (*take)(job *j, const pml_train_state *state, pml_error *err);
+    /* The weights of a checkpoint folder; the place in the data stays. */
+    pml_status (*go_back)(job *j, const char *folder, pml_error *err);
     /* The snapshot to a folder, and the old ones away. While it runs take is not called. */
     pml_status (*write)(job *j, const char *folder, size_t *bytes, pml_error *err);
     pml_status (*prune)(job *j, const char *parent, pml_error *err);

@@ -19,7 +19,7 @@ static void turn(loop *l, const char *state, const char *reason)
     link_report(l->link, m);
 }
 
-static void say(loop *l, const char *level, const char *text)
+void loop_say(loop *l, const char *level, const char *text)
 {
     if (l->rank != 0)
         return;
@@ -57,7 +57,7 @@ static pml_status apply_agains(loop *l, pml_error *err)
     while (status == PML_OK && link_next_again(l->link, l->state.step + 1, &o)) {
         status = loop_apply(l, &o, err);
         pml_message_destroy(&o.args);
-        say(l, "info", "a setting of the log is in force again");
+        loop_say(l, "info", "a setting of the log is in force again");
     }
     return status;
 }
@@ -121,16 +121,38 @@ static void report_step(loop *l, const pml_header *h, const pml_update *u, const
     link_event(l->link, event);
 }
 
+static bool due(int64_t step, int64_t every)
+{
+    return every > 0 && step % every == 0;
+}
+
 /* After the step: what its number asks for. */
 static pml_status follow_up(loop *l, pml_error *err)
 {
     const pml_train_state *s = &l->state;
+    double epoch = l->kind->epoch(l->j);
+    bool ends = epoch == floor(epoch);
     pml_status status = PML_OK;
-    if (l->has_eval && s->eval_steps > 0 && s->step % s->eval_steps == 0)
+    if (l->has_eval && (due(s->step, s->eval_steps) || (ends && l->policy.eval_epochs)))
         status = loop_evaluate(l, 0, err);
-    if (status == PML_OK && l->saver != NULL && s->save_steps > 0 && s->step % s->save_steps == 0)
+    bool best = l->policy.save_best && s->best_step == s->step;
+    if (status == PML_OK && l->saver != NULL &&
+        (due(s->step, s->save_steps) || (ends && l->policy.save_epochs) || best))
         status = saver_save(l->saver, s, "", 0, err);
     return status == PML_OK ? keep(l, false, err) : status;
+}
+
+/* The same numbers on every rank, so all of them stand at this step; what can be done about it. */
+static void not_finite(const loop *l, const pml_update *u, const pml_step_result *r, char *text,
+                       size_t size)
+{
+    const char *saved = l->saver != NULL ? saver_last(l->saver) : "";
+    snprintf(text, size,
+             "step %lld is not finite (loss %g, gradient norm %g): nothing was updated%s%s%s%s",
+             (long long)u->step, r->loss, r->grad_norm,
+             l->skip_nonfinite ? "" : ", paused; resume() leaves this batch out and goes on",
+             saved[0] != '\0' ? "; the last checkpoint is " : "", saved,
+             saved[0] != '\0' ? " (stop(), then resume(checkpoint=…) goes back to it)" : "");
 }
 
 static pml_status make_step(loop *l, const pml_header *h, double begin, pml_error *err)
@@ -149,18 +171,18 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     l->last_seconds = pml_clock_monotonic() - begin;
     pulse_step(link_pulse(l->link), l->last_seconds);
     report_step(l, h, &u, &result);
-    char text[160];
+    char text[320];
     if (result.skipped && h->labels == 0) { /* rows whose labels are all -100, or were cut off */
         snprintf(text, sizeof text, "no token of step %lld has a label: nothing was updated",
                  (long long)u.step);
-        say(l, "warning", text);
+        loop_say(l, "warning", text);
     } else if (result.skipped) {
-        snprintf(text, sizeof text,
-                 "loss or gradient norm of step %lld is not finite: nothing was updated, paused",
-                 (long long)u.step);
-        say(l, "warning", text);
-        l->paused = true;
-        return pause_here(l, text, err);
+        not_finite(l, &u, &result, text, sizeof text);
+        loop_say(l, "warning", text);
+        l->paused = !l->skip_nonfinite;
+        status = l->paused ? pause_here(l, text, err) : PML_OK;
+        if (status != PML_OK || l->stopping)
+            return status;
     }
     return follow_up(l, err);
 }
@@ -220,6 +242,14 @@ static pml_status save_last(loop *l, pml_error *err)
     return status;
 }
 
+/* "" when all steps are made. */
+static const char *why_finished(const loop *l)
+{
+    if (l->state.step >= l->max_steps)
+        return "";
+    return "early stopping: the evaluations did not get better";
+}
+
 static pml_status finish(loop *l, bool trained, pml_error *err)
 {
     pml_status status = PML_OK;
@@ -229,8 +259,11 @@ static pml_status finish(loop *l, bool trained, pml_error *err)
         status = save_last(l, err);
     if (status != PML_OK)
         return status;
+    status = loop_load_best(l, err);
+    if (status != PML_OK)
+        return status;
     l->finished = true;
-    turn(l, "finished", "");
+    turn(l, "finished", why_finished(l));
     status = stand(l, err);
     if (status == PML_OK && l->saver != NULL)
         status = saver_wait(l->saver, err);
@@ -244,11 +277,12 @@ pml_status loop_run(loop *l, pml_error *err)
     link_set_step(l->link, first);
     pulse_enter(link_pulse(l->link), PHASE_STEPPING);
     pml_status status = keep(l, true, err);
-    if (status == PML_OK && first < l->max_steps)
+    if (status == PML_OK && first < l->max_steps && !loop_out_of_patience(l))
         turn(l, "running", "");
     if (status == PML_OK && first == 0 && l->has_eval) /* what training has to beat */
         status = loop_evaluate(l, 0, err);
-    while (status == PML_OK && !l->stopping && l->state.step < l->max_steps)
+    while (status == PML_OK && !l->stopping && l->state.step < l->max_steps &&
+           !loop_out_of_patience(l))
         status = one_round(l, err);
     if (status != PML_OK)
         return status;

@@ -17,12 +17,16 @@ typedef struct loop {
     int rank;
     int64_t max_steps;
     bool has_eval;
+    job_policy policy;
+    const char *folder;    /* of the run */
     int32_t positions;     /* as job_facts */
     pml_train_state state; /* step = updates made */
 
     bool paused, stopping;
-    bool finished;     /* the last step is made: serving */
-    int64_t evaluated; /* step of the last evaluation, -1 */
+    bool skip_nonfinite; /* said at a resume: no pause for such steps */
+    bool has_best;       /* the weights are those of the best checkpoint, not of the last step */
+    bool finished;       /* the last step is made: serving */
+    int64_t evaluated;   /* step of the last evaluation, -1 */
     double last_seconds;
 } loop;
 
@@ -32,6 +36,17 @@ pml_status loop_run(loop *l, pml_error *err);
 /* Apply one committed command at a safe point and report it. An error is the worker's end; a
  * command that only cannot be carried out is refused, and the worker goes on. */
 pml_status loop_apply(loop *l, const order *o, pml_error *err);
+
+/* Take the run's own evaluation into account: best so far, early stopping, schedules that follow
+ * it. The same on every rank. */
+void loop_measured(loop *l, double loss);
+/* Whether evaluations have been without a better one for as long as the run's patience. */
+bool loop_out_of_patience(const loop *l);
+/* At the end: the weights of the best evaluation, where the run is to end with them. */
+pml_status loop_load_best(loop *l, pml_error *err);
+
+/* A log event of rank 0. */
+void loop_say(loop *l, const char *level, const char *text);
 
 /* Evaluate over all ranks and say so; command 0: nobody asked. */
 pml_status loop_evaluate(loop *l, int64_t command, pml_error *err);

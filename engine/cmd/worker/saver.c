@@ -319,3 +319,9 @@ pml_status saver_wait(saver *s, pml_error *err)
         return PML_OK;
     return PML_FAIL(err, s->last.code, "%s", s->last.message);
 }
+
+const char *saver_last(saver *s)
+{
+    wait_idle(s);
+    return s->written.step < 0 ? "" : s->written_folder;
+}

@@ -22,6 +22,10 @@ void saver_destroy(saver **s);
 pml_status saver_save(saver *s, const pml_train_state *state, const char *name, int64_t command,
                       pml_error *err);
 
+/* Folder of the last checkpoint that is on disk, "" when there is none. Valid until the next save.
+ */
+const char *saver_last(saver *s);
+
 /* Wait until nothing is being written. PML_IO: the last one failed. */
 pml_status saver_wait(saver *s, pml_error *err);
 

@@ -227,6 +227,8 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
                .rank = w->rank,
                .max_steps = w->facts.max_steps,
                .has_eval = w->facts.has_eval,
+               .policy = w->facts.policy,
+               .folder = pml_message_string(w->start, "folder"),
                .positions = w->facts.positions,
                .state = w->facts.state};
     l.state.timeline = pml_message_int(w->start, "timeline");

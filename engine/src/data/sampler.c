@@ -8,6 +8,12 @@
 
 enum { NO_LABEL = -100, MAX_LENGTH_LIMIT = 1 << 24 };
 
+/* Of bins that are rows, longer first; the place in the permutation decides between equals. */
+typedef struct placed {
+    int64_t bin, place;
+    int32_t length;
+} placed;
+
 /* Rows by bin:
  *
  *   order      [ b3 b0 b2 b1 ]            this epoch's bins
@@ -23,7 +29,9 @@ struct pml_sampler {
     int32_t *learns; /* [rows] labels whose predecessor is in the row too */
     int64_t *bin_first, *bin_rows;
     int64_t *order;
-    int64_t order_epoch; /* whose order is in `order`, -1 = none yet */
+    placed *placed;               /* [rows] scratch of group_by_length */
+    int32_t grouped_accumulation; /* as it began: tuning it may not change an epoch's order */
+    int64_t order_epoch;          /* whose order is in `order`, -1 = none yet */
     int32_t max_tokens, max_docs, max_labels, max_doc;
     int32_t *ids, *positions, *cu_seqlens, *label_rows, *labels; /* room for the bounds */
     int64_t *places;
@@ -38,6 +46,8 @@ static pml_status check_options(const pml_sampler_options *o, pml_error *err)
                         (int)o->batch_size, (int)o->accumulation);
     if (o->world < 1 || o->rank < 0 || o->rank >= o->world)
         return PML_FAIL(err, PML_INVALID, "rank %d of %d workers", (int)o->rank, (int)o->world);
+    if (o->group_by_length && (o->packing || !o->shuffle))
+        return PML_FAIL(err, PML_INVALID, "group_by_length needs rows as they are, shuffled");
     if (o->max_length < 1 || o->max_length > MAX_LENGTH_LIMIT)
         return PML_FAIL(err, PML_INVALID, "max_length is %d, it must be from 1 to %d",
                         (int)o->max_length, MAX_LENGTH_LIMIT);
@@ -213,6 +223,7 @@ pml_status pml_sampler_new(const pml_shard *shard, const pml_sampler_options *op
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for a sampler");
     s->shard = shard;
     s->options = *options;
+    s->grouped_accumulation = options->accumulation;
     s->order_epoch = -1;
     s->n_rows = pml_shard_rows(shard);
     s->length = room_for(s->n_rows, sizeof *s->length);
@@ -220,8 +231,9 @@ pml_status pml_sampler_new(const pml_shard *shard, const pml_sampler_options *op
     s->bin_first = room_for(s->n_rows + 1, sizeof *s->bin_first);
     s->bin_rows = room_for(s->n_rows, sizeof *s->bin_rows);
     s->order = room_for(s->n_rows, sizeof *s->order);
+    s->placed = room_for(options->group_by_length ? s->n_rows : 0, sizeof *s->placed);
     if (s->length == NULL || s->learns == NULL || s->bin_first == NULL || s->bin_rows == NULL ||
-        s->order == NULL)
+        s->order == NULL || s->placed == NULL)
         status = PML_FAIL(err, PML_NO_MEMORY, "no memory for %lld rows", (long long)s->n_rows);
     if (status == PML_OK)
         status = measure_rows(s, err);
@@ -247,6 +259,7 @@ void pml_sampler_destroy(pml_sampler **sampler)
     free(s->bin_first);
     free(s->bin_rows);
     free(s->order);
+    free(s->placed);
     free(s->ids);
     free(s->positions);
     free(s->cu_seqlens);
@@ -307,6 +320,38 @@ static uint64_t multiply_high(uint64_t a, uint64_t b)
     return (uint64_t)((wide)a * b >> 64);
 }
 
+static int longer_first(const void *left, const void *right)
+{
+    const placed *a = left, *b = right;
+    if (a->length != b->length)
+        return a->length < b->length ? 1 : -1;
+    return (a->place > b->place) - (a->place < b->place);
+}
+
+/* As transformers' get_length_grouped_indices: runs of `many` steps' rows, fewer where there would
+ * be under four of them. */
+static void group_by_length(pml_sampler *s)
+{
+    enum { MANY = 50 };
+    int64_t step = (int64_t)s->options.batch_size * s->grouped_accumulation;
+    int64_t many = s->n_bins / (step * 4);
+    many = many > MANY ? MANY : many < 1 ? 1 : many;
+    int64_t longest = 0;
+    for (int64_t first = 0; first < s->n_bins; first += many * step) {
+        int64_t n = s->n_bins - first < many * step ? s->n_bins - first : many * step;
+        for (int64_t i = 0; i < n; i++)
+            s->placed[i] = (placed){s->order[first + i], i, s->length[s->order[first + i]]};
+        qsort(s->placed, (size_t)n, sizeof *s->placed, longer_first);
+        for (int64_t i = 0; i < n; i++)
+            s->order[first + i] = s->placed[i].bin;
+        if (s->length[s->order[first]] > s->length[s->order[longest]])
+            longest = first;
+    }
+    int64_t first = s->order[0];
+    s->order[0] = s->order[longest];
+    s->order[longest] = first;
+}
+
 /* Fisher and Yates, with a number for each place that depends on (seed, epoch, place) only. */
 static void set_order(pml_sampler *s, int64_t epoch)
 {
@@ -323,6 +368,8 @@ static void set_order(pml_sampler *s, int64_t epoch)
         s->order[i] = s->order[j];
         s->order[j] = swapped;
     }
+    if (s->options.group_by_length)
+        group_by_length(s);
     s->order_epoch = epoch;
 }
 

@@ -30,6 +30,7 @@ static const range_of_double doubles[] = {
     DOUBLE(lora_dropout, "lora_dropout", 0, 1),
     DOUBLE(momentum, "optim_args: momentum", 0, 1),
     DOUBLE(dampening, "optim_args: dampening", 0, 1),
+    DOUBLE(early_threshold, "early_stopping_threshold", 0, INFINITY),
     DOUBLE(warmup_ratio, "warmup_ratio", 0, 1),
     DOUBLE(max_grad_norm, "max_grad_norm", -INFINITY, INFINITY),
 };
@@ -47,6 +48,7 @@ static const range_of_int ints[] = {
     INT64(schedule.warmup_steps, "warmup_steps", 0),
     INT64(eval_steps, "eval_steps", 0),
     INT64(save_steps, "save_steps", 0),
+    INT64(early_patience, "early_stopping_patience", 0),
     INT32(batch_size, "per_device_train_batch_size", 1),
     INT32(accumulation, "gradient_accumulation_steps", 1),
     INT32(max_length, "max_length", 2),
@@ -69,6 +71,25 @@ static pml_status check_lora(const pml_train_config *config, pml_error *err)
     return PML_OK;
 }
 
+/* What follows evaluations needs some. */
+static pml_status check_evaluation(const pml_train_config *c, pml_error *err)
+{
+    bool evaluates = c->eval_data[0] != '\0' && (c->eval_epochs || c->eval_steps > 0);
+    const char *what = pml_schedule_measures(&c->schedule) ? pml_schedule_name(c->schedule.type)
+                       : c->early_patience > 0             ? "early_stopping_patience"
+                       : c->load_best                      ? "load_best_model_at_end"
+                       : c->save_best                      ? "save_strategy=\"best\""
+                                                           : NULL;
+    if (what != NULL && !evaluates)
+        return PML_FAIL(err, PML_INVALID,
+                        "%s follows evaluations: give eval_data, and eval_steps or "
+                        "eval_strategy=\"epoch\"",
+                        what);
+    if (c->group_by_length && (c->packing || !c->shuffle))
+        return PML_FAIL(err, PML_INVALID, "group_by_length needs packing=False and shuffle=True");
+    return PML_OK;
+}
+
 pml_status pml_train_config_check(const pml_train_config *config, pml_error *err)
 {
     const char *base = (const char *)config;
@@ -87,10 +108,9 @@ pml_status pml_train_config_check(const pml_train_config *config, pml_error *err
     pml_status status = pml_schedule_check(&config->schedule, err);
     if (status != PML_OK)
         return status;
-    if (pml_schedule_measures(&config->schedule) && config->eval_data[0] == '\0')
-        return PML_FAIL(err, PML_INVALID,
-                        "lr_scheduler_type %s follows evaluations: give eval_data",
-                        pml_schedule_name(config->schedule.type));
+    status = check_evaluation(config, err);
+    if (status != PML_OK)
+        return status;
     if (config->nesterov && (config->momentum <= 0 || config->dampening != 0))
         return PML_FAIL(err, PML_INVALID,
                         "optim_args: nesterov needs momentum above 0 and no dampening");

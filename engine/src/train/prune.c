@@ -106,7 +106,16 @@ static pml_status remove_leftovers(const char *parent, pml_error *err)
     return status;
 }
 
-pml_status pml_checkpoint_prune(const char *parent, int keep, pml_error *err)
+/* Whether that step's folder is among [first, n). */
+static bool has_step(struct dirent **list, int first, int n, int64_t step)
+{
+    for (int i = first; i < n; i++)
+        if (step_number(list[i]->d_name) == step)
+            return true;
+    return false;
+}
+
+pml_status pml_checkpoint_prune(const char *parent, int keep, int64_t best, pml_error *err)
 {
     struct dirent **list;
     int n;
@@ -117,8 +126,9 @@ pml_status pml_checkpoint_prune(const char *parent, int keep, pml_error *err)
     if (keep > 0 && n > keep) {
         /* Hashed only when there is something to remove; usually the first one is good. */
         int good = newest_good(parent, list, n, path, sizeof path, NULL);
-        for (int i = keep; status == PML_OK && i < n; i++)
-            if (i != good)
+        int from = keep > 1 && has_step(list, keep - 1, n, best) ? keep - 1 : keep;
+        for (int i = from; status == PML_OK && i < n; i++)
+            if (i != good && step_number(list[i]->d_name) != best)
                 status = pml_tree_remove(parent, list[i]->d_name, err);
     }
     free_list(list, n);

@@ -37,9 +37,14 @@ static pml_status targets(const pml_message *run, uint32_t *bits, pml_error *err
     return PML_OK;
 }
 
+static bool is(const pml_message *run, const char *field, const char *word)
+{
+    return strcmp(pml_message_string(run, field), word) == 0;
+}
+
 static void optimizer(const pml_message *run, pml_train_config *c)
 {
-    bool sgd = strcmp(pml_message_string(run, "optim"), "sgd") == 0; /* absent: adamw */
+    bool sgd = is(run, "optim", "sgd"); /* absent: adamw */
     c->optimizer = sgd ? PML_OPTIMIZER_SGD : PML_OPTIMIZER_ADAMW;
     pml_message *args = pml_message_part(run, "optim_args", 0);
     if (args == NULL)
@@ -48,6 +53,16 @@ static void optimizer(const pml_message *run, pml_train_config *c)
     c->dampening = pml_message_number(args, "dampening");
     c->nesterov = pml_message_bool(args, "nesterov");
     pml_message_destroy(&args);
+}
+
+static void evaluation(const pml_message *run, pml_train_config *c)
+{
+    c->eval_epochs = is(run, "eval_strategy", "epoch");
+    c->save_epochs = is(run, "save_strategy", "epoch");
+    c->load_best = pml_message_bool(run, "load_best_model_at_end");
+    c->save_best = c->load_best || is(run, "save_strategy", "best");
+    c->early_patience = pml_message_int(run, "early_stopping_patience");
+    c->early_threshold = pml_message_number(run, "early_stopping_threshold");
 }
 
 static pml_status schedule(const pml_message *run, pml_train_config *c, pml_error *err)
@@ -97,6 +112,8 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     c->memory_limit = (size_t)pml_message_int(run, "memory_limit");
     c->threads = (int32_t)pml_message_int(run, "threads");
     optimizer(run, c);
+    evaluation(run, c);
+    c->group_by_length = pml_message_bool(run, "group_by_length");
     pml_status status = schedule(run, c, err);
     if (status == PML_OK)
         status = targets(run, &c->lora_targets, err);

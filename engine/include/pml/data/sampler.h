@@ -3,7 +3,9 @@
  * Rows come from a token shard (pml/data/shard.h). With packing, rows are first laid into bins of
  * max_length tokens (best fit decreasing, rows kept whole, one document a row); a bin then counts
  * as a row. Each epoch has its own order: Philox(seed, epoch) permutation, or the file's order with
- * shuffle = false.
+ * shuffle = false. With group_by_length the permutation is cut into runs of up to 50 steps, each
+ * sorted by length, the longest row of the epoch first (transformers' LengthGroupedSampler): a
+ * micro-batch has rows of about one length, and what does not fit in memory comes first.
  *
  *   epoch:  | micro 0 | micro 1 | micro 2 | …      micro = batch_size rows; the last may be smaller
  *
@@ -29,7 +31,7 @@ typedef struct pml_sampler_options {
     int32_t accumulation;
     int32_t world, rank;
     int32_t max_length; /* rows longer than this are cut (counted in rows_cut) */
-    bool packing, shuffle;
+    bool packing, shuffle, group_by_length;
     uint64_t seed;
 } pml_sampler_options;
 

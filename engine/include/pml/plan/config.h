@@ -46,12 +46,17 @@ typedef struct pml_train_config {
     bool nesterov;
     double max_grad_norm; /* <= 0: no clipping */
     int32_t batch_size, accumulation, max_length;
-    bool packing, shuffle, deterministic;
+    bool packing, shuffle, group_by_length, deterministic;
     uint64_t seed;
     int64_t eval_steps, save_steps; /* 0 = only at the end / on command */
-    int32_t save_total_limit;       /* 0 = keep all */
-    size_t memory_limit;            /* bytes a device, 0 = what is free */
-    int32_t threads;                /* per CPU worker, 0 = cores / CPU workers on this machine */
+    bool eval_epochs, save_epochs;  /* at each epoch's end too */
+    bool save_best;                 /* where an evaluation is the best so far */
+    bool load_best;                 /* the run ends with the weights of the best evaluation */
+    int64_t early_patience;   /* evaluations without a better one that end the run, 0 = none */
+    double early_threshold;   /* what counts as better for that */
+    int32_t save_total_limit; /* 0 = keep all */
+    size_t memory_limit;      /* bytes a device, 0 = what is free */
+    int32_t threads;          /* per CPU worker, 0 = cores / CPU workers on this machine */
 } pml_train_config;
 
 #endif

@@ -86,7 +86,8 @@ pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity
 
 /* Remove the oldest step-* folders so that `keep` remain (0: all remain), and leftovers of
  * interrupted writes. Named checkpoints are not counted and not removed; the newest one that
- * verifies is never removed. */
-pml_status pml_checkpoint_prune(const char *parent, int keep, pml_error *err);
+ * verifies is never removed, nor is that of step `best` (-1: none), which counts as one of those
+ * kept where there may be two, as in Hugging Face's Trainer. */
+pml_status pml_checkpoint_prune(const char *parent, int keep, int64_t best, pml_error *err);
 
 #endif
