@@ -13,8 +13,8 @@
 
 static size_t v_bytes(const pml_linear_bwd_args *a)
 {
-    return pmli_linear_units((size_t)a->x.rows * (size_t)pmli_lora_cols(a->rank, a->lora_parts) *
-                             pml_dtype_size(a->x.dtype));
+    return pmli_linear_units((size_t)a->dy.rows * (size_t)pmli_lora_cols(a->rank, a->lora_parts) *
+                             pml_dtype_size(a->dy.dtype));
 }
 
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
@@ -29,12 +29,12 @@ static void check_lora(pmli_check *c, const pml_linear_bwd_args *a)
     int64_t rows = pmli_lora_rows(a->part_cols, a->parts, a->lora_parts);
     pmli_need_that(c, a->rank > 0 && a->lora_parts >> a->parts == 0,
                    "rank %d with adapters on parts %#x of %d", a->rank, a->lora_parts, a->parts);
-    pmli_need_as(c, "a", &a->a, columns, a->x.cols, a->x.dtype);
-    pmli_need_as(c, "b", &a->b, rows, a->rank, a->x.dtype);
+    pmli_need_as(c, "a", &a->a, columns, a->x.cols, a->dy.dtype);
+    pmli_need_as(c, "b", &a->b, rows, a->rank, a->dy.dtype);
     PMLI_MAY(c, a, da, columns, a->x.cols, PML_F32);
     PMLI_MAY(c, a, db, rows, a->rank, PML_F32);
     if (a->db.data != NULL)
-        pmli_need_as(c, "u", &a->u, a->x.rows, columns, a->x.dtype);
+        pmli_need_as(c, "u", &a->u, a->dy.rows, columns, a->dy.dtype);
     if (c->status == PML_OK && a->lora_dropout != 0)
         c->status = PML_FAIL(c->err, PML_UNSUPPORTED,
                              "linear_bwd: lora_dropout is not on the GPU in this version");
@@ -47,14 +47,16 @@ static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
     pmli_need_that(&c, a->parts >= 1 && a->parts <= PML_LINEAR_MAX_PARTS, "%d parts", a->parts);
     for (int p = 0; c.status == PML_OK && p < a->parts; p++)
         outputs += a->part_cols[p];
-    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
-    pmli_need_float(&c, "x", &a->x);
-    pmli_need_as(&c, "dy", &a->dy, a->x.rows, outputs, a->x.dtype);
+    int64_t inputs = a->x.data != NULL ? a->x.cols : a->w.cols;
+    pmli_need_any(&c, "dy", &a->dy, PMLI_ANY, outputs);
+    pmli_need_float(&c, "dy", &a->dy);
+    if (a->x.data != NULL || a->dw.data != NULL || a->lora_parts != 0)
+        pmli_need_as(&c, "x", &a->x, a->dy.rows, PMLI_ANY, a->dy.dtype);
     if (a->dx.data != NULL) {
-        pmli_need_as(&c, "dx", &a->dx, a->x.rows, a->x.cols, a->x.dtype);
-        pmli_need_as(&c, "w", &a->w, outputs, a->x.cols, a->x.dtype);
+        pmli_need_as(&c, "dx", &a->dx, a->dy.rows, inputs, a->dy.dtype);
+        pmli_need_as(&c, "w", &a->w, outputs, inputs, a->dy.dtype);
     }
-    PMLI_MAY(&c, a, dw, outputs, a->x.cols, PML_F32);
+    PMLI_MAY(&c, a, dw, outputs, inputs, PML_F32);
     PMLI_MAY(&c, a, dbias, 1, outputs, PML_F32);
     if (a->lora_parts != 0)
         check_lora(&c, a);
@@ -62,7 +64,7 @@ static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
         pmli_need_that(&c, a->da.data == NULL && a->db.data == NULL,
                        "operands 'da' and 'db' need an adapter, lora_parts is 0");
     pmli_need_ws(&c, &a->ws, pmli_cuda_linear_bwd_ws(a));
-    pmli_need_that(&c, a->x.cols > 0, "operand 'x' has no columns");
+    pmli_need_that(&c, inputs > 0, "operand 'x' has no columns");
     return c.status;
 }
 
@@ -116,12 +118,12 @@ static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a,
 pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, pml_error *err)
 {
     pml_status status = check(a, err);
-    if (status != PML_OK || a->x.rows == 0)
+    if (status != PML_OK || a->dy.rows == 0)
         return status;
     char *behind = (char *)a->ws.data + PMLI_GEMM_WORKSPACE;
     pml_view v = {0};
     if (a->lora_parts != 0) {
-        v = pml_matrix(behind, a->x.rows, pmli_lora_cols(a->rank, a->lora_parts), a->x.dtype);
+        v = pml_matrix(behind, a->dy.rows, pmli_lora_cols(a->rank, a->lora_parts), a->dy.dtype);
         behind += v_bytes(a);
         status = back_through_b(queue, a, v, err);
     }

@@ -148,7 +148,8 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, int32_t dy, in
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
-    const int32_t operands[] = {dy, x, w, l->a, l->b, u};
+    bool reads_x = l->dw >= 0 || l->a >= 0;
+    const int32_t operands[] = {dy, reads_x ? x : PMLI_ABSENT, w, l->a, l->b, u};
     for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {

@@ -24,6 +24,51 @@ void pmli_attention_check(pmli_check *c, int32_t heads, int32_t kv_heads, int32_
     pmli_need_that(c, cu_q->cols >= 1, "operand 'cu_q' is empty, needs a bound a document and one");
 }
 
+void pmli_tile_scores(const pmli_spot *at, const float *x, int64_t ld, const float *right,
+                      float *out)
+{
+    int64_t width = pmli_round16(at->queries);
+    if (!pmli_on_diagonal(at->doc, at->q, at->key, at->keys)) {
+        at->tile(at->keys, width, at->dim, x, ld, 1, right, PMLI_BLOCK, out, PMLI_BLOCK, false);
+        return;
+    }
+    for (int64_t j = 0; j < at->keys; j += PMLI_GROUP) {
+        int64_t lead = pmli_lead(at->doc, at->q, at->key + j);
+        at->tile(pmli_min(PMLI_GROUP, at->keys - j), width - lead, at->dim, x + j * ld, ld, 1,
+                 right + lead, PMLI_BLOCK, out + j * PMLI_BLOCK + lead, PMLI_BLOCK, false);
+    }
+}
+
+void pmli_tile_to_queries(const pmli_spot *at, const float *weights, const float *x, float *out)
+{
+    if (!pmli_on_diagonal(at->doc, at->q, at->key, at->keys)) {
+        at->tile(at->queries, at->wide, at->keys, weights, 1, PMLI_BLOCK, x, at->wide, out,
+                 at->wide, true);
+        return;
+    }
+    for (int64_t i = 0; i < at->queries; i += PMLI_GROUP) {
+        int64_t seen = at->q + i + PMLI_GROUP + at->doc->shift - at->key;
+        if (seen > 0)
+            at->tile(pmli_min(PMLI_GROUP, at->queries - i), at->wide, pmli_min(seen, at->keys),
+                     weights + i, 1, PMLI_BLOCK, x, at->wide, out + i * at->wide, at->wide, true);
+    }
+}
+
+void pmli_tile_to_keys(const pmli_spot *at, const float *weights, const float *x, float *out)
+{
+    if (!pmli_on_diagonal(at->doc, at->q, at->key, at->keys)) {
+        at->tile(at->keys, at->wide, at->queries, weights, PMLI_BLOCK, 1, x, at->wide, out,
+                 at->wide, false);
+        return;
+    }
+    for (int64_t j = 0; j < at->keys; j += PMLI_GROUP) {
+        int64_t lead = pmli_lead(at->doc, at->q, at->key + j);
+        at->tile(pmli_min(PMLI_GROUP, at->keys - j), at->wide, at->queries - lead,
+                 weights + j * PMLI_BLOCK + lead, PMLI_BLOCK, 1, x + lead * at->wide, at->wide,
+                 out + j * at->wide, at->wide, false);
+    }
+}
+
 typedef struct attention_job {
     const pml_attention_args *a;
     pmli_tile_fn *tile;
@@ -56,14 +101,16 @@ PMLI_CLONES static void hide(float *scores, const pmli_document *doc, int64_t q,
 
 /* One block of keys enters the softmax: scores become exp(score - top), sums and the factor `fade`
  * by which what came before shrinks are brought up to date. */
-PMLI_CLONES static void soften(attention_tile *s, int64_t width, int64_t keys)
+PMLI_CLONES static void soften(attention_tile *s, const pmli_document *doc, int64_t q,
+                               int64_t width, int64_t key, int64_t keys)
 {
     float top[PMLI_BLOCK], sum[PMLI_BLOCK];
     memcpy(top, s->top, sizeof top);
     for (int64_t j = 0; j < keys; j++) {
         const float *row = s->scores + j * PMLI_BLOCK;
+        int64_t lead = pmli_lead(doc, q, key + j / PMLI_GROUP * PMLI_GROUP);
 #pragma omp simd
-        for (int64_t i = 0; i < width; i++)
+        for (int64_t i = lead; i < width; i++)
             top[i] = row[i] > top[i] ? row[i] : top[i];
     }
 #pragma omp simd
@@ -77,8 +124,9 @@ PMLI_CLONES static void soften(attention_tile *s, int64_t width, int64_t keys)
     }
     for (int64_t j = 0; j < keys; j++) {
         float *row = s->scores + j * PMLI_BLOCK;
+        int64_t lead = pmli_lead(doc, q, key + j / PMLI_GROUP * PMLI_GROUP);
 #pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
+        for (int64_t i = lead; i < width; i++) {
             float p = pmli_exp(row[i] - top[i]);
             row[i] = p;
             sum[i] += p;
@@ -115,15 +163,15 @@ static void attend(const attention_job *job, attention_tile *s, const pmli_docum
     int64_t end = pmli_end_key(doc, last);
     for (int64_t key = pmli_first_key(doc, first); key < end; key += PMLI_BLOCK) {
         int64_t keys = pmli_min(PMLI_BLOCK, end - key);
-        job->tile(keys, width, dim, k + key * a->k.ld, a->k.ld, 1, s->q, PMLI_BLOCK, s->scores,
-                  PMLI_BLOCK, false);
-        if (key + keys - 1 > first + doc->shift ||
+        const pmli_spot at = {doc, job->tile, first, queries, key, keys, dim, wide};
+        pmli_tile_scores(&at, k + key * a->k.ld, a->k.ld, s->q, s->scores);
+        if (pmli_on_diagonal(doc, first, key, keys) ||
             (doc->window > 0 && key < pmli_first_key(doc, last - 1)))
             hide(s->scores, doc, first, queries, key, keys);
-        soften(s, width, keys);
+        soften(s, doc, first, width, key, keys);
         fade_rows(s, queries, wide);
         pmli_pack(v + key * a->v.ld, a->v.ld, keys, dim, s->v, wide);
-        job->tile(queries, wide, keys, s->scores, 1, PMLI_BLOCK, s->v, wide, s->o, wide, true);
+        pmli_tile_to_queries(&at, s->scores, s->v, s->o);
     }
     float *lse = (float *)a->lse.data + head * a->lse.ld;
     for (int64_t i = 0; i < queries; i++) {

@@ -56,6 +56,42 @@ PMLI_INLINE void pmli_visible(const pmli_document *doc, int64_t q, int64_t queri
     *to = high < 0 ? 0 : high > queries ? queries : high;
 }
 
+/* A tile that the diagonal crosses is computed in groups of PMLI_GROUP keys or queries, so that of
+ * the half that nobody sees most is left out:
+ *
+ *      queries →
+ *   k  ############      a group of keys starts at the first group of queries that sees one of
+ * them; e  ....########      what lies before, and is not computed, is never read y  ........####
+ *
+ * The queries of the tile at row q before those, for the group that key stands in. */
+enum { PMLI_GROUP = 16 };
+PMLI_INLINE int64_t pmli_lead(const pmli_document *doc, int64_t q, int64_t key)
+{
+    int64_t low = key - doc->shift - q;
+    return low <= 0 ? 0 : low / PMLI_GROUP * PMLI_GROUP;
+}
+
+static inline bool pmli_on_diagonal(const pmli_document *doc, int64_t q, int64_t key, int64_t keys)
+{
+    return key + keys - 1 > q + doc->shift;
+}
+
+/* Where a tile lies: `queries` rows from q on, `keys` rows from key on; dim columns padded to wide.
+ */
+typedef struct pmli_spot {
+    const pmli_document *doc;
+    pmli_tile_fn *tile;
+    int64_t q, queries, key, keys, dim, wide;
+} pmli_spot;
+
+/* out [keys, PMLI_BLOCK] = x right, x [keys, dim] with rows ld apart, right [dim, PMLI_BLOCK]. */
+void pmli_tile_scores(const pmli_spot *at, const float *x, int64_t ld, const float *right,
+                      float *out);
+/* out [queries, wide] += weights^T x, weights [keys, PMLI_BLOCK], x [keys, wide]. */
+void pmli_tile_to_queries(const pmli_spot *at, const float *weights, const float *x, float *out);
+/* out [keys, wide] = weights x, x [queries, wide]. */
+void pmli_tile_to_keys(const pmli_spot *at, const float *weights, const float *x, float *out);
+
 /* out [rows, width] = x [rows, cols] with zeros to the right. */
 PMLI_INLINE void pmli_pack(const float *x, int64_t ld, int64_t rows, int64_t cols, float *out,
                            int64_t width)

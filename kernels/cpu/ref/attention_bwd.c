@@ -75,7 +75,7 @@ static void attend_back(const backward_job *job, backward_tile *s, const pmli_do
 {
     const pml_attention_bwd_args *a = job->a;
     int64_t dim = a->head_dim, wide = pmli_round16(dim), queries = last - first;
-    int64_t width = pmli_round16(queries), kv = head / (a->heads / a->kv_heads) * dim;
+    int64_t kv = head / (a->heads / a->kv_heads) * dim;
     const float *q = (const float *)a->q.data + first * a->q.ld + head * dim;
     const float *dout = (const float *)a->dout.data + first * a->dout.ld + head * dim;
 
@@ -94,14 +94,15 @@ static void attend_back(const backward_job *job, backward_tile *s, const pmli_do
         int64_t keys = pmli_min(PMLI_BLOCK, end - key);
         pmli_pack((const float *)a->k.data + key * a->k.ld + kv, a->k.ld, keys, dim, s->k, wide);
         pmli_pack((const float *)a->v.data + key * a->v.ld + kv, a->v.ld, keys, dim, s->v, wide);
-        job->tile(keys, width, dim, s->k, wide, 1, s->q_t, PMLI_BLOCK, s->p, PMLI_BLOCK, false);
-        job->tile(keys, width, dim, s->v, wide, 1, s->dout_t, PMLI_BLOCK, s->ds, PMLI_BLOCK, false);
+        const pmli_spot at = {doc, job->tile, first, queries, key, keys, dim, wide};
+        pmli_tile_scores(&at, s->k, wide, s->q_t, s->p);
+        pmli_tile_scores(&at, s->v, wide, s->dout_t, s->ds);
         score_gradient(s, doc, a->scale, first, queries, key, keys);
-        job->tile(keys, wide, queries, s->p, PMLI_BLOCK, 1, s->dout, wide, s->dkv, wide, false);
+        pmli_tile_to_keys(&at, s->p, s->dout, s->dkv);
         add_rows(s->dkv, wide, keys, dim, (float *)a->dv.data + key * a->dv.ld + kv, a->dv.ld);
-        job->tile(keys, wide, queries, s->ds, PMLI_BLOCK, 1, s->q, wide, s->dkv, wide, false);
+        pmli_tile_to_keys(&at, s->ds, s->q, s->dkv);
         add_rows(s->dkv, wide, keys, dim, (float *)a->dk.data + key * a->dk.ld + kv, a->dk.ld);
-        job->tile(queries, wide, keys, s->ds, 1, PMLI_BLOCK, s->k, wide, s->dq, wide, true);
+        pmli_tile_to_queries(&at, s->ds, s->k, s->dq);
     }
     float *dq = (float *)a->dq.data + first * a->dq.ld + head * dim;
     for (int64_t i = 0; i < queries; i++)

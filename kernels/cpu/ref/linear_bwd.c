@@ -17,7 +17,7 @@ size_t pmli_cpu_linear_bwd_ws(const pml_linear_bwd_args *a)
         return 0;
     pmli_lora lora = PMLI_LORA_OF(a);
     size_t masked = a->lora_dropout > 0 ? floats(a->x.rows, a->x.cols) : 0;
-    return (floats(a->x.rows, pmli_lora_width(&lora)) + masked) * sizeof(float);
+    return (floats(a->dy.rows, pmli_lora_width(&lora)) + masked) * sizeof(float);
 }
 
 /* dbias: pieces are columns, each summed over all tokens in order, in float64 because there are
@@ -96,9 +96,13 @@ static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pml
 static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_linear_bwd, err);
-    int64_t rows = a->x.rows, n = a->dy.cols, k = a->x.cols;
-    PMLI_NEED(&c, a, x, PMLI_ANY, PMLI_ANY, PML_F32);
-    PMLI_NEED(&c, a, dy, rows, PMLI_ANY, PML_F32);
+    /* x is needed by dw and by an adapter alone; without it w tells how wide it is. */
+    int64_t rows = a->dy.rows, n = a->dy.cols;
+    int64_t k = a->x.data != NULL ? a->x.cols : a->w.data != NULL ? a->w.cols : PMLI_ANY;
+    PMLI_NEED(&c, a, dy, PMLI_ANY, PMLI_ANY, PML_F32);
+    if (a->dw.data != NULL || a->lora_parts != 0)
+        PMLI_NEED(&c, a, x, rows, PMLI_ANY, PML_F32);
+    PMLI_MAY(&c, a, x, rows, PMLI_ANY, PML_F32);
     if (a->dx.data != NULL) {
         PMLI_NEED(&c, a, dx, rows, k, PML_F32);
         PMLI_NEED(&c, a, w, n, k, PML_F32);
@@ -132,7 +136,7 @@ pml_status pmli_cpu_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, p
 {
     pmli_lora lora = PMLI_LORA_OF(a);
     pml_status status = check(a, &lora, err);
-    if (status != PML_OK || a->x.rows == 0)
+    if (status != PML_OK || a->dy.rows == 0)
         return status;
     pmli_pool *pool = pmli_pool_of(queue);
     if (a->lora_parts != 0)

@@ -42,7 +42,7 @@ extern "C" {
     X(head_norm, "IIIOO", "Scales each head's query and key to unit root mean square.")            \
     X(head_norm_bwd, "IIIIIOuuw", "Gradient of head_norm.")                                        \
     X(linear, "IIiiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")      \
-    X(linear_bwd, "IIiiiiiiouuuuw",                                                                \
+    X(linear_bwd, "Iiiiiiiiouuuuw",                                                                \
       "Gradients of linear with respect to its input and what is trained.")                        \
     X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
@@ -154,7 +154,8 @@ typedef struct pml_linear_args {
  *   dx (written) = dy w + v a                       [T,K], absent where nobody needs it
  *   dw += dy^T x    dbias += sum_t dy               absent when frozen
  *   da += v^T x     db_p += dy_p^T u_p              absent when no adapter
- * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product. */
+ * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product; x is
+ * needed by dw and by an adapter only. */
 typedef struct pml_linear_bwd_args {
     pml_view dy, x, w, a, b, u, rng, places, dx, dw, dbias, da, db, ws;
     int32_t parts;

@@ -405,6 +405,7 @@ static void test_operands_that_need_others(void **state)
 {
     (void)state;
     REFUSED(linear_bwd, w.data, NULL);   /* dx */
+    REFUSED(linear_bwd, x.data, NULL);   /* dw, da */
     REFUSED(linear_bwd, u.data, NULL);   /* db */
     REFUSED(linear_bwd, a.data, NULL);   /* lora_parts */
     REFUSED(linear_bwd, rng.data, NULL); /* dropout */

@@ -109,6 +109,8 @@ static void check_backward(layer *p, const pml_linear_args *f, pml_view u, bool 
                        .lora_purpose = PURPOSE}};
     pml_linear_bwd_args *b = &args.linear_bwd;
     double *dw = NULL, *dbias = NULL, *da = NULL, *db = NULL;
+    if (frozen && s->adapted == 0)
+        b->x = (pml_view){0}; /* nothing that is trained: dx does not read it */
     if (input)
         b->dx = view_new(s->tokens, s->k, s->border, PML_F32);
     if (!frozen) {
