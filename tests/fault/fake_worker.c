@@ -4,11 +4,13 @@
  *   FAKE_NAN_STEP      loss of this step is not a number
  *   FAKE_FAIL_STEP     this step fails
  *   FAKE_LOAD_MS       milliseconds of loading
+ *   FAKE_HANG_STEP     the last rank does not come back from this step, once in the run's life
  *
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
  * used, one line a step, to used-RANK.txt in the run folder: the oracle for "on all workers at one
  * step". */
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +28,7 @@ struct job {
     int rank, world;
     pml_train_state taken;
     FILE *used;
+    char hung[4096]; /* path of the mark */
     int64_t step, max_steps;
     uint64_t learnt, taken_learnt;
     void (*tick)(void *user);
@@ -69,6 +72,7 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
                .world = setup->world,
                .max_steps = pml_message_int(setup->run, "max_steps")};
     snprintf(path, sizeof path, "%.4000s/used-%d.txt", setup->folder, setup->rank);
+    snprintf(j->hung, sizeof j->hung, "%.4000s/hung", setup->folder);
     j->used = fopen(path, "a");
     if (j->used == NULL)
         return PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
@@ -123,11 +127,24 @@ static double fake_factor(const job *j, const pml_train_state *state)
     return 0.5;
 }
 
+static void hang_once(const job *j, int64_t step)
+{
+    if (step != (int64_t)number("FAKE_HANG_STEP", -1) || j->rank != j->world - 1)
+        return;
+    int mark = open(j->hung, O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (mark < 0) /* it has hung before */
+        return;
+    close(mark);
+    for (;;)
+        pause();
+}
+
 static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result, pml_error *err)
 {
     pml_clock_sleep(number("FAKE_STEP_MS", 2) / 1e3);
     if (u->step == (int64_t)number("FAKE_FAIL_STEP", -1) && j->rank == j->world - 1)
         return PML_FAIL(err, PML_NO_MEMORY, "made to fail at step %lld", (long long)u->step);
+    hang_once(j, u->step);
     double sum = 1;
     pml_status status = pml_comm_allreduce_f64(j->comm, &sum, 1, err);
     if (status != PML_OK)

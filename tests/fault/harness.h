@@ -19,7 +19,8 @@ enum { HARNESS_WORKERS = 4, HARNESS_KEPT = 20000 };
 typedef struct harness {
     char root[64], folder[96], runtime[256], connection_file[300];
     int workers, max_steps;
-    pid_t coordinator;
+    pid_t coordinator; /* our child; -1: none */
+    pid_t adopted;     /* another one that took over, 0: none */
     pml_client *client;
     pml_message *events[HARNESS_KEPT]; /* all that were received, in order */
     int n_events;
@@ -39,6 +40,8 @@ harness *harness_new(int workers, int max_steps, const char *extra);
 bool harness_start(harness *h, ...);
 void harness_connect(harness *h); /* a client, welcome received */
 void harness_disconnect(harness *h);
+/* Our coordinator is dead: wait for the one that takes over, and connect to it. */
+void harness_adopt(harness *h);
 /* Wait for the coordinator's end: its exit status, or 256 + signal. */
 int harness_wait(harness *h);
 /* Kill what is left, look into the logs for sanitizer reports, remove the folder. */

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "pml/base/clock.h"
-#include "pml/base/file.h"
+#include "pml/net/connection.h"
 
 #define GOES_ON "\"restart\":\"on-failure\",\"max_restarts\":100"
 
@@ -221,6 +221,276 @@ static void an_error_is_not_tried_again(void **state)
     harness_destroy(&h);
 }
 
+/* ---- hung, silent, and only slow ---- */
+
+static void a_hung_worker_is_told_from_a_dead_one(void **state)
+{
+    (void)state;
+    enum { STEPS = 60 };
+    unsigned long long want = undisturbed(STEPS);
+    setenv("FAKE_HANG_STEP", "20", 1);
+    harness *h = harness_new(2, STEPS, GOES_ON ",\"hang_timeout\":3");
+    assert_true(harness_start(h, NULL));
+    const pml_message *m = harness_event(h, 0, PML_EVENT_restart, "attempt", "1", NULL);
+    assert_string_equal(text_of(m, "cause"), "hung");
+    assert_int_equal(pml_message_int(m, "rank"), 1); /* not the one that waits for it */
+    assert_non_null(strstr(text_of(m, "reason"), "while stepping"));
+    harness_wait_state(h, "finished");
+    unsetenv("FAKE_HANG_STEP");
+    assert_int_equal(check_history(h, NULL), STEPS);
+    assert_true(learnt(h, STEPS) == want);
+    assert_int_equal(restarts(h), 1);
+    harness_destroy(&h);
+}
+
+/* A process that is stopped beats no more: at its work, and while it stands. */
+static void a_stopped_worker_is_silent(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 100000, GOES_ON ",\"hang_timeout\":3");
+    assert_true(harness_start(h, NULL));
+    for (int i = 0; i < 2; i++) {
+        if (i == 1) {
+            harness_command(h, "pause", "");
+            harness_wait_state(h, "paused");
+        }
+        pid_t pid = harness_worker_pid(h, 1);
+        kill(pid, SIGSTOP);
+        char attempt[16];
+        snprintf(attempt, sizeof attempt, "%d", i + 1);
+        const pml_message *m = harness_event(h, 0, PML_EVENT_restart, "attempt", attempt, NULL);
+        assert_string_equal(text_of(m, "cause"), "silent");
+        assert_int_equal(pml_message_int(m, "rank"), 1);
+        assert_false(process_is_there(pid));
+        harness_wait_state(h, i == 0 ? "running" : "paused");
+    }
+    harness_destroy(&h);
+}
+
+/* SIGSTOP of the coordinator, and of all of them as when a machine sleeps: longer than a worker may
+ * be silent, and nobody is called so. */
+static void absence_is_not_held_against_workers(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 100000, GOES_ON ",\"hang_timeout\":4");
+    setenv("FAKE_STEP_MS", "10", 1);
+    assert_true(harness_start(h, NULL));
+    reach(h, 5);
+    pid_t all[] = {h->coordinator, harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
+    for (int n = 1; n <= 3; n += 2) {
+        for (int i = 0; i < n; i++)
+            kill(all[i], SIGSTOP);
+        pml_clock_sleep(5);
+        for (int i = n - 1; i >= 0; i--)
+            kill(all[i], SIGCONT);
+        pml_message *m = harness_ask(h, "status", "");
+        int64_t step = pml_message_int(m, "step");
+        pml_message_destroy(&m);
+        reach(h, step + 50);
+        assert_int_equal(restarts(h), 0);
+        assert_int_equal(harness_worker_pid(h, 0), all[1]);
+    }
+    unsetenv("FAKE_STEP_MS");
+    harness_destroy(&h);
+}
+
+/* A stop waits for a safe point, but not for ever. */
+static void a_stop_does_not_wait_for_a_hung_worker(void **state)
+{
+    (void)state;
+    for (int by_signal = 0; by_signal < 2; by_signal++) {
+        setenv("FAKE_HANG_STEP", "20", 1);
+        harness *h = harness_new(
+            2, 100000, by_signal ? GOES_ON ",\"hang_timeout\":0" : GOES_ON ",\"hang_timeout\":3");
+        assert_true(harness_start(h, NULL));
+        reach(h, 19);
+        pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
+        if (by_signal) { /* the second is meant to be quicker */
+            kill(h->coordinator, SIGTERM);
+            harness_event(h, 0, PML_EVENT_command, "verb", "stop", NULL);
+            kill(h->coordinator, SIGTERM);
+        } else {
+            harness_command(h, "stop", "");
+        }
+        harness_disconnect(h);
+        assert_int_equal(harness_wait(h), 0);
+        unsetenv("FAKE_HANG_STEP");
+        assert_false(process_is_there(pids[0]) || process_is_there(pids[1]));
+        char *log = harness_read(h, "events.jsonl");
+        assert_non_null(strstr(log, "\"state\":\"stopped\""));
+        assert_non_null(strstr(log, "stopped by force"));
+        assert_null(strstr(log, "\"type\":\"restart\""));
+        free(log);
+        harness_destroy(&h);
+    }
+}
+
+/* ---- nothing is left, and nobody else is touched ---- */
+
+static int open_descriptors(pid_t pid)
+{
+    char path[64];
+    int n = 0;
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
+    DIR *dir = opendir(path);
+    for (struct dirent *e = dir == NULL ? NULL : readdir(dir); e != NULL; e = readdir(dir))
+        n += e->d_name[0] != '.';
+    if (dir != NULL)
+        closedir(dir);
+    return n;
+}
+
+/* A stranger that is called as our workers are. */
+static pid_t stranger(void)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        execl("/bin/sleep", "pml-worker", "1000", (char *)NULL);
+        _exit(127);
+    }
+    return pid;
+}
+
+static void restarts_leave_nothing_behind(void **state)
+{
+    (void)state;
+    pid_t foreign = stranger();
+    harness *h = harness_new(2, 100000, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    int descriptors = 0;
+    for (int i = 0; i < 5; i++) {
+        harness_wait_state(h, "running");
+        if (i == 1) /* after the first restart; the door of a dead worker closes a moment later */
+            descriptors = open_descriptors(h->coordinator);
+        pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
+        kill(pids[i % 2], SIGKILL);
+        char attempt[16];
+        snprintf(attempt, sizeof attempt, "%d", i + 1);
+        harness_event(h, 0, PML_EVENT_restart, "attempt", attempt, NULL);
+        assert_false(process_is_there(pids[0]) || process_is_there(pids[1]));
+    }
+    harness_wait_state(h, "running");
+    for (double end = pml_clock_monotonic() + 10;
+         open_descriptors(h->coordinator) > descriptors + 2;) {
+        if (pml_clock_monotonic() > end)
+            fail_msg("%d descriptors, after the first restart it had %d",
+                     open_descriptors(h->coordinator), descriptors);
+        pml_clock_sleep(0.05);
+    }
+    harness_destroy(&h);
+    assert_true(process_is_there(foreign));
+    kill(foreign, SIGKILL);
+    waitpid(foreign, NULL, 0);
+}
+
+/* ---- the coordinator ---- */
+
+static void kill_coordinator(harness *h)
+{
+    if (h->adopted > 0) {
+        kill(h->adopted, SIGKILL);
+        harness_wait_gone(h->adopted, 5);
+    } else {
+        kill(h->coordinator, SIGKILL);
+        assert_int_equal(harness_wait(h), 256 + SIGKILL);
+    }
+}
+
+static void a_killed_coordinator_is_replaced(void **state)
+{
+    (void)state;
+    enum { STEPS = 500, KILLS = 5 };
+    setenv("FAKE_STEP_MS", "4", 1);
+    unsigned long long want = undisturbed(STEPS);
+    harness *h = harness_new(2, STEPS, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    for (int i = 1; i <= KILLS; i++) {
+        reach(h, 40 * i);
+        if (i == 3) {
+            harness_command(h, "pause", "");
+            harness_wait_state(h, "paused");
+        }
+        pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
+        kill_coordinator(h);
+        harness_wait_gone(pids[0], 10);
+        harness_wait_gone(pids[1], 10);
+        harness_adopt(h);
+        char attempt[16];
+        snprintf(attempt, sizeof attempt, "%d", i);
+        const pml_message *m = harness_event(h, 0, PML_EVENT_restart, "attempt", attempt, NULL);
+        assert_string_equal(text_of(m, "cause"), "coordinator");
+        assert_string_equal(text_of(m, "from"), "checkpoint");
+        if (i == 3) { /* it stands where it stood, until somebody lets it go */
+            harness_wait_state(h, "paused");
+            harness_command(h, "resume", "");
+        }
+        harness_wait_state(h, "running");
+    }
+    harness_wait_state(h, "finished");
+    unsetenv("FAKE_STEP_MS");
+    assert_int_equal(check_history(h, NULL), STEPS);
+    assert_true(learnt(h, STEPS) == want);
+    harness_destroy(&h);
+}
+
+static void a_coordinator_killed_while_workers_load_is_replaced(void **state)
+{
+    (void)state;
+    setenv("FAKE_LOAD_MS", "2000", 1);
+    harness *h = harness_new(2, 50, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    while (harness_worker_pid(h, 0) == 0)
+        harness_receive_for(h, 0.01);
+    harness_receive_for(h, 0.3);
+    kill_coordinator(h);
+    unsetenv("FAKE_LOAD_MS");
+    harness_adopt(h);
+    harness_wait_state(h, "finished");
+    assert_int_equal(check_history(h, NULL), 50);
+    harness_destroy(&h);
+}
+
+/* What was accepted and had no effect yet is refused by name, not forgotten. */
+static void what_was_open_is_refused(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 100000, GOES_ON);
+    setenv("FAKE_LOAD_MS", "2000", 1);
+    assert_true(harness_start(h, NULL));
+    int64_t k = harness_command(h, "set", "\"learning_rate\":0.5");
+    kill_coordinator(h);
+    unsetenv("FAKE_LOAD_MS");
+    if (pml_runtime_workers(h->folder, NULL) == PML_PEER) { /* killed before it had any */
+        assert_true(harness_start(h, "--recover", NULL));
+    } else {
+        harness_adopt(h);
+    }
+    char number[32];
+    snprintf(number, sizeof number, "%lld", (long long)k);
+    const pml_message *m = harness_event(h, 0, PML_EVENT_refused, "command", number, NULL);
+    assert_non_null(strstr(text_of(m, "reason"), "before it took effect"));
+    harness_wait_state(h, "running");
+    harness_destroy(&h);
+}
+
+static void never_is_never(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 100000, "\"restart\":\"never\"");
+    assert_true(harness_start(h, NULL));
+    reach(h, 5);
+    pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
+    kill_coordinator(h);
+    harness_wait_gone(pids[0], 10);
+    harness_wait_gone(pids[1], 10);
+    harness_disconnect(h);
+    assert_int_equal(pml_runtime_find(h->folder, h->runtime, sizeof h->runtime, NULL), PML_PEER);
+    assert_false(harness_start(h, "--recover", NULL));
+    assert_true(harness_start(h, "--resume", NULL));
+    harness_wait_state(h, "running");
+    harness_destroy(&h);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -229,8 +499,19 @@ int main(int argc, char **argv)
         cmocka_unit_test(it_gives_up_with_the_cause),
         cmocka_unit_test(delays_grow),
         cmocka_unit_test(an_error_is_not_tried_again),
+        cmocka_unit_test(a_hung_worker_is_told_from_a_dead_one),
+        cmocka_unit_test(a_stopped_worker_is_silent),
+        cmocka_unit_test(absence_is_not_held_against_workers),
+        cmocka_unit_test(a_stop_does_not_wait_for_a_hung_worker),
+        cmocka_unit_test(restarts_leave_nothing_behind),
+        cmocka_unit_test(a_killed_coordinator_is_replaced),
+        cmocka_unit_test(a_coordinator_killed_while_workers_load_is_replaced),
+        cmocka_unit_test(what_was_open_is_refused),
+        cmocka_unit_test(never_is_never),
     };
     if (!harness_programs(argc, argv))
         return 2;
+    if (argc > 3)
+        cmocka_set_test_filter(argv[3]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

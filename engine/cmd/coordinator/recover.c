@@ -18,9 +18,9 @@
 #include "pml/train/slots.h"
 
 static const double first_delay = 0.25, longest_delay = 30;
-static const double absent_seconds = 2; /* between two looks, of which there are five a second */
-static const double beats_seconds = 5;  /* without a beat: it is not only its training thread */
-static const double hurry_seconds = 2;  /* between a second signal and the end */
+static const double absent_seconds = 2;  /* between two looks, of which there are five a second */
+static const double beats_seconds = 2.5; /* without a beat: it is not only its training thread */
+static const double hurry_seconds = 2;   /* between a second signal and the end */
 
 /* ---- which failures ---- */
 
@@ -202,7 +202,8 @@ static void call_hung(coordinator *c, const worker *w, double now)
 {
     char reason[400];
     double since = now - w->heard_at;
-    if (since > beats_seconds || strcmp(w->phase, "standing") == 0)
+    bool silent = since > beats_seconds;
+    if (silent)
         snprintf(reason, sizeof reason,
                  "worker %d (process %d) is silent: no heartbeat for %.0f s (stopped, or starved)",
                  w->rank, (int)w->pid, since);
@@ -211,7 +212,7 @@ static void call_hung(coordinator *c, const worker *w, double now)
                  "worker %d (process %d) hung: its heart beats, but it has not come on for %.0f s "
                  "while %s",
                  w->rank, (int)w->pid, w->idle + since, w->phase);
-    fail_worker(c, w, since > beats_seconds ? "silent" : "hung", reason);
+    fail_worker(c, w, silent ? "silent" : "hung", reason);
 }
 
 static void look_at_workers(coordinator *c, double now)

@@ -115,10 +115,17 @@ static pml_status start_one(coordinator *c, worker *w, const char *program, pml_
         status = pml_hub_allow(c->hub, w->keys.public_key, PML_ROLE_WORKER, w->rank, err);
     if (status == PML_OK)
         status = pml_runtime_worker_lock(c->folder, w->rank, &lock, err);
+    if (status == PML_IO) { /* a full disk is no reason not to train */
+        emit_log(c, "warning", w->rank,
+                 "%s: should this coordinator die, the next one does not wait for this worker",
+                 err->message);
+        status = PML_OK;
+    }
     if (status != PML_OK)
         return status;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
-        close(lock);
+        if (lock >= 0)
+            close(lock);
         return PML_FAIL(err, PML_IO, "cannot make a lease: %s", strerror(errno));
     }
     w->lease = pair[0];
@@ -128,11 +135,13 @@ static pml_status start_one(coordinator *c, worker *w, const char *program, pml_
     spawn s = {.argv = argv,
                .log_path = log_path,
                .out = -1,
-               .fds = {pair[1], c->comm >= 0 ? c->comm : SPAWN_NULL, c->slots, lock, SPAWN_END}};
+               .fds = {pair[1], c->comm >= 0 ? c->comm : SPAWN_NULL, c->slots,
+                       lock >= 0 ? lock : SPAWN_NULL, SPAWN_END}};
     if (status == PML_OK)
         status = spawn_process(&s, &w->pid, err);
     close(pair[1]);
-    close(lock); /* the worker's copy holds it */
+    if (lock >= 0)
+        close(lock); /* the worker's copy holds it */
     if (status != PML_OK)
         w->pid = 0;
     w->heard_at = pml_clock_monotonic();

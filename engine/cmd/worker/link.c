@@ -28,6 +28,7 @@ typedef struct orders {
 struct worker_link {
     int rank, lease, stop; /* stop: eventfd */
     const pml_message *start;
+    pid_t parent; /* the coordinator */
     pml_client *client;
     pulse pulse;
 
@@ -252,7 +253,7 @@ static void lose_lease(worker_link *l)
     if (went)
         return;
     if (!released)
-        take_over(l->start);
+        link_take_over(l);
     _exit(0);
 }
 
@@ -290,7 +291,7 @@ static void watch_ourselves(worker_link *l)
     if (l->backlog != NULL)
         link_hand_over(l, NULL);
     if (!released)
-        take_over(l->start);
+        link_take_over(l);
     _exit(1);
 }
 
@@ -340,6 +341,7 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
     l->rank = (int)pml_message_int(start, "rank");
     l->lease = lease;
     l->start = start;
+    l->parent = getppid();
     l->cpu_at = l->woke_at = pml_clock_monotonic();
     pulse_init(&l->pulse);
     pthread_mutex_init(&l->report_mutex, NULL);
@@ -402,6 +404,11 @@ void link_set_step(worker_link *l, int64_t step)
     pthread_mutex_lock(&l->mutex);
     l->step = step;
     pthread_mutex_unlock(&l->mutex);
+}
+
+void link_take_over(worker_link *l)
+{
+    take_over(l->start, l->parent);
 }
 
 pulse *link_pulse(worker_link *l)

@@ -48,6 +48,8 @@ pml_status link_wait_go(worker_link *link, pml_error *err);
 int64_t link_committed(worker_link *link);
 bool link_lost(worker_link *link);     /* the lease has ended */
 bool link_orphaned(worker_link *link); /* without a word: the coordinator died */
+/* Start another coordinator in its place. */
+void link_take_over(worker_link *link);
 
 /* The next command with number <= limit, in order; false when there is none. The caller destroys
  * args. */

@@ -2,19 +2,40 @@
 
 #include <limits.h>
 
+#include "pml/base/clock.h"
 #include "pml/base/log.h"
 #include "pml/net/connection.h"
 #include "pml/net/launch.h"
 
-void take_over(const pml_message *start)
+static const double patience_seconds = 5, look_seconds = 0.02;
+
+/* Whether the run has another coordinator than ours, which is dead. The end of a lease may come a
+ * moment before the lock of the dying one is free. */
+static bool somebody_was_quicker(const char *folder, pid_t dead)
+{
+    char path[PATH_MAX];
+    double end = pml_clock_monotonic() + patience_seconds;
+    while (pml_runtime_find(folder, path, sizeof path, NULL) == PML_OK) {
+        pml_connection found;
+        bool there = pml_connection_find(folder, path, sizeof path, NULL) == PML_OK &&
+                     pml_connection_read(path, &found, NULL) == PML_OK;
+        pml_keypair_forget(&found.keys);
+        if ((there && found.pid != (int)dead) || pml_clock_monotonic() > end)
+            return true;
+        pml_clock_sleep(look_seconds);
+    }
+    return false;
+}
+
+void take_over(const pml_message *start, pid_t dead)
 {
     char file[PATH_MAX];
     const char *program = pml_message_string(start, "coordinator");
     const char *folder = pml_message_string(start, "folder");
     if (program[0] == '\0')
         return;
-    if (pml_runtime_find(folder, file, sizeof file, NULL) == PML_OK)
-        return; /* another worker, or a person, was quicker */
+    if (somebody_was_quicker(folder, dead)) /* another worker, or a person */
+        return;
     pml_error err = PML_ERROR_INIT;
     const pml_launch launch = {.program = program, .run_folder = folder, .recover = 1};
     pml_status status = pml_launch_coordinator(&launch, file, sizeof file, &err);

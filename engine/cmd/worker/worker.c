@@ -19,7 +19,6 @@
 #include "pml/net/connection.h"
 #include "pml/train/run.h"
 #include "pml/train/slots.h"
-#include "takeover.h"
 
 /* LOCK_FD only has to be open: it tells that we are there. */
 enum { LEASE_FD = 3, COMM_FD, SLOTS_FD, LOCK_FD };
@@ -53,7 +52,7 @@ static pml_status read_start(worker *w, pml_error *err)
     if (status == PML_OK) {
         w->rank = (int)pml_message_int(w->start, "rank");
         w->world = (int)pml_message_int(w->start, "world");
-        status = pml_runtime_worker_sign(LOCK_FD, w->rank, err);
+        pml_runtime_worker_sign(LOCK_FD, w->rank, NULL); /* without it we cannot be killed by it */
     }
     return status;
 }
@@ -261,7 +260,7 @@ static void leave_behind(worker *w)
     if (link_hand_over(w->link, &err) != PML_OK)
         pml_log(PML_LOG_ERROR, "%s", err.message);
     if (!w->finished)
-        take_over(w->start);
+        link_take_over(w->link);
 }
 
 int worker_main(const job_kind *kind)
