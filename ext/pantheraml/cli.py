@@ -133,7 +133,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    print(pm.attach(args.run).export(args.folder, args.format, args.step))
+    made = pm.attach(args.run).export(
+        args.folder, args.format, args.step, dtype=args.dtype, max_shard_size=args.max_shard_size,
+        verify=not args.no_verify,
+    )  # fmt: skip
+    print(made.describe())
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -275,6 +279,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", metavar="FOLDER")
     export.add_argument("--format", choices=("peft", "merged", "gguf"))
     export.add_argument("--step", type=int)
+    export.add_argument(
+        "--dtype", help="merged: auto float32 bfloat16 float16; gguf: f32 f16 bf16 q8_0"
+    )
+    export.add_argument("--max-shard-size", default="5GB", help="of merged weights' files")
+    export.add_argument("--no-verify", action="store_true", help="do not read it back")
     verb("report", _report, "Write a page with the curves.").add_argument("--file")
     share = verb("share", _share, "Let others see a run over a network, with a key.")
     share.add_argument("--bind", required=True, metavar="tcp://ADDRESS:PORT", help="* = any port")

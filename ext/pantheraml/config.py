@@ -512,7 +512,7 @@ def truth(name: str, value: object) -> bool:
     return value
 
 
-def memory(value: int | str | None) -> int:
+def memory(value: int | str | None, name: str = "memory_limit") -> int:
     """Bytes of ``8GiB``, ``500MB`` or a number; 0 for None."""
     if value is None:
         return 0
@@ -525,8 +525,8 @@ def memory(value: int | str | None) -> int:
             base = 1024 if match[3] else 1000
             value = int(float(match[1]) * base ** units[match[2].lower()])
         except ValueError:
-            raise InvalidError(f'memory_limit must look like "8GiB", it is {value!r}') from None
-    return whole("memory_limit", value, 1, 2**53)
+            raise InvalidError(f'{name} must look like "8GiB", it is {value!r}') from None
+    return whole(name, value, 1, 2**53)
 
 
 def device_list(devices: str | int | Sequence[str]) -> list[str]:

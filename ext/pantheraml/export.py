@@ -1,30 +1,285 @@
-"""Export: what was trained, as other tools read it."""
+"""Export: what was trained, as other tools read it.
+
+Everything is written into a folder beside the one that was asked for, which takes its name when it
+is whole. What was there before is never written over; what fails leaves nothing.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from pathlib import Path
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PosixPath
+from typing import Any
 
-from pantheraml.errors import NotFoundError
+from pantheraml import _native, config, gguf
+from pantheraml.errors import BusyError, Error, InvalidError, NoMemoryError, NotFoundError
+
+FORMATS = ("peft", "merged", "gguf")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+TYPES = ("f32", "f16", "bf16", "q8_0")
 
 #: What only a resumed run reads.
 _OURS = {"optimizer.safetensors", "state.json", "MANIFEST"}
+#: Copied beside merged weights when the model folder has them.
+_COMPANIONS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 
 
-def copy_checkpoint(checkpoint: Path, folder: Path) -> Path:
-    """Copy a checkpoint's files for users; each is whole under its name or not there."""
-    names = sorted(path.name for path in checkpoint.iterdir() if path.name not in _OURS)
+class Export(PosixPath):
+    """The path of what was written, a folder or a GGUF file, and what is known of it.
+
+    Attributes
+    ----------
+    format
+        ``peft``, ``merged`` or ``gguf``.
+    dtype
+        Of the matrices in it.
+    step
+        Optimizer steps in the weights.
+    bytes
+        Of its files.
+    seconds
+        It took, reading back included.
+    difference
+        It was read back and asked for logits: the largest difference from those of the trained
+        weights, by the largest logit. None where that was not done; `notes` says why.
+    same_top
+        After how many of `tokens` both thought the same token likeliest.
+    rounding
+        Merged weights of another type than float32: how far rounding moved one at most.
+    notes
+        What is worth knowing.
+    """
+
+    format = ""
+    dtype = ""
+    step = 0
+    bytes = 0
+    seconds = 0.0
+    difference: float | None = None
+    same_top: int | None = None
+    tokens: int | None = None
+    rounding: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:  # type: ignore[override,unused-ignore]
+        """Paths made of this one are ordinary ones."""
+        return Path(*segments)
+
+    def describe(self) -> str:
+        """Say it in words."""
+        text = f"{self}: {self.format}, {self.dtype}, {self.bytes / 1e6:,.1f} MB"
+        if self.difference is not None:
+            text += (
+                f"; read back, its logits are {self.difference:.1e} from the trained ones, "
+                f"the likeliest token the same {self.same_top} times of {self.tokens}"
+            )
+        return "\n".join([text, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: run.json, a checkpoint of the run, and how it is to be written."""
+
+    run: dict[str, Any]
+    checkpoint: Path
+    step: int
+    format: str
+    dtype: str
+    shard_bytes: int
+    verify: bool
+
+    @property
+    def text(self) -> str:
+        """run.json, for the engine."""
+        return json.dumps(self.run)
+
+
+def check(full: bool, format: str | None, dtype: str | None) -> tuple[str, str]:
+    """Settle format and dtype, or say what is wrong with them."""
+    wanted = format or ("merged" if full else "peft")
+    config.choice("format", wanted, FORMATS)
+    if wanted == "peft" and full:
+        raise InvalidError('format="peft" needs an adapter, but every weight was trained')
+    if wanted == "peft":
+        if dtype not in (None, "auto", "float32"):
+            raise InvalidError("an adapter is float32; dtype is for merged and gguf")
+        return wanted, "float32"
+    if wanted == "gguf":
+        return wanted, config.choice("dtype", dtype or "f16", TYPES)
+    return wanted, config.choice("dtype", dtype or "auto", DTYPES)
+
+
+def write(request: Request, target: Path) -> Export:
+    """Write an export to `target`, which must not be there, or be an empty folder.
+
+    Raises
+    ------
+    BusyError
+        There is something under that name.
+    """
+    begun = time.monotonic()
+    one_file = request.format == "gguf" and target.suffix == ".gguf"
+    _refuse_what_is_there(target, one_file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(target) as folder:
+        if request.format == "peft":
+            made = _copy_adapter(request, folder)
+        elif request.format == "merged":
+            made = _merge(request, folder)
+        else:
+            made = _gguf(request, folder / (target.name if one_file else "model.gguf"))
+        read = folder / made["file"] if request.format == "gguf" else folder
+        made |= _read_back(request, read, made["notes"])
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        _publish(folder / made["file"] if one_file else folder, target, one_file)
+    made |= {"format": request.format, "step": request.step, "bytes": size}
+    made |= {"notes": tuple(made["notes"]), "seconds": time.monotonic() - begun}
+    inside = request.format == "gguf" and not one_file
+    export = Export(target / made.pop("file") if inside else target)
+    made.pop("file", None)
+    for name, value in made.items():
+        setattr(export, name, value)
+    return export
+
+
+# ---- the folder ------------------------------------------------------------------------------
+
+
+def _refuse_what_is_there(target: Path, one_file: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if not one_file and target.is_dir() and not any(target.iterdir()):
+        return
+    raise BusyError(f"{target} is there already; give a new name or an empty folder")
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Make a folder beside the target, gone when this is over."""
+    folder = target.parent / f".{target.name}.tmp-{os.getpid()}-{time.monotonic_ns()}"
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(made: Path, target: Path, one_file: bool) -> None:
+    """Give it its name. A folder may take an empty folder's place, a file nobody's."""
+    mask = _umask()
+    for file in made.iterdir() if made.is_dir() else [made]:
+        file.chmod(0o644 & ~mask)
+    _sync(made)
+    try:
+        if one_file:
+            os.link(made, target)
+        else:
+            made.chmod(0o755 & ~mask)
+            made.rename(target)
+    except OSError as error:
+        if target.exists():
+            raise BusyError(f"{target} is there now; give another name") from error
+        raise
+    _sync(target.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    copy = folder / source.name
+    shutil.copyfile(source, copy)
+    _sync(copy)
+
+
+# ---- formats ---------------------------------------------------------------------------------
+
+
+def _copy_adapter(request: Request, folder: Path) -> dict[str, Any]:
+    names = [path.name for path in request.checkpoint.iterdir() if path.name not in _OURS]
     if not any(name.endswith(".safetensors") for name in names):
-        raise NotFoundError(f"{checkpoint} holds no weights")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        temporary = folder / f"{name}.tmp-{os.getpid()}"
-        try:
-            shutil.copyfile(checkpoint / name, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return folder
+        raise NotFoundError(f"{request.checkpoint} holds no weights")
+    for name in sorted(names):
+        _copy(request.checkpoint / name, folder)
+    return {"dtype": "float32", "notes": []}
+
+
+def _merge(request: Request, folder: Path) -> dict[str, Any]:
+    model = Path(request.run["model"])
+    made = _native.merge(
+        request.text, str(request.checkpoint), str(folder), request.dtype, request.shard_bytes
+    )
+    description = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    stored = description.get("dtype") or description.get("torch_dtype") or "float32"
+    dtype = stored if request.dtype == "auto" else request.dtype
+    # Both spellings: transformers reads torch_dtype before version 5 and dtype since.
+    description |= {"dtype": dtype, "torch_dtype": dtype}
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    _sync(folder / "config.json")
+    for name in _COMPANIONS:
+        if (model / name).is_file():
+            _copy(model / name, folder)
+    notes = []
+    if made["rounding"] > 0:
+        notes.append(f"rounded to {dtype}: a weight moved by at most {made['rounding']:.1e}")
+    notes += _note_of_quant(request)
+    return {"dtype": dtype, "rounding": made["rounding"], "notes": notes}
+
+
+def _gguf(request: Request, path: Path) -> dict[str, Any]:
+    model = Path(request.run["model"])
+    vocab = int(_native.check_model(model)["vocab"])
+    pairs = gguf.pairs(model, str(request.run["name"]), vocab)
+    made = _native.gguf(
+        request.text, str(request.checkpoint), str(path), request.dtype, json.dumps(pairs)
+    )
+    notes = [made["notes"]] if made["notes"] else []
+    if made["not_quantised"]:
+        notes.append(
+            f"{made['not_quantised']} matrices have rows that are no multiple of 32 and are f16"
+        )
+    return {"dtype": request.dtype, "file": path.name, "notes": notes + _note_of_quant(request)}
+
+
+def _note_of_quant(request: Request) -> list[str]:
+    if request.run.get("quant") != "nf4":
+        return []
+    return [
+        "the adapter was trained over NF4 weights and is merged into the original ones: the "
+        "difference is that of the quantisation"
+    ]
+
+
+def _read_back(request: Request, path: Path, notes: list[str]) -> dict[str, Any]:
+    if not request.verify:
+        notes.append("not read back (verify=False)")
+        return {}
+    checkpoint = str(request.checkpoint)
+    try:
+        return _native.compare_export(request.text, checkpoint, request.format, str(path))
+    except NoMemoryError as error:
+        notes.append(f"not read back, for lack of memory: {error}")
+        return {}
+    except Error as error:
+        raise type(error)(f"what was exported cannot be read back: {error}") from error

@@ -32,6 +32,7 @@ from pantheraml.record import ENDED, Checkpoint, Event
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from pantheraml.export import Export
     from pantheraml.sharing import Share
 
 #: What `Run.set` can change, with its range.
@@ -320,36 +321,61 @@ class Run(Following):
         return self._text.decode(token_ids)
 
     def export(
-        self, folder: str | os.PathLike[str], format: str | None = None, step: int | None = None
-    ) -> Path:
+        self,
+        folder: str | os.PathLike[str],
+        format: str | None = None,
+        step: int | None = None,
+        *,
+        dtype: str | None = None,
+        max_shard_size: int | str = "5GB",
+        verify: bool = True,
+    ) -> Export:
         """Write what was trained as other tools read it.
 
         Parameters
         ----------
         folder
-            Where to; made if it is not there.
+            Where to: a new name, or an empty folder. With ``format="gguf"`` a name that ends in
+            ``.gguf`` is the file itself; else the folder gets a ``model.gguf``.
         format
             ``"peft"``, an adapter folder that PEFT loads, is the default for LoRA; ``"merged"``, a
-            model folder that transformers loads, for a full run.
+            model folder that transformers loads, for a full run; ``"gguf"`` is for llama.cpp.
         step
             Take the checkpoint of this step. Default: the weights as they are now, which are the
             best ones in a run that ended with ``load_best_model_at_end``.
+        dtype
+            Of merged weights: ``"auto"`` (as the original's), ``"float32"``, ``"bfloat16"``,
+            ``"float16"``. Of a GGUF: ``"f16"`` (the default), ``"f32"``, ``"bf16"``, ``"q8_0"``.
+        max_shard_size
+            Of the files of merged weights.
+        verify
+            Load what was written and compare its logits with the trained weights'. Takes the
+            memory of the model as float32, in this process.
 
         Returns
         -------
-        Path
-            The folder.
-        """
-        full = self.config["method"] == "full"
-        wanted = format or ("merged" if full else "peft")
-        config.choice("format", wanted, ("peft", "merged", "gguf"))
-        if wanted == "peft" and full:
-            raise InvalidError('format="peft" needs an adapter, but every weight was trained')
-        if wanted == "gguf" or (wanted == "merged" and not full):
-            raise NotInThisVersion(f'not in this version: export(format="{wanted}")')
-        from pantheraml.export import copy_checkpoint
+        Export
+            Where it is, and how far its logits are from the trained ones.
 
-        return copy_checkpoint(self._newest(step), Path(folder).expanduser().absolute())
+        Raises
+        ------
+        BusyError
+            There is something under that name; nothing is ever written over.
+        """
+        from pantheraml import export
+
+        wanted, kind = export.check(self.config["method"] == "full", format, dtype)
+        checkpoint = self._newest(step)
+        request = export.Request(
+            run=self.config,
+            checkpoint=checkpoint.path,
+            step=checkpoint.step,
+            format=wanted,
+            dtype=kind,
+            shard_bytes=config.memory(max_shard_size, "max_shard_size"),
+            verify=verify,
+        )
+        return export.write(request, Path(folder).expanduser().absolute())
 
     def rewind(self, step: int) -> None:
         """Not in this version."""
@@ -516,16 +542,16 @@ class Run(Following):
         known = ", ".join(c.path.name for c in self.checkpoints) or "none"
         raise NotFoundError(f"run {self.name} has no checkpoint {name!r}; it has {known}")
 
-    def _newest(self, step: int | None) -> Path:
+    def _newest(self, step: int | None) -> Checkpoint:
         if step is None and self._link is not None and self.state in ("running", "paused"):
-            return self.checkpoint(wait=True).path
+            return self.checkpoint(wait=True)
         if step is None and self.state == "finished" and self.config.get("load_best_model_at_end"):
             best = self.best_checkpoint
             step = None if best is None else best.step
         step = self.step if step is None else step
         for checkpoint in reversed(self.checkpoints):
             if checkpoint.step == step:
-                return checkpoint.path
+                return checkpoint
         known = ", ".join(str(c.step) for c in self.checkpoints) or "none"
         raise NotFoundError(
             f"run {self.name} ({self.state}) has no checkpoint of step {step}; it has {known}"

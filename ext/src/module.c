@@ -42,6 +42,7 @@ static int module_exec(PyObject *module)
     if (load_errors(state) < 0)
         return -1;
     if (PyModule_AddFunctions(module, pmli_engine_methods) < 0 ||
+        PyModule_AddFunctions(module, pmli_export_methods) < 0 ||
         PyModule_AddFunctions(module, pmli_control_methods) < 0)
         return -1;
     state->client_type = pmli_client_type_new(module);

@@ -63,16 +63,14 @@ static float yarn(const pml_model_spec *spec, double low, double high, int32_t i
     return slow * (1.0F - keep) + fast * keep;
 }
 
-void pml_rope_table(const pml_model_spec *spec, int32_t positions, int32_t length, float *out)
+void pml_rope_frequencies(const pml_model_spec *spec, int32_t length, float *out)
 {
     const pml_rope_spec *rope = &spec->rope;
-    int32_t half = spec->head_dim / 2;
     float theta = rope->type == PML_ROPE_DYNAMIC ? dynamic_theta(spec, length) : (float)rope->theta;
-    float scale = rope->type == PML_ROPE_YARN ? (float)rope->attention_factor : 1.0F;
     double low = 0, high = 0;
     if (rope->type == PML_ROPE_YARN)
         yarn_ramp(spec, &low, &high);
-    for (int32_t i = 0; i < half; i++) {
+    for (int32_t i = 0; i < spec->head_dim / 2; i++) {
         float power = powf(theta, (float)(2 * i) / (float)spec->head_dim);
         float frequency = 1.0F / power;
         if (rope->type == PML_ROPE_LINEAR)
@@ -81,6 +79,21 @@ void pml_rope_table(const pml_model_spec *spec, int32_t positions, int32_t lengt
             frequency = llama3(rope, frequency);
         else if (rope->type == PML_ROPE_YARN)
             frequency = yarn(spec, low, high, i, power);
+        out[i] = frequency;
+    }
+}
+
+/* The frequencies stand in the first row, each until its own column is written. */
+void pml_rope_table(const pml_model_spec *spec, int32_t positions, int32_t length, float *out)
+{
+    const pml_rope_spec *rope = &spec->rope;
+    int32_t half = spec->head_dim / 2;
+    float scale = rope->type == PML_ROPE_YARN ? (float)rope->attention_factor : 1.0F;
+    if (positions < 1)
+        return;
+    pml_rope_frequencies(spec, length, out);
+    for (int32_t i = 0; i < half; i++) {
+        float frequency = out[i];
         for (int32_t p = 0; p < positions; p++) {
             float angle = (float)p * frequency;
             float *row = out + (int64_t)p * spec->head_dim;

@@ -2,6 +2,7 @@
  * chunk of one, against the cached keys and values of what came before. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "pml/base/philox.h"
 #include "stepper_impl.h"
@@ -140,6 +141,24 @@ pml_status pml_stepper_generate(pml_stepper *s, const pml_generate_options *o, i
         status = pmli_rope_fit(s, position + 1, err);
         if (status == PML_OK)
             status = run_chunk(s, &token, 1, position, err);
+    }
+    return status;
+}
+
+pml_status pml_stepper_logits(pml_stepper *s, const int32_t *tokens, int32_t n, float *out,
+                              pml_error *err)
+{
+    if (n < 1 || n > s->program->limits.generate_length)
+        return PML_FAIL(err, PML_INVALID, "logits of %d tokens: 1 to %d were planned for", n,
+                        s->program->limits.generate_length);
+    pml_status status = PML_OK;
+    for (int32_t i = 0; status == PML_OK && i < n; i++) {
+        if (tokens[i] < 0 || tokens[i] >= s->spec.vocab)
+            return PML_FAIL(err, PML_INVALID, "token %d is %d, outside the vocabulary of %d", i,
+                            tokens[i], s->spec.vocab);
+        status = run_chunk(s, &tokens[i], 1, i, err);
+        memcpy(out + (size_t)i * (size_t)s->spec.vocab, s->logits,
+               (size_t)s->spec.vocab * sizeof *out);
     }
     return status;
 }

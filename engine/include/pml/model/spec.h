@@ -60,6 +60,9 @@ pml_status pml_model_spec_parse(const char *text, size_t length, const char *nam
 /* Keys a query of that layer sees, itself included; 0: all before it. */
 int32_t pml_layer_window(const pml_model_spec *spec, int32_t layer);
 
+/* The head_dim / 2 frequencies of the rotation, scaled as rope says; length: see pml_rope_table. */
+void pml_rope_frequencies(const pml_model_spec *spec, int32_t length, float *out);
+
 /* cos|sin table for positions 0..positions-1: out [positions, head_dim] float32, cos in the first
  * half of each row, sin in the second. As transformers computes it (inv_freq in float32).
  * length: tokens that dynamic rope stretches for, no effect up to max_positions or on others. */

@@ -81,6 +81,11 @@ typedef struct pml_generate_options {
 pml_status pml_stepper_generate(pml_stepper *stepper, const pml_generate_options *options,
                                 int32_t *out, int32_t *n_out, pml_error *err);
 
+/* Logits after each of n tokens, out [n, vocab]: what continuing each prefix would choose from. The
+ * same bits as generating has. PML_INVALID when n exceeds the planned length. */
+pml_status pml_stepper_logits(pml_stepper *stepper, const int32_t *tokens, int32_t n, float *out,
+                              pml_error *err);
+
 /* Trainable tensors by their PEFT or Hugging Face names, for checkpoints, export and tests.
  * `state` selects which of the flat buffers. */
 typedef enum pml_state {
