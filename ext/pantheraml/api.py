@@ -250,8 +250,6 @@ def _write_run(
         **resolved,
         "train_data": "data/train.safetensors",
         "eval_data": "data/eval.safetensors" if held_out else "",
-        # -P: what lies in the current folder must not take the place of a library.
-        "prepare": [sys.executable, "-P", "-m", "pantheraml.data.prepare"],
         "data": described | options,
         "created": time.time(),
         "version": package_version(),
@@ -273,7 +271,6 @@ def _planned(
         **about,
         "train_data": "none",
         "eval_data": "",
-        "prepare": [],
         "data": {},
         "created": time.time(),
         "version": package_version(),

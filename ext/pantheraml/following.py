@@ -250,7 +250,9 @@ class Following:
                 if _native.workers_there(self.folder):
                     time.sleep(0.05)
                     continue
-                _, started = _native.launch(programs.coordinator(), self.folder, recover=True)
+                _, started = _native.launch(
+                    programs.coordinator(), self.folder, recover=True, prepare=programs.prepare()
+                )
                 if not started and not self._connect():
                     return  # it has ended meanwhile, and the log says how
         except Error as error:
@@ -267,7 +269,9 @@ class Following:
 
     def _launch(self) -> None:
         """Start the coordinator of a new run and connect."""
-        file, started = _native.launch(programs.coordinator(), self.folder)
+        file, started = _native.launch(
+            programs.coordinator(), self.folder, prepare=programs.prepare()
+        )
         if not started:
             pid = _native.coordinator_pid(file)
             raise BusyError(
@@ -291,7 +295,11 @@ class Following:
         asked = None
         while True:
             _, started = _native.launch(
-                programs.coordinator(), self.folder, checkpoint, accept_changes
+                programs.coordinator(),
+                self.folder,
+                checkpoint,
+                accept_changes,
+                prepare=programs.prepare(),
             )
             if started:
                 break

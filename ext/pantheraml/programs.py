@@ -1,8 +1,9 @@
-"""Where ``pml-coordinator`` lies: inside the package, or where ``$PML_BIN`` says."""
+"""What is started: ``pml-coordinator`` inside the package (or where ``$PML_BIN`` says), prepare."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from pantheraml.errors import NotFoundError
@@ -17,3 +18,13 @@ def coordinator() -> Path:
         if not os.access(needed, os.X_OK):
             raise NotFoundError(f"{needed} is missing; reinstall pantheraml, or set PML_BIN")
     return program
+
+
+def prepare() -> list[str]:
+    """Give what makes token shards, for a coordinator to run; the run folder is appended.
+
+    It goes with the launch and not into the run folder: a folder from somebody else names no
+    program.
+    """
+    # -P: what lies in the current folder must not take the place of a library.
+    return [sys.executable, "-P", "-m", "pantheraml.data.prepare"]

@@ -2,6 +2,7 @@
 #include "native.h"
 
 #include <limits.h>
+#include <stdbool.h>
 
 #include "pml/net/connection.h"
 #include "pml/net/launch.h"
@@ -12,37 +13,67 @@ static const char *text(PyObject *bytes)
     return bytes == NULL ? NULL : PyBytes_AsString(bytes);
 }
 
-PyDoc_STRVAR(launch_doc,
-             "launch(program, run_folder, resume=None, accept_changes=False, timeout=20.0,\n"
-             "       recover=False)\n--\n\n"
-             "Start the detached coordinator of a run and wait for its sockets.\n\n"
-             "resume is None for a new run, '' for the newest whole checkpoint, or the name of\n"
-             "one; recover: in the place of one that died, as often as the run allows.\n"
-             "Returns (connection_file, started); started is False when the run has a\n"
-             "coordinator already.");
+enum { PREPARE_MAX = 16 };
+
+/* The strings of a sequence, borrowed from the list that is returned; NULL with an exception. */
+static PyObject *borrow_strings(PyObject *sequence, const char *strings[PREPARE_MAX + 1])
+{
+    PyObject *list = PySequence_List(sequence);
+    Py_ssize_t n = list == NULL ? -1 : PyList_Size(list);
+    if (n > PREPARE_MAX)
+        PyErr_Format(PyExc_ValueError, "prepare has at most %d arguments", PREPARE_MAX);
+    bool failed = n < 0 || n > PREPARE_MAX;
+    for (Py_ssize_t i = 0; !failed && i < n; i++) {
+        strings[i] = PyUnicode_AsUTF8AndSize(PyList_GetItem(list, i), NULL);
+        failed = strings[i] == NULL;
+    }
+    if (failed) {
+        Py_XDECREF(list);
+        return NULL;
+    }
+    strings[n] = NULL;
+    return list;
+}
+
+PyDoc_STRVAR(
+    launch_doc,
+    "launch(program, run_folder, resume=None, accept_changes=False, timeout=20.0,\n"
+    "       recover=False, prepare=None)\n--\n\n"
+    "Start the detached coordinator of a run and wait for its sockets.\n\n"
+    "resume is None for a new run, '' for the newest whole checkpoint, or the name of\n"
+    "one; recover: in the place of one that died, as often as the run allows.\n"
+    "prepare: arguments of the program that makes the token shards where they are missing.\n"
+    "Returns (connection_file, started); started is False when the run has a\n"
+    "coordinator already.");
 
 static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"program", "run_folder", "resume", "accept_changes",
-                            "timeout", "recover",    NULL};
+    static char *names[] = {"program", "run_folder", "resume",  "accept_changes",
+                            "timeout", "recover",    "prepare", NULL};
     PyObject *program = NULL;
     PyObject *folder = NULL;
     PyObject *result = NULL;
+    PyObject *prepare = NULL;
+    PyObject *list = NULL;
+    const char *argv[PREPARE_MAX + 1];
     const char *resume = NULL;
     int accept_changes = 0, recover = 0;
     double timeout = 20.0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|zpdp:launch", names, PyUnicode_FSConverter,
-                                     &program, PyUnicode_FSConverter, &folder, &resume,
-                                     &accept_changes, &timeout, &recover))
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O&O&|zpdpO:launch", names, PyUnicode_FSConverter, &program,
+            PyUnicode_FSConverter, &folder, &resume, &accept_changes, &timeout, &recover, &prepare))
         goto done;
     if (!(timeout > 0 && timeout < 1e6)) {
         PyErr_SetString(PyExc_ValueError, "timeout must be a positive number of seconds");
         goto done;
     }
+    if (prepare != NULL && prepare != Py_None && (list = borrow_strings(prepare, argv)) == NULL)
+        goto done;
     pml_launch options = {.program = text(program),
                           .run_folder = text(folder),
                           .resume = resume,
                           .recover = recover,
+                          .prepare = list == NULL ? NULL : argv,
                           .accept_changes = accept_changes,
                           .timeout_ms = (int)(timeout * 1000)};
     pml_error err = PML_ERROR_INIT;
@@ -57,6 +88,7 @@ static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs)
     else
         pmli_raise(pmli_state_of(module), &err);
 done:
+    Py_XDECREF(list);
     Py_XDECREF(program);
     Py_XDECREF(folder);
     return result;

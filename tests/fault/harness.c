@@ -47,11 +47,8 @@ static void write_run(harness *h, const char *extra)
              "\"seed\":1,\"eval_steps\":0,\"save_total_limit\":0,"
              "\"memory_limit\":0,\"threads\":1,\"generate_length\":64,\"devices\":[%s],"
              "\"train_data\":\"data/train.safetensors\",\"data\":{},"
-             "\"created\":1,\"version\":\"0\",%s%s%s%s%s}",
-             h->max_steps, devices, extra == NULL ? "" : extra,
-             extra != NULL && strstr(extra, "prepare") ? ""
-             : extra == NULL                           ? "\"prepare\":[]"
-                                                       : ",\"prepare\":[]",
+             "\"created\":1,\"version\":\"0\"%s%s%s%s%s}",
+             h->max_steps, devices, extra == NULL ? "" : ",", extra == NULL ? "" : extra,
              extra != NULL && strstr(extra, "save_steps") ? "" : ",\"save_steps\":0",
              extra != NULL && strstr(extra, "eval_data") ? "" : ",\"eval_data\":\"\"",
              extra != NULL && strstr(extra, "restart") ? "" : ",\"restart\":\"never\"");
@@ -82,12 +79,16 @@ harness *harness_new(int workers, int max_steps, const char *extra)
 static _Noreturn void become_coordinator(harness *h, int ready, char *const *more, int n)
 {
     char number[16], log[160];
-    const char *argv[16] = {coordinator_program, h->folder};
+    const char *argv[24] = {coordinator_program, h->folder};
     for (int i = 0; i < n; i++)
         argv[2 + i] = more[i];
     snprintf(number, sizeof number, "%d", ready);
     argv[2 + n] = "--ready-fd";
     argv[3 + n] = number;
+    if (h->prepare[0] != NULL)
+        argv[4 + n] = "--";
+    for (int i = 0; h->prepare[i] != NULL; i++)
+        argv[5 + n + i] = h->prepare[i];
     snprintf(log, sizeof log, "%s/log", h->folder);
     mkdir(log, 0700);
     strcat(log, "/coordinator.log");

@@ -267,10 +267,11 @@ static void stopping_before_it_began(void **state)
 static void prepare_comes_first(void **state)
 {
     (void)state;
-    harness *h = harness_new(1, 5,
-                             "\"prepare\":[\"sh\",\"-c\",\"echo "
-                             "'{\\\"type\\\":\\\"progress\\\",\\\"what\\\":\\\"tokenising\\\","
-                             "\\\"fraction\\\":1}'; echo nonsense; echo $0 > $0/was-here\"]");
+    harness *h = harness_new(1, 5, NULL);
+    h->prepare[0] = "sh";
+    h->prepare[1] = "-c";
+    h->prepare[2] = "echo '{\"type\":\"progress\",\"what\":\"tokenising\","
+                    "\"fraction\":1}'; echo nonsense; echo $0 > $0/was-here";
     assert_true(harness_start(h, NULL));
     harness_wait_state(h, "finished");
     harness_event(h, 0, PML_EVENT_progress, "what", "tokenising", NULL);
@@ -279,10 +280,11 @@ static void prepare_comes_first(void **state)
     free(was);
     harness_destroy(&h);
 
-    h = harness_new(
-        1, 5,
-        "\"prepare\":[\"sh\",\"-c\",\"echo '{\\\"type\\\":\\\"error\\\",\\\"code\\\":\\\"not "
-        "found\\\",\\\"message\\\":\\\"train.jsonl, line 7: empty\\\"}'; exit 1\"]");
+    h = harness_new(1, 5, NULL);
+    h->prepare[0] = "sh";
+    h->prepare[1] = "-c";
+    h->prepare[2] = "echo '{\"type\":\"error\",\"code\":\"not found\","
+                    "\"message\":\"train.jsonl, line 7: empty\"}'; exit 1";
     assert_true(harness_start(h, NULL));
     harness_wait_state(h, "failed");
     const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
@@ -290,7 +292,8 @@ static void prepare_comes_first(void **state)
     assert_string_equal(text_of(m, "code"), "not found");
     harness_destroy(&h);
 
-    h = harness_new(1, 5, "\"prepare\":[\"/nowhere/python\"]");
+    h = harness_new(1, 5, NULL);
+    h->prepare[0] = "/nowhere/python";
     assert_true(harness_start(h, NULL));
     harness_wait_state(h, "failed");
     m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);

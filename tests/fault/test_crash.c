@@ -415,7 +415,8 @@ static void a_name_that_is_taken_is_replaced(void **state)
 static void a_resume_with_shards_prepares_nothing(void **state)
 {
     (void)state;
-    harness *h = harness_new(1, 5, "\"prepare\":[\"/nowhere/python\"]");
+    harness *h = harness_new(1, 5, NULL);
+    h->prepare[0] = "/nowhere/python";
     char path[200];
     assert_true(harness_start(h, NULL));
     harness_wait_state(h, "failed");

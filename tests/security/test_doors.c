@@ -304,6 +304,60 @@ static void argv_and_environment_hold_no_secret(void **state)
     harness_destroy(&h);
 }
 
+/* What somebody else's run folder says is to be run is not run, with shards or without. */
+static void a_folder_runs_nothing(void **state)
+{
+    (void)state;
+    for (int resumed = 0; resumed < 2; resumed++) {
+        char extra[300], marker[64] = "/tmp/pml-test-XXXXXX";
+        assert_non_null(mkdtemp(marker));
+        snprintf(extra, sizeof extra, "\"prepare\":[\"sh\",\"-c\",\"touch %s/was-run\"]", marker);
+        harness *h = harness_new(1, 5, extra);
+        assert_true(resumed ? harness_start(h, "--resume", NULL) : harness_start(h, NULL));
+        harness_wait_state(h, "finished");
+        harness_destroy(&h);
+        assert_int_equal(rmdir(marker), 0); /* empty still */
+    }
+}
+
+/* Names of files that lead out of the run folder. */
+static void a_folder_names_nothing_outside(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"../x", "/etc/passwd", "data/../../x", ".", "data//x"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char extra[200];
+        snprintf(extra, sizeof extra, "\"eval_data\":\"%s\"", names[i]);
+        harness *h = harness_new(1, 5, extra);
+        assert_false(harness_start(h, NULL));
+        assert_int_equal(atoi(h->error), PML_INVALID);
+        assert_non_null(strstr(h->error, "below the run folder"));
+        harness_destroy(&h);
+    }
+    harness *h = running();
+    static const char *const checkpoints[] = {"../x", "/tmp/x", "a/b", ".",
+                                              "..",   "-x",     "x y", "\\n"};
+    for (size_t i = 0; i < sizeof checkpoints / sizeof checkpoints[0]; i++) {
+        char fields[64];
+        snprintf(fields, sizeof fields, "\"name\":\"%s\"", checkpoints[i]);
+        pml_message *m = harness_ask(h, "checkpoint", fields);
+        if (pml_message_type_of(m) == PML_ANSWER_accepted) { /* a name of its own, in its place */
+            char number[32];
+            snprintf(number, sizeof number, "%lld", (long long)pml_message_int(m, "command"));
+            const pml_message *made =
+                harness_event(h, 0, PML_EVENT_checkpoint, "command", number, NULL);
+            const char *path = pml_message_string(made, "path");
+            assert_int_equal(strncmp(path, "checkpoints/step-", 17), 0);
+            assert_null(strchr(path + 12, '/'));
+        } else {
+            assert_int_equal(pml_message_type_of(m), PML_ANSWER_error);
+        }
+        pml_message_destroy(&m);
+    }
+    undisturbed(h);
+    harness_destroy(&h);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -311,6 +365,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(doors_are_for_their_roles),
         cmocka_unit_test(raw_bytes_are_refused),
         cmocka_unit_test(garbage_messages_are_answered),
+        cmocka_unit_test(a_folder_runs_nothing),
+        cmocka_unit_test(a_folder_names_nothing_outside),
         cmocka_unit_test(the_connection_file_is_ours_alone),
         cmocka_unit_test(nothing_listens_on_a_network),
         cmocka_unit_test(argv_and_environment_hold_no_secret),

@@ -153,6 +153,7 @@ typedef struct coordinator {
     double waiting_since;
 
     pid_t prepare;
+    char **prepare_argv; /* of the command line, NULL-ended; NULL: nothing */
     int prepare_out;
     size_t prepare_n;
     char prepare_line[8192];

@@ -1,4 +1,5 @@
 /* pml-coordinator RUNDIR [--resume [step-000412]] [--recover] [--accept-changes] [--ready-fd N]
+ *                 [-- PREPARE ARG…]
  *
  * Owns one run: its log, its commands, its workers, its viewers. Says on the ready descriptor "0"
  * when its sockets are there, or the code and words of the error that kept it from starting. */
@@ -296,6 +297,9 @@ static pml_status parse_arguments(coordinator *c, int argc, char **argv, int *re
             c->accept_changes = true;
         } else if (strcmp(argv[i], "--ready-fd") == 0 && i + 1 < argc) {
             *ready = atoi(argv[++i]);
+        } else if (strcmp(argv[i], "--") == 0 && i + 1 < argc) {
+            c->prepare_argv = &argv[i + 1];
+            break;
         } else if (argv[i][0] != '-' && folder == NULL) {
             folder = argv[i];
         } else {
@@ -305,7 +309,7 @@ static pml_status parse_arguments(coordinator *c, int argc, char **argv, int *re
     if (folder == NULL)
         return PML_FAIL(err, PML_INVALID,
                         "usage: pml-coordinator RUNDIR [--resume [step-000412]] [--recover] "
-                        "[--accept-changes] [--ready-fd N]");
+                        "[--accept-changes] [--ready-fd N] [-- PREPARE ARG...]");
     if (realpath(folder, c->folder) == NULL)
         return PML_FAIL(err, PML_NOT_FOUND, "run folder %s: %s", folder, strerror(errno));
     if (*ready >= 0 && fcntl(*ready, F_SETFD, FD_CLOEXEC) != 0)
@@ -326,6 +330,13 @@ static pml_status read_run(coordinator *c, pml_error *err)
     if (status == PML_OK || status == PML_NOT_FOUND) /* none: somebody has edited it */
         status = pml_message_parse_as(PML_FILE_run, text, size, &c->run, err);
     free(text);
+    static const char *const shards[] = {"train_data", "eval_data"};
+    for (int i = 0; i < 2 && status == PML_OK; i++) {
+        const char *name = pml_message_string(c->run, shards[i]);
+        if (name[0] != '\0' && !pml_path_is_below(name))
+            status = PML_FAIL(err, PML_INVALID, "%s \"%.200s\" is not below the run folder",
+                              shards[i], name);
+    }
     if (status != PML_OK)
         pml_error_prefix(err, "%s", path);
     else
@@ -465,13 +476,12 @@ static bool shard_is_there(const coordinator *c, const char *field)
                                access(path, R_OK) == 0);
 }
 
-/* A resumed run has its shards (each is whole under its name), so nothing needs to be run: it goes
- * on where the environment that made them has moved, and a folder from somebody else runs no
- * command. */
+/* Shards that are there are whole, and nothing needs to be run. What is run comes from whoever
+ * starts us, never from the run folder, which may be from somebody else. */
 static bool must_prepare(const coordinator *c)
 {
-    return pml_message_count(c->run, "prepare") > 0 &&
-           !(c->resume && shard_is_there(c, "train_data") && shard_is_there(c, "eval_data"));
+    return c->prepare_argv != NULL &&
+           !(shard_is_there(c, "train_data") && shard_is_there(c, "eval_data"));
 }
 
 pml_status begin_work(coordinator *c, pml_error *err)

@@ -19,9 +19,11 @@ pml_status prepare_start(coordinator *c, pml_error *err)
 {
     enum { ARGS_MAX = 64 };
     const char *argv[ARGS_MAX + 2];
-    size_t n = pml_message_count(c->run, "prepare");
-    for (size_t i = 0; i < n && i < ARGS_MAX; i++)
-        argv[i] = pml_message_string_at(c->run, "prepare", i);
+    size_t n = 0;
+    while (n < ARGS_MAX && c->prepare_argv[n] != NULL) {
+        argv[n] = c->prepare_argv[n];
+        n++;
+    }
     argv[n] = c->folder;
     argv[n + 1] = NULL;
     char log_path[PATH_MAX];

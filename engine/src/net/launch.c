@@ -18,12 +18,12 @@
 #include "pml/base/path.h"
 #include "pml/net/connection.h"
 
-enum { TIMEOUT_MS = 20000, READY_FD = 3, ARGV_MAX = 20, WORDS_MAX = 1200 };
+enum { TIMEOUT_MS = 20000, READY_FD = 3, ARGV_MAX = 40, WORDS_MAX = 1200 };
 
 /* Everything that the child needs, made before fork(): between fork and exec of a process with
  * threads only async-signal-safe functions may be called. */
 typedef struct job {
-    const char *argv[ARGV_MAX];
+    const char *argv[ARGV_MAX + 1];
     int null_fd, log_fd, ready_fd;
 } job;
 
@@ -79,6 +79,10 @@ static void make_argv(job *j, const pml_launch *launch, const char *folder, cons
         j->argv[n++] = "--recover";
     if (launch->accept_changes)
         j->argv[n++] = "--accept-changes";
+    if (launch->prepare != NULL)
+        j->argv[n++] = "--";
+    for (size_t i = 0; launch->prepare != NULL && launch->prepare[i] != NULL && n < ARGV_MAX; i++)
+        j->argv[n++] = launch->prepare[i];
     j->argv[n] = NULL;
 }
 

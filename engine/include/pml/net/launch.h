@@ -18,7 +18,10 @@ typedef struct pml_launch {
     int recover;            /* in the place of one that died: from the newest whole checkpoint,
                                and only as often as the run allows                                */
     int accept_changes;     /* go on though something that decides bits has changed               */
-    int timeout_ms;         /* until the sockets are there; 0 = 20,000                            */
+    const char *const *prepare; /* what makes the token shards where they are missing, NULL-ended;
+                                   NULL: nothing. Never read from the run folder, which may be
+                                   somebody else's                                            */
+    int timeout_ms; /* until the sockets are there; 0 = 20,000                            */
 } pml_launch;
 
 /* Start `program` in its own session, with closed descriptors, standard input /dev/null, output and
