@@ -46,6 +46,17 @@ static int beside(char *path)
 
 pml_status pml_backend_cuda(const pml_backend **backend, pml_error *err)
 {
+    int count;
+    pml_status status = pml_backend_cuda_to_plan(backend, err);
+    if (status == PML_OK)
+        status = (*backend)->devices(&count, err);
+    if (status != PML_OK)
+        *backend = NULL;
+    return status;
+}
+
+pml_status pml_backend_cuda_to_plan(const pml_backend **backend, pml_error *err)
+{
     *backend = NULL;
     const char *named = getenv("PML_CUDA_BACKEND");
     if (named != NULL && named[0] != '\0')
@@ -64,4 +75,26 @@ pml_status pml_backend_cuda(const pml_backend **backend, pml_error *err)
                     "this installation has no CUDA backend: " PML_CUDA_OBJECT
                     " is not beside the program. Build it (cmake -DPML_CUDA=ON) or name its path "
                     "in PML_CUDA_BACKEND");
+}
+
+pml_status pml_backend_named(const char *device, bool to_plan, const pml_backend **backend,
+                             int *index, pml_error *err)
+{
+    *backend = NULL;
+    *index = 0;
+    if (strcmp(device, "cpu") == 0) {
+        *backend = pml_backend_cpu();
+        return PML_OK;
+    }
+    if (strncmp(device, "cuda", 4) == 0 && (device[4] == ':' || device[4] == '\0')) {
+        char *end = (char *)(uintptr_t)device + strlen(device);
+        long number = device[4] == ':' ? strtol(device + 5, &end, 10) : 0;
+        if (*end == '\0' && number >= 0 && number < 1024 && device[strlen(device) - 1] != ':') {
+            *index = (int)number;
+            return to_plan ? pml_backend_cuda_to_plan(backend, err)
+                           : pml_backend_cuda(backend, err);
+        }
+    }
+    return PML_FAIL(err, PML_INVALID, "'%s' is no device: there are \"cpu\" and \"cuda:0\"",
+                    device);
 }

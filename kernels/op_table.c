@@ -54,6 +54,20 @@ const pml_op_info *pml_op_describe(pml_op op)
     return (unsigned)op < PML_OP_COUNT ? &infos[op] : NULL;
 }
 
+bool pml_op_is_there(const pml_backend *backend, pml_op op)
+{
+    switch (op) {
+#define CASE(name, signature, sentence)                                                            \
+    case PML_OP_##name:                                                                            \
+        return backend->op.name != NULL;
+        PML_OPS(CASE)
+#undef CASE
+    case PML_OP_COUNT:
+        break;
+    }
+    return false;
+}
+
 pml_status pml_op_run(const pml_backend *backend, pml_op op, pml_queue *queue,
                       const pml_op_args *args, pml_error *err)
 {

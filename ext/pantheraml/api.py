@@ -93,6 +93,8 @@ def finetune(
         given["eval"] = look_at(eval_data, "eval_data")
     options = chosen.data_options(held_out=eval_data is not None)
     resolved, about = _resolve(model, chosen)
+    if resolved["devices"][0] != "cpu":
+        _native.gpus()  # raises what is missing
     folder = folders.create(name, os.fspath(model))
     try:
         _write_run(folder, model, resolved | about, options, given)

@@ -11,12 +11,14 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
+from pantheraml import _native
+from pantheraml.errors import Error, InvalidError, NotFoundError, NotInThisVersion
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OVERLONG = ("cut", "split", "drop", "refuse")
@@ -164,7 +166,8 @@ class Settings:
     seed
         Of the order of rows, of the adapter's initial weights and of dropout.
     devices
-        ``"auto"``, ``"cpu"``, a number of workers, or a list such as ``["cpu"] * 2``.
+        ``"auto"`` (a GPU where one can be used), ``"cpu"``, ``"cuda"``, a number of workers, or a
+        list such as ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 2``.
     eval_steps, save_steps
         Evaluate, or write a checkpoint, every so many steps; None: at the end only.
     eval_strategy, save_strategy
@@ -187,7 +190,8 @@ class Settings:
     shuffle
         False keeps the rows' order.
     dtype
-        ``"auto"`` or ``"float32"`` on the CPU.
+        Of weights and activations: ``"auto"`` is bfloat16 on a GPU and float32 on the CPU. What is
+        trained has float32 values in either.
     deterministic
         The same bits on the same kind of machine, also when interrupted and resumed.
     restart
@@ -297,6 +301,7 @@ class Settings:
         steps, epochs = self.max_steps, self.num_train_epochs
         max_length = whole("max_length", self.max_length, 2, 1 << 20)
         room = _pick(self.generate_length, None, max(max_length, min(512, positions)))
+        devices = device_list(self.devices)
         lora = self.lora if self.lora is not None else LoRA()
         if self.method == "full" and self.lora is not None:
             raise InvalidError('lora is given, but method="full" trains every weight; drop one')
@@ -307,7 +312,7 @@ class Settings:
             adapter = lora.resolve()
         return {
             "method": self.method,
-            "dtype": "float32",
+            "dtype": self._dtype(devices),
             "quant": self.quant or "none",
             **adapter,
             "max_steps": 0 if steps is None else whole("max_steps", steps, 1, 10**12),
@@ -346,7 +351,7 @@ class Settings:
             "hang_timeout": number("hang_timeout", self.hang_timeout, 0, 1e6),
             "threads": whole("threads", self.threads or 0, 0, 4096),
             "generate_length": whole("generate_length", room, 0, 1 << 20),
-            "devices": device_list(self.devices),
+            "devices": devices,
         }
 
     def data_options(self, held_out: bool) -> dict[str, Any]:
@@ -378,47 +383,13 @@ class Settings:
             )
         return found
 
-    def _warmup(self) -> dict[str, Any]:
-        steps = number("warmup_steps", self.warmup_steps, 0, 1e12)
-        ratio = number("warmup_ratio", self.warmup_ratio, 0, 1, below=True)
-        if 0 < steps < 1:
-            steps, ratio = 0, steps
-        return {"warmup_steps": whole("warmup_steps", steps, 0, 10**12), "warmup_ratio": ratio}
-
-    def _optimizer(self) -> dict[str, Any]:
-        optim = OPTIMIZERS[choice("optim", self.optim, tuple(OPTIMIZERS))]
-        args = optimizer_args(self.optim_args)
-        if args and optim != "sgd":
-            raise InvalidError(f"optim_args are of optim='sgd', and optim is {self.optim!r}")
-        return {"optim": optim, "optim_args": args}
-
-    def _evaluation(self) -> dict[str, Any]:
-        for name, every in (("eval", self.eval_steps), ("save", self.save_steps)):
-            strategy = getattr(self, f"{name}_strategy")
-            if strategy is None:
-                continue
-            known = ("no", "steps", "epoch", "best") if name == "save" else ("no", "steps", "epoch")
-            choice(f"{name}_strategy", strategy, known)
-            if strategy == "steps" and not every:
-                raise InvalidError(f'{name}_strategy="steps" needs {name}_steps')
-            if strategy != "steps" and every:
-                raise InvalidError(f"{name}_steps is given, but {name}_strategy is {strategy!r}")
-        if self.metric_for_best_model not in (None, "eval_loss", "loss"):
-            raise InvalidError(
-                f"metric_for_best_model is {self.metric_for_best_model!r}; "
-                'there is "eval_loss", and the least is the best'
-            )
-        return {
-            "eval_strategy": self.eval_strategy or ("steps" if self.eval_steps else "no"),
-            "save_strategy": self.save_strategy or ("steps" if self.save_steps else "no"),
-            "load_best_model_at_end": truth("load_best_model_at_end", self.load_best_model_at_end),
-            "early_stopping_patience": whole(
-                "early_stopping_patience", self.early_stopping_patience or 0, 0, 10**9
-            ),
-            "early_stopping_threshold": number(
-                "early_stopping_threshold", self.early_stopping_threshold, 0, 1e300
-            ),
-        }
+    def _dtype(self, devices: list[str]) -> str:
+        on_gpu = devices[0] != "cpu"
+        if self.dtype in ("bfloat16", "bf16"):
+            if not on_gpu:
+                raise NotInThisVersion('not in this version: dtype="bfloat16" on the CPU')
+            return "bfloat16"
+        return "bfloat16" if self.dtype == "auto" and on_gpu else "float32"
 
     def _refuse_what_is_not_built(self) -> None:
         choice("method", self.method, ("lora", "full"))
@@ -430,9 +401,9 @@ class Settings:
                 raise InvalidError(
                     'quant="nf4" needs method="lora": weights of 4 bits cannot be trained'
                 )
-        if self.dtype not in ("auto", "float32", "fp32"):
-            choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-            raise NotInThisVersion(f'not in this version: dtype={self.dtype!r}; use "float32"')
+        choice("dtype", self.dtype, ("auto", "float32", "fp32", "bfloat16", "bf16", "float16"))
+        if self.dtype == "float16":
+            raise NotInThisVersion('not in this version: dtype="float16"; use "bfloat16"')
         if self.save_to is not None:
             raise NotInThisVersion(
                 "not in this version: save_to; set PANTHERAML_RUNS to a folder that stays"
@@ -530,22 +501,49 @@ def memory(value: int | str | None, name: str = "memory_limit") -> int:
 
 
 def device_list(devices: str | int | Sequence[str]) -> list[str]:
-    """Turn `devices` into one entry a worker."""
+    """Turn `devices` into one entry a worker, all of one kind."""
     if isinstance(devices, bool):
         raise InvalidError(f"devices must be names or a number, it is {devices!r}")
     if isinstance(devices, int):
-        return ["cpu"] * whole("devices", devices, 1, 512)
+        count = whole("devices", devices, 1, 512)
+        gpus = _gpus()
+        if gpus == 0:
+            return ["cpu"] * count
+        if count > gpus:
+            raise InvalidError(f"devices={count}: this machine has {gpus} GPUs for runs")
+        return [f"cuda:{index}" for index in range(count)]
     if isinstance(devices, str):
-        devices = ["cpu" if devices == "auto" else devices]
-    names = list(devices)
+        if devices == "auto":
+            devices = "cuda" if _gpus() > 0 else "cpu"
+        devices = [devices]
+    names = [_device(name) for name in devices]
     if not names:
         raise InvalidError("devices is empty; one worker is the least")
-    for name in names:
-        if isinstance(name, str) and name.partition(":")[0] in ("cuda", "tpu"):
-            raise NotInThisVersion(f'not in this version: devices={name!r}; there is "cpu"')
-        if name != "cpu":
-            raise InvalidError(f'devices: {name!r} is no device; there is "cpu"')
-    return ["cpu"] * whole("number of devices", len(names), 1, 512)
+    if len({name.partition(":")[0] for name in names}) > 1:
+        raise InvalidError(f"devices must be of one kind, they are {', '.join(names)}")
+    whole("number of devices", len(names), 1, 512)
+    return names
+
+
+def _device(name: object) -> str:
+    if name == "cpu":
+        return "cpu"
+    if isinstance(name, str) and name.partition(":")[0] == "tpu":
+        raise NotInThisVersion(f"not in this version: devices={name!r}")
+    match = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", name) if isinstance(name, str) else None
+    if match is None:
+        raise InvalidError(f'devices: {name!r} is no device; there are "cpu" and "cuda:0"')
+    return f"cuda:{int(match[1] or 0)}"
+
+
+def _gpus() -> int:
+    """Count the GPUs that runs can use; where a driver is and they cannot be, say why."""
+    try:
+        return _native.gpus()
+    except Error as why:
+        if os.path.exists("/dev/nvidiactl"):
+            warnings.warn(f"this run uses the CPU: {why}", stacklevel=2)
+        return 0
 
 
 def _template_text(value: str | os.PathLike[str]) -> str:

@@ -20,6 +20,7 @@ typedef struct job {
     pml_train_config config;
     pml_batch_limits limits;
     pml_plan plan;
+    const pml_backend *backend; /* of the run's first device */
 } job;
 
 static pml_status make_plan(const char *text, size_t size, size_t available, job *job,
@@ -31,8 +32,12 @@ static pml_status make_plan(const char *text, size_t size, size_t available, job
         status = pml_train_config_from_run(run, "", &job->config, err);
     if (status == PML_OK)
         status = pml_model_spec_load(job->config.model, &job->spec, err);
+    int index;
     if (status == PML_OK)
-        status = pml_plan_make(&job->spec, &job->config, &job->limits, pml_backend_cpu(), available,
+        status = pml_backend_named(pml_message_string_at(run, "devices", 0), true, &job->backend,
+                                   &index, err);
+    if (status == PML_OK)
+        status = pml_plan_make(&job->spec, &job->config, &job->limits, job->backend, available,
                                &job->plan, err);
     pml_message_destroy(&run);
     return status;
@@ -146,8 +151,8 @@ static PyObject *engine_program(PyObject *module, PyObject *args, PyObject *kwar
     PyThreadState *gil = PyEval_SaveThread();
     status = make_plan(text, (size_t)size, (size_t)available, &job, &err);
     if (status == PML_OK)
-        status = pml_plan_print_program(&job.spec, &job.config, &job.plan, pml_backend_cpu(),
-                                        json != 0, &printed, &err);
+        status = pml_plan_print_program(&job.spec, &job.config, &job.plan, job.backend, json != 0,
+                                        &printed, &err);
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
@@ -265,6 +270,22 @@ static PyObject *device_info(PyObject *module, PyObject *Py_UNUSED(ignored))
                          "threads", info.threads);
 }
 
+PyDoc_STRVAR(gpus_doc, "gpus()\n--\n\nHow many GPUs runs can use; raises what is missing.");
+
+static PyObject *gpus(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    const pml_backend *backend;
+    pml_error err = PML_ERROR_INIT;
+    int count = 0;
+    pml_status status;
+    PyThreadState *gil = PyEval_SaveThread();
+    status = pml_backend_cuda(&backend, &err);
+    if (status == PML_OK)
+        status = backend->devices(&count, &err);
+    PyEval_RestoreThread(gil);
+    return status == PML_OK ? PyLong_FromLong(count) : pmli_raise(pmli_state_of(module), &err);
+}
+
 PyDoc_STRVAR(hash_file_doc, "hash_file(path, /)\n--\n\nBLAKE2b-256 of a file, in hex.");
 
 static PyObject *hash_file(PyObject *module, PyObject *argument)
@@ -293,6 +314,7 @@ PyMethodDef pmli_engine_methods[] = {
      program_doc},
     {"check_run", check_run, METH_O, check_run_doc},
     {"check_model", check_model, METH_O, check_model_doc},
+    {"gpus", gpus, METH_NOARGS, gpus_doc},
     {"device_info", device_info, METH_NOARGS, device_info_doc},
     {"hash_file", hash_file, METH_O, hash_file_doc},
     {NULL, NULL, 0, NULL},

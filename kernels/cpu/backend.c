@@ -10,6 +10,7 @@
 #include "device.h"
 #include "memory.h"
 #include "ops.h"
+#include "pml/base/clock.h"
 
 enum { THREADS_MAX = 1024 };
 
@@ -118,7 +119,7 @@ static void cpu_free(pml_device *device, void **base, size_t bytes)
 
 static pml_status cpu_queue_new(pml_device *device, pml_queue **out, pml_error *err)
 {
-    *out = malloc(sizeof **out);
+    *out = calloc(1, sizeof **out);
     if (*out == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for a queue");
     (*out)->device = device;
@@ -150,6 +151,30 @@ static pml_status cpu_sync(pml_queue *queue, pml_error *err)
     return PML_OK;
 }
 
+/* Ops run before they return: a mark is the time of day. */
+static pml_status cpu_mark(pml_queue *queue, int index, pml_error *err)
+{
+    if (index < 0 || index >= PML_MARKS)
+        return PML_FAIL(err, PML_INVALID, "mark %d: there are %d", index, PML_MARKS);
+    queue->marks[index] = pml_clock_monotonic();
+    return PML_OK;
+}
+
+static pml_status cpu_between(pml_queue *queue, int from, int to, double *seconds, pml_error *err)
+{
+    if (from < 0 || from >= PML_MARKS || to < 0 || to >= PML_MARKS)
+        return PML_FAIL(err, PML_INVALID, "marks %d and %d: there are %d", from, to, PML_MARKS);
+    *seconds = queue->marks[to] - queue->marks[from];
+    return PML_OK;
+}
+
+static pml_status cpu_devices(int *count, pml_error *err)
+{
+    (void)err;
+    *count = 1;
+    return PML_OK;
+}
+
 static size_t cpu_workspace(pml_device *device, pml_op op, const pml_op_args *args)
 {
     (void)device;
@@ -175,6 +200,8 @@ static size_t cpu_workspace(pml_device *device, pml_op op, const pml_op_args *ar
 static const pml_backend backend = {
     .abi = PML_BACKEND_ABI,
     .name = "cpu",
+    .dtypes = 1U << PML_F32,
+    .devices = cpu_devices,
     .open = cpu_open,
     .close = cpu_close,
     .info = cpu_info,
@@ -185,6 +212,8 @@ static const pml_backend backend = {
     .upload = cpu_transfer,
     .download = cpu_transfer,
     .sync = cpu_sync,
+    .mark = cpu_mark,
+    .between = cpu_between,
     .workspace = cpu_workspace,
     .op = {PML_OPS(SLOT)},
 };

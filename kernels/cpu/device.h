@@ -14,6 +14,7 @@ struct pml_device {
 
 struct pml_queue {
     pml_device *device;
+    double marks[PML_MARKS]; /* seconds of the monotonic clock */
 };
 
 static inline pmli_pool *pmli_pool_of(const pml_queue *queue)

@@ -29,10 +29,33 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
     }
 }
 
+/* Driver and cuBLASLt are looked for here and not at the entry: a plan needs neither. */
+static pml_status devices(int *count, pml_error *err)
+{
+    *count = 0;
+    pml_status status = pmli_driver_load(err);
+    if (status == PML_OK)
+        status = pmli_cublas_load(err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGetCount(count), "counting GPUs", err);
+    return status;
+}
+
+static pml_status open_device(const pml_device_options *options, pml_device **device,
+                              pml_error *err)
+{
+    int count;
+    *device = NULL;
+    pml_status status = devices(&count, err);
+    return status == PML_OK ? pmli_cuda_open(options, device, err) : status;
+}
+
 static const pml_backend backend = {
     .abi = PML_BACKEND_ABI,
     .name = "cuda",
-    .open = pmli_cuda_open,
+    .dtypes = 1U << PML_F32 | 1U << PML_BF16,
+    .devices = devices,
+    .open = open_device,
     .close = pmli_cuda_close,
     .info = pmli_cuda_info,
     .alloc = pmli_cuda_alloc,
@@ -46,6 +69,8 @@ static const pml_backend backend = {
     .graph_end = pmli_cuda_graph_end,
     .graph_launch = pmli_cuda_graph_launch,
     .graph_destroy = pmli_cuda_graph_destroy,
+    .mark = pmli_cuda_mark,
+    .between = pmli_cuda_between,
     .workspace = workspace,
     .op =
         {
@@ -84,10 +109,6 @@ pml_status PML_CUDA_ENTRY(unsigned abi, const pml_backend **result, pml_error *e
                         "the CUDA backend speaks version %d of the op table, this program %u; "
                         "they must come from the same build",
                         PML_BACKEND_ABI, abi);
-    pml_status status = pmli_driver_load(err);
-    if (status == PML_OK)
-        status = pmli_cublas_load(err);
-    if (status == PML_OK)
-        *result = &backend;
-    return status;
+    *result = &backend;
+    return PML_OK;
 }

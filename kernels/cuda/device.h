@@ -29,6 +29,7 @@ struct pml_queue {
     pml_device *device;
     CUstream stream;
     bool recording;
+    CUevent marks[PML_MARKS]; /* made when first used */
 };
 
 struct pml_graph {
@@ -53,6 +54,8 @@ pml_status pmli_cuda_graph_begin(pml_queue *queue, pml_error *err);
 pml_status pmli_cuda_graph_end(pml_queue *queue, pml_graph **graph, pml_error *err);
 pml_status pmli_cuda_graph_launch(pml_queue *queue, pml_graph *graph, pml_error *err);
 void pmli_cuda_graph_destroy(pml_graph **graph);
+pml_status pmli_cuda_mark(pml_queue *queue, int index, pml_error *err);
+pml_status pmli_cuda_between(pml_queue *queue, int from, int to, double *seconds, pml_error *err);
 
 /* Make the device's context the calling thread's. Every entry point begins with this: a queue is
  * used by one thread at a time, not always by the same one. */

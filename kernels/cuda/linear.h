@@ -27,6 +27,7 @@ static inline bool pmli_lora_one_scale(const float *scales, int32_t parts, uint3
                                        float *scale)
 {
     bool any = false, same = true;
+    *scale = 0;
     for (int p = 0; p < parts; p++) {
         if (!(lora_parts >> p & 1))
             continue;

@@ -28,6 +28,9 @@ void pmli_cuda_queue_destroy(pml_queue **queue)
         return;
     if ((*queue)->stream != NULL) {
         pmli_cu.cuCtxSetCurrent((*queue)->device->context);
+        for (int i = 0; i < PML_MARKS; i++)
+            if ((*queue)->marks[i] != NULL)
+                pmli_cu.cuEventDestroy((*queue)->marks[i]);
         pmli_cu.cuStreamDestroy((*queue)->stream);
     }
     free(*queue);
@@ -138,6 +141,35 @@ void pmli_cuda_graph_destroy(pml_graph **graph)
     }
     free(*graph);
     *graph = NULL;
+}
+
+pml_status pmli_cuda_mark(pml_queue *queue, int index, pml_error *err)
+{
+    pml_status status = enter_running(queue, "a mark", err);
+    if (status == PML_OK && (index < 0 || index >= PML_MARKS))
+        return PML_FAIL(err, PML_INVALID, "mark %d: there are %d", index, PML_MARKS);
+    if (status == PML_OK && queue->marks[index] == NULL)
+        status = PMLI_CU(pmli_cu.cuEventCreate(&queue->marks[index], CU_EVENT_DEFAULT),
+                         "making a mark", err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuEventRecord(queue->marks[index], queue->stream),
+                         "marking a moment", err);
+    return status;
+}
+
+pml_status pmli_cuda_between(pml_queue *queue, int from, int to, double *seconds, pml_error *err)
+{
+    float milliseconds = 0;
+    if (from < 0 || from >= PML_MARKS || to < 0 || to >= PML_MARKS || queue->marks[from] == NULL ||
+        queue->marks[to] == NULL)
+        return PML_FAIL(err, PML_INVALID, "marks %d and %d have not both been made", from, to);
+    pml_status status = pmli_cuda_enter(queue->device, err);
+    if (status == PML_OK)
+        status =
+            PMLI_CU(pmli_cu.cuEventElapsedTime(&milliseconds, queue->marks[from], queue->marks[to]),
+                    "time between two marks", err);
+    *seconds = 1e-3 * (double)milliseconds;
+    return status;
 }
 
 pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,

@@ -8,6 +8,9 @@
 
 #include "pml/json/json.h"
 
+const char *session_device = "cpu";
+pml_dtype session_dtype = PML_F32;
+
 static int passed, failed;
 
 void check(bool good, const char *format, ...)
@@ -95,6 +98,10 @@ void session_open(const session_options *o, session *s)
 {
     const pml_train_config *config = o->config;
     *s = (session){.config = *config};
+    s->config.dtype = session_dtype;
+    const pml_backend *backend;
+    int device;
+    MUST(pml_backend_named(session_device, false, &backend, &device, err));
     pml_model_spec spec;
     MUST(pml_model_spec_load(config->model, &spec, err));
     MUST(pml_shard_open(config->train_data, spec.vocab, &s->shard, err));
@@ -109,8 +116,9 @@ void session_open(const session_options *o, session *s)
         .seed = config->seed,
     };
     MUST(pml_sampler_new(s->shard, &sampling, &s->sampler, err));
-    pml_stepper_options options = {.config = config,
-                                   .backend = pml_backend_cpu(),
+    pml_stepper_options options = {.config = &s->config,
+                                   .backend = backend,
+                                   .device_index = device,
                                    .threads = o->threads > 0 ? o->threads : 2,
                                    .comm = o->comm,
                                    .recompute_layers = o->recompute_layers,

@@ -19,6 +19,10 @@ typedef struct session {
 /* Settings of fixtures/<name>/case.json, paths filled in. Ends the program when it cannot. */
 void load_case(const char *fixtures, const char *name, pml_train_config *config);
 
+/* What sessions are opened on; "cpu" and float32 unless a program says otherwise. */
+extern const char *session_device;
+extern pml_dtype session_dtype;
+
 typedef struct session_options {
     const pml_train_config *config;
     pml_comm *comm;

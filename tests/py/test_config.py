@@ -87,8 +87,8 @@ def test_wrong_values_are_named(settings: dict[str, Any], words: str) -> None:
     [
         {"quant": "fp8"},
         {"dtype": "bfloat16"},
-        {"devices": "cuda"},
-        {"devices": ["cuda:0", "cuda:1"]},
+        {"devices": "tpu"},
+        {"dtype": "float16"},
         {"save_to": "/drive"},
     ],
 )
@@ -100,6 +100,9 @@ def test_not_in_this_version(settings: dict[str, Any]) -> None:
 def test_devices_and_memory() -> None:
     assert device_list("auto") == device_list("cpu") == device_list(1) == ["cpu"]
     assert device_list(2) == device_list(["cpu"] * 2) == ["cpu", "cpu"]
+    assert device_list("cuda") == ["cuda:0"] and device_list(["cuda:1", "cuda"])[0] == "cuda:1"
+    with pytest.raises(pm.InvalidError, match="one kind"):
+        device_list(["cpu", "cuda"])
     assert memory("8GiB") == 8 << 30 and memory("1.5 GB") == 1_500_000_000
     assert memory(123) == 123 and memory(None) == 0
 

@@ -19,6 +19,8 @@ typedef struct source {
 
 struct job {
     pml_train_config config;
+    const pml_backend *backend;
+    int device; /* which of its kind */
     pml_comm *comm;
     source train, eval;
     pml_stepper *stepper;
@@ -96,26 +98,40 @@ static int threads_of(const pml_train_config *c, int share)
     return threads > 0 ? threads : 1;
 }
 
-/* Without a limit the workers of a machine divide what is free before the first of them takes its
- * arena; rank 0's figure counts, so that all make the same plan. */
+static const char *device_of(const job_setup *setup)
+{
+    return pml_message_string_at(setup->run, "devices", (size_t)setup->rank);
+}
+
+/* Workers on this one's device: all of them for CPU workers of one machine. */
+static int sharing(const job_setup *setup)
+{
+    int n = 0;
+    for (size_t i = 0; i < pml_message_count(setup->run, "devices"); i++)
+        n += strcmp(pml_message_string_at(setup->run, "devices", i), device_of(setup)) == 0;
+    return n;
+}
+
+/* Without a limit the workers of a device divide what is free before the first of them takes its
+ * arena; rank 0's figure counts, so that all make the same plan. One that has a GPU
+ * to itself asks when it has opened it. */
 static pml_status divide_memory(job *j, const job_setup *setup, pml_error *err)
 {
-    if (j->config.memory_limit > 0)
+    if (j->config.memory_limit > 0 || (setup->world == 1 && j->backend != pml_backend_cpu()))
         return PML_OK;
-    const pml_backend *cpu = pml_backend_cpu();
-    const pml_device_options options = {.threads = 1};
+    const pml_device_options options = {.index = j->device, .threads = 1};
     pml_device *device = NULL;
     pml_device_info info;
-    pml_status status = cpu->open(&options, &device, err);
+    pml_status status = j->backend->open(&options, &device, err);
     if (status == PML_OK)
-        status = cpu->info(device, &info, err);
+        status = j->backend->info(device, &info, err);
     if (device != NULL)
-        cpu->close(&device);
+        j->backend->close(&device);
     double bytes = status == PML_OK && setup->rank == 0 ? (double)info.memory_free : 0;
     if (status == PML_OK)
         status = pml_comm_allreduce_f64(setup->comm, &bytes, 1, err);
     if (status == PML_OK)
-        j->config.memory_limit = (size_t)(bytes / setup->share);
+        j->config.memory_limit = (size_t)(bytes / sharing(setup));
     return status;
 }
 
@@ -126,7 +142,8 @@ static pml_status make_stepper(job *j, const job_setup *setup, const pml_batch_l
     pml_message *identity = pml_message_part(setup->run, "identity", 0);
     pml_stepper_options options = {
         .config = &j->config,
-        .backend = pml_backend_cpu(),
+        .backend = j->backend,
+        .device_index = j->device,
         .threads = threads_of(&j->config, setup->share),
         .comm = setup->comm,
         .limits = *limits,
@@ -223,6 +240,8 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     pml_batch_limits limits = limits_of(j, (int32_t)pml_message_int(setup->run, "generate_length"));
     status = pml_train_config_check(&j->config, err);
     if (status == PML_OK)
+        status = pml_backend_named(device_of(setup), false, &j->backend, &j->device, err);
+    if (status == PML_OK)
         status = divide_memory(j, setup, err);
     if (status == PML_OK)
         status = make_stepper(j, setup, &limits, err);
@@ -240,7 +259,7 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     facts->plan = *pml_stepper_plan(j->stepper);
     facts->positions = spec.max_positions;
     facts->max_length = j->config.max_length;
-    facts->available = j->config.memory_limit;
+    facts->available = facts->plan.available;
     status = room_for_snapshots(j, &facts->payload_bytes, err);
     return status == PML_OK ? restore(j, setup, &facts->state, err) : status;
 }

@@ -68,3 +68,52 @@ pml_status pml_convert_to_f32(const void *from, pml_dtype dtype, size_t n, float
                         pml_dtype_name(dtype));
     }
 }
+
+/* Adding just under half a unit of what remains rounds to nearest, one more when that is odd. */
+static uint16_t bf16_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7FFFFFFFU) > 0x7F800000U) /* a NaN must not round up to infinity */
+        return (uint16_t)(bits >> 16 | 0x40U);
+    return (uint16_t)((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);
+}
+
+static uint16_t f16_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint32_t sign = bits >> 16 & 0x8000U, size = bits & 0x7FFFFFFFU;
+    if (size >= 0x47800000U) /* 65536 and beyond, infinity, NaN */
+        return (uint16_t)(sign | (size > 0x7F800000U ? 0x7E00U : 0x7C00U));
+    if (size < 0x38800000U) { /* below 2^-14: adding 0.5 rounds to units of 2^-24 */
+        float shifted;
+        memcpy(&shifted, &size, sizeof shifted);
+        shifted += 0.5F;
+        memcpy(&bits, &shifted, sizeof bits);
+        return (uint16_t)(sign | (bits - 0x3F000000U));
+    }
+    return (uint16_t)(sign | ((size + 0xFFFU + (size >> 13 & 1U) - 0x38000000U) >> 13));
+}
+
+pml_status pml_convert_from_f32(const float *from, size_t n, void *to, pml_dtype dtype,
+                                pml_error *err)
+{
+    uint16_t *half = to;
+    switch (dtype) {
+    case PML_F32:
+        memcpy(to, from, n * sizeof *from);
+        return PML_OK;
+    case PML_BF16:
+        for (size_t i = 0; i < n; i++)
+            half[i] = bf16_of(from[i]);
+        return PML_OK;
+    case PML_F16:
+        for (size_t i = 0; i < n; i++)
+            half[i] = f16_of(from[i]);
+        return PML_OK;
+    default:
+        return PML_FAIL(err, PML_UNSUPPORTED, "weights cannot be held in dtype %s",
+                        pml_dtype_name(dtype));
+    }
+}

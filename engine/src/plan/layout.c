@@ -28,12 +28,19 @@ static int64_t reserve(pmli_builder *b, int64_t floats)
     return at;
 }
 
-/* A stacked tensor in the flat buffer and its gradient. */
+/* A stacked tensor in the flat buffer, as the products read it, and its gradient. */
 static int32_t trained(pmli_builder *b, int64_t rows, int64_t cols, int32_t *grad, const char *name)
 {
     int64_t at = reserve(b, rows * cols);
-    *grad = pmli_part(b, b->program->grads, at, rows, cols, "grad %s", name);
-    return pmli_part(b, b->program->values, at, rows, cols, "%s", name);
+    pml_program *p = b->program;
+    *grad = pmli_part(b, p->grads, at, rows, cols, "grad %s", name);
+    int32_t value = pmli_part(b, p->values, at, rows, cols, "%s", name);
+    if (p->rounded < 0)
+        return value;
+    int32_t rounded = pmli_part(b, p->rounded, at, rows, cols, "%s rounded", name);
+    if (rounded >= 0)
+        p->tensors[rounded].master = value;
+    return rounded;
 }
 
 /* A weight of the model: trained in full fine-tuning, else frozen in the dtype asked for. */
@@ -53,6 +60,8 @@ static void name_rows(pmli_builder *b, int32_t tensor, int64_t row, int64_t rows
     pml_parameter *parameter = pmli_parameter(b, "%s", name);
     if (parameter == NULL)
         return;
+    if (b->program->tensors[tensor].master >= 0) /* files speak of what is trained */
+        tensor = b->program->tensors[tensor].master;
     const pml_tensor *t = &b->program->tensors[tensor];
     parameter->tensor = tensor;
     parameter->row = rank == 1 ? 0 : row;
@@ -281,14 +290,16 @@ void pmli_layout(pmli_builder *b)
             pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, sgd ? "momentum buffer" : "exp_avg");
     if (!sgd)
         p->exp_avg_sq = pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, "exp_avg_sq");
+    flat.dtype = c->dtype;
+    p->rounded = flat.dtype == PML_F32 ? PMLI_ABSENT : pmli_persistent(b, flat, cause, "rounded");
     lay_model(b);
     lay_inputs(b);
     if (b->status != PML_OK)
         return;
     if (!full(b)) /* an adapter has no parameter without weight decay */
         p->decay_floats = p->trained_floats;
-    const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq};
-    for (int i = 0; i < 4; i++)
+    const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq, p->rounded};
+    for (int i = 0; i < 5; i++)
         if (buffers[i] >= 0)
             p->tensors[buffers[i]].cols = p->trained_floats;
     if (p->trained_floats == 0)

@@ -16,12 +16,16 @@ typedef struct pmli_search {
  * puts the measured value in its place. */
 static const size_t runtime_reserve = (size_t)32 << 20;
 
+/* On a GPU: the context (527 MiB on an H200 with driver 580), cuBLASLt, kernels and recorded
+ * graphs. */
+static const size_t gpu_reserve = (size_t)640 << 20;
+
 /* Where the device's memory is the host's, the snapshot that checkpoints are written from counts
  * too: values and both moments, float32. */
 static size_t runtime_bytes(const pmli_search *s, int64_t trainable)
 {
     bool on_host = strcmp(s->backend->name, "cpu") == 0;
-    return runtime_reserve + (on_host ? 3 * sizeof(float) * (size_t)trainable : 0);
+    return on_host ? runtime_reserve + 3 * sizeof(float) * (size_t)trainable : gpu_reserve;
 }
 
 static const char *const cause_names[PML_CAUSE_COUNT] = {
@@ -110,7 +114,8 @@ static int32_t widest_chunk(const pmli_search *s, const pml_batch_limits *limits
 {
     int32_t chunk = SMALLEST_CHUNK;
     while (chunk < LARGEST_CHUNK && chunk < limits->labels &&
-           (size_t)chunk * 2 * (size_t)s->spec->vocab * sizeof(float) <= largest_logits)
+           (size_t)chunk * 2 * (size_t)s->spec->vocab * pml_dtype_size(s->config->dtype) <=
+               largest_logits)
         chunk *= 2;
     return chunk;
 }

@@ -44,6 +44,7 @@ static int32_t new_tensor(pmli_builder *b, pmli_shape shape, pml_cause cause)
                       .cols = shape.cols,
                       .cause = cause,
                       .parent = PMLI_ABSENT,
+                      .master = PMLI_ABSENT,
                       .first = -1,
                       .last = -1};
     return p->n_tensors++;
@@ -148,8 +149,15 @@ void pmli_node_done(pmli_builder *b, pml_node *node)
     const pml_op_info *info = node != NULL ? pml_op_describe(node->op) : NULL;
     if (info == NULL || b->status != PML_OK)
         return;
+    if (node->op == PML_OP_allreduce) /* the collective's */
+        return;
+    if (!pml_op_is_there(b->backend, node->op)) {
+        b->status = PML_FAIL(b->err, PML_UNSUPPORTED, "%s: the %s backend has no op '%s'",
+                             node->label, b->backend->name, info->name);
+        return;
+    }
     const char *found = strpbrk(info->signature, "Ww");
-    if (found == NULL || node->op == PML_OP_allreduce)
+    if (found == NULL)
         return;
     int ws = (int)(found - info->signature);
     pml_counts capacity = pml_program_capacity(b->program, b->segment);
@@ -259,6 +267,9 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
      * beyond max_position_embeddings, which says only how far the model was trained. */
     int32_t positions =
         limits.max_doc > limits.generate_length ? limits.max_doc : limits.generate_length;
+    if ((options->backend->dtypes >> options->config->dtype & 1) == 0)
+        return PML_FAIL(err, PML_UNSUPPORTED, "the %s backend does not train in %s",
+                        options->backend->name, pml_dtype_name(options->config->dtype));
     if (options->recompute_layers < 0 || options->recompute_layers > spec->layers ||
         options->head_chunk < 1)
         return PML_FAIL(err, PML_INVALID, "recompute_layers %d and head_chunk %d are out of range",

@@ -191,6 +191,7 @@ static void update(pmli_builder *b, const char *label, int group, int64_t at, in
         parts[i] = pmli_part(b, buffers[i], at, 1, floats, "%s %s", names[i], label);
     int32_t hyper = pmli_part(b, p->hyper, (int64_t)group * PML_HYPER_COUNT, 1, PML_HYPER_COUNT,
                               "hyper %d", group);
+    int32_t rounded = pmli_part(b, p->rounded, at, 1, floats, "rounded %s", label);
     pml_node *node = pmli_node(b, sgd ? PML_OP_sgd : PML_OP_adamw, -1, label);
     if (node == NULL)
         return;
@@ -198,6 +199,7 @@ static void update(pmli_builder *b, const char *label, int group, int64_t at, in
     for (int i = 0; i < n; i++)
         pmli_operand(node, i, parts[i]);
     pmli_operand(node, n, hyper);
+    pmli_operand(node, n + 1, rounded);
     if (sgd)
         node->args.sgd.nesterov = b->config->nesterov;
     pmli_node_done(b, node);

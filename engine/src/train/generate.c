@@ -5,13 +5,25 @@
 #include <string.h>
 
 #include "pml/base/philox.h"
+#include "pml/model/convert.h"
 #include "stepper_impl.h"
+
+/* n numbers that came as bfloat16: from the last on, each is read before its place is written. */
+static void widen_in_place(float *numbers, int32_t n)
+{
+    for (int32_t i = n - 1; i >= 0; i--) {
+        uint16_t bits;
+        memcpy(&bits, (char *)numbers + (size_t)i * sizeof bits, sizeof bits);
+        numbers[i] = pml_bf16_to_f32(bits);
+    }
+}
 
 /* Run tokens[0..n) at positions start.. and fetch the logits of the last. */
 static pml_status run_chunk(pml_stepper *s, const int32_t *tokens, int32_t n, int32_t start,
                             pml_error *err)
 {
     const pml_program *p = s->program;
+    const pml_dtype dtype = p->tensors[p->logits].dtype;
     pml_status status = s->backend->sync(s->queue, err);
     if (status != PML_OK)
         return status;
@@ -42,8 +54,12 @@ static pml_status run_chunk(pml_stepper *s, const int32_t *tokens, int32_t n, in
         status = pmli_run_segment(s, PML_SEGMENT_GENERATE, &counts, err);
     if (status == PML_OK)
         status = s->backend->download(s->queue, s->logits, pml_program_data(p, p->logits, s->arena),
-                                      (size_t)s->spec.vocab * sizeof *s->logits, err);
-    return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+                                      (size_t)s->spec.vocab * pml_dtype_size(dtype), err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    if (status == PML_OK && dtype == PML_BF16)
+        widen_in_place(s->logits, s->spec.vocab);
+    return status;
 }
 
 static int32_t greatest(const float *logits, int32_t n)

@@ -19,25 +19,42 @@ static char *place(const pml_stepper *s, const pml_parameter *p)
            (size_t)(p->row * t->cols + p->col) * pml_dtype_size(t->dtype);
 }
 
-static pml_status upload_stored(pml_stepper *s, char *to, const pml_stored *stored, float *piece,
-                                pml_error *err)
+/* As they are, where the file has the dtype that the arena has: the device reads the mapped file.
+ */
+static pml_status upload_as_is(pml_stepper *s, char *to, const pml_stored *stored, pml_error *err)
+{
+    pml_status status = s->backend->upload(s->queue, to, stored->data, stored->bytes, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    return status == PML_OK ? PML_OK
+                            : pml_error_prefix(err, "%s: '%s'", stored->path, stored->name);
+}
+
+static pml_status upload_stored(pml_stepper *s, char *to, pml_dtype dtype, const pml_stored *stored,
+                                float *piece, pml_error *err)
 {
     const char *from = stored->data;
     size_t left = (size_t)stored->elements, width = pml_dtype_size(stored->dtype);
+    size_t wanted = pml_dtype_size(dtype);
+    if (stored->dtype == dtype)
+        return upload_as_is(s, to, stored, err);
     if (width == 0)
         return PML_FAIL(err, PML_UNSUPPORTED, "%s: tensor '%s' has dtype %s, not in this version",
                         stored->path, stored->name, stored->dtype_name);
     while (left > 0) {
         size_t n = left < PIECE_FLOATS ? left : PIECE_FLOATS;
         pml_status status = pml_convert_to_f32(from, stored->dtype, n, piece, err);
+        if (status == PML_OK && dtype != PML_F32)
+            status = pml_convert_from_f32(piece, n, piece + PIECE_FLOATS, dtype, err);
         if (status == PML_OK)
-            status = s->backend->upload(s->queue, to, piece, n * sizeof *piece, err);
+            status = s->backend->upload(
+                s->queue, to, dtype == PML_F32 ? piece : piece + PIECE_FLOATS, n * wanted, err);
         if (status == PML_OK)
             status = s->backend->sync(s->queue, err);
         if (status != PML_OK)
             return pml_error_prefix(err, "%s: '%s'", stored->path, stored->name);
         from += n * width;
-        to += n * sizeof *piece;
+        to += n * wanted;
         left -= n;
     }
     return PML_OK;
@@ -77,7 +94,7 @@ static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_sto
                            float *piece, pml_error *err)
 {
     char *place = pml_program_data(s->program, s->program->unpacked, s->arena);
-    pml_status status = upload_stored(s, place, stored, piece, err);
+    pml_status status = upload_stored(s, place, PML_F32, stored, piece, err);
     pml_op_args args = {.nf4_quantise = {.x = pml_matrix(place, p->rows, p->cols, PML_F32),
                                          .codes = nf4_part(s, p, PML_NF4_CODES),
                                          .absmax = nf4_part(s, p, PML_NF4_ABSMAX),
@@ -105,7 +122,8 @@ static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_saf
     if (status != PML_OK)
         return status;
     return p->nf4 ? quantise(s, p, stored, piece, err)
-                  : upload_stored(s, place(s, p), stored, piece, err);
+                  : upload_stored(s, place(s, p), s->program->tensors[p->tensor].dtype, stored,
+                                  piece, err);
 }
 
 /* All parameters of one kind from one file. */
@@ -245,9 +263,22 @@ static pml_status clear_flat(pml_stepper *s, pml_error *err)
     return pmli_run_segment(s, PML_SEGMENT_CLEAR, &none, err);
 }
 
+pml_status pmli_round_values(pml_stepper *s, pml_error *err)
+{
+    const pml_program *p = s->program;
+    if (p->rounded < 0)
+        return PML_OK;
+    pml_op_args args = {0};
+    args.copy.x = pml_vector(pml_program_data(p, p->values, s->arena), p->trained_floats, PML_F32);
+    args.copy.y = pml_vector(pml_program_data(p, p->rounded, s->arena), p->trained_floats,
+                             p->tensors[p->rounded].dtype);
+    return pml_op_run(s->backend, PML_OP_copy, s->queue, &args, err);
+}
+
 pml_status pmli_load(pml_stepper *s, pml_error *err)
 {
-    float *piece = malloc(PIECE_FLOATS * sizeof *piece);
+    /* As float32, and behind that in the dtype of its place. */
+    float *piece = malloc(2 * PIECE_FLOATS * sizeof *piece);
     if (piece == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory to load the model");
     pml_status status = clear_flat(s, err);
@@ -258,6 +289,10 @@ pml_status pmli_load(pml_stepper *s, pml_error *err)
     if (status == PML_OK && s->config.method == PML_METHOD_LORA)
         status = s->config.lora_init[0] != '\0' ? load_adapter(s, piece, err)
                                                 : make_adapter(s, piece, err);
+    if (status == PML_OK)
+        status = pmli_round_values(s, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
     free(piece);
     return status;
 }

@@ -80,6 +80,8 @@ pml_status pml_stepper_write(pml_stepper *s, pml_state state, const float *host,
         status = s->backend->upload(s->queue, flat + p->at, host, n * sizeof *host, err);
         host += n;
     }
+    if (status == PML_OK && state == PML_STATE_VALUE)
+        status = pmli_round_values(s, err);
     return status == PML_OK ? s->backend->sync(s->queue, err) : status;
 }
 

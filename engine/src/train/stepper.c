@@ -48,8 +48,7 @@ static pml_status reduce(pml_stepper *s, const pml_view *x, pml_error *err)
     return PML_OK;
 }
 
-/* Nodes are bound anew each time: that is some hundred small copies. Where the backend records
- * graphs, this is the place to keep one for each (segment, bucket of counts) and launch it. */
+/* Nodes are bound anew each time: that is some hundred small copies. */
 pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                             pml_error *err)
 {
@@ -69,25 +68,36 @@ pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_count
     return PML_OK;
 }
 
-/* Copy the batch to staged host memory and upload it. */
-static pml_status upload_batch(pml_stepper *s, const pml_batch *batch, pml_error *err)
+/* n numbers, and behind them as many of `filler` as the padded batch has more. */
+static size_t stage(int32_t *to, const int32_t *from, int32_t n, int32_t padded, int32_t filler)
+{
+    memcpy(to, from, (size_t)n * sizeof *to);
+    for (int32_t i = n; i < padded; i++)
+        to[i] = filler;
+    return (size_t)padded;
+}
+
+/* Copy the batch, padded to `counts`, to staged host memory and upload it. */
+static pml_status upload_batch(pml_stepper *s, const pml_batch *batch, const pml_counts *counts,
+                               pml_error *err)
 {
     pml_status status = s->backend->sync(s->queue, err); /* the last upload has read `staged` */
     const pml_program *p = s->program;
     const struct {
         int32_t tensor;
         const int32_t *from;
-        size_t n;
-    } inputs[] = {{p->ids, batch->ids, (size_t)batch->n_tokens},
-                  {p->positions_in, batch->positions, (size_t)batch->n_tokens},
-                  {p->bounds, batch->cu_seqlens, (size_t)batch->n_docs + 1},
-                  {p->label_rows, batch->label_rows, (size_t)batch->n_labels},
-                  {p->labels, batch->labels, (size_t)batch->n_labels}};
+        int32_t n, padded, filler;
+    } inputs[] = {{p->ids, batch->ids, batch->n_tokens, counts->tokens, 0},
+                  {p->positions_in, batch->positions, batch->n_tokens, counts->tokens, 0},
+                  {p->bounds, batch->cu_seqlens, batch->n_docs + 1, counts->docs + 1,
+                   batch->cu_seqlens[batch->n_docs]},
+                  {p->label_rows, batch->label_rows, batch->n_labels, counts->labels, -1},
+                  {p->labels, batch->labels, batch->n_labels, counts->labels, 0}};
     int32_t *at = s->staged;
     for (size_t i = 0; status == PML_OK && i < sizeof inputs / sizeof *inputs; i++) {
-        memcpy(at, inputs[i].from, inputs[i].n * sizeof *at);
-        status = pmli_upload(s, inputs[i].tensor, at, inputs[i].n * sizeof *at, err);
-        at += inputs[i].n;
+        size_t n = stage(at, inputs[i].from, inputs[i].n, inputs[i].padded, inputs[i].filler);
+        status = pmli_upload(s, inputs[i].tensor, at, n * sizeof *at, err);
+        at += n;
     }
     return status;
 }
@@ -121,12 +131,22 @@ static pml_status choose_masks(pml_stepper *s, const pml_batch *batch, pml_error
         return PML_OK;
     if (batch->places == NULL)
         return PML_FAIL(err, PML_INVALID, "dropout needs the places of a batch's tokens");
-    size_t bytes = (size_t)batch->n_tokens * sizeof *s->places;
+    size_t bytes = (size_t)batch->n_tokens * sizeof *s->places; /* tokens of padding: any place */
     s->rng[0] = (int64_t)s->config.seed;
     s->rng[1] = s->updates;
     memcpy(s->places, batch->places, bytes);
     pml_status status = pmli_upload(s, s->program->rng, s->rng, sizeof s->rng, err);
     return status == PML_OK ? pmli_upload(s, s->program->places, s->places, bytes, err) : status;
+}
+
+pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *counts,
+                           pml_error *err)
+{
+    *counts = pmli_bucket(s, counts_of(batch));
+    pml_status status = check_batch(s, batch, err);
+    if (status == PML_OK)
+        status = upload_batch(s, batch, counts, err);
+    return status == PML_OK ? choose_masks(s, batch, err) : status;
 }
 
 pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *err)
@@ -138,11 +158,9 @@ pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *
         status = pmli_rope_for_training(s, batch->max_doc, err);
     if (status != PML_OK || batch->n_labels == 0)
         return status; /* nothing to learn adds nothing */
-    status = upload_batch(s, batch, err);
-    if (status == PML_OK)
-        status = choose_masks(s, batch, err);
-    pml_counts counts = counts_of(batch);
-    return status == PML_OK ? pmli_run_segment(s, PML_SEGMENT_MICRO, &counts, err) : status;
+    pml_counts counts;
+    status = pmli_take_batch(s, batch, &counts, err);
+    return status == PML_OK ? pmli_run_recorded(s, PML_SEGMENT_MICRO, &counts, err) : status;
 }
 
 static void set_hyper(pml_stepper *s, const pml_update *u)
@@ -234,18 +252,18 @@ pml_status pml_stepper_evaluate(pml_stepper *s, const pml_batch *batch, double *
     if (batch->n_tokens == 0 || batch->n_labels == 0)
         return PML_OK;
     double sum = 0;
+    pml_counts counts = pmli_bucket(s, counts_of(batch));
     pml_status status = check_batch(s, batch, err);
     if (status == PML_OK)
         status = pmli_rope_fit(s, batch->max_doc, err);
     if (status == PML_OK)
-        status = upload_batch(s, batch, err);
+        status = upload_batch(s, batch, &counts, err);
     if (status == PML_OK)
         status = pmli_upload(s, s->program->eval_sum, &sum, sizeof sum, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
-    pml_counts counts = counts_of(batch);
     if (status == PML_OK)
-        status = pmli_run_segment(s, PML_SEGMENT_EVAL, &counts, err);
+        status = pmli_run_recorded(s, PML_SEGMENT_EVAL, &counts, err);
     if (status == PML_OK)
         status = download(s, s->program->eval_sum, &sum, sizeof sum, err);
     if (status == PML_OK)

@@ -5,6 +5,17 @@
 #include "pml/plan/program.h"
 #include "pml/train/stepper.h"
 
+/* What a segment's graph was recorded for. Where the backend records, batches are padded to a few
+ * sizes (pmli_bucket), so that a handful of graphs serve all of them. */
+typedef struct pmli_recorded {
+    pml_segment segment;
+    pml_counts counts;
+    pml_graph *graph;  /* NULL: has run once, op by op */
+    int64_t last_used; /* by the stepper's count of launches; 0: a free slot */
+} pmli_recorded;
+
+enum { PMLI_RECORDED = 12 };
+
 struct pml_stepper {
     pml_train_config config;
     pml_model_spec spec;
@@ -27,6 +38,8 @@ struct pml_stepper {
     float *angles;       /* host memory the table is made in; NULL where it never changes */
 
     bool runtime_measured;
+    pmli_recorded recorded[PMLI_RECORDED];
+    int64_t launches;
     int32_t *trained; /* program->parameters that are trained, in order of the flat buffer */
     int32_t n_trained;
     size_t trained_floats; /* their elements, gaps not counted */
@@ -42,6 +55,21 @@ struct pml_stepper {
 
 enum { PMLI_REDUCE_FLOATS = 1 << 18 };
 
+/* Live counts rounded up to what graphs are recorded for, within the plan's capacity; as they are
+ * where the backend does not record. What is added is empty: tokens outside every document, slots
+ * without a document, labelled rows of -1. */
+pml_counts pmli_bucket(const pml_stepper *s, pml_counts live);
+
+/* Check a batch and put it on the device; *counts are what its segment is to run with. */
+pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *counts,
+                           pml_error *err);
+
+/* Run a segment as a graph: op by op the first time, recorded the second, replayed from then on. Op
+ * by op always where the backend does not record. */
+pml_status pmli_run_recorded(pml_stepper *s, pml_segment segment, const pml_counts *counts,
+                             pml_error *err);
+void pmli_drop_recorded(pml_stepper *s);
+
 /* Run all nodes of a segment for live counts. */
 pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                             pml_error *err);
@@ -55,6 +83,8 @@ pml_status pmli_upload(pml_stepper *s, int32_t tensor, const void *from, size_t 
 pml_status pmli_rope_fit(pml_stepper *s, int32_t length, pml_error *err);
 /* The same for a training micro-batch, with transformers' memory of longer ones before it. */
 pml_status pmli_rope_for_training(pml_stepper *s, int32_t length, pml_error *err);
+/* The parameters in the activations' dtype, after their float32 values were written. */
+pml_status pmli_round_values(pml_stepper *s, pml_error *err);
 
 /* Weights, adapter, rope table and zeroed optimizer state: everything that must stand in the arena
  * before the first step. */

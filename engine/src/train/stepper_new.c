@@ -35,13 +35,14 @@ static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_er
         pml_status status = s->backend->info(s->device, &info, err);
         if (status != PML_OK)
             return status;
-        available = info.memory_free;
+        available = info.memory_free + info.held;
     }
     pml_status status = o->head_chunk > 0 ? repeat_plan(s, o, available, err)
                                           : pml_plan_make(&s->spec, &s->config, &o->limits,
                                                           s->backend, available, &s->plan, err);
     if (status != PML_OK)
         return status;
+    s->plan.available = available;
     return pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
 }
 
@@ -110,6 +111,7 @@ void pml_stepper_destroy(pml_stepper **stepper)
     if (stepper == NULL || *stepper == NULL)
         return;
     pml_stepper *s = *stepper;
+    pmli_drop_recorded(s);
     if (s->arena != NULL)
         s->backend->free(s->device, &s->arena, s->program->arena);
     if (s->queue != NULL)

@@ -73,6 +73,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sum_total(const pmli_sum_par
 #define MEAN            7
 #define MAX_NORM        8
 #define GRAD_SCALE      9
+#define MOMENTUM        10
+#define NEW_GRAD        11
 
 extern "C" __global__ void clip_scale(const pmli_clip_params p)
 {

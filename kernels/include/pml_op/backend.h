@@ -36,6 +36,7 @@ typedef struct pml_device_info {
     char instructions[64]; /* "avx512", "sm_90a" */
     size_t memory_total;   /* bytes; on the CPU bounded by the cgroup's limit */
     size_t memory_free;
+    size_t held; /* what an open device takes by itself, no longer in memory_free */
     int threads;
 } pml_device_info;
 
@@ -50,6 +51,11 @@ typedef struct pml_op_table {
 typedef struct pml_backend {
     unsigned abi;     /* PML_BACKEND_ABI of the header it was compiled with */
     const char *name; /* "cpu", "cuda" */
+    unsigned dtypes;  /* bit pml_dtype: weights and activations may have it */
+
+    /* How many devices of this kind there are: at least one, or PML_NOT_FOUND and what to do. Makes
+     * no context and takes no memory of a device. */
+    pml_status (*devices)(int *count, pml_error *err);
 
     pml_status (*open)(const pml_device_options *options, pml_device **device, pml_error *err);
     void (*close)(pml_device **device);
@@ -77,6 +83,12 @@ typedef struct pml_backend {
     pml_status (*graph_launch)(pml_queue *queue, pml_graph *graph, pml_error *err);
     void (*graph_destroy)(pml_graph **graph);
 
+    /* Moments of a queue: mark remembers when the queue comes to this point (index below
+     * PML_MARKS), between gives the seconds from one mark to another, after a sync. Not recorded.
+     */
+    pml_status (*mark)(pml_queue *queue, int index, pml_error *err);
+    pml_status (*between)(pml_queue *queue, int from, int to, double *seconds, pml_error *err);
+
     /* Bytes of `ws` this op wants for args: shapes and attributes, data pointers are not read (here
      * an operand is given when it has rows). device may be NULL: the answer then holds for any. */
     size_t (*workspace)(pml_device *device, pml_op op, const pml_op_args *args);
@@ -84,7 +96,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 2 };
+enum { PML_BACKEND_ABI = 2, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);
@@ -92,6 +104,18 @@ const pml_backend *pml_backend_cpu(void);
 /* The CUDA backend from its shared object beside the program (or $PML_CUDA_BACKEND).
  * PML_NOT_FOUND without a driver or object, the message says which and what to install. */
 pml_status pml_backend_cuda(const pml_backend **backend, pml_error *err);
+
+/* The same, also where no driver is: what a plan asks of a backend (ops, dtypes, workspace) is
+ * there, devices and open fail. */
+pml_status pml_backend_cuda_to_plan(const pml_backend **backend, pml_error *err);
+
+/* The backend a device's name means: "cpu", "cuda", "cuda:1"; *index is the device's number. With
+ * to_plan the CUDA backend may be without a driver. PML_INVALID for any other name. */
+pml_status pml_backend_named(const char *device, bool to_plan, const pml_backend **backend,
+                             int *index, pml_error *err);
+
+/* Whether the backend has this op. */
+bool pml_op_is_there(const pml_backend *backend, pml_op op);
 
 /* Run one op by its number. PML_UNSUPPORTED when the backend has no such op. */
 pml_status pml_op_run(const pml_backend *backend, pml_op op, pml_queue *queue,

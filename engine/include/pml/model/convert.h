@@ -1,4 +1,4 @@
-/* Conversion of stored elements to float32, exact for every dtype that is narrower. */
+/* Conversion of stored elements to float32, exact for every dtype that is narrower, and back. */
 #ifndef PML_MODEL_CONVERT_H
 #define PML_MODEL_CONVERT_H
 
@@ -25,5 +25,9 @@ float pml_f16_to_f32(uint16_t bits);
  * alignment, to float32. PML_UNSUPPORTED names any other dtype. No overlap. */
 pml_status pml_convert_to_f32(const void *from, pml_dtype dtype, size_t n, float *to,
                               pml_error *err);
+
+/* n floats to F32, BF16 or F16, to nearest even. PML_UNSUPPORTED names any other dtype. */
+pml_status pml_convert_from_f32(const float *from, size_t n, void *to, pml_dtype dtype,
+                                pml_error *err);
 
 #endif

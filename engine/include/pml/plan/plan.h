@@ -36,6 +36,7 @@ typedef struct pml_plan {
     size_t by_cause[PML_CAUSE_COUNT]; /* bytes; their sum is total */
     size_t arena;                     /* size of the one allocation */
     size_t total;                     /* arena + runtime */
+    size_t available;                 /* what it had to fit in; 0: no limit */
     int32_t recompute_layers;         /* layers whose inside is computed again in the backward */
     int32_t head_chunk;               /* labelled rows whose logits exist at one time */
     pml_batch_limits limits;

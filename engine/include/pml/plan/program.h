@@ -22,7 +22,9 @@
  *   [ embed | layer 0: q k v, o, gate up, down | … | head ][ norms and biases ]      full
  *   [ layer 0: A_q A_k A_v, B_q B_k B_v, A_o, B_o, … | layer 1 … ]                    LoRA
  *
- * each stacked tensor at a multiple of 64 floats; the gaps stay zero. */
+ * each stacked tensor at a multiple of 64 floats; the gaps stay zero. With activations of 16 bits a
+ * fifth buffer, `rounded`, holds the parameters in that dtype for the products to read; the
+ * optimizer writes it along. */
 #ifndef PML_PLAN_PROGRAM_H
 #define PML_PLAN_PROGRAM_H
 
@@ -64,6 +66,7 @@ typedef struct pml_tensor {
     pml_cause cause;
     int32_t parent;      /* >= 0: a part of that tensor, at element `at`   */
     int64_t at;          /* elements from the parent's start               */
+    int32_t master;      /* >= 0: a copy of that float32 tensor, rounded to this one's dtype */
     bool persistent;     /* keeps its place in every segment               */
     bool held;           /* transient, but lives from call to call of its segment (cached keys) */
     int32_t first, last; /* transient: nodes of first and last use, set by placement; -1 unused */
@@ -127,6 +130,7 @@ typedef struct pml_program {
     int32_t ids, positions_in, bounds, key_bounds, label_rows, labels, last_row;
     int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits;
     int32_t values, grads, exp_avg, exp_avg_sq;
+    int32_t rounded;  /* values in the activations' dtype; -1 where that is float32 */
     int32_t unpacked; /* the largest dequantised weight; loading quantises out of its place */
 
     size_t by_cause[PML_CAUSE_COUNT]; /* of the arena; runtime is 0 here */

@@ -1,0 +1,275 @@
+/* Training steps of a model folder in one process, without workers and data: tokens per second,
+ * memory planned and used, and with --profile the device time of every kind of op.
+ *
+ *   bench_gpu_step MODEL [--device cuda] [--rows 4] [--length 2048] [--steps 10] [--full]
+ *                        [--limit MiB] [--float32] [--profile] [--rank 16]
+ *
+ * All tokens of full rows are counted; every token but each row's last has a label. Prints one JSON
+ * line, after the profile. tools/bench/gpu.py runs it beside its peers. */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/philox.h"
+#include "pml/train/profile.h"
+#include "pml_op/cpu.h"
+
+enum { MOST_ROWS = 1 << 14, WARM_UP = 3 };
+
+#define MUST(call)                                                                                 \
+    do {                                                                                           \
+        pml_error must = PML_ERROR_INIT, *err = &must;                                             \
+        if ((call) != PML_OK) {                                                                    \
+            fprintf(stderr, "bench_gpu_step: %s (%s:%d)\n", must.message, must.file, must.line);   \
+            exit(EXIT_FAILURE);                                                                    \
+        }                                                                                          \
+    } while (0)
+
+typedef struct bench {
+    const char *model, *device;
+    int32_t rows, length, rank;
+    int steps;
+    bool full, float32, profile;
+    size_t limit;
+    pml_train_config config;
+    pml_stepper *stepper;
+} bench;
+
+static void *must_alloc(size_t count, size_t size)
+{
+    void *memory = calloc(count, size);
+    if (memory == NULL) {
+        fputs("bench_gpu_step: no memory\n", stderr);
+        exit(EXIT_FAILURE);
+    }
+    return memory;
+}
+
+static pml_batch make_batch(const bench *b, int32_t vocab, uint64_t seed)
+{
+    int32_t tokens = b->rows * b->length, n = 0;
+    int32_t *ids = must_alloc((size_t)tokens * 4 + (size_t)b->rows + 1, sizeof *ids);
+    int32_t *positions = ids + tokens, *rows = positions + tokens, *labels = rows + tokens;
+    int32_t *bounds = labels + tokens;
+    for (int32_t t = 0; t < tokens; t++) {
+        ids[t] = (int32_t)(pml_philox_at(seed, 0, PML_PURPOSE_SAMPLE, (uint64_t)t).word[0] %
+                           (uint32_t)vocab);
+        positions[t] = t % b->length;
+    }
+    for (int32_t t = 0; t < tokens; t++)
+        if (positions[t] < b->length - 1) {
+            rows[n] = t;
+            labels[n++] = ids[t + 1];
+        }
+    for (int32_t r = 0; r <= b->rows; r++)
+        bounds[r] = r * b->length;
+    return (pml_batch){.n_tokens = tokens,
+                       .n_docs = b->rows,
+                       .n_labels = n,
+                       .max_doc = b->length,
+                       .ids = ids,
+                       .positions = positions,
+                       .cu_seqlens = bounds,
+                       .label_rows = rows,
+                       .labels = labels};
+}
+
+static size_t free_memory(const pml_backend *backend, pml_device *device)
+{
+    pml_device_info info;
+    MUST(backend->info(device, &info, err));
+    return info.memory_free;
+}
+
+/* ---- the profile: rows of one label together ---- */
+
+typedef struct line {
+    const char *label;
+    const char *op;
+    int count;
+    double seconds, flops, bytes;
+} line;
+
+static int by_seconds(const void *a, const void *b)
+{
+    double x = ((const line *)a)->seconds, y = ((const line *)b)->seconds;
+    return (x < y) - (x > y);
+}
+
+static void print_profile(const bench *b, const pml_batch *batch)
+{
+    static pml_profile_row rows[MOST_ROWS];
+    static line lines[256];
+    int n = 0, kinds = 0;
+    double total = 0;
+    for (int times = 0; times < 2; times++) /* the second is warm */
+        MUST(pml_stepper_profile(b->stepper, batch, rows, MOST_ROWS, &n, err));
+    for (int i = 0; i < n; i++) {
+        int k = 0;
+        while (k < kinds && strcmp(lines[k].label, rows[i].label) != 0)
+            k++;
+        if (k == 256)
+            continue;
+        if (k == kinds)
+            lines[kinds++] =
+                (line){.label = rows[i].label, .op = pml_op_describe(rows[i].op)->name};
+        lines[k].count++;
+        lines[k].seconds += rows[i].seconds;
+        lines[k].flops += rows[i].flops;
+        lines[k].bytes += rows[i].bytes;
+        total += rows[i].seconds;
+    }
+    qsort(lines, (size_t)kinds, sizeof *lines, by_seconds);
+    printf("%-24s %-14s %5s %9s %6s %9s %8s\n", "label", "op", "count", "ms", "share", "TFLOP/s",
+           "GB/s");
+    for (int k = 0; k < kinds; k++)
+        printf("%-24s %-14s %5d %9.3f %5.1f%% %9.1f %8.0f\n", lines[k].label, lines[k].op,
+               lines[k].count, lines[k].seconds * 1e3, 100 * lines[k].seconds / total,
+               lines[k].flops / lines[k].seconds * 1e-12, lines[k].bytes / lines[k].seconds * 1e-9);
+    printf("%-24s %-14s %5d %9.3f\n", "all", "", n, total * 1e3);
+}
+
+/* ---- steps ---- */
+
+static double step(bench *b, const pml_batch *batch, int64_t number, pml_step_result *result)
+{
+    double begin = pml_clock_monotonic();
+    pml_update update = {number, b->config.learning_rate, 0, b->config.max_grad_norm,
+                         batch->n_labels};
+    MUST(pml_stepper_micro(b->stepper, batch, err));
+    MUST(pml_stepper_update(b->stepper, &update, result, err));
+    return pml_clock_monotonic() - begin;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void measure(bench *b)
+{
+    const pml_backend *backend;
+    int index;
+    pml_device *device = NULL;
+    const pml_device_options open = {.index = 0};
+    double begin = pml_clock_monotonic();
+    MUST(pml_backend_named(b->device, false, &backend, &index, err));
+    MUST(backend->open(&open, &device, err));
+    size_t before = free_memory(backend, device);
+    int32_t tokens = b->rows * b->length;
+    const pml_stepper_options options = {
+        .config = &b->config,
+        .backend = backend,
+        .device_index = index,
+        .threads = 0,
+        .limits = {tokens, b->rows, tokens - b->rows, b->length, 0}};
+    MUST(pml_stepper_new(&options, &b->stepper, err));
+    double loaded = pml_clock_monotonic() - begin;
+    const pml_plan *plan = pml_stepper_plan(b->stepper);
+    int32_t vocab = pml_stepper_spec(b->stepper)->vocab;
+    pml_batch batches[2] = {make_batch(b, vocab, 1), make_batch(b, vocab, 2)};
+    pml_step_result result;
+    double *seconds = must_alloc((size_t)b->steps, sizeof *seconds), first = 0, all = 0;
+    for (int i = 0; i < WARM_UP; i++) {
+        step(b, &batches[i % 2], i + 1, &result);
+        if (i == 0)
+            first = pml_clock_monotonic() - begin;
+    }
+    for (int i = 0; i < b->steps; i++) {
+        seconds[i] = step(b, &batches[i % 2], WARM_UP + i + 1, &result);
+        all += seconds[i];
+    }
+    size_t used = before - free_memory(backend, device);
+    qsort(seconds, (size_t)b->steps, sizeof *seconds, by_value);
+    double median = seconds[b->steps / 2];
+    if (b->profile)
+        print_profile(b, &batches[0]);
+    printf(
+        "{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
+        "\"planned\": %zu, \"used\": %zu, \"recompute\": %d, \"head_chunk\": %d, \"load\": %.2f, "
+        "\"first_step\": %.2f, \"tflops\": %.1f}\n",
+        tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
+        plan->recompute_layers, plan->head_chunk, loaded, first, plan->flops / median * 1e-12);
+    for (int i = 0; i < 2; i++)
+        free((void *)(uintptr_t)batches[i].ids);
+    free(seconds);
+    pml_stepper_destroy(&b->stepper);
+    backend->close(&device);
+}
+
+static void read_options(int argc, char **argv, bench *b)
+{
+    static const struct option known[] = {
+        {"device", required_argument, NULL, 'd'}, {"rows", required_argument, NULL, 'r'},
+        {"length", required_argument, NULL, 'l'}, {"steps", required_argument, NULL, 's'},
+        {"limit", required_argument, NULL, 'm'},  {"full", no_argument, NULL, 'f'},
+        {"float32", no_argument, NULL, 'x'},      {"profile", no_argument, NULL, 'p'},
+        {"rank", required_argument, NULL, 'k'},   {NULL, 0, NULL, 0}};
+    *b = (bench){.device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
+    for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
+        switch (c) {
+        case 'd':
+            b->device = optarg;
+            break;
+        case 'r':
+            b->rows = atoi(optarg);
+            break;
+        case 'l':
+            b->length = atoi(optarg);
+            break;
+        case 's':
+            b->steps = atoi(optarg);
+            break;
+        case 'k':
+            b->rank = atoi(optarg);
+            break;
+        case 'm':
+            b->limit = (size_t)atol(optarg) << 20;
+            break;
+        case 'f':
+            b->full = true;
+            break;
+        case 'x':
+            b->float32 = true;
+            break;
+        case 'p':
+            b->profile = true;
+            break;
+        default:
+            exit(EXIT_FAILURE);
+        }
+    }
+    b->model = optind < argc ? argv[optind] : NULL;
+}
+
+int main(int argc, char **argv)
+{
+    static bench b;
+    pml_cpu_prepare_process(argc, argv);
+    read_options(argc, argv, &b);
+    if (b.model == NULL || b.rows < 1 || b.length < 2 || b.steps < 1) {
+        fputs("usage: bench_gpu_step MODEL [--rows 4] [--length 2048] [--steps 10] …\n", stderr);
+        return EXIT_FAILURE;
+    }
+    b.config = (pml_train_config){.method = b.full ? PML_METHOD_FULL : PML_METHOD_LORA,
+                                  .dtype = b.float32 ? PML_F32 : PML_BF16,
+                                  .lora_rank = b.rank,
+                                  .lora_alpha = b.rank,
+                                  .lora_targets = PML_TARGET_ALL_LINEAR,
+                                  .max_steps = 1000000,
+                                  .learning_rate = 1e-4,
+                                  .beta1 = 0.9,
+                                  .beta2 = 0.999,
+                                  .epsilon = 1e-8,
+                                  .max_grad_norm = 1,
+                                  .batch_size = b.rows,
+                                  .accumulation = 1,
+                                  .max_length = b.length,
+                                  .memory_limit = b.limit};
+    snprintf(b.config.model, sizeof b.config.model, "%s", b.model);
+    measure(&b);
+    return EXIT_SUCCESS;
+}
