@@ -383,6 +383,48 @@ class Settings:
             )
         return found
 
+    def _warmup(self) -> dict[str, Any]:
+        steps = number("warmup_steps", self.warmup_steps, 0, 1e12)
+        ratio = number("warmup_ratio", self.warmup_ratio, 0, 1, below=True)
+        if 0 < steps < 1:
+            steps, ratio = 0, steps
+        return {"warmup_steps": whole("warmup_steps", steps, 0, 10**12), "warmup_ratio": ratio}
+
+    def _optimizer(self) -> dict[str, Any]:
+        optim = OPTIMIZERS[choice("optim", self.optim, tuple(OPTIMIZERS))]
+        args = optimizer_args(self.optim_args)
+        if args and optim != "sgd":
+            raise InvalidError(f"optim_args are of optim='sgd', and optim is {self.optim!r}")
+        return {"optim": optim, "optim_args": args}
+
+    def _evaluation(self) -> dict[str, Any]:
+        for name, every in (("eval", self.eval_steps), ("save", self.save_steps)):
+            strategy = getattr(self, f"{name}_strategy")
+            if strategy is None:
+                continue
+            known = ("no", "steps", "epoch", "best") if name == "save" else ("no", "steps", "epoch")
+            choice(f"{name}_strategy", strategy, known)
+            if strategy == "steps" and not every:
+                raise InvalidError(f'{name}_strategy="steps" needs {name}_steps')
+            if strategy != "steps" and every:
+                raise InvalidError(f"{name}_steps is given, but {name}_strategy is {strategy!r}")
+        if self.metric_for_best_model not in (None, "eval_loss", "loss"):
+            raise InvalidError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}; "
+                'there is "eval_loss", and the least is the best'
+            )
+        return {
+            "eval_strategy": self.eval_strategy or ("steps" if self.eval_steps else "no"),
+            "save_strategy": self.save_strategy or ("steps" if self.save_steps else "no"),
+            "load_best_model_at_end": truth("load_best_model_at_end", self.load_best_model_at_end),
+            "early_stopping_patience": whole(
+                "early_stopping_patience", self.early_stopping_patience or 0, 0, 10**9
+            ),
+            "early_stopping_threshold": number(
+                "early_stopping_threshold", self.early_stopping_threshold, 0, 1e300
+            ),
+        }
+
     def _dtype(self, devices: list[str]) -> str:
         on_gpu = devices[0] != "cpu"
         if self.dtype in ("bfloat16", "bf16"):
