@@ -34,10 +34,49 @@ static int is_checkpoint(const struct dirent *entry)
     return step_of(entry->d_name) >= 0;
 }
 
-static int newest_first(const struct dirent **a, const struct dirent **b)
+typedef struct candidate {
+    char name[256];
+    int64_t timeline, step;
+} candidate;
+
+/* Who went back and trained again has fewer steps, and the newer checkpoint. */
+static int newest_first(const void *left, const void *right)
 {
-    int64_t x = step_of((*a)->d_name), y = step_of((*b)->d_name);
-    return x != y ? (x < y) - (x > y) : strcmp((*a)->d_name, (*b)->d_name);
+    const candidate *a = left, *b = right;
+    if (a->timeline != b->timeline)
+        return a->timeline < b->timeline ? 1 : -1;
+    return a->step != b->step ? (a->step < b->step) - (a->step > b->step)
+                              : strcmp(a->name, b->name);
+}
+
+/* Of the folder checkpoints, the newest first; malloc'ed. */
+static pml_status list_checkpoints(const char *parent, candidate **list, int *n, pml_error *err)
+{
+    struct dirent **found = NULL;
+    char path[PATH_MAX];
+    *list = NULL;
+    *n = 0;
+    int count = scandir(parent, &found, is_checkpoint, NULL);
+    if (count < 0 && errno == ENOENT)
+        return PML_OK;
+    if (count < 0)
+        return PML_FAIL(err, PML_IO, "cannot read %s: %s", parent, strerror(errno));
+    *list = calloc((size_t)count + 1, sizeof **list);
+    for (int i = 0; i < count; i++) {
+        if (*list != NULL &&
+            pml_path_join(path, sizeof path, parent, found[i]->d_name, NULL) == PML_OK) {
+            candidate *c = &(*list)[(*n)++];
+            snprintf(c->name, sizeof c->name, "%s", found[i]->d_name);
+            c->step = step_of(c->name);
+            c->timeline = pml_checkpoint_timeline(path);
+        }
+        free(found[i]);
+    }
+    free(found);
+    if (*list == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to list %s", parent);
+    qsort(*list, (size_t)*n, sizeof **list, newest_first);
+    return PML_OK;
 }
 
 /* ---- what was set after it ---- */
@@ -165,25 +204,25 @@ static pml_status choose_named(coordinator *c, pml_error *err)
 
 /* The newest that is whole; each that is not is named in the log. One beyond the newest that was
  * announced is of a past that somebody has gone back from. */
-static pml_status choose_newest(coordinator *c, const char *parent, struct dirent **list, int n,
+static pml_status choose_newest(coordinator *c, const char *parent, const candidate *list, int n,
                                 pml_error *err)
 {
     char path[PATH_MAX];
     int64_t most = c->newest[0] != '\0' ? step_of(pml_path_name(c->newest)) : INT64_MAX;
     c->step = 0;
     for (int i = 0; i < n && c->checkpoint[0] == '\0'; i++) {
-        if (step_of(list[i]->d_name) > most)
+        if (list[i].step > most)
             continue;
         pml_error why = PML_ERROR_INIT;
-        pml_status status = pml_path_join(path, sizeof path, parent, list[i]->d_name, err);
+        pml_status status = pml_path_join(path, sizeof path, parent, list[i].name, err);
         if (status != PML_OK)
             return status;
         if (pml_checkpoint_verify(path, &why) == PML_OK) {
-            snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", list[i]->d_name);
-            c->step = step_of(list[i]->d_name); /* a run that ends while it loads stands there */
+            snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", list[i].name);
+            c->step = list[i].step; /* a run that ends while it loads stands there */
         } else {
             emit_log(c, "warning", -1, "checkpoint %s is not used, the one before it is: %s",
-                     list[i]->d_name, why.message);
+                     list[i].name, why.message);
         }
     }
     if (c->checkpoint[0] == '\0')
@@ -206,16 +245,13 @@ pml_status resume_choose(coordinator *c, pml_error *err)
 pml_status resume_choose_newest(coordinator *c, pml_error *err)
 {
     char parent[PATH_MAX];
-    struct dirent **list = NULL;
+    candidate *list = NULL;
+    int n;
     pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
-    if (status != PML_OK)
-        return status;
-    int n = scandir(parent, &list, is_checkpoint, newest_first);
-    if (n < 0 && errno != ENOENT)
-        return PML_FAIL(err, PML_IO, "cannot read %s: %s", parent, strerror(errno));
-    status = choose_newest(c, parent, list, n, err);
-    for (int i = 0; i < n; i++)
-        free(list[i]);
+    if (status == PML_OK)
+        status = list_checkpoints(parent, &list, &n, err);
+    if (status == PML_OK)
+        status = choose_newest(c, parent, list, n, err);
     free(list);
     return status;
 }

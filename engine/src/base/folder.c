@@ -27,11 +27,15 @@ pml_status pml_folder_sync(const char *path, pml_error *err)
     return status;
 }
 
+/* A new folder is on disk with its name: what will be synced in it must not hang in the air. */
 static pml_status make_one(const char *path, pml_error *err)
 {
     struct stat info;
-    if (mkdir(path, 0700) == 0)
-        return PML_OK;
+    if (mkdir(path, 0700) == 0) {
+        char parent[PATH_MAX];
+        pml_status status = pml_path_folder(parent, sizeof parent, path, err);
+        return status == PML_OK ? pml_folder_sync(parent, err) : status;
+    }
     int code = errno;
     /* Read-only mounts say EROFS and searched-only parents EACCES even where the folder exists. */
     if (stat(path, &info) == 0) {

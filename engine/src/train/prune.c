@@ -25,41 +25,68 @@ static long long step_number(const char *name)
     return errno == 0 ? number : -1;
 }
 
+typedef struct step_folder {
+    char name[256];
+    int64_t timeline;
+    long long step;
+} step_folder;
+
 static int is_step(const struct dirent *entry)
 {
     return step_number(entry->d_name) >= 0;
 }
 
-static int newest_first(const struct dirent **left, const struct dirent **right)
+/* Of one step, too: who went back and trained again has a later timeline, though fewer steps. */
+static int newest_first(const void *left, const void *right)
 {
-    long long a = step_number((*left)->d_name), b = step_number((*right)->d_name);
-    return a < b ? 1 : -(a > b);
+    const step_folder *a = left, *b = right;
+    if (a->timeline != b->timeline)
+        return a->timeline < b->timeline ? 1 : -1;
+    return a->step < b->step ? 1 : -(a->step > b->step);
 }
 
-static pml_status list_steps(const char *parent, struct dirent ***list, int *n, pml_error *err)
+/* The folders step-* of parent, the newest first; *list is malloc'ed. */
+static pml_status list_steps(const char *parent, step_folder **list, int *n, pml_error *err)
 {
-    *n = scandir(parent, list, is_step, newest_first);
-    if (*n >= 0)
-        return PML_OK;
-    *n = 0;
+    struct dirent **found = NULL;
+    char path[PML_PATH_MAX];
     *list = NULL;
-    return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", parent,
-                    strerror(errno));
-}
-
-static void free_list(struct dirent **list, int n)
-{
-    for (int i = 0; i < n; i++)
-        free(list[i]);
-    free(list);
+    *n = 0;
+    int count = scandir(parent, &found, is_step, NULL);
+    if (count < 0)
+        return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", parent,
+                        strerror(errno));
+    pml_status status = PML_OK;
+    step_folder *steps = calloc((size_t)count + 1, sizeof *steps);
+    if (steps == NULL)
+        status = PML_FAIL(err, PML_NO_MEMORY, "no memory to list %s", parent);
+    for (int i = 0; i < count; i++) {
+        if (status == PML_OK)
+            status = pml_path_join(path, sizeof path, parent, found[i]->d_name, err);
+        if (status == PML_OK) {
+            snprintf(steps[i].name, sizeof steps[i].name, "%s", found[i]->d_name);
+            steps[i].step = step_number(found[i]->d_name);
+            steps[i].timeline = pml_checkpoint_timeline(path);
+        }
+        free(found[i]);
+    }
+    free(found);
+    if (status != PML_OK) {
+        free(steps);
+        return status;
+    }
+    qsort(steps, (size_t)count, sizeof *steps, newest_first);
+    *list = steps;
+    *n = count;
+    return PML_OK;
 }
 
 /* Index of the newest folder that verifies, n when none does; path is its path. */
-static int newest_good(const char *parent, struct dirent **list, int n, char *path, size_t capacity,
-                       pml_error *err)
+static int newest_good(const char *parent, const step_folder *list, int n, char *path,
+                       size_t capacity, pml_error *err)
 {
     int i = 0;
-    while (i < n && (pml_path_join(path, capacity, parent, list[i]->d_name, err) != PML_OK ||
+    while (i < n && (pml_path_join(path, capacity, parent, list[i].name, err) != PML_OK ||
                      pml_checkpoint_verify(path, err) != PML_OK))
         i++;
     return i;
@@ -68,7 +95,7 @@ static int newest_good(const char *parent, struct dirent **list, int n, char *pa
 pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity, int *refused,
                                  pml_error *err)
 {
-    struct dirent **list;
+    step_folder *list;
     int n;
     pml_error why = PML_ERROR_INIT;
     pml_status status = list_steps(parent, &list, &n, err);
@@ -81,7 +108,7 @@ pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity
         status = n == 0 ? PML_FAIL(err, PML_NOT_FOUND, "%s holds no checkpoint", parent)
                         : PML_FAIL(err, PML_NOT_FOUND, "none of %d checkpoints in %s is whole: %s",
                                    n, parent, why.message);
-    free_list(list, n);
+    free(list);
     return status;
 }
 
@@ -102,35 +129,41 @@ static pml_status remove_leftovers(const char *parent, pml_error *err)
         return PML_FAIL(err, PML_IO, "%s: %s", parent, strerror(errno));
     for (int i = 0; status == PML_OK && i < n; i++)
         status = pml_tree_remove(parent, list[i]->d_name, err);
-    free_list(list, n);
+    for (int i = 0; i < n; i++)
+        free(list[i]);
+    free(list);
     return status;
 }
 
 /* Whether that step's folder is among [first, n). */
-static bool has_step(struct dirent **list, int first, int n, int64_t step)
+static bool has_step(const step_folder *list, int first, int n, int64_t step)
 {
     for (int i = first; i < n; i++)
-        if (step_number(list[i]->d_name) == step)
+        if (list[i].step == step)
             return true;
     return false;
 }
 
 pml_status pml_checkpoint_prune(const char *parent, int keep, int64_t best, pml_error *err)
 {
-    struct dirent **list;
+    step_folder *list;
     int n;
     char path[PML_PATH_MAX];
+    pml_error why = PML_ERROR_INIT;
     pml_status status = list_steps(parent, &list, &n, err);
     if (status != PML_OK)
         return status;
     if (keep > 0 && n > keep) {
         /* Hashed only when there is something to remove; usually the first one is good. */
-        int good = newest_good(parent, list, n, path, sizeof path, NULL);
+        int good = newest_good(parent, list, n, path, sizeof path, &why);
+        if (good == n) /* perhaps only the disk does not read now: who removes could be wrong */
+            status = PML_FAIL(err, why.code, "nothing is removed, as no checkpoint is whole: %s",
+                              why.message);
         int from = keep > 1 && has_step(list, keep - 1, n, best) ? keep - 1 : keep;
         for (int i = from; status == PML_OK && i < n; i++)
-            if (i != good && step_number(list[i]->d_name) != best)
-                status = pml_tree_remove(parent, list[i]->d_name, err);
+            if (i != good && list[i].step != best)
+                status = pml_tree_remove(parent, list[i].name, err);
     }
-    free_list(list, n);
+    free(list);
     return status == PML_OK ? remove_leftovers(parent, err) : status;
 }

@@ -6,6 +6,7 @@
 #include "pml/base/file.h"
 #include "pml/base/hash.h"
 #include "pml/base/path.h"
+#include "pml/json/json.h"
 #include "snapshot.h"
 
 enum { LARGEST_MANIFEST = 64 << 10, LINE = PML_HASH_HEX - 1 + 2 };
@@ -67,4 +68,19 @@ pml_status pml_checkpoint_verify(const char *folder, pml_error *err)
         status = PML_FAIL(err, PML_CORRUPT, "%s does not list a whole checkpoint", path);
     free(text);
     return status;
+}
+
+int64_t pml_checkpoint_timeline(const char *folder)
+{
+    char path[PML_PATH_MAX];
+    pml_json *document = NULL;
+    int64_t timeline;
+    if (pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, NULL) != PML_OK ||
+        pml_json_load(path, &pml_json_file_limits, &document, NULL) != PML_OK)
+        return INT64_MAX;
+    if (pml_json_get_int(pml_json_root(document, path), "timeline", PML_JSON_REQUIRED, 0, INT64_MAX,
+                         &timeline, NULL) != PML_OK)
+        timeline = INT64_MAX;
+    pml_json_destroy(&document);
+    return timeline;
 }

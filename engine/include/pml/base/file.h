@@ -47,7 +47,8 @@ pml_status pml_file_read(const char *path, size_t limit, bool follow, char **dat
 /* fsync a folder, so that the names in it are on disk. */
 pml_status pml_folder_sync(const char *path, pml_error *err);
 
-/* mkdir -p: the missing folders are made with mode 0700, those that exist are left as they are.
+/* mkdir -p: the missing folders are made with mode 0700 and their names fsynced, those that exist
+ * are left as they are.
  * PML_INVALID when something on the way is not a folder. */
 pml_status pml_folder_make(const char *path, pml_error *err);
 

@@ -79,6 +79,11 @@ pml_status pml_checkpoint_load(const char *folder, pml_snapshot *snapshot, pml_e
 /* state.json alone, after verifying. */
 pml_status pml_checkpoint_state(const char *folder, pml_train_state *state, pml_error *err);
 
+/* Of state.json, unverified: only to put checkpoints in order (by timeline, then step: who went
+ * back and trained again has fewer steps, and the newer checkpoint). INT64_MAX when it cannot be
+ * read: looked at first, it is refused by name. */
+int64_t pml_checkpoint_timeline(const char *folder);
+
 /* The newest folder step-* of `parent` that verifies, into path (capacity bytes). PML_NOT_FOUND
  * when there is none; *refused (may be NULL) counts newer ones that did not verify. */
 pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity, int *refused,
@@ -87,7 +92,8 @@ pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity
 /* Remove the oldest step-* folders so that `keep` remain (0: all remain), and leftovers of
  * interrupted writes. Named checkpoints are not counted and not removed; the newest one that
  * verifies is never removed, nor is that of step `best` (-1: none), which counts as one of those
- * kept where there may be two, as in Hugging Face's Trainer. */
+ * kept where there may be two, as in Hugging Face's Trainer. Where none verifies, nothing is
+ * removed. */
 pml_status pml_checkpoint_prune(const char *parent, int keep, int64_t best, pml_error *err);
 
 #endif
