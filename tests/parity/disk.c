@@ -127,7 +127,7 @@ static void check_prune(const pml_snapshot *snapshot)
         MUST(pml_file_write(damaged, "{}", 2, 0600, err));
         set_faults(n, n, EIO, false);
         pml_error err = PML_ERROR_INIT;
-        pml_status status = pml_checkpoint_prune(in_root("p"), 1, &err);
+        pml_status status = pml_checkpoint_prune(in_root("p"), 1, -1, &err);
         bool reached = disk_control_here()->n >= n;
         operations = reached ? n + 1 : n;
         set_faults(0, 0, 0, false);
@@ -136,7 +136,7 @@ static void check_prune(const pml_snapshot *snapshot)
         MUST(pml_checkpoint_latest(in_root("p"), path, sizeof path, NULL, err));
         check(strstr(path, "step-000003") != NULL, "latest is %s after removal %lld failed", path,
               (long long)n);
-        MUST(pml_checkpoint_prune(in_root("p"), 1, err));
+        MUST(pml_checkpoint_prune(in_root("p"), 1, -1, err));
         MUST(pml_checkpoint_latest(in_root("p"), path, sizeof path, NULL, err));
         MUST(pml_tree_remove(root, "p", err));
         check(n < 1000, "the removals have no end");
@@ -151,7 +151,7 @@ static void check_prune(const pml_snapshot *snapshot)
         if (chmod(in_root(name), 0) != 0 || unlink(in_root(name)) != 0)
             abort();
     }
-    check(pml_checkpoint_prune(in_root("p"), 1, NULL) == PML_CORRUPT, "it is not said");
+    check(pml_checkpoint_prune(in_root("p"), 1, -1, NULL) == PML_CORRUPT, "it is not said");
     check(is_there(in_root("p/step-000001")), "the oldest has gone");
     MUST(pml_tree_remove(root, "p", err));
 }
@@ -167,7 +167,7 @@ static void check_order(pml_snapshot *snapshot, session *s, pml_train_state stat
         MUST(pml_snapshot_take(snapshot, s->stepper, &state, err));
         MUST(pml_checkpoint_write(snapshot, in_root(names[i]), NULL, err));
     }
-    MUST(pml_checkpoint_prune(in_root("o"), 1, err));
+    MUST(pml_checkpoint_prune(in_root("o"), 1, -1, err));
     MUST(pml_checkpoint_latest(in_root("o"), path, sizeof path, NULL, err));
     check(strstr(path, "step-000150") != NULL && !is_there(in_root("o/step-001000")),
           "latest is %s after going back", path);
@@ -201,8 +201,8 @@ static void check_flips(pml_snapshot *snapshot, int rounds)
             if (file == NULL || fwrite(text, 1, size, file) != size || fclose(file) != 0)
                 abort();
             pml_status status = pml_checkpoint_load(in_root("f"), snapshot, &err);
-            check(status == (twice ? PML_OK : PML_CORRUPT), "bit %zu of %s: %s", bit, name,
-                  pml_status_name(status));
+            check(status == (twice ? PML_OK : PML_CORRUPT), "bit %zu of %s: %s %s", bit, name,
+                  pml_status_name(status), err.message);
         }
         free(text);
     }
@@ -219,7 +219,8 @@ static void check_case(const char *fixtures, const char *name)
     load_case(fixtures, name, &config);
     session_open(&(session_options){.config = &config}, &s);
     session_step(&s, NULL);
-    pml_train_state state = {.step = 1, .applied = 1, .cursor = s.cursor, .learning_rate = 1e-3};
+    pml_train_state state = {
+        .step = 1, .applied = 1, .cursor = s.cursor, .learning_rate = 1e-3, .accumulation = 1};
     MUST(pml_stepper_identity(s.stepper, state.identity, sizeof state.identity, err));
     MUST(pml_snapshot_new(s.stepper, &config, &snapshot, err));
     MUST(pml_snapshot_take(snapshot, s.stepper, &state, err));

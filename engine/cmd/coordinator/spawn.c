@@ -61,7 +61,7 @@ static _Noreturn void become(const spawn *s, const char *path, int null_fd, int 
     _exit(127);
 }
 
-pml_status spawn_process(const spawn *s, pid_t *pid, pml_error *err)
+pml_status spawn_process(spawn *s, pid_t *pid, pml_error *err)
 {
     char path[4096];
     *pid = -1;
@@ -71,9 +71,11 @@ pml_status spawn_process(const spawn *s, pid_t *pid, pml_error *err)
     int tell[2] = {-1, -1};
     int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     int log_fd = open(s->log_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
+    s->unlogged = log_fd < 0 ? errno : 0;
+    if (log_fd < 0)
+        log_fd = fcntl(null_fd, F_DUPFD_CLOEXEC, 0);
     if (null_fd < 0 || log_fd < 0 || pipe2(tell, O_CLOEXEC) != 0)
-        status =
-            PML_FAIL(err, PML_IO, "cannot start %s: %s: %s", path, s->log_path, strerror(errno));
+        status = PML_FAIL(err, PML_IO, "cannot start %s: %s", path, strerror(errno));
     if (status == PML_OK && (*pid = fork()) < 0)
         status = PML_FAIL(err, PML_NO_MEMORY, "cannot start %s: %s", path, strerror(errno));
     if (status == PML_OK && *pid == 0)

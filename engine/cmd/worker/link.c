@@ -346,7 +346,11 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
     pulse_init(&l->pulse);
     pthread_mutex_init(&l->report_mutex, NULL);
     pthread_mutex_init(&l->mutex, NULL);
-    pthread_cond_init(&l->changed, NULL);
+    pthread_condattr_t clock; /* of deadlines: one that nobody sets */
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&l->changed, &clock);
+    pthread_condattr_destroy(&clock);
     pml_connection c = {.role = PML_ROLE_WORKER};
     copy_text(c.control, sizeof c.control, start, "endpoint");
     copy_text(c.server_key, sizeof c.server_key, start, "server_key");
@@ -501,6 +505,18 @@ void link_wait_commit(worker_link *l)
     pthread_mutex_lock(&l->mutex);
     while (l->committed <= l->taken && !l->lost)
         pthread_cond_wait(&l->changed, &l->mutex);
+    pthread_mutex_unlock(&l->mutex);
+}
+
+void link_wait_commit_for(worker_link *l, int seconds)
+{
+    struct timespec end;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += seconds;
+    pthread_mutex_lock(&l->mutex);
+    while (l->committed <= l->taken &&
+           pthread_cond_timedwait(&l->changed, &l->mutex, &end) != ETIMEDOUT)
+        continue;
     pthread_mutex_unlock(&l->mutex);
 }
 

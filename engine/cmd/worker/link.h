@@ -56,6 +56,8 @@ void link_take_over(worker_link *link);
 bool link_next(worker_link *link, int64_t limit, order *o);
 /* Wait until a command is committed that link_next has not given yet, or the lease has ended. */
 void link_wait_commit(worker_link *link);
+/* The same, at most so long; the end of the lease does not end it. */
+void link_wait_commit_for(worker_link *link, int seconds);
 /* The next set to be applied again at or before update `step`. */
 bool link_next_again(worker_link *link, int64_t step, order *o);
 /* A new set takes the place of those waiting to be applied again: its fields leave them. */

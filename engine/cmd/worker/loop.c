@@ -231,10 +231,8 @@ static pml_status one_round(loop *l, pml_error *err)
 
 /* ---- from go to the end ---- */
 
-static pml_status save_last(loop *l, pml_error *err)
+static pml_status save_once(loop *l, pml_error *err)
 {
-    if (l->saver == NULL)
-        return PML_OK;
     phase before = pulse_enter(link_pulse(l->link), PHASE_SAVING);
     pml_status status = saver_save(l->saver, &l->state, "", 0, err);
     status = status == PML_OK ? saver_wait(l->saver, err) : status;
@@ -250,11 +248,39 @@ static const char *why_finished(const loop *l)
     return "early stopping: the evaluations did not get better";
 }
 
+/* What the last steps made is only in memory: where the disk does not take it, it is tried again
+ * each second, for as long as the run has reason to stay, and `patience` seconds once it has not.
+ * Commands are served meanwhile, as every other rank stands and serves them. */
+static pml_status save_last(loop *l, pml_error *err)
+{
+    if (l->saver == NULL)
+        return PML_OK;
+    const double patience = 8;
+    double end = 0;
+    pml_status status = save_once(l, err);
+    while (status == PML_IO) {
+        double now = pml_clock_monotonic();
+        l->stopping = l->stopping || link_lost(l->link);
+        if (l->stopping && end == 0)
+            end = now + patience;
+        if (l->stopping && now >= end)
+            return status;
+        phase before = pulse_enter(link_pulse(l->link), PHASE_STANDING);
+        link_wait_commit_for(l->link, 1);
+        pulse_enter(link_pulse(l->link), before);
+        status = apply_up_to(l, link_committed(l->link), err);
+        if (status == PML_OK)
+            status = save_once(l, err);
+    }
+    return status;
+}
+
 static pml_status finish(loop *l, bool trained, pml_error *err)
 {
     pml_status status = PML_OK;
     if (trained && l->has_eval && l->evaluated != l->state.step)
         status = loop_evaluate(l, 0, err);
+    l->finished = true; /* from here on all ranks take commands as they come */
     if (status == PML_OK && trained)
         status = save_last(l, err);
     if (status != PML_OK)
@@ -262,11 +288,10 @@ static pml_status finish(loop *l, bool trained, pml_error *err)
     status = loop_load_best(l, err);
     if (status != PML_OK)
         return status;
-    l->finished = true;
     turn(l, "finished", why_finished(l));
     status = stand(l, err);
     if (status == PML_OK && l->saver != NULL)
-        status = saver_wait(l->saver, err);
+        saver_wait(l->saver, NULL); /* of one that was asked for since: an event has told it */
     return status;
 }
 

@@ -34,6 +34,8 @@ struct saver {
     char name[129];
     double begun;
 
+    char complained[1200]; /* what was told last: a second attempt that fails alike says nothing */
+
     pml_train_state state;
     char folder[160]; /* its name in parent */
 
@@ -61,9 +63,15 @@ static void announce(saver *s, size_t bytes, double seconds)
 static void complain(saver *s, const char *level, const pml_error *err)
 {
     char text[1200];
+    snprintf(text, sizeof text, "checkpoint of step %lld: %.900s%s", (long long)s->state.step,
+             err->message,
+             err->code == PML_IO ? "; the run goes on, the checkpoints before it are kept: make "
+                                   "room or mend the disk before the next"
+                                 : "");
+    if (s->command == 0 && strcmp(text, s->complained) == 0)
+        return;
+    memcpy(s->complained, text, sizeof text);
     pml_message *event = pml_message_new(PML_EVENT_log);
-    snprintf(text, sizeof text, "checkpoint of step %lld: %s", (long long)s->state.step,
-             err->message);
     pml_message_set_string(event, "level", level);
     pml_message_set_string(event, "message", text);
     if (s->command > 0)
@@ -143,7 +151,9 @@ static pml_status write_one(saver *s, size_t *bytes, pml_error *err)
 {
     char beside_name[200], folder[PATH_MAX], beside[PATH_MAX];
     snprintf(beside_name, sizeof beside_name, ".new-%s", s->folder);
-    pml_status status = pml_path_join(folder, sizeof folder, s->parent, s->folder, err);
+    pml_status status = pml_folder_make(s->parent, err);
+    if (status == PML_OK)
+        status = pml_path_join(folder, sizeof folder, s->parent, s->folder, err);
     if (status == PML_OK)
         status = pml_path_join(beside, sizeof beside, s->parent, beside_name, err);
     if (status == PML_OK && access(folder, F_OK) != 0)
@@ -170,6 +180,7 @@ static void save_now(saver *s)
         s->written = s->state;
         memcpy(s->written_folder, s->folder, sizeof s->written_folder);
         announce(s, bytes, pml_clock_monotonic() - s->begun);
+        s->complained[0] = '\0';
         pml_error prune = PML_ERROR_INIT;
         if (s->kind->prune(s->j, s->parent, &prune) != PML_OK)
             complain(s, "warning", &prune);
@@ -213,8 +224,6 @@ pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char
     pthread_mutex_init(&s->mutex, NULL);
     pthread_cond_init(&s->changed, NULL);
     pml_status status = pml_path_join(s->parent, sizeof s->parent, folder, "checkpoints", err);
-    if (status == PML_OK)
-        status = pml_folder_make(s->parent, err);
     if (status == PML_OK && pthread_create(&s->thread, NULL, run, s) != 0)
         status = PML_FAIL(err, PML_NO_MEMORY, "cannot start the checkpoint thread");
     s->running = status == PML_OK;

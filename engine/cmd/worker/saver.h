@@ -7,8 +7,9 @@
 
 typedef struct saver saver;
 
-/* folder: of the run; its checkpoints/ is made. Everything is borrowed. from: what the run goes on
- * from and is on disk already, in from_folder of checkpoints/; NULL: nothing is. */
+/* folder: of the run; its checkpoints/ is made by the first save. Everything is borrowed. from:
+ * what the run goes on from and is on disk already, in from_folder of checkpoints/; NULL: nothing
+ * is. */
 pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char *folder,
                      const pml_train_state *from, const char *from_folder, saver **s,
                      pml_error *err);

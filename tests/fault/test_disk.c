@@ -1,0 +1,388 @@
+/* Whole runs on disks that fail: the run goes on, says what is wrong, and loses nothing. */
+#include "harness.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "disk.h"
+#include "pml/base/clock.h"
+#include "pml/train/checkpoint.h"
+
+static const char *shim;
+static disk_control *disk;
+static char control_file[] = "/tmp/pml-disk-control-XXXXXX";
+
+/* From now on programs of this name get the shim; NULL: none. */
+static void watch(const char *program, const harness *h)
+{
+    if (program == NULL) {
+        unsetenv("LD_PRELOAD");
+        return;
+    }
+    memset(disk, 0, sizeof *disk);
+    snprintf(disk->prefix, sizeof disk->prefix, "%s", h->root);
+    disk->lazy = 1;
+    setenv("PML_DISK", control_file, 1);
+    setenv("PML_DISK_PROGRAM", program, 1);
+    setenv("LD_PRELOAD", shim, 1);
+}
+
+static void set_faults(int64_t from, int64_t to, int code)
+{
+    disk->from = 0;
+    disk->n = 0;
+    disk->to = to;
+    disk->code = code;
+    disk->from = from;
+}
+
+static void mend(void)
+{
+    set_faults(0, 0, 0);
+}
+
+/* ---- checkpoints ---- */
+
+/* The end of a checkpoint command: its event, or NULL and why in *words. */
+static const pml_message *end_of_checkpoint(harness *h, int64_t number, const char **words)
+{
+    double deadline = pml_clock_monotonic() + 20;
+    *words = NULL;
+    for (int i = 0; pml_clock_monotonic() < deadline;) {
+        for (; i < h->n_events; i++) {
+            const pml_message *m = h->events[i];
+            if (pml_message_int(m, "command") != number)
+                continue;
+            if (pml_message_type_of(m) == PML_EVENT_checkpoint)
+                return m;
+            if (pml_message_type_of(m) == PML_EVENT_log) {
+                *words = pml_message_string(m, "message");
+                return NULL;
+            }
+        }
+        harness_receive_for(h, 0.01);
+    }
+    fail_msg("checkpoint command %lld has no end", (long long)number);
+    return NULL;
+}
+
+static void expect_whole(harness *h, const pml_message *checkpoint)
+{
+    char path[600];
+    pml_error err = PML_ERROR_INIT;
+    snprintf(path, sizeof path, "%s/%s", h->folder, pml_message_string(checkpoint, "path"));
+    if (pml_checkpoint_verify(path, &err) != PML_OK)
+        fail_msg("announced, and not whole: %s", err.message);
+}
+
+/* One checkpoint whose n-th operation fails; whether it has so many. */
+static bool fail_one(harness *h, int64_t n, int code)
+{
+    const char *words;
+    set_faults(n, n, code);
+    int64_t number = harness_command(h, "checkpoint", "\"name\":\"again\"");
+    const pml_message *m = end_of_checkpoint(h, number, &words);
+    bool reached = disk->n >= n;
+    /* Only what was to be removed was not, and that is told; making a folder that is there is no
+     * loss. */
+    if (m != NULL && reached && strncmp(disk->last, "mkdir", 5) != 0)
+        harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
+    if (m == NULL && strstr(words, strerror(code)) == NULL)
+        fail_msg("operation %lld (%s) is told as: %s", (long long)n, disk->last, words);
+    if (m == NULL)
+        assert_non_null(strstr(words, "the run goes on"));
+    mend();
+    number = harness_command(h, "checkpoint", "\"name\":\"again\"");
+    m = end_of_checkpoint(h, number, &words);
+    if (m == NULL)
+        fail_msg("not made good after operation %lld: %s", (long long)n, words);
+    expect_whole(h, m);
+    return reached;
+}
+
+static void every_write_of_a_checkpoint(void **state)
+{
+    (void)state;
+    static const int codes[] = {ENOSPC, EROFS}; /* the others in train.disk, without processes */
+    for (size_t c = 0; c < sizeof codes / sizeof codes[0]; c++) {
+        harness *h = harness_new(1, 1000000, NULL);
+        watch("fake_worker", h);
+        assert_true(harness_start(h, NULL));
+        watch(NULL, h);
+        harness_event(h, 0, PML_EVENT_step, "step", "2", NULL);
+        int64_t n = 1;
+        while (fail_one(h, n, codes[c]))
+            n++;
+        assert_true(n > 20);
+        harness_command(h, "stop", "");
+        harness_wait_state(h, "stopped");
+        harness_destroy(&h);
+    }
+}
+
+/* The last checkpoint waits for room: the run is not finished before it is on disk. */
+static void the_end_waits_for_room(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, 30, NULL);
+    watch("fake_worker", h);
+    set_faults(1, INT64_MAX, ENOSPC);
+    assert_true(harness_start(h, NULL));
+    watch(NULL, h);
+    const pml_message *m = harness_event(h, 0, PML_EVENT_log, "level", "error", NULL);
+    assert_non_null(strstr(pml_message_string(m, "message"), strerror(ENOSPC)));
+    harness_receive_for(h, 2.5);
+    int complaints = 0;
+    for (int i = 0; i < h->n_events; i++) {
+        assert_int_not_equal(pml_message_type_of(h->events[i]), PML_EVENT_checkpoint);
+        complaints += pml_message_type_of(h->events[i]) == PML_EVENT_log;
+    }
+    assert_int_equal(complaints, 1); /* not one for each attempt */
+    mend();
+    expect_whole(h, harness_event(h, 0, PML_EVENT_checkpoint, "step", "30", NULL));
+    harness_wait_state(h, "finished");
+    harness_destroy(&h);
+}
+
+/* Nobody waits for ever for a disk that stays full: it ends, and says what is lost. */
+static void a_stop_does_not_wait_for_ever(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 100000, NULL);
+    watch("fake_worker", h);
+    assert_true(harness_start(h, NULL));
+    watch(NULL, h);
+    harness_event(h, 0, PML_EVENT_step, "step", "3", NULL);
+    set_faults(1, INT64_MAX, EROFS);
+    double begin = pml_clock_monotonic();
+    harness_command(h, "stop", "");
+    harness_wait_state(h, "failed");
+    assert_true(pml_clock_monotonic() - begin < 15);
+    const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
+    assert_non_null(strstr(pml_message_string(m, "reason"), strerror(EROFS)));
+    mend();
+    harness_destroy(&h);
+}
+
+/* ---- the log ---- */
+
+static pml_message *status_of(harness *h)
+{
+    pml_message *m = harness_ask(h, "status", "");
+    assert_int_equal(pml_message_type_of(m), PML_ANSWER_welcome);
+    return m;
+}
+
+static void wait_for_trouble(harness *h, int code)
+{
+    for (double end = pml_clock_monotonic() + 20; pml_clock_monotonic() < end;) {
+        pml_message *m = status_of(h);
+        char words[1500];
+        snprintf(words, sizeof words, "%s", pml_message_string(m, "trouble"));
+        pml_message_destroy(&m);
+        if (words[0] == '\0') {
+            harness_receive_for(h, 0.05);
+            continue;
+        }
+        assert_non_null(strstr(words, "events.jsonl"));
+        assert_non_null(strstr(words, strerror(code)));
+        assert_non_null(strstr(words, "make room"));
+        return;
+    }
+    fail_msg("nobody says that the disk fails");
+}
+
+/* The log on disk is what was received, line for line. */
+static void expect_the_log_is_whole(harness *h)
+{
+    harness_catch_up(h);
+    char *text = harness_read(h, "events.jsonl");
+    int lines = 0;
+    for (char *at = text; (at = strstr(at, "{\"seq\":")) != NULL; at++) {
+        if (at == text || at[-1] == '\n')
+            assert_int_equal(strtoll(at + 7, NULL, 10), ++lines);
+    }
+    assert_int_equal(lines, h->n_events);
+    free(text);
+}
+
+static void a_full_disk_holds_events_back(void **state)
+{
+    (void)state;
+    static const int codes[] = {ENOSPC, EIO};
+    harness *h = harness_new(1, 1000000, NULL);
+    watch("pml-coordinator", h);
+    assert_true(harness_start(h, NULL));
+    watch(NULL, h);
+    harness_event(h, 0, PML_EVENT_step, "step", "5", NULL);
+    for (int c = 0; c < 2; c++) {
+        set_faults(1, INT64_MAX, codes[c]);
+        wait_for_trouble(h, codes[c]);
+        harness_receive_for(h, 0.2);
+        int64_t seen = h->last_seq;
+        pml_message *m = status_of(h);
+        int64_t step = pml_message_int(m, "step");
+        assert_true(pml_message_int(m, "seq") == seen || c > 0);
+        pml_message_destroy(&m);
+        /* It is taken and carried out, and its events wait like all others. */
+        int64_t number = harness_command(h, "set", "\"learning_rate\":0.25");
+        harness_receive_for(h, 1.5);
+        m = status_of(h);
+        assert_true(pml_message_int(m, "step") > step); /* the run goes on */
+        pml_message_destroy(&m);
+        assert_int_equal(h->last_seq, seen); /* what is not in the log is not told */
+        mend();
+        char text[32];
+        snprintf(text, sizeof text, "%lld", (long long)number);
+        int at;
+        harness_event(h, 0, PML_EVENT_applied, "command", text, &at);
+        const pml_message *told = harness_event(h, at, PML_EVENT_log, "level", "warning", NULL);
+        assert_non_null(strstr(pml_message_string(told, "message"), strerror(codes[c])));
+        m = status_of(h);
+        assert_string_equal(pml_message_string(m, "trouble"), "");
+        pml_message_destroy(&m);
+    }
+    harness_command(h, "stop", "");
+    harness_wait_state(h, "stopped");
+    expect_the_log_is_whole(h);
+    harness_destroy(&h);
+}
+
+/* Too much waits: the run stands, and goes on when there is room; commands are refused at last. */
+static void what_waits_is_bounded(void **state)
+{
+    (void)state;
+    setenv("PML_HELD_BYTES", "20000", 1);
+    harness *h = harness_new(2, 1000000, NULL);
+    watch("pml-coordinator", h);
+    assert_true(harness_start(h, NULL));
+    watch(NULL, h);
+    unsetenv("PML_HELD_BYTES");
+    harness_event(h, 0, PML_EVENT_step, "step", "5", NULL);
+    set_faults(1, INT64_MAX, ENOSPC);
+    wait_for_trouble(h, ENOSPC);
+    for (double end = pml_clock_monotonic() + 20;;) {
+        pml_message *m = status_of(h);
+        bool paused = strcmp(pml_message_string(m, "state"), "paused") == 0;
+        pml_message_destroy(&m);
+        if (paused)
+            break;
+        assert_true(pml_clock_monotonic() < end);
+    }
+    bool refused = false;
+    for (int i = 0; i < 1000 && !refused; i++) {
+        pml_message *m = harness_ask(h, "set", "\"learning_rate\":0.5");
+        refused = pml_message_type_of(m) == PML_ANSWER_error;
+        if (refused) {
+            assert_string_equal(pml_message_string(m, "code"), "io");
+            assert_non_null(strstr(pml_message_string(m, "message"), strerror(ENOSPC)));
+        }
+        pml_message_destroy(&m);
+    }
+    assert_true(refused);
+    mend();
+    int at;
+    harness_event(h, 0, PML_EVENT_state, "state", "paused", &at);
+    harness_event(h, at, PML_EVENT_state, "state", "running", &at);
+    harness_event(h, at, PML_EVENT_step, NULL, NULL, NULL);
+
+    /* Who pauses a run that stands by itself wants it to stand. */
+    set_faults(1, INT64_MAX, ENOSPC);
+    wait_for_trouble(h, ENOSPC);
+    for (bool paused = false; !paused;) {
+        pml_message *m = status_of(h);
+        paused = strcmp(pml_message_string(m, "state"), "paused") == 0;
+        pml_message_destroy(&m);
+    }
+    int64_t number = harness_command(h, "pause", "");
+    mend();
+    char text[32];
+    snprintf(text, sizeof text, "%lld", (long long)number);
+    harness_event(h, at, PML_EVENT_applied, "command", text, &at);
+    harness_receive_for(h, 1);
+    harness_catch_up(h);
+    for (; at < h->n_events; at++)
+        assert_int_not_equal(pml_message_type_of(h->events[at]), PML_EVENT_step);
+    harness_command(h, "stop", "");
+    harness_wait_state(h, "stopped");
+    expect_the_log_is_whole(h);
+    harness_destroy(&h);
+}
+
+/* ---- the start ---- */
+
+/* Whatever fails while a coordinator starts: it says which file and why and leaves nobody behind,
+ * or it runs; and then a healthy start succeeds. */
+static void every_write_of_a_start(void **state)
+{
+    (void)state;
+    /* Behind the first 32 it is the log of a run, where each costs a second: some of them. */
+    for (int64_t n = 1, last = 2; n <= last; n += n < 32 ? 1 : 9) {
+        harness *h = harness_new(1, 10, NULL);
+        watch("pml-coordinator", h);
+        set_faults(n, n, n % 2 == 0 ? ENOSPC : EIO);
+        bool started = harness_start(h, NULL);
+        watch(NULL, h);
+        if (started) {
+            harness_wait_state(h, "finished");
+            kill(h->coordinator, SIGTERM);
+            assert_int_equal(harness_wait(h), 0);
+            harness_disconnect(h);
+        } else {
+            assert_non_null(strstr(h->error, strerror(disk->code)));
+            if (strstr(h->error, h->root) == NULL && strstr(h->error, "lock") == NULL)
+                fail_msg("%s is told as: %s", disk->last, h->error);
+        }
+        last = disk->n >= n ? n + 9 : n;
+        mend();
+        assert_true(harness_start(h, "--resume", NULL));
+        harness_wait_state(h, "finished");
+        char *run = harness_read(h, "run.json");
+        assert_non_null(strstr(run, "\"identity\""));
+        free(run);
+        harness_destroy(&h);
+        assert_true(n < 1000);
+    }
+}
+
+static int map_control(void **state)
+{
+    (void)state;
+    int fd = mkstemp(control_file);
+    if (fd < 0 || ftruncate(fd, sizeof *disk) != 0)
+        return -1;
+    disk = mmap(NULL, sizeof *disk, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    return disk == MAP_FAILED ? -1 : 0;
+}
+
+static int unmap_control(void **state)
+{
+    (void)state;
+    return unlink(control_file);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_write_of_a_checkpoint),
+        cmocka_unit_test(the_end_waits_for_room),
+        cmocka_unit_test(a_stop_does_not_wait_for_ever),
+        cmocka_unit_test(a_full_disk_holds_events_back),
+        cmocka_unit_test(what_waits_is_bounded),
+        cmocka_unit_test(every_write_of_a_start),
+    };
+    if (argc < 4 || !harness_programs(argc, argv)) {
+        fprintf(stderr, "usage: %s PML-COORDINATOR FAKE-WORKER LIBDISK\n", argv[0]);
+        return 2;
+    }
+    shim = argv[3];
+    return cmocka_run_group_tests(tests, map_control, unmap_control);
+}
