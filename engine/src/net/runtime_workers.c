@@ -49,7 +49,8 @@ static pml_status sign(int fd, int rank, int pid, pml_error *err)
     char text[SIGN_BYTES + 1];
     snprintf(text, sizeof text, "%15d\n", pid);
     if (pwrite(fd, text, SIGN_BYTES, (off_t)rank * SIGN_BYTES) != SIGN_BYTES)
-        return PML_FAIL(err, PML_IO, "cannot sign as worker %d: %s", rank, strerror(errno));
+        return PML_FAIL(err, PML_IO, "cannot sign as worker %d in the run's file workers: %s", rank,
+                        strerror(errno));
     return PML_OK;
 }
 
