@@ -164,7 +164,8 @@ static int open_at(int at, const char *name, int flags, mode_t mode)
     char path[PATH_MAX];
     bool may_write = (flags & O_ACCMODE) != O_RDONLY, making = (flags & O_CREAT) != 0;
     absolute(at, name, path);
-    bool ours = watched(path);
+    /* A file without a name is nobody's after a crash. */
+    bool ours = watched(path) && (flags & O_TMPFILE) != O_TMPFILE;
     if (ours && (may_write || making) && fails("open", path))
         return -1;
     bool new = ours &&making &&REAL(faccessat)(at, name, F_OK, AT_SYMLINK_NOFOLLOW) != 0;
@@ -215,7 +216,8 @@ int open(const char *name, int flags, ...)
 
 static ssize_t put(int fd, const void *data, size_t size, off_t offset, bool positioned)
 {
-    const char *path = path_of(fd);
+    /* closedir closes past us: a folder's number may be a socket's by now. */
+    const char *path = path_of(fd) != NULL && written[fd] ? paths[fd] : NULL;
     if (path != NULL && fails("write", path)) {
         if (!control->half || size < 2)
             return -1;
