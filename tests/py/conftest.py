@@ -25,6 +25,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return TinyLlama().write(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of kept shards: what another test made is not this one's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PANTHERAML_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder of runs; every coordinator begun in it is gone afterwards."""

@@ -31,7 +31,9 @@ def test_held_out_of_what_is_given(kind: str, start: Callable[..., pm.Run], tmp_
     said = [event["message"] for event in run.events() if event["type"] == "log"]
     assert any(line.startswith("train: 32 rows, ") for line in said)
     assert any(
-        line.startswith("eval: 8 rows, ") and f" {labels} of them learned" in line for line in said
+        line.startswith("train: held out for eval: 8 rows, ")
+        and f" {labels} of them learned" in line
+        for line in said
     )
 
 

@@ -151,8 +151,8 @@ def test_long_rows_are_cut_and_counted(job: Job) -> None:
 
 
 def messages(lines: list[dict[str, Any]]) -> list[str]:
-    said = [line["message"].partition(", tokenised in")[0] for line in lines if "message" in line]
-    return said
+    said = [line["message"] for line in lines if "message" in line]
+    return [line for line in said if "tokenised in" not in line]
 
 
 def test_overlong(job: Job) -> None:
@@ -294,5 +294,110 @@ def test_bad_txt(job: Job) -> None:
 
 def test_progress_ends_at_one(job: Job) -> None:
     _, lines = job.run(GOOD * 3000)
-    fractions = [line["fraction"] for line in lines if line["type"] == "progress"]
+    fractions = [line["fraction"] for line in lines if line.get("what") == "tokenising train"]
     assert fractions[0] == 0.0 and fractions[-1] == 1.0 and fractions == sorted(fractions)
+
+
+# ---- shards that are kept ----------------------------------------------------------------------
+
+
+def made(job: Job, rows: str = GOOD, **settings: Any) -> bool:
+    """Run again; whether rows were tokenised."""
+    again(job, **settings)
+    status, lines = job.run(rows)
+    assert status == 0, lines
+    said = messages(lines)
+    assert any("rows, " in line and "of them learned" in line for line in said)
+    return not any("nothing was tokenised" in line for line in said)
+
+
+def test_shards_are_used_again(job: Job, cache: Path) -> None:
+    assert made(job)
+    shard_file = job.folder / "data/train.safetensors"
+    first = shard_file.read_bytes()
+    assert not made(job)
+    assert shard_file.read_bytes() == first
+    assert shard_file.stat().st_nlink == 2  # no second copy on disk
+    for path in cache.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0
+    two = GOOD * 2
+    assert made(job, two, eval_split=1)
+    pair = job.shard(), job.shard("eval")
+    assert not made(job, two, eval_split=1)
+    assert (job.shard(), job.shard("eval")) == pair
+
+
+def test_everything_that_decides_tokens_is_in_the_key(job: Job) -> None:
+    rows = GOOD * 4
+    assert made(job, rows)
+    assert made(job, rows + GOOD)
+    assert made(job, rows, max_length=31)
+    assert made(job, rows, packing=True)
+    assert made(job, rows, overlong="drop")
+    assert made(job, rows, eval_split=0.5)
+    assert made(job, rows, eval_split=0.5, seed=1)
+    for name, change in (
+        ("tokenizer.json", lambda text: text.replace("[END]", "[STOP]") + "\n"),
+        ("tokenizer_config.json", lambda text: text.replace("im_start", "im_begin")),
+        ("config.json", lambda text: text.replace("272", "273")),
+    ):
+        path = job.model / name
+        text = path.read_text()
+        try:
+            path.write_text(change(text))
+            assert made(job, rows) == (name != "tokenizer.json")  # only its meaning counts
+        finally:
+            path.write_text(text)
+    assert not made(job, rows, seed=5)  # what is not used does not count
+    assert not made(job, rows)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "entry", "no entry"])
+def test_damaged_entries_are_made_anew(job: Job, cache: Path, damage: str) -> None:
+    assert made(job)
+    good = job.shard()
+    (kept,) = cache.rglob("shard.safetensors")
+    entry = kept.with_name("entry.json")
+    data = bytearray(kept.read_bytes())
+    data[-20] ^= 1
+    (job.folder / "data/train.safetensors").unlink()
+    if damage == "flip":
+        kept.write_bytes(data)
+    elif damage == "cut":
+        kept.write_bytes(data[:-1])
+    elif damage == "gone":
+        kept.unlink()
+    elif damage == "entry":
+        entry.write_text("{}")
+    else:
+        entry.write_text("{")
+    again(job)
+    status, lines = job.run(GOOD)
+    assert status == 0
+    assert any("kept shards were damaged" in line for line in messages(lines))
+    assert job.shard() == good
+    assert not made(job)
+
+
+def test_the_longest_unused_go(job: Job, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f'{{"text": "{letter * 20}"}}' for letter in "abc"]
+    assert made(job, texts[0])
+    size = sum(path.stat().st_size for path in cache.rglob("*.*"))
+    monkeypatch.setenv("PANTHERAML_CACHE_SIZE", str(size * 5 // 2))
+    assert made(job, texts[1])
+    assert not made(job, texts[0])
+    assert made(job, texts[2])  # takes the place of the second
+    assert not made(job, texts[0])
+    assert made(job, texts[1])
+    monkeypatch.setenv("PANTHERAML_CACHE_SIZE", "0")
+    assert made(job, texts[2] + "\n" + GOOD) and made(job, texts[2] + "\n" + GOOD)
+    assert len(list((cache / "shards").iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_is_said(job: Job, cache: Path) -> None:
+    cache.rmdir()
+    cache.write_text("a file")
+    again(job)
+    status, lines = job.run(GOOD)
+    assert status == 0
+    assert any("not kept for other runs" in line for line in messages(lines))

@@ -187,11 +187,18 @@ def load(
     """
     config = special_tokens(folder)
     if source is None:
-        source = _stored(folder)
+        source = stored(folder)
     return ChatTemplate(source, config, variables)
 
 
-def _stored(folder: Path) -> str:
+def stored(folder: Path) -> str:
+    """Give the text of a model folder's chat template.
+
+    Raises
+    ------
+    NotFoundError
+        It has none.
+    """
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

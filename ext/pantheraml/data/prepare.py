@@ -13,14 +13,14 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pantheraml.data import chat, tokenise
+from pantheraml.data import cache, chat, tokenise
 from pantheraml.data.long_text import PIECE
 from pantheraml.data.readers import read, text_pieces
 from pantheraml.data.rows import Kind, Row, Source, kind_of, same_kind
@@ -110,11 +110,60 @@ class Preparation:
         self._source, self._model, self._options, self._what = source, model, options, what
         self._counts = Counts()
         self._documents = array("q")  # first row of each
+        self._said: list[tuple[str, str]] = []
         self._told = 0.0
 
     def run(self, shard: Path, held_out: Path | None = None) -> None:
-        """Read, tokenise, check and write; `held_out` is the shard of `eval_split`."""
+        """Write the shard, or take the one of an earlier run.
+
+        `held_out` is the shard of `eval_split`.
+        """
+        shards = {"shard": shard}
+        if held_out is not None:
+            shards["held_out"] = held_out
         start = time.monotonic()
+        entry = cache.Entry(self._key())
+        try:
+            said = entry.take(shards)
+        except ValueError as error:
+            said = None
+            self._log("warning", f"kept shards were damaged ({error}) and are made anew")
+        except OSError as error:
+            said = None
+            self._log("warning", f"kept shards cannot be read: {error}")
+        if said is not None:
+            for level, message in said:
+                say("log", level=level, message=f"{self._what}: {message}")
+            self._log("info", f"nothing was tokenised: {cache.location()} had the shards")
+            return
+        self._make(shard, held_out)
+        seconds = time.monotonic() - start
+        self._progress(1.0)
+        for level, message in self._said:
+            self._log(level, message)
+        self._log("info", f"tokenised in {seconds:.1f} s")
+        try:
+            entry.keep(shards, self._said)
+        except OSError as error:
+            self._log("warning", f"the shards are not kept for other runs: {error}")
+
+    def _key(self) -> str:
+        """Hash everything that decides the tokens."""
+        options = asdict(self._options)
+        if self._options.eval_split is None:
+            del options["seed"]
+        return cache.key_of(
+            {
+                "source": cache.hash_file(
+                    self._source.path, lambda f: self._progress(f, "looking at")
+                ),
+                "kind": self._source.format,
+                "options": options,
+                **tokenise.identity(self._model),
+            }
+        )
+
+    def _make(self, shard: Path, held_out: Path | None) -> None:
         self._progress(0.0)
         title = self._source.title
         # What is divided into two is not a shard of its own.
@@ -130,14 +179,15 @@ class Preparation:
                 made = [(self._what, writer)]
             else:
                 made = self._divide(writer, shard, held_out)
-        self._progress(1.0)
-        seconds = time.monotonic() - start
         for what, part in made:
-            message = (
-                f"{what}: {part.rows:,} rows, {part.tokens:,} tokens, {part.learned:,} of them "
-                f"learned, tokenised in {seconds:.1f} s"
+            also = "" if what == self._what else f"held out for {what}: "
+            self._said.append(
+                (
+                    "info",
+                    f"{also}{part.rows:,} rows, {part.tokens:,} tokens, {part.learned:,} of them "
+                    "learned",
+                )
             )
-            say("log", level="info", message=message)
         self._tell()
 
     def _rows(self, writer: ShardWriter) -> None:
@@ -235,31 +285,35 @@ class Preparation:
             kept.finish()
         return [("train", kept), ("eval", out)]
 
-    def _progress(self, fraction: float) -> None:
+    def _progress(self, fraction: float, doing: str = "tokenising") -> None:
         now = time.monotonic()
-        if fraction in (0.0, 1.0) or now - self._told > 0.2:
+        ends = fraction in (0.0, 1.0) and doing == "tokenising"
+        if ends or now - self._told > 0.2:
             self._told = now
-            say("progress", what=f"tokenising {self._what}", fraction=round(fraction, 4))
+            say("progress", what=f"{doing} {self._what}", fraction=round(fraction, 4))
 
     def _tell(self) -> None:
         counts, most = self._counts, self._options.max_length
         longer = f"longer than max_length={most:,}"
         if counts.cut:
             hollow = f"; {counts.hollow:,} of them have nothing left to learn"
-            self._log(
+            self._note(
                 "warning",
                 f"{counts.cut:,} rows are {longer} and lose their end, {counts.lost:,} tokens in "
                 f"all{hollow if counts.hollow else ''}",
             )
         if counts.dropped:
-            self._log(
+            self._note(
                 "warning",
                 f"{counts.dropped:,} rows with {counts.lost:,} tokens are {longer} and left out",
             )
         if counts.split:
-            self._log("info", f"{counts.split:,} rows {longer} were made into several")
+            self._note("info", f"{counts.split:,} rows {longer} were made into several")
         if counts.empty:
-            self._log("warning", f"{counts.empty:,} empty rows were left out")
+            self._note("warning", f"{counts.empty:,} empty rows were left out")
+
+    def _note(self, level: str, message: str) -> None:
+        self._said.append((level, message))
 
     def _log(self, level: str, message: str) -> None:
         say("log", level=level, message=f"{self._what}: {message}")

@@ -27,7 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
+import tokenizers
 from tokenizers import Encoding, Tokenizer
 
 from pantheraml.data import chat
@@ -116,6 +118,23 @@ def load_model_folder(
         given = given[0] if isinstance(given, list) and given else given
         eos = given if isinstance(given, int) else None
     return ModelFolder(folder, vocab, tokenizer, eos, template, variables)
+
+
+def identity(model: ModelFolder) -> dict[str, Any]:
+    """Give what decides how this model's rows become tokens, as JSON values."""
+    try:
+        template = model.template if model.template is not None else chat.stored(model.path)
+    except NotFoundError:
+        template = None  # rows with messages are refused
+    return {
+        "tokenizer": None if model.tokenizer is None else model.tokenizer.to_str(),
+        "vocab": model.vocab,
+        "eos": model.eos,
+        "special": chat.special_tokens(model.path),
+        "template": template,
+        "variables": dict(model.variables or {}),
+        "libraries": [tokenizers.__version__, jinja2.__version__],
+    }
 
 
 class Tokeniser:
