@@ -8,11 +8,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pantheraml import _native, folders, hub, sharing, sums
 from pantheraml.config import Settings
@@ -21,6 +21,9 @@ from pantheraml.errors import Error, InvalidError, NotInThisVersion
 from pantheraml.memory import Plan
 from pantheraml.record import ENDED, first_damaged
 from pantheraml.run import Run, open_run, start_run
+
+if TYPE_CHECKING:
+    from pantheraml.previews import Preview
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -105,6 +108,47 @@ def finetune(
     if _nobody_is_there():
         run.wait()
     return run
+
+
+def preview(
+    data: Data,
+    model: str | os.PathLike[str],
+    *,
+    rows: int = 3,
+    max_length: int = 2048,
+    packing: bool = True,
+    overlong: str | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Preview:
+    """Show the first rows of data as a run would learn from them, without starting one.
+
+    Learned tokens are marked: by colour in a notebook and in a terminal, by ⟦brackets⟧ as text.
+
+    Parameters
+    ----------
+    data, model
+        As in :func:`finetune`. Of a generator, the rows that are shown are gone.
+    rows
+        How many.
+    max_length, packing, overlong, chat_template, chat_template_kwargs
+        As in :func:`finetune`.
+
+    Raises
+    ------
+    InvalidError, NotFoundError, NotInThisVersion
+        What would end a run's preparation, for these rows.
+    """
+    from pantheraml import previews
+
+    settings = Settings(
+        max_length=max_length,
+        packing=packing,
+        overlong=overlong,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    return previews.preview(data, model, rows, settings)
 
 
 @_with_settings

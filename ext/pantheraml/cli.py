@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pantheraml as pm
-from pantheraml.config import Settings
+from pantheraml.config import OVERLONG, Settings
 
+_DATA = ".jsonl, .json, .parquet or .txt file"
 _SETTINGS_OF_TRAIN = (
     "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing",
     "weight_decay", "max_grad_norm", "seed", "eval_steps", "save_steps", "save_total_limit",
     "memory_limit", "shuffle", "deterministic", "threads", "devices", "quant",
+    "eval_split", "overlong", "chat_template",
 )  # fmt: skip
 
 
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     settings = {**_given(args), "method": args.method}
+    if args.chat_template_kwargs is not None:
+        settings["chat_template_kwargs"] = _json_argument(args.chat_template_kwargs)
     if args.method == "lora":
         settings["lora"] = pm.LoRA(
             r=args.lora_r, lora_alpha=args.lora_alpha, target_modules=args.target_modules,
@@ -60,6 +64,26 @@ def _plan(args: argparse.Namespace) -> None:
         return
     plan = pm.plan(_model(args), **settings)
     print(json.dumps(vars(plan), indent=1) if args.json else plan)
+
+
+def _preview(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    settings = {
+        name: value
+        for name in ("max_length", "packing", "overlong", "chat_template")
+        if (value := getattr(args, name)) is not None
+    }
+    if args.chat_template_kwargs is not None:
+        settings["chat_template_kwargs"] = _json_argument(args.chat_template_kwargs)
+    Console().print(pm.preview(args.data, _model(args), rows=args.rows, **settings))
+
+
+def _json_argument(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise pm.InvalidError(f"--chat-template-kwargs: not JSON ({error})") from None
 
 
 def _runs(args: argparse.Namespace) -> None:
@@ -210,6 +234,10 @@ def _model(args: argparse.Namespace) -> str:
     return str(given[0])
 
 
+def _part(text: str) -> float | int:
+    return int(text) if text.isdigit() else float(text)
+
+
 def _devices(text: str) -> str | int | list[str]:
     if text.isdigit():
         return int(text)
@@ -238,8 +266,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verb("train", _train, "Start a run and watch it.", run=False)
     _model_argument(train)
-    train.add_argument("--data", required=True, help=".jsonl or .txt file")
+    train.add_argument("--data", required=True, help=_DATA)
     train.add_argument("--eval-data", help="held-out data, likewise")
+    train.add_argument("--eval-split", type=_part, metavar="N", help="share or number held out")
     train.add_argument("--name", help="of the run")
     train.add_argument("--detach", action="store_true", help="start it and return at once")
     train.add_argument("--lora-alpha", type=float)
@@ -251,6 +280,21 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true")
     for command in (train, plan):
         _settings_arguments(command)
+
+    preview = verb(
+        "preview", _preview, "Show rows as they will be learned from, without a run.", run=False
+    )
+    _model_argument(preview)
+    preview.add_argument("--data", required=True, help=_DATA)
+    preview.add_argument("--rows", type=int, default=3, metavar="N", help="default 3")
+    preview.add_argument("--max-length", type=int, metavar="N")
+    preview.add_argument("--packing", action=argparse.BooleanOptionalAction)
+    for command in (train, preview):
+        command.add_argument("--overlong", choices=OVERLONG, help="rows above max-length")
+        command.add_argument("--chat-template", metavar="FILE", help="in place of the model's")
+        command.add_argument(
+            "--chat-template-kwargs", metavar="JSON", help='such as {"enable_thinking": false}'
+        )
 
     verb("runs", _runs, "List runs, the latest first.", run=False).add_argument(
         "--json", action="store_true"

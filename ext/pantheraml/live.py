@@ -64,6 +64,8 @@ def view(run: Run) -> RenderableType:
     if history:
         parts.append(_numbers(run, history))
     parts.append(_memory(run))
+    if run.state == "starting" or not history:
+        parts += [Text(line, style="dim") for line in notes(run)[-4:]]
     if run.reason and run.state != "running":
         parts.append(Text(run.reason, style=colour))
     return Panel(Group(*parts), title=title, title_align="left", border_style=colour)
@@ -152,16 +154,33 @@ def _memory(run: Run) -> RenderableType:
     return table
 
 
+def notes(run: Run) -> list[str]:
+    """What was said of the run so far besides its numbers, oldest first."""
+    said = [event for event in run.events() if event["type"] == "log"]
+    marks = {"info": "", "warning": "warning: ", "error": "error: "}
+    return [f"{marks.get(event['level'], '')}{event['message']}" for event in said]
+
+
 def _lines(run: Run, over: Callable[[], bool], console: Console) -> None:
     told = 0.0
+    noted = len(notes(run)) if run.history else 0  # who comes late has not asked for it
     while not over():
+        noted = _tell(run, noted, console)
         now = time.monotonic()
         if now - told >= _LINE_PERIOD:
             told = now
             console.print(_line(run), markup=False, highlight=False)
             console.file.flush()
         run.wait_for_change(_PERIOD)
+    _tell(run, noted, console)
     console.print(_line(run), markup=False, highlight=False)
+
+
+def _tell(run: Run, noted: int, console: Console) -> int:
+    said = notes(run)
+    for line in said[noted:]:
+        console.print(line, markup=False, highlight=False)
+    return len(said)
 
 
 def _line(run: Run) -> str:

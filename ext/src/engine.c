@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "pml/base/hash.h"
+#include "pml/data/packing.h"
 #include "pml/json/messages.h"
 #include "pml/model/nf4.h"
 #include "pml/model/safetensors.h"
@@ -241,6 +242,50 @@ static PyObject *check_model(PyObject *module, PyObject *argument)
                          spec.nf4 ? Py_True : Py_False);
 }
 
+PyDoc_STRVAR(packed_doc,
+             "packed(lengths, capacity, /)\n--\n\n"
+             "How many rows of `capacity` tokens the sampler packs rows into; lengths is "
+             "a buffer of int32, each 1 to capacity.");
+
+static pml_status count_bins(const int32_t *lengths, int64_t n, int capacity, int64_t *bins,
+                             pml_error *err)
+{
+    if (capacity < 1)
+        return PML_FAIL(err, PML_INVALID, "capacity is %d, it must be at least 1", capacity);
+    for (int64_t row = 0; row < n; row++)
+        if (lengths[row] < 1 || lengths[row] > capacity)
+            return PML_FAIL(err, PML_INVALID, "row %lld has %d tokens, not 1 to %d", (long long)row,
+                            (int)lengths[row], capacity);
+    int64_t *bin_of_row = calloc(n > 0 ? (size_t)n : 1, sizeof *bin_of_row);
+    if (bin_of_row == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for %lld rows", (long long)n);
+    pml_status status = pml_pack(lengths, n, capacity, bin_of_row, bins, err);
+    free(bin_of_row);
+    return status;
+}
+
+static PyObject *packed(PyObject *module, PyObject *args)
+{
+    Py_buffer lengths;
+    int capacity;
+    if (!PyArg_ParseTuple(args, "y*i", &lengths, &capacity))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    int64_t bins = 0;
+    pml_status status = PML_OK;
+    PyThreadState *gil = PyEval_SaveThread();
+    if ((uintptr_t)lengths.buf % sizeof(int32_t) != 0 || lengths.len % sizeof(int32_t) != 0)
+        status = PML_FAIL(&err, PML_INVALID, "lengths is no array of int32");
+    if (status == PML_OK)
+        status = count_bins(lengths.buf, lengths.len / (Py_ssize_t)sizeof(int32_t), capacity, &bins,
+                            &err);
+    PyEval_RestoreThread(gil);
+    PyBuffer_Release(&lengths);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    return PyLong_FromLongLong(bins);
+}
+
 /* ---- the machine ---- */
 
 PyDoc_STRVAR(device_info_doc, "device_info()\n--\n\n"
@@ -315,6 +360,7 @@ PyMethodDef pmli_engine_methods[] = {
     {"check_run", check_run, METH_O, check_run_doc},
     {"check_model", check_model, METH_O, check_model_doc},
     {"gpus", gpus, METH_NOARGS, gpus_doc},
+    {"packed", packed, METH_VARARGS, packed_doc},
     {"device_info", device_info, METH_NOARGS, device_info_doc},
     {"hash_file", hash_file, METH_O, hash_file_doc},
     {NULL, NULL, 0, NULL},

@@ -35,6 +35,7 @@ def test_a_run_in_the_shell(runs: Path, model: Path, data: Path, tmp_path: Path)
     made = shell("train", str(model), *common, "--eval-data", str(data), "--name", "one")
     assert made.returncode == 0, made.stderr
     assert "finished, step 12/12" in made.stdout and "checkpoints/step-000012" in made.stdout
+    assert "train: 64 rows, " in made.stdout and "eval: 64 rows, " in made.stdout
     listed = json.loads(shell("runs", "--json").stdout)
     assert [(r["name"], r["state"], r["step"]) for r in listed] == [("one", "finished", 12)]
     assert "one" in shell("runs").stdout

@@ -1,6 +1,7 @@
-#include "packing.h"
+#include "pml/data/packing.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { WORD = 64 };
 
@@ -24,6 +25,7 @@ static void rooms_free(rooms *r)
     free(r->high);
 }
 
+/* What was taken is freed by rooms_free, on failure too. */
 static pml_status rooms_new(rooms *r, int64_t n, int32_t capacity, pml_error *err)
 {
     r->low_words = (size_t)capacity / WORD + 1;
@@ -33,12 +35,17 @@ static pml_status rooms_new(rooms *r, int64_t n, int32_t capacity, pml_error *er
     r->low = calloc(r->low_words, sizeof *r->low);
     r->high = calloc(r->high_words, sizeof *r->high);
     if (r->head == NULL || r->next == NULL || r->low == NULL || r->high == NULL) {
-        rooms_free(r);
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to pack %lld rows", (long long)n);
     }
+    return PML_OK;
+}
+
+static void rooms_clear(rooms *r, int32_t capacity)
+{
     for (int32_t room = 0; room <= capacity; room++)
         r->head[room] = -1;
-    return PML_OK;
+    memset(r->low, 0, r->low_words * sizeof *r->low);
+    memset(r->high, 0, r->high_words * sizeof *r->high);
 }
 
 static void rooms_put(rooms *r, int32_t room, int64_t bin)
@@ -129,30 +136,44 @@ static void number_by_first_row(int64_t *bin_of_row, int64_t n, int64_t *renumbe
     }
 }
 
-pml_status pmli_pack(const int32_t *length, int64_t n, int32_t capacity, int64_t *bin_of_row,
-                     int64_t *n_bins, pml_error *err)
+/* One window; *n_bins is how many bins it has, numbered from 0. */
+static pml_status pack_window(rooms *open, const int32_t *length, int64_t n, int32_t capacity,
+                              int64_t *bin_of_row, int64_t *n_bins, pml_error *err)
 {
-    rooms open = {0};
     int64_t *sorted = NULL, bins = 0;
     pml_status status = by_length(length, n, capacity, &sorted, err);
     if (status != PML_OK)
         return status;
-    status = rooms_new(&open, n, capacity, err);
-    if (status != PML_OK)
-        goto done;
+    rooms_clear(open, capacity);
     for (int64_t i = 0; i < n; i++) {
         int64_t row = sorted[i];
-        int32_t room = rooms_best(&open, length[row]);
-        int64_t bin = room < 0 ? bins++ : rooms_take(&open, room);
+        int32_t room = rooms_best(open, length[row]);
+        int64_t bin = room < 0 ? bins++ : rooms_take(open, room);
         int32_t left = (room < 0 ? capacity : room) - length[row];
         bin_of_row[row] = bin;
         if (left > 0)
-            rooms_put(&open, left, bin);
+            rooms_put(open, left, bin);
     }
-    number_by_first_row(bin_of_row, n, open.next, bins);
+    number_by_first_row(bin_of_row, n, open->next, bins);
     *n_bins = bins;
-    rooms_free(&open);
-done:
     free(sorted);
+    return PML_OK;
+}
+
+pml_status pml_pack(const int32_t *length, int64_t n, int32_t capacity, int64_t *bin_of_row,
+                    int64_t *n_bins, pml_error *err)
+{
+    rooms open = {0};
+    int64_t window = n < PML_PACK_WINDOW ? n : PML_PACK_WINDOW;
+    pml_status status = rooms_new(&open, window, capacity, err);
+    *n_bins = 0;
+    for (int64_t first = 0; status == PML_OK && first < n; first += window) {
+        int64_t bins = 0, rows = n - first < window ? n - first : window;
+        status = pack_window(&open, length + first, rows, capacity, bin_of_row + first, &bins, err);
+        for (int64_t row = first; row < first + rows; row++)
+            bin_of_row[row] += *n_bins;
+        *n_bins += bins;
+    }
+    rooms_free(&open);
     return status;
 }

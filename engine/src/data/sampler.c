@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "packing.h"
 #include "pml/base/philox.h"
+#include "pml/data/packing.h"
 
 enum { NO_LABEL = -100, MAX_LENGTH_LIMIT = 1 << 24 };
 
@@ -108,8 +108,7 @@ static pml_status make_bins(pml_sampler *s, pml_error *err)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for %lld rows", (long long)s->n_rows);
     pml_status status = PML_OK;
     if (s->options.packing) {
-        status =
-            pmli_pack(s->length, s->n_rows, s->options.max_length, bin_of_row, &s->n_bins, err);
+        status = pml_pack(s->length, s->n_rows, s->options.max_length, bin_of_row, &s->n_bins, err);
     } else {
         s->n_bins = s->n_rows;
         for (int64_t row = 0; row < s->n_rows; row++)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pantheraml import _native
 from pantheraml.data import cache, chat, tokenise
 from pantheraml.data.long_text import PIECE
 from pantheraml.data.readers import read, text_pieces
@@ -181,13 +182,8 @@ class Preparation:
                 made = self._divide(writer, shard, held_out)
         for what, part in made:
             also = "" if what == self._what else f"held out for {what}: "
-            self._said.append(
-                (
-                    "info",
-                    f"{also}{part.rows:,} rows, {part.tokens:,} tokens, {part.learned:,} of them "
-                    "learned",
-                )
-            )
+            counts = f"{part.rows:,} rows, {part.tokens:,} tokens, {part.learned:,} of them learned"
+            self._note("info", also + counts + self._packed(part))
         self._tell()
 
     def _rows(self, writer: ShardWriter) -> None:
@@ -311,6 +307,13 @@ class Preparation:
             self._note("info", f"{counts.split:,} rows {longer} were made into several")
         if counts.empty:
             self._note("warning", f"{counts.empty:,} empty rows were left out")
+
+    def _packed(self, part: ShardWriter) -> str:
+        if not self._options.packing:
+            return ""
+        most = self._options.max_length
+        bins = _native.packed(part.lengths.data, most)
+        return f", packed into {bins:,} of {most:,}, {part.tokens / (bins * most):.1%} full"
 
     def _note(self, level: str, message: str) -> None:
         self._said.append((level, message))

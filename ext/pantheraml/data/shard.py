@@ -98,6 +98,11 @@ class ShardWriter:
             self._offsets.append(self._offsets[-1] + length)
         self._max_id = max(self._max_id, int(ids.max(initial=-1)))
 
+    @property
+    def lengths(self) -> Ids:
+        """Tokens of each row."""
+        return np.diff(np.frombuffer(self._offsets, np.int64)).astype(np.int32)
+
     def divide(self, held: npt.NDArray[np.bool_], kept: ShardWriter, out: ShardWriter) -> None:
         """Copy all rows: those where `held` [rows] is true to `out`, the others to `kept`."""
         self._ids.flush()

@@ -1,6 +1,7 @@
 #include "shard_file.h"
 
 #include "pml/base/philox.h"
+#include "pml/data/packing.h"
 #include "pml/data/sampler.h"
 
 enum { N_ROWS = 137, MAX_LENGTH = 40 };
@@ -347,6 +348,47 @@ static void test_packing_is_best_fit_decreasing(void **state)
     }
 }
 
+/* Lengths as texts have them: many short ones, few long ones. */
+static int32_t text_length(int64_t row, int32_t capacity)
+{
+    pml_philox r = pml_philox_at(11, 0, 0, (uint64_t)row);
+    double u = (r.word[0] + 0.5) / 4294967296.0;
+    double length = 40 / (u + 0.005); /* 40 to 8,000, half of them below 80 */
+    return length < capacity ? (int32_t)length : capacity;
+}
+
+static void test_packing_in_windows(void **state)
+{
+    (void)state;
+    enum { N = 2 * PML_PACK_WINDOW + 777, CAPACITY = 2048 };
+    int32_t *length = malloc(N * sizeof *length);
+    int64_t *bin = malloc(N * sizeof *bin), bins = 0, total = 0;
+    assert_true(length != NULL && bin != NULL);
+    for (int64_t row = 0; row < N; row++)
+        total += length[row] = text_length(row, CAPACITY);
+    EXPECT_OK(pml_pack(length, N, CAPACITY, bin, &bins, e));
+    int32_t *filled = calloc((size_t)bins, sizeof *filled);
+    int64_t *window = malloc((size_t)bins * sizeof *window), last = -1;
+    assert_true(filled != NULL && window != NULL);
+    for (int64_t row = 0; row < N; row++) {
+        assert_true(bin[row] >= 0 && bin[row] < bins);
+        if (filled[bin[row]] == 0) {
+            assert_int_equal(bin[row], last + 1); /* numbered by their first rows */
+            last = bin[row];
+            window[last] = row / PML_PACK_WINDOW;
+        }
+        assert_int_equal(window[bin[row]], row / PML_PACK_WINDOW);
+        filled[bin[row]] += length[row];
+        assert_true(filled[bin[row]] <= CAPACITY);
+    }
+    assert_int_equal(last + 1, bins);
+    assert_true((double)total / ((double)bins * CAPACITY) > 0.995);
+    free(length);
+    free(bin);
+    free(filled);
+    free(window);
+}
+
 /* ---- refusals ---- */
 
 static void test_nothing_to_learn(void **state)
@@ -416,6 +458,7 @@ int main(void)
         cmocka_unit_test(test_accumulation_changes_within_an_epoch),
         cmocka_unit_test(test_bounds_are_reached_in_file_order),
         cmocka_unit_test(test_packing_is_best_fit_decreasing),
+        cmocka_unit_test(test_packing_in_windows),
         cmocka_unit_test(test_nothing_to_learn),
         cmocka_unit_test(test_options_and_cursors_outside),
     };
