@@ -1,0 +1,333 @@
+"""Kill what can be killed, and compare what is left with a run that was let alone.
+
+Usage: tools/chaos/kill.py [--kills N] [--seed S] [--load L] [--keep]
+
+Runs with two workers in deterministic mode are steered by a client with 20 random commands each.
+At random moments the client, a worker, the coordinator or all of them get SIGKILL, or are stopped
+for a while (SIGSTOP, SIGCONT). Nobody helps: the run has to end by itself, and then
+
+- its weights and optimizer state are bitwise those of an undisturbed run with the same settings
+  from the same steps on, and so is every number of its history, which has no gap;
+- its log has every event once, and no more restarts than something of it was killed;
+- no process of it is left.
+
+The undisturbed run starts from a log that holds nothing but the settings, as `applied` at their
+steps. Which those are is worked out here from the disturbed run's log, not by the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pantheraml as pm
+from pantheraml import sums
+from pantheraml.tiny import TinyLlama
+
+COMMANDS = 20  # a run
+KILLS = 10  # a run, at most
+STEPS = 1500
+ROWS = [
+    {"prompt": f"{a} plus {b} is ", "completion": f"{a + b}."} for a in range(8) for b in range(8)
+]
+SETTINGS: dict[str, Any] = {
+    "max_steps": STEPS, "deterministic": True, "shuffle": True, "eval_data": ROWS[:4],
+    "lr_scheduler_type": "cosine", "warmup_steps": 5, "per_device_train_batch_size": 2,
+    "learning_rate": 1e-3, "max_length": 64, "packing": False, "threads": 1, "generate_length": 64,
+    "devices": 2, "max_restarts": 1000, "save_steps": 200, "save_total_limit": 3,
+}  # fmt: skip
+
+
+def wait_for(over: Any, seconds: float, what: str) -> None:
+    """Wait until something is so, or end the campaign."""
+    deadline = time.monotonic() + seconds
+    while not over():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"waited {seconds:g} s for {what}")
+        time.sleep(0.02)
+
+
+# ---- the client: another process, that may be killed ---------------------------------------------
+
+
+def command(run: pm.Run, chance: random.Random) -> None:
+    """Give one random command; what has an answer waits for it."""
+    verb = chance.choice(["set"] * 5 + ["pause", "checkpoint", "evaluate", "sample"])
+    if verb == "set":
+        name = chance.choice(["learning_rate", "weight_decay", "max_grad_norm"])
+        run.set(**{name: chance.uniform(1e-4, 5e-3)})
+    elif verb == "pause":
+        run.pause()
+        time.sleep(chance.uniform(0, 0.1))
+        run.resume()
+    elif verb == "checkpoint":
+        run.checkpoint()
+    elif verb == "evaluate":
+        run.evaluate()
+    else:
+        run.sample(input_ids=[5, 6], max_new_tokens=8, temperature=1.0)
+
+
+def client(folder: Path, seed: int, first: int) -> None:
+    """Give the commands from number `first` on, and say which were given."""
+    run = pm.attach(folder)
+    for number in range(first, COMMANDS):
+        chance = random.Random(f"{seed}-{number}")
+        time.sleep(chance.uniform(0, 0.5))
+        if run.state in ("finished", "failed"):
+            break
+        with suppress(pm.Error):  # refused, or its coordinator was killed: the log has what counts
+            if run.state == "paused":
+                run.resume()
+            command(run, chance)
+        print(number + 1, flush=True)
+
+
+class Client:
+    """The client's process, started again when it was killed."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder, self._seed, self._given = folder, seed, 0
+        self._start()
+
+    def _start(self) -> None:
+        call = [sys.executable, __file__, "--client", str(self._folder), "--seed", str(self._seed)]
+        self.process = subprocess.Popen(
+            [*call, "--first", str(self._given)], stdout=subprocess.PIPE, text=True
+        )
+
+    def kill(self) -> None:
+        """Kill it, and let another one give the rest."""
+        self.process.kill()
+        self._read()
+        self._start()
+
+    def wait(self) -> None:
+        """Let it give all of them."""
+        self._read()
+
+    def _read(self) -> None:
+        text, _ = self.process.communicate()
+        self._given = max([self._given, *map(int, text.split())])
+
+
+# ---- what is done to a run -----------------------------------------------------------------------
+
+
+def processes(run: pm.Run) -> list[int]:
+    """Give the coordinator's process id and the workers', as far as they are there."""
+    found = [run.coordinator_pid, *(worker["pid"] for worker in run.workers)]
+    return [pid for pid in found if pid]
+
+
+def is_ours(pid: int, run: pm.Run) -> bool:
+    """Whether a process id is still one of this run's: it may be a stranger's by now."""
+    with suppress(OSError):
+        name = Path(f"/proc/{pid}/exe").readlink().name
+        open_files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        return name in ("pml-coordinator", "pml-worker") and any(
+            path.startswith(str(run.folder)) for path in open_files
+        )
+    return False
+
+
+def strike(run: pm.Run, steering: Client, chance: random.Random) -> int:
+    """Kill or stop something; returns how many restarts that may cost."""
+    what = chance.choice(["client", "stop", "all"] + ["worker"] * 3 + ["coordinator"] * 3)
+    there = [pid for pid in processes(run) if is_ours(pid, run)]
+    if what == "client" or not there:
+        steering.kill()
+        return 0
+    coordinator, workers = run.coordinator_pid, [w["pid"] for w in run.workers]
+    if what == "stop":
+        stopped = chance.sample(there, chance.randint(1, len(there)))
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        time.sleep(chance.uniform(0.2, 1.5))
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        return 0
+    victims = there if what == "all" else [coordinator] if what == "coordinator" else workers
+    victims = [pid for pid in victims if pid in there]
+    if what == "worker" and victims:
+        victims = [chance.choice(victims)]
+    for pid in victims:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(victims)
+
+
+def disturbed(model: Path, name: str, seed: int, most: int) -> tuple[pm.Run, int, int]:
+    """Make a run and strike it; returns it with the strikes, and the restarts they may cost."""
+    chance = random.Random(f"strikes-{seed}")
+    run = pm.finetune(
+        model, ROWS, name=name, seed=seed, lora=pm.LoRA(r=4, lora_dropout=0.1), **SETTINGS
+    )
+    wait_for(lambda: run.step >= 1 or run.state == "failed", 60, "the first step")
+    steering = Client(run.folder, seed)
+    strikes = allowed = 0
+    while strikes < most and run.state not in ("finished", "failed"):
+        time.sleep(chance.uniform(0, 0.8))
+        allowed += strike(run, steering, chance)
+        strikes += 1
+        if chance.random() < 0.7:  # else it is struck while it comes back
+            wait_for(
+                lambda: run.state in ("running", "paused", "finished", "failed"), 120,
+                f"{name} to go on after strike {strikes}",
+            )  # fmt: skip
+    steering.wait()
+    wait_for(lambda: run.state != "starting", 120, f"{name} to go on")
+    with suppress(pm.BusyError):
+        if run.state == "paused":
+            run.resume()
+    run.wait(300)
+    return run, strikes, allowed
+
+
+# ---- what must be so afterwards ------------------------------------------------------------------
+
+
+def settings_in_force(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Give the settings by the steps from which they hold, in the past that the run has at its end.
+
+    One that took effect before others that were in the log for later steps (the run had gone back
+    by then) takes their place.
+    """
+    found: list[tuple[int, dict[str, Any]]] = []
+    for event in events:
+        if event["type"] != "applied" or event["verb"] != "set":
+            continue
+        for step, args in found:
+            if step > event["step"]:
+                for field in event["args"]:
+                    args.pop(field, None)
+        found.append((event["step"], dict(event["args"])))
+    return sorted(((step, args) for step, args in found if args), key=lambda pair: pair[0])
+
+
+def undisturbed(run: pm.Run, name: str) -> pm.Run:
+    """Make the same run again, let alone, with the settings in its log from the beginning."""
+    folder = run.folder.with_name(name)
+    shutil.copytree(run.folder / "data", folder / "data")
+    config = json.loads((run.folder / "run.json").read_text()) | {"name": name}
+    config.pop("sum", None)
+    (folder / "run.json").write_text(json.dumps(config))
+    events: list[dict[str, Any]] = [{"type": "state", "state": "starting", "step": 0}]
+    for number, (step, args) in enumerate(settings_in_force(run.events()), 1):
+        about = {"command": number, "verb": "set"}
+        events.append({"type": "command", **about, "id": f"set-{number}", "args": args})
+        events.append({"type": "applied", **about, "step": step, "workers": [0, 1], "args": args})
+    with (folder / "events.jsonl").open("wb") as log:
+        for seq, event in enumerate(events, 1):
+            line = json.dumps(
+                {"seq": seq, "time": 1.5, "timeline": 0, **event}, separators=(",", ":")
+            )
+            log.write(sums.add(line.encode()) + b"\n")
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    other = pm.resume(folder)
+    other.wait(300)
+    return other
+
+
+def numbers(run: pm.Run) -> list[tuple[Any, ...]]:
+    """Give what a history is compared by."""
+    return [(r["step"], r["loss"], r["learning_rate"], r["grad_norm"]) for r in run.history]
+
+
+def check(run: pm.Run, other: pm.Run, allowed: int) -> None:
+    """Compare a run that was struck with one that was let alone."""
+    assert run.state == "finished", f"{run.name} is {run.state}: {run.reason}"
+    assert [row["step"] for row in run.history] == list(range(1, STEPS + 1)), "history has a gap"
+    sequence = [event["seq"] for event in run.events()]
+    assert sequence == list(range(1, len(sequence) + 1)), "the log has a gap"
+    restarts = [event for event in run.events() if event["type"] == "restart"]
+    assert len(restarts) <= allowed, f"{len(restarts)} restarts for {allowed} kills: {restarts}"
+    open_commands = {e["command"] for e in run.events() if e["type"] == "command"} - {
+        e["command"] for e in run.events() if e["type"] in ("applied", "refused")
+    }
+    assert not open_commands, f"commands {sorted(open_commands)} have no end"
+    for a, b in zip(numbers(run), numbers(other), strict=True):
+        assert a == b, f"{a} is not {b}"
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        mine, theirs = (
+            (r.folder / "checkpoints" / f"step-{STEPS:06d}" / name).read_bytes()
+            for r in (run, other)
+        )
+        assert mine == theirs, f"{name} differs"
+
+
+def end(run: pm.Run) -> None:
+    """Stop what serves still, and see that nothing is left."""
+    left = processes(run)
+    if run.coordinator_pid is not None:
+        os.kill(run.coordinator_pid, signal.SIGTERM)
+    wait_for(lambda: not any(is_ours(pid, run) for pid in left), 15, f"the end of {left}")
+    run.close()
+
+
+def main() -> None:
+    """Strike runs until there were enough strikes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=20261121)
+    parser.add_argument("--load", type=int, default=0, help="processes that only burn time")
+    parser.add_argument("--keep", action="store_true", help="do not remove the runs")
+    parser.add_argument("--client", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.client is not None:
+        client(options.client, options.seed, options.first)
+        return
+    root = Path(tempfile.mkdtemp(prefix="pml-chaos-"))
+    os.environ["PANTHERAML_RUNS"] = str(root / "runs")
+    model = TinyLlama().write(root / "model")
+    burning = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.load)
+    ]
+    done = number = restarts = 0
+    begin = time.monotonic()
+    try:
+        while done < options.kills:
+            number += 1
+            seed = options.seed + number
+            run, strikes, allowed = disturbed(
+                model, f"struck-{number}", seed, min(KILLS, options.kills - done)
+            )
+            other = undisturbed(run, f"alone-{number}")
+            check(run, other, allowed)
+            restarts += sum(event["type"] == "restart" for event in run.events())
+            done += strikes
+            for each in (run, other):
+                end(each)
+                if not options.keep:
+                    shutil.rmtree(each.folder)
+            print(
+                f"run {number}: {done} strikes, {restarts} restarts, equal bit for bit", flush=True
+            )
+    except BaseException:
+        print(f"seed {options.seed}; the runs are in {root}", file=sys.stderr)
+        raise
+    finally:
+        for process in burning:
+            process.kill()
+    print(f"{done} strikes, {restarts} restarts, {number} runs, {time.monotonic() - begin:.0f} s")
+    if not options.keep:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
