@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -246,3 +248,45 @@ def test_one_panel_per_run(run: FakeRun) -> None:
     panel.close()
     assert panel_of(run) is not panel
     panel_of(run).close()
+
+
+def test_a_failed_send_does_not_end_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    panel = RunPanel(run)
+    sent: list[Any] = []
+    failures = 2
+
+    def send(message: Any, *_: Any, **__: Any) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("the comm is closed")
+        sent.append(message)
+
+    monkeypatch.setattr(panel, "send", send)
+    with pytest.warns(RuntimeWarning, match="comm is closed"):
+        for _ in range(2):
+            before = failures
+            panel._on_message(panel, {"kind": "hello"}, [])
+            wait_for(lambda before=before: failures < before)
+        panel._on_message(panel, {"kind": "hello"}, [])
+        wait_for(lambda: any(message["kind"] == "welcome" for message in sent))
+    panel.close()
+
+
+def test_a_closed_panel_is_freed() -> None:
+    run = FakeRun()
+    panel = panel_of(run)  # type: ignore[arg-type]
+    assert panel_of(run) is panel  # type: ignore[arg-type]
+    seen = weakref.ref(panel)
+    panel.close()
+    del panel
+
+    def gone() -> bool:
+        gc.collect()
+        return seen() is None
+
+    wait_for(gone)  # its threads let go a moment later
+    again = panel_of(run)  # type: ignore[arg-type]
+    assert not again._closed
+    again.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pantheraml as pm
 import pytest
 from conftest import at_step, environment, until
+from pantheraml import _native
 
 FINDER = """
 import os, sys
@@ -170,3 +172,139 @@ def test_a_key_that_others_could_read(tmp_path: Path) -> None:
     link.symlink_to(path)
     with pytest.raises(OSError, match="symbolic"):
         pm.attach(link)
+
+
+NOTEBOOK = """
+import json, sys
+import pantheraml as pm
+run = pm.attach(sys.argv[1])
+seen = []
+run.subscribe(lambda event: seen.append(event["seq"]) if "seq" in event else None)
+if sys.argv[2] == "steers":
+    run.set(weight_decay=0.125, wait=True)
+print("ready", flush=True)
+sys.stdin.readline()                       # the run has ended meanwhile
+run.wait(60)
+print(json.dumps({"state": run.state, "events": [(e["seq"], e["type"]) for e in run.events()],
+                  "history": run.history, "in_order": seen == sorted(set(seen))}))
+"""
+
+
+def test_many_clients_see_one_truth(start: Callable[..., pm.Run]) -> None:
+    """Two notebooks, a shell, and thirty viewers over TCP."""
+    run = start(max_steps=10**6)
+    at_step(run, 1)
+    given = run.share("tcp://127.0.0.1:*")
+    viewers = [pm.attach(given.text()) for _ in range(30)]
+    notebooks = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", NOTEBOOK, str(run.folder), role],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for role in ("looks", "steers")
+    ]  # fmt: skip
+    for process in notebooks:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    shell = subprocess.run(
+        [sys.executable, "-P", "-m", "pantheraml", "set", "max_grad_norm=2.5", "--run",
+         str(run.folder)],
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "applied" in shell.stdout
+    at_step(run, run.step + 5)
+    run.stop(wait=True)
+    truth = [(event["seq"], event["type"]) for event in run.events()]
+    for viewer in viewers:
+        until(lambda viewer=viewer: viewer.state == "stopped", 60, "a viewer to see the end")
+        assert [(event["seq"], event["type"]) for event in viewer.events()] == truth
+        assert viewer.history == run.history
+        viewer.close()
+    for process in notebooks:
+        told = json.loads(process.communicate("\n", timeout=90)[0])
+        assert told["state"] == "stopped" and told["in_order"]
+        assert [tuple(pair) for pair in told["events"]] == truth
+        assert told["history"] == run.history
+    applied = [event for event in run.events() if event["type"] == "applied"]
+    assert [event["verb"] for event in applied] == ["set", "set", "stop"]
+
+
+# ---- another user ------------------------------------------------------------------------------
+
+STRANGER = """
+import os, signal, socket, sys
+runtime, folder, pid, worker = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+got = []
+def attempt(what, call):
+    try:
+        call()
+    except OSError:
+        return
+    got.append(what)
+def connect(path):
+    socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).connect(path)
+for name in ("ctl", "pub", "wrk"):
+    attempt(f"connect {name}", lambda: connect(f"{runtime}/{name}"))
+for path in (f"{runtime}/connection.json", f"{folder}/run.json", f"{folder}/events.jsonl",
+             f"{folder}/lock", f"{folder}/log/coordinator.log", f"/proc/{pid}/environ",
+             f"/proc/{worker}/environ", f"/proc/{pid}/mem", f"/proc/{pid}/maps"):
+    attempt(f"read {path}", lambda: open(path, "rb").read(1))
+attempt("list runtime", lambda: os.listdir(runtime))
+attempt("list run", lambda: os.listdir(folder))
+attempt("list descriptors", lambda: os.listdir(f"/proc/{pid}/fd"))
+attempt("make a file", lambda: open(f"{runtime}/x", "w"))
+attempt("take the lock", lambda: os.open(f"{folder}/lock", os.O_RDWR))
+attempt("signal coordinator", lambda: os.kill(pid, signal.SIGTERM))
+attempt("signal worker", lambda: os.kill(worker, signal.SIGKILL))
+attempt("follow a descriptor", lambda: open(f"/proc/{worker}/fd/3"))
+print("|".join(got) or "nothing")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root can")
+def test_another_user_can_do_nothing(start: Callable[..., pm.Run], tmp_path: Path) -> None:
+    run = start(max_steps=10**6)
+    at_step(run, 2)
+    for parent in (run.folder.parent, *run.folder.parent.parents):
+        if parent in (Path("/tmp"), Path("/")):  # noqa: S108 - where pytest's folders end
+            break
+        parent.chmod(parent.stat().st_mode | 0o055)  # only the run's own folder protects it
+    runtime = Path(_native.connection_file(run.folder)).parent
+    arguments = [runtime, run.folder, run.coordinator_pid, run.workers[0]["pid"]]
+    made = subprocess.run(
+        ["/usr/bin/python3", "-I", "-c", STRANGER, *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, cwd="/",
+    )  # fmt: skip
+    assert made.stdout == "nothing\n", made.stdout + made.stderr
+    at_step(run, run.step + 2)
+    for path in [run.folder, *run.folder.rglob("*"), runtime, *runtime.iterdir()]:
+        if not path.is_symlink():
+            assert path.stat().st_mode & 0o077 == 0, f"{path} is open to others"
+
+
+# ---- secrets -----------------------------------------------------------------------------------
+
+
+def test_no_secret_leaves_its_file(start: Callable[..., pm.Run], tmp_path: Path) -> None:
+    """Keys of the coordinator and of a share: in no log, argument, environment or record."""
+    run = start(max_steps=10**6, devices=["cpu", "cpu"])
+    at_step(run, 2)
+    file = Path(_native.connection_file(run.folder))
+    given = run.share("tcp://127.0.0.1:*", name="class")
+    secrets = [json.loads(file.read_text())["secret_key"], given._connection["secret_key"]]
+    run.checkpoint(wait=True)
+    page = run.to_html()
+    shown = repr(run) + repr(given) + str(run.events()) + page + json.dumps(run.config)
+    texts = {"shown": shown.encode()}
+    for path in run.folder.rglob("*"):
+        if path.is_file():
+            texts[str(path)] = path.read_bytes()
+    for pid in [run.coordinator_pid, *(worker["pid"] for worker in run.workers)]:
+        for name in ("cmdline", "environ"):
+            texts[f"{pid} {name}"] = Path(f"/proc/{pid}/{name}").read_bytes()
+    assert len(texts) > 12 and any(b"shared at" in text for text in texts.values())
+    for where, text in texts.items():
+        for secret in secrets:
+            assert secret.encode() not in text, where
+    holders = [path for path in file.parent.iterdir() if path.is_file()]
+    assert holders == [file] and file.stat().st_mode & 0o777 == 0o600

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import uuid
-import weakref
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -57,11 +57,14 @@ class RunLike(Protocol):
     def set(self, *, learning_rate: float) -> object: ...
 
 
-def _bundle(name: str) -> Path:
+def _bundle(name: str) -> str:
+    """A part of the front end, as text: of a path anywidget keeps a watcher in the class, and each
+    panel that was ever made in the watcher.
+    """
     path = _STATIC / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: `make build` makes it out of widgets/js")
-    return path
+    return path.read_text(encoding="utf-8")
 
 
 class RunPanel(anywidget.AnyWidget):
@@ -99,6 +102,7 @@ class RunPanel(anywidget.AnyWidget):
         self._fresh = True
         self._ended = False  # the end of the run was shown
         self._closed = False
+        self._reported: set[str] = set()
         self._display_id: str | None = None
         self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         # Subscribed first and read then: an event in between comes twice and counts once.
@@ -137,6 +141,9 @@ class RunPanel(anywidget.AnyWidget):
         if not already:
             self._unsubscribe()
             self._commands.put(None)
+            with _panels_lock:  # the panel holds its run, so the entry would hold both for ever
+                if _panels.get(id(self._run)) is self:
+                    del _panels[id(self._run)]
         super().close()
 
     def _free_replies(self) -> None:
@@ -238,18 +245,30 @@ class RunPanel(anywidget.AnyWidget):
                 hello, self._hello = self._hello, False
                 answers, self._outbox = self._outbox, []
                 self._dirty = self._dirty and not due
-            for answer in answers:
-                self.send(answer)
-            if hello:
-                self._welcome()
-                renewed = time.monotonic()
-            elif due:
-                self._send_tick()
-                if time.monotonic() > renewed + RENEWAL:
-                    self.snapshot = self._feed.snapshot()
+            try:
+                for answer in answers:
+                    self.send(answer)
+                if hello:
+                    self._welcome()
                     renewed = time.monotonic()
+                elif due:
+                    self._send_tick()
+                    if time.monotonic() > renewed + RENEWAL:
+                        self.snapshot = self._feed.snapshot()
+                        renewed = time.monotonic()
+            # A comm that closes, a record that cannot be drawn: the next round may well go, and a
+            # view that missed a tick sees the gap and asks for the whole.
+            except Exception as problem:
+                self._report(problem)
             if due or hello:
                 last = time.monotonic()
+
+    def _report(self, problem: Exception) -> None:
+        """Say what went wrong on the sender's thread, each thing once."""
+        text = f"panel of {self._run.name}: {problem!r}"
+        if text not in self._reported and not self._closed:
+            self._reported.add(text)
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _welcome(self) -> None:
         fresh, self._fresh = self._fresh, False
@@ -276,17 +295,18 @@ class RunPanel(anywidget.AnyWidget):
             )
 
 
-_panels: weakref.WeakKeyDictionary[Any, RunPanel] = weakref.WeakKeyDictionary()
-_panels_lock = threading.Lock()
+#: Open panels by their run's id; a panel holds its run, so an id here is nobody else's.
+_panels: dict[int, RunPanel] = {}
+_panels_lock = threading.RLock()
 
 
 def panel_of(run: Run) -> RunPanel:
-    """The panel of a run, made at the first call."""
+    """The panel of a run, made at the first call; close() lets go of both."""
     with _panels_lock:
-        known = _panels.get(run)
+        known = _panels.get(id(run))
         if known is None or known._closed:
             known = RunPanel(run, record=_recorder(run), decode=run.decode)
-            _panels[run] = known
+            _panels[id(run)] = known
         return known
 
 
