@@ -145,10 +145,13 @@ def _sample(args: argparse.Namespace) -> None:
     prompt: dict[str, Any] = {"text": args.text}
     if args.chat:
         prompt = {"messages": [{"role": "user", "content": args.text}]}
-    made = run.sample(
-        **prompt, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
-    )
-    print(made.text)
+    for piece in run.sample(
+        **prompt, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed,
+        top_k=args.top_k, top_p=args.top_p, repetition_penalty=args.repetition_penalty,
+        stop=args.stop, stream=True,
+    ):  # fmt: skip
+        print(piece, end="", flush=True)
+    print()
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -317,6 +320,10 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--chat", action="store_true", help="the prompt is a user's message")
     sample.add_argument("--max-new-tokens", type=int, default=64)
     sample.add_argument("--temperature", type=float, default=0.0)
+    sample.add_argument("--top-k", type=int)
+    sample.add_argument("--top-p", type=float)
+    sample.add_argument("--repetition-penalty", type=float)
+    sample.add_argument("--stop", action="append", metavar="TEXT", help="end where this begins")
     sample.add_argument("--seed", type=int, default=0)
     verb("evaluate", _evaluate, "Measure the loss on the held-out data.")
     export = verb("export", _export, "Write what was trained as other tools read it.")

@@ -93,17 +93,20 @@ class Sample:
     token_ids: list[int]
     step: int
     _decode: Callable[[list[int]], str]
+    _stop: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """The new tokens as text, without special tokens.
+        """The new tokens as text, without special tokens, up to where a stop string begins.
 
         Raises
         ------
         NotFoundError
             The model folder has no tokenizer.
         """
-        return self._decode(self.token_ids)
+        text = self._decode(self.token_ids)
+        found = [at for at in (text.find(one) for one in self._stop) if at >= 0]
+        return text[: min(found, default=len(text))]
 
     def __str__(self) -> str:
         return self.text

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pantheraml.export import Export
+    from pantheraml.sampling import SampleStream
     from pantheraml.sharing import Share
 
 #: What `Run.set` can change, with its range.
@@ -268,53 +269,81 @@ class Run(Following):
             command = self._serve("evaluate")
             return Evaluation.of(self._event_of(command, "eval"))
 
+    @overload
     def sample(
+        self, text: str | None = None, *, stream: Literal[False] = False, **settings: Any
+    ) -> Sample: ...
+    @overload
+    def sample(self, text: Sequence[str], **settings: Any) -> list[Sample]: ...
+    @overload
+    def sample(
+        self, text: str | None = None, *, stream: Literal[True], **settings: Any
+    ) -> SampleStream: ...
+
+    def sample(  # type: ignore[misc]
         self,
-        text: str | None = None,
+        text: str | Sequence[str] | None = None,
         *,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        input_ids: Sequence[int] | None = None,
+        messages: Sequence[Any] | None = None,
+        input_ids: Sequence[Any] | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: str | Sequence[str] | None = None,
         seed: int = 0,
-    ) -> Sample:
+        stream: bool = False,
+    ) -> Sample | list[Sample] | SampleStream:
         """Let the model continue a prompt with its weights as they are, and wait for it.
+
+        A run that trains does it between two steps; one that is paused, at once. With the same
+        settings the next token is chosen as transformers' ``generate`` chooses it.
 
         Parameters
         ----------
         text
-            The prompt, taken as it is.
+            The prompt, taken as it is. A list of prompts is answered by a list of samples.
         messages
-            A conversation instead; the model's chat template makes the prompt.
+            A conversation instead; the model's chat template makes the prompt. Or several.
         input_ids
-            Token ids instead.
+            Token ids instead. Or several lists of them.
         max_new_tokens
             It ends earlier at an end-of-text token.
         temperature
             0 takes the likeliest token each time.
+        top_k
+            Draw only among so many of the likeliest.
+        top_p
+            Draw only among the likeliest that have this probability together.
+        repetition_penalty
+            Above 1, tokens that are there already become less likely.
+        stop
+            A text, or several: it ends where the first of them begins. ``token_ids`` go up to the
+            token that completes it, ``text`` ends before it.
         seed
             Of the noise, where there is a temperature.
+        stream
+            Return at once, with an iterator over pieces of text as they are written.
         """
-        if sum(prompt is not None for prompt in (text, messages, input_ids)) != 1:
-            raise TypeError("sample() takes one of text, messages=, input_ids=")
-        if text is not None:
-            ids = self._text.encode(text)
-        elif messages is not None:
-            ids = self._text.encode_messages(messages)
-        else:
-            ids = [config.whole("input_ids", i, 0, 2**31 - 1) for i in input_ids or ()]
-        if not 1 <= len(ids) <= 8192:
-            raise InvalidError(f"the prompt has {len(ids)} tokens; 1 to 8192 are possible")
+        from pantheraml import sampling
+
+        found, several = sampling.prompts(self, text, messages, input_ids)
+        fields = sampling.choices(
+            max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed
+        )
+        until = sampling.stops(stop)
+        if stream and several:
+            raise InvalidError("stream=True takes one prompt")
         with self._leave_alone():
-            command = self._serve(
-                "sample",
-                input_ids=ids,
-                max_new_tokens=config.whole("max_new_tokens", max_new_tokens, 1, 65536),
-                temperature=config.number("temperature", temperature, 0, 100),
-                seed=config.whole("seed", seed, 0, 2**53),
-            )
-            event = self._event_of(command, "sample", lambda event: event["done"] is True)
-        return Sample(list(self._record.samples[command.number]), event["step"], self.decode)
+            made = [
+                sampling.SampleStream(self, self._serve("sample", input_ids=ids, **fields), until)
+                for ids in found
+            ]
+            if stream:
+                return made[0]
+            samples = [one.result() if until else one.tokens() for one in made]
+        return samples if several else samples[0]
 
     def decode(self, token_ids: list[int]) -> str:
         """Make text of token ids, without special tokens."""

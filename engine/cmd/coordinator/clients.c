@@ -127,6 +127,21 @@ static void answer_command(coordinator *c, const pml_inbound *in, const pml_mess
     answer(c, in, m);
 }
 
+/* Rank 0 writes samples. One that is over, or waits still, takes no harm from it. */
+static void answer_enough(coordinator *c, const pml_inbound *in, const pml_message *request)
+{
+    int64_t number = pml_message_int(request, "command");
+    pml_message *order = pml_message_new(PML_ORDER_enough);
+    pml_message_set_int(order, "command", number);
+    if (c->world > 0)
+        worker_order(c, &c->workers[0], order);
+    pml_message_destroy(&order);
+    pml_message *m = pml_message_new(PML_ANSWER_accepted);
+    pml_message_set_string(m, "id", pml_message_string(request, "id"));
+    pml_message_set_int(m, "command", number);
+    answer(c, in, m);
+}
+
 static void refuse(coordinator *c, const pml_inbound *in, const pml_error *err)
 {
     char id[65];
@@ -179,6 +194,8 @@ void handle_request(coordinator *c, const pml_inbound *in)
         handle_share(c, in, m);
     } else if (type == PML_REQUEST_unshare) {
         handle_unshare(c, in, m);
+    } else if (type == PML_REQUEST_enough) {
+        answer_enough(c, in, m);
     } else if (type != PML_REQUEST_alive) {
         answer_command(c, in, m);
     }

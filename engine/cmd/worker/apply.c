@@ -121,7 +121,7 @@ static bool on_token(void *user, int32_t token)
     s->tokens[s->n++] = token;
     if (s->n == CHUNK_TOKENS || pml_clock_monotonic() - s->sent_at >= chunk_seconds)
         send_chunk(s, false);
-    return !link_lost(s->l->link);
+    return !link_lost(s->l->link) && !link_enough(s->l->link, s->command);
 }
 
 static void warn_of_long_sample(loop *l, const pml_generate_options *o)
@@ -153,6 +153,11 @@ static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_
         .n_prompt = (int32_t)n,
         .max_new_tokens = (int32_t)pml_message_int(args, "max_new_tokens"),
         .temperature = pml_message_number(args, "temperature"),
+        .top_k = (int32_t)pml_message_int(args, "top_k"),
+        .top_p = pml_message_has(args, "top_p") ? pml_message_number(args, "top_p") : 1,
+        .repetition_penalty = pml_message_has(args, "repetition_penalty")
+                                  ? pml_message_number(args, "repetition_penalty")
+                                  : 1,
         .seed = (uint64_t)pml_message_int(args, "seed"),
         .on_token = on_token,
         .user = &s,

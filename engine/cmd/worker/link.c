@@ -25,6 +25,8 @@ typedef struct orders {
     size_t first, n, capacity;
 } orders;
 
+enum { ENOUGH_KEPT = 64 };
+
 struct worker_link {
     int rank, lease, stop; /* stop: eventfd */
     const pml_message *start;
@@ -43,6 +45,8 @@ struct worker_link {
     pthread_cond_t changed;
     orders commands, agains;
     int64_t committed, taken, step;
+    int64_t enough[ENOUGH_KEPT]; /* samples that shall end, the latest ones */
+    size_t enough_next;
     bool went, released, lost;
 
     /* of the I/O thread */
@@ -228,6 +232,11 @@ static void take_order(worker_link *l, const char *text, size_t size)
             l->committed = pml_message_int(m, "command");
         }
         pthread_cond_broadcast(&l->changed);
+        pthread_mutex_unlock(&l->mutex);
+        break;
+    case PML_ORDER_enough:
+        pthread_mutex_lock(&l->mutex);
+        l->enough[l->enough_next++ % ENOUGH_KEPT] = pml_message_int(m, "command");
         pthread_mutex_unlock(&l->mutex);
         break;
     default:
@@ -453,6 +462,16 @@ pml_status link_wait_go(worker_link *l, pml_error *err)
     bool went = l->went;
     pthread_mutex_unlock(&l->mutex);
     return went ? PML_OK : PML_FAIL(err, PML_PEER, "the coordinator is gone");
+}
+
+bool link_enough(worker_link *l, int64_t command)
+{
+    bool found = false;
+    pthread_mutex_lock(&l->mutex);
+    for (size_t i = 0; i < ENOUGH_KEPT; i++)
+        found = found || l->enough[i] == command;
+    pthread_mutex_unlock(&l->mutex);
+    return found;
 }
 
 int64_t link_committed(worker_link *l)

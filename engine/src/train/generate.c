@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "pml/base/philox.h"
+#include "choose.h"
 #include "pml/model/convert.h"
 #include "stepper_impl.h"
 
@@ -62,33 +62,6 @@ static pml_status run_chunk(pml_stepper *s, const int32_t *tokens, int32_t n, in
     return status;
 }
 
-static int32_t greatest(const float *logits, int32_t n)
-{
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (logits[i] > logits[best])
-            best = i;
-    return best;
-}
-
-/* Walk the distribution softmax(logits / temperature) up to a uniform number that depends on seed
- * and position only. */
-static int32_t drawn(const float *logits, int32_t n, double temperature, uint64_t seed,
-                     int32_t position)
-{
-    double top = logits[greatest(logits, n)], sum = 0;
-    for (int32_t i = 0; i < n; i++)
-        sum += exp((logits[i] - top) / temperature);
-    pml_philox random = pml_philox_at(seed, (uint64_t)position, PML_PURPOSE_SAMPLE, 0);
-    double left = sum * (double)pml_uniform(random.word[0]);
-    for (int32_t i = 0; i < n; i++) {
-        left -= exp((logits[i] - top) / temperature);
-        if (left < 0)
-            return i;
-    }
-    return greatest(logits, n); /* rounding left a sliver after the last token */
-}
-
 /* No token is the greatest of numbers that are none: a diverged model says so, not token 0. */
 static pml_status check_logits(const pml_stepper *s, int32_t position, pml_error *err)
 {
@@ -117,6 +90,11 @@ static pml_status check_prompt(const pml_stepper *s, const pml_generate_options 
     if (!isfinite(o->temperature) || o->temperature < 0)
         return PML_FAIL(err, PML_INVALID, "temperature must be 0 or more, it is %g",
                         o->temperature);
+    if (o->top_k < 0 || !(o->top_p >= 0 && o->top_p <= 1))
+        return PML_FAIL(err, PML_INVALID, "top_k must be 1 or more and top_p in (0, 1]");
+    if (!isfinite(o->repetition_penalty) || o->repetition_penalty < 0)
+        return PML_FAIL(err, PML_INVALID, "repetition_penalty must be positive, it is %g",
+                        o->repetition_penalty);
     int64_t length = (int64_t)o->n_prompt + o->max_new_tokens;
     if (length > s->program->limits.generate_length)
         return PML_FAIL(err, PML_INVALID,
@@ -137,6 +115,8 @@ pml_status pml_stepper_generate(pml_stepper *s, const pml_generate_options *o, i
     pml_status status = check_prompt(s, o, err);
     int32_t chunk = s->program->generate_chunk;
     if (status == PML_OK)
+        memcpy(s->said, o->prompt, (size_t)o->n_prompt * sizeof *s->said);
+    if (status == PML_OK)
         status = pmli_rope_fit(s, o->n_prompt, err);
     for (int32_t at = 0; status == PML_OK && at < o->n_prompt; at += chunk) {
         int32_t n = o->n_prompt - at < chunk ? o->n_prompt - at : chunk;
@@ -147,10 +127,8 @@ pml_status pml_stepper_generate(pml_stepper *s, const pml_generate_options *o, i
         status = check_logits(s, position, err);
         if (status != PML_OK)
             break;
-        int32_t token = o->temperature > 0
-                            ? drawn(s->logits, s->spec.vocab, o->temperature, o->seed, position)
-                            : greatest(s->logits, s->spec.vocab);
-        out[(*n_out)++] = token;
+        int32_t token = pmli_choose(s->logits, s->spec.vocab, s->said, position, o, s->chosen);
+        s->said[position] = out[(*n_out)++] = token;
         bool go_on = o->on_token == NULL || o->on_token(o->user, token);
         if (!go_on || ends(&s->spec, token) || *n_out == o->max_new_tokens)
             break;

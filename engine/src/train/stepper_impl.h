@@ -49,8 +49,10 @@ struct pml_stepper {
     int64_t *places; /* one for each of its tokens */
     int64_t rng[2];
     float hyper[2][PML_HYPER_COUNT];
-    float *reduced; /* a piece of the gradients on its way through the collective */
-    float *logits;  /* one row */
+    float *reduced;  /* a piece of the gradients on its way through the collective */
+    float *logits;   /* one row */
+    int32_t *chosen; /* tokens by their logits, and which are there already: see choose.h */
+    int32_t *said;   /* prompt and answer so far: generate_length */
 };
 
 enum { PMLI_REDUCE_FLOATS = 1 << 18 };

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "choose.h"
 #include "pml/train/config.h"
 #include "stepper_impl.h"
 
@@ -60,9 +61,11 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
                      ? calloc(PMLI_REDUCE_FLOATS, sizeof *s->reduced)
                      : calloc(1, sizeof *s->reduced);
     s->logits = calloc((size_t)s->spec.vocab, sizeof *s->logits);
+    s->chosen = calloc(pmli_choose_scratch(s->spec.vocab), sizeof *s->chosen);
+    s->said = calloc((size_t)l->generate_length + 1, sizeof *s->said);
     s->trained = calloc((size_t)p->n_parameters, sizeof *s->trained);
     if (s->staged == NULL || s->places == NULL || s->reduced == NULL || s->logits == NULL ||
-        s->trained == NULL)
+        s->chosen == NULL || s->said == NULL || s->trained == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the stepper's buffers");
     for (int32_t i = 0; i < p->n_parameters; i++) {
         if (!p->parameters[i].trained)
@@ -125,6 +128,8 @@ void pml_stepper_destroy(pml_stepper **stepper)
     free(s->places);
     free(s->reduced);
     free(s->logits);
+    free(s->chosen);
+    free(s->said);
     free(s);
     *stepper = NULL;
 }

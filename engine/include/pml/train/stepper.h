@@ -68,7 +68,11 @@ typedef struct pml_generate_options {
     const int32_t *prompt;
     int32_t n_prompt;
     int32_t max_new_tokens;
-    double temperature; /* 0 = greedy (lowest id wins a tie) */
+    /* How the next token is chosen, in the order in which transformers applies them. */
+    double repetition_penalty; /* 1 (or 0) = none; of tokens of prompt and answer alike */
+    double temperature;        /* 0 = greedy (lowest id wins a tie): the rest is ignored */
+    int32_t top_k;             /* 0 = all */
+    double top_p;              /* 1 (or 0) = all */
     uint64_t seed;
     /* Called with each new token; returning false ends the generation. May be NULL. */
     bool (*on_token)(void *user, int32_t token);

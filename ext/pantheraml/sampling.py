@@ -1,0 +1,205 @@
+"""Sampling: prompts to tokens, tokens to text as they come, and an end at a stop string.
+
+The worker knows tokens, not text. So stop strings are watched for here, in the text as it arrives,
+and the worker is told when it is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pantheraml import config
+from pantheraml.commands import Command, Sample
+from pantheraml.errors import Error, InvalidError
+
+if TYPE_CHECKING:
+    from pantheraml.run import Run
+
+_HALF = "\ufffd"  # what a tokenizer shows for bytes that are no whole character yet
+
+
+def prompts(
+    run: Run,
+    text: str | Sequence[str] | None,
+    messages: Sequence[Any] | None,
+    input_ids: Sequence[Any] | None,
+) -> tuple[list[list[int]], bool]:
+    """Token ids of each prompt, and whether several were asked for."""
+    if sum(prompt is not None for prompt in (text, messages, input_ids)) != 1:
+        raise TypeError("sample() takes one of text, messages=, input_ids=")
+    if text is not None:
+        several = not isinstance(text, str)
+        found = [run._text.encode(one) for one in ([text] if isinstance(text, str) else text)]
+    elif messages is not None:
+        several = bool(messages) and not isinstance(messages[0], Mapping)
+        found = [run._text.encode_messages(one) for one in (messages if several else [messages])]
+    else:
+        given = list(input_ids or ())
+        several = bool(given) and isinstance(given[0], Sequence)
+        found = [
+            [config.whole("input_ids", i, 0, 2**31 - 1) for i in one]
+            for one in (given if several else [given])
+        ]
+    for ids in found:
+        if not 1 <= len(ids) <= 8192:
+            raise InvalidError(f"the prompt has {len(ids)} tokens; 1 to 8192 are possible")
+    if not found:
+        raise InvalidError("there are no prompts in the list")
+    return found, several
+
+
+def choices(
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    repetition_penalty: float | None,
+    seed: int,
+) -> dict[str, Any]:
+    """The request's fields but for the prompt."""
+    fields: dict[str, Any] = {
+        "max_new_tokens": config.whole("max_new_tokens", max_new_tokens, 1, 65536),
+        "temperature": config.number("temperature", temperature, 0, 100),
+        "seed": config.whole("seed", seed, 0, 2**53),
+    }
+    if top_k is not None:
+        fields["top_k"] = config.whole("top_k", top_k, 1, 2**31 - 1)
+    if top_p is not None:
+        fields["top_p"] = config.number("top_p", top_p, 0, 1, above=True)
+    if repetition_penalty is not None:
+        fields["repetition_penalty"] = config.number(
+            "repetition_penalty", repetition_penalty, 1e-3, 1e3
+        )
+    return fields
+
+
+def stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple, none of them empty."""
+    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(one, str) and one for one in found):
+        raise InvalidError(f"stop must be texts that are not empty, it is {stop!r}")
+    return found
+
+
+class SampleStream(Iterator[str]):
+    """Text as the model writes it. Made by ``run.sample(…, stream=True)``.
+
+    Iterating gives pieces of text; a piece that may be the beginning of a stop string is held back
+    until it is clear whether it is one. :meth:`result` waits for the rest.
+    """
+
+    def __init__(self, run: Run, command: Command, stop: tuple[str, ...]) -> None:
+        self._run = run
+        self._command = command
+        self._stop = stop
+        self._given = 0  # characters
+        self._sample: Sample | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """New tokens so far."""
+        if self._sample is not None:
+            return list(self._sample.token_ids)
+        return list(self._run._record.samples.get(self._command.number, []))
+
+    def __next__(self) -> str:
+        """Wait for the next piece of text."""
+        while self._sample is None:
+            seen = len(self.token_ids)
+            text = self._run.decode(self.token_ids) if seen else ""
+            at = _first(text, self._stop)
+            if at is None and not self._is_over():
+                ready = _settled(text, self._stop)
+                if len(ready) > self._given:
+                    return self._give(ready)
+                self._wait_for_more(seen)
+                continue
+            self._finish(at)
+        whole = self._sample.text
+        if len(whole) > self._given:
+            return self._give(whole)
+        raise StopIteration
+
+    def result(self) -> Sample:
+        """Wait until it is over; what was written."""
+        for _ in self:
+            pass
+        assert self._sample is not None
+        return self._sample
+
+    def tokens(self) -> Sample:
+        """Wait until it is over, for a model without a tokenizer (and so without stop strings)."""
+        if self._sample is None:
+            self._run._event_of(self._command, "sample", lambda event: event["done"] is True)
+            self._finish(None)
+        assert self._sample is not None
+        return self._sample
+
+    def close(self) -> None:
+        """Let the model end after its next token."""
+        if self._sample is None and not self._is_over():
+            with suppress(Error):
+                self._run._ask("enough", command=self._command.number)
+
+    def __del__(self) -> None:
+        """A stream that nobody reads any more need not be written."""
+        with suppress(Exception):
+            self.close()
+
+    # ---- helpers -----------------------------------------------------------------------------
+
+    def _give(self, text: str) -> str:
+        piece, self._given = text[self._given :], len(text)
+        return piece
+
+    def _is_over(self) -> bool:
+        over = self._command.number in self._run._record.samples_done
+        return over or self._command.state == "refused" or self._run._link is None
+
+    def _wait_for_more(self, seen: int) -> None:
+        self._run._wait_for(lambda: len(self.token_ids) > seen or self._is_over(), None, "sample")
+
+    def _finish(self, at: int | None) -> None:
+        """Take the tokens up to the stop string, if one ended it; else all of them."""
+        ids = self.token_ids
+        if at is not None:
+            self.close()
+        event = self._run._event_of(self._command, "sample", lambda event: event["done"] is True)
+        if at is None:
+            ids = list(self._run._record.samples[self._command.number])
+            text = self._run.decode(ids) if self._stop else ""
+            at = _first(text, self._stop)
+        if at is not None:
+            ids = self._shortest(ids)
+        self._sample = Sample(ids, event["step"], self._run.decode, self._stop)
+
+    def _shortest(self, ids: list[int]) -> list[int]:
+        """The fewest tokens whose text has a stop string in it."""
+        low, high = 1, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if _first(self._run.decode(ids[:middle]), self._stop) is None:
+                low = middle + 1
+            else:
+                high = middle
+        return ids[:low]
+
+
+def _first(text: str, stop: tuple[str, ...]) -> int | None:
+    """Where the first stop string begins."""
+    found = [at for at in (text.find(one) for one in stop) if at >= 0]
+    return min(found, default=None)
+
+
+def _settled(text: str, stop: tuple[str, ...]) -> str:
+    """The text but for an end that may become something else."""
+    text = text.rstrip(_HALF)
+    held = 0
+    for one in stop:
+        for n in range(min(len(one) - 1, len(text)), 0, -1):
+            if text.endswith(one[:n]):
+                held = max(held, n)
+                break
+    return text[: len(text) - held]

@@ -1,0 +1,106 @@
+"""Sampling as a user calls it: batches, streams, stop strings, choices, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pantheraml as pm
+import pytest
+from pantheraml.sampling import _settled
+
+Start = Callable[..., pm.Run]
+PROMPT = "3 plus 4 is "
+
+
+@pytest.fixture
+def run(start: Start) -> pm.Run:
+    return start(max_steps=3, generate_length=200).wait(60)
+
+
+def test_a_list_is_answered_by_a_list(run: pm.Run) -> None:
+    texts = ["1 plus 1 is ", PROMPT, "hello"]
+    many = run.sample(texts, max_new_tokens=9)
+    assert isinstance(many, list)
+    assert [s.token_ids for s in many] == [
+        run.sample(text, max_new_tokens=9).token_ids for text in texts
+    ]
+    ids = [[5, 6], [7]]
+    assert len(run.sample(input_ids=ids, max_new_tokens=2)) == 2
+    assert len(run.sample(messages=[[{"role": "user", "content": "a"}]], max_new_tokens=2)) == 1
+
+
+def test_a_stream_is_the_sample(run: pm.Run) -> None:
+    whole = run.sample(PROMPT, max_new_tokens=100, temperature=1.0, seed=5)
+    stream = run.sample(PROMPT, max_new_tokens=100, temperature=1.0, seed=5, stream=True)
+    pieces = list(stream)
+    assert "".join(pieces) == whole.text and stream.result().token_ids == whole.token_ids
+    assert all(pieces)
+
+
+def test_it_ends_where_a_stop_string_begins(run: pm.Run) -> None:
+    whole = run.sample(PROMPT, max_new_tokens=120, temperature=1.2, seed=3)
+    stop = whole.text[20:23]
+    at = whole.text.index(stop)
+    for stream in (False, True):
+        made = run.sample(
+            PROMPT, max_new_tokens=120, temperature=1.2, seed=3, stop=["\x00", stop], stream=stream
+        )
+        sample = made.result() if stream else made
+        assert sample.text == whole.text[:at]
+        assert sample.token_ids == whole.token_ids[: len(sample.token_ids)]
+        assert stop in run.decode(sample.token_ids)
+        assert stop not in run.decode(sample.token_ids[:-1])
+    # The worker itself was told: it wrote no more than it had to.
+    long = run.sample(PROMPT, max_new_tokens=180, temperature=1.2, seed=3, stop=stop)
+    written = run._record.samples[max(run._record.samples)]
+    assert len(long.token_ids) <= len(written) <= 180
+
+
+def test_enough(run: pm.Run) -> None:
+    stream = run.sample(PROMPT, max_new_tokens=180, temperature=1.0, seed=1, stream=True)
+    stream.close()
+    other = run.sample(PROMPT, max_new_tokens=3)  # the next one is not harmed
+    assert len(stream.tokens().token_ids) <= 180 and len(other.token_ids) == 3
+
+
+def test_choices_narrow_the_draw(run: pm.Run) -> None:
+    greedy = run.sample(PROMPT, max_new_tokens=12).token_ids
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
+        drawn = run.sample(PROMPT, max_new_tokens=12, temperature=5.0, seed=2, **narrow)
+        assert drawn.token_ids == greedy
+    free = run.sample(PROMPT, max_new_tokens=40, temperature=5.0, seed=2).token_ids
+    assert free[:12] != greedy
+    penalised = run.sample(PROMPT, max_new_tokens=40, repetition_penalty=100.0).token_ids
+    assert len(set(penalised)) == len(penalised) > 12  # nothing twice
+
+
+def test_while_it_trains_and_while_it_stands(start: Start) -> None:
+    run = start(max_steps=100_000)
+    running = run.sample(PROMPT, max_new_tokens=5)
+    run.pause(wait=True)
+    paused = run.sample([PROMPT, PROMPT], max_new_tokens=5, stop="\x00")
+    assert running.step <= paused[0].step == run.step
+    assert paused[0].token_ids == paused[1].token_ids
+
+
+def test_refused_by_name(run: pm.Run) -> None:
+    with pytest.raises(TypeError, match="one of text"):
+        run.sample()
+    for settings, words in (
+        ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop"),
+    ):  # fmt: skip
+        with pytest.raises(pm.InvalidError, match=words):
+            run.sample(PROMPT, **settings)
+    with pytest.raises(pm.InvalidError, match="one prompt"):
+        run.sample([PROMPT], stream=True)
+    with pytest.raises(pm.InvalidError, match="no prompts"):
+        run.sample([])
+
+
+def test_what_may_become_a_stop_string_is_held_back() -> None:
+    assert _settled("abc<|", ("<|end",)) == "abc"
+    assert _settled("abc<|x", ("<|end",)) == "abc<|x"
+    assert _settled("ab\ufffd", ()) == "ab"
+    assert _settled("aaa", ("aab",)) == "a"
