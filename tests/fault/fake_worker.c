@@ -4,6 +4,8 @@
  *   FAKE_NAN_STEP      loss of this step is not a number
  *   FAKE_FAIL_STEP     this step fails
  *   FAKE_LOAD_MS       milliseconds of loading
+ *                      (4 s where the run folder has a file `slow`)
+ *   FAKE_SAVE_MS       milliseconds of writing a checkpoint
  *   FAKE_HANG_STEP     the last rank does not come back from this step, once in the run's life
  *
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
@@ -77,7 +79,8 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     if (j->used == NULL)
         return PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
     setup->progress(setup->user, "loading", 0.5);
-    pml_clock_sleep(number("FAKE_LOAD_MS", 0) / 1e3);
+    snprintf(path, sizeof path, "%.4000s/slow", setup->folder);
+    pml_clock_sleep(access(path, F_OK) == 0 ? 4 : number("FAKE_LOAD_MS", 0) / 1e3);
     facts->max_steps = j->max_steps;
     facts->has_eval = pml_message_string(setup->run, "eval_data")[0] != '\0';
     facts->available = 1 << 20;
@@ -230,6 +233,7 @@ static pml_status fake_write(job *j, const char *folder, size_t *bytes, pml_erro
         "{\"step\":%lld,\"learning_rate\":%.17g,\"weight_decay\":%.17g,\"learnt\":%llu}",
         (long long)j->taken.step, j->taken.learning_rate, j->taken.weight_decay,
         (unsigned long long)j->taken_learnt);
+    pml_clock_sleep(number("FAKE_SAVE_MS", 0) / 1e3);
     pml_status status = pml_folder_make(temporary, err);
     const char *const files[] = {"adapter_model.safetensors", "optimizer.safetensors",
                                  "state.json"};

@@ -11,6 +11,7 @@
 
 #include "coordinator.h"
 #include "pml/base/hash.h"
+#include "states.h"
 
 enum { COMMANDS_MAX = 1000000 };
 
@@ -122,20 +123,48 @@ static void log_accepted(coordinator *c, const command *k)
     emit(c, event, false);
 }
 
-static pml_status allowed_now(const coordinator *c, pml_message_type verb, pml_error *err)
+static situation situation_of(const coordinator *c)
 {
-    bool serves = verb == PML_REQUEST_evaluate || verb == PML_REQUEST_sample ||
-                  verb == PML_REQUEST_checkpoint || verb == PML_REQUEST_stop;
     if (c->ending)
+        return IN_ENDING;
+    switch (c->state) {
+    case RUN_STOPPED:
+        return IN_STOPPED;
+    case RUN_FAILED:
+        return IN_FAILED;
+    case RUN_FINISHED:
+        return workers_gone(c) ? IN_DONE : IN_SERVING;
+    default:
+        break;
+    }
+    if (!c->went)
+        return c->begun || c->waiting || c->recover ? IN_AGAIN : IN_NEW;
+    return c->state == RUN_PAUSED ? IN_PAUSED : IN_RUNNING;
+}
+
+static pml_status refusal(situation in, pml_message_type verb, pml_error *err)
+{
+    switch (in) {
+    case IN_ENDING:
         return PML_FAIL(err, PML_BUSY, "the run is ending");
-    if (c->state == RUN_STOPPED || c->state == RUN_FAILED)
-        return PML_FAIL(err, PML_BUSY, "the run has %s: resume it from a checkpoint first",
-                        run_state_names[c->state]);
-    if (c->state == RUN_FINISHED && workers_gone(c))
+    case IN_DONE:
         return PML_FAIL(err, PML_BUSY, "the run is finished and its workers are gone: resume it");
-    if (c->state == RUN_FINISHED && !serves)
+    case IN_SERVING:
         return PML_FAIL(err, PML_BUSY, "the run is finished: there is nothing to %s",
                         pml_message_name(verb));
+    default:
+        return PML_FAIL(err, PML_BUSY, "the run has %s: resume it from a checkpoint first",
+                        states_name(in));
+    }
+}
+
+static pml_status allowed_now(const coordinator *c, pml_message_type verb, action *what,
+                              pml_error *err)
+{
+    situation in = situation_of(c);
+    *what = states_action(in, verb);
+    if (*what == ACT_REFUSE)
+        return refusal(in, verb, err);
     if (verb != PML_REQUEST_stop && journal_is_full(c))
         return PML_FAIL(err, PML_IO, "%s", c->trouble);
     if (c->n_commands >= COMMANDS_MAX)
@@ -169,7 +198,8 @@ pml_status command_accept(coordinator *c, const pml_message *request, int64_t *n
         *number = before->number;
         return PML_OK;
     }
-    pml_status status = allowed_now(c, verb, err);
+    action what;
+    pml_status status = allowed_now(c, verb, &what, err);
     if (status != PML_OK)
         return status;
     pml_message *copy = pml_message_copy(request);
@@ -183,9 +213,9 @@ pml_status command_accept(coordinator *c, const pml_message *request, int64_t *n
     log_accepted(c, k);
     if (c->broken)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the log: the run ends");
-    if (verb == PML_REQUEST_stop && !c->begun)
+    if (what == ACT_END)
         stop_at_once(c);
-    else
+    else /* what is queued goes to the workers when they are ready, all else now */
         for (int r = 0; r < c->world && c->ready; r++)
             send_order(c, &c->workers[r], k);
     return PML_OK;

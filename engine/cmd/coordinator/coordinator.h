@@ -4,6 +4,7 @@
  *   clients.c   requests and answers
  *   sharing.c   keys that were given out, and the doors on a network
  *   commands.c  the one order of commands: accept → send → acknowledge → commit → applied
+ *   states.c    what a command does in each state: the table
  *   workers.c   starting workers, their reports, their ends
  *   prepare.c   the data preparation that may run first
  *   resume.c    which checkpoint to go on from, and what to apply again
