@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -78,6 +79,8 @@ harness *harness_new(int workers, int max_steps, const char *extra)
 
 static _Noreturn void become_coordinator(harness *h, int ready, char *const *more, int n)
 {
+    /* A test that fails leaves by a jump or by abort; what it started goes with it. */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     char number[16], log[160];
     const char *argv[24] = {coordinator_program, h->folder};
     for (int i = 0; i < n; i++)
