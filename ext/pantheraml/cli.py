@@ -192,6 +192,15 @@ def _stop(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.run is not None:
+        from pantheraml import folders
+        from pantheraml.autopsy import examine_run, show
+
+        found = examine_run(folders.find(args.run))
+        if not args.json:
+            return show(found)
+        print(found.to_json())
+        return 1 if found.damaged else 0
     from pantheraml.doctor import examine
 
     return examine(run=not args.no_run)
@@ -345,8 +354,14 @@ def _parser() -> argparse.ArgumentParser:
     verb("unshare", _unshare, "Revoke all shared keys and close the network doors.")
     verb("stop", _stop, "End a run with a checkpoint.")
     verb("monitor", _monitor, "Not in this version.", run=False)
-    doctor = verb("doctor", _doctor, "Say what is there, by a ten-second real run.", run=False)
+    doctor = verb(
+        "doctor",
+        _doctor,
+        "Say what is there, by a ten-second real run; with RUN, what happened to that run and what "
+        "can be resumed.",
+    )
     doctor.add_argument("--no-run", action="store_true", help="only look")
+    doctor.add_argument("--json", action="store_true", help="of RUN, for programs")
     return parser
 
 

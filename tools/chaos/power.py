@@ -31,6 +31,7 @@ import pantheraml as pm
 from pantheraml import programs
 from pantheraml.record import LogReader
 from pantheraml.tiny import TinyLlama
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -225,16 +226,21 @@ class Disk:
 def is_whole(checkpoint: Path) -> str:
     """Why a checkpoint cannot be loaded; "" when it can. By MANIFEST, without our own reader."""
     try:
-        lines = (checkpoint / "MANIFEST").read_text().splitlines()
-        for line in lines:
+        listed = set()
+        for line in (checkpoint / "MANIFEST").read_text().splitlines():
             digest, name = line.split("  ", 1)
             text = (checkpoint / name).read_bytes()
+            listed.add(name)
             if hashlib.blake2b(text, digest_size=32).hexdigest() != digest:
                 return f"{name} is not what MANIFEST says"
-        json.loads((checkpoint / "state.json").read_text())
         for name in ("adapter_model.safetensors", "optimizer.safetensors"):
             load_file(checkpoint / name)
-    except (OSError, ValueError) as error:
+            listed.remove(name)
+        json.loads((checkpoint / "state.json").read_text())
+        listed.remove("state.json")
+    except KeyError as error:
+        return f"MANIFEST does not list {error}"
+    except (OSError, ValueError, SafetensorError) as error:
         return str(error)
     return ""
 

@@ -33,10 +33,14 @@ struct job {
 
 /* ---- data ---- */
 
+/* All ranks map one file, so one of them reads it against its hash; no step is made before `go`,
+ * for which all must be ready. */
 static pml_status open_source(source *s, const char *path, int32_t vocab,
                               const pml_sampler_options *options, pml_error *err)
 {
-    pml_status status = pml_shard_open(path, vocab, &s->shard, err);
+    pml_status status = options->rank == 0 ? pml_shard_verify(path, err) : PML_OK;
+    if (status == PML_OK)
+        status = pml_shard_open(path, vocab, &s->shard, err);
     return status == PML_OK ? pml_sampler_new(s->shard, options, &s->sampler, err) : status;
 }
 

@@ -1,8 +1,12 @@
 #include "pml/data/shard.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "pml/base/file.h"
+#include "pml/base/hash.h"
+#include "pml/base/path.h"
 #include "pml/model/safetensors.h"
 
 enum { NO_LABEL = -100 };
@@ -92,6 +96,32 @@ static pml_status check_row(const pml_shard *shard, int64_t row, int32_t vocab, 
                             path, (long long)row, (int)labels[i], (int)i, (int)vocab);
     }
     return PML_OK;
+}
+
+pml_status pml_shard_verify(const char *path, pml_error *err)
+{
+    static const char again[] = "remove the shard, and it is made again from the data";
+    char sum_path[4096], hex[PML_HASH_HEX];
+    uint8_t hash[PML_HASH_BYTES];
+    char *line = NULL;
+    size_t size;
+    int n = snprintf(sum_path, sizeof sum_path, "%s.b2sum", path);
+    if (n < 0 || (size_t)n >= sizeof sum_path)
+        return PML_FAIL(err, PML_INVALID, "the path %s is too long", path);
+    pml_status status = pml_file_read(sum_path, 8192, false, &line, &size, err);
+    if (status == PML_NOT_FOUND)
+        return PML_FAIL(err, PML_CORRUPT, "%s is missing: %s", sum_path, again);
+    if (status == PML_OK)
+        status = pml_hash_file(path, hash, err);
+    if (status == PML_OK) {
+        pml_hash_hex(hash, sizeof hash, hex);
+        if (size < PML_HASH_HEX - 1 || strncmp(line, hex, PML_HASH_HEX - 1) != 0)
+            status =
+                PML_FAIL(err, PML_CORRUPT, "%s is not what was written (%s does not match): %s",
+                         path, pml_path_name(sum_path), again);
+    }
+    free(line);
+    return status;
 }
 
 pml_status pml_shard_open(const char *path, int32_t vocab, pml_shard **shard, pml_error *err)

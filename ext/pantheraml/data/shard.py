@@ -24,7 +24,7 @@ from typing import IO, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pantheraml import folders
+from pantheraml import _native, folders
 
 Ids = npt.NDArray[np.int32]
 
@@ -125,7 +125,10 @@ class ShardWriter:
             row = last
 
     def finish(self) -> None:
-        """Write header and the rest, fsync, rename, fsync the folder."""
+        """Write header and the rest, fsync, rename, fsync the folder.
+
+        Its line of ``b2sum -l 256`` is written beside it first: who finds the shard finds its hash.
+        """
         self._labels.flush()
         self._labels.seek(0)
         shutil.copyfileobj(self._labels, self._ids, _BUFFER)
@@ -135,6 +138,8 @@ class ShardWriter:
         self._ids.write((self._begin - 8).to_bytes(8, "little") + header[8:])
         self._ids.flush()
         os.fsync(self._ids.fileno())
+        line = f"{_native.hash_file(self._temporary)}  {self._path.name}\n"
+        folders.write_private(self._path.with_name(f"{self._path.name}.b2sum"), line.encode())
         self._temporary.replace(self._path)
         folders.sync(self._path.parent)
 

@@ -15,6 +15,10 @@
 
 typedef struct pml_shard pml_shard;
 
+/* Whether the file is what was written, by the line of b2sum -l 256 in `path`.b2sum that was made
+ * with it. PML_CORRUPT names what is damaged or missing, and what to do. */
+pml_status pml_shard_verify(const char *path, pml_error *err);
+
 /* Every offset is checked, and every id against vocab, before the first row is given out;
  * PML_INVALID names the row of an id >= vocab or < 0, PML_CORRUPT a damaged file. */
 pml_status pml_shard_open(const char *path, int32_t vocab, pml_shard **shard, pml_error *err);

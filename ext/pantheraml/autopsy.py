@@ -1,0 +1,391 @@
+"""``pantheraml doctor RUN``: what happened to a run, and what can be resumed.
+
+It only reads: the log, run.json, the checkpoints, the shards, the lock. Nothing is started and
+nothing in the folder is changed, so it may be asked of a run that is running.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from pantheraml import _native, folders, sums
+from pantheraml.errors import CorruptError, Error
+from pantheraml.record import ENDED, Event, is_torn
+
+_NEEDED = ("state.json", "optimizer.safetensors")
+
+
+@dataclass
+class Part:
+    """A part of the folder: ``ok``, ``note`` (nothing is lost) or ``bad``."""
+
+    name: str
+    verdict: str
+    found: str
+
+
+@dataclass
+class Autopsy:
+    """What :func:`examine_run` finds.
+
+    Attributes
+    ----------
+    name, folder
+        Of the run.
+    state
+        How it stands, in words.
+    happened
+        What happened to it, in order: time, and what.
+    parts
+        Of its folder, each with a verdict.
+    resume
+        The checkpoint that a resume takes; None: the run begins again, or cannot be resumed.
+    advice
+        What can be done, in words and commands.
+    """
+
+    name: str
+    folder: str
+    state: str = ""
+    happened: list[tuple[float, str]] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    resume: str | None = None
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def damaged(self) -> list[Part]:
+        """The parts that are not what was written."""
+        return [part for part in self.parts if part.verdict == "bad"]
+
+    def to_json(self) -> str:
+        """Everything, for programs."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def examine_run(folder: Path) -> Autopsy:
+    """Read a run folder and say what happened to it."""
+    found = Autopsy(folder.name, str(folder))
+    config = _run_json(folder, found)
+    events, log_lines = _log(folder, found)
+    pid = _coordinator(folder)
+    _history(events, found)
+    whole = _checkpoints(folder, events, config, found)
+    shards = _shards(folder, config, found)
+    found.state = _state(events, pid)
+    _advise(found, folder, events, whole, pid, log_lines, shards)
+    return found
+
+
+# ---- the parts -------------------------------------------------------------------------------
+
+
+def _run_json(folder: Path, found: Autopsy) -> dict[str, Any]:
+    try:
+        config = folders.read_config(folder)
+    except CorruptError as error:
+        found.parts.append(Part("run.json", "bad", str(error)))
+        try:  # what can be read of it helps to say more
+            text = json.loads((folder / "run.json").read_bytes())
+        except ValueError:
+            return {}
+        return text if isinstance(text, dict) else {}
+    edited = not sums.carries((folder / "run.json").read_bytes())
+    words = "edited by hand: it has no sum" if edited else "whole"
+    found.parts.append(Part("run.json", "note" if edited else "ok", words))
+    return config
+
+
+def _log(folder: Path, found: Autopsy) -> tuple[list[Event], int | None]:
+    """Events that are what was written, and how many lines can be kept (None: all)."""
+    path = folder / "events.jsonl"
+    if not path.is_file():
+        found.parts.append(Part("events.jsonl", "note", "there is none: the run never began"))
+        return [], None
+    data = path.read_bytes()
+    lines = data.split(b"\n")
+    rest = lines.pop()
+    events: list[Event] = []
+    bad: list[int] = []
+    for number, line in enumerate(lines, 1):
+        if sums.is_right(line):
+            event = json.loads(line)
+            if event["seq"] == number:
+                events.append(event)
+                continue
+        bad.append(number)
+    kept = bad[0] - 1 if bad else len(lines)
+    size = sum(len(line) + 1 for line in lines[:kept])
+    if bad and not is_torn(lines[kept:], not rest):
+        names = ", ".join(map(str, bad[:8])) + (" …" if len(bad) > 8 else "")
+        found.parts.append(
+            Part(
+                "events.jsonl",
+                "bad",
+                f"line {names} of {len(lines)}: not what was written, and no crash leaves that; "
+                f"{len(events)} lines are whole",
+            )
+        )
+        return events, kept
+    if bad or rest:
+        words = f"{kept} lines, and {len(data) - size} bytes that a crash tore: a resume cuts them"
+        found.parts.append(Part("events.jsonl", "note", words))
+        return events[:kept], None
+    found.parts.append(Part("events.jsonl", "ok", f"{len(lines)} lines"))
+    return events, None
+
+
+def _why_damaged(checkpoint: Path) -> str:
+    """Which file of a checkpoint is not what was written; "" when all are."""
+    try:
+        text = (checkpoint / "MANIFEST").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return "MANIFEST is missing or damaged"
+    listed = set()
+    for line in text.splitlines():
+        digest, two, name = line.partition("  ")
+        if not two or "/" in name or name in ("", ".", ".."):
+            return "MANIFEST is damaged"
+        try:
+            right = _hash(checkpoint / name) == digest
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if not right:
+            return f"{name} is not what was written"
+        listed.add(name)
+    for name in _NEEDED:
+        if name not in listed:
+            return f"MANIFEST does not list {name}"
+    return ""
+
+
+def _hash(path: Path) -> str:
+    digest = blake2b(digest_size=32)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _order(checkpoint: Path) -> tuple[float, int]:
+    """By timeline, then step: whose state cannot be read is looked at first."""
+    try:
+        timeline = float(json.loads((checkpoint / "state.json").read_bytes())["timeline"])
+    except (OSError, ValueError, KeyError, TypeError):
+        timeline = float("inf")
+    return timeline, _step(checkpoint.name)
+
+
+def _step(name: str) -> int:
+    digits = name.removeprefix("step-").split("-", 1)[0]
+    return int(digits) if name.startswith("step-") and digits.isdigit() else -1
+
+
+def _checkpoints(
+    folder: Path, events: list[Event], config: dict[str, Any], found: Autopsy
+) -> list[str]:
+    """Names of the whole ones, the newest first."""
+    parent = folder / "checkpoints"
+    there = [p for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    whole = []
+    announced = {event["path"]: event for event in events if event["type"] == "checkpoint"}
+    for path in sorted((p for p in there if _step(p.name) >= 0), key=_order, reverse=True):
+        name = f"checkpoints/{path.name}"
+        if why := _why_damaged(path):
+            found.parts.append(Part(name, "bad", why))
+            continue
+        whole.append(path.name)
+        words = "whole" if name in announced else "whole; written as the run ended, not announced"
+        found.parts.append(Part(name, "ok", words))
+    for path in sorted(there):
+        if _step(path.name) < 0:
+            words = "left over by a write that was cut off; the next save removes it"
+            found.parts.append(Part(f"checkpoints/{path.name}", "note", words))
+    limit = config.get("save_total_limit", 0)
+    for name, event in announced.items():
+        if not (folder / name).is_dir() and (not limit or "name" in event):
+            found.parts.append(Part(name, "bad", "it was announced, and somebody removed it"))
+    return whole
+
+
+def _shards(folder: Path, config: dict[str, Any], found: Autopsy) -> bool:
+    """Whether the data is there as it was made."""
+    good = True
+    for key in ("train_data", "eval_data"):
+        name = config.get(key) or ""
+        if not name:
+            continue
+        path, recorded = folder / name, folder / f"{name}.b2sum"
+        if not path.is_file():
+            words = "not there: it is made again from the data"
+            found.parts.append(Part(name, "note", words))
+        elif not recorded.is_file():
+            found.parts.append(Part(name, "note", "there; nothing says what it should be"))
+        elif recorded.read_text(errors="replace").split("  ")[0] != _hash(path):
+            good = False
+            found.parts.append(Part(name, "bad", "it is not what was written"))
+        else:
+            found.parts.append(Part(name, "ok", "whole"))
+    return good
+
+
+def _coordinator(folder: Path) -> int | None:
+    try:
+        return _native.coordinator_pid(_native.connection_file(folder))
+    except Error:
+        return None
+
+
+# ---- what happened ---------------------------------------------------------------------------
+
+
+def _history(events: list[Event], found: Autopsy) -> None:
+    first = last = None
+    saved: list[Event] = []
+
+    def settle() -> None:
+        nonlocal first, last
+        if first is not None and last is not None:
+            words = f"made steps {first['step']} to {last['step']}, loss {last['loss']}"
+            if saved:
+                words += f"; {len(saved)} checkpoints, the last of step {saved[-1]['step']}"
+            found.happened.append((last["time"], words))
+        first = last = None
+        saved.clear()
+
+    for event in events:
+        if event["type"] == "step":
+            first, last = first or event, event
+        elif event["type"] == "checkpoint" and "name" not in event:
+            saved.append(event)
+        elif words := _say(event):
+            settle()
+            found.happened.append((event["time"], words))
+    settle()
+
+
+def _say(event: Event) -> str:
+    """What an event means for the run's fate; "" for nothing."""
+    kind = event["type"]
+    if kind == "state":
+        words = f"{event['state']} at step {event['step']}"
+        if "checkpoint" in event:
+            words = f"went {'back to' if event.get('rewound') else 'on from'} {event['checkpoint']}"
+        return words + (f": {event['reason']}" if event.get("reason") else "")
+    if kind == "restart":
+        where = f"{event['from']} of step {event['step']}"
+        return f"restarted by itself ({event['cause']}: {event['reason']}), from its {where}"
+    if kind == "applied" and event["verb"] == "set":
+        given = ", ".join(f"{k}={v}" for k, v in event.get("args", {}).items())
+        return f"set {given} from step {event['step']} on"
+    if kind == "checkpoint":
+        return f"checkpoint {event['name']!r} of step {event['step']}"
+    if kind == "refused":
+        return f"{event['verb']} was refused: {event['reason']}"
+    if kind == "log" and event["level"] != "info":
+        return f"{event['level']}: {event['message']}"
+    return ""
+
+
+def _state(events: list[Event], pid: int | None) -> str:
+    states = [event for event in events if event["type"] == "state"]
+    steps = [event["step"] for event in events if event["type"] in ("step", "state")]
+    at = f" at step {steps[-1]}" if steps else ""
+    if pid is not None:
+        return (
+            f"{states[-1]['state'] if states else 'starting'}{at}; its coordinator is process {pid}"
+        )
+    if not states:
+        return "it never began"
+    if states[-1]["state"] in ENDED:
+        reason = states[-1].get("reason", "")
+        return f"{states[-1]['state']}{at}" + (f": {reason}" if reason else "")
+    return f"it ended without a word{at}: its processes were killed, or the machine went down"
+
+
+# ---- what can be done ------------------------------------------------------------------------
+
+
+def _advise(
+    found: Autopsy,
+    folder: Path,
+    events: list[Event],
+    whole: list[str],
+    pid: int | None,
+    log_lines: int | None,
+    shards: bool,
+) -> None:
+    say = found.advice.append
+    name = shlex.quote(found.name)
+    if pid is not None:
+        say(f"it has a coordinator: pantheraml attach {name}")
+        return
+    blocked = False
+    if any(part.name == "run.json" for part in found.damaged):
+        blocked = True
+        say(
+            'run.json is damaged: put right what is wrong in it, remove its field "sum", and it is '
+            "taken as it is"
+        )
+    if log_lines is not None:
+        blocked = True
+        log, old = (shlex.quote(str(folder / n)) for n in ("events.jsonl", "events.damaged.jsonl"))
+        say(
+            f"the log is damaged: what was set after its line {log_lines} would be lost, the "
+            f"checkpoints are not touched. To go on with the {log_lines} lines before: "
+            f"mv {log} {old} && head -n {log_lines} {old} > {log}"
+        )
+    if not shards:
+        blocked = True
+        say("remove the damaged shard: it is made again from the data, as it was")
+    past = _limit(events)
+    usable = [n for n in whole if _step(n) <= past]
+    last = max((event["step"] for event in events if event["type"] == "step"), default=0)
+    if not usable:
+        words = "no checkpoint is whole" if found.damaged else "there is no checkpoint"
+        say(f"{words}: pantheraml resume {name} begins again at step 0")
+        return
+    found.resume = f"checkpoints/{usable[0]}"
+    lost = max(0, last - _step(usable[0]))
+    words = f"; {lost} steps are made again" if lost else ""
+    say(
+        f"{'then ' if blocked else ''}pantheraml resume {name} goes on from {found.resume}{words}, "
+        "with what was set after it"
+    )
+    others = [n for n in whole if n != usable[0]]
+    if others:
+        say(f"or back to {', '.join(others[:5])}: pantheraml resume {name} --checkpoint NAME")
+
+
+def _limit(events: list[Event]) -> float:
+    """Step of the newest checkpoint of this past: beyond it lies one that was gone back from."""
+    limit = float("inf")
+    for event in events:
+        if event["type"] == "checkpoint":
+            limit = event["step"]
+        elif event["type"] == "state" and event.get("rewound"):
+            limit = _step(event["checkpoint"].rsplit("/", 1)[-1])
+    return limit
+
+
+def show(found: Autopsy) -> int:
+    """Print it for people; returns 0 when nothing is damaged."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    marks = {"ok": "[green]✓[/]", "note": "[yellow]•[/]", "bad": "[red]✗[/]"}
+    console = Console()
+    console.print(f"[bold]{escape(found.name)}[/]  {escape(found.state)}")
+    for when, words in found.happened:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+        console.print(f"  {stamp}  {escape(words)}")
+    for part in found.parts:
+        console.print(f"{marks[part.verdict]} [bold]{escape(part.name)}[/]  {escape(part.found)}")
+    for words in found.advice:
+        console.print(f"→ {escape(words)}", soft_wrap=True)
+    return 1 if found.damaged else 0

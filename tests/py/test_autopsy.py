@@ -1,0 +1,139 @@
+"""``pantheraml doctor RUN`` over folders of real runs that were killed, damaged and robbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pantheraml as pm
+import pytest
+from conftest import ROWS, at_step, environment, until
+from pantheraml import autopsy
+
+Start = Callable[..., pm.Run]
+
+
+@pytest.fixture
+def folder(start: Start, tmp_path: Path) -> Iterator[Path]:
+    """A run that was steered and stopped."""
+    run = start(name="patient", max_steps=10**6, save_steps=20, eval_data=ROWS[:4])
+    at_step(run, 45)
+    run.set(learning_rate=5e-4).wait(60)
+    run.checkpoint("kept", wait=True)
+    run.stop(wait=True)
+    pid = run.coordinator_pid
+    run.close()
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not Path(f"/proc/{pid}").exists(), 20, "its end")
+    yield run.folder
+
+
+def part(found: autopsy.Autopsy, name: str) -> autopsy.Part:
+    return next(part for part in found.parts if part.name == name)
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    text = bytearray(path.read_bytes())
+    bit = chance.randrange(8 * len(text))
+    text[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(text)
+
+
+def test_a_healthy_folder(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = autopsy.examine_run(folder)
+    assert found.state.startswith("stopped at step") and not found.damaged
+    said = "\n".join(words for _, words in found.happened)
+    assert "set learning_rate=0.0005 from step" in said and "checkpoint 'kept'" in said
+    assert "made steps 1 to" in said
+    assert found.resume is not None and f"goes on from {found.resume}" in "\n".join(found.advice)
+    assert part(found, "data/train.safetensors").verdict == "ok"
+    assert {p: p.read_bytes() for p in before} == before  # it only looks
+    made = json.loads(found.to_json())
+    assert made["resume"] == found.resume
+
+
+def test_each_damaged_part_is_named(folder: Path, tmp_path: Path) -> None:
+    """One bit anywhere in a file: the doctor names that part, and no run is made of it."""
+    chance = random.Random(8)
+    newest = folder / (autopsy.examine_run(folder).resume or "")
+    log = len((folder / "events.jsonl").read_bytes())
+    cases = {
+        newest / "adapter_model.safetensors": f"checkpoints/{newest.name}",
+        newest / "state.json": f"checkpoints/{newest.name}",
+        newest / "MANIFEST": f"checkpoints/{newest.name}",
+        folder / "run.json": "run.json",
+        folder / "data/train.safetensors": "data/train.safetensors",
+        folder / "data/eval.safetensors": "data/eval.safetensors",
+    }
+    for path, name in cases.items():
+        whole = path.read_bytes()
+        for _ in range(5):
+            flip(path, chance)
+            found = autopsy.examine_run(folder)
+            if name == "run.json" and not found.damaged:  # the sum's own frame: see sums.py
+                assert part(found, name).verdict == "note"
+            else:
+                assert [p.name for p in found.damaged] == [name], path
+            if name.startswith("checkpoints/"):
+                assert found.resume != name and found.resume is not None
+            path.write_bytes(whole)
+    text = bytearray((folder / "events.jsonl").read_bytes())
+    text[log // 3] ^= 4
+    (folder / "events.jsonl").write_bytes(text)
+    found = autopsy.examine_run(folder)
+    assert [p.name for p in found.damaged] == ["events.jsonl"]
+    # What it says can be done, can be done.
+    advice = next(words for words in found.advice if "head -n" in words)
+    subprocess.run(["sh", "-c", advice[advice.index("mv ") :]], check=True)
+    again = autopsy.examine_run(folder)
+    assert not [p for p in again.damaged if p.name == "events.jsonl"]
+
+
+def test_it_resumes_from_where_it_says(folder: Path) -> None:
+    newest = folder / (autopsy.examine_run(folder).resume or "")
+    shutil.rmtree(newest)
+    found = autopsy.examine_run(folder)
+    assert part(found, f"checkpoints/{newest.name}").verdict == "bad"
+    run = pm.resume("patient")
+    run.wait_for_change(0)
+    starting = [e for e in run.events() if e["type"] == "state" and e["state"] == "starting"][-1]
+    assert starting["checkpoint"] == found.resume
+
+
+def test_a_killed_run(start: Start) -> None:
+    """Everything is killed at once, as a machine that goes down does it."""
+    run = start(name="victim", max_steps=10**6, save_steps=20, restart="never")
+    at_step(run, 45)
+    living = autopsy.examine_run(run.folder)
+    assert f"process {run.coordinator_pid}" in living.state and "attach" in living.advice[0]
+    pids = [run.workers[0]["pid"], run.coordinator_pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: run.state == "stopped", 20, "its end")
+    found = autopsy.examine_run(run.folder)
+    assert found.state.startswith("it ended without a word at step")
+    assert not found.damaged and found.resume is not None
+    made = subprocess.run(
+        [sys.executable, "-m", "pantheraml", "doctor", "victim"],
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert made.returncode == 0 and "ended without a word" in made.stdout
+
+
+def test_a_damaged_shard_is_not_loaded(folder: Path) -> None:
+    flip(folder / "data/train.safetensors", random.Random(3))
+    with pytest.raises(pm.Error, match=r"train\.safetensors.* is not what was written"):
+        pm.resume("patient").wait(60)
+    (folder / "data/train.safetensors").unlink()
+    run = pm.resume("patient")
+    until(lambda: run.state in ("running", "failed"), 60, "it to go on")
+    assert run.state == "running", run.reason
