@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import ROWS, at_step, until
+from conftest import ROWS, alive, at_step, until
 
 Start = Callable[..., pm.Run]
 STEPS = 240  # half a second and more: what is done to a run on its way must find it there
@@ -150,3 +152,42 @@ def test_a_damaged_checkpoint_is_passed_over(start: Start) -> None:
     assert starting["checkpoint"] == f"checkpoints/{before.path.name}"
     logged = [e["message"] for e in run.events() if e["type"] == "log"]
     assert any(newest.path.name in message for message in logged)
+
+
+ATTACH = """
+import sys
+import pantheraml as pm
+run = pm.attach(sys.argv[1])
+print(run.coordinator_pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_attach_at_once_and_start_one(start: Start) -> None:
+    """Every process of a run is killed: whoever comes back first has it go on, and only once."""
+    run = start(name="fallen", **SETTINGS | {"max_steps": 10**6})
+    at_step(run, 5)
+    coordinator, workers = run.coordinator_pid, [w["pid"] for w in run.workers]
+    assert coordinator is not None
+    run.close()
+    for pid in (coordinator, *workers):
+        os.kill(pid, signal.SIGSTOP)  # so that none of them helps
+    for pid in (coordinator, *workers):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, (coordinator, *workers))), 10, "their end")
+    comers = [
+        subprocess.Popen(
+            [sys.executable, "-c", ATTACH, run.folder],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    told = [comer.stdout.readline().strip() for comer in comers if comer.stdout is not None]
+    assert told[0] == told[1] != "None", told
+    for comer in comers:
+        comer.communicate()
+    run = pm.attach("fallen")
+    assert str(run.coordinator_pid) == told[0]
+    at_step(run, run.step + 5)
+    assert [e["cause"] for e in run.events() if e["type"] == "restart"] == ["coordinator"]
+    assert [row["step"] for row in run.history] == list(range(1, len(run.history) + 1))

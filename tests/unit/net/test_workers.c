@@ -1,0 +1,114 @@
+/* Which workers are there, and that nobody else is killed for one. */
+#include "pml/net/connection.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "pml/base/file.h"
+
+static char folder[] = "/tmp/pml-workers-XXXXXX";
+
+static int make_folder(void **state)
+{
+    (void)state;
+    return mkdtemp(folder) == NULL;
+}
+
+static int remove_folder(void **state)
+{
+    (void)state;
+    return pml_tree_remove("/tmp", folder + 5, NULL) != PML_OK;
+}
+
+/* A process that does nothing; with a lock it is the worker of that rank. */
+static pid_t begin(int lock, int rank)
+{
+    int ready[2];
+    char byte;
+    assert_int_equal(pipe(ready), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (lock >= 0 && pml_runtime_worker_sign(lock, rank, NULL) != PML_OK)
+            _exit(1);
+        if (write(ready[1], "", 1) == 1)
+            for (;;)
+                pause();
+        _exit(1);
+    }
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    close(ready[0]);
+    close(ready[1]);
+    return pid;
+}
+
+static void those_that_hold_a_lock_are_there(void **state)
+{
+    (void)state;
+    int locks[2], second;
+    pid_t pids[2];
+    assert_int_equal(pml_runtime_workers(folder, NULL), PML_NOT_FOUND);
+    for (int r = 0; r < 2; r++) {
+        assert_int_equal(pml_runtime_worker_lock(folder, r, &locks[r], NULL), PML_OK);
+        pids[r] = begin(locks[r], r);
+    }
+    assert_int_equal(pml_runtime_worker_lock(folder, 1, &second, NULL), PML_BUSY);
+    /* The lock is the process's, not ours who took it. */
+    close(locks[0]);
+    close(locks[1]);
+    assert_int_equal(pml_runtime_workers(folder, NULL), PML_OK);
+    kill(pids[0], SIGKILL);
+    waitpid(pids[0], NULL, 0);
+    assert_int_equal(pml_runtime_workers(folder, NULL), PML_OK);
+
+    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
+    int status;
+    assert_int_equal(waitpid(pids[1], &status, 0), pids[1]);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    assert_int_equal(pml_runtime_workers(folder, NULL), PML_PEER);
+}
+
+/* The file names a process that holds no lock (its number was given to somebody else), or beside a
+ * lock that its holder has not signed yet: nobody is signalled. */
+static void a_recycled_number_is_not_touched(void **state)
+{
+    (void)state;
+    int lock;
+    pid_t stranger = begin(-1, 0);
+    char line[32], path[64];
+    snprintf(line, sizeof line, "%15d\n", (int)stranger);
+    snprintf(path, sizeof path, "%s/workers", folder);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs(line, file);
+    fclose(file);
+    assert_int_equal(pml_runtime_workers(folder, NULL), PML_PEER);
+    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
+
+    /* A worker that has its lock and has not signed: what its predecessor signed is gone. */
+    assert_int_equal(pml_runtime_worker_lock(folder, 0, &lock, NULL), PML_OK);
+    assert_int_equal(pml_runtime_workers(folder, NULL), PML_OK);
+    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
+    pid_t ended = waitpid(stranger, NULL, WNOHANG);
+    assert_int_equal(ended, 0); /* it lives */
+    close(lock);
+    kill(stranger, SIGKILL);
+    waitpid(stranger, NULL, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(those_that_hold_a_lock_are_there),
+        cmocka_unit_test(a_recycled_number_is_not_touched),
+    };
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
