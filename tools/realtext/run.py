@@ -1,6 +1,6 @@
 """Real text through every way that data can go, counted beside transformers.
 
-    tools/realtext/run.py --peer PYTHON [--text FILE …] [--least BYTES]
+    tools/realtext/run.py --peer PYTHON [--text FILE …] [--least BYTES] [--kinds …] [--ways …]
 
 PYTHON is an interpreter with transformers. The corpora are the standard library's sources, the
 documentation in them (prompt: a function's head, completion: its docstring), and every FILE: one
@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--least", type=int, default=4 << 20)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     files = sources(args.least)
     texts = [path.read_text("utf-8") for path in files]
@@ -59,7 +60,7 @@ def main() -> int:
             model = model_folder(Path(name) / kind, kind)
             for title, rows in corpora.items():
                 rows = [row for row in rows if row.strip()]
-                for way in WAYS:
+                for way in args.ways:
                     if way in ("pairs", "marked", "prefixes") and title != "standard library":
                         continue
                     folder = Path(name) / f"{kind}-{len(list(Path(name).iterdir()))}"
