@@ -26,6 +26,7 @@ from typing import Any
 
 from pantheraml import folders
 from pantheraml.config import memory
+from pantheraml.data.shard import write_sum
 
 #: Counts up when the same input makes other tokens than it did before.
 FORMAT = 1
@@ -116,6 +117,7 @@ class Entry:
                     raise ValueError(f"{path.name} does not have the hash it had")
             said = [(str(level), str(words)) for level, words in described["said"]]
             for name, shard in shards.items():
+                write_sum(shard, described["files"][name]["blake2b"])
                 _link(self._folder / f"{name}.safetensors", shard)
         except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
             self._remove()

@@ -138,8 +138,7 @@ class ShardWriter:
         self._ids.write((self._begin - 8).to_bytes(8, "little") + header[8:])
         self._ids.flush()
         os.fsync(self._ids.fileno())
-        line = f"{_native.hash_file(self._temporary)}  {self._path.name}\n"
-        folders.write_private(self._path.with_name(f"{self._path.name}.b2sum"), line.encode())
+        write_sum(self._path, _native.hash_file(self._temporary))
         self._temporary.replace(self._path)
         folders.sync(self._path.parent)
 
@@ -169,6 +168,12 @@ class ShardWriter:
         }
         text = bytes(8) + json.dumps(described, ensure_ascii=False).encode("utf-8")
         return text.ljust((len(text) + 4095) // 4096 * 4096)
+
+
+def write_sum(shard: Path, digest: str) -> None:
+    """Write what a shard's hash is beside it, as ``b2sum -l 256`` prints it."""
+    line = f"{digest}  {shard.name}\n"
+    folders.write_private(shard.with_name(f"{shard.name}.b2sum"), line.encode())
 
 
 def _read(file: IO[bytes], at: int, n: int) -> Ids:
