@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pantheraml.data import prepare, shard
 from pantheraml.data.shard import IGNORE
 from pantheraml.tiny import TinyLlama
+from pyarrow import parquet
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -281,6 +283,33 @@ GOOD = '{"text": "a"}\n'
         ('{"messages": [{"role": "user"}]}\n', 'line 1: turn 1 has no "content"'),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "no token of any row is learned"),
         ('{"prompt": "a", "completion": 3}\n', "line 1: 'completion' must be a string"),
+        ('{"text": ["a"]}\n', "line 1: 'text' must be a string, it is a list"),
+        ('{"text": {"a": 1}}\n', "line 1: 'text' must be a string, it is an object"),
+        ('{"text": null}\n', "line 1: a row must be"),
+        ('{"text": NaN}\n', "line 1: 'text' must be a string, it is a number"),
+        ('{"input_ids": [[1, 2]]}\n', "line 1: 'input_ids' must hold whole numbers"),
+        ('{"input_ids": "abc"}\n', "line 1: 'input_ids' must be a list of token ids"),
+        ('{"input_ids": [1, %s]}\n' % (10**40), "line 1: 'input_ids' holds a number that no"),
+        ('{"input_ids": [1, 2], "labels": [1, 2, 3]}\n', "line 1: 2 input_ids but 3 labels"),
+        ('{"input_ids": [1, 2], "labels": [1, NaN]}\n', "line 1: 'labels' must hold whole"),
+        ('{"input_ids": [1, 2], "attention_mask": [1]}\n', "as long as input_ids"),
+        (GOOD + '{"messages": [{"role": "user", "content": "a"}]}\n', "line 2: no 'text'"),
+        ('{"messages": [["user", "a"]]}\n', "line 1: turn 1 must be"),
+        ('{"messages": {"role": "user"}}\n', "line 1: messages must be a list"),
+        ('{"messages": [{"role": 1, "content": "a"}]}\n', 'line 1: turn 1 has no "role"'),
+        ('{"messages": [{"from": "human", "value": "a"}]}\n', 'line 1: turn 1 has no "role"'),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}], "tools": [1]}\n',
+            "line 1: 'tools' must be a list of objects",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}], "chat_template_kwargs": 1}\n',
+            "line 1: 'chat_template_kwargs' must be an object",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}\n',
+            "line 1: turn 1: not in this version: content of 'image'",
+        ),
     ],
 )
 def test_bad_rows_are_named(job: Job, source: str | bytes, words: str) -> None:
@@ -401,3 +430,21 @@ def test_a_cache_that_cannot_be_is_said(job: Job, cache: Path) -> None:
     status, lines = job.run(GOOD)
     assert status == 0
     assert any("not kept for other runs" in line for line in messages(lines))
+
+
+def test_a_column_of_another_type(job: Job, tmp_path: Path) -> None:
+    """What only a .parquet can have: floats for ids, NaN for text, bytes, nulls."""
+    for column, words in (
+        (pa.array([[1, 2], [1.0, float("nan")]]), "row 1: 'input_ids' must hold whole numbers"),
+        (pa.array([[1, 2], [1, None]]), "row 2: 'input_ids' must hold whole numbers"),
+        (pa.array([[1, 2], None]), "row 2: no 'input_ids'"),
+    ):
+        parquet.write_table(pa.table({"input_ids": column}), tmp_path / "c.parquet")
+        assert words in job.error((tmp_path / "c.parquet").read_bytes(), ".parquet")
+    for texts, words in (
+        (pa.array([float("nan"), 1.0]), "row 1: 'text' must be a string, it is a number"),
+        (pa.array([b"a", b"\xff"]), "row 1: 'text' must be a string, it is bytes"),
+        (pa.array(["a", None]), "row 2: no 'text'"),
+    ):
+        parquet.write_table(pa.table({"text": texts}), tmp_path / "c.parquet")
+        assert words in job.error((tmp_path / "c.parquet").read_bytes(), ".parquet")
