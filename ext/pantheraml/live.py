@@ -179,7 +179,7 @@ def _lines(run: Run, over: Callable[[], bool], console: Console) -> None:
 def _tell(run: Run, noted: int, console: Console) -> int:
     said = notes(run)
     for line in said[noted:]:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return len(said)
 
 

@@ -14,9 +14,8 @@ As TRL does: the end-of-text token is added to text and completion unless it is 
 never to a chat (its template ends turns itself); the tokenizer adds its own special tokens to text
 and prompt, not to a chat.
 
-A .txt file is one long text, cut into rows of ``max_length`` tokens. With packing, a text row
-longer than that is cut into rows likewise, so nothing of it is lost; without packing, and in every
-other kind, a long row loses its end when batches are drawn.
+A .txt file is one long text, cut into rows of ``max_length`` tokens. What is done with other rows
+that are longer than that is the preparation's matter (:mod:`pantheraml.data.prepare`).
 """
 
 from __future__ import annotations
