@@ -20,7 +20,6 @@ from pantheraml.api import (
     runs,
 )
 from pantheraml.commands import Command, Evaluation, Sample
-from pantheraml.config import LoRA
 from pantheraml.errors import (
     BusyError,
     CorruptError,
@@ -36,6 +35,7 @@ from pantheraml.errors import (
     RunFailed,
     TimedOut,
 )
+from pantheraml.lora import LoRA
 from pantheraml.memory import Plan
 from pantheraml.record import Checkpoint
 from pantheraml.run import Run

@@ -18,6 +18,7 @@ from pantheraml import _native, folders, hub, sharing, sums
 from pantheraml.config import Settings
 from pantheraml.data.handover import Data, Given, look_at
 from pantheraml.errors import Error, InvalidError, NotInThisVersion
+from pantheraml.lora import Model
 from pantheraml.memory import Plan
 from pantheraml.record import ENDED, first_damaged
 from pantheraml.run import Run, open_run, start_run
@@ -270,10 +271,13 @@ def _resolve(
     settings.resolve(1 << 20)  # what is wrong with them comes before a download
     folder = hub.resolve(model)
     known = _native.check_model(folder)
-    resolved = settings.resolve(int(known["max_positions"]))
+    seen = Model(folder, int(known["layers"]), bool(known["qk_norm"]))
+    resolved = settings.resolve(int(known["max_positions"]), seen)
     if known["nf4"] and resolved["quant"] != "nf4":
         raise InvalidError(f'model: {folder} holds NF4 weights; give quant="nf4"')
-    return resolved, {"model": str(folder), "model_id": os.fspath(model)}
+    # A relative path would say nothing to whoever reads it elsewhere.
+    here = Path(model).expanduser().is_dir()
+    return resolved, {"model": str(folder), "model_id": str(folder) if here else os.fspath(model)}
 
 
 def _write_run(

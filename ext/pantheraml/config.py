@@ -6,9 +6,7 @@ by name, before a run folder exists; the engine checks ``run.json`` again when i
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import os
 import re
 import warnings
@@ -18,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml import _native
+from pantheraml.checks import choice as choice
+from pantheraml.checks import number as number
+from pantheraml.checks import truth as truth
+from pantheraml.checks import unknown_parameter as unknown_parameter
+from pantheraml.checks import whole as whole
 from pantheraml.errors import Error, InvalidError, NotFoundError, NotInThisVersion
+from pantheraml.lora import LoRA, Model
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OVERLONG = ("cut", "split", "drop", "refuse")
 SCHEDULES = (
     "cosine",
@@ -44,73 +47,6 @@ OPTIMIZERS = {
     "adamw_hf": "adamw",
     "sgd": "sgd",
 }
-
-#: Adapter settings that change the mathematics, with the value that changes nothing.
-_ADAPTER_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "layers_to_transform": (None, []),
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "target_parameters": (None, []),
-}
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """A low-rank adapter, as PEFT's LoraConfig.
-
-    Parameters
-    ----------
-    r
-        Rank. Default 16, or the adapter's that `init` names.
-    lora_alpha
-        Scale times rank: the adapter's output is multiplied by ``lora_alpha / r``. Default 16.
-    lora_dropout
-        Dropout of the adapter's input while training.
-    target_modules
-        ``"all-linear"``, or names out of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
-        down_proj.
-    init
-        Folder of a PEFT adapter to start from; what is not given is taken from it.
-    """
-
-    r: int | None = None
-    lora_alpha: float | None = None
-    lora_dropout: float | None = None
-    target_modules: str | Sequence[str] | None = None
-    init: str | os.PathLike[str] | None = None
-
-    def resolve(self) -> dict[str, Any]:
-        """Give run.json's fields ``lora_*``."""
-        start: dict[str, Any] = {}
-        if self.init is not None:
-            start = _read_adapter(Path(self.init).expanduser().absolute())
-        for name in ("r", "lora_alpha", "target_modules"):
-            mine, theirs = getattr(self, name), start.get(name)
-            if name == "target_modules":
-                mine = None if mine is None else _targets(mine)
-            if mine is not None and theirs is not None and mine != theirs:
-                raise InvalidError(
-                    f"LoRA({name}={mine!r}) does not fit the adapter in {self.init}, which has "
-                    f"{theirs!r}; leave {name} out"
-                )
-        rank = _pick(self.r, start.get("r"), 16)
-        alpha = _pick(self.lora_alpha, start.get("lora_alpha"), 16)
-        dropout = _pick(self.lora_dropout, start.get("lora_dropout"), 0.0)
-        return {
-            "lora_r": whole("LoRA(r)", rank, 1, 4096),
-            "lora_alpha": number("LoRA(lora_alpha)", alpha, 0, 1e6),
-            "lora_dropout": number("LoRA(lora_dropout)", dropout, 0, 1, below=True),
-            "lora_targets": _targets(
-                _pick(self.target_modules, start.get("target_modules"), "all-linear")
-            ),
-            "lora_init": "" if self.init is None else str(Path(self.init).expanduser().absolute()),
-        }
 
 
 @dataclass(frozen=True)
@@ -288,13 +224,15 @@ class Settings:
                 raise unknown_parameter(name, [*known, *also])
         return cls(**given)
 
-    def resolve(self, positions: int) -> dict[str, Any]:
+    def resolve(self, positions: int, model: Model | None = None) -> dict[str, Any]:
         """Check every parameter and give run.json's fields.
 
         Parameters
         ----------
         positions
             ``max_position_embeddings`` of the model, for the default of `generate_length`.
+        model
+            What the adapter is made for; None: only what can be said without one.
         """
         self._refuse_what_is_not_built()
         choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
@@ -309,7 +247,7 @@ class Settings:
             adapter: dict[str, Any] = {"lora_r": 0, "lora_alpha": 0, "lora_dropout": 0}
             adapter |= {"lora_targets": [], "lora_init": ""}
         else:
-            adapter = lora.resolve()
+            adapter = lora.resolve(model)
         return {
             "method": self.method,
             "dtype": self._dtype(devices),
@@ -476,55 +414,6 @@ def optimizer_args(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
     return result
 
 
-def unknown_parameter(name: str, known: Sequence[str]) -> TypeError:
-    """Make the error for a keyword that is none, with the nearest that is one."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return TypeError(f"{name!r} is not a parameter{hint}")
-
-
-def choice(name: str, value: object, known: Sequence[str]) -> str:
-    """Refuse a word that is not one of `known`, naming the nearest."""
-    if isinstance(value, str) and value in known:
-        return value
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InvalidError(f"{name} must be one of {', '.join(known)}; it is {value!r}{hint}")
-
-
-def whole(name: str, value: object, low: int, high: int) -> int:
-    """Refuse what is not a whole number in [low, high]."""
-    fits = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not fits or not hasattr(value, "__int__"):
-        raise InvalidError(f"{name} must be a whole number, it is {value!r}")
-    result = int(value)
-    if not low <= result <= high:
-        raise InvalidError(f"{name} must be from {low} to {high}, it is {result}")
-    return result
-
-
-def number(
-    name: str, value: object, low: float, high: float, *, above: bool = False, below: bool = False
-) -> float:
-    """Refuse what is not a finite number in [low, high]; `above`, `below`: without that end."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise InvalidError(f"{name} must be a number, it is {value!r}")
-    result = float(value)
-    inside = math.isfinite(result) and low <= result <= high
-    if not inside or (above and result == low) or (below and result == high):
-        first = f"above {low:g}" if above else f"at least {low:g}"
-        last = f"below {high:g}" if below else f"at most {high:g}"
-        raise InvalidError(f"{name} must be {first} and {last}, it is {result:g}")
-    return result
-
-
-def truth(name: str, value: object) -> bool:
-    """Refuse what is not True or False."""
-    if not isinstance(value, bool):
-        raise InvalidError(f"{name} must be True or False, it is {value!r}")
-    return value
-
-
 def memory(value: int | str | None, name: str = "memory_limit") -> int:
     """Bytes of ``8GiB``, ``500MB`` or a number; 0 for None."""
     if value is None:
@@ -605,56 +494,6 @@ def _json_object(name: str, value: object) -> dict[str, Any]:
         return dict(json.loads(json.dumps(dict(value))))
     except (TypeError, ValueError) as error:
         raise InvalidError(f"{name} cannot be stored: {error}") from None
-
-
-def _targets(value: object) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if names == ["all-linear"]:
-        return list(TARGETS)
-    if not isinstance(names, Iterable):
-        raise InvalidError(f"LoRA(target_modules) must be names, it is {value!r}")
-    wanted = list(names)
-    for name in wanted:
-        choice("LoRA(target_modules)", name, TARGETS)
-    if not wanted:
-        raise InvalidError("LoRA(target_modules) is empty")
-    return [name for name in TARGETS if name in wanted]
-
-
-def _read_adapter(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise NotFoundError(f"LoRA(init): {folder} has no adapter_config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: config[name] for name in ("r", "lora_alpha", "target_modules")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidError(f"{path}: not a LoRA adapter's ({error})") from None
-    for name, neutral in _ADAPTER_NEUTRAL.items():
-        if config.get(name) not in neutral:
-            raise NotInThisVersion(f"not in this version: {path} has {name}={config[name]!r}")
-    found["lora_dropout"] = config.get("lora_dropout")
-    found["target_modules"] = _targets(_stored_targets(found["target_modules"]))
-    return found
-
-
-def _stored_targets(value: object) -> object:
-    """Turn the spellings that PEFT stores into names, the same ones that the engine takes.
-
-    A string is a regular expression over a module's path, of which ``.*name``, ``.*\\.name`` and
-    ``.*\\.(name|name)`` are understood; a list may say ``self_attn.q_proj`` for ``q_proj``.
-    """
-    if isinstance(value, str):
-        match = re.fullmatch(r"\.\*(?:\\\.)?(?:\(([a-z_|]+)\)|([a-z_]+))", value)
-        return value if match is None else (match[1] or match[2]).split("|")
-    if not isinstance(value, list):
-        return value
-    parents = {"self_attn": TARGETS[:4], "mlp": TARGETS[4:]}
-    names: list[object] = []
-    for entry in value:
-        parent, _, name = str(entry).rpartition(".")
-        names.append(name if name in parents.get(parent, ()) else entry)
-    return names
 
 
 def _pick(*values: Any) -> Any:

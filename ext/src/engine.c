@@ -7,6 +7,7 @@
 #include "pml/base/hash.h"
 #include "pml/data/packing.h"
 #include "pml/json/messages.h"
+#include "pml/model/adapter.h"
 #include "pml/model/nf4.h"
 #include "pml/model/safetensors.h"
 #include "pml/plan/plan.h"
@@ -212,6 +213,76 @@ static pml_status check_tensors(const pml_model_spec *spec, const char *folder, 
     return status;
 }
 
+PyDoc_STRVAR(read_adapter_doc,
+             "read_adapter(folder, model, /)\n--\n\n"
+             "Read a PEFT adapter's folder for the model of another: r, lora_alpha, lora_dropout,\n"
+             "use_rslora, modules_to_save, and modules: (layer, projection, rank, alpha) of each.");
+
+static PyObject *saved_names(uint32_t saved)
+{
+    PyObject *names = PyList_New(0);
+    for (int i = 0; names != NULL && i < PML_SAVED_COUNT; i++) {
+        if (!(saved >> i & 1))
+            continue;
+        PyObject *name = PyUnicode_FromString(pml_saved_name((pml_saved)(1U << i)));
+        if (name == NULL || PyList_Append(names, name) < 0)
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+static PyObject *adapted_modules(const pml_adapter_config *config, const pml_safetensors *file,
+                                 int32_t layers)
+{
+    PyObject *list = PyList_New(0);
+    for (int32_t i = 0; list != NULL && i < layers * PML_TARGET_COUNT; i++) {
+        pml_target target = (pml_target)(1U << (i % PML_TARGET_COUNT));
+        pml_lora_module module = pml_adapter_module(config, file, i / PML_TARGET_COUNT, target);
+        if (module.rank == 0)
+            continue;
+        PyObject *entry = Py_BuildValue("(isid)", (int)(i / PML_TARGET_COUNT),
+                                        pml_target_name(target), (int)module.rank, module.alpha);
+        if (entry == NULL || PyList_Append(list, entry) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(entry);
+    }
+    return list;
+}
+
+static PyObject *read_adapter(PyObject *module, PyObject *args)
+{
+    PyObject *folder = NULL, *model = NULL;
+    if (!PyArg_ParseTuple(args, "O&O&:read_adapter", PyUnicode_FSConverter, &folder,
+                          PyUnicode_FSConverter, &model)) {
+        Py_XDECREF(folder);
+        return NULL;
+    }
+    pml_error err = PML_ERROR_INIT;
+    pml_model_spec spec;
+    pml_adapter_config config;
+    pml_safetensors *file = NULL;
+    PyObject *modules = NULL, *saved = NULL, *result = NULL;
+    pml_status status = pml_model_spec_load(PyBytes_AsString(model), &spec, &err);
+    if (status == PML_OK)
+        status = pml_adapter_open(PyBytes_AsString(folder), &spec, &config, &file, &err);
+    Py_DECREF(folder);
+    Py_DECREF(model);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    modules = adapted_modules(&config, file, spec.layers);
+    saved = saved_names(config.saved);
+    if (modules != NULL && saved != NULL)
+        result = Py_BuildValue("{si sd sd sO sO sO}", "r", (int)config.rank, "lora_alpha",
+                               config.alpha, "lora_dropout", config.dropout, "use_rslora",
+                               config.rslora ? Py_True : Py_False, "modules_to_save", saved,
+                               "modules", modules);
+    Py_XDECREF(modules);
+    Py_XDECREF(saved);
+    pml_safetensors_close(&file);
+    return result;
+}
+
 PyDoc_STRVAR(check_model_doc,
              "check_model(folder, /)\n--\n\n"
              "Read a model folder's config.json and the headers of its safetensors, and raise\n"
@@ -234,12 +305,13 @@ static PyObject *check_model(PyObject *module, PyObject *argument)
     Py_DECREF(folder);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
-    return Py_BuildValue("{ss si si si si si si si sL sO}", "family", spec.family, "vocab",
+    return Py_BuildValue("{ss si si si si si si si sL sO sO}", "family", spec.family, "vocab",
                          (int)spec.vocab, "hidden", (int)spec.hidden, "layers", (int)spec.layers,
                          "heads", (int)spec.heads, "kv_heads", (int)spec.kv_heads, "intermediate",
                          (int)spec.intermediate, "max_positions", (int)spec.max_positions,
                          "parameters", (long long)pml_model_parameters(&spec), "nf4",
-                         spec.nf4 ? Py_True : Py_False);
+                         spec.nf4 ? Py_True : Py_False, "qk_norm",
+                         spec.qk_norm ? Py_True : Py_False);
 }
 
 PyDoc_STRVAR(packed_doc,
@@ -358,6 +430,7 @@ PyMethodDef pmli_engine_methods[] = {
     {"program", (PyCFunction)(void (*)(void))engine_program, METH_VARARGS | METH_KEYWORDS,
      program_doc},
     {"check_run", check_run, METH_O, check_run_doc},
+    {"read_adapter", read_adapter, METH_VARARGS, read_adapter_doc},
     {"check_model", check_model, METH_O, check_model_doc},
     {"gpus", gpus, METH_NOARGS, gpus_doc},
     {"packed", packed, METH_VARARGS, packed_doc},

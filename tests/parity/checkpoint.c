@@ -53,6 +53,8 @@ typedef enum variant { ADAMW, MOMENTUM, NESTEROV, PLAIN_SGD, DROPOUT, VARIANTS }
 
 static void vary(pml_train_config *config, variant how)
 {
+    config->optimizer = PML_OPTIMIZER_ADAMW;
+    config->momentum = 0;
     if (how == MOMENTUM || how == NESTEROV || how == PLAIN_SGD)
         config->optimizer = PML_OPTIMIZER_SGD;
     if (how == MOMENTUM || how == NESTEROV)
@@ -65,7 +67,9 @@ static void vary(pml_train_config *config, variant how)
                                                       [DROPOUT] =
                                                           PML_SCHEDULE_COSINE_WITH_RESTARTS};
     if (how != ADAMW)
-        config->schedule.type = types[how];
+        config->schedule = (pml_schedule){.type = types[how],
+                                          .warmup_steps = config->schedule.warmup_steps,
+                                          .learning_rate = config->learning_rate};
     if (how == MOMENTUM) {
         config->schedule.given = 1U << PML_KEYWORD_NUM_DECAY_STEPS;
         config->schedule.keyword[PML_KEYWORD_NUM_DECAY_STEPS] = 4;
@@ -289,7 +293,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "qwen2-tied-lora",
-                                        "qwen2-untied-full"};
+                                        "qwen2-untied-full", "qwen3-mixed-lora"};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int how = 0; how < VARIANTS; how++)
             check_resume(argv[1], cases[i], (variant)how);

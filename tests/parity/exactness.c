@@ -18,7 +18,8 @@
 
 static const double loss_limit = 1e-6, gradient_limit = 5e-6;
 static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "llama-biased-lora",
-                                    "qwen2-tied-lora", "qwen2-untied-full"};
+                                    "qwen2-tied-lora", "qwen2-untied-full", "qwen3-mixed-lora",
+                                    "llama-saved-lora"};
 enum { CASES = sizeof cases / sizeof *cases };
 
 /* One whole epoch as one step: its loss, and its gradients tensor by tensor. */

@@ -14,7 +14,8 @@ static const char *const cases[] = {
     "llama-tied-full",    "llama-untied-lora", "llama-biased-lora", "qwen2-tied-lora",
     "qwen2-untied-full",  "llama-biased-full", "llama-bf16-lora",   "mistral-window-full",
     "mistral-yarn-lora",  "qwen2-window-lora", "qwen3-tied-full",   "qwen3-layers-lora",
-    "llama-dynamic-lora", "llama-nf4-lora",    "qwen2-nf4-lora"};
+    "llama-dynamic-lora", "llama-nf4-lora",    "qwen2-nf4-lora",    "qwen3-mixed-lora",
+    "llama-saved-lora",   "llama-upper-lora"};
 
 static double loss_limit = 1e-5, gradient_limit = 1e-4, curve_limit = 1e-4;
 static const double adapter_limit = 5e-3; /* of the largest element */

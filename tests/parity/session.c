@@ -52,6 +52,56 @@ static void read_targets(pml_json_at at, pml_train_config *config)
         config->lora_targets |= pml_target_from_name(pml_json_as_string(pml_json_item(targets, i)));
 }
 
+/* Groups of one projection each, as the adapter's folder has them. */
+static void read_groups(pml_train_config *config)
+{
+    pml_model_spec spec;
+    pml_adapter_config adapter;
+    pml_safetensors *file;
+    MUST(pml_model_spec_load(config->model, &spec, err));
+    MUST(pml_adapter_open(config->lora_init, &spec, &adapter, &file, err));
+    config->lora_rslora = adapter.rslora;
+    config->lora_saved = adapter.saved;
+    config->lora_targets = 0;
+    for (int32_t i = 0; i < spec.layers * PML_TARGET_COUNT; i++) {
+        int32_t layer = i / PML_TARGET_COUNT;
+        pml_target target = (pml_target)(1U << (i % PML_TARGET_COUNT));
+        pml_lora_module module = pml_adapter_module(&adapter, file, layer, target);
+        if (module.rank == 0)
+            continue;
+        pml_lora_group *group = &config->lora_groups[config->n_lora_groups++];
+        *group = (pml_lora_group){module.rank, module.alpha, (uint32_t)target, {0}};
+        group->layers[0] = UINT64_C(1) << layer;
+        config->lora_targets |= (uint32_t)target;
+    }
+    pml_safetensors_close(&file);
+}
+
+/* The same words that run.json has. */
+static void read_optimizer(pml_json_at at, pml_train_config *c)
+{
+    char text[400] = "adamw";
+    const pml_json *words = NULL;
+    MUST(pml_json_get_string(at, "optim", PML_JSON_OPTIONAL, text, sizeof text, err));
+    if (strcmp(text, "sgd") == 0)
+        c->optimizer = PML_OPTIMIZER_SGD;
+    MUST(pml_json_get_object(at, "optim_args", PML_JSON_OPTIONAL, &words, err));
+    if (words != NULL) {
+        pml_json_at in = {words, at.file, "optim_args"};
+        MUST(pml_json_get_double(in, "momentum", PML_JSON_OPTIONAL, 0, 1, &c->momentum, err));
+        MUST(pml_json_get_double(in, "dampening", PML_JSON_OPTIONAL, 0, 1, &c->dampening, err));
+        MUST(pml_json_get_bool(in, "nesterov", PML_JSON_OPTIONAL, &c->nesterov, err));
+    }
+    MUST(pml_json_get_object(at, "lr_scheduler_kwargs", PML_JSON_OPTIONAL, &words, err));
+    if (words == NULL || !pml_json_has(at, "lr_scheduler_kwargs"))
+        return;
+    pml_message *record;
+    pml_json_show(words, text, sizeof text);
+    MUST(pml_message_parse_as(PML_RECORD_schedule, text, strlen(text), &record, err));
+    pml_schedule_set_keywords(&c->schedule, record);
+    pml_message_destroy(&record);
+}
+
 void load_case(const char *fixtures, const char *name, pml_train_config *config)
 {
     char path[PML_PATH_MAX], text[64];
@@ -91,6 +141,9 @@ void load_case(const char *fixtures, const char *name, pml_train_config *config)
     }
     join(c->model, fixtures, name, "model");
     join(c->train_data, fixtures, name, "rows.safetensors");
+    read_optimizer(at, c);
+    if (pml_json_has(at, "lora_mixed"))
+        read_groups(c);
     pml_json_destroy(&document);
 }
 

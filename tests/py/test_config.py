@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from pantheraml import api, folders, hub
-from pantheraml.config import TARGETS, Settings, device_list, memory
+from pantheraml.config import Settings, device_list, memory
+from pantheraml.lora import Model
 
 POSITIONS = 4096
 
@@ -115,47 +117,96 @@ def test_lengths_may_go_beyond_the_models_positions() -> None:
     assert Settings(max_length=200).resolve(128)["generate_length"] == 200
 
 
+FIXTURES = Path(__file__).parent.parent / "parity" / "fixtures"
+
+
+def model_of(case: str) -> Model:
+    config = json.loads((FIXTURES / case / "model" / "config.json").read_text())
+    qk_norm = config["model_type"] == "qwen3"
+    return Model(FIXTURES / case / "model", config["num_hidden_layers"], qk_norm)
+
+
 def test_adapter_to_start_from(tmp_path: Path) -> None:
-    config = {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"], "bias": "none"}
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(config))
-    made = pm.LoRA(init=tmp_path).resolve()
-    assert (made["lora_r"], made["lora_alpha"]) == (4, 8)
-    assert made["lora_targets"] == ["q_proj", "v_proj"]
-    assert made["lora_init"] == str(tmp_path)
+    model = model_of("qwen2-tied-lora")
+    folder = tmp_path / "adapter"
+    shutil.copytree(FIXTURES / "qwen2-tied-lora" / "adapter", folder)
+    made = pm.LoRA(init=folder).resolve(model)
+    assert (made["lora_r"], made["lora_alpha"], made["lora_groups"]) == (4, 8, [])
+    assert made["lora_targets"] == ["q_proj", "v_proj", "down_proj"]
+    assert made["lora_init"] == str(folder)
     with pytest.raises(pm.InvalidError, match=r"LoRA\(r=16\) does not fit"):
-        pm.LoRA(r=16, init=tmp_path).resolve()
+        pm.LoRA(r=16, init=folder).resolve(model)
+    with pytest.raises(pm.InvalidError, match="rank_pattern"):
+        pm.LoRA(rank_pattern={"q_proj": 2}, init=folder).resolve(model)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(pm.NotInThisVersion, match="use_dora=True"):
-        pm.LoRA(init=tmp_path).resolve()
+    with pytest.raises(pm.NotInThisVersion, match="use_dora = true"):
+        pm.LoRA(init=folder).resolve(model)
     path.write_text("{}")
-    with pytest.raises(pm.InvalidError, match="not a LoRA adapter's"):
-        pm.LoRA(init=tmp_path).resolve()
+    with pytest.raises(pm.InvalidError, match="peft_type"):
+        pm.LoRA(init=folder).resolve(model)
     with pytest.raises(pm.NotFoundError, match="adapter_config"):
         pm.LoRA(init=tmp_path / "none").resolve()
 
 
+def test_an_adapter_that_is_not_the_same_everywhere() -> None:
+    made = pm.LoRA(init=FIXTURES / "qwen3-mixed-lora" / "adapter").resolve(
+        model_of("qwen3-mixed-lora")
+    )
+    assert made["lora_use_rslora"] is True
+    assert made["lora_modules_to_save"] == [
+        "lm_head", "norm", "input_layernorm", "post_attention_layernorm", "q_norm", "k_norm",
+    ]  # fmt: skip
+    assert {"r": 7, "lora_alpha": 8.0, "target_modules": ["gate_proj"], "layers": [2]} in made[
+        "lora_groups"
+    ]
+    assert {"r": 2, "lora_alpha": 8.0, "target_modules": ["q_proj"], "layers": [0, 2]} in made[
+        "lora_groups"
+    ]
+    # The same, said in words.
+    said = pm.LoRA(
+        r=4, lora_alpha=8, use_rslora=True, layers_to_transform=[0, 2],
+        target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"],
+        rank_pattern={"q_proj": 2, r"layers\.2\.mlp.gate_proj": 7},
+        alpha_pattern={"v_proj": 3, "down_proj": 20}, modules_to_save=["lm_head", "norm"],
+    )  # fmt: skip
+    again = said.resolve(model_of("qwen3-mixed-lora"))
+    assert again | {"lora_init": made["lora_init"]} == made
+
+
 @pytest.mark.parametrize(
-    ("stored", "names"),
+    ("lora", "paths"),
     [
-        ("all-linear", list(TARGETS)),
-        (r".*\.(q_proj|v_proj)", ["q_proj", "v_proj"]),
-        (".*o_proj", ["o_proj"]),
-        (["mlp.up_proj", "self_attn.k_proj", "q_proj"], ["q_proj", "k_proj", "up_proj"]),
-        (["mlp.q_proj"], None),
-        (r".*layers\.[01]\.self_attn\.q_proj", None),
+        ({"target_modules": "all-linear"}, 14),
+        ({"target_modules": r".*layers\.1\..*(q|v)_proj"}, 2),
+        ({"target_modules": ["up_proj", "layers.0.self_attn.q_proj"]}, 3),
+        ({"target_modules": "all-linear", "exclude_modules": ["o_proj", "k_proj"]}, 10),
+        ({"target_modules": "all-linear", "exclude_modules": r".*mlp.*"}, 8),
+        ({"target_modules": ["q_proj"], "layers_to_transform": 1}, 1),
     ],
 )
-def test_targets_as_peft_stores_them(
-    stored: str | list[str], names: list[str] | None, tmp_path: Path
-) -> None:
-    config = {"r": 4, "lora_alpha": 8, "target_modules": stored}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    if names is not None:
-        assert pm.LoRA(init=tmp_path).resolve()["lora_targets"] == names
-    else:
-        with pytest.raises(pm.InvalidError, match="target_modules"):
-            pm.LoRA(init=tmp_path).resolve()
+def test_projections_are_matched_as_peft_matches_them(lora: dict[str, Any], paths: int) -> None:
+    made = pm.LoRA(**lora).resolve(model_of("qwen2-tied-lora"))
+    groups = made["lora_groups"] or [{"target_modules": made["lora_targets"], "layers": [0, 1]}]
+    assert sum(len(g["target_modules"]) * len(g["layers"]) for g in groups) == paths
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"target_modules": r".*layers\.7\..*q_proj"}, "no projection of this model"),
+        ({"target_modules": "(q_proj"}, "no pattern"),
+        ({"target_modules": "q_prj"}, "did you mean 'q_proj'"),
+        ({"layers_to_transform": [2]}, "layers_to_transform"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
+        ({"modules_to_save": ["lm_hed"]}, "did you mean 'lm_head'"),
+        ({"modules_to_save": ["q_norm"]}, "this model has no q_norm"),
+    ],
+)
+def test_what_an_adapter_cannot_sit_on(lora: dict[str, Any], words: str) -> None:
+    with pytest.raises(pm.InvalidError, match=words):
+        pm.LoRA(**lora).resolve(model_of("qwen2-tied-lora"))
 
 
 def test_names(runs: Path) -> None:

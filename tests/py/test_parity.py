@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     if lora:
         assert sorted(run.config["lora_targets"]) == sorted(lora["lora_targets"])
+        assert bool(run.config["lora_groups"]) == bool(lora.get("lora_mixed", False))
     prompt = expected["prompt"].tolist()
     run.wait(60)
     loss = np.array([row["loss"] for row in run.history])
@@ -50,6 +53,16 @@ def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
     assert np.allclose(norm, expected["grad_norm"], rtol=1e-4, atol=0)
     after = run.sample(input_ids=prompt, max_new_tokens=20).token_ids
     assert after == expected["greedy_after"].tolist()
+    keep = os.environ.get("PML_KEEP_EXPORTS")  # for tools/fixtures/check_peft.py
+    if keep and lora and "quant" not in case:
+        exported = Path(keep) / name
+        shutil.copytree(folder / "model", exported / "model", dirs_exist_ok=True)
+        run.export(exported / "export")
+        cut = case["max_length"]
+        rows = [json.loads(line) for line in data.read_text().splitlines()]
+        rows = [{k: v[:cut] for k, v in row.items()} for row in rows]
+        result = {"rows": rows, "prompt": prompt, "greedy": after, "loss": run.evaluate().loss}
+        (exported / "result.json").write_text(json.dumps(result))
     # At a rate of zero the weights stay what they were.
     still = pm.finetune(
         folder / "model", data=data, eval_data=data, packing=False, lora=case.get("lora"),

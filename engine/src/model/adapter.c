@@ -2,7 +2,6 @@
  */
 #include "pml/model/adapter.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,12 +27,10 @@ static pml_status refuse(pml_json_at at, const char *field, const char *supporte
 
 /* Fields of LoraConfig that change the mathematics when they are neither null, false nor empty. */
 static const char *const must_be_off[] = {
-    "use_rslora",          "use_dora",          "rank_pattern",      "alpha_pattern",
-    "modules_to_save",     "lora_bias",         "fan_in_fan_out",    "layers_to_transform",
-    "exclude_modules",     "layer_replication", "target_parameters", "trainable_token_indices",
-    "megatron_config",     "use_qalora",        "arrow_config",      "alora_invocation_tokens",
-    "ensure_weight_tying", "use_bdlora",        "kasa_config",       "monteclora_config",
-    "velora_config",
+    "use_dora",          "lora_bias",         "fan_in_fan_out",          "layer_replication",
+    "target_parameters", "megatron_config",   "trainable_token_indices", "use_qalora",
+    "arrow_config",      "kasa_config",       "alora_invocation_tokens", "ensure_weight_tying",
+    "use_bdlora",        "monteclora_config", "velora_config",
 };
 
 static bool is_off(const pml_json *value)
@@ -78,54 +75,138 @@ static uint32_t target_of(const char *name)
     return bit;
 }
 
-/* A string is a regular expression over a module's whole path. Only those are taken that need no
- * engine to be understood: ".*" or ".*\." before one name or "(name|name|…)". 0 for any other. */
-static uint32_t targets_of_pattern(const char *text)
+/* "layers.3.self_attn.q_proj", "model.layers.3…": one projection of one layer. */
+static bool is_path(const char *name)
 {
-    uint32_t targets = 0;
-    if (strncmp(text, ".*", 2) != 0)
-        return 0;
-    text += strncmp(text, ".*\\.", 4) == 0 ? 4 : 2;
-    size_t n = strlen(text);
-    bool group = n > 1 && text[0] == '(' && text[n - 1] == ')';
-    const char *end = text + n - group;
-    for (text += group; text <= end;) {
-        char name[16];
-        size_t length = group ? strcspn(text, "|)") : n;
-        if (length >= sizeof name)
-            return 0;
-        memcpy(name, text, length);
-        name[length] = '\0';
-        uint32_t bit = pml_target_from_name(name);
-        if (bit == 0)
-            return 0;
-        targets |= bit;
-        text += length + 1;
+    size_t n = strlen(name);
+    if (strstr(name, "layers.") == NULL)
+        return false;
+    for (int i = 0; i < PML_TARGET_COUNT; i++) {
+        const char *module = pml_target_module((pml_target)(1U << i));
+        size_t tail = strlen(module);
+        if (n > tail && name[n - tail - 1] == '.' && strcmp(name + n - tail, module) == 0)
+            return true;
     }
-    return targets;
+    return false;
 }
 
+/* A regular expression, or paths: which projections they mean, the tensors say. */
 static pml_status read_targets(pml_json_at at, uint32_t *targets, pml_error *err)
 {
-    static const char supported[] = "\"all-linear\", or a list of q_proj, k_proj, v_proj, o_proj, "
-                                    "gate_proj, up_proj, down_proj";
+    static const char supported[] = "\"all-linear\", a regular expression, or a list of q_proj, "
+                                    "k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj";
     const pml_json *value = pml_json_field(at.value, "target_modules");
     *targets = 0;
     if (value == NULL || pml_json_kind_of(value) == PML_JSON_NULL)
         return PML_FAIL(err, PML_INVALID, "%s: target_modules is missing", at.file);
     const char *one = pml_json_as_string(value);
-    if (one != NULL && strcmp(one, "all-linear") == 0)
-        *targets = PML_TARGET_ALL_LINEAR;
-    else if (one != NULL)
-        *targets = targets_of_pattern(one);
-    for (size_t i = 0; one == NULL && i < pml_json_length(value); i++) {
+    if (one != NULL) {
+        *targets = strcmp(one, "all-linear") == 0 ? PML_TARGET_ALL_LINEAR : 0;
+        return PML_OK;
+    }
+    bool paths = false;
+    for (size_t i = 0; i < pml_json_length(value); i++) {
         const char *name = pml_json_as_string(pml_json_item(value, i));
         uint32_t bit = name == NULL ? 0 : target_of(name);
-        if (bit == 0)
+        if (bit == 0 && (name == NULL || !is_path(name)))
             return refuse(at, "target_modules", supported, err);
+        paths = paths || bit == 0;
         *targets |= bit;
     }
-    return *targets != 0 ? PML_OK : refuse(at, "target_modules", supported, err);
+    if (pml_json_length(value) == 0)
+        return refuse(at, "target_modules", supported, err);
+    if (paths || !is_off(pml_json_field(at.value, "exclude_modules")))
+        *targets = 0;
+    return PML_OK;
+}
+
+static pml_status read_layers(pml_json_at at, pml_adapter_config *config, pml_error *err)
+{
+    static const char supported[] = "null, a layer's number, or a list of them";
+    const pml_json *value = pml_json_field(at.value, "layers_to_transform");
+    if (value == NULL || is_off(value))
+        return PML_OK;
+    bool list = pml_json_kind_of(value) == PML_JSON_ARRAY;
+    size_t n = list ? pml_json_length(value) : 1;
+    for (size_t i = 0; i < n; i++) {
+        int64_t layer;
+        if (!pml_json_as_int(list ? pml_json_item(value, i) : value, &layer) || layer < 0 ||
+            layer >= PML_ADAPTER_LAYERS)
+            return refuse(at, "layers_to_transform", supported, err);
+        config->layers[layer / 64] |= UINT64_C(1) << (layer % 64);
+    }
+    config->n_layers = (int32_t)n;
+    return PML_OK;
+}
+
+/* A key is a regular expression at a path's end. Taken are those that say what they mean: letters,
+ * digits, and dots, which may be escaped. */
+static bool plain_key(const char *from, char *to, size_t capacity)
+{
+    size_t n = 0;
+    for (from += *from == '^'; *from != '\0'; from++) {
+        if (from[0] == '\\' && from[1] == '.')
+            from++;
+        if (strchr("\\*+?[](){}|^$", *from) != NULL || n + 1 >= capacity)
+            return false;
+        to[n++] = *from;
+    }
+    to[n] = '\0';
+    return n > 0;
+}
+
+static pml_status read_pattern(pml_json_at at, const char *field, double low,
+                               pml_adapter_pattern *patterns, int32_t *n, pml_error *err)
+{
+    static const char supported[] = "numbers by module names or the ends of their paths";
+    const pml_json *value = pml_json_field(at.value, field), *item;
+    void *cursor = NULL;
+    const char *key;
+    if (value == NULL || is_off(value))
+        return PML_OK;
+    if (pml_json_kind_of(value) != PML_JSON_OBJECT)
+        return refuse(at, field, supported, err);
+    while (pml_json_next(value, &cursor, &key, &item)) {
+        pml_adapter_pattern *p = &patterns[*n];
+        if (*n == PML_ADAPTER_PATTERNS || !pml_json_as_double(item, &p->value) ||
+            !(p->value >= low && p->value <= 1e6) || !plain_key(key, p->key, sizeof p->key))
+            return refuse(at, field, supported, err);
+        (*n)++;
+    }
+    return PML_OK;
+}
+
+/* PEFT takes every module whose path ends with the entry. */
+static uint32_t saved_of(const char *entry)
+{
+    static const char *const paths[PML_SAVED_COUNT] = {
+        "model.embed_tokens",        "lm_head",           "model.norm",       ".input_layernorm",
+        ".post_attention_layernorm", ".self_attn.q_norm", ".self_attn.k_norm"};
+    uint32_t bits = 0;
+    size_t n = strlen(entry);
+    for (int i = 0; i < PML_SAVED_COUNT; i++) {
+        size_t length = strlen(paths[i]);
+        if (n > 0 && length >= n && strcmp(paths[i] + length - n, entry) == 0)
+            bits |= 1U << i;
+    }
+    return bits;
+}
+
+static pml_status read_saved(pml_json_at at, uint32_t *saved, pml_error *err)
+{
+    const pml_json *value = pml_json_field(at.value, "modules_to_save");
+    size_t n = value == NULL ? 0 : pml_json_length(value);
+    for (size_t i = 0; i < n; i++) {
+        const char *entry = pml_json_as_string(pml_json_item(value, i));
+        uint32_t bits = entry == NULL ? 0 : saved_of(entry);
+        if (bits == 0)
+            return refuse(at, "modules_to_save",
+                          "embed_tokens, lm_head, norm, input_layernorm, post_attention_layernorm, "
+                          "q_norm, k_norm",
+                          err);
+        *saved |= bits;
+    }
+    return PML_OK;
 }
 
 static pml_status read_config(pml_json_at at, pml_adapter_config *config, pml_error *err)
@@ -156,6 +237,11 @@ static pml_status read_config(pml_json_at at, pml_adapter_config *config, pml_er
     if (base == NULL || strlen(base) < sizeof config->base_name)
         TRY(pml_json_get_string(at, "base_model_name_or_path", PML_JSON_OPTIONAL, config->base_name,
                                 sizeof config->base_name, err));
+    config->rslora = !is_off(pml_json_field(at.value, "use_rslora"));
+    TRY(read_layers(at, config, err));
+    TRY(read_pattern(at, "rank_pattern", 1, config->ranks, &config->n_ranks, err));
+    TRY(read_pattern(at, "alpha_pattern", 0, config->alphas, &config->n_alphas, err));
+    TRY(read_saved(at, &config->saved, err));
     return read_targets(at, &config->targets, err);
 }
 
@@ -192,71 +278,110 @@ pml_status pml_adapter_config_load(const char *folder, pml_adapter_config *confi
     return status;
 }
 
-pml_status pml_adapter_config_write(const char *path, const pml_adapter_config *config,
-                                    pml_error *err)
+/* ---- tensors ---- */
+
+/* The first entry whose key the module's path ends with, as PEFT's get_pattern_key. */
+static double pattern_value(const pml_adapter_pattern *patterns, int32_t n, const char *path,
+                            double otherwise)
 {
-    pml_json_writer *w = NULL;
-    TRY(pml_json_writer_new(&w, err));
-    pml_json_put_string(w, "peft_type", "LORA");
-    pml_json_put_string(w, "task_type", "CAUSAL_LM");
-    if (config->base_name[0] != '\0')
-        pml_json_put_string(w, "base_model_name_or_path", config->base_name);
-    else
-        pml_json_put_null(w, "base_model_name_or_path");
-    pml_json_put_bool(w, "inference_mode", true);
-    pml_json_put_int(w, "r", config->rank);
-    /* PEFT declares it an int; a fraction is kept as it is, and Python takes it. */
-    if (config->alpha == floor(config->alpha))
-        pml_json_put_int(w, "lora_alpha", (int64_t)config->alpha);
-    else
-        pml_json_put_double(w, "lora_alpha", config->alpha);
-    pml_json_put_double(w, "lora_dropout", config->dropout);
-    pml_json_begin_array(w, "target_modules");
-    for (int i = 0; i < PML_TARGET_COUNT; i++)
-        if ((config->targets & 1U << i) != 0)
-            pml_json_put_string(w, NULL, pml_target_name((pml_target)(1U << i)));
-    pml_json_end(w);
-    pml_json_put_string(w, "bias", "none");
-    pml_json_put_bool(w, "fan_in_fan_out", false);
-    pml_json_put_bool(w, "init_lora_weights", true);
-    pml_json_put_bool(w, "use_rslora", false);
-    pml_json_put_bool(w, "use_dora", false);
-    char *text = NULL;
-    size_t size;
-    pml_status status = pml_json_writer_finish(w, 2, &text, &size, err);
-    if (status == PML_OK)
-        status = pml_file_write(path, text, size, 0600, err);
-    free(text);
-    pml_json_writer_destroy(&w);
-    return status;
+    size_t length = strlen(path);
+    for (int32_t i = 0; i < n; i++) {
+        size_t tail = strlen(patterns[i].key);
+        if (tail <= length && strcmp(path + length - tail, patterns[i].key) == 0 &&
+            (tail == length || path[length - tail - 1] == '.'))
+            return patterns[i].value;
+    }
+    return otherwise;
+}
+
+pml_lora_module pml_adapter_module(const pml_adapter_config *config, const pml_safetensors *tensors,
+                                   int32_t layer, pml_target target)
+{
+    char name[PML_ADAPTER_NAME_MAX];
+    pml_adapter_tensor_name(name, sizeof name, layer, target, 'A');
+    if (pml_safetensors_find(tensors, name) == NULL)
+        return (pml_lora_module){0, 0};
+    snprintf(name, sizeof name, "model.layers.%d.%s", (int)layer, pml_target_module(target));
+    return (pml_lora_module){
+        (int32_t)pattern_value(config->ranks, config->n_ranks, name, config->rank),
+        pattern_value(config->alphas, config->n_alphas, name, config->alpha)};
+}
+
+/* Whether the config alone says that this projection has an adapter. */
+static bool promised(const pml_adapter_config *config, int32_t layer, pml_target target)
+{
+    return (config->targets & (uint32_t)target) != 0 &&
+           (config->n_layers == 0 || (config->layers[layer / 64] >> (layer % 64) & 1));
+}
+
+static pml_status check_pair(const pml_adapter_config *config, const pml_model_spec *spec,
+                             const pml_safetensors *file, int32_t layer, pml_target target,
+                             size_t *found, pml_error *err)
+{
+    const pml_stored *tensor;
+    char name[PML_ADAPTER_NAME_MAX];
+    int64_t out, in;
+    pml_lora_module module = pml_adapter_module(config, file, layer, target);
+    pml_adapter_tensor_name(name, sizeof name, layer, target, 'A');
+    if (module.rank == 0 && !promised(config, layer, target))
+        return PML_OK;
+    pml_target_shape(spec, target, &out, &in);
+    TRY(pml_safetensors_need(file, name, module.rank, in, &tensor, err));
+    pml_adapter_tensor_name(name, sizeof name, layer, target, 'B');
+    TRY(pml_safetensors_need(file, name, out, module.rank, &tensor, err));
+    *found += 2;
+    return PML_OK;
+}
+
+static pml_status need_saved(const pml_safetensors *file, const char *name, int64_t rows,
+                             int64_t cols, size_t *found, pml_error *err)
+{
+    const pml_stored *tensor;
+    char full[PML_ADAPTER_NAME_MAX];
+    snprintf(full, sizeof full, "base_model.model.%s.weight", name);
+    (*found)++;
+    return pml_safetensors_need(file, full, rows, cols, &tensor, err);
+}
+
+static pml_status check_saved(const pml_adapter_config *config, const pml_model_spec *spec,
+                              const pml_safetensors *file, size_t *found, pml_error *err)
+{
+    static const struct {
+        pml_saved which;
+        const char *name;
+    } norms[] = {{PML_SAVED_INPUT_NORM, "input_layernorm"},
+                 {PML_SAVED_POST_NORM, "post_attention_layernorm"},
+                 {PML_SAVED_Q_NORM, "self_attn.q_norm"},
+                 {PML_SAVED_K_NORM, "self_attn.k_norm"}};
+    char name[80];
+    if (config->saved & PML_SAVED_EMBED)
+        TRY(need_saved(file, "model.embed_tokens", spec->vocab, spec->hidden, found, err));
+    if (config->saved & PML_SAVED_HEAD)
+        TRY(need_saved(file, "lm_head", spec->vocab, spec->hidden, found, err));
+    if (config->saved & PML_SAVED_NORM)
+        TRY(need_saved(file, "model.norm", spec->hidden, 0, found, err));
+    for (int i = 0; i < 4; i++)
+        for (int32_t l = 0; (config->saved & (uint32_t)norms[i].which) && l < spec->layers; l++) {
+            snprintf(name, sizeof name, "model.layers.%d.%s", (int)l, norms[i].name);
+            TRY(need_saved(file, name, i < 2 ? spec->hidden : spec->head_dim, 0, found, err));
+        }
+    return PML_OK;
 }
 
 static pml_status check_tensors(const pml_adapter_config *config, const pml_model_spec *spec,
                                 const pml_safetensors *file, const char *path, pml_error *err)
 {
-    size_t wanted = 0;
-    for (int32_t layer = 0; layer < spec->layers; layer++) {
-        for (int i = 0; i < PML_TARGET_COUNT; i++) {
-            pml_target target = (pml_target)(1U << i);
-            if ((config->targets & (uint32_t)target) == 0)
-                continue;
-            int64_t out, in;
-            pml_target_shape(spec, target, &out, &in);
-            char name[PML_ADAPTER_NAME_MAX];
-            const pml_stored *tensor;
-            pml_adapter_tensor_name(name, sizeof name, layer, target, 'A');
-            TRY(pml_safetensors_need(file, name, config->rank, in, &tensor, err));
-            pml_adapter_tensor_name(name, sizeof name, layer, target, 'B');
-            TRY(pml_safetensors_need(file, name, out, config->rank, &tensor, err));
-            wanted += 2;
-        }
-    }
+    size_t found = 0;
+    for (int32_t layer = 0; layer < spec->layers; layer++)
+        for (int i = 0; i < PML_TARGET_COUNT; i++)
+            TRY(check_pair(config, spec, file, layer, (pml_target)(1U << i), &found, err));
+    TRY(check_saved(config, spec, file, &found, err));
     size_t there = pml_safetensors_count(file);
-    if (there != wanted)
+    if (there != found || found == 0)
         return PML_FAIL(err, PML_INVALID,
                         "%s holds %zu tensors, its adapter_config.json promises %zu for %d "
                         "layers: it was made for another model or another configuration",
-                        path, there, wanted, spec->layers);
+                        path, there, found, spec->layers);
     return PML_OK;
 }
 
@@ -265,6 +390,8 @@ pml_status pml_adapter_open(const char *folder, const pml_model_spec *spec,
 {
     *tensors = NULL;
     TRY(pml_adapter_config_load(folder, config, err));
+    if (!spec->qk_norm) /* "norm" means those too, where there are some */
+        config->saved &= ~(uint32_t)(PML_SAVED_Q_NORM | PML_SAVED_K_NORM);
     char path[4096];
     TRY(pml_path_join(path, sizeof path, folder, "adapter_model.safetensors", err));
     TRY(pml_safetensors_open(path, tensors, err));

@@ -1,4 +1,5 @@
 /* The seven projections: names, places, shapes. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -40,6 +41,31 @@ uint32_t pml_target_from_name(const char *name)
         if (strcmp(targets[i].name, name) == 0)
             return 1U << i;
     return 0;
+}
+
+static const char *const saved_names[PML_SAVED_COUNT] = {
+    "embed_tokens", "lm_head", "norm", "input_layernorm", "post_attention_layernorm",
+    "q_norm",       "k_norm"};
+
+const char *pml_saved_name(pml_saved saved)
+{
+    for (int i = 0; i < PML_SAVED_COUNT; i++)
+        if ((uint32_t)saved == 1U << i)
+            return saved_names[i];
+    return NULL;
+}
+
+uint32_t pml_saved_from_name(const char *name)
+{
+    for (int i = 0; i < PML_SAVED_COUNT; i++)
+        if (strcmp(saved_names[i], name) == 0)
+            return 1U << i;
+    return 0;
+}
+
+double pml_lora_scale(double alpha, int32_t rank, bool rslora)
+{
+    return alpha / (rslora ? sqrt((double)rank) : (double)rank);
 }
 
 void pml_target_shape(const pml_model_spec *spec, pml_target target, int64_t *out, int64_t *in)

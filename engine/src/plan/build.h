@@ -18,8 +18,11 @@ typedef enum pmli_linear_index {
 typedef struct pmli_linear {
     int32_t inputs, outputs;
     int32_t parts, part_cols[PML_LINEAR_MAX_PARTS];
-    uint32_t lora_parts;          /* 0: no adapter here */
-    int32_t lora_blocks;          /* bits set in it */
+    uint32_t lora_parts; /* 0: no adapter here */
+    int32_t lora_blocks; /* bits set in it */
+    int32_t rank;        /* the greatest of its parts: smaller ones end in zeros */
+    int32_t part_rank[PML_LINEAR_MAX_PARTS];
+    double scale[PML_LINEAR_MAX_PARTS];
     int32_t w, bias, a, b;        /* tensors; absent: PMLI_ABSENT */
     int32_t nf4[PML_NF4_TENSORS]; /* in place of w; absent: PMLI_ABSENT */
     int32_t dw, dbias, da, db;    /* their gradients where trained */

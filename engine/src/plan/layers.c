@@ -75,10 +75,11 @@ static void lora_attributes(const pmli_builder *b, int32_t layer, int which, uin
                             uint32_t *purpose)
 {
     const pml_train_config *config = b->config;
-    *parts = b->layers[layer].linear[which].lora_parts;
-    *rank = *parts != 0 ? config->lora_rank : 0;
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    *parts = l->lora_parts;
+    *rank = l->rank;
     for (int p = 0; p < PML_LINEAR_MAX_PARTS; p++)
-        scale[p] = *parts >> p & 1 ? (float)(config->lora_alpha / config->lora_rank) : 0.0F;
+        scale[p] = (float)l->scale[p];
     *dropout = *parts != 0 && b->segment == PML_SEGMENT_MICRO ? (float)config->lora_dropout : 0.0F;
     static const uint32_t first_part[PMLI_LINEARS] = {0, 3, 4, 6};
     *purpose = PML_PURPOSE_DROPOUT + (uint32_t)layer * 8 + first_part[which];
@@ -307,9 +308,9 @@ static void attention_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, i
 
 static int32_t low_rank(pmli_builder *b, int32_t layer, int which, const char *name)
 {
-    int32_t blocks = b->layers[layer].linear[which].lora_blocks;
-    return blocks == 0 ? PMLI_ABSENT
-                       : pmli_activation(b, (int64_t)blocks * b->config->lora_rank, name, layer);
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    return l->lora_blocks == 0 ? PMLI_ABSENT
+                               : pmli_activation(b, (int64_t)l->lora_blocks * l->rank, name, layer);
 }
 
 static void elementwise(pmli_builder *b, pml_op op, int32_t layer, const char *label, int32_t x,
@@ -369,9 +370,26 @@ pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, i
     return (pmli_stream){s->mid, down};
 }
 
-/* The first linear of this layer, in forward order, that has something to train. */
+static bool norm_trained(const pmli_layer *layer)
+{
+    return layer->input_norm.dw >= 0 || layer->post_norm.dw >= 0 || layer->q_norm.dw >= 0 ||
+           layer->k_norm.dw >= 0;
+}
+
+bool pmli_layer_trained(const pmli_layer *layer)
+{
+    bool found = norm_trained(layer);
+    for (int which = 0; which < PMLI_LINEARS; which++)
+        found = found || layer->linear[which].da >= 0 || layer->linear[which].dw >= 0;
+    return found;
+}
+
+/* The first linear of this layer, in forward order, that has something to train; -1 where a norm
+ * has, which wants the gradient of what it makes. */
 static int lowest_trained(const pmli_layer *layer)
 {
+    if (norm_trained(layer))
+        return -1;
     int which = 0;
     while (which < PMLI_LINEARS && layer->linear[which].da < 0 && layer->linear[which].dw < 0)
         which++;

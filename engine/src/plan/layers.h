@@ -35,6 +35,9 @@ void pmli_layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t c
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                                pmli_saved *saved);
 
+/* Whether anything in this layer is trained. */
+bool pmli_layer_trained(const pmli_layer *layer);
+
 /* d: gradient of the layer's output, becomes that of its input, in place. Without input_needed the
  * backward ends at the lowest thing that is trained. */
 void pmli_layer_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t d,

@@ -43,23 +43,26 @@ static int32_t trained(pmli_builder *b, int64_t rows, int64_t cols, int32_t *gra
     return rounded;
 }
 
-/* A weight of the model: trained in full fine-tuning, else frozen in the dtype asked for. */
-static int32_t weight(pmli_builder *b, int64_t rows, int64_t cols, int32_t *grad, const char *name)
+/* A weight of the model: trained in full fine-tuning and where an adapter holds it whole, else
+ * frozen in the dtype asked for. */
+static int32_t weight(pmli_builder *b, int64_t rows, int64_t cols, bool saved, int32_t *grad,
+                      const char *name)
 {
-    if (full(b))
+    if (full(b) || saved)
         return trained(b, rows, cols, grad, name);
     *grad = PMLI_ABSENT;
     return pmli_persistent(b, pmli_fixed(b->config->dtype, rows, cols), PML_CAUSE_WEIGHTS, "%s",
                            name);
 }
 
-/* Rows [row, row + rows) of `tensor` are the file's tensor of that name. */
-static void name_rows(pmli_builder *b, int32_t tensor, int64_t row, int64_t rows, int rank,
-                      bool decay, const char *name)
+/* Rows [row, row + rows) of `tensor` are the file's tensor of that name. Returns NULL after a
+ * failure. */
+static pml_parameter *name_rows(pmli_builder *b, int32_t tensor, int64_t row, int64_t rows,
+                                int rank, bool decay, const char *name)
 {
     pml_parameter *parameter = pmli_parameter(b, "%s", name);
     if (parameter == NULL)
-        return;
+        return NULL;
     if (b->program->tensors[tensor].master >= 0) /* files speak of what is trained */
         tensor = b->program->tensors[tensor].master;
     const pml_tensor *t = &b->program->tensors[tensor];
@@ -73,9 +76,33 @@ static void name_rows(pmli_builder *b, int32_t tensor, int64_t row, int64_t rows
     parameter->decay = decay;
     parameter->at = parameter->trained ? t->at + (rank == 1 ? row : row * t->cols) : 0;
     parameter->col = rank == 1 ? row : 0;
+    return parameter;
 }
 
-static void describe_linear(const pmli_builder *b, int which, pmli_linear *linear)
+static bool saved(const pmli_builder *b, pml_saved which)
+{
+    return !full(b) && (b->config->lora_saved & (uint32_t)which) != 0;
+}
+
+/* A whole tensor of the model file, which may be part of the adapter's file instead; source: where
+ * its first value is, if not under its own name. */
+static void name_whole(pmli_builder *b, int32_t tensor, int rank, const char *name,
+                       const char *source)
+{
+    if (tensor < 0)
+        return;
+    int32_t master = b->program->tensors[tensor].master;
+    const pml_tensor t = b->program->tensors[master >= 0 ? master : tensor];
+    bool adapter = !full(b) && t.parent >= 0 && t.parent == b->program->values;
+    char full_name[112];
+    snprintf(full_name, sizeof full_name, "%s%s", adapter ? "base_model.model." : "", name);
+    pml_parameter *p =
+        name_rows(b, tensor, 0, rank == 1 ? t.cols : t.rows, rank, rank == 2, full_name);
+    if (p != NULL && adapter)
+        snprintf(p->source, sizeof p->source, "%s", source);
+}
+
+static void describe_linear(const pmli_builder *b, int l, int which, pmli_linear *linear)
 {
     const pml_model_spec *spec = &b->program->spec;
     int32_t q = spec->heads * spec->head_dim, kv = spec->kv_heads * spec->head_dim;
@@ -87,11 +114,15 @@ static void describe_linear(const pmli_builder *b, int which, pmli_linear *linea
     *linear = shapes[which];
     for (int p = 0; p < linear->parts; p++) {
         linear->outputs += linear->part_cols[p];
-        bool target = b->config->lora_targets >> (first_target_bit[which] + p) & 1;
-        if (!full(b) && target) {
-            linear->lora_parts |= 1U << p;
-            linear->lora_blocks++;
-        }
+        pml_target target = (pml_target)(1U << (first_target_bit[which] + p));
+        pml_lora_module module = pml_lora_of(b->config, l, target);
+        if (module.rank == 0)
+            continue;
+        linear->lora_parts |= 1U << p;
+        linear->lora_blocks++;
+        linear->part_rank[p] = module.rank;
+        linear->scale[p] = pml_lora_scale(module.alpha, module.rank, b->config->lora_rslora);
+        linear->rank = module.rank > linear->rank ? module.rank : linear->rank;
     }
     linear->w = linear->bias = linear->a = linear->b = PMLI_ABSENT;
     for (int k = 0; k < PML_NF4_TENSORS; k++)
@@ -142,7 +173,7 @@ static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
         return;
     }
     snprintf(name, sizeof name, "layers.%d.%s.weight", l, linear_names[which]);
-    linear->w = weight(b, linear->outputs, linear->inputs, &linear->dw, name);
+    linear->w = weight(b, linear->outputs, linear->inputs, false, &linear->dw, name);
     for (int p = 0, row = 0; p < linear->parts; row += linear->part_cols[p], p++) {
         snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
         name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);
@@ -158,19 +189,20 @@ static void lay_bias(pmli_builder *b, int l, int which, pmli_linear *linear)
         return;
     char name[112];
     snprintf(name, sizeof name, "layers.%d.%s.bias", l, linear_names[which]);
-    linear->bias = weight(b, 1, linear->outputs, &linear->dbias, name);
+    linear->bias = weight(b, 1, linear->outputs, false, &linear->dbias, name);
     for (int p = 0, at = 0; p < linear->parts; at += linear->part_cols[p], p++) {
         snprintf(name, sizeof name, "model.layers.%d.%s.bias", l, part_names[which][p]);
         name_rows(b, linear->bias, at, linear->part_cols[p], 1, false, name);
     }
 }
 
-static void lay_norm(pmli_builder *b, pmli_norm *norm, int64_t width, const char *name)
+static void lay_norm(pmli_builder *b, pmli_norm *norm, int64_t width, pml_saved which,
+                     const char *name)
 {
-    char file_name[112];
-    norm->w = weight(b, 1, width, &norm->dw, name);
+    char file_name[80];
+    norm->w = weight(b, 1, width, saved(b, which), &norm->dw, name);
     snprintf(file_name, sizeof file_name, "model.%s", name);
-    name_rows(b, norm->w, 0, width, 1, false, file_name);
+    name_whole(b, norm->w, 1, file_name, file_name);
 }
 
 /* What a layer has without weight decay: norms and biases. */
@@ -180,18 +212,18 @@ static void lay_vectors(pmli_builder *b, int l)
     pmli_layer *layer = &b->layers[l];
     char name[64];
     snprintf(name, sizeof name, "layers.%d.input_layernorm.weight", l);
-    lay_norm(b, &layer->input_norm, spec->hidden, name);
+    lay_norm(b, &layer->input_norm, spec->hidden, PML_SAVED_INPUT_NORM, name);
     for (int which = 0; which < PMLI_LINEARS; which++)
         lay_bias(b, l, which, &layer->linear[which]);
     layer->q_norm = layer->k_norm = (pmli_norm){PMLI_ABSENT, PMLI_ABSENT};
     if (spec->qk_norm) {
         snprintf(name, sizeof name, "layers.%d.self_attn.q_norm.weight", l);
-        lay_norm(b, &layer->q_norm, spec->head_dim, name);
+        lay_norm(b, &layer->q_norm, spec->head_dim, PML_SAVED_Q_NORM, name);
         snprintf(name, sizeof name, "layers.%d.self_attn.k_norm.weight", l);
-        lay_norm(b, &layer->k_norm, spec->head_dim, name);
+        lay_norm(b, &layer->k_norm, spec->head_dim, PML_SAVED_K_NORM, name);
     }
     snprintf(name, sizeof name, "layers.%d.post_attention_layernorm.weight", l);
-    lay_norm(b, &layer->post_norm, spec->hidden, name);
+    lay_norm(b, &layer->post_norm, spec->hidden, PML_SAVED_POST_NORM, name);
 }
 
 /* A blocks and B blocks of the parts that have an adapter, stacked as pml_linear_args says. */
@@ -199,7 +231,7 @@ static void lay_adapter(pmli_builder *b, int l, int which, pmli_linear *linear)
 {
     if (linear->lora_blocks == 0)
         return;
-    int32_t rank = b->config->lora_rank, b_rows = 0;
+    int32_t rank = linear->rank, b_rows = 0;
     for (int p = 0; p < linear->parts; p++)
         b_rows += (linear->lora_parts >> p & 1) ? linear->part_cols[p] : 0;
     char name[112];
@@ -211,36 +243,56 @@ static void lay_adapter(pmli_builder *b, int l, int which, pmli_linear *linear)
         for (int p = 0, row = 0; p < linear->parts; p++) {
             if (!(linear->lora_parts >> p & 1))
                 continue;
-            int32_t rows = side == 0 ? rank : linear->part_cols[p];
+            int32_t own = linear->part_rank[p];
             snprintf(name, sizeof name, "base_model.model.model.layers.%d.%s.lora_%c.weight", l,
                      part_names[which][p], "AB"[side]);
-            name_rows(b, side == 0 ? linear->a : linear->b, row, rows, 2, true, name);
-            row += rows;
+            pml_parameter *parameter =
+                side == 0 ? name_rows(b, linear->a, row, own, 2, true, name)
+                          : name_rows(b, linear->b, row, linear->part_cols[p], 2, true, name);
+            if (parameter != NULL && side == 1)
+                parameter->cols = own;
+            row += side == 0 ? rank : linear->part_cols[p];
         }
+}
+
+/* The head, which may be the table of embeddings; not where an adapter holds one of them. */
+static void lay_head(pmli_builder *b)
+{
+    static const char table[] = "model.embed_tokens.weight", own[] = "lm_head.weight";
+    const pml_model_spec *spec = &b->program->spec;
+    bool apart = saved(b, PML_SAVED_HEAD) || (spec->tied_head && saved(b, PML_SAVED_EMBED));
+    b->head = b->embed;
+    b->dhead = b->dembed;
+    if (spec->tied_head && !apart)
+        return;
+    b->head = weight(b, spec->vocab, spec->hidden, saved(b, PML_SAVED_HEAD), &b->dhead, "lm_head");
+    const char *source = spec->tied_head ? table : own;
+    name_whole(b, b->head, 2, saved(b, PML_SAVED_HEAD) ? own : source, source);
 }
 
 /* Matrices first, then what has no weight decay, as transformers' Trainer groups them. */
 static void lay_model(pmli_builder *b)
 {
     const pml_model_spec *spec = &b->program->spec;
-    b->embed = weight(b, spec->vocab, spec->hidden, &b->dembed, "embed");
-    name_rows(b, b->embed, 0, spec->vocab, 2, true, "model.embed_tokens.weight");
+    static const char table[] = "model.embed_tokens.weight";
+    if (!spec->qk_norm && (saved(b, PML_SAVED_Q_NORM) || saved(b, PML_SAVED_K_NORM))) {
+        b->status = PML_FAIL(b->err, PML_INVALID,
+                             "modules_to_save: a %s model has no q_norm and k_norm", spec->family);
+        return;
+    }
+    b->embed = weight(b, spec->vocab, spec->hidden, saved(b, PML_SAVED_EMBED), &b->dembed, "embed");
+    name_whole(b, b->embed, 2, table, table);
     for (int l = 0; l < spec->layers; l++)
         for (int which = 0; which < PMLI_LINEARS; which++) {
-            describe_linear(b, which, &b->layers[l].linear[which]);
+            describe_linear(b, l, which, &b->layers[l].linear[which]);
             lay_weight(b, l, which, &b->layers[l].linear[which]);
             lay_adapter(b, l, which, &b->layers[l].linear[which]);
         }
-    b->head = b->embed;
-    b->dhead = b->dembed;
-    if (!spec->tied_head) {
-        b->head = weight(b, spec->vocab, spec->hidden, &b->dhead, "lm_head");
-        name_rows(b, b->head, 0, spec->vocab, 2, true, "lm_head.weight");
-    }
+    lay_head(b);
     b->program->decay_floats = b->program->trained_floats;
     for (int l = 0; l < spec->layers; l++)
         lay_vectors(b, l);
-    lay_norm(b, &b->final_norm, spec->hidden, "norm.weight");
+    lay_norm(b, &b->final_norm, spec->hidden, PML_SAVED_NORM, "norm.weight");
 }
 
 static void lay_inputs(pmli_builder *b)
@@ -296,8 +348,6 @@ void pmli_layout(pmli_builder *b)
     lay_inputs(b);
     if (b->status != PML_OK)
         return;
-    if (!full(b)) /* an adapter has no parameter without weight decay */
-        p->decay_floats = p->trained_floats;
     const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq, p->rounded};
     for (int i = 0; i < 5; i++)
         if (buffers[i] >= 0)

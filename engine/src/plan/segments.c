@@ -77,13 +77,16 @@ void pmli_build_micro(pmli_builder *b)
     head_loss(b, y, d, b->dhead, p->loss_sum);
     pmli_final_norm_backward(b, d, stream.add, rstd);
     bool embed_trained = b->dembed >= 0;
-    for (int32_t l = layers - 1; l >= 0; l--) {
+    int32_t lowest = 0; /* below it nothing is trained, and no gradient goes there */
+    while (!embed_trained && lowest < layers && !pmli_layer_trained(&b->layers[lowest]))
+        lowest++;
+    for (int32_t l = layers - 1; l >= lowest; l--) {
         if (l < p->recompute_layers) {
             int32_t first = p->n_nodes;
             pmli_layer_inside(b, l, (pmli_stream){saved[l].h, PMLI_ABSENT}, PMLI_ABSENT, &saved[l]);
             mark_again(b, first);
         }
-        pmli_layer_backward(b, l, &saved[l], d, l > 0 || embed_trained);
+        pmli_layer_backward(b, l, &saved[l], d, l > lowest || embed_trained);
     }
     if (embed_trained) {
         pml_node *node = pmli_node(b, PML_OP_embed_bwd, -1, "embed backward");

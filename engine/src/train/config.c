@@ -68,6 +68,14 @@ static pml_status check_lora(const pml_train_config *config, pml_error *err)
         return PML_FAIL(err, PML_INVALID,
                         "lora target_modules must name at least one of q_proj, k_proj, v_proj, "
                         "o_proj, gate_proj, up_proj, down_proj");
+    for (int32_t i = 0; i < config->n_lora_groups; i++) {
+        const pml_lora_group *g = &config->lora_groups[i];
+        if (g->rank < 1 || g->rank > 4096 || !isfinite(g->alpha) || g->alpha <= 0 ||
+            g->targets == 0 || (g->targets & ~config->lora_targets) != 0)
+            return PML_FAIL(err, PML_INVALID,
+                            "lora_groups[%d]: r, lora_alpha or target_modules is out of range",
+                            (int)i);
+    }
     return PML_OK;
 }
 

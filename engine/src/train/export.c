@@ -152,15 +152,30 @@ static pml_status copy_if_there(const char *from_folder, const char *to_folder, 
 
 static pml_status write_adapter_config(const pml_snapshot *s, const char *folder, pml_error *err)
 {
-    pml_adapter_config config = {.rank = s->config.lora_rank,
-                                 .alpha = s->config.lora_alpha,
-                                 .dropout = s->config.lora_dropout,
-                                 .targets = s->config.lora_targets};
-    if (strlen(s->config.model) < sizeof config.base_name)
-        strcpy(config.base_name, s->config.model);
+    const pml_train_config *c = &s->config;
+    pml_adapter_config config = {.rank = c->lora_rank,
+                                 .alpha = c->lora_alpha,
+                                 .dropout = s->state.lora_dropout,
+                                 .rslora = c->lora_rslora,
+                                 .targets = c->lora_targets,
+                                 .saved = c->lora_saved};
+    /* The name on the hub says more to others than where this machine keeps it. */
+    const char *name = c->model_id[0] != '\0' ? c->model_id : c->model;
+    if (strlen(name) < sizeof config.base_name)
+        strcpy(config.base_name, name);
     char path[PML_PATH_MAX];
+    int32_t layers = c->n_lora_groups > 0 ? s->layers : 0;
+    pml_lora_module *modules = calloc((size_t)layers * PML_TARGET_COUNT + 1, sizeof *modules);
+    if (modules == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory for an adapter's configuration");
+    for (int32_t i = 0; i < layers * PML_TARGET_COUNT; i++)
+        modules[i] =
+            pml_lora_of(c, i / PML_TARGET_COUNT, (pml_target)(1U << (i % PML_TARGET_COUNT)));
     pml_status status = pml_path_join(path, sizeof path, folder, "adapter_config.json", err);
-    return status == PML_OK ? pml_adapter_config_write(path, &config, err) : status;
+    if (status == PML_OK)
+        status = pml_adapter_config_write(path, &config, layers > 0 ? modules : NULL, layers, err);
+    free(modules);
+    return status;
 }
 
 pml_status pmli_write_tensors(const pml_snapshot *s, const char *folder, pml_error *err)

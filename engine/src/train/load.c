@@ -21,23 +21,26 @@ static char *place(const pml_stepper *s, const pml_parameter *p)
 
 /* As they are, where the file has the dtype that the arena has: the device reads the mapped file.
  */
-static pml_status upload_as_is(pml_stepper *s, char *to, const pml_stored *stored, pml_error *err)
+static pml_status upload_as_is(pml_stepper *s, char *to, const pml_stored *stored, size_t first,
+                               size_t n, pml_error *err)
 {
-    pml_status status = s->backend->upload(s->queue, to, stored->data, stored->bytes, err);
+    size_t width = pml_dtype_size(stored->dtype);
+    const char *from = (const char *)stored->data + first * width;
+    pml_status status = s->backend->upload(s->queue, to, from, n * width, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
     return status == PML_OK ? PML_OK
                             : pml_error_prefix(err, "%s: '%s'", stored->path, stored->name);
 }
 
-static pml_status upload_stored(pml_stepper *s, char *to, pml_dtype dtype, const pml_stored *stored,
-                                float *piece, pml_error *err)
+/* Elements [first, first + left) of a file's tensor. */
+static pml_status upload_range(pml_stepper *s, char *to, pml_dtype dtype, const pml_stored *stored,
+                               size_t first, size_t left, float *piece, pml_error *err)
 {
-    const char *from = stored->data;
-    size_t left = (size_t)stored->elements, width = pml_dtype_size(stored->dtype);
-    size_t wanted = pml_dtype_size(dtype);
+    size_t width = pml_dtype_size(stored->dtype), wanted = pml_dtype_size(dtype);
+    const char *from = (const char *)stored->data + first * width;
     if (stored->dtype == dtype)
-        return upload_as_is(s, to, stored, err);
+        return upload_as_is(s, to, stored, first, left, err);
     if (width == 0)
         return PML_FAIL(err, PML_UNSUPPORTED, "%s: tensor '%s' has dtype %s, not in this version",
                         stored->path, stored->name, stored->dtype_name);
@@ -58,6 +61,27 @@ static pml_status upload_stored(pml_stepper *s, char *to, pml_dtype dtype, const
         left -= n;
     }
     return PML_OK;
+}
+
+static pml_status upload_stored(pml_stepper *s, char *to, pml_dtype dtype, const pml_stored *stored,
+                                float *piece, pml_error *err)
+{
+    return upload_range(s, to, dtype, stored, 0, (size_t)stored->elements, piece, err);
+}
+
+/* To its rows, which end in zeros where its rank is not the greatest of its stack. */
+static pml_status upload_parameter(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
+                                   float *piece, pml_error *err)
+{
+    const pml_tensor *t = &s->program->tensors[p->tensor];
+    if (p->rank == 1 || p->cols == t->cols)
+        return upload_stored(s, place(s, p), t->dtype, stored, piece, err);
+    size_t cols = (size_t)p->cols, pitch = (size_t)t->cols * pml_dtype_size(t->dtype);
+    pml_status status = PML_OK;
+    for (int64_t row = 0; status == PML_OK && row < p->rows; row++)
+        status = upload_range(s, place(s, p) + (size_t)row * pitch, t->dtype, stored,
+                              (size_t)row * cols, cols, piece, err);
+    return status;
 }
 
 static pml_view nf4_part(const pml_stepper *s, const pml_parameter *p, int which)
@@ -121,9 +145,26 @@ static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_saf
                             : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
     if (status != PML_OK)
         return status;
-    return p->nf4 ? quantise(s, p, stored, piece, err)
-                  : upload_stored(s, place(s, p), s->program->tensors[p->tensor].dtype, stored,
-                                  piece, err);
+    return p->nf4 ? quantise(s, p, stored, piece, err) : upload_parameter(s, p, stored, piece, err);
+}
+
+/* What an adapter holds whole begins as it is in the model. */
+static pml_status load_sources(pml_stepper *s, const pml_safetensors *file, float *piece,
+                               pml_error *err)
+{
+    pml_status status = PML_OK;
+    for (int32_t i = 0; status == PML_OK && i < s->program->n_parameters; i++) {
+        const pml_parameter *p = &s->program->parameters[i];
+        const pml_stored *stored;
+        if (p->source[0] == '\0')
+            continue;
+        status = p->rank == 1
+                     ? pml_safetensors_need(file, p->source, p->cols, 0, &stored, err)
+                     : pml_safetensors_need(file, p->source, p->rows, p->cols, &stored, err);
+        if (status == PML_OK)
+            status = upload_parameter(s, p, stored, piece, err);
+    }
+    return status;
 }
 
 /* All parameters of one kind from one file. */
@@ -161,7 +202,8 @@ static pml_status refuse_extra(const pml_stepper *s, const pml_safetensors *file
         const pml_stored *stored = pml_safetensors_at(file, i);
         bool known = redundant(s, stored->name) || pml_nf4_is_part(file, stored->name);
         for (int32_t p = 0; !known && p < s->program->n_parameters; p++)
-            known = strcmp(s->program->parameters[p].name, stored->name) == 0;
+            known = strcmp(s->program->parameters[p].name, stored->name) == 0 ||
+                    strcmp(s->program->parameters[p].source, stored->name) == 0;
         if (!known)
             return PML_FAIL(
                 err, PML_UNSUPPORTED,
@@ -179,22 +221,38 @@ static pml_status load_model(pml_stepper *s, float *piece, pml_error *err)
         status = refuse_extra(s, file, err);
     if (status == PML_OK)
         status = load_parameters(s, file, false, piece, err);
+    if (status == PML_OK)
+        status = load_sources(s, file, piece, err);
     pml_safetensors_close(&file);
     return status;
 }
 
 /* The folder must be the adapter that the configuration speaks of. */
-static pml_status check_adapter(const pml_stepper *s, const pml_adapter_config *a, pml_error *err)
+static pml_status check_adapter(const pml_stepper *s, const pml_adapter_config *a,
+                                const pml_safetensors *file, pml_error *err)
 {
     const char *folder = s->config.lora_init;
-    if (a->rank != s->config.lora_rank)
-        return PML_FAIL(err, PML_INVALID, "%s has r = %d, the run asks for %d", folder, a->rank,
-                        s->config.lora_rank);
-    if (a->alpha != s->config.lora_alpha)
-        return PML_FAIL(err, PML_INVALID, "%s has lora_alpha = %g, the run asks for %g", folder,
-                        a->alpha, s->config.lora_alpha);
-    if (a->targets != s->config.lora_targets)
-        return PML_FAIL(err, PML_INVALID, "%s has other target_modules than the run asks for",
+    for (int32_t l = 0; l < s->spec.layers; l++)
+        for (int i = 0; i < PML_TARGET_COUNT; i++) {
+            pml_target target = (pml_target)(1U << i);
+            pml_lora_module theirs = pml_adapter_module(a, file, l, target);
+            pml_lora_module ours = pml_lora_of(&s->config, l, target);
+            if ((theirs.rank == 0) != (ours.rank == 0))
+                return PML_FAIL(err, PML_INVALID,
+                                "%s has other target_modules than the run asks for (layer %d, %s)",
+                                folder, l, pml_target_name(target));
+            if (theirs.rank != ours.rank)
+                return PML_FAIL(err, PML_INVALID,
+                                "%s has r = %d, the run asks for %d (layer %d, %s)", folder,
+                                theirs.rank, ours.rank, l, pml_target_name(target));
+            if (ours.rank > 0 && theirs.alpha != ours.alpha)
+                return PML_FAIL(err, PML_INVALID,
+                                "%s has lora_alpha = %g, the run asks for %g (layer %d, %s)",
+                                folder, theirs.alpha, ours.alpha, l, pml_target_name(target));
+        }
+    if (a->rslora != s->config.lora_rslora || a->saved != s->config.lora_saved)
+        return PML_FAIL(err, PML_INVALID,
+                        "%s has another use_rslora or modules_to_save than the run asks for",
                         folder);
     return PML_OK;
 }
@@ -205,7 +263,7 @@ static pml_status load_adapter(pml_stepper *s, float *piece, pml_error *err)
     pml_safetensors *file = NULL;
     pml_status status = pml_adapter_open(s->config.lora_init, &s->spec, &config, &file, err);
     if (status == PML_OK)
-        status = check_adapter(s, &config, err);
+        status = check_adapter(s, &config, file, err);
     if (status == PML_OK)
         status = load_parameters(s, file, true, piece, err);
     pml_safetensors_close(&file);

@@ -24,17 +24,47 @@ static pml_status data_path(char *out, const pml_message *run, const char *field
     return pml_path_join(out, PML_PATH_MAX, folder, path, err);
 }
 
-static pml_status targets(const pml_message *run, uint32_t *bits, pml_error *err)
+static pml_status targets(const pml_message *run, const char *field, uint32_t *bits, pml_error *err)
 {
     *bits = 0;
-    for (size_t i = 0; i < pml_message_count(run, "lora_targets"); i++) {
-        const char *name = pml_message_string_at(run, "lora_targets", i);
+    for (size_t i = 0; i < pml_message_count(run, field); i++) {
+        const char *name = pml_message_string_at(run, field, i);
         uint32_t bit = pml_target_from_name(name);
         if (bit == 0)
-            return PML_FAIL(err, PML_INVALID, "lora_targets: there is no linear layer %s", name);
+            return PML_FAIL(err, PML_INVALID, "%s: there is no linear layer %s", field, name);
         *bits |= bit;
     }
     return PML_OK;
+}
+
+static pml_status group(const pml_message *record, pml_lora_group *g, pml_error *err)
+{
+    g->rank = (int32_t)pml_message_int(record, "r");
+    g->alpha = pml_message_number(record, "lora_alpha");
+    for (size_t i = 0; i < pml_message_count(record, "layers"); i++) {
+        int64_t layer = pml_message_int_at(record, "layers", i);
+        if (layer >= PML_ADAPTER_LAYERS)
+            return PML_FAIL(err, PML_INVALID, "lora_groups: layer %lld is beyond %d",
+                            (long long)layer, PML_ADAPTER_LAYERS);
+        g->layers[layer / 64] |= UINT64_C(1) << (layer % 64);
+    }
+    return targets(record, "target_modules", &g->targets, err);
+}
+
+static pml_status lora(const pml_message *run, pml_train_config *c, pml_error *err)
+{
+    c->lora_rslora = pml_message_bool(run, "lora_use_rslora");
+    for (size_t i = 0; i < pml_message_count(run, "lora_modules_to_save"); i++)
+        c->lora_saved |= pml_saved_from_name(pml_message_string_at(run, "lora_modules_to_save", i));
+    c->n_lora_groups = (int32_t)pml_message_count(run, "lora_groups");
+    pml_status status = targets(run, "lora_targets", &c->lora_targets, err);
+    for (int32_t i = 0; status == PML_OK && i < c->n_lora_groups; i++) {
+        pml_message *record = pml_message_part(run, "lora_groups", (size_t)i);
+        status = record != NULL ? group(record, &c->lora_groups[i], err)
+                                : PML_FAIL(err, PML_NO_MEMORY, "no memory for lora_groups");
+        pml_message_destroy(&record);
+    }
+    return status;
 }
 
 static bool is(const pml_message *run, const char *field, const char *word)
@@ -82,6 +112,7 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     memset(c, 0, sizeof *c);
     copy(c->name, sizeof c->name, run, "name");
     copy(c->model, sizeof c->model, run, "model");
+    copy(c->model_id, sizeof c->model_id, run, "model_id");
     copy(c->lora_init, sizeof c->lora_init, run, "lora_init");
     bool full = strcmp(pml_message_string(run, "method"), "full") == 0;
     c->method = full ? PML_METHOD_FULL : PML_METHOD_LORA;
@@ -117,7 +148,7 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     c->group_by_length = pml_message_bool(run, "group_by_length");
     pml_status status = schedule(run, c, err);
     if (status == PML_OK)
-        status = targets(run, &c->lora_targets, err);
+        status = lora(run, c, err);
     if (status == PML_OK)
         status = data_path(c->train_data, run, "train_data", folder, err);
     if (status == PML_OK)

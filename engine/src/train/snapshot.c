@@ -39,6 +39,7 @@ pml_status pml_snapshot_new(const pml_stepper *stepper, const pml_train_config *
     s->config = *config;
     s->n_entries = pml_stepper_trainable_count(stepper);
     s->floats = pml_stepper_state_floats(stepper);
+    s->layers = pml_stepper_spec(stepper)->layers;
     s->entries = calloc((size_t)s->n_entries, sizeof *s->entries);
     bool whole = s->entries != NULL;
     size_t needed = 0;

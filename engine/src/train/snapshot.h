@@ -14,6 +14,7 @@ typedef struct pmli_entry {
 struct pml_snapshot {
     pml_train_config config;
     pml_train_state state;
+    int32_t layers; /* of the model */
     pmli_entry *entries;
     int n_entries;
     size_t floats;

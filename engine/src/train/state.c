@@ -56,33 +56,53 @@ static float *flat_buffer(const pml_stepper *s, pml_state state, pml_error *err)
     return NULL;
 }
 
-pml_status pml_stepper_read(pml_stepper *s, pml_state state, float *host, pml_error *err)
+/* A tensor's rows lie one behind the other, but for a B whose rank is not the greatest of its
+ * stack. */
+static int64_t pitch_of(const pml_stepper *s, const pml_parameter *p)
 {
-    const float *flat = flat_buffer(s, state, err);
-    pml_status status = flat != NULL ? PML_OK : PML_INVALID;
-    for (int i = 0; status == PML_OK && i < s->n_trained; i++) {
-        const pml_parameter *p = trained_at(s, i);
-        size_t n = (size_t)(p->rows * p->cols);
-        status = s->backend->download(s->queue, host, (void *)(uintptr_t)(flat + p->at),
-                                      n * sizeof *host, err);
-        host += n;
-    }
-    return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+    return p->rank == 1 ? p->cols : s->program->tensors[p->tensor].cols;
 }
 
-pml_status pml_stepper_write(pml_stepper *s, pml_state state, const float *host, pml_error *err)
+/* One copy, or one for each row. */
+static pml_status copy_parameter(pml_stepper *s, const pml_parameter *p, float *flat, float *host,
+                                 bool to_device, pml_error *err)
+{
+    int64_t pitch = pitch_of(s, p);
+    bool whole = pitch == p->cols;
+    int64_t rows = whole ? 1 : p->rows;
+    size_t n = (size_t)(whole ? p->rows * p->cols : p->cols) * sizeof *host;
+    pml_status status = PML_OK;
+    for (int64_t row = 0; status == PML_OK && row < rows; row++) {
+        float *device = flat + p->at + row * pitch, *mine = host + row * p->cols;
+        status = to_device ? s->backend->upload(s->queue, device, mine, n, err)
+                           : s->backend->download(s->queue, mine, device, n, err);
+    }
+    return status;
+}
+
+static pml_status copy_all(pml_stepper *s, pml_state state, float *host, bool to_device,
+                           pml_error *err)
 {
     float *flat = flat_buffer(s, state, err);
     pml_status status = flat != NULL ? PML_OK : PML_INVALID;
     for (int i = 0; status == PML_OK && i < s->n_trained; i++) {
         const pml_parameter *p = trained_at(s, i);
-        size_t n = (size_t)(p->rows * p->cols);
-        status = s->backend->upload(s->queue, flat + p->at, host, n * sizeof *host, err);
-        host += n;
+        status = copy_parameter(s, p, flat, host, to_device, err);
+        host += p->rows * p->cols;
     }
     if (status == PML_OK && state == PML_STATE_VALUE)
         status = pmli_round_values(s, err);
     return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+}
+
+pml_status pml_stepper_read(pml_stepper *s, pml_state state, float *host, pml_error *err)
+{
+    return copy_all(s, state, host, false, err);
+}
+
+pml_status pml_stepper_write(pml_stepper *s, pml_state state, const float *host, pml_error *err)
+{
+    return copy_all(s, state, (float *)(uintptr_t)host, true, err); /* only read */
 }
 
 pml_status pml_stepper_identity(pml_stepper *s, char *json, size_t capacity, pml_error *err)

@@ -130,7 +130,7 @@ static pml_status read_everything(pml_error *e)
 
 static pml_status write_and_read(pml_error *e)
 {
-    pml_status status = pml_adapter_config_write(adapter_config, &config, e);
+    pml_status status = pml_adapter_config_write(adapter_config, &config, NULL, 0, e);
     if (status == PML_OK)
         status = write_adapter(adapter_model, e);
     return status == PML_OK ? read_everything(e) : status;

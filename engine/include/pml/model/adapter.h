@@ -3,10 +3,15 @@
  *   base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight   [r, in]
  *   base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight   [out, r]
  *
- * y = x W^T + (lora_alpha / r) (x A^T) B^T.  Hu et al., LoRA, 2021. */
+ * y = x W^T + (lora_alpha / r) (x A^T) B^T.  Hu et al., LoRA, 2021.
+ *
+ * and, with modules_to_save, parts of the model that are trained whole:
+ *
+ *   base_model.model.lm_head.weight                                  [vocab, hidden] */
 #ifndef PML_MODEL_ADAPTER_H
 #define PML_MODEL_ADAPTER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,13 +31,50 @@ typedef enum pml_target {
     PML_TARGET_ALL_LINEAR = 0x7f
 } pml_target;
 
-enum { PML_TARGET_COUNT = 7, PML_ADAPTER_NAME_MAX = 160 };
+/* Parts of the model that an adapter may hold whole and train beside its matrices
+ * (modules_to_save), as bits; the norms of all layers. In a model whose head is tied they are no
+ * longer tied: each that is trained has a tensor of its own, as PEFT makes one. */
+typedef enum pml_saved {
+    PML_SAVED_EMBED = 1 << 0,      /* embed_tokens */
+    PML_SAVED_HEAD = 1 << 1,       /* lm_head */
+    PML_SAVED_NORM = 1 << 2,       /* norm, the last one */
+    PML_SAVED_INPUT_NORM = 1 << 3, /* input_layernorm */
+    PML_SAVED_POST_NORM = 1 << 4,  /* post_attention_layernorm */
+    PML_SAVED_Q_NORM = 1 << 5,     /* q_norm, Qwen3's */
+    PML_SAVED_K_NORM = 1 << 6
+} pml_saved;
+
+enum {
+    PML_TARGET_COUNT = 7,
+    PML_SAVED_COUNT = 7,
+    PML_ADAPTER_NAME_MAX = 160,
+    PML_ADAPTER_LAYERS = 1024,
+    PML_ADAPTER_PATTERNS = 64
+};
+
+/* Of one projection in one layer; rank 0: it has none. */
+typedef struct pml_lora_module {
+    int32_t rank;
+    double alpha;
+} pml_lora_module;
+
+/* An entry of rank_pattern or alpha_pattern. */
+typedef struct pml_adapter_pattern {
+    char key[120]; /* a module's name, or the end of its path: "q_proj", "layers.3.mlp.up_proj" */
+    double value;
+} pml_adapter_pattern;
 
 typedef struct pml_adapter_config {
-    int32_t rank;        /* r */
-    double alpha;        /* lora_alpha */
-    double dropout;      /* lora_dropout */
-    uint32_t targets;    /* pml_target bits */
+    int32_t rank;     /* r */
+    double alpha;     /* lora_alpha */
+    double dropout;   /* lora_dropout */
+    bool rslora;      /* use_rslora: scale = alpha / sqrt(r) */
+    uint32_t targets; /* pml_target bits; 0: a pattern or paths, and the tensors say which */
+    uint32_t saved;   /* pml_saved bits */
+    uint64_t layers[PML_ADAPTER_LAYERS / 64]; /* layers_to_transform as bits, if n_layers > 0 */
+    int32_t n_layers;                         /* how many; 0: all */
+    pml_adapter_pattern ranks[PML_ADAPTER_PATTERNS], alphas[PML_ADAPTER_PATTERNS];
+    int32_t n_ranks, n_alphas;
     char base_name[512]; /* base_model_name_or_path, "" when unknown or longer */
 } pml_adapter_config;
 
@@ -48,6 +90,14 @@ uint32_t pml_target_from_name(const char *name);
 /* Shape of that projection's weight in this model: [out, in]. */
 void pml_target_shape(const pml_model_spec *spec, pml_target target, int64_t *out, int64_t *in);
 
+/* "embed_tokens", … for one bit, NULL for anything else; and its bit, 0 when there is none. */
+const char *pml_saved_name(pml_saved saved);
+uint32_t pml_saved_from_name(const char *name);
+
+/* What multiplies the product of the two matrices. Kalajdzievski, "A rank stabilization scaling
+ * factor for fine-tuning with LoRA", 2023. */
+double pml_lora_scale(double alpha, int32_t rank, bool rslora);
+
 /* The tensor's name in the file; matrix is 'A' or 'B'. Always fits into PML_ADAPTER_NAME_MAX. */
 void pml_adapter_tensor_name(char *out, size_t capacity, int32_t layer, pml_target target,
                              char matrix);
@@ -60,9 +110,16 @@ pml_status pml_adapter_config_load(const char *folder, pml_adapter_config *confi
 pml_status pml_adapter_config_parse(const char *text, size_t size, const char *name,
                                     pml_adapter_config *config, pml_error *err);
 
-/* Write `path` (…/adapter_config.json), atomically, so that PEFT loads the folder as it is. */
+/* Write `path` (…/adapter_config.json), atomically, so that PEFT loads the folder as it is.
+ * modules [layers * PML_TARGET_COUNT] says what each projection has; NULL: all targets in all
+ * layers (or those of config->layers) have rank and alpha. Where they differ, target_modules,
+ * layers_to_transform, rank_pattern and alpha_pattern say so. */
 pml_status pml_adapter_config_write(const char *path, const pml_adapter_config *config,
-                                    pml_error *err);
+                                    const pml_lora_module *modules, int32_t layers, pml_error *err);
+
+/* What one projection has, by an adapter's config and the tensors beside it. */
+pml_lora_module pml_adapter_module(const pml_adapter_config *config, const pml_safetensors *tensors,
+                                   int32_t layer, pml_target target);
 
 /* Read a folder whole: its config, and its tensors, of which each that the config promises is there
  * with the shape that spec asks for, and none is left over. The caller closes *tensors. */

@@ -19,11 +19,20 @@ typedef enum pml_method { PML_METHOD_LORA = 0, PML_METHOD_FULL } pml_method;
 typedef enum pml_quant { PML_QUANT_NONE = 0, PML_QUANT_NF4 } pml_quant;
 typedef enum pml_optimizer { PML_OPTIMIZER_ADAMW = 0, PML_OPTIMIZER_SGD } pml_optimizer;
 
-enum { PML_PATH_MAX = 4096 };
+enum { PML_PATH_MAX = 4096, PML_LORA_GROUPS = 64 };
+
+/* Projections that share rank and alpha. */
+typedef struct pml_lora_group {
+    int32_t rank;
+    double alpha;
+    uint32_t targets;                         /* pml_target bits */
+    uint64_t layers[PML_ADAPTER_LAYERS / 64]; /* bits */
+} pml_lora_group;
 
 typedef struct pml_train_config {
     char name[128];
     char model[PML_PATH_MAX];      /* model folder */
+    char model_id[PML_PATH_MAX];   /* as the user gave it: a folder, or a name on the hub */
     char train_data[PML_PATH_MAX]; /* token shard */
     char eval_data[PML_PATH_MAX];  /* "" = none */
     char lora_init[PML_PATH_MAX];  /* PEFT adapter folder to start from, "" = fresh */
@@ -34,7 +43,11 @@ typedef struct pml_train_config {
     int32_t lora_rank;
     double lora_alpha; /* scale = alpha / rank */
     double lora_dropout;
-    uint32_t lora_targets; /* pml_target bits */
+    bool lora_rslora;      /* scale = alpha / sqrt(rank) */
+    uint32_t lora_targets; /* pml_target bits: all that any layer has */
+    uint32_t lora_saved;   /* pml_saved bits: trained whole beside the adapter */
+    pml_lora_group lora_groups[PML_LORA_GROUPS];
+    int32_t n_lora_groups; /* 0: lora_targets in every layer, with lora_rank and lora_alpha */
 
     int64_t max_steps; /* > 0; epochs have been turned into steps */
     double learning_rate;
@@ -58,5 +71,8 @@ typedef struct pml_train_config {
     size_t memory_limit;      /* bytes a device, 0 = what is free */
     int32_t threads;          /* per CPU worker, 0 = cores / CPU workers on this machine */
 } pml_train_config;
+
+/* What a projection has: of the first group that it is in, or of all; rank 0: nothing. */
+pml_lora_module pml_lora_of(const pml_train_config *config, int32_t layer, pml_target target);
 
 #endif

@@ -94,7 +94,8 @@ enum { PML_NF4_CODES = 0, PML_NF4_ABSMAX, PML_NF4_SCALES, PML_NF4_OFFSET, PML_NF
 /* A tensor of a model or adapter file: rows [row, row + rows) of a program tensor, or for a vector
  * (rank 1) its columns [col, col + cols). */
 typedef struct pml_parameter {
-    char name[112]; /* Hugging Face's or PEFT's */
+    char name[112];   /* Hugging Face's or PEFT's */
+    char source[112]; /* not "": where its first value is in the model's file (modules_to_save) */
     int32_t tensor;
     int64_t row, col, rows, cols;
     int32_t rank; /* 1: the file has [cols], rows is 1;  2: [rows, cols] */
