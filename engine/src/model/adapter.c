@@ -294,6 +294,11 @@ static double pattern_value(const pml_adapter_pattern *patterns, int32_t n, cons
     return otherwise;
 }
 
+double pml_adapter_alpha(const pml_adapter_config *config, const char *path)
+{
+    return pattern_value(config->alphas, config->n_alphas, path, config->alpha);
+}
+
 pml_lora_module pml_adapter_module(const pml_adapter_config *config, const pml_safetensors *tensors,
                                    int32_t layer, pml_target target)
 {
@@ -304,7 +309,7 @@ pml_lora_module pml_adapter_module(const pml_adapter_config *config, const pml_s
     snprintf(name, sizeof name, "model.layers.%d.%s", (int)layer, pml_target_module(target));
     return (pml_lora_module){
         (int32_t)pattern_value(config->ranks, config->n_ranks, name, config->rank),
-        pattern_value(config->alphas, config->n_alphas, name, config->alpha)};
+        pml_adapter_alpha(config, name)};
 }
 
 /* Whether the config alone says that this projection has an adapter. */

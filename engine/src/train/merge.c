@@ -57,6 +57,9 @@ static void find_adapter(const pml_merge *m, source *s)
     module[cut] = '\0';
     s->a = trained_named(m, peft_prefix, module, ".lora_A.weight");
     s->b = trained_named(m, peft_prefix, module, ".lora_B.weight");
+    if (s->a != NULL && s->a->n_dims == 2 && s->a->shape[0] > 0)
+        s->scale = (float)pml_lora_scale(pml_adapter_alpha(&m->adapter, module),
+                                         (int32_t)s->a->shape[0], m->adapter.rslora);
 }
 
 static pml_status check_adapter(const source *s, pml_error *err)
@@ -103,7 +106,6 @@ static pml_status describe(pml_merge *m, const pml_stored *original, source *s, 
         s->replacement = trained_named(m, peft_prefix, original->name, "");
     s->merged.changed = s->a != NULL || s->b != NULL || s->replacement != NULL;
     m->used += (size_t)(s->a != NULL) + (s->b != NULL) + (s->replacement != NULL);
-    s->scale = (float)(m->adapter.alpha / (m->adapter.rank > 0 ? m->adapter.rank : 1));
     pml_status status = PML_OK;
     if (s->a != NULL || s->b != NULL)
         status = check_adapter(s, err);

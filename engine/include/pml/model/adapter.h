@@ -117,6 +117,9 @@ pml_status pml_adapter_config_parse(const char *text, size_t size, const char *n
 pml_status pml_adapter_config_write(const char *path, const pml_adapter_config *config,
                                     const pml_lora_module *modules, int32_t layers, pml_error *err);
 
+/* alpha of the module at that path ("model.layers.3.mlp.up_proj"), by alpha_pattern. */
+double pml_adapter_alpha(const pml_adapter_config *config, const char *path);
+
 /* What one projection has, by an adapter's config and the tensors beside it. */
 pml_lora_module pml_adapter_module(const pml_adapter_config *config, const pml_safetensors *tensors,
                                    int32_t layer, pml_target target);
