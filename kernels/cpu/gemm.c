@@ -4,11 +4,13 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "gemv.h"
 #include "simd/tile.h"
 
 /* A panel of B, PANEL_K deep, and a few rows of A share the first-level cache; a block of A,
  * BLOCK_ROWS high, lies in the second. */
 enum { PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, MAX_PAIRS = 2 };
+enum { VECTOR_PIECE = 1 << 16 }; /* floats of a matrix that is multiplied with a vector */
 enum { COMMON_FLOATS = PMLI_COMMON_BYTES / 4, WIDE = 1024 };
 _Static_assert((PANEL_K + PMLI_TILE_COLS) * BLOCK_ROWS * 4 <= PMLI_SCRATCH_BYTES, "scratch");
 
@@ -73,11 +75,14 @@ static pml_view stretch_of_b(pmli_form form, pml_view b, int64_t first, int64_t 
 /* One row of C: a product of a matrix and a vector, which gemm would first pack. */
 static void gemv(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c)
 {
+    if (form == PMLI_NT) {
+        pmli_gemv(b.data, b.ld, b.rows, b.cols, a.data, alpha, beta != 0, c.data);
+        return;
+    }
     if (beta == 0)
         memset(c.data, 0, (size_t)c.cols * sizeof(float)); /* 0 * NaN must not survive */
-    cblas_sgemv(CblasRowMajor, form == PMLI_NT ? CblasNoTrans : CblasTrans, (int)b.rows,
-                (int)b.cols, alpha, b.data, (int)b.ld, a.data, form == PMLI_TN ? (int)a.ld : 1,
-                beta, c.data, 1);
+    cblas_sgemv(CblasRowMajor, CblasTrans, (int)b.rows, (int)b.cols, alpha, b.data, (int)b.ld,
+                a.data, form == PMLI_TN ? (int)a.ld : 1, beta, c.data, 1);
 }
 
 void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c)
@@ -116,6 +121,9 @@ static void by_blas(pmli_pool *pool, gemm_job *job)
     int64_t threads = pmli_pool_threads(pool);
     job->rows = div_up(job->c.rows, threads);
     job->columns = div_up(div_up(job->c.cols, threads), PMLI_TILE_COLS) * PMLI_TILE_COLS;
+    if (job->c.rows == 1) /* small pieces: a thread that is held up does not hold up the others */
+        job->columns =
+            min64(job->columns, div_up(VECTOR_PIECE, depth(job->form, &job->pairs[0].a) + 1));
     if (job->c.rows >= job->c.cols && job->rows > 0)
         pmli_pool_run(pool, div_up(job->c.rows, job->rows), blas_piece, job);
     else if (job->columns > 0)

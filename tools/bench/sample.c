@@ -1,0 +1,116 @@
+/* What a sampled token costs, against the floor: reading every weight once.
+ *
+ *   bench_sample MODEL [THREADS [TOKENS]]
+ *
+ * The floor is measured by the op `sum` over as many bytes as a token reads (all linear layers and
+ * the head; of the embedding one row), in turns with the tokens, so that a busy machine harms both
+ * alike; the best of each counts. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "pml/train/stepper.h"
+#include "pml_op/cpu.h"
+
+#define MUST(call)                                                                                 \
+    do {                                                                                           \
+        if ((call) != PML_OK) {                                                                    \
+            fprintf(stderr, "%s\n", err.message);                                                  \
+            exit(EXIT_FAILURE);                                                                    \
+        }                                                                                          \
+    } while (0)
+
+static pml_error err = PML_ERROR_INIT;
+
+static pml_stepper *open_model(const char *folder, int threads, int32_t tokens)
+{
+    static pml_train_config config = {.method = PML_METHOD_LORA,
+                                      .dtype = PML_F32,
+                                      .lora_rank = 1,
+                                      .lora_alpha = 1,
+                                      .lora_targets = PML_TARGET_Q,
+                                      .max_steps = 1,
+                                      .beta1 = 0.9,
+                                      .beta2 = 0.999,
+                                      .epsilon = 1e-8,
+                                      .batch_size = 1,
+                                      .accumulation = 1,
+                                      .max_length = 8};
+    snprintf(config.model, sizeof config.model, "%s", folder);
+    const pml_stepper_options options = {
+        .config = &config,
+        .backend = pml_backend_cpu(),
+        .threads = threads,
+        .limits = {.tokens = 8, .docs = 1, .labels = 1, .max_doc = 8, .generate_length = tokens}};
+    pml_stepper *s = NULL;
+    MUST(pml_stepper_new(&options, &s, &err));
+    return s;
+}
+
+static double cpu_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Floats that a token reads. */
+static int64_t weights_of(const pml_model_spec *s)
+{
+    int64_t table = (int64_t)s->vocab * s->hidden;
+    return pml_model_parameters(s) - (s->tied_head ? 0 : table);
+}
+
+int main(int argc, char **argv)
+{
+    pml_cpu_prepare_process(argc, argv);
+    int threads = argc > 2 ? atoi(argv[2]) : 0, tokens = argc > 3 ? atoi(argv[3]) : 32;
+    if (argc < 2 || tokens < 2) {
+        fprintf(stderr, "usage: bench_sample MODEL [THREADS [TOKENS]]\n");
+        return EXIT_FAILURE;
+    }
+    pml_stepper *s = open_model(argv[1], threads, 2);
+    const pml_model_spec *spec = pml_stepper_spec(s);
+    int64_t floats = weights_of(spec);
+    float *logits = malloc(2 * (size_t)spec->vocab * sizeof *logits);
+    float *memory = malloc((size_t)floats * sizeof *memory);
+    if (logits == NULL || memory == NULL)
+        return EXIT_FAILURE;
+    memset(memory, 1, (size_t)floats * sizeof *memory); /* zeros would share one page */
+
+    const pml_backend *cpu = pml_backend_cpu();
+    const pml_device_options options = {.threads = threads};
+    pml_device *device = NULL;
+    pml_queue *queue = NULL;
+    MUST(cpu->open(&options, &device, &err));
+    MUST(cpu->queue_new(device, &queue, &err));
+    double total = 0, token = 1e9, read = 1e9;
+    pml_op_args sum = {.sum = {.x = pml_matrix(memory, floats / 1024, 1024, PML_F32),
+                               .total = pml_vector(&total, 1, PML_F64)}};
+    for (int i = 0; i < tokens; i++) {
+        const int32_t one = i % spec->vocab;
+        double begin = cpu_seconds();
+        MUST(pml_stepper_logits(s, &one, 1, logits, &err));
+        double middle = cpu_seconds();
+        MUST(pml_op_run(cpu, PML_OP_sum, queue, &sum, &err));
+        double end = cpu_seconds();
+        token = middle - begin < token ? middle - begin : token;
+        read = end - middle < read ? end - middle : read;
+    }
+    pml_device_info info;
+    MUST(cpu->info(device, &info, &err));
+    token /= info.threads;
+    read /= info.threads;
+    double bytes = (double)floats * sizeof *memory;
+    printf("%.0f MB of weights a token: %.2f ms (%.1f tok/s, %.1f GB/s); reading them %.2f ms "
+           "(%.1f GB/s); share %.0f%%\n",
+           bytes / 1e6, token * 1e3, 1 / token, bytes / token / 1e9, read * 1e3, bytes / read / 1e9,
+           100 * read / token);
+    cpu->queue_destroy(&queue);
+    cpu->close(&device);
+    pml_stepper_destroy(&s);
+    free(memory);
+    free(logits);
+    return EXIT_SUCCESS;
+}
