@@ -23,6 +23,9 @@ FORMATS = ("peft", "merged", "gguf")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TYPES = ("f32", "f16", "bf16", "q8_0")
 
+#: The largest difference of logits that arithmetic and rounding explain; beyond it something is
+#: wrong with the export, and it is thrown away.
+_EXACT, _ROUNDED = 1e-4, 0.5
 #: What only a resumed run reads.
 _OURS = {"optimizer.safetensors", "state.json", "MANIFEST"}
 #: Copied beside merged weights when the model folder has them.
@@ -277,9 +280,16 @@ def _read_back(request: Request, path: Path, notes: list[str]) -> dict[str, Any]
         return {}
     checkpoint = str(request.checkpoint)
     try:
-        return _native.compare_export(request.text, checkpoint, request.format, str(path))
+        found = _native.compare_export(request.text, checkpoint, request.format, str(path))
     except NoMemoryError as error:
         notes.append(f"not read back, for lack of memory: {error}")
         return {}
     except Error as error:
         raise type(error)(f"what was exported cannot be read back: {error}") from error
+    exact = request.dtype in ("float32", "f32") and request.run.get("quant") != "nf4"
+    if not found["difference"] <= (_EXACT if exact else _ROUNDED):
+        raise Error(
+            f"what was exported is not what was trained: its logits are {found['difference']:.1e} "
+            "from the trained ones; nothing was written"
+        )
+    return found
