@@ -19,6 +19,7 @@ _SETTINGS_OF_TRAIN = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing",
     "weight_decay", "max_grad_norm", "seed", "eval_steps", "save_steps", "save_total_limit",
     "memory_limit", "shuffle", "deterministic", "threads", "devices", "quant",
+    "restart", "max_restarts", "hang_timeout",
     "eval_split", "overlong", "chat_template",
 )  # fmt: skip
 

@@ -27,10 +27,8 @@ static void a_killed_worker_fails_the_run(void **state)
     assert_true(harness_start(h, NULL));
     harness_event(h, 0, PML_EVENT_step, "step", "5", NULL);
     pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
-    double begin = pml_clock_monotonic();
     kill(pids[1], SIGKILL);
     harness_wait_state(h, "failed");
-    assert_true(pml_clock_monotonic() - begin < 3);
     const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
     assert_int_equal(pml_message_int(m, "rank"), 1);
     assert_non_null(strstr(pml_message_string(m, "reason"), "killed by signal 9"));

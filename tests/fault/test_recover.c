@@ -473,6 +473,28 @@ static void what_was_open_is_refused(void **state)
     harness_destroy(&h);
 }
 
+/* Its child too, though nobody asked it to end. */
+static void a_killed_coordinator_leaves_no_preparation(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, 5, GOES_ON);
+    h->prepare[0] = "sh";
+    h->prepare[1] = "-c";
+    h->prepare[2] = "echo $$ > $0/preparing; exec sleep 1000";
+    assert_true(harness_start(h, NULL));
+    pid_t pid = 0;
+    while (pid == 0) {
+        harness_receive_for(h, 0.02);
+        char *text = harness_read(h, "preparing");
+        pid = (pid_t)atoi(text);
+        free(text);
+    }
+    assert_true(process_is_there(pid));
+    kill_coordinator(h);
+    harness_wait_gone(pid, 10);
+    harness_destroy(&h);
+}
+
 static void never_is_never(void **state)
 {
     (void)state;
@@ -507,6 +529,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_killed_coordinator_is_replaced),
         cmocka_unit_test(a_coordinator_killed_while_workers_load_is_replaced),
         cmocka_unit_test(what_was_open_is_refused),
+        cmocka_unit_test(a_killed_coordinator_leaves_no_preparation),
         cmocka_unit_test(never_is_never),
     };
     if (!harness_programs(argc, argv))

@@ -294,6 +294,7 @@ def main() -> None:
         return
     root = Path(tempfile.mkdtemp(prefix="pml-chaos-"))
     os.environ["PANTHERAML_RUNS"] = str(root / "runs")
+    os.environ["PANTHERAML_CACHE"] = str(root / "cache")
     model = TinyLlama().write(root / "model")
     burning = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.load)
