@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pantheraml import _native, folders, hub, sharing, sums
-from pantheraml.config import Settings
+from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
 from pantheraml.errors import Error, InvalidError, NotInThisVersion
 from pantheraml.lora import Model
@@ -272,6 +273,12 @@ def _resolve(
     folder = hub.resolve(model)
     known = _native.check_model(folder)
     seen = Model(folder, int(known["layers"]), bool(known["qk_norm"]))
+    if settings.max_length is None and int(known["max_positions"]) < USUAL_LENGTH:
+        warnings.warn(
+            f"max_length is {known['max_positions']} here, the model's max_position_embeddings, "
+            f"and not the usual {USUAL_LENGTH}; give max_length to have another",
+            stacklevel=4,
+        )
     resolved = settings.resolve(int(known["max_positions"]), seen)
     if known["nf4"] and resolved["quant"] != "nf4":
         raise InvalidError(f'model: {folder} holds NF4 weights; give quant="nf4"')

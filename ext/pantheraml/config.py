@@ -25,6 +25,8 @@ from pantheraml.errors import Error, InvalidError, NotFoundError, NotInThisVersi
 from pantheraml.lora import LoRA, Model
 
 OVERLONG = ("cut", "split", "drop", "refuse")
+#: What max_length is where it is not given and the model has as many positions.
+USUAL_LENGTH = 2048
 SCHEDULES = (
     "cosine",
     "linear",
@@ -85,6 +87,7 @@ class Settings:
         Micro-batches of one optimizer step.
     max_length
         Tokens a row may have; longer than the model's ``max_position_embeddings`` is warned of.
+        None: 2048, or those positions where they are fewer.
     packing
         Lay rows together into rows of `max_length`; attention and positions stay within each.
     weight_decay
@@ -172,7 +175,7 @@ class Settings:
     warmup_ratio: float = 0.0
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
-    max_length: int = 2048
+    max_length: int | None = None
     packing: bool = True
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
@@ -237,7 +240,9 @@ class Settings:
         self._refuse_what_is_not_built()
         choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         steps, epochs = self.max_steps, self.num_train_epochs
-        max_length = whole("max_length", self.max_length, 2, 1 << 20)
+        # By itself nothing goes beyond the positions that the model was trained for.
+        usual = max(2, min(USUAL_LENGTH, positions))
+        max_length = whole("max_length", _pick(self.max_length, usual), 2, 1 << 20)
         room = _pick(self.generate_length, None, max(max_length, min(512, positions)))
         devices = device_list(self.devices)
         lora = self.lora if self.lora is not None else LoRA()

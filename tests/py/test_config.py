@@ -113,6 +113,9 @@ def test_lengths_may_go_beyond_the_models_positions() -> None:
     made = Settings(max_length=2048, generate_length=9999).resolve(128)
     assert made["max_length"] == 2048 and made["generate_length"] == 9999
     assert Settings(max_length=64).resolve(128)["generate_length"] == 128
+    # Not given, it does not go beyond them.
+    assert Settings().resolve(128)["max_length"] == 128
+    assert Settings().resolve(1 << 17)["max_length"] == 2048
     assert Settings(max_length=64).resolve(4096)["generate_length"] == 512
     assert Settings(max_length=200).resolve(128)["generate_length"] == 200
 
