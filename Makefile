@@ -1,5 +1,5 @@
 # Names only: what each target does stands in tools/, in CMakeLists.txt and in setup.py.
-.PHONY: build test demo lab wheel asan bundle docs fuzz-long bench-cpu gpu-test clean
+.PHONY: build test demo lab wheel asan bundle docs fuzz-long chaos bench-cpu gpu-test clean
 
 build: ## the engine, the extension and the package, installed in .venv
 	@tools/build
@@ -29,6 +29,10 @@ docs: build ## site/: the guides and the API reference
 
 fuzz-long: ## every fuzz target for a quarter of an hour
 	@tools/fuzz 900
+
+chaos: build ## every campaign against kills, power cuts, full disks, flipped bits; SHORT=1 takes a minute
+	@tools/build -DPML_TESTS=ON
+	@SHORT=$(SHORT) tools/chaos/run
 
 bench-cpu: build ## tokens per second on the CPU; PEER=… is a Python with torch, transformers and peft
 	@.venv/bin/python tools/bench/cpu.py --peer-python $(PEER)

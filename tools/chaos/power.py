@@ -307,6 +307,7 @@ def record(folder: Path) -> Disk:
     environment = {
         **os.environ, "LD_PRELOAD": str(SHIM), "PML_DISK_RECORD": str(made),
         "PML_DISK_PREFIX": str(runs), "PANTHERAML_RUNS": str(runs), "PML_SCOPE": "0",
+        "PANTHERAML_CACHE": str(folder / "cache"),  # empty: the shards are made, not linked
     }  # fmt: skip
     subprocess.run([sys.executable, "-P", "-c", VICTIM, str(model)], env=environment, check=True)
     time.sleep(1)

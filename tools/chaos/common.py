@@ -1,0 +1,62 @@
+"""What the campaigns share: a model that steps quickly, waiting, ending, looking at processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pantheraml as pm
+from pantheraml.tiny import TinyLlama
+
+SHIMS = Path(__file__).resolve().parent.parent.parent / "build" / "release" / "tests" / "fault"
+
+
+def make_model(folder: Path) -> Path:
+    """Write the smallest model that is still a Llama."""
+    shape = TinyLlama(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=16)
+    return shape.write(folder / "model")
+
+
+def rows() -> list[dict[str, str]]:
+    """Give a few short rows."""
+    return [{"prompt": f"{n} and {n}", "completion": f" is {2 * n}."} for n in range(36)]
+
+
+def reach(run: pm.Run, step: int, seconds: float = 36_000) -> None:
+    """Wait until so many steps are made; a run that ends before is an error."""
+    deadline = time.monotonic() + seconds
+    while run.step < step:
+        if run.state in ("failed", "stopped", "finished"):
+            raise SystemExit(f"the run is {run.state} at step {run.step}: {run.reason}")
+        if time.monotonic() > deadline:
+            raise SystemExit(f"step {step} is not there after {seconds} s")
+        run.wait_for_change(0.5)
+
+
+def end(run: pm.Run) -> None:
+    """End a run's coordinator, and wait until it has gone."""
+    pid = run.coordinator_pid
+    run.close()
+    if pid is None:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def memory(pid: int) -> int:
+    """Bytes of a process that are its own (RssAnon)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise ProcessLookupError(pid)
+
+
+def descriptors(pid: int) -> int:
+    """How many files, sockets and the like a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
