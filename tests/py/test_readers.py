@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import environment
 from pantheraml.data import readers
 from pantheraml.data.handover import look_at
 from pantheraml.data.readers import read, source_of, text_pieces
@@ -336,29 +337,26 @@ def peak(folder: Path, model: Path, source: Path) -> int:
     (folder / "run.json").write_text(json.dumps(config))
     done = subprocess.run(
         [sys.executable, "-P", "-c", MEASURE, str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+        env=environment(MALLOC_ARENA_MAX="2"),  # what threads leave unused is not the matter here
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     status, kib = done.stdout.splitlines()[-1].split()
     assert status == "0", done.stdout
     return int(kib) >> 10
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "txt"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_memory_does_not_grow_with_the_file(kind: str, model: Path, tmp_path: Path) -> None:
     choose = random.Random(3)
     words = ["".join(choose.choices("abcdefgh", k=choose.randint(2, 9))) for _ in range(300)]
     rows = [{"text": " ".join(choose.choices(words, k=600))} for _ in range(350)]  # 1.4 MB
     peaks = []
-    for times in (1, 3):
+    for times in (1, 5):
         path = tmp_path / f"{times}.{kind}"
-        if kind == "txt":
-            path.write_text("\n".join(row["text"] for row in rows) * times)
-        elif kind == "parquet":  # one row group, of any size
+        if kind == "parquet":  # one row group, of any size
             parquet.write_table(pa.Table.from_pylist(rows * times), path, row_group_size=10**9)
         else:
             write(path, rows * times)
         peaks.append(peak(tmp_path / f"run-{times}", model, path))
-    # 4 MB of text are 4 M tokens here and a shard of 34 MB: nothing of that size may be held.
-    assert peaks[1] - peaks[0] < 20, peaks
+    # 7 MB of text are 7 M tokens here and a shard of 56 MB: nothing of that size may be held.
+    assert peaks[1] - peaks[0] < 40, peaks
