@@ -404,7 +404,19 @@ class Run(Following):
             shard_bytes=config.memory(max_shard_size, "max_shard_size"),
             verify=verify,
         )
-        return export.write(request, Path(folder).expanduser().absolute())
+        made = export.write(request, Path(folder).expanduser().absolute())
+        self._note_export(made)
+        return made
+
+    def _note_export(self, made: Export) -> None:
+        """Let the run's log tell of it, where there is still somebody who writes it."""
+        fields: dict[str, Any] = {"format": made.format, "path": str(made), "step": made.step}
+        fields |= {"bytes": made.bytes, "seconds": made.seconds}
+        if made.difference is not None:
+            fields["difference"] = made.difference
+        if self._link is not None:
+            with suppress(PeerError):  # it has gone meanwhile; the export stands
+                self._ask("exported", **fields)
 
     def rewind(self, step: int) -> None:
         """Not in this version."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
+from conftest import until
 from pantheraml import gguf
 from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
@@ -50,6 +51,13 @@ def test_merged_is_base_plus_adapter(trained: pm.Run, model: Path, tmp_path: Pat
         again.wait(60).sample(prompt, max_new_tokens=24).token_ids
         == trained.sample(prompt, max_new_tokens=24).token_ids
     )
+
+
+def test_the_log_tells_of_it(trained: pm.Run, tmp_path: Path) -> None:
+    out = trained.export(tmp_path / "out")
+    until(lambda: any(e["type"] == "export" for e in trained.events()), 30, "the event")
+    event = next(e for e in trained.events() if e["type"] == "export")
+    assert event["path"] == str(out) and event["difference"] == 0.0 and event["format"] == "peft"
 
 
 def test_shards_and_types(trained: pm.Run, tmp_path: Path) -> None:

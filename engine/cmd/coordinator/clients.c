@@ -142,6 +142,24 @@ static void answer_enough(coordinator *c, const pml_inbound *in, const pml_messa
     answer(c, in, m);
 }
 
+static void note_export(coordinator *c, const pml_inbound *in, const pml_message *request)
+{
+    static const char *const words[] = {"format", "path"};
+    static const char *const numbers[] = {"step", "bytes"};
+    static const char *const measures[] = {"difference", "seconds"};
+    pml_message *event = pml_message_new(PML_EVENT_export);
+    for (int i = 0; i < 2; i++) {
+        pml_message_set_string(event, words[i], pml_message_string(request, words[i]));
+        pml_message_set_int(event, numbers[i], pml_message_int(request, numbers[i]));
+        if (pml_message_has(request, measures[i]))
+            pml_message_set_number(event, measures[i], pml_message_number(request, measures[i]));
+    }
+    emit(c, event, false);
+    pml_message *m = pml_message_new(PML_ANSWER_noted);
+    pml_message_set_string(m, "id", pml_message_string(request, "id"));
+    answer(c, in, m);
+}
+
 static void refuse(coordinator *c, const pml_inbound *in, const pml_error *err)
 {
     char id[65];
@@ -194,6 +212,8 @@ void handle_request(coordinator *c, const pml_inbound *in)
         handle_share(c, in, m);
     } else if (type == PML_REQUEST_unshare) {
         handle_unshare(c, in, m);
+    } else if (type == PML_REQUEST_exported) {
+        note_export(c, in, m);
     } else if (type == PML_REQUEST_enough) {
         answer_enough(c, in, m);
     } else if (type != PML_REQUEST_alive) {
