@@ -1,5 +1,5 @@
 # Names only: what each target does stands in tools/, in CMakeLists.txt and in setup.py.
-.PHONY: build test demo lab wheel asan bundle docs fuzz-long chaos bench-cpu gpu-test clean
+.PHONY: build test demo lab wheel asan tsan bundle docs fuzz-long chaos bench-cpu gpu-test clean
 
 build: ## the engine, the extension and the package, installed in .venv
 	@tools/build
@@ -19,6 +19,9 @@ wheel: ## dist/: one self-contained wheel
 
 asan: ## unit and protocol tests under the address and undefined-behaviour sanitizers
 	@tools/asan
+
+tsan: ## unit, protocol and two-worker tests under the thread sanitizer
+	@tools/tsan
 
 bundle: ## the panel's TypeScript into its Python package
 	@tools/bundle

@@ -103,15 +103,10 @@ static _Noreturn void become_coordinator(harness *h, int ready, char *const *mor
     _exit(127);
 }
 
-bool harness_start(harness *h, ...)
+bool harness_spawn(harness *h, char *const *more, int n)
 {
-    char *more[8], line[1100] = "";
-    int n = 0, ready[2];
-    va_list args;
-    va_start(args, h);
-    for (char *a = va_arg(args, char *); a != NULL; a = va_arg(args, char *))
-        more[n++] = a;
-    va_end(args);
+    char line[1100] = "";
+    int ready[2];
     assert_int_equal(pipe(ready), 0);
     fcntl(ready[0], F_SETFD, FD_CLOEXEC);
     h->coordinator = fork();
@@ -126,6 +121,20 @@ bool harness_start(harness *h, ...)
         return false;
     }
     h->error[0] = '\0';
+    return true;
+}
+
+bool harness_start(harness *h, ...)
+{
+    char *more[8];
+    int n = 0;
+    va_list args;
+    va_start(args, h);
+    for (char *a = va_arg(args, char *); a != NULL; a = va_arg(args, char *))
+        more[n++] = a;
+    va_end(args);
+    if (!harness_spawn(h, more, n))
+        return false;
     assert_int_equal(pml_runtime_find(h->folder, h->runtime, sizeof h->runtime, NULL), PML_OK);
     harness_connect(h);
     return true;

@@ -39,6 +39,8 @@ harness *harness_new(int workers, int max_steps, const char *extra);
 /* Start the coordinator with these arguments behind the folder (NULL-terminated) and a client;
  * whether it is ready. */
 bool harness_start(harness *h, ...);
+/* The same with n arguments and without a client. */
+bool harness_spawn(harness *h, char *const *more, int n);
 void harness_connect(harness *h); /* a client, welcome received */
 void harness_disconnect(harness *h);
 /* Our coordinator is dead: wait for the one that takes over, and connect to it. */

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory.h"
 #include "pml/base/file.h"
 
 /* A pml_json is Jansson's json_t under a name that needs no jansson.h outside this folder. */
@@ -30,6 +31,16 @@ static void *remembering_malloc(size_t size)
     if (memory == NULL)
         memory_refused = true;
     return memory;
+}
+
+void pmli_memory_watch(void)
+{
+    memory_refused = false;
+}
+
+bool pmli_memory_refused(void)
+{
+    return memory_refused;
 }
 
 __attribute__((constructor)) static void set_allocator(void)
@@ -74,10 +85,10 @@ pml_status pml_json_parse(const char *text, size_t size, const char *name,
         return PML_FAIL(err, PML_INVALID, "%s: JSON nested deeper than %d levels", name,
                         limits->depth);
     json_error_t why;
-    memory_refused = false;
+    pmli_memory_watch();
     json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, &why);
     if (value == NULL) {
-        if (memory_refused)
+        if (pmli_memory_refused())
             return PML_FAIL(err, PML_NO_MEMORY, "%s: no memory to read it", name);
         return PML_FAIL(err, PML_INVALID, "%s: not valid JSON in line %d, column %d: %s", name,
                         why.line, why.column, why.text);

@@ -1,7 +1,8 @@
-#include "messages_table.h"
-
 #include <stdlib.h>
 #include <string.h>
+
+#include "memory.h"
+#include "messages_table.h"
 
 /* Jansson's own limit is 2,048 levels, which is more stack than a stranger should be able to use.
  */
@@ -35,8 +36,9 @@ static pml_status parse_object(const char *text, size_t size, json_t **object, p
         return PML_FAIL(err, PML_CORRUPT, "a message has at most %d levels of objects and lists",
                         PML_MESSAGE_DEPTH);
     json_error_t at;
+    pmli_memory_watch();
     json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, &at);
-    if (value == NULL && json_error_code(&at) == json_error_out_of_memory)
+    if (value == NULL && pmli_memory_refused())
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to read a message of %zu bytes", size);
     if (value == NULL)
         return PML_FAIL(err, PML_CORRUPT, "not JSON: %s (line %d, column %d)", at.text, at.line,

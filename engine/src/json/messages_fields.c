@@ -242,11 +242,18 @@ void pml_message_stamp(pml_message *event, int64_t seq, double time, int64_t tim
     json_t *stamped = json_object();
     if (json_object_set_new(stamped, "seq", json_integer(seq)) != 0 ||
         json_object_set_new(stamped, "time", json_real(time)) != 0 ||
-        json_object_set_new(stamped, "timeline", json_integer(timeline)) != 0 ||
-        json_object_update_missing(stamped, event->body) != 0)
+        json_object_set_new(stamped, "timeline", json_integer(timeline)) != 0)
         event->failed = true;
     if (stamped == NULL)
         return;
+    /* Not json_object_update_missing, which leaves out what it finds no memory for. */
+    const char *key;
+    json_t *value;
+    json_object_foreach(event->body, key, value)
+    {
+        if (json_object_get(stamped, key) == NULL && json_object_set(stamped, key, value) != 0)
+            event->failed = true;
+    }
     json_decref(event->body);
     event->body = stamped;
 }

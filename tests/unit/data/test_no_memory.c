@@ -2,15 +2,13 @@
  * never that the file is damaged, and nothing stays allocated. */
 #include "shard_file.h"
 
-#include <errno.h>
-
+#include "no_memory.h"
 #include "pml/base/hash.h"
 #include "pml/data/sampler.h"
 #include "pml/model/adapter.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifndef NO_MEMORY_WATCHED
 
-/* A sanitizer has an allocator of its own, in the place where ours would be. */
 static void test_every_allocation(void **state)
 {
     (void)state;
@@ -18,58 +16,6 @@ static void test_every_allocation(void **state)
 }
 
 #else
-
-extern void *__libc_malloc(size_t size);
-extern void *__libc_calloc(size_t n, size_t size);
-extern void *__libc_realloc(void *old, size_t size);
-extern void *__libc_memalign(size_t alignment, size_t size);
-extern void __libc_free(void *memory);
-
-static bool watching; /* only while the code under test runs */
-static long allowed, live;
-
-static bool refused(void)
-{
-    if (!watching || allowed-- > 0)
-        return false;
-    errno = ENOMEM;
-    return true;
-}
-
-static void *counted(void *memory)
-{
-    live += watching && memory != NULL;
-    return memory;
-}
-
-void *malloc(size_t size)
-{
-    return refused() ? NULL : counted(__libc_malloc(size));
-}
-
-void *calloc(size_t n, size_t size)
-{
-    return refused() ? NULL : counted(__libc_calloc(n, size));
-}
-
-void *aligned_alloc(size_t alignment, size_t size)
-{
-    return refused() ? NULL : counted(__libc_memalign(alignment, size));
-}
-
-void *realloc(void *old, size_t size)
-{
-    if (refused())
-        return NULL;
-    void *memory = __libc_realloc(old, size);
-    return old == NULL ? counted(memory) : memory;
-}
-
-void free(void *memory)
-{
-    live -= watching && memory != NULL;
-    __libc_free(memory);
-}
 
 static const pml_model_spec spec = {
     .hidden = 4, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 2, .intermediate = 6};

@@ -1,0 +1,121 @@
+/* The k-th allocation refused, for every k, ours and Jansson's alike: reading, building, changing
+ * and printing messages answers PML_NO_MEMORY, never that the text is damaged, and nothing stays.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "no_memory.h"
+#include "pml/json/json.h"
+#include "pml/json/messages.h"
+#include "pml/json/sum.h"
+
+#ifndef NO_MEMORY_WATCHED
+
+static void test_every_allocation(void **state)
+{
+    (void)state;
+    skip();
+}
+
+#else
+
+static pml_status read_request(pml_error *err)
+{
+    static const char text[] =
+        "{\"type\":\"set\",\"id\":\"a\\u00e4\",\"learning_rate\":0.5,\"eval_steps\":7}";
+    pml_message *m = NULL, *copy = NULL;
+    char *printed = NULL;
+    size_t size;
+    pml_status status = pml_message_parse(PML_CHANNEL_REQUEST, text, sizeof text - 1, &m, err);
+    if (status != PML_OK)
+        return status;
+    copy = pml_message_copy(m);
+    pml_message *order = pml_message_new(PML_ORDER_command);
+    pml_message_set_int(order, "command", 3);
+    pml_message_set_string(order, "verb", "set");
+    pml_message_set_args(order, "args", copy);
+    status = pml_message_print(order, &printed, &size, err);
+    free(printed);
+    pml_message_destroy(&order);
+    pml_message_destroy(&copy);
+    pml_message_destroy(&m);
+    return status;
+}
+
+static pml_status build_answer(pml_error *err)
+{
+    char *printed = NULL;
+    size_t size;
+    pml_message *m = pml_message_new(PML_EVENT_workers);
+    for (int r = 0; r < 3; r++) {
+        pml_message *w = pml_message_new(PML_RECORD_worker);
+        pml_message_set_int(w, "rank", r);
+        pml_message_set_string(w, "device", "cpu\xff"); /* mended: one more copy */
+        pml_message_set_int(w, "pid", 7);
+        pml_message_set_string(w, "state", "running");
+        pml_message_append(m, "workers", w);
+    }
+    pml_message_stamp(m, 4, 1.5, 0);
+    pml_status status = pml_message_print(m, &printed, &size, err);
+    if (status == PML_OK)
+        status = pml_sum_add(&printed, &size, err);
+    free(printed);
+    pml_message_destroy(&m);
+    return status;
+}
+
+static pml_status read_document(pml_error *err)
+{
+    static const char text[] = "{\"a\":[1,2.5,\"x\",{\"b\":null}],\"c\":{\"d\":true}}";
+    pml_json *document = NULL;
+    pml_status status =
+        pml_json_parse(text, sizeof text - 1, "text", &pml_json_file_limits, &document, err);
+    if (status == PML_OK)
+        pml_json_destroy(&document);
+    return status;
+}
+
+static pml_status everything(pml_error *err)
+{
+    pml_status status = read_request(err);
+    if (status == PML_OK)
+        status = build_answer(err);
+    return status == PML_OK ? read_document(err) : status;
+}
+
+static void test_every_allocation(void **state)
+{
+    (void)state;
+    pml_error warm = PML_ERROR_INIT;
+    if (everything(&warm) != PML_OK)
+        fail_msg("%s", warm.message);
+    long k = 0;
+    pml_status status;
+    do {
+        pml_error err = PML_ERROR_INIT;
+        live = 0;
+        allowed = k++;
+        watching = true;
+        status = everything(&err);
+        watching = false;
+        if (status != PML_OK && status != PML_NO_MEMORY)
+            fail_msg("allocation %ld: %s (%s)", k, pml_status_name(status), err.message);
+        if (live != 0)
+            fail_msg("allocation %ld: %ld live blocks (%s)", k, live, err.message);
+    } while (status != PML_OK);
+    assert_true(k > 100);
+}
+
+#endif
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_allocation)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
