@@ -83,7 +83,9 @@ static long live_once(long number)
     bool ready = harness_spawn(h, NULL, 0);
     unsetenv("LD_PRELOAD");
     if (ready) {
-        assert_int_equal(pml_client_open(h->connection_file, &h->client, NULL), PML_OK);
+        pml_error err = PML_ERROR_INIT;
+        if (pml_client_open(h->connection_file, &h->client, &err) != PML_OK)
+            fail_msg("allocation %ld: %s", number, err.message);
         talk(h);
         kill(h->coordinator, SIGTERM);
         int ended = wait_in_time(h, number);

@@ -87,9 +87,11 @@ pml_status pml_json_parse(const char *text, size_t size, const char *name,
     json_error_t why;
     pmli_memory_watch();
     json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, &why);
+    if (pmli_memory_refused()) { /* also where there is a value: a part of it may be missing */
+        json_decref(value);
+        return PML_FAIL(err, PML_NO_MEMORY, "%s: no memory to read it", name);
+    }
     if (value == NULL) {
-        if (pmli_memory_refused())
-            return PML_FAIL(err, PML_NO_MEMORY, "%s: no memory to read it", name);
         return PML_FAIL(err, PML_INVALID, "%s: not valid JSON in line %d, column %d: %s", name,
                         why.line, why.column, why.text);
     }

@@ -38,8 +38,10 @@ static pml_status parse_object(const char *text, size_t size, json_t **object, p
     json_error_t at;
     pmli_memory_watch();
     json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, &at);
-    if (value == NULL && pmli_memory_refused())
+    if (pmli_memory_refused()) { /* also where there is an object: a field of it may be missing */
+        json_decref(value);
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to read a message of %zu bytes", size);
+    }
     if (value == NULL)
         return PML_FAIL(err, PML_CORRUPT, "not JSON: %s (line %d, column %d)", at.text, at.line,
                         at.column);
@@ -121,6 +123,7 @@ pml_message *pml_message_new(pml_message_type type)
     pml_message *message = malloc(sizeof *message);
     if (message == NULL)
         return NULL;
+    pmli_memory_watch();
     *message = (pml_message){type, false, json_object()};
     if (message->body == NULL) {
         free(message);
@@ -136,7 +139,9 @@ pml_message *pml_message_copy(const pml_message *message)
     pml_message *copy = message == NULL ? NULL : malloc(sizeof *copy);
     if (copy == NULL)
         return NULL;
+    pmli_memory_watch();
     *copy = (pml_message){message->type, message->failed, json_deep_copy(message->body)};
+    copy->failed = copy->failed || pmli_memory_refused();
     if (copy->body == NULL) {
         free(copy);
         return NULL;
@@ -173,7 +178,12 @@ pml_status pml_message_print(const pml_message *message, char **text, size_t *si
         pml_error_prefix(err, "built a wrong message");
         return err == NULL ? PML_INTERNAL : (err->code = PML_INTERNAL);
     }
+    pmli_memory_watch();
     *text = json_dumps(message->body, JSON_COMPACT);
+    if (*text != NULL && pmli_memory_refused()) {
+        free(*text);
+        *text = NULL;
+    }
     if (*text == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to print a message");
     *size = strlen(*text);

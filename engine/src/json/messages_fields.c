@@ -1,10 +1,11 @@
 /* Reading and writing the fields of a message. */
-#include "messages_table.h"
-
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "memory.h"
+#include "messages_table.h"
 
 static const json_t *get(const pml_message *message, const char *field)
 {
@@ -90,7 +91,9 @@ pml_message *pml_message_part(const pml_message *message, const char *field, siz
     pml_message *part = type == PML_MESSAGE_COUNT ? NULL : malloc(sizeof *part);
     if (part == NULL)
         return NULL;
+    pmli_memory_watch();
     *part = (pml_message){type, false, json_deep_copy(value)};
+    part->failed = pmli_memory_refused();
     if (part->body == NULL) {
         free(part);
         return NULL;
@@ -103,7 +106,7 @@ static void put(pml_message *message, const char *field, json_t *value)
 {
     if (message == NULL)
         json_decref(value);
-    else if (json_object_set_new(message->body, field, value) != 0)
+    else if (json_object_set_new(message->body, field, value) != 0 || pmli_memory_refused())
         message->failed = true;
 }
 
@@ -221,7 +224,8 @@ void pml_message_append(pml_message *message, const char *field, pml_message *pa
     }
     if (json_object_get(message->body, field) == NULL)
         put(message, field, json_array());
-    if (json_array_append_new(json_object_get(message->body, field), body) != 0)
+    if (json_array_append_new(json_object_get(message->body, field), body) != 0 ||
+        pmli_memory_refused())
         message->failed = true;
 }
 
@@ -243,6 +247,8 @@ void pml_message_stamp(pml_message *event, int64_t seq, double time, int64_t tim
     if (json_object_set_new(stamped, "seq", json_integer(seq)) != 0 ||
         json_object_set_new(stamped, "time", json_real(time)) != 0 ||
         json_object_set_new(stamped, "timeline", json_integer(timeline)) != 0)
+        event->failed = true;
+    if (pmli_memory_refused())
         event->failed = true;
     if (stamped == NULL)
         return;
