@@ -33,11 +33,16 @@ class Plan:
     available
         Bytes the plan had to fit in; 0 where there was no limit.
     recompute_layers
-        Layers whose inside is computed again in the backward pass.
+        Layers of which something is computed again in the backward pass.
     head_chunk
         Labelled rows whose logits exist at one time.
     parameters, trainable
         Of the model, and of them (or of the adapter) trained.
+    recompute
+        What those layers make again: "norms" (and SwiGLU), "attention" or the whole "layer"; the
+        layers after them stand one level lower.
+    pieces
+        A micro-batch is run in about so many, cut between documents.
     """
 
     by_cause: Mapping[str, int]
@@ -47,6 +52,8 @@ class Plan:
     head_chunk: int
     parameters: int
     trainable: int
+    recompute: str = "none"
+    pieces: int = 1
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Plan:
@@ -63,10 +70,11 @@ class Plan:
         lines.append(
             f"{self.parameters:,} parameters, {self.trainable:,} trained; "
             + (
-                f"{self.recompute_layers} layers recomputed"
+                f"{self.recompute} recomputed in {self.recompute_layers} layers"
                 if self.recompute_layers
                 else "nothing recomputed"
             )
+            + (f"; micro-batches in {self.pieces} pieces" if self.pieces > 1 else "")
         )
         return "\n".join(lines)
 

@@ -109,11 +109,14 @@ static PyObject *plan_to_dict(const pml_plan *plan)
             return NULL;
         }
     }
-    return Py_BuildValue(
-        "{sN sn sn si si sL sL sd sd}", "by_cause", causes, "total", (Py_ssize_t)plan->total,
-        "arena", (Py_ssize_t)plan->arena, "recompute_layers", (int)plan->recompute_layers,
-        "head_chunk", (int)plan->head_chunk, "parameters", (long long)plan->parameters, "trainable",
-        (long long)plan->trainable, "flops", plan->flops, "bytes", plan->bytes);
+    return Py_BuildValue("{sN sn sn ss si si si sL sL sd sd sd}", "by_cause", causes, "total",
+                         (Py_ssize_t)plan->total, "arena", (Py_ssize_t)plan->arena, "recompute",
+                         pml_recompute_name((pml_recompute)plan->choices.recompute),
+                         "recompute_layers", (int)plan->choices.recompute_layers, "head_chunk",
+                         (int)plan->choices.head_chunk, "pieces", (int)plan->choices.pieces,
+                         "parameters", (long long)plan->parameters, "trainable",
+                         (long long)plan->trainable, "flops", plan->flops, "bytes", plan->bytes,
+                         "seconds", plan->seconds);
 }
 
 static PyObject *engine_plan(PyObject *module, PyObject *args, PyObject *kwargs)
@@ -184,7 +187,7 @@ static pml_status check_tensors(const pml_model_spec *spec, const char *folder, 
                                    .config = &config,
                                    .limits = {.tokens = 2, .docs = 1, .labels = 1, .max_doc = 2},
                                    .backend = pml_backend_cpu(),
-                                   .head_chunk = 1};
+                                   .choices = {.head_chunk = 1, .pieces = 1}};
     pml_program *program = NULL;
     pml_safetensors *file = NULL;
     pml_status status = pml_safetensors_open_folder(folder, &file, err);

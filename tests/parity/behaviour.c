@@ -144,8 +144,11 @@ static void check_not_finite(const char *fixtures)
 static float *values_after(const pml_train_config *config, int recompute, int64_t seek)
 {
     session s;
-    session_open(
-        &(session_options){.config = config, .recompute_layers = recompute, .head_chunk = 16}, &s);
+    session_open(&(session_options){.config = config,
+                                    .recompute = recompute > 0 ? PML_RECOMPUTE_LAYER : 0,
+                                    .recompute_layers = recompute,
+                                    .head_chunk = 16},
+                 &s);
     pml_stepper_seek(s.stepper, seek, seek, 0);
     for (int i = 0; i < 2; i++)
         session_step(&s, NULL);

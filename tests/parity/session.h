@@ -26,7 +26,8 @@ extern pml_dtype session_dtype;
 typedef struct session_options {
     const pml_train_config *config;
     pml_comm *comm;
-    int recompute_layers, head_chunk; /* as pml_stepper_options */
+    /* As pml_plan_choices; head_chunk 0: the planner's, pieces 0: one. */
+    int recompute, recompute_layers, head_chunk, pieces;
     int threads;
 } session_options;
 

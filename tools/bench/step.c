@@ -170,7 +170,7 @@ static void measure(const char *folder, pml_method method, int steps, int thread
         "chunk %d, %.1f GFLOP/s\n",
         method == PML_METHOD_FULL ? "full" : "lora", TOKENS / mean, TOKENS / best, result.loss,
         (double)plan->arena / (1 << 20), (double)plan->by_cause[PML_CAUSE_RUNTIME] / (1 << 20),
-        plan->recompute_layers, plan->head_chunk, plan->flops / mean * 1e-9);
+        plan->choices.recompute_layers, plan->choices.head_chunk, plan->flops / mean * 1e-9);
     pml_stepper_destroy(&stepper);
 }
 

@@ -151,8 +151,10 @@ static pml_status make_stepper(job *j, const job_setup *setup, const pml_batch_l
         .threads = threads_of(&j->config, setup->share),
         .comm = setup->comm,
         .limits = *limits,
-        .recompute_layers = (int32_t)pml_message_int(identity, "recompute_layers"),
-        .head_chunk = (int32_t)pml_message_int(identity, "head_chunk"),
+        .choices = {.recompute = (int32_t)pml_message_int(identity, "recompute"),
+                    .recompute_layers = (int32_t)pml_message_int(identity, "recompute_layers"),
+                    .head_chunk = (int32_t)pml_message_int(identity, "head_chunk"),
+                    .pieces = (int32_t)pml_message_int(identity, "pieces")},
         .progress = setup->progress,
         .user = setup->user,
     };

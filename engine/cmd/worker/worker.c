@@ -115,8 +115,11 @@ static pml_message *plan_event(const job_facts *f)
     pml_message_set_part(event, "by_cause", causes);
     pml_message_set_int(event, "total", (int64_t)total);
     pml_message_set_int(event, "available", (int64_t)f->available);
-    pml_message_set_int(event, "recompute_layers", p->recompute_layers);
-    pml_message_set_int(event, "head_chunk", p->head_chunk);
+    pml_message_set_string(event, "recompute",
+                           pml_recompute_name((pml_recompute)p->choices.recompute));
+    pml_message_set_int(event, "recompute_layers", p->choices.recompute_layers);
+    pml_message_set_int(event, "head_chunk", p->choices.head_chunk);
+    pml_message_set_int(event, "pieces", p->choices.pieces);
     pml_message_set_part(event, "limits", limits);
     pml_message_set_int(event, "parameters", p->parameters);
     pml_message_set_int(event, "trainable", p->trainable);

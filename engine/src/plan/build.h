@@ -52,6 +52,9 @@ typedef struct pmli_builder {
     pml_segment segment;                /* the one being built */
 } pmli_builder;
 
+/* A batch that there can be. */
+pml_status pmli_check_limits(const pml_batch_limits *limits, pml_error *err);
+
 /* --- tables (program.c) --- */
 typedef struct pmli_shape {
     pml_dtype dtype;

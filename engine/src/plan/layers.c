@@ -149,8 +149,7 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, int32_t dy, in
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
-    bool reads_x = l->dw >= 0 || l->a >= 0;
-    const int32_t operands[] = {dy, reads_x ? x : PMLI_ABSENT, w, l->a, l->b, u};
+    const int32_t operands[] = {dy, l->dw >= 0 || l->a >= 0 ? x : PMLI_ABSENT, w, l->a, l->b, u};
     for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
@@ -323,47 +322,75 @@ static void elementwise(pmli_builder *b, pml_op op, int32_t layer, const char *l
     pmli_node_done(b, node);
 }
 
-void pmli_layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache, pmli_saved *s)
+static void input_norm(pmli_builder *b, int32_t layer, pmli_stream in, pmli_saved *s)
+{
+    s->y1 = pmli_activation(b, b->program->spec.hidden, "attention input", layer);
+    s->rstd1 = statistic(b, 1, "input rstd", layer);
+    pmli_rmsnorm(b, layer, "input norm", in, b->layers[layer].input_norm.w, s->y1, s->rstd1);
+}
+
+static void post_norm(pmli_builder *b, int32_t layer, pmli_stream in, pmli_saved *s)
+{
+    s->y2 = pmli_activation(b, b->program->spec.hidden, "mlp input", layer);
+    s->rstd2 = statistic(b, 1, "post rstd", layer);
+    pmli_rmsnorm(b, layer, "post norm", in, b->layers[layer].post_norm.w, s->y2, s->rstd2);
+}
+
+static void normalised_qk(pmli_builder *b, int32_t layer, pmli_saved *s)
+{
+    const pml_model_spec *spec = &b->program->spec;
+    int32_t heads = spec->heads + spec->kv_heads;
+    s->qk = pmli_activation(b, (int64_t)heads * spec->head_dim, "normalised qk", layer);
+    s->rstd_qk = pmli_transient(b, tokens_by(b, PML_F32, heads), PML_CAUSE_ACTIVATIONS,
+                                "head rstd %d", layer);
+    head_norm(b, layer, s);
+    rope(b, layer, s->qk, false);
+}
+
+static void attend(pmli_builder *b, int32_t layer, int32_t cache, pmli_saved *s)
+{
+    s->o = pmli_activation(b, b->layers[layer].linear[PMLI_O].inputs, "attention output", layer);
+    s->lse = statistic(b, b->program->spec.heads, "lse", layer);
+    attention(b, layer, s, cache);
+}
+
+static void swiglu(pmli_builder *b, int32_t layer, pmli_saved *s)
+{
+    s->act = pmli_activation(b, b->program->spec.intermediate, "swiglu", layer);
+    elementwise(b, PML_OP_swiglu, layer, "swiglu", s->gate_up, s->act, PMLI_ABSENT);
+}
+
+/* All but the down projection: what a recompute must bring back; u_down is left alone. */
+static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
+                         pmli_saved *s)
 {
     const pml_model_spec *spec = &b->program->spec;
     const pmli_layer *w = &b->layers[layer];
     s->h = in.add < 0 ? in.x : in.add;
-    s->y1 = pmli_activation(b, spec->hidden, "attention input", layer);
-    s->rstd1 = statistic(b, 1, "input rstd", layer);
-    pmli_rmsnorm(b, layer, "input norm", in, w->input_norm.w, s->y1, s->rstd1);
+    input_norm(b, layer, in, s);
     s->qkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "qkv", layer);
     s->u_qkv = low_rank(b, layer, PMLI_QKV, "qkv u");
     linear(b, layer, PMLI_QKV, s->y1, s->qkv, s->u_qkv);
     s->qk = s->rstd_qk = PMLI_ABSENT;
-    if (spec->qk_norm) {
-        int32_t heads = spec->heads + spec->kv_heads;
-        s->qk = pmli_activation(b, (int64_t)heads * spec->head_dim, "normalised qk", layer);
-        s->rstd_qk = pmli_transient(b, tokens_by(b, PML_F32, heads), PML_CAUSE_ACTIVATIONS,
-                                    "head rstd %d", layer);
-        head_norm(b, layer, s);
-    }
-    rope(b, layer, s->qk >= 0 ? s->qk : s->qkv, false);
-    s->o = pmli_activation(b, w->linear[PMLI_O].inputs, "attention output", layer);
-    s->lse = statistic(b, spec->heads, "lse", layer);
-    attention(b, layer, s, cache);
+    if (spec->qk_norm)
+        normalised_qk(b, layer, s);
+    else
+        rope(b, layer, s->qkv, false);
+    attend(b, layer, cache, s);
     s->mid = pmli_activation(b, spec->hidden, "middle", layer);
     s->u_o = low_rank(b, layer, PMLI_O, "o u");
     linear(b, layer, PMLI_O, s->o, s->mid, s->u_o);
-    s->y2 = pmli_activation(b, spec->hidden, "mlp input", layer);
-    s->rstd2 = statistic(b, 1, "post rstd", layer);
-    pmli_rmsnorm(b, layer, "post norm", (pmli_stream){s->h, s->mid}, w->post_norm.w, s->y2,
-                 s->rstd2);
+    post_norm(b, layer, (pmli_stream){s->h, s->mid}, s);
     s->gate_up = pmli_activation(b, w->linear[PMLI_GATE_UP].outputs, "gate_up", layer);
     s->u_gate_up = low_rank(b, layer, PMLI_GATE_UP, "gate_up u");
     linear(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up);
-    s->act = pmli_activation(b, spec->intermediate, "swiglu", layer);
-    elementwise(b, PML_OP_swiglu, layer, "swiglu", s->gate_up, s->act, PMLI_ABSENT);
+    swiglu(b, layer, s);
 }
 
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                                pmli_saved *s)
 {
-    pmli_layer_inside(b, layer, in, cache, s);
+    layer_inside(b, layer, in, cache, s);
     int32_t down = pmli_activation(b, b->program->spec.hidden, "layer output", layer);
     s->u_down = low_rank(b, layer, PMLI_DOWN, "down u");
     linear(b, layer, PMLI_DOWN, s->act, down, s->u_down);
@@ -396,20 +423,61 @@ static int lowest_trained(const pmli_layer *layer)
     return which;
 }
 
-void pmli_layer_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t d,
-                         bool input_needed)
+static bool reads_input(const pmli_builder *b, int32_t layer, int which)
+{
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    return l->dw >= 0 || l->a >= 0;
+}
+
+/* Marks the nodes from `first` on as done a second time. */
+static void mark_again(pmli_builder *b, int32_t first)
+{
+    for (int32_t i = first; b->status == PML_OK && i < b->program->n_nodes; i++)
+        b->program->nodes[i].again = true;
+}
+
+/* What the backward of linear layer `which` is about to read and the forward has not kept, by the
+ * same ops on the same operands and so bit for bit. The sums of the residual stream are kept, or
+ * made by a whole layer's recompute, so that a norm reads its own sum. */
+static void remake(pmli_builder *b, int32_t layer, int which, int32_t recompute, pmli_saved *s)
+{
+    int32_t first = b->program->n_nodes;
+    bool whole = recompute == PML_RECOMPUTE_LAYER;
+    if (whole && which == PMLI_DOWN)
+        layer_inside(b, layer, (pmli_stream){s->h, PMLI_ABSENT}, PMLI_ABSENT, s);
+    if (whole || recompute == PML_RECOMPUTE_NONE) {
+        mark_again(b, first);
+        return;
+    }
+    if (which == PMLI_DOWN && reads_input(b, layer, PMLI_DOWN))
+        swiglu(b, layer, s);
+    if (which == PMLI_GATE_UP && reads_input(b, layer, PMLI_GATE_UP))
+        post_norm(b, layer, (pmli_stream){s->mid, PMLI_ABSENT}, s);
+    if (which == PMLI_O && b->program->spec.qk_norm)
+        normalised_qk(b, layer, s);
+    if (which == PMLI_O && recompute == PML_RECOMPUTE_ATTENTION)
+        attend(b, layer, PMLI_ABSENT, s);
+    if (which == PMLI_QKV && reads_input(b, layer, PMLI_QKV))
+        input_norm(b, layer, (pmli_stream){s->h, PMLI_ABSENT}, s);
+    mark_again(b, first);
+}
+
+void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t recompute,
+                         int32_t d, bool input_needed)
 {
     const pml_model_spec *spec = &b->program->spec;
     const pmli_layer *w = &b->layers[layer];
     int stop = input_needed ? -1 : lowest_trained(w);
     int32_t dact =
         stop == PMLI_DOWN ? PMLI_ABSENT : pmli_activation(b, spec->intermediate, "d swiglu", layer);
+    remake(b, layer, PMLI_DOWN, recompute, s);
     linear_bwd(b, layer, PMLI_DOWN, d, s->act, s->u_down, dact);
     if (stop == PMLI_DOWN)
         return;
     elementwise(b, PML_OP_swiglu_bwd, layer, "swiglu backward", dact, s->gate_up, s->gate_up);
     int32_t dy2 =
         stop == PMLI_GATE_UP ? PMLI_ABSENT : pmli_activation(b, spec->hidden, "d mlp input", layer);
+    remake(b, layer, PMLI_GATE_UP, recompute, s);
     linear_bwd(b, layer, PMLI_GATE_UP, s->gate_up, s->y2, s->u_gate_up, dy2);
     if (stop == PMLI_GATE_UP)
         return;
@@ -417,6 +485,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, in
     int32_t dout = stop == PMLI_O
                        ? PMLI_ABSENT
                        : pmli_activation(b, w->linear[PMLI_O].inputs, "d attention output", layer);
+    remake(b, layer, PMLI_O, recompute, s);
     linear_bwd(b, layer, PMLI_O, d, s->o, s->u_o, dout);
     if (stop == PMLI_O)
         return;
@@ -427,6 +496,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, in
         head_norm_bwd(b, layer, s, dqkv);
     int32_t dy1 = stop == PMLI_QKV ? PMLI_ABSENT
                                    : pmli_activation(b, spec->hidden, "d attention input", layer);
+    remake(b, layer, PMLI_QKV, recompute, s);
     linear_bwd(b, layer, PMLI_QKV, dqkv, s->y1, s->u_qkv, dy1);
     if (stop == PMLI_QKV)
         return;

@@ -28,20 +28,19 @@ int32_t pmli_statistic(pmli_builder *b, const char *name); /* [1, tokens] F32 */
 void pmli_rmsnorm(pmli_builder *b, int32_t layer, const char *label, pmli_stream in, int32_t weight,
                   int32_t y, int32_t rstd);
 
-/* All but the down projection: what a recompute must bring back; u_down is left alone. cache: this
- * layer's keys and values from earlier calls, or absent. */
-void pmli_layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
-                       pmli_saved *saved);
+/* cache: this layer's keys and values from earlier calls, or absent. */
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                                pmli_saved *saved);
 
 /* Whether anything in this layer is trained. */
 bool pmli_layer_trained(const pmli_layer *layer);
 
-/* d: gradient of the layer's output, becomes that of its input, in place. Without input_needed the
+/* recompute: pml_recompute, what is made again first (saved is changed to it).
+ * d: gradient of the layer's output, becomes that of its input, in place. Without input_needed the
+from measured rates)
  * backward ends at the lowest thing that is trained. */
-void pmli_layer_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t d,
-                         bool input_needed);
+void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *saved, int32_t recompute,
+                         int32_t d, bool input_needed);
 void pmli_final_norm_backward(pmli_builder *b, int32_t d, int32_t h, int32_t rstd);
 
 #endif

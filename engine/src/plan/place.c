@@ -162,43 +162,83 @@ static pml_status place_persistent(pml_program *p, size_t *top, pml_error *err)
     return PML_OK;
 }
 
-/* The shared region as causes: workspace is what the op at its fullest moment works in. */
-static void share_causes(pml_program *p, size_t region)
+/* Bytes of transient tensors, and of workspace among them, that live at the fullest node: what each
+ * node adds and the one before it gives back, added up in one pass. */
+static pml_status fullest(const pml_program *p, size_t *most, size_t *workspace, pml_error *err)
 {
-    size_t most = 0, workspace = 0;
-    for (int s = 0; s < PML_SEGMENT_COUNT; s++)
-        for (int32_t n = p->segments[s].first; n < p->segments[s].end; n++) {
-            size_t live = 0, scratch = 0, bytes;
-            for (int32_t i = 0; i < p->n_tensors; i++) {
-                const pml_tensor *t = &p->tensors[i];
-                if (t->persistent || t->first > n || t->last < n || !tensor_bytes(t, &bytes))
-                    continue;
-                live += bytes;
-                scratch += t->cause == PML_CAUSE_WORKSPACE ? bytes : 0;
-            }
-            if (live > most) {
-                most = live;
-                workspace = scratch;
-            }
+    *most = *workspace = 0;
+    int64_t(*change)[2] = calloc((size_t)p->n_nodes + 1, sizeof *change);
+    if (change == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory to plan %d nodes", p->n_nodes);
+    for (int32_t i = 0; i < p->n_tensors; i++) {
+        const pml_tensor *t = &p->tensors[i];
+        size_t bytes;
+        if (t->persistent || t->first < 0)
+            continue;
+        if (!tensor_bytes(t, &bytes)) {
+            free(change);
+            return PML_FAIL(err, PML_INVALID, "tensor '%s' is too large to address", t->name);
         }
+        size_t scratch = t->cause == PML_CAUSE_WORKSPACE ? bytes : 0;
+        change[t->first][0] += (int64_t)bytes;
+        change[t->first][1] += (int64_t)scratch;
+        change[t->last + 1][0] -= (int64_t)bytes;
+        change[t->last + 1][1] -= (int64_t)scratch;
+    }
+    int64_t live = 0, scratch = 0;
+    for (int32_t n = 0; n < p->n_nodes; n++) {
+        live += change[n][0];
+        scratch += change[n][1];
+        if ((size_t)live > *most) {
+            *most = (size_t)live;
+            *workspace = (size_t)scratch;
+        }
+    }
+    free(change);
+    return PML_OK;
+}
+
+/* What both begin with: places of what lies still, lifetimes of the rest, and its fullest moment.
+ */
+static pml_status begin(pml_program *p, size_t *still, size_t *most, size_t *workspace,
+                        pml_error *err)
+{
+    for (int c = 0; c < PML_CAUSE_COUNT; c++)
+        p->by_cause[c] = 0;
+    pml_status status = place_persistent(p, still, err);
+    if (status != PML_OK)
+        return status;
+    find_lifetimes(p);
+    return fullest(p, most, workspace, err);
+}
+
+/* The shared region as causes: workspace is what the op at its fullest moment works in. */
+static void share_causes(pml_program *p, size_t region, size_t workspace)
+{
     p->by_cause[PML_CAUSE_WORKSPACE] += workspace;
     p->by_cause[PML_CAUSE_ACTIVATIONS] += region - workspace;
 }
 
+pml_status pml_program_estimate(pml_program *program, pml_error *err)
+{
+    size_t still, most, workspace;
+    pml_status status = begin(program, &still, &most, &workspace, err);
+    if (status != PML_OK)
+        return status;
+    program->arena = still + most;
+    share_causes(program, most, workspace);
+    return PML_OK;
+}
+
 pml_status pml_program_place(pml_program *program, pml_error *err)
 {
-    for (int c = 0; c < PML_CAUSE_COUNT; c++)
-        program->by_cause[c] = 0;
-    size_t still = 0;
-    pml_status status = place_persistent(program, &still, err);
-    if (status != PML_OK)
-        return status;
-    find_lifetimes(program);
-    status = place_transient(program, still, &program->arena, err);
-    if (status != PML_OK)
-        return status;
-    share_causes(program, program->arena - still);
-    return PML_OK;
+    size_t still, most, workspace;
+    pml_status status = begin(program, &still, &most, &workspace, err);
+    if (status == PML_OK)
+        status = place_transient(program, still, &program->arena, err);
+    if (status == PML_OK)
+        share_causes(program, program->arena - still, workspace);
+    return status;
 }
 
 pml_status pml_program_check_places(const pml_program *p, pml_error *err)

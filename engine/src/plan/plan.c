@@ -1,31 +1,66 @@
 /* The search: of all programs that fit into the memory there is, the one that costs least. */
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "build.h"
+#include "pml/plan/rates.h"
 
 typedef struct pmli_search {
     const pml_model_spec *spec;
     const pml_train_config *config;
     const pml_backend *backend;
     size_t available; /* bytes, 0: no limit */
+    pml_rates rates;
 } pmli_search;
 
-/* What libraries, thread stacks and the program itself take beside the arena (measured: 9 MiB for a
- * bare stepper). Held back here, since a plan is made before anything can be measured; the stepper
- * puts the measured value in its place. */
-static const size_t runtime_reserve = (size_t)32 << 20;
+/* What stands beside the arena of a worker on the CPU, measured by tools/bench/plan_check.py: the
+ * program, its libraries and sockets; a thread's share of scratch and of OpenBLAS' buffers; what a
+ * weight passes through while it is loaded. */
+static const size_t process_bytes = (size_t)6 << 20, thread_bytes = (size_t)320 << 10;
+static const size_t loading_bytes = (size_t)4 << 20;
 
 /* On a GPU: the context (527 MiB on an H200 with driver 580), cuBLASLt, kernels and recorded
  * graphs. */
 static const size_t gpu_reserve = (size_t)640 << 20;
 
-/* Where the device's memory is the host's, the snapshot that checkpoints are written from counts
- * too: values and both moments, float32. */
-static size_t runtime_bytes(const pmli_search *s, int64_t trainable)
+static int threads_of(const pml_train_config *config)
 {
-    bool on_host = strcmp(s->backend->name, "cpu") == 0;
-    return on_host ? runtime_reserve + 3 * sizeof(float) * (size_t)trainable : gpu_reserve;
+    cpu_set_t set;
+    if (config->threads > 0)
+        return config->threads;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    int workers = config->workers > 1 ? config->workers : 1;
+    return cores > workers ? cores / workers : 1;
+}
+
+static size_t least_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Where the device's memory is the host's, the snapshot that checkpoints are written from counts
+ * too: values and both moments, float32; and once more the one in shared memory, from which a run
+ * goes on after a failure. */
+static size_t runtime_bytes(const pmli_search *s, const pml_plan *plan)
+{
+    if (strcmp(s->backend->name, "cpu") != 0)
+        return gpu_reserve;
+    size_t trained = 3 * sizeof(float) * (size_t)plan->trainable;
+    size_t largest = (size_t)s->spec->vocab * (size_t)s->spec->hidden * sizeof(float);
+    return process_bytes + thread_bytes * (size_t)threads_of(s->config) +
+           least_size(loading_bytes, largest) + trained * (s->config->restarts ? 2 : 1);
+}
+
+/* Gradients on their way through the collective: a piece of them in the worker, and the shared
+ * memory that every worker's part of two pieces and their sums pass through. */
+static size_t communication_bytes(const pmli_search *s, const pml_plan *plan)
+{
+    int32_t workers = s->config->workers;
+    if (workers <= 1 || strcmp(s->backend->name, "cpu") != 0)
+        return 0;
+    size_t piece = least_size((size_t)1 << 20, sizeof(float) * (size_t)plan->trainable);
+    return piece * (1 + 2 * ((size_t)workers + 1));
 }
 
 static const char *const cause_names[PML_CAUSE_COUNT] = {
@@ -37,64 +72,81 @@ const char *pml_cause_name(pml_cause cause)
     return (unsigned)cause < PML_CAUSE_COUNT ? cause_names[cause] : "?";
 }
 
+const char *pml_recompute_name(pml_recompute recompute)
+{
+    static const char *const names[PML_RECOMPUTE_COUNT] = {"none", "norms", "attention", "layer"};
+    return (unsigned)recompute < PML_RECOMPUTE_COUNT ? names[recompute] : "?";
+}
+
 enum {
     SMALLEST_CHUNK = 8,
     LARGEST_CHUNK = 1024, /* a product of more rows is not faster */
-    SHORTEST_LENGTH = 32,
-    BALANCE = 20 /* floating-point operations in the time of one byte; only orders candidates */
+    CHUNK_STEP = 4,       /* chunks shrink by */
+    SHORTEST_LENGTH = 32
 };
 static const size_t largest_logits = (size_t)256 << 20;
 
+static int32_t div_up(int32_t a, int32_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+pml_batch_limits pml_piece_limits(const pml_batch_limits *limits, int32_t pieces)
+{
+    pml_batch_limits l = *limits;
+    l.tokens = div_up(limits->tokens, pieces);
+    l.tokens = l.tokens < limits->max_doc ? limits->max_doc : l.tokens;
+    l.labels = limits->labels < l.tokens ? limits->labels : l.tokens;
+    return l;
+}
+
 static pml_program_options options_for(const pmli_search *s, const pml_batch_limits *limits,
-                                       int32_t recompute, int32_t chunk)
+                                       const pml_plan_choices *choices, bool estimate)
 {
     return (pml_program_options){.spec = s->spec,
                                  .config = s->config,
-                                 .limits = *limits,
+                                 .limits = pml_piece_limits(limits, choices->pieces),
                                  .backend = s->backend,
-                                 .recompute_layers = recompute,
-                                 .head_chunk = chunk};
+                                 .choices = *choices,
+                                 .estimate = estimate};
 }
 
-static pml_cost micro_cost(const pml_program *p)
+static void add_costs(const pmli_search *s, const pml_program *p, pml_plan *plan)
 {
     pml_counts counts = pml_program_capacity(p, PML_SEGMENT_MICRO);
-    pml_cost sum = {0, 0};
+    double pieces = plan->choices.pieces;
     for (int32_t n = p->segments[PML_SEGMENT_MICRO].first; n < p->segments[PML_SEGMENT_MICRO].end;
          n++) {
         pml_op_args args;
         pml_program_bind(p, &p->nodes[n], (void *)(uintptr_t)PMLI_ALIGN, &counts, &args);
         pml_cost cost = pml_node_cost(p->nodes[n].op, &args);
-        sum.flops += cost.flops;
-        sum.bytes += cost.bytes;
+        plan->flops += pieces * cost.flops;
+        plan->bytes += pieces * cost.bytes;
+        plan->seconds += pieces * pml_rates_seconds(&s->rates, p->nodes[n].op, cost);
     }
-    return sum;
 }
 
 /* Build one candidate and keep its numbers. */
-static pml_status try_plan(const pmli_search *s, const pml_batch_limits *limits, int32_t recompute,
-                           int32_t chunk, pml_plan *plan, pml_error *err)
+static pml_status try_plan(const pmli_search *s, const pml_batch_limits *limits,
+                           const pml_plan_choices *choices, bool estimate, pml_plan *plan,
+                           pml_error *err)
 {
-    pml_program_options options = options_for(s, limits, recompute, chunk);
+    pml_program_options options = options_for(s, limits, choices, estimate);
     pml_program *p = NULL;
     pml_status status = pml_program_build(&options, &p, err);
     if (status != PML_OK)
         return status;
-    memset(plan, 0, sizeof *plan);
+    *plan = (pml_plan){.arena = p->arena, .choices = *choices, .limits = options.limits};
     memcpy(plan->by_cause, p->by_cause, sizeof plan->by_cause);
-    plan->arena = p->arena;
-    plan->recompute_layers = recompute;
-    plan->head_chunk = chunk;
-    plan->limits = *limits;
-    pml_cost cost = micro_cost(p);
-    plan->flops = cost.flops;
-    plan->bytes = cost.bytes;
+    add_costs(s, p, plan);
     plan->parameters = pml_model_parameters(s->spec);
     for (int32_t i = 0; i < p->n_parameters; i++)
         if (p->parameters[i].trained)
             plan->trainable += p->parameters[i].rows * p->parameters[i].cols;
-    plan->by_cause[PML_CAUSE_RUNTIME] = runtime_bytes(s, plan->trainable);
-    plan->total = p->arena + plan->by_cause[PML_CAUSE_RUNTIME];
+    plan->by_cause[PML_CAUSE_RUNTIME] = runtime_bytes(s, plan);
+    plan->by_cause[PML_CAUSE_COMMUNICATION] += communication_bytes(s, plan);
+    for (int c = 0; c < PML_CAUSE_COUNT; c++)
+        plan->total += plan->by_cause[c];
     pml_program_destroy(&p);
     return PML_OK;
 }
@@ -104,54 +156,64 @@ static bool fits(const pmli_search *s, const pml_plan *plan)
     return s->available == 0 || plan->total <= s->available;
 }
 
-static double price(const pml_plan *plan)
-{
-    return plan->flops + BALANCE * plan->bytes;
-}
-
-/* Chunks double from the smallest; more rows than there are labels gain nothing. */
+/* Chunks shrink from the widest; more rows than there are labels gain nothing. */
 static int32_t widest_chunk(const pmli_search *s, const pml_batch_limits *limits)
 {
     int32_t chunk = SMALLEST_CHUNK;
     while (chunk < LARGEST_CHUNK && chunk < limits->labels &&
-           (size_t)chunk * 2 * (size_t)s->spec->vocab * pml_dtype_size(s->config->dtype) <=
-               largest_logits)
+           (size_t)chunk * 2 * (size_t)s->spec->vocab * sizeof(float) <= largest_logits)
         chunk *= 2;
     return chunk;
 }
 
-/* Fewest recomputed layers with which this chunk fits: memory falls as layers rise. *found = false
- * when even all of them do not do. */
-static pml_status fewest_layers(const pmli_search *s, const pml_batch_limits *limits, int32_t chunk,
-                                pml_plan *plan, bool *found, pml_error *err)
+/* The cheapest recompute with which these pieces and this chunk fit: the lowest level, and of it
+ * the fewest layers, since memory falls as both rise. *found = false when nothing does. */
+static pml_status least_recompute(const pmli_search *s, const pml_batch_limits *limits,
+                                  pml_plan_choices choices, pml_plan *plan, bool *found,
+                                  pml_error *err)
 {
-    int32_t low = 0, high = s->spec->layers;
-    pml_status status = try_plan(s, limits, low, chunk, plan, err);
-    if (status != PML_OK || (*found = fits(s, plan)))
-        return status;
-    status = try_plan(s, limits, high, chunk, plan, err);
-    if (status != PML_OK || !(*found = fits(s, plan)))
-        return status;
-    while (high - low > 1) { /* low does not fit, high does; plan is high's */
-        int32_t middle = low + (high - low) / 2;
+    pml_status status = PML_OK;
+    *found = false;
+    for (choices.recompute = 0; !*found && choices.recompute < PML_RECOMPUTE_COUNT;
+         choices.recompute++) {
+        choices.recompute_layers = choices.recompute == 0 ? 0 : s->spec->layers;
+        status = try_plan(s, limits, &choices, true, plan, err);
+        if (status != PML_OK)
+            return status;
+        *found = fits(s, plan);
+    }
+    if (!*found || plan->choices.recompute == 0)
+        return PML_OK;
+    choices = plan->choices;
+    int32_t low = 0, high = s->spec->layers; /* low does not fit, high does; plan is high's */
+    while (high - low > 1) {
         pml_plan candidate;
-        status = try_plan(s, limits, middle, chunk, &candidate, err);
+        choices.recompute_layers = low + (high - low) / 2;
+        status = try_plan(s, limits, &choices, true, &candidate, err);
         if (status != PML_OK)
             return status;
         if (fits(s, &candidate)) {
-            high = middle;
+            high = choices.recompute_layers;
             *plan = candidate;
         } else {
-            low = middle;
+            low = choices.recompute_layers;
         }
     }
     return PML_OK;
 }
 
+static int32_t most_pieces(const pml_batch_limits *limits)
+{
+    return div_up(limits->tokens, limits->max_doc);
+}
+
+/* The smallest there is: everything made again, one document at a time. */
 static pml_status smallest(const pmli_search *s, const pml_batch_limits *limits, pml_plan *plan,
                            pml_error *err)
 {
-    return try_plan(s, limits, s->spec->layers, SMALLEST_CHUNK, plan, err);
+    const pml_plan_choices choices = {PML_RECOMPUTE_LAYER, s->spec->layers, SMALLEST_CHUNK,
+                                      most_pieces(limits)};
+    return try_plan(s, limits, &choices, false, plan, err);
 }
 
 static int32_t scaled(int32_t value, int64_t part, int64_t whole)
@@ -227,43 +289,88 @@ static pml_status does_not_fit(const pmli_search *s, const pml_batch_limits *lim
                     advice);
 }
 
+/* All of recompute, head chunk and pieces, by sizes from below. The first that keeps everything is
+ * the fastest: whatever comes after it costs more. */
+static pml_status search(const pmli_search *s, const pml_batch_limits *limits, pml_plan *plan,
+                         bool *any, pml_error *err)
+{
+    *any = false;
+    for (int32_t pieces = 1;;
+         pieces = pieces * 2 < most_pieces(limits) ? pieces * 2 : most_pieces(limits)) {
+        pml_batch_limits piece = pml_piece_limits(limits, pieces);
+        int32_t chunk = widest_chunk(s, &piece);
+        for (;;) {
+            pml_plan candidate;
+            bool found;
+            pml_status status = least_recompute(
+                s, limits, (pml_plan_choices){.head_chunk = chunk, .pieces = pieces}, &candidate,
+                &found, err);
+            if (status != PML_OK)
+                return status;
+            if (found && (!*any || candidate.seconds < plan->seconds)) {
+                *plan = candidate;
+                *any = true;
+            }
+            if ((found && candidate.choices.recompute == 0) || chunk == SMALLEST_CHUNK)
+                break;
+            chunk = chunk / CHUNK_STEP > SMALLEST_CHUNK ? chunk / CHUNK_STEP : SMALLEST_CHUNK;
+        }
+        if (pieces >= most_pieces(limits) || (*any && plan->choices.recompute == 0))
+            return PML_OK;
+    }
+}
+
 pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *config,
                          const pml_batch_limits *limits, const pml_backend *backend,
                          size_t available, pml_plan *plan, pml_error *err)
 {
-    const pmli_search search = {spec, config, backend, available};
-    bool any = false;
-    for (int32_t chunk = widest_chunk(&search, limits); chunk >= SMALLEST_CHUNK; chunk /= 2) {
-        pml_plan candidate;
-        bool found;
-        pml_status status = fewest_layers(&search, limits, chunk, &candidate, &found, err);
-        if (status != PML_OK)
-            return status;
-        if (found && (!any || price(&candidate) < price(plan))) {
-            *plan = candidate;
-            any = true;
-        }
-        if (found && candidate.recompute_layers == 0)
-            break; /* smaller chunks only cost */
+    pmli_search s = {.spec = spec, .config = config, .backend = backend, .available = available};
+    pml_status status = pmli_check_limits(limits, err);
+    if (status == PML_OK)
+        status = pml_rates_get(backend->name, &s.rates, err);
+    bool any = true;
+    /* Places take a little more than the fullest moment where they do not fit one another: then
+     * again, within so much less. */
+    for (int i = 0; status == PML_OK && any && i < 64; i++) {
+        pml_plan found;
+        status = search(&s, limits, &found, &any, err);
+        if (status == PML_OK && any)
+            status = try_plan(&s, limits, &found.choices, false, plan, err);
+        if (status != PML_OK || !any)
+            break;
+        if (available == 0 || plan->total <= available)
+            return PML_OK;
+        size_t apart = plan->total - found.total; /* so that this one does not come again */
+        s.available = available > apart ? available - apart : 1;
     }
-    return any ? PML_OK : does_not_fit(&search, limits, err);
+    if (status != PML_OK)
+        return status;
+    s.available = available;
+    return does_not_fit(&s, limits, err);
 }
 
 pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *config,
                           const pml_batch_limits *limits, const pml_backend *backend,
-                          int32_t recompute_layers, int32_t head_chunk, pml_plan *plan,
-                          pml_error *err)
+                          const pml_plan_choices *choices, pml_plan *plan, pml_error *err)
 {
-    const pmli_search search = {spec, config, backend, 0};
-    return try_plan(&search, limits, recompute_layers, head_chunk, plan, err);
+    pmli_search s = {.spec = spec, .config = config, .backend = backend};
+    pml_status status = pmli_check_limits(limits, err);
+    if (status == PML_OK)
+        status = pml_rates_get(backend->name, &s.rates, err);
+    if (status == PML_OK && (choices->pieces < 1 || choices->pieces > most_pieces(limits)))
+        status =
+            PML_FAIL(err, PML_INVALID, "a micro-batch cannot be run in %d pieces", choices->pieces);
+    return status == PML_OK ? try_plan(&s, limits, choices, false, plan, err) : status;
 }
 
 pml_status pml_plan_build(const pml_plan *plan, const pml_model_spec *spec,
                           const pml_train_config *config, const pml_backend *backend,
                           pml_program **program, pml_error *err)
 {
-    const pmli_search search = {spec, config, backend, 0};
-    pml_program_options options =
-        options_for(&search, &plan->limits, plan->recompute_layers, plan->head_chunk);
+    const pml_program_options options = {.spec = spec,
+                                         .config = config,
+                                         .limits = plan->limits,
+                                         .backend = backend,
+                                         .choices = plan->choices};
     return pml_program_build(&options, program, err);
 }

@@ -67,9 +67,11 @@ static void print_memory(FILE *out, const pml_plan *plan)
                     (double)plan->by_cause[c] / (1 << 20));
     fprintf(out, "; total %.1f\n", (double)plan->total / (1 << 20));
     fprintf(out,
-            "batch: %d tokens, %d documents, %d labels; layers recomputed %d; head chunk %d rows\n",
-            plan->limits.tokens, plan->limits.docs, plan->limits.labels, plan->recompute_layers,
-            plan->head_chunk);
+            "batch: %d tokens, %d documents, %d labels; recomputed: %s in %d layers; head chunk %d "
+            "rows; pieces %d\n",
+            plan->limits.tokens, plan->limits.docs, plan->limits.labels,
+            pml_recompute_name((pml_recompute)plan->choices.recompute),
+            plan->choices.recompute_layers, plan->choices.head_chunk, plan->choices.pieces);
 }
 
 static void print_text(FILE *out, const pml_program *p, const pml_plan *plan)
@@ -157,8 +159,11 @@ static void put_plan(pml_json_writer *w, const pml_plan *plan)
         pml_json_put_int(w, pml_cause_name((pml_cause)c), (int64_t)plan->by_cause[c]);
     pml_json_end(w);
     pml_json_put_int(w, "total", (int64_t)plan->total);
-    pml_json_put_int(w, "recompute_layers", plan->recompute_layers);
-    pml_json_put_int(w, "head_chunk", plan->head_chunk);
+    pml_json_put_string(w, "recompute", pml_recompute_name((pml_recompute)plan->choices.recompute));
+    pml_json_put_int(w, "recompute_layers", plan->choices.recompute_layers);
+    pml_json_put_int(w, "head_chunk", plan->choices.head_chunk);
+    pml_json_put_int(w, "pieces", plan->choices.pieces);
+    pml_json_put_double(w, "seconds", plan->seconds);
     pml_json_begin_object(w, "limits");
     pml_json_put_int(w, "tokens", plan->limits.tokens);
     pml_json_put_int(w, "docs", plan->limits.docs);

@@ -251,18 +251,26 @@ static void build_segment(pmli_builder *b, pml_segment segment, void (*build)(pm
     b->program->segments[segment].end = b->program->n_nodes;
 }
 
+pml_status pmli_check_limits(const pml_batch_limits *l, pml_error *err)
+{
+    if (l->tokens < 1 || l->docs < 1 || l->labels < 1 || l->max_doc < 1 || l->max_doc > l->tokens ||
+        l->generate_length < 0)
+        return PML_FAIL(
+            err, PML_INVALID,
+            "a batch of %d tokens, %d documents, %d labels, longest %d, cannot be planned",
+            l->tokens, l->docs, l->labels, l->max_doc);
+    return PML_OK;
+}
+
 pml_status pml_program_build(const pml_program_options *options, pml_program **program,
                              pml_error *err)
 {
     *program = NULL;
     const pml_model_spec *spec = options->spec;
     pml_batch_limits limits = options->limits;
-    if (limits.tokens < 1 || limits.docs < 1 || limits.labels < 1 || limits.max_doc < 1 ||
-        limits.max_doc > limits.tokens || limits.generate_length < 0)
-        return PML_FAIL(
-            err, PML_INVALID,
-            "a batch of %d tokens, %d documents, %d labels, longest %d, cannot be planned",
-            limits.tokens, limits.docs, limits.labels, limits.max_doc);
+    pml_status valid = pmli_check_limits(&limits, err);
+    if (valid != PML_OK)
+        return valid;
     /* Angles follow from the position alone: the table is as long as what will be asked of it, also
      * beyond max_position_embeddings, which says only how far the model was trained. */
     int32_t positions =
@@ -270,10 +278,13 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
     if ((options->backend->dtypes >> options->config->dtype & 1) == 0)
         return PML_FAIL(err, PML_UNSUPPORTED, "the %s backend does not train in %s",
                         options->backend->name, pml_dtype_name(options->config->dtype));
-    if (options->recompute_layers < 0 || options->recompute_layers > spec->layers ||
-        options->head_chunk < 1)
-        return PML_FAIL(err, PML_INVALID, "recompute_layers %d and head_chunk %d are out of range",
-                        options->recompute_layers, options->head_chunk);
+    const pml_plan_choices *c = &options->choices;
+    if (c->recompute < 0 || c->recompute >= PML_RECOMPUTE_COUNT || c->recompute_layers < 0 ||
+        c->recompute_layers > spec->layers || c->head_chunk < 1 ||
+        (c->recompute == PML_RECOMPUTE_NONE && c->recompute_layers > 0))
+        return PML_FAIL(err, PML_INVALID,
+                        "recompute %d of %d layers and head_chunk %d cannot be planned",
+                        c->recompute, c->recompute_layers, c->head_chunk);
 
     pml_program *p = calloc(1, sizeof *p);
     pmli_builder b = {
@@ -285,8 +296,7 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
     }
     p->spec = *spec;
     p->limits = limits;
-    p->recompute_layers = options->recompute_layers;
-    p->head_chunk = options->head_chunk;
+    p->choices = *c;
     p->positions = positions;
     p->generate_chunk =
         limits.generate_length < limits.tokens ? limits.generate_length : limits.tokens;
@@ -299,7 +309,7 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
     if (limits.generate_length > 0)
         build_segment(&b, PML_SEGMENT_GENERATE, pmli_build_generate);
     if (b.status == PML_OK)
-        b.status = pml_program_place(p, err);
+        b.status = options->estimate ? pml_program_estimate(p, err) : pml_program_place(p, err);
 cleanup:
     free(b.layers);
     if (b.status != PML_OK) {

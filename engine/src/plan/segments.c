@@ -44,21 +44,16 @@ static void head_loss(pmli_builder *b, int32_t x, int32_t dx, int32_t dw, int32_
     const int32_t operands[] = {x, b->head, p->label_rows, p->labels, PMLI_ABSENT, losses, dx, dw};
     for (int i = 0; i < 8; i++)
         pmli_operand(node, i, operands[i]);
-    node->args.head_loss.chunk = p->head_chunk;
+    node->args.head_loss.chunk = p->choices.head_chunk;
     pmli_node_done(b, node);
     sum_losses(b, losses, total);
 }
 
-/* Marks the nodes from `first` on as done a second time. */
-static void mark_again(pmli_builder *b, int32_t first)
+static int32_t level_of(const pml_plan_choices *c, int32_t layer)
 {
-    for (int32_t i = first; b->status == PML_OK && i < b->program->n_nodes; i++)
-        b->program->nodes[i].again = true;
+    return layer < c->recompute_layers || c->recompute == 0 ? c->recompute : c->recompute - 1;
 }
 
-/* Layers below recompute_layers keep only their input and the low-rank product of `down` (whose
- * forward is not repeated); the rest is made again, by the same ops on the same operands and so
- * bit for bit, just before their backward. */
 void pmli_build_micro(pmli_builder *b)
 {
     const pml_program *p = b->program;
@@ -81,12 +76,8 @@ void pmli_build_micro(pmli_builder *b)
     while (!embed_trained && lowest < layers && !pmli_layer_trained(&b->layers[lowest]))
         lowest++;
     for (int32_t l = layers - 1; l >= lowest; l--) {
-        if (l < p->recompute_layers) {
-            int32_t first = p->n_nodes;
-            pmli_layer_inside(b, l, (pmli_stream){saved[l].h, PMLI_ABSENT}, PMLI_ABSENT, &saved[l]);
-            mark_again(b, first);
-        }
-        pmli_layer_backward(b, l, &saved[l], d, l > lowest || embed_trained);
+        pmli_layer_backward(b, l, &saved[l], level_of(&p->choices, l), d,
+                            l > lowest || embed_trained);
     }
     if (embed_trained) {
         pml_node *node = pmli_node(b, PML_OP_embed_bwd, -1, "embed backward");

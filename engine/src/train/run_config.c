@@ -143,6 +143,8 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     c->save_total_limit = (int32_t)pml_message_int(run, "save_total_limit");
     c->memory_limit = (size_t)pml_message_int(run, "memory_limit");
     c->threads = (int32_t)pml_message_int(run, "threads");
+    c->workers = (int32_t)pml_message_count(run, "devices");
+    c->restarts = pml_run_restarts(run);
     optimizer(run, c);
     evaluation(run, c);
     c->group_by_length = pml_message_bool(run, "group_by_length");

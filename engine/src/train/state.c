@@ -124,8 +124,10 @@ pml_status pml_stepper_identity(pml_stepper *s, char *json, size_t capacity, pml
     pml_json_put_int(w, "workers", s->comm != NULL ? pml_comm_world(s->comm) : 1);
     pml_json_put_string(w, "dtype", pml_dtype_name(s->config.dtype));
     pml_json_put_bool(w, "deterministic", s->config.deterministic);
-    pml_json_put_int(w, "recompute_layers", s->plan.recompute_layers);
-    pml_json_put_int(w, "head_chunk", s->plan.head_chunk);
+    pml_json_put_int(w, "recompute", s->plan.choices.recompute);
+    pml_json_put_int(w, "recompute_layers", s->plan.choices.recompute_layers);
+    pml_json_put_int(w, "head_chunk", s->plan.choices.head_chunk);
+    pml_json_put_int(w, "pieces", s->plan.choices.pieces);
     status = pml_json_writer_finish(w, 0, &text, &size, err);
     if (status == PML_OK && size >= capacity)
         status = PML_FAIL(err, PML_INVALID, "identity needs %zu bytes, the buffer has %zu",

@@ -68,34 +68,39 @@ pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_count
     return PML_OK;
 }
 
-/* n numbers, and behind them as many of `filler` as the padded batch has more. */
-static size_t stage(int32_t *to, const int32_t *from, int32_t n, int32_t padded, int32_t filler)
+/* n numbers, each less `less`, and behind them as many of `filler` as the padded batch has more. */
+static size_t stage(int32_t *to, const int32_t *from, int32_t n, int32_t less, int32_t padded,
+                    int32_t filler)
 {
-    memcpy(to, from, (size_t)n * sizeof *to);
+    for (int32_t i = 0; i < n; i++)
+        to[i] = from[i] - less;
     for (int32_t i = n; i < padded; i++)
         to[i] = filler;
     return (size_t)padded;
 }
 
-/* Copy the batch, padded to `counts`, to staged host memory and upload it. */
+/* Copy a batch, padded to `counts`, to staged host memory and upload it. It may be a piece of one:
+ * its rows are counted from its own first. */
 static pml_status upload_batch(pml_stepper *s, const pml_batch *batch, const pml_counts *counts,
                                pml_error *err)
 {
     pml_status status = s->backend->sync(s->queue, err); /* the last upload has read `staged` */
     const pml_program *p = s->program;
+    const int32_t first = batch->cu_seqlens[0];
     const struct {
         int32_t tensor;
         const int32_t *from;
-        int32_t n, padded, filler;
-    } inputs[] = {{p->ids, batch->ids, batch->n_tokens, counts->tokens, 0},
-                  {p->positions_in, batch->positions, batch->n_tokens, counts->tokens, 0},
-                  {p->bounds, batch->cu_seqlens, batch->n_docs + 1, counts->docs + 1,
-                   batch->cu_seqlens[batch->n_docs]},
-                  {p->label_rows, batch->label_rows, batch->n_labels, counts->labels, -1},
-                  {p->labels, batch->labels, batch->n_labels, counts->labels, 0}};
+        int32_t n, less, padded, filler;
+    } inputs[] = {
+        {p->ids, batch->ids, batch->n_tokens, 0, counts->tokens, 0},
+        {p->positions_in, batch->positions, batch->n_tokens, 0, counts->tokens, 0},
+        {p->bounds, batch->cu_seqlens, batch->n_docs + 1, first, counts->docs + 1, batch->n_tokens},
+        {p->label_rows, batch->label_rows, batch->n_labels, first, counts->labels, -1},
+        {p->labels, batch->labels, batch->n_labels, 0, counts->labels, 0}};
     int32_t *at = s->staged;
     for (size_t i = 0; status == PML_OK && i < sizeof inputs / sizeof *inputs; i++) {
-        size_t n = stage(at, inputs[i].from, inputs[i].n, inputs[i].padded, inputs[i].filler);
+        size_t n = stage(at, inputs[i].from, inputs[i].n, inputs[i].less, inputs[i].padded,
+                         inputs[i].filler);
         status = pmli_upload(s, inputs[i].tensor, at, n * sizeof *at, err);
         at += n;
     }
@@ -104,7 +109,7 @@ static pml_status upload_batch(pml_stepper *s, const pml_batch *batch, const pml
 
 static pml_status check_batch(const pml_stepper *s, const pml_batch *batch, pml_error *err)
 {
-    const pml_batch_limits *l = &s->program->limits;
+    const pml_batch_limits *l = &s->limits;
     if (batch->n_tokens > l->tokens || batch->n_docs > l->docs || batch->n_labels > l->labels ||
         batch->max_doc > l->max_doc)
         return PML_FAIL(err, PML_INVALID,
@@ -139,14 +144,61 @@ static pml_status choose_masks(pml_stepper *s, const pml_batch *batch, pml_error
     return status == PML_OK ? pmli_upload(s, s->program->places, s->places, bytes, err) : status;
 }
 
+/* The next piece of a micro-batch: documents from `doc` on, as many as the program has room for.
+ * Labels before `label` have been taken. */
+static pml_batch piece_of(const pml_stepper *s, const pml_batch *whole, int32_t doc, int32_t label)
+{
+    const pml_batch_limits *l = &s->program->limits;
+    int32_t first = whole->cu_seqlens[doc], last = doc;
+    while (last < whole->n_docs && whole->cu_seqlens[last + 1] - first <= l->tokens)
+        last++;
+    pml_batch piece = {.n_docs = last - doc,
+                       .n_tokens = whole->cu_seqlens[last] - first,
+                       .max_doc = whole->max_doc,
+                       .ids = whole->ids + first,
+                       .positions = whole->positions + first,
+                       .places = whole->places != NULL ? whole->places + first : NULL,
+                       .cu_seqlens = whole->cu_seqlens + doc,
+                       .label_rows = whole->label_rows + label,
+                       .labels = whole->labels + label};
+    while (label + piece.n_labels < whole->n_labels &&
+           whole->label_rows[label + piece.n_labels] < whole->cu_seqlens[last])
+        piece.n_labels++;
+    piece.max_doc = piece.max_doc < piece.n_tokens ? piece.max_doc : piece.n_tokens;
+    return piece;
+}
+
 pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *counts,
                            pml_error *err)
 {
-    *counts = pmli_bucket(s, counts_of(batch));
     pml_status status = check_batch(s, batch, err);
-    if (status == PML_OK)
-        status = upload_batch(s, batch, counts, err);
-    return status == PML_OK ? choose_masks(s, batch, err) : status;
+    if (status != PML_OK)
+        return status;
+    pml_batch piece = piece_of(s, batch, 0, 0);
+    *counts = pmli_bucket(s, counts_of(&piece));
+    status = upload_batch(s, &piece, counts, err);
+    return status == PML_OK ? choose_masks(s, &piece, err) : status;
+}
+
+/* Runs a segment over a checked batch, piece by piece. A piece without labels teaches nothing. */
+static pml_status run_pieces(pml_stepper *s, pml_segment segment, const pml_batch *batch,
+                             pml_error *err)
+{
+    pml_status status = PML_OK;
+    for (int32_t doc = 0, label = 0; status == PML_OK && doc < batch->n_docs;) {
+        pml_batch piece = piece_of(s, batch, doc, label);
+        doc += piece.n_docs;
+        label += piece.n_labels;
+        if (piece.n_labels == 0)
+            continue;
+        pml_counts counts = pmli_bucket(s, counts_of(&piece));
+        status = upload_batch(s, &piece, &counts, err);
+        if (status == PML_OK && segment == PML_SEGMENT_MICRO)
+            status = choose_masks(s, &piece, err);
+        if (status == PML_OK)
+            status = pmli_run_recorded(s, segment, &counts, err);
+    }
+    return status;
 }
 
 pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *err)
@@ -158,9 +210,7 @@ pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *
         status = pmli_rope_for_training(s, batch->max_doc, err);
     if (status != PML_OK || batch->n_labels == 0)
         return status; /* nothing to learn adds nothing */
-    pml_counts counts;
-    status = pmli_take_batch(s, batch, &counts, err);
-    return status == PML_OK ? pmli_run_recorded(s, PML_SEGMENT_MICRO, &counts, err) : status;
+    return run_pieces(s, PML_SEGMENT_MICRO, batch, err);
 }
 
 static void set_hyper(pml_stepper *s, const pml_update *u)
@@ -252,18 +302,15 @@ pml_status pml_stepper_evaluate(pml_stepper *s, const pml_batch *batch, double *
     if (batch->n_tokens == 0 || batch->n_labels == 0)
         return PML_OK;
     double sum = 0;
-    pml_counts counts = pmli_bucket(s, counts_of(batch));
     pml_status status = check_batch(s, batch, err);
     if (status == PML_OK)
         status = pmli_rope_fit(s, batch->max_doc, err);
-    if (status == PML_OK)
-        status = upload_batch(s, batch, &counts, err);
     if (status == PML_OK)
         status = pmli_upload(s, s->program->eval_sum, &sum, sizeof sum, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
     if (status == PML_OK)
-        status = pmli_run_recorded(s, PML_SEGMENT_EVAL, &counts, err);
+        status = run_pieces(s, PML_SEGMENT_EVAL, batch, err);
     if (status == PML_OK)
         status = download(s, s->program->eval_sum, &sum, sizeof sum, err);
     if (status == PML_OK)

@@ -20,6 +20,7 @@ struct pml_stepper {
     pml_train_config config;
     pml_model_spec spec;
     pml_plan plan;
+    pml_batch_limits limits; /* of a whole micro-batch; the program's are those of a piece */
     pml_program *program;
     const pml_backend *backend;
     pml_comm *comm; /* borrowed; NULL: alone */

@@ -18,8 +18,8 @@ static pml_status open_device(pml_stepper *s, const pml_stepper_options *o, pml_
 static pml_status repeat_plan(pml_stepper *s, const pml_stepper_options *o, size_t available,
                               pml_error *err)
 {
-    pml_status status = pml_plan_given(&s->spec, &s->config, &o->limits, s->backend,
-                                       o->recompute_layers, o->head_chunk, &s->plan, err);
+    pml_status status =
+        pml_plan_given(&s->spec, &s->config, &o->limits, s->backend, &o->choices, &s->plan, err);
     if (status == PML_OK && s->plan.total > available)
         status = PML_FAIL(err, PML_NO_MEMORY,
                           "the plan of the earlier run needs %zu MiB and %zu MiB are available; "
@@ -38,9 +38,10 @@ static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_er
             return status;
         available = info.memory_free + info.held;
     }
-    pml_status status = o->head_chunk > 0 ? repeat_plan(s, o, available, err)
-                                          : pml_plan_make(&s->spec, &s->config, &o->limits,
-                                                          s->backend, available, &s->plan, err);
+    pml_status status =
+        o->choices.head_chunk > 0
+            ? repeat_plan(s, o, available, err)
+            : pml_plan_make(&s->spec, &s->config, &o->limits, s->backend, available, &s->plan, err);
     if (status != PML_OK)
         return status;
     s->plan.available = available;
@@ -86,6 +87,8 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     if (s == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for a stepper");
     s->config = *o->config;
+    s->config.threads = o->threads;
+    s->limits = o->limits;
     s->backend = o->backend;
     s->comm = o->comm;
     s->progress = o->progress;

@@ -1,4 +1,6 @@
 /* Programs and plans of small models, with the CPU backend's workspace and no device. */
+#include <math.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +12,7 @@
 
 #include "pml/json/json.h"
 #include "pml/plan/program.h"
+#include "pml/plan/rates.h"
 
 static const pml_model_spec small = {.family = "llama",
                                      .vocab = 500,
@@ -39,12 +42,12 @@ static pml_train_config config_for(pml_method method, uint32_t targets)
 static pml_program *build(pml_method method, uint32_t targets, int recompute)
 {
     pml_train_config config = config_for(method, targets);
-    const pml_program_options options = {.spec = &small,
-                                         .config = &config,
-                                         .limits = limits,
-                                         .backend = pml_backend_cpu(),
-                                         .recompute_layers = recompute,
-                                         .head_chunk = 64};
+    const pml_program_options options = {
+        .spec = &small,
+        .config = &config,
+        .limits = limits,
+        .backend = pml_backend_cpu(),
+        .choices = {recompute > 0 ? PML_RECOMPUTE_LAYER : 0, recompute, 64, 1}};
     pml_program *p;
     pml_error err = PML_ERROR_INIT;
     if (pml_program_build(&options, &p, &err) != PML_OK)
@@ -69,7 +72,7 @@ static void test_nf4_bytes(void **state)
                                          .config = &config,
                                          .limits = limits,
                                          .backend = pml_backend_cpu(),
-                                         .head_chunk = 64};
+                                         .choices = {.head_chunk = 64, .pieces = 1}};
     pml_error err = PML_ERROR_INIT;
     if (pml_program_build(&options, &packed, &err) != PML_OK)
         fail_msg("%s", err.message);
@@ -171,7 +174,7 @@ static void test_lengths_beyond_the_models_positions(void **state)
                                              .config = &config,
                                              .limits = longer[i],
                                              .backend = pml_backend_cpu(),
-                                             .head_chunk = 64};
+                                             .choices = {.head_chunk = 64, .pieces = 1}};
         pml_program *p;
         pml_error err = PML_ERROR_INIT;
         if (pml_program_build(&options, &p, &err) != PML_OK)
@@ -253,40 +256,99 @@ static void test_bind_follows_the_batch(void **state)
     pml_program_destroy(&p);
 }
 
-static pml_status plan_within(size_t available, pml_plan *plan, pml_error *err)
+static pml_status plan_batch(const pml_batch_limits *of, size_t available, pml_plan *plan,
+                             pml_error *err)
 {
     pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-    return pml_plan_make(&small, &config, &limits, pml_backend_cpu(), available, plan, err);
+    return pml_plan_make(&small, &config, of, pml_backend_cpu(), available, plan, err);
 }
 
-/* Less memory, more recompute, never beyond the limit; and the plan is what the program takes. */
-static void test_search(void **state)
+static pml_status plan_within(size_t available, pml_plan *plan, pml_error *err)
 {
-    (void)state;
+    return plan_batch(&limits, available, plan, err);
+}
+
+/* Less memory, more recompute or more pieces, never beyond the limit; and the plan is what the
+ * program takes. limits: whole has one document, that cannot be cut. */
+static void check_search(const pml_batch_limits *of, unsigned all_levels, int32_t pieces)
+{
     pml_plan best, tight;
     pml_error err = PML_ERROR_INIT;
-    assert_int_equal(plan_within(0, &best, &err), PML_OK);
-    assert_int_equal(best.recompute_layers, 0);
-    int32_t last = 0;
-    bool recomputed = false;
+    assert_int_equal(plan_batch(of, 0, &best, &err), PML_OK);
+    assert_int_equal(best.choices.recompute, PML_RECOMPUTE_NONE);
+    assert_int_equal(best.choices.pieces, 1);
+    pml_plan_choices last = best.choices;
+    unsigned levels = 0;
     size_t available = best.total;
     pml_status status;
-    while ((status = plan_within(available, &tight, &err)) == PML_OK) {
+    while ((status = plan_batch(of, available, &tight, &err)) == PML_OK) {
         assert_true(tight.total <= available);
         assert_true(tight.flops >= best.flops);
-        recomputed = recomputed || tight.recompute_layers > 0;
-        last = tight.recompute_layers;
+        levels |= 1U << tight.choices.recompute;
+        last = tight.choices;
         available = tight.total - 1;
     }
     assert_int_equal(status, PML_NO_MEMORY);
-    assert_true(recomputed);
-    assert_int_equal(last, small.layers);
-    assert_non_null(strstr(err.message, "per_device_train_batch_size="));
+    assert_int_equal(levels & all_levels, all_levels); /* each was the best for some limit */
+    assert_int_equal(last.pieces, pieces);
+    assert_non_null(strstr(err.message, " fits")); /* the nearest settings that do */
     pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
     pml_program *p;
     assert_int_equal(pml_plan_build(&tight, &small, &config, pml_backend_cpu(), &p, &err), PML_OK);
     assert_int_equal(p->arena, tight.arena);
     pml_program_destroy(&p);
+}
+
+static void test_search(void **state)
+{
+    (void)state;
+    const pml_batch_limits one = {512, 1, 500, 512, 0};
+    check_search(&one, (1U << PML_RECOMPUTE_COUNT) - 1, 1);
+    check_search(&limits, 1U << PML_RECOMPUTE_NONE, 4);
+}
+
+/* Nothing is slower than keeping all, and the estimate is not above what the places take. */
+static void test_estimate(void **state)
+{
+    (void)state;
+    pml_train_config config = config_for(PML_METHOD_FULL, 0);
+    for (int level = 0; level < PML_RECOMPUTE_COUNT; level++) {
+        pml_error err = PML_ERROR_INIT;
+        pml_program *p[2];
+        for (int estimate = 0; estimate < 2; estimate++) {
+            const pml_program_options options = {
+                .spec = &small,
+                .config = &config,
+                .limits = limits,
+                .backend = pml_backend_cpu(),
+                .choices = {level, level > 0 ? small.layers : 0, 64, 1},
+                .estimate = estimate};
+            assert_int_equal(pml_program_build(&options, &p[estimate], &err), PML_OK);
+        }
+        assert_true(p[1]->arena <= p[0]->arena && p[1]->arena > p[0]->arena * 9 / 10);
+        assert_int_equal(pml_program_check_places(p[0], &err), PML_OK);
+        pml_program_destroy(&p[0]);
+        pml_program_destroy(&p[1]);
+    }
+}
+
+static void test_rates(void **state)
+{
+    (void)state;
+    pml_rates rates;
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(pml_rates_get("cpu", &rates, &err), PML_OK);
+    double before = rates.op[PML_OP_rope].flops;
+    static const char text[] = "{\"linear\": {\"gflops\": 2, \"gbytes\": 4, \"microseconds\": 3}}";
+    assert_int_equal(pml_rates_parse(text, sizeof text - 1, "t", &rates, &err), PML_OK);
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 4e9}) - 2.000003) <
+                1e-9);
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 16e9}) - 4.000003) <
+                1e-9);
+    assert_true(rates.op[PML_OP_rope].flops == before);
+    static const char bad[] = "{\"linear\": {\"gflops\": 0}}";
+    assert_int_equal(pml_rates_parse(bad, sizeof bad - 1, "t", &rates, &err), PML_INVALID);
+    assert_non_null(strstr(err.message, "linear.gflops"));
 }
 
 static void test_nothing_fits(void **state)
@@ -371,6 +433,8 @@ int main(void)
         cmocka_unit_test(test_stacked_names),
         cmocka_unit_test(test_bind_follows_the_batch),
         cmocka_unit_test(test_search),
+        cmocka_unit_test(test_estimate),
+        cmocka_unit_test(test_rates),
         cmocka_unit_test(test_nothing_fits),
         cmocka_unit_test(test_impossible_limits),
         cmocka_unit_test(test_print),

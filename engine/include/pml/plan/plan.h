@@ -32,15 +32,35 @@ typedef struct pml_batch_limits {
     int32_t generate_length; /* prompt + new tokens that sampling must have room for, 0 = none */
 } pml_batch_limits;
 
+/* What of a layer's forward is not kept for its backward but made again, bit for bit, just before
+ * it is read. Each level includes the ones before it. */
+typedef enum pml_recompute {
+    PML_RECOMPUTE_NONE = 0,
+    PML_RECOMPUTE_NORMS,     /* what norms and SwiGLU put out: elementwise, nearly free */
+    PML_RECOMPUTE_ATTENTION, /* attention's output and sums */
+    PML_RECOMPUTE_LAYER,     /* all but the layer's input */
+    PML_RECOMPUTE_COUNT
+} pml_recompute;
+
+const char *pml_recompute_name(pml_recompute recompute); /* "none", "norms", … */
+
+/* What the planner chooses. It decides bits, so that a run that goes on is given it again. */
+typedef struct pml_plan_choices {
+    int32_t recompute;        /* pml_recompute, of the first recompute_layers layers; … */
+    int32_t recompute_layers; /* … the layers after them stand one level lower */
+    int32_t head_chunk;       /* labelled rows whose logits exist at one time */
+    int32_t pieces;           /* a micro-batch is run in about so many, cut between documents */
+} pml_plan_choices;
+
 typedef struct pml_plan {
     size_t by_cause[PML_CAUSE_COUNT]; /* bytes; their sum is total */
     size_t arena;                     /* size of the one allocation */
     size_t total;                     /* arena + runtime */
     size_t available;                 /* what it had to fit in; 0: no limit */
-    int32_t recompute_layers;         /* layers whose inside is computed again in the backward */
-    int32_t head_chunk;               /* labelled rows whose logits exist at one time */
-    pml_batch_limits limits;
-    double flops, bytes; /* one full micro-batch: forward, backward (and recompute) */
+    pml_plan_choices choices;
+    pml_batch_limits limits; /* of a piece: what the program is built for */
+    double flops, bytes;     /* one full micro-batch: forward, backward (and recompute) */
+    double seconds;          /* the same by the table of rates (pml/plan/rates.h); for comparing */
     int64_t parameters, trainable;
 } pml_plan;
 
@@ -54,8 +74,11 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
 /* The plan for choices already made: those of an earlier run, whose bits are to be repeated. */
 pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *config,
                           const pml_batch_limits *limits, const pml_backend *backend,
-                          int32_t recompute_layers, int32_t head_chunk, pml_plan *plan,
-                          pml_error *err);
+                          const pml_plan_choices *choices, pml_plan *plan, pml_error *err);
+
+/* Capacity of a piece when a micro-batch of `limits` is run in `pieces`: a document is never cut.
+ */
+pml_batch_limits pml_piece_limits(const pml_batch_limits *limits, int32_t pieces);
 
 /* The program of that plan as text: one line an op with shapes, FLOPs, bytes and its sentence.
  * *text is malloc'ed, the caller frees it. json: a JSON document instead. */

@@ -110,7 +110,7 @@ typedef struct pml_parameter {
 typedef struct pml_program {
     pml_model_spec spec;
     pml_batch_limits limits;
-    int32_t recompute_layers, head_chunk;
+    pml_plan_choices choices;
     int32_t generate_chunk; /* tokens of one GENERATE call, at most */
     int32_t positions;      /* rows of the rope table */
 
@@ -143,8 +143,8 @@ typedef struct pml_program_options {
     const pml_train_config *config;
     pml_batch_limits limits;
     const pml_backend *backend;
-    int32_t recompute_layers; /* the first so many layers */
-    int32_t head_chunk;
+    pml_plan_choices choices;
+    bool estimate; /* no places: arena is what the fullest moment takes, a bound from below */
 } pml_program_options;
 
 /* Build and place. Everything the program needs of options is copied. */
@@ -175,6 +175,9 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args);
 /* Offsets for all tensors by lifetime, sizes by cause, arena size. Called by build; apart for its
  * test. Greedy by size, best fit; the same program always gets the same offsets. */
 pml_status pml_program_place(pml_program *program, pml_error *err);
+
+/* Sizes by cause and arena as pml_program_place would find them at best, in one pass. */
+pml_status pml_program_estimate(pml_program *program, pml_error *err);
 
 /* Proof that no two transient tensors with meeting lifetimes share a byte, and that all lie inside
  * the arena. PML_INTERNAL names the first pair. For tests and for `pantheraml doctor`. */

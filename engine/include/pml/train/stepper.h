@@ -29,7 +29,7 @@ typedef struct pml_stepper_options {
     pml_batch_limits limits; /* capacity of a micro-batch (pml/plan/plan.h) */
     /* The planner's choices of an earlier run, whose bits are to be repeated (its plan event and
      * identity have them); head_chunk 0: the planner chooses. */
-    int32_t recompute_layers, head_chunk;
+    pml_plan_choices choices;
     /* Called while loading (0..1), may be NULL. */
     void (*progress)(void *user, const char *what, double fraction);
     void *user;
