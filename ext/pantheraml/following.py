@@ -216,10 +216,21 @@ class Following:
                 self._record.apply(event)
             self._changed.notify_all()
 
+    def _open_link(self) -> Link:
+        """Open a link; a coordinator that is just starting gets the time to be there."""
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                return Link(_native.connection_file(self.folder), self, self.name)
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
     def _connect(self, timeout: float = 10.0) -> bool:
         """Find the run's coordinator, if it has one; returns whether."""
         try:
-            link = Link(_native.connection_file(self.folder), self, self.name)
+            link = self._open_link()
         except (NotFoundError, PeerError):
             self._gone = True
             return False
