@@ -16,6 +16,10 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
         return pmli_cuda_linear_bwd_ws(&args->linear_bwd);
     case PML_OP_rmsnorm_bwd:
         return pmli_cuda_rmsnorm_bwd_ws(&args->rmsnorm_bwd);
+    case PML_OP_head_norm_bwd:
+        return pmli_cuda_head_norm_bwd_ws(&args->head_norm_bwd);
+    case PML_OP_attention:
+        return pmli_cuda_attention_ws(&args->attention);
     case PML_OP_attention_bwd:
         return pmli_cuda_attention_bwd_ws(&args->attention_bwd);
     case PML_OP_head_loss:
@@ -95,6 +99,9 @@ static const pml_backend backend = {
             .clip_scale = pmli_cuda_clip_scale,
             .adamw = pmli_cuda_adamw,
             .sgd = pmli_cuda_sgd,
+            .head_norm = pmli_cuda_head_norm,
+            .head_norm_bwd = pmli_cuda_head_norm_bwd,
+            .nf4_dequantise = pmli_cuda_nf4_dequantise,
         },
 };
 

@@ -39,7 +39,7 @@ pml_status pmli_lt_status(cublasStatus_t result, const char *what, const char *f
 
 static pml_status load(pml_error *err)
 {
-    static const pmli_library cublas = {"libcublasLt.so", "cublas", "nvidia-cublas"};
+    static const pmli_library cublas = {"libcublasLt.so", "cublas", "nvidia-cublas", 0};
     int driver = pmli_cu.version / 1000, headers = CUDA_VERSION / 1000;
     void *handle = NULL;
     pml_status status =

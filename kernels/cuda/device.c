@@ -102,12 +102,28 @@ static pml_status load_kernels(pml_device *d, pml_error *err)
     return status;
 }
 
+/* cuDNN may be missing: the device's info then says so, and our own kernels do attention. Its
+ * kernels for attention begin with sm_80. */
+static pml_status open_cudnn(pml_device *d, pml_error *err)
+{
+    if (d->capability < 80)
+        return PML_OK;
+    pml_error why = PML_ERROR_INIT;
+    pml_status status = pmli_sdpa_new(&d->sdpa, &why);
+    if (status == PML_OK || status == PML_NOT_FOUND)
+        return PML_OK;
+    if (err != NULL)
+        *err = why;
+    return status;
+}
+
 pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device, pml_error *err)
 {
     *device = NULL;
     pml_device *d = calloc(1, sizeof *d);
     if (d == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for a device");
+    d->deterministic = options->deterministic;
     pml_status status = identify(d, options->index, err);
     if (status == PML_OK)
         status = PMLI_CU(pmli_cu.cuDevicePrimaryCtxRetain(&d->context, d->id),
@@ -122,6 +138,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
         status = PMLI_LT(pmli_lt.cublasLtCreate(&d->lt), "starting cuBLASLt", err);
     if (status == PML_OK)
         status = pmli_gemm_cache_new(&d->products, err);
+    if (status == PML_OK)
+        status = open_cudnn(d, err);
     if (status != PML_OK)
         pmli_cuda_close(&d);
     *device = d;
@@ -137,6 +155,7 @@ void pmli_cuda_close(pml_device **device)
     if (d->context != NULL) {
         /* Nothing to tell anybody any more: each release stands for itself. */
         pmli_cu.cuCtxSetCurrent(d->context);
+        pmli_sdpa_destroy(&d->sdpa);
         if (d->lt != NULL)
             pmli_lt.cublasLtDestroy(d->lt);
         for (int i = 0; i < PMLI_FAMILY_COUNT; i++)
@@ -155,9 +174,16 @@ pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
     size_t version = pmli_lt.cublasLtGetVersion();
     /* 130100 is 13.1.0 */
     snprintf(info->name, sizeof info->name, "%s", d->name);
-    snprintf(info->libraries, sizeof info->libraries, "cuBLASLt %zu.%zu.%zu, driver for CUDA %d.%d",
-             version / 10000, version / 100 % 100, version % 100, pmli_cu.version / 1000,
-             pmli_cu.version % 1000 / 10);
+    int n = snprintf(info->libraries, sizeof info->libraries,
+                     "cuBLASLt %zu.%zu.%zu, driver for CUDA %d.%d, ", version / 10000,
+                     version / 100 % 100, version % 100, pmli_cu.version / 1000,
+                     pmli_cu.version % 1000 / 10);
+    version = d->sdpa != NULL ? pmli_sdpa_version(d->sdpa) : 0; /* 91900 is 9.19.0 */
+    if (version > 0)
+        snprintf(info->libraries + n, sizeof info->libraries - (size_t)n, "cuDNN %zu.%zu.%zu",
+                 version / 10000, version / 100 % 100, version % 100);
+    else
+        snprintf(info->libraries + n, sizeof info->libraries - (size_t)n, "no cuDNN");
     snprintf(info->instructions, sizeof info->instructions, "%s", d->target);
     info->threads = 1;
     info->held = CONTEXT_BYTES;

@@ -9,6 +9,7 @@
 #include "gemm.h"
 #include "images.h"
 #include "pml_op/backend.h"
+#include "sdpa.h"
 
 struct pml_device {
     CUdevice id;
@@ -21,6 +22,8 @@ struct pml_device {
     int processors;  /* streaming multiprocessors */
     cublasLtHandle_t lt;
     pmli_gemm_cache *products;
+    pmli_sdpa *sdpa;    /* NULL: no cuDNN */
+    bool deterministic; /* bits that do not vary between runs */
     CUlibrary images[PMLI_FAMILY_COUNT];
     CUfunction kernels[PMLI_KERNEL_COUNT];
 };

@@ -54,7 +54,7 @@ static bool try_folders(search *s, const char *pattern)
 static bool try_site(search *s, const char *site)
 {
     char folder[PATH_MAX];
-    int n = s->major >= 13
+    int n = s->major >= 13 && s->library->soname == 0
                 ? snprintf(folder, sizeof folder, "%s/nvidia/cu%d/lib", site, s->major)
                 : snprintf(folder, sizeof folder, "%s/nvidia/%s/lib", site, s->library->wheel12);
     return n < (int)sizeof folder && try_folders(s, folder);
@@ -138,7 +138,8 @@ pml_status pmli_open_library(const pmli_library *library, int newest_major, void
     const char *named = getenv("PML_CUDA_LIBS");
     bool only_named = named != NULL && named[0] != '\0';
     search s = {.library = library};
-    for (s.major = newest_major; s.major >= OLDEST_MAJOR; s.major--) {
+    int oldest = library->soname > 0 ? library->soname : OLDEST_MAJOR;
+    for (s.major = newest_major; s.major >= oldest; s.major--) {
         bool found = only_named ? try_named(&s, named)
                                 : try_around_us(&s) || try_prefix(&s, getenv("VIRTUAL_ENV")) ||
                                       try_prefix(&s, getenv("CONDA_PREFIX")) ||
@@ -152,8 +153,11 @@ pml_status pmli_open_library(const pmli_library *library, int newest_major, void
         return PML_FAIL(err, PML_NOT_FOUND, "%s.%d is not in PML_CUDA_LIBS=%s%s", library->stem,
                         newest_major, named, s.refused);
     char package[64]; /* CUDA 12's wheels carry the major version in their name */
-    snprintf(package, sizeof package, newest_major >= 13 ? "%s==%d.*" : "%s-cu%d", library->install,
-             newest_major);
+    snprintf(package, sizeof package,
+             library->soname > 0  ? "%s"
+             : newest_major >= 13 ? "%s==%d.*"
+                                  : "%s-cu%d",
+             library->install, newest_major);
     return PML_FAIL(err, PML_NOT_FOUND,
                     "%s.%d not found beside a Python or in the system; install it with "
                     "pip install '%s', or name its folder in PML_CUDA_LIBS%s",

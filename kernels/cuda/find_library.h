@@ -15,6 +15,8 @@ typedef struct pmli_library {
     const char *stem;    /* "libcublasLt.so" */
     const char *wheel12; /* folder under nvidia/ in CUDA 12 wheels: "cublas" */
     const char *install; /* what to install, for the message: "nvidia-cublas" */
+    int soname;          /* major version in the file's name where it is not CUDA's (cuDNN: 9), and
+                            then the folder is the same for every CUDA; 0: CUDA's */
 } pmli_library;
 
 /* Open <stem>.<major> for the newest CUDA major version that is not above newest_major, 12 at

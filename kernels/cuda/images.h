@@ -23,7 +23,10 @@
     X(update)                                                                                      \
     X(attention_any)                                                                               \
     X(attention_fwd)                                                                               \
-    X(attention_bwd)
+    X(attention_bwd)                                                                               \
+    X(sdpa)                                                                                        \
+    X(head_norm)                                                                                   \
+    X(nf4)
 
 /* One kernel for each dtype the GPU computes on, in the order of pml_dtype: the host adds the dtype
  * to the first one's number. */
@@ -119,7 +122,14 @@
     X(attention_bwd, attend_bwd_q_64_bf16)                                                         \
     X(attention_bwd, attend_bwd_q_64_f16)                                                          \
     X(attention_bwd, attend_bwd_q_128_bf16)                                                        \
-    X(attention_bwd, attend_bwd_q_128_f16)
+    X(attention_bwd, attend_bwd_q_128_f16)                                                         \
+    X(sdpa, sdpa_offsets)                                                                          \
+    X(sdpa, sdpa_lse)                                                                              \
+    X(sdpa, sdpa_stats)                                                                            \
+    PMLI_TYPED(X, head_norm, head_norm)                                                            \
+    PMLI_TYPED(X, head_norm, head_norm_bwd)                                                        \
+    PMLI_TYPED(X, head_norm, head_norm_parts)                                                      \
+    PMLI_TYPED(X, nf4, nf4)
 
 typedef enum pmli_family {
 #define PMLI_ENUM(family) PMLI_FAMILY_##family,

@@ -1,8 +1,10 @@
-/* Attention: on tensor cores where dtype, head width and chip allow, else a warp a row. */
+/* Attention: by cuDNN where it is and has room; by our own kernels on tensor cores where dtype,
+ * head width and chip allow; else a warp a row. */
 #include "device.h"
 #include "device/params.h"
 #include "operand.h"
 #include "ops.h"
+#include "sdpa_call.h"
 
 /* As device/attention_*.cu has them. */
 enum {
@@ -129,6 +131,12 @@ static pml_status launch_any(pml_queue *queue, pmli_kernel first, pml_dtype dtyp
 /* Fewer rows than a tile's warp has: a generated token. A warp a row then reads the keys once. */
 enum { FEW_ROWS = 16 };
 
+size_t pmli_cuda_attention_ws(const pml_attention_args *a)
+{
+    return pmli_sdpa_ws(a->q.dtype, a->q.rows, a->cu_q.cols - 1, a->max_q, a->heads, a->head_dim,
+                        a->window, false);
+}
+
 pml_status pmli_cuda_attention(pml_queue *queue, const pml_attention_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_attention, err);
@@ -141,6 +149,13 @@ pml_status pmli_cuda_attention(pml_queue *queue, const pml_attention_args *a, pm
                  in_tiles(queue->device, dtype, a->head_dim, fwd_shared(a->head_dim)) &&
                  pmli_in_units_of(&a->q, 16) && pmli_in_units_of(&a->k, 16) &&
                  pmli_in_units_of(&a->v, 16) && pmli_in_units_of(&a->o, 16);
+    if (tiled && a->ws.data != NULL) {
+        bool done;
+        pml_status status = pmli_sdpa_forward(queue, &p, dtype, a->max_q, a->ws.data,
+                                              (size_t)a->ws.cols, &done, err);
+        if (status != PML_OK || done)
+            return status;
+    }
     if (!tiled)
         return launch_any(queue, PMLI_attend_f32, dtype, a->q.rows, a->heads, &p, err);
     pmli_launch shape = {.grid_x = tiles_at_most(a->q.rows, p.slots),
@@ -155,7 +170,10 @@ pml_status pmli_cuda_attention(pml_queue *queue, const pml_attention_args *a, pm
 
 size_t pmli_cuda_attention_bwd_ws(const pml_attention_bwd_args *a)
 {
-    return (size_t)a->heads * (size_t)a->q.rows * sizeof(float);
+    size_t dots = (size_t)a->heads * (size_t)a->q.rows * sizeof(float);
+    size_t cudnn = pmli_sdpa_ws(a->q.dtype, a->q.rows, a->cu_q.cols - 1, a->max_q, a->heads,
+                                a->head_dim, a->window, true);
+    return cudnn > dots ? cudnn : dots;
 }
 
 /* What the backward shares with the forward, to be checked alike. */
@@ -207,7 +225,7 @@ pml_status pmli_cuda_attention_bwd(pml_queue *queue, const pml_attention_bwd_arg
     pmli_need_as(&c, "dq", &a->dq, a->q.rows, a->q.cols, dtype);
     pmli_need_as(&c, "dk", &a->dk, a->k.rows, a->k.cols, dtype);
     pmli_need_as(&c, "dv", &a->dv, a->v.rows, a->v.cols, dtype);
-    pmli_need_ws(&c, &a->ws, pmli_cuda_attention_bwd_ws(a));
+    pmli_need_ws(&c, &a->ws, (size_t)a->heads * (size_t)a->q.rows * sizeof(float));
     if (c.status != PML_OK)
         return c.status;
     pmli_attention_params p = params_of(&forward);
@@ -218,14 +236,20 @@ pml_status pmli_cuda_attention_bwd(pml_queue *queue, const pml_attention_bwd_arg
     p.dk = a->dk.data, p.ld_dk = a->dk.ld;
     p.dv = a->dv.data, p.ld_dv = a->dv.ld;
     p.dots = a->ws.data;
-    pml_status status =
-        launch_any(queue, PMLI_attend_dots_f32, dtype, a->q.rows, a->heads, &p, err);
-    if (status != PML_OK)
-        return status;
     const pml_view *all[] = {&a->q, &a->k, &a->v, &a->dout, &a->dq, &a->dk, &a->dv};
     bool tiled = in_tiles(queue->device, dtype, a->head_dim, bwd_shared(a->head_dim));
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         tiled = tiled && pmli_in_units_of(all[i], 16);
+    pml_status status = PML_OK;
+    bool done = false;
+    if (tiled && a->q.rows > FEW_ROWS)
+        status = pmli_sdpa_backward(queue, &p, dtype, a->max_q, a->ws.data, (size_t)a->ws.cols,
+                                    &done, err);
+    if (status != PML_OK || done)
+        return status;
+    status = launch_any(queue, PMLI_attend_dots_f32, dtype, a->q.rows, a->heads, &p, err);
+    if (status != PML_OK)
+        return status;
     if (tiled)
         return launch_tiles_bwd(queue, a, &p, err);
     status = launch_any(queue, PMLI_attend_bwd_q_f32, dtype, a->q.rows, a->heads, &p, err);

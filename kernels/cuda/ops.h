@@ -26,11 +26,18 @@ pml_status pmli_cuda_sumsq(pml_queue *queue, const pml_sumsq_args *a, pml_error 
 pml_status pmli_cuda_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, pml_error *err);
 pml_status pmli_cuda_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *err);
 pml_status pmli_cuda_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err);
+pml_status pmli_cuda_head_norm(pml_queue *queue, const pml_head_norm_args *a, pml_error *err);
+pml_status pmli_cuda_head_norm_bwd(pml_queue *queue, const pml_head_norm_bwd_args *a,
+                                   pml_error *err);
+pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_args *a,
+                                    pml_error *err);
 
 /* Depends on shapes alone, so that a plan made without a device holds on any. */
 size_t pmli_cuda_linear_ws(const pml_linear_args *a);
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a);
 size_t pmli_cuda_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a);
+size_t pmli_cuda_head_norm_bwd_ws(const pml_head_norm_bwd_args *a);
+size_t pmli_cuda_attention_ws(const pml_attention_args *a);
 size_t pmli_cuda_attention_bwd_ws(const pml_attention_bwd_args *a);
 size_t pmli_cuda_head_loss_ws(const pml_head_loss_args *a);
 size_t pmli_cuda_sum_ws(const pml_view *x);

@@ -264,6 +264,60 @@ static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t 
     c->tolerance = d == PML_F32 ? loose(d) : 2 * loose(d); /* logits of up to 30, rounded to d */
 }
 
+/* Qwen3's norm of heads; both weights' gradients or none. */
+static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t kv, int32_t dim)
+{
+    int64_t rows = 77, cols = (int64_t)(heads + kv) * dim;
+    gpu_case *c =
+        cases_add(cases, PML_OP_head_norm, "%s %d+%d of %d", pml_dtype_name(d), heads, kv, dim);
+    c->args.head_norm = (pml_head_norm_args){.x = shaped(rows, cols, 8, d),
+                                             .q_weight = shaped(1, dim, 0, d),
+                                             .k_weight = shaped(1, dim, 0, d),
+                                             .y = shaped(rows, cols, 0, d),
+                                             .rstd = shaped(rows, heads + kv, 1, PML_F32),
+                                             .heads = heads,
+                                             .kv_heads = kv,
+                                             .head_dim = dim,
+                                             .eps = 1e-6F};
+    c->tolerance = tight(d);
+    for (int trains = 0; trains < 2; trains++) {
+        c = cases_add(cases, PML_OP_head_norm_bwd, "%s %d+%d of %d%s", pml_dtype_name(d), heads, kv,
+                      dim, trains ? " in place, dweights" : "");
+        c->args.head_norm_bwd =
+            (pml_head_norm_bwd_args){.dy = shaped(rows, cols, 0, d),
+                                     .x = shaped(rows, cols, 8, d),
+                                     .q_weight = shaped(1, dim, 0, d),
+                                     .k_weight = shaped(1, dim, 0, d),
+                                     .rstd = shaped(rows, heads + kv, 1, PML_F32),
+                                     .dx = shaped(rows, cols, 0, d),
+                                     .heads = heads,
+                                     .kv_heads = kv,
+                                     .head_dim = dim};
+        c->tolerance = d == PML_F32 ? 1e-5 : tight(d);
+        if (trains) {
+            c->args.head_norm_bwd.dq_weight = shaped(1, dim, 0, PML_F32);
+            c->args.head_norm_bwd.dk_weight = shaped(1, dim, 0, PML_F32);
+            c->inside[5] = 0; /* dx is dy */
+        }
+    }
+}
+
+/* In float32 the bits of the reference, which are bitsandbytes'. */
+static void add_nf4(gpu_cases *cases, pml_dtype d, int32_t rows, int64_t cols, int32_t parts)
+{
+    gpu_case *c = cases_add(cases, PML_OP_nf4_dequantise, "%s %d x [%d,%d]", pml_dtype_name(d),
+                            parts, rows, (int)cols);
+    pml_nf4_dequantise_args *a = &c->args.nf4_dequantise;
+    int64_t n = rows * cols;
+    *a = (pml_nf4_dequantise_args){.codes = shaped(1, parts * pml_nf4_codes(n), 0, PML_U8),
+                                   .absmax = shaped(1, parts * pml_nf4_blocks(n), 0, PML_U8),
+                                   .nested = shaped(1, parts * pml_nf4_nested(n), 0, PML_F32),
+                                   .offset = shaped(1, parts, 0, PML_F32),
+                                   .y = shaped((int64_t)parts * rows, cols, 0, d),
+                                   .parts = parts,
+                                   .part_rows = {rows, rows, rows}};
+}
+
 static void add_update(gpu_cases *cases)
 {
     static const float hyper[2 * PML_HYPER_COUNT] = {1e-2F, 0.1F, 1e-3F, 1e-8F, 0.01F, 0.3F,  4e-3F,
@@ -338,6 +392,11 @@ void cases_of_training(gpu_cases *cases)
             add_linear_bwd(cases, d, rows, n, k, 0, true);
         }
         add_attentions(cases, d);
+        add_head_norms(cases, d, 4, 2, 128);
+        add_head_norms(cases, d, 3, 1, 20);
+        add_nf4(cases, d, 13, 7, 3);
+        add_nf4(cases, d, 256, 512, 2);
+        add_nf4(cases, d, 1, 16400, 1);
         for (int form = 0; form < 3; form++) {
             add_head_loss(cases, d, 1000, 96, form);
             add_head_loss(cases, d, 331, 65, form);

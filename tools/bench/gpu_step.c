@@ -2,7 +2,8 @@
  * memory planned and used, and with --profile the device time of every kind of op.
  *
  *   bench_gpu_step MODEL [--device cuda] [--rows 4] [--length 2048] [--steps 10] [--full]
- *                        [--limit MiB] [--float32] [--profile] [--rank 16]
+ *                        [--limit MiB] [--float32] [--profile] [--rank 16] [--nf4]
+ *                        [--deterministic]
  *
  * All tokens of full rows are counted; every token but each row's last has a label. Prints one JSON
  * line, after the profile. tools/bench/gpu.py runs it beside its peers. */
@@ -31,7 +32,7 @@ typedef struct bench {
     const char *model, *device;
     int32_t rows, length, rank;
     int steps;
-    bool full, float32, profile;
+    bool full, float32, profile, nf4, deterministic;
     size_t limit;
     pml_train_config config;
     pml_stepper *stepper;
@@ -207,6 +208,7 @@ static void read_options(int argc, char **argv, bench *b)
         {"length", required_argument, NULL, 'l'}, {"steps", required_argument, NULL, 's'},
         {"limit", required_argument, NULL, 'm'},  {"full", no_argument, NULL, 'f'},
         {"float32", no_argument, NULL, 'x'},      {"profile", no_argument, NULL, 'p'},
+        {"nf4", no_argument, NULL, 'n'},          {"deterministic", no_argument, NULL, 't'},
         {"rank", required_argument, NULL, 'k'},   {NULL, 0, NULL, 0}};
     *b = (bench){.device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
@@ -235,6 +237,12 @@ static void read_options(int argc, char **argv, bench *b)
         case 'x':
             b->float32 = true;
             break;
+        case 'n':
+            b->nf4 = true;
+            break;
+        case 't':
+            b->deterministic = true;
+            break;
         case 'p':
             b->profile = true;
             break;
@@ -256,6 +264,8 @@ int main(int argc, char **argv)
     }
     b.config = (pml_train_config){.method = b.full ? PML_METHOD_FULL : PML_METHOD_LORA,
                                   .dtype = b.float32 ? PML_F32 : PML_BF16,
+                                  .quant = b.nf4 ? PML_QUANT_NF4 : PML_QUANT_NONE,
+                                  .deterministic = b.deterministic,
                                   .lora_rank = b.rank,
                                   .lora_alpha = b.rank,
                                   .lora_targets = PML_TARGET_ALL_LINEAR,

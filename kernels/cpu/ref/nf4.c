@@ -7,28 +7,28 @@
 #include "check.h"
 #include "device.h"
 #include "gemm.h"
+#include "nf4.h"
 #include "ops.h"
 #include "vec.h"
 
-/* Quantiles of a normal distribution, scaled to [-1, 1] (QLoRA, appendix E). */
-static const float nf4[16] = {-1.0F,
-                              -0.6961928009986877F,
-                              -0.5250730514526367F,
-                              -0.39491748809814453F,
-                              -0.28444138169288635F,
-                              -0.18477343022823334F,
-                              -0.09105003625154495F,
-                              0.0F,
-                              0.07958029955625534F,
-                              0.16093020141124725F,
-                              0.24611230194568634F,
-                              0.33791524171829224F,
-                              0.44070982933044434F,
-                              0.5626170039176941F,
-                              0.7229568362236023F,
-                              1.0F};
+const float pmli_nf4_values[16] = {-1.0F,
+                                   -0.6961928009986877F,
+                                   -0.5250730514526367F,
+                                   -0.39491748809814453F,
+                                   -0.28444138169288635F,
+                                   -0.18477343022823334F,
+                                   -0.09105003625154495F,
+                                   0.0F,
+                                   0.07958029955625534F,
+                                   0.16093020141124725F,
+                                   0.24611230194568634F,
+                                   0.33791524171829224F,
+                                   0.44070982933044434F,
+                                   0.5626170039176941F,
+                                   0.7229568362236023F,
+                                   1.0F};
 
-enum { MAP = 256, DECADES = 7, GROUP = PML_NF4_BLOCK * PML_NF4_NESTED };
+enum { MAP = PMLI_NF4_MAP, DECADES = 7, GROUP = PML_NF4_BLOCK * PML_NF4_NESTED };
 
 static int ascending(const void *a, const void *b)
 {
@@ -38,7 +38,7 @@ static int ascending(const void *a, const void *b)
 
 /* The 8-bit map: decade i has 2^i means of neighbours on a line from 0.1 to 1, of either sign; and
  * 0 and 1. The line is as torch.linspace makes it: from both ends, one rounding a point. */
-static void dynamic_map(float map[MAP])
+void pmli_nf4_map(float map[PMLI_NF4_MAP])
 {
     static const float decades[DECADES] = {1e-6F, 1e-5F, 1e-4F, 1e-3F, 1e-2F, 1e-1F, 1.0F};
     int count = 0;
@@ -187,7 +187,7 @@ static void quantise_block(const float *x, int64_t n, float absmax, uint8_t *cod
         int pair[2] = {7, 7};
         for (int64_t k = 0; k < 2 && i + k < n; k++) {
             float scaled = n < PML_NF4_BLOCK ? x[i + k] / absmax : x[i + k] * inverse;
-            pair[k] = nearest(nf4, 16, scaled);
+            pair[k] = nearest(pmli_nf4_values, 16, scaled);
         }
         codes[i / 2] = (uint8_t)(pair[0] << 4 | pair[1]);
     }
@@ -245,7 +245,7 @@ pml_status pmli_cpu_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args *
     if (c.status != PML_OK)
         return c.status;
     quantise_job job = {.a = a, .n = n, .offset = mean_absmax(a->x.data, n)};
-    dynamic_map(job.map);
+    pmli_nf4_map(job.map);
     *(float *)a->offset.data = job.offset;
     pmli_pool_run(pmli_pool_of(queue), pml_nf4_nested(n), quantise_group, &job);
     return PML_OK;
@@ -266,7 +266,7 @@ PMLI_CLONES static void dequantise_block(const uint8_t *codes, int64_t n, float 
 {
     float values[16];
     for (int i = 0; i < 16; i++)
-        values[i] = nf4[i] * absmax;
+        values[i] = pmli_nf4_values[i] * absmax;
     for (int64_t i = 0; i < n / 2; i++) {
         y[2 * i] = values[codes[i] >> 4];
         y[2 * i + 1] = values[codes[i] & 15];
@@ -325,7 +325,7 @@ pml_status pmli_cpu_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_ar
         return status;
     dequantise_job job = {
         .codes = a->codes.data, .absmax = a->absmax.data, .nested = a->nested.data, .y = a->y.data};
-    dynamic_map(job.map);
+    pmli_nf4_map(job.map);
     for (int p = 0; p < a->parts; p++) {
         job.n = a->part_rows[p] * a->y.cols;
         job.offset = ((const float *)a->offset.data)[p];

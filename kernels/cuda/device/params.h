@@ -119,13 +119,25 @@ typedef struct pmli_sgd_params {
     int nesterov;
 } pmli_sgd_params;
 
-/* One quantised weight of count elements. */
+/* One quantised weight of count elements; wide: codes and y allow a thread's 8 at a time. */
 typedef struct pmli_nf4_params {
     const unsigned char *codes, *absmax;
     const float *nested, *offset;
     void *y;
     long long count;
+    int wide;
+    float map[256], values[16];
 } pmli_nf4_params;
+
+/* heads: of queries and keys together. In the backward y is dx. */
+typedef struct pmli_head_norm_params {
+    const void *x, *dy, *q_weight, *k_weight;
+    void *y;
+    float *rstd, *parts;
+    long long tokens, ld_x, ld_dy, ld_y, ld_rstd, rows_a_part;
+    int heads, queries, head_dim;
+    float eps;
+} pmli_head_norm_params;
 
 /* Shared by all attention kernels. Rows of q, dout, o, dq are tokens_q, of k, v, dk, dv tokens_k.
  * dots [heads, tokens_q] holds sum(dout * o) of each row. */
@@ -139,5 +151,18 @@ typedef struct pmli_attention_params {
     int slots, heads, kv_heads, head_dim, window;
     float scale;
 } pmli_attention_params;
+
+/* offsets[a,i] = cu[i] ld[a], a < arrays. clear: up to three buffers of 16-bit elements. */
+typedef struct pmli_sdpa_params {
+    const int *cu;
+    float *lse, *stats;
+    int *lengths;
+    long long *offsets;
+    long long ld_offsets, ld[9], ld_lse, tokens;
+    void *clear[3];
+    long long ld_clear[3];
+    int clear_cols[3];
+    int arrays, slots, heads;
+} pmli_sdpa_params;
 
 #endif

@@ -12,7 +12,7 @@
 
 #include "cuda/find_library.c"
 
-static const pmli_library library = {"libpmltest.so", "testlib", "nvidia-test"};
+static const pmli_library library = {"libpmltest.so", "testlib", "nvidia-test", 0};
 static char root[64];
 
 /* root/path, its folders made. */

@@ -1,0 +1,293 @@
+// cuDNN's attention through cudnn-frontend. No exception leaves this file: what goes wrong inside
+// becomes a status.
+#include "sdpa.h"
+
+#include <cudnn_frontend.h>
+#include <dlfcn.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+extern "C" {
+#include "find_library.h"
+}
+
+namespace fe = cudnn_frontend;
+
+namespace cudnn_frontend
+{
+void *cudnn_dlhandle = nullptr;
+}
+
+namespace
+{
+
+typedef std::shared_ptr<fe::graph::Graph> Graph;
+typedef std::shared_ptr<fe::graph::Tensor_attributes> Tensor;
+
+enum Name : int64_t {
+    Q = 1,
+    K,
+    V,
+    O,
+    STATS,
+    DOUT,
+    DQ,
+    DK,
+    DV,
+    LENGTHS_Q,
+    LENGTHS_K,
+    AT_Q,
+    AT_K,
+    AT_V,
+    AT_O,
+    AT_DOUT,
+    AT_DQ,
+    AT_DK,
+    AT_DV,
+    AT_STATS
+};
+
+struct Plan {
+    pmli_sdpa_shape shape;
+    Graph graph; // empty: cuDNN has none
+    size_t workspace = 0;
+};
+
+// One attention as a cuDNN graph: a batch of `slots` documents, heads, `longest` rows, head_dim;
+// where a document begins says its ragged offset.
+class Builder
+{
+  public:
+    explicit Builder(const pmli_sdpa_shape &shape) : s(shape), graph(new fe::graph::Graph)
+    {
+        const auto io = s.dtype == PML_BF16 ? fe::DataType_t::BFLOAT16 : fe::DataType_t::HALF;
+        graph->set_io_data_type(io)
+            .set_intermediate_data_type(fe::DataType_t::FLOAT)
+            .set_compute_data_type(fe::DataType_t::FLOAT);
+    }
+
+    Graph forward()
+    {
+        Tensor q = matrix(Q, s.heads, s.ld_q, AT_Q), k = matrix(K, s.kv_heads, s.ld_k, AT_K);
+        Tensor v = matrix(V, s.kv_heads, s.ld_v, AT_V);
+        auto options = fe::graph::SDPA_attributes()
+                           .set_name("attention")
+                           .set_generate_stats(true)
+                           .set_attn_scale(s.scale)
+                           .set_causal_mask(true)
+                           .set_padding_mask(true)
+                           .set_seq_len_q(lengths(LENGTHS_Q))
+                           .set_seq_len_kv(lengths(LENGTHS_K));
+        auto [o, stats] = graph->sdpa(q, k, v, options);
+        result(o, O, s.heads, s.ld_o, AT_O);
+        stats->set_output(true)
+            .set_uid(STATS)
+            .set_data_type(fe::DataType_t::FLOAT)
+            .set_dim({s.slots, s.heads, s.longest, 1})
+            .set_stride({s.longest * s.heads, 1, s.heads, 1})
+            .set_ragged_offset(offsets(AT_STATS));
+        return graph;
+    }
+
+    Graph backward()
+    {
+        Tensor q = matrix(Q, s.heads, s.ld_q, AT_Q), k = matrix(K, s.kv_heads, s.ld_k, AT_K);
+        Tensor v = matrix(V, s.kv_heads, s.ld_v, AT_V), o = matrix(O, s.heads, s.ld_o, AT_O);
+        Tensor dout = matrix(DOUT, s.heads, s.ld_dout, AT_DOUT);
+        Tensor stats = graph->tensor(fe::graph::Tensor_attributes()
+                                         .set_uid(STATS)
+                                         .set_name("stats")
+                                         .set_dim({s.slots, s.heads, s.longest, 1})
+                                         .set_stride({s.longest * s.heads, 1, s.heads, 1})
+                                         .set_data_type(fe::DataType_t::FLOAT));
+        stats->set_ragged_offset(offsets(AT_STATS));
+        auto options = fe::graph::SDPA_backward_attributes()
+                           .set_name("attention backward")
+                           .set_attn_scale(s.scale)
+                           .set_causal_mask(true)
+                           .set_padding_mask(true)
+                           .set_seq_len_q(lengths(LENGTHS_Q))
+                           .set_seq_len_kv(lengths(LENGTHS_K));
+        auto [dq, dk, dv] = graph->sdpa_backward(q, k, v, o, dout, stats, options);
+        result(dq, DQ, s.heads, s.ld_dq, AT_DQ);
+        result(dk, DK, s.kv_heads, s.ld_dk, AT_DK);
+        result(dv, DV, s.kv_heads, s.ld_dv, AT_DV);
+        return graph;
+    }
+
+  private:
+    Tensor matrix(Name name, int64_t heads, int64_t ld, Name at)
+    {
+        Tensor t = graph->tensor(fe::graph::Tensor_attributes()
+                                     .set_uid(name)
+                                     .set_name("tensor " + std::to_string(name))
+                                     .set_dim({s.slots, heads, s.longest, s.head_dim})
+                                     .set_stride({s.longest * ld, s.head_dim, ld, 1}));
+        t->set_ragged_offset(offsets(at));
+        return t;
+    }
+
+    void result(const Tensor &t, Name name, int64_t heads, int64_t ld, Name at)
+    {
+        t->set_output(true)
+            .set_uid(name)
+            .set_dim({s.slots, heads, s.longest, s.head_dim})
+            .set_stride({s.longest * ld, s.head_dim, ld, 1})
+            .set_ragged_offset(offsets(at));
+    }
+
+    Tensor vector(Name name, int64_t n, fe::DataType_t type)
+    {
+        return graph->tensor(fe::graph::Tensor_attributes()
+                                 .set_uid(name)
+                                 .set_name("vector " + std::to_string(name))
+                                 .set_dim({n, 1, 1, 1})
+                                 .set_stride({1, 1, 1, 1})
+                                 .set_data_type(type));
+    }
+
+    Tensor lengths(Name name)
+    {
+        return vector(name, s.slots, fe::DataType_t::INT32);
+    }
+    Tensor offsets(Name name)
+    {
+        return vector(name, s.slots + 1, fe::DataType_t::INT64);
+    }
+
+    const pmli_sdpa_shape s;
+    Graph graph;
+};
+
+pml_status failed(pml_error *err, const char *what, const std::string &why)
+{
+    return PML_FAIL(err, PML_INTERNAL, "cuDNN, %s: %s", what, why.c_str());
+}
+
+} // namespace
+
+struct pmli_sdpa {
+    cudnnHandle_t handle = nullptr;
+    std::mutex lock;
+    std::vector<std::unique_ptr<Plan>> plans;
+};
+
+// NVIDIA's engines need the run-time compiler beside cuDNN; without it no plan is built and the
+// backend's own kernels serve.
+static void build(pmli_sdpa *sdpa, Plan *plan)
+{
+    Builder builder(plan->shape);
+    Graph graph = plan->shape.backward ? builder.backward() : builder.forward();
+    int64_t bytes = 0;
+    bool good =
+        graph->validate().is_good() && graph->build_operation_graph(sdpa->handle).is_good() &&
+        graph->create_execution_plans({fe::HeurMode_t::A}).is_good() &&
+        graph->check_support(sdpa->handle).is_good() &&
+        graph->build_plans(sdpa->handle, fe::BuildPlanPolicy_t::HEURISTICS_CHOICE).is_good() &&
+        graph->get_workspace_size(bytes).is_good();
+    if (good) {
+        plan->graph = graph;
+        plan->workspace = (size_t)bytes;
+    }
+}
+
+static Plan *plan_of(pmli_sdpa *sdpa, const pmli_sdpa_shape &shape)
+{
+    for (auto &plan : sdpa->plans)
+        if (std::memcmp(&plan->shape, &shape, sizeof shape) == 0)
+            return plan.get();
+    sdpa->plans.emplace_back(new Plan);
+    Plan *plan = sdpa->plans.back().get();
+    std::memcpy(&plan->shape, &shape, sizeof shape);
+    build(sdpa, plan);
+    return plan;
+}
+
+extern "C" pml_status pmli_sdpa_new(pmli_sdpa **out, pml_error *err)
+{
+    static const pmli_library cudnn = {"libcudnn.so", "cudnn", "nvidia-cudnn-cu13", 9};
+    *out = nullptr;
+    void *handle = nullptr;
+    pml_status status = pmli_open_library(&cudnn, 9, &handle, err);
+    if (status != PML_OK)
+        return status;
+    fe::cudnn_dlhandle = handle;
+    try {
+        auto made = std::make_unique<pmli_sdpa>();
+        cudnnStatus_t result = fe::detail::create_handle(&made->handle);
+        if (result != CUDNN_STATUS_SUCCESS)
+            return failed(err, "starting", fe::detail::get_error_string(result));
+        *out = made.release();
+        return PML_OK;
+    } catch (const std::exception &e) {
+        return failed(err, "starting", e.what());
+    }
+}
+
+extern "C" void pmli_sdpa_destroy(pmli_sdpa **sdpa)
+{
+    if (*sdpa == nullptr)
+        return;
+    (*sdpa)->plans.clear();
+    fe::detail::destroy_handle((*sdpa)->handle);
+    delete *sdpa;
+    *sdpa = nullptr;
+}
+
+extern "C" size_t pmli_sdpa_version(const pmli_sdpa *sdpa)
+{
+    (void)sdpa;
+    return fe::detail::get_backend_version();
+}
+
+static std::unordered_map<int64_t, void *> operands(const pmli_sdpa_call *c)
+{
+    auto at = [](const void *p) { return const_cast<void *>(p); };
+    std::unordered_map<int64_t, void *> pack = {{Q, at(c->q)},
+                                                {K, at(c->k)},
+                                                {V, at(c->v)},
+                                                {O, c->o},
+                                                {STATS, c->stats},
+                                                {LENGTHS_Q, at(c->lengths)},
+                                                {LENGTHS_K, at(c->lengths)},
+                                                {AT_Q, at(c->at_q)},
+                                                {AT_K, at(c->at_k)},
+                                                {AT_V, at(c->at_v)},
+                                                {AT_O, at(c->at_o)},
+                                                {AT_STATS, at(c->at_stats)}};
+    if (c->shape.backward) {
+        pack[DOUT] = at(c->dout), pack[AT_DOUT] = at(c->at_dout);
+        pack[DQ] = c->dq, pack[AT_DQ] = at(c->at_dq);
+        pack[DK] = c->dk, pack[AT_DK] = at(c->at_dk);
+        pack[DV] = c->dv, pack[AT_DV] = at(c->at_dv);
+    }
+    return pack;
+}
+
+extern "C" pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call,
+                                    bool *done, pml_error *err)
+{
+    *done = false;
+    try {
+        std::lock_guard<std::mutex> guard(sdpa->lock);
+        Plan *plan = plan_of(sdpa, call->shape);
+        if (!plan->graph || plan->workspace > call->workspace_size)
+            return PML_OK;
+        cudnnStatus_t result = fe::detail::set_stream(sdpa->handle, (cudaStream_t)stream);
+        if (result != CUDNN_STATUS_SUCCESS)
+            return failed(err, "choosing a stream", fe::detail::get_error_string(result));
+        auto pack = operands(call);
+        auto executed = plan->graph->execute(sdpa->handle, pack, call->workspace);
+        if (executed.is_bad())
+            return failed(err, "attention", executed.get_message());
+        *done = true;
+        return PML_OK;
+    } catch (const std::exception &e) {
+        return failed(err, "attention", e.what());
+    }
+}

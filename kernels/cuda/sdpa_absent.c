@@ -1,0 +1,27 @@
+/* Without cudnn-frontend's headers at build time: our own kernels do all attention. */
+#include "sdpa.h"
+
+pml_status pmli_sdpa_new(pmli_sdpa **sdpa, pml_error *err)
+{
+    *sdpa = NULL;
+    return PML_FAIL(err, PML_NOT_FOUND, "this build has no cuDNN attention");
+}
+
+void pmli_sdpa_destroy(pmli_sdpa **sdpa)
+{
+    *sdpa = NULL;
+}
+
+size_t pmli_sdpa_version(const pmli_sdpa *sdpa)
+{
+    (void)sdpa;
+    return 0;
+}
+
+pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call, bool *done,
+                         pml_error *err)
+{
+    (void)sdpa, (void)stream, (void)call, (void)err;
+    *done = false;
+    return PML_OK;
+}

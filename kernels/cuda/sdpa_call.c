@@ -1,0 +1,174 @@
+#include "sdpa_call.h"
+
+#include "sdpa.h"
+
+/* The backward's workspace grows with slots * longest: one of many slots (packed short documents)
+ * would take gigabytes, and is left to our own kernels. */
+enum { FORWARD_ROOM = 16 << 20, BACKWARD_SPARE = 2 << 20, MOST_ROOM = 768 << 20 };
+enum { UNIT = 256, FORWARD_ARRAYS = 5, BACKWARD_ARRAYS = 9, TILE = 32, TILE_ROWS = 8 };
+
+static size_t units(size_t bytes)
+{
+    return (bytes + UNIT - 1) / UNIT * UNIT;
+}
+
+/* cuDNN's: dq in float32, dk and dv of every query head, and a sum for each row (measured for cuDNN
+ * 9.19: 64.25 MiB a slot of 2048 rows, 32 heads of 128). */
+static size_t cudnn_room(int64_t slots, int64_t longest, int64_t heads, int64_t head_dim,
+                         bool backward)
+{
+    if (!backward)
+        return FORWARD_ROOM;
+    return (size_t)(slots * longest * heads) * (size_t)(8 * head_dim + 4) + BACKWARD_SPARE;
+}
+
+/* ws: | stats [tokens, heads] | lengths [slots] | offsets, arrays x [slots + 1] | cuDNN's | */
+static size_t own_room(int64_t tokens, int64_t slots, int64_t heads, bool backward)
+{
+    size_t arrays = backward ? BACKWARD_ARRAYS : FORWARD_ARRAYS;
+    return units((size_t)(tokens * heads) * sizeof(float)) + units((size_t)slots * sizeof(int)) +
+           arrays * units((size_t)(slots + 1) * sizeof(long long));
+}
+
+size_t pmli_sdpa_ws(pml_dtype dtype, int64_t tokens, int64_t slots, int64_t longest, int64_t heads,
+                    int64_t head_dim, int32_t window, bool backward)
+{
+    if ((dtype != PML_BF16 && dtype != PML_F16) || (head_dim != 64 && head_dim != 128) ||
+        window > 0 || slots < 1 || longest < 1)
+        return 0;
+    size_t room = cudnn_room(slots, longest, heads, head_dim, backward);
+    return room > MOST_ROOM ? 0 : own_room(tokens, slots, heads, backward) + room;
+}
+
+/* Where a call's own pieces lie, and the kernels' view of them. */
+static void lay_out(const pmli_attention_params *p, const long long *lds, int arrays, char *ws,
+                    pmli_sdpa_params *k, pmli_sdpa_call *call)
+{
+    *k = (pmli_sdpa_params){.cu = p->cu_q,
+                            .lse = p->lse,
+                            .ld_lse = p->ld_lse,
+                            .slots = p->slots,
+                            .heads = p->heads,
+                            .tokens = p->tokens_q,
+                            .arrays = arrays};
+    k->stats = (float *)(void *)ws;
+    ws += units((size_t)(p->tokens_q * p->heads) * sizeof(float));
+    k->lengths = (int *)(void *)ws;
+    ws += units((size_t)p->slots * sizeof(int));
+    k->offsets = (long long *)(void *)ws;
+    k->ld_offsets = (long long)(units((size_t)(p->slots + 1) * sizeof(long long)) / 8);
+    const void **at[] = {&call->at_q,    &call->at_k,  &call->at_v,  &call->at_o, &call->at_stats,
+                         &call->at_dout, &call->at_dq, &call->at_dk, &call->at_dv};
+    for (int a = 0; a < arrays; a++) {
+        k->ld[a] = lds[a];
+        *at[a] = k->offsets + a * k->ld_offsets;
+    }
+    call->stats = k->stats;
+    call->lengths = k->lengths;
+    call->workspace = k->offsets + arrays * k->ld_offsets;
+}
+
+static bool askable(const pml_queue *queue, const pmli_attention_params *p)
+{
+    return queue->device->sdpa != NULL && p->cu_q == p->cu_k && p->tokens_q == p->tokens_k;
+}
+
+static pml_status offsets(pml_queue *queue, pmli_sdpa_params *k, pml_error *err)
+{
+    pmli_launch one = {.grid_x = 1, .grid_y = 1, .block_x = 256, .block_y = 1};
+    return pmli_cuda_launch(queue, PMLI_sdpa_offsets, one, k, err);
+}
+
+static pml_status by_tiles(pml_queue *queue, pmli_kernel kernel, pmli_sdpa_params *k,
+                           pml_error *err)
+{
+    pmli_launch shape = {.grid_x = (unsigned)((k->tokens + TILE - 1) / TILE),
+                         .grid_y = (unsigned)((k->heads + TILE - 1) / TILE),
+                         .block_x = TILE,
+                         .block_y = TILE_ROWS};
+    return pmli_cuda_launch(queue, kernel, shape, k, err);
+}
+
+static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype, int64_t longest,
+                                bool backward)
+{
+    return (pmli_sdpa_shape){.slots = p->slots,
+                             .longest = longest,
+                             .heads = p->heads,
+                             .kv_heads = p->kv_heads,
+                             .head_dim = p->head_dim,
+                             .ld_q = p->ld_q,
+                             .ld_k = p->ld_k,
+                             .ld_v = p->ld_v,
+                             .ld_o = backward ? p->ld_out : p->ld_o,
+                             .ld_dout = p->ld_dout,
+                             .ld_dq = p->ld_dq,
+                             .ld_dk = p->ld_dk,
+                             .ld_dv = p->ld_dv,
+                             .scale = p->scale,
+                             .dtype = (int32_t)dtype,
+                             .backward = backward};
+}
+
+pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, pml_dtype dtype,
+                             int64_t longest, void *ws, size_t ws_bytes, bool *done, pml_error *err)
+{
+    *done = false;
+    size_t wanted = pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim,
+                                 p->window, false);
+    if (!askable(queue, p) || wanted == 0 || ws_bytes < wanted)
+        return PML_OK;
+    const long long lds[FORWARD_ARRAYS] = {p->ld_q, p->ld_k, p->ld_v, p->ld_o, p->heads};
+    pmli_sdpa_params k;
+    pmli_sdpa_call call = {
+        .shape = shape_of(p, dtype, longest, false), .q = p->q, .k = p->k, .v = p->v, .o = p->o};
+    lay_out(p, lds, FORWARD_ARRAYS, ws, &k, &call);
+    call.workspace_size = ws_bytes - (size_t)((char *)call.workspace - (char *)ws);
+    pml_status status = offsets(queue, &k, err);
+    if (status == PML_OK)
+        status = pmli_sdpa_run(queue->device->sdpa, queue->stream, &call, done, err);
+    if (status != PML_OK || !*done)
+        return status;
+    k.clear[0] = p->o;
+    k.ld_clear[0] = p->ld_o;
+    k.clear_cols[0] = p->heads * p->head_dim;
+    return by_tiles(queue, PMLI_sdpa_lse, &k, err);
+}
+
+pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, pml_dtype dtype,
+                              int64_t longest, void *ws, size_t ws_bytes, bool *done,
+                              pml_error *err)
+{
+    *done = false;
+    size_t wanted =
+        pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim, p->window, true);
+    /* cuDNN's own order of sums is not fixed; its fixed one is slower than ours takes memory. */
+    if (!askable(queue, p) || queue->device->deterministic || wanted == 0 || ws_bytes < wanted)
+        return PML_OK;
+    const long long lds[BACKWARD_ARRAYS] = {p->ld_q,    p->ld_k,  p->ld_v,  p->ld_out, p->heads,
+                                            p->ld_dout, p->ld_dq, p->ld_dk, p->ld_dv};
+    pmli_sdpa_params k;
+    pmli_sdpa_call call = {.shape = shape_of(p, dtype, longest, true),
+                           .q = p->q,
+                           .k = p->k,
+                           .v = p->v,
+                           .o = (void *)(uintptr_t)p->out,
+                           .dout = p->dout,
+                           .dq = p->dq,
+                           .dk = p->dk,
+                           .dv = p->dv};
+    lay_out(p, lds, BACKWARD_ARRAYS, ws, &k, &call);
+    call.workspace_size = ws_bytes - (size_t)((char *)call.workspace - (char *)ws);
+    void *const cleared[] = {p->dq, p->dk, p->dv};
+    const long long ld_cleared[] = {p->ld_dq, p->ld_dk, p->ld_dv};
+    for (int i = 0; i < 3; i++) {
+        k.clear[i] = cleared[i];
+        k.ld_clear[i] = ld_cleared[i];
+        k.clear_cols[i] = (i == 0 ? p->heads : p->kv_heads) * p->head_dim;
+    }
+    pml_status status = offsets(queue, &k, err);
+    if (status == PML_OK)
+        status = by_tiles(queue, PMLI_sdpa_stats, &k, err);
+    return status == PML_OK ? pmli_sdpa_run(queue->device->sdpa, queue->stream, &call, done, err)
+                            : status;
+}
