@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
@@ -22,6 +21,7 @@ from rich.markup import escape
 
 import pantheraml as pm
 from pantheraml import _native, folders, programs
+from pantheraml.errors import Error
 from pantheraml.memory import size
 from pantheraml.tiny import TinyLlama
 
@@ -125,17 +125,13 @@ def _runtime_folder() -> Finding:
 
 
 def _gpu() -> Finding:
-    """This version trains on the CPU; a GPU is looked for so that nobody wonders."""
+    """Whether runs can use a GPU, and what is missing where a driver is."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Finding("note", "GPU", "no NVIDIA driver (libcuda.so.1); runs use the CPU")
-    if driver.cuInit(0) != 0:
-        do = "nvidia-smi says more; in a container, start it with --gpus all"
-        return Finding("note", "GPU", "there is a driver, but it finds no device", do)
-    count = ctypes.c_int()
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    return Finding("note", "GPU", f"{count.value} found; this version trains on the CPU")
+        count = _native.gpus()
+    except Error as why:
+        there = os.path.exists("/dev/nvidiactl")
+        return Finding("note", "GPU", str(why) if there else "no NVIDIA GPU; runs use the CPU")
+    return Finding("ok", "GPU", f"{count} that runs can use")
 
 
 def _notebook() -> Finding:
