@@ -17,8 +17,8 @@ typedef struct pmli_search {
 /* What stands beside the arena of a worker on the CPU, measured by tools/bench/plan_check.py: the
  * program, its libraries and sockets; a thread's share of scratch and of OpenBLAS' buffers; what a
  * weight passes through while it is loaded. */
-static const size_t process_bytes = (size_t)6 << 20, thread_bytes = (size_t)320 << 10;
-static const size_t loading_bytes = (size_t)4 << 20;
+static const size_t process_bytes = (size_t)5 << 20, thread_bytes = (size_t)320 << 10;
+static const size_t loading_bytes = (size_t)2 << 20;
 
 /* On a GPU: the context (527 MiB on an H200 with driver 580), cuBLASLt, kernels and recorded
  * graphs. */
