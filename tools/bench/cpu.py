@@ -8,8 +8,10 @@ Each round runs the two one after the other, each in a process of its own, so th
 inherits the other's threads or memory and a slow spell of the machine hits both. The figure is
 the median step of all rounds; tokens count every row in full.
 
-The model: a Llama of 8 layers, hidden 256, intermediate 704, 8 heads, 4 key/value heads,
-vocabulary 4096 (8.0 M parameters), random weights, 8 rows of 256 tokens, float32.
+Two models with random weights, float32: a Llama of 8 layers, hidden 256, intermediate 704, 8 heads,
+4 key/value heads, vocabulary 4096 (8.0 M parameters), 8 rows of 256 tokens, full and LoRA; and one of
+SmolLM2-135M's shape, 2 rows of 256, LoRA. "first" is the time from before the imports to the end
+of the first step.
 """
 
 from __future__ import annotations
@@ -26,13 +28,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROWS, LENGTH, VOCABULARY, WARMUP = 8, 256, 4096, 3
+LENGTH, WARMUP = 256, 3
+MODELS: dict[str, tuple[int, int, tuple[str, ...]]] = {  # vocabulary, rows of a step, methods
+    "8M": (4096, 8, ("full", "lora")),
+    "SmolLM2-135M": (49152, 2, ("lora",)),
+}
 
 
-def peer(model_dir: str, method: str, threads: int, steps: int) -> dict[str, Any]:
+def peer(
+    model_dir: str, method: str, threads: int, steps: int, rows: int, vocabulary: int
+) -> dict[str, Any]:
     """Eager PyTorch, as a careful user writes it: no padding, fused AdamW, no checkpointing."""
     import resource
 
+    begin = time.perf_counter()
     import torch
     import transformers
     from transformers import AutoModelForCausalLM
@@ -52,8 +61,9 @@ def peer(model_dir: str, method: str, threads: int, steps: int) -> dict[str, Any
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0, fused=True)
     seconds = []
+    first = 0.0
     for _ in range(steps + WARMUP):
-        ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
+        ids = torch.randint(0, vocabulary, (rows, LENGTH))
         start = time.perf_counter()
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
@@ -62,34 +72,42 @@ def peer(model_dir: str, method: str, threads: int, steps: int) -> dict[str, Any
         optimizer.zero_grad()
         loss.item()
         seconds.append(time.perf_counter() - start)
+        first = first or time.perf_counter() - begin
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds[WARMUP:], "rss": rss, "versions": versions}
+    return {"seconds": seconds[WARMUP:], "rss": rss, "first": first, "versions": versions}
 
 
-def ours(model_dir: str, method: str, threads: int, steps: int) -> dict[str, Any]:
+def ours(
+    model_dir: str, method: str, threads: int, steps: int, rows: int, vocabulary: int
+) -> dict[str, Any]:
     """The same work through the public API: worker process, telemetry and all."""
     import random
 
+    random.seed(0)
+    data = []
+    for _ in range(rows * (steps + WARMUP)):
+        ids = [random.randrange(vocabulary) for _ in range(LENGTH)]
+        data.append({"input_ids": ids, "labels": ids})
+    begin = time.perf_counter()
     import pantheraml as pm
 
-    random.seed(0)
-    rows = []
-    for _ in range(ROWS * (steps + WARMUP)):
-        ids = [random.randrange(VOCABULARY) for _ in range(LENGTH)]
-        rows.append({"input_ids": ids, "labels": ids})
     os.environ["PANTHERAML_RUNS"] = tempfile.mkdtemp(prefix="pml-bench-")
     run = pm.finetune(
-        model_dir, data=rows, method=method,
+        model_dir, data=data, method=method,
         lora=pm.LoRA(r=16, lora_alpha=16) if method == "lora" else None,
-        max_steps=steps + WARMUP, per_device_train_batch_size=ROWS, max_length=LENGTH,
+        max_steps=steps + WARMUP, per_device_train_batch_size=rows, max_length=LENGTH,
         packing=False, shuffle=False, devices="cpu", threads=threads,
     )  # fmt: skip
+    while run.step < 1 and run.state not in ("finished", "failed"):
+        time.sleep(0.01)
+    first = time.perf_counter() - begin
     run.wait()
     memory = [event["memory"] for event in run.events() if event.get("memory")]
     rss = max((device.get("rss", 0) for devices in memory for device in devices), default=0)
     seconds = [float(record["seconds"]) for record in run.history]
-    return {"seconds": seconds[WARMUP:], "rss": rss, "versions": f"pantheraml {pm.__version__}"}
+    version = f"pantheraml {pm.__version__}"
+    return {"seconds": seconds[WARMUP:], "rss": rss, "first": first, "versions": version}
 
 
 def measure(side: str, python: str, *arguments: str, threads: int) -> dict[str, Any]:
@@ -105,51 +123,106 @@ def measure(side: str, python: str, *arguments: str, threads: int) -> dict[str, 
     return answer
 
 
+def write_smollm2(folder: Path) -> None:
+    """SmolLM2-135M's shape with random weights."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    hidden, inner, layers, heads, kv_heads, vocabulary = 576, 1536, 30, 9, 3, 49152
+    config = {
+        "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
+        "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "max_position_embeddings": 8192, "rope_theta": 100000.0,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "silu",
+        "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    numbers, keys = np.random.default_rng(0), hidden // heads * kv_heads
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        for name, shape in {
+            "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden), "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }.items():  # fmt: skip
+            shapes[f"{at}{name}.weight"] = shape
+    tensors = {n: 0.02 * numbers.standard_normal(s, dtype=np.float32) for n, s in shapes.items()}
+    for layer in range(layers):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{layer}.{name}.weight"] = np.ones(hidden, np.float32)
+    tensors["model.norm.weight"] = np.ones(hidden, np.float32)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def compare(sides: dict[str, str], folder: str, model: str, method: str, threads: int,
+            rounds: int, steps: int) -> set[str]:  # fmt: skip
+    """Measure one line of the table and print it; who took part."""
+    vocabulary, rows, _ = MODELS[model]
+    taken: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, python in sides.items():
+            arguments = ["--model", folder, "--method", method, "--steps", str(steps)]
+            arguments += ["--threads", str(threads), "--rows", str(rows)]
+            arguments += ["--vocabulary", str(vocabulary)]
+            taken[side].append(measure(side, python, *arguments, threads=threads))
+    rate, line = {}, f"{model:13}{method:6}{threads:8}"
+    for side, answers in taken.items():
+        seconds = statistics.median(s for a in answers for s in a["seconds"])
+        rate[side] = rows * LENGTH / seconds
+        rss = max(a["rss"] for a in answers) / 2**20
+        first = min(a["first"] for a in answers)
+        line += f"{rate[side]:12,.0f}{rss:10,.0f}{first:8.1f}"
+    print(line + (f"   {rate['ours'] / rate['peer']:.2f} x" if "peer" in rate else ""), flush=True)
+    return {a["versions"] for answers in taken.values() for a in answers}
+
+
 def main() -> None:
     """Parse arguments; measure both sides, or be one of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--peer-python", help="an interpreter with torch, transformers and peft")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["8M"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--side", choices=["peer", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--method", default="full", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=8, help=argparse.SUPPRESS)
+    parser.add_argument("--vocabulary", type=int, default=4096, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         run = {"peer": peer, "ours": ours}[args.side]
-        print(json.dumps(run(args.model, args.method, args.threads, args.steps)))
+        answer = run(
+            args.model, args.method, args.threads[0], args.steps, args.rows, args.vocabulary
+        )
+        print(json.dumps(answer))
         return
     from pantheraml.lessons.stdlib import write_model
 
-    with tempfile.TemporaryDirectory(prefix="pml-bench-") as folder:
-        write_model(Path(folder), vocabulary=VOCABULARY)
-        print(
-            f"{platform.processor() or platform.machine()}, {args.threads} threads, {ROWS} rows of "
-            f"{LENGTH}, float32, median of {args.rounds} x {args.steps} steps"
-        )
-        sides = {"ours": sys.executable}
-        if args.peer_python:
-            sides = {"peer": args.peer_python, **sides}
-        columns = (f"{side + ' tok/s':>12}{side + ' MiB':>10}" for side in sides)
-        print(f"{'method':8}" + "".join(columns))
-        versions = set()
-        for method in ("full", "lora"):
-            taken: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-            for _ in range(args.rounds):
-                for side, python in sides.items():
-                    arguments = ["--model", folder, "--method", method, "--steps", str(args.steps)]
-                    arguments += ["--threads", str(args.threads)]
-                    taken[side].append(measure(side, python, *arguments, threads=args.threads))
-            rate, line = {}, f"{method:8}"
-            for side, answers in taken.items():
-                seconds = statistics.median(s for a in answers for s in a["seconds"])
-                rate[side] = ROWS * LENGTH / seconds
-                rss = max(a["rss"] for a in answers) / 2**20
-                versions |= {a["versions"] for a in answers}
-                line += f"{rate[side]:12,.0f}{rss:10,.0f}"
-            print(line + (f"   {rate['ours'] / rate['peer']:.2f} x" if "peer" in rate else ""))
-        print("; ".join(sorted(versions)))
+    sides = {"ours": sys.executable}
+    if args.peer_python:
+        sides = {"peer": args.peer_python, **sides}
+    print(
+        f"{platform.processor() or platform.machine()}, rows of {LENGTH}, float32, median of "
+        f"{args.rounds} x {args.steps} steps"
+    )
+    columns = (f"{side + ' tok/s':>12}{side + ' MiB':>10}{'first s':>8}" for side in sides)
+    print(f"{'model':13}{'method':6}{'threads':>8}" + "".join(columns))
+    versions = set()
+    for model in args.models:
+        with tempfile.TemporaryDirectory(prefix="pml-bench-") as folder:
+            if model == "8M":
+                write_model(Path(folder), vocabulary=MODELS[model][0])
+            else:
+                write_smollm2(Path(folder))
+            for threads in args.threads:
+                for method in MODELS[model][2]:
+                    versions |= compare(
+                        sides, folder, model, method, threads, args.rounds, args.steps
+                    )
+    print("; ".join(sorted(versions)))
 
 
 if __name__ == "__main__":
