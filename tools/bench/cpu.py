@@ -8,10 +8,10 @@ Each round runs the two one after the other, each in a process of its own, so th
 inherits the other's threads or memory and a slow spell of the machine hits both. The figure is
 the median step of all rounds; tokens count every row in full.
 
-Two models with random weights, float32: a Llama of 8 layers, hidden 256, intermediate 704, 8 heads,
-4 key/value heads, vocabulary 4096 (8.0 M parameters), 8 rows of 256 tokens, full and LoRA; and one of
-SmolLM2-135M's shape, 2 rows of 256, LoRA. "first" is the time from before the imports to the end
-of the first step.
+Two models with random weights, float32: a Llama of 8 layers, hidden 256, intermediate 704, 8
+heads, 4 key/value heads, vocabulary 4096 (8.0 M parameters), 8 rows of 256 tokens, full and LoRA;
+and one of SmolLM2-135M's shape, 2 rows of 256, LoRA. "first" is the time from before the imports
+to the end of the first step.
 """
 
 from __future__ import annotations
