@@ -201,6 +201,7 @@ static const pml_backend backend = {
     .abi = PML_BACKEND_ABI,
     .name = "cpu",
     .dtypes = 1U << PML_F32,
+    .drops_out = true,
     .devices = cpu_devices,
     .open = cpu_open,
     .close = cpu_close,

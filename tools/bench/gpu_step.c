@@ -188,12 +188,14 @@ static void measure(bench *b)
     double median = seconds[b->steps / 2];
     if (b->profile)
         print_profile(b, &batches[0]);
-    printf(
-        "{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
-        "\"planned\": %zu, \"used\": %zu, \"recompute\": %d, \"head_chunk\": %d, \"load\": %.2f, "
-        "\"first_step\": %.2f, \"tflops\": %.1f}\n",
-        tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
-        plan->recompute_layers, plan->head_chunk, loaded, first, plan->flops / median * 1e-12);
+    printf("{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
+           "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
+           "\"pieces\": %d, \"head_chunk\": %d, \"load\": %.2f, "
+           "\"first_step\": %.2f, \"tflops\": %.1f}\n",
+           tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
+           pml_recompute_name((pml_recompute)plan->choices.recompute),
+           plan->choices.recompute_layers, plan->choices.pieces, plan->choices.head_chunk, loaded,
+           first, plan->flops / median * 1e-12);
     for (int i = 0; i < 2; i++)
         free((void *)(uintptr_t)batches[i].ids);
     free(seconds);

@@ -278,6 +278,9 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
     if ((options->backend->dtypes >> options->config->dtype & 1) == 0)
         return PML_FAIL(err, PML_UNSUPPORTED, "the %s backend does not train in %s",
                         options->backend->name, pml_dtype_name(options->config->dtype));
+    if (options->config->lora_dropout > 0 && !options->backend->drops_out)
+        return PML_FAIL(err, PML_UNSUPPORTED, "lora_dropout is not on the %s backend yet",
+                        options->backend->name);
     const pml_plan_choices *c = &options->choices;
     if (c->recompute < 0 || c->recompute >= PML_RECOMPUTE_COUNT || c->recompute_layers < 0 ||
         c->recompute_layers > spec->layers || c->head_chunk < 1 ||

@@ -52,6 +52,7 @@ typedef struct pml_backend {
     unsigned abi;     /* PML_BACKEND_ABI of the header it was compiled with */
     const char *name; /* "cpu", "cuda" */
     unsigned dtypes;  /* bit pml_dtype: weights and activations may have it */
+    bool drops_out;   /* linear and its backward know lora_dropout */
 
     /* How many devices of this kind there are: at least one, or PML_NOT_FOUND and what to do. Makes
      * no context and takes no memory of a device. */
