@@ -32,12 +32,6 @@ size_t pmli_cuda_linear_ws(const pml_linear_args *a)
     return PMLI_GEMM_WORKSPACE + (own_u ? u_bytes(a) : 0);
 }
 
-/* Of the first part with an adapter; check_lora sees that the others have the same. */
-static float lora_scale(const pml_linear_args *a)
-{
-    return a->lora_scale[__builtin_ctz(a->lora_parts)];
-}
-
 static void check_lora(pmli_check *c, const pml_linear_args *a)
 {
     pmli_need_that(c, a->rank > 0 && a->lora_parts >> a->parts == 0,
@@ -46,11 +40,6 @@ static void check_lora(pmli_check *c, const pml_linear_args *a)
     pmli_need_as(c, "b", &a->b, lora_rows(a), a->rank, a->x.dtype);
     if (a->u.data != NULL)
         pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->x.dtype);
-    for (int p = 0; c->status == PML_OK && p < a->parts; p++)
-        if ((a->lora_parts >> p & 1) && a->lora_scale[p] != lora_scale(a))
-            c->status = PML_FAIL(c->err, PML_UNSUPPORTED,
-                                 "linear: different lora_scale of parts that share an input is not "
-                                 "on the GPU in this version");
     if (c->status == PML_OK && a->lora_dropout != 0)
         c->status = PML_FAIL(c->err, PML_UNSUPPORTED,
                              "linear: lora_dropout is not on the GPU in this version");

@@ -154,7 +154,8 @@ static void add_parts(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, in
     a->part_cols[2] = n - n / 2;
     a->lora_parts = 5;
     a->rank = rank;
-    a->lora_scale[0] = a->lora_scale[1] = a->lora_scale[2] = 0.75F;
+    a->lora_scale[0] = 0.75F;
+    a->lora_scale[2] = rank % 2 == 0 ? 0.75F : 0.5F; /* one product, or one a part */
     a->a = shaped(2 * rank, k, 0, d);
     a->b = shaped(n + (n - n / 2), rank, 0, d);
     if (keeps_u) {
