@@ -85,6 +85,7 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     facts->has_eval = pml_message_string(setup->run, "eval_data")[0] != '\0';
     facts->available = 1 << 20;
     facts->plan.by_cause[PML_CAUSE_WEIGHTS] = 1000;
+    facts->plan.choices.pieces = 1;
     facts->state.learning_rate = pml_message_number(setup->run, "learning_rate");
     facts->state.save_steps = pml_message_int(setup->run, "save_steps");
     snprintf(facts->state.identity, sizeof facts->state.identity, "{\"threads\":%d}",
