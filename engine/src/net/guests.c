@@ -40,7 +40,7 @@ static bool is_there(const guest *g)
     return cookie_of(g->fd, &cookie) && cookie == g->cookie;
 }
 
-static guest *find(pmli_guests *guests, int fd)
+static guest *find(const pmli_guests *guests, int fd)
 {
     for (size_t i = 0; i < guests->n; i++)
         if (guests->all[i].fd == fd && is_there(&guests->all[i]))
@@ -144,6 +144,11 @@ void pmli_guests_arrived(pmli_guests *guests, int fd, double now)
         forget(guests, oldest);
     }
     guests->all[guests->n++] = new;
+}
+
+bool pmli_guests_knows(const pmli_guests *guests, int fd)
+{
+    return find(guests, fd) != NULL;
 }
 
 bool pmli_guests_spoke(pmli_guests *guests, int fd, const char *key, pml_role role, double now)

@@ -33,6 +33,9 @@ void pmli_guests_destroy(pmli_guests **guests);
 /* A connection was accepted on fd. */
 void pmli_guests_arrived(pmli_guests *guests, int fd, double now);
 
+/* Whether what is connected on fd is one of these connections. */
+bool pmli_guests_knows(const pmli_guests *guests, int fd);
+
 /* A message came on fd with this key ("" = unknown) and role. False: it came too fast after others
  * of its connection and is to be refused. A connection that goes on like that is shut down. */
 bool pmli_guests_spoke(pmli_guests *guests, int fd, const char *key, pml_role role, double now);

@@ -265,7 +265,14 @@ static void take_news(pml_hub *hub, void *monitor, double now)
     }
 }
 
-/* The role of a message's sender now; one whose key was revoked is shut out. */
+static void take_all_news(pml_hub *hub, double now)
+{
+    for (int door = 0; door < PML_DOORS; door++)
+        take_news(hub, hub->monitors[door], now);
+}
+
+/* The role of a message's sender now; one whose key was revoked is shut out. A connection may have
+ * been accepted since the news was taken: its news is there before its messages are. */
 static pml_role sender(pml_hub *hub, zmq_msg_t *frame, bool guest, int *tag, bool *hurried)
 {
     const char *key = zmq_msg_gets(frame, "User-Id");
@@ -273,6 +280,8 @@ static pml_role sender(pml_hub *hub, zmq_msg_t *frame, bool guest, int *tag, boo
     int fd = guest ? zmq_msg_get(frame, ZMQ_SRCFD) : -1;
     *hurried = false;
     if (guest && fd >= 0) {
+        if (!pmli_guests_knows(hub->guests, fd))
+            take_all_news(hub, pml_clock_monotonic());
         *hurried = !pmli_guests_spoke(hub->guests, fd, key == NULL ? "" : key, role,
                                       pml_clock_monotonic());
         if (role == PML_ROLE_NOBODY)
@@ -281,8 +290,8 @@ static pml_role sender(pml_hub *hub, zmq_msg_t *frame, bool guest, int *tag, boo
     return role;
 }
 
-/* Subscriptions to everything, of keys on the list; whatever else a viewer sends here is dropped.
- */
+/* Subscriptions to everything, of keys on the list and on connections that can be shut down when
+ * their key is revoked; whatever else a viewer sends here is dropped. */
 static void take_subscriptions(pml_hub *hub)
 {
     void *socket = hub->sockets[PML_DOOR_TELEMETRY];
@@ -296,8 +305,10 @@ static void take_subscriptions(pml_hub *hub)
             return;
         }
         pml_role role = sender(hub, &frame, true, &tag, &hurried);
+        bool known = pmli_guests_knows(hub->guests, zmq_msg_get(&frame, ZMQ_SRCFD));
         const char *bytes = zmq_msg_data(&frame);
-        if (zmq_msg_size(&frame) == 1 && bytes[0] == 1 && role != PML_ROLE_NOBODY && !hurried)
+        if (zmq_msg_size(&frame) == 1 && bytes[0] == 1 && role != PML_ROLE_NOBODY && known &&
+            !hurried)
             zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "", 0); /* for the one that it came from */
         zmq_msg_close(&frame);
     }
@@ -320,8 +331,7 @@ pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout
     for (size_t i = 0; i < n; i++)
         more[i].revents = items[2 * PML_DOORS + i].revents != 0 ? POLLIN : 0;
     double now = pml_clock_monotonic();
-    for (int door = 0; door < PML_DOORS; door++)
-        take_news(hub, hub->monitors[door], now);
+    take_all_news(hub, now);
     if (now - hub->swept_at >= sweep_seconds) {
         pmli_guests_sweep(hub->guests);
         hub->swept_at = now;

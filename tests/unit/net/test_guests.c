@@ -181,6 +181,36 @@ static void doors_on_a_network_open_and_close(void **state)
 
 /* On an established connection: it ends, nothing more is told, and the key does not come back in.
  * The other key notices nothing. */
+/* It came after the news of connections was taken, and was heard before more of it was. */
+static void who_just_came_is_out_too(void **state)
+{
+    house *h = *state;
+    listen_on_loopback(h);
+    pml_keypair gone = a_key(h, PML_ROLE_VIEW);
+    assert_int_equal(pml_hub_wait(h->hub, NULL, 0, 0, NULL), PML_OK);
+    pml_client *a = a_client(h, &gone, true);
+    assert_int_equal(pml_client_send(a, "x", 1, NULL), PML_OK);
+    pml_inbound *in = NULL;
+    for (int i = 0; i < 100 && pml_hub_receive(h->hub, &in, NULL) != PML_OK; i++)
+        pml_clock_sleep(0.05);
+    assert_non_null(in);
+    assert_int_equal(in->role, PML_ROLE_VIEW);
+    free(in);
+    assert_int_equal(pml_hub_revoke(h->hub, gone.public_key, NULL), PML_OK);
+    bool down = false;
+    for (double end = pml_clock_monotonic() + patience; !down && pml_clock_monotonic() < end;) {
+        assert_int_equal(pml_hub_wait(h->hub, NULL, 0, 5, NULL), PML_OK);
+        assert_int_equal(pml_hub_receive(h->hub, &in, NULL), PML_TIMEOUT); /* not a word more */
+        pml_received *r;
+        if (pml_client_receive(a, 0, &r, NULL) == PML_OK) {
+            down = r->kind == PML_RECEIVED_DOWN;
+            free(r);
+        }
+    }
+    assert_true(down);
+    pml_client_close(&a);
+}
+
 static void a_revoked_key_is_out_at_once(void **state)
 {
     house *h = *state;
@@ -336,8 +366,11 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(doors_on_a_network_open_and_close), TEST(a_revoked_key_is_out_at_once),
-        TEST(a_silent_crowd_keeps_nobody_out),   TEST(a_flood_is_refused),
+        TEST(doors_on_a_network_open_and_close),
+        TEST(a_revoked_key_is_out_at_once),
+        TEST(who_just_came_is_out_too),
+        TEST(a_silent_crowd_keeps_nobody_out),
+        TEST(a_flood_is_refused),
         TEST(a_stopped_viewer_costs_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
