@@ -34,6 +34,14 @@ from pantheraml.text import Text
 
 Subscriber = Callable[[Event], None]
 
+# Workers without a coordinator save and start another one. One that is stopped, or hangs, does not:
+# after so many seconds whoever looks after the run does it. It waits for those that still save.
+PATIENCE = 5.0
+# A coordinator that holds the run's lock is there, whether or not it answers yet: it may be reading
+# a long log on a busy machine. So many seconds are waited for it.
+STARTING = 60.0
+LATE = 15.0  # the same for one who attaches, and is told then
+
 
 class Following:
     """A run as it is followed. Made by :func:`pantheraml.run.open_run`.
@@ -244,6 +252,18 @@ class Following:
             raise link.error
         return self._link is not None
 
+    def _connect_in_time(self, deadline: float) -> bool:
+        """Connect as `_connect` does; a coordinator that is not up yet is asked until then."""
+        while True:
+            try:
+                return self._connect()
+            except (BusyError, TimedOut):
+                if self._closed:
+                    return False
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
     def _go_on(self) -> None:
         """Find the coordinator that takes over from one that died, or start it.
 
@@ -254,18 +274,24 @@ class Following:
             with self._changed:
                 self._lost = self._goes_on_by_itself()
                 self._changed.notify_all()
-            while not self._connect():
+            begin = time.monotonic()
+            while not self._connect_in_time(begin + STARTING):
                 self._read_log()
                 if self._closed or not self._goes_on_by_itself():
                     return
-                if _native.workers_there(self.folder):
+                if _native.workers_there(self.folder) and time.monotonic() < begin + PATIENCE:
                     time.sleep(0.05)
                     continue
-                _, started = _native.launch(
-                    programs.coordinator(), self.folder, recover=True, prepare=programs.prepare()
-                )
-                if not started and not self._connect():
-                    return  # it has ended meanwhile, and the log says how
+                if time.monotonic() > begin + STARTING:
+                    raise TimedOut("no coordinator has taken over; resume() goes on")
+                with suppress(BusyError, TimedOut):  # another one is starting: it is found above
+                    _native.launch(
+                        programs.coordinator(),
+                        self.folder,
+                        recover=True,
+                        prepare=programs.prepare(),
+                    )
+                time.sleep(0.05)
         except Error as error:
             warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
         finally:
@@ -346,7 +372,12 @@ class Following:
                 self._link = None
             link.close()
         self._read_log()
-        if not self._connect() and go_on and not self._lost and self._goes_on_by_itself():
+        if (
+            not self._connect_in_time(time.monotonic() + LATE)
+            and go_on
+            and not self._lost
+            and self._goes_on_by_itself()
+        ):
             if _native.workers_there(self.folder):  # they are saving: that may take a while
                 threading.Thread(target=self._go_on, name=f"pml {self.name}", daemon=True).start()
                 self._wait_for(lambda: self._lost or self._link is not None, 2, "attach")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,46 @@ def test_two_attach_at_once_and_start_one(start: Start) -> None:
     at_step(run, run.step + 5)
     assert [e["cause"] for e in run.events() if e["type"] == "restart"] == ["coordinator"]
     assert [row["step"] for row in run.history] == list(range(1, len(run.history) + 1))
+
+
+def test_a_stopped_last_worker_keeps_nobody_waiting(start: Start) -> None:
+    """The coordinator is dead and the only worker left is stopped: it saves nothing."""
+    run = start(name="frozen", hang_timeout=1, **SETTINGS | {"max_steps": 10**6})
+    at_step(run, 5)
+    coordinator, worker = run.coordinator_pid, run.workers[0]["pid"]
+    assert coordinator is not None
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        os.kill(coordinator, signal.SIGKILL)
+        until(lambda: run.coordinator_pid not in (None, coordinator), 40, "another coordinator")
+        at_step(run, run.step + 5)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("problem", [pm.BusyError, pm.TimedOut])
+def test_a_coordinator_that_is_late_is_not_gone(
+    problem: type[pm.Error], start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is taken, and it has no place yet or does not answer: that run is not stopped."""
+    run = start(name="late", **SETTINGS | {"max_steps": 10**6})
+    at_step(run, 5)
+    connect, late = run._connect, [problem("not yet")] * 3
+
+    def connect_late(timeout: float = 10.0) -> bool:
+        if late:
+            raise late.pop()
+        return connect(timeout)
+
+    monkeypatch.setattr(run, "_connect", connect_late)
+    pid = run.coordinator_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    states = set()
+    until(
+        lambda: states.add(run.state) or run.coordinator_pid not in (None, pid),  # type: ignore[func-returns-value]
+        40, "another coordinator",
+    )  # fmt: skip
+    assert "stopped" not in states and not late
+    at_step(run, run.step + 5)
