@@ -63,9 +63,9 @@ def main() -> int:
                 print(f"bit {bit} of {part}: not seen by the doctor")
             verdict = resume(pm, folder, part)
             told[verdict] += 1
-            if verdict == "loaded":
+            if verdict not in ("refused", "passed over", "torn"):
                 missed += 1
-                print(f"bit {bit} of {part}: loaded")
+                print(f"bit {bit} of {part}: {verdict}")
             for other in folder.rglob("*"):
                 if other.is_file() and other not in kept and "log" not in other.parts:
                     other.unlink()
@@ -78,7 +78,11 @@ def main() -> int:
 
 
 def resume(pm: object, folder: Path, part: str) -> str:
-    """Resume for real: "refused", "passed over" (by name), "torn" (cut, and said) or "loaded"."""
+    """Resume for real: "refused" or "passed over" (by name), "torn" (cut, said), or what is bad.
+
+    Refused is only what ends in order, with exit status 1 or the state `failed`, and names the
+    damaged file. A coordinator that crashes, hangs or says nothing is none of these.
+    """
     import subprocess
 
     from pantheraml import programs
@@ -86,21 +90,24 @@ def resume(pm: object, folder: Path, part: str) -> str:
     from pantheraml.record import LogReader
 
     before = (folder / "events.jsonl").read_bytes().count(b"\n")
+    said_at_end = tempfile.TemporaryFile("w+")
     child = subprocess.Popen(
         [str(programs.coordinator()), str(folder), "--resume"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=said_at_end,
     )  # fmt: skip
-    fate = "refused"
+    fate, reason = "", ""
     deadline = time.monotonic() + 60
     try:
         while child.poll() is None and time.monotonic() < deadline:
             try:
                 events = LogReader(folder).read()
-            except Error:
-                break
+            except Error:  # the log itself is damaged: its own words count
+                time.sleep(0.02)
+                continue
             new = [e for e in events if e["seq"] > before - 2]
             states = [e["state"] for e in new if e["type"] == "state"]
             if "failed" in states[1:]:
+                reason = " ".join(e.get("reason", "") for e in new if e["type"] == "state")
                 break
             if "starting" in states and "running" in states[states.index("starting") :]:
                 said = " ".join(e["message"] for e in new if e["type"] == "log")
@@ -115,9 +122,22 @@ def resume(pm: object, folder: Path, part: str) -> str:
                 break
             time.sleep(0.02)
     finally:
+        status = child.poll()  # None: it goes on
         child.terminate()
         child.wait(60)
-    return fate
+    with said_at_end:
+        said_at_end.seek(0)
+        return fate or judge(status, reason, said_at_end.read(), Path(part))
+
+
+def judge(status: int | None, reason: str, stderr: str, part: Path) -> str:
+    """Tell a refusal that names the damaged file from a crash, a hang and a vague end."""
+    words = reason + stderr
+    if not reason and status is None:
+        return "hung"
+    if not reason and status != 1:
+        return f"ended with status {status}: {words[-300:]}"
+    return "refused" if part.name in words else f"refused without its name: {words[-300:]}"
 
 
 if __name__ == "__main__":

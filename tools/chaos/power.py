@@ -38,8 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SHIM = ROOT / "build" / "release" / "tests" / "fault" / "libdisk.so"
 BLOCK = 512
 
-# A run with all that changes its folder: saves and pruning, a name that is replaced, a full stop, a
-# killed coordinator, a resume.
+# A run with what changes its folder: saves and pruning, a name that is replaced, a full stop, a
+# resume. No process of it is killed: that is kill.py's.
 VICTIM = """
 import os, signal, sys, time
 import pantheraml as pm
