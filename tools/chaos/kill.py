@@ -36,6 +36,7 @@ from pantheraml import sums
 from pantheraml.tiny import TinyLlama
 
 COMMANDS = 20  # a run
+LEAST_SETS = 3  # of them are applied changes of settings, or the run was not steered
 KILLS = 10  # a run, at most
 STEPS = 1500
 ROWS = [
@@ -143,7 +144,7 @@ def is_ours(pid: int, run: pm.Run) -> bool:
 
 
 def strike(run: pm.Run, steering: Client, chance: random.Random) -> int:
-    """Kill or stop something; returns how many restarts that may cost."""
+    """Kill or stop something; returns how many of its processes were killed."""
     what = chance.choice(["client", "stop", "all"] + ["worker"] * 3 + ["coordinator"] * 3)
     there = [pid for pid in processes(run) if is_ours(pid, run)]
     if what == "client" or not there:
@@ -164,10 +165,12 @@ def strike(run: pm.Run, steering: Client, chance: random.Random) -> int:
     victims = [pid for pid in victims if pid in there]
     if what == "worker" and victims:
         victims = [chance.choice(victims)]
+    killed = 0
     for pid in victims:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return len(victims)
+            killed += 1
+    return killed
 
 
 def disturbed(model: Path, name: str, seed: int, most: int) -> tuple[pm.Run, int, int]:
@@ -299,7 +302,7 @@ def main() -> None:
     burning = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.load)
     ]
-    done = number = restarts = 0
+    done = number = restarts = killed = applied = 0
     begin = time.monotonic()
     try:
         while done < options.kills:
@@ -311,13 +314,19 @@ def main() -> None:
             other = undisturbed(run, f"alone-{number}")
             check(run, other, allowed)
             restarts += sum(event["type"] == "restart" for event in run.events())
+            sets = sum(e["type"] == "applied" and e["verb"] == "set" for e in run.events())
+            assert sets >= LEAST_SETS, f"only {sets} of its commands changed a setting"
             done += strikes
+            killed += allowed
+            applied += sets
             for each in (run, other):
                 end(each)
                 if not options.keep:
                     shutil.rmtree(each.folder)
             print(
-                f"run {number}: {done} strikes, {restarts} restarts, equal bit for bit", flush=True
+                f"run {number}: {done} strikes, {killed} processes killed, "
+                f"{applied} settings applied, {restarts} restarts, equal bit for bit",
+                flush=True,
             )
     except BaseException:
         print(f"seed {options.seed}; the runs are in {root}", file=sys.stderr)
@@ -325,7 +334,10 @@ def main() -> None:
     finally:
         for process in burning:
             process.kill()
-    print(f"{done} strikes, {restarts} restarts, {number} runs, {time.monotonic() - begin:.0f} s")
+    print(
+        f"{done} strikes, {killed} processes killed, {applied} settings applied, "
+        f"{restarts} restarts, {number} runs, {time.monotonic() - begin:.0f} s"
+    )
     if not options.keep:
         shutil.rmtree(root)
 
