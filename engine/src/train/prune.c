@@ -45,6 +45,18 @@ static int newest_first(const void *left, const void *right)
     return a->step < b->step ? 1 : -(a->step > b->step);
 }
 
+/* One whose timeline cannot be read stands where its number puts it among those of the newest. */
+static void place_unreadable(step_folder *list, int n)
+{
+    int64_t newest = 0;
+    for (int i = 0; i < n; i++)
+        if (list[i].timeline != INT64_MAX && list[i].timeline > newest)
+            newest = list[i].timeline;
+    for (int i = 0; i < n; i++)
+        if (list[i].timeline == INT64_MAX)
+            list[i].timeline = newest;
+}
+
 /* The folders step-* of parent, the newest first; *list is malloc'ed. */
 static pml_status list_steps(const char *parent, step_folder **list, int *n, pml_error *err)
 {
@@ -75,6 +87,7 @@ static pml_status list_steps(const char *parent, step_folder **list, int *n, pml
         free(steps);
         return status;
     }
+    place_unreadable(steps, count);
     qsort(steps, (size_t)count, sizeof *steps, newest_first);
     *list = steps;
     *n = count;

@@ -81,7 +81,7 @@ pml_status pml_checkpoint_state(const char *folder, pml_train_state *state, pml_
 
 /* Of state.json, unverified: only to put checkpoints in order (by timeline, then step: who went
  * back and trained again has fewer steps, and the newer checkpoint). INT64_MAX when it cannot be
- * read: looked at first, it is refused by name. */
+ * read: such a one is placed by its step among those of the newest timeline. */
 int64_t pml_checkpoint_timeline(const char *folder);
 
 /* The newest folder step-* of `parent` that verifies, into path (capacity bytes). PML_NOT_FOUND
