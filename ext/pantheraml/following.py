@@ -63,7 +63,7 @@ class Following:
         self.folder = folder
         self.config = config
         self.name: str = self.config["name"]
-        self._text = Text(Path(self.config["model"]), folder, self.config["data"])
+        self._text = Text(Path(self.config["model"]), folder, self.config.get("data", {}))
         self._changed = threading.Condition()
         self._record = RunRecord(folder)
         self._heartbeat: Event | None = None
@@ -242,12 +242,20 @@ class Following:
         except (NotFoundError, PeerError):
             self._gone = True
             return False
+        return self._catch_up(link, timeout)
+
+    def _catch_up(self, link: Link, timeout: float) -> bool:
+        """Wait until a new link has all events; as long as some come, there is no time limit."""
         self._link, self._gone = link, False
         link.start()
-        if not link.caught_up.wait(timeout):
-            link.close()
-            self._link, self._gone = None, True
-            raise TimedOut(f"the coordinator of {self.name} does not answer")
+        seq, until = -1, 0.0
+        while not link.caught_up.wait(0.1):
+            if self._record.seq != seq:
+                seq, until = self._record.seq, time.monotonic() + timeout
+            elif time.monotonic() > until:
+                link.close()
+                self._link, self._gone = None, True
+                raise TimedOut(f"the coordinator of {self.name} does not answer")
         if isinstance(link.error, DeniedError):
             raise link.error
         return self._link is not None

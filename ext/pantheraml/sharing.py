@@ -241,16 +241,7 @@ class SharedRun(Run):
         """There is none here: everything comes by replay."""
 
     def _connect(self, timeout: float = 10.0) -> bool:
-        link = _FarLink(self._connection, self)
-        self._link, self._gone = link, False
-        link.start()
-        if not link.caught_up.wait(timeout):
-            link.close()
-            self._link, self._gone = None, True
-            raise TimedOut(f"the coordinator of {self.name} does not answer")
-        if isinstance(link.error, DeniedError):
-            raise link.error
-        return self._link is not None
+        return self._catch_up(_FarLink(self._connection, self), timeout)
 
     def _follow(self, go_on: bool = False) -> None:
         if self._link is None:

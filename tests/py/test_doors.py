@@ -192,7 +192,7 @@ print(json.dumps({"state": run.state, "events": [(e["seq"], e["type"]) for e in 
 
 def test_many_clients_see_one_truth(start: Callable[..., pm.Run]) -> None:
     """Two notebooks, a shell, and thirty viewers over TCP."""
-    run = start(max_steps=10**6)
+    run = start(max_steps=10**6, gradient_accumulation_steps=100)
     at_step(run, 1)
     given = run.share("tcp://127.0.0.1:*")
     viewers = [pm.attach(given.text()) for _ in range(30)]
