@@ -13,6 +13,15 @@ static const char *after(const char *text, const char *end, const char *words)
     return (size_t)(end - text) >= n && memcmp(text, words, n) == 0 ? text + n : NULL;
 }
 
+/* The digits at `at`; a line in a mapped file has no zero behind it that would end them. */
+static int64_t number(const char *at, const char *end)
+{
+    int64_t value = 0;
+    for (; at < end && *at >= '0' && *at <= '9' && value < INT64_MAX / 10 - 1; at++)
+        value = value * 10 + (*at - '0');
+    return value;
+}
+
 /* Our own lines begin with seq, time and timeline; most are steps, which are told apart here
  * without parsing them. */
 static bool is_bulk(const char *line, const char *end, int64_t seq, recovered *r)
@@ -24,14 +33,14 @@ static bool is_bulk(const char *line, const char *end, int64_t seq, recovered *r
     at = at == NULL ? NULL : after(at, end, ",\"timeline\":");
     if (at == NULL)
         return false;
-    long long number = strtoll(at, NULL, 10);
+    int64_t timeline = number(at, end);
     at = memchr(at, ',', (size_t)(end - at));
     const char *step = at == NULL ? NULL : after(at, end, ",\"type\":\"step\",\"step\":");
     if (at == NULL || (step == NULL && after(at, end, ",\"type\":\"progress\",") == NULL))
         return false;
-    r->timeline = number;
+    r->timeline = timeline;
     if (step != NULL)
-        r->step = strtoll(step, NULL, 10);
+        r->step = number(step, end);
     return true;
 }
 

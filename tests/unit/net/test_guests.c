@@ -354,7 +354,11 @@ static void a_stopped_viewer_costs_nothing(void **state)
     long before = resident_kib();
     for (int i = 0; i < EVENTS; i++)
         assert_int_equal(pml_hub_publish(h->hub, event, sizeof event, NULL), PML_OK);
+#ifndef __SANITIZE_ADDRESS__                      /* which keeps freed memory for a while */
     assert_true(resident_kib() - before < 60000); /* of 80 MB */
+#else
+    (void)before;
+#endif
     pml_client *reads = a_client(h, &keys, true);
     expect(h, reads, PML_RECEIVED_EVENT, NULL);
     pml_client_close(&reads);
