@@ -28,7 +28,7 @@
 struct job {
     pml_comm *comm;
     int rank, world;
-    pml_train_state taken;
+    pml_train_state taken, tuned; /* tuned: as of the last set */
     FILE *used;
     char hung[4096]; /* path of the mark */
     int64_t step, max_steps;
@@ -101,6 +101,7 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     j->tick = setup->tick;
     j->user = setup->user;
     j->step = facts->state.step;
+    j->tuned = facts->state;
     return status;
 }
 
@@ -155,8 +156,10 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
         return status;
     if (sum != j->world)
         return PML_FAIL(err, PML_INTERNAL, "%d workers sum to %g", j->world, sum);
-    fprintf(j->used, "%lld %.17g %.17g %.17g\n", (long long)u->step, u->learning_rate,
-            u->weight_decay, u->max_grad_norm);
+    fprintf(j->used, "%lld %.17g %.17g %.17g %.17g %lld %s %lld\n", (long long)u->step,
+            u->learning_rate, u->weight_decay, u->max_grad_norm, j->tuned.lora_dropout,
+            (long long)j->tuned.accumulation, pml_schedule_name(j->tuned.schedule.type),
+            (long long)j->tuned.schedule.warmup_steps);
     fflush(j->used);
     j->tick(j->user);
     const double used[] = {(double)u->step, u->learning_rate, u->weight_decay};
@@ -165,6 +168,13 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
     bool bad = u->step == (int64_t)number("FAKE_NAN_STEP", -1);
     *result = (pml_step_result){bad ? (double)NAN : 1.0 / (double)u->step, 1, bad};
     j->step = u->step;
+    return PML_OK;
+}
+
+static pml_status fake_tune(job *j, const pml_train_state *state, pml_error *err)
+{
+    (void)err;
+    j->tuned = *state;
     return PML_OK;
 }
 
@@ -261,6 +271,7 @@ static const job_kind fake = {
     .epoch = fake_epoch,
     .factor = fake_factor,
     .step = fake_step,
+    .tune = fake_tune,
     .evaluate = fake_evaluate,
     .sample = fake_sample,
     .put = fake_put,

@@ -123,26 +123,56 @@ static void a_killed_worker_is_replaced(void **state)
     harness_destroy(&h);
 }
 
+/* The last line of each step is what the run's past has: the settings beside the rates, as the
+ * fake writes them down. */
+static void check_settings(harness *h, char (*settings)[80], int steps)
+{
+    char(*used)[80] = calloc((size_t)steps + 1, sizeof *used);
+    char *text = harness_read(h, "used-0.txt"), *rest = text;
+    for (char *line = strsep(&rest, "\n"); line != NULL && line[0] != '\0';
+         line = strsep(&rest, "\n")) {
+        int step, at;
+        assert_int_equal(sscanf(line, "%d %*s %*s %*s %n", &step, &at), 1);
+        assert_in_range(step, 1, steps);
+        snprintf(used[step], sizeof *used, "%s", line + at);
+    }
+    for (int k = 1; k <= steps; k++)
+        if (strcmp(used[k], settings[k]) != 0)
+            fail_msg("step %d used %s, not %s", k, used[k], settings[k]);
+    free(text);
+    free(used);
+}
+
 /* What was set before the death is in force again at its step, in the steps made again too. */
 static void settings_survive_at_their_steps(void **state)
 {
     (void)state;
     enum { STEPS = 400 };
     static double rates[STEPS + 1];
+    static char settings[STEPS + 1][80];
     setenv("FAKE_STEP_MS", "4", 1);
     harness *h = harness_new(2, STEPS, GOES_ON);
     assert_true(harness_start(h, NULL));
     for (int i = 1; i <= STEPS; i++)
         rates[i] = 0.0005;
+    for (int i = 1; i <= STEPS; i++)
+        snprintf(settings[i], sizeof *settings, "0 0 constant 0");
     for (int i = 0; i < 5; i++) {
-        char fields[64], number[32];
+        char fields[256], number[32];
         reach(h, 30 * (i + 1));
         double rate = 0.001 * (i + 2);
-        snprintf(fields, sizeof fields, "\"learning_rate\":%.17g", rate);
+        snprintf(fields, sizeof fields,
+                 "\"learning_rate\":%.17g,\"lora_dropout\":0.%d,"
+                 "\"gradient_accumulation_steps\":%d,\"lr_scheduler_type\":\"%s\","
+                 "\"warmup_steps\":%d",
+                 rate, i + 1, i + 2, i % 2 == 0 ? "cosine" : "linear", i + 3);
         snprintf(number, sizeof number, "%lld", (long long)harness_command(h, "set", fields));
         const pml_message *m = harness_event(h, 0, PML_EVENT_applied, "command", number, NULL);
         for (int64_t k = pml_message_int(m, "step"); k <= STEPS; k++)
             rates[k] = rate;
+        for (int64_t k = pml_message_int(m, "step"); k <= STEPS; k++)
+            snprintf(settings[k], sizeof *settings, "%.17g %d %s %d", (i + 1) / 10.0, i + 2,
+                     i % 2 == 0 ? "cosine" : "linear", i + 3);
         kill(harness_worker_pid(h, i % 2), SIGKILL);
         snprintf(number, sizeof number, "%d", i + 1);
         harness_event(h, 0, PML_EVENT_restart, "attempt", number, NULL);
@@ -151,6 +181,7 @@ static void settings_survive_at_their_steps(void **state)
     harness_wait_state(h, "finished");
     unsetenv("FAKE_STEP_MS");
     assert_int_equal(check_history(h, rates), STEPS);
+    check_settings(h, settings, STEPS);
     harness_destroy(&h);
 }
 

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ SETTINGS: dict[str, Any] = {
     "devices": 2, "max_restarts": 1000, "save_steps": 200, "save_total_limit": 3,
 }  # fmt: skip
 
+# What is set while it trains: every setting that later steps depend on.
+SET: dict[str, Callable[[random.Random], Any]] = {
+    "learning_rate": lambda chance: chance.uniform(1e-4, 5e-3),
+    "weight_decay": lambda chance: chance.uniform(1e-4, 5e-3),
+    "max_grad_norm": lambda chance: chance.uniform(1e-4, 5e-3),
+    "lora_dropout": lambda chance: chance.uniform(0, 0.5),
+    "gradient_accumulation_steps": lambda chance: chance.randint(1, 3),
+    "warmup_steps": lambda chance: chance.randint(0, 20),
+    "lr_scheduler_type": lambda chance: chance.choice(["linear", "cosine", "constant"]),
+}
+
 
 def wait_for(over: Any, seconds: float, what: str) -> None:
     """Wait until something is so, or end the campaign."""
@@ -66,8 +78,8 @@ def command(run: pm.Run, chance: random.Random) -> None:
     """Give one random command; what has an answer waits for it."""
     verb = chance.choice(["set"] * 5 + ["pause", "checkpoint", "evaluate", "sample"])
     if verb == "set":
-        name = chance.choice(["learning_rate", "weight_decay", "max_grad_norm"])
-        run.set(**{name: chance.uniform(1e-4, 5e-3)})
+        name = chance.choice(list(SET))
+        run.set(**{name: SET[name](chance)})
     elif verb == "pause":
         run.pause()
         time.sleep(chance.uniform(0, 0.1))
@@ -215,7 +227,10 @@ def settings_in_force(events: list[dict[str, Any]]) -> list[tuple[int, dict[str,
             continue
         for step, args in found:
             if step > event["step"]:
-                for field in event["args"]:
+                gone = set(event["args"])
+                if "lr_scheduler_type" in gone:  # without keywords it has none
+                    gone.add("lr_scheduler_kwargs")
+                for field in gone:
                     args.pop(field, None)
         found.append((event["step"], dict(event["args"])))
     return sorted(((step, args) for step, args in found if args), key=lambda pair: pair[0])

@@ -13,6 +13,7 @@
 #include "pml/base/path.h"
 #include "pml/json/sum.h"
 #include "pml/train/checkpoint.h"
+#include "pml/train/run.h"
 
 /* 412 of "step-000412" and of "step-000412-tried-1e-4" (one that was given a name); else -1. */
 static int64_t step_of(const char *name)
@@ -81,16 +82,12 @@ static pml_status list_checkpoints(const char *parent, candidate **list, int *n,
 
 /* ---- what was set after it ---- */
 
-static const char *const settings[] = {"learning_rate", "weight_decay", "max_grad_norm",
-                                       "eval_steps", "save_steps"};
-
 /* A set takes the place of what was set for later steps before somebody went back. */
 static void supersede(coordinator *c, int64_t step, const pml_message *args)
 {
     for (size_t i = 0; i < c->n_tuned; i++)
-        for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++)
-            if (c->tuned[i].step > step && pml_message_has(args, settings[k]))
-                pml_message_remove(c->tuned[i].args, settings[k]);
+        if (c->tuned[i].step > step)
+            pml_run_supersede(c->tuned[i].args, args);
 }
 
 /* Takes args. Without memory the run must not go on as if nothing had been set. */
@@ -258,19 +255,11 @@ pml_status resume_choose_newest(coordinator *c, pml_error *err)
 
 /* ---- what comes back ---- */
 
-static bool sets_something(const pml_message *args)
-{
-    for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++)
-        if (pml_message_has(args, settings[k]))
-            return true;
-    return false;
-}
-
 void resume_apply_again(coordinator *c, worker *w)
 {
     for (size_t i = 0; i < c->n_tuned; i++) {
         const tuned *t = &c->tuned[i];
-        if (t->step <= w->step || !sets_something(t->args))
+        if (t->step <= w->step || pml_message_is_empty(t->args))
             continue;
         pml_message *again = pml_message_new(PML_ORDER_again);
         pml_message_set_int(again, "step", t->step);

@@ -15,6 +15,7 @@
 #include "pml/base/clock.h"
 #include "pml/base/log.h"
 #include "pml/net/client.h"
+#include "pml/train/run.h"
 #include "takeover.h"
 
 /* A second passes between two beats; when much more has passed, the whole process stood still. */
@@ -550,15 +551,8 @@ bool link_next_again(worker_link *l, int64_t step, order *o)
 
 void link_supersede(worker_link *l, const pml_message *args)
 {
-    static const char *const settings[] = {"learning_rate",       "weight_decay",
-                                           "max_grad_norm",       "eval_steps",
-                                           "save_steps",          "lr_scheduler_type",
-                                           "lr_scheduler_kwargs", "warmup_steps",
-                                           "lora_dropout",        "gradient_accumulation_steps"};
     pthread_mutex_lock(&l->mutex);
     for (size_t i = l->agains.first; i < l->agains.n; i++)
-        for (size_t k = 0; k < sizeof settings / sizeof settings[0]; k++)
-            if (pml_message_has(args, settings[k]))
-                pml_message_remove(l->agains.items[i].args, settings[k]);
+        pml_run_supersede(l->agains.items[i].args, args);
     pthread_mutex_unlock(&l->mutex);
 }

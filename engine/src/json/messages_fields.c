@@ -17,6 +17,11 @@ bool pml_message_has(const pml_message *message, const char *field)
     return get(message, field) != NULL;
 }
 
+bool pml_message_is_empty(const pml_message *message)
+{
+    return message == NULL || json_object_size(message->body) == 0;
+}
+
 bool pml_message_bool(const pml_message *message, const char *field)
 {
     return json_is_true(get(message, field));
@@ -181,6 +186,15 @@ void pml_message_remove(pml_message *message, const char *field)
 {
     if (message != NULL)
         json_object_del(message->body, field);
+}
+
+void pml_message_remove_all(pml_message *message, const pml_message *other)
+{
+    const char *key;
+    json_t *value;
+    if (message == NULL || other == NULL)
+        return;
+    json_object_foreach(other->body, key, value) json_object_del(message->body, key);
 }
 
 void pml_message_set_ints(pml_message *message, const char *field, const int32_t *values, size_t n)

@@ -172,3 +172,10 @@ double pml_run_hang_timeout(const pml_message *run)
 {
     return pml_message_has(run, "hang_timeout") ? pml_message_number(run, "hang_timeout") : 30;
 }
+
+void pml_run_supersede(pml_message *older, const pml_message *newer)
+{
+    pml_message_remove_all(older, newer);
+    if (pml_message_has(newer, "lr_scheduler_type"))
+        pml_message_remove(older, "lr_scheduler_kwargs");
+}

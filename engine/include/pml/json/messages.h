@@ -93,6 +93,7 @@ pml_status pml_message_print(const pml_message *message, char **text, size_t *si
 /* Readers. A field that is absent reads as 0, false, "" or no entries. Strings live as long as the
  * message. */
 bool pml_message_has(const pml_message *message, const char *field);
+bool pml_message_is_empty(const pml_message *message); /* no fields, or NULL */
 bool pml_message_bool(const pml_message *message, const char *field);
 int64_t pml_message_int(const pml_message *message, const char *field);
 double pml_message_number(const pml_message *message, const char *field); /* FLOAT: NaN, ±Inf too */
@@ -116,6 +117,8 @@ void pml_message_set_json(pml_message *message, const char *field, const char *t
 void pml_message_set_part(pml_message *message, const char *field, pml_message *part);
 void pml_message_append(pml_message *message, const char *field, pml_message *part);
 void pml_message_remove(pml_message *message, const char *field);
+/* Every field that other, another message, has. */
+void pml_message_remove_all(pml_message *message, const pml_message *other);
 /* An empty list, so that a required list without entries is there. */
 void pml_message_set_empty(pml_message *message, const char *field);
 

@@ -18,4 +18,8 @@ int64_t pml_run_max_restarts(const pml_message *run);
 /* Seconds; 0: nothing counts as a hang. */
 double pml_run_hang_timeout(const pml_message *run);
 
+/* Takes out of `older`, the args of a command, what `newer` says instead. A schedule without
+ * keywords has none, so it takes the place of the older keywords too. */
+void pml_run_supersede(pml_message *older, const pml_message *newer);
+
 #endif
