@@ -185,6 +185,29 @@ static void settings_survive_at_their_steps(void **state)
     harness_destroy(&h);
 }
 
+/* A resume's word on steps that are not finite holds in the workers' next lives too. */
+static void skip_survives(void **state)
+{
+    (void)state;
+    enum { STEPS = 300 };
+    setenv("FAKE_STEP_MS", "4", 1);
+    setenv("FAKE_NAN_STEP", "250", 1);
+    harness *h = harness_new(2, STEPS, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    reach(h, 10);
+    int64_t number = harness_command(h, "resume", "\"nonfinite\":\"skip\"");
+    char text[32];
+    snprintf(text, sizeof text, "%lld", (long long)number);
+    harness_event(h, 0, PML_EVENT_applied, "command", text, NULL);
+    kill(harness_worker_pid(h, 1), SIGKILL);
+    harness_event(h, 0, PML_EVENT_restart, "attempt", "1", NULL);
+    harness_wait_state(h, "finished");
+    unsetenv("FAKE_STEP_MS");
+    unsetenv("FAKE_NAN_STEP");
+    assert_int_equal(check_history(h, NULL), STEPS);
+    harness_destroy(&h);
+}
+
 static void it_gives_up_with_the_cause(void **state)
 {
     (void)state;
@@ -513,6 +536,25 @@ static void what_was_open_is_refused(void **state)
     harness_destroy(&h);
 }
 
+/* What the new coordinator accepts while the old one's workers still save is its own. */
+static void a_stop_while_old_workers_save_stops(void **state)
+{
+    (void)state;
+    setenv("FAKE_SAVE_MS", "2000", 1);
+    harness *h = harness_new(2, 100000, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    reach(h, 5);
+    kill_coordinator(h);
+    harness_adopt(h);
+    char number[32];
+    assert_int_equal(pml_runtime_workers(h->folder, NULL), PML_OK);
+    snprintf(number, sizeof number, "%lld", (long long)harness_command(h, "stop", ""));
+    harness_event(h, 0, PML_EVENT_applied, "command", number, NULL);
+    harness_wait_state(h, "stopped");
+    unsetenv("FAKE_SAVE_MS");
+    harness_destroy(&h);
+}
+
 /* Its child too, though nobody asked it to end. */
 static void a_killed_coordinator_leaves_no_preparation(void **state)
 {
@@ -558,6 +600,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_killed_worker_is_replaced),
         cmocka_unit_test(settings_survive_at_their_steps),
+        cmocka_unit_test(skip_survives),
         cmocka_unit_test(it_gives_up_with_the_cause),
         cmocka_unit_test(delays_grow),
         cmocka_unit_test(an_error_is_not_tried_again),
@@ -569,6 +612,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_killed_coordinator_is_replaced),
         cmocka_unit_test(a_coordinator_killed_while_workers_load_is_replaced),
         cmocka_unit_test(what_was_open_is_refused),
+        cmocka_unit_test(a_stop_while_old_workers_save_stops),
         cmocka_unit_test(a_killed_coordinator_leaves_no_preparation),
         cmocka_unit_test(never_is_never),
     };

@@ -284,7 +284,8 @@ static void log_end(coordinator *c, command *k, int world)
         for (int r = 0; r < world; r++)
             ranks[r] = r;
         pml_message_set_ints(event, "workers", ranks, (size_t)world);
-        if (k->verb == PML_REQUEST_set || k->verb == PML_REQUEST_checkpoint)
+        if (k->verb == PML_REQUEST_set || k->verb == PML_REQUEST_checkpoint ||
+            k->verb == PML_REQUEST_resume)
             pml_message_set_args(event, "args", k->request);
     }
     emit(c, event, true);
@@ -317,8 +318,8 @@ void commands_hand_over(coordinator *c, int64_t number, int64_t step, const char
 {
     command *k = find_number(c, number);
     if (k == NULL || k->request == NULL || k->verb == PML_REQUEST_sample ||
-        k->verb == PML_REQUEST_evaluate)
-        return;
+        k->verb == PML_REQUEST_evaluate || number > (int64_t)c->n_logged)
+        return; /* beyond what was logged: the number is another command's now */
     k->step = step;
     snprintf(k->refusal, sizeof k->refusal, "%s", refusal != NULL ? refusal : "");
     log_end(c, k, c->world);
@@ -359,9 +360,9 @@ void commands_apply_stop(coordinator *c)
     log_end(c, k, 0);
 }
 
-void commands_refuse_open(coordinator *c, const char *reason)
+static void refuse_open(coordinator *c, size_t n, const char *reason)
 {
-    for (size_t i = c->first_open; i < c->n_commands; i++) {
+    for (size_t i = c->first_open; i < n; i++) {
         command *k = &c->commands[i];
         if (k->request == NULL)
             continue;
@@ -369,6 +370,16 @@ void commands_refuse_open(coordinator *c, const char *reason)
         k->step = c->step + 1;
         log_end(c, k, 0);
     }
+}
+
+void commands_refuse_open(coordinator *c, const char *reason)
+{
+    refuse_open(c, c->n_commands, reason);
+}
+
+void commands_refuse_lost(coordinator *c)
+{
+    refuse_open(c, c->n_logged, "the run's coordinator ended before it took effect");
 }
 
 void commands_free(coordinator *c)

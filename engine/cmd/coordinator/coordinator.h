@@ -73,7 +73,7 @@ typedef struct shared_key {
     pml_role role;
 } shared_key;
 
-/* A set that the log holds: for recovery. */
+/* A set that the log holds, or a resume with `nonfinite`: for recovery. */
 typedef struct tuned {
     int64_t step;
     pml_message *args;
@@ -133,6 +133,7 @@ typedef struct coordinator {
 
     command *commands; /* all of them, in order; number = first + index */
     size_t n_commands, command_capacity, first_open, next_commit;
+    size_t n_logged; /* of them: in the log when it was opened, so of a coordinator before us */
     int64_t next_number;
 
     /* What the log says, as far as going on needs it. */
@@ -225,6 +226,8 @@ void command_reported(coordinator *c, const worker *w, int64_t number, int64_t s
 /* What a worker that has just become ready must know. */
 void commands_catch_up(coordinator *c, worker *w);
 void commands_refuse_open(coordinator *c, const char *reason);
+/* Those that were open in the log when we opened it; what we have accepted since is not lost. */
+void commands_refuse_lost(coordinator *c);
 /* What is open goes to new workers from the beginning. */
 void commands_rewind(coordinator *c);
 bool commands_stop_open(const coordinator *c);

@@ -18,6 +18,7 @@
 #include "pml/train/run.h"
 
 enum { HANDOVER_MAX = 256 << 20 };
+static const double saving_hangs = 20; /* of the time that counts as a hang: saving is slow */
 
 bool handover_workers(const coordinator *c)
 {
@@ -36,7 +37,7 @@ static bool take_event(coordinator *c, pml_message *event)
     }
     if (type == PML_EVENT_step)
         c->step = pml_message_int(event, "step");
-    emit(c, event, false);
+    emit(c, event, type == PML_EVENT_checkpoint); /* the log's reader counts on that */
     return true;
 }
 
@@ -90,7 +91,7 @@ pml_status handover_take(coordinator *c, pml_error *err)
     }
     if (status != PML_OK && status != PML_NOT_FOUND)
         return status;
-    commands_refuse_open(c, "the run's coordinator ended before it took effect");
+    commands_refuse_lost(c);
     if (status == PML_NOT_FOUND)
         return PML_OK;
     status = eventlog_sync(c->log, err); /* before the only other copy goes */
@@ -100,13 +101,14 @@ pml_status handover_take(coordinator *c, pml_error *err)
 }
 
 /* As long as saving may take; then whoever is there is stopped or hangs, and nobody else can end
- * it. */
+ * it. So there is a bound also where nothing counts as a hang. */
 bool handover_tick(coordinator *c, double now)
 {
-    double timeout = 20 * pml_run_hang_timeout(c->run);
+    double hang = pml_run_hang_timeout(c->run);
+    double timeout = saving_hangs * (hang > 0 ? hang : PML_RUN_HANG_TIMEOUT);
     if (!handover_workers(c))
         return true;
-    if (timeout > 0 && now - c->waiting_since > timeout) {
+    if (now - c->waiting_since > timeout) {
         emit_log(c, "warning", -1,
                  "the workers of the coordinator before have not ended within %.0f s: killed",
                  timeout);

@@ -380,6 +380,7 @@ static pml_status open_log(coordinator *c, pml_error *err)
         return PML_FAIL(err, PML_CORRUPT, "the commands in the log are out of order");
     if (eventlog_last(c->log) > 0 && !c->resume)
         return PML_FAIL(err, PML_BUSY, "this run has a history: resume it, or take another name");
+    c->n_logged = c->n_commands;
     c->timeline = eventlog_timeline(c->log);
     if (c->recover &&
         (!pml_run_restarts(c->run) || strcmp(c->logged_state, "finished") == 0 ||

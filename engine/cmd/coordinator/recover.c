@@ -136,6 +136,7 @@ static void start_again(coordinator *c)
     pml_error err = PML_ERROR_INIT;
     const char *from;
     workers_forget(c);
+    c->failure = (failure){0}; /* of those that are gone */
     pml_status status = choose(c, &from, &err);
     if (status != PML_OK) {
         c->recovery.under_way = false;

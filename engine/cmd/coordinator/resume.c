@@ -113,6 +113,13 @@ static void keep(coordinator *c, int64_t step, pml_message *args)
     c->tuned[at] = (tuned){step, args};
 }
 
+/* Likewise. */
+static void keep_setting(coordinator *c, int64_t step, pml_message *args)
+{
+    supersede(c, step, args);
+    keep(c, step, args);
+}
+
 static void forget_after(coordinator *c, int64_t step)
 {
     size_t n = 0;
@@ -138,15 +145,18 @@ static void take_applied(coordinator *c, const pml_message *event)
     const char *verb = pml_message_string(event, "verb");
     int64_t step = pml_message_int(event, "step");
     if (strcmp(verb, "set") == 0) {
-        pml_message *args = pml_message_part(event, "args", 0);
-        supersede(c, step, args);
-        keep(c, step, args);
+        keep_setting(c, step, pml_message_part(event, "args", 0));
     } else if (strcmp(verb, "stop") == 0) {
         stand(c, PML_REQUEST_stop, step);
     } else if (strcmp(verb, "pause") == 0) {
         stand(c, PML_REQUEST_pause, step);
     } else if (strcmp(verb, "resume") == 0) {
+        pml_message *args = pml_message_part(event, "args", 0);
         stand(c, PML_MESSAGE_COUNT, 0);
+        if (pml_message_has(args, "nonfinite"))
+            keep_setting(c, step, args);
+        else
+            pml_message_destroy(&args);
     }
 }
 
@@ -259,11 +269,14 @@ void resume_apply_again(coordinator *c, worker *w)
 {
     for (size_t i = 0; i < c->n_tuned; i++) {
         const tuned *t = &c->tuned[i];
-        if (t->step <= w->step || pml_message_is_empty(t->args))
+        pml_message_type verb = pml_message_type_of(t->args);
+        /* Settings are in what is loaded; what is done about a step that is not finite is not. */
+        bool loaded = t->step <= w->step && verb == PML_REQUEST_set;
+        if (loaded || pml_message_is_empty(t->args))
             continue;
         pml_message *again = pml_message_new(PML_ORDER_again);
         pml_message_set_int(again, "step", t->step);
-        pml_message_set_string(again, "verb", "set");
+        pml_message_set_string(again, "verb", pml_message_name(verb));
         pml_message_set_args(again, "args", t->args);
         worker_order(c, w, again);
         pml_message_destroy(&again);

@@ -324,7 +324,12 @@ static void take_event(coordinator *c, worker *w, const pml_message *m)
 static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_message **m)
 {
     int64_t number = pml_message_int(*m, "number");
-    switch (pml_message_type_of(*m)) {
+    pml_message_type type = pml_message_type_of(*m);
+    /* While the workers are being ended, what one says of its own way is no news: a failure is a
+     * consequence, and a ready worker is not there much longer. */
+    if (c->recovery.under_way && (type == PML_REPORT_turn || type == PML_REPORT_ready))
+        return;
+    switch (type) {
     case PML_REPORT_joined:
         w->joined = true;
         w->peer = in->peer;
@@ -460,10 +465,20 @@ void workers_release(coordinator *c)
     }
 }
 
+/* The secret half went to the worker, and may have outlived it. */
+static void shut_out(coordinator *c, const worker *w)
+{
+    pml_error err = PML_ERROR_INIT;
+    const char *key = w->keys.public_key;
+    if (key[0] != '\0' && pml_hub_knows(c->hub, key) && pml_hub_revoke(c->hub, key, &err) != PML_OK)
+        pml_log(PML_LOG_ERROR, "worker %d: its key is not revoked: %s", w->rank, err.message);
+}
+
 void workers_forget(coordinator *c)
 {
     for (int r = 0; r < c->world; r++) {
         worker *w = &c->workers[r];
+        shut_out(c, w);
         if (w->lease >= 0)
             close(w->lease);
         pml_message_destroy(&w->plan);

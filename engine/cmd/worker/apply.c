@@ -209,6 +209,12 @@ static bool only_refused(pml_status status)
     return status == PML_INVALID || status == PML_UNSUPPORTED || status == PML_NOT_FOUND;
 }
 
+static void set_nonfinite(loop *l, const pml_message *args)
+{
+    if (pml_message_has(args, "nonfinite"))
+        l->skip_nonfinite = strcmp(pml_message_string(args, "nonfinite"), "skip") == 0;
+}
+
 static pml_status carry_out(loop *l, const order *o, pml_error *err)
 {
     pml_status status;
@@ -218,8 +224,8 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
         if (l->finished)
             return PML_FAIL(err, PML_INVALID, "the run is finished");
         l->paused = o->verb == PML_REQUEST_pause;
-        if (o->verb == PML_REQUEST_resume)
-            l->skip_nonfinite = strcmp(pml_message_string(o->args, "nonfinite"), "skip") == 0;
+        set_nonfinite(l, o->args);
+        link_supersede(l->link, o->args);
         return PML_OK;
     case PML_REQUEST_stop:
         l->stopping = true;
@@ -259,7 +265,9 @@ static pml_status apply_again(loop *l, const order *o, pml_error *err)
         pml_status status = apply_set(l, o->args, err);
         return status == PML_OK ? PML_OK : pml_error_prefix(err, "a setting of the log");
     }
-    if (o->verb == PML_REQUEST_pause)
+    if (o->verb == PML_REQUEST_resume) /* of the standing the log's last word comes by itself */
+        set_nonfinite(l, o->args);
+    else if (o->verb == PML_REQUEST_pause)
         l->paused = true;
     else
         l->stopping = true;

@@ -170,7 +170,8 @@ int64_t pml_run_max_restarts(const pml_message *run)
 
 double pml_run_hang_timeout(const pml_message *run)
 {
-    return pml_message_has(run, "hang_timeout") ? pml_message_number(run, "hang_timeout") : 30;
+    return pml_message_has(run, "hang_timeout") ? pml_message_number(run, "hang_timeout")
+                                                : PML_RUN_HANG_TIMEOUT;
 }
 
 void pml_run_supersede(pml_message *older, const pml_message *newer)

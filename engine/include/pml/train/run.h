@@ -13,6 +13,7 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
                                      pml_train_config *config, pml_error *err);
 
 /* What happens when a process of the run dies; where run.json does not say: on-failure, 3, 30 s. */
+#define PML_RUN_HANG_TIMEOUT 30.0
 bool pml_run_restarts(const pml_message *run);
 int64_t pml_run_max_restarts(const pml_message *run);
 /* Seconds; 0: nothing counts as a hang. */
