@@ -40,6 +40,7 @@ typedef struct worker {
     pid_t pid;          /* 0: not there */
     int lease;          /* our end of the socket pair */
     char state[12];     /* as in record worker */
+    char said[512];     /* the reason it gave with that state */
     pml_keypair keys;
     pml_peer peer;
     bool joined, ready, asked_to_end;

@@ -247,6 +247,7 @@ static void take_turn(coordinator *c, worker *w, const pml_message *m)
     const char *state = pml_message_string(m, "state");
     set_worker_state(w, state);
     w->step = pml_message_int(m, "step");
+    snprintf(w->said, sizeof w->said, "%s", pml_message_string(m, "reason"));
     if (strcmp(state, "failed") == 0) {
         const char *code = pml_message_string(m, "code");
         pml_status status = PML_INTERNAL;
@@ -260,7 +261,7 @@ static void take_turn(coordinator *c, worker *w, const pml_message *m)
         if (strcmp(c->workers[r].state, state) != 0)
             return;
     c->step = w->step;
-    const char *reason = pml_message_string(m, "reason");
+    const char *reason = c->workers[0].said; /* it alone writes, and so can name, checkpoints */
     for (int s = RUN_RUNNING; s <= RUN_STOPPED; s++)
         /* a finished run that is stopped releases its workers, and is finished still */
         if (strcmp(run_state_names[s], state) == 0 &&
