@@ -10,7 +10,7 @@ from pantheraml.errors import BusyError, NotFoundError
 
 if TYPE_CHECKING:
     from pantheraml.record import CommandRecord
-    from pantheraml.run import Run
+    from pantheraml.standing import Standing
 
 
 class Command:
@@ -24,7 +24,7 @@ class Command:
         ``pause``, ``set``, …
     """
 
-    def __init__(self, run: Run, number: int, verb: str) -> None:
+    def __init__(self, run: Standing, number: int, verb: str) -> None:
         self._run = run
         self.number = number
         self.verb = verb

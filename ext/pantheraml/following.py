@@ -1,8 +1,8 @@
 """Following: a run's record, kept up to date by a link to its coordinator.
 
-What a run looks like from another process: its log on disk, and the events that come. This half
-of :class:`pantheraml.Run` connects, listens, waits, and starts coordinators; the other half has
-the words for people.
+What a run looks like from another process: its log on disk, and the events that come. This part
+of :class:`pantheraml.Run` connects, listens, waits, and starts coordinators; `standing` says what
+the events add up to, `asking` sends commands, and `run` has the words for people.
 """
 
 from __future__ import annotations

@@ -8,25 +8,17 @@ changes nothing about the run.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from pantheraml import config, folders
+from pantheraml.asking import Asking
 from pantheraml.commands import Command, Evaluation, Sample
-from pantheraml.errors import (
-    BusyError,
-    Error,
-    InvalidError,
-    NotFoundError,
-    NotInThisVersion,
-    PeerError,
-)
-from pantheraml.following import Following, followed, remember
-from pantheraml.memory import Plan
+from pantheraml.errors import BusyError, InvalidError, NotFoundError, NotInThisVersion, PeerError
+from pantheraml.following import followed, remember
 from pantheraml.record import ENDED, Checkpoint, Event
 
 if TYPE_CHECKING:
@@ -49,106 +41,13 @@ TUNABLE: dict[str, tuple[float, float]] = {
 }
 
 
-class Run(Following):
+class Run(Asking):
     """A run: running, paused, or long over.
 
     Made by :func:`pantheraml.finetune`, :func:`pantheraml.attach` and :func:`pantheraml.resume`.
     All methods may be called from any thread. Those that wait stay interruptible, and Ctrl-C in
     them leaves the run alone.
     """
-
-    # ---- how it stands ---------------------------------------------------------------------
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps made."""
-        return self._record.step
-
-    @property
-    def max_steps(self) -> int:
-        """Optimizer steps wanted; 0 while that is not known yet."""
-        return self._record.max_steps or int(self.config["max_steps"])
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """One dict for each optimizer step of the current timeline.
-
-        Keys: ``step, loss, learning_rate, grad_norm, tokens, tokens_per_second, seconds``. The
-        loss is the token-weighted mean over the step's global batch, before its update.
-        """
-        with self._changed:
-            return [dict(row) for row in self._record.history]
-
-    def events(self) -> list[Event]:
-        """Give all events so far, as in ``events.jsonl``."""
-        with self._changed:
-            return list(self._record.events)
-
-    def memory(self) -> list[dict[str, int]]:
-        """Bytes by cause for each worker, and what its process has (``rss``).
-
-        Before the first step these are the plan's.
-        """
-        with self._changed:
-            if self._record.memory:
-                return [dict(worker) for worker in self._record.memory]
-            if self._record.plan is None:
-                return []
-            planned = dict(self._record.plan["by_cause"])
-            return [dict(planned) for _ in self.config["devices"]]
-
-    @property
-    def plan(self) -> Plan | None:
-        """Memory by cause as planned; None until the plan is made."""
-        plan = self._record.plan
-        return None if plan is None else Plan.of(plan)
-
-    @property
-    def doing(self) -> tuple[str, float] | None:
-        """What it is busy with before it runs (tokenising, loading), and how far (0 to 1)."""
-        progress = self._record.progress
-        return None if progress is None else (progress["what"], progress["fraction"])
-
-    @property
-    def workers(self) -> list[dict[str, Any]]:
-        """One ``{rank, device, pid, state}`` for each worker."""
-        with self._changed:
-            return [dict(worker) for worker in self._record.workers]
-
-    @property
-    def checkpoints(self) -> list[Checkpoint]:
-        """Checkpoints that are there, oldest first."""
-        with self._changed:
-            found = list(self._record.checkpoints)
-        return [checkpoint for checkpoint in found if checkpoint.path.is_dir()]
-
-    @property
-    def best_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint of the best evaluation of those that were saved; None: there is none.
-
-        Evaluations that a person asked for, and the one before the first step, are not among them.
-        """
-        with self._changed:
-            events = list(self._record.evals)
-        losses: dict[int, float] = {}
-        for event in events:
-            loss = float(event["loss"])
-            if event["step"] > 0 and "command" not in event and math.isfinite(loss):
-                losses[event["step"]] = loss
-        saved = [c for c in self.checkpoints if c.step in losses]
-        return min(saved, key=lambda c: losses[c.step], default=None)
-
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        """Every evaluation of the current timeline."""
-        with self._changed:
-            return [Evaluation.of(event) for event in self._record.evals]
-
-    @property
-    def refused(self) -> dict[str, int]:
-        """What the coordinator turned away at its doors, counted: keys, messages, …"""
-        answer = self._ask("status")
-        return dict(answer["refused"])
 
     # ---- commands --------------------------------------------------------------------------
 
@@ -418,6 +317,21 @@ class Run(Following):
             with suppress(PeerError):  # it has gone meanwhile; the export stands
                 self._ask("exported", **fields)
 
+    def _newest(self, step: int | None) -> Checkpoint:
+        if step is None and self._link is not None and self.state in ("running", "paused"):
+            return self.checkpoint(wait=True)
+        if step is None and self.state == "finished" and self.config.get("load_best_model_at_end"):
+            best = self.best_checkpoint
+            step = None if best is None else best.step
+        step = self.step if step is None else step
+        for checkpoint in reversed(self.checkpoints):
+            if checkpoint.step == step:
+                return checkpoint
+        known = ", ".join(str(c.step) for c in self.checkpoints) or "none"
+        raise NotFoundError(
+            f"run {self.name} ({self.state}) has no checkpoint of step {step}; it has {known}"
+        )
+
     def rewind(self, step: int) -> None:
         """Not in this version."""
         raise NotInThisVersion("not in this version: rewind; stop(), then resume(checkpoint=…)")
@@ -557,106 +471,6 @@ class Run(Following):
 
         bundle = {"text/plain": repr(self), "text/html": record_html(self)}
         display(bundle, raw=True)  # type: ignore[no-untyped-call,unused-ignore]
-
-    def _serve(self, verb: str, **fields: Any) -> Command:
-        """Ask the workers; those of a run that finished long ago are started again for it."""
-        if self._gone:
-            self._follow()  # somebody else may have started it again
-        if self._link is not None:
-            try:
-                return self._command(verb, wait=False, **fields)
-            except BusyError:
-                if self.state != "finished":
-                    raise
-        if self.state == "finished":
-            self._start_again("", accept_changes=False)
-            self._wait_for(lambda: self.state != "starting", None, "the weights being loaded")
-            self._raise_failure()
-        return self._command(verb, wait=False, **fields)
-
-    def _checkpoint_named(self, name: str | None) -> str:
-        if name is None:
-            return ""
-        for checkpoint in reversed(self.checkpoints):
-            if name in (checkpoint.name, checkpoint.path.name):
-                return checkpoint.path.name
-        known = ", ".join(c.path.name for c in self.checkpoints) or "none"
-        raise NotFoundError(f"run {self.name} has no checkpoint {name!r}; it has {known}")
-
-    def _newest(self, step: int | None) -> Checkpoint:
-        if step is None and self._link is not None and self.state in ("running", "paused"):
-            return self.checkpoint(wait=True)
-        if step is None and self.state == "finished" and self.config.get("load_best_model_at_end"):
-            best = self.best_checkpoint
-            step = None if best is None else best.step
-        step = self.step if step is None else step
-        for checkpoint in reversed(self.checkpoints):
-            if checkpoint.step == step:
-                return checkpoint
-        known = ", ".join(str(c.step) for c in self.checkpoints) or "none"
-        raise NotFoundError(
-            f"run {self.name} ({self.state}) has no checkpoint of step {step}; it has {known}"
-        )
-
-    # ---- asking and waiting ----------------------------------------------------------------
-
-    def _command(self, verb: str, *, wait: bool, **fields: Any) -> Command:
-        answer = self._ask(verb, **fields)
-        command = Command(self, int(answer["command"]), verb)
-        if wait:
-            with self._leave_alone():
-                command.wait()
-        return command
-
-    def _stand(self, command: Command, state: str, wait: bool) -> Command:
-        """Wait until a command that was applied shows in the run's state."""
-        if not wait:
-            return command
-        events = self._record.events
-        looked = next(i for i, e in enumerate(events) if e.get("command") == command.number)
-
-        def shows() -> bool:
-            nonlocal looked
-            for event in events[looked:]:
-                if event["type"] == "state" and event["state"] == state:
-                    return True
-            looked = len(events)
-            return self.state == state or self._is_over()
-
-        with self._leave_alone():
-            self._wait_for(shows, None, command.verb)
-        return command
-
-    def _event_of(
-        self, command: Command, kind: str, fits: Callable[[Event], bool] | None = None
-    ) -> Event:
-        """Wait for the event that a command brings about."""
-        found: list[Event] = []
-        looked = 0
-
-        def look() -> bool:
-            nonlocal looked
-            events = self._record.events
-            for event in events[looked:]:
-                if event["type"] == kind and event.get("command") == command.number:
-                    if fits is None or fits(event):
-                        found.append(event)
-                elif event["type"] == "log" and event.get("command") == command.number:
-                    if event["level"] == "error":
-                        found.append(event)
-            looked = len(events)
-            return bool(found)
-
-        def over() -> bool:
-            return look() or command.state == "refused" or self._link is None
-
-        self._wait_for(over, None, command.verb)
-        if found and found[0]["type"] == "log":
-            raise Error(f"{command.verb}: {found[0]['message']}")
-        if not found:
-            command.wait(0)
-            raise PeerError(f"the run is {self.state}; {command.verb} has no result")
-        return found[0]
 
 
 def open_run(folder: Path, go_on: bool = False) -> Run:

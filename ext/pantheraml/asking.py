@@ -1,0 +1,98 @@
+"""Asking a run's workers for something, and waiting for what it brings about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pantheraml.commands import Command
+from pantheraml.errors import BusyError, Error, NotFoundError, PeerError
+from pantheraml.record import Event
+from pantheraml.standing import Standing
+
+
+class Asking(Standing):
+    """Commands on their way to the workers, and the events that answer them."""
+
+    def _serve(self, verb: str, **fields: Any) -> Command:
+        """Ask the workers; those of a run that finished long ago are started again for it."""
+        if self._gone:
+            self._follow()  # somebody else may have started it again
+        if self._link is not None:
+            try:
+                return self._command(verb, wait=False, **fields)
+            except BusyError:
+                if self.state != "finished":
+                    raise
+        if self.state == "finished":
+            self._start_again("", accept_changes=False)
+            self._wait_for(lambda: self.state != "starting", None, "the weights being loaded")
+            self._raise_failure()
+        return self._command(verb, wait=False, **fields)
+
+    def _checkpoint_named(self, name: str | None) -> str:
+        if name is None:
+            return ""
+        for checkpoint in reversed(self.checkpoints):
+            if name in (checkpoint.name, checkpoint.path.name):
+                return checkpoint.path.name
+        known = ", ".join(c.path.name for c in self.checkpoints) or "none"
+        raise NotFoundError(f"run {self.name} has no checkpoint {name!r}; it has {known}")
+
+    def _command(self, verb: str, *, wait: bool, **fields: Any) -> Command:
+        answer = self._ask(verb, **fields)
+        command = Command(self, int(answer["command"]), verb)
+        if wait:
+            with self._leave_alone():
+                command.wait()
+        return command
+
+    def _stand(self, command: Command, state: str, wait: bool) -> Command:
+        """Wait until a command that was applied shows in the run's state."""
+        if not wait:
+            return command
+        events = self._record.events
+        looked = next(i for i, e in enumerate(events) if e.get("command") == command.number)
+
+        def shows() -> bool:
+            nonlocal looked
+            for event in events[looked:]:
+                if event["type"] == "state" and event["state"] == state:
+                    return True
+            looked = len(events)
+            return self.state == state or self._is_over()
+
+        with self._leave_alone():
+            self._wait_for(shows, None, command.verb)
+        return command
+
+    def _event_of(
+        self, command: Command, kind: str, fits: Callable[[Event], bool] | None = None
+    ) -> Event:
+        """Wait for the event that a command brings about."""
+        found: list[Event] = []
+        looked = 0
+
+        def look() -> bool:
+            nonlocal looked
+            events = self._record.events
+            for event in events[looked:]:
+                if event["type"] == kind and event.get("command") == command.number:
+                    if fits is None or fits(event):
+                        found.append(event)
+                elif event["type"] == "log" and event.get("command") == command.number:
+                    if event["level"] == "error":
+                        found.append(event)
+            looked = len(events)
+            return bool(found)
+
+        def over() -> bool:
+            return look() or command.state == "refused" or self._link is None
+
+        self._wait_for(over, None, command.verb)
+        if found and found[0]["type"] == "log":
+            raise Error(f"{command.verb}: {found[0]['message']}")
+        if not found:
+            command.wait(0)
+            raise PeerError(f"the run is {self.state}; {command.verb} has no result")
+        return found[0]

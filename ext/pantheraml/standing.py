@@ -1,0 +1,106 @@
+"""How a run stands: what its events add up to, in the words that people ask for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pantheraml.commands import Evaluation
+from pantheraml.following import Following
+from pantheraml.memory import Plan
+from pantheraml.record import Checkpoint, Event
+
+
+class Standing(Following):
+    """What can be read of a run; every value is a copy, and may be kept."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self._record.step
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps wanted; 0 while that is not known yet."""
+        return self._record.max_steps or int(self.config["max_steps"])
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One dict for each optimizer step of the current timeline.
+
+        Keys: ``step, loss, learning_rate, grad_norm, tokens, tokens_per_second, seconds``. The
+        loss is the token-weighted mean over the step's global batch, before its update.
+        """
+        with self._changed:
+            return [dict(row) for row in self._record.history]
+
+    def events(self) -> list[Event]:
+        """Give all events so far, as in ``events.jsonl``."""
+        with self._changed:
+            return list(self._record.events)
+
+    def memory(self) -> list[dict[str, int]]:
+        """Bytes by cause for each worker, and what its process has (``rss``).
+
+        Before the first step these are the plan's.
+        """
+        with self._changed:
+            if self._record.memory:
+                return [dict(worker) for worker in self._record.memory]
+            if self._record.plan is None:
+                return []
+            planned = dict(self._record.plan["by_cause"])
+            return [dict(planned) for _ in self.config["devices"]]
+
+    @property
+    def plan(self) -> Plan | None:
+        """Memory by cause as planned; None until the plan is made."""
+        plan = self._record.plan
+        return None if plan is None else Plan.of(plan)
+
+    @property
+    def doing(self) -> tuple[str, float] | None:
+        """What it is busy with before it runs (tokenising, loading), and how far (0 to 1)."""
+        progress = self._record.progress
+        return None if progress is None else (progress["what"], progress["fraction"])
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """One ``{rank, device, pid, state}`` for each worker."""
+        with self._changed:
+            return [dict(worker) for worker in self._record.workers]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Checkpoints that are there, oldest first."""
+        with self._changed:
+            found = list(self._record.checkpoints)
+        return [checkpoint for checkpoint in found if checkpoint.path.is_dir()]
+
+    @property
+    def best_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint of the best evaluation of those that were saved; None: there is none.
+
+        Evaluations that a person asked for, and the one before the first step, are not among them.
+        """
+        with self._changed:
+            events = list(self._record.evals)
+        losses: dict[int, float] = {}
+        for event in events:
+            loss = float(event["loss"])
+            if event["step"] > 0 and "command" not in event and math.isfinite(loss):
+                losses[event["step"]] = loss
+        saved = [c for c in self.checkpoints if c.step in losses]
+        return min(saved, key=lambda c: losses[c.step], default=None)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Every evaluation of the current timeline."""
+        with self._changed:
+            return [Evaluation.of(event) for event in self._record.evals]
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """What the coordinator turned away at its doors, counted: keys, messages, …"""
+        answer = self._ask("status")
+        return dict(answer["refused"])
