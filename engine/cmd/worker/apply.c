@@ -10,36 +10,42 @@
 enum { CHUNK_TOKENS = 32 };
 static const double chunk_seconds = 0.1;
 
-static void report_applied(loop *l, int64_t command)
+typedef struct outcome {
+    int64_t command, step;
+    char reason[sizeof((pml_error *)0)->message]; /* of a refusal */
+} outcome;
+
+static pml_message *write_outcome(const void *facts)
 {
-    pml_message *m = pml_message_new(PML_REPORT_applied);
-    pml_message_set_int(m, "command", command);
-    pml_message_set_int(m, "step", l->state.step + 1);
-    link_report(l->link, m);
+    const outcome *o = facts;
+    bool refused = o->reason[0] != '\0';
+    pml_message *m = pml_message_new(refused ? PML_REPORT_refused : PML_REPORT_applied);
+    pml_message_set_int(m, "command", o->command);
+    pml_message_set_int(m, "step", o->step);
+    if (refused)
+        pml_message_set_string(m, "reason", o->reason);
+    return m;
 }
 
-static void report_refused(loop *l, int64_t command, const char *reason)
+/* reason "": it was applied. */
+static void report_outcome(loop *l, int64_t command, const char *reason)
 {
-    pml_message *m = pml_message_new(PML_REPORT_refused);
-    pml_message_set_int(m, "command", command);
-    pml_message_set_int(m, "step", l->state.step + 1);
-    pml_message_set_string(m, "reason", reason);
-    link_report(l->link, m);
+    outcome o = {.command = command, .step = l->state.step + 1};
+    snprintf(o.reason, sizeof o.reason, "%s", reason);
+    link_post(l->link, write_outcome, &o, sizeof o);
 }
 
 /* A new schedule is taken as if it had been from the first step, with the peak there is now; its
  * own rates (min_lr, lr_end) mean what they say. */
-static pml_status set_schedule(pml_train_state *s, const pml_message *args, pml_error *err)
+static pml_status set_schedule(pml_train_state *s, const pml_message *args, const pml_message *keys,
+                               pml_error *err)
 {
     bool type = pml_message_has(args, "lr_scheduler_type");
-    bool keywords = pml_message_has(args, "lr_scheduler_kwargs");
     if (pml_message_has(args, "warmup_steps"))
         s->schedule.warmup_steps = pml_message_int(args, "warmup_steps");
-    if (!type && !keywords)
+    if (!type && keys == NULL)
         return PML_OK;
-    pml_message *record = pml_message_part(args, "lr_scheduler_kwargs", 0);
-    pml_schedule_set_keywords(&s->schedule, record);
-    pml_message_destroy(&record);
+    pml_schedule_set_keywords(&s->schedule, keys);
     s->schedule.learning_rate = s->learning_rate;
     pml_status status = PML_OK;
     if (type)
@@ -60,12 +66,13 @@ static void set_rate(loop *l, pml_train_state *s, double rate)
 }
 
 /* All of it, or nothing with the reason. */
-static pml_status apply_set(loop *l, const pml_message *args, pml_error *err)
+static pml_status apply_set(loop *l, const order *o, pml_error *err)
 {
+    const pml_message *args = o->args;
     static pml_train_state changed; /* too large for comfort on a stack */
     pml_train_state *s = &changed;
     changed = l->state;
-    pml_status status = set_schedule(s, args, err);
+    pml_status status = set_schedule(s, args, o->keywords, err);
     if (status != PML_OK)
         return status;
     if (pml_schedule_measures(&s->schedule) && !l->has_eval)
@@ -233,7 +240,7 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
     case PML_REQUEST_set:
         if (l->finished)
             return PML_FAIL(err, PML_INVALID, "the run is finished");
-        status = apply_set(l, o->args, err);
+        status = apply_set(l, o, err);
         if (status == PML_OK)
             link_supersede(l->link, o->args);
         return status;
@@ -262,7 +269,7 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
 static pml_status apply_again(loop *l, const order *o, pml_error *err)
 {
     if (o->verb == PML_REQUEST_set) {
-        pml_status status = apply_set(l, o->args, err);
+        pml_status status = apply_set(l, o, err);
         return status == PML_OK ? PML_OK : pml_error_prefix(err, "a setting of the log");
     }
     if (o->verb == PML_REQUEST_resume) /* of the standing the log's last word comes by itself */
@@ -280,9 +287,9 @@ pml_status loop_apply(loop *l, const order *o, pml_error *err)
         return apply_again(l, o, err);
     pml_status status = carry_out(l, o, err);
     if (status == PML_OK)
-        report_applied(l, o->number);
+        report_outcome(l, o->number, "");
     else if (only_refused(status))
-        report_refused(l, o->number, err->message);
+        report_outcome(l, o->number, err->message);
     else
         return status;
     l->state.command = o->number;

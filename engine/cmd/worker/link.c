@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "backlog.h"
+#include "outbox.h"
 #include "pml/base/clock.h"
 #include "pml/base/log.h"
 #include "pml/net/client.h"
@@ -35,9 +36,9 @@ struct worker_link {
     pml_client *client;
     pulse pulse;
 
-    pthread_mutex_t report_mutex; /* reports are sent in the order of their numbers */
-    backlog *backlog;             /* rank 0 */
-    int64_t reported;             /* number of the last one */
+    outbox *outbox;
+    backlog *backlog; /* rank 0 */
+    int64_t reported; /* number of the last report; of the outbox's thread */
 
     pthread_t thread;
     bool running;
@@ -92,25 +93,47 @@ static void send_report(worker_link *l, pml_message *report, int64_t number,
     pml_message_destroy(&report);
 }
 
-void link_report(worker_link *l, pml_message *report)
+/* On the outbox's thread. */
+static void send_in_turn(void *user, pml_message *report, int64_t *number)
 {
-    pml_message_type type = pml_message_type_of(report);
+    worker_link *l = user;
+    pml_message_type type = report != NULL ? pml_message_type_of(report) : PML_MESSAGE_COUNT;
     bool kept = l->backlog != NULL && (type == PML_REPORT_report || type == PML_REPORT_applied ||
                                        type == PML_REPORT_refused || type == PML_REPORT_sync);
-    if (!kept) {
-        send_report(l, report, 0, 30);
-        return;
-    }
-    pthread_mutex_lock(&l->report_mutex);
-    send_report(l, report, ++l->reported, 30);
-    pthread_mutex_unlock(&l->report_mutex);
+    if (kept)
+        l->reported++;
+    if (number != NULL)
+        *number = kept ? l->reported : 0;
+    send_report(l, report, kept ? l->reported : 0, 30);
+}
+
+void link_post(worker_link *l, link_writer write, const void *facts, size_t bytes)
+{
+    outbox_put(l->outbox, write, facts, bytes);
+}
+
+pml_message *link_wrap(pml_message *event)
+{
+    pml_message *report = pml_message_new(PML_REPORT_report);
+    pml_message_set_part(report, "event", event);
+    return report;
+}
+
+void link_report(worker_link *l, pml_message *report)
+{
+    outbox_send(l->outbox, report);
 }
 
 void link_event(worker_link *l, pml_message *event)
 {
-    pml_message *report = pml_message_new(PML_REPORT_report);
-    pml_message_set_part(report, "event", event);
-    link_report(l, report);
+    link_report(l, link_wrap(event));
+}
+
+void link_discard(worker_link *l, order *o)
+{
+    outbox_discard(l->outbox, o->args);
+    outbox_discard(l->outbox, o->keywords);
+    o->args = o->keywords = NULL;
 }
 
 /* RssAnon + RssShmem in bytes: what the process really holds, without mapped files. */
@@ -175,8 +198,10 @@ static bool push(orders *q, order o)
 
 static void free_orders(orders *q)
 {
-    for (size_t i = q->first; i < q->n; i++)
+    for (size_t i = q->first; i < q->n; i++) {
         pml_message_destroy(&q->items[i].args);
+        pml_message_destroy(&q->items[i].keywords);
+    }
     free(q->items);
 }
 
@@ -191,7 +216,8 @@ static void take_command(worker_link *l, const pml_message *m)
         order o = {.number = pml_message_int(m, "command"),
                    .step = pml_message_int(m, "step"),
                    .verb = pml_message_type_of(args),
-                   .args = args};
+                   .args = args,
+                   .keywords = pml_message_part(args, "lr_scheduler_kwargs", 0)};
         pthread_mutex_lock(&l->mutex);
         kept = push(again ? &l->agains : &l->commands, o);
         pthread_mutex_unlock(&l->mutex);
@@ -202,7 +228,7 @@ static void take_command(worker_link *l, const pml_message *m)
     } else if (!again) {
         pml_message *ack = pml_message_new(PML_REPORT_ack);
         pml_message_set_int(ack, "command", pml_message_int(m, "command"));
-        link_report(l, ack);
+        send_report(l, ack, 0, 30); /* not in turn: the ring may be full, and beats go on */
     }
 }
 
@@ -354,7 +380,6 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
     l->parent = getppid();
     l->cpu_at = l->woke_at = pml_clock_monotonic();
     pulse_init(&l->pulse);
-    pthread_mutex_init(&l->report_mutex, NULL);
     pthread_mutex_init(&l->mutex, NULL);
     pthread_condattr_t clock; /* of deadlines: one that nobody sets */
     pthread_condattr_init(&clock);
@@ -373,6 +398,8 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
     pml_keypair_forget(&c.keys);
     if (status == PML_OK && l->rank == 0)
         status = backlog_new(&l->backlog, err);
+    if (status == PML_OK)
+        status = outbox_new(send_in_turn, l, &l->outbox, err);
     if (status == PML_OK) {
         pml_message *joined = pml_message_new(PML_REPORT_joined);
         pml_message_set_int(joined, "pid", getpid());
@@ -394,6 +421,7 @@ void link_destroy(worker_link **out)
     if (l == NULL)
         return;
     *out = NULL;
+    outbox_destroy(&l->outbox);
     if (l->running) {
         eventfd_write(l->stop, 1);
         pthread_join(l->thread, NULL);
@@ -407,7 +435,6 @@ void link_destroy(worker_link **out)
     pulse_destroy(&l->pulse);
     pthread_cond_destroy(&l->changed);
     pthread_mutex_destroy(&l->mutex);
-    pthread_mutex_destroy(&l->report_mutex);
     free(l);
 }
 
@@ -434,10 +461,7 @@ bool link_flush(worker_link *l)
 {
     if (l->backlog == NULL)
         return true;
-    link_report(l, pml_message_new(PML_REPORT_sync));
-    pthread_mutex_lock(&l->report_mutex);
-    int64_t number = l->reported;
-    pthread_mutex_unlock(&l->report_mutex);
+    int64_t number = outbox_flush(l->outbox, pml_message_new(PML_REPORT_sync));
     if (backlog_wait(l->backlog, number, 60))
         return true;
     pml_error err = PML_ERROR_INIT;
@@ -452,6 +476,7 @@ pml_status link_hand_over(worker_link *l, pml_error *err)
 {
     if (l->backlog == NULL)
         return PML_OK;
+    outbox_drain(l->outbox);
     return backlog_write(l->backlog, pml_message_string(l->start, "folder"), err);
 }
 
@@ -552,7 +577,11 @@ bool link_next_again(worker_link *l, int64_t step, order *o)
 void link_supersede(worker_link *l, const pml_message *args)
 {
     pthread_mutex_lock(&l->mutex);
-    for (size_t i = l->agains.first; i < l->agains.n; i++)
-        pml_run_supersede(l->agains.items[i].args, args);
+    for (size_t i = l->agains.first; i < l->agains.n; i++) {
+        order *o = &l->agains.items[i];
+        pml_run_supersede(o->args, args);
+        if (!pml_message_has(o->args, "lr_scheduler_kwargs"))
+            pml_message_destroy(&o->keywords);
+    }
     pthread_mutex_unlock(&l->mutex);
 }

@@ -16,6 +16,7 @@ typedef struct order {
     int64_t number, step;
     pml_message_type verb; /* a request */
     pml_message *args;
+    pml_message *keywords; /* lr_scheduler_kwargs of args, or NULL */
 } order;
 
 /* start: the coordinator's first datagram; lease: its descriptor; both borrowed. Sends `joined`.
@@ -25,10 +26,15 @@ pml_status link_new(const pml_message *start, int lease, worker_link **link, pml
 /* Gives what was sent a second to leave. */
 void link_destroy(worker_link **link);
 
-/* Queue a report; takes the message. A report that cannot be queued is written to the log. */
+/* Queue a report; takes the message. A report that cannot be sent is written to the log. */
 void link_report(worker_link *link, pml_message *report);
 /* The same for an event. */
 void link_event(worker_link *link, pml_message *event);
+/* The same without an allocation here: `write` makes the report of a copy of the facts, on another
+ * thread. At most OUTBOX_FACTS bytes (outbox.h). */
+typedef pml_message *(*link_writer)(const void *facts);
+void link_post(worker_link *link, link_writer write, const void *facts, size_t bytes);
+pml_message *link_wrap(pml_message *event); /* a report of that event; takes it */
 
 /* What beats say. Thread-safe. */
 void link_set_step(worker_link *link, int64_t step);
@@ -53,9 +59,10 @@ bool link_orphaned(worker_link *link); /* without a word: the coordinator died *
 /* Start another coordinator in its place. */
 void link_take_over(worker_link *link);
 
-/* The next command with number <= limit, in order; false when there is none. The caller destroys
- * args. */
+/* The next command with number <= limit, in order; false when there is none. The caller gives it
+ * back by link_discard. */
 bool link_next(worker_link *link, int64_t limit, order *o);
+void link_discard(worker_link *link, order *o);
 /* Wait until a command is committed that link_next has not given yet, or the lease has ended. */
 void link_wait_commit(worker_link *link);
 /* The same, at most so long; the end of the lease does not end it. */

@@ -9,24 +9,50 @@
 
 enum { FLAG_LOST = 1 }; /* in the header: somebody's coordinator is gone */
 
+/* ---- telling: facts here, the messages on the link's thread ---- */
+
+typedef struct said {
+    char level[12]; /* of a log event, or the state of a turn */
+    int64_t step;
+    char text[1000];
+} said;
+
+static pml_message *write_turn(const void *facts)
+{
+    const said *t = facts;
+    pml_message *m = pml_message_new(PML_REPORT_turn);
+    pml_message_set_string(m, "state", t->level);
+    pml_message_set_int(m, "step", t->step);
+    if (t->text[0] != '\0')
+        pml_message_set_string(m, "reason", t->text);
+    return m;
+}
+
 static void turn(loop *l, const char *state, const char *reason)
 {
-    pml_message *m = pml_message_new(PML_REPORT_turn);
-    pml_message_set_string(m, "state", state);
-    pml_message_set_int(m, "step", l->state.step);
-    if (reason[0] != '\0')
-        pml_message_set_string(m, "reason", reason);
-    link_report(l->link, m);
+    said t = {.step = l->state.step};
+    snprintf(t.level, sizeof t.level, "%s", state);
+    snprintf(t.text, sizeof t.text, "%s", reason);
+    link_post(l->link, write_turn, &t, sizeof t);
+}
+
+static pml_message *write_log(const void *facts)
+{
+    const said *t = facts;
+    pml_message *event = pml_message_new(PML_EVENT_log);
+    pml_message_set_string(event, "level", t->level);
+    pml_message_set_string(event, "message", t->text);
+    return link_wrap(event);
 }
 
 void loop_say(loop *l, const char *level, const char *text)
 {
     if (l->rank != 0)
         return;
-    pml_message *event = pml_message_new(PML_EVENT_log);
-    pml_message_set_string(event, "level", level);
-    pml_message_set_string(event, "message", text);
-    link_event(l->link, event);
+    said t = {.step = l->state.step};
+    snprintf(t.level, sizeof t.level, "%s", level);
+    snprintf(t.text, sizeof t.text, "%s", text);
+    link_post(l->link, write_log, &t, sizeof t);
 }
 
 /* A snapshot, if it is time or at_once. */
@@ -44,7 +70,7 @@ static pml_status apply_up_to(loop *l, int64_t limit, pml_error *err)
     pml_status status = PML_OK;
     while (status == PML_OK && !l->stopping && link_next(l->link, limit, &o)) {
         status = loop_apply(l, &o, err);
-        pml_message_destroy(&o.args);
+        link_discard(l->link, &o);
     }
     return status;
 }
@@ -56,7 +82,7 @@ static pml_status apply_agains(loop *l, pml_error *err)
     pml_status status = PML_OK;
     while (status == PML_OK && link_next_again(l->link, l->state.step + 1, &o)) {
         status = loop_apply(l, &o, err);
-        pml_message_destroy(&o.args);
+        link_discard(l->link, &o);
         loop_say(l, "info", "a setting of the log is in force again");
     }
     return status;
@@ -76,7 +102,7 @@ static pml_status stand(loop *l, pml_error *err)
             l->stopping = true;
         } else if (link_next(l->link, link_committed(l->link), &o)) {
             status = loop_apply(l, &o, err);
-            pml_message_destroy(&o.args);
+            link_discard(l->link, &o);
             /* As in agree: an evaluation whose peers are gone with the coordinator changed nothing,
              * so what stands here is saved. */
             if (status == PML_PEER && link_lost(l->link)) {
@@ -100,25 +126,45 @@ static pml_status pause_here(loop *l, const char *reason, pml_error *err)
 
 /* ---- a step ---- */
 
+typedef struct step_facts {
+    int64_t step, tokens, labels;
+    double loss, learning_rate, grad_norm, seconds, epoch;
+    bool skipped;
+} step_facts;
+
+static pml_message *write_step(const void *facts)
+{
+    const step_facts *f = facts;
+    pml_message *event = pml_message_new(PML_EVENT_step);
+    pml_message_set_int(event, "step", f->step);
+    pml_message_set_number(event, "loss", f->loss);
+    pml_message_set_number(event, "learning_rate", f->learning_rate);
+    pml_message_set_number(event, "grad_norm", f->grad_norm);
+    pml_message_set_int(event, "tokens", f->tokens);
+    pml_message_set_int(event, "labels", f->labels);
+    pml_message_set_number(event, "seconds", f->seconds);
+    pml_message_set_number(event, "tokens_per_second",
+                           f->seconds > 0 ? (double)f->tokens / f->seconds : 0);
+    pml_message_set_number(event, "epoch", f->epoch);
+    if (f->skipped)
+        pml_message_set_bool(event, "skipped", true);
+    return link_wrap(event);
+}
+
 static void report_step(loop *l, const pml_header *h, const pml_update *u, const pml_step_result *r)
 {
     if (l->rank != 0)
         return;
-    double seconds = l->last_seconds;
-    pml_message *event = pml_message_new(PML_EVENT_step);
-    pml_message_set_int(event, "step", u->step);
-    pml_message_set_number(event, "loss", r->loss);
-    pml_message_set_number(event, "learning_rate", u->learning_rate);
-    pml_message_set_number(event, "grad_norm", r->grad_norm);
-    pml_message_set_int(event, "tokens", h->tokens);
-    pml_message_set_int(event, "labels", h->labels);
-    pml_message_set_number(event, "seconds", seconds);
-    pml_message_set_number(event, "tokens_per_second",
-                           seconds > 0 ? (double)h->tokens / seconds : 0);
-    pml_message_set_number(event, "epoch", l->kind->epoch(l->j));
-    if (r->skipped)
-        pml_message_set_bool(event, "skipped", true);
-    link_event(l->link, event);
+    const step_facts f = {.step = u->step,
+                          .tokens = h->tokens,
+                          .labels = h->labels,
+                          .loss = r->loss,
+                          .learning_rate = u->learning_rate,
+                          .grad_norm = r->grad_norm,
+                          .seconds = l->last_seconds,
+                          .epoch = l->kind->epoch(l->j),
+                          .skipped = r->skipped};
+    link_post(l->link, write_step, &f, sizeof f);
 }
 
 static bool due(int64_t step, int64_t every)
