@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pantheraml import _native, folders, hub, sharing, sums
+from pantheraml.checks import names_checked
 from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
 from pantheraml.errors import Error, InvalidError, NotInThisVersion
@@ -98,6 +99,8 @@ def finetune(
         given["eval"] = look_at(eval_data, "eval_data")
     options = chosen.data_options(held_out=eval_data is not None)
     resolved, about = _resolve(model, chosen)
+    if resolved["eval_strategy"] != "no" and "eval" not in given and "eval_split" not in options:
+        raise InvalidError("eval_steps and eval_strategy need eval_data or eval_split")
     if resolved["devices"][0] != "cpu":
         _native.gpus()  # raises what is missing
     folder = folders.create(name, os.fspath(model))
@@ -112,12 +115,13 @@ def finetune(
     return run
 
 
+@names_checked
 def preview(
     data: Data,
     model: str | os.PathLike[str],
     *,
     rows: int = 3,
-    max_length: int = 2048,
+    max_length: int | None = None,
     packing: bool = True,
     overlong: str | None = None,
     chat_template: str | os.PathLike[str] | None = None,

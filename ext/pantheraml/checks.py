@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 from pantheraml.errors import InvalidError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def unknown_parameter(name: str, known: Sequence[str]) -> TypeError:
@@ -14,6 +20,20 @@ def unknown_parameter(name: str, known: Sequence[str]) -> TypeError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return TypeError(f"{name!r} is not a parameter{hint}")
+
+
+def names_checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function answer a keyword that it has not with the nearest one that it has."""
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise unknown_parameter(name, known)
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def choice(name: str, value: object, known: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,8 +27,9 @@ _SETTINGS_OF_TRAIN = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    args = _parser().parse_args(arguments)
+    warnings.formatwarning = _warning
     try:
+        args = _parser().parse_args(arguments)
         result = args.call(args)
     except BrokenPipeError:
         return 0
@@ -37,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return int(result or 0)
+
+
+def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """Word a warning for people: without the line of code that gave it."""
+    return f"pantheraml: warning: {message}\n"
 
 
 # ---- commands --------------------------------------------------------------------------------
@@ -52,7 +59,7 @@ def _train(args: argparse.Namespace) -> int:
             init=args.lora_init,
         )  # fmt: skip
     run = pm.finetune(_model(args), args.data, eval_data=args.eval_data, name=args.name, **settings)
-    print(f"run {run.name} in {run.folder}")
+    print(f"run {run.name} in {run.folder}", flush=True)
     return 0 if args.detach else _watch(run)
 
 
@@ -216,9 +223,9 @@ def _monitor(_: argparse.Namespace) -> NoReturn:
 
 
 def _watch(run: pm.Run) -> int:
-    from pantheraml.live import watch
-
     try:
+        from pantheraml.live import watch
+
         watch(run)
     except KeyboardInterrupt:
         print(f"\ndetached; the run goes on. Come back by: pantheraml attach {run.name}")

@@ -7,6 +7,7 @@ by name, before a run folder exists; the engine checks ``run.json`` again when i
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import warnings
@@ -264,7 +265,7 @@ class Settings:
             ),
             "learning_rate": number("learning_rate", self.learning_rate, 0, 1e3),
             "lr_scheduler_type": self.lr_scheduler_type,
-            "lr_scheduler_kwargs": dict(self.lr_scheduler_kwargs or {}),
+            "lr_scheduler_kwargs": scheduler_kwargs(self.lr_scheduler_kwargs),
             **self._warmup(),
             **self._optimizer(),
             "weight_decay": number("weight_decay", self.weight_decay, 0, 1e3),
@@ -397,6 +398,21 @@ class Settings:
             raise InvalidError("lora must be a pantheraml.LoRA(…)")
 
 
+def scheduler_kwargs(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Check that a schedule's keywords are names with numbers, words or truth values."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InvalidError(f"lr_scheduler_kwargs must be a dict, it is {given!r}")
+    for name, value in given.items():
+        finite = isinstance(value, int | float) and math.isfinite(value)
+        if not isinstance(name, str) or not (finite or isinstance(value, str) or value is None):
+            raise InvalidError(
+                f"lr_scheduler_kwargs: {name!r} must be a finite number or a word, it is {value!r}"
+            )
+    return dict(given)
+
+
 def optimizer_args(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """Make ``{"momentum": 0.9}`` of that, or of Trainer's ``"momentum=0.9,nesterov=true"``."""
     if isinstance(given, str):
@@ -452,6 +468,8 @@ def device_list(devices: str | int | Sequence[str]) -> list[str]:
         if devices == "auto":
             devices = "cuda" if _gpus() > 0 else "cpu"
         devices = [devices]
+    if not isinstance(devices, Sequence):
+        raise InvalidError(f'devices must be "auto", names or a number, it is {devices!r}')
     names = [_device(name) for name in devices]
     if not names:
         raise InvalidError("devices is empty; one worker is the least")
@@ -483,7 +501,11 @@ def _gpus() -> int:
 
 
 def _template_text(value: str | os.PathLike[str]) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidError(f"chat_template must be a file or a template's text, it is {value!r}")
     text = os.fspath(value)
+    if not text.strip():
+        raise InvalidError("chat_template is empty; None takes the model's own")
     if "{{" in text or "{%" in text:
         return text
     path = Path(text).expanduser()

@@ -1,7 +1,8 @@
 """Export: what was trained, as other tools read it.
 
 Everything is written into a folder beside the one that was asked for, which takes its name when it
-is whole. What was there before is never written over; what fails leaves nothing.
+is whole. An earlier export that nobody has touched gives way to it; anything else that is there is
+never written over. What fails leaves what was there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 from pantheraml import _native, config, gguf
-from pantheraml.errors import BusyError, Error, InvalidError, NoMemoryError, NotFoundError
+from pantheraml.errors import (
+    BusyError,
+    Error,
+    InvalidError,
+    IOFailed,
+    NoMemoryError,
+    NotFoundError,
+)
+
+#: Lies in each folder and says what is in it, so that the next export knows it for one of ours.
+NOTE = "pantheraml.json"
+#: Stands near the beginning of each GGUF file.
+GGUF_MARK = b"pantheraml.run"
 
 FORMATS = ("peft", "merged", "gguf")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -122,18 +135,24 @@ def check(full: bool, format: str | None, dtype: str | None) -> tuple[str, str]:
 
 
 def write(request: Request, target: Path) -> Export:
-    """Write an export to `target`, which must not be there, or be an empty folder.
+    """Write an export to `target`: a new name, an empty folder, or an earlier export.
 
     Raises
     ------
     BusyError
-        There is something under that name.
+        There is something else under that name.
+    IOFailed
+        It cannot be written there.
     """
     begun = time.monotonic()
     one_file = request.format == "gguf" and target.suffix == ".gguf"
     _refuse_what_is_there(target, one_file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(target) as folder:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(target)
+    except OSError as error:
+        raise IOFailed(f"{target.parent} cannot be written to: {error.strerror}") from None
+    with _gone_afterwards(beside) as folder:
         if request.format == "peft":
             made = _copy_adapter(request, folder)
         elif request.format == "merged":
@@ -143,6 +162,8 @@ def write(request: Request, target: Path) -> Export:
         read = folder / made["file"] if request.format == "gguf" else folder
         made |= _read_back(request, read, made["notes"])
         size = sum(file.stat().st_size for file in folder.iterdir())
+        if not one_file:
+            _leave_note(request, folder, made["dtype"])
         _publish(folder / made["file"] if one_file else folder, target, one_file)
     made |= {"format": request.format, "step": request.step, "bytes": size}
     made |= {"notes": tuple(made["notes"]), "seconds": time.monotonic() - begun}
@@ -160,16 +181,53 @@ def write(request: Request, target: Path) -> Export:
 def _refuse_what_is_there(target: Path, one_file: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return
-    if not one_file and target.is_dir() and not any(target.iterdir()):
+    if one_file and _is_our_file(target):
         return
-    raise BusyError(f"{target} is there already; give a new name or an empty folder")
+    if not one_file and target.is_dir() and (not any(target.iterdir()) or _is_our_folder(target)):
+        return
+    raise BusyError(
+        f"{target} is there already, and is not (or not only) an earlier export: give a new name "
+        "or an empty folder"
+    )
+
+
+def _is_our_file(target: Path) -> bool:
+    if target.is_symlink() or not target.is_file():
+        return False
+    with target.open("rb") as file:
+        head = file.read(1 << 16)
+    return head.startswith(b"GGUF") and GGUF_MARK in head
+
+
+def _is_our_folder(target: Path) -> bool:
+    """Whether an export made it, and every file in it is as that left it."""
+    if target.is_symlink():
+        return False
+    try:
+        files = json.loads((target / NOTE).read_text(encoding="utf-8"))["files"]
+        there = {path.name: path.lstat().st_size for path in target.iterdir() if path.name != NOTE}
+        return bool(files == there)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _leave_note(request: Request, folder: Path, dtype: str) -> None:
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    said = {"run": request.run["name"], "step": request.step, "format": request.format}
+    said |= {"dtype": dtype, "files": files}
+    (folder / NOTE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    _sync(folder / NOTE)
+
+
+def _beside(target: Path) -> Path:
+    """Make a folder beside the target."""
+    folder = target.parent / f".{target.name}.tmp-{os.getpid()}-{time.monotonic_ns()}"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """Make a folder beside the target, gone when this is over."""
-    folder = target.parent / f".{target.name}.tmp-{os.getpid()}-{time.monotonic_ns()}"
-    folder.mkdir(mode=0o700)
+def _gone_afterwards(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
@@ -177,22 +235,40 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 def _publish(made: Path, target: Path, one_file: bool) -> None:
-    """Give it its name. A folder may take an empty folder's place, a file nobody's."""
+    """Give it its name; an earlier export gives way, in one piece."""
     mask = _umask()
     for file in made.iterdir() if made.is_dir() else [made]:
         file.chmod(0o644 & ~mask)
     _sync(made)
-    try:
-        if one_file:
+    _refuse_what_is_there(target, one_file)  # it was asked before all that was written, too
+    if one_file and target.exists():
+        made.replace(target)
+    elif one_file:
+        try:
             os.link(made, target)
-        else:
-            made.chmod(0o755 & ~mask)
-            made.rename(target)
+        except FileExistsError:
+            raise BusyError(f"{target} is there now; give another name") from None
+    else:
+        made.chmod(0o755 & ~mask)
+        _take_the_place(made, target)
+    _sync(target.parent)
+
+
+def _take_the_place(made: Path, target: Path) -> None:
+    old = target.parent / f"{made.name}.old"
+    earlier = target.is_dir() and any(target.iterdir())
+    if earlier:
+        target.rename(old)
+    try:
+        made.rename(target)
     except OSError as error:
-        if target.exists():
+        if earlier:
+            old.rename(target)
+        elif target.exists():
             raise BusyError(f"{target} is there now; give another name") from error
         raise
-    _sync(target.parent)
+    if earlier:
+        shutil.rmtree(old)
 
 
 def _umask() -> int:

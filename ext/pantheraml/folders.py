@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pantheraml import sums
-from pantheraml.errors import BusyError, CorruptError, InvalidError, NotFoundError
+from pantheraml.errors import (
+    BusyError,
+    CorruptError,
+    Error,
+    InvalidError,
+    IOFailed,
+    NotFoundError,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ADJECTIVES = (
@@ -54,8 +61,24 @@ def create(name: str | None, model: str) -> Path:
     ------
     BusyError
         A run of that name is there already.
+    IOFailed
+        The folder of runs cannot be made or written to.
     """
     parent = runs_folder()
+    try:
+        return _create(parent, name, model)
+    except (FileExistsError, NotADirectoryError):
+        raise IOFailed(f"{parent} cannot hold runs: it, or what it is in, is a file") from None
+    except OSError as error:
+        if isinstance(error, Error):
+            raise
+        raise IOFailed(
+            f"no run can be made in {parent} ({error.strerror or error}); set PANTHERAML_RUNS to a "
+            "folder that can be written to"
+        ) from None
+
+
+def _create(parent: Path, name: str | None, model: str) -> Path:
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if name is not None:
         folder = parent / check_name(name)

@@ -73,6 +73,7 @@ class Following:
         self._gone = False  # it has no coordinator, as far as we know
         self._lost = False  # its coordinator died, and another one is on its way
         self._closed = False
+        self._resumed_at = 0  # number of the last event when we let it go on
         self._subscribers: list[Subscriber] = []
         self._log = LogReader(folder)
 
@@ -409,9 +410,25 @@ class Following:
     def _is_over(self) -> bool:
         return self.state in ENDED
 
+    def _stands(self) -> bool:
+        """Whether it stands for a reason of its own, since before anybody let it go on.
+
+        A pause that was asked for has no reason; while the disk is full, `reason` is the disk's.
+        """
+        with self._changed:
+            record = self._record
+            since = record.state_seq > self._resumed_at
+            return record.state == "paused" and bool(record.reason) and since and not self._gone
+
+    def _will_not_end(self) -> bool:
+        """Whether there is nothing to wait for: it has ended, or stands for good."""
+        return self._is_over() or self._stands()
+
     def _raise_failure(self) -> None:
         if self.state == "failed":
             raise RunFailed(f"run {self.name} failed: {self.reason}")
+        if self._stands():
+            raise RunFailed(f"run {self.name} stands: {self.reason}")
 
     def _wait_for(self, over: Callable[[], bool], timeout: float | None, what: str) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -50,7 +50,8 @@ def pairs(folder: Path, name: str, vocab: int) -> list[Pair]:
     NotInThisVersion
         llama.cpp has no such tokenizer; the message names what is different.
     """
-    found = [_pair("general.name", "string", name)]
+    # The second says whose file it is: an export may take the place of an earlier one only.
+    found = [_pair("general.name", "string", name), _pair("pantheraml.run", "string", name)]
     path = folder / "tokenizer.json"
     if not path.is_file():
         return [*found, _pair("tokenizer.ggml.model", "string", "no_vocab")]

@@ -17,19 +17,23 @@ def resolve(model: str | os.PathLike[str]) -> Path:
 
     Raises
     ------
+    InvalidError
+        It is neither a path nor a name, or a file.
     NotFoundError
         Neither a folder nor a repository of that name exists.
     PeerError
         The hub cannot be reached, and no earlier copy is there.
     """
+    if not isinstance(model, str | os.PathLike) or not os.fspath(model):
+        raise InvalidError(f"model must be a folder or a name on the hub, it is {model!r}")
     path = Path(model).expanduser()
     if path.is_dir():
         return path.absolute()
     name = os.fspath(model)
-    if not isinstance(name, str) or path.is_absolute() or name.startswith((".", "~")):
-        raise NotFoundError(f"model: there is no folder {path}")
     if path.is_file():
         raise InvalidError(f"model: {path} is a file; give the folder that config.json is in")
+    if not isinstance(name, str) or path.is_absolute() or name.startswith((".", "~")):
+        raise NotFoundError(f"model: there is no folder {path}")
     if name.count("/") > 1 or not name.strip("/"):
         raise NotFoundError(f"model: there is no folder {name}, and it is no hub name (owner/name)")
     return _fetch(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml import _native
-from pantheraml.checks import choice, number, truth, whole
+from pantheraml.checks import choice, names_checked, number, truth, whole
 from pantheraml.errors import InvalidError, NotFoundError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -208,6 +208,9 @@ class LoRA:
             "lora_modules_to_save": saved,
             "lora_init": "",
         }
+
+
+LoRA.__init__ = names_checked(LoRA.__init__)  # type: ignore[method-assign]
 
 
 def _groups(made: Sequence[Module]) -> list[dict[str, Any]]:

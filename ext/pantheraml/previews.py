@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -149,10 +150,12 @@ def preview(data: Data, model: str | os.PathLike[str], rows: int, chosen: Settin
         raise InvalidError(f"rows must be a number from 1 on, it is {rows!r}")
     given = look_at(data)
     options = chosen.data_options(held_out=False)
-    max_length = chosen.resolve(1 << 20)["max_length"]
+    chosen.resolve(1 << 20)  # what is wrong with them comes before a download
+    path = hub.resolve(model)
     folder = tokenise.load_model_folder(
-        hub.resolve(model), options.get("chat_template"), options.get("chat_template_kwargs")
+        path, options.get("chat_template"), options.get("chat_template_kwargs")
     )
+    max_length = chosen.resolve(_positions(path))["max_length"]
     if isinstance(given, GivenFile) and given.source.format == "txt":
         return _of_text(given.source.path, folder, rows, max_length)
     found = list(islice(given.rows(), rows))
@@ -171,6 +174,12 @@ def preview(data: Data, model: str | os.PathLike[str], rows: int, chosen: Settin
     note = f"rows longer than max_length={max_length:,} {done}"
     shown = [_row(_place(row), folder, ids, labels, edge) for row, (ids, labels) in made]
     return Preview(shown, kind, note)
+
+
+def _positions(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = config.get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 1 else 1 << 20
 
 
 def _of_text(path: Path, model: tokenise.ModelFolder, rows: int, max_length: int) -> Preview:

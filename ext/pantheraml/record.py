@@ -81,6 +81,7 @@ class RunRecord:
         self.timeline = 0
         self.state = "starting"
         self.reason = ""
+        self.state_seq = 0  # of the event that said so
         self.code = ""
         self.step = 0
         self.max_steps = 0
@@ -108,7 +109,7 @@ class RunRecord:
             handler(self, event)
 
     def _state(self, event: Event) -> None:
-        self.state = event["state"]
+        self.state, self.state_seq = event["state"], event["seq"]
         self.reason, self.code = event.get("reason", ""), event.get("code", "")
         if self.state == "starting":
             self._begin_again(event)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from pantheraml import config, folders
 from pantheraml.asking import Asking
+from pantheraml.checks import names_checked
 from pantheraml.commands import Command, Evaluation, Sample
 from pantheraml.errors import BusyError, InvalidError, NotFoundError, NotInThisVersion, PeerError
 from pantheraml.following import followed, remember
@@ -94,6 +95,7 @@ class Run(Asking):
             fields = {}
             if nonfinite is not None:
                 fields["nonfinite"] = config.choice("nonfinite", nonfinite, ("pause", "skip"))
+            self._resumed_at = self._record.seq
             return self._stand(self._command("resume", wait=wait, **fields), "running", wait)
         self._start_again(self._checkpoint_named(checkpoint), accept_changes)
         if wait:
@@ -126,7 +128,7 @@ class Run(Asking):
                 fields[name] = config.choice(name, value, config.SCHEDULES)
                 continue
             if name == "lr_scheduler_kwargs":
-                fields[name] = dict(value)
+                fields[name] = config.scheduler_kwargs(value)
                 continue
             low, high = TUNABLE[name]
             if name.endswith("_steps"):  # evaluation, saving, warmup, accumulation
@@ -179,7 +181,8 @@ class Run(Asking):
         self, text: str | None = None, *, stream: Literal[True], **settings: Any
     ) -> SampleStream: ...
 
-    def sample(  # type: ignore[misc]
+    @names_checked  # type: ignore[misc]
+    def sample(
         self,
         text: str | Sequence[str] | None = None,
         *,
@@ -248,6 +251,7 @@ class Run(Asking):
         """Make text of token ids, without special tokens."""
         return self._text.decode(token_ids)
 
+    @names_checked
     def export(
         self,
         folder: str | os.PathLike[str],
@@ -263,7 +267,8 @@ class Run(Asking):
         Parameters
         ----------
         folder
-            Where to: a new name, or an empty folder. With ``format="gguf"`` a name that ends in
+            Where to: a new name, an empty folder, or where an earlier export is that nobody has
+            changed, which this one replaces. With ``format="gguf"`` a name that ends in
             ``.gguf`` is the file itself; else the folder gets a ``model.gguf``.
         format
             ``"peft"``, an adapter folder that PEFT loads, is the default for LoRA; ``"merged"``, a
@@ -288,7 +293,9 @@ class Run(Asking):
         Raises
         ------
         BusyError
-            There is something under that name; nothing is ever written over.
+            There is something else under that name; only an earlier export is written over.
+        IOFailed
+            It cannot be written there.
         """
         from pantheraml import export
 
@@ -403,14 +410,15 @@ class Run(Asking):
         Raises
         ------
         RunFailed
-            It failed; the message says why.
+            It failed, or stands since a step that was not finite and will not go on by itself; the
+            message says why. A run that somebody has paused is waited for.
         TimedOut
             The timeout (seconds) passed; the run goes on.
         """
         if not self._is_over():
             self._there()
         with self._leave_alone():
-            self._wait_for(self._is_over, timeout, "the run's end")
+            self._wait_for(self._will_not_end, timeout, "the run's end")
         self._raise_failure()
         return self
 
@@ -425,7 +433,7 @@ class Run(Asking):
 
         unsubscribe = self.subscribe(wake)
         try:
-            while not self._is_over():
+            while not self._will_not_end():
                 self._there()
                 await changed.wait()
                 changed.clear()

@@ -30,6 +30,8 @@ def prompts(
     if sum(prompt is not None for prompt in (text, messages, input_ids)) != 1:
         raise TypeError("sample() takes one of text, messages=, input_ids=")
     if text is not None:
+        if not isinstance(text, str | Sequence):
+            raise InvalidError(f"a prompt must be text, or a list of texts, it is {text!r}")
         several = not isinstance(text, str)
         found = [run._text.encode(one) for one in ([text] if isinstance(text, str) else text)]
     elif messages is not None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pantheraml.errors import NotFoundError
+from pantheraml.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,7 +41,7 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """Tokenise a prompt as it is, with the special tokens that the tokenizer adds itself."""
-        return list(self._tokenizer.encode(text).ids)
+        return list(self._tokenizer.encode(_whole(text)).ids)
 
     def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Tokenise a conversation up to where the assistant begins."""
@@ -50,8 +50,19 @@ class Text:
         turns = chat.check([dict(turn) for turn in messages])
         given = chat.of_run(self._run, self._data)
         prompt = chat.load(self._folder, *given).render(turns, prompt=True)
-        return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(_whole(prompt), add_special_tokens=False).ids)
 
     def decode(self, token_ids: list[int]) -> str:
         """Make text, without special tokens."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def _whole(text: object) -> str:
+    """Refuse what no tokenizer takes."""
+    if not isinstance(text, str):
+        raise InvalidError(f"a prompt must be text, it is {text!r}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidError("the prompt has half a surrogate pair, which is no text") from None
+    return text

@@ -61,6 +61,10 @@ def test_unknown_parameter_suggests(name: str, near: str, runs: Path, model: Pat
         ({"devices": []}, "devices is empty"),
         ({"devices": 0}, "devices must be from 1"),
         ({"devices": "gpu"}, "'gpu' is no device"),
+        ({"devices": None}, "devices must be"),
+        ({"devices": 5.5}, "devices must be"),
+        ({"lr_scheduler_kwargs": 3}, "lr_scheduler_kwargs must be a dict"),
+        ({"lr_scheduler_kwargs": {"min_lr": math.nan}}, "'min_lr' must be a finite number"),
         ({"memory_limit": "8 apples"}, "memory_limit must look like"),
         ({"method": "full", "lora": pm.LoRA()}, "trains every weight"),
         ({"optim": "lion"}, "optim must be one of"),
@@ -248,6 +252,9 @@ def test_finding_runs(runs: Path) -> None:
         (3, pm.InvalidError, "must be a file or a list"),
         ({"text": ["a"]}, pm.InvalidError, "not one dict of columns"),
         ([], pm.InvalidError, "no rows"),
+        ("https://example.com/rows.jsonl", pm.InvalidError, "is an address; download it"),
+        ("owner/rows", pm.NotFoundError, r'load_dataset\("owner/rows"'),
+        ([{"text": None}], pm.InvalidError, r"'text' \(null\)"),
     ],
 )
 def test_bad_sources_leave_no_run(
@@ -260,6 +267,49 @@ def test_bad_sources_leave_no_run(
     with pytest.raises(error, match=words):
         pm.finetune(model, data)
     assert pm.runs() == [] and (not runs.exists() or not list(runs.iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"eval_steps": 5}, "need eval_data or eval_split"),
+        ({"chat_template": ""}, "chat_template is empty"),
+        ({"chat_template": 5}, "chat_template must be a file"),
+        ({"model": None}, "model must be a folder or a name"),
+        ({"model": ""}, "model must be a folder or a name"),
+        ({"model": "config.json"}, "is a file; give the folder"),
+    ],
+)
+def test_bad_settings_leave_no_run(
+    settings: dict[str, Any], words: str, runs: Path, model: Path
+) -> None:
+    given = {"model": model} | settings
+    if given["model"] == "config.json":
+        given["model"] = model / "config.json"
+    with pytest.raises(pm.InvalidError, match=words):
+        pm.finetune(data=[{"text": "a b c"}], **given)
+    assert not runs.exists()
+
+
+def test_names_of_every_call_are_suggested(model: Path) -> None:
+    for call in (
+        lambda: pm.LoRA(lora_alfa=8),  # type: ignore[call-arg]
+        lambda: pm.preview("x.jsonl", model, max_len=8),  # type: ignore[call-arg]
+        lambda: pm.Run.sample(None, "x", temprature=1),  # type: ignore[call-overload]
+        lambda: pm.Run.export(None, "x", formt="peft"),  # type: ignore[call-arg,arg-type]
+    ):
+        with pytest.raises(TypeError, match="is not a parameter; did you mean"):
+            call()
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside", "/proc/none", "/sys/kernel"])
+def test_runs_that_cannot_be_kept_there(
+    place: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("PANTHERAML_RUNS", str(tmp_path / place))
+    with pytest.raises(pm.IOFailed, match="cannot hold runs|no run can be made in"):
+        pm.finetune(model, [{"text": "a b c"}], name="x")
 
 
 def test_hub_without_a_network_is_one_sentence(

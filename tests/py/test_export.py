@@ -112,6 +112,33 @@ def test_nothing_is_written_over(trained: pm.Run, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
+def test_a_cell_that_exports_can_be_run_again(trained: pm.Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = trained.export(out, "peft", verify=False)
+    kept = sorted(p.name for p in first.iterdir())
+    (out / "adapter_model.safetensors").chmod(0o600)  # what the next one writes is its own
+    again = trained.export(out, "peft", verify=False)
+    assert sorted(p.name for p in again.iterdir()) == kept
+    assert trained.export(out, "merged", verify=False) == out  # also one of another kind
+    assert not (out / "adapter_model.safetensors").exists() and (out / "config.json").is_file()
+    file = tmp_path / "out.gguf"
+    assert trained.export(file, "gguf", verify=False) == trained.export(file, "gguf", verify=False)
+    assert {p.name for p in tmp_path.iterdir()} - {"runs"} == {"out", "out.gguf"}
+
+    (out / "README.md").write_text("mine")
+    with pytest.raises(pm.BusyError, match="there already"):
+        trained.export(out, "merged", verify=False)
+    (out / "README.md").unlink()
+    (out / "config.json").write_text("{}")
+    with pytest.raises(pm.BusyError, match="there already"):
+        trained.export(out, "merged", verify=False)
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(pm.BusyError, match="there already"):
+        trained.export(tmp_path / "link", "merged", verify=False)
+    with pytest.raises(pm.IOFailed, match="cannot be written to"):
+        trained.export("/proc/none/out", verify=False)
+
+
 def test_bad_words(trained: pm.Run, tmp_path: Path) -> None:
     for format, dtype in (("merged", "q8_0"), ("gguf", "float32"), ("peft", "bfloat16")):
         with pytest.raises(pm.InvalidError, match="dtype"):

@@ -101,9 +101,12 @@ def test_every_source(kind: str, model: Path, tmp_path: Path) -> None:
 
 def test_many_parts_and_long_rows_are_short(model: Path) -> None:
     labels = [-100 if i % 2 else i % 256 for i in range(5000)]
-    seen = pm.preview([{"input_ids": [i % 256 for i in range(5000)], "labels": labels}], model)
+    seen = pm.preview(
+        [{"input_ids": [i % 256 for i in range(5000)], "labels": labels}], model, max_length=8192
+    )
     assert len(seen.rows[0].parts) > 2000
     long = pm.preview([{"text": "y" * 50000}], model, packing=False)
+    assert "max_length=256 " in long.note  # the model's positions, as a run has it
     assert len(repr(long)) < 2 * previews.SHOWN and "characters …" in repr(long)
 
 

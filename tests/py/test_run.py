@@ -113,7 +113,27 @@ def test_wrong_commands(start: Start) -> None:
             call()
     with pytest.raises(pm.BusyError, match="there is a run"):
         start(name=run.name)
+    for kwargs in (3, {"min_lr": math.nan}, {"min_lr": []}):
+        with pytest.raises(pm.InvalidError, match="lr_scheduler_kwargs"):
+            run.set(lr_scheduler_kwargs=kwargs)
     assert run.state == "running"
+
+
+def test_a_folder_that_is_removed_under_a_run(start: Start) -> None:
+    run = start(max_steps=FOREVER)
+    at_step(run, 1)
+    shutil.rmtree(run.folder)
+    until(
+        lambda: any("has been removed" in str(e.get("message")) for e in run.events()), 30, "word"
+    )
+    step = run.step
+    at_step(run, step + 1)
+    assert (run.checkpoint(wait=True).path / "adapter_model.safetensors").is_file()
+    with pytest.raises(pm.NotFoundError):
+        pm.attach(run.name)
+    run.stop(wait=True)
+    assert run.state == "stopped"
+    end(run)
 
 
 def test_two_workers_are_one(start: Start) -> None:
@@ -139,7 +159,7 @@ def test_adapter_folder_is_peft_s(start: Start, tmp_path: Path, model: Path) -> 
     out = run.export(tmp_path / "out", format="peft")
     assert out.difference == 0
     assert {path.name for path in out.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors",
+        "adapter_config.json", "adapter_model.safetensors", "pantheraml.json",
     }  # fmt: skip
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 4 and config["lora_alpha"] == 8
@@ -347,6 +367,10 @@ def test_not_finite_numbers_arrive_as_numbers(start: Start, model: Path, tmp_pat
     run = start(model=folder, max_steps=3)
     until(lambda: run.state == "paused", 60, "the run to stand still")
     assert "not finite" in run.reason
+    with pytest.raises(pm.RunFailed, match="stands: step 1 is not finite"):
+        run.wait(60)  # nothing would ever end this
+    with pytest.raises(pm.RunFailed, match="stands"):
+        asyncio.run(run.wait_async())
     assert all(isinstance(row["loss"], float) for row in run.history)
     assert not math.isfinite(run.history[0]["loss"])
     assert "nan" in run.to_html() or "inf" in run.to_html()

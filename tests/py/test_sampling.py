@@ -97,6 +97,9 @@ def test_refused_by_name(run: pm.Run) -> None:
         run.sample([PROMPT], stream=True)
     with pytest.raises(pm.InvalidError, match="no prompts"):
         run.sample([])
+    for prompt, words in ((5, "a prompt must be text"), ([5], "must be text"), ("\ud800", "half")):
+        with pytest.raises(pm.InvalidError, match=words):
+            run.sample(prompt)  # type: ignore[call-overload]
 
 
 def test_what_may_become_a_stop_string_is_held_back() -> None:

@@ -173,6 +173,8 @@ typedef struct coordinator {
     char trouble[1400], trouble_cause[1000];
     double trouble_since, trouble_tried;
     size_t trouble_lines, held_max;
+    bool removed; /* the log's file is gone: said once */
+    double folder_looked_at;
     int64_t held_pause;   /* number of our pause command, 0: none */
     double run_unwritten; /* run.json lacks the identity: when it was tried last, 0: it does not */
 } coordinator;

@@ -322,6 +322,12 @@ static pml_status read_bytes(const eventlog *log, int64_t begin, char *out, size
     return PML_OK;
 }
 
+bool eventlog_removed(const eventlog *log)
+{
+    struct stat st;
+    return fstat(log->fd, &st) == 0 && st.st_nlink == 0;
+}
+
 pml_status eventlog_read(eventlog *log, int64_t from, char *out, size_t capacity, size_t *size,
                          int64_t *next, pml_error *err)
 {

@@ -53,6 +53,9 @@ bool eventlog_next(eventlog *log, const char **text, size_t *size);
 /* Lines that may not be announced yet, and the bytes that are kept in memory for them. */
 size_t eventlog_waiting(const eventlog *log, size_t *bytes);
 
+/* Whether the file has been removed under us, so that nobody will read what is in it. */
+bool eventlog_removed(const eventlog *log);
+
 /* Announced lines from seq `from` on, joined by commas, as many as fit into out. *next: the first
  * seq that is not in it (= from when from is past the end). */
 pml_status eventlog_read(eventlog *log, int64_t from, char *out, size_t capacity, size_t *size,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from pantheraml.data.readers import need_pyarrow, read, source_of, without_nulls
 from pantheraml.data.rows import FIELDS, Row, Source, kind_of
-from pantheraml.errors import InvalidError
+from pantheraml.errors import InvalidError, NotFoundError
 from pantheraml.folders import private_file
 
 Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
@@ -157,6 +158,8 @@ def look_at(data: Data, name: str = "data") -> Given:
     InvalidError, NotFoundError
         It is none that can be read; the message says what to give instead.
     """
+    if isinstance(data, str):
+        _refuse_what_is_elsewhere(data, name)
     if isinstance(data, str | os.PathLike):
         return GivenFile(name, Path(data).expanduser().absolute())
     if isinstance(data, Mapping):
@@ -177,6 +180,17 @@ def look_at(data: Data, name: str = "data") -> Given:
     if isinstance(data, list | tuple) and not data:
         raise InvalidError(f"{name}: there are no rows in it")
     return GivenRows(name, data)
+
+
+def _refuse_what_is_elsewhere(text: str, name: str) -> None:
+    """An address, or a data set's name on the hub, is no file here: say how to get it."""
+    if re.match(r"[a-z0-9+]{2,}://", text):
+        raise InvalidError(f"{name}: {text} is an address; download it, and give the file")
+    if re.fullmatch(r"[\w-]+/[\w-]+", text) and not Path(text).exists():
+        raise NotFoundError(
+            f"{name}: there is no file {text}; if it is a data set on the hub, give "
+            f'datasets.load_dataset("{text}", split="train")'
+        )
 
 
 def _is_table(data: object) -> bool:

@@ -95,8 +95,13 @@ def kind_of(row: Row) -> Kind:
     for kind, needed in KINDS.items():
         if all(row.fields.get(name) is not None for name in needed):
             return kind
-    have = ", ".join(repr(name) for name in row.fields) or "nothing"
+    have = ", ".join(map(_named, row.fields.items())) or "nothing"
     raise row.fail(f"a row must be {_EXPECTED}; this one has {have[:300]}")
+
+
+def _named(field: tuple[str, Any]) -> str:
+    name, value = field
+    return f"{name!r} (null)" if value is None else repr(name)
 
 
 def same_kind(row: Row, kind: Kind) -> None:
