@@ -33,6 +33,12 @@ typedef struct harness {
 /* Programs, from argv of the test; answers false (and says how) when they are not given. */
 bool harness_programs(int argc, char **argv);
 
+/* Whether nothing else runs beside this test, so that it may judge by the clock: PML_QUIET, as
+ * tools/chaos/hang.py sets it. */
+bool harness_is_quiet(void);
+/* Seconds to wait for what takes at most `quiet` there; elsewhere it only has to come. */
+double harness_bound(double quiet);
+
 /* A folder with run.json. extra: fields put in place of the defaults, e.g. "\"save_steps\":5";
  * NULL. A run of these tests does not go on by itself, unless extra has "restart". */
 harness *harness_new(int workers, int max_steps, const char *extra);
@@ -58,7 +64,7 @@ pml_message *harness_ask_as(harness *h, const char *id, const char *type, const 
 int64_t harness_command(harness *h, const char *verb, const char *fields);
 
 /* The first event from index `from` on of this type where field (may be NULL) reads as value (a
- * word, or a number in decimal); waits for it, and fails the test after 20 s. Its index is stored
+ * word, or a number in decimal); waits for it. Its index is stored
  * in *index (may be NULL). Borrowed. */
 const pml_message *harness_event(harness *h, int from, pml_message_type type, const char *field,
                                  const char *value, int *index);
@@ -71,6 +77,7 @@ void harness_wait_state(harness *h, const char *state);
 /* Process of a worker now, from `status`. */
 pid_t harness_worker_pid(harness *h, int rank);
 bool process_is_there(pid_t pid);
+/* On a quiet machine within so many seconds. */
 void harness_wait_gone(pid_t pid, double seconds);
 
 /* The whole of a file in the run folder; "" when it is not there. The caller frees it. */

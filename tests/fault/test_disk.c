@@ -53,7 +53,7 @@ static void mend(void)
 /* The end of a checkpoint command: its event, or NULL and why in *words. */
 static const pml_message *end_of_checkpoint(harness *h, int64_t number, const char **words)
 {
-    double deadline = pml_clock_monotonic() + 20;
+    double deadline = pml_clock_monotonic() + harness_bound(20);
     *words = NULL;
     for (int i = 0; pml_clock_monotonic() < deadline;) {
         for (; i < h->n_events; i++) {
@@ -164,7 +164,7 @@ static void a_stop_does_not_wait_for_ever(void **state)
     double begin = pml_clock_monotonic();
     harness_command(h, "stop", "");
     harness_wait_state(h, "failed");
-    assert_true(pml_clock_monotonic() - begin < 15);
+    assert_true(pml_clock_monotonic() - begin < harness_bound(15));
     const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
     assert_non_null(strstr(pml_message_string(m, "reason"), strerror(EROFS)));
     mend();
@@ -182,7 +182,7 @@ static pml_message *status_of(harness *h)
 
 static void wait_for_trouble(harness *h, int code)
 {
-    for (double end = pml_clock_monotonic() + 20; pml_clock_monotonic() < end;) {
+    for (double end = pml_clock_monotonic() + harness_bound(20); pml_clock_monotonic() < end;) {
         pml_message *m = status_of(h);
         char words[1500];
         snprintf(words, sizeof words, "%s", pml_message_string(m, "trouble"));
@@ -268,7 +268,7 @@ static void what_waits_is_bounded(void **state)
     harness_event(h, 0, PML_EVENT_step, "step", "5", NULL);
     set_faults(1, INT64_MAX, ENOSPC);
     wait_for_trouble(h, ENOSPC);
-    for (double end = pml_clock_monotonic() + 20;;) {
+    for (double end = pml_clock_monotonic() + harness_bound(20);;) {
         pml_message *m = status_of(h);
         bool paused = strcmp(pml_message_string(m, "state"), "paused") == 0;
         pml_message_destroy(&m);
@@ -321,7 +321,7 @@ static void what_waits_is_bounded(void **state)
 /* Finished; or failed before its first step, by file and reason. */
 static void wait_for_its_end(harness *h)
 {
-    for (double end = pml_clock_monotonic() + 20;;) {
+    for (double end = pml_clock_monotonic() + harness_bound(20);;) {
         pml_message *m = status_of(h);
         bool finished = strcmp(pml_message_string(m, "state"), "finished") == 0;
         bool failed = strcmp(pml_message_string(m, "state"), "failed") == 0;

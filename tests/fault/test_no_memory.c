@@ -58,7 +58,7 @@ static void talk(harness *h)
 static int wait_in_time(harness *h, long number)
 {
     int status = 0;
-    double end = pml_clock_monotonic() + 30;
+    double end = pml_clock_monotonic() + harness_bound(30);
     while (waitpid(h->coordinator, &status, WNOHANG) == 0) {
         if (pml_clock_monotonic() > end)
             fail_msg("it hangs after allocation %ld was refused", number);
