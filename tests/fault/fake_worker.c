@@ -3,10 +3,10 @@
  *   FAKE_STEP_MS       milliseconds of a step (2)
  *   FAKE_NAN_STEP      loss of this step is not a number
  *   FAKE_FAIL_STEP     this step fails
- *   FAKE_LOAD_MS       milliseconds of loading
- *                      (4 s where the run folder has a file `slow`)
+ *   FAKE_LOAD_MS       milliseconds of loading, and for as long as the run folder has a file `slow`
  *   FAKE_SAVE_MS       milliseconds of writing a checkpoint
- *   FAKE_HANG_STEP     the last rank does not come back from this step, once in the run's life
+ *   FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
+ *   FAKE_HANG_RANK     this one (the last)
  *
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
  * used, one line a step, to used-RANK.txt in the run folder: the oracle for "on all workers at one
@@ -19,6 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "fake_learns.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/base/hash.h"
@@ -80,7 +81,11 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
         return PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
     setup->progress(setup->user, "loading", 0.5);
     snprintf(path, sizeof path, "%.4000s/slow", setup->folder);
-    pml_clock_sleep(access(path, F_OK) == 0 ? 4 : number("FAKE_LOAD_MS", 0) / 1e3);
+    pml_clock_sleep(number("FAKE_LOAD_MS", 0) / 1e3);
+    while (access(path, F_OK) == 0) {
+        pml_clock_sleep(0.005);
+        setup->tick(setup->user);
+    }
     facts->max_steps = j->max_steps;
     facts->has_eval = pml_message_string(setup->run, "eval_data")[0] != '\0';
     facts->available = 1 << 20;
@@ -134,7 +139,8 @@ static double fake_factor(const job *j, const pml_train_state *state)
 
 static void hang_once(const job *j, int64_t step)
 {
-    if (step != (int64_t)number("FAKE_HANG_STEP", -1) || j->rank != j->world - 1)
+    if (step != (int64_t)number("FAKE_HANG_STEP", -1) ||
+        j->rank != (int)number("FAKE_HANG_RANK", j->world - 1))
         return;
     int mark = open(j->hung, O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (mark < 0) /* it has hung before */
@@ -162,9 +168,7 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
             (long long)j->tuned.schedule.warmup_steps);
     fflush(j->used);
     j->tick(j->user);
-    const double used[] = {(double)u->step, u->learning_rate, u->weight_decay};
-    for (size_t i = 0; i < sizeof used; i++) /* FNV-1a */
-        j->learnt = (j->learnt ^ ((const unsigned char *)used)[i]) * 0x100000001b3U;
+    j->learnt = fake_learns(j->learnt, u->step, u->learning_rate, u->weight_decay);
     bool bad = u->step == (int64_t)number("FAKE_NAN_STEP", -1);
     *result = (pml_step_result){bad ? (double)NAN : 1.0 / (double)u->step, 1, bad};
     j->step = u->step;

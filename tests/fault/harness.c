@@ -201,6 +201,16 @@ char *harness_read(const harness *h, const char *name)
     return text;
 }
 
+void harness_mark(const harness *h, const char *name, bool there)
+{
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", h->folder, name);
+    if (there)
+        assert_int_equal(pml_file_write(path, "", 0, 0600, NULL), PML_OK);
+    else
+        assert_int_equal(unlink(path), 0);
+}
+
 static void check_logs(const harness *h)
 {
     static const char *const signs[] = {"Sanitizer", "runtime error"};

@@ -80,6 +80,9 @@ bool process_is_there(pid_t pid);
 /* On a quiet machine within so many seconds. */
 void harness_wait_gone(pid_t pid, double seconds);
 
+/* An empty file in the run folder, or none: what the fake worker looks at. */
+void harness_mark(const harness *h, const char *name, bool there);
+
 /* The whole of a file in the run folder; "" when it is not there. The caller frees it. */
 char *harness_read(const harness *h, const char *name);
 

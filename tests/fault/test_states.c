@@ -98,20 +98,19 @@ static void what_is_queued_waits(void **state)
     int64_t commands[VERBS];
     for (int again = 0; again < 2; again++) {
         harness *h = harness_new(2, FOR_EVER, GOES_ON HAS_EVAL);
-        char slow[160];
-        snprintf(slow, sizeof slow, "%s/slow", h->folder);
         if (!again)
-            assert_int_equal(pml_file_write(slow, "", 0, 0600, NULL), PML_OK);
+            harness_mark(h, "slow", true);
         assert_true(harness_start(h, NULL));
         if (again) {
             harness_event(h, 0, PML_EVENT_step, "step", "3", NULL);
-            assert_int_equal(pml_file_write(slow, "", 0, 0600, NULL), PML_OK);
+            harness_mark(h, "slow", true);
             kill(harness_worker_pid(h, 0), SIGKILL);
             harness_wait_state(h, "starting");
         }
         situation in = again ? IN_AGAIN : IN_NEW;
         ask_row(h, in, commands);
         ask_stop(h, in);
+        harness_mark(h, "slow", false);
         harness_event(h, 0, PML_EVENT_state, "state", "stopped", NULL);
         for (int v = 0; v < VERBS; v++) /* what was asked before the stop was carried out, or not */
             if (states_verbs[v] != PML_REQUEST_stop)

@@ -1,27 +1,36 @@
-"""Hung, silent and absent processes, told apart by the clock: the tests that a busy machine upsets.
+"""Hung, silent and absent processes told apart, by the clock on a quiet machine and on a busy one.
 
 Usage: tools/chaos/hang.py
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "release"
+TESTS = ("recover", "takeover", "hang")
 
 
-def main() -> int:
-    """Run the recovery tests with those among them that other runs leave out."""
+def burn() -> None:
+    """Use up a processor."""
+    while True:
+        pass
+
+
+def run(test: str, quiet: bool) -> tuple[int, list[str], str]:
+    """Run the tests of a program: how many passed, which failed, what was measured."""
     done = subprocess.run(
         [
-            BUILD / "tests/fault/test_fault_recover",
+            BUILD / f"tests/fault/test_fault_{test}",
             BUILD / "pml-coordinator",
             BUILD / "tests/fault/fake_worker",
         ],
-        env=os.environ | {"PML_QUIET": "1"},
+        env=os.environ | ({"PML_QUIET": "1"} if quiet else {}),
         capture_output=True,
         text=True,
         check=False,
@@ -29,8 +38,34 @@ def main() -> int:
     said = (done.stdout + done.stderr).splitlines()
     passed = sum("[       OK ]" in line for line in said)
     failed = [line.split("] ", 1)[1] for line in said if "[  FAILED  ]" in line]
-    print(f"hang: {passed} passed; failed: {', '.join(dict.fromkeys(failed)) or 'none'}")
-    return done.returncode != 0
+    if done.returncode != 0 and not failed:
+        failed = [f"{test} ended with {done.returncode}"]
+    found = re.search(r"found, and its workers ended, after ([0-9.]+) s", done.stdout)
+    return passed, failed, found[1] if found else ""
+
+
+def main() -> int:
+    """Print one line of figures; the exit status says whether all held."""
+    good, bad, seconds = 0, [], ""
+    for test in TESTS:
+        passed, failed, measured = run(test, quiet=True)
+        good, bad, seconds = good + passed, bad + failed, measured or seconds
+    load = 3 * (os.cpu_count() or 2)
+    burners = [multiprocessing.Process(target=burn, daemon=True) for _ in range(load)]
+    for burner in burners:
+        burner.start()
+    try:
+        for test in TESTS:
+            passed, failed, _ = run(test, quiet=False)
+            good, bad = good + passed, bad + [f"{name} under load" for name in failed]
+    finally:
+        for burner in burners:
+            burner.kill()
+    print(
+        f"hang: {good} passed, half of them beside {load} busy loops; found after {seconds} s;"
+        f" failed: {', '.join(dict.fromkeys(bad)) or 'none'}"
+    )
+    return bool(bad)
 
 
 if __name__ == "__main__":

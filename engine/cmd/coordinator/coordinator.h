@@ -8,6 +8,7 @@
  *   workers.c   starting workers, their reports, their ends
  *   prepare.c   the data preparation that may run first
  *   resume.c    which checkpoint to go on from, and what to apply again
+ *   watch.c     which worker hangs or is silent
  *   recover.c   going on after a worker died or hung      handover.c  after a coordinator died
  *   eventlog.c  the log     journal.c  on the way to it    spawn.c  child processes
  *
@@ -51,7 +52,8 @@ typedef struct worker {
     bool sync;           /* it asked for the log to be on disk */
     char phase[12];      /* as its last beat says, with idle, limit and longest */
     double idle, limit, longest;
-    double heard_at; /* when the last beat came, or it was started */
+    int waits_for;   /* likewise: the rank that it waits for, -1: nobody */
+    double heard_at; /* when the last beat came, or it was started: by coordinator.attended */
     double cpu, beat_at;
     pml_message *plan, *identity; /* identity: the ready report that holds it */
 } worker;
@@ -152,7 +154,8 @@ typedef struct coordinator {
     int64_t furthest;               /* step, before the last one */
     int futile;                     /* restarts that came no further than the one before */
     double looked_at, hurry_at;
-    bool waiting; /* for the workers of the coordinator before */
+    double attended; /* seconds that we were there to look after workers: see watch.c */
+    bool waiting;    /* for the workers of the coordinator before */
     double waiting_since;
 
     pid_t prepare;
@@ -283,6 +286,13 @@ pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_e
 void resume_write_run_again(coordinator *c, double now);
 void resume_free(coordinator *c);
 
+/* ---- watch.c ---- */
+
+/* Call the one by its name that hangs or is silent, if there is one. */
+void watch_tick(coordinator *c, double now);
+/* Seconds since `then`, of which we were there: what we slept through is held against nobody. */
+double watch_since(const coordinator *c, double then);
+
 /* ---- recover.c ---- */
 
 /* Whether a failure is one that may be gone when it is tried again, and the run wants that. */
@@ -292,6 +302,8 @@ bool recover_wanted(const coordinator *c, const failure *f);
 bool recover_begin(coordinator *c, const failure *f);
 /* Take over from a coordinator that died. */
 void recover_lost_coordinator(coordinator *c);
+/* A person or a signal wants the run to end. */
+bool stop_is_asked(const coordinator *c);
 /* Deadlines, and the restart when it is due. */
 void recover_tick(coordinator *c, double now);
 void recover_recover(coordinator *c, const pml_message *event);

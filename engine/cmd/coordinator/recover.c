@@ -18,13 +18,11 @@
 #include "pml/train/slots.h"
 
 static const double first_delay = 0.25, longest_delay = 30;
-static const double absent_seconds = 2;  /* between two looks, of which there are five a second */
-static const double beats_seconds = 2.5; /* without a beat: it is not only its training thread */
-static const double hurry_seconds = 2;   /* between a second signal and the end */
+static const double hurry_seconds = 2; /* between a second signal and the end */
 
 /* ---- which failures ---- */
 
-static bool stop_is_asked(const coordinator *c)
+bool stop_is_asked(const coordinator *c)
 {
     return c->leaving || c->standing.verb == PML_REQUEST_stop || commands_stop_open(c);
 }
@@ -171,73 +169,11 @@ void recover_lost_coordinator(coordinator *c)
     snprintf(r->reason, sizeof r->reason, "%s", reason);
 }
 
-/* ---- deadlines ---- */
-
-/* What we slept through does not count against the workers: their beats have queued up meanwhile,
- * or the whole machine stood still. */
-static void forgive(coordinator *c, double now)
-{
-    double absent = c->looked_at > 0 ? now - c->looked_at : 0;
-    c->looked_at = now;
-    if (absent < absent_seconds)
-        return;
-    pml_log(PML_LOG_WARNING, "we were away for %.1f s: nobody is called hung for that", absent);
-    for (int r = 0; r < c->world; r++) {
-        worker *w = &c->workers[r];
-        w->heard_at = w->heard_at + absent < now ? w->heard_at + absent : now;
-    }
-}
-
-/* Seconds beyond its limit; negative: within it. Who waits for another one came on later than it,
- * so the one that is furthest beyond is the cause. */
-static double overdue(const coordinator *c, const worker *w, double now)
-{
-    double timeout = pml_run_hang_timeout(c->run);
-    double since = now - w->heard_at, idle = w->idle + since;
-    double limit = stop_is_asked(c) && w->limit > 0 ? timeout + 2 * w->longest : w->limit;
-    double hung = limit > 0 ? idle - limit : -1, silent = since - timeout;
-    return hung > silent ? hung : silent;
-}
-
-static void call_hung(coordinator *c, const worker *w, double now)
-{
-    char reason[400];
-    double since = now - w->heard_at;
-    bool silent = since > beats_seconds;
-    if (silent)
-        snprintf(reason, sizeof reason,
-                 "worker %d (process %d) is silent: no heartbeat for %.0f s (stopped, or starved)",
-                 w->rank, (int)w->pid, since);
-    else
-        snprintf(reason, sizeof reason,
-                 "worker %d (process %d) hung: its heart beats, but it has not come on for %.0f s "
-                 "while %s",
-                 w->rank, (int)w->pid, w->idle + since, w->phase);
-    fail_worker(c, w, silent ? "silent" : "hung", reason);
-}
-
-static void look_at_workers(coordinator *c, double now)
-{
-    const worker *worst = NULL;
-    double most = 0;
-    forgive(c, now);
-    if (pml_run_hang_timeout(c->run) == 0 || c->recovery.under_way || c->failure.seen)
-        return;
-    for (int r = 0; r < c->world; r++) {
-        const worker *w = &c->workers[r];
-        double beyond = w->pid > 0 && !w->asked_to_end ? overdue(c, w, now) : -1;
-        if (beyond > most) {
-            most = beyond;
-            worst = w;
-        }
-    }
-    if (worst != NULL)
-        call_hung(c, worst, now);
-}
+/* ---- when it is time ---- */
 
 void recover_tick(coordinator *c, double now)
 {
-    look_at_workers(c, now);
+    watch_tick(c, now);
     if (c->hurry_at > 0 && now - c->hurry_at > hurry_seconds && !run_is_over(c))
         stop_by_force(c, "a second signal asked for the end at once");
     const recovery *r = &c->recovery;

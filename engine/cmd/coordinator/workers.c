@@ -147,7 +147,8 @@ static pml_status start_one(coordinator *c, worker *w, const char *program, pml_
         close(lock); /* the worker's copy holds it */
     if (status != PML_OK)
         w->pid = 0;
-    w->heard_at = pml_clock_monotonic();
+    w->heard_at = c->attended;
+    w->waits_for = -1;
     set_worker_state(w, status == PML_OK ? "starting" : "gone");
     return status;
 }
@@ -365,7 +366,10 @@ static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_me
         w->limit = pml_message_number(*m, "limit");
         w->longest = pml_message_number(*m, "longest");
         snprintf(w->phase, sizeof w->phase, "%s", pml_message_string(*m, "phase"));
-        w->beat_at = w->heard_at = pml_clock_monotonic();
+        w->waits_for =
+            pml_message_has(*m, "waits_for") ? (int)pml_message_int(*m, "waits_for") : -1;
+        w->beat_at = pml_clock_monotonic();
+        w->heard_at = c->attended;
         break;
     default:
         break;

@@ -156,6 +156,7 @@ static pml_status make_stepper(job *j, const job_setup *setup, const pml_batch_l
                     .head_chunk = (int32_t)pml_message_int(identity, "head_chunk"),
                     .pieces = (int32_t)pml_message_int(identity, "pieces")},
         .progress = setup->progress,
+        .move = setup->move,
         .user = setup->user,
     };
     pml_message_destroy(&identity);

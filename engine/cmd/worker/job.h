@@ -22,6 +22,7 @@ typedef struct job_setup {
     void (*progress)(void *user, const char *what, double fraction);
     /* Called after each micro-batch, of training and of evaluation. */
     void (*tick)(void *user);
+    void (*move)(void *user); /* before each op */
     void *user;
 } job_setup;
 

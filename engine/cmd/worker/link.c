@@ -19,8 +19,7 @@
 #include "pml/train/run.h"
 #include "takeover.h"
 
-/* A second passes between two beats; when much more has passed, the whole process stood still. */
-static const double absent_seconds = 3;
+enum { BEAT_MS = 1000, LOOK_MS = 250 };
 
 typedef struct orders {
     order *items;
@@ -52,7 +51,7 @@ struct worker_link {
     bool went, released, lost;
 
     /* of the I/O thread */
-    double beat_at, woke_at, cpu_seconds, cpu_at;
+    double beat_at, cpu_seconds, cpu_at;
 };
 
 /* ---- reports ---- */
@@ -337,18 +336,15 @@ static void *serve(void *argument)
     bool leased = true;
     for (;;) {
         double now = pml_clock_monotonic();
-        if (now - l->woke_at > absent_seconds)
-            pulse_forgive(&l->pulse, now - l->woke_at);
-        l->woke_at = now;
-        if (now - l->beat_at >= 1)
+        bool news = pulse_look(&l->pulse);
+        if (news || (now - l->beat_at) * 1e3 >= BEAT_MS)
             beat(l, now);
         if (!leased)
             watch_ourselves(l);
         struct pollfd fds[] = {{pml_client_fd(l->client), POLLIN, 0},
                                {l->stop, POLLIN, 0},
                                {leased ? l->lease : -1, POLLIN, 0}};
-        int wait = (int)((l->beat_at + 1 - now) * 1e3) + 1;
-        if (poll(fds, 3, wait > 0 ? wait : 0) < 0 && errno != EINTR)
+        if (poll(fds, 3, LOOK_MS) < 0 && errno != EINTR)
             return NULL;
         if (fds[1].revents != 0)
             return NULL;
@@ -378,7 +374,7 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
     l->lease = lease;
     l->start = start;
     l->parent = getppid();
-    l->cpu_at = l->woke_at = pml_clock_monotonic();
+    l->cpu_at = pml_clock_monotonic();
     pulse_init(&l->pulse);
     pthread_mutex_init(&l->mutex, NULL);
     pthread_condattr_t clock; /* of deadlines: one that nobody sets */

@@ -5,6 +5,12 @@
 
 #include "pml/base/clock.h"
 
+/* An interval between two looks counts so much at most: they are a quarter of a second apart. */
+static const double look_most = 0.5;
+/* A hang is found and its workers are ended within hang_timeout, so the word of it leaves earlier:
+ * by 1.5 seconds, or by a tenth where that is less. */
+static const double early_seconds = 1.5;
+
 static const char *const names[] = {
     [PHASE_LOADING] = "loading",   [PHASE_STEPPING] = "stepping", [PHASE_EVALUATING] = "evaluating",
     [PHASE_SAMPLING] = "sampling", [PHASE_SAVING] = "saving",     [PHASE_STANDING] = "standing"};
@@ -13,7 +19,8 @@ void pulse_init(pulse *p)
 {
     memset(p, 0, sizeof *p);
     pthread_mutex_init(&p->mutex, NULL);
-    p->at = pml_clock_monotonic();
+    p->micro_at = p->looked_at = pml_clock_monotonic();
+    p->waits_for = -1;
 }
 
 void pulse_destroy(pulse *p)
@@ -28,23 +35,39 @@ void pulse_set_timeout(pulse *p, double hang_timeout)
     pthread_mutex_unlock(&p->mutex);
 }
 
+void pulse_set_comm(pulse *p, const pml_comm *comm)
+{
+    pthread_mutex_lock(&p->mutex);
+    p->comm = comm;
+    pthread_mutex_unlock(&p->mutex);
+}
+
+/* ---- of the training thread ---- */
+
 phase pulse_enter(pulse *p, phase next)
 {
+    pulse_move(p);
     pthread_mutex_lock(&p->mutex);
     phase before = p->phase;
     p->phase = next;
-    p->at = pml_clock_monotonic();
+    p->micro_at = pml_clock_monotonic();
     pthread_mutex_unlock(&p->mutex);
     return before;
+}
+
+void pulse_move(pulse *p)
+{
+    atomic_fetch_add_explicit(&p->moves, 1, memory_order_relaxed);
 }
 
 void pulse_tick(pulse *p)
 {
     double now = pml_clock_monotonic();
+    pulse_move(p);
     pthread_mutex_lock(&p->mutex);
     if (p->phase == PHASE_STEPPING)
-        p->micros[p->n++ % PULSE_KEPT] = now - p->at;
-    p->at = now;
+        p->micros[p->n++ % PULSE_KEPT] = now - p->micro_at;
+    p->micro_at = now;
     pthread_mutex_unlock(&p->mutex);
 }
 
@@ -55,13 +78,7 @@ void pulse_step(pulse *p, double seconds)
     pthread_mutex_unlock(&p->mutex);
 }
 
-void pulse_forgive(pulse *p, double seconds)
-{
-    double now = pml_clock_monotonic();
-    pthread_mutex_lock(&p->mutex);
-    p->at = p->at + seconds < now ? p->at + seconds : now;
-    pthread_mutex_unlock(&p->mutex);
-}
+/* ---- of the I/O thread ---- */
 
 static int by_size(const void *a, const void *b)
 {
@@ -76,32 +93,58 @@ static double limit_of(const pulse *p)
     int n = p->n < PULSE_KEPT ? p->n : PULSE_KEPT;
     if (p->hang_timeout == 0 || p->phase == PHASE_STANDING)
         return 0;
+    double least =
+        p->hang_timeout > 2 * early_seconds ? p->hang_timeout - early_seconds : p->hang_timeout;
     if (p->phase == PHASE_LOADING || p->phase == PHASE_SAVING)
-        return 20 * p->hang_timeout;
+        return 20 * least;
     memcpy(sorted, p->micros, (size_t)n * sizeof *sorted);
     qsort(sorted, (size_t)n, sizeof *sorted, by_size);
     double ten = n > 0 ? 10 * sorted[n / 2] : 0;
-    double limit = ten > p->hang_timeout ? ten : p->hang_timeout;
+    double limit = ten > least ? ten : least;
     return p->phase == PHASE_STEPPING ? limit : 4 * limit;
+}
+
+static bool is_late(const pulse *p)
+{
+    double limit = limit_of(p);
+    return limit > 0 && p->idle > limit;
+}
+
+bool pulse_look(pulse *p)
+{
+    double now = pml_clock_monotonic();
+    pthread_mutex_lock(&p->mutex);
+    pml_comm_place place = {0, -1};
+    if (p->comm != NULL)
+        place = pml_comm_where(p->comm);
+    uint64_t moves = atomic_load_explicit(&p->moves, memory_order_relaxed) + place.moves;
+    double passed = now - p->looked_at;
+    bool was_late = is_late(p);
+    p->idle = moves == p->seen ? p->idle + (passed < look_most ? passed : look_most) : 0;
+    p->seen = moves;
+    p->looked_at = now;
+    p->waits_for = place.waits_for;
+    bool late = is_late(p);
+    pthread_mutex_unlock(&p->mutex);
+    return late && !was_late;
 }
 
 void pulse_tell(pulse *p, pml_message *beat)
 {
-    double now = pml_clock_monotonic();
     pthread_mutex_lock(&p->mutex);
     pml_message_set_string(beat, "phase", names[p->phase]);
-    pml_message_set_number(beat, "idle", now > p->at ? now - p->at : 0);
+    pml_message_set_number(beat, "idle", p->idle);
     pml_message_set_number(beat, "limit", limit_of(p));
     pml_message_set_number(beat, "longest", p->longest);
+    if (p->waits_for >= 0)
+        pml_message_set_int(beat, "waits_for", p->waits_for);
     pthread_mutex_unlock(&p->mutex);
 }
 
 bool pulse_hangs(pulse *p)
 {
-    double now = pml_clock_monotonic();
     pthread_mutex_lock(&p->mutex);
-    double limit = limit_of(p);
-    bool hangs = limit > 0 && now - p->at > limit;
+    bool hangs = is_late(p) && p->waits_for < 0;
     pthread_mutex_unlock(&p->mutex);
     return hangs;
 }

@@ -32,7 +32,6 @@ typedef struct worker {
     job_facts facts;
     int rank, world;
     double progress_at;
-    bool finished; /* the last step is made */
 } worker;
 
 static pml_status read_start(worker *w, pml_error *err)
@@ -94,6 +93,12 @@ static void tick(void *user)
 {
     worker *w = user;
     pulse_tick(link_pulse(w->link));
+}
+
+static void move(void *user)
+{
+    worker *w = user;
+    pulse_move(link_pulse(w->link));
 }
 
 static pml_message *plan_event(const job_facts *f)
@@ -182,6 +187,7 @@ static pml_status open_job(worker *w, const job_kind *kind, pml_error *err)
                                       : pml_comm_shared(COMM_FD, w->rank, w->world, &w->comm, err);
     if (status != PML_OK)
         return status;
+    pulse_set_comm(link_pulse(w->link), w->comm);
     job_setup setup = {.folder = pml_message_string(w->start, "folder"),
                        .checkpoint = pml_message_string(w->start, "checkpoint"),
                        .run = w->run,
@@ -191,6 +197,7 @@ static pml_status open_job(worker *w, const job_kind *kind, pml_error *err)
                        .comm = w->comm,
                        .progress = progress,
                        .tick = tick,
+                       .move = move,
                        .user = w};
     int slot = (int)pml_message_int(w->start, "slot");
     pml_slot_view view = {0};
@@ -244,7 +251,6 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
     if (status == PML_OK)
         status = loop_run(&l, err);
     w->facts.state.step = l.state.step;
-    w->finished = l.finished;
     if (status != PML_OK)
         fail(w, err);
     pulse_enter(link_pulse(w->link), PHASE_SAVING);
@@ -253,8 +259,9 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
     return status;
 }
 
-/* When the coordinator died, what it has not heard goes to the next one. A run that was finished
- * needs none. */
+/* When the coordinator died, what it has not heard goes to the next one. Also when the last step is
+ * made: that the run is finished may not be in the log yet. Where it is, the next one sees it there
+ * and ends at once. */
 static void leave_behind(worker *w)
 {
     pml_error err = PML_ERROR_INIT;
@@ -262,8 +269,7 @@ static void leave_behind(worker *w)
         return;
     if (link_hand_over(w->link, &err) != PML_OK)
         pml_log(PML_LOG_ERROR, "%s", err.message);
-    if (!w->finished)
-        link_take_over(w->link);
+    link_take_over(w->link);
 }
 
 int worker_main(const job_kind *kind)
@@ -300,6 +306,8 @@ int worker_main(const job_kind *kind)
         leave_behind(&w);
     if (w.j != NULL)
         kind->close(&w.j);
+    if (w.link != NULL)
+        pulse_set_comm(link_pulse(w.link), NULL);
     pml_comm_destroy(&w.comm);
     link_destroy(&w.link);
     pml_message_destroy(&w.run);

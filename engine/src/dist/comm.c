@@ -34,8 +34,14 @@ static pml_status self_f64(pml_comm *comm, double *values, size_t n, pml_error *
     return PML_OK;
 }
 
-static const pmli_comm_kind self_kind = {self_destroy, self_barrier, self_gather, self_f32,
-                                         self_f64};
+static pml_comm_place self_where(const pml_comm *comm)
+{
+    (void)comm;
+    return (pml_comm_place){0, -1};
+}
+
+static const pmli_comm_kind self_kind = {self_destroy, self_barrier, self_gather,
+                                         self_f32,     self_f64,     self_where};
 
 pml_status pml_comm_self(pml_comm **comm, pml_error *err)
 {
@@ -51,6 +57,11 @@ void pml_comm_destroy(pml_comm **comm)
     if (*comm != NULL)
         (*comm)->kind->destroy(comm);
     *comm = NULL;
+}
+
+pml_comm_place pml_comm_where(const pml_comm *comm)
+{
+    return comm->kind->where(comm);
 }
 
 int pml_comm_rank(const pml_comm *comm)

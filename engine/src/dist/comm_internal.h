@@ -11,6 +11,8 @@ typedef struct pmli_comm_kind {
     pml_status (*gather)(pml_comm *comm, const pml_header *mine, pml_header *all, pml_error *err);
     pml_status (*allreduce_f32)(pml_comm *comm, float *values, size_t n, pml_error *err);
     pml_status (*allreduce_f64)(pml_comm *comm, double *values, size_t n, pml_error *err);
+    /* Thread-safe. */
+    pml_comm_place (*where)(const pml_comm *comm);
 } pmli_comm_kind;
 
 /* Every kind's struct begins with this. */

@@ -1,6 +1,6 @@
 /* Collectives over shared memory.
  *
- *   memfd:  control page | headers[2][world] | chunk set 0 | chunk set 1
+ *   memfd:  control | headers[2][world] | chunk set 0 | chunk set 1
  *   a chunk set:  rank 0's part | rank 1's part | … | the sums
  *
  * An all-reduce goes chunk by chunk: everybody copies its values in, barrier; rank r adds up the
@@ -29,6 +29,7 @@
 
 enum {
     PAGE = 4096,
+    CONTROL_BYTES = 2 * PAGE,
     CHUNK_BYTES = 1 << 20,
     SPINS = 2000,                /* about 20 µs, less than two context switches */
     SLICE_NS = 200 * 1000 * 1000 /* between looks for ranks that are gone       */
@@ -42,8 +43,9 @@ typedef struct control {
     _Alignas(64) _Atomic uint32_t arrived;
     _Alignas(64) _Atomic uint32_t generation; /* the futex: one more each time all have arrived */
     _Alignas(64) _Atomic uint32_t joined[PMLI_WORLD_MAX];
+    _Alignas(64) _Atomic uint32_t reached[PMLI_WORLD_MAX]; /* barriers that each rank came to */
 } control;
-_Static_assert(sizeof(control) <= PAGE, "the control page is one page");
+_Static_assert(sizeof(control) <= CONTROL_BYTES, "the control block has its place");
 _Static_assert(sizeof(pml_header) == 128, "a header is two cache lines");
 
 typedef struct shared {
@@ -55,6 +57,7 @@ typedef struct shared {
     pml_header *headers;   /* [2][world] */
     unsigned char *chunks; /* [2][world + 1][CHUNK_BYTES] */
     unsigned turn_header, turn_chunk;
+    _Atomic uint64_t left; /* barriers that this rank has left */
 } shared;
 
 static size_t header_bytes(int world)
@@ -67,7 +70,7 @@ size_t pml_comm_shared_bytes(int world)
 {
     if (world < 1 || world > PMLI_WORLD_MAX)
         return 0;
-    return PAGE + header_bytes(world) + 2 * ((size_t)world + 1) * CHUNK_BYTES;
+    return CONTROL_BYTES + header_bytes(world) + 2 * ((size_t)world + 1) * CHUNK_BYTES;
 }
 
 pml_status pml_comm_shared_create(int world, int *fd, pml_error *err)
@@ -131,19 +134,10 @@ static pml_status aborted(pml_error *err)
     return PML_FAIL(err, PML_PEER, "another worker is gone: the collectives were called off");
 }
 
-static pml_status barrier(pml_comm *comm, pml_error *err)
+/* Until the generation is another one. */
+static pml_status wait_for_all(shared *s, uint32_t generation, pml_error *err)
 {
-    shared *s = (shared *)comm;
     control *c = s->control;
-    uint32_t generation = atomic_load(&c->generation);
-    if (atomic_load(&c->aborted))
-        return aborted(err);
-    if (atomic_fetch_add(&c->arrived, 1) + 1 == (uint32_t)comm->world) {
-        atomic_store(&c->arrived, 0);
-        atomic_fetch_add(&c->generation, 1);
-        futex(&c->generation, FUTEX_WAKE, INT32_MAX, NULL);
-        return atomic_load(&c->aborted) ? aborted(err) : PML_OK;
-    }
     for (int i = 0; i < SPINS && atomic_load(&c->generation) == generation; i++)
         atomic_signal_fence(memory_order_seq_cst);
     const struct timespec slice = {0, SLICE_NS};
@@ -156,7 +150,41 @@ static pml_status barrier(pml_comm *comm, pml_error *err)
         raise_abort(c);
         return PML_FAIL(err, PML_PEER, "worker %d is gone", gone);
     }
-    return atomic_load(&c->aborted) ? aborted(err) : PML_OK;
+    return PML_OK;
+}
+
+static pml_status barrier(pml_comm *comm, pml_error *err)
+{
+    shared *s = (shared *)comm;
+    control *c = s->control;
+    pml_status status = PML_OK;
+    uint32_t generation = atomic_load(&c->generation);
+    if (atomic_load(&c->aborted))
+        return aborted(err);
+    atomic_fetch_add(&c->reached[comm->rank], 1); /* before it counts: who waits sees it here */
+    if (atomic_fetch_add(&c->arrived, 1) + 1 == (uint32_t)comm->world) {
+        atomic_store(&c->arrived, 0);
+        atomic_fetch_add(&c->generation, 1);
+        futex(&c->generation, FUTEX_WAKE, INT32_MAX, NULL);
+    } else {
+        status = wait_for_all(s, generation, err);
+    }
+    atomic_fetch_add(&s->left, 1);
+    if (status == PML_OK && atomic_load(&c->aborted))
+        status = aborted(err);
+    return status;
+}
+
+/* Who has come to fewer barriers holds up all that have come to more. */
+static pml_comm_place where(const pml_comm *comm)
+{
+    const shared *s = (const shared *)comm;
+    uint32_t mine = atomic_load(&s->control->reached[comm->rank]);
+    pml_comm_place place = {mine + atomic_load(&s->left), -1};
+    for (int r = 0; r < comm->world && place.waits_for < 0; r++)
+        if ((int32_t)(atomic_load(&s->control->reached[r]) - mine) < 0)
+            place.waits_for = r;
+    return place;
 }
 
 /* ---- the collectives ---- */
@@ -244,8 +272,8 @@ static void shared_destroy(pml_comm **comm)
     free(s);
 }
 
-static const pmli_comm_kind shared_kind = {shared_destroy, barrier, gather, allreduce_f32,
-                                           allreduce_f64};
+static const pmli_comm_kind shared_kind = {shared_destroy, barrier,       gather,
+                                           allreduce_f32,  allreduce_f64, where};
 
 /* The same file under a description of its own: a lock belongs to a description, and the inherited
  * one is everybody's. */
@@ -274,8 +302,8 @@ static pml_status join(shared *s, int fd, pml_error *err)
                         strerror(errno));
     }
     s->control = (control *)(void *)s->memory;
-    s->headers = (pml_header *)(void *)(s->memory + PAGE);
-    s->chunks = s->memory + PAGE + header_bytes(world);
+    s->headers = (pml_header *)(void *)(s->memory + CONTROL_BYTES);
+    s->chunks = s->memory + CONTROL_BYTES + header_bytes(world);
     if (s->control->magic != magic || s->control->world != world)
         return PML_FAIL(err, PML_INVALID, "descriptor %d is not the memory of %d workers", fd,
                         world);
@@ -305,10 +333,10 @@ pml_status pml_comm_shared(int fd, int rank, int world, pml_comm **comm, pml_err
 
 pml_status pml_comm_shared_abort(int fd, pml_error *err)
 {
-    control *c = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    control *c = mmap(NULL, CONTROL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (c == MAP_FAILED)
         return PML_FAIL(err, PML_IO, "cannot map the shared memory: %s", strerror(errno));
     raise_abort(c);
-    munmap(c, PAGE);
+    munmap(c, CONTROL_BYTES);
     return PML_OK;
 }

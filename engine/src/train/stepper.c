@@ -56,6 +56,8 @@ pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_count
     for (int32_t n = p->segments[segment].first; n < p->segments[segment].end; n++) {
         const pml_node *node = &p->nodes[n];
         pml_op_args args;
+        if (s->move != NULL)
+            s->move(s->user);
         pml_program_bind(p, node, s->arena, counts, &args);
         pml_status status = node->op == PML_OP_allreduce
                                 ? reduce(s, &args.allreduce.x, err)

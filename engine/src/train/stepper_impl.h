@@ -25,6 +25,7 @@ struct pml_stepper {
     const pml_backend *backend;
     pml_comm *comm; /* borrowed; NULL: alone */
     void (*progress)(void *user, const char *what, double fraction);
+    void (*move)(void *user);
     void *user;
 
     pml_device *device;

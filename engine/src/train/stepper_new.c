@@ -92,6 +92,7 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     s->backend = o->backend;
     s->comm = o->comm;
     s->progress = o->progress;
+    s->move = o->move;
     s->user = o->user;
     status = pml_model_spec_load(s->config.model, &s->spec, err);
     if (status == PML_OK)

@@ -1,4 +1,6 @@
 /* Collectives over shared memory, with real processes. */
+#include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -143,6 +145,47 @@ static void steps_must_agree(void **state)
     run_all(2, disagree);
 }
 
+static void *come(void *comm)
+{
+    return pml_comm_barrier(comm, NULL) == PML_OK ? comm : NULL;
+}
+
+/* Another thread sees who waits, for whom, and that it came on. */
+static void it_says_for_whom_it_waits(void **state)
+{
+    (void)state;
+    int fd;
+    pml_comm *ranks[3];
+    pthread_t threads[2];
+    assert_int_equal(pml_comm_shared_create(3, &fd, NULL), PML_OK);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(pml_comm_shared(fd, r, 3, &ranks[r], NULL), PML_OK);
+        assert_int_equal(pml_comm_where(ranks[r]).waits_for, -1);
+    }
+    uint64_t before = pml_comm_where(ranks[0]).moves;
+    assert_int_equal(pthread_create(&threads[0], NULL, come, ranks[0]), 0);
+    while (pml_comm_where(ranks[0]).waits_for != 1) /* the first of two that have not come */
+        sched_yield();
+    assert_true(pml_comm_where(ranks[0]).moves > before);
+    assert_int_equal(pthread_create(&threads[1], NULL, come, ranks[1]), 0);
+    while (pml_comm_where(ranks[0]).waits_for != 2 || pml_comm_where(ranks[1]).waits_for != 2)
+        sched_yield();
+    assert_int_equal(pml_comm_where(ranks[2]).waits_for, -1); /* it holds them up */
+    before = pml_comm_where(ranks[0]).moves;
+    assert_int_equal(pml_comm_barrier(ranks[2], NULL), PML_OK);
+    for (int i = 0; i < 2; i++) {
+        void *result;
+        pthread_join(threads[i], &result);
+        assert_non_null(result);
+    }
+    assert_true(pml_comm_where(ranks[0]).moves > before); /* leaving is coming on */
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(pml_comm_where(ranks[r]).waits_for, -1);
+        pml_comm_destroy(&ranks[r]);
+    }
+    close(fd);
+}
+
 /* Rank 0 waits for ranks that never come; 3 means PML_PEER. */
 static int wait_for_nobody(pml_comm *comm, int rank, int world)
 {
@@ -229,6 +272,7 @@ int main(void)
         cmocka_unit_test(sums_are_exact_in_rank_order),
         cmocka_unit_test(headers_combine),
         cmocka_unit_test(steps_must_agree),
+        cmocka_unit_test(it_says_for_whom_it_waits),
         cmocka_unit_test(abort_wakes_waiters),
         cmocka_unit_test(a_killed_peer_is_noticed),
         cmocka_unit_test(a_peer_that_left_is_noticed),

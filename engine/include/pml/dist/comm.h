@@ -51,6 +51,15 @@ int pml_comm_world(const pml_comm *comm);
 pml_status pml_comm_barrier(pml_comm *comm, pml_error *err);
 pml_status pml_comm_header(pml_comm *comm, pml_header *header, pml_error *err);
 
+/* Where a rank is, for another thread than the one that calls collectives. Nobody is waited for
+ * who has come as far as the one that waits, so of those that wait for each other's work at least
+ * one waits for nobody: that is the one that all others wait for. */
+typedef struct pml_comm_place {
+    uint64_t moves; /* grows with each wait that it came to or left */
+    int waits_for;  /* the first rank that has not come to where it waits now; -1: none */
+} pml_comm_place;
+pml_comm_place pml_comm_where(const pml_comm *comm);
+
 /* values[n] summed in place over ranks, in rank order. */
 pml_status pml_comm_allreduce_f32(pml_comm *comm, float *values, size_t n, pml_error *err);
 pml_status pml_comm_allreduce_f64(pml_comm *comm, double *values, size_t n, pml_error *err);

@@ -32,6 +32,8 @@ typedef struct pml_stepper_options {
     pml_plan_choices choices;
     /* Called while loading (0..1), may be NULL. */
     void (*progress)(void *user, const char *what, double fraction);
+    /* Called before each op, for who wants to see it come on. May be NULL. */
+    void (*move)(void *user);
     void *user;
 } pml_stepper_options;
 

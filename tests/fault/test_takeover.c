@@ -1,0 +1,190 @@
+/* A coordinator dies: its workers save what they have, and start another. */
+#include "history.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pml/net/connection.h"
+
+/* ---- the coordinator ---- */
+
+static void kill_coordinator(harness *h)
+{
+    if (h->adopted > 0) {
+        kill(h->adopted, SIGKILL);
+        harness_wait_gone(h->adopted, 5);
+    } else {
+        kill(h->coordinator, SIGKILL);
+        assert_int_equal(harness_wait(h), 256 + SIGKILL);
+    }
+}
+
+/* At its work, and while it stands. */
+static void a_killed_coordinator_is_replaced(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, FOR_EVER, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    for (int i = 1; i <= 4; i++) {
+        history_reach(h, 40 * i);
+        if (i == 3) {
+            harness_command(h, "pause", "");
+            harness_wait_state(h, "paused");
+        }
+        pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
+        kill_coordinator(h);
+        harness_wait_gone(pids[0], 10);
+        harness_wait_gone(pids[1], 10);
+        harness_adopt(h);
+        const pml_message *m = history_restart(h, i);
+        assert_string_equal(pml_message_string(m, "cause"), "coordinator");
+        assert_string_equal(pml_message_string(m, "from"), "checkpoint");
+        if (i == 3) { /* it stands where it stood, until somebody lets it go */
+            harness_wait_state(h, "paused");
+            /* One that only was accepted would be refused after the next kill. */
+            history_applied(h, harness_command(h, "resume", ""));
+        }
+        harness_wait_state(h, "running");
+    }
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    assert_true(history_learnt(h, steps) == history_undisturbed(steps));
+    harness_destroy(&h);
+}
+
+/* The last step is made, and the log does not know yet that the run is finished: somebody has to
+ * write that down. */
+static void a_coordinator_killed_at_the_end_is_replaced(void **state)
+{
+    (void)state;
+    enum { STEPS = 20 };
+    setenv("FAKE_SAVE_MS", "1000", 1);
+    harness *h = harness_new(2, STEPS, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    history_reach(h, STEPS); /* its checkpoint comes a second later, and then it is finished */
+    kill_coordinator(h);
+    unsetenv("FAKE_SAVE_MS");
+    harness_adopt(h);
+    harness_wait_state(h, "finished");
+    assert_int_equal(history_check(h), STEPS);
+    assert_true(history_learnt(h, STEPS) == history_undisturbed(STEPS));
+    harness_destroy(&h);
+}
+
+static void a_coordinator_killed_while_workers_load_is_replaced(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, FOR_EVER, GOES_ON);
+    harness_mark(h, "slow", true);
+    assert_true(harness_start(h, NULL));
+    harness_event(h, 0, PML_EVENT_progress, "what", "loading", NULL);
+    kill_coordinator(h);
+    harness_mark(h, "slow", false);
+    harness_adopt(h);
+    history_reach(h, 50);
+    assert_int_equal(history_check(h), history_stop(h));
+    harness_destroy(&h);
+}
+
+/* What was accepted and had no effect yet is refused by name, not forgotten. */
+static void what_was_open_is_refused(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, FOR_EVER, GOES_ON);
+    harness_mark(h, "slow", true);
+    assert_true(harness_start(h, NULL));
+    int64_t k = harness_command(h, "set", "\"learning_rate\":0.5");
+    kill_coordinator(h);
+    harness_mark(h, "slow", false);
+    if (pml_runtime_workers(h->folder, NULL) == PML_PEER) { /* killed before it had any */
+        assert_true(harness_start(h, "--recover", NULL));
+    } else {
+        harness_adopt(h);
+    }
+    char number[32];
+    snprintf(number, sizeof number, "%lld", (long long)k);
+    const pml_message *m = harness_event(h, 0, PML_EVENT_refused, "command", number, NULL);
+    assert_non_null(strstr(pml_message_string(m, "reason"), "before it took effect"));
+    harness_wait_state(h, "running");
+    harness_destroy(&h);
+}
+
+/* What the new coordinator accepts while the old one's workers still save is its own. */
+static void a_stop_while_old_workers_save_stops(void **state)
+{
+    (void)state;
+    setenv("FAKE_SAVE_MS", "2000", 1);
+    harness *h = harness_new(2, FOR_EVER, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 5);
+    kill_coordinator(h);
+    harness_adopt(h);
+    char number[32];
+    assert_int_equal(pml_runtime_workers(h->folder, NULL), PML_OK);
+    snprintf(number, sizeof number, "%lld", (long long)harness_command(h, "stop", ""));
+    harness_event(h, 0, PML_EVENT_applied, "command", number, NULL);
+    harness_wait_state(h, "stopped");
+    unsetenv("FAKE_SAVE_MS");
+    harness_destroy(&h);
+}
+
+/* Its child too, though nobody asked it to end. */
+static void a_killed_coordinator_leaves_no_preparation(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, 5, GOES_ON);
+    h->prepare[0] = "sh";
+    h->prepare[1] = "-c";
+    h->prepare[2] = "echo $$ > $0/preparing; exec sleep 1000";
+    assert_true(harness_start(h, NULL));
+    pid_t pid = 0;
+    while (pid == 0) {
+        harness_receive_for(h, 0.02);
+        char *text = harness_read(h, "preparing");
+        pid = (pid_t)atoi(text);
+        free(text);
+    }
+    assert_true(process_is_there(pid));
+    kill_coordinator(h);
+    harness_wait_gone(pid, 10);
+    harness_destroy(&h);
+}
+
+static void never_is_never(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, FOR_EVER, "\"restart\":\"never\"");
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 5);
+    pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
+    kill_coordinator(h);
+    harness_wait_gone(pids[0], 10);
+    harness_wait_gone(pids[1], 10);
+    harness_disconnect(h);
+    assert_int_equal(pml_runtime_find(h->folder, h->runtime, sizeof h->runtime, NULL), PML_PEER);
+    assert_false(harness_start(h, "--recover", NULL));
+    assert_true(harness_start(h, "--resume", NULL));
+    harness_wait_state(h, "running");
+    harness_destroy(&h);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_killed_coordinator_is_replaced),
+        cmocka_unit_test(a_coordinator_killed_at_the_end_is_replaced),
+        cmocka_unit_test(a_coordinator_killed_while_workers_load_is_replaced),
+        cmocka_unit_test(what_was_open_is_refused),
+        cmocka_unit_test(a_stop_while_old_workers_save_stops),
+        cmocka_unit_test(a_killed_coordinator_leaves_no_preparation),
+        cmocka_unit_test(never_is_never),
+    };
+    if (!harness_programs(argc, argv))
+        return 2;
+    if (argc > 3)
+        cmocka_set_test_filter(argv[3]);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
