@@ -69,7 +69,7 @@ static void a_run_from_start_to_finish(void **state)
     harness_destroy(&h);
 }
 
-/* Steps are 1, 2, … and the log has no gap. */
+/* Steps are 1, 2, …, none is taken back, and the log has no gap. */
 static void check_log(const harness *h, int steps)
 {
     char *text = harness_read(h, "events.jsonl"), *rest = text;
@@ -82,6 +82,9 @@ static void check_log(const harness *h, int steps)
         assert_int_equal(pml_message_int(m, "seq"), ++seq);
         if (pml_message_type_of(m) == PML_EVENT_step)
             assert_int_equal(pml_message_int(m, "step"), ++step);
+        /* A state that stands before a step that was told would take the step back. */
+        if (pml_message_type_of(m) == PML_EVENT_state)
+            assert_true(pml_message_int(m, "step") >= step);
         if (pml_message_type_of(m) == PML_EVENT_log && strcmp(text_of(m, "level"), "error") == 0)
             fail_msg("%s", text_of(m, "message"));
         pml_message_destroy(&m);

@@ -261,7 +261,8 @@ static void take_turn(coordinator *c, worker *w, const pml_message *m)
     for (int r = 0; r < c->world; r++)
         if (strcmp(c->workers[r].state, state) != 0)
             return;
-    c->step = w->step;
+    if (w->step > c->step) /* the last to say so may be behind a step that rank 0 has told since */
+        c->step = w->step;
     const char *reason = c->workers[0].said; /* it alone writes, and so can name, checkpoints */
     for (int s = RUN_RUNNING; s <= RUN_STOPPED; s++)
         /* a finished run that is stopped releases its workers, and is finished still */
