@@ -25,9 +25,14 @@ static const pml_json *outer(const json_t *value)
  * Set before main, since Jansson has one allocator for all threads. */
 static _Thread_local bool memory_refused;
 
+/* While a text is read, what was refused once stays refused. Jansson 2.14 (lex_save) drops what its
+ * buffer has no room for and goes on; with memory again, it then looks for the end of a string that
+ * is not there, and writes beyond what it has for it. */
+static _Thread_local bool loading;
+
 static void *remembering_malloc(size_t size)
 {
-    void *memory = malloc(size);
+    void *memory = loading && memory_refused ? NULL : malloc(size);
     if (memory == NULL)
         memory_refused = true;
     return memory;
@@ -41,6 +46,20 @@ void pmli_memory_watch(void)
 bool pmli_memory_refused(void)
 {
     return memory_refused;
+}
+
+json_t *pmli_json_read(const char *text, size_t size, json_error_t *why, bool *starved)
+{
+    memory_refused = false;
+    loading = true;
+    json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, why);
+    loading = false;
+    *starved = memory_refused;
+    if (memory_refused && value != NULL) { /* a part of it may be missing */
+        json_decref(value);
+        value = NULL;
+    }
+    return value;
 }
 
 __attribute__((constructor)) static void set_allocator(void)
@@ -85,16 +104,13 @@ pml_status pml_json_parse(const char *text, size_t size, const char *name,
         return PML_FAIL(err, PML_INVALID, "%s: JSON nested deeper than %d levels", name,
                         limits->depth);
     json_error_t why;
-    pmli_memory_watch();
-    json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, &why);
-    if (pmli_memory_refused()) { /* also where there is a value: a part of it may be missing */
-        json_decref(value);
+    bool starved;
+    json_t *value = pmli_json_read(text, size, &why, &starved);
+    if (starved)
         return PML_FAIL(err, PML_NO_MEMORY, "%s: no memory to read it", name);
-    }
-    if (value == NULL) {
+    if (value == NULL)
         return PML_FAIL(err, PML_INVALID, "%s: not valid JSON in line %d, column %d: %s", name,
                         why.line, why.column, why.text);
-    }
     *document = (pml_json *)(void *)value;
     return PML_OK;
 }

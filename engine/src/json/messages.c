@@ -36,12 +36,10 @@ static pml_status parse_object(const char *text, size_t size, json_t **object, p
         return PML_FAIL(err, PML_CORRUPT, "a message has at most %d levels of objects and lists",
                         PML_MESSAGE_DEPTH);
     json_error_t at;
-    pmli_memory_watch();
-    json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, &at);
-    if (pmli_memory_refused()) { /* also where there is an object: a field of it may be missing */
-        json_decref(value);
+    bool starved;
+    json_t *value = pmli_json_read(text, size, &at, &starved);
+    if (starved)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to read a message of %zu bytes", size);
-    }
     if (value == NULL)
         return PML_FAIL(err, PML_CORRUPT, "not JSON: %s (line %d, column %d)", at.text, at.line,
                         at.column);

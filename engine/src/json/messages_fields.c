@@ -211,7 +211,8 @@ void pml_message_set_ints(pml_message *message, const char *field, const int32_t
 
 void pml_message_set_json(pml_message *message, const char *field, const char *text)
 {
-    put(message, field, json_loads(text, JSON_REJECT_DUPLICATES, NULL));
+    bool starved;
+    put(message, field, pmli_json_read(text, strlen(text), NULL, &starved));
 }
 
 /* The body of part, and part is gone. */

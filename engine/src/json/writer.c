@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory.h"
 #include "pml/json/json.h"
 
 enum { WRITER_DEPTH_MAX = 16 };
@@ -97,12 +98,10 @@ void pml_json_put_double(pml_json_writer *writer, const char *key, double value)
 
 void pml_json_put_string(pml_json_writer *writer, const char *key, const char *value)
 {
+    pmli_memory_watch();
     json_t *text = json_string(value);
-    if (text == NULL && value != NULL) {
-        /* Jansson says NULL for both; the same bytes unchecked tell them apart. */
-        json_t *unchecked = json_string_nocheck(value);
-        fail(writer, unchecked != NULL ? PML_INVALID : PML_NO_MEMORY, key);
-        json_decref(unchecked);
+    if (text == NULL && value != NULL) { /* Jansson says NULL for both */
+        fail(writer, pmli_memory_refused() ? PML_NO_MEMORY : PML_INVALID, key);
         return;
     }
     put(writer, key, text);
@@ -151,7 +150,12 @@ pml_status pml_json_writer_finish(pml_json_writer *writer, int indent, char **te
                         writer->failed_key, pml_status_name(writer->failure));
     /* Without more, Jansson prints doubles with 17 digits. */
     size_t flags = indent > 0 ? JSON_INDENT((size_t)indent) : JSON_COMPACT;
+    pmli_memory_watch();
     char *printed = json_dumps(writer->open[0], flags);
+    if (pmli_memory_refused()) { /* also where there is a text: a piece of it may be missing */
+        free(printed);
+        printed = NULL;
+    }
     size_t n = printed != NULL ? strlen(printed) : 0;
     if (printed != NULL && indent > 0) {
         char *wider = realloc(printed, n + 2);
