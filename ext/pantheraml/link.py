@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pantheraml import _native
-from pantheraml.errors import BusyError, Error, PeerError, TimedOut, from_code
+from pantheraml.errors import BusyError, Error, NoMemoryError, PeerError, TimedOut, from_code
 from pantheraml.record import Event
 
 
@@ -142,6 +142,9 @@ class Link:
                 self._take(batch)
             except Error as problem:
                 self.error = problem
+                break
+            except MemoryError as problem:  # what was being taken in is lost: attach anew
+                self.error = NoMemoryError(str(problem) or "no memory for what came")
                 break
             now = time.monotonic()
             if not self._up and now - checked > 0.4:

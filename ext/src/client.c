@@ -212,7 +212,8 @@ PyDoc_STRVAR(receive_doc,
              "receive(timeout=0.0)\n--\n\n"
              "Take what has arrived: a list of (kind, text), in order of arrival, empty when the\n"
              "timeout (seconds) passed. kind is answer, event, up, down, denied or lost. Waits\n"
-             "without the GIL and lets signal handlers run.");
+             "without the GIL and lets signal handlers run. After a MemoryError messages may be\n"
+             "missing: close this client and make another.");
 
 static PyObject *client_receive(PyObject *object, PyObject *args, PyObject *kwargs)
 {

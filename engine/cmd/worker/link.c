@@ -351,10 +351,15 @@ static void *serve(void *argument)
         if (fds[2].revents != 0)
             leased = read_lease(l);
         pml_received *r;
-        while (pml_client_receive(l->client, 0, &r, NULL) == PML_OK) {
+        pml_status status;
+        while ((status = pml_client_receive(l->client, 0, &r, NULL)) == PML_OK) {
             if (r->kind == PML_RECEIVED_ANSWER)
                 take_order(l, r->text, r->size);
             free(r);
+        }
+        if (status == PML_NO_MEMORY) { /* an order may be among what was lost */
+            pml_log(PML_LOG_ERROR, "no memory for an order: another worker takes over");
+            _exit(1);
         }
     }
 }

@@ -46,40 +46,48 @@ struct pml_client {
     pthread_cond_t changed;
     pmli_queue to_send, received;
     size_t received_bytes;
-    bool lossy; /* events are being dropped, and LOST has been queued */
+    bool gap;     /* events were dropped since the last LOST */
+    bool starved; /* something else was: there is no going on */
     bool closing, dead;
     int waiting; /* threads inside receive */
 };
 
 /* ---- the queue of received messages ---- */
 
-/* With the mutex held. A message that finds no memory or no room counts as lost. */
+static pml_received *received_new(pml_received_kind kind, const void *text, size_t size)
+{
+    pml_received *r = malloc(sizeof *r + size + 1);
+    if (r == NULL)
+        return NULL;
+    r->kind = kind;
+    r->size = size;
+    memcpy(r->text, text, size);
+    r->text[size] = '\0';
+    return r;
+}
+
+/* With the mutex held: whether receive has something to give. */
+static bool something_waits(const pml_client *c)
+{
+    return c->received.n > 0 || c->gap || c->starved;
+}
+
+/* With the mutex held. An event that finds no memory or no room can be asked for again; without
+ * anything else (an answer, that we are up) nobody would know what to wait for. Neither is said in
+ * words here, for which there may be no memory either. */
 static void push_received(pml_client *c, pml_received_kind kind, const void *text, size_t size)
 {
-    bool event = kind == PML_RECEIVED_EVENT;
+    bool event = kind == PML_RECEIVED_EVENT, waited = something_waits(c);
     bool full = event && c->received_bytes + size > PML_CLIENT_RECEIVE_LIMIT;
-    pml_received *r = full ? NULL : malloc(sizeof *r + size + 1);
-    if (r != NULL) {
-        r->kind = kind;
-        r->size = size;
-        memcpy(r->text, text, size);
-        r->text[size] = '\0';
-        if (!pmli_queue_push(&c->received, r)) {
-            free(r);
-            r = NULL;
-        }
+    pml_received *r = full ? NULL : received_new(kind, text, size);
+    if (r != NULL && pmli_queue_push(&c->received, r)) {
+        c->received_bytes += size;
+    } else {
+        free(r);
+        c->gap = c->gap || event;
+        c->starved = c->starved || !event;
     }
-    if (r == NULL && !c->lossy && kind != PML_RECEIVED_LOST) {
-        c->lossy = true;
-        push_received(c, PML_RECEIVED_LOST, "", 0);
-        return;
-    }
-    if (r == NULL)
-        return;
-    if (event)
-        c->lossy = false;
-    c->received_bytes += size;
-    if (c->received.n == 1)
+    if (!waited)
         eventfd_write(c->ready, 1);
     pthread_cond_signal(&c->changed);
 }
@@ -255,10 +263,12 @@ static pml_status open_sockets(pml_client *c, const pml_connection *connection, 
              zmq_setsockopt(c->sub, ZMQ_SUBSCRIBE, "", 0) == 0 &&
              zmq_connect(c->sub, connection->telemetry) == 0;
     }
-    if (!ok)
-        return PML_FAIL(err, PML_INVALID, "cannot connect to %s: %s", connection->control,
-                        zmq_strerror(zmq_errno()));
-    return PML_OK;
+    if (ok)
+        return PML_OK;
+    int why = zmq_errno();
+    pml_status status = why == ENOMEM ? PML_NO_MEMORY : why == EMFILE ? PML_IO : PML_INVALID;
+    return PML_FAIL(err, status, "cannot connect to %s: %s", connection->control,
+                    zmq_strerror(why));
 }
 
 /* Signals are the program's business (Ctrl-C in a notebook cell), not this thread's. */
@@ -391,6 +401,23 @@ static struct timespec deadline_after(int timeout_ms)
     return t;
 }
 
+/* With the mutex held, where something waits. */
+static pml_status take(pml_client *c, pml_received **received, pml_error *err)
+{
+    if (c->received.n > 0) {
+        *received = pmli_queue_pop(&c->received);
+        c->received_bytes -= (*received)->size;
+    } else if (c->starved || (*received = received_new(PML_RECEIVED_LOST, "", 0)) == NULL) {
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for what the coordinator sent");
+    } else {
+        c->gap = false;
+    }
+    eventfd_t count;
+    if (!something_waits(c) && !c->dead)
+        (void)eventfd_read(c->ready, &count);
+    return PML_OK;
+}
+
 pml_status pml_client_receive(pml_client *c, int timeout_ms, pml_received **received,
                               pml_error *err)
 {
@@ -399,27 +426,18 @@ pml_status pml_client_receive(pml_client *c, int timeout_ms, pml_received **rece
     struct timespec deadline = deadline_after(timeout_ms > 0 ? timeout_ms : 0);
     pthread_mutex_lock(&c->mutex);
     c->waiting++;
-    while (c->received.n == 0 && !c->closing && !c->dead && status == PML_OK) {
+    while (!something_waits(c) && !c->closing && !c->dead && timeout_ms != 0 && status == PML_OK) {
         if (timeout_ms < 0)
             pthread_cond_wait(&c->changed, &c->mutex);
-        else if (timeout_ms == 0 ||
-                 pthread_cond_timedwait(&c->changed, &c->mutex, &deadline) == ETIMEDOUT)
-            status = c->received.n > 0 ? PML_OK : PML_TIMEOUT;
-        if (timeout_ms == 0)
-            break;
+        else if (pthread_cond_timedwait(&c->changed, &c->mutex, &deadline) == ETIMEDOUT)
+            status = PML_TIMEOUT;
     }
-    if (c->received.n > 0 && !c->closing) {
-        status = PML_OK;
-        *received = pmli_queue_pop(&c->received);
-        c->received_bytes -= (*received)->size;
-        eventfd_t count;
-        if (c->received.n == 0 && !c->dead)
-            (void)eventfd_read(c->ready, &count);
-    } else if (c->closing || c->dead) {
+    if (something_waits(c) && !c->closing)
+        status = take(c, received, err);
+    else if (c->closing || c->dead)
         status = PML_FAIL(err, PML_PEER, "the client is closed");
-    } else {
+    else
         status = PML_FAIL(err, PML_TIMEOUT, "nothing came within %d ms", timeout_ms);
-    }
     c->waiting--;
     if (c->closing)
         pthread_cond_broadcast(&c->changed);

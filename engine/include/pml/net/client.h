@@ -28,7 +28,8 @@ typedef enum pml_received_kind {
     PML_RECEIVED_UP,         /* connected and let in (again); no text                      */
     PML_RECEIVED_DOWN,       /* the coordinator is gone; we keep trying; no text           */
     PML_RECEIVED_DENIED,     /* our key is not, or no longer, on the list; text: why       */
-    PML_RECEIVED_LOST        /* events were dropped because nobody received: ask a replay  */
+    PML_RECEIVED_LOST        /* events were dropped, for want of a receiver or of memory: ask a
+                              * replay; no text                                            */
 } pml_received_kind;
 
 typedef struct pml_received {
@@ -59,8 +60,10 @@ void pml_client_close(pml_client **client);
  * right is the coordinator's to say. */
 pml_status pml_client_send(pml_client *client, const char *text, size_t size, pml_error *err);
 
-/* The next message in order of arrival; the caller frees it with free(). Waits up to timeout_ms
- * (0: not at all, negative: for ever): PML_TIMEOUT. */
+/* The next message in order of arrival (LOST comes last); the caller frees it with free(). Waits up
+ * to timeout_ms (0: not at all, negative: for ever): PML_TIMEOUT. PML_NO_MEMORY behind what could
+ * be kept, and from then on, when something other than an event could not be: close, connect again.
+ */
 pml_status pml_client_receive(pml_client *client, int timeout_ms, pml_received **received,
                               pml_error *err);
 
