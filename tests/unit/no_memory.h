@@ -1,67 +1,42 @@
-/* Memory that runs out: the k-th allocation refused. Include it in one file of a test, which then
- * has these in the place of the C library's. Under a sanitizer, which has an allocator of its own
- * there, NO_MEMORY_WATCHED is not defined. */
+/* Memory that runs out: every allocation of a piece of work refused, one at a time, whoever asks
+ * for it. For tests that are linked with the shim (tests/shim/nomem.c). */
 #ifndef PML_TESTS_NO_MEMORY_H
 #define PML_TESTS_NO_MEMORY_H
 
-#include <errno.h>
-#include <stdbool.h>
-#include <stddef.h>
+#include "nomem.h"
+#include "pml/base/error.h"
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define NO_MEMORY_WATCHED 1
-
-extern void *__libc_malloc(size_t size);
-extern void *__libc_calloc(size_t n, size_t size);
-extern void *__libc_realloc(void *old, size_t size);
-extern void *__libc_memalign(size_t alignment, size_t size);
-extern void __libc_free(void *memory);
-
-static bool watching; /* only while the code under test runs */
-static long allowed, live;
-
-static bool refused(void)
+/* The work with an allocation refused; whether one was. */
+static inline bool work_without(pml_status (*work)(pml_error *err), long number, bool for_good)
 {
-    if (!watching || allowed-- > 0)
-        return false;
-    errno = ENOMEM;
-    return true;
+    pml_error err = PML_ERROR_INIT;
+    nomem_watch(NULL);
+    long before = nomem_live();
+    nomem_refuse(number, for_good);
+    pml_status status = work(&err);
+    long left = nomem_live() - before;
+    nomem_watch_nothing();
+    if (status != PML_OK && status != PML_NO_MEMORY)
+        fail_msg("allocation %ld: %s (%s)", number, pml_status_name(status), err.message);
+    if (left != 0)
+        fail_msg("allocation %ld: %ld live blocks (%s)", number, left, err.message);
+    if (for_good && nomem_refused())
+        assert_int_equal(status, PML_NO_MEMORY);
+    return nomem_refused();
 }
 
-static void *counted(void *memory)
+/* The work with its Nth allocation refused, alone and with all that follow, for each N until none
+ * is left to refuse: it answers PML_NO_MEMORY, or succeeds where it can do without, and nothing
+ * stays allocated. At least `least` allocations are expected. */
+static inline void every_allocation(pml_status (*work)(pml_error *err), long least)
 {
-    live += watching && memory != NULL;
-    return memory;
+    pml_error warm = PML_ERROR_INIT; /* what is only set up once */
+    if (work(&warm) != PML_OK)
+        fail_msg("%s", warm.message);
+    long number = 1;
+    while (work_without(work, number, false))
+        (void)work_without(work, number++, true);
+    assert_true(number > least);
 }
 
-void *malloc(size_t size)
-{
-    return refused() ? NULL : counted(__libc_malloc(size));
-}
-
-void *calloc(size_t n, size_t size)
-{
-    return refused() ? NULL : counted(__libc_calloc(n, size));
-}
-
-void *aligned_alloc(size_t alignment, size_t size)
-{
-    return refused() ? NULL : counted(__libc_memalign(alignment, size));
-}
-
-void *realloc(void *old, size_t size)
-{
-    if (refused())
-        return NULL;
-    void *memory = __libc_realloc(old, size);
-    return old == NULL ? counted(memory) : memory;
-}
-
-void free(void *memory)
-{
-    live -= watching && memory != NULL;
-    __libc_free(memory);
-}
-
-#endif
 #endif

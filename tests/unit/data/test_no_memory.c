@@ -7,16 +7,6 @@
 #include "pml/data/sampler.h"
 #include "pml/model/adapter.h"
 
-#ifndef NO_MEMORY_WATCHED
-
-static void test_every_allocation(void **state)
-{
-    (void)state;
-    skip();
-}
-
-#else
-
 static const pml_model_spec spec = {
     .hidden = 4, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 2, .intermediate = 6};
 static const pml_adapter_config config = {.rank = 2, .alpha = 4, .targets = PML_TARGET_K};
@@ -95,26 +85,8 @@ static void test_every_allocation(void **state)
     put_text(scratch("config.json"),
              "{\"model_type\":\"llama\",\"vocab_size\":9,\"hidden_size\":4,\"intermediate_size\":6,"
              "\"num_hidden_layers\":1,\"num_attention_heads\":2}");
-    EXPECT_OK(write_and_read(e)); /* and warm what is only set up once */
-
-    long k = 0;
-    pml_status status;
-    do {
-        pml_error err = PML_ERROR_INIT;
-        live = 0;
-        allowed = k++;
-        watching = true;
-        status = write_and_read(&err);
-        watching = false;
-        if (status != PML_OK && status != PML_NO_MEMORY)
-            fail_msg("allocation %ld: %s (%s)", k, pml_status_name(status), err.message);
-        if (live != 0)
-            fail_msg("allocation %ld: %ld live blocks (%s)", k, live, err.message);
-    } while (status != PML_OK);
-    assert_true(k > 100);
+    every_allocation(write_and_read, 100);
 }
-
-#endif
 
 int main(void)
 {

@@ -15,16 +15,6 @@
 #include "pml/json/messages.h"
 #include "pml/json/sum.h"
 
-#ifndef NO_MEMORY_WATCHED
-
-static void test_every_allocation(void **state)
-{
-    (void)state;
-    skip();
-}
-
-#else
-
 static pml_status read_request(pml_error *err)
 {
     static const char text[] =
@@ -92,27 +82,8 @@ static pml_status everything(pml_error *err)
 static void test_every_allocation(void **state)
 {
     (void)state;
-    pml_error warm = PML_ERROR_INIT;
-    if (everything(&warm) != PML_OK)
-        fail_msg("%s", warm.message);
-    long k = 0;
-    pml_status status;
-    do {
-        pml_error err = PML_ERROR_INIT;
-        live = 0;
-        allowed = k++;
-        watching = true;
-        status = everything(&err);
-        watching = false;
-        if (status != PML_OK && status != PML_NO_MEMORY)
-            fail_msg("allocation %ld: %s (%s)", k, pml_status_name(status), err.message);
-        if (live != 0)
-            fail_msg("allocation %ld: %ld live blocks (%s)", k, live, err.message);
-    } while (status != PML_OK);
-    assert_true(k > 100);
+    every_allocation(everything, 100);
 }
-
-#endif
 
 int main(void)
 {
