@@ -28,7 +28,7 @@ from pantheraml.errors import (
     RunFailed,
     TimedOut,
 )
-from pantheraml.link import Link
+from pantheraml.link import ANSWER, Link
 from pantheraml.record import ENDED, Event, LogReader, RunRecord
 from pantheraml.text import Text
 
@@ -236,7 +236,7 @@ class Following:
                     raise
                 time.sleep(0.05)
 
-    def _connect(self, timeout: float = 10.0) -> bool:
+    def _connect(self, timeout: float = ANSWER) -> bool:
         """Find the run's coordinator, if it has one; returns whether."""
         try:
             link = self._open_link()

@@ -18,6 +18,10 @@ from pantheraml import _native
 from pantheraml.errors import BusyError, Error, NoMemoryError, PeerError, TimedOut, from_code
 from pantheraml.record import Event
 
+# Seconds for an answer. A coordinator on a busy machine or a slow disk is late, not gone; one that
+# is gone is noticed by its process, long before.
+ANSWER = 30.0
+
 
 class Listener(Protocol):
     """What a link tells. All calls come from the link's thread."""
@@ -82,7 +86,7 @@ class Link:
 
     # ---- any thread ------------------------------------------------------------------------
 
-    def request(self, kind: str, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
+    def request(self, kind: str, timeout: float = ANSWER, **fields: Any) -> dict[str, Any]:
         """Send a request and wait for its answer.
 
         Raises

@@ -29,7 +29,7 @@ from pantheraml.errors import (
     TimedOut,
     from_code,
 )
-from pantheraml.link import Link
+from pantheraml.link import ANSWER, Link
 from pantheraml.run import Run
 
 _PREFIX = "pantheraml:"
@@ -240,7 +240,7 @@ class SharedRun(Run):
     def _read_log(self) -> None:
         """There is none here: everything comes by replay."""
 
-    def _connect(self, timeout: float = 10.0) -> bool:
+    def _connect(self, timeout: float = ANSWER) -> bool:
         return self._catch_up(_FarLink(self._connection, self), timeout)
 
     def _follow(self, go_on: bool = False) -> None:
@@ -255,7 +255,7 @@ def _ask_configuration(connection: str) -> dict[str, Any]:
     """Ask once for what a run folder's owner reads from run.json."""
     with _native.Client(connection=connection) as client:
         client.send('{"type":"configuration","id":"configuration"}')
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + ANSWER
         while time.monotonic() < deadline:
             for kind, text in client.receive(0.5):
                 if kind == "denied":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conftest import AXE, Lab
+from conftest import AXE, PATIENCE, Lab
 from playwright.sync_api import Locator, Page, expect
 
 __all__ = ["Notebook", "Panel", "write_notebook"]
@@ -51,7 +52,7 @@ class Notebook:
         self._ready()
 
     def _ready(self) -> None:
-        expect(self.page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=60_000)
+        expect(self.page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible()
         self.page.wait_for_function(
             "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
             "?.connectionStatus === 'connected'"
@@ -100,6 +101,13 @@ class Notebook:
         document: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
         return document
 
+    def wait_until_saved(self, widgets: str) -> None:
+        """Wait until the file has the state of widgets of this MIME type."""
+        end = time.monotonic() + PATIENCE
+        while widgets not in self.saved()["metadata"].get("widgets", {}):
+            assert time.monotonic() < end, "the notebook was not saved with its widgets"
+            self.page.wait_for_timeout(100)
+
 
 class Panel:
     """A run panel on the page."""
@@ -130,12 +138,11 @@ class Panel:
         """The newest step of the curve, as a screen reader hears it."""
         return int(self.slider.get_attribute("aria-valuemax") or 0)
 
-    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+    def wait_for_step(self, step: int) -> None:
         """Wait until the curve has come to a step."""
         self.root.page.wait_for_function(
             "([node, n]) => Number(node.getAttribute('aria-valuemax')) >= n",
             arg=[self.slider.element_handle(), step],
-            timeout=seconds * 1000,
         )
 
     def values_at(self, step: int) -> str:

@@ -18,13 +18,13 @@ sys.path.insert(0, {str(FAKES)!r})
 from fake_run import FakeRun
 from pantheraml_widgets.run_panel import RunPanel
 
-run = FakeRun("fake-lesson", max_steps=1000, seconds=0.05, workers=2, done=120)
+run = FakeRun("fake-lesson", max_steps=20_000, seconds=0.05, workers=2, done=120)
 panel = RunPanel(run, record=lambda: "<p>static record</p>", decode=run.decode)
 panel
 """
 
 # A cell that keeps the main thread busy, as an impatient person's would.
-BUSY = "import time; time.sleep(60); print('awake')"
+BUSY = "import time; time.sleep(600); print('awake')"
 
 
 def open_fake(page: Page, lab: Lab, name: str, *cells: str) -> tuple[Notebook, Panel]:
@@ -133,7 +133,7 @@ def test_a_kernel_that_went_leaves_the_last_state_and_says_so(page: Page, lab: L
     expect(panel.button("Pause")).to_be_disabled()
     # Opened again without that kernel it is the same: the state is in the file, once. The restart
     # came before the save that follows the display, which has to have the state all the same.
-    page.wait_for_timeout(1000)
+    notebook.wait_until_saved(STATE)
     notebook.reload()
     panel = Panel(page)
     expect(panel.root.locator(".pml-notice")).to_contain_text("Not connected")

@@ -20,7 +20,7 @@ def execute(path: Path, folder: Path) -> Any:
     """Run a copy of a notebook in a folder of its own; a cell that fails fails the test."""
     copy = shutil.copy(path, folder)
     notebook = nbformat.read(copy, as_version=4)  # type: ignore[no-untyped-call]
-    client = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(folder)}})
     return client.execute(env={**os.environ, "PANTHERAML_RUNS": str(folder / "runs")})
 
 

@@ -14,6 +14,14 @@ import pantheraml as pm
 import pytest
 from pantheraml.tiny import TinyLlama
 
+#: Seconds. Nothing that a test waits for takes so long on any machine that works, however slow or
+#: busy: who has waited so long waits for nothing. What has to be quick is measured by tools/chaos
+#: and tools/bench; no test asserts a time.
+PATIENCE = 240.0
+
+#: Steps of a run that does not end by itself.
+FOREVER = 10**6
+
 ROWS = [
     {"prompt": f"{a} plus {b} is ", "completion": f"{a + b}."} for a in range(8) for b in range(8)
 ]
@@ -50,7 +58,7 @@ def end(run: pm.Run) -> None:
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)  # in order, and without waiting for viewers
-        until(lambda: not alive(pid), 30, f"coordinator {pid} to go")
+        until(lambda: not alive(pid), f"coordinator {pid} to go")
 
 
 def alive(pid: int) -> bool:
@@ -61,18 +69,23 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(over: Callable[[], bool], seconds: float, what: str) -> None:
+def until(over: Callable[[], object], what: str) -> None:
     """Wait for something, or fail."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not over():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s for {what}"
         time.sleep(0.02)
 
 
-def at_step(run: pm.Run, step: int, seconds: float = 60) -> None:
+def at_step(run: pm.Run, step: int) -> None:
     """Wait until a run has made so many steps, or fail."""
-    until(lambda: run.step >= step or run.state == "failed", seconds, f"step {step}")
+    until(lambda: run.step >= step or run.state == "failed", f"step {step}")
     assert run.state != "failed", run.reason
+
+
+def hear_ctrl_c() -> None:
+    """For `preexec_fn`: a child hears SIGINT also where the tests were started with it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -84,6 +97,8 @@ def start(runs: Path, model: Path) -> Callable[..., pm.Run]:
             "max_steps": 20, "learning_rate": 1e-3, "max_length": 64, "packing": False,
             "per_device_train_batch_size": 2, "threads": 1, "generate_length": 64,
         } | settings  # fmt: skip
+        if given["max_steps"] == FOREVER:  # else it makes 500 steps a second, for every client
+            given.setdefault("gradient_accumulation_steps", 16)
         return pm.finetune(given.pop("model", model), data, **given)
 
     return begin

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pantheraml as pm
 import pytest
-from conftest import ROWS, at_step, environment, until
+from conftest import PATIENCE, ROWS, at_step, environment, until
 from pantheraml import autopsy
 
 Start = Callable[..., pm.Run]
@@ -25,14 +25,14 @@ def folder(start: Start, tmp_path: Path) -> Iterator[Path]:
     """A run that was steered and stopped."""
     run = start(name="patient", max_steps=10**6, save_steps=20, eval_data=ROWS[:4])
     at_step(run, 45)
-    run.set(learning_rate=5e-4).wait(60)
+    run.set(learning_rate=5e-4).wait(PATIENCE)
     run.checkpoint("kept", wait=True)
     run.stop(wait=True)
     pid = run.coordinator_pid
     run.close()
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
-        until(lambda: not Path(f"/proc/{pid}").exists(), 20, "its end")
+        until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
     yield run.folder
 
 
@@ -118,7 +118,7 @@ def test_a_killed_run(start: Start) -> None:
     pids = [run.workers[0]["pid"], run.coordinator_pid]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: run.state == "stopped", 20, "its end")
+    until(lambda: run.state == "stopped", "its end")
     found = autopsy.examine_run(run.folder)
     assert found.state.startswith("it ended without a word at step")
     assert not found.damaged and found.resume is not None
@@ -132,8 +132,8 @@ def test_a_killed_run(start: Start) -> None:
 def test_a_damaged_shard_is_not_loaded(folder: Path) -> None:
     flip(folder / "data/train.safetensors", random.Random(3))
     with pytest.raises(pm.Error, match=r"train\.safetensors.* is not what was written"):
-        pm.resume("patient").wait(60)
+        pm.resume("patient").wait(PATIENCE)
     (folder / "data/train.safetensors").unlink()
     run = pm.resume("patient")
-    until(lambda: run.state in ("running", "failed"), 60, "it to go on")
+    until(lambda: run.state in ("running", "failed"), "it to go on")
     assert run.state == "running", run.reason

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
+from conftest import PATIENCE
 from safetensors.numpy import load_file, save_file
 
 Change = Callable[[Path], None]
@@ -97,7 +98,9 @@ def test_shards_are_read(model: Path, tmp_path: Path, start: Callable[..., pm.Ru
         where |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     one, two = start(max_steps=2, seed=1), start(model=folder, max_steps=2, seed=1)
-    assert [r["loss"] for r in one.wait(60).history] == [r["loss"] for r in two.wait(60).history]
+    assert [r["loss"] for r in one.wait(PATIENCE).history] == [
+        r["loss"] for r in two.wait(PATIENCE).history
+    ]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_bad_data_ends_the_run_with_its_line(
     path.write_text(rows)
     run = start(path)
     with pytest.raises(pm.RunFailed) as caught:
-        run.wait(60)
+        run.wait(PATIENCE)
     assert words in str(caught.value) and words in run.reason
     assert run.state == "failed" and run.history == []
     assert pm.runs()[0].state == "failed"
@@ -125,7 +128,7 @@ def test_bad_data_ends_the_run_with_its_line(
 def test_rows_whose_labels_are_beyond_the_cut(start: Callable[..., pm.Run]) -> None:
     run = start([{"prompt": "x" * 100, "completion": "y"}], max_length=16)
     with pytest.raises(pm.RunFailed, match="label"):
-        run.wait(60)
+        run.wait(PATIENCE)
 
 
 def test_no_memory_names_what_would_fit(model: Path, start: Callable[..., pm.Run]) -> None:
@@ -134,4 +137,4 @@ def test_no_memory_names_what_would_fit(model: Path, start: Callable[..., pm.Run
     assert "memory_limit" in str(planned.value) or "needs" in str(planned.value)
     run = start(memory_limit="100kB")
     with pytest.raises(pm.RunFailed, match="needs|memory"):
-        run.wait(60)
+        run.wait(PATIENCE)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pantheraml as pm
 import pytest
-from conftest import ROWS, at_step
+from conftest import PATIENCE, ROWS, at_step, hear_ctrl_c
 from pantheraml import cli
 
 
-def shell(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def shell(*arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pantheraml", *arguments],
         capture_output=True, text=True, timeout=timeout, check=False,
@@ -66,12 +66,13 @@ def test_ctrl_c_detaches(start: Callable[..., pm.Run]) -> None:
     run = start(name="three", max_steps=10**6)
     at_step(run, 1)
     child = subprocess.Popen(
-        [sys.executable, "-m", "pantheraml", "attach", "three"], stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "pantheraml", "attach", "three"],
+        stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
     assert child.stdout is not None
     assert "three: running, step" in child.stdout.readline()
     child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=30)
+    said, _ = child.communicate(timeout=PATIENCE)
     assert "detached; the run goes on. Come back by: pantheraml attach three" in said
     assert child.returncode == 0
     at_step(run, run.step + 2)
@@ -116,7 +117,7 @@ def test_plan_and_program(model: Path) -> None:
 
 
 def test_doctor(runs: Path) -> None:
-    made = shell("doctor", timeout=90)
+    made = shell("doctor", timeout=PATIENCE)
     assert made.returncode == 0, made.stdout + made.stderr
     assert "a real run" in made.stdout and "tokens/s" in made.stdout and "ready" in made.stdout
     assert not runs.exists()

@@ -9,6 +9,7 @@ from typing import Any
 import pantheraml as pm
 import pyarrow as pa
 import pytest
+from conftest import PATIENCE
 from pyarrow import parquet
 from safetensors import safe_open
 from test_readers import Dataset
@@ -25,7 +26,7 @@ def test_held_out_of_what_is_given(kind: str, start: Callable[..., pm.Run], tmp_
     elif kind == "dataset":
         data = Dataset(pa.Table.from_pylist(TEXTS))
     run = start(data, eval_split=0.2, num_train_epochs=1, max_steps=None)
-    run.wait(120)
+    run.wait(PATIENCE)
     assert run.step == 16  # 32 rows of 40, two at a time
     labels = run.evaluate().labels
     said = [event["message"] for event in run.events() if event["type"] == "log"]
@@ -66,7 +67,7 @@ def test_a_template_of_ones_own_is_the_runs(start: Callable[..., pm.Run]) -> Non
     run = start(
         [{"messages": talk}], max_steps=1, chat_template=template, chat_template_kwargs=given
     )
-    run.wait(120)
+    run.wait(PATIENCE)
     with safe_open(run.folder / "data/train.safetensors", "np") as file:
         assert run.decode(file.get_tensor("input_ids").tolist()) == "2001wuaab!"
         assert [int(i) for i in file.get_tensor("labels") if i >= 0] == run._text.encode("!")

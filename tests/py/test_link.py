@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PATIENCE, until
 from pantheraml import errors, link, sums
 from pantheraml.record import Event, LogReader, RunRecord
 
@@ -116,17 +117,14 @@ def test_nothing_is_missed_and_nothing_comes_twice(
     log = [step(n, n) for n in range(1, 40)]
     client, follower = LossyClient(log, lose, 1), Follower()
     made = follow(client, follower, monkeypatch)
-    assert made.caught_up.wait(5) and follower.record.seq >= 39
+    assert made.caught_up.wait(PATIENCE) and follower.record.seq >= 39
     for n in range(40, 300):
         client.publish(step(n, n))
         if n % 50 == 0:
             client.publish({"type": "heartbeat", "last": n, "state": "running"})
     client.lose = 0
     client.publish({"type": "heartbeat", "last": 299, "state": "running"})
-    deadline = time.monotonic() + 10
-    while follower.record.seq < 299:
-        assert time.monotonic() < deadline, follower.record.seq
-        time.sleep(0.01)
+    until(lambda: follower.record.seq >= 299, "the last event")
     assert [e["seq"] for e in follower.record.events] == list(range(1, 300))
     assert follower.heartbeats >= 1
     made.close()
@@ -147,17 +145,17 @@ def test_answers_find_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_waits_hears_that_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     client, follower = LossyClient([], 0, 0), Follower()
     made = follow(client, follower, monkeypatch)
-    made.caught_up.wait(5)
+    made.caught_up.wait(PATIENCE)
     threading.Timer(0.1, client.close).start()
     with pytest.raises(errors.PeerError):
-        made.request("silence", timeout=5)
-    assert follower.gone.wait(2)
+        made.request("silence", timeout=PATIENCE)
+    assert follower.gone.wait(PATIENCE)
 
 
 def test_a_coordinator_that_died_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     client, follower = LossyClient([], 0, 0), Follower()
     made = follow(client, follower, monkeypatch)
-    made.caught_up.wait(5)
+    made.caught_up.wait(PATIENCE)
 
     def stale(_: object) -> int:
         raise errors.PeerError("stale")
@@ -165,7 +163,7 @@ def test_a_coordinator_that_died_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(link._native, "coordinator_pid", stale)
     with client.lock:
         client.inbox.append(("down", ""))
-    assert follower.gone.wait(5)
+    assert follower.gone.wait(PATIENCE)
     made.close()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
+from conftest import PATIENCE
 from safetensors.numpy import load_file
 
 FIXTURES = Path(__file__).parent.parent / "parity" / "fixtures"
@@ -45,7 +46,7 @@ def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
         assert sorted(run.config["lora_targets"]) == sorted(lora["lora_targets"])
         assert bool(run.config["lora_groups"]) == bool(lora.get("lora_mixed", False))
     prompt = expected["prompt"].tolist()
-    run.wait(60)
+    run.wait(PATIENCE)
     loss = np.array([row["loss"] for row in run.history])
     norm = np.array([row["grad_norm"] for row in run.history])
     assert loss[0] == pytest.approx(expected["loss"][0], rel=1e-5)
@@ -69,7 +70,7 @@ def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
         method=case["method"], quant=case.get("quant"), max_steps=1, learning_rate=0.0,
         max_length=case["max_length"],
         per_device_train_batch_size=case["per_device_train_batch_size"],
-    ).wait(60)  # fmt: skip
+    ).wait(PATIENCE)  # fmt: skip
     before = still.sample(input_ids=prompt, max_new_tokens=20).token_ids
     assert before == expected["greedy_before"].tolist()
     assert still.evaluate().loss == pytest.approx(expected["evaluation_loss"][0], rel=1e-5)

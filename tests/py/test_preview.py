@@ -11,6 +11,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
+from conftest import PATIENCE
 from pantheraml import previews
 from rich.console import Console
 from test_readers import Dataset
@@ -127,11 +128,11 @@ def test_in_the_shell(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(TALK) + "\n")
     command = [sys.executable, "-m", "pantheraml", "preview", str(model), "--data", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "⟦done<|im_end|>" in done.stdout and "line 1: " in done.stdout
     bad = subprocess.run(
-        [*command, "--chat-template-kwargs", "{"], capture_output=True, text=True, timeout=60
+        [*command, "--chat-template-kwargs", "{"], capture_output=True, text=True, timeout=PATIENCE
     )
     assert bad.returncode == 1 and "not JSON" in bad.stderr
 

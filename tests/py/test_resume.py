@@ -14,7 +14,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import ROWS, alive, at_step, until
+from conftest import PATIENCE, ROWS, alive, at_step, until
 
 Start = Callable[..., pm.Run]
 STEPS = 240  # half a second and more: what is done to a run on its way must find it there
@@ -39,7 +39,7 @@ def undisturbed(start: Start, tmp_path: Path) -> tuple[bytes, list[tuple[float, 
     """The adapter and the numbers of a run that was tuned before its first step, and left alone."""
     run = start(name="undisturbed", **SETTINGS)
     command = run.set(**TUNED)
-    run.wait(120)
+    run.wait(PATIENCE)
     assert command.step == 1, "it must have been tuned before the first step"
     return adapter(run, tmp_path / "undisturbed"), numbers(run)
 
@@ -49,9 +49,9 @@ def test_paused_checkpointed_stopped_and_resumed(
     devices: int, start: Start, tmp_path: Path
 ) -> None:
     plain = start(name="plain", devices=devices, **SETTINGS)
-    assert plain.set(**TUNED).wait(60).step == 1
+    assert plain.set(**TUNED).wait(PATIENCE).step == 1
     run = start(name="steered", devices=devices, **SETTINGS)
-    assert run.set(**TUNED).wait(60).step == 1
+    assert run.set(**TUNED).wait(PATIENCE).step == 1
     at_step(run, 10)
     run.pause(wait=True)
     run.evaluate()
@@ -62,8 +62,8 @@ def test_paused_checkpointed_stopped_and_resumed(
     run.stop(wait=True)
     assert run.state == "stopped" and run.step < STEPS
     run.resume()
-    run.wait(120)
-    plain.wait(120)
+    run.wait(PATIENCE)
+    plain.wait(PATIENCE)
     assert run.state == "finished" and numbers(run) == numbers(plain)
     assert adapter(run, tmp_path / "a") == adapter(plain, tmp_path / "b")
     identity = json.loads((run.folder / "run.json").read_text())["identity"]
@@ -76,21 +76,21 @@ def test_killed_anywhere_and_resumed(
 ) -> None:
     """kill -9 of the coordinator, then of a worker; each time somebody resumes it."""
     run = start(name="killed", save_steps=7, restart="never", **SETTINGS)
-    assert run.set(**TUNED).wait(60).step == 1
+    assert run.set(**TUNED).wait(PATIENCE).step == 1
     at_step(run, 12)
     pid = run.coordinator_pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    until(lambda: run.state == "stopped", 20, "the coordinator's death")
+    until(lambda: run.state == "stopped", "the coordinator's death")
     run.resume()
     run.pause(wait=True)  # or it might be finished before it is killed
     os.kill(run.workers[0]["pid"], signal.SIGKILL)
-    until(lambda: run.state == "failed", 20, "the worker's death")
+    until(lambda: run.state == "failed", "the worker's death")
     assert "worker" in run.reason
     with pytest.raises(pm.RunFailed, match="worker"):
         run.wait()
     run.resume()
-    run.wait(120)
+    run.wait(PATIENCE)
     assert run.state == "finished"
     assert numbers(run) == undisturbed[1]  # also the steps that the coordinator did not live to log
     assert adapter(run, tmp_path / "killed") == undisturbed[0]
@@ -101,19 +101,19 @@ def test_killed_anywhere_it_goes_on(
 ) -> None:
     """The same without anybody: workers and coordinators are replaced, and not a bit is lost."""
     run = start(name="undying", max_restarts=20, **SETTINGS)
-    assert run.set(**TUNED).wait(60).step == 1
+    assert run.set(**TUNED).wait(PATIENCE).step == 1
     for victim in ("coordinator", "worker", "coordinator", "worker"):
         run.pause(wait=True)
         timeline = run.events()[-1]["timeline"]
         pid = run.coordinator_pid if victim == "coordinator" else run.workers[0]["pid"]
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        until(lambda: run.events()[-1]["timeline"] > timeline, 20, f"the next {victim}")  # noqa: B023
-        until(lambda: run.state == "paused", 20, "it to stand where it stood")
+        until(lambda: run.events()[-1]["timeline"] > timeline, f"the next {victim}")  # noqa: B023
+        until(lambda: run.state == "paused", "it to stand where it stood")
         step = run.step
         run.resume(wait=True)
         at_step(run, min(step + 5, STEPS))
-    run.wait(120)
+    run.wait(PATIENCE)
     restarts = [e for e in run.events() if e["type"] == "restart"]
     assert [e["cause"] for e in restarts] == ["coordinator", "died", "coordinator", "died"]
     assert run.state == "finished" and numbers(run) == undisturbed[1]
@@ -133,7 +133,7 @@ def test_what_decides_bits_is_asked_about(start: Start) -> None:
     path.write_text(json.dumps(config))
     with pytest.raises(pm.Error, match=name):
         run.resume(wait=True)
-    until(lambda: run.state in ("failed", "stopped"), 20, "it to end")
+    until(lambda: run.state in ("failed", "stopped"), "it to end")
     run.resume(wait=True, accept_changes=True)
     assert run.state in ("running", "finished")
 
@@ -175,7 +175,7 @@ def test_two_attach_at_once_and_start_one(start: Start) -> None:
         os.kill(pid, signal.SIGSTOP)  # so that none of them helps
     for pid in (coordinator, *workers):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not any(map(alive, (coordinator, *workers))), 10, "their end")
+    until(lambda: not any(map(alive, (coordinator, *workers))), "their end")
     comers = [
         subprocess.Popen(
             [sys.executable, "-c", ATTACH, run.folder],
@@ -203,7 +203,7 @@ def test_a_stopped_last_worker_keeps_nobody_waiting(start: Start) -> None:
     os.kill(worker, signal.SIGSTOP)
     try:
         os.kill(coordinator, signal.SIGKILL)
-        until(lambda: run.coordinator_pid not in (None, coordinator), 40, "another coordinator")
+        until(lambda: run.coordinator_pid not in (None, coordinator), "another coordinator")
         at_step(run, run.step + 5)
     finally:
         with suppress(ProcessLookupError):
@@ -231,7 +231,7 @@ def test_a_coordinator_that_is_late_is_not_gone(
     states = set()
     until(
         lambda: states.add(run.state) or run.coordinator_pid not in (None, pid),  # type: ignore[func-returns-value]
-        40, "another coordinator",
+        "another coordinator",
     )  # fmt: skip
     assert "stopped" not in states and not late
     at_step(run, run.step + 5)

@@ -12,7 +12,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,17 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
-from conftest import ROWS, alive, at_step, end, environment, until
+from conftest import FOREVER, PATIENCE, ROWS, alive, at_step, end, environment, hear_ctrl_c, until
 from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
 
 Start = Callable[..., pm.Run]
-FOREVER = 10**6
 
 
 def test_a_run_from_beginning_to_end(start: Start, runs: Path, model: Path) -> None:
     run = start(name="first", eval_data=ROWS[:8], max_steps=30, learning_rate=3e-3)
     assert run.state in ("starting", "running") and run.name == "first"
-    run.wait(120)
+    run.wait(PATIENCE)
     assert run.state == "finished" and run.step == run.max_steps == 30
     history = run.history
     assert [row["step"] for row in history] == list(range(1, 31))
@@ -56,7 +54,7 @@ def test_a_run_from_beginning_to_end(start: Start, runs: Path, model: Path) -> N
 
 def test_history_numbers_are_those_of_the_schedule(start: Start) -> None:
     run = start(max_steps=20, warmup_steps=5, lr_scheduler_type="linear", learning_rate=1e-3)
-    run.wait(60)
+    run.wait(PATIENCE)
     expected = [min(n / 5, (20 - n) / 15) * 1e-3 for n in range(20)]
     assert [row["learning_rate"] for row in run.history] == pytest.approx(expected, rel=1e-12)
 
@@ -142,8 +140,8 @@ def test_two_workers_are_one(start: Start) -> None:
     one = start(per_device_train_batch_size=4, **common)
     two = start(per_device_train_batch_size=2, devices=["cpu"] * 2, **common)
     command = two.set(max_grad_norm=1.0)
-    one.wait(60)
-    two.wait(60)
+    one.wait(PATIENCE)
+    two.wait(PATIENCE)
     assert command.workers == [0, 1]
     assert [w["rank"] for w in two.workers] == [0, 1]
     assert len({w["pid"] for w in two.workers}) == 2
@@ -155,7 +153,7 @@ def test_two_workers_are_one(start: Start) -> None:
 
 def test_adapter_folder_is_peft_s(start: Start, tmp_path: Path, model: Path) -> None:
     run = start(max_steps=3, lora=pm.LoRA(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
-    run.wait(60)
+    run.wait(PATIENCE)
     out = run.export(tmp_path / "out", format="peft")
     assert out.difference == 0
     assert {path.name for path in out.iterdir()} == {
@@ -175,14 +173,14 @@ def test_adapter_folder_is_peft_s(start: Start, tmp_path: Path, model: Path) -> 
     assert np.abs(tensors[at + "B.weight"]).max() > 0
     # It starts where the other ended.
     again = start(max_steps=1, lora=pm.LoRA(init=out), learning_rate=0.0)
-    again.wait(60)
+    again.wait(PATIENCE)
     copied = load_file(again.export(tmp_path / "again") / "adapter_model.safetensors")
     assert all(np.array_equal(copied[name], tensors[name]) for name in tensors)
 
 
 def test_full_run_gives_a_model_folder(start: Start, tmp_path: Path, model: Path) -> None:
     run = start(method="full", max_steps=3)
-    run.wait(60)
+    run.wait(PATIENCE)
     with pytest.raises(ValueError, match="every weight was trained"):
         run.export(tmp_path / "no", format="peft")
     out = run.export(tmp_path / "out")
@@ -192,7 +190,7 @@ def test_full_run_gives_a_model_folder(start: Start, tmp_path: Path, model: Path
     assert json.loads((out / "config.json").read_text())["vocab_size"] == 272
     assert (out / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
     next_run = start(model=out, max_steps=1)
-    next_run.wait(60)
+    next_run.wait(PATIENCE)
     assert next_run.history[0]["loss"] < run.history[0]["loss"]
 
 
@@ -200,8 +198,8 @@ def test_packing_and_accumulation_change_nothing(start: Start) -> None:
     common: dict[str, Any] = {"shuffle": False, "max_steps": 6}
     eight = start(per_device_train_batch_size=8, **common)
     four = start(per_device_train_batch_size=2, gradient_accumulation_steps=4, **common)
-    eight.wait(60)
-    four.wait(60)
+    eight.wait(PATIENCE)
+    four.wait(PATIENCE)
     for a, b in zip(eight.history, four.history, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
@@ -223,9 +221,9 @@ def test_the_coordinator_outlives_us_and_the_log_outlives_it(start: Start, runs:
     at_step(again, again.step + 2)
     workers = [w["pid"] for w in again.workers]
     os.kill(pid, signal.SIGKILL)
-    until(lambda: again.state == "stopped", 15, "the death to be noticed")
+    until(lambda: again.state == "stopped", "the death to be noticed")
     assert "resume()" in again.reason and again.coordinator_pid is None
-    until(lambda: not any(map(alive, workers)), 30, "the workers to end with their coordinator")
+    until(lambda: not any(map(alive, workers)), "the workers to end with their coordinator")
     (info,) = pm.runs()
     assert info.state == "stopped"
     seen = again.step
@@ -256,18 +254,34 @@ def test_checkpoint_to_go_back_to(start: Start) -> None:
     assert ended > mark.step
 
 
+WAITING = """
+import sys, threading, time
+import pantheraml as pm
+def watch(main):
+    frame = None
+    while frame is None or frame.f_code.co_name != "_wait_for":
+        time.sleep(0.01)
+        frame = sys._current_frames()[main]
+        while frame.f_back is not None and frame.f_code.co_name != "_wait_for":
+            frame = frame.f_back
+    print("it waits", flush=True)
+run = pm.attach("alone")
+threading.Thread(target=watch, args=[threading.get_ident()], daemon=True).start()
+run.wait()
+"""
+
+
 def test_ctrl_c_leaves_the_run_alone(start: Start, runs: Path) -> None:
     run = start(name="alone", max_steps=FOREVER)
     at_step(run, 1)
-    code = "import pantheraml as pm; print('there', flush=True); pm.attach('alone').wait()"
     child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", WAITING],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
     assert child.stdout is not None
-    assert child.stdout.readline() == "there\n"
-    threading.Event().wait(1.0)
+    assert child.stdout.readline() == "it waits\n"
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=10)
+    _, said = child.communicate(timeout=PATIENCE)
     assert "The run goes on without you. Come back by pm.attach('alone')" in said
     assert "KeyboardInterrupt" in said and child.returncode != 0
     at_step(run, run.step + 2)
@@ -317,7 +331,7 @@ def test_subscribers(start: Start) -> None:
     run.subscribe(ask)
     with pytest.warns(RuntimeWarning, match="a subscriber failed and was dropped"):
         run.subscribe(fail)
-        run.wait(60)
+        run.wait(PATIENCE)
     unsubscribe()
     numbers = [event["seq"] for event in seen if "seq" in event]
     assert numbers == sorted(set(numbers)) and len([e for e in seen if e["type"] == "step"]) >= 10
@@ -353,7 +367,7 @@ def test_same_bits_twice(start: Start, tmp_path: Path) -> None:
     made = []
     for name in ("a", "b"):
         run = start(max_steps=8, deterministic=True, seed=7)
-        run.wait(60)
+        run.wait(PATIENCE)
         made.append((run.export(tmp_path / name) / "adapter_model.safetensors").read_bytes())
     assert made[0] == made[1]
 
@@ -365,7 +379,7 @@ def test_not_finite_numbers_arrive_as_numbers(start: Start, model: Path, tmp_pat
     tensors["lm_head.weight"][:] = np.nan
     save_file(tensors, folder / "model.safetensors")
     run = start(model=folder, max_steps=3)
-    until(lambda: run.state == "paused", 60, "the run to stand still")
+    until(lambda: run.state == "paused", "the run to stand still")
     assert "not finite" in run.reason
     with pytest.raises(pm.RunFailed, match="stands: step 1 is not finite"):
         run.wait(60)  # nothing would ever end this
@@ -379,7 +393,7 @@ def test_not_finite_numbers_arrive_as_numbers(start: Start, model: Path, tmp_pat
 def test_a_step_without_labels_learns_nothing_and_goes_on(start: Start) -> None:
     ids = [70, 71, 72, 73]
     rows = [{"input_ids": ids, "labels": [-100] * 4}, {"input_ids": ids, "labels": ids}]
-    run = start(rows, max_steps=4, per_device_train_batch_size=1, shuffle=False).wait(60)
+    run = start(rows, max_steps=4, per_device_train_batch_size=1, shuffle=False).wait(PATIENCE)
     assert run.state == "finished"
     assert [math.isnan(row["loss"]) for row in run.history] == [True, False, True, False]
     assert [row["grad_norm"] > 0 for row in run.history] == [False, True, False, True]
@@ -388,7 +402,7 @@ def test_a_step_without_labels_learns_nothing_and_goes_on(start: Start) -> None:
 def test_rows_and_samples_beyond_the_models_positions(start: Start, tmp_path: Path) -> None:
     small = TinyLlama(positions=16).write(tmp_path / "small")
     rows = [{"input_ids": list(range(70, 70 + n))} for n in (8, 24, 40)]
-    run = start(rows, model=small, max_length=32, max_steps=3).wait(60)
+    run = start(rows, model=small, max_length=32, max_steps=3).wait(PATIENCE)
     assert run.state == "finished", run.reason
     assert len(run.sample(input_ids=[70] * 20, max_new_tokens=8).token_ids) > 0
     lines = map(json.loads, (run.folder / "events.jsonl").read_text().splitlines())

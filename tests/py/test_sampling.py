@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pantheraml as pm
 import pytest
+from conftest import PATIENCE
 from pantheraml.sampling import _settled
 
 Start = Callable[..., pm.Run]
@@ -14,7 +15,7 @@ PROMPT = "3 plus 4 is "
 
 @pytest.fixture
 def run(start: Start) -> pm.Run:
-    return start(max_steps=3, generate_length=200).wait(60)
+    return start(max_steps=3, generate_length=200).wait(PATIENCE)
 
 
 def test_a_list_is_answered_by_a_list(run: pm.Run) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
-from conftest import ROWS, at_step, until
+from conftest import FOREVER, PATIENCE, ROWS, at_step, until
 from safetensors.numpy import load_file, save_file
 
 Start = Callable[..., pm.Run]
-FOREVER = 10**6
 
 
 def rates(run: pm.Run) -> list[float]:
@@ -37,7 +36,7 @@ def test_a_schedule_with_keywords_and_a_warmup_ratio(start: Start) -> None:
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr": 1e-4},
         warmup_ratio=0.21,
-    ).wait(60)
+    ).wait(PATIENCE)
     wave = [0.5 * (1 + math.cos(math.pi * (n - 5) / 15)) * 0.9 + 0.1 for n in range(5, 20)]
     assert rates(run) == pytest.approx([1e-3 * f for f in [n / 5 for n in range(5)] + wave])
 
@@ -65,7 +64,7 @@ def test_what_does_not_fit_together_is_said_before_a_run_is_there(
 
 @pytest.mark.parametrize("args", [None, "momentum=0.9", {"momentum": 0.9, "nesterov": True}])
 def test_sgd(start: Start, args: Any) -> None:
-    run = start(max_steps=30, optim="sgd", optim_args=args, learning_rate=0.3).wait(60)
+    run = start(max_steps=30, optim="sgd", optim_args=args, learning_rate=0.3).wait(PATIENCE)
     plan = run.plan
     assert plan is not None and run.history[-1]["loss"] < run.history[0]["loss"]
     moments = plan.by_cause["optimizer"] / plan.by_cause["gradients"]
@@ -80,7 +79,7 @@ def test_the_rate_falls_when_the_evaluation_does_not(start: Start) -> None:
         lr_scheduler_type="reduce_lr_on_plateau",
         lr_scheduler_kwargs={"patience": 1, "factor": 0.5, "eps": 0},
         eval_steps=2,
-    ).wait(60)
+    ).wait(PATIENCE)
     # The first evaluation is the best; each two without a better one halve the rate.
     assert rates(run) == pytest.approx([1e-9] * 6 + [5e-10] * 4 + [2.5e-10] * 2)
 
@@ -97,7 +96,7 @@ def test_early_stopping_and_the_best_checkpoint(start: Start, tmp_path: Path) ->
         save_total_limit=2,
         threads=1,
     )
-    run.wait(180)
+    run.wait(PATIENCE)
     own = [e for e in run.evaluations if e.step > 0]
     best = min(own, key=lambda e: e.loss)
     assert run.state == "finished" and "early stopping" in reason(run)
@@ -127,7 +126,7 @@ def test_strategies_by_epoch_and_groups_by_length(start: Start) -> None:
         group_by_length=True,
         eval_strategy="epoch",
         save_strategy="epoch",
-    ).wait(60)
+    ).wait(PATIENCE)
     assert run.step == 120 and [e.step for e in run.evaluations] == [0, 60, 120]
     assert [c.step for c in run.checkpoints] == [60, 120]
     tokens = [row["tokens"] for row in run.history]
@@ -148,6 +147,7 @@ def test_everything_that_can_be_tuned(start: Start, workers: int) -> None:
         lr_scheduler_type="constant",
         learning_rate=1e-3,
         per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
         packing=False,
         lora=pm.LoRA(r=4, lora_dropout=0.1),
     )
@@ -164,7 +164,7 @@ def test_everything_that_can_be_tuned(start: Start, workers: int) -> None:
     at_step(run, more.step + 3)
     refused = run.set(lr_scheduler_type="linear", lr_scheduler_kwargs={"power": 2.0})
     with pytest.raises(pm.Error, match="linear has no keyword power"):
-        refused.wait(30)
+        refused.wait(PATIENCE)
     run.stop(wait=True)
     # Each step has the tokens of its accumulation, from the very step that was announced.
     for row in run.history:
@@ -198,14 +198,14 @@ def test_steps_that_are_not_finite_can_be_left_out(
     tensors["lm_head.weight"][:] = np.nan
     save_file(tensors, folder / "model.safetensors")
     run = start(model=folder, max_steps=6, devices=["cpu"] * 2, threads=1)
-    until(lambda: run.state == "paused", 60, "the run to stand still")
+    until(lambda: run.state == "paused", "the run to stand still")
     assert run.step == 1 and "resume() leaves this batch out" in run.reason
     saved = run.checkpoint(wait=True)
     run.resume(wait=True)
-    until(lambda: run.state == "paused" and run.step == 2, 60, "the next to stand still")
+    until(lambda: run.state == "paused" and run.step == 2, "the next to stand still")
     assert saved.path.name in run.reason
     run.resume(nonfinite="skip")
-    run.wait(60)
+    run.wait(PATIENCE)
     assert run.state == "finished" and len(run.history) == 6
     first, last = weights(saved.path), weights(run.checkpoints[-1].path)
     assert all(np.array_equal(first[name], last[name]) for name in first)

@@ -1,10 +1,12 @@
 """Kill what can be killed, and compare what is left with a run that was let alone.
 
-Usage: tools/chaos/kill.py [--kills N] [--seed S] [--load L] [--keep]
+Usage: tools/chaos/kill.py [--kills N] [--steps N] [--seed S] [--load L] [--keep]
 
 Runs with two workers in deterministic mode are steered by a client with 20 random commands each.
 At random moments the client, a worker, the coordinator or all of them get SIGKILL, or are stopped
-for a while (SIGSTOP, SIGCONT). Nobody helps: the run has to end by itself, and then
+for a while (SIGSTOP, SIGCONT). Moments are counted in the run's steps, not in seconds: a slow
+machine gives as many commands and strikes to a run as a fast one. Nobody helps: the run has to end
+by itself, and then
 
 - its weights and optimizer state are bitwise those of an undisturbed run with the same settings
   from the same steps on, and so is every number of its history, which has no gap;
@@ -37,17 +39,17 @@ from pantheraml import sums
 from pantheraml.tiny import TinyLlama
 
 COMMANDS = 20  # a run
-LEAST_SETS = 3  # of them are applied changes of settings, or the run was not steered
+FIRST_SETS = 3  # the first of them change settings, before the first strike
 KILLS = 10  # a run, at most
-STEPS = 1500
+PATIENCE = 600.0  # seconds: longer than anything takes on a machine that works
 ROWS = [
     {"prompt": f"{a} plus {b} is ", "completion": f"{a + b}."} for a in range(8) for b in range(8)
 ]
 SETTINGS: dict[str, Any] = {
-    "max_steps": STEPS, "deterministic": True, "shuffle": True, "eval_data": ROWS[:4],
+    "deterministic": True, "shuffle": True, "eval_data": ROWS[:4],
     "lr_scheduler_type": "cosine", "warmup_steps": 5, "per_device_train_batch_size": 2,
     "learning_rate": 1e-3, "max_length": 64, "packing": False, "threads": 1, "generate_length": 64,
-    "devices": 2, "max_restarts": 1000, "save_steps": 200, "save_total_limit": 3,
+    "devices": 2, "max_restarts": 1000, "save_total_limit": 3,
 }  # fmt: skip
 
 # What is set while it trains: every setting that later steps depend on.
@@ -62,13 +64,22 @@ SET: dict[str, Callable[[random.Random], Any]] = {
 }
 
 
-def wait_for(over: Any, seconds: float, what: str) -> None:
+def wait_for(over: Callable[[], object], what: str) -> None:
     """Wait until something is so, or end the campaign."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not over():
         if time.monotonic() > deadline:
-            raise SystemExit(f"waited {seconds:g} s for {what}")
-        time.sleep(0.02)
+            raise SystemExit(f"waited {PATIENCE:g} s for {what}")
+        time.sleep(0.005)
+
+
+def go_ahead(run: pm.Run, steps: int, also: Callable[[], bool] = lambda: False) -> None:
+    """Wait until a run has made so many steps more, has ended, or something else is so."""
+    goal = run.step + steps
+    wait_for(
+        lambda: run.step >= goal or run.state in ("finished", "failed") or also(),
+        f"step {goal} of {run.name}, which is {run.state} at step {run.step}",
+    )
 
 
 # ---- the client: another process, that may be killed ---------------------------------------------
@@ -78,8 +89,7 @@ def command(run: pm.Run, chance: random.Random) -> None:
     """Give one random command; what has an answer waits for it."""
     verb = chance.choice(["set"] * 5 + ["pause", "checkpoint", "evaluate", "sample"])
     if verb == "set":
-        name = chance.choice(list(SET))
-        run.set(**{name: SET[name](chance)})
+        change(run, chance)
     elif verb == "pause":
         run.pause()
         time.sleep(chance.uniform(0, 0.1))
@@ -92,12 +102,27 @@ def command(run: pm.Run, chance: random.Random) -> None:
         run.sample(input_ids=[5, 6], max_new_tokens=8, temperature=1.0)
 
 
+def change(run: pm.Run, chance: random.Random, wait: bool = False) -> None:
+    """Change one setting."""
+    name = chance.choice(list(SET))
+    run.set(wait=wait, **{name: SET[name](chance)})
+
+
 def client(folder: Path, seed: int, first: int) -> None:
-    """Give the commands from number `first` on, and say which were given."""
+    """Give the commands from number `first` on, and say which were given.
+
+    The run stands when the first client comes, until the first settings are in force.
+    """
     run = pm.attach(folder)
     for number in range(first, COMMANDS):
         chance = random.Random(f"{seed}-{number}")
-        time.sleep(chance.uniform(0, 0.5))
+        if number < FIRST_SETS:
+            change(run, chance, wait=True)
+            print(number + 1, flush=True)
+            continue
+        if number > FIRST_SETS:
+            ahead = chance.randint(0, run.max_steps // COMMANDS)
+            go_ahead(run, ahead, also=lambda: run.state == "paused")
         if run.state in ("finished", "failed"):
             break
         with suppress(pm.Error):  # refused, or its coordinator was killed: the log has what counts
@@ -126,9 +151,16 @@ class Client:
         self._read()
         self._start()
 
+    def is_done(self) -> bool:
+        """Whether it has given all of them."""
+        return self.process.poll() is not None
+
     def wait(self) -> None:
         """Let it give all of them."""
+        wait_for(self.is_done, "the client")
         self._read()
+        if self.process.returncode != 0:
+            raise SystemExit(f"the client ended with status {self.process.returncode}")
 
     def _read(self) -> None:
         text, _ = self.process.communicate()
@@ -185,30 +217,49 @@ def strike(run: pm.Run, steering: Client, chance: random.Random) -> int:
     return killed
 
 
-def disturbed(model: Path, name: str, seed: int, most: int) -> tuple[pm.Run, int, int]:
+def sets(run: pm.Run) -> int:
+    """Count the settings that were changed and came into force."""
+    return sum(e["type"] == "applied" and e["verb"] == "set" for e in run.events())
+
+
+def is_left(run: pm.Run, steering: Client) -> bool:
+    """Whether a run stands and nobody will have it go on: the last client's `resume` was lost."""
+    return steering.is_done() and run.state == "paused"
+
+
+def release(run: pm.Run, steering: Client) -> None:
+    """Let a run go on that was left."""
+    with suppress(pm.Error):  # its coordinator is gone just now
+        if is_left(run, steering):
+            run.resume()
+
+
+def disturbed(model: Path, name: str, seed: int, steps: int, most: int) -> tuple[pm.Run, int, int]:
     """Make a run and strike it; returns it with the strikes, and the restarts they may cost."""
     chance = random.Random(f"strikes-{seed}")
     run = pm.finetune(
-        model, ROWS, name=name, seed=seed, lora=pm.LoRA(r=4, lora_dropout=0.1), **SETTINGS
-    )
-    wait_for(lambda: run.step >= 1 or run.state == "failed", 60, "the first step")
+        model, ROWS, name=name, seed=seed, lora=pm.LoRA(r=4, lora_dropout=0.1),
+        max_steps=steps, save_steps=min(200, steps // 3), **SETTINGS,
+    )  # fmt: skip
+    run.pause(wait=True)  # or it might be over before the client is there
     steering = Client(run.folder, seed)
+    wait_for(lambda: sets(run) >= FIRST_SETS or steering.is_done(), "the first settings")
     strikes = allowed = 0
     while strikes < most and run.state not in ("finished", "failed"):
-        time.sleep(chance.uniform(0, 0.8))
+        go_ahead(run, chance.randint(0, steps // most), also=lambda: is_left(run, steering))
+        release(run, steering)
+        time.sleep(chance.uniform(0, 0.01))  # anywhere within a step
         allowed += strike(run, steering, chance)
         strikes += 1
         if chance.random() < 0.7:  # else it is struck while it comes back
             wait_for(
-                lambda: run.state in ("running", "paused", "finished", "failed"), 120,
+                lambda: run.state in ("running", "paused", "finished", "failed"),
                 f"{name} to go on after strike {strikes}",
-            )  # fmt: skip
+            )
     steering.wait()
-    wait_for(lambda: run.state != "starting", 120, f"{name} to go on")
-    with suppress(pm.BusyError):
-        if run.state == "paused":
-            run.resume()
-    run.wait(300)
+    while run.state not in ("finished", "failed"):
+        release(run, steering)
+        run.wait_for_change(1)
     return run, strikes, allowed
 
 
@@ -257,7 +308,7 @@ def undisturbed(run: pm.Run, name: str) -> pm.Run:
     for path in (folder, *folder.iterdir()):
         path.chmod(0o700 if path.is_dir() else 0o600)
     other = pm.resume(folder)
-    other.wait(300)
+    other.wait(PATIENCE)
     return other
 
 
@@ -268,8 +319,9 @@ def numbers(run: pm.Run) -> list[tuple[Any, ...]]:
 
 def check(run: pm.Run, other: pm.Run, allowed: int) -> None:
     """Compare a run that was struck with one that was let alone."""
+    last = run.max_steps
     assert run.state == "finished", f"{run.name} is {run.state}: {run.reason}"
-    assert [row["step"] for row in run.history] == list(range(1, STEPS + 1)), "history has a gap"
+    assert [row["step"] for row in run.history] == list(range(1, last + 1)), "history has a gap"
     sequence = [event["seq"] for event in run.events()]
     assert sequence == list(range(1, len(sequence) + 1)), "the log has a gap"
     restarts = [event for event in run.events() if event["type"] == "restart"]
@@ -278,11 +330,12 @@ def check(run: pm.Run, other: pm.Run, allowed: int) -> None:
         e["command"] for e in run.events() if e["type"] in ("applied", "refused")
     }
     assert not open_commands, f"commands {sorted(open_commands)} have no end"
+    assert sets(run) >= FIRST_SETS, f"only {sets(run)} of its commands changed a setting"
     for a, b in zip(numbers(run), numbers(other), strict=True):
         assert a == b, f"{a} is not {b}"
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
         mine, theirs = (
-            (r.folder / "checkpoints" / f"step-{STEPS:06d}" / name).read_bytes()
+            (r.folder / "checkpoints" / f"step-{last:06d}" / name).read_bytes()
             for r in (run, other)
         )
         assert mine == theirs, f"{name} differs"
@@ -293,7 +346,7 @@ def end(run: pm.Run) -> None:
     left = processes(run)
     if run.coordinator_pid is not None:
         os.kill(run.coordinator_pid, signal.SIGTERM)
-    wait_for(lambda: not any(is_ours(pid, run) for pid in left), 15, f"the end of {left}")
+    wait_for(lambda: not any(is_ours(pid, run) for pid in left), f"the end of {left}")
     run.close()
 
 
@@ -301,6 +354,7 @@ def main() -> None:
     """Strike runs until there were enough strikes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=1500, help="of a run")
     parser.add_argument("--seed", type=int, default=20261121)
     parser.add_argument("--load", type=int, default=0, help="processes that only burn time")
     parser.add_argument("--keep", action="store_true", help="do not remove the runs")
@@ -320,20 +374,22 @@ def main() -> None:
     done = number = restarts = killed = applied = 0
     begin = time.monotonic()
     try:
-        while done < options.kills:
+        while done < options.kills or restarts == 0:  # strikes may find runs that are over
             number += 1
             seed = options.seed + number
             run, strikes, allowed = disturbed(
-                model, f"struck-{number}", seed, min(KILLS, options.kills - done)
+                model,
+                f"struck-{number}",
+                seed,
+                options.steps,
+                max(1, min(KILLS, options.kills - done)),
             )
             other = undisturbed(run, f"alone-{number}")
             check(run, other, allowed)
             restarts += sum(event["type"] == "restart" for event in run.events())
-            sets = sum(e["type"] == "applied" and e["verb"] == "set" for e in run.events())
-            assert sets >= LEAST_SETS, f"only {sets} of its commands changed a setting"
             done += strikes
             killed += allowed
-            applied += sets
+            applied += sets(run)
             for each in (run, other):
                 end(each)
                 if not options.keep:
