@@ -218,11 +218,14 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     pulse_step(link_pulse(l->link), l->last_seconds);
     report_step(l, h, &u, &result);
     char text[320];
-    if (result.skipped && h->labels == 0) { /* rows whose labels are all -100, or were cut off */
-        snprintf(text, sizeof text, "no token of step %lld has a label: nothing was updated",
+    if (h->labels == 0) { /* rows whose labels are all -100, or were cut off */
+        snprintf(text, sizeof text,
+                 "no token of step %lld has a label: it has no loss and its gradient is zero; "
+                 "momentum and weight decay were applied",
                  (long long)u.step);
         loop_say(l, "warning", text);
-    } else if (result.skipped) {
+    }
+    if (result.skipped) {
         not_finite(l, &u, &result, text, sizeof text);
         loop_say(l, "warning", text);
         l->paused = !l->skip_nonfinite;

@@ -82,6 +82,20 @@ static bool ends(const pml_model_spec *spec, int32_t token)
     return false;
 }
 
+/* transformers' cache takes a window of one token for none at all (DynamicSlidingWindowLayer keeps
+ * the last `-window + 1 = -0`, which is all): generate() lets a new token see everything, the mask
+ * that the model was trained with only itself. There is no right answer to be equal to. */
+static pml_status check_windows(const pml_model_spec *spec, pml_error *err)
+{
+    for (int32_t l = 0; l < spec->layers; l++)
+        if (pml_layer_window(spec, l) == 1)
+            return PML_FAIL(err, PML_INVALID,
+                            "sliding_window is 1: transformers samples from such a model through a "
+                            "cache that has no window, against the mask it was trained with; "
+                            "sampling from it is refused, training is not");
+    return PML_OK;
+}
+
 static pml_status check_prompt(const pml_stepper *s, const pml_generate_options *o, pml_error *err)
 {
     if (o->n_prompt < 1 || o->max_new_tokens < 1)
@@ -95,6 +109,9 @@ static pml_status check_prompt(const pml_stepper *s, const pml_generate_options 
     if (!isfinite(o->repetition_penalty) || o->repetition_penalty < 0)
         return PML_FAIL(err, PML_INVALID, "repetition_penalty must be positive, it is %g",
                         o->repetition_penalty);
+    pml_status status = check_windows(&s->spec, err);
+    if (status != PML_OK)
+        return status;
     int64_t length = (int64_t)o->n_prompt + o->max_new_tokens;
     if (length > s->program->limits.generate_length)
         return PML_FAIL(err, PML_INVALID,

@@ -285,7 +285,9 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
         return status;
     result->loss = u->labels > 0 ? loss_sum / (double)u->labels : NAN;
     result->grad_norm = norm;
-    result->skipped = !isfinite(result->loss) || !isfinite(result->grad_norm);
+    /* Without a label there is no loss, but a gradient: zero. Momentum and weight decay go on, as
+     * they do in transformers' Trainer. */
+    result->skipped = (u->labels > 0 && !isfinite(result->loss)) || !isfinite(result->grad_norm);
     if (!result->skipped)
         status = pmli_run_segment(s, PML_SEGMENT_UPDATE, &none, err);
     if (status == PML_OK)

@@ -47,6 +47,19 @@ PMLI_CLONES static void score_gradient(backward_tile *s, const pmli_document *do
     }
 }
 
+/* A query that sees one key gives it all its weight, whatever the score: dP - D is zero. What
+ * rounding leaves of the two sums would be no gradient, yet AdamW would follow it at full rate. */
+static void forget_single_keys(backward_tile *s, const pmli_document *doc, int64_t q,
+                               int64_t queries, int64_t keys)
+{
+    int64_t first = doc->k0 - doc->shift - q; /* the query at the document's first key */
+    int64_t from = doc->window == 1 ? 0 : first, to = doc->window == 1 ? queries : first + 1;
+    if (from < 0 || to > queries)
+        return;
+    for (int64_t j = 0; j < keys; j++)
+        memset(s->ds + j * PMLI_BLOCK + from, 0, (size_t)(to - from) * sizeof(float));
+}
+
 PMLI_CLONES static void add_rows(const float *tile, int64_t width, int64_t rows, int64_t cols,
                                  float *out, int64_t ld)
 {
@@ -98,6 +111,7 @@ static void attend_back(const backward_job *job, backward_tile *s, const pmli_do
         pmli_tile_scores(&at, s->k, wide, s->q_t, s->p);
         pmli_tile_scores(&at, s->v, wide, s->dout_t, s->ds);
         score_gradient(s, doc, a->scale, first, queries, key, keys);
+        forget_single_keys(s, doc, first, queries, keys);
         pmli_tile_to_keys(&at, s->p, s->dout, s->dkv);
         add_rows(s->dkv, wide, keys, dim, (float *)a->dv.data + key * a->dv.ld + kv, a->dv.ld);
         pmli_tile_to_keys(&at, s->ds, s->q, s->dkv);
