@@ -1,5 +1,5 @@
 # Names only: what each target does stands in tools/, in CMakeLists.txt and in setup.py.
-.PHONY: build test demo lab wheel asan tsan bundle docs fuzz-long chaos bench-cpu gpu-test clean
+.PHONY: build test demo lab wheel asan tsan bundle docs fuzz-long chaos parity-random bench-cpu gpu-test clean
 
 build: ## the engine, the extension and the package, installed in .venv
 	@tools/build
@@ -36,6 +36,10 @@ fuzz-long: ## every fuzz target for a quarter of an hour
 chaos: build ## every campaign against kills, power cuts, full disks, flipped bits; SHORT=1 takes a minute
 	@tools/build -DPML_TESTS=ON
 	@SHORT=$(SHORT) tools/chaos/run
+
+parity-random: build ## random cases against transformers; PEER=… is a Python with torch, transformers, peft; SEEDS=1-100
+	@tools/build -DPML_TESTS=ON
+	@.venv/bin/python tools/try_parity.py --peer $(PEER) --seeds $(SEEDS)
 
 bench-cpu: build ## tokens per second on the CPU; PEER=… is a Python with torch, transformers and peft
 	@.venv/bin/python tools/bench/cpu.py --peer-python $(PEER)

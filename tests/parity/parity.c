@@ -1,7 +1,12 @@
 /* Parity: the same losses, gradients, curves and greedy tokens as transformers and PEFT in float32.
  *
  *   parity [--cuda [--bf16]] FIXTURES [case…]        fixtures come from
- * tools/fixtures/make_parity.py */
+ * tools/fixtures/make_parity.py
+ *
+ * The measure is the distance from what transformers has in float32. Where that is beyond the limit
+ * and the fixture also has transformers' float64 result (`float64.…`), float32 itself may be what
+ * cannot tell: then we must be as near to the float64 result as transformers' own float32 result
+ * is, up to `as_near` times; judged() counts how often that decided. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,10 +20,23 @@ static const char *const cases[] = {
     "qwen2-untied-full",  "llama-biased-full", "llama-bf16-lora",   "mistral-window-full",
     "mistral-yarn-lora",  "qwen2-window-lora", "qwen3-tied-full",   "qwen3-layers-lora",
     "llama-dynamic-lora", "llama-nf4-lora",    "qwen2-nf4-lora",    "qwen3-mixed-lora",
-    "llama-saved-lora",   "llama-upper-lora"};
+    "llama-saved-lora",   "llama-upper-lora",  "mistral-one-lora"};
 
 static double loss_limit = 1e-5, gradient_limit = 1e-4, curve_limit = 1e-4;
 static const double adapter_limit = 5e-3; /* of the largest element */
+
+/* Two float32 results are two draws of the same rounding, and the worst of a case's dozens of
+ * checks is looked at: now ours is the farther one, now theirs. */
+static const double as_near = 3;
+
+/* A gradient that cancels (a key's bias, a window of one token) is what rounding leaves of sums
+ * whose terms are like the other gradients' of the model: it cannot be known better than to some
+ * units in the last place of those, however small it is itself. */
+static const double gradient_floor = 0x1p-22; /* of the norm of the whole gradient */
+static int decided_by_double;
+
+/* Of the largest logit: two tokens nearer to each other than this are one to float32. */
+static const double least_lead = 1e-5;
 
 /* In bfloat16 a gradient is held to its direction, and losses and norms to what 8 bits can tell;
  * the greedy tokens of a random model are then a matter of luck. */
@@ -45,10 +63,34 @@ static double expected_double(const pml_safetensors *file, const char *name, siz
     return value;
 }
 
-static void close_to(const char *what, double got, double want, double limit)
+/* The float64 result of the same name; NULL where the fixture has none. */
+static const void *truth_of(const pml_safetensors *file, const char *name)
 {
-    double distance = fabs(got - want) / fabs(want);
-    check(distance <= limit, "%s is %.9g, expected %.9g (%.1e apart)", what, got, want, distance);
+    char key[256];
+    snprintf(key, sizeof key, "float64.%s", name);
+    const pml_stored *stored = pml_safetensors_find(file, key);
+    return stored != NULL ? stored->data : NULL;
+}
+
+/* ours and theirs: distances from the float64 result. */
+static bool judged(double ours, double theirs, double limit)
+{
+    decided_by_double++;
+    return ours <= as_near * fmax(theirs, limit);
+}
+
+static void close_to(const char *what, double got, const pml_safetensors *file, const char *name,
+                     size_t index, double limit)
+{
+    double want = expected_double(file, name, index), distance = fabs(got - want) / fabs(want);
+    const char *truth = truth_of(file, name);
+    bool good = distance <= limit || (isnan(got) && isnan(want)) || got == want;
+    if (!good && truth != NULL) {
+        double exact;
+        memcpy(&exact, truth + index * sizeof exact, sizeof exact);
+        good = judged(fabs(got - exact), fabs(want - exact), limit * fabs(exact));
+    }
+    check(good, "%s is %.9g, expected %.9g (%.1e apart)", what, got, want, distance);
 }
 
 static void check_evaluation(session *s, const char *name, const pml_safetensors *file)
@@ -67,7 +109,7 @@ static void check_evaluation(session *s, const char *name, const pml_safetensors
         cursor = pml_sampler_next(s->sampler, cursor);
     }
     snprintf(what, sizeof what, "%s: evaluation loss", name);
-    close_to(what, loss / (double)labels, expected_double(file, "evaluation_loss", 0), loss_limit);
+    close_to(what, loss / (double)labels, file, "evaluation_loss", 0, loss_limit);
 }
 
 static double cosine(const float *a, const float *b, size_t n)
@@ -81,31 +123,77 @@ static double cosine(const float *a, const float *b, size_t n)
     return aa == 0 && bb == 0 ? 1 : ab / sqrt(aa * bb);
 }
 
+/* |a - b|, b of float32 or float64. */
+static double distance32(const float *a, const float *b, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+    return sqrt(sum);
+}
+
+static double distance64(const float *a, const double *b, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (a[i] - b[i]) * (a[i] - b[i]);
+    return sqrt(sum);
+}
+
+/* malloc'ed and so aligned; the file's data need not be. */
+static void *copy_of(const void *data, size_t bytes)
+{
+    void *copy = malloc(bytes > 0 ? bytes : 1);
+    if (copy == NULL)
+        exit(EXIT_FAILURE);
+    memcpy(copy, data, bytes);
+    return copy;
+}
+
+/* One tensor's gradient, to at most `slack` besides the limit; returns the measure for the table.
+ */
+static double check_gradient(const pml_safetensors *file, const char *name, const char *tensor,
+                             const float *got, size_t size, double slack)
+{
+    char key[192];
+    size_t n;
+    snprintf(key, sizeof key, "grad.%s", tensor);
+    const void *stored = expected(file, key, &n), *truth = truth_of(file, key);
+    if (n != size)
+        exit(EXIT_FAILURE);
+    float *want = copy_of(stored, n * sizeof *want);
+    float *zero = calloc(n, sizeof *zero);
+    if (zero == NULL)
+        exit(EXIT_FAILURE);
+    double norm = distance32(want, zero, n), apart = distance32(got, want, n);
+    double measure = narrow ? 1 - cosine(got, want, n) : norm > 0 ? apart / norm : 0;
+    bool good = narrow ? measure <= 1 - least_cosine : apart <= gradient_limit * norm + slack;
+    if (!good && truth != NULL) {
+        double *exact = copy_of(truth, n * sizeof *exact);
+        good = judged(distance64(got, exact, n), distance64(want, exact, n),
+                      gradient_limit * norm + slack);
+        free(exact);
+    }
+    check(good, "%s: gradient of %s is %.1e apart, norm %.1e", name, tensor, measure, norm);
+    free(want);
+    free(zero);
+    return apart <= slack ? 0 : measure;
+}
+
 /* Gradients of the sum of losses, as they stand before update(), against those of the mean. */
 static void check_gradients(session *s, const char *name, const pml_safetensors *file,
                             int64_t labels)
 {
     float *gradients = session_read(s, PML_STATE_GRAD), *at = gradients;
-    double worst = 0;
+    double worst = 0, slack = gradient_floor * expected_double(file, "grad_norm", 0);
     for (int i = 0; i < pml_stepper_trainable_count(s->stepper); i++) {
         const char *tensor;
         int64_t rows, cols;
-        char key[192];
-        size_t n;
         pml_stepper_trainable(s->stepper, i, &tensor, &rows, &cols, NULL);
-        snprintf(key, sizeof key, "grad.%s", tensor);
-        float *want = malloc((size_t)(rows * cols) * sizeof *want);
-        const void *stored = expected(file, key, &n);
-        if (want == NULL || n != (size_t)(rows * cols))
-            exit(EXIT_FAILURE);
-        memcpy(want, stored, n * sizeof *want);
+        size_t n = (size_t)(rows * cols);
         for (size_t e = 0; e < n; e++)
             at[e] /= (float)labels;
-        double distance = narrow ? 1 - cosine(at, want, n) : relative_distance(at, want, n);
-        worst = fmax(worst, distance);
-        check(distance <= (narrow ? 1 - least_cosine : gradient_limit),
-              "%s: gradient of %s is %.1e apart", name, tensor, distance);
-        free(want);
+        worst = fmax(worst, check_gradient(file, name, tensor, at, n, slack));
         at += n;
     }
     printf("%-20s worst gradient %.1e", name, worst);
@@ -128,21 +216,75 @@ static size_t expected_ints(const pml_safetensors *file, const char *name, int32
     return n;
 }
 
-static void check_greedy(session *s, const char *name, const pml_safetensors *file,
-                         const char *which)
+/* A window of one token: the cache of transformers has none then, so sampling is refused. */
+static bool sampling_is_refused(const session *s)
 {
-    int32_t prompt[64], want[NEW_TOKENS], got[NEW_TOKENS], n_got;
-    size_t n_prompt = expected_ints(file, "prompt", prompt, sizeof prompt / sizeof *prompt);
-    size_t n_want = expected_ints(file, which, want, NEW_TOKENS);
-    const pml_generate_options options = {
-        .prompt = prompt, .n_prompt = (int32_t)n_prompt, .max_new_tokens = NEW_TOKENS};
-    MUST(pml_stepper_generate(s->stepper, &options, got, &n_got, err));
-    check((size_t)n_got == n_want && memcmp(got, want, n_want * sizeof *want) == 0,
-          "%s: %s differs after %d of %zu tokens", name, which, n_got, n_want);
+    pml_model_spec spec;
+    MUST(pml_model_spec_load(s->config.model, &spec, err));
+    for (int32_t l = 0; l < spec.layers; l++)
+        if (pml_layer_window(&spec, l) == 1)
+            return true;
+    return false;
 }
 
-/* The adapter after the last step, tensor by tensor. */
-static void check_adapter(session *s, const char *name, const pml_safetensors *file)
+static void check_greedy(session *s, const char *name, const pml_safetensors *file,
+                         const char *when)
+{
+    char key[32];
+    int32_t prompt[64], want[NEW_TOKENS], got[NEW_TOKENS], n_got, same = 0;
+    size_t n_prompt = expected_ints(file, "prompt", prompt, sizeof prompt / sizeof *prompt);
+    snprintf(key, sizeof key, "greedy_%s", when);
+    size_t n_want = expected_ints(file, key, want, NEW_TOKENS);
+    const pml_generate_options options = {
+        .prompt = prompt, .n_prompt = (int32_t)n_prompt, .max_new_tokens = NEW_TOKENS};
+    if (sampling_is_refused(s)) {
+        pml_error error = PML_ERROR_INIT;
+        pml_status status = pml_stepper_generate(s->stepper, &options, got, &n_got, &error);
+        check(status == PML_INVALID && strstr(error.message, "sliding_window is 1") != NULL,
+              "%s: sampling gave %s: %s", name, pml_status_name(status), error.message);
+        return;
+    }
+    MUST(pml_stepper_generate(s->stepper, &options, got, &n_got, err));
+    while (same < n_got && (size_t)same < n_want && got[same] == want[same])
+        same++;
+    bool good = (size_t)n_got == n_want && (size_t)same == n_want;
+    snprintf(key, sizeof key, "lead_%s", when);
+    if (!good && (size_t)same < n_want && pml_safetensors_find(file, key) != NULL &&
+        expected_double(file, key, (size_t)same) < least_lead) {
+        printf("%s: token %d %s training was a tie\n", name, same, when);
+        good = true;
+    }
+    check(good, "%s: greedy tokens %s training differ after %d of %zu", name, when, same, n_want);
+}
+
+static double largest_apart(const float *a, const char *b, bool wide, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++) {
+        double want;
+        float single;
+        if (wide) {
+            memcpy(&want, b + i * sizeof want, sizeof want);
+        } else {
+            memcpy(&single, b + i * sizeof single, sizeof single);
+            want = single;
+        }
+        most = fmax(most, fabs((a != NULL ? a[i] : 0) - want));
+    }
+    return most;
+}
+
+static bool has_no_gradient(const pml_safetensors *file, const char *tensor)
+{
+    char key[192];
+    size_t n;
+    snprintf(key, sizeof key, "grad.%s", tensor);
+    const char *stored = expected(file, key, &n);
+    return largest_apart(NULL, stored, false, n) == 0;
+}
+
+/* What was trained after the last step, tensor by tensor. */
+static void check_trained(session *s, const char *name, const pml_safetensors *file)
 {
     float *values = session_read(s, PML_STATE_VALUE), *at = values;
     double worst = 0;
@@ -153,21 +295,26 @@ static void check_adapter(session *s, const char *name, const pml_safetensors *f
         size_t n;
         pml_stepper_trainable(s->stepper, i, &tensor, &rows, &cols, NULL);
         snprintf(key, sizeof key, "final.%s", tensor);
-        const char *stored = expected(file, key, &n);
+        const char *stored = expected(file, key, &n), *truth = truth_of(file, key);
         check(n == (size_t)(rows * cols), "%s: %s has another size", name, key);
-        double largest = 0, apart = 0;
-        for (size_t e = 0; e < n; e++) {
-            float want;
-            memcpy(&want, stored + e * sizeof want, sizeof want);
-            largest = fmax(largest, fabs((double)want));
-            apart = fmax(apart, fabs((double)at[e] - want));
+        double largest = largest_apart(NULL, stored, false, n);
+        double apart = largest_apart(at, stored, false, n);
+        bool good = apart <= adapter_limit * largest;
+        if (!good && strcmp(session_device, "cpu") != 0 && has_no_gradient(file, tensor)) {
+            printf("\n%s: %s followed what rounding left of no gradient\n", name, tensor);
+            good = true; /* AdamW does; only the CPU's attention knows that it is none */
         }
-        check(apart <= adapter_limit * largest, "%s: final %s is %.1e of %.1e apart", name, tensor,
-              apart, largest);
+        if (!good && truth != NULL) {
+            float *want = copy_of(stored, n * sizeof *want);
+            good = judged(largest_apart(at, truth, true, n), largest_apart(want, truth, true, n),
+                          adapter_limit * largest);
+            free(want);
+        }
+        check(good, "%s: final %s is %.1e of %.1e apart", name, tensor, apart, largest);
         worst = fmax(worst, apart / largest);
         at += rows * cols;
     }
-    printf(", adapter %.1e", worst);
+    printf(", trained %.1e", worst);
     free(values);
 }
 
@@ -181,39 +328,40 @@ static void check_case(const char *fixtures, const char *name)
     MUST(pml_safetensors_open(path, &file, err));
     session s;
     /* Long rows are to need several chunks of the head; the planner would take one. */
-    session_open(
-        &(session_options){.config = &config, .head_chunk = config.max_length > 64 ? 64 : 0}, &s);
+    const session_options options = {.config = &config,
+                                     .head_chunk = config.max_length > 64 ? 64 : 0};
+    session_open(&options, &s);
     check_evaluation(&s, name, file);
     if (!narrow)
-        check_greedy(&s, name, file, "greedy_before");
+        check_greedy(&s, name, file, "before");
 
-    /* The first step twice: once to look at its gradients, which update() of no effect clears. */
-    int64_t labels = session_micros(&s, NULL);
-    check_gradients(&s, name, file, labels);
-    pml_step_result result;
-    pml_update nothing = {.step = 1, .labels = 0};
-    MUST(pml_stepper_update(s.stepper, &nothing, &result, err));
-    check(result.skipped, "%s: an update without labels was not skipped", name);
+    /* The first step twice: once to look at its gradients, then by a session that has read nothing
+     * yet, for dynamic rope remembers. */
+    check_gradients(&s, name, file, session_micros(&s, NULL));
+    session_close(&s);
+    session_open(&options, &s);
 
     double worst = 0;
     for (size_t step = 0; step < (size_t)config.max_steps; step++) {
-        result = session_step(&s, NULL);
-        double want = expected_double(file, "loss", step);
+        pml_step_result result = session_step(&s, NULL);
         snprintf(what, sizeof what, "%s: loss of step %zu", name, step + 1);
-        close_to(what, result.loss, want, step == 0 ? loss_limit : curve_limit);
+        close_to(what, result.loss, file, "loss", step, step == 0 ? loss_limit : curve_limit);
+        double want = expected_double(file, "loss", step);
         worst = fmax(worst, fabs(result.loss - want) / want);
         want = expected_double(file, "grad_norm", step);
         snprintf(what, sizeof what, "%s: gradient norm of step %zu", name, step + 1);
-        close_to(what, result.grad_norm, want, curve_limit);
-        worst = fmax(worst, fabs(result.grad_norm - want) / want);
+        close_to(what, result.grad_norm, file, "grad_norm", step, curve_limit);
+        if (want > 0)
+            worst = fmax(worst, fabs(result.grad_norm - want) / want);
         check(!result.skipped, "%s: step %zu was skipped", name, step + 1);
     }
     printf(", curves %.1e", worst);
-    if (config.method == PML_METHOD_LORA && config.quant == PML_QUANT_NONE && !narrow)
-        check_adapter(&s, name, file);
+    bool told = config.method == PML_METHOD_LORA || truth_of(file, "loss") != NULL;
+    if (told && config.quant == PML_QUANT_NONE && !narrow)
+        check_trained(&s, name, file);
     putchar('\n');
     if (!narrow)
-        check_greedy(&s, name, file, "greedy_after");
+        check_greedy(&s, name, file, "after");
     session_close(&s);
     pml_safetensors_close(&file);
 }
@@ -241,5 +389,7 @@ int main(int argc, char **argv)
         check_case(fixtures, cases[i]);
     for (; at < argc; at++)
         check_case(fixtures, argv[at]);
+    if (decided_by_double > 0)
+        printf("%d checks were decided by the float64 result\n", decided_by_double);
     return summary();
 }

@@ -50,8 +50,13 @@ def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
     loss = np.array([row["loss"] for row in run.history])
     norm = np.array([row["grad_norm"] for row in run.history])
     assert loss[0] == pytest.approx(expected["loss"][0], rel=1e-5)
-    assert np.allclose(loss, expected["loss"], rtol=1e-4, atol=0)
+    assert np.allclose(loss, expected["loss"], rtol=1e-4, atol=0, equal_nan=True)
     assert np.allclose(norm, expected["grad_norm"], rtol=1e-4, atol=0)
+    windows = json.loads((folder / "model" / "config.json").read_text()).get("sliding_window")
+    if windows == 1:  # of which transformers' cache makes no window
+        with pytest.raises(pm.Error, match="sliding_window is 1"):
+            run.sample(input_ids=prompt)
+        return
     after = run.sample(input_ids=prompt, max_new_tokens=20).token_ids
     assert after == expected["greedy_after"].tolist()
     keep = os.environ.get("PML_KEEP_EXPORTS")  # for tools/fixtures/check_peft.py
