@@ -93,8 +93,8 @@ class RunRecord:
         self.evals: list[Event] = []
         self.checkpoints: list[Checkpoint] = []
         self.commands: dict[int, CommandRecord] = {}
-        self.samples: dict[int, list[int]] = {}
-        self.samples_done: set[int] = set()
+        self.samples: dict[tuple[int, int], list[int]] = {}  # by command and prompt
+        self.samples_done: set[tuple[int, int]] = set()
 
     def apply(self, event: Event) -> None:
         """Take the next event in. One that is known already changes nothing."""
@@ -122,9 +122,9 @@ class RunRecord:
 
     def _begin_again(self, event: Event) -> None:
         # Commands without an end are carried out by the new workers: an answer begins again.
-        for number in [n for n in self.samples if self.commands[n].state == "accepted"]:
-            del self.samples[number]
-            self.samples_done.discard(number)
+        for row in [row for row in self.samples if self.commands[row[0]].state == "accepted"]:
+            del self.samples[row]
+            self.samples_done.discard(row)
         # With a checkpoint, the next state says at which step it stands.
         if "checkpoint" not in event:
             self.step = event["step"]
@@ -181,9 +181,10 @@ class RunRecord:
         return self.commands.setdefault(number, CommandRecord(number, event["verb"], {}))
 
     def _sample(self, event: Event) -> None:
-        self.samples.setdefault(event["command"], []).extend(event["token_ids"])
+        row = (event["command"], event.get("row", 0))
+        self.samples.setdefault(row, []).extend(event["token_ids"])
         if event["done"]:
-            self.samples_done.add(event["command"])
+            self.samples_done.add(row)
 
 
 _HANDLERS: dict[str, Callable[[RunRecord, Event], None]] = {

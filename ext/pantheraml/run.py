@@ -205,7 +205,8 @@ class Run(Asking):
         Parameters
         ----------
         text
-            The prompt, taken as it is. A list of prompts is answered by a list of samples.
+            The prompt, taken as it is. A list of prompts is answered by a list of samples; they
+            go through the model side by side, as many as the space for `generate_length` holds.
         messages
             A conversation instead; the model's chat template makes the prompt. Or several.
         input_ids
@@ -239,8 +240,9 @@ class Run(Asking):
             raise InvalidError("stream=True takes one prompt")
         with self._leave_alone():
             made = [
-                sampling.SampleStream(self, self._serve("sample", input_ids=ids, **fields), until)
-                for ids in found
+                one
+                for group in sampling.together(found)
+                for one in sampling.ask(self, group, fields, until)
             ]
             if stream:
                 return made[0]

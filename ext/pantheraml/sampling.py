@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 from pantheraml import config
 from pantheraml.commands import Command, Sample
 from pantheraml.errors import Error, InvalidError
+from pantheraml.record import Event
 
 if TYPE_CHECKING:
     from pantheraml.run import Run
+
+#: What one request can hold (docs/messages.md).
+MOST_TOKENS, MOST_PROMPTS = 8192, 256
 
 _HALF = "\ufffd"  # what a tokenizer shows for bytes that are no whole character yet
 
@@ -45,11 +49,32 @@ def prompts(
             for one in (given if several else [given])
         ]
     for ids in found:
-        if not 1 <= len(ids) <= 8192:
-            raise InvalidError(f"the prompt has {len(ids)} tokens; 1 to 8192 are possible")
+        if not 1 <= len(ids) <= MOST_TOKENS:
+            raise InvalidError(f"the prompt has {len(ids)} tokens; 1 to {MOST_TOKENS} are possible")
     if not found:
         raise InvalidError("there are no prompts in the list")
     return found, several
+
+
+def together(found: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Divide prompts into as many as one request can hold."""
+    group: list[list[int]] = []
+    for ids in found:
+        if len(group) == MOST_PROMPTS or sum(map(len, group)) + len(ids) > MOST_TOKENS:
+            yield group
+            group = []
+        group.append(ids)
+    yield group
+
+
+def ask(
+    run: Run, group: list[list[int]], fields: dict[str, Any], stop: tuple[str, ...]
+) -> list[SampleStream]:
+    """Ask for answers to prompts that the worker continues side by side."""
+    if len(group) > 1:
+        fields = fields | {"lengths": [len(ids) for ids in group]}
+    command = run._serve("sample", input_ids=[i for ids in group for i in ids], **fields)
+    return [SampleStream(run, command, stop, row) for row in range(len(group))]
 
 
 def choices(
@@ -92,9 +117,11 @@ class SampleStream(Iterator[str]):
     until it is clear whether it is one. :meth:`result` waits for the rest.
     """
 
-    def __init__(self, run: Run, command: Command, stop: tuple[str, ...]) -> None:
+    def __init__(self, run: Run, command: Command, stop: tuple[str, ...], row: int = 0) -> None:
         self._run = run
         self._command = command
+        self._row = row  # which of the command's prompts
+        self._key = (command.number, row)
         self._stop = stop
         self._given = 0  # characters
         self._sample: Sample | None = None
@@ -104,7 +131,7 @@ class SampleStream(Iterator[str]):
         """New tokens so far."""
         if self._sample is not None:
             return list(self._sample.token_ids)
-        return list(self._run._record.samples.get(self._command.number, []))
+        return list(self._run._record.samples.get(self._key, []))
 
     def __next__(self) -> str:
         """Wait for the next piece of text."""
@@ -134,7 +161,7 @@ class SampleStream(Iterator[str]):
     def tokens(self) -> Sample:
         """Wait until it is over, for a model without a tokenizer (and so without stop strings)."""
         if self._sample is None:
-            self._run._event_of(self._command, "sample", lambda event: event["done"] is True)
+            self._run._event_of(self._command, "sample", self._ends)
             self._finish(None)
         assert self._sample is not None
         return self._sample
@@ -143,7 +170,7 @@ class SampleStream(Iterator[str]):
         """Let the model end after its next token."""
         if self._sample is None and not self._is_over():
             with suppress(Error):
-                self._run._ask("enough", command=self._command.number)
+                self._run._ask("enough", command=self._command.number, row=self._row)
 
     def __del__(self) -> None:
         """A stream that nobody reads any more need not be written."""
@@ -156,8 +183,11 @@ class SampleStream(Iterator[str]):
         piece, self._given = text[self._given :], len(text)
         return piece
 
+    def _ends(self, event: Event) -> bool:
+        return event["done"] is True and event.get("row", 0) == self._row
+
     def _is_over(self) -> bool:
-        over = self._command.number in self._run._record.samples_done
+        over = self._key in self._run._record.samples_done
         return over or self._command.state == "refused" or self._run._link is None
 
     def _wait_for_more(self, seen: int) -> None:
@@ -168,9 +198,9 @@ class SampleStream(Iterator[str]):
         ids = self.token_ids
         if at is not None:
             self.close()
-        event = self._run._event_of(self._command, "sample", lambda event: event["done"] is True)
+        event = self._run._event_of(self._command, "sample", self._ends)
         if at is None:
-            ids = list(self._run._record.samples[self._command.number])
+            ids = list(self._run._record.samples[self._key])
             text = self._run.decode(ids) if self._stop else ""
             at = _first(text, self._stop)
         if at is not None:

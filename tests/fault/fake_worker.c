@@ -196,9 +196,11 @@ static pml_status fake_sample(job *j, const pml_generate_options *o, pml_error *
     if (o->n_prompt + o->max_new_tokens > 1000)
         return PML_FAIL(err, PML_INVALID, "%d tokens are more than the planned 1000",
                         o->n_prompt + o->max_new_tokens);
-    for (int32_t i = 0; i < o->max_new_tokens; i++)
-        if (!o->on_token(o->user, o->prompt[0] + i))
-            break;
+    const int32_t *prompt = o->prompt;
+    for (int32_t row = 0; row < o->n_prompts; prompt += o->lengths[row], row++)
+        for (int32_t i = 0; i < o->max_new_tokens; i++)
+            if (!o->on_token(o->user, row, prompt[0] + i))
+                break;
     return PML_OK;
 }
 

@@ -133,6 +133,9 @@ test("samples grow in place and text stays text", (t) => {
   store.receive(tick(1, 2, [], [{ ...part, seq: 2, text: "<b>", done: false }]));
   store.receive(tick(2, 3, [], [{ ...part, seq: 3, text: "<b>x", done: true }]));
   assert.deepEqual(store.samples, [{ key: "7", step: 1, text: "<b>x", done: true }]);
+  // Several prompts of one command are answered beside each other.
+  store.receive(tick(3, 4, [], [{ ...part, seq: 4, row: 1, text: "y", done: false }]));
+  assert.deepEqual(store.samples.map((sample) => sample.key), ["7.1", "7"]);
 });
 
 test("states, plan, evaluations and the time left", (t) => {

@@ -116,6 +116,11 @@ def test_samples_are_decoded_as_a_whole() -> None:
     f.add({"seq": 2, "time": 0.0, **done})
     samples = [e for e in f.snapshot()["events"] if e["type"] == "sample"]
     assert [e["text"] for e in samples] == ["é"]
+    f.add({"seq": 3, "time": 0.0, "type": "sample", "command": 5, "token_ids": [65]})
+    f.add({"seq": 4, "time": 0.0, "type": "sample", "command": 5, "row": 1, "token_ids": [66]})
+    f.add({"seq": 5, "time": 0.0, **done, "command": 5, "token_ids": [67]})
+    samples = [e for e in f.snapshot()["events"] if e["type"] == "sample"]
+    assert [e["text"] for e in samples] == ["é", "B", "AC"]
 
 
 class Recorder:

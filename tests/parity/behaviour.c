@@ -40,11 +40,75 @@ static int32_t generate(pml_stepper *stepper, double temperature, uint64_t seed,
     return n;
 }
 
-static bool stop_at_third(void *user, int32_t token)
+static bool stop_at_third(void *user, int32_t row, int32_t token)
 {
     int *seen = user;
-    (void)token;
+    (void)row, (void)token;
     return ++*seen < 3;
+}
+
+/* Prompts of 1 to 5 tokens, one behind another; their answers alone, and side by side. */
+enum { SIDE_BY_SIDE = 11, SIDE_NEW = 3 };
+
+typedef struct heard {
+    int32_t tokens[SIDE_BY_SIDE][SIDE_NEW], n[SIDE_BY_SIDE];
+    int32_t first; /* the row that is told to end after its first token, -1: none */
+} heard;
+
+static bool hear(void *user, int32_t row, int32_t token)
+{
+    heard *h = user;
+    h->tokens[row][h->n[row]++] = token;
+    return row != h->first;
+}
+
+/* More prompts than go at once, with gaps between them in the cache: each gets the tokens that it
+ * gets alone, greedy and drawn, whatever ends beside it. */
+static void check_rows(pml_stepper *s)
+{
+    int32_t tokens[SIDE_BY_SIDE * 5], lengths[SIDE_BY_SIDE], all = 0;
+    for (int32_t row = 0; row < SIDE_BY_SIDE; row++) {
+        lengths[row] = 1 + row % 5;
+        for (int32_t i = 0; i < lengths[row]; i++)
+            tokens[all++] = (7 * row + 3 * i) % 60;
+    }
+    for (int hot = 0; hot < 2; hot++) {
+        int32_t out[SIDE_BY_SIDE * SIDE_NEW], n_out[SIDE_BY_SIDE], at = 0;
+        heard h = {.first = 4};
+        pml_generate_options options = {.prompt = tokens,
+                                        .n_prompt = all,
+                                        .lengths = lengths,
+                                        .n_prompts = SIDE_BY_SIDE,
+                                        .max_new_tokens = SIDE_NEW,
+                                        .temperature = hot,
+                                        .seed = 5,
+                                        .on_token = hear,
+                                        .user = &h};
+        MUST(pml_stepper_generate(s, &options, out, n_out, err));
+        for (int32_t row = 0; row < SIDE_BY_SIDE; at += lengths[row], row++) {
+            int32_t alone[SIDE_NEW], n;
+            const pml_generate_options one = {.prompt = tokens + at,
+                                              .n_prompt = lengths[row],
+                                              .max_new_tokens = SIDE_NEW,
+                                              .temperature = hot,
+                                              .seed = 5};
+            MUST(pml_stepper_generate(s, &one, alone, &n, err));
+            int32_t want = row == h.first ? 1 : n;
+            size_t bytes = (size_t)want * sizeof *alone;
+            check(n_out[row] == want && h.n[row] == want &&
+                      memcmp(alone, out + (size_t)row * SIDE_NEW, bytes) == 0 &&
+                      memcmp(alone, h.tokens[row], bytes) == 0,
+                  "row %d of %d prompts side by side is not as alone", row, SIDE_BY_SIDE);
+        }
+    }
+    pml_generate_options wrong = {.prompt = tokens,
+                                  .n_prompt = all - 1,
+                                  .lengths = lengths,
+                                  .n_prompts = SIDE_BY_SIDE,
+                                  .max_new_tokens = 1};
+    int32_t out[SIDE_BY_SIDE], n_out[SIDE_BY_SIDE];
+    check(pml_stepper_generate(s, &wrong, out, n_out, NULL) == PML_INVALID,
+          "lengths that are not those of the prompts were taken");
 }
 
 /* The prompt in chunks of 1, 4 or all at once; hot sampling repeats itself for one seed only. */
@@ -68,6 +132,7 @@ static void check_sampling(const char *fixtures)
     int32_t c = generate(s, 1.5, 2, hot[2]);
     check(a != c || memcmp(hot[0], hot[2], (size_t)a * sizeof **hot) != 0,
           "two seeds give one sample");
+    check_rows(s);
     int seen = 0;
     pml_generate_options options = {.prompt = prompt,
                                     .n_prompt = PROMPT,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE
-from pantheraml.sampling import _settled
+from pantheraml.sampling import MOST_TOKENS, _settled, together
 
 Start = Callable[..., pm.Run]
 PROMPT = "3 plus 4 is "
@@ -82,6 +82,33 @@ def test_while_it_trains_and_while_it_stands(start: Start) -> None:
     paused = run.sample([PROMPT, PROMPT], max_new_tokens=5, stop="\x00")
     assert running.step <= paused[0].step == run.step
     assert paused[0].token_ids == paused[1].token_ids
+
+
+def test_many_prompts_side_by_side(run: pm.Run) -> None:
+    """As alone, each: of other lengths, more than go at once, ended by stop strings, streamed."""
+    texts = [PROMPT[: 1 + i % len(PROMPT)] for i in range(12)]
+    alone = [run.sample(text, max_new_tokens=6) for text in texts]
+    beside = run.sample(texts, max_new_tokens=6)
+    assert [one.token_ids for one in beside] == [one.token_ids for one in alone]
+    commands = [e for e in run.events() if e["type"] == "command" and e["verb"] == "sample"]
+    assert sum(e["args"].get("lengths") == [len(t) for t in texts] for e in commands) == 1
+    drawn = run.sample(texts, max_new_tokens=6, temperature=1.0, seed=3, top_k=20)
+    assert drawn[7].token_ids == run.sample(
+        texts[7], max_new_tokens=6, temperature=1.0, seed=3, top_k=20
+    ).token_ids  # fmt: skip
+    letter = next((t for one in alone for t in one.text if t.isprintable()), None)
+    if letter is not None:
+        stopped = run.sample(texts, max_new_tokens=6, stop=letter)
+        assert all(letter not in one.text for one in stopped)
+        assert [one.text for one in stopped] == [one.text.split(letter)[0] for one in alone]
+    with pytest.raises(pm.Error, match="outside the vocabulary"):
+        run.sample(input_ids=[[1], [5000]], max_new_tokens=2)
+
+
+def test_more_prompts_than_one_request_holds() -> None:
+    groups = list(together([[1] * 3000] * 5 + [[2]] * 300))
+    assert [len(group) for group in groups] == [2, 2, 257 - 1, 45]
+    assert all(sum(map(len, group)) <= MOST_TOKENS for group in groups)
 
 
 def test_refused_by_name(run: pm.Run) -> None:

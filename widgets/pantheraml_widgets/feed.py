@@ -208,11 +208,9 @@ class Feed:
             self._latest[kind] = kept
         else:
             if kind == "sample":  # each holds the whole text so far: one of them is enough
-                command = kept["command"]
+                row = _row(kept)
                 self._events = [
-                    e
-                    for e in self._events
-                    if e.get("type") != "sample" or e.get("command") != command
+                    e for e in self._events if e.get("type") != "sample" or _row(e) != row
                 ]
             self._events.append(kept)
             if len(self._events) > KEEP:
@@ -221,8 +219,8 @@ class Feed:
 
     def _whole_sample(self, event: dict[str, Any]) -> dict[str, Any]:
         """A chunk becomes the text so far: a token need not end where a character does."""
-        command = event.get("command")
-        ids = self._samples.setdefault(command, [])
+        row = _row(event)
+        ids = self._samples.setdefault(row, [])
         ids += [int(token) for token in event.pop("token_ids", [])]
         text = " ".join(map(str, ids))
         if self._decode:
@@ -232,5 +230,10 @@ class Feed:
             except Exception as problem:
                 text = f"{text} ({problem})"
         if event.get("done"):
-            del self._samples[command]
-        return {**event, "command": command, "text": text[:8000]}
+            del self._samples[row]
+        return {**event, "text": text[:8000]}
+
+
+def _row(event: dict[str, Any]) -> tuple[Any, Any]:
+    """Whose answer a sample event goes on with: its command, and which of that one's prompts."""
+    return event.get("command"), event.get("row", 0)

@@ -133,6 +133,8 @@ static void answer_enough(coordinator *c, const pml_inbound *in, const pml_messa
     int64_t number = pml_message_int(request, "command");
     pml_message *order = pml_message_new(PML_ORDER_enough);
     pml_message_set_int(order, "command", number);
+    if (pml_message_has(request, "row"))
+        pml_message_set_int(order, "row", pml_message_int(request, "row"));
     if (c->world > 0)
         worker_order(c, &c->workers[0], order);
     pml_message_destroy(&order);

@@ -101,63 +101,92 @@ static pml_status apply_set(loop *l, const order *o, pml_error *err)
 
 /* ---- sampling ---- */
 
-typedef struct stream {
-    loop *l;
-    int64_t command;
+/* Tokens of one prompt's answer on their way to whoever reads it. */
+typedef struct answer {
     int32_t tokens[CHUNK_TOKENS];
     size_t n;
     double sent_at;
+} answer;
+
+typedef struct stream {
+    loop *l;
+    int64_t command;
+    answer *answers; /* one for each prompt */
 } stream;
 
-static void send_chunk(stream *s, bool done)
+static void send_chunk(stream *s, int32_t row, bool done)
 {
+    answer *a = &s->answers[row];
     pml_message *event = pml_message_new(PML_EVENT_sample);
     pml_message_set_int(event, "command", s->command);
     pml_message_set_int(event, "step", s->l->state.step);
-    pml_message_set_ints(event, "token_ids", s->tokens, s->n);
+    if (row > 0)
+        pml_message_set_int(event, "row", row);
+    pml_message_set_ints(event, "token_ids", a->tokens, a->n);
     pml_message_set_bool(event, "done", done);
     link_event(s->l->link, event);
-    s->n = 0;
-    s->sent_at = pml_clock_monotonic();
+    a->n = 0;
+    a->sent_at = pml_clock_monotonic();
 }
 
-static bool on_token(void *user, int32_t token)
+static bool on_token(void *user, int32_t row, int32_t token)
 {
     stream *s = user;
+    answer *a = &s->answers[row];
     pulse_tick(link_pulse(s->l->link));
-    s->tokens[s->n++] = token;
-    if (s->n == CHUNK_TOKENS || pml_clock_monotonic() - s->sent_at >= chunk_seconds)
-        send_chunk(s, false);
-    return !link_lost(s->l->link) && !link_enough(s->l->link, s->command);
+    a->tokens[a->n++] = token;
+    if (a->n == CHUNK_TOKENS || pml_clock_monotonic() - a->sent_at >= chunk_seconds)
+        send_chunk(s, row, false);
+    return !link_lost(s->l->link) && !link_enough(s->l->link, s->command, row);
 }
 
 static void warn_of_long_sample(loop *l, const pml_generate_options *o)
 {
-    if (l->positions == 0 || o->n_prompt + o->max_new_tokens <= l->positions)
+    int32_t longest = 0;
+    for (int32_t i = 0; i < o->n_prompts; i++)
+        longest = o->lengths[i] > longest ? o->lengths[i] : longest;
+    if (l->positions == 0 || longest + o->max_new_tokens <= l->positions)
         return;
     char text[192];
     snprintf(text, sizeof text,
              "sample of %d prompt tokens and up to %d new ones goes beyond the model's "
              "max_position_embeddings=%d",
-             o->n_prompt, o->max_new_tokens, l->positions);
+             longest, o->max_new_tokens, l->positions);
     pml_message *event = pml_message_new(PML_EVENT_log);
     pml_message_set_string(event, "level", "warning");
     pml_message_set_string(event, "message", text);
     link_event(l->link, event);
 }
 
+/* The numbers of a request; absent: one, `otherwise`. The caller frees them. */
+static int32_t *numbers(const pml_message *args, const char *name, int32_t otherwise, size_t *n)
+{
+    bool given = pml_message_has(args, name);
+    *n = given ? pml_message_count(args, name) : 1;
+    int32_t *found = calloc(*n, sizeof *found);
+    for (size_t i = 0; found != NULL && i < *n; i++)
+        found[i] = given ? (int32_t)pml_message_int_at(args, name, i) : otherwise;
+    return found;
+}
+
 static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_error *err)
 {
-    size_t n = pml_message_count(args, "input_ids");
-    int32_t *prompt = calloc(n, sizeof *prompt);
-    if (prompt == NULL)
-        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a prompt of %zu tokens", n);
-    for (size_t i = 0; i < n; i++)
-        prompt[i] = (int32_t)pml_message_int_at(args, "input_ids", i);
-    stream s = {.l = l, .command = command, .sent_at = pml_clock_monotonic()};
+    size_t tokens, prompts;
+    int32_t *prompt = numbers(args, "input_ids", 0, &tokens);
+    int32_t *lengths = numbers(args, "lengths", (int32_t)tokens, &prompts);
+    stream s = {.l = l, .command = command, .answers = calloc(prompts, sizeof *s.answers)};
+    pml_status status = PML_OK;
+    if (prompt == NULL || lengths == NULL || s.answers == NULL) {
+        status = PML_FAIL(err, PML_NO_MEMORY, "no memory for a prompt of %zu tokens", tokens);
+        goto cleanup;
+    }
+    for (size_t i = 0; i < prompts; i++)
+        s.answers[i].sent_at = pml_clock_monotonic();
     pml_generate_options options = {
         .prompt = prompt,
-        .n_prompt = (int32_t)n,
+        .n_prompt = (int32_t)tokens,
+        .lengths = lengths,
+        .n_prompts = (int32_t)prompts,
         .max_new_tokens = (int32_t)pml_message_int(args, "max_new_tokens"),
         .temperature = pml_message_number(args, "temperature"),
         .top_k = (int32_t)pml_message_int(args, "top_k"),
@@ -170,13 +199,16 @@ static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_
         .user = &s,
     };
     phase before = pulse_enter(link_pulse(l->link), PHASE_SAMPLING);
-    pml_status status = l->kind->sample(l->j, &options, err);
+    status = l->kind->sample(l->j, &options, err);
     pulse_enter(link_pulse(l->link), before);
     if (status == PML_OK)
         warn_of_long_sample(l, &options);
-    if (status == PML_OK)
-        send_chunk(&s, true);
+    for (size_t i = 0; status == PML_OK && i < prompts; i++)
+        send_chunk(&s, (int32_t)i, true);
+cleanup:
     free(prompt);
+    free(lengths);
+    free(s.answers);
     return status;
 }
 

@@ -360,11 +360,11 @@ static pml_status train_evaluate(job *j, double *loss_sum, double *labels, pml_e
 
 static pml_status train_sample(job *j, const pml_generate_options *options, pml_error *err)
 {
-    int32_t n;
-    int32_t *out = calloc((size_t)options->max_new_tokens, sizeof *out);
+    size_t rows = (size_t)options->n_prompts, each = (size_t)options->max_new_tokens;
+    int32_t *out = calloc(rows * (each + 1), sizeof *out); /* tokens of each, then their number */
     if (out == NULL)
-        return PML_FAIL(err, PML_NO_MEMORY, "no memory for %d new tokens", options->max_new_tokens);
-    pml_status status = pml_stepper_generate(j->stepper, options, out, &n, err);
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for %zu new tokens", rows * each);
+    pml_status status = pml_stepper_generate(j->stepper, options, out, out + rows * each, err);
     free(out);
     return status;
 }

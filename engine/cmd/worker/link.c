@@ -46,7 +46,9 @@ struct worker_link {
     pthread_cond_t changed;
     orders commands, agains;
     int64_t committed, taken, step;
-    int64_t enough[ENOUGH_KEPT]; /* samples that shall end, the latest ones */
+    struct {
+        int64_t command, row; /* row -1: all of them */
+    } enough[ENOUGH_KEPT];    /* samples that shall end, the latest ones */
     size_t enough_next;
     bool went, released, lost;
 
@@ -262,7 +264,9 @@ static void take_order(worker_link *l, const char *text, size_t size)
         break;
     case PML_ORDER_enough:
         pthread_mutex_lock(&l->mutex);
-        l->enough[l->enough_next++ % ENOUGH_KEPT] = pml_message_int(m, "command");
+        l->enough[l->enough_next % ENOUGH_KEPT].command = pml_message_int(m, "command");
+        l->enough[l->enough_next++ % ENOUGH_KEPT].row =
+            pml_message_has(m, "row") ? pml_message_int(m, "row") : -1;
         pthread_mutex_unlock(&l->mutex);
         break;
     default:
@@ -491,12 +495,13 @@ pml_status link_wait_go(worker_link *l, pml_error *err)
     return went ? PML_OK : PML_FAIL(err, PML_PEER, "the coordinator is gone");
 }
 
-bool link_enough(worker_link *l, int64_t command)
+bool link_enough(worker_link *l, int64_t command, int64_t row)
 {
     bool found = false;
     pthread_mutex_lock(&l->mutex);
     for (size_t i = 0; i < ENOUGH_KEPT; i++)
-        found = found || l->enough[i] == command;
+        found = found || (l->enough[i].command == command &&
+                          (l->enough[i].row < 0 || l->enough[i].row == row));
     pthread_mutex_unlock(&l->mutex);
     return found;
 }

@@ -52,8 +52,8 @@ pml_status link_wait_go(worker_link *link, pml_error *err);
 
 /* Highest committed command known here. */
 int64_t link_committed(worker_link *link);
-/* Whether somebody has had enough of this sample. */
-bool link_enough(worker_link *link, int64_t command);
+/* Whether somebody has had enough of this row of a sample. */
+bool link_enough(worker_link *link, int64_t command, int64_t row);
 bool link_lost(worker_link *link);     /* the lease has ended */
 bool link_orphaned(worker_link *link); /* without a word: the coordinator died */
 /* Start another coordinator in its place. */

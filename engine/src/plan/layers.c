@@ -240,7 +240,7 @@ static void append(pmli_builder *b, int32_t layer, int32_t x, int32_t from, int3
 {
     pml_node *node = pmli_node(b, PML_OP_scatter_rows, layer, "append to cache");
     pmli_operand_slice(node, 0, x, from, cols);
-    pmli_operand(node, 1, b->program->positions_in);
+    pmli_operand(node, 1, b->program->cache_rows);
     pmli_operand_slice(node, 2, cache, to, cols);
     pmli_node_done(b, node);
 }

@@ -300,13 +300,17 @@ static void lay_inputs(pmli_builder *b)
     pml_program *p = b->program;
     const pml_batch_limits *limits = &p->limits;
     pmli_shape tokens = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_TOKENS, limits->tokens};
-    pmli_shape bounds = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_BOUNDS, limits->docs + 1};
+    int64_t slots = 2 * (int64_t)p->generate_rows; /* a sampled row, and the gap behind it */
+    slots = slots > limits->docs ? slots : limits->docs;
+    pmli_shape bounds = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_BOUNDS, slots + 1};
     pmli_shape labels = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_LABELS, limits->labels};
     pml_cause cause = PML_CAUSE_ACTIVATIONS;
     p->ids = pmli_persistent(b, tokens, cause, "ids");
     p->positions_in = pmli_persistent(b, tokens, cause, "positions");
     p->bounds = pmli_persistent(b, bounds, cause, "document bounds");
-    p->key_bounds = pmli_persistent(b, pmli_fixed(PML_I32, 1, 2), cause, "cache bounds");
+    p->key_bounds = pmli_persistent(b, bounds, cause, "cache bounds");
+    pmli_shape chunk = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_TOKENS, p->generate_chunk + 1};
+    p->cache_rows = pmli_persistent(b, chunk, cause, "cache rows");
     pmli_shape places = tokens;
     places.dtype = PML_I64;
     p->places = !full(b) && b->config->lora_dropout > 0
@@ -314,7 +318,8 @@ static void lay_inputs(pmli_builder *b)
                     : PMLI_ABSENT;
     p->label_rows = pmli_persistent(b, labels, cause, "label rows");
     p->labels = pmli_persistent(b, labels, cause, "labels");
-    p->last_row = pmli_persistent(b, pmli_fixed(PML_I32, 1, 1), cause, "last row");
+    pmli_shape rows = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_LABELS, p->generate_rows};
+    p->last_row = pmli_persistent(b, rows, cause, "last rows");
     p->loss_sum = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "loss sum");
     p->eval_sum = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "evaluation loss sum");
     p->rope = pmli_persistent(b, pmli_fixed(PML_F32, p->positions, p->spec.head_dim),

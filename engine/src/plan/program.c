@@ -224,8 +224,8 @@ pml_counts pml_program_capacity(const pml_program *program, pml_segment segment)
     const pml_batch_limits *limits = &program->limits;
     if (segment == PML_SEGMENT_GENERATE)
         return (pml_counts){.tokens = program->generate_chunk,
-                            .docs = 1,
-                            .labels = 1,
+                            .docs = 1, /* cut into more of them, no op needs more room */
+                            .labels = program->generate_rows,
                             .keys = limits->generate_length,
                             .max_doc = program->generate_chunk};
     return (pml_counts){limits->tokens, limits->docs, limits->labels, 0, limits->max_doc};
@@ -303,6 +303,9 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
     p->positions = positions;
     p->generate_chunk =
         limits.generate_length < limits.tokens ? limits.generate_length : limits.tokens;
+    p->generate_rows =
+        p->generate_chunk < PML_GENERATE_ROWS ? p->generate_chunk : PML_GENERATE_ROWS;
+    p->generate_rows = p->generate_rows > 1 ? p->generate_rows : 1;
     pmli_layout(&b);
     build_segment(&b, PML_SEGMENT_MICRO, pmli_build_micro);
     build_segment(&b, PML_SEGMENT_NORM, pmli_build_norm);

@@ -100,19 +100,20 @@ void pmli_build_eval(pmli_builder *b)
     head_loss(b, y, PMLI_ABSENT, PMLI_ABSENT, b->program->eval_sum);
 }
 
-/* The logits of the last token of the chunk. */
+/* The logits of the last token of each prompt in the chunk. */
 static void last_logits(pmli_builder *b, int32_t y)
 {
     pml_program *p = b->program;
-    int32_t last = pmli_transient(b, pmli_fixed(b->config->dtype, 1, p->spec.hidden),
-                                  PML_CAUSE_ACTIVATIONS, "last hidden");
+    pmli_shape shape = {b->config->dtype, PML_EXTENT_LABELS, p->generate_rows, PML_EXTENT_FIXED,
+                        p->spec.hidden};
+    int32_t last = pmli_transient(b, shape, PML_CAUSE_ACTIVATIONS, "last hidden");
     pml_node *pick = pmli_node(b, PML_OP_gather_rows, -1, "pick last");
     pmli_operand(pick, 0, y);
     pmli_operand(pick, 1, p->last_row);
     pmli_operand(pick, 2, last);
     pmli_node_done(b, pick);
-    p->logits = pmli_transient(b, pmli_fixed(b->config->dtype, 1, p->spec.vocab),
-                               PML_CAUSE_ACTIVATIONS, "logits");
+    shape.cols = p->spec.vocab;
+    p->logits = pmli_transient(b, shape, PML_CAUSE_ACTIVATIONS, "logits");
     pml_node *head = pmli_node(b, PML_OP_linear, -1, "head");
     if (head == NULL)
         return;

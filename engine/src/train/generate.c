@@ -1,5 +1,10 @@
-/* Continuing a prompt with the live weights: the prompt goes through in chunks, each new token as a
- * chunk of one, against the cached keys and values of what came before. */
+/* Continuing prompts with the live weights: each prompt goes through in chunks, then the new tokens
+ * of all of them together, a row each, against the cached keys and values of what came before.
+ *
+ *   cache   | prompt 0, its answer   | prompt 1, its answer | free |
+ *   keys      in use so far ... gap    in use so far ... gap
+ *
+ * A gap is a document without queries, so attention needs to know nothing of this. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,69 +13,124 @@
 #include "pml/model/convert.h"
 #include "stepper_impl.h"
 
+/* One call of GENERATE: tokens of one or more rows, as its inputs have them. */
+typedef struct chunk {
+    int32_t *ids, *positions, *places, *bounds, *key_bounds, *last;
+    pml_counts counts; /* labels: rows */
+} chunk;
+
+/* A prompt and its answer: its place in the cache begins at `start`, and has `length` tokens. */
+typedef struct row {
+    int32_t number, start, length, token;
+    bool over;
+} row;
+
 /* n numbers that came as bfloat16: from the last on, each is read before its place is written. */
-static void widen_in_place(float *numbers, int32_t n)
+static void widen_in_place(float *numbers, int64_t n)
 {
-    for (int32_t i = n - 1; i >= 0; i--) {
+    for (int64_t i = n - 1; i >= 0; i--) {
         uint16_t bits;
         memcpy(&bits, (char *)numbers + (size_t)i * sizeof bits, sizeof bits);
         numbers[i] = pml_bf16_to_f32(bits);
     }
 }
 
-/* Run tokens[0..n) at positions start.. and fetch the logits of the last. */
-static pml_status run_chunk(pml_stepper *s, const int32_t *tokens, int32_t n, int32_t start,
-                            pml_error *err)
+/* ---- a chunk ---- */
+
+/* An empty chunk in the staged memory, which the queue must have read. */
+static pml_status begin_chunk(pml_stepper *s, chunk *c, pml_error *err)
 {
-    const pml_program *p = s->program;
-    const pml_dtype dtype = p->tensors[p->logits].dtype;
+    int32_t most = s->program->generate_chunk, slots = 2 * s->program->generate_rows;
+    *c = (chunk){.ids = s->staged};
+    c->positions = c->ids + most;
+    c->places = c->positions + most;
+    c->bounds = c->places + most;
+    c->key_bounds = c->bounds + slots + 1;
+    c->last = c->key_bounds + slots + 1;
     pml_status status = s->backend->sync(s->queue, err);
-    if (status != PML_OK)
-        return status;
-    int32_t *ids = s->staged, *positions = ids + n, *bounds = positions + n;
-    int32_t *key_bounds = bounds + 2, *last = key_bounds + 2;
-    for (int32_t i = 0; i < n; i++) {
-        ids[i] = tokens[i];
-        positions[i] = start + i;
-    }
-    bounds[0] = key_bounds[0] = 0;
-    bounds[1] = n;
-    key_bounds[1] = start + n;
-    last[0] = n - 1;
-    const struct {
-        int32_t tensor;
-        const int32_t *from;
-        size_t n;
-    } inputs[] = {{p->ids, ids, (size_t)n},
-                  {p->positions_in, positions, (size_t)n},
-                  {p->bounds, bounds, 2},
-                  {p->key_bounds, key_bounds, 2},
-                  {p->last_row, last, 1}};
-    for (size_t i = 0; status == PML_OK && i < sizeof inputs / sizeof *inputs; i++)
-        status = pmli_upload(s, inputs[i].tensor, inputs[i].from, inputs[i].n * sizeof *ids, err);
-    const pml_counts counts = {
-        .tokens = n, .docs = 1, .labels = 1, .keys = start + n, .max_doc = n};
-    if (status == PML_OK)
-        status = pmli_run_segment(s, PML_SEGMENT_GENERATE, &counts, err);
-    if (status == PML_OK)
-        status = s->backend->download(s->queue, s->logits, pml_program_data(p, p->logits, s->arena),
-                                      (size_t)s->spec.vocab * pml_dtype_size(dtype), err);
-    if (status == PML_OK)
-        status = s->backend->sync(s->queue, err);
-    if (status == PML_OK && dtype == PML_BF16)
-        widen_in_place(s->logits, s->spec.vocab);
+    c->bounds[0] = c->key_bounds[0] = 0;
     return status;
 }
 
-/* No token is the greatest of numbers that are none: a diverged model says so, not token 0. */
-static pml_status check_logits(const pml_stepper *s, int32_t position, pml_error *err)
+static void end_slot(chunk *c, int32_t keys)
 {
-    for (int32_t i = 0; i < s->spec.vocab; i++)
-        if (!isfinite(s->logits[i]))
+    c->counts.docs++;
+    c->bounds[c->counts.docs] = c->counts.tokens;
+    c->key_bounds[c->counts.docs] = c->counts.keys = keys;
+}
+
+/* n more tokens of the row whose cache begins at `start` and has `length` of them. Rows come in the
+ * order of their starts. */
+static void put(chunk *c, int32_t start, int32_t length, const int32_t *tokens, int32_t n)
+{
+    if (c->counts.keys < start)
+        end_slot(c, start);
+    for (int32_t i = 0; i < n; i++) {
+        int32_t at = c->counts.tokens++;
+        c->ids[at] = tokens[i];
+        c->positions[at] = length + i;
+        c->places[at] = start + length + i;
+    }
+    end_slot(c, start + length + n);
+    c->last[c->counts.labels++] = c->counts.tokens - 1;
+    c->counts.max_doc = n > c->counts.max_doc ? n : c->counts.max_doc;
+}
+
+/* Run it, and fetch the logits of each row's last token. */
+static pml_status run_chunk(pml_stepper *s, const chunk *c, pml_error *err)
+{
+    const pml_program *p = s->program;
+    const pml_dtype dtype = p->tensors[p->logits].dtype;
+    const pml_counts *n = &c->counts;
+    const struct {
+        int32_t tensor;
+        const int32_t *from;
+        int32_t n;
+    } inputs[] = {{p->ids, c->ids, n->tokens},
+                  {p->positions_in, c->positions, n->tokens},
+                  {p->cache_rows, c->places, n->tokens},
+                  {p->bounds, c->bounds, n->docs + 1},
+                  {p->key_bounds, c->key_bounds, n->docs + 1},
+                  {p->last_row, c->last, n->labels}};
+    pml_status status = PML_OK;
+    for (size_t i = 0; status == PML_OK && i < sizeof inputs / sizeof *inputs; i++)
+        status = pmli_upload(s, inputs[i].tensor, inputs[i].from,
+                             (size_t)inputs[i].n * sizeof *c->ids, err);
+    if (status == PML_OK)
+        status = pmli_run_segment(s, PML_SEGMENT_GENERATE, n, err);
+    int64_t numbers = (int64_t)n->labels * s->spec.vocab;
+    if (status == PML_OK)
+        status = s->backend->download(s->queue, s->logits, pml_program_data(p, p->logits, s->arena),
+                                      (size_t)numbers * pml_dtype_size(dtype), err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    if (status == PML_OK && dtype == PML_BF16)
+        widen_in_place(s->logits, numbers);
+    return status;
+}
+
+static pml_status run_alone(pml_stepper *s, int32_t start, int32_t length, const int32_t *tokens,
+                            int32_t n, pml_error *err)
+{
+    chunk c;
+    pml_status status = begin_chunk(s, &c, err);
+    if (status != PML_OK)
+        return status;
+    put(&c, start, length, tokens, n);
+    return run_chunk(s, &c, err);
+}
+
+/* ---- what was asked for ---- */
+
+/* No token is the greatest of numbers that are none: a diverged model says so, not token 0. */
+static pml_status check_logits(const float *logits, int32_t vocab, int32_t position, pml_error *err)
+{
+    for (int32_t i = 0; i < vocab; i++)
+        if (!isfinite(logits[i]))
             return PML_FAIL(err, PML_INVALID,
                             "sampling at position %d: the model's output for token %d is %g, not a "
                             "finite number; its weights may have diverged",
-                            position, i, (double)s->logits[i]);
+                            position, i, (double)logits[i]);
     return PML_OK;
 }
 
@@ -96,11 +156,36 @@ static pml_status check_windows(const pml_model_spec *spec, pml_error *err)
     return PML_OK;
 }
 
+static int32_t prompts(const pml_generate_options *o)
+{
+    return o->lengths == NULL ? 1 : o->n_prompts;
+}
+
+static int32_t length_of(const pml_generate_options *o, int32_t i)
+{
+    return o->lengths == NULL ? o->n_prompt : o->lengths[i];
+}
+
 static pml_status check_prompt(const pml_stepper *s, const pml_generate_options *o, pml_error *err)
 {
-    if (o->n_prompt < 1 || o->max_new_tokens < 1)
-        return PML_FAIL(err, PML_INVALID,
-                        "sampling needs a prompt of at least one token and max_new_tokens >= 1");
+    int64_t in_all = 0;
+    for (int32_t i = 0; i < prompts(o); i++) {
+        int32_t n = length_of(o, i);
+        int64_t length = (int64_t)n + o->max_new_tokens;
+        if (n < 1 || o->max_new_tokens < 1)
+            return PML_FAIL(
+                err, PML_INVALID,
+                "sampling needs a prompt of at least one token and max_new_tokens >= 1");
+        if (length > s->program->limits.generate_length)
+            return PML_FAIL(err, PML_INVALID,
+                            "%d prompt tokens and %d new ones are more than the %d that were "
+                            "planned for sampling (generate_length)",
+                            n, o->max_new_tokens, s->program->limits.generate_length);
+        in_all += n;
+    }
+    if (in_all != o->n_prompt || in_all == 0)
+        return PML_FAIL(err, PML_INVALID, "prompts of %lld tokens in all, and %d of them are given",
+                        (long long)in_all, o->n_prompt);
     if (!isfinite(o->temperature) || o->temperature < 0)
         return PML_FAIL(err, PML_INVALID, "temperature must be 0 or more, it is %g",
                         o->temperature);
@@ -112,12 +197,6 @@ static pml_status check_prompt(const pml_stepper *s, const pml_generate_options 
     pml_status status = check_windows(&s->spec, err);
     if (status != PML_OK)
         return status;
-    int64_t length = (int64_t)o->n_prompt + o->max_new_tokens;
-    if (length > s->program->limits.generate_length)
-        return PML_FAIL(err, PML_INVALID,
-                        "%d prompt tokens and %d new ones are more than the %d that were planned "
-                        "for sampling (generate_length)",
-                        o->n_prompt, o->max_new_tokens, s->program->limits.generate_length);
     for (int32_t i = 0; i < o->n_prompt; i++)
         if (o->prompt[i] < 0 || o->prompt[i] >= s->spec.vocab)
             return PML_FAIL(err, PML_INVALID, "prompt token %d is %d, outside the vocabulary of %d",
@@ -125,33 +204,101 @@ static pml_status check_prompt(const pml_stepper *s, const pml_generate_options 
     return PML_OK;
 }
 
+/* ---- rows ---- */
+
+/* The next token of a row from its logits, told to whoever listens. */
+static pml_status choose(pml_stepper *s, const pml_generate_options *o, row *r, float *logits,
+                         int32_t *out, int32_t *n_out, pml_error *err)
+{
+    int32_t *said = s->said + r->start;
+    pml_status status = check_logits(logits, s->spec.vocab, r->length, err);
+    if (status != PML_OK)
+        return status;
+    r->token = pmli_choose(logits, s->spec.vocab, said, r->length, o, s->chosen);
+    said[r->length] = r->token;
+    out[(size_t)r->number * (size_t)o->max_new_tokens + (size_t)n_out[r->number]++] = r->token;
+    bool go_on = o->on_token == NULL || o->on_token(o->user, r->number, r->token);
+    r->over = !go_on || ends(&s->spec, r->token) || n_out[r->number] == o->max_new_tokens;
+    return PML_OK;
+}
+
+/* A prompt goes through; the first token of its answer. */
+static pml_status begin_row(pml_stepper *s, const pml_generate_options *o, row *r,
+                            const int32_t *prompt, int32_t n, int32_t *out, int32_t *n_out,
+                            pml_error *err)
+{
+    int32_t most = s->program->generate_chunk;
+    memcpy(s->said + r->start, prompt, (size_t)n * sizeof *prompt);
+    pml_status status = pmli_rope_fit(s, n, err);
+    while (status == PML_OK && r->length < n) {
+        int32_t part = n - r->length < most ? n - r->length : most;
+        status = run_alone(s, r->start, r->length, prompt + r->length, part, err);
+        r->length += part;
+    }
+    return status == PML_OK ? choose(s, o, r, s->logits, out, n_out, err) : status;
+}
+
+/* One more token of every row that is not over; *busy: there was one. */
+static pml_status advance(pml_stepper *s, const pml_generate_options *o, row *rows, int32_t n,
+                          int32_t *out, int32_t *n_out, bool *busy, pml_error *err)
+{
+    row *running[PML_GENERATE_ROWS];
+    int32_t count = 0;
+    chunk c;
+    pml_status status = begin_chunk(s, &c, err);
+    for (int32_t i = 0; status == PML_OK && i < n; i++) {
+        if (rows[i].over)
+            continue;
+        status = pmli_rope_fit(s, rows[i].length + 1, err);
+        put(&c, rows[i].start, rows[i].length, &rows[i].token, 1);
+        rows[i].length++;
+        running[count++] = &rows[i];
+    }
+    *busy = count > 0;
+    if (status == PML_OK && count > 0)
+        status = run_chunk(s, &c, err);
+    for (int32_t i = 0; status == PML_OK && i < count; i++)
+        status = choose(s, o, running[i], s->logits + (size_t)i * (size_t)s->spec.vocab, out, n_out,
+                        err);
+    return status;
+}
+
+/* As many prompts from `next` on as the cache holds. The angles of dynamic rope follow one row's
+ * length, so there it is one. */
+static int32_t take_rows(const pml_stepper *s, const pml_generate_options *o, int32_t next,
+                         row *rows)
+{
+    const pml_program *p = s->program;
+    int32_t most = s->spec.rope.type == PML_ROPE_DYNAMIC ? 1 : p->generate_rows;
+    int32_t n = 0;
+    int64_t used = 0;
+    while (n < most && next + n < prompts(o)) {
+        int64_t room = (int64_t)length_of(o, next + n) + o->max_new_tokens;
+        if (used + room > p->limits.generate_length)
+            break;
+        rows[n] = (row){.number = next + n, .start = (int32_t)used};
+        used += room;
+        n++;
+    }
+    return n;
+}
+
 pml_status pml_stepper_generate(pml_stepper *s, const pml_generate_options *o, int32_t *out,
                                 int32_t *n_out, pml_error *err)
 {
-    *n_out = 0;
+    row rows[PML_GENERATE_ROWS];
+    const int32_t *prompt = o->prompt;
+    memset(n_out, 0, (size_t)(prompts(o) > 0 ? prompts(o) : 0) * sizeof *n_out);
     pml_status status = check_prompt(s, o, err);
-    int32_t chunk = s->program->generate_chunk;
-    if (status == PML_OK)
-        memcpy(s->said, o->prompt, (size_t)o->n_prompt * sizeof *s->said);
-    if (status == PML_OK)
-        status = pmli_rope_fit(s, o->n_prompt, err);
-    for (int32_t at = 0; status == PML_OK && at < o->n_prompt; at += chunk) {
-        int32_t n = o->n_prompt - at < chunk ? o->n_prompt - at : chunk;
-        status = run_chunk(s, o->prompt + at, n, at, err);
-    }
-    while (status == PML_OK) {
-        int32_t position = o->n_prompt + *n_out;
-        status = check_logits(s, position, err);
-        if (status != PML_OK)
-            break;
-        int32_t token = pmli_choose(s->logits, s->spec.vocab, s->said, position, o, s->chosen);
-        s->said[position] = out[(*n_out)++] = token;
-        bool go_on = o->on_token == NULL || o->on_token(o->user, token);
-        if (!go_on || ends(&s->spec, token) || *n_out == o->max_new_tokens)
-            break;
-        status = pmli_rope_fit(s, position + 1, err);
-        if (status == PML_OK)
-            status = run_chunk(s, &token, 1, position, err);
+    for (int32_t next = 0, n; status == PML_OK && next < prompts(o); next += n) {
+        n = take_rows(s, o, next, rows);
+        for (int32_t i = 0; status == PML_OK && i < n; i++) {
+            int32_t length = length_of(o, next + i);
+            status = begin_row(s, o, &rows[i], prompt, length, out, n_out, err);
+            prompt += length;
+        }
+        for (bool busy = true; status == PML_OK && busy;)
+            status = advance(s, o, rows, n, out, n_out, &busy, err);
     }
     return status;
 }
@@ -167,7 +314,7 @@ pml_status pml_stepper_logits(pml_stepper *s, const int32_t *tokens, int32_t n, 
         if (tokens[i] < 0 || tokens[i] >= s->spec.vocab)
             return PML_FAIL(err, PML_INVALID, "token %d is %d, outside the vocabulary of %d", i,
                             tokens[i], s->spec.vocab);
-        status = run_chunk(s, &tokens[i], 1, i, err);
+        status = run_alone(s, 0, i, &tokens[i], 1, err);
         memcpy(out + (size_t)i * (size_t)s->spec.vocab, s->logits,
                (size_t)s->spec.vocab * sizeof *out);
     }

@@ -52,9 +52,9 @@ struct pml_stepper {
     int64_t rng[2];
     float hyper[2][PML_HYPER_COUNT];
     float *reduced;  /* a piece of the gradients on its way through the collective */
-    float *logits;   /* one row */
+    float *logits;   /* generate_rows rows */
     int32_t *chosen; /* tokens by their logits, and which are there already: see choose.h */
-    int32_t *said;   /* prompt and answer so far: generate_length */
+    int32_t *said;   /* prompts and answers so far, where the cache has them: generate_length */
 };
 
 enum { PMLI_REDUCE_FLOATS = 1 << 18 };

@@ -54,14 +54,13 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     const pml_program *p = s->program;
     const pml_batch_limits *l = &p->limits;
     size_t inputs = 2 * (size_t)l->tokens + (size_t)l->docs + 1 + 2 * (size_t)l->labels;
-    s->staged = calloc(
-        inputs > 2 * (size_t)p->generate_chunk + 8 ? inputs : 2 * (size_t)p->generate_chunk + 8,
-        sizeof *s->staged);
+    size_t sampling = 3 * (size_t)p->generate_chunk + 5 * (size_t)p->generate_rows + 2;
+    s->staged = calloc(inputs > sampling ? inputs : sampling, sizeof *s->staged);
     s->places = calloc((size_t)l->tokens, sizeof *s->places);
     s->reduced = s->comm != NULL && pml_comm_world(s->comm) > 1
                      ? calloc(PMLI_REDUCE_FLOATS, sizeof *s->reduced)
                      : calloc(1, sizeof *s->reduced);
-    s->logits = calloc((size_t)s->spec.vocab, sizeof *s->logits);
+    s->logits = calloc((size_t)p->generate_rows * (size_t)s->spec.vocab, sizeof *s->logits);
     s->chosen = calloc(pmli_choose_scratch(s->spec.vocab), sizeof *s->chosen);
     s->said = calloc((size_t)l->generate_length + 1, sizeof *s->said);
     s->trained = calloc((size_t)p->n_parameters, sizeof *s->trained);

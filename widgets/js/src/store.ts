@@ -287,7 +287,8 @@ export class Store {
   }
 
   private takeSample(event: RunEvent, step: number): void {
-    const key = String(event["command"] ?? event.seq);
+    const row = toNumber(event["row"] ?? 0); // of several prompts
+    const key = `${String(event["command"] ?? event.seq)}${row > 0 ? `.${row}` : ""}`;
     const text = toText(event["text"]);
     const done = event["done"] !== false;
     const known = this.samples.find((sample) => sample.key === key);

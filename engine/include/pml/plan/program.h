@@ -43,12 +43,14 @@ typedef enum pml_segment {
 
 const char *pml_segment_name(pml_segment segment); /* "micro", … */
 
+enum { PML_GENERATE_ROWS = 8 }; /* prompts continued side by side, at most */
+
 /* What a dimension of a tensor follows from batch to batch. */
 typedef enum pml_extent {
     PML_EXTENT_FIXED = 0,
     PML_EXTENT_TOKENS, /* tokens of the batch                             */
     PML_EXTENT_BOUNDS, /* documents + 1                                   */
-    PML_EXTENT_LABELS, /* labelled rows                                   */
+    PML_EXTENT_LABELS, /* labelled rows; sampling: prompts                */
     PML_EXTENT_KEYS    /* cached tokens, those of this chunk included     */
 } pml_extent;
 
@@ -112,6 +114,7 @@ typedef struct pml_program {
     pml_batch_limits limits;
     pml_plan_choices choices;
     int32_t generate_chunk; /* tokens of one GENERATE call, at most */
+    int32_t generate_rows;  /* prompts of one GENERATE call, at most */
     int32_t positions;      /* rows of the rope table */
 
     pml_tensor *tensors;
@@ -128,7 +131,7 @@ typedef struct pml_program {
     int64_t decay_floats;   /* its front that has weight decay */
 
     /* Tensors the host reads or writes; -1 where the program has none. */
-    int32_t ids, positions_in, bounds, key_bounds, label_rows, labels, last_row;
+    int32_t ids, positions_in, bounds, key_bounds, cache_rows, label_rows, labels, last_row;
     int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits;
     int32_t values, grads, exp_avg, exp_avg_sq;
     int32_t rounded;  /* values in the activations' dtype; -1 where that is float32 */

@@ -67,23 +67,28 @@ pml_status pml_stepper_evaluate(pml_stepper *stepper, const pml_batch *batch, do
                                 pml_error *err);
 
 typedef struct pml_generate_options {
+    /* Prompts behind one another, and the length of each; NULL: there is one, of n_prompt. */
     const int32_t *prompt;
-    int32_t n_prompt;
-    int32_t max_new_tokens;
+    int32_t n_prompt; /* tokens of all of them */
+    const int32_t *lengths;
+    int32_t n_prompts;
+    int32_t max_new_tokens; /* of each */
     /* How the next token is chosen, in the order in which transformers applies them. */
     double repetition_penalty; /* 1 (or 0) = none; of tokens of prompt and answer alike */
     double temperature;        /* 0 = greedy (lowest id wins a tie): the rest is ignored */
     int32_t top_k;             /* 0 = all */
     double top_p;              /* 1 (or 0) = all */
-    uint64_t seed;
-    /* Called with each new token; returning false ends the generation. May be NULL. */
-    bool (*on_token)(void *user, int32_t token);
+    uint64_t seed;             /* the same noise for each prompt, whatever is beside it */
+    /* Called with each new token of prompt `row`, in the order of each row; returning false ends
+     * that row. May be NULL. */
+    bool (*on_token)(void *user, int32_t row, int32_t token);
     void *user;
 } pml_generate_options;
 
-/* Continue a prompt with the weights as they are. out has room for max_new_tokens; *n_out counts
- * them; an eos token ends it and is included. PML_INVALID when prompt + new exceed the
- * planned length, or when the model's output is not finite. */
+/* Continue prompts with the weights as they are, as many side by side as the planned cache has room
+ * for (PML_GENERATE_ROWS at most), the others after them. out [n_prompts, max_new_tokens];
+ * n_out [n_prompts] counts them; an eos token ends a row and is included. PML_INVALID when a prompt
+ * and its new tokens exceed the planned length, or when the model's output is not finite. */
 pml_status pml_stepper_generate(pml_stepper *stepper, const pml_generate_options *options,
                                 int32_t *out, int32_t *n_out, pml_error *err);
 
