@@ -382,7 +382,7 @@ def test_not_finite_numbers_arrive_as_numbers(start: Start, model: Path, tmp_pat
     until(lambda: run.state == "paused", "the run to stand still")
     assert "not finite" in run.reason
     with pytest.raises(pm.RunFailed, match="stands: step 1 is not finite"):
-        run.wait(60)  # nothing would ever end this
+        run.wait(PATIENCE)  # nothing would ever end this
     with pytest.raises(pm.RunFailed, match="stands"):
         asyncio.run(run.wait_async())
     assert all(isinstance(row["loss"], float) for row in run.history)
