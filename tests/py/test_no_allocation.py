@@ -9,7 +9,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import at_step
+from conftest import PATIENCE, at_step
 from pantheraml import programs
 
 BUILD = Path(__file__).parents[2] / "build" / "release"
@@ -46,7 +46,7 @@ def nothing(count: Path) -> None:
     ids=["full, packed", "lora, accumulated"],
 )
 def test_steps_allocate_nothing(start: Start, counted: Path, settings: dict[str, Any]) -> None:
-    start(max_steps=LAST + 2, **settings).wait(60)
+    start(max_steps=LAST + 2, **settings).wait(PATIENCE)
     nothing(counted)
 
 
@@ -63,6 +63,6 @@ def test_nor_do_commands_events_and_snapshots_between_them(
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5}, wait=False
     )
     arrived.touch()
-    run.wait(60)
+    run.wait(PATIENCE)
     nothing(counted)
     assert command.state == "applied" and FIRST <= (command.step or 0) <= LAST + 1

@@ -44,7 +44,7 @@ def main() -> int:
                     file.write(struct.pack("d", seconds))
                 seen = run.step
                 reach(run, seen + args.steps)
-                run.set(max_grad_norm=1.0).wait(60)
+                run.set(max_grad_norm=1.0).wait(600)
                 run.checkpoint(wait=True)
                 run.sample(input_ids=[1, 2], max_new_tokens=4)
             run.stop(wait=True)

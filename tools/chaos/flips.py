@@ -96,7 +96,7 @@ def resume(pm: object, folder: Path, part: str) -> str:
         stdout=subprocess.DEVNULL, stderr=said_at_end,
     )  # fmt: skip
     fate, reason = "", ""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     try:
         while child.poll() is None and time.monotonic() < deadline:
             try:
@@ -124,7 +124,7 @@ def resume(pm: object, folder: Path, part: str) -> str:
     finally:
         status = child.poll()  # None: it goes on
         child.terminate()
-        child.wait(60)
+        child.wait(600)
     with said_at_end:
         said_at_end.seek(0)
         return fate or judge(status, reason, said_at_end.read(), Path(part))

@@ -52,13 +52,13 @@ run = pm.finetune(sys.argv[1], rows, name="victim", max_steps=600, max_length=64
 reach(60)
 run.pause(wait=True)
 run.checkpoint("kept", wait=True)
-run.set(learning_rate=1e-4).wait(60)
+run.set(learning_rate=1e-4).wait(600)
 run.checkpoint("kept", wait=True)
 run.resume(wait=True)
 reach(200)
 run.stop(wait=True)
 run.resume()
-run.wait(300)
+run.wait(600)
 assert run.state == "finished", run.reason
 os.kill(run.coordinator_pid, signal.SIGTERM)
 """
@@ -272,7 +272,7 @@ def resumes(image: Path, announced: list[dict[str, Any]]) -> str:
     child = subprocess.Popen(
         [str(programs.coordinator()), str(run), "--resume"], stdout=log, stderr=log
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     wanted = {"running", "finished", "failed", "stopped"}
     state: dict[str, Any] = {}
     start: dict[str, Any] = {}
@@ -287,7 +287,7 @@ def resumes(image: Path, announced: list[dict[str, Any]]) -> str:
                           and e["state"] in wanted), {})  # fmt: skip
     finally:
         child.send_signal(signal.SIGTERM)
-        child.wait(60)
+        child.wait(600)
     if state.get("state") not in ("running", "finished"):
         said = (image / "coordinator.log").read_text()[-300:]
         return f"it does not go on: {state.get('reason', said)}"
