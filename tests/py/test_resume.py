@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE, ROWS, alive, at_step, until
+from pantheraml import programs
 
 Start = Callable[..., pm.Run]
-STEPS = 240  # half a second and more: what is done to a run on its way must find it there
+STEPS = 240
 SETTINGS: dict[str, Any] = {
     "max_steps": STEPS, "deterministic": True, "seed": 11, "shuffle": True, "eval_data": ROWS[:4],
     "lr_scheduler_type": "cosine", "warmup_steps": 5, "per_device_train_batch_size": 4,
@@ -35,30 +37,67 @@ def numbers(run: pm.Run) -> list[tuple[float, ...]]:
 
 
 @pytest.fixture
-def undisturbed(start: Start, tmp_path: Path) -> tuple[bytes, list[tuple[float, ...]]]:
+def tuned(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Start a run that is tuned before its first step; with `stands`, it is paused there.
+
+    However slow this process is: its worker waits outside until that has been said.
+    """
+    gate, script = tmp_path / "gate", tmp_path / "pml-worker"
+    worker = programs.coordinator().with_name("pml-worker")
+    script.write_text(
+        f"#!/bin/sh\nwhile [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.01; done\n"
+        f"exec {shlex.quote(str(worker))}\n"
+    )
+    script.chmod(0o700)
+    monkeypatch.setenv("PML_WORKER", str(script))
+
+    def begin(stands: bool = False, **settings: Any) -> pm.Run:
+        gate.unlink(missing_ok=True)
+        run = start(**SETTINGS | settings)
+        command = run.set(**TUNED)
+        pause = run.pause() if stands else None
+        gate.touch()
+        assert command.wait(PATIENCE).step == 1
+        if pause is not None:
+            assert pause.wait(PATIENCE).step == 1
+        return run
+
+    return begin
+
+
+def creep(run: pm.Run, step: int) -> None:
+    """Let a run that stands make a few steps at a time until it has made so many; it stands again.
+
+    Its next pause is on its way before it goes on, so it cannot get to its end meanwhile.
+    """
+    while run.step < step:
+        run.resume()
+        run.pause(wait=True)
+    assert run.step < STEPS
+
+
+@pytest.fixture
+def undisturbed(tuned: Start, tmp_path: Path) -> tuple[bytes, list[tuple[float, ...]]]:
     """The adapter and the numbers of a run that was tuned before its first step, and left alone."""
-    run = start(name="undisturbed", **SETTINGS)
-    command = run.set(**TUNED)
+    run = tuned(name="undisturbed")
     run.wait(PATIENCE)
-    assert command.step == 1, "it must have been tuned before the first step"
     return adapter(run, tmp_path / "undisturbed"), numbers(run)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_paused_checkpointed_stopped_and_resumed(
-    devices: int, start: Start, tmp_path: Path
+    devices: int, tuned: Start, tmp_path: Path
 ) -> None:
-    plain = start(name="plain", devices=devices, **SETTINGS)
-    assert plain.set(**TUNED).wait(PATIENCE).step == 1
-    run = start(name="steered", devices=devices, **SETTINGS)
-    assert run.set(**TUNED).wait(PATIENCE).step == 1
-    at_step(run, 10)
-    run.pause(wait=True)
+    plain = tuned(name="plain", devices=devices)
+    run = tuned(name="steered", devices=devices, stands=True)
+    creep(run, 10)
     run.evaluate()
     run.sample(input_ids=[5, 6], max_new_tokens=5, temperature=1.0)
-    run.resume(wait=True)
-    run.checkpoint("on-the-way", wait=True)
-    at_step(run, 25)
+    run.resume()
+    mark = run.checkpoint("on-the-way")  # while it trains
+    run.pause(wait=True)
+    mark.wait(PATIENCE)
+    creep(run, 25)
     run.stop(wait=True)
     assert run.state == "stopped" and run.step < STEPS
     run.resume()
@@ -72,14 +111,14 @@ def test_paused_checkpointed_stopped_and_resumed(
 
 
 def test_killed_anywhere_and_resumed(
-    undisturbed: tuple[bytes, list[tuple[float, ...]]], start: Start, tmp_path: Path
+    undisturbed: tuple[bytes, list[tuple[float, ...]]], tuned: Start, tmp_path: Path
 ) -> None:
     """kill -9 of the coordinator, then of a worker; each time somebody resumes it."""
-    run = start(name="killed", save_steps=7, restart="never", **SETTINGS)
-    assert run.set(**TUNED).wait(PATIENCE).step == 1
-    at_step(run, 12)
+    run = tuned(name="killed", save_steps=7, restart="never", stands=True)
+    creep(run, 12)
     pid = run.coordinator_pid
     assert pid is not None
+    run.resume(wait=True)
     os.kill(pid, signal.SIGKILL)
     until(lambda: run.state == "stopped", "the coordinator's death")
     run.resume()
@@ -97,22 +136,19 @@ def test_killed_anywhere_and_resumed(
 
 
 def test_killed_anywhere_it_goes_on(
-    undisturbed: tuple[bytes, list[tuple[float, ...]]], start: Start, tmp_path: Path
+    undisturbed: tuple[bytes, list[tuple[float, ...]]], tuned: Start, tmp_path: Path
 ) -> None:
     """The same without anybody: workers and coordinators are replaced, and not a bit is lost."""
-    run = start(name="undying", max_restarts=20, **SETTINGS)
-    assert run.set(**TUNED).wait(PATIENCE).step == 1
+    run = tuned(name="undying", max_restarts=20, stands=True)
     for victim in ("coordinator", "worker", "coordinator", "worker"):
-        run.pause(wait=True)
+        creep(run, run.step + 5)
         timeline = run.events()[-1]["timeline"]
         pid = run.coordinator_pid if victim == "coordinator" else run.workers[0]["pid"]
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         until(lambda: run.events()[-1]["timeline"] > timeline, f"the next {victim}")  # noqa: B023
         until(lambda: run.state == "paused", "it to stand where it stood")
-        step = run.step
-        run.resume(wait=True)
-        at_step(run, min(step + 5, STEPS))
+    run.resume()
     run.wait(PATIENCE)
     restarts = [e for e in run.events() if e["type"] == "restart"]
     assert [e["cause"] for e in restarts] == ["coordinator", "died", "coordinator", "died"]
@@ -120,9 +156,9 @@ def test_killed_anywhere_it_goes_on(
     assert adapter(run, tmp_path / "undying") == undisturbed[0]
 
 
-def test_what_decides_bits_is_asked_about(start: Start) -> None:
-    run = start(name="pinned", **SETTINGS)
-    at_step(run, 3)
+def test_what_decides_bits_is_asked_about(tuned: Start) -> None:
+    run = tuned(name="pinned", stands=True)
+    creep(run, 3)
     run.stop(wait=True)
     path = run.folder / "run.json"
     config = json.loads(path.read_text())
@@ -138,9 +174,9 @@ def test_what_decides_bits_is_asked_about(start: Start) -> None:
     assert run.state in ("running", "finished")
 
 
-def test_a_damaged_checkpoint_is_passed_over(start: Start) -> None:
-    run = start(name="damaged", save_steps=5, **SETTINGS)
-    at_step(run, 12)
+def test_a_damaged_checkpoint_is_passed_over(tuned: Start) -> None:
+    run = tuned(name="damaged", save_steps=5, stands=True)
+    creep(run, 12)
     run.stop(wait=True)
     newest, before = run.checkpoints[-1], run.checkpoints[-2]
     with (newest.path / "optimizer.safetensors").open("r+b") as file:
