@@ -4,8 +4,8 @@
  *   FAKE_NAN_STEP      loss of this step is not a number
  *   FAKE_FAIL_STEP     this step fails
  *   FAKE_LOAD_MS       milliseconds of loading, and for as long as the run folder has a file `slow`
- *   FAKE_SAVE_MS       milliseconds of writing a checkpoint
- *   FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
+ *   FAKE_SAVE_MS       milliseconds of writing a checkpoint, and for as long as there is a file
+ * `held` FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
  *   FAKE_HANG_RANK     this one (the last)
  *
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
@@ -32,6 +32,7 @@ struct job {
     pml_train_state taken, tuned; /* tuned: as of the last set */
     FILE *used;
     char hung[4096]; /* path of the mark */
+    char held[4096];
     int64_t step, max_steps;
     uint64_t learnt, taken_learnt;
     void (*tick)(void *user);
@@ -76,6 +77,7 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
                .max_steps = pml_message_int(setup->run, "max_steps")};
     snprintf(path, sizeof path, "%.4000s/used-%d.txt", setup->folder, setup->rank);
     snprintf(j->hung, sizeof j->hung, "%.4000s/hung", setup->folder);
+    snprintf(j->held, sizeof j->held, "%.4000s/held", setup->folder);
     j->used = fopen(path, "a");
     if (j->used == NULL)
         return PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
@@ -251,6 +253,8 @@ static pml_status fake_write(job *j, const char *folder, size_t *bytes, pml_erro
         (long long)j->taken.step, j->taken.learning_rate, j->taken.weight_decay,
         (unsigned long long)j->taken_learnt);
     pml_clock_sleep(number("FAKE_SAVE_MS", 0) / 1e3);
+    while (access(j->held, F_OK) == 0)
+        pml_clock_sleep(0.005);
     pml_status status = pml_folder_make(temporary, err);
     const char *const files[] = {"adapter_model.safetensors", "optimizer.safetensors",
                                  "state.json"};

@@ -59,7 +59,7 @@ static void a_run_from_start_to_finish(void **state)
     /* stop lets the workers go, and the run is finished still. */
     pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
     harness_command(h, "stop", "");
-    for (int i = 0; i < 500 && (process_is_there(pids[0]) || process_is_there(pids[1])); i++)
+    for (int i = 0; i < 20000 && (process_is_there(pids[0]) || process_is_there(pids[1])); i++)
         harness_receive_for(h, 0.01);
     assert_false(process_is_there(pids[0]) || process_is_there(pids[1]));
     harness_wait_state(h, "finished");

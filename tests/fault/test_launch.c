@@ -32,7 +32,7 @@ static pid_t coordinator_pid(harness *h)
 
 static void wait_gone(pid_t pid)
 {
-    for (int i = 0; i < 1000 && process_is_there(pid); i++)
+    for (int i = 0; i < 20000 && process_is_there(pid); i++)
         pml_clock_sleep(0.01);
     assert_false(process_is_there(pid));
 }

@@ -61,12 +61,12 @@ static void a_coordinator_killed_at_the_end_is_replaced(void **state)
 {
     (void)state;
     enum { STEPS = 20 };
-    setenv("FAKE_SAVE_MS", "1000", 1);
     harness *h = harness_new(2, STEPS, GOES_ON);
+    harness_mark(h, "held", true);
     assert_true(harness_start(h, NULL));
-    history_reach(h, STEPS); /* its checkpoint comes a second later, and then it is finished */
+    history_reach(h, STEPS); /* it is finished when its checkpoint is written, which is held */
     kill_coordinator(h);
-    unsetenv("FAKE_SAVE_MS");
+    harness_mark(h, "held", false);
     harness_adopt(h);
     harness_wait_state(h, "finished");
     assert_int_equal(history_check(h), STEPS);
@@ -116,18 +116,18 @@ static void what_was_open_is_refused(void **state)
 static void a_stop_while_old_workers_save_stops(void **state)
 {
     (void)state;
-    setenv("FAKE_SAVE_MS", "2000", 1);
     harness *h = harness_new(2, FOR_EVER, GOES_ON);
     assert_true(harness_start(h, NULL));
     history_reach(h, 5);
+    harness_mark(h, "held", true); /* they save until it is taken away */
     kill_coordinator(h);
     harness_adopt(h);
     char number[32];
     assert_int_equal(pml_runtime_workers(h->folder, NULL), PML_OK);
     snprintf(number, sizeof number, "%lld", (long long)harness_command(h, "stop", ""));
+    harness_mark(h, "held", false);
     harness_event(h, 0, PML_EVENT_applied, "command", number, NULL);
     harness_wait_state(h, "stopped");
-    unsetenv("FAKE_SAVE_MS");
     harness_destroy(&h);
 }
 

@@ -74,7 +74,7 @@ static pml_received *receive_kind(pml_client *client, pml_received_kind kind)
 {
     for (int i = 0; i < 100; i++) {
         pml_received *r;
-        assert_int_equal(pml_client_receive(client, 5000, &r, NULL), PML_OK);
+        assert_int_equal(pml_client_receive(client, 200000, &r, NULL), PML_OK);
         if (r->kind == kind)
             return r;
         free(r);
@@ -143,7 +143,7 @@ static void events_and_the_descriptor(void **state)
     }
     for (int i = 0; i < 500;) {
         struct pollfd ready = {pml_client_fd(p->client), POLLIN, 0};
-        assert_int_equal(poll(&ready, 1, 5000), 1);
+        assert_int_equal(poll(&ready, 1, 200000), 1);
         assert_int_equal(pml_client_receive(p->client, 0, &r, NULL), PML_OK);
         if (r->kind == PML_RECEIVED_EVENT && strcmp(r->text, "first") != 0) {
             snprintf(text, sizeof text, "event %d", i++);
