@@ -9,7 +9,6 @@
 from pantheraml.api import (
     RunInfo,
     attach,
-    compare,
     finetune,
     monitor,
     package_version,
@@ -20,6 +19,7 @@ from pantheraml.api import (
     runs,
 )
 from pantheraml.commands import Command, Evaluation, Sample
+from pantheraml.comparing import Comparison, compare
 from pantheraml.errors import (
     BusyError,
     CorruptError,
@@ -47,6 +47,7 @@ __all__ = [
     "BusyError",
     "Checkpoint",
     "Command",
+    "Comparison",
     "CorruptError",
     "DeniedError",
     "Error",

@@ -390,8 +390,3 @@ def _nobody_is_there() -> bool:
 def monitor() -> None:
     """Not in this version."""
     raise NotInThisVersion("not in this version: monitor; run.memory() has a run's own")
-
-
-def compare(*_: Run) -> None:
-    """Not in this version."""
-    raise NotInThisVersion("not in this version: compare")

@@ -50,6 +50,37 @@ def test_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "answers-adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_data(tmp_path: Path) -> None:
+    """Twice in one folder, as Run All is pressed again: the second finds everything there."""
+    path = NOTEBOOKS / "02-data.ipynb"
+    for number in (1, 2):
+        notebook = execute(path, tmp_path)
+        _, shown = cell(notebook, "preview")
+        assert "pml-learned" in shown[0]["text/html"] and "⟦0<|im_end|>" in shown[0]["text/plain"]
+        assert "pml-cut" in cell(notebook, "long")[1][0]["text/html"]
+        printed, _ = cell(notebook, "refuse")
+        assert "data[0]" in printed and "think" in printed
+        shown = cell(notebook, "marked")[1][0]["text/plain"]
+        assert "⟦4<|im_end|>⟧" in shown and "⟦<think>4 + 1</think>5<|im_end|>⟧" in shown
+        assert "broken.jsonl, line 2" in cell(notebook, "wrong")[0]
+        printed, _ = cell(notebook, "run")
+        packed = re.search(r"packed into .* ([\d.]+)% full", printed)
+        assert (packed and float(packed[1]) > 90) or (number == 2 and "nothing was tok" in printed)
+        printed, shown = cell(notebook, "again")
+        assert "nothing was tokenised" in printed and shown[0]["text/plain"] == "True"
+
+
+def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PANTHERAML_LESSON_STEPS", "16")
+    notebook = execute(NOTEBOOKS / "03-compare.ipynb", tmp_path)
+    _, shown = cell(notebook, "watch")
+    assert len(shown) == 1 and shown[0]["text/html"].count("finished") == 3
+    assert shown[0]["text/html"].count("<svg") == 2
+    printed, shown = cell(notebook, "best")
+    assert printed.startswith("learning_rate=") and "image/png" in shown[0]
+    assert "best" in cell(notebook, "ask")[0]
+
+
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
 def test_committed_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]

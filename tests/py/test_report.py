@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -122,3 +124,36 @@ def test_terminal_parts() -> None:
     assert sparkline([1, math.nan]) == "▁?" and sparkline([]) == ""
     assert len(sparkline([float(i) for i in range(1000)], width=30)) == 30
     assert clock(3723) == "1:02:03" and clock(61) == "1:01"
+
+
+def test_runs_are_compared(
+    start: Callable[..., pm.Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"{a} plus 1 is ", "completion": f"{a + 1}."} for a in range(30)]
+    runs = [
+        start(rows, name=f"rate-{i}", learning_rate=rate, eval_split=6, eval_steps=2, max_steps=4)
+        for i, rate in enumerate((1e-3, 1e-5))
+    ]
+    both = pm.compare(*runs)
+    both.watch()
+    assert both.differences == {"learning_rate": [1e-3, 1e-5]}
+    said = capsys.readouterr().out
+    assert said == f"{both}\n" and said.splitlines()[1].startswith("rate-0  finished  4")
+    first, second = both.rows
+    assert first["loss"] < second["loss"] and first["eval_loss"] == first["lowest_eval_loss"]
+    assert first["eval_loss"] == runs[0].evaluations[-1].loss
+    page = both._repr_html_()
+    ElementTree.fromstring(page)  # every tag is closed
+    assert page.count("<svg") == 2 and page.count('scope="row"') == 2
+    lines = both.plot().axes[0].get_lines()
+    assert [line.get_label() for line in lines][1] == "rate-0, learning_rate=0.001"
+    for wrong in ((), (runs[0],), (runs[0], "rate-1")):
+        with pytest.raises(pm.InvalidError, match="compare takes"):
+            pm.compare(*wrong)  # type: ignore[arg-type]
+
+
+def test_comparison_sets_names_as_text(run: pm.Run) -> None:
+    other = copy.copy(run)
+    other.config = run.config | {"model_id": "plain"}
+    page = pm.compare(run, other)._repr_html_()
+    assert "<script" not in page and "&lt;script" in page
