@@ -65,7 +65,7 @@ def test_data(tmp_path: Path) -> None:
         assert "broken.jsonl, line 2" in cell(notebook, "wrong")[0]
         printed, _ = cell(notebook, "run")
         packed = re.search(r"packed into .* ([\d.]+)% full", printed)
-        assert (packed and float(packed[1]) > 90) or (number == 2 and "nothing was tok" in printed)
+        assert (packed and float(packed[1]) > 75) or (number == 2 and "nothing was tok" in printed)
         printed, shown = cell(notebook, "again")
         assert "nothing was tokenised" in printed and shown[0]["text/plain"] == "True"
 
