@@ -5,11 +5,12 @@
 #include <string.h>
 
 #include "gemv.h"
+#include "simd/pack.h"
 #include "simd/tile.h"
 
 /* A panel of B, PANEL_K deep, and a few rows of A share the first-level cache; a block of A,
  * BLOCK_ROWS high, lies in the second. */
-enum { PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, MAX_PAIRS = 2 };
+enum { PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, PACK_ROWS = 16, MAX_PAIRS = 2 };
 enum { VECTOR_PIECE = 1 << 16 }; /* floats of a matrix that is multiplied with a vector */
 enum { COMMON_FLOATS = PMLI_COMMON_BYTES / 4, WIDE = 1024 };
 _Static_assert((PANEL_K + PMLI_TILE_COLS) * BLOCK_ROWS * 4 <= PMLI_SCRATCH_BYTES, "scratch");
@@ -132,41 +133,32 @@ static void by_blas(pmli_pool *pool, gemm_job *job)
 
 /* ---- by panels ---- */
 
-/* Panel: k rows of `width` floats. Of B[n,k] it is a transpose, 16 columns of which are a line. */
-static void pack_transposed(const pml_view *b, float alpha, int64_t width, float *panel)
+static int64_t pack_items(const gemm_job *job, const pair *p)
 {
-    enum { LINE = 16 };
-    for (int64_t l = 0; l < b->cols; l += LINE) {
-        int64_t n = min64(LINE, b->cols - l);
-        for (int64_t j = 0; j < b->rows; j++) {
-            const float *row = (const float *)b->data + j * b->ld + l;
-            for (int64_t i = 0; i < n; i++)
-                panel[(l + i) * width + j] = alpha * row[i];
-        }
-    }
+    return job->form == PMLI_NT ? job->panels : div_up(depth(job->form, &p->a), PACK_ROWS);
 }
 
-static void pack_straight(const pml_view *b, float alpha, int64_t width, float *panel)
-{
-    for (int64_t l = 0; l < b->rows; l++) {
-        const float *row = (const float *)b->data + l * b->ld;
-        for (int64_t j = 0; j < b->cols; j++)
-            panel[l * width + j] = alpha * row[j];
-    }
-}
-
+/* Of B[n,k] a task packs one panel, of B[k,n] PACK_ROWS rows into all of them: either way it reads
+ * B along its rows. */
 static void pack_item(void *arg, int64_t item, void *scratch)
 {
     (void)scratch;
     const gemm_job *job = arg;
-    const pair *p = &job->pairs[item / job->panels];
-    int64_t first = item % job->panels * job->width, k = depth(job->form, &p->a);
-    pml_view b = columns_of(job->form, p->b, first, min64(job->width, job->c.cols - first));
-    float *panel = p->panels + first * k;
-    if (job->form == PMLI_NT)
-        pack_transposed(&b, p->alpha, job->width, panel);
-    else
-        pack_straight(&b, p->alpha, job->width, panel);
+    const pair *p = job->pairs;
+    for (int64_t items; item >= (items = pack_items(job, p)); p++)
+        item -= items;
+    int64_t k = depth(job->form, &p->a), n = job->c.cols, width = job->width;
+    const float *b = p->b.data;
+    if (job->form == PMLI_NT) {
+        int64_t first = item * width;
+        pmli_pack_across(b + first * p->b.ld, p->b.ld, k, min64(width, n - first), p->alpha, width,
+                         p->panels + first * k);
+        return;
+    }
+    int64_t row = item * PACK_ROWS, rows = min64(PACK_ROWS, k - row);
+    for (int64_t first = 0; first < n; first += width)
+        pmli_pack_straight(b + row * p->b.ld + first, p->b.ld, rows, min64(width, n - first),
+                           p->alpha, width, p->panels + first * k + row * width);
 }
 
 /* Where the tile finds a block of A: in place, or copied where lines a large power of two apart
@@ -246,13 +238,15 @@ static void cut(gemm_job *job, int64_t threads)
 static void run_chunk(pmli_pool *pool, gemm_job *job)
 {
     float *at = pmli_pool_common(pool);
+    int64_t packs = 0;
     job->panels = div_up(job->c.cols, job->width);
     for (int i = 0; i < job->count; i++) {
+        packs += pack_items(job, &job->pairs[i]);
         job->pairs[i].panels = at;
         at += job->panels * job->width * depth(job->form, &job->pairs[i].a);
     }
     cut(job, pmli_pool_threads(pool));
-    pmli_pool_run(pool, job->panels * job->count, pack_item, job);
+    pmli_pool_run(pool, packs, pack_item, job);
     pmli_pool_run(pool, div_up(job->c.rows, job->rows) * job->across, block_item, job);
 }
 
