@@ -11,6 +11,7 @@
 #include "memory.h"
 #include "ops.h"
 #include "pml/base/clock.h"
+#include "simd/split.h"
 
 enum { THREADS_MAX = 1024 };
 
@@ -84,7 +85,8 @@ static pml_status cpu_info(pml_device *device, pml_device_info *info, pml_error 
     memset(info, 0, sizeof *info);
     processor_name(info->name, sizeof info->name);
     blas_name(info->libraries, sizeof info->libraries);
-    snprintf(info->instructions, sizeof info->instructions, "%s", pmli_instructions());
+    snprintf(info->instructions, sizeof info->instructions, "%s%s", pmli_instructions(),
+             pmli_split_name());
     info->threads = pmli_pool_threads(device->pool);
     pmli_memory memory;
     pml_status status = pmli_memory_read("/proc", "/sys/fs/cgroup", &memory, err);

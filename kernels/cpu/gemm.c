@@ -6,13 +6,17 @@
 
 #include "gemv.h"
 #include "simd/pack.h"
+#include "simd/split.h"
 #include "simd/tile.h"
 
 /* A panel of B, PANEL_K deep, and a few rows of A share the first-level cache; a block of A,
  * BLOCK_ROWS high, lies in the second. */
 enum { PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, PACK_ROWS = 16, MAX_PAIRS = 2 };
 enum { VECTOR_PIECE = 1 << 16 }; /* floats of a matrix that is multiplied with a vector */
-enum { COMMON_FLOATS = PMLI_COMMON_BYTES / 4, WIDE = 1024 };
+enum { WIDE = 1024 };
+/* Where there is a matrix unit: columns of C that it takes at a time, cells of a block of A that
+ * are split at a time, and products too small for that to pay. */
+enum { UNIT_COLS = 2 * PMLI_STRIP, BLOCK_CELLS = 24, UNIT_LEAST = 64 };
 _Static_assert((PANEL_K + PMLI_TILE_COLS) * BLOCK_ROWS * 4 <= PMLI_SCRATCH_BYTES, "scratch");
 
 /* Factors of a product; A's rows and B's columns are C's. */
@@ -20,6 +24,8 @@ typedef struct pair {
     pml_view a, b;
     float alpha;
     float *panels; /* of B's columns in work, or NULL */
+    int64_t cell;  /* its first in a strip, and how many it has; without a matrix unit unused */
+    int64_t cells;
 } pair;
 
 typedef struct gemm_job {
@@ -29,6 +35,9 @@ typedef struct gemm_job {
     bool add;
     pml_view c;
     pmli_tile_fn *tile;
+    pmli_split_fn *split;  /* the matrix unit's product, or NULL */
+    unsigned char *strips; /* B's, for it */
+    int64_t cells;         /* of a strip */
     int64_t width;         /* of a panel */
     int64_t panels;        /* that C's columns take */
     int64_t rows, columns; /* of C that an item has; columns in panels */
@@ -135,7 +144,8 @@ static void by_blas(pmli_pool *pool, gemm_job *job)
 
 static int64_t pack_items(const gemm_job *job, const pair *p)
 {
-    return job->form == PMLI_NT ? job->panels : div_up(depth(job->form, &p->a), PACK_ROWS);
+    int64_t rows = job->split != NULL ? PMLI_CELL_K : PACK_ROWS;
+    return job->form == PMLI_NT ? job->panels : div_up(depth(job->form, &p->a), rows);
 }
 
 /* Of B[n,k] a task packs one panel, of B[k,n] PACK_ROWS rows into all of them: either way it reads
@@ -213,18 +223,86 @@ static void block_item(void *arg, int64_t item, void *scratch)
     }
 }
 
+/* ---- on a matrix unit ---- */
+
+static void split_item(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    const gemm_job *job = arg;
+    const pair *p = job->pairs;
+    for (int64_t items; item >= (items = pack_items(job, p)); p++)
+        item -= items;
+    int64_t k = depth(job->form, &p->a), pitch = job->cells * PMLI_CELL_BYTES;
+    unsigned char *strips = job->strips + p->cell * PMLI_CELL_BYTES;
+    pml_view b = job->form == PMLI_NT
+                     ? columns_of(job->form, p->b, item * job->width,
+                                  min64(job->width, job->c.cols - item * job->width))
+                     : stretch_of_b(job->form, p->b, item * PMLI_CELL_K,
+                                    min64(PMLI_CELL_K, k - item * PMLI_CELL_K));
+    if (job->form == PMLI_NT)
+        pmli_split(PMLI_RIGHT, true, b.data, b.ld, b.rows, k, p->alpha,
+                   strips + item * job->width / PMLI_STRIP * pitch, pitch);
+    else
+        pmli_split(PMLI_RIGHT, false, b.data, b.ld, job->c.cols, b.rows, p->alpha,
+                   strips + item * PMLI_CELL_BYTES, pitch);
+}
+
+/* Cells [from, from + n) of a block of A's rows, of whichever pairs they are. */
+static void split_rows(const gemm_job *job, int64_t row, int64_t rows, int64_t from, int64_t n,
+                       unsigned char *room)
+{
+    for (int i = 0; i < job->count; i++) {
+        const pair *p = &job->pairs[i];
+        int64_t first = from > p->cell ? from : p->cell, end = min64(from + n, p->cell + p->cells);
+        if (first >= end)
+            continue;
+        int64_t at = (first - p->cell) * PMLI_CELL_K;
+        int64_t k = min64((end - first) * PMLI_CELL_K, depth(job->form, &p->a) - at);
+        pml_view a = stretch_of_a(job->form, rows_of(job->form, p->a, row, rows), at, k);
+        pmli_split(PMLI_LEFT, job->form != PMLI_TN, a.data, a.ld, rows, k, 1,
+                   room + (first - from) * PMLI_CELL_BYTES, n * PMLI_CELL_BYTES);
+    }
+}
+
+static void unit_item(void *arg, int64_t item, void *scratch)
+{
+    const gemm_job *job = arg;
+    int64_t row = item / job->across * job->rows,
+            col = item % job->across * job->columns * job->width;
+    int64_t end = min64(row + job->rows, job->c.rows);
+    int64_t cols = min64(job->columns * job->width, job->c.cols - col);
+    int64_t deepest = min64(job->cells, BLOCK_CELLS) * PMLI_CELL_BYTES;
+    int64_t most = min64(BLOCK_ROWS, PMLI_SCRATCH_BYTES / deepest / 2 * UNIT_COLS);
+    const int64_t pitch = job->cells * PMLI_CELL_BYTES;
+    for (int64_t rows; row < end; row += rows) {
+        rows = min64(most, end - row);
+        for (int64_t from = 0, n; from < job->cells; from += n) {
+            n = min64(BLOCK_CELLS, job->cells - from);
+            split_rows(job, row, rows, from, n, scratch);
+            job->split(rows, cols, n, scratch, n * PMLI_CELL_BYTES,
+                       job->strips + col / PMLI_STRIP * pitch + from * PMLI_CELL_BYTES, pitch,
+                       (float *)job->c.data + row * job->c.ld + col, job->c.ld,
+                       job->add || from > 0);
+        }
+    }
+}
+
+/* ---- the cut ---- */
+
 /* Cut C so that no thread gets much more than its share, and that the items read little of A and B
- * together: a float read costs about as much as READ multiplications. */
+ * together: a float read costs about as much as READ multiplications, and one of A that is split
+ * for the matrix unit, SPLIT. */
 static void cut(gemm_job *job, int64_t threads)
 {
-    enum { READ = 8, STEP = 4 };
+    enum { READ = 8, SPLIT = 64, STEP = 4 };
+    int64_t step = job->split != NULL ? UNIT_COLS : STEP, read = job->split != NULL ? SPLIT : READ;
     int64_t best = INT64_MAX;
     for (int64_t across = 1; across <= min64(threads, job->panels); across++) {
         int64_t columns = div_up(job->panels, across);
-        int64_t rows = div_up(div_up(job->c.rows, div_up(threads, across)), STEP) * STEP;
+        int64_t rows = div_up(div_up(job->c.rows, div_up(threads, across)), step) * step;
         int64_t items = div_up(job->c.rows, rows) * div_up(job->panels, columns);
         int64_t wide = columns * job->width;
-        int64_t cost = div_up(items, threads) * (rows * wide + READ * (rows + wide));
+        int64_t cost = div_up(items, threads) * (rows * wide + read * rows + READ * wide);
         if (cost < best) {
             best = cost;
             job->rows = rows;
@@ -238,16 +316,23 @@ static void cut(gemm_job *job, int64_t threads)
 static void run_chunk(pmli_pool *pool, gemm_job *job)
 {
     float *at = pmli_pool_common(pool);
-    int64_t packs = 0;
+    int64_t packs = 0, blocks;
+    job->strips = pmli_pool_common(pool);
+    job->cells = 0;
     job->panels = div_up(job->c.cols, job->width);
     for (int i = 0; i < job->count; i++) {
-        packs += pack_items(job, &job->pairs[i]);
-        job->pairs[i].panels = at;
-        at += job->panels * job->width * depth(job->form, &job->pairs[i].a);
+        pair *p = &job->pairs[i];
+        packs += pack_items(job, p);
+        p->panels = at;
+        at += job->panels * job->width * depth(job->form, &p->a);
+        p->cell = job->cells;
+        p->cells = div_up(depth(job->form, &p->a), PMLI_CELL_K);
+        job->cells += p->cells;
     }
     cut(job, pmli_pool_threads(pool));
-    pmli_pool_run(pool, packs, pack_item, job);
-    pmli_pool_run(pool, div_up(job->c.rows, job->rows) * job->across, block_item, job);
+    blocks = div_up(job->c.rows, job->rows) * job->across;
+    pmli_pool_run(pool, packs, job->split != NULL ? split_item : pack_item, job);
+    pmli_pool_run(pool, blocks, job->split != NULL ? unit_item : block_item, job);
 }
 
 /* All of k, in chunks of what fits `most` floats of depth; a chunk takes the end of one pair and
@@ -267,10 +352,10 @@ static void run_columns(pmli_pool *pool, const gemm_job *whole, int64_t most)
                 room = most;
             }
             n = min64(k - done, room);
-            job.pairs[job.count++] =
-                (pair){stretch_of_a(whole->form, p->a, done, n),
-                       stretch_of_b(whole->form, p->b, done, n), p->alpha, NULL};
-            room -= n;
+            job.pairs[job.count++] = (pair){.a = stretch_of_a(whole->form, p->a, done, n),
+                                            .b = stretch_of_b(whole->form, p->b, done, n),
+                                            .alpha = p->alpha};
+            room -= div_up(n, PMLI_CELL_K) * PMLI_CELL_K;
         }
     }
     if (job.count > 0)
@@ -286,21 +371,41 @@ static gemm_job columns_job(const gemm_job *whole, int64_t first, int64_t n)
     return job;
 }
 
+/* Where a row of k takes `row` bytes of the common memory for each column: columns of C that leave
+ * room for `deep` of them, or at least for a deep stretch; and rows for n columns. */
+static int64_t most_columns(const gemm_job *job, int64_t deep, int64_t row)
+{
+    return deep > WIDE ? WIDE : PMLI_COMMON_BYTES / deep / row / job->width * job->width;
+}
+
+static int64_t most_depth(const gemm_job *job, int64_t n, int64_t row)
+{
+    return PMLI_COMMON_BYTES / (div_up(n, job->width) * job->width * row) / PMLI_CELL_K *
+           PMLI_CELL_K;
+}
+
 static void multiply(pmli_pool *pool, gemm_job *job)
 {
     int64_t deep = 0, cols = job->c.cols, tiled = cols / PMLI_TILE_COLS * PMLI_TILE_COLS;
     for (int i = 0; i < job->count; i++)
-        deep += depth(job->form, &job->pairs[i].a);
+        deep += div_up(depth(job->form, &job->pairs[i].a), PMLI_CELL_K) * PMLI_CELL_K;
     job->width = pmli_tile_width();
     if (job->c.rows < FEW_ROWS || deep == 0 || job->width == 0)
         tiled = 0;
     if (tiled > 0) {
+        int64_t row = sizeof(float);
         job->tile = pmli_tile_pick();
-        int64_t most = deep > WIDE ? WIDE : COMMON_FLOATS / deep / job->width * job->width;
+        if (min64(min64(job->c.rows, tiled), deep) >= UNIT_LEAST)
+            job->split = pmli_split_pick();
+        if (job->split != NULL) {
+            job->width = UNIT_COLS;
+            row = PMLI_CELL_BYTES / PMLI_STRIP / PMLI_CELL_K;
+        }
+        int64_t most = most_columns(job, deep, row);
         for (int64_t first = 0, n; first < tiled; first += n) {
             n = min64(most, tiled - first);
             gemm_job part = columns_job(job, first, n);
-            run_columns(pool, &part, COMMON_FLOATS / (div_up(n, job->width) * job->width));
+            run_columns(pool, &part, most_depth(job, n, row));
         }
     }
     if (tiled < cols) {
@@ -312,7 +417,7 @@ static void multiply(pmli_pool *pool, gemm_job *job)
 void pmli_gemm(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b, float beta,
                pml_view c)
 {
-    gemm_job job = {.form = form, .pairs = {{a, b, alpha, NULL}}, .count = 1, .c = c};
+    gemm_job job = {.form = form, .pairs = {{.a = a, .b = b, .alpha = alpha}}, .count = 1, .c = c};
     job.add = beta != 0;
     multiply(pool, &job);
 }
@@ -321,8 +426,8 @@ void pmli_gemm_pair(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pm
                     pml_view a2, pml_view b2, float beta, pml_view c)
 {
     gemm_job job = {.form = form, .count = 2, .c = c};
-    job.pairs[0] = (pair){a, b, alpha, NULL};
-    job.pairs[1] = (pair){a2, b2, 1, NULL};
+    job.pairs[0] = (pair){.a = a, .b = b, .alpha = alpha};
+    job.pairs[1] = (pair){.a = a2, .b = b2, .alpha = 1};
     job.add = beta != 0;
     multiply(pool, &job);
 }

@@ -1,5 +1,6 @@
 /* Products over the pool, against a float64 loop: every form, panels and what is left of them,
- * chunks of k and of columns, adapters, and that the cut decides no bit. */
+ * chunks of k and of columns, adapters, and that the cut decides no bit. Runs a second time with
+ * PANTHERAML_MATRIX=plain, where there is a matrix unit everywhere. */
 #include "kernels/fixture.h"
 
 #include "../../../kernels/cpu/gemm.h"
@@ -76,8 +77,10 @@ static void check(const shape *s)
                            right(s, s->k2, 4)};
     pml_view c = matrix(s->m, s->n, s->gap, 5), other = matrix(s->m, s->n, s->gap, 6);
     run(s, 3, f, c);
+    /* Of a large product some: a step that meets every row and column of a tile. */
+    const int64_t step = s->m * s->n * (s->k + s->k2) > 10000000 ? 7 : 1;
     for (int64_t i = 0; i < s->m; i++) {
-        for (int64_t j = 0; j < s->n; j++) {
+        for (int64_t j = i % step; j < s->n; j += step) {
             double want = s->add ? (double)((i * c.ld + j) % 3) : 0;
             want += (double)s->alpha * product(s, &f[0], &f[1], s->k, i, j);
             want += product(s, &f[2], &f[3], s->k2, i, j);
@@ -128,6 +131,11 @@ static void test_chunks(void **state)
         check(&(shape){30, 48, 1024, 0, (pmli_form)form, 1, false, 1024});
         check(&(shape){1000, 32, 20, 0, (pmli_form)form, 1, true, 0});
         check(&(shape){9, 1100 * 16, 70, 16, (pmli_form)form, 1, false, 0});
+        /* The same where a matrix unit takes them. */
+        check(&(shape){70, 1040, 1400, 8, (pmli_form)form, 1, false, 0});
+        check(&(shape){66, 80, 8000, 300, (pmli_form)form, 2, true, 0});
+        check(&(shape){65, 7500, 90, 16, (pmli_form)form, 1, false, 0});
+        check(&(shape){600, 64, 50, 16, (pmli_form)form, 1, true, 3});
     }
 }
 
