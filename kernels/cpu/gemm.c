@@ -11,7 +11,7 @@
 
 /* A panel of B, PANEL_K deep, and a few rows of A share the first-level cache; a block of A,
  * BLOCK_ROWS high, lies in the second. */
-enum { PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, PACK_ROWS = 16, MAX_PAIRS = 2 };
+enum { LINE = 64, PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, PACK_ROWS = 16, MAX_PAIRS = 2 };
 enum { VECTOR_PIECE = 1 << 16 }; /* floats of a matrix that is multiplied with a vector */
 enum { WIDE = 1024 };
 /* Where there is a matrix unit: columns of C that it takes at a time, cells of a block of A that
@@ -42,6 +42,7 @@ typedef struct gemm_job {
     int64_t panels;        /* that C's columns take */
     int64_t rows, columns; /* of C that an item has; columns in panels */
     int64_t across;        /* items side by side */
+    int64_t packs, blocks; /* items of packing, and of the product */
 } gemm_job;
 
 static inline int64_t min64(int64_t a, int64_t b)
@@ -150,10 +151,8 @@ static int64_t pack_items(const gemm_job *job, const pair *p)
 
 /* Of B[n,k] a task packs one panel, of B[k,n] PACK_ROWS rows into all of them: either way it reads
  * B along its rows. */
-static void pack_item(void *arg, int64_t item, void *scratch)
+static void pack_item(const gemm_job *job, int64_t item)
 {
-    (void)scratch;
-    const gemm_job *job = arg;
     const pair *p = job->pairs;
     for (int64_t items; item >= (items = pack_items(job, p)); p++)
         item -= items;
@@ -210,9 +209,8 @@ static void block_rows(const gemm_job *job, const pair *p, bool add, int64_t row
     }
 }
 
-static void block_item(void *arg, int64_t item, void *scratch)
+static void block_item(const gemm_job *job, int64_t item, void *scratch)
 {
-    const gemm_job *job = arg;
     int64_t row = item / job->across * job->rows, first = item % job->across * job->columns;
     int64_t end = min64(row + job->rows, job->c.rows);
     int64_t last = min64(first + job->columns, job->panels);
@@ -225,10 +223,8 @@ static void block_item(void *arg, int64_t item, void *scratch)
 
 /* ---- on a matrix unit ---- */
 
-static void split_item(void *arg, int64_t item, void *scratch)
+static void split_item(const gemm_job *job, int64_t item)
 {
-    (void)scratch;
-    const gemm_job *job = arg;
     const pair *p = job->pairs;
     for (int64_t items; item >= (items = pack_items(job, p)); p++)
         item -= items;
@@ -264,9 +260,8 @@ static void split_rows(const gemm_job *job, int64_t row, int64_t rows, int64_t f
     }
 }
 
-static void unit_item(void *arg, int64_t item, void *scratch)
+static void unit_item(const gemm_job *job, int64_t item, void *scratch)
 {
-    const gemm_job *job = arg;
     int64_t row = item / job->across * job->rows,
             col = item % job->across * job->columns * job->width;
     int64_t end = min64(row + job->rows, job->c.rows);
@@ -312,27 +307,76 @@ static void cut(gemm_job *job, int64_t threads)
     }
 }
 
-/* One chunk, whose panels fit the pool's common memory. */
-static void run_chunk(pmli_pool *pool, gemm_job *job)
+/* ---- several at a time ---- */
+
+/* Jobs whose panels fit the pool's common memory together. */
+typedef struct batch {
+    gemm_job *jobs;
+    int count;
+} batch;
+
+/* Items of the jobs in turn, so that every thread gets its share of each. */
+static void pack_task(void *arg, int64_t item, void *scratch)
 {
-    float *at = pmli_pool_common(pool);
-    int64_t packs = 0, blocks;
-    job->strips = pmli_pool_common(pool);
-    job->cells = 0;
+    (void)scratch;
+    const batch *all = arg;
+    const gemm_job *job = &all->jobs[item % all->count];
+    if (item / all->count >= job->packs)
+        return;
+    if (job->split != NULL)
+        split_item(job, item / all->count);
+    else
+        pack_item(job, item / all->count);
+}
+
+static void block_task(void *arg, int64_t item, void *scratch)
+{
+    const batch *all = arg;
+    const gemm_job *job = &all->jobs[item % all->count];
+    if (item / all->count >= job->blocks)
+        return;
+    if (job->split != NULL)
+        unit_item(job, item / all->count, scratch);
+    else
+        block_item(job, item / all->count, scratch);
+}
+
+/* Gives a job its place from `at` on; where the next begins is returned. */
+static unsigned char *place(gemm_job *job, int threads, unsigned char *at)
+{
+    job->strips = at;
     job->panels = div_up(job->c.cols, job->width);
+    job->packs = job->cells = 0;
     for (int i = 0; i < job->count; i++) {
         pair *p = &job->pairs[i];
-        packs += pack_items(job, p);
-        p->panels = at;
-        at += job->panels * job->width * depth(job->form, &p->a);
+        job->packs += pack_items(job, p);
+        p->panels = (float *)(void *)at;
+        at += job->split != NULL
+                  ? 0
+                  : job->panels * job->width * depth(job->form, &p->a) * (int64_t)sizeof(float);
         p->cell = job->cells;
         p->cells = div_up(depth(job->form, &p->a), PMLI_CELL_K);
         job->cells += p->cells;
     }
-    cut(job, pmli_pool_threads(pool));
-    blocks = div_up(job->c.rows, job->rows) * job->across;
-    pmli_pool_run(pool, packs, job->split != NULL ? split_item : pack_item, job);
-    pmli_pool_run(pool, blocks, job->split != NULL ? unit_item : block_item, job);
+    cut(job, threads);
+    job->blocks = div_up(job->c.rows, job->rows) * job->across;
+    if (job->split != NULL)
+        at += job->panels * (job->width / PMLI_STRIP) * job->cells * PMLI_CELL_BYTES;
+    return job->strips + div_up(at - job->strips, LINE) * LINE;
+}
+
+static void run_jobs(pmli_pool *pool, gemm_job *jobs, int count)
+{
+    batch all = {jobs, count};
+    int64_t packs = 0, blocks = 0;
+    unsigned char *at = pmli_pool_common(pool);
+    for (int i = 0; i < count; i++) {
+        at = place(&jobs[i], pmli_pool_threads(pool), at);
+        packs = jobs[i].packs > packs ? jobs[i].packs : packs;
+        blocks = jobs[i].blocks > blocks ? jobs[i].blocks : blocks;
+    }
+    pmli_pool_run(pool, packs * count, pack_task, &all);
+    pmli_pool_run(pool, blocks * count, block_task, &all);
 }
 
 /* All of k, in chunks of what fits `most` floats of depth; a chunk takes the end of one pair and
@@ -346,7 +390,7 @@ static void run_columns(pmli_pool *pool, const gemm_job *whole, int64_t most)
         const pair *p = &whole->pairs[i];
         for (int64_t k = depth(whole->form, &p->a), n; done < k; done += n) {
             if (room < min64(k - done, PANEL_K)) {
-                run_chunk(pool, &job);
+                run_jobs(pool, &job, 1);
                 job.add = true;
                 job.count = 0;
                 room = most;
@@ -359,7 +403,7 @@ static void run_columns(pmli_pool *pool, const gemm_job *whole, int64_t most)
         }
     }
     if (job.count > 0)
-        run_chunk(pool, &job);
+        run_jobs(pool, &job, 1);
 }
 
 static gemm_job columns_job(const gemm_job *whole, int64_t first, int64_t n)
@@ -384,50 +428,83 @@ static int64_t most_depth(const gemm_job *job, int64_t n, int64_t row)
            PMLI_CELL_K;
 }
 
-static void multiply(pmli_pool *pool, gemm_job *job)
+/* How a product is to be made; columns that panels take are returned. */
+static int64_t prepare(gemm_job *job, int64_t *deep, int64_t *row)
 {
-    int64_t deep = 0, cols = job->c.cols, tiled = cols / PMLI_TILE_COLS * PMLI_TILE_COLS;
+    int64_t tiled = job->c.cols / PMLI_TILE_COLS * PMLI_TILE_COLS;
+    *deep = 0;
     for (int i = 0; i < job->count; i++)
-        deep += div_up(depth(job->form, &job->pairs[i].a), PMLI_CELL_K) * PMLI_CELL_K;
+        *deep += div_up(depth(job->form, &job->pairs[i].a), PMLI_CELL_K) * PMLI_CELL_K;
     job->width = pmli_tile_width();
-    if (job->c.rows < FEW_ROWS || deep == 0 || job->width == 0)
-        tiled = 0;
-    if (tiled > 0) {
-        int64_t row = sizeof(float);
-        job->tile = pmli_tile_pick();
-        if (min64(min64(job->c.rows, tiled), deep) >= UNIT_LEAST)
-            job->split = pmli_split_pick();
-        if (job->split != NULL) {
-            job->width = UNIT_COLS;
-            row = PMLI_CELL_BYTES / PMLI_STRIP / PMLI_CELL_K;
-        }
-        int64_t most = most_columns(job, deep, row);
-        for (int64_t first = 0, n; first < tiled; first += n) {
-            n = min64(most, tiled - first);
-            gemm_job part = columns_job(job, first, n);
-            run_columns(pool, &part, most_depth(job, n, row));
-        }
+    *row = sizeof(float);
+    if (job->c.rows < FEW_ROWS || *deep == 0 || job->width == 0 || tiled == 0)
+        return 0;
+    job->tile = pmli_tile_pick();
+    if (min64(min64(job->c.rows, tiled), *deep) >= UNIT_LEAST)
+        job->split = pmli_split_pick();
+    if (job->split != NULL) {
+        job->width = UNIT_COLS;
+        *row = PMLI_CELL_BYTES / PMLI_STRIP / PMLI_CELL_K;
     }
-    if (tiled < cols) {
-        gemm_job rest = columns_job(job, tiled, cols - tiled);
+    return tiled;
+}
+
+/* A product too large for the common memory, or with columns that panels do not take. */
+static void run_in_parts(pmli_pool *pool, const gemm_job *job, int64_t tiled, int64_t deep,
+                         int64_t row)
+{
+    int64_t most = tiled > 0 ? most_columns(job, deep, row) : 0;
+    for (int64_t first = 0, n; first < tiled; first += n) {
+        n = min64(most, tiled - first);
+        gemm_job part = columns_job(job, first, n);
+        run_columns(pool, &part, most_depth(job, n, row));
+    }
+    if (tiled < job->c.cols) {
+        gemm_job rest = columns_job(job, tiled, job->c.cols - tiled);
         by_blas(pool, &rest);
     }
+}
+
+/* A pair without depth adds nothing; alone it still says that C is to be written. */
+static gemm_job job_of(const pmli_product *p)
+{
+    gemm_job job = {.form = p->form, .count = 1, .add = p->beta != 0, .c = p->c};
+    job.pairs[0] = (pair){.a = p->a, .b = p->b, .alpha = p->alpha};
+    if (p->a2.data != NULL && depth(p->form, &p->a2) > 0) {
+        job.count = depth(p->form, &p->a) > 0 ? 1 : 0;
+        job.pairs[job.count++] = (pair){.a = p->a2, .b = p->b2, .alpha = 1};
+    }
+    return job;
+}
+
+void pmli_gemm_all(pmli_pool *pool, const pmli_product *products, int count)
+{
+    gemm_job ready[PMLI_PRODUCTS];
+    int64_t taken = 0;
+    int waiting = 0;
+    for (int i = 0; i < count; i++) {
+        gemm_job job = job_of(&products[i]);
+        int64_t deep, row, tiled = prepare(&job, &deep, &row);
+        int64_t bytes = div_up(job.c.cols, job.width > 0 ? job.width : 1) * job.width * deep * row;
+        if (tiled < job.c.cols || bytes > PMLI_COMMON_BYTES) {
+            run_in_parts(pool, &job, tiled, deep, row);
+            continue;
+        }
+        if (waiting == PMLI_PRODUCTS || taken + bytes > PMLI_COMMON_BYTES) {
+            run_jobs(pool, ready, waiting);
+            waiting = 0;
+            taken = 0;
+        }
+        ready[waiting++] = job;
+        taken += bytes;
+    }
+    if (waiting > 0)
+        run_jobs(pool, ready, waiting);
 }
 
 void pmli_gemm(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b, float beta,
                pml_view c)
 {
-    gemm_job job = {.form = form, .pairs = {{.a = a, .b = b, .alpha = alpha}}, .count = 1, .c = c};
-    job.add = beta != 0;
-    multiply(pool, &job);
-}
-
-void pmli_gemm_pair(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b,
-                    pml_view a2, pml_view b2, float beta, pml_view c)
-{
-    gemm_job job = {.form = form, .count = 2, .c = c};
-    job.pairs[0] = (pair){.a = a, .b = b, .alpha = alpha};
-    job.pairs[1] = (pair){.a = a2, .b = b2, .alpha = 1};
-    job.add = beta != 0;
-    multiply(pool, &job);
+    pmli_product one = {.form = form, .alpha = alpha, .a = a, .b = b, .beta = beta, .c = c};
+    pmli_gemm_all(pool, &one, 1);
 }

@@ -16,14 +16,24 @@ typedef enum pmli_form {
     PMLI_TN  /* C[m,n] = A[k,m]^T B[k,n]   */
 } pmli_form;
 
-/* All F32, shapes checked by the op. With beta = 0 C is not read. */
+/* C = alpha op(A) op(B) + op(A2) op(B2) + beta C: the second pair, which may be absent, is what an
+ * adapter adds to a layer, while the block of C is still in the cache. All F32, shapes checked by
+ * the op. With beta = 0 C is not read. */
+typedef struct pmli_product {
+    pmli_form form;
+    float alpha, beta;
+    pml_view a, b, a2, b2, c;
+} pmli_product;
+
+enum { PMLI_PRODUCTS = 8 }; /* at a time; more are done one batch after another */
+
+/* Products none of which needs another's C. They are packed together and multiplied together: what
+ * is too small to busy all threads for long leaves none of them waiting for the others. */
+void pmli_gemm_all(pmli_pool *pool, const pmli_product *products, int count);
+
+/* C = alpha op(A) op(B) + beta C. */
 void pmli_gemm(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b, float beta,
                pml_view c);
-
-/* C = alpha op(A) op(B) + op(A2) op(B2) + beta C: what an adapter adds to a layer, while the block
- * of C is still in the cache. */
-void pmli_gemm_pair(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b,
-                    pml_view a2, pml_view b2, float beta, pml_view c);
 
 /* The same on the calling thread, for use inside a task. */
 void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c);

@@ -3,11 +3,13 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -151,10 +153,39 @@ void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
     wait_helpers(pool);
 }
 
+/* Where threads take every core they may, each helper gets one of its own: what preempts it for a
+ * moment then does not send it to another's, where two would share one until the scheduler notices.
+ * The caller's thread is not the pool's to place; the core that is left is the first. Fewer threads
+ * than cores are the scheduler's, as two runs side by side would else choose the same ones, and so
+ * are PLACE_LEAST - 1 threads and the user's wish ($OMP_PROC_BIND as OpenMP has it). */
+static bool may_place(int threads, cpu_set_t *cores)
+{
+    enum { PLACE_LEAST = 4 };
+    const char *wish = getenv("OMP_PROC_BIND");
+    return threads >= PLACE_LEAST && (wish == NULL || strcasecmp(wish, "false") != 0) &&
+           sched_getaffinity(0, sizeof *cores, cores) == 0 && CPU_COUNT(cores) == threads;
+}
+
+/* The kernel may say no: the thread then runs where the scheduler puts it. */
+static void place(pthread_t thread, const cpu_set_t *cores, int index)
+{
+    for (int core = 0; core < CPU_SETSIZE; core++) {
+        if (!CPU_ISSET(core, cores) || index-- > 0)
+            continue;
+        cpu_set_t own;
+        CPU_ZERO(&own);
+        CPU_SET(core, &own);
+        (void)pthread_setaffinity_np(thread, sizeof own, &own);
+        return;
+    }
+}
+
 static pml_status start_helpers(pmli_pool *pool, pml_error *err)
 {
     /* Signals belong to the program's own threads. */
     sigset_t all, before;
+    cpu_set_t cores;
+    const bool placed = may_place(pool->threads, &cores);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pml_status status = PML_OK;
@@ -171,6 +202,8 @@ static pml_status start_helpers(pmli_pool *pool, pml_error *err)
             status = PML_FAIL(err, PML_NO_MEMORY, "cannot start thread %d of %d: %s", i + 1,
                               pool->threads, strerror(code));
         } else {
+            if (placed)
+                place(pool->handles[pool->started], &cores, i);
             pool->started++;
         }
     }

@@ -62,21 +62,27 @@ static pml_view lora_inputs(pmli_pool *pool, const pml_linear_args *a, const pml
 static void lora_parts(pmli_pool *pool, const pml_linear_args *a, const pmli_lora *lora, float beta)
 {
     pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
+    pmli_product products[PML_LINEAR_MAX_PARTS];
     int count = pmli_adapters(lora, adapters);
     pml_view u = lora_inputs(pool, a, lora, adapters, count);
     int64_t col = 0;
     for (int part = 0, next = 0; part < lora->parts; part++) {
         int64_t cols = lora->part_cols[part];
-        pml_view w = pmli_rows(a->w, col, cols), y = pml_view_columns(a->y, col, cols);
+        pmli_product *p = &products[part];
+        *p = (pmli_product){.form = PMLI_NT,
+                            .alpha = 1,
+                            .beta = beta,
+                            .a = a->x,
+                            .b = pmli_rows(a->w, col, cols),
+                            .c = pml_view_columns(a->y, col, cols)};
         if (next < count && adapters[next].part == part) {
             const pmli_adapter *at = &adapters[next++];
-            pmli_gemm_pair(pool, PMLI_NT, 1, a->x, w, pml_view_columns(u, at->u_col, lora->rank),
-                           pmli_rows(a->b, at->b_row, cols), beta, y);
-        } else {
-            pmli_gemm(pool, PMLI_NT, 1, a->x, w, beta, y);
+            p->a2 = pml_view_columns(u, at->u_col, lora->rank);
+            p->b2 = pmli_rows(a->b, at->b_row, cols);
         }
         col += cols;
     }
+    pmli_gemm_all(pool, products, lora->parts);
 }
 
 pml_status pmli_cpu_linear(pml_queue *queue, const pml_linear_args *a, pml_error *err)

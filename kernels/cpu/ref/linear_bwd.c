@@ -50,10 +50,20 @@ static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pm
                          pml_view v, const pmli_adapter *adapters, int count)
 {
     if (lora->dropout == 0) {
+        pmli_product products[2];
+        int n = 0;
         if (a->dx.data != NULL)
-            pmli_gemm_pair(pool, PMLI_NN, 1, a->dy, a->w, v, a->a, 0, a->dx);
+            products[n++] = (pmli_product){.form = PMLI_NN,
+                                           .alpha = 1,
+                                           .a = a->dy,
+                                           .b = a->w,
+                                           .a2 = v,
+                                           .b2 = a->a,
+                                           .c = a->dx};
         if (a->da.data != NULL)
-            pmli_gemm(pool, PMLI_TN, 1, v, a->x, 1, a->da);
+            products[n++] = (pmli_product){
+                .form = PMLI_TN, .alpha = 1, .beta = 1, .a = v, .b = a->x, .c = a->da};
+        pmli_gemm_all(pool, products, n);
         return;
     }
     if (a->dx.data != NULL)
@@ -74,22 +84,31 @@ static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pm
     }
 }
 
+/* v and db, none of which needs another. */
 static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pmli_lora *lora)
 {
     pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
-    int count = pmli_adapters(lora, adapters);
+    pmli_product products[2 * PML_LINEAR_MAX_PARTS];
+    int count = pmli_adapters(lora, adapters), n = 0;
     pml_view v = pml_matrix(a->ws.data, a->x.rows, pmli_lora_width(lora), PML_F32);
     for (int i = 0; i < count; i++) {
         const pmli_adapter *at = &adapters[i];
         pml_view part_dy = pml_view_columns(a->dy, at->y_col, at->cols);
         if (a->dx.data != NULL || a->da.data != NULL)
-            pmli_gemm(pool, PMLI_NN, lora->scale[at->part], part_dy,
-                      pmli_rows(a->b, at->b_row, at->cols), 0,
-                      pml_view_columns(v, at->u_col, lora->rank));
+            products[n++] = (pmli_product){.form = PMLI_NN,
+                                           .alpha = lora->scale[at->part],
+                                           .a = part_dy,
+                                           .b = pmli_rows(a->b, at->b_row, at->cols),
+                                           .c = pml_view_columns(v, at->u_col, lora->rank)};
         if (a->db.data != NULL)
-            pmli_gemm(pool, PMLI_TN, 1, part_dy, pml_view_columns(a->u, at->u_col, lora->rank), 1,
-                      pmli_rows(a->db, at->b_row, at->cols));
+            products[n++] = (pmli_product){.form = PMLI_TN,
+                                           .alpha = 1,
+                                           .beta = 1,
+                                           .a = part_dy,
+                                           .b = pml_view_columns(a->u, at->u_col, lora->rank),
+                                           .c = pmli_rows(a->db, at->b_row, at->cols)};
     }
+    pmli_gemm_all(pool, products, n);
     branch_input(pool, a, lora, v, adapters, count);
 }
 

@@ -64,10 +64,13 @@ static void run(const shape *s, int threads, const pml_view f[4], pml_view c)
     assert_int_equal(pmli_pool_new(threads, &pool, &err), PML_OK);
     for (int64_t i = 0; i < c.rows * c.ld; i++)
         ((float *)c.data)[i] = s->add ? (float)(i % 3) : NAN;
-    if (s->k2 > 0)
-        pmli_gemm_pair(pool, s->form, s->alpha, f[0], f[1], f[2], f[3], s->add ? 1 : 0, c);
-    else
-        pmli_gemm(pool, s->form, s->alpha, f[0], f[1], s->add ? 1 : 0, c);
+    pmli_product product = {
+        .form = s->form, .alpha = s->alpha, .beta = s->add ? 1 : 0, .a = f[0], .b = f[1], .c = c};
+    if (s->k2 > 0) {
+        product.a2 = f[2];
+        product.b2 = f[3];
+    }
+    pmli_gemm_all(pool, &product, 1);
     pmli_pool_destroy(&pool);
 }
 
@@ -139,9 +142,47 @@ static void test_chunks(void **state)
     }
 }
 
+/* Together as each alone: more than are taken at a time, large ones and odd ones among them. */
+static void test_together(void **state)
+{
+    (void)state;
+    enum { MANY = PMLI_PRODUCTS + 3 };
+    static const int64_t sizes[MANY][3] = {{40, 32, 48},   {512, 16, 100},   {9, 17, 20},
+                                           {96, 64, 300},  {70, 1040, 1100}, {3, 48, 30},
+                                           {128, 256, 64}, {100, 512, 2000}, {64, 80, 32},
+                                           {33, 16, 7},    {256, 128, 96}};
+    pml_error err = PML_ERROR_INIT;
+    pmli_pool *pool = NULL;
+    pmli_product together[MANY];
+    pml_view alone[MANY];
+    assert_int_equal(pmli_pool_new(3, &pool, &err), PML_OK);
+    for (int i = 0; i < MANY; i++) {
+        shape s = {
+            .m = sizes[i][0], .n = sizes[i][1], .k = sizes[i][2], .form = (pmli_form)(i % 3)};
+        together[i] = (pmli_product){.form = s.form,
+                                     .alpha = 1,
+                                     .beta = (float)(i % 2),
+                                     .a = left(&s, s.k, 1),
+                                     .b = right(&s, s.k, 2),
+                                     .c = matrix(s.m, s.n, 0, 5)};
+        alone[i] = matrix(s.m, s.n, 0, 5);
+        pmli_gemm(pool, s.form, 1, together[i].a, together[i].b, together[i].beta, alone[i]);
+    }
+    pmli_gemm_all(pool, together, MANY);
+    for (int i = 0; i < MANY; i++) {
+        assert_memory_equal(together[i].c.data, alone[i].data,
+                            (size_t)(sizes[i][0] * sizes[i][1]) * sizeof(float));
+        free(together[i].a.data);
+        free(together[i].b.data);
+        free(together[i].c.data);
+        free(alone[i].data);
+    }
+    pmli_pool_destroy(&pool);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes),
-                                       cmocka_unit_test(test_chunks)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_chunks),
+                                       cmocka_unit_test(test_together)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

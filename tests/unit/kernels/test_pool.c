@@ -1,6 +1,8 @@
-/* The thread pool: every item once, every job whole before the next, threads that sleep wake up. */
+/* The thread pool: every item once, every job whole before the next, threads that sleep wake up,
+ * and stand where they may. */
 #include "kernels/fixture.h"
 
+#include <sched.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
@@ -67,8 +69,67 @@ static void test_pools(void **state)
     pmli_pool_destroy(&idle);
 }
 
+/* What each thread may run on; every thread takes one item, as none ends before all have begun. */
+typedef struct places {
+    _Atomic int begun;
+    int threads;
+    cpu_set_t may[64];
+    pid_t who[64];
+} places;
+
+static void look_round(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    places *p = arg;
+    sched_getaffinity(0, sizeof p->may[item], &p->may[item]);
+    p->who[item] = gettid();
+    atomic_fetch_add(&p->begun, 1);
+    while (atomic_load(&p->begun) < p->threads)
+        sched_yield();
+}
+
+/* Where the pool takes all cores each helper has one that no other has, and the caller is left as
+ * it was; fewer threads, or with OMP_PROC_BIND=false, are not touched. */
+static void check_places(int threads, bool placed)
+{
+    static places p;
+    pml_error err = PML_ERROR_INIT;
+    pmli_pool *pool = NULL;
+    cpu_set_t own, taken;
+    p.threads = threads;
+    atomic_store(&p.begun, 0);
+    sched_getaffinity(0, sizeof own, &own);
+    assert_int_equal(pmli_pool_new(threads, &pool, &err), PML_OK);
+    pmli_pool_run(pool, threads, look_round, &p);
+    pmli_pool_destroy(&pool);
+    CPU_ZERO(&taken);
+    for (int i = 0; i < threads; i++) {
+        bool moved = placed && p.who[i] != gettid();
+        assert_int_equal(CPU_COUNT(&p.may[i]), moved ? 1 : CPU_COUNT(&own));
+        if (!moved)
+            continue;
+        for (int core = 0; core < CPU_SETSIZE; core++)
+            assert_false(CPU_ISSET(core, &p.may[i]) && CPU_ISSET(core, &taken));
+        CPU_OR(&taken, &taken, &p.may[i]);
+    }
+}
+
+static void test_places(void **state)
+{
+    (void)state;
+    cpu_set_t own;
+    assert_int_equal(sched_getaffinity(0, sizeof own, &own), 0);
+    int cores = CPU_COUNT(&own) < 64 ? CPU_COUNT(&own) : 64;
+    unsetenv("OMP_PROC_BIND");
+    check_places(cores, cores >= 4 && cores == CPU_COUNT(&own));
+    check_places(2, false);
+    setenv("OMP_PROC_BIND", "false", 1);
+    check_places(cores, false);
+    unsetenv("OMP_PROC_BIND");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_pools)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_pools), cmocka_unit_test(test_places)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
