@@ -11,7 +11,7 @@
 #include "memory.h"
 #include "ops.h"
 #include "pml/base/clock.h"
-#include "simd/split.h"
+#include "split.h"
 
 enum { THREADS_MAX = 1024 };
 

@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "gemv.h"
-#include "simd/pack.h"
-#include "simd/split.h"
+#include "pack.h"
 #include "simd/tile.h"
+#include "split.h"
 
 /* A panel of B, PANEL_K deep, and a few rows of A share the first-level cache; a block of A,
  * BLOCK_ROWS high, lies in the second. */

@@ -3,8 +3,8 @@
  * where it has one, against the plain product. */
 #include "kernels/fixture.h"
 
-#include "../../../kernels/cpu/simd/split.h"
 #include "../../../kernels/cpu/simd/tile.h"
+#include "../../../kernels/cpu/split.h"
 
 static float random_value(uint32_t *seed)
 {

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../ref/vec.h"
+#include "ref/vec.h"
 
 enum { PARTS = 3, WORDS = 256, PAIRS = PMLI_CELL_K / 2, LANES = 16 };
 

@@ -1,6 +1,6 @@
 #include "pack.h"
 
-#include "../ref/vec.h"
+#include "ref/vec.h"
 
 enum { LANES = 8, STRIPE = 16 };
 
