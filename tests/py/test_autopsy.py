@@ -23,7 +23,10 @@ Start = Callable[..., pm.Run]
 @pytest.fixture
 def folder(start: Start, tmp_path: Path) -> Iterator[Path]:
     """A run that was steered and stopped."""
-    run = start(name="patient", max_steps=10**6, save_steps=20, eval_data=ROWS[:4])
+    run = start(
+        name="patient", max_steps=10**6, save_steps=20, eval_data=ROWS[:4],
+        gradient_accumulation_steps=1,
+    )  # fmt: skip
     at_step(run, 45)
     run.set(learning_rate=5e-4).wait(PATIENCE)
     run.checkpoint("kept", wait=True)
