@@ -241,12 +241,12 @@ def test_the_log_is_read_in_pieces(tmp_path: Path) -> None:
 def test_no_memory_ends_the_link_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     client, follower = LossyClient([], 0.0, 1), Follower()
     made = follow(client, follower, monkeypatch)
-    assert made.caught_up.wait(5)
+    assert made.caught_up.wait(PATIENCE)
 
     def none(_: float = 0.0) -> list[tuple[str, str]]:
         raise MemoryError
 
     monkeypatch.setattr(client, "receive", none)
     with pytest.raises(MemoryError, match="no memory"):
-        made.request("silence", timeout=30)
-    assert follower.gone.wait(30) and isinstance(made.error, errors.NoMemoryError)
+        made.request("silence", timeout=PATIENCE)
+    assert follower.gone.wait(PATIENCE) and isinstance(made.error, errors.NoMemoryError)
