@@ -224,7 +224,7 @@ def test_commands_and_samples() -> None:
                 "done": done,
             }
         )
-    assert record.samples[3] == [1, 2, 3] and 3 in record.samples_done
+    assert record.samples[3, 0] == [1, 2, 3] and (3, 0) in record.samples_done
 
 
 def test_the_log_is_read_in_pieces(tmp_path: Path) -> None:
