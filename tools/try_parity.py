@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
 MAKE = ROOT / "tools" / "fixtures" / "make_parity.py"
-IN_C = ROOT / "build" / "release" / "tests" / "parity" / "test_parity"
+IN_C = ROOT / "build/release/tests/parity/test_parity"
 LOSS, CURVE, TRAINED = 1e-5, 1e-4, 5e-3
 AS_NEAR, LEAST_LEAD = 3.0, 1e-5
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -176,7 +176,8 @@ def try_case(folder: Path, scratch: Path) -> Judge:
         judge.evaluation("evaluation_after", run.evaluate().loss)
         sample(run, judge, "after", refused)
         judge.trained(exported(run, scratch / f"{folder.name}-export", bool(lora)))
-    still = {**settings, "max_steps": 1, "learning_rate": 0.0}
+    still = {**settings, "max_steps": 1, "learning_rate": 0.0, "lr_scheduler_type": "constant"}
+    still.pop("lr_scheduler_kwargs", None)
     with closing(pm.finetune(folder / "model", data=data, **still)) as run:
         run.wait(300)
         judge.evaluation("evaluation_loss", run.evaluate().loss)
