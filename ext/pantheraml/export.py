@@ -313,6 +313,8 @@ def _merge(request: Request, folder: Path) -> dict[str, Any]:
     dtype = stored if request.dtype == "auto" else request.dtype
     # Both spellings: transformers reads torch_dtype before version 5 and dtype since.
     description |= {"dtype": dtype, "torch_dtype": dtype}
+    description |= {"tie_word_embeddings": made["tied_head"]}
+    description.pop("quantization_config", None)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     _sync(folder / "config.json")
@@ -344,10 +346,18 @@ def _gguf(request: Request, path: Path) -> dict[str, Any]:
 def _note_of_quant(request: Request) -> list[str]:
     if request.run.get("quant") != "nf4":
         return []
+    if _is_stored_nf4(request):
+        return ["the folder's NF4 weights were dequantised, as training saw them, and merged into"]
     return [
         "the adapter was trained over NF4 weights and is merged into the original ones: the "
         "difference is that of the quantisation"
     ]
+
+
+def _is_stored_nf4(request: Request) -> bool:
+    """Whether the model's folder itself is quantised: what was trained over is all there is."""
+    text = (Path(request.run["model"]) / "config.json").read_text(encoding="utf-8")
+    return bool(json.loads(text).get("quantization_config"))
 
 
 def _read_back(request: Request, path: Path, notes: list[str]) -> dict[str, Any]:
@@ -362,7 +372,8 @@ def _read_back(request: Request, path: Path, notes: list[str]) -> dict[str, Any]
         return {}
     except Error as error:
         raise type(error)(f"what was exported cannot be read back: {error}") from error
-    exact = request.dtype in ("float32", "f32") and request.run.get("quant") != "nf4"
+    same = request.run.get("quant") != "nf4" or _is_stored_nf4(request)
+    exact = request.dtype in ("float32", "f32") and same
     if not found["difference"] <= (_EXACT if exact else _ROUNDED):
         raise Error(
             f"what was exported is not what was trained: its logits are {found['difference']:.1e} "

@@ -43,7 +43,8 @@ static pml_status dtype_named(const char *name, pml_dtype *dtype, pml_error *err
 
 PyDoc_STRVAR(merge_doc, "merge(run, checkpoint, folder, dtype, shard_bytes)\n--\n\n"
                         "Write the merged model's safetensors into an existing folder. run: the\n"
-                        "text of run.json. Returns bytes, parameters, files, rounding.");
+                        "text of run.json. Returns bytes, parameters, files, rounding,\n"
+                        "tied_head.");
 
 static PyObject *export_merge(PyObject *module, PyObject *args)
 {
@@ -70,9 +71,10 @@ static PyObject *export_merge(PyObject *module, PyObject *args)
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
-    return Py_BuildValue("{sK sL si sd}", "bytes", (unsigned long long)result.bytes, "parameters",
-                         (long long)result.parameters, "files", result.files, "rounding",
-                         result.rounding);
+    return Py_BuildValue("{sK sL si sd sN}", "bytes", (unsigned long long)result.bytes,
+                         "parameters", (long long)result.parameters, "files", result.files,
+                         "rounding", result.rounding, "tied_head",
+                         PyBool_FromLong(result.tied_head));
 }
 
 static pml_status type_named(const char *name, pml_gguf_type *type, pml_error *err)

@@ -337,3 +337,38 @@ def test_nf4_says_what_merging_means(start: Start, tmp_path: Path) -> None:
     assert out.difference is not None and out.difference > 1e-4
     exact = run.export(tmp_path / "peft")
     assert exact.difference == 0
+
+
+FIXTURES = Path(__file__).parent.parent / "parity" / "fixtures"
+
+
+@pytest.mark.parametrize("case", ["qwen3-mixed-lora", "qwen2-nf4-lora"])
+def test_heads_that_were_tied_and_weights_stored_as_nf4(
+    case: str, runs: Path, tmp_path: Path
+) -> None:
+    """A head that training took apart from the table is written; stored NF4 is dequantised."""
+    folder = FIXTURES / case
+    rows = [{"input_ids": list(range(3, 20 + i))} for i in range(4)]
+    quant = "nf4" if "nf4" in case else None
+    run = pm.finetune(
+        folder / "model", data=rows, lora=pm.LoRA(init=folder / "adapter"), quant=quant,
+        max_steps=2, learning_rate=1e-2, packing=False, max_length=32,
+    ).wait(PATIENCE)  # fmt: skip
+    merged = run.export(tmp_path / "merged", "merged", dtype="float32")
+    assert merged.difference is not None and merged.difference <= 1e-5
+    config = json.loads((merged / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["tie_word_embeddings"] == ("nf4" in case)
+    tensors = load_file(merged / "model.safetensors")
+    assert ("lm_head.weight" in tensors) != config["tie_word_embeddings"]
+    assert all(tensor.dtype == np.float32 for tensor in tensors.values())
+    made = run.export(tmp_path / "model.gguf", "gguf", dtype="f32")
+    assert made.difference is not None and made.difference <= 1e-5
+    # Another run trains what was written, as any folder, and starts where this one stood.
+    again = pm.finetune(
+        merged, data=rows, eval_data=rows, max_steps=1, learning_rate=0.0, packing=False
+    ).wait(PATIENCE)
+    assert (
+        again.sample(input_ids=[5, 9, 11], max_new_tokens=8).token_ids
+        == run.sample(input_ids=[5, 9, 11], max_new_tokens=8).token_ids
+    )

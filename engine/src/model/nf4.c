@@ -89,6 +89,47 @@ static pml_status read_state(pml_json_at at, int64_t rows, int64_t cols, float *
     return PML_OK;
 }
 
+static pml_status read_original(pml_json_at at, int64_t *rows, int64_t *cols, pml_dtype *dtype,
+                                pml_error *err)
+{
+    static const struct {
+        const char *name;
+        pml_dtype dtype;
+    } types[] = {{"float32", PML_F32}, {"bfloat16", PML_BF16}, {"float16", PML_F16}};
+    const pml_json *shape = NULL;
+    char type[16] = "";
+    pml_status status = pml_json_get_array(at, "shape", PML_JSON_REQUIRED, &shape, err);
+    if (status == PML_OK)
+        status = pml_json_get_string(at, "dtype", PML_JSON_REQUIRED, type, sizeof type, err);
+    if (status != PML_OK)
+        return status;
+    if (pml_json_length(shape) != 2 || !pml_json_as_int(pml_json_item(shape, 0), rows) ||
+        !pml_json_as_int(pml_json_item(shape, 1), cols) || *rows < 1 || *cols < 1 ||
+        *rows > INT32_MAX || *cols > INT32_MAX)
+        return PML_FAIL(err, PML_INVALID, "%s: shape must be two positive numbers", at.file);
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(types[i].name, type) == 0) {
+            *dtype = types[i].dtype;
+            return PML_OK;
+        }
+    return differs(at, "dtype", "float32, bfloat16, float16", err);
+}
+
+pml_status pml_nf4_original(const pml_safetensors *file, const char *weight, int64_t *rows,
+                            int64_t *cols, pml_dtype *dtype, pml_error *err)
+{
+    const pml_stored *state = beside(file, weight, STATE_SUFFIX);
+    pml_json *document = NULL;
+    if (state == NULL || state->dtype != PML_U8)
+        return PML_FAIL(err, PML_CORRUPT, "'%s' has no quant_state of bytes", weight);
+    pml_status status = pml_json_parse(state->data, state->bytes, state->name,
+                                       &pml_json_file_limits, &document, err);
+    if (status == PML_OK)
+        status = read_original(pml_json_root(document, state->name), rows, cols, dtype, err);
+    pml_json_destroy(&document);
+    return status;
+}
+
 static pml_status need_part(const pml_stored *part, const char *weight, const char *what,
                             pml_dtype dtype, int64_t elements, pml_error *err)
 {

@@ -29,29 +29,22 @@ typedef struct family {
     windows windows;
     int32_t positions;      /* max_position_embeddings when config.json does not say */
     int32_t head_dim;       /* likewise, 0 = hidden_size / num_attention_heads */
-    int32_t bos, eos;       /* likewise, -1 = none */
+    int32_t bos;            /* likewise, -1 = none */
     bool kv_heads_required; /* transformers' default fits no model but one */
 } family;
 
 static const family families[] = {
-    {.name = "llama",
-     .attention_bias = true,
-     .mlp_bias = true,
-     .positions = 2048,
-     .bos = 1,
-     .eos = 2},
+    {.name = "llama", .attention_bias = true, .mlp_bias = true, .positions = 2048, .bos = 1},
     {.name = "mistral",
      .windows = WINDOW_EVERYWHERE,
      .positions = 131072,
      .bos = 1,
-     .eos = 2,
      .kv_heads_required = true},
     {.name = "qwen2",
      .qkv_bias = true,
      .windows = WINDOW_BY_LAYER,
      .positions = 32768,
      .bos = -1,
-     .eos = -1,
      .kv_heads_required = true},
     {.name = "qwen3",
      .attention_bias = true,
@@ -60,7 +53,6 @@ static const family families[] = {
      .positions = 32768,
      .head_dim = 128,
      .bos = -1,
-     .eos = -1,
      .kv_heads_required = true},
 };
 
@@ -297,8 +289,6 @@ static pml_status read_spec(pml_json_at at, pml_model_spec *s, pml_error *err)
     s->pad = -1;
     TRY(read_token(at, "bos_token_id", &s->bos, err));
     TRY(read_token(at, "pad_token_id", &s->pad, err));
-    s->eos[0] = family->eos;
-    s->n_eos = family->eos >= 0;
     return read_ends(at, s, err);
 }
 
@@ -317,7 +307,9 @@ pml_status pml_model_spec_parse(const char *text, size_t length, const char *nam
     return status;
 }
 
-/* generate() of transformers ends at generation_config.json's ids where that file has some. */
+/* Where generate() of transformers ends: at what generation_config.json says, and where that file
+ * is there and names no token, nowhere; without the file, at what config.json itself names (a
+ * default that its class would fill in is not taken). */
 static pml_status read_generation_config(const char *folder, pml_model_spec *spec, pml_error *err)
 {
     char path[4096];
@@ -328,9 +320,8 @@ static pml_status read_generation_config(const char *folder, pml_model_spec *spe
         return PML_OK;
     if (status != PML_OK)
         return status;
-    pml_json_at at = pml_json_root(document, path);
-    if (pml_json_has(at, "eos_token_id"))
-        status = read_ends(at, spec, err);
+    spec->n_eos = 0;
+    status = read_ends(pml_json_root(document, path), spec, err);
     pml_json_destroy(&document);
     return status;
 }

@@ -42,13 +42,15 @@ static pml_train_config with_adapter(const pml_train_config *run, const char *fo
     return c;
 }
 
-/* gguf: a file that takes the place of the weights, NULL: none. */
-static pml_status answer(const pml_train_config *config, const char *gguf, int threads,
-                         const int32_t *tokens, float **logits, int32_t *vocab, pml_error *err)
+/* gguf: a file that takes the place of the weights, of a model as spec has it; NULL: none. */
+static pml_status answer(const pml_train_config *config, const char *gguf,
+                         const pml_model_spec *spec, int threads, const int32_t *tokens,
+                         float **logits, int32_t *vocab, pml_error *err)
 {
     const pml_stepper_options options = {.config = config,
                                          .backend = pml_backend_cpu(),
                                          .threads = threads,
+                                         .spec = gguf != NULL ? spec : NULL,
                                          .limits = {.tokens = TOKENS,
                                                     .docs = 1,
                                                     .labels = 1,
@@ -107,6 +109,8 @@ pml_status pml_compare_export(const pml_train_config *run, const char *checkpoin
     pml_status status = pml_model_spec_load(run->model, &spec, err);
     if (status != PML_OK)
         return status;
+    spec.nf4 = false; /* as it was merged */
+    spec.tied_head = spec.tied_head && !(lora && pml_saved_unties(run->lora_saved));
     for (int i = 0; i < TOKENS; i++)
         tokens[i] = (int32_t)(pml_philox_at(1, (uint64_t)i, PML_PURPOSE_SAMPLE, 0).word[0] %
                               (uint32_t)spec.vocab);
@@ -114,10 +118,10 @@ pml_status pml_compare_export(const pml_train_config *run, const char *checkpoin
     pml_train_config saved = kind == PML_EXPORTED_PEFT     ? with_adapter(run, path)
                              : kind == PML_EXPORTED_MERGED ? idle(path)
                                                            : idle(run->model);
-    status = answer(&live, NULL, threads, tokens, &trained, &vocab, err);
+    status = answer(&live, NULL, NULL, threads, tokens, &trained, &vocab, err);
     if (status == PML_OK) {
-        status = answer(&saved, kind == PML_EXPORTED_GGUF ? path : NULL, threads, tokens, &exported,
-                        &other, err);
+        status = answer(&saved, kind == PML_EXPORTED_GGUF ? path : NULL, &spec, threads, tokens,
+                        &exported, &other, err);
         if (status != PML_OK)
             pml_error_prefix(err, "reading the export back");
     }

@@ -378,7 +378,7 @@ pml_status pmli_round_values(pml_stepper *s, pml_error *err)
     return pml_op_run(s->backend, PML_OP_copy, s->queue, &args, err);
 }
 
-pml_status pmli_load(pml_stepper *s, pml_error *err)
+pml_status pmli_load(pml_stepper *s, bool weights, pml_error *err)
 {
     /* As float32, and behind that in the dtype of its place. */
     float *piece = malloc(2 * PIECE_FLOATS * sizeof *piece);
@@ -387,7 +387,7 @@ pml_status pmli_load(pml_stepper *s, pml_error *err)
     pml_status status = clear_flat(s, err);
     if (status == PML_OK)
         status = pmli_rope_fit(s, s->spec.max_positions, err);
-    if (status == PML_OK)
+    if (status == PML_OK && weights)
         status = load_model(s, piece, err);
     if (status == PML_OK && s->config.method == PML_METHOD_LORA)
         status = s->config.lora_init[0] != '\0' ? load_adapter(s, piece, err)

@@ -17,6 +17,7 @@ typedef struct source {
     const pml_stored *replacement; /* NULL: none */
     const pml_stored *a, *b;       /* NULL: no adapter */
     float scale;
+    pml_nf4_stored nf4; /* codes NULL: not quantised */
 } source;
 
 struct pml_merge {
@@ -30,10 +31,13 @@ struct pml_merge {
     float *piece;      /* the product's rows */
     float *transposed; /* A^T of tensor `transposed_of` */
     size_t transposed_of, transposed_floats;
+    float *opened; /* rows of a quantised weight, and the group's elements before them */
+    size_t opened_floats;
     size_t used; /* tensors of the checkpoint that have found their place */
 };
 
 static const char peft_prefix[] = "base_model.model.";
+static const char head_name[] = "lm_head.weight", table_name[] = "model.embed_tokens.weight";
 
 /* ---- what comes from where ---- */
 
@@ -83,30 +87,41 @@ static pml_status check_replacement(const source *s, pml_error *err)
                     r->path, r->name);
 }
 
-static pml_status describe(pml_merge *m, const pml_stored *original, source *s, pml_error *err)
+static pml_status describe_original(const pml_merge *m, source *s, pml_error *err)
 {
-    *s = (source){.original = original};
-    s->merged =
-        (pml_merged){.name = original->name,
-                     .dtype = original->dtype,
-                     .n_dims = original->n_dims,
-                     .rows = original->n_dims == 2 ? original->shape[0] : 1,
-                     .cols = original->n_dims == 2 ? original->shape[1] : original->elements};
+    const pml_stored *original = s->original;
+    pml_merged *merged = &s->merged;
+    merged->dtype = original->dtype;
+    merged->n_dims = original->n_dims;
     if (original->n_dims < 1 || original->n_dims > 2)
         return PML_FAIL(err, PML_UNSUPPORTED, "%s: '%s' has %d dimensions", original->path,
                         original->name, original->n_dims);
-    if (pml_nf4_is_stored(m->model, original->name))
-        return PML_FAIL(err, PML_UNSUPPORTED,
-                        "the model's folder holds NF4 weights ('%s'): merging needs the original "
-                        "ones; export(format=\"peft\") and merge into those",
-                        original->name);
+    merged->rows = original->n_dims == 2 ? original->shape[0] : 1;
+    merged->cols = original->n_dims == 2 ? original->shape[1] : original->elements;
+    if (!pml_nf4_is_stored(m->model, original->name))
+        return PML_OK;
+    pml_status status = pml_nf4_original(m->model, original->name, &merged->rows, &merged->cols,
+                                         &merged->dtype, err);
+    return status == PML_OK
+               ? pml_nf4_find(m->model, original->name, merged->rows, merged->cols, &s->nf4, err)
+               : status;
+}
+
+/* What becomes the tensor of this name; `original` has the same one but for a head that was tied.
+ */
+static pml_status describe(pml_merge *m, const char *name, const pml_stored *original, source *s,
+                           pml_error *err)
+{
+    *s = (source){.original = original, .merged.name = name};
+    pml_status status = describe_original(m, s, err);
+    if (status != PML_OK)
+        return status;
     find_adapter(m, s);
-    s->replacement = trained_named(m, "", original->name, "");
+    s->replacement = trained_named(m, "", name, "");
     if (s->replacement == NULL)
-        s->replacement = trained_named(m, peft_prefix, original->name, "");
+        s->replacement = trained_named(m, peft_prefix, name, "");
     s->merged.changed = s->a != NULL || s->b != NULL || s->replacement != NULL;
     m->used += (size_t)(s->a != NULL) + (s->b != NULL) + (s->replacement != NULL);
-    pml_status status = PML_OK;
     if (s->a != NULL || s->b != NULL)
         status = check_adapter(s, err);
     if (status == PML_OK && s->replacement != NULL)
@@ -114,25 +129,34 @@ static pml_status describe(pml_merge *m, const pml_stored *original, source *s, 
     return status;
 }
 
-static bool repeats(const pml_merge *m, const char *name)
+/* Whether a tensor holds nothing of its own; `tied`: the head is the embedding in this folder. */
+static bool repeats(const pml_merge *m, const char *name, bool tied)
 {
     static const char angles[] = "rotary_emb.inv_freq";
     size_t n = strlen(name), tail = sizeof angles - 1;
     return (n >= tail && strcmp(name + n - tail, angles) == 0) ||
-           (m->spec.tied_head && strcmp(name, "lm_head.weight") == 0);
+           (tied && strcmp(name, head_name) == 0) || pml_nf4_is_part(m->model, name);
 }
 
 static pml_status list_sources(pml_merge *m, pml_error *err)
 {
     size_t count = pml_safetensors_count(m->model);
-    m->sources = calloc(count > 0 ? count : 1, sizeof *m->sources);
+    bool tied = m->spec.tied_head;
+    m->sources = calloc(count + 1, sizeof *m->sources);
     if (m->sources == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to merge %zu tensors", count);
     pml_status status = PML_OK;
+    if (tied && pml_saved_unties(m->adapter.saved)) { /* in order of name it comes first */
+        const pml_stored *table = pml_safetensors_find(m->model, table_name);
+        if (table == NULL)
+            return PML_FAIL(err, PML_CORRUPT, "the model's folder has no '%s'", table_name);
+        m->spec.tied_head = false;
+        status = describe(m, head_name, table, &m->sources[m->n_sources++], err);
+    }
     for (size_t i = 0; status == PML_OK && i < count; i++) {
         const pml_stored *original = pml_safetensors_at(m->model, i);
-        if (!repeats(m, original->name))
-            status = describe(m, original, &m->sources[m->n_sources++], err);
+        if (!repeats(m, original->name, tied))
+            status = describe(m, original->name, original, &m->sources[m->n_sources++], err);
     }
     if (status == PML_OK && m->used != pml_safetensors_count(m->trained))
         return PML_FAIL(err, PML_INVALID,
@@ -206,6 +230,7 @@ void pml_merge_close(pml_merge **merge)
     free(m->sources);
     free(m->piece);
     free(m->transposed);
+    free(m->opened);
     free(m);
     *merge = NULL;
 }
@@ -292,6 +317,36 @@ static pml_status add_product(pml_merge *m, size_t index, int64_t first, int64_t
     return status;
 }
 
+/* Elements [begin, end) of a quantised weight. Scales are shared by groups of blocks, so it is
+ * opened from the group's start on:
+ *
+ *      | group             | group …
+ *              begin ####### end           opened, of which the first `lead` are thrown away
+ *      |-lead-| */
+static pml_status open_quantised(pml_merge *m, const source *s, int64_t begin, int64_t end,
+                                 float *out, pml_error *err)
+{
+    const int64_t group = PML_NF4_BLOCK * PML_NF4_NESTED;
+    int64_t lead = begin % group, from = begin - lead, n = end - from;
+    if (!grow(&m->opened, &m->opened_floats, (size_t)n))
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to merge '%s'", s->merged.name);
+    uint8_t *codes = (uint8_t *)(uintptr_t)s->nf4.codes->data + from / 2;
+    uint8_t *absmax = (uint8_t *)(uintptr_t)s->nf4.absmax->data + from / PML_NF4_BLOCK;
+    float *nested = (float *)(uintptr_t)s->nf4.nested->data + from / group;
+    float offset = s->nf4.offset;
+    pml_op_args args = {.nf4_dequantise = {.codes = pml_vector(codes, pml_nf4_codes(n), PML_U8),
+                                           .absmax = pml_vector(absmax, pml_nf4_blocks(n), PML_U8),
+                                           .nested = pml_vector(nested, pml_nf4_nested(n), PML_F32),
+                                           .offset = pml_vector(&offset, 1, PML_F32),
+                                           .y = pml_matrix(m->opened, 1, n, PML_F32),
+                                           .parts = 1,
+                                           .part_rows = {1}}};
+    pml_status status = pml_op_run(pml_backend_cpu(), PML_OP_nf4_dequantise, m->queue, &args, err);
+    if (status == PML_OK)
+        memcpy(out, m->opened + lead, (size_t)(end - begin) * sizeof *out);
+    return status;
+}
+
 pml_status pml_merge_rows(pml_merge *m, size_t index, int64_t first, int64_t rows, float *out,
                           pml_error *err)
 {
@@ -300,9 +355,14 @@ pml_status pml_merge_rows(pml_merge *m, size_t index, int64_t first, int64_t row
     if (first < 0 || rows < 1 || rows > pml_merge_step(&s->merged) || first > s->merged.rows - rows)
         return PML_FAIL(err, PML_INTERNAL, "rows %lld to %lld of '%s' cannot be merged at once",
                         (long long)first, (long long)(first + rows), s->merged.name);
-    size_t skip = (size_t)(first * s->merged.cols) * pml_dtype_size(from->dtype);
-    pml_status status = pml_convert_to_f32((const char *)from->data + skip, from->dtype,
-                                           (size_t)(rows * s->merged.cols), out, err);
+    int64_t cols = s->merged.cols;
+    size_t skip = (size_t)(first * cols) * pml_dtype_size(from->dtype);
+    pml_status status;
+    if (s->nf4.codes != NULL && s->replacement == NULL)
+        status = open_quantised(m, s, first * cols, (first + rows) * cols, out, err);
+    else
+        status = pml_convert_to_f32((const char *)from->data + skip, from->dtype,
+                                    (size_t)(rows * cols), out, err);
     if (status != PML_OK)
         return pml_error_prefix(err, "%s: '%s'", from->path, from->name);
     return s->a != NULL ? add_product(m, index, first, rows, out, err) : PML_OK;

@@ -51,6 +51,7 @@ static void deal(writing *w)
         w->result->parameters += t->rows * t->cols;
     }
     w->result->files = shard + 1;
+    w->result->tied_head = pml_merge_spec(w->merge)->tied_head;
 }
 
 static void name_file(const writing *w, int shard, char name[64])

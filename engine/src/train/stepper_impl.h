@@ -91,7 +91,7 @@ pml_status pmli_rope_for_training(pml_stepper *s, int32_t length, pml_error *err
 pml_status pmli_round_values(pml_stepper *s, pml_error *err);
 
 /* Weights, adapter, rope table and zeroed optimizer state: everything that must stand in the arena
- * before the first step. */
-pml_status pmli_load(pml_stepper *s, pml_error *err);
+ * before the first step; the model's own only if `weights`. */
+pml_status pmli_load(pml_stepper *s, bool weights, pml_error *err);
 
 #endif

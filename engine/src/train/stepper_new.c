@@ -93,7 +93,10 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     s->progress = o->progress;
     s->move = o->move;
     s->user = o->user;
-    status = pml_model_spec_load(s->config.model, &s->spec, err);
+    if (o->spec != NULL)
+        s->spec = *o->spec;
+    else
+        status = pml_model_spec_load(s->config.model, &s->spec, err);
     if (status == PML_OK)
         status = open_device(s, o, err);
     if (status == PML_OK)
@@ -103,7 +106,7 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     if (status == PML_OK)
         status = s->backend->alloc(s->device, s->program->arena, &s->arena, err);
     if (status == PML_OK)
-        status = pmli_load(s, err);
+        status = pmli_load(s, o->spec == NULL, err);
     if (status != PML_OK) {
         pml_stepper_destroy(&s);
         return status;

@@ -44,6 +44,12 @@ typedef enum pml_saved {
     PML_SAVED_K_NORM = 1 << 6
 } pml_saved;
 
+/* Whether a model whose head is tied has, with these trained whole, a head of its own. */
+static inline bool pml_saved_unties(uint32_t saved)
+{
+    return (saved & (PML_SAVED_EMBED | PML_SAVED_HEAD)) != 0;
+}
+
 enum {
     PML_TARGET_COUNT = 7,
     PML_SAVED_COUNT = 7,

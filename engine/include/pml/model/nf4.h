@@ -26,6 +26,10 @@ bool pml_nf4_is_stored(const pml_safetensors *file, const char *weight);
 pml_status pml_nf4_find(const pml_safetensors *file, const char *weight, int64_t rows, int64_t cols,
                         pml_nf4_stored *found, pml_error *err);
 
+/* Shape and type that such a weight had before it was quantised, as its quant_state says. */
+pml_status pml_nf4_original(const pml_safetensors *file, const char *weight, int64_t *rows,
+                            int64_t *cols, pml_dtype *dtype, pml_error *err);
+
 /* Whether `name` is one of the tensors beside the codes of a quantised weight. */
 bool pml_nf4_is_part(const pml_safetensors *file, const char *name);
 

@@ -4,6 +4,10 @@
  *   W' = the checkpoint's             what was trained whole
  *   W' = W                            the rest
  *
+ * A weight that the folder holds as NF4 is dequantised, exactly as training saw it. Where an
+ * adapter holds the embedding or the head of a model whose head is tied, each is a tensor of its
+ * own then, and spec's tied_head is false.
+ *
  * The original weights stay in their mapped files and are read once, a piece at a time: a merge
  * holds two pieces and one transposed A, whatever the model's size. Tensors that only repeat others
  * (a tied head, tables of angles) are left out. */
@@ -60,6 +64,7 @@ typedef struct pml_merge_result {
     int64_t parameters;
     int files;
     double rounding; /* the largest |stored - merged| of what training changed */
+    bool tied_head;  /* of the model that was written */
 } pml_merge_result;
 
 /* Write model.safetensors, or model-00001-of-0000N.safetensors and their index, into an existing

@@ -35,6 +35,9 @@ typedef struct pml_stepper_options {
     /* Called before each op, for who wants to see it come on. May be NULL. */
     void (*move)(void *user);
     void *user;
+    /* Instead of what config.json says, and of the folder's weights: the caller brings some
+     * (pml_gguf_load). NULL: as the folder has them. */
+    const pml_model_spec *spec;
 } pml_stepper_options;
 
 /* Read config.json, plan, take the arena, load weights, make or load the adapter. */
