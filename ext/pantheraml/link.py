@@ -128,9 +128,11 @@ class Link:
         try:
             message = {"type": kind, "id": number, **fields}
             self._client.send(json.dumps(message, separators=(",", ":"), allow_nan=False))
-        except BaseException:
+        except BaseException as problem:
             with self._lock:
                 self._pending.pop(number, None)
+            if isinstance(problem, PeerError) and self.error is not None:
+                raise self.error from None  # why it is closed
             raise
         return pending
 

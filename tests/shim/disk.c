@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -18,6 +19,7 @@ enum { DESCRIPTORS = 4096 };
 
 static disk_control own, *control;
 static int record_fd = -1;
+static const char *strike; /* a coordinator's, recorded */
 static char record_prefix[512];
 static char *paths[DESCRIPTORS]; /* of descriptors below prefix that may change something */
 static bool written[DESCRIPTORS];
@@ -55,6 +57,8 @@ __attribute__((constructor)) static void begin(void)
         int fd = REAL(open)(record, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         record_fd = fcntl(fd, F_DUPFD_CLOEXEC, 900);
         REAL(close)(fd);
+        if (strcmp(program_invocation_short_name, "pml-coordinator") == 0)
+            strike = getenv("PML_DISK_STRIKE");
     }
 }
 
@@ -154,6 +158,9 @@ static void record(const char *what, const char *path, const char *other, int64_
     if (REAL(write)(record_fd, whole, (size_t)n + size + 1) != (ssize_t)((size_t)n + size + 1))
         abort();
     free(whole);
+    /* Who takes the strike away is struck. */
+    if (strike != NULL && REAL(unlink)(strike) == 0)
+        kill(getpid(), SIGKILL);
     errno = keep;
 }
 

@@ -3,8 +3,9 @@
  *
  *   PML_DISK=FILE           a struct disk_control, which the test maps too and changes while we
  * run; without it, disk_control_here() is this process's own PML_DISK_PROGRAM=NAME   only in the
- * program of that name PML_DISK_RECORD=FILE    every change below the watched folder is appended
- * (tools/chaos/power.py)
+ * program of that name PML_DISK_RECORD=FILE    every change below PML_DISK_PREFIX is appended
+ * (tools/chaos/power.py) PML_DISK_STRIKE=FILE    where it is there, a recorded coordinator takes it
+ * away and gets SIGKILL, right behind a change: the record has all that it did
  *
  * Counted are open with O_CREAT or for writing, write, pwrite, ftruncate, fsync, fdatasync, fchmod,
  * close of a file that was written, mkdir, rename, renameat2, unlink and unlinkat below `prefix`.

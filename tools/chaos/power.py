@@ -39,27 +39,49 @@ SHIM = ROOT / "build" / "release" / "tests" / "fault" / "libdisk.so"
 BLOCK = 512
 
 # A run with what changes its folder: saves and pruning, a name that is replaced, a full stop, a
-# resume. No process of it is killed: that is kill.py's.
+# resume. Three of its coordinators are killed right behind a change, and the next ones write on.
 VICTIM = """
 import os, signal, sys, time
+from contextlib import suppress
+from pathlib import Path
 import pantheraml as pm
 rows = [{"prompt": f"{n} and {n}", "completion": f" is {2 * n}."} for n in range(36)]
 def reach(step):
     while run.step < step and run.state not in ("failed", "stopped", "finished"):
         run.wait_for_change(1)
+def strike(ask=lambda: None):
+    at, dead = Path(os.environ["PML_DISK_STRIKE"]), run.coordinator_pid
+    at.touch()
+    with suppress(pm.Error):  # it may die before it answers
+        ask()
+    deadline = time.monotonic() + 120
+    while at.exists() or run.coordinator_pid in (None, dead):
+        assert time.monotonic() < deadline, run.reason
+        run.wait_for_change(0.1)
+    while run.state not in ("running", "paused", "finished"):
+        assert time.monotonic() < deadline, run.reason
+        run.wait_for_change(0.1)
 run = pm.finetune(sys.argv[1], rows, name="victim", max_steps=600, max_length=64, save_steps=40,
                   save_total_limit=2, threads=1, deterministic=True, generate_length=16)
 reach(60)
+strike()
+reach(90)
 run.pause(wait=True)
 run.checkpoint("kept", wait=True)
 run.set(learning_rate=1e-4).wait(600)
 run.checkpoint("kept", wait=True)
-run.resume(wait=True)
+strike(lambda: run.set(learning_rate=2e-4))
+if run.state == "paused":
+    run.resume(wait=True)
 reach(200)
+strike(lambda: run.checkpoint())
+reach(260)
 run.stop(wait=True)
 run.resume()
 run.wait(600)
 assert run.state == "finished", run.reason
+restarts = [event for event in run.events() if event["type"] == "restart"]
+assert [event["cause"] for event in restarts] == ["coordinator"] * 3, restarts
 os.kill(run.coordinator_pid, signal.SIGTERM)
 """
 
@@ -306,7 +328,8 @@ def record(folder: Path) -> Disk:
     )
     environment = {
         **os.environ, "LD_PRELOAD": str(SHIM), "PML_DISK_RECORD": str(made),
-        "PML_DISK_PREFIX": str(runs), "PANTHERAML_RUNS": str(runs), "PML_SCOPE": "0",
+        "PML_DISK_PREFIX": str(runs), "PML_DISK_STRIKE": str(folder / "strike"),
+        "PANTHERAML_RUNS": str(runs), "PML_SCOPE": "0",
         "PANTHERAML_CACHE": str(folder / "cache"),  # empty: the shards are made, not linked
     }  # fmt: skip
     subprocess.run([sys.executable, "-P", "-c", VICTIM, str(model)], env=environment, check=True)
