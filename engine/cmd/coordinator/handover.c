@@ -97,7 +97,8 @@ pml_status handover_take(coordinator *c, pml_error *err)
     status = eventlog_sync(c->log, err); /* before the only other copy goes */
     if (status == PML_OK && unlink(path) != 0)
         status = PML_FAIL(err, PML_IO, "cannot remove %s: %s", path, strerror(errno));
-    return status;
+    /* If it came back after a power cut, its checkpoints would be the log's newest once more. */
+    return status == PML_OK ? pml_folder_sync(c->folder, err) : status;
 }
 
 /* As long as saving may take; then whoever is there is stopped or hangs, and nobody else can end
