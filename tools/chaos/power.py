@@ -267,12 +267,23 @@ def is_whole(checkpoint: Path) -> str:
     return ""
 
 
+def handed_over(run: Path, step: int) -> list[str]:
+    """Give the checkpoints after a step that a dead coordinator's workers told the next one of."""
+    path = run / "handover.jsonl"
+    reports = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    events = [report.get("event", {}) for report in reports]
+    return [e["path"] for e in events if e.get("type") == "checkpoint" and e["step"] > step]
+
+
 def look_at(image: Path, announced: list[dict[str, Any]]) -> str:
     """What is wrong with an image; "" when nothing is."""
     run = image / "victim"
     checkpoints = [event for event in announced if event["type"] == "checkpoint"]
-    if checkpoints and (why := is_whole(run / checkpoints[-1]["path"])):
-        return f"{checkpoints[-1]['path']}: {why}"
+    last = checkpoints[-1] if checkpoints else None
+    if last is not None and (why := is_whole(run / last["path"])):
+        # Pruned for later ones, which the workers have told the next coordinator of.
+        if not any(is_whole(run / path) == "" for path in handed_over(run, last["step"])):
+            return f"{last['path']}: {why}"
     if not announced:
         return ""
     try:
@@ -292,8 +303,9 @@ def resumes(image: Path, announced: list[dict[str, Any]]) -> str:
     before = max((event["seq"] for event in LogReader(run).read()), default=0)
     log = (image / "coordinator.log").open("wb")
     child = subprocess.Popen(
-        [str(programs.coordinator()), str(run), "--resume"], stdout=log, stderr=log
-    )
+        [str(programs.coordinator()), str(run), "--resume", "--", *programs.prepare()],
+        stdout=log, stderr=log,
+    )  # fmt: skip
     deadline = time.monotonic() + 600
     wanted = {"running", "finished", "failed", "stopped"}
     state: dict[str, Any] = {}
