@@ -14,6 +14,7 @@ from pantheraml.api import (
     package_version,
     plan,
     preview,
+    profile,
     program,
     resume,
     runs,
@@ -37,9 +38,11 @@ from pantheraml.errors import (
 )
 from pantheraml.lora import LoRA
 from pantheraml.memory import Plan
+from pantheraml.profiles import Profile
 from pantheraml.record import Checkpoint
 from pantheraml.run import Run
 from pantheraml.sharing import Share
+from pantheraml.steps import Program
 
 __version__ = package_version()
 
@@ -61,6 +64,8 @@ __all__ = [
     "NotInThisVersion",
     "PeerError",
     "Plan",
+    "Profile",
+    "Program",
     "Run",
     "RunFailed",
     "RunInfo",
@@ -73,6 +78,7 @@ __all__ = [
     "monitor",
     "plan",
     "preview",
+    "profile",
     "program",
     "resume",
     "runs",

@@ -24,9 +24,11 @@ from pantheraml.lora import Model
 from pantheraml.memory import Plan
 from pantheraml.record import ENDED, first_damaged
 from pantheraml.run import Run, open_run, start_run
+from pantheraml.steps import Program
 
 if TYPE_CHECKING:
     from pantheraml.previews import Preview
+    from pantheraml.profiles import Profile
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -178,9 +180,30 @@ def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
 
 
 @_with_settings
-def program(model: str | os.PathLike[str], *, json: bool = False, **settings: Any) -> str:
-    """Print the step program of :func:`plan`: one line an operation, with shapes and costs."""
-    return _native.program(*_planned(model, settings), json)
+def program(model: str | os.PathLike[str], **settings: Any) -> Program:
+    """Make the step program of :func:`plan`: every op of a step, with shapes and costs.
+
+    Its times are predicted by the planner's table of rates; those of :meth:`Run.program` are
+    measured.
+    """
+    return Program.parse(_native.program(*_planned(model, settings)))
+
+
+@_with_settings
+def profile(model: str | os.PathLike[str], **settings: Any) -> Profile:
+    """Make ten steps on random tokens, in a run that leaves nothing behind, and profile them.
+
+    Parameters
+    ----------
+    model
+        As in :func:`finetune`.
+    **settings
+        As in :func:`finetune`; without them micro-batches have 4 rows of 256 tokens.
+    """
+    from pantheraml import profiles
+
+    Settings.of(settings, ("model",))  # a name that is none is said before anything else
+    return profiles.of_model(model, settings)
 
 
 def attach(name: str | os.PathLike[str] | None = None, *, restart: bool = True) -> Run:

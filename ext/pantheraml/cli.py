@@ -68,10 +68,34 @@ def _plan(args: argparse.Namespace) -> None:
     if args.method == "lora" and args.lora_r is not None:
         settings["lora"] = pm.LoRA(r=args.lora_r)
     if args.program:
-        print(pm.program(_model(args), json=args.json, **settings), end="")
+        program = pm.program(_model(args), **settings)
+        print(json.dumps(program.document) if args.json else program, end="")
         return
     plan = pm.plan(_model(args), **settings)
     print(json.dumps(vars(plan), indent=1) if args.json else plan)
+
+
+def _profile(args: argparse.Namespace) -> None:
+    if args.subject is None or _is_run(args.subject):
+        found = pm.attach(args.subject, restart=False).profile()
+    else:
+        settings = {**_given(args), "method": args.method}
+        if args.method == "lora" and args.lora_r is not None:
+            settings["lora"] = pm.LoRA(r=args.lora_r)
+        found = pm.profile(args.subject, **settings)
+    if args.trace is not None:
+        print(f"a step for chrome://tracing: {found.to_trace(args.trace)}", file=sys.stderr)
+    print(json.dumps(found.rows(), indent=1) if args.json else found, end="")
+
+
+def _is_run(name: str) -> bool:
+    from pantheraml import folders
+
+    try:
+        folders.find(name)
+    except pm.NotFoundError:
+        return False
+    return True
 
 
 def _preview(args: argparse.Namespace) -> None:
@@ -298,7 +322,17 @@ def _parser() -> argparse.ArgumentParser:
     _model_argument(plan)
     plan.add_argument("--program", action="store_true", help="print every operation of a step")
     plan.add_argument("--json", action="store_true")
-    for command in (train, plan):
+    profile = verb(
+        "profile",
+        _profile,
+        "Say where the time of a step goes, op by op, beside what the machine can do: of a run, or "
+        "of ten steps that are made with a model.",
+        run=False,
+    )
+    profile.add_argument("subject", nargs="?", metavar="RUN|MODEL")
+    profile.add_argument("--trace", metavar="FILE.json", help="write a step as a Chrome trace")
+    profile.add_argument("--json", action="store_true")
+    for command in (train, plan, profile):
         _settings_arguments(command)
 
     preview = verb(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +19,7 @@ from rich.markup import escape
 
 import pantheraml as pm
 from pantheraml import _native, folders, programs
+from pantheraml.aside import end, runs_in
 from pantheraml.errors import Error
 from pantheraml.memory import size
 from pantheraml.tiny import TinyLlama
@@ -147,7 +146,7 @@ def _notebook() -> Finding:
 
 
 def _real_run() -> Finding:
-    with tempfile.TemporaryDirectory(prefix="pml-doctor-") as name, _runs_in(Path(name) / "runs"):
+    with tempfile.TemporaryDirectory(prefix="pml-doctor-") as name, runs_in(Path(name) / "runs"):
         model = TinyLlama().write(Path(name) / "model")
         rows = [
             {"prompt": "What is a panther? ", "completion": _TEXT * (1 + i % 4)} for i in range(64)
@@ -168,7 +167,7 @@ def _real_run() -> Finding:
             text = run.sample("What is a panther? ", max_new_tokens=8).token_ids
             run.stop(wait=True)
         finally:
-            _end(run)
+            end(run)
         history = run.history
         if run.state != "stopped" or len(history) < 2 or not text:
             log = "".join(
@@ -185,37 +184,3 @@ def _real_run() -> Finding:
         return Finding(
             "ok" if history[-1]["loss"] < history[0]["loss"] else "bad", "a real run", found
         )
-
-
-def _end(run: pm.Run) -> None:
-    """Leave nothing behind: the folder is about to be removed."""
-    pid = run.coordinator_pid
-    run.close()
-    if pid is None:
-        return
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)  # stops in order, without waiting for viewers
-    deadline = time.monotonic() + 20
-    while _is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@contextmanager
-def _runs_in(folder: Path) -> Iterator[None]:
-    before = os.environ.get("PANTHERAML_RUNS")
-    os.environ["PANTHERAML_RUNS"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PANTHERAML_RUNS"]
-        else:
-            os.environ["PANTHERAML_RUNS"] = before

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pantheraml import _native
 from pantheraml.commands import Evaluation
+from pantheraml.errors import NotFoundError
 from pantheraml.following import Following
 from pantheraml.memory import Plan
 from pantheraml.record import Checkpoint, Event
+
+if TYPE_CHECKING:
+    from pantheraml.profiles import Profile
+    from pantheraml.steps import Program
 
 
 class Standing(Following):
@@ -57,6 +64,62 @@ class Standing(Following):
         """Memory by cause as planned; None until the plan is made."""
         plan = self._record.plan
         return None if plan is None else Plan.of(plan)
+
+    def program(self) -> Program:
+        """Every op of a step, explained, with shapes, FLOPs, bytes and the time it took.
+
+        Times are of the steps that the workers timed last (after the third, the tenth, the
+        thirtieth, … since they began); before that they are predicted.
+
+        Raises
+        ------
+        NotFoundError
+            There is no plan yet, or the model's folder is not on this machine.
+        """
+        from pantheraml.profiles import event_of
+        from pantheraml.steps import Program
+
+        with self._changed:
+            plan = self._record.plan
+        if plan is None:
+            raise NotFoundError(f"run {self.name} is {self.state} and has no plan yet")
+        levels = ("none", "norms", "attention", "layer")
+        limits = plan["limits"]
+        text = _native.program(
+            json.dumps(self.config),
+            (
+                limits["tokens"],
+                limits["docs"],
+                limits["labels"],
+                limits["max_doc"],
+                limits["generate_length"],
+            ),
+            choices=(
+                levels.index(plan["recompute"]),
+                plan["recompute_layers"],
+                plan["head_chunk"],
+                plan["pieces"],
+            ),
+        )
+        return Program.parse(text, event_of(self.events()))
+
+    def profile(self) -> Profile:
+        """Where the time of a step goes, op by op, beside what the machine can do.
+
+        Raises
+        ------
+        NotFoundError
+            No step was timed yet: the first are told of after the third step.
+        """
+        from pantheraml.profiles import Profile, event_of
+
+        event = event_of(self.events())
+        if event is None:
+            raise NotFoundError(
+                f"run {self.name} ({self.state}, step {self.step}) has no times yet: its workers "
+                "tell of them after their third step"
+            )
+        return Profile.of(self.program(), event)
 
     @property
     def doing(self) -> tuple[str, float] | None:

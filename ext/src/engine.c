@@ -73,13 +73,15 @@ static PyObject *check_run(PyObject *module, PyObject *argument)
 
 /* Arguments that plan and program have in common; false with an exception. */
 static bool parse_job(PyObject *args, PyObject *kwargs, const char *format, char **names,
-                      const char **text, Py_ssize_t *size, job *job, Py_ssize_t *available,
-                      int *json)
+                      const char **text, Py_ssize_t *size, job *job, Py_ssize_t *available)
 {
     pml_batch_limits *limits = &job->limits;
+    pml_plan_choices *choices = &job->plan.choices; /* asked for where the format says so */
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, text, size, &limits->tokens,
                                      &limits->docs, &limits->labels, &limits->max_doc,
-                                     &limits->generate_length, available, json))
+                                     &limits->generate_length, available, &choices->recompute,
+                                     &choices->recompute_layers, &choices->head_chunk,
+                                     &choices->pieces))
         return false;
     if (*available < 0) {
         PyErr_SetString(PyExc_ValueError, "available must not be negative");
@@ -126,7 +128,7 @@ static PyObject *engine_plan(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_ssize_t size;
     Py_ssize_t available = 0;
     job job = {0};
-    if (!parse_job(args, kwargs, "s#(iiiii)|n:plan", names, &text, &size, &job, &available, NULL))
+    if (!parse_job(args, kwargs, "s#(iiiii)|n:plan", names, &text, &size, &job, &available))
         return NULL;
     pml_error err = PML_ERROR_INIT;
     pml_status status;
@@ -136,28 +138,43 @@ static PyObject *engine_plan(PyObject *module, PyObject *args, PyObject *kwargs)
     return status == PML_OK ? plan_to_dict(&job.plan) : pmli_raise(pmli_state_of(module), &err);
 }
 
-PyDoc_STRVAR(program_doc, "program(config, limits, available=0, json=False)\n--\n\n"
-                          "Print the step program of plan(config, limits, available).");
+PyDoc_STRVAR(
+    program_doc,
+    "program(config, limits, available=0, choices=(0, 0, 0, 0))\n--\n\n"
+    "The step program of plan(config, limits, available) as a JSON document; with choices\n"
+    "(recompute, recompute_layers, head_chunk, pieces) that of an earlier plan, whose\n"
+    "limits these are.");
+
+static pml_status given_or_made(const char *text, size_t size, size_t available, job *job,
+                                pml_error *err)
+{
+    const pml_plan given = job->plan;
+    pml_status status = make_plan(text, size, given.choices.pieces > 0 ? 0 : available, job, err);
+    if (status == PML_OK && given.choices.pieces > 0) {
+        job->plan = given;
+        job->plan.limits = job->limits;
+    }
+    return status;
+}
 
 static PyObject *engine_program(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"config", "limits", "available", "json", NULL};
+    static char *names[] = {"config", "limits", "available", "choices", NULL};
     const char *text;
     Py_ssize_t size;
     Py_ssize_t available = 0;
-    int json = 0;
     job job = {0};
-    if (!parse_job(args, kwargs, "s#(iiiii)|np:program", names, &text, &size, &job, &available,
-                   &json))
+    if (!parse_job(args, kwargs, "s#(iiiii)|n(iiii):program", names, &text, &size, &job,
+                   &available))
         return NULL;
     pml_error err = PML_ERROR_INIT;
     char *printed = NULL;
     pml_status status;
     PyThreadState *gil = PyEval_SaveThread();
-    status = make_plan(text, (size_t)size, (size_t)available, &job, &err);
+    status = given_or_made(text, (size_t)size, (size_t)available, &job, &err);
     if (status == PML_OK)
-        status = pml_plan_print_program(&job.spec, &job.config, &job.plan, job.backend, json != 0,
-                                        &printed, &err);
+        status =
+            pml_plan_print_program(&job.spec, &job.config, &job.plan, job.backend, &printed, &err);
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);

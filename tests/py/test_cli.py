@@ -111,6 +111,10 @@ def test_plan_and_program(model: Path) -> None:
     program = shell("plan", str(model), "--max-length", "128", "--program").stdout
     for op in ("embed", "rmsnorm", "linear", "attention", "swiglu", "adamw"):
         assert op in program
+    nodes = json.loads(
+        shell("plan", str(model), "--max-length", "128", "--program", "--json").stdout
+    )
+    assert [s["name"] for s in nodes["segments"]][:2] == ["micro", "norm"]
     full = pm.plan(model, method="full", max_length=128)
     assert full.by_cause["optimizer"] > pm.plan(model, max_length=128).by_cause["optimizer"]
     assert "parameters" in str(full) and full._repr_html_().startswith("<pre>")

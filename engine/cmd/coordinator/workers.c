@@ -312,6 +312,7 @@ static void take_event(coordinator *c, worker *w, const pml_message *m)
     case PML_EVENT_eval:
     case PML_EVENT_sample:
     case PML_EVENT_progress:
+    case PML_EVENT_profile:
         emit(c, event, false);
         return;
     case PML_EVENT_checkpoint:

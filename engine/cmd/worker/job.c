@@ -369,6 +369,23 @@ static pml_status train_sample(job *j, const pml_generate_options *options, pml_
     return status;
 }
 
+/* ---- where the time goes ---- */
+
+static void train_timing(job *j, bool on)
+{
+    pml_stepper_timing(j->stepper, on);
+}
+
+static const pml_op_time *train_times(const job *j, int32_t *n_nodes)
+{
+    return pml_stepper_times(j->stepper, n_nodes);
+}
+
+static pml_status train_peak(job *j, double seconds, pml_peak *peak, pml_error *err)
+{
+    return pml_stepper_peak(j->stepper, seconds, peak, err);
+}
+
 /* ---- checkpoints ---- */
 
 static pml_status train_put(job *j, const pml_train_state *state, pml_train_state *whole,
@@ -422,6 +439,9 @@ const job_kind job_train = {
     .step = train_step,
     .evaluate = train_evaluate,
     .sample = train_sample,
+    .timing = train_timing,
+    .times = train_times,
+    .peak = train_peak,
     .put = train_put,
     .take = train_take,
     .go_back = train_go_back,

@@ -6,6 +6,7 @@
 
 #include "pml/json/messages.h"
 #include "pml/train/checkpoint.h"
+#include "pml/train/profile.h"
 
 typedef struct job job;
 
@@ -63,6 +64,11 @@ typedef struct job_kind {
     /* Loss sum and labelled tokens of this rank's part of the held-out data. */
     pml_status (*evaluate)(job *j, double *loss_sum, double *labels, pml_error *err);
     pml_status (*sample)(job *j, const pml_generate_options *options, pml_error *err);
+
+    /* As pml_stepper_timing, _times and _peak. NULL, all three: the job has no ops. */
+    void (*timing)(job *j, bool on);
+    const pml_op_time *(*times)(const job *j, int32_t *n_nodes);
+    pml_status (*peak)(job *j, double seconds, pml_peak *peak, pml_error *err);
 
     /* Snapshot to memory of payload_bytes, on this thread; whole: state, with what take fills in.
      */

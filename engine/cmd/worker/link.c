@@ -130,6 +130,11 @@ void link_event(worker_link *l, pml_message *event)
     link_report(l, link_wrap(event));
 }
 
+void link_drain(worker_link *l)
+{
+    outbox_drain(l->outbox);
+}
+
 void link_discard(worker_link *l, order *o)
 {
     outbox_discard(l->outbox, o->args);

@@ -35,6 +35,8 @@ void link_event(worker_link *link, pml_message *event);
 typedef pml_message *(*link_writer)(const void *facts);
 void link_post(worker_link *link, link_writer write, const void *facts, size_t bytes);
 pml_message *link_wrap(pml_message *event); /* a report of that event; takes it */
+/* Wait until all that was queued before has been sent. */
+void link_drain(worker_link *link);
 
 /* What beats say. Thread-safe. */
 void link_set_step(worker_link *link, int64_t step);

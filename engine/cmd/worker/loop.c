@@ -209,6 +209,8 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
                     .weight_decay = l->state.weight_decay,
                     .max_grad_norm = l->state.max_grad_norm,
                     .labels = h->labels};
+    if (l->rank == 0)
+        timing_before(&l->timing, l->kind, l->j, l->link);
     pml_status status = l->kind->step(l->j, &u, &result, err);
     if (status != PML_OK)
         return status;
@@ -217,6 +219,11 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     l->last_seconds = pml_clock_monotonic() - begin;
     pulse_step(link_pulse(l->link), l->last_seconds);
     report_step(l, h, &u, &result);
+    if (l->rank == 0)
+        status = timing_after(&l->timing, l->kind, l->j, l->link, u.step, h->tokens,
+                              l->last_seconds, err);
+    if (status != PML_OK)
+        return status;
     char text[320];
     if (h->labels == 0) { /* rows whose labels are all -100, or were cut off */
         snprintf(text, sizeof text,

@@ -6,6 +6,7 @@
 #include "keeper.h"
 #include "link.h"
 #include "saver.h"
+#include "timing.h"
 
 typedef struct loop {
     const job_kind *kind;
@@ -28,6 +29,7 @@ typedef struct loop {
     bool finished;       /* the last step is made: serving */
     int64_t evaluated;   /* step of the last evaluation, -1 */
     double last_seconds;
+    timing timing; /* rank 0 */
 } loop;
 
 /* From go to the end. On failure the coordinator has been told nothing yet. */

@@ -1,11 +1,7 @@
-/* The program for people to read: as text, and as JSON for tools. */
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
+/* The program as JSON, for tools and for those who make a table of it. */
 #include "build.h"
 #include "pml/json/json.h"
+#include "pml/plan/rates.h"
 
 typedef struct row {
     const pml_node *node;
@@ -22,84 +18,6 @@ static row row_at(const pml_program *p, pml_segment segment, int32_t index)
     pml_program_bind(p, r.node, (void *)(uintptr_t)PMLI_ALIGN, &counts, &r.args);
     r.cost = pml_node_cost(r.node->op, &r.args);
     return r;
-}
-
-/* 1234567 as "1.2 M": three significant places, in a small buffer. */
-static const char *short_number(double value, char out[16])
-{
-    static const char *const units[] = {"", " K", " M", " G", " T", " P"};
-    int unit = 0;
-    while (value >= 1000 && unit < 5) {
-        value /= 1000;
-        unit++;
-    }
-    snprintf(out, 16, value < 10 && unit > 0 ? "%.1f%s" : "%.0f%s", value, units[unit]);
-    return out;
-}
-
-static bool is_workspace(const row *r, int operand)
-{
-    return (r->info->signature[operand] | 0x20) == 'w';
-}
-
-static void print_row(FILE *out, const row *r, int32_t number)
-{
-    char flops[16], bytes[16], label[64], layer[16] = "";
-    if (r->node->layer >= 0)
-        snprintf(layer, sizeof layer, "%d", r->node->layer);
-    snprintf(label, sizeof label, "%s%s", r->node->label, r->node->again ? " (again)" : "");
-    fprintf(out, "%5d  %5s  %-24s %-13s %8s %8s ", number, layer, label, r->info->name,
-            short_number(r->cost.flops, flops), short_number(r->cost.bytes, bytes));
-    const pml_view *views = pml_op_views((pml_op_args *)&r->args);
-    for (int v = 0; v < r->info->n_views; v++)
-        if (views[v].data != NULL && !is_workspace(r, v))
-            fprintf(out, " %s[%lld,%lld]", r->info->operands[v], (long long)views[v].rows,
-                    (long long)views[v].cols);
-    fputc('\n', out);
-}
-
-static void print_memory(FILE *out, const pml_plan *plan)
-{
-    fprintf(out, "memory, MiB:");
-    for (int c = 0; c < PML_CAUSE_COUNT; c++)
-        if (plan->by_cause[c] > 0)
-            fprintf(out, " %s %.1f", pml_cause_name((pml_cause)c),
-                    (double)plan->by_cause[c] / (1 << 20));
-    fprintf(out, "; total %.1f\n", (double)plan->total / (1 << 20));
-    fprintf(out,
-            "batch: %d tokens, %d documents, %d labels; recomputed: %s in %d layers; head chunk %d "
-            "rows; pieces %d\n",
-            plan->limits.tokens, plan->limits.docs, plan->limits.labels,
-            pml_recompute_name((pml_recompute)plan->choices.recompute),
-            plan->choices.recompute_layers, plan->choices.head_chunk, plan->choices.pieces);
-}
-
-static void print_text(FILE *out, const pml_program *p, const pml_plan *plan)
-{
-    char flops[16], bytes[16];
-    print_memory(out, plan);
-    bool explained[PML_OP_COUNT] = {false};
-    for (int s = 0; s < PML_SEGMENT_COUNT; s++) {
-        if (p->segments[s].first == p->segments[s].end)
-            continue;
-        pml_cost sum = {0, 0};
-        fprintf(out, "\n%s\n%5s  %5s  %-24s %-13s %8s %8s  operands\n",
-                pml_segment_name((pml_segment)s), "node", "layer", "what", "op", "FLOPs", "bytes");
-        for (int32_t n = p->segments[s].first; n < p->segments[s].end; n++) {
-            row r = row_at(p, (pml_segment)s, n);
-            print_row(out, &r, n);
-            explained[r.node->op] = true;
-            sum.flops += r.cost.flops;
-            sum.bytes += r.cost.bytes;
-        }
-        fprintf(out, "%5s  %5s  %-24s %-13s %8s %8s\n", "", "", "sum", "",
-                short_number(sum.flops, flops), short_number(sum.bytes, bytes));
-    }
-    fprintf(out, "\nops\n");
-    for (int op = 0; op < PML_OP_COUNT; op++)
-        if (explained[op])
-            fprintf(out, "  %-13s %s\n", pml_op_describe((pml_op)op)->name,
-                    pml_op_describe((pml_op)op)->sentence);
 }
 
 static void put_tensors(pml_json_writer *w, const pml_program *p)
@@ -125,9 +43,10 @@ static void put_tensors(pml_json_writer *w, const pml_program *p)
     pml_json_end(w);
 }
 
-static void put_node(pml_json_writer *w, const row *r)
+static void put_node(pml_json_writer *w, const row *r, int32_t number, const pml_rates *rates)
 {
     pml_json_begin_object(w, NULL);
+    pml_json_put_int(w, "node", number);
     pml_json_put_string(w, "op", r->info->name);
     pml_json_put_string(w, "label", r->node->label);
     if (r->node->layer >= 0)
@@ -135,6 +54,7 @@ static void put_node(pml_json_writer *w, const row *r)
     pml_json_put_bool(w, "again", r->node->again);
     pml_json_put_double(w, "flops", r->cost.flops);
     pml_json_put_double(w, "bytes", r->cost.bytes);
+    pml_json_put_double(w, "predicted", pml_rates_seconds(rates, r->node->op, r->cost));
     pml_json_begin_array(w, "operands");
     const pml_view *views = pml_op_views((pml_op_args *)&r->args);
     for (int v = 0; v < r->info->n_views; v++) {
@@ -177,8 +97,8 @@ static void put_plan(pml_json_writer *w, const pml_plan *plan)
     pml_json_put_double(w, "bytes", plan->bytes);
 }
 
-static pml_status print_json(const pml_program *p, const pml_plan *plan, char **text,
-                             pml_error *err)
+static pml_status print_json(const pml_program *p, const pml_plan *plan, const pml_rates *rates,
+                             char **text, pml_error *err)
 {
     pml_json_writer *w = NULL;
     pml_status status = pml_json_writer_new(&w, err);
@@ -199,7 +119,7 @@ static pml_status print_json(const pml_program *p, const pml_plan *plan, char **
         pml_json_begin_array(w, "nodes");
         for (int32_t n = p->segments[s].first; n < p->segments[s].end; n++) {
             row r = row_at(p, (pml_segment)s, n);
-            put_node(w, &r);
+            put_node(w, &r, n, rates);
         }
         pml_json_end(w);
         pml_json_end(w);
@@ -212,32 +132,17 @@ static pml_status print_json(const pml_program *p, const pml_plan *plan, char **
 }
 
 pml_status pml_plan_print_program(const pml_model_spec *spec, const pml_train_config *config,
-                                  const pml_plan *plan, const pml_backend *backend, bool json,
-                                  char **text, pml_error *err)
+                                  const pml_plan *plan, const pml_backend *backend, char **text,
+                                  pml_error *err)
 {
     *text = NULL;
+    pml_rates rates;
     pml_program *program = NULL;
-    pml_status status = pml_plan_build(plan, spec, config, backend, &program, err);
-    if (status != PML_OK)
-        return status;
-    if (json) {
-        status = print_json(program, plan, text, err);
-        goto cleanup;
-    }
-    size_t size = 0;
-    FILE *out = open_memstream(text, &size);
-    if (out == NULL) {
-        status = PML_FAIL(err, PML_NO_MEMORY, "no host memory to print the program");
-        goto cleanup;
-    }
-    print_text(out, program, plan);
-    bool failed = ferror(out) != 0;
-    if (fclose(out) != 0 || failed) {
-        free(*text);
-        *text = NULL;
-        status = PML_FAIL(err, PML_NO_MEMORY, "no host memory to print the program");
-    }
-cleanup:
+    pml_status status = pml_rates_get(backend->name, &rates, err);
+    if (status == PML_OK)
+        status = pml_plan_build(plan, spec, config, backend, &program, err);
+    if (status == PML_OK)
+        status = print_json(program, plan, &rates, text, err);
     pml_program_destroy(&program);
     return status;
 }

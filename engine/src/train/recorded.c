@@ -74,7 +74,7 @@ static pml_status record(pml_stepper *s, pmli_recorded *slot, pml_error *err)
 pml_status pmli_run_recorded(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                              pml_error *err)
 {
-    if (!records(s))
+    if (!records(s) || s->timing)
         return pmli_run_segment(s, segment, counts, err);
     pmli_recorded *slot = slot_of(s, segment, counts);
     bool first = slot->last_used == 0;

@@ -21,11 +21,16 @@ static pml_status download(pml_stepper *s, int32_t tensor, void *to, size_t byte
                                 err);
 }
 
+bool pmli_is_shared(const pml_stepper *s)
+{
+    return s->comm != NULL && pml_comm_world(s->comm) > 1;
+}
+
 /* Sum over workers, in pieces that pass through host memory; the collective adds in rank order, so
  * that cutting does not change a bit. A collective between devices takes the whole view instead. */
 static pml_status reduce(pml_stepper *s, const pml_view *x, pml_error *err)
 {
-    if (s->comm == NULL || pml_comm_world(s->comm) == 1)
+    if (!pmli_is_shared(s))
         return PML_OK;
     char *at = x->data;
     for (size_t left = (size_t)x->cols; left > 0;) {
@@ -48,24 +53,33 @@ static pml_status reduce(pml_stepper *s, const pml_view *x, pml_error *err)
     return PML_OK;
 }
 
+pml_status pmli_run_node(pml_stepper *s, const pml_node *node, const pml_op_args *args,
+                         pml_error *err)
+{
+    if (s->move != NULL)
+        s->move(s->user);
+    pml_status status = node->op == PML_OP_allreduce
+                            ? reduce(s, &args->allreduce.x, err)
+                            : pml_op_run(s->backend, node->op, s->queue, args, err);
+    if (status == PML_OK)
+        return status;
+    return node->layer >= 0 ? pml_error_prefix(err, "%s, layer %d", node->label, node->layer)
+                            : pml_error_prefix(err, "%s", node->label);
+}
+
 /* Nodes are bound anew each time: that is some hundred small copies. */
 pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                             pml_error *err)
 {
     const pml_program *p = s->program;
+    if (s->timing)
+        return pmli_run_timed(s, segment, counts, err);
     for (int32_t n = p->segments[segment].first; n < p->segments[segment].end; n++) {
-        const pml_node *node = &p->nodes[n];
         pml_op_args args;
-        if (s->move != NULL)
-            s->move(s->user);
-        pml_program_bind(p, node, s->arena, counts, &args);
-        pml_status status = node->op == PML_OP_allreduce
-                                ? reduce(s, &args.allreduce.x, err)
-                                : pml_op_run(s->backend, node->op, s->queue, &args, err);
+        pml_program_bind(p, &p->nodes[n], s->arena, counts, &args);
+        pml_status status = pmli_run_node(s, &p->nodes[n], &args, err);
         if (status != PML_OK)
-            return node->layer >= 0
-                       ? pml_error_prefix(err, "%s, layer %d", node->label, node->layer)
-                       : pml_error_prefix(err, "%s", node->label);
+            return status;
     }
     return PML_OK;
 }

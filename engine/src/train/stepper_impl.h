@@ -3,6 +3,7 @@
 #define PML_TRAIN_STEPPER_IMPL_H
 
 #include "pml/plan/program.h"
+#include "pml/train/profile.h"
 #include "pml/train/stepper.h"
 
 /* What a segment's graph was recorded for. Where the backend records, batches are padded to a few
@@ -38,6 +39,9 @@ struct pml_stepper {
     int32_t rope_length; /* that of the training steps so far, see pmli_rope_for_training */
     int32_t rope_made;   /* that of the table in the arena */
     float *angles;       /* host memory the table is made in; NULL where it never changes */
+
+    bool timing;        /* segments run node by node between marks, and */
+    pml_op_time *times; /* … what each node of the program took is added up here */
 
     bool runtime_measured;
     pmli_recorded recorded[PMLI_RECORDED];
@@ -77,6 +81,15 @@ void pmli_drop_recorded(pml_stepper *s);
 /* Run all nodes of a segment for live counts. */
 pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                             pml_error *err);
+
+/* Whether there are other workers to sum gradients with. */
+bool pmli_is_shared(const pml_stepper *s);
+/* One node with its arguments; an error names it. */
+pml_status pmli_run_node(pml_stepper *s, const pml_node *node, const pml_op_args *args,
+                         pml_error *err);
+/* pmli_run_segment between marks (profile.c). */
+pml_status pmli_run_timed(pml_stepper *s, pml_segment segment, const pml_counts *counts,
+                          pml_error *err);
 
 /* Host → tensor, whole or its first `bytes`. The source must live until the next sync. */
 pml_status pmli_upload(pml_stepper *s, int32_t tensor, const void *from, size_t bytes,

@@ -63,9 +63,10 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     s->logits = calloc((size_t)p->generate_rows * (size_t)s->spec.vocab, sizeof *s->logits);
     s->chosen = calloc(pmli_choose_scratch(s->spec.vocab), sizeof *s->chosen);
     s->said = calloc((size_t)l->generate_length + 1, sizeof *s->said);
+    s->times = calloc((size_t)p->n_nodes, sizeof *s->times);
     s->trained = calloc((size_t)p->n_parameters, sizeof *s->trained);
     if (s->staged == NULL || s->places == NULL || s->reduced == NULL || s->logits == NULL ||
-        s->chosen == NULL || s->said == NULL || s->trained == NULL)
+        s->chosen == NULL || s->said == NULL || s->times == NULL || s->trained == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the stepper's buffers");
     for (int32_t i = 0; i < p->n_parameters; i++) {
         if (!p->parameters[i].trained)
@@ -129,6 +130,7 @@ void pml_stepper_destroy(pml_stepper **stepper)
         s->backend->close(&s->device);
     pml_program_destroy(&s->program);
     free(s->angles);
+    free(s->times);
     free(s->trained);
     free(s->staged);
     free(s->places);

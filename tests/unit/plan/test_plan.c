@@ -382,15 +382,10 @@ static void test_print(void **state)
     pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
     assert_int_equal(plan_within(0, &plan, &err), PML_OK);
     char *text;
-    assert_int_equal(
-        pml_plan_print_program(&small, &config, &plan, pml_backend_cpu(), false, &text, &err),
-        PML_OK);
+    assert_int_equal(pml_plan_print_program(&small, &config, &plan, pml_backend_cpu(), &text, &err),
+                     PML_OK);
     assert_non_null(strstr(text, "attention backward"));
     assert_non_null(strstr(text, pml_op_describe(PML_OP_swiglu)->sentence));
-    free(text);
-    assert_int_equal(
-        pml_plan_print_program(&small, &config, &plan, pml_backend_cpu(), true, &text, &err),
-        PML_OK);
     pml_json *document;
     assert_int_equal(
         pml_json_parse(text, strlen(text), "program", &pml_json_file_limits, &document, &err),

@@ -80,10 +80,13 @@ pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *co
  */
 pml_batch_limits pml_piece_limits(const pml_batch_limits *limits, int32_t pieces);
 
-/* The program of that plan as text: one line an op with shapes, FLOPs, bytes and its sentence.
- * *text is malloc'ed, the caller frees it. json: a JSON document instead. */
+/* The program of that plan as a JSON document: the plan's numbers, a sentence for each kind of op,
+ * tensors with their places, and every node with shapes, FLOPs, bytes, and seconds by the table of
+ * rates. Of the plan only choices and limits need be there. *text is malloc'ed, the caller frees
+ * it.
+ */
 pml_status pml_plan_print_program(const pml_model_spec *spec, const pml_train_config *config,
-                                  const pml_plan *plan, const pml_backend *backend, bool json,
-                                  char **text, pml_error *err);
+                                  const pml_plan *plan, const pml_backend *backend, char **text,
+                                  pml_error *err);
 
 #endif

@@ -1,0 +1,88 @@
+"""The step program and its times, of plans and of runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pantheraml as pm
+import pytest
+from test_cli import shell
+
+Start = Callable[..., pm.Run]
+
+
+def test_a_program_explains_every_op(model: Path) -> None:
+    program = pm.program(model, max_length=32, per_device_train_batch_size=2, packing=False)
+    assert program.steps == 0 and "predicted" in repr(program)
+    assert all(op.sentence.endswith(".") and op.predicted > 0 for op in program)
+    assert all(op.seconds is None and op.calls == 0 for op in program)
+    down = next(op for op in program if op.label == "down" and op.layer == 1)
+    # 64 tokens through [64, 128] and an adapter of rank 16.
+    assert down.flops == 2 * 64 * (64 * 128 + 16 * 128 + 64 * 16)
+    assert down.shapes["x"] == (64, 128) and down.shapes["w"] == (64, 128)
+    rows = program.rows()
+    assert len(rows) == len(program) and rows[down.node]["label"] == "down"
+    text, html = str(program), program._repr_html_()
+    for sentence in program.sentences().values():
+        assert sentence in text and escape(sentence) in html
+
+
+def test_times_of_a_run(start: Start, tmp_path: Path) -> None:
+    rows = [{"input_ids": [i % 7 + 3] * 32, "labels": [i % 7 + 3] * 32} for i in range(16)]
+    run = start(
+        rows, max_steps=12, max_length=32, gradient_accumulation_steps=2, generate_length=32
+    )
+    run.wait(60)
+    program, profile = run.program(), run.profile()
+    # Steps 4 to 10: the mark is the tenth, and the third was the one before.
+    assert (program.step, program.steps) == (10, 7) == (profile.step, profile.steps)
+    calls = {op.node: op.calls for op in program if op.seconds is not None}
+    assert {op.segment for op in program if op.node in calls} == {
+        "micro",
+        "norm",
+        "update",
+        "clear",
+    }
+    assert {calls[op.node] for op in program if op.segment == "micro"} == {2}
+    assert {calls[op.node] for op in program if op.label == "clip"} == {1}
+    down = next(op for op in program if op.label == "down" and op.layer == 1)
+    assert down.flops == 2 * 64 * (64 * 128 + 16 * 128 + 64 * 16) and (down.seconds or 0) > 0
+    # Ops are part of the step, one after another.
+    steps = [row for row in run.history if 4 <= row["step"] <= 10]
+    assert profile.seconds == pytest.approx(sum(row["seconds"] for row in steps) / 7)
+    assert profile.tokens == 128
+    assert sum(op.seconds for op in profile.ops) <= profile.seconds
+    assert profile.gemm_flops > 0 and profile.copy_bytes > 0
+    work = sum(op.flops * op.seconds for op in profile.ops)
+    assert profile.of_peak == pytest.approx(work / profile.seconds / profile.gemm_flops)
+    assert profile.ops[0].label in str(profile) and profile.ops[0].label in profile._repr_html_()
+    trace = json.loads(profile.to_trace(tmp_path / "trace.json").read_text())["traceEvents"]
+    spans = [event for event in trace if event["tid"] == 1]
+    assert len(spans) == len(calls) and all(event["ph"] == "X" for event in spans)
+    for one, next_one in zip(spans, spans[1:], strict=False):
+        assert next_one["ts"] == pytest.approx(one["ts"] + one["dur"])
+    # The same of the shell, and of the log alone.
+    run.stop(wait=True)
+    made = shell("profile", str(run.folder), "--json")
+    assert [row["label"] for row in json.loads(made.stdout)] == [op.label for op in profile.ops]
+
+
+def test_a_run_that_timed_nothing_says_so(start: Start) -> None:
+    run = start(max_steps=2).wait(60)
+    with pytest.raises(pm.NotFoundError, match="after their third step"):
+        run.profile()
+    assert run.program().steps == 0
+
+
+def test_profile_of_a_model(model: Path, runs: Path) -> None:
+    settings: dict[str, Any] = {"max_length": 32, "per_device_train_batch_size": 2}
+    made = pm.profile(model, method="full", threads=1, **settings)
+    assert made.tokens == 64 and made.step == 10
+    assert "with decay" in {op.label for op in made.ops}
+    assert not runs.exists()
+    with pytest.raises(TypeError, match="max_length"):
+        pm.profile(model, maxlength=3)
