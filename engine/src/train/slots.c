@@ -28,7 +28,7 @@ struct pml_slots {
     size_t bytes; /* of a payload */
     header *header;
     int writing; /* slot, -1: none */
-    void *mapping;
+    char *mapping[SLOTS];
 };
 
 static size_t up_to_page(size_t bytes)
@@ -144,6 +144,16 @@ static pml_status prepare(pml_slots *s, pml_error *err)
     return PML_OK;
 }
 
+static pml_status map_slot(pml_slots *s, int slot, pml_error *err)
+{
+    void *mapping =
+        mmap(NULL, slot_bytes(s->bytes), PROT_NONE, MAP_SHARED, s->fd, slot_at(s->bytes, slot));
+    if (mapping == MAP_FAILED)
+        return PML_FAIL(err, PML_NO_MEMORY, "cannot map a snapshot: %s", strerror(errno));
+    s->mapping[slot] = mapping;
+    return PML_OK;
+}
+
 pml_status pml_slots_open(int fd, size_t bytes, pml_slots **out, pml_error *err)
 {
     *out = NULL;
@@ -152,17 +162,22 @@ pml_status pml_slots_open(int fd, size_t bytes, pml_slots **out, pml_error *err)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the snapshots");
     *s = (pml_slots){.fd = fd, .bytes = bytes, .writing = -1};
     pml_status status = prepare(s, err);
+    for (int i = 0; status == PML_OK && i < SLOTS; i++)
+        status = map_slot(s, i, err);
     if (status != PML_OK)
         pml_slots_close(&s);
     *out = s;
     return status;
 }
 
-static void unmap_writing(pml_slots *s)
+/* The slot keeps its addresses, for nothing is mapped between steps, but not its pages, which are
+ * the memory's and no longer counted as ours, and nobody can write there. */
+static void leave_writing(pml_slots *s)
 {
-    if (s->mapping != NULL)
-        munmap(s->mapping, slot_bytes(s->bytes));
-    s->mapping = NULL;
+    if (s->writing >= 0) {
+        madvise(s->mapping[s->writing], slot_bytes(s->bytes), MADV_DONTNEED);
+        mprotect(s->mapping[s->writing], slot_bytes(s->bytes), PROT_NONE);
+    }
     s->writing = -1;
 }
 
@@ -172,7 +187,9 @@ void pml_slots_close(pml_slots **out)
     *out = NULL;
     if (s == NULL)
         return;
-    unmap_writing(s);
+    for (int i = 0; i < SLOTS; i++)
+        if (s->mapping[i] != NULL)
+            munmap(s->mapping[i], slot_bytes(s->bytes));
     if (s->header != NULL)
         munmap(s->header, PAGE);
     free(s);
@@ -180,16 +197,13 @@ void pml_slots_close(pml_slots **out)
 
 pml_status pml_slots_begin(pml_slots *s, void **payload, pml_error *err)
 {
-    unmap_writing(s); /* one that was begun and never committed */
+    leave_writing(s); /* one that was begun and never committed */
     int slot = newest(s->header, INT64_MAX) == 0 ? 1 : 0;
-    void *mapping = mmap(NULL, slot_bytes(s->bytes), PROT_READ | PROT_WRITE, MAP_SHARED, s->fd,
-                         slot_at(s->bytes, slot));
-    if (mapping == MAP_FAILED)
-        return PML_FAIL(err, PML_NO_MEMORY, "cannot map a snapshot: %s", strerror(errno));
+    if (mprotect(s->mapping[slot], slot_bytes(s->bytes), PROT_READ | PROT_WRITE) != 0)
+        return PML_FAIL(err, PML_NO_MEMORY, "cannot open a snapshot: %s", strerror(errno));
     atomic_store(&s->header->slots[slot].order, 0);
-    s->mapping = mapping;
     s->writing = slot;
-    *payload = (char *)mapping + up_to_page(sizeof(pml_train_state));
+    *payload = s->mapping[slot] + up_to_page(sizeof(pml_train_state));
     return PML_OK;
 }
 
@@ -197,10 +211,10 @@ void pml_slots_commit(pml_slots *s, const pml_train_state *state)
 {
     slot_head *mine = &s->header->slots[s->writing];
     int64_t before = atomic_load(&s->header->slots[1 - s->writing].order);
-    memcpy(s->mapping, state, sizeof *state);
+    memcpy(s->mapping[s->writing], state, sizeof *state);
     mine->step = state->step;
     atomic_store(&mine->order, before + 1); /* after all of it: sequentially consistent */
-    unmap_writing(s);
+    leave_writing(s);
 }
 
 /* ---- reading ---- */

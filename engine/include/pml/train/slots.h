@@ -26,9 +26,9 @@ typedef struct pml_slots pml_slots;
 pml_status pml_slots_open(int fd, size_t bytes, pml_slots **slots, pml_error *err);
 void pml_slots_close(pml_slots **slots);
 
-/* Map the payload of the slot that is not the newest; it holds nothing until pml_slots_commit. It
- * is mapped only in between, so that it is no part of the process's resident memory, and a stray
- * write cannot reach it. */
+/* The payload of the slot that is not the newest; it holds nothing until pml_slots_commit. It can
+ * be written, and is part of the process's resident memory, only in between: no stray write reaches
+ * a snapshot. Maps nothing. */
 pml_status pml_slots_begin(pml_slots *slots, void **payload, pml_error *err);
 /* The payload is whole: it is the newest from now on. Unmaps. */
 void pml_slots_commit(pml_slots *slots, const pml_train_state *state);
