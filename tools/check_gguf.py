@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 from pantheraml.tiny import TinyLlama
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 FIXTURES = Path(__file__).parent.parent / "tests" / "parity" / "fixtures"
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -62,12 +62,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
-    "qwen2": ("qwen2-window-lora", {"use_sliding_window": False, "rope_parameters": None}),
     "llama-linear": (
         "llama-untied-lora",
         {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
     ),
 }
+#: A family each, with a tokenizer.
+TINY = ("tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3")
 Logits = np.ndarray[Any, np.dtype[Any]]
 TEXTS = ["3 plus 4 is ", "Hello,  world!\n\n  12345 don't", "caf\u00e9 \u4f60\u597d <|im_end|> x"]
 
@@ -103,6 +104,7 @@ def ask(python: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def fixture_run(name: str, folder: Path) -> tuple[pm.Run, list[int]]:
     """Train a parity fixture as its case says; the run and its prompt."""
+    variant = name
     name, changes = VARIANTS.get(name, (name, {}))
     case = json.loads((FIXTURES / name / "case.json").read_text())
     shard = load_file(FIXTURES / name / "rows.safetensors")
@@ -117,7 +119,7 @@ def fixture_run(name: str, folder: Path) -> tuple[pm.Run, list[int]]:
         settings["lora"] = pm.LoRA(init=FIXTURES / name / "adapter")
     model = FIXTURES / name / "model"
     if changes:
-        model = folder / f"{name}-changed"
+        model = folder / f"{variant}-model"
         shutil.copytree(FIXTURES / name / "model", model)
         config = json.loads((model / "config.json").read_text()) | changes
         (model / "config.json").write_text(json.dumps(config))
@@ -126,12 +128,32 @@ def fixture_run(name: str, folder: Path) -> tuple[pm.Run, list[int]]:
     return run.wait(120), prompt
 
 
-def tiny_run(folder: Path) -> tuple[pm.Run, list[int]]:
+def tiny_model(folder: Path, family: str) -> Path:
+    """Write a model with a tokenizer, whose matrices' rows are whole blocks of q8_0."""
+    model = TinyLlama(hidden=96, heads=3, kv_heads=1, intermediate=160).write(folder / family)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": family, "sliding_window": None, "use_sliding_window": False}
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    random = np.random.default_rng(3)
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}.self_attn."
+        more = {"qwen2": ("q_proj.bias", "k_proj.bias", "v_proj.bias"),
+                "qwen3": ("q_norm.weight", "k_norm.weight")}.get(family, ())  # fmt: skip
+        for name in more:
+            size = 96 if name == "q_proj.bias" else 32
+            drawn = random.standard_normal(size) * 0.1 + ("norm" in name)
+            tensors[at + name] = drawn.astype(np.float32)
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    return model
+
+
+def tiny_run(folder: Path, family: str) -> tuple[pm.Run, list[int]]:
     """Train a model with a tokenizer."""
-    model = TinyLlama(hidden=96, heads=3, kv_heads=1, intermediate=160).write(folder / "tiny")
+    model = tiny_model(folder, family)
     rows = [{"text": f"{a} plus {b} is {a + b}. and so on"} for a in range(9) for b in range(9)]
     run = pm.finetune(
-        model, rows, max_steps=60, max_length=64, packing=False, learning_rate=3e-3, name="tiny"
+        model, rows, max_steps=60, max_length=64, packing=False, learning_rate=3e-3, name=family
     )
     return run.wait(120), list(TEXTS[0].encode())
 
@@ -167,7 +189,10 @@ def compare(
 
 def check(python: str, name: str, folder: Path, count: int) -> bool:
     """One model in every type; whether each file is the run, as far as its type can tell."""
-    run, prompt = tiny_run(folder) if name == "tiny" else fixture_run(name, folder)
+    tiny = name.startswith("tiny-")
+    run, prompt = (
+        tiny_run(folder, name.removeprefix("tiny-")) if tiny else fixture_run(name, folder)
+    )
     ours = run.sample(input_ids=prompt, max_new_tokens=count).token_ids
     config = json.loads((Path(run.config["model"]) / "config.json").read_text())
     ours = ours[: comparable(config, len(prompt), len(ours))]
@@ -180,7 +205,7 @@ def check(python: str, name: str, folder: Path, count: int) -> bool:
             return True
         request = {
             "path": str(made), "prompt": prompt, "tokens": ours, "context": 256,
-            "texts": TEXTS if name == "tiny" else [],
+            "texts": TEXTS if tiny else [],
         }  # fmt: skip
         answer = ask(python, request)
         logits = np.array(answer["logits"])
@@ -213,7 +238,7 @@ def main() -> int:
     print(f"{'model':22} type  tokens      logits apart, read back by us")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PANTHERAML_RUNS"] = str(Path(folder) / "runs")
-        for name in args.cases or [*found, *VARIANTS, "tiny"]:
+        for name in args.cases or [*found, *VARIANTS, *TINY]:
             good = check(args.llama, name, Path(folder), args.tokens) and good
     return 0 if good else 1
 
