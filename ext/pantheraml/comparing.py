@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 #: Of run.json: what says which run it is, not how it was made.
 _OWN = {"format", "name", "created", "version", "identity", "prepare", "train_data", "eval_data"}
-_CELL = 'style="text-align:left;padding:2px 14px 2px 0;vertical-align:top"'
+_CELL = 'style="text-align:left;padding:2px 14px 2px 0;white-space:nowrap"'
 
 
 class Comparison:
@@ -143,8 +143,9 @@ class Comparison:
         return (
             '<div class="pml-compare" style="color:var(--jp-ui-font-color1,inherit);'
             f'font-family:sans-serif;font-size:13px">{chart_svg("Loss", curves)}'
-            f'{chart_svg("Held-out loss", held_out)}<table style="border-collapse:collapse">'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f'{chart_svg("Held-out loss", held_out)}<div style="overflow-x:auto">'
+            f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div></div>"
         )
 
     def _labels(self) -> list[str]:

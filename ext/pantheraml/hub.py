@@ -28,6 +28,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
         raise InvalidError(f"model must be a folder or a name on the hub, it is {model!r}")
     path = Path(model).expanduser()
     if path.is_dir():
+        _refuse_adapter(path)
         return path.absolute()
     name = os.fspath(model)
     if path.is_file():
@@ -37,6 +38,15 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     if name.count("/") > 1 or not name.strip("/"):
         raise NotFoundError(f"model: there is no folder {name}, and it is no hub name (owner/name)")
     return _fetch(name)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
+        return
+    raise InvalidError(
+        f"model: {folder} is an adapter; give the model that it sits on, and "
+        "lora=pm.LoRA(init=…) with this folder to train it further"
+    )
 
 
 def _fetch(name: str) -> Path:

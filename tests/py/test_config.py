@@ -278,12 +278,17 @@ def test_bad_sources_leave_no_run(
         ({"model": None}, "model must be a folder or a name"),
         ({"model": ""}, "model must be a folder or a name"),
         ({"model": "config.json"}, "is a file; give the folder"),
+        ({"model": "adapter"}, "is an adapter; give the model that it sits on"),
     ],
 )
 def test_bad_settings_leave_no_run(
-    settings: dict[str, Any], words: str, runs: Path, model: Path
+    settings: dict[str, Any], words: str, runs: Path, model: Path, tmp_path: Path
 ) -> None:
     given = {"model": model} | settings
+    if given["model"] == "adapter":
+        given["model"] = tmp_path / "adapter"
+        given["model"].mkdir()
+        (given["model"] / "adapter_config.json").write_text("{}")
     if given["model"] == "config.json":
         given["model"] = model / "config.json"
     with pytest.raises(pm.InvalidError, match=words):
