@@ -14,23 +14,7 @@ static pml_status check(const pml_nf4_dequantise_args *a, pml_error *err)
     pmli_check c = pmli_check_begin(PML_OP_nf4_dequantise, err);
     pmli_need_any(&c, "y", &a->y, PMLI_ANY, PMLI_ANY);
     pmli_need_float(&c, "y", &a->y);
-    pmli_need_that(&c, a->y.ld == a->y.cols && a->y.cols > 0, "operand 'y' must have no border");
-    pmli_need_that(&c, a->parts >= 1 && a->parts <= PML_LINEAR_MAX_PARTS, "%d parts", a->parts);
-    int64_t rows = 0, codes = 0, blocks = 0, nested = 0;
-    for (int p = 0; c.status == PML_OK && p < a->parts; p++) {
-        int64_t n = a->part_rows[p] * a->y.cols;
-        pmli_need_that(&c, a->part_rows[p] > 0, "part_rows[%d] is %d", p, a->part_rows[p]);
-        rows += a->part_rows[p];
-        codes += pml_nf4_codes(n);
-        blocks += pml_nf4_blocks(n);
-        nested += pml_nf4_nested(n);
-    }
-    pmli_need_that(&c, rows == a->y.rows, "part_rows add up to %lld, operand 'y' has %lld rows",
-                   (long long)rows, (long long)a->y.rows);
-    PMLI_NEED(&c, a, codes, 1, codes, PML_U8);
-    PMLI_NEED(&c, a, absmax, 1, blocks, PML_U8);
-    PMLI_NEED(&c, a, nested, 1, nested, PML_F32);
-    PMLI_NEED(&c, a, offset, 1, a->parts, PML_F32);
+    pmli_nf4_check_parts(&c, a);
     return c.status;
 }
 

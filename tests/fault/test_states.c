@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../unit/document.h"
 #include "harness.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
@@ -212,37 +213,13 @@ static const char path[] = SOURCE_DIR "/docs/states.md";
 static void document_is_current(void **state)
 {
     (void)state;
-    char *want = states_document();
-    assert_non_null(want);
-    FILE *file = fopen(path, "r");
-    if (file == NULL)
-        fail_msg("%s is not there: run this test with --write", path);
-    char *have = calloc(1, strlen(want) + 2);
-    assert_non_null(have);
-    size_t n = fread(have, 1, strlen(want) + 1, file);
-    fclose(file);
-    if (n != strlen(want) || strcmp(want, have) != 0)
-        fail_msg("%s is not what the table says: run this test with --write", path);
-    free(want);
-    free(have);
-}
-
-static int write_document(void)
-{
-    char *text = states_document();
-    FILE *file = text == NULL ? NULL : fopen(path, "w");
-    int failed = file == NULL || fputs(text, file) < 0;
-    failed |= file != NULL && fclose(file) != 0;
-    free(text);
-    if (failed)
-        perror(path);
-    return failed;
+    document_check(path, states_document());
 }
 
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "--write") == 0)
-        return write_document();
+        return document_write(path, states_document());
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(document_is_current),
         cmocka_unit_test(what_is_queued_waits),

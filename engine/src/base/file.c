@@ -184,6 +184,31 @@ static pml_status read_all(int fd, const char *path, size_t limit, size_t expect
     return PML_OK;
 }
 
+pml_status pml_file_open_regular(const char *folder, const char *name, int flags, int *fd,
+                                 pml_error *err)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    *fd = -1;
+    pml_status status = pml_path_join(path, sizeof path, folder, name, err);
+    if (status != PML_OK)
+        return status;
+    /* Without O_NONBLOCK a pipe in the file's place would keep us here for ever. */
+    *fd = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
+    if (*fd >= 0 && fstat(*fd, &st) == 0 && S_ISREG(st.st_mode))
+        return PML_OK;
+    int reason = errno;
+    if (*fd >= 0) {
+        close(*fd);
+        *fd = -1;
+        return PML_FAIL(err, PML_DENIED, "%s is not a regular file; remove it", path);
+    }
+    if (reason == ELOOP)
+        return PML_FAIL(err, PML_DENIED, "%s is a link; remove it", path);
+    return PML_FAIL(err, reason == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", path,
+                    strerror(reason));
+}
+
 pml_status pml_file_read(const char *path, size_t limit, bool follow, char **data, size_t *size,
                          pml_error *err)
 {

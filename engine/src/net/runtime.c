@@ -111,31 +111,10 @@ static pml_status spare_folder(const char *run_folder, char *path, size_t capaci
     return status;
 }
 
-static pml_status open_lock(const char *folder, int flags, int *fd, pml_error *err)
-{
-    char path[PATH_MAX];
-    struct stat st;
-    pml_status status = pml_path_join(path, sizeof path, folder, "lock", err);
-    if (status != PML_OK)
-        return status;
-    *fd = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
-    if (*fd >= 0 && fstat(*fd, &st) == 0 && S_ISREG(st.st_mode))
-        return PML_OK;
-    int reason = errno;
-    if (*fd >= 0) {
-        close(*fd);
-        return PML_FAIL(err, PML_DENIED, "%s is not a regular file; remove it", path);
-    }
-    if (reason == ELOOP)
-        return PML_FAIL(err, PML_DENIED, "%s is a link; remove it", path);
-    return PML_FAIL(err, reason == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", path,
-                    strerror(reason));
-}
-
 /* PML_UNSUPPORTED: this file system has no locks. */
 static pml_status take_lock(const char *folder, int *fd, pml_error *err)
 {
-    pml_status status = open_lock(folder, O_RDWR | O_CREAT, fd, err);
+    pml_status status = pml_file_open_regular(folder, "lock", O_RDWR | O_CREAT, fd, err);
     if (status != PML_OK)
         return status;
     struct flock lock = whole_file(F_WRLCK);
@@ -153,7 +132,7 @@ static pml_status take_lock(const char *folder, int *fd, pml_error *err)
 /* PML_OK: somebody holds it. Else PML_PEER, PML_NOT_FOUND (there is none), PML_UNSUPPORTED. */
 static pml_status ask_lock(const char *folder, int *fd, pml_error *err)
 {
-    pml_status status = open_lock(folder, O_RDONLY, fd, err);
+    pml_status status = pml_file_open_regular(folder, "lock", O_RDONLY, fd, err);
     if (status != PML_OK)
         return status;
     struct flock lock = whole_file(F_WRLCK);

@@ -13,30 +13,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "pml/base/path.h"
+#include "pml/base/file.h"
 #include "pml/net/connection.h"
 
 enum { SIGN_BYTES = 16, LOCKS_AT = 1 << 20, RANKS_MAX = 65536 };
-
-static pml_status open_file(const char *run_folder, int flags, int *fd, pml_error *err)
-{
-    char path[PATH_MAX];
-    struct stat st;
-    pml_status status = pml_path_join(path, sizeof path, run_folder, "workers", err);
-    if (status != PML_OK)
-        return status;
-    *fd = open(path, flags | O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
-    if (*fd >= 0 && fstat(*fd, &st) == 0 && S_ISREG(st.st_mode))
-        return PML_OK;
-    int reason = errno;
-    if (*fd >= 0) {
-        close(*fd);
-        *fd = -1;
-        return PML_FAIL(err, PML_DENIED, "%s is not a regular file; remove it", path);
-    }
-    return PML_FAIL(err, reason == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", path,
-                    strerror(reason));
-}
 
 static struct flock bytes_of(int rank, int n, short type)
 {
@@ -64,7 +44,7 @@ static int signature(int fd, int rank)
  */
 pml_status pml_runtime_worker_lock(const char *run_folder, int rank, int *fd, pml_error *err)
 {
-    pml_status status = open_file(run_folder, O_CREAT, fd, err);
+    pml_status status = pml_file_open_regular(run_folder, "workers", O_RDWR | O_CREAT, fd, err);
     if (status != PML_OK)
         return status;
     struct flock lock = bytes_of(rank, 1, F_WRLCK);
@@ -89,7 +69,7 @@ pml_status pml_runtime_worker_sign(int fd, int rank, pml_error *err)
 pml_status pml_runtime_workers(const char *run_folder, pml_error *err)
 {
     int fd;
-    pml_status status = open_file(run_folder, 0, &fd, err);
+    pml_status status = pml_file_open_regular(run_folder, "workers", O_RDWR, &fd, err);
     if (status != PML_OK)
         return status;
     struct flock lock = bytes_of(0, RANKS_MAX, F_WRLCK);
@@ -119,7 +99,7 @@ static void kill_holder(int fd, int rank)
 pml_status pml_runtime_workers_kill(const char *run_folder, pml_error *err)
 {
     int fd;
-    pml_status status = open_file(run_folder, 0, &fd, err);
+    pml_status status = pml_file_open_regular(run_folder, "workers", O_RDWR, &fd, err);
     if (status != PML_OK)
         return status;
     for (int rank = 0; rank < RANKS_MAX;) {

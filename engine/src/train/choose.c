@@ -124,7 +124,7 @@ void pmli_process_logits(float *logits, int32_t vocab, const int32_t *said, int3
         keep_top_p(logits, vocab, o->top_p, scratch);
 }
 
-static int32_t greatest(const float *logits, int32_t n)
+int32_t pmli_greatest(const float *logits, int32_t n)
 {
     int32_t best = 0;
     for (int32_t i = 1; i < n; i++)
@@ -137,7 +137,7 @@ int32_t pmli_choose(float *logits, int32_t vocab, const int32_t *said, int32_t n
                     const pml_generate_options *o, int32_t *scratch)
 {
     pmli_process_logits(logits, vocab, said, n, o, scratch);
-    int32_t likeliest = greatest(logits, vocab);
+    int32_t likeliest = pmli_greatest(logits, vocab);
     if (o->temperature <= 0)
         return likeliest;
     double top = logits[likeliest], sum = 0;

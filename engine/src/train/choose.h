@@ -22,4 +22,7 @@ void pmli_process_logits(float *logits, int32_t vocab, const int32_t *said, int3
 int32_t pmli_choose(float *logits, int32_t vocab, const int32_t *said, int32_t n,
                     const pml_generate_options *options, int32_t *scratch);
 
+/* The likeliest of n tokens; the lowest id wins a tie. */
+int32_t pmli_greatest(const float *logits, int32_t n);
+
 #endif

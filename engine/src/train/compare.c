@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "choose.h"
 #include "pml/base/philox.h"
 #include "pml/train/gguf.h"
 #include "pml/train/stepper.h"
@@ -72,15 +73,6 @@ static pml_status answer(const pml_train_config *config, const char *gguf,
     return status;
 }
 
-static int32_t greatest(const float *logits, int32_t n)
-{
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (logits[i] > logits[best])
-            best = i;
-    return best;
-}
-
 static void measure(const float *trained, const float *exported, int32_t vocab,
                     pml_comparison *result)
 {
@@ -92,8 +84,8 @@ static void measure(const float *trained, const float *exported, int32_t vocab,
         largest = fmax(largest, fabs((double)trained[i]));
     }
     for (size_t t = 0; t < TOKENS; t++)
-        result->same_top += greatest(trained + t * (size_t)vocab, vocab) ==
-                            greatest(exported + t * (size_t)vocab, vocab);
+        result->same_top += pmli_greatest(trained + t * (size_t)vocab, vocab) ==
+                            pmli_greatest(exported + t * (size_t)vocab, vocab);
     result->difference = largest > 0 ? apart / largest : apart;
 }
 

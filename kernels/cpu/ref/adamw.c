@@ -32,8 +32,9 @@ pml_status pmli_cpu_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, p
 
 enum { UPDATE_PIECE = 16384 };
 
-PMLI_CLONES static void adamw_range(const pml_adamw_args *a, int64_t first, int64_t last)
+PMLI_CLONES static void adamw_range(const void *args, int64_t first, int64_t last)
 {
+    const pml_adamw_args *a = args;
     const float *hyper = a->hyper.data, *g = a->g.data;
     float *p = a->p.data, *m = a->m.data, *v = a->v.data;
     const double lr = hyper[PML_HYPER_LR];
@@ -72,13 +73,26 @@ static void check_copy(pmli_check *c, const pml_view *p, const pml_view *copy)
                    "operand 'copy' is %s; must be F32, BF16 or F16", pml_dtype_name(copy->dtype));
 }
 
-static void adamw_piece(void *arg, int64_t item, void *scratch)
+/* An update of all of p, a piece a job. */
+typedef struct update_job {
+    const void *args;
+    void (*range)(const void *args, int64_t first, int64_t last);
+    const pml_view *p, *copy;
+} update_job;
+
+static void update_piece(void *arg, int64_t item, void *scratch)
 {
     (void)scratch;
-    const pml_adamw_args *a = arg;
-    int64_t first = item * UPDATE_PIECE, last = pmli_min(first + UPDATE_PIECE, a->p.cols);
-    adamw_range(a, first, last);
-    make_copy(&a->p, &a->copy, first, last);
+    const update_job *job = arg;
+    int64_t first = item * UPDATE_PIECE, last = pmli_min(first + UPDATE_PIECE, job->p->cols);
+    job->range(job->args, first, last);
+    make_copy(job->p, job->copy, first, last);
+}
+
+static pml_status run_update(pml_queue *queue, update_job job)
+{
+    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(job.p->cols, UPDATE_PIECE), update_piece, &job);
+    return PML_OK;
 }
 
 pml_status pmli_cpu_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *err)
@@ -92,13 +106,12 @@ pml_status pmli_cpu_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *
     check_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK)
         return c.status;
-    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->p.cols, UPDATE_PIECE), adamw_piece,
-                  (void *)a);
-    return PML_OK;
+    return run_update(queue, (update_job){a, adamw_range, &a->p, &a->copy});
 }
 
-PMLI_CLONES static void sgd_range(const pml_sgd_args *a, int64_t first, int64_t last)
+PMLI_CLONES static void sgd_range(const void *args, int64_t first, int64_t last)
 {
+    const pml_sgd_args *a = args;
     const float *hyper = a->hyper.data, *g = a->g.data;
     float *p = a->p.data, *m = a->m.data;
     const float lr = hyper[PML_HYPER_LR], decay = hyper[PML_HYPER_WEIGHT_DECAY];
@@ -120,15 +133,6 @@ PMLI_CLONES static void sgd_range(const pml_sgd_args *a, int64_t first, int64_t 
     }
 }
 
-static void sgd_piece(void *arg, int64_t item, void *scratch)
-{
-    (void)scratch;
-    const pml_sgd_args *a = arg;
-    int64_t first = item * UPDATE_PIECE, last = pmli_min(first + UPDATE_PIECE, a->p.cols);
-    sgd_range(a, first, last);
-    make_copy(&a->p, &a->copy, first, last);
-}
-
 pml_status pmli_cpu_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_sgd, err);
@@ -140,6 +144,5 @@ pml_status pmli_cpu_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err)
     check_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK)
         return c.status;
-    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->p.cols, UPDATE_PIECE), sgd_piece, (void *)a);
-    return PML_OK;
+    return run_update(queue, (update_job){a, sgd_range, &a->p, &a->copy});
 }

@@ -289,31 +289,36 @@ static void dequantise_group(void *arg, int64_t item, void *scratch)
     }
 }
 
-static pml_status check_dequantise(const pml_nf4_dequantise_args *a, pml_error *err)
+void pmli_nf4_check_parts(pmli_check *c, const pml_nf4_dequantise_args *a)
 {
-    pmli_check c = pmli_check_begin(PML_OP_nf4_dequantise, err);
-    PMLI_NEED(&c, a, y, PMLI_ANY, PMLI_ANY, PML_F32);
-    pmli_need_that(&c, a->y.ld == a->y.cols && a->y.cols > 0, "operand 'y' must have no border");
-    pmli_need_that(&c, a->parts >= 1 && a->parts <= PML_LINEAR_MAX_PARTS,
+    pmli_need_that(c, a->y.ld == a->y.cols && a->y.cols > 0, "operand 'y' must have no border");
+    pmli_need_that(c, a->parts >= 1 && a->parts <= PML_LINEAR_MAX_PARTS,
                    "parts is %d, must be 1 to %d", a->parts, PML_LINEAR_MAX_PARTS);
-    if (c.status != PML_OK)
-        return c.status;
+    if (c->status != PML_OK)
+        return;
     int64_t rows = 0, codes = 0, blocks = 0, nested = 0;
     for (int p = 0; p < a->parts; p++) {
         int64_t n = a->part_rows[p] * a->y.cols;
-        pmli_need_that(&c, a->part_rows[p] > 0, "part_rows[%d] is %d, must be positive", p,
+        pmli_need_that(c, a->part_rows[p] > 0, "part_rows[%d] is %d, must be positive", p,
                        a->part_rows[p]);
         rows += a->part_rows[p];
         codes += pml_nf4_codes(n);
         blocks += pml_nf4_blocks(n);
         nested += pml_nf4_nested(n);
     }
-    pmli_need_that(&c, rows == a->y.rows, "part_rows add up to %lld, operand 'y' has %lld rows",
+    pmli_need_that(c, rows == a->y.rows, "part_rows add up to %lld, operand 'y' has %lld rows",
                    (long long)rows, (long long)a->y.rows);
-    PMLI_NEED(&c, a, codes, 1, codes, PML_U8);
-    PMLI_NEED(&c, a, absmax, 1, blocks, PML_U8);
-    PMLI_NEED(&c, a, nested, 1, nested, PML_F32);
-    PMLI_NEED(&c, a, offset, 1, a->parts, PML_F32);
+    PMLI_NEED(c, a, codes, 1, codes, PML_U8);
+    PMLI_NEED(c, a, absmax, 1, blocks, PML_U8);
+    PMLI_NEED(c, a, nested, 1, nested, PML_F32);
+    PMLI_NEED(c, a, offset, 1, a->parts, PML_F32);
+}
+
+static pml_status check_dequantise(const pml_nf4_dequantise_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_nf4_dequantise, err);
+    PMLI_NEED(&c, a, y, PMLI_ANY, PMLI_ANY, PML_F32);
+    pmli_nf4_check_parts(&c, a);
     return c.status;
 }
 

@@ -1,6 +1,9 @@
-/* The two tables of NF4, for other backends. */
+/* What other backends share of NF4: its two tables, and the check of its operands. */
 #ifndef PMLI_CPU_NF4_H
 #define PMLI_CPU_NF4_H
+
+#include "cpu/check.h"
+#include "pml_op/ops.h"
 
 enum { PMLI_NF4_MAP = 256 };
 
@@ -9,5 +12,9 @@ extern const float pmli_nf4_values[16];
 
 /* What the 8-bit codes of magnitudes mean. */
 void pmli_nf4_map(float map[PMLI_NF4_MAP]);
+
+/* The parts of a dequantisation add up to y and to the codes; y itself is the backend's to check.
+ */
+void pmli_nf4_check_parts(pmli_check *c, const pml_nf4_dequantise_args *a);
 
 #endif

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "../document.h"
 #include "pml/json/messages.h"
 
 static pml_status parse(pml_channel channel, const char *text, pml_message **m, pml_error *err)
@@ -274,42 +275,18 @@ static void fields_stand_under_their_message(void **state)
     }
 }
 
+static const char path[] = SOURCE_DIR "/docs/messages.md";
+
 static void document_is_current(void **state)
 {
     (void)state;
-    const char *path = SOURCE_DIR "/docs/messages.md";
-    char *want = pml_message_document();
-    assert_non_null(want);
-    FILE *file = fopen(path, "r");
-    if (file == NULL)
-        fail_msg("%s is not there: run this test with --write", path);
-    char *have = calloc(1, strlen(want) + 2);
-    assert_non_null(have);
-    size_t n = fread(have, 1, strlen(want) + 1, file);
-    fclose(file);
-    if (n != strlen(want) || strcmp(want, have) != 0)
-        fail_msg("%s is not what the table says: run this test with --write", path);
-    free(want);
-    free(have);
-}
-
-static int write_document(void)
-{
-    const char *path = SOURCE_DIR "/docs/messages.md";
-    char *text = pml_message_document();
-    FILE *file = text == NULL ? NULL : fopen(path, "w");
-    int failed = file == NULL || fputs(text, file) < 0;
-    failed |= file != NULL && fclose(file) != 0;
-    free(text);
-    if (failed)
-        perror(path);
-    return failed;
+    document_check(path, pml_message_document());
 }
 
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "--write") == 0)
-        return write_document();
+        return document_write(path, pml_message_document());
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reads_what_it_accepts),
         cmocka_unit_test(names_what_is_wrong),

@@ -44,6 +44,11 @@ pml_status pml_file_write_all(int fd, const void *data, size_t size, const char 
 pml_status pml_file_read(const char *path, size_t limit, bool follow, char **data, size_t *size,
                          pml_error *err);
 
+/* open(2) folder/name, mode 0600 where flags create it, which must be a regular file and no link.
+ * PML_DENIED names what is in its place, PML_NOT_FOUND: nothing is. *fd is -1 then. */
+pml_status pml_file_open_regular(const char *folder, const char *name, int flags, int *fd,
+                                 pml_error *err);
+
 /* fsync a folder, so that the names in it are on disk. */
 pml_status pml_folder_sync(const char *path, pml_error *err);
 
