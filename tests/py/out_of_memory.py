@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pantheraml as pm
 from pantheraml import _native
@@ -51,16 +52,11 @@ def answers(client: _native.Client, wanted: set[str]) -> None:
 def client() -> None:
     """The Client by itself: connect, command, events, snapshot, close."""
     with _native.Client(_native.connection_file(FOLDER)) as made:
-        for number, request in enumerate(
-            (
-                {"type": "hello"},
-                {"type": "replay", "from": 1},
-                {"type": "set", "max_grad_norm": 2.0},
-                {"type": "status"},
-                {"type": "configuration"},
-                {"type": "checkpoint"},
-            )
-        ):
+        requests: list[dict[str, Any]] = [
+            {"type": "hello"}, {"type": "replay", "from": 1}, {"type": "set", "max_grad_norm": 2.0},
+            {"type": "status"}, {"type": "configuration"}, {"type": "checkpoint"},
+        ]  # fmt: skip
+        for number, request in enumerate(requests):
             made.send(json.dumps({**request, "id": str(number)}))
         answers(made, {str(number) for number in range(6)})
 
