@@ -1,8 +1,8 @@
 /* Rates: how fast each kind of op runs, so that plans can be compared. Only ratios matter for that;
  * the seconds that come out are an estimate for a machine like the one that was measured.
  *
- * The table for the CPU is in engine/src/plan/rates.c, written down from docs/performance/cpu-ops.md.
- * Another is taken from the file that $PANTHERAML_RATES names:
+ * The table for the CPU is in engine/src/plan/rates.c, written down from
+ * docs/performance/cpu-ops.md. Another is taken from the file that $PANTHERAML_RATES names:
  *
  *     {"linear": {"gflops": 170, "gbytes": 40, "microseconds": 5}, …} */
 #ifndef PML_PLAN_RATES_H
