@@ -42,6 +42,11 @@ bool harness_programs(int argc, char **argv)
     return coordinator_program != NULL && worker_program != NULL;
 }
 
+const char *harness_coordinator(void)
+{
+    return coordinator_program;
+}
+
 static void write_run(harness *h, const char *extra)
 {
     char text[4000], devices[200] = "", path[160];
@@ -124,10 +129,13 @@ bool harness_spawn(harness *h, char *const *more, int n)
     if (h->coordinator == 0)
         become_coordinator(h, ready[1], more, n);
     close(ready[1]);
-    ssize_t got = read(ready[0], line, sizeof line - 1);
+    size_t got = 0;
+    for (ssize_t n = 1; n > 0 && got<sizeof line - 1; got += n> 0 ? (size_t)n : 0)
+        n = read(ready[0], line + got, sizeof line - 1 - got);
     close(ready[0]);
-    if (got <= 0 || line[0] != '0') {
-        snprintf(h->error, sizeof h->error, "%s", line);
+    const char *word = line + strspn(line, "+"); /* signs of life come before it */
+    if (word[0] != '0') {
+        snprintf(h->error, sizeof h->error, "%s", word);
         harness_wait(h);
         return false;
     }

@@ -39,6 +39,9 @@ bool harness_is_quiet(void);
 /* Seconds to wait for what takes at most `quiet` there; elsewhere it only has to come. */
 double harness_bound(double quiet);
 
+/* The coordinator's program. */
+const char *harness_coordinator(void);
+
 /* A folder with run.json. extra: fields put in place of the defaults, e.g. "\"save_steps\":5";
  * NULL. A run of these tests does not go on by itself, unless extra has "restart". */
 harness *harness_new(int workers, int max_steps, const char *extra);

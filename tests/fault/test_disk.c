@@ -13,6 +13,7 @@
 
 #include "disk.h"
 #include "pml/base/clock.h"
+#include "pml/net/launch.h"
 #include "pml/train/checkpoint.h"
 
 static const char *shim;
@@ -346,7 +347,8 @@ static void wait_for_its_end(harness *h)
 static void every_write_of_a_start(void **state)
 {
     (void)state;
-    /* Behind the first 32 it is the log of a run, where each costs a second: some of them. */
+    /* Behind the first 32 it is the log of a run: some of them. */
+    setenv("PML_RETRY_SECONDS", "0.05", 1);
     for (int64_t n = 1, last = 2; n <= last; n += n < 32 ? 1 : 9) {
         harness *h = harness_new(1, 10, NULL);
         watch("pml-coordinator", h);
@@ -373,6 +375,39 @@ static void every_write_of_a_start(void **state)
         harness_destroy(&h);
         assert_true(n < 1000);
     }
+    unsetenv("PML_RETRY_SECONDS");
+}
+
+/* Hashing takes longer than whoever starts the coordinator waits without a sign of life. */
+static void a_slow_checkpoint_is_waited_for(void **state)
+{
+    (void)state;
+    enum { READ_MS = 900, PATIENCE_MS = 3000 };
+    harness *h = harness_new(1, 10, NULL);
+    assert_true(harness_start(h, NULL));
+    harness_wait_state(h, "finished");
+    harness_command(h, "stop", "");
+    kill(h->coordinator, SIGTERM);
+    assert_int_equal(harness_wait(h), 0);
+    harness_disconnect(h);
+    watch("pml-coordinator", h);
+    disk->read_ms = READ_MS;
+    char connection[512];
+    pml_error err = PML_ERROR_INIT;
+    const pml_launch launch = {.program = harness_coordinator(),
+                               .run_folder = h->folder,
+                               .resume = "",
+                               .timeout_ms = PATIENCE_MS};
+    double begin = pml_clock_monotonic();
+    pml_status status = pml_launch_coordinator(&launch, connection, sizeof connection, &err);
+    watch(NULL, h);
+    disk->read_ms = 0;
+    if (status != PML_OK)
+        fail_msg("%s", err.message);
+    assert_true(pml_clock_monotonic() - begin > PATIENCE_MS / 1e3);
+    harness_adopt(h);
+    harness_wait_state(h, "finished");
+    harness_destroy(&h);
 }
 
 static int map_control(void **state)
@@ -401,11 +436,14 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_full_disk_holds_events_back),
         cmocka_unit_test(what_waits_is_bounded),
         cmocka_unit_test(every_write_of_a_start),
+        cmocka_unit_test(a_slow_checkpoint_is_waited_for),
     };
     if (argc < 4 || !harness_programs(argc, argv)) {
         fprintf(stderr, "usage: %s PML-COORDINATOR FAKE-WORKER LIBDISK\n", argv[0]);
         return 2;
     }
-    shim = argv[3];
+    shim = realpath(argv[3], NULL); /* what is launched has another working folder */
+    if (argc > 4)
+        cmocka_set_test_filter(argv[4]);
     return cmocka_run_group_tests(tests, map_control, unmap_control);
 }

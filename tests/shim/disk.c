@@ -239,6 +239,14 @@ static ssize_t put(int fd, const void *data, size_t size, off_t offset, bool pos
     return n;
 }
 
+ssize_t read(int fd, void *data, size_t size)
+{
+    const char *path = path_of(fd);
+    if (control != NULL && path != NULL && strstr(path, ".safetensors") != NULL)
+        usleep((useconds_t)control->read_ms * 1000);
+    return REAL(read)(fd, data, size);
+}
+
 ssize_t write(int fd, const void *data, size_t size)
 {
     return put(fd, data, size, 0, false);

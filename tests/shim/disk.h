@@ -24,7 +24,8 @@ typedef struct disk_control {
     _Atomic int32_t code; /* errno */
     _Atomic int32_t half; /* a failing write takes half of its bytes first, as a full disk does */
     _Atomic int32_t lazy; /* fsync and fdatasync below prefix do nothing: no test cuts the power */
-    char last[600];       /* what failed last: "write PATH" */
+    _Atomic int32_t read_ms; /* a read of a tensor file takes so long */
+    char last[600];          /* what failed last: "write PATH" */
 } disk_control;
 
 disk_control *disk_control_here(void);

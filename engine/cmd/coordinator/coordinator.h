@@ -1,11 +1,11 @@
 /* The coordinator of one run: what its files share.
  *
- *   main.c      arguments, set-up, the loop, the end
+ *   main.c      the loop, the end           start.c     arguments and what the loop needs
  *   clients.c   requests and answers
  *   sharing.c   keys that were given out, and the doors on a network
  *   commands.c  the one order of commands: accept → send → acknowledge → commit → applied
  *   states.c    what a command does in each state: the table
- *   workers.c   starting workers, their reports, their ends
+ *   workers.c   starting workers, their ends       reports.c   what they say
  *   prepare.c   the data preparation that may run first
  *   resume.c    which checkpoint to go on from, and what to apply again
  *   watch.c     which worker hangs or is silent
@@ -106,6 +106,9 @@ typedef struct coordinator {
     char wanted[256];     /* the checkpoint named on the command line, "" = newest */
     char checkpoint[512]; /* relative, "" = from the start */
 
+    int ready_fd;      /* whoever started us waits there, -1: nobody does (any more) */
+    double touched_at; /* when it had a sign of life */
+
     char runtime[PATH_MAX];
     int lock, signals;
     pml_message *run;
@@ -175,6 +178,7 @@ typedef struct coordinator {
     /* journal.c: while the disk does not take the log. trouble "" = it does. */
     char trouble[1400], trouble_cause[1000];
     double trouble_since, trouble_tried;
+    double retry_seconds; /* between two attempts */
     size_t trouble_lines, held_max;
     bool removed; /* the log's file is gone: said once */
     double folder_looked_at;
@@ -196,6 +200,17 @@ bool run_is_over(const coordinator *c); /* finished, stopped or failed */
 void begin_state(coordinator *c, const char *reason);
 /* The workers, or first the data. */
 pml_status begin_work(coordinator *c, pml_error *err);
+
+/* For the watchers of what takes long (user: the coordinator). */
+void keep_in_touch(void *user);
+
+/* ---- start.c ---- */
+pml_status parse_arguments(coordinator *c, int argc, char **argv, pml_error *err);
+pml_status set_up(coordinator *c, pml_error *err);
+/* Where the run was left, and where it goes on. Nobody else is at its folder any more. */
+pml_status take_up(coordinator *c, pml_error *err);
+/* Once: that the sockets are there (err NULL), or why not. */
+void say_ready(coordinator *c, const pml_error *err);
 
 /* ---- journal.c ---- */
 
@@ -246,11 +261,7 @@ void commands_free(coordinator *c);
 
 /* ---- workers.c ---- */
 pml_status workers_start(coordinator *c, pml_error *err);
-/* Sends `go` once all that was accepted before the workers were ready is committed. */
-void go_when_committed(coordinator *c);
-void handle_report(coordinator *c, const pml_inbound *in);
-/* Tell workers which of their reports are in the log. */
-void workers_acknowledge(coordinator *c);
+void worker_set_state(worker *w, const char *state);
 void worker_order(coordinator *c, worker *w, const pml_message *order);
 void workers_publish(coordinator *c);
 /* A process has ended; pid is ours. */
@@ -267,6 +278,13 @@ void fail_worker(coordinator *c, const worker *w, const char *cause, const char 
 void workers_forget(coordinator *c);
 pml_message *worker_record(const worker *w);
 void workers_free(coordinator *c);
+
+/* ---- reports.c ---- */
+/* Sends `go` once all that was accepted before the workers were ready is committed. */
+void go_when_committed(coordinator *c);
+void handle_report(coordinator *c, const pml_inbound *in);
+/* Tell workers which of their reports are in the log. */
+void workers_acknowledge(coordinator *c);
 
 /* ---- prepare.c ---- */
 pml_status prepare_start(coordinator *c, pml_error *err);

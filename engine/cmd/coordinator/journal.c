@@ -12,8 +12,6 @@
 #include "pml/base/clock.h"
 #include "pml/base/log.h"
 
-static const double try_seconds = 1;
-
 enum { STAY_SECONDS = 3600 }; /* a run that is over waits for room in its log so long */
 
 static void publish_all(coordinator *c)
@@ -137,7 +135,7 @@ static void look_after_folder(coordinator *c, double now)
 void journal_tick(coordinator *c, double now)
 {
     look_after_folder(c, now);
-    if (c->trouble[0] != '\0' && now - c->trouble_tried >= try_seconds)
+    if (c->trouble[0] != '\0' && now - c->trouble_tried >= c->retry_seconds)
         journal_write(c);
     hold_or_let_go(c);
     resume_write_run_again(c, now);

@@ -2,11 +2,10 @@
  *                 [-- PREPARE ARG…]
  *
  * Owns one run: its log, its commands, its workers, its viewers. Says on the ready descriptor "0"
- * when its sockets are there, or the code and words of the error that kept it from starting. */
+ * when its sockets are there, or the code and words of the error that kept it from starting; and a
+ * "+" now and then before that while it comes on. */
 #include "coordinator.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,11 +17,8 @@
 #include <unistd.h>
 
 #include "pml/base/clock.h"
-#include "pml/base/file.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
-#include "pml/json/sum.h"
-#include "pml/train/run.h"
 
 enum {
     GRACE_SECONDS = 15,
@@ -31,6 +27,8 @@ enum {
     HURRY_SECONDS = 2,
     HELD_BYTES = 16 << 20
 };
+
+static const double sign_seconds = 0.2; /* between two signs of life while we start */
 
 const char *const run_state_names[] = {
     [RUN_STARTING] = "starting", [RUN_RUNNING] = "running", [RUN_PAUSED] = "paused",
@@ -140,6 +138,23 @@ static void heartbeat(coordinator *c)
         pml_log(PML_LOG_WARNING, "heartbeat: %s", err.message);
     free(text);
     pml_message_destroy(&m);
+}
+
+/* What a loop that is busy elsewhere owes the others: whoever started us waits for as long as there
+ * is a sign of life, and viewers take a run without a heartbeat for gone. */
+void keep_in_touch(void *user)
+{
+    coordinator *c = user;
+    double now = pml_clock_monotonic();
+    if (c->ready_fd >= 0 && now - c->touched_at >= sign_seconds) {
+        c->touched_at = now;
+        ssize_t ignored = write(c->ready_fd, "+", 1); /* say_ready tells that nobody listens */
+        (void)ignored;
+    }
+    if (c->hub != NULL && now - c->beat_at >= 1) {
+        c->beat_at = now;
+        heartbeat(c);
+    }
 }
 
 /* ---- the loop ---- */
@@ -265,7 +280,7 @@ static void loop(coordinator *c)
     while (!(c->ending && workers_gone(c) && c->prepare == 0)) {
         struct pollfd more[2] = {{c->signals, POLLIN, 0}, {c->prepare_out, POLLIN, 0}};
         pml_error err = PML_ERROR_INIT;
-        int wait = c->failure.seen || c->ending ? 50 : 200;
+        int wait = c->failure.seen || c->ending || c->trouble[0] != '\0' ? 50 : 200;
         if (pml_hub_wait(c->hub, more, c->prepare_out >= 0 ? 2 : 1, wait, &err) != PML_OK) {
             pml_log(PML_LOG_ERROR, "%s", err.message);
             c->broken = true;
@@ -279,195 +294,7 @@ static void loop(coordinator *c)
     }
 }
 
-/* ---- set-up ---- */
-
-static pml_status parse_arguments(coordinator *c, int argc, char **argv, int *ready, pml_error *err)
-{
-    const char *folder = NULL;
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--resume") == 0) {
-            c->resume = true;
-            if (i + 1 < argc && strncmp(argv[i + 1], "--", 2) != 0) {
-                snprintf(c->wanted, sizeof c->wanted, "%s", argv[++i]);
-                c->named = c->wanted[0] != '\0';
-            }
-        } else if (strcmp(argv[i], "--recover") == 0) {
-            c->resume = c->recover = true;
-        } else if (strcmp(argv[i], "--accept-changes") == 0) {
-            c->accept_changes = true;
-        } else if (strcmp(argv[i], "--ready-fd") == 0 && i + 1 < argc) {
-            *ready = atoi(argv[++i]);
-        } else if (strcmp(argv[i], "--") == 0 && i + 1 < argc) {
-            c->prepare_argv = &argv[i + 1];
-            break;
-        } else if (argv[i][0] != '-' && folder == NULL) {
-            folder = argv[i];
-        } else {
-            return PML_FAIL(err, PML_INVALID, "unknown argument \"%s\"", argv[i]);
-        }
-    }
-    if (folder == NULL)
-        return PML_FAIL(err, PML_INVALID,
-                        "usage: pml-coordinator RUNDIR [--resume [step-000412]] [--recover] "
-                        "[--accept-changes] [--ready-fd N] [-- PREPARE ARG...]");
-    if (realpath(folder, c->folder) == NULL)
-        return PML_FAIL(err, PML_NOT_FOUND, "run folder %s: %s", folder, strerror(errno));
-    if (*ready >= 0 && fcntl(*ready, F_SETFD, FD_CLOEXEC) != 0)
-        return PML_FAIL(err, PML_INVALID, "there is no descriptor %d", *ready);
-    return PML_OK;
-}
-
-static pml_status read_run(coordinator *c, pml_error *err)
-{
-    char path[PATH_MAX], *text;
-    size_t size;
-    pml_status status = pml_path_join(path, sizeof path, c->folder, "run.json", err);
-    if (status == PML_OK)
-        status = pml_file_read(path, PML_MESSAGE_MAX, false, &text, &size, err);
-    if (status != PML_OK)
-        return status;
-    status = pml_sum_check(text, size, err);
-    if (status == PML_OK || status == PML_NOT_FOUND) /* none: somebody has edited it */
-        status = pml_message_parse_as(PML_FILE_run, text, size, &c->run, err);
-    free(text);
-    static const char *const shards[] = {"train_data", "eval_data"};
-    for (int i = 0; i < 2 && status == PML_OK; i++) {
-        const char *name = pml_message_string(c->run, shards[i]);
-        if (name[0] != '\0' && !pml_path_is_below(name))
-            status = PML_FAIL(err, PML_INVALID, "%s \"%.200s\" is not below the run folder",
-                              shards[i], name);
-    }
-    if (status != PML_OK)
-        pml_error_prefix(err, "%s", path);
-    else
-        pml_message_remove(c->run, "sum"); /* of the file, not of what is in it */
-    return status;
-}
-
-static pml_status make_workers(coordinator *c, pml_error *err)
-{
-    int world = (int)pml_message_count(c->run, "devices");
-    c->workers = calloc((size_t)world, sizeof *c->workers);
-    if (c->workers == NULL)
-        return PML_FAIL(err, PML_NO_MEMORY, "no memory for %d workers", world);
-    c->world = world;
-    c->max_steps = pml_message_int(c->run, "max_steps");
-    for (int r = 0; r < world; r++) {
-        worker *w = &c->workers[r];
-        w->rank = r;
-        w->device = pml_message_string_at(c->run, "devices", (size_t)r);
-        w->lease = -1;
-        snprintf(w->state, sizeof w->state, "starting");
-    }
-    return PML_OK;
-}
-
-static void recover_event(void *user, const pml_message *event)
-{
-    coordinator *c = user;
-    commands_recover(c, event);
-    resume_recover(c, event);
-    recover_recover(c, event);
-}
-
-static pml_status open_log(coordinator *c, pml_error *err)
-{
-    size_t cut;
-    pml_status status = eventlog_open(c->folder, recover_event, c, &c->log, &cut, err);
-    if (status != PML_OK)
-        return status;
-    if (c->broken)
-        return PML_FAIL(err, PML_CORRUPT, "the commands in the log are out of order");
-    if (eventlog_last(c->log) > 0 && !c->resume)
-        return PML_FAIL(err, PML_BUSY, "this run has a history: resume it, or take another name");
-    c->n_logged = c->n_commands;
-    c->timeline = eventlog_timeline(c->log);
-    if (c->recover &&
-        (!pml_run_restarts(c->run) || strcmp(c->logged_state, "finished") == 0 ||
-         strcmp(c->logged_state, "stopped") == 0 || strcmp(c->logged_state, "failed") == 0))
-        return PML_FAIL(err, PML_BUSY, "the run is %s and does not go on by itself: resume it",
-                        c->logged_state);
-    if (eventlog_last(c->log) == 0)
-        c->timeline = 0;
-    if (cut > 0)
-        emit_log(c, "warning", -1, "%zu bytes of a torn end were cut from the log", cut);
-    return PML_OK;
-}
-
-/* Where the run was left, and where it goes on. Nobody else is at its folder any more. */
-static pml_status take_up(coordinator *c, pml_error *err)
-{
-    if (!c->resume)
-        return PML_OK;
-    pml_status status = handover_take(c, err);
-    if (status != PML_OK || c->recover)
-        return status;
-    c->timeline++;
-    c->restarts = 0;
-    return resume_choose(c, err);
-}
-
-/* The connection file's key pair is the control key of this coordinator's life. */
-static pml_status open_doors(coordinator *c, pml_error *err)
-{
-    pml_connection connection = {.pid = (int)getpid(), .role = PML_ROLE_CONTROL};
-    pml_status status = pml_hub_new(c->runtime, &c->hub, err);
-    if (status == PML_OK)
-        status = pml_keypair_new(&connection.keys, err);
-    if (status == PML_OK)
-        status = pml_hub_allow(c->hub, connection.keys.public_key, PML_ROLE_CONTROL, -1, err);
-    if (status != PML_OK)
-        return status;
-    snprintf(connection.run, sizeof connection.run, "%s", c->folder);
-    snprintf(connection.control, sizeof connection.control, "%s",
-             pml_hub_endpoint(c->hub, PML_DOOR_CONTROL));
-    snprintf(connection.telemetry, sizeof connection.telemetry, "%s",
-             pml_hub_endpoint(c->hub, PML_DOOR_TELEMETRY));
-    snprintf(connection.server_key, sizeof connection.server_key, "%s", pml_hub_server_key(c->hub));
-    status = pml_connection_write(c->runtime, &connection, err);
-    pml_keypair_forget(&connection.keys);
-    return status;
-}
-
-/* Signals come through a descriptor, in every thread's absence. */
-static pml_status take_over_signals(coordinator *c, pml_error *err)
-{
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGHUP);
-    signal(SIGPIPE, SIG_IGN);
-    if (sigprocmask(SIG_BLOCK, &set, NULL) != 0 ||
-        (c->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
-        return PML_FAIL(err, PML_INTERNAL, "cannot take over signals: %s", strerror(errno));
-    return PML_OK;
-}
-
-static pml_status set_up(coordinator *c, pml_error *err)
-{
-    char log_folder[PATH_MAX];
-    pml_status status = pml_runtime_take(c->folder, c->runtime, sizeof c->runtime, &c->lock, err);
-    if (status == PML_OK)
-        status = read_run(c, err);
-    if (status == PML_OK)
-        status = pml_path_join(log_folder, sizeof log_folder, c->folder, "log", err);
-    if (status == PML_OK)
-        status = pml_folder_make(log_folder, err);
-    if (status == PML_OK)
-        status = make_workers(c, err);
-    if (status == PML_OK)
-        status = take_over_signals(c, err);
-    if (status == PML_OK)
-        status = open_log(c, err);
-    c->waiting = c->resume && handover_workers(c);
-    if (status == PML_OK && !c->waiting)
-        status = take_up(c, err);
-    if (status == PML_OK)
-        status = open_doors(c, err);
-    return status;
-}
+/* ---- the beginning ---- */
 
 static bool shard_is_there(const coordinator *c, const char *field)
 {
@@ -529,19 +356,6 @@ static void start_run(coordinator *c)
         begin_run(c);
 }
 
-static void say_ready(int *fd, const pml_error *err)
-{
-    if (*fd < 0)
-        return;
-    char line[1100];
-    int n = err == NULL ? snprintf(line, sizeof line, "0\n")
-                        : snprintf(line, sizeof line, "%d %s\n", (int)err->code, err->message);
-    if (write(*fd, line, (size_t)n) != n)
-        pml_log(PML_LOG_WARNING, "nobody waits for us to be ready");
-    close(*fd);
-    *fd = -1;
-}
-
 static void tear_down(coordinator *c)
 {
     free(c->shared);
@@ -560,6 +374,7 @@ static void tear_down(coordinator *c)
 int main(int argc, char **argv)
 {
     static coordinator c = {.lock = -1,
+                            .ready_fd = -1,
                             .signals = -1,
                             .comm = -1,
                             .slots = -1,
@@ -569,22 +384,25 @@ int main(int argc, char **argv)
                             .prepare_out = -1,
                             .next_number = 1,
                             .grace = GRACE_SECONDS,
+                            .retry_seconds = 1,
                             .held_max = HELD_BYTES};
-    int ready = -1;
     pml_error err = PML_ERROR_INIT;
     pml_log_init("coordinator", PML_LOG_INFO);
     const char *grace = getenv("PML_GRACE_SECONDS");
     if (grace != NULL)
         c.grace = atof(grace);
+    const char *retry = getenv("PML_RETRY_SECONDS");
+    if (retry != NULL)
+        c.retry_seconds = atof(retry);
     const char *held = getenv("PML_HELD_BYTES");
     if (held != NULL)
         c.held_max = strtoul(held, NULL, 10);
     umask(0077);
-    pml_status status = parse_arguments(&c, argc, argv, &ready, &err);
+    pml_status status = parse_arguments(&c, argc, argv, &err);
     if (status == PML_OK)
         status = set_up(&c, &err);
     if (status == PML_OK) {
-        say_ready(&ready, NULL);
+        say_ready(&c, NULL);
         pml_log(PML_LOG_INFO, "run %s, timeline %lld", c.folder, (long long)c.timeline);
         start_run(&c);
         loop(&c);
@@ -595,6 +413,6 @@ int main(int argc, char **argv)
     }
     tear_down(&c);
     if (status != PML_OK) /* only now: whoever hears it may try again, and needs the lock */
-        say_ready(&ready, &err);
+        say_ready(&c, &err);
     return status == PML_OK && !c.broken ? 0 : 1;
 }

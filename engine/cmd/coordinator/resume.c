@@ -204,7 +204,7 @@ static pml_status choose_named(coordinator *c, pml_error *err)
     snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", c->wanted);
     pml_status status = pml_path_join(path, sizeof path, c->folder, c->checkpoint, err);
     if (status == PML_OK)
-        status = pml_checkpoint_verify(path, err);
+        status = pml_checkpoint_verify_watched(path, keep_in_touch, c, err);
     forget_after(c, step_of(c->wanted));
     return status;
 }
@@ -224,7 +224,7 @@ static pml_status choose_newest(coordinator *c, const char *parent, const candid
         pml_status status = pml_path_join(path, sizeof path, parent, list[i].name, err);
         if (status != PML_OK)
             return status;
-        if (pml_checkpoint_verify(path, &why) == PML_OK) {
+        if (pml_checkpoint_verify_watched(path, keep_in_touch, c, &why) == PML_OK) {
             snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", list[i].name);
             c->step = list[i].step; /* a run that ends while it loads stands there */
         } else {
@@ -330,7 +330,7 @@ static pml_status keep_identity(coordinator *c, const pml_message *ready, pml_er
 void resume_write_run_again(coordinator *c, double now)
 {
     pml_error err = PML_ERROR_INIT;
-    if (c->run_unwritten == 0 || now - c->run_unwritten < 1)
+    if (c->run_unwritten == 0 || now - c->run_unwritten < c->retry_seconds)
         return;
     c->run_unwritten = now;
     if (write_run(c, &err) != PML_OK)

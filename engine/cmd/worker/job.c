@@ -26,6 +26,7 @@ struct job {
     pml_stepper *stepper;
     pml_snapshot *snapshot; /* rank 0: what checkpoints are written from */
     void (*tick)(void *user);
+    void (*move)(void *user);
     void *user;
     pml_cursor cursor;
     char identity[sizeof((pml_train_state *)0)->identity];
@@ -217,7 +218,8 @@ static pml_status restore(job *j, const job_setup *setup, pml_train_state *state
             pml_snapshot_get(j->stepper, setup->kept, setup->payload, setup->payload_bytes, err);
         *state = *setup->kept;
     } else if (status == PML_OK && setup->checkpoint[0] != '\0') {
-        status = pml_checkpoint_load(setup->checkpoint, j->snapshot, err);
+        status = pml_checkpoint_load_watched(setup->checkpoint, setup->move, setup->user, j->snapshot,
+                                             err);
         if (status == PML_OK)
             status = pml_snapshot_restore(j->snapshot, j->stepper, err);
         if (status == PML_OK)
@@ -289,6 +291,7 @@ static pml_status train_open(const job_setup *setup, job **out, job_facts *facts
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the job");
     (*out)->comm = setup->comm;
     (*out)->tick = setup->tick;
+    (*out)->move = setup->move;
     (*out)->user = setup->user;
     return open_all(*out, setup, facts, err);
 }
@@ -411,7 +414,7 @@ static pml_status train_go_back(job *j, const char *folder, pml_error *err)
     pml_snapshot *snapshot = NULL;
     pml_status status = pml_snapshot_new(j->stepper, &j->config, &snapshot, err);
     if (status == PML_OK)
-        status = pml_checkpoint_load(folder, snapshot, err);
+        status = pml_checkpoint_load_watched(folder, j->move, j->user, snapshot, err);
     if (status == PML_OK)
         status = pml_snapshot_restore(snapshot, j->stepper, err);
     pml_snapshot_destroy(&snapshot);

@@ -31,7 +31,8 @@ pml_status pml_hash_memory(const void *data, size_t size, uint8_t hash[PML_HASH_
     return PML_OK;
 }
 
-static pml_status hash_descriptor(int fd, const char *path, pml_hasher *hasher, pml_error *err)
+static pml_status hash_descriptor(int fd, const char *path, void (*moved)(void *user), void *user,
+                                  pml_hasher *hasher, pml_error *err)
 {
     enum { CHUNK = 1 << 20 };
     char *chunk = malloc(CHUNK);
@@ -40,6 +41,8 @@ static pml_status hash_descriptor(int fd, const char *path, pml_hasher *hasher, 
     pml_status status = PML_OK;
     while (status == PML_OK) {
         ssize_t n = read(fd, chunk, CHUNK);
+        if (moved != NULL)
+            moved(user);
         if (n == 0)
             break;
         if (n > 0)
@@ -52,6 +55,12 @@ static pml_status hash_descriptor(int fd, const char *path, pml_hasher *hasher, 
 }
 
 pml_status pml_hash_file(const char *path, uint8_t hash[PML_HASH_BYTES], pml_error *err)
+{
+    return pml_hash_file_watched(path, NULL, NULL, hash, err);
+}
+
+pml_status pml_hash_file_watched(const char *path, void (*moved)(void *user), void *user,
+                                 uint8_t hash[PML_HASH_BYTES], pml_error *err)
 {
     pml_hasher *hasher = NULL;
     struct stat info;
@@ -72,7 +81,7 @@ pml_status pml_hash_file(const char *path, uint8_t hash[PML_HASH_BYTES], pml_err
     }
     status = pml_hasher_new(&hasher, err);
     if (status == PML_OK)
-        status = hash_descriptor(fd, path, hasher, err);
+        status = hash_descriptor(fd, path, moved, user, hasher, err);
     if (status == PML_OK)
         status = pml_hasher_finish(hasher, hash, err);
 done:

@@ -133,10 +133,12 @@ static pml_status start(const job *j, pml_error *err)
     return PML_OK;
 }
 
-/* One line from the pipe until `deadline`. PML_TIMEOUT; PML_PEER at an end without a line. */
-static pml_status read_line(int fd, double deadline, char *line, size_t capacity, pml_error *err)
+/* One line from the pipe. A "+" before it is a sign of life: a large checkpoint takes its time, and
+ * is given it. PML_TIMEOUT: `seconds` without one; PML_PEER at an end without a line. */
+static pml_status read_line(int fd, double seconds, char *line, size_t capacity, pml_error *err)
 {
     size_t n = 0;
+    double deadline = pml_clock_monotonic() + seconds;
     for (;;) {
         double left = deadline - pml_clock_monotonic();
         struct pollfd p = {fd, POLLIN, 0};
@@ -150,6 +152,12 @@ static pml_status read_line(int fd, double deadline, char *line, size_t capacity
             continue;
         n += got > 0 ? (size_t)got : 0;
         line[n] = '\0';
+        size_t signs = strspn(line, "+");
+        if (signs > 0) {
+            deadline = pml_clock_monotonic() + seconds;
+            memmove(line, line + signs, n - signs + 1);
+            n -= signs;
+        }
         char *end = strchr(line, '\n');
         if (end != NULL || n == capacity - 1) {
             if (end != NULL)
@@ -217,7 +225,7 @@ static pml_status attempt(const pml_launch *launch, const char *folder, const ch
     }
     if (status == PML_OK) {
         int ms = launch->timeout_ms > 0 ? launch->timeout_ms : TIMEOUT_MS;
-        status = read_line(pipe_fds[0], pml_clock_monotonic() + ms / 1e3, line, sizeof line, err);
+        status = read_line(pipe_fds[0], ms / 1e3, line, sizeof line, err);
         if (status == PML_OK) {
             status = judge(line, err);
         } else {

@@ -168,8 +168,24 @@ static pml_status read_tensors(const pml_snapshot *s, const char *path, int from
 
 pml_status pml_checkpoint_load(const char *folder, pml_snapshot *s, pml_error *err)
 {
+    return pml_checkpoint_load_watched(folder, NULL, NULL, s, err);
+}
+
+static pml_status read_state(const char *folder, void (*moved)(void *user), void *user,
+                             pml_train_state *state, pml_error *err)
+{
+    char path[PML_PATH_MAX];
+    pml_status status = pml_checkpoint_verify_watched(folder, moved, user, err);
+    if (status == PML_OK)
+        status = pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, err);
+    return status == PML_OK ? pmli_state_read(path, state, err) : status;
+}
+
+pml_status pml_checkpoint_load_watched(const char *folder, void (*moved)(void *user), void *user,
+                                       pml_snapshot *s, pml_error *err)
+{
     char values[PML_PATH_MAX], optimizer[PML_PATH_MAX];
-    pml_status status = pml_checkpoint_state(folder, &s->state, err);
+    pml_status status = read_state(folder, moved, user, &s->state, err);
     if (status == PML_OK)
         status = pml_path_join(values, sizeof values, folder, pmli_tensor_file(s), err);
     if (status == PML_OK)
@@ -183,9 +199,5 @@ pml_status pml_checkpoint_load(const char *folder, pml_snapshot *s, pml_error *e
 
 pml_status pml_checkpoint_state(const char *folder, pml_train_state *state, pml_error *err)
 {
-    char path[PML_PATH_MAX];
-    pml_status status = pml_checkpoint_verify(folder, err);
-    if (status == PML_OK)
-        status = pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, err);
-    return status == PML_OK ? pmli_state_read(path, state, err) : status;
+    return read_state(folder, NULL, NULL, state, err);
 }

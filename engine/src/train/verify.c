@@ -12,7 +12,8 @@
 enum { LARGEST_MANIFEST = 64 << 10, LINE = PML_HASH_HEX - 1 + 2 };
 
 /* One line "HEX  NAME" of MANIFEST against the file it names. */
-static pml_status verify_line(const char *folder, const char *line, pml_error *err)
+static pml_status verify_line(const char *folder, const char *line, void (*moved)(void *user),
+                              void *user, pml_error *err)
 {
     char path[PML_PATH_MAX], hex[PML_HASH_HEX];
     uint8_t hash[PML_HASH_BYTES];
@@ -22,7 +23,7 @@ static pml_status verify_line(const char *folder, const char *line, pml_error *e
         return PML_FAIL(err, PML_CORRUPT, "%s/" PMLI_MANIFEST " is damaged", folder);
     pml_status status = pml_path_join(path, sizeof path, folder, name, err);
     if (status == PML_OK)
-        status = pml_hash_file(path, hash, err);
+        status = pml_hash_file_watched(path, moved, user, hash, err);
     if (status == PML_NOT_FOUND)
         return PML_FAIL(err, PML_CORRUPT, "%s is missing, MANIFEST lists it", path);
     if (status != PML_OK)
@@ -48,6 +49,12 @@ static unsigned needed_file(const char *name)
 
 pml_status pml_checkpoint_verify(const char *folder, pml_error *err)
 {
+    return pml_checkpoint_verify_watched(folder, NULL, NULL, err);
+}
+
+pml_status pml_checkpoint_verify_watched(const char *folder, void (*moved)(void *user), void *user,
+                                         pml_error *err)
+{
     char path[PML_PATH_MAX];
     char *text = NULL, *rest = NULL;
     size_t size;
@@ -61,7 +68,7 @@ pml_status pml_checkpoint_verify(const char *folder, pml_error *err)
         status = PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
     for (char *line = strtok_r(text, "\n", &rest); status == PML_OK && line != NULL;
          line = strtok_r(NULL, "\n", &rest)) {
-        status = verify_line(folder, line, err);
+        status = verify_line(folder, line, moved, user, err);
         found |= status == PML_OK ? needed_file(line + LINE) : 0;
     }
     if (status == PML_OK && found != 7)

@@ -17,6 +17,10 @@ pml_status pml_hash_memory(const void *data, size_t size, uint8_t hash[PML_HASH_
 /* BLAKE2b-256 of a regular file's content; symbolic links are followed. */
 pml_status pml_hash_file(const char *path, uint8_t hash[PML_HASH_BYTES], pml_error *err);
 
+/* The same, for files that take long: `moved` (may be NULL) is called with each megabyte read. */
+pml_status pml_hash_file_watched(const char *path, void (*moved)(void *user), void *user,
+                                 uint8_t hash[PML_HASH_BYTES], pml_error *err);
+
 /* bytes of hash as lower-case hex digits with a NUL: text has room for 2 * bytes + 1. */
 void pml_hash_hex(const uint8_t *hash, size_t bytes, char *text);
 

@@ -21,7 +21,7 @@ typedef struct pml_launch {
     const char *const *prepare; /* what makes the token shards where they are missing, NULL-ended;
                                    NULL: nothing. Never read from the run folder, which may be
                                    somebody else's                                            */
-    int timeout_ms; /* until the sockets are there; 0 = 20,000                            */
+    int timeout_ms; /* without a sign of life, until the sockets are there; 0 = 20,000    */
 } pml_launch;
 
 /* Start `program` in its own session, with closed descriptors, standard input /dev/null, output and
@@ -29,7 +29,8 @@ typedef struct pml_launch {
  * logout does not take it along), else by a double fork. Returns when its sockets are there:
  * `connection_file` is the path to give to pml_client_open.
  * An error of its start comes back with its own code and words; PML_BUSY means that the run has a
- * coordinator already (connection_file is filled in then too: attach). Blocks up to timeout_ms;
+ * coordinator already (connection_file is filled in then too: attach). Blocks up to timeout_ms,
+ * and longer while the coordinator shows that it comes on (hashing a checkpoint);
  * release the GIL. Safe in a process with threads. */
 pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_file, size_t capacity,
                                   pml_error *err);

@@ -72,8 +72,14 @@ pml_status pml_snapshot_export(const pml_snapshot *snapshot, const char *folder,
 /* Compare every file with MANIFEST. PML_NOT_FOUND: no such folder, or it has no MANIFEST;
  * PML_CORRUPT names the file that is damaged or missing. */
 pml_status pml_checkpoint_verify(const char *folder, pml_error *err);
+/* The same, for large ones on slow disks: `moved` (may be NULL) is called as it comes on. */
+pml_status pml_checkpoint_verify_watched(const char *folder, void (*moved)(void *user), void *user,
+                                         pml_error *err);
 
-/* Verify and read into the snapshot. Names and shapes must be those of the snapshot. */
+/* Verify and read into the snapshot. Names and shapes must be those of the snapshot. `moved` as
+ * above. */
+pml_status pml_checkpoint_load_watched(const char *folder, void (*moved)(void *user), void *user,
+                                       pml_snapshot *snapshot, pml_error *err);
 pml_status pml_checkpoint_load(const char *folder, pml_snapshot *snapshot, pml_error *err);
 
 /* state.json alone, after verifying. */

@@ -1,0 +1,255 @@
+/* What workers report, and what becomes of it. */
+#include <stdio.h>
+#include <string.h>
+
+#include "coordinator.h"
+#include "pml/base/clock.h"
+#include "pml/base/log.h"
+
+static void go_when_all_are_ready(coordinator *c)
+{
+    for (int r = 0; r < c->world; r++)
+        if (!c->workers[r].ready)
+            return;
+    worker *first = &c->workers[0];
+    pml_error err = PML_ERROR_INIT;
+    for (int r = 1; r < c->world; r++)
+        if (c->workers[r].step != first->step || c->workers[r].max_steps != first->max_steps) {
+            fail_later(c, PML_INTERNAL, r, "the workers do not agree on where the run stands");
+            return;
+        }
+    c->step = first->step;
+    c->max_steps = first->max_steps;
+    if (resume_check_identity(c, first->identity, &err) != PML_OK) {
+        fail_later(c, err.code, -1, err.message);
+        return;
+    }
+    emit(c, pml_message_part(first->identity, "plan", 0), false);
+    for (int r = 0; r < c->world; r++) {
+        resume_apply_again(c, &c->workers[r]);
+        commands_catch_up(c, &c->workers[r]);
+    }
+    c->ready = true;
+    c->go_after = c->n_commands;
+    go_when_committed(c);
+}
+
+/* What was asked for while the workers were loading is in force from the first step: the go waits
+ * until it is committed. */
+void go_when_committed(coordinator *c)
+{
+    if (!c->ready || c->went || c->next_commit < c->go_after)
+        return;
+    pml_message *go = pml_message_new(PML_ORDER_go);
+    for (int r = 0; r < c->world; r++)
+        worker_order(c, &c->workers[r], go);
+    pml_message_destroy(&go);
+    c->went = c->begun = true;
+}
+
+static void take_ready(coordinator *c, worker *w, pml_message **m)
+{
+    if (w->ready)
+        return;
+    w->ready = true;
+    w->step = pml_message_int(*m, "step");
+    w->max_steps = pml_message_int(*m, "max_steps");
+    pml_message *plan = pml_message_part(*m, "plan", 0);
+    w->plan = pml_message_part(plan, "by_cause", 0);
+    pml_message_destroy(&plan);
+    w->identity = *m;
+    *m = NULL;
+    worker_set_state(w, "ready");
+    go_when_all_are_ready(c);
+}
+
+/* The run is what all its workers are. */
+static void take_turn(coordinator *c, worker *w, const pml_message *m)
+{
+    const char *state = pml_message_string(m, "state");
+    worker_set_state(w, state);
+    w->step = pml_message_int(m, "step");
+    snprintf(w->said, sizeof w->said, "%s", pml_message_string(m, "reason"));
+    if (strcmp(state, "failed") == 0) {
+        const char *code = pml_message_string(m, "code");
+        pml_status status = PML_INTERNAL;
+        for (int i = 1; i < PML_STATUS_COUNT; i++)
+            if (strcmp(pml_status_name((pml_status)i), code) == 0)
+                status = (pml_status)i;
+        fail_later(c, status, w->rank, pml_message_string(m, "reason"));
+        return;
+    }
+    for (int r = 0; r < c->world; r++)
+        if (strcmp(c->workers[r].state, state) != 0)
+            return;
+    if (w->step > c->step) /* the last to say so may be behind a step that rank 0 has told since */
+        c->step = w->step;
+    const char *reason = c->workers[0].said; /* it alone writes, and so can name, checkpoints */
+    for (int s = RUN_RUNNING; s <= RUN_STOPPED; s++)
+        /* a finished run that is stopped releases its workers, and is finished still */
+        if (strcmp(run_state_names[s], state) == 0 &&
+            !(c->state == RUN_FINISHED && s == RUN_STOPPED))
+            set_state(c, (run_state)s, PML_OK, -1, reason);
+    workers_publish(c);
+}
+
+/* What each worker's plan says, and what the system says; when it changed by 1%, or every 50 steps.
+ */
+static void add_memory(coordinator *c, pml_message *step)
+{
+    int64_t rss = 0, at = pml_message_int(step, "step");
+    for (int r = 0; r < c->world; r++)
+        rss += c->workers[r].rss;
+    int64_t change = rss > c->memory_rss ? rss - c->memory_rss : c->memory_rss - rss;
+    if (at < c->memory_step + 50 && at > c->memory_step && change * 100 <= c->memory_rss)
+        return;
+    c->memory_step = at;
+    c->memory_rss = rss;
+    for (int r = 0; r < c->world; r++) {
+        pml_message *record = pml_message_copy(c->workers[r].plan);
+        pml_message_set_int(record, "rss", c->workers[r].rss);
+        pml_message_append(step, "memory", record);
+    }
+}
+
+/* What a worker may put into the log; state, applied and the like are ours alone. */
+static void take_event(coordinator *c, worker *w, const pml_message *m)
+{
+    pml_message *event = pml_message_part(m, "event", 0);
+    if (event == NULL)
+        return;
+    pml_message_type type = pml_message_type_of(event);
+    switch (type) {
+    case PML_EVENT_step:
+        c->step = pml_message_int(event, "step");
+        pml_message_remove(event, "memory");
+        add_memory(c, event);
+        emit(c, event, false);
+        return;
+    case PML_EVENT_log:
+        pml_message_set_int(event, "rank", w->rank);
+        emit(c, event, false);
+        return;
+    case PML_EVENT_eval:
+    case PML_EVENT_sample:
+    case PML_EVENT_progress:
+    case PML_EVENT_profile:
+        emit(c, event, false);
+        return;
+    case PML_EVENT_checkpoint:
+        emit(c, event, true);
+        return;
+    default:
+        c->bad_roles++;
+        pml_log(PML_LOG_ERROR, "worker %d may not log %s", w->rank, pml_message_name(type));
+        pml_message_destroy(&event);
+    }
+}
+
+static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_message **m)
+{
+    int64_t number = pml_message_int(*m, "number");
+    pml_message_type type = pml_message_type_of(*m);
+    /* While the workers are being ended, what one says of its own way is no news: a failure is a
+     * consequence, and a ready worker is not there much longer. */
+    if (c->recovery.under_way && (type == PML_REPORT_turn || type == PML_REPORT_ready))
+        return;
+    switch (type) {
+    case PML_REPORT_joined:
+        w->joined = true;
+        w->peer = in->peer;
+        worker_set_state(w, "loading");
+        break;
+    case PML_REPORT_sync:
+        w->sync = true;
+        break;
+    case PML_REPORT_ready:
+        take_ready(c, w, m);
+        break;
+    case PML_REPORT_ack:
+        command_acked(c, w, pml_message_int(*m, "command"));
+        break;
+    case PML_REPORT_applied:
+        command_reported(c, w, pml_message_int(*m, "command"), pml_message_int(*m, "step"), NULL);
+        break;
+    case PML_REPORT_refused:
+        command_reported(c, w, pml_message_int(*m, "command"), pml_message_int(*m, "step"),
+                         pml_message_string(*m, "reason"));
+        break;
+    case PML_REPORT_turn:
+        take_turn(c, w, *m);
+        break;
+    case PML_REPORT_report:
+        take_event(c, w, *m);
+        break;
+    case PML_REPORT_beat:
+        w->rss = pml_message_int(*m, "rss");
+        w->cpu = pml_message_number(*m, "cpu");
+        w->idle = pml_message_number(*m, "idle");
+        w->limit = pml_message_number(*m, "limit");
+        w->longest = pml_message_number(*m, "longest");
+        snprintf(w->phase, sizeof w->phase, "%s", pml_message_string(*m, "phase"));
+        w->waits_for =
+            pml_message_has(*m, "waits_for") ? (int)pml_message_int(*m, "waits_for") : -1;
+        w->beat_at = pml_clock_monotonic();
+        w->heard_at = c->attended;
+        break;
+    default:
+        break;
+    }
+    w->heard = number > w->heard ? number : w->heard;
+}
+
+/* What a worker had still on its way when it was replaced is not its successor's. */
+static bool is_of_now(const worker *w, const pml_inbound *in, const pml_message *m)
+{
+    if (pml_message_type_of(m) == PML_REPORT_joined)
+        return !w->joined && pml_message_int(m, "pid") == w->pid;
+    return w->joined && in->peer.size == w->peer.size &&
+           memcmp(in->peer.id, w->peer.id, w->peer.size) == 0;
+}
+
+/* The rank is the key's; what the message says must agree. */
+void handle_report(coordinator *c, const pml_inbound *in)
+{
+    pml_error err = PML_ERROR_INIT;
+    pml_message *m;
+    if (in->role != PML_ROLE_WORKER || in->tag < 0 || in->tag >= c->world) {
+        c->bad_roles++;
+        return;
+    }
+    worker *w = &c->workers[in->tag];
+    if (pml_message_parse(PML_CHANNEL_REPORT, in->text, in->size, &m, &err) != PML_OK) {
+        c->bad_messages++;
+        pml_log(PML_LOG_ERROR, "worker %d: %s", w->rank, err.message);
+        fail_later(c, PML_INTERNAL, w->rank, err.message);
+        return;
+    }
+    if (pml_message_int(m, "rank") != w->rank) {
+        c->bad_roles++;
+        pml_log(PML_LOG_ERROR, "worker %d reports as worker %lld", w->rank,
+                (long long)pml_message_int(m, "rank"));
+    } else if (is_of_now(w, in, m)) {
+        take_report(c, w, in, &m);
+    }
+    pml_message_destroy(&m);
+}
+
+void workers_acknowledge(coordinator *c)
+{
+    for (int r = 0; r < c->world; r++) {
+        worker *w = &c->workers[r];
+        pml_error err = PML_ERROR_INIT;
+        size_t bytes;
+        if (w->heard == w->told || eventlog_waiting(c->log, &bytes) > 0)
+            continue; /* what waits for the disk is not in the log */
+        if (w->sync && eventlog_sync(c->log, &err) != PML_OK)
+            continue;
+        w->sync = false;
+        w->told = w->heard;
+        pml_message *heard = pml_message_new(PML_ORDER_heard);
+        pml_message_set_int(heard, "number", w->heard);
+        worker_order(c, w, heard);
+        pml_message_destroy(&heard);
+    }
+}
