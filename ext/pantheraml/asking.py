@@ -41,7 +41,7 @@ class Asking(Standing):
 
     def _command(self, verb: str, *, wait: bool, **fields: Any) -> Command:
         answer = self._ask(verb, **fields)
-        command = Command(self, int(answer["command"]), verb)
+        command = Command(self, int(answer["command"]), verb, answer.get("trouble", ""))
         if wait:
             with self._leave_alone():
                 command.wait()

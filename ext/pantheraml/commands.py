@@ -22,12 +22,16 @@ class Command:
         Its place in the run's one order.
     verb
         ``pause``, ``set``, …
+    trouble
+        Why it is not in the run's log yet ("": it is): it is carried out, but would be lost with
+        a coordinator that dies before the disk takes it.
     """
 
-    def __init__(self, run: Standing, number: int, verb: str) -> None:
+    def __init__(self, run: Standing, number: int, verb: str, trouble: str = "") -> None:
         self._run = run
         self.number = number
         self.verb = verb
+        self.trouble = trouble
 
     @property
     def _record(self) -> CommandRecord | None:

@@ -233,7 +233,10 @@ static void a_full_disk_holds_events_back(void **state)
         assert_true(pml_message_int(m, "seq") == seen || c > 0);
         pml_message_destroy(&m);
         /* It is taken and carried out, and its events wait like all others. */
-        int64_t number = harness_command(h, "set", "\"learning_rate\":0.25");
+        pml_message *accepted = harness_ask(h, "set", "\"learning_rate\":0.25");
+        int64_t number = pml_message_int(accepted, "command");
+        assert_non_null(strstr(pml_message_string(accepted, "trouble"), strerror(codes[c])));
+        pml_message_destroy(&accepted);
         harness_receive_for(h, 1.5);
         m = status_of(h);
         assert_true(pml_message_int(m, "step") > step); /* the run goes on */
@@ -249,6 +252,9 @@ static void a_full_disk_holds_events_back(void **state)
         m = status_of(h);
         assert_string_equal(pml_message_string(m, "trouble"), "");
         pml_message_destroy(&m);
+        accepted = harness_ask(h, "set", "\"learning_rate\":0.25");
+        assert_string_equal(pml_message_string(accepted, "trouble"), "");
+        pml_message_destroy(&accepted);
     }
     harness_command(h, "stop", "");
     harness_wait_state(h, "stopped");

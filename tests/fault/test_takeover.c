@@ -131,6 +131,26 @@ static void a_stop_while_old_workers_save_stops(void **state)
     harness_destroy(&h);
 }
 
+/* One that is stopped neither saves nor ends: it is killed as a silent one is, not after the time
+ * that saving may take (twenty times as long). */
+static void a_stopped_worker_does_not_hold_up_the_next_coordinator(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, FOR_EVER, GOES_ON ",\"hang_timeout\":1,\"save_steps\":5");
+    assert_true(harness_start(h, NULL));
+    harness_event(h, 0, PML_EVENT_checkpoint, NULL, NULL, NULL);
+    pid_t pid = harness_worker_pid(h, 0);
+    kill(pid, SIGSTOP);
+    kill_coordinator(h);
+    assert_true(harness_start(h, "--recover", NULL)); /* nobody is there to do it by itself */
+    const pml_message *m = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
+    assert_non_null(strstr(pml_message_string(m, "message"), "were stopped for 1 s"));
+    harness_wait_gone(pid, 5);
+    history_restart(h, 1);
+    harness_wait_state(h, "running");
+    harness_destroy(&h);
+}
+
 /* Its child too, though nobody asked it to end. */
 static void a_killed_coordinator_leaves_no_preparation(void **state)
 {
@@ -179,6 +199,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_coordinator_killed_while_workers_load_is_replaced),
         cmocka_unit_test(what_was_open_is_refused),
         cmocka_unit_test(a_stop_while_old_workers_save_stops),
+        cmocka_unit_test(a_stopped_worker_does_not_hold_up_the_next_coordinator),
         cmocka_unit_test(a_killed_coordinator_leaves_no_preparation),
         cmocka_unit_test(never_is_never),
     };

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -358,6 +359,31 @@ static void a_folder_names_nothing_outside(void **state)
     harness_destroy(&h);
 }
 
+/* Checkpoints of a folder from somebody else are written, read and removed in it or not at all. */
+static void a_link_is_not_followed(void **state)
+{
+    (void)state;
+    char elsewhere[200], link[200];
+    harness *h = harness_new(1, 5, NULL);
+    snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", h->root);
+    snprintf(link, sizeof link, "%s/checkpoints", h->folder);
+    assert_int_equal(mkdir(elsewhere, 0700), 0);
+    assert_int_equal(symlink(elsewhere, link), 0);
+    assert_true(harness_start(h, NULL));
+    harness_wait_state(h, "failed");
+    const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
+    assert_non_null(strstr(pml_message_string(m, "reason"), "checkpoints is a link"));
+    assert_int_equal(rmdir(elsewhere), 0); /* it is empty */
+    kill(h->coordinator, SIGTERM);
+    assert_int_equal(harness_wait(h), 0);
+    harness_disconnect(h);
+    assert_false(harness_start(h, "--resume", NULL));
+    assert_non_null(strstr(h->error, "checkpoints is a link"));
+    assert_false(harness_start(h, "--resume", "step-000005", NULL));
+    assert_non_null(strstr(h->error, "checkpoints is a link"));
+    harness_destroy(&h);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -367,6 +393,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(garbage_messages_are_answered),
         cmocka_unit_test(a_folder_runs_nothing),
         cmocka_unit_test(a_folder_names_nothing_outside),
+        cmocka_unit_test(a_link_is_not_followed),
         cmocka_unit_test(the_connection_file_is_ours_alone),
         cmocka_unit_test(nothing_listens_on_a_network),
         cmocka_unit_test(argv_and_environment_hold_no_secret),

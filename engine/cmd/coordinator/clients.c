@@ -124,6 +124,8 @@ static void answer_command(coordinator *c, const pml_inbound *in, const pml_mess
     pml_message *m = pml_message_new(PML_ANSWER_accepted);
     pml_message_set_string(m, "id", id);
     pml_message_set_int(m, "command", number);
+    if (c->trouble[0] != '\0')
+        pml_message_set_string(m, "trouble", c->trouble);
     answer(c, in, m);
 }
 

@@ -159,7 +159,7 @@ typedef struct coordinator {
     double looked_at, hurry_at;
     double attended; /* seconds that we were there to look after workers: see watch.c */
     bool waiting;    /* for the workers of the coordinator before */
-    double waiting_since;
+    double waiting_since, moving_at; /* by `attended`; moving: none of them was stopped then */
 
     pid_t prepare;
     char **prepare_argv; /* of the command line, NULL-ended; NULL: nothing */
@@ -333,6 +333,6 @@ bool handover_workers(const coordinator *c);
 /* Log what that coordinator did not live to log, and refuse what it left open. */
 pml_status handover_take(coordinator *c, pml_error *err);
 /* While c->waiting: whether it is over. */
-bool handover_tick(coordinator *c, double now);
+bool handover_tick(coordinator *c);
 
 #endif

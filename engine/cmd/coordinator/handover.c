@@ -101,20 +101,28 @@ pml_status handover_take(coordinator *c, pml_error *err)
     return status == PML_OK ? pml_folder_sync(c->folder, err) : status;
 }
 
-/* As long as saving may take; then whoever is there is stopped or hangs, and nobody else can end
- * it. So there is a bound also where nothing counts as a hang. */
-bool handover_tick(coordinator *c, double now)
+static void kill_them(coordinator *c, double seconds, const char *what)
+{
+    emit_log(c, "warning", -1, "workers of the coordinator before %s for %.0f s: killed", what,
+             seconds);
+    pml_runtime_workers_kill(c->folder, NULL);
+    c->waiting_since = c->moving_at = c->attended;
+}
+
+/* As long as saving may take; then whoever is there hangs, and nobody else can end it. One that is
+ * stopped does not save, and counts as silent. There is a bound also where nothing counts as a
+ * hang. */
+bool handover_tick(coordinator *c)
 {
     double hang = pml_run_hang_timeout(c->run);
-    double timeout = saving_hangs * (hang > 0 ? hang : PML_RUN_HANG_TIMEOUT);
+    double silence = hang > 0 ? hang : PML_RUN_HANG_TIMEOUT;
     if (!handover_workers(c))
         return true;
-    if (now - c->waiting_since > timeout) {
-        emit_log(c, "warning", -1,
-                 "the workers of the coordinator before have not ended within %.0f s: killed",
-                 timeout);
-        pml_runtime_workers_kill(c->folder, NULL);
-        c->waiting_since = now;
-    }
+    if (!pml_runtime_workers_stopped(c->folder))
+        c->moving_at = c->attended;
+    if (watch_since(c, c->moving_at) > silence)
+        kill_them(c, silence, "were stopped");
+    else if (watch_since(c, c->waiting_since) > saving_hangs * silence)
+        kill_them(c, saving_hangs * silence, "have not ended");
     return false;
 }

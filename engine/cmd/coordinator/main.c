@@ -251,7 +251,7 @@ static void take_up_and_begin(coordinator *c);
 static void tick(coordinator *c)
 {
     double now = pml_clock_monotonic();
-    if (c->waiting && handover_tick(c, now))
+    if (c->waiting && handover_tick(c))
         take_up_and_begin(c);
     recover_tick(c, now);
     if (c->failure.seen && now >= c->failure.decide_at)
@@ -349,7 +349,7 @@ static void take_up_and_begin(coordinator *c)
 static void start_run(coordinator *c)
 {
     c->state = RUN_STARTING;
-    c->state_since = c->last_request = c->last_alive = c->waiting_since = pml_clock_monotonic();
+    c->state_since = c->last_request = c->last_alive = pml_clock_monotonic();
     snprintf(c->reason, sizeof c->reason,
              "the workers of the coordinator before are saving what they have");
     if (!c->waiting)

@@ -202,7 +202,13 @@ static pml_status choose_named(coordinator *c, pml_error *err)
                         "not \"%s\"",
                         c->wanted);
     snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", c->wanted);
-    pml_status status = pml_path_join(path, sizeof path, c->folder, c->checkpoint, err);
+    pml_status status = pml_path_join(path, sizeof path, c->folder, "checkpoints", err);
+    if (status == PML_OK)
+        status = pml_folder_own(path, err);
+    if (status == PML_OK)
+        status = pml_path_join(path, sizeof path, c->folder, c->checkpoint, err);
+    if (status == PML_OK)
+        status = pml_folder_own(path, err);
     if (status == PML_OK)
         status = pml_checkpoint_verify_watched(path, keep_in_touch, c, err);
     forget_after(c, step_of(c->wanted));
@@ -255,6 +261,8 @@ pml_status resume_choose_newest(coordinator *c, pml_error *err)
     candidate *list = NULL;
     int n;
     pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
+    if (status == PML_OK)
+        status = pml_folder_own(parent, err);
     if (status == PML_OK)
         status = list_checkpoints(parent, &list, &n, err);
     if (status == PML_OK)

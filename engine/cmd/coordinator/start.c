@@ -188,6 +188,8 @@ pml_status set_up(coordinator *c, pml_error *err)
     if (status == PML_OK)
         status = pml_path_join(log_folder, sizeof log_folder, c->folder, "log", err);
     if (status == PML_OK)
+        status = pml_folder_own(log_folder, err);
+    if (status == PML_OK)
         status = pml_folder_make(log_folder, err);
     if (status == PML_OK)
         status = make_workers(c, err);

@@ -151,7 +151,9 @@ static pml_status write_one(saver *s, size_t *bytes, pml_error *err)
 {
     char beside_name[200], folder[PATH_MAX], beside[PATH_MAX];
     snprintf(beside_name, sizeof beside_name, ".new-%s", s->folder);
-    pml_status status = pml_folder_make(s->parent, err);
+    pml_status status = pml_folder_own(s->parent, err);
+    if (status == PML_OK)
+        status = pml_folder_make(s->parent, err);
     if (status == PML_OK)
         status = pml_path_join(folder, sizeof folder, s->parent, s->folder, err);
     if (status == PML_OK)

@@ -65,6 +65,14 @@ pml_status pml_folder_make(const char *path, pml_error *err)
     return make_one(part, err);
 }
 
+pml_status pml_folder_own(const char *path, pml_error *err)
+{
+    struct stat info;
+    if (lstat(path, &info) == 0 && S_ISLNK(info.st_mode))
+        return PML_FAIL(err, PML_DENIED, "%s is a link: put the folder itself in its place", path);
+    return PML_OK;
+}
+
 static pml_status remove_at(int parent, const char *name, const char *shown, int depth,
                             pml_error *err);
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,4 +112,35 @@ pml_status pml_runtime_workers_kill(const char *run_folder, pml_error *err)
     }
     close(fd);
     return PML_OK;
+}
+
+/* 'T' behind the name in /proc/PID/stat: somebody has stopped it. */
+static bool is_stopped(int pid)
+{
+    char path[64], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    FILE *stat = pid > 0 ? fopen(path, "r") : NULL;
+    if (stat == NULL)
+        return false;
+    text[fread(text, 1, sizeof text - 1, stat)] = '\0';
+    fclose(stat);
+    const char *name_end = strrchr(text, ')');
+    return name_end != NULL && strncmp(name_end, ") T", 3) == 0;
+}
+
+bool pml_runtime_workers_stopped(const char *run_folder)
+{
+    int fd;
+    bool stopped = false;
+    if (open_file(run_folder, 0, &fd, NULL) != PML_OK)
+        return false;
+    for (int rank = 0; rank < RANKS_MAX && !stopped; rank++) {
+        struct flock lock = bytes_of(rank, RANKS_MAX - rank, F_WRLCK);
+        if (fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK)
+            break;
+        rank = (int)lock.l_start - LOCKS_AT;
+        stopped = is_stopped(signature(fd, rank));
+    }
+    close(fd);
+    return stopped;
 }

@@ -56,6 +56,9 @@ pml_status pml_folder_sync(const char *path, pml_error *err);
  * are left as they are.
  * PML_INVALID when something on the way is not a folder. */
 pml_status pml_folder_make(const char *path, pml_error *err);
+/* PML_DENIED: path is a link. For folders below one that somebody else may have made: what is
+ * written or removed there must not be elsewhere. PML_OK also where there is nothing yet. */
+pml_status pml_folder_own(const char *path, pml_error *err);
 
 /* Remove `name`, a file or a whole tree, below the folder `root`; links are removed, not followed.
  * name is relative and has no "..": nothing outside root can be reached, even if somebody swaps a

@@ -4,6 +4,7 @@
 #define PML_NET_CONNECTION_H
 
 #include <limits.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "pml/base/error.h"
@@ -72,6 +73,8 @@ pml_status pml_runtime_workers(const char *run_folder, pml_error *err);
 /* SIGKILL to those that are there, by process descriptor: a process id that has come to be
  * somebody else's is not signalled. */
 pml_status pml_runtime_workers_kill(const char *run_folder, pml_error *err);
+/* Whether one of them was stopped (SIGSTOP): it neither saves nor ends. */
+bool pml_runtime_workers_stopped(const char *run_folder);
 
 /* Write `folder`/connection.json: temporary name, 0600, O_EXCL|O_NOFOLLOW, fsync, rename. */
 pml_status pml_connection_write(const char *folder, const pml_connection *connection,
