@@ -132,7 +132,7 @@ bool pml_runtime_workers_stopped(const char *run_folder)
 {
     int fd;
     bool stopped = false;
-    if (open_file(run_folder, 0, &fd, NULL) != PML_OK)
+    if (pml_file_open_regular(run_folder, "workers", O_RDWR, &fd, NULL) != PML_OK)
         return false;
     for (int rank = 0; rank < RANKS_MAX && !stopped; rank++) {
         struct flock lock = bytes_of(rank, RANKS_MAX - rank, F_WRLCK);
