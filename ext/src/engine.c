@@ -39,8 +39,8 @@ static pml_status make_plan(const char *text, size_t size, size_t available, job
         status = pml_backend_named(pml_message_string_at(run, "devices", 0), true, &job->backend,
                                    &index, err);
     if (status == PML_OK)
-        status = pml_plan_make(&job->spec, &job->config, &job->limits, job->backend, available,
-                               &job->plan, err);
+        status = pml_plan_make(&job->spec, &job->config, &job->limits, job->backend,
+                               pml_plan_room(available), &job->plan, err);
     pml_message_destroy(&run);
     return status;
 }

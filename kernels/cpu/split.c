@@ -213,7 +213,7 @@ static void choose(void)
     const char *wish = getenv("PANTHERAML_MATRIX");
     if (wish != NULL && strcmp(wish, "plain") == 0)
         chosen = pmli_split_plain;
-    else if (wish != NULL && strcmp(wish, "amx") == 0)
+    else if (wish == NULL || strcmp(wish, "off") != 0)
         chosen = pmli_split_unit();
 }
 

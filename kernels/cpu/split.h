@@ -41,8 +41,8 @@ typedef void pmli_split_fn(int64_t m, int64_t n, int64_t cells, const unsigned c
 /* The same in plain C: what the unit is defined to compute, for tests. */
 pmli_split_fn pmli_split_plain;
 
-/* With $PANTHERAML_MATRIX "amx" the unit's product, NULL where there is none or where the kernel
- * does not let this process use it; with "plain" pmli_split_plain everywhere; else NULL. The
+/* The unit's product; NULL where there is none, where the kernel does not let this process use it,
+ * and with $PANTHERAML_MATRIX "off". With "plain" it is pmli_split_plain everywhere. The
  * environment is read once in a process. */
 pmli_split_fn *pmli_split_pick(void);
 

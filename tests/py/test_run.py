@@ -121,9 +121,7 @@ def test_a_folder_that_is_removed_under_a_run(start: Start) -> None:
     run = start(max_steps=FOREVER)
     at_step(run, 1)
     shutil.rmtree(run.folder)
-    until(
-        lambda: any("has been removed" in str(e.get("message")) for e in run.events()), 30, "word"
-    )
+    until(lambda: any("has been removed" in str(e.get("message")) for e in run.events()), "word")
     step = run.step
     at_step(run, step + 1)
     assert (run.checkpoint(wait=True).path / "adapter_model.safetensors").is_file()

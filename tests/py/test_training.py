@@ -49,7 +49,7 @@ def test_a_schedule_with_keywords_and_a_warmup_ratio(start: Start) -> None:
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr and min_lr_rate"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "follows evaluations"),
         ({"early_stopping_patience": 2}, "follows evaluations"),
-        ({"load_best_model_at_end": True, "eval_steps": 2}, "follows evaluations"),
+        ({"load_best_model_at_end": True, "eval_steps": 2}, "need eval_data or eval_split"),
         ({"group_by_length": True, "packing": True}, "packing=False"),
         ({"optim": "sgd", "optim_args": {"nesterov": True}}, "nesterov needs momentum"),
     ],

@@ -262,7 +262,8 @@ void commands_free(coordinator *c);
 /* ---- workers.c ---- */
 pml_status workers_start(coordinator *c, pml_error *err);
 void worker_set_state(worker *w, const char *state);
-void worker_order(coordinator *c, worker *w, const pml_message *order);
+/* False, and logged: it could not be sent. */
+bool worker_order(coordinator *c, worker *w, const pml_message *order);
 void workers_publish(coordinator *c);
 /* A process has ended; pid is ours. */
 void worker_ended(coordinator *c, worker *w, int status);

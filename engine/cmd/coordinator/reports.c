@@ -246,10 +246,10 @@ void workers_acknowledge(coordinator *c)
         if (w->sync && eventlog_sync(c->log, &err) != PML_OK)
             continue;
         w->sync = false;
-        w->told = w->heard;
         pml_message *heard = pml_message_new(PML_ORDER_heard);
         pml_message_set_int(heard, "number", w->heard);
-        worker_order(c, w, heard);
+        if (worker_order(c, w, heard)) /* else with the next round: rank 0 may be waiting for it */
+            w->told = w->heard;
         pml_message_destroy(&heard);
     }
 }

@@ -170,7 +170,7 @@ pml_status workers_start(coordinator *c, pml_error *err)
 
 /* ---- orders ---- */
 
-void worker_order(coordinator *c, worker *w, const pml_message *order)
+bool worker_order(coordinator *c, worker *w, const pml_message *order)
 {
     char *text;
     size_t size;
@@ -181,6 +181,7 @@ void worker_order(coordinator *c, worker *w, const pml_message *order)
     if (status != PML_OK)
         pml_log(PML_LOG_WARNING, "worker %d: %s", w->rank, err.message);
     free(text);
+    return status == PML_OK;
 }
 
 /* ---- ends ---- */

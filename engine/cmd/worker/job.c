@@ -218,8 +218,8 @@ static pml_status restore(job *j, const job_setup *setup, pml_train_state *state
             pml_snapshot_get(j->stepper, setup->kept, setup->payload, setup->payload_bytes, err);
         *state = *setup->kept;
     } else if (status == PML_OK && setup->checkpoint[0] != '\0') {
-        status = pml_checkpoint_load_watched(setup->checkpoint, setup->move, setup->user, j->snapshot,
-                                             err);
+        status = pml_checkpoint_load_watched(setup->checkpoint, setup->move, setup->user,
+                                             j->snapshot, err);
         if (status == PML_OK)
             status = pml_snapshot_restore(j->snapshot, j->stepper, err);
         if (status == PML_OK)

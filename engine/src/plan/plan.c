@@ -24,6 +24,9 @@ static const size_t loading_bytes = (size_t)2 << 20;
  * graphs. */
 static const size_t gpu_reserve = (size_t)640 << 20;
 
+/* The most that a process was found to take beyond its plan is 3.6 MiB. */
+static const size_t margin = (size_t)4 << 20;
+
 static int threads_of(const pml_train_config *config)
 {
     cpu_set_t set;
@@ -347,6 +350,13 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
         return status;
     s.available = available;
     return does_not_fit(&s, limits, err);
+}
+
+size_t pml_plan_room(size_t limit)
+{
+    if (limit == 0)
+        return 0;
+    return limit > margin ? limit - margin : 1;
 }
 
 pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *config,

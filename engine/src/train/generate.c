@@ -168,6 +168,9 @@ static int32_t length_of(const pml_generate_options *o, int32_t i)
 
 static pml_status check_prompt(const pml_stepper *s, const pml_generate_options *o, pml_error *err)
 {
+    pml_status status = check_windows(&s->spec, err);
+    if (status != PML_OK)
+        return status;
     int64_t in_all = 0;
     for (int32_t i = 0; i < prompts(o); i++) {
         int32_t n = length_of(o, i);
@@ -194,9 +197,6 @@ static pml_status check_prompt(const pml_stepper *s, const pml_generate_options 
     if (!isfinite(o->repetition_penalty) || o->repetition_penalty < 0)
         return PML_FAIL(err, PML_INVALID, "repetition_penalty must be positive, it is %g",
                         o->repetition_penalty);
-    pml_status status = check_windows(&s->spec, err);
-    if (status != PML_OK)
-        return status;
     for (int32_t i = 0; i < o->n_prompt; i++)
         if (o->prompt[i] < 0 || o->prompt[i] >= s->spec.vocab)
             return PML_FAIL(err, PML_INVALID, "prompt token %d is %d, outside the vocabulary of %d",

@@ -38,10 +38,10 @@ static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_er
             return status;
         available = info.memory_free + info.held;
     }
-    pml_status status =
-        o->choices.head_chunk > 0
-            ? repeat_plan(s, o, available, err)
-            : pml_plan_make(&s->spec, &s->config, &o->limits, s->backend, available, &s->plan, err);
+    pml_status status = o->choices.head_chunk > 0
+                            ? repeat_plan(s, o, available, err)
+                            : pml_plan_make(&s->spec, &s->config, &o->limits, s->backend,
+                                            pml_plan_room(available), &s->plan, err);
     if (status != PML_OK)
         return status;
     s->plan.available = available;

@@ -71,6 +71,10 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
                          const pml_batch_limits *limits, const pml_backend *backend,
                          size_t available, pml_plan *plan, pml_error *err);
 
+/* Of `limit` bytes (0: no limit) those that a plan may take: what a process has beside its plan is
+ * known to a few MiB (docs/performance/cpu.md), and a limit is never exceeded. At least 1. */
+size_t pml_plan_room(size_t limit);
+
 /* The plan for choices already made: those of an earlier run, whose bits are to be repeated. */
 pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *config,
                           const pml_batch_limits *limits, const pml_backend *backend,
