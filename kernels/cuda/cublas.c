@@ -45,8 +45,7 @@ static pml_status load(pml_error *err)
     static const pmli_library cublas = {"libcublasLt.so", "cublas", "nvidia-cublas", 0};
     int driver = pmli_cu.version / 1000;
     void *handle = NULL;
-    pml_status status =
-        pmli_open_library(&cublas, driver < NEWEST ? driver : NEWEST, &handle, err);
+    pml_status status = pmli_open_library(&cublas, driver < NEWEST ? driver : NEWEST, &handle, err);
     if (status != PML_OK)
         return status;
 #define FIND(f)                                                                                    \

@@ -3,7 +3,7 @@
  *
  *   bench_gpu_step MODEL [--device cuda] [--rows 4] [--length 2048] [--steps 10] [--full]
  *                        [--limit MiB] [--float32] [--profile] [--rank 16] [--nf4]
- *                        [--deterministic]
+ *                        [--deterministic] [--cache FOLDER]   (of timed choices; none: not kept)
  *
  * All tokens of full rows are counted; every token but each row's last has a label. Prints one JSON
  * line, after the profile. tools/bench/gpu.py runs it beside its peers. */
@@ -29,7 +29,7 @@ enum { MOST_ROWS = 1 << 14, WARM_UP = 3 };
     } while (0)
 
 typedef struct bench {
-    const char *model, *device;
+    const char *model, *device, *cache;
     int32_t rows, length, rank;
     int steps;
     bool full, float32, profile, nf4, deterministic;
@@ -166,6 +166,7 @@ static void measure(bench *b)
         .backend = backend,
         .device_index = index,
         .threads = 0,
+        .cache = b->cache,
         .limits = {tokens, b->rows, tokens - b->rows, b->length, 0}};
     MUST(pml_stepper_new(&options, &b->stepper, err));
     double loaded = pml_clock_monotonic() - begin;
@@ -205,13 +206,19 @@ static void measure(bench *b)
 
 static void read_options(int argc, char **argv, bench *b)
 {
-    static const struct option known[] = {
-        {"device", required_argument, NULL, 'd'}, {"rows", required_argument, NULL, 'r'},
-        {"length", required_argument, NULL, 'l'}, {"steps", required_argument, NULL, 's'},
-        {"limit", required_argument, NULL, 'm'},  {"full", no_argument, NULL, 'f'},
-        {"float32", no_argument, NULL, 'x'},      {"profile", no_argument, NULL, 'p'},
-        {"nf4", no_argument, NULL, 'n'},          {"deterministic", no_argument, NULL, 't'},
-        {"rank", required_argument, NULL, 'k'},   {NULL, 0, NULL, 0}};
+    static const struct option known[] = {{"device", required_argument, NULL, 'd'},
+                                          {"rows", required_argument, NULL, 'r'},
+                                          {"length", required_argument, NULL, 'l'},
+                                          {"steps", required_argument, NULL, 's'},
+                                          {"limit", required_argument, NULL, 'm'},
+                                          {"full", no_argument, NULL, 'f'},
+                                          {"float32", no_argument, NULL, 'x'},
+                                          {"profile", no_argument, NULL, 'p'},
+                                          {"nf4", no_argument, NULL, 'n'},
+                                          {"deterministic", no_argument, NULL, 't'},
+                                          {"rank", required_argument, NULL, 'k'},
+                                          {"cache", required_argument, NULL, 'c'},
+                                          {NULL, 0, NULL, 0}};
     *b = (bench){.device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
@@ -232,6 +239,9 @@ static void read_options(int argc, char **argv, bench *b)
             break;
         case 'm':
             b->limit = (size_t)atol(optarg) << 20;
+            break;
+        case 'c':
+            b->cache = optarg;
             break;
         case 'f':
             b->full = true;
