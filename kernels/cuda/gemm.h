@@ -33,8 +33,8 @@ typedef struct pmli_gemm {
 
 pml_status pmli_gemm_run(pml_queue *queue, const pmli_gemm *gemm, pml_error *err);
 
-/* The products a device knows. Owned by the device. choices: where timed ones are kept on disk, owned
- * by the cache from here on; NULL: nowhere. */
+/* The products a device knows. Owned by the device. choices: where timed ones are kept on disk,
+ * owned by the cache from here on; NULL: nowhere. */
 typedef struct pmli_gemm_cache pmli_gemm_cache;
 pml_status pmli_gemm_cache_new(pmli_choices *choices, pmli_gemm_cache **cache, pml_error *err);
 void pmli_gemm_cache_destroy(pmli_gemm_cache **cache);
