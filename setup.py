@@ -5,12 +5,17 @@ and ``pml-coordinator`` and ``pml-worker`` are ordinary programs without any Pyt
 installed inside the package (``pantheraml/bin``), not as scripts, so that whoever starts them knows
 where they are and auditwheel can point them at the libraries inside the wheel.
 
+Where ``PML_CUDA_OBJECT`` names a file (as ``tools/wheel`` does), a wheel gets it as its CUDA
+backend: ``pml_cuda.so``, which links none of CUDA and is opened where a driver is.
+
 CMake's own folder is ``build/release`` in a checkout (an editable installation) and ``build/wheel``
 for a wheel; both keep their objects, so a second build only builds what changed.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +25,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 NATIVE = ["_native.abi3.so", "bin/pml-coordinator", "bin/pml-worker"]
+CUDA = os.environ.get("PML_CUDA_OBJECT")
 
 
 class CMakeBuild(build_ext):
@@ -42,12 +48,15 @@ class CMakeBuild(build_ext):
             install if self.inplace else [*install, "--strip"],
         ):
             subprocess.run(command, check=True)
+        if CUDA and not self.inplace:
+            shutil.copy2(CUDA, prefix / "pantheraml/bin/pml_cuda.so")
         for name in NATIVE:
             if not (prefix / "pantheraml" / name).is_file():
                 raise FileNotFoundError(f"the native build made no pantheraml/{name}")
 
     def get_outputs(self) -> list[str]:
-        return [str(Path(self.build_lib) / "pantheraml" / name) for name in NATIVE]
+        names = [*NATIVE, "bin/pml_cuda.so"] if CUDA else NATIVE
+        return [str(Path(self.build_lib) / "pantheraml" / name) for name in names]
 
     def get_output_mapping(self) -> dict[str, str]:
         # Nothing is copied from somewhere else at installation: CMake installs in place.

@@ -33,15 +33,20 @@ static pml_status open_object(const char *path, const pml_backend **backend, pml
     return PML_OK;
 }
 
-/* path: of a program or shared object, PATH_MAX long; becomes the backend's beside it.
- * Whether that exists. */
+/* path: of a program or shared object, PATH_MAX long; becomes the backend's beside it, or in its
+ * folder's bin/ (the extension lies above the programs). Whether that exists. */
 static int beside(char *path)
 {
+    static const char *const places[] = {PML_CUDA_OBJECT, "bin/" PML_CUDA_OBJECT};
     char *slash = strrchr(path, '/');
-    if (slash == NULL || slash + 1 + sizeof PML_CUDA_OBJECT > path + PATH_MAX)
-        return 0;
-    strcpy(slash + 1, PML_CUDA_OBJECT);
-    return access(path, F_OK) == 0;
+    for (int i = 0; slash != NULL && i < 2; i++) {
+        if (slash + 1 + strlen(places[i]) >= path + PATH_MAX)
+            return 0;
+        strcpy(slash + 1, places[i]);
+        if (access(path, F_OK) == 0)
+            return 1;
+    }
+    return 0;
 }
 
 pml_status pml_backend_cuda(const pml_backend **backend, pml_error *err)
@@ -73,7 +78,7 @@ pml_status pml_backend_cuda_to_plan(const pml_backend **backend, pml_error *err)
         return open_object(path, backend, err);
     return PML_FAIL(err, PML_NOT_FOUND,
                     "this installation has no CUDA backend: " PML_CUDA_OBJECT
-                    " is not beside the program. Build it (cmake -DPML_CUDA=ON) or name its path "
+                    " is not beside the program. Build it (tools/cuda/build) or name its path "
                     "in PML_CUDA_BACKEND");
 }
 

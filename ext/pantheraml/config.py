@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -490,12 +491,24 @@ def _device(name: object) -> str:
     return f"cuda:{int(match[1] or 0)}"
 
 
+def nvidia_there(system: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether this machine has an NVIDIA GPU, with a driver or without."""
+    if os.path.exists("/dev/nvidiactl"):
+        return True
+    for device in system.glob("*"):
+        with suppress(OSError):
+            vendor, kind = (device / "vendor").read_text(), (device / "class").read_text()
+            if vendor.strip() == "0x10de" and kind.startswith("0x03"):  # a display controller
+                return True
+    return False
+
+
 def _gpus() -> int:
-    """Count the GPUs that runs can use; where a driver is and they cannot be, say why."""
+    """Count the GPUs that runs can use; where one is there and cannot be used, say why."""
     try:
         return _native.gpus()
     except Error as why:
-        if os.path.exists("/dev/nvidiactl"):
+        if nvidia_there():
             warnings.warn(f"this run uses the CPU: {why}", stacklevel=2)
         return 0
 

@@ -20,6 +20,7 @@ from rich.markup import escape
 import pantheraml as pm
 from pantheraml import _native, folders, programs
 from pantheraml.aside import end, runs_in
+from pantheraml.config import nvidia_there
 from pantheraml.errors import Error
 from pantheraml.memory import size
 from pantheraml.tiny import TinyLlama
@@ -124,12 +125,13 @@ def _runtime_folder() -> Finding:
 
 
 def _gpu() -> Finding:
-    """Whether runs can use a GPU, and what is missing where a driver is."""
+    """Whether runs can use a GPU; else the reason and what to do about it."""
     try:
         count = _native.gpus()
     except Error as why:
-        there = os.path.exists("/dev/nvidiactl")
-        return Finding("note", "GPU", str(why) if there else "no NVIDIA GPU; runs use the CPU")
+        if nvidia_there():
+            return Finding("note", "GPU", "there is an NVIDIA GPU, and runs use the CPU", str(why))
+        return Finding("note", "GPU", f"no NVIDIA GPU, runs use the CPU ({why})")
     return Finding("ok", "GPU", f"{count} that runs can use")
 
 

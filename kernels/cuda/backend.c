@@ -58,6 +58,7 @@ static const pml_backend backend = {
     .abi = PML_BACKEND_ABI,
     .name = "cuda",
     .dtypes = 1U << PML_F32 | 1U << PML_BF16,
+    .drops_out = true,
     .devices = devices,
     .open = open_device,
     .close = pmli_cuda_close,

@@ -117,6 +117,14 @@ static pml_status open_cudnn(pml_device *d, pml_error *err)
     return status;
 }
 
+/* Deterministic devices take the heuristic's first choices and keep nothing. */
+static pmli_choices *kept_choices(const pml_device *d, const char *folder)
+{
+    return folder == NULL || d->deterministic
+               ? NULL
+               : pmli_choices_new(folder, d->name, pmli_cu.version, pmli_lt.cublasLtGetVersion());
+}
+
 pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device, pml_error *err)
 {
     *device = NULL;
@@ -137,7 +145,7 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
     if (status == PML_OK)
         status = PMLI_LT(pmli_lt.cublasLtCreate(&d->lt), "starting cuBLASLt", err);
     if (status == PML_OK)
-        status = pmli_gemm_cache_new(&d->products, err);
+        status = pmli_gemm_cache_new(kept_choices(d, options->cache), &d->products, err);
     if (status == PML_OK)
         status = open_cudnn(d, err);
     if (status != PML_OK)

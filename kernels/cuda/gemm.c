@@ -27,13 +27,17 @@ struct pmli_gemm_cache {
     pthread_mutex_t lock;
     product **products; /* each at its own address: one in use stays where it is */
     size_t count, capacity;
+    pmli_choices *choices; /* timed before, by this process or another; NULL: not kept */
 };
 
-pml_status pmli_gemm_cache_new(pmli_gemm_cache **cache, pml_error *err)
+pml_status pmli_gemm_cache_new(pmli_choices *choices, pmli_gemm_cache **cache, pml_error *err)
 {
     *cache = calloc(1, sizeof **cache);
-    if (*cache == NULL)
+    if (*cache == NULL) {
+        pmli_choices_destroy(&choices);
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the table of matrix products");
+    }
+    (*cache)->choices = choices;
     pthread_mutex_init(&(*cache)->lock, NULL);
     return PML_OK;
 }
@@ -60,6 +64,7 @@ void pmli_gemm_cache_destroy(pmli_gemm_cache **cache)
     for (size_t i = 0; i < (*cache)->count; i++)
         product_destroy((*cache)->products[i]);
     free((*cache)->products);
+    pmli_choices_destroy(&(*cache)->choices);
     pthread_mutex_destroy(&(*cache)->lock);
     free(*cache);
     *cache = NULL;
@@ -186,11 +191,53 @@ static pml_status time_candidates(pml_queue *queue, product *p, const pmli_gemm 
     return status;
 }
 
-static bool worth_timing(const pml_queue *queue, const pmli_gemm *g)
+/* Whether the choice is a timed one: here and now, or earlier and kept. */
+static bool by_time(const pml_queue *queue, const pmli_gemm *g)
 {
     const double least = 1e9; /* floating-point operations */
-    return !queue->recording && !queue->device->deterministic && g->beta == 0 &&
+    return !queue->device->deterministic && g->beta == 0 &&
            2.0 * (double)g->m * (double)g->n * (double)g->k >= least;
+}
+
+/* What decides a choice, as it stands on disk. */
+static void choice_key(const key *k, int64_t words[PMLI_CHOICE_KEY])
+{
+    const int64_t all[PMLI_CHOICE_KEY] = {
+        k->m,           k->n,           k->k,           k->lda,
+        k->ldb,         k->ldc,         k->align_a,     k->align_b,
+        k->align_c,     k->align_bias,  (int64_t)k->in, (int64_t)k->out,
+        k->transpose_a, k->transpose_b, k->accumulates, (int64_t)k->workspace_size};
+    memcpy(words, all, sizeof all);
+}
+
+_Static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(uint64_t) * PMLI_CHOICE_WORDS,
+               "an algorithm is kept whole");
+
+/* A choice from disk, where this library says that it can run it. */
+static bool recall(pml_queue *queue, product *p)
+{
+    const pmli_choices *choices = queue->device->products->choices;
+    int64_t words[PMLI_CHOICE_KEY];
+    choice_key(&p->key, words);
+    const uint64_t *kept = choices != NULL ? pmli_choices_find(choices, words) : NULL;
+    cublasLtMatmulHeuristicResult_t result;
+    if (kept == NULL)
+        return false;
+    memcpy(&p->algo, kept, sizeof p->algo);
+    return pmli_lt.cublasLtMatmulAlgoCheck(queue->device->lt, p->desc, p->a, p->b, p->c, p->c,
+                                           &p->algo, &result) == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= p->key.workspace_size;
+}
+
+static void keep(pml_queue *queue, const product *p)
+{
+    pmli_choices *choices = queue->device->products->choices;
+    pmli_choice choice;
+    if (choices == NULL)
+        return;
+    choice_key(&p->key, choice.key);
+    memcpy(choice.algorithm, &p->algo, sizeof choice.algorithm);
+    pmli_choices_keep(choices, &choice);
 }
 
 /* The heuristic's candidates, the fastest where it may be timed; else its first choice, the same
@@ -199,6 +246,9 @@ static pml_status choose(pml_queue *queue, product *p, const pmli_gemm *g, pml_e
 {
     cublasLtHandle_t lt = queue->device->lt;
     const key *k = &p->key;
+    bool timed = by_time(queue, g);
+    if (timed && recall(queue, p))
+        return PML_OK;
     cublasLtMatmulPreference_t preference = NULL;
     cublasLtMatmulHeuristicResult_t result[CANDIDATES];
     int found = 0;
@@ -224,8 +274,11 @@ static pml_status choose(pml_queue *queue, product *p, const pmli_gemm *g, pml_e
         status = PML_FAIL(err, PML_UNSUPPORTED, "cuBLASLt has no algorithm");
     if (status == PML_OK)
         p->algo = result[0].algo;
-    if (status == PML_OK && found > 1 && worth_timing(queue, g))
+    if (status == PML_OK && found > 1 && timed && !queue->recording) {
         status = time_candidates(queue, p, g, result, found, err);
+        if (status == PML_OK)
+            keep(queue, p);
+    }
     if (preference != NULL)
         pmli_lt.cublasLtMatmulPreferenceDestroy(preference);
     return status;

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "choices.h"
 #include "pml_op/backend.h"
 
 /* Offered to every product. On Hopper none of the shapes of a language model uses more than a few
@@ -32,9 +33,10 @@ typedef struct pmli_gemm {
 
 pml_status pmli_gemm_run(pml_queue *queue, const pmli_gemm *gemm, pml_error *err);
 
-/* The products a device knows. Owned by the device. */
+/* The products a device knows. Owned by the device. choices: where timed ones are kept on disk,
+ * owned by the cache from here on; NULL: nowhere. */
 typedef struct pmli_gemm_cache pmli_gemm_cache;
-pml_status pmli_gemm_cache_new(pmli_gemm_cache **cache, pml_error *err);
+pml_status pmli_gemm_cache_new(pmli_choices *choices, pmli_gemm_cache **cache, pml_error *err);
 void pmli_gemm_cache_destroy(pmli_gemm_cache **cache);
 
 #endif

@@ -19,6 +19,7 @@
     X(columns)                                                                                     \
     X(elementwise)                                                                                 \
     X(embed)                                                                                       \
+    X(dropout)                                                                                     \
     X(loss)                                                                                        \
     X(update)                                                                                      \
     X(attention_any)                                                                               \
@@ -100,6 +101,7 @@
     PMLI_TYPED_WIDE(X, elementwise, swiglu)                                                        \
     PMLI_TYPED_WIDE(X, elementwise, swiglu_bwd)                                                    \
     PMLI_TYPED(X, embed, embed_bwd)                                                                \
+    PMLI_TYPED(X, dropout, dropout)                                                                \
     PMLI_TYPED(X, loss, cross_entropy)                                                             \
     X(update, sum_parts)                                                                           \
     X(update, sumsq_parts)                                                                         \
@@ -156,7 +158,7 @@ typedef struct pmli_image {
 
 extern const pmli_image pmli_images[]; /* generated */
 extern const size_t pmli_image_count;
-extern const char pmli_images_compiler[]; /* "nvcc 13.0": named where a driver refuses them */
+extern const char pmli_images_compiler[]; /* "NVRTC 12.9": named where a driver refuses them */
 
 /* The image of `family` that suits a device best, NULL when none does. */
 const pmli_image *pmli_image_for(const char *family, int capability);

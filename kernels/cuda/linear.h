@@ -52,4 +52,12 @@ static inline size_t pmli_linear_units(size_t bytes)
     return (bytes + 255) / 256 * 256;
 }
 
+/* Bytes of x masked by dropout, where there is one. */
+static inline size_t pmli_masked_bytes(const pml_view *x, uint32_t lora_parts, float dropout)
+{
+    return lora_parts != 0 && dropout > 0
+               ? pmli_linear_units((size_t)x->rows * (size_t)x->cols * pml_dtype_size(x->dtype))
+               : 0;
+}
+
 #endif

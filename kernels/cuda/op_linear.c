@@ -5,8 +5,12 @@
  *   separate   y = x w^T (+ bias);  u = s x a^T;  y_p += u_p b_p^T for each part p
  *   bordered   u = s x a^T into the border of x;  y = [x|u] [w|b]^T (+ bias)
  *
- * The second moves y once instead of two to four times; it is taken where u and b lie so. */
+ * The second moves y once instead of two to four times; it is taken where u and b lie so. With
+ * dropout each part has its own masked x, made in the workspace.
+ *
+ *   ws: | products' own | u [T,R] where it is not kept | masked x [T,K] | */
 #include "device.h"
+#include "dropout.h"
 #include "linear.h"
 #include "operand.h"
 #include "ops.h"
@@ -29,7 +33,8 @@ static size_t u_bytes(const pml_linear_args *a)
 size_t pmli_cuda_linear_ws(const pml_linear_args *a)
 {
     bool own_u = a->lora_parts != 0 && a->u.rows == 0;
-    return PMLI_GEMM_WORKSPACE + (own_u ? u_bytes(a) : 0);
+    return PMLI_GEMM_WORKSPACE + (own_u ? u_bytes(a) : 0) +
+           pmli_masked_bytes(&a->x, a->lora_parts, a->lora_dropout);
 }
 
 static void check_lora(pmli_check *c, const pml_linear_args *a)
@@ -40,9 +45,7 @@ static void check_lora(pmli_check *c, const pml_linear_args *a)
     pmli_need_as(c, "b", &a->b, lora_rows(a), a->rank, a->x.dtype);
     if (a->u.data != NULL)
         pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->x.dtype);
-    if (c->status == PML_OK && a->lora_dropout != 0)
-        c->status = PML_FAIL(c->err, PML_UNSUPPORTED,
-                             "linear: lora_dropout is not on the GPU in this version");
+    pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->x.rows);
 }
 
 static pml_status check(const pml_linear_args *a, bool lora, pml_error *err)
@@ -95,12 +98,14 @@ static bool in_border(const pml_view *outer, const pml_view *inner)
            outer->rows == inner->rows;
 }
 
-/* u, one product for all parts where they share a scale. */
-static pml_status down(pml_queue *queue, const pml_linear_args *a, const pml_view *u,
+/* u, one product for all parts where they share a scale and the same x. masked: room for x. */
+static pml_status down(pml_queue *queue, const pml_linear_args *a, const pml_view *u, void *masked,
                        pml_error *err)
 {
     float scale;
-    if (pmli_lora_one_scale(a->lora_scale, a->parts, a->lora_parts, &scale)) {
+    bool drops = a->lora_dropout > 0;
+    pml_view x = drops ? pml_matrix(masked, a->x.rows, a->x.cols, a->x.dtype) : a->x;
+    if (!drops && pmli_lora_one_scale(a->lora_scale, a->parts, a->lora_parts, &scale)) {
         pmli_gemm g = product(&a->x, &a->a, u, a);
         g.alpha = scale;
         return pmli_gemm_run(queue, &g, err);
@@ -111,9 +116,13 @@ static pml_status down(pml_queue *queue, const pml_linear_args *a, const pml_vie
         if (!(a->lora_parts >> p & 1))
             continue;
         pml_view a_p = pmli_rows_of(a->a, at, a->rank), u_p = pml_view_columns(*u, at, a->rank);
-        pmli_gemm g = product(&a->x, &a_p, &u_p, a);
+        pmli_gemm g = product(&x, &a_p, &u_p, a);
         g.alpha = a->lora_scale[p];
-        status = pmli_gemm_run(queue, &g, err);
+        pmli_dropout d = {&a->rng, &a->places, a->lora_purpose + (uint32_t)p, a->lora_dropout};
+        if (drops)
+            status = pmli_cuda_dropout(queue, &d, &a->x, false, &x, err);
+        if (status == PML_OK)
+            status = pmli_gemm_run(queue, &g, err);
         at += a->rank;
     }
     return status;
@@ -157,11 +166,13 @@ pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_erro
         return frozen(queue, a, 0, err);
 
     pml_view u = a->u;
-    if (u.data == NULL) /* behind what the products themselves use of ws */
-        u = pml_matrix((char *)a->ws.data + PMLI_GEMM_WORKSPACE, a->x.rows, lora_cols(a),
-                       a->x.dtype);
+    char *behind = (char *)a->ws.data + PMLI_GEMM_WORKSPACE;
+    if (u.data == NULL) {
+        u = pml_matrix(behind, a->x.rows, lora_cols(a), a->x.dtype);
+        behind += u_bytes(a);
+    }
     bool bordered = a->parts == 1 && in_border(&a->x, &u) && in_border(&a->w, &a->b);
-    status = down(queue, a, &u, err);
+    status = down(queue, a, &u, behind, err);
     if (status == PML_OK)
         status = frozen(queue, a, bordered ? a->rank : 0, err);
     if (status == PML_OK && !bordered)

@@ -2,11 +2,14 @@
  *
  *   v_p = s_p dy_p b_p;   dx = dy w + v a;   da += v^T x;   db_p += dy_p^T u_p
  *
- *   ws: | products' own | v [T,R] | the bias's partial sums |
+ * With dropout, m_p the mask of a part:  dx = dy w + sum m_p (v_p a_p);  da_p += v_p^T (m_p x).
+ *
+ *   ws: | products' own | v [T,R] | masked x, then masked v a: [T,K] | the bias's partial sums |
  *
  * Gradients of parameters are summed in float32 by the products themselves (c += a b). */
 #include "columns.h"
 #include "device.h"
+#include "dropout.h"
 #include "linear.h"
 #include "operand.h"
 #include "ops.h"
@@ -20,7 +23,8 @@ static size_t v_bytes(const pml_linear_bwd_args *a)
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
 {
     size_t bias = a->dbias.rows > 0 ? pmli_cuda_columns_ws(a->dy.cols) : 0;
-    return PMLI_GEMM_WORKSPACE + (a->lora_parts != 0 ? v_bytes(a) : 0) + bias;
+    return PMLI_GEMM_WORKSPACE + (a->lora_parts != 0 ? v_bytes(a) : 0) +
+           pmli_masked_bytes(&a->x, a->lora_parts, a->lora_dropout) + bias;
 }
 
 static void check_lora(pmli_check *c, const pml_linear_bwd_args *a)
@@ -35,9 +39,7 @@ static void check_lora(pmli_check *c, const pml_linear_bwd_args *a)
     PMLI_MAY(c, a, db, rows, a->rank, PML_F32);
     if (a->db.data != NULL)
         pmli_need_as(c, "u", &a->u, a->dy.rows, columns, a->dy.dtype);
-    if (c->status == PML_OK && a->lora_dropout != 0)
-        c->status = PML_FAIL(c->err, PML_UNSUPPORTED,
-                             "linear_bwd: lora_dropout is not on the GPU in this version");
+    pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->dy.rows);
 }
 
 static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
@@ -115,6 +117,34 @@ static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a,
     return status;
 }
 
+/* What v gives to dx and da, part by part under its mask. */
+static pml_status back_through_masks(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
+                                     void *masked, pml_error *err)
+{
+    pml_status status = PML_OK;
+    pml_view x = pml_matrix(masked, a->dy.rows, a->x.cols, a->dy.dtype);
+    int64_t at = 0;
+    for (int p = 0; status == PML_OK && p < a->parts; p++) {
+        if (!(a->lora_parts >> p & 1))
+            continue;
+        pmli_dropout d = {&a->rng, &a->places, a->lora_purpose + (uint32_t)p, a->lora_dropout};
+        pml_view v_p = pml_view_columns(v, at, a->rank);
+        if (a->da.data != NULL) {
+            status = pmli_cuda_dropout(queue, &d, &a->x, false, &x, err);
+            if (status == PML_OK)
+                status =
+                    multiply(queue, a, 1, v_p, true, x, 1, pmli_rows_of(a->da, at, a->rank), err);
+        }
+        if (status == PML_OK && a->dx.data != NULL) {
+            status = multiply(queue, a, 1, v_p, false, pmli_rows_of(a->a, at, a->rank), 0, x, err);
+            if (status == PML_OK)
+                status = pmli_cuda_dropout(queue, &d, &x, true, &a->dx, err);
+        }
+        at += a->rank;
+    }
+    return status;
+}
+
 pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, pml_error *err)
 {
     pml_status status = check(a, err);
@@ -127,12 +157,17 @@ pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, 
         behind += v_bytes(a);
         status = back_through_b(queue, a, v, err);
     }
+    bool drops = a->lora_parts != 0 && a->lora_dropout > 0;
     if (status == PML_OK && a->dx.data != NULL) {
         status = multiply(queue, a, 1, a->dy, false, a->w, 0, a->dx, err);
-        if (status == PML_OK && a->lora_parts != 0)
+        if (status == PML_OK && a->lora_parts != 0 && !drops)
             status = multiply(queue, a, 1, v, false, a->a, 1, a->dx, err);
     }
-    if (status == PML_OK && a->da.data != NULL)
+    if (status == PML_OK && drops) {
+        status = back_through_masks(queue, a, v, behind, err);
+        behind += pmli_masked_bytes(&a->x, a->lora_parts, a->lora_dropout);
+    }
+    if (status == PML_OK && a->da.data != NULL && !drops)
         status = multiply(queue, a, 1, v, true, a->x, 1, a->da, err);
     if (status == PML_OK && a->dw.data != NULL)
         status = multiply(queue, a, 1, a->dy, true, a->x, 1, a->dw, err);

@@ -164,6 +164,32 @@ static void add_parts(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, in
     }
 }
 
+void cases_drop(gpu_case *c, int at, int64_t rows)
+{
+    static const int64_t rng[] = {0x123456789abcdef, 7};
+    static int64_t places[2048]; /* far apart, neither ascending nor small */
+    for (int64_t t = 0; t < 2048; t++)
+        places[t] = (t * 7919 + 13) % 2048 + (t % 3 == 0 ? INT64_C(1) << 33 : 0);
+    pml_view *views = pml_op_views(&c->args);
+    views[at] = shaped(1, 2, 0, PML_I64);
+    views[at + 1] = shaped(1, rows, 0, PML_I64);
+    c->given[at] = rng;
+    c->given[at + 1] = places;
+}
+
+/* The same with dropout: one part's mask is not the other's. */
+static void add_dropped(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                        int32_t rank, bool keeps_u)
+{
+    add_parts(cases, d, rows, n, k, rank, keeps_u);
+    gpu_case *c = &cases->at[cases->count - 1];
+    size_t length = strlen(c->name);
+    snprintf(c->name + length, sizeof c->name - length, ", dropout");
+    c->args.linear.lora_dropout = 0.3F;
+    c->args.linear.lora_purpose = (1 << 16) + 11;
+    cases_drop(c, 5, rows);
+}
+
 /* u in a border of x, b in a border of w: one product. */
 static void add_bordered(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t n, int64_t k,
                          int32_t rank)
@@ -203,6 +229,8 @@ static void add_linears(gpu_cases *cases)
         add_parts(cases, d, 37, 64, 129, 3, true);
         add_parts(cases, d, 200, 256, 512, 16, true);
         add_parts(cases, d, 200, 256, 512, 16, false);
+        add_dropped(cases, d, 37, 64, 129, 3, true);
+        add_dropped(cases, d, 200, 256, 512, 16, false);
         add_bordered(cases, d, 100, 384, 256, 16);
         add_bordered(cases, d, 37, 130, 64, 4);
     }

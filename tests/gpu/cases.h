@@ -40,6 +40,10 @@ gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
 /* A view that has a shape and no place yet. */
 pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype);
 
+/* Dropout in a linear layer's LoRA branch or its backward's: rng and places at operands at, at + 1.
+ */
+void cases_drop(gpu_case *c, int at, int64_t rows);
+
 /* Embedding, norms, linear layers and moving rows; and everything that training adds. */
 void cases_of_forward(gpu_cases *cases);
 void cases_of_training(gpu_cases *cases);

@@ -2,6 +2,7 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cases.h"
 
@@ -116,6 +117,20 @@ static void add_linear_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t 
     a->u = shaped(rows, 2 * rank, 8, d);
     a->da = shaped(2 * rank, k, 0, PML_F32);
     a->db = shaped(n + (n - n / 2), rank, 0, PML_F32);
+}
+
+static void add_dropped_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                            int32_t rank, bool wants_dx)
+{
+    add_linear_bwd(cases, d, rows, n, k, rank, false);
+    gpu_case *c = &cases->at[cases->count - 1];
+    size_t length = strlen(c->name);
+    snprintf(c->name + length, sizeof c->name - length, ", dropout%s", wants_dx ? "" : ", no dx");
+    c->args.linear_bwd.lora_dropout = 0.3F;
+    c->args.linear_bwd.lora_purpose = (1 << 16) + 11;
+    if (!wants_dx)
+        c->args.linear_bwd.dx = (pml_view){0};
+    cases_drop(c, 6, rows);
 }
 
 /* Lengths of documents; -1 ends. What is left of the tokens belongs to none. */
@@ -390,6 +405,7 @@ void cases_of_training(gpu_cases *cases)
             add_linear_bwd(cases, d, rows, n, k, 0, false);
             add_linear_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, false);
             add_linear_bwd(cases, d, rows, n, k, 0, true);
+            add_dropped_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, s % 2 == 0);
         }
         add_attentions(cases, d);
         add_head_norms(cases, d, 4, 2, 128);

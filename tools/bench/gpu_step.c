@@ -3,7 +3,8 @@
  *
  *   bench_gpu_step MODEL [--device cuda] [--rows 4] [--length 2048] [--steps 10] [--full]
  *                        [--limit MiB] [--float32] [--profile] [--rank 16] [--nf4]
- *                        [--deterministic]
+ *                        [--deterministic] [--dropout 0.1]
+ *                        [--cache FOLDER]   (of timed choices; not given: none)
  *
  * All tokens of full rows are counted; every token but each row's last has a label. Prints one JSON
  * line, after the profile. tools/bench/gpu.py runs it beside its peers. */
@@ -29,11 +30,12 @@ enum { MOST_ROWS = 1 << 14, WARM_UP = 3 };
     } while (0)
 
 typedef struct bench {
-    const char *model, *device;
+    const char *model, *device, *cache;
     int32_t rows, length, rank;
     int steps;
     bool full, float32, profile, nf4, deterministic;
     size_t limit;
+    double dropout;
     pml_train_config config;
     pml_stepper *stepper;
 } bench;
@@ -54,10 +56,12 @@ static pml_batch make_batch(const bench *b, int32_t vocab, uint64_t seed)
     int32_t *ids = must_alloc((size_t)tokens * 4 + (size_t)b->rows + 1, sizeof *ids);
     int32_t *positions = ids + tokens, *rows = positions + tokens, *labels = rows + tokens;
     int32_t *bounds = labels + tokens;
+    int64_t *places = must_alloc((size_t)tokens, sizeof *places);
     for (int32_t t = 0; t < tokens; t++) {
         ids[t] = (int32_t)(pml_philox_at(seed, 0, PML_PURPOSE_SAMPLE, (uint64_t)t).word[0] %
                            (uint32_t)vocab);
         positions[t] = t % b->length;
+        places[t] = t;
     }
     for (int32_t t = 0; t < tokens; t++)
         if (positions[t] < b->length - 1) {
@@ -71,6 +75,7 @@ static pml_batch make_batch(const bench *b, int32_t vocab, uint64_t seed)
                        .n_labels = n,
                        .max_doc = b->length,
                        .ids = ids,
+                       .places = places,
                        .positions = positions,
                        .cu_seqlens = bounds,
                        .label_rows = rows,
@@ -166,6 +171,7 @@ static void measure(bench *b)
         .backend = backend,
         .device_index = index,
         .threads = 0,
+        .cache = b->cache,
         .limits = {tokens, b->rows, tokens - b->rows, b->length, 0}};
     MUST(pml_stepper_new(&options, &b->stepper, err));
     double loaded = pml_clock_monotonic() - begin;
@@ -196,8 +202,10 @@ static void measure(bench *b)
            pml_recompute_name((pml_recompute)plan->choices.recompute),
            plan->choices.recompute_layers, plan->choices.pieces, plan->choices.head_chunk, loaded,
            first, plan->flops / median * 1e-12);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) {
         free((void *)(uintptr_t)batches[i].ids);
+        free((void *)(uintptr_t)batches[i].places);
+    }
     free(seconds);
     pml_stepper_destroy(&b->stepper);
     backend->close(&device);
@@ -206,12 +214,13 @@ static void measure(bench *b)
 static void read_options(int argc, char **argv, bench *b)
 {
     static const struct option known[] = {
-        {"device", required_argument, NULL, 'd'}, {"rows", required_argument, NULL, 'r'},
-        {"length", required_argument, NULL, 'l'}, {"steps", required_argument, NULL, 's'},
-        {"limit", required_argument, NULL, 'm'},  {"full", no_argument, NULL, 'f'},
-        {"float32", no_argument, NULL, 'x'},      {"profile", no_argument, NULL, 'p'},
-        {"nf4", no_argument, NULL, 'n'},          {"deterministic", no_argument, NULL, 't'},
-        {"rank", required_argument, NULL, 'k'},   {NULL, 0, NULL, 0}};
+        {"device", required_argument, NULL, 'd'},  {"rows", required_argument, NULL, 'r'},
+        {"length", required_argument, NULL, 'l'},  {"steps", required_argument, NULL, 's'},
+        {"limit", required_argument, NULL, 'm'},   {"full", no_argument, NULL, 'f'},
+        {"float32", no_argument, NULL, 'x'},       {"profile", no_argument, NULL, 'p'},
+        {"nf4", no_argument, NULL, 'n'},           {"deterministic", no_argument, NULL, 't'},
+        {"rank", required_argument, NULL, 'k'},    {"cache", required_argument, NULL, 'c'},
+        {"dropout", required_argument, NULL, 'o'}, {NULL, 0, NULL, 0}};
     *b = (bench){.device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
@@ -232,6 +241,12 @@ static void read_options(int argc, char **argv, bench *b)
             break;
         case 'm':
             b->limit = (size_t)atol(optarg) << 20;
+            break;
+        case 'o':
+            b->dropout = atof(optarg);
+            break;
+        case 'c':
+            b->cache = optarg;
             break;
         case 'f':
             b->full = true;
@@ -270,6 +285,7 @@ int main(int argc, char **argv)
                                   .deterministic = b.deterministic,
                                   .lora_rank = b.rank,
                                   .lora_alpha = b.rank,
+                                  .lora_dropout = b.dropout,
                                   .lora_targets = PML_TARGET_ALL_LINEAR,
                                   .max_steps = 1000000,
                                   .learning_rate = 1e-4,

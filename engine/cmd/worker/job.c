@@ -1,7 +1,9 @@
 /* The job of a real run: token shards through the stepper, snapshots to checkpoints. */
 #include "job.h"
 
+#include <limits.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -140,16 +142,33 @@ static pml_status divide_memory(job *j, const job_setup *setup, pml_error *err)
     return status;
 }
 
+/* Where the Python side keeps its shards, too (pantheraml/data/cache.py); NULL: nowhere. */
+static const char *cache_folder(char *path, size_t capacity)
+{
+    const char *own = getenv("PANTHERAML_CACHE"), *base = getenv("XDG_CACHE_HOME");
+    const char *home = getenv("HOME");
+    int n = -1;
+    if (own != NULL && own[0] != '\0')
+        n = snprintf(path, capacity, "%s/cuda", own);
+    else if (base != NULL && base[0] != '\0')
+        n = snprintf(path, capacity, "%s/pantheraml/cuda", base);
+    else if (home != NULL && home[0] != '\0')
+        n = snprintf(path, capacity, "%s/.cache/pantheraml/cuda", home);
+    return n > 0 && (size_t)n < capacity ? path : NULL;
+}
+
 /* A run that goes on repeats its plan: recompute and chunks decide bits. */
 static pml_status make_stepper(job *j, const job_setup *setup, const pml_batch_limits *limits,
                                pml_error *err)
 {
     pml_message *identity = pml_message_part(setup->run, "identity", 0);
+    char cache[PATH_MAX];
     pml_stepper_options options = {
         .config = &j->config,
         .backend = j->backend,
         .device_index = j->device,
         .threads = threads_of(&j->config, setup->share),
+        .cache = cache_folder(cache, sizeof cache),
         .comm = setup->comm,
         .limits = *limits,
         .choices = {.recompute = (int32_t)pml_message_int(identity, "recompute"),

@@ -374,6 +374,7 @@ pml_status pml_stepper_set_dropout(pml_stepper *s, double dropout, pml_error *er
         if (node->op == PML_OP_linear_bwd && node->args.linear_bwd.lora_parts != 0)
             node->args.linear_bwd.lora_dropout = (float)dropout;
     }
+    pmli_drop_recorded(s); /* graphs hold the attributes that they were recorded with */
     return PML_OK;
 }
 

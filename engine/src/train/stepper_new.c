@@ -8,8 +8,10 @@
 
 static pml_status open_device(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
 {
-    const pml_device_options options = {
-        .index = o->device_index, .threads = o->threads, .deterministic = o->config->deterministic};
+    const pml_device_options options = {.index = o->device_index,
+                                        .threads = o->threads,
+                                        .deterministic = o->config->deterministic,
+                                        .cache = o->cache};
     pml_status status = s->backend->open(&options, &s->device, err);
     return status == PML_OK ? s->backend->queue_new(s->device, &s->queue, err) : status;
 }

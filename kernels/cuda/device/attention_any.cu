@@ -97,7 +97,7 @@ template <typename T> __device__ void attend(const pmli_attention_params &p)
         return;
     const int head = blockIdx.y, n = p.head_dim, kv = head / (p.heads / p.kv_heads) * n;
     const Range keys = keys_of(p, (int)row);
-    float q[MOST], k[MOST], v[MOST], acc[MOST] = {}, top = -INFINITY, sum = 0;
+    float q[MOST], k[MOST], v[MOST], acc[MOST] = {}, top = -INFINITE, sum = 0;
     load_row(q, (const T *)p.q + row * p.ld_q + head * n, n);
     for (int j = keys.first; j < keys.end; j++) {
         load_row(k, (const T *)p.k + j * p.ld_k + kv, n);

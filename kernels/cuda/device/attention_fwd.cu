@@ -47,7 +47,7 @@ template <typename T, int D> __device__ void attend(const pmli_attention_params 
     float acc[M_TILES][D / 8][4] = {}, top[M_TILES][2], sum[M_TILES][2];
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
-        top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
+        top[m][0] = top[m][1] = -INFINITE, sum[m][0] = sum[m][1] = 0;
     const float factor = p.scale * LOG2_E;
 
     for (int at = begin, turn = 0; at < end; at += KEYS, turn++) {
@@ -89,7 +89,7 @@ template <typename T, int D> __device__ void attend(const pmli_attention_params 
                     for (int e = 0; e < 4; e++) {
                         const int key = at + n * 8 + t * 2 + (e & 1), last = row + (e >> 1) * 8;
                         if (key > last || key >= keys.y || (p.window > 0 && key <= last - p.window))
-                            s[m][n][e] = -INFINITY;
+                            s[m][n][e] = -INFINITE;
                     }
 #pragma unroll
             for (int half = 0; half < 2; half++) {
@@ -100,7 +100,7 @@ template <typename T, int D> __device__ void attend(const pmli_attention_params 
                 high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, 1));
                 high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, 2));
                 // A row that has seen nothing yet: its exponents must be -inf, not NaN.
-                const float base = high == -INFINITY ? 0.0f : high * factor;
+                const float base = high == -INFINITE ? 0.0f : high * factor;
                 const float shrink = exp2_fast(top[m][half] * factor - base);
                 top[m][half] = high;
                 float line = 0;

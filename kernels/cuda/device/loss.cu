@@ -26,7 +26,7 @@ __device__ inline Softmax of_block(Softmax x)
     if (threadIdx.x % 32 == 0)
         of_warp[threadIdx.x / 32] = x;
     __syncthreads();
-    x = threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : Softmax{-INFINITY, 0.0f};
+    x = threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : Softmax{-INFINITE, 0.0f};
 #pragma unroll
     for (int d = 16; d > 0; d /= 2)
         x = joined(
@@ -44,7 +44,7 @@ template <typename T> __device__ void cross_entropy(const pmli_cross_entropy_par
     const int whole = (int)(p.vocab / N), label = p.labels[slot];
     const bool empty = p.rows[slot] < 0;
 
-    Softmax mine = {-INFINITY, 0.0f};
+    Softmax mine = {-INFINITE, 0.0f};
     for (int c = threadIdx.x; c < whole; c += blockDim.x) {
         const pack x = ((const pack *)row)[c];
         float top = mine.top;

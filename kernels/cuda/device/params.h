@@ -22,6 +22,17 @@ typedef struct pmli_fill_params {
     double value;
 } pmli_fill_params;
 
+/* y = m x, or y += m x: m is 0 or keep, from the random words of (rng, purpose, place, column). */
+typedef struct pmli_dropout_params {
+    const void *x;
+    void *y;
+    const long long *rng, *places;
+    long long rows, cols, ld_x, ld_y;
+    unsigned purpose;
+    float dropout, keep;
+    int add;
+} pmli_dropout_params;
+
 typedef struct pmli_rmsnorm_params {
     const void *x, *add, *weight; /* add may be absent, and sum then is */
     void *sum, *y;

@@ -17,7 +17,7 @@ __device__ inline long long first_unit()
 
 template <typename To, typename From> __device__ inline To converted(From x)
 {
-    if constexpr (__is_same(From, To))
+    if constexpr (same<From, To>)
         return x;
     else
         return narrow<To>(widen(x));

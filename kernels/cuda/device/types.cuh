@@ -8,6 +8,11 @@
 typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
+// What <cmath> and <type_traits> would bring: the run-time compiler has neither.
+#define INFINITE __int_as_float(0x7f800000)
+template <typename A, typename B> constexpr bool same = false;
+template <typename A> constexpr bool same<A, A> = true;
+
 __device__ inline float widen(float x)
 {
     return x;

@@ -25,6 +25,7 @@ typedef struct pml_stepper_options {
     const pml_backend *backend;
     int device_index;
     int threads;
+    const char *cache;       /* pml_device_options.cache */
     pml_comm *comm;          /* borrowed; all-reduce happens inside update() */
     pml_batch_limits limits; /* capacity of a micro-batch (pml/plan/plan.h) */
     /* The planner's choices of an earlier run, whose bits are to be repeated (its plan event and

@@ -1,0 +1,170 @@
+/* Timed choices on disk: what is kept is found by the next process, and what is damaged is not. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h> /* wants the ones above before it */
+
+#include "cuda/choices.c"
+
+static char root[] = "/tmp/pml-choices-XXXXXX";
+
+static pmli_choice some(int n)
+{
+    pmli_choice c;
+    for (int i = 0; i < PMLI_CHOICE_KEY; i++)
+        c.key[i] = i * 1000 + n - 3;
+    for (int i = 0; i < PMLI_CHOICE_WORDS; i++)
+        c.algorithm[i] = UINT64_MAX / (uint64_t)(n + i + 1);
+    return c;
+}
+
+static void expect(const pmli_choices *choices, int n, bool there)
+{
+    pmli_choice c = some(n);
+    const uint64_t *found = pmli_choices_find(choices, c.key);
+    if (!there)
+        assert_null(found);
+    else
+        assert_memory_equal(found, c.algorithm, sizeof c.algorithm);
+}
+
+static pmli_choices *opened(const char *name, const char *device)
+{
+    char folder[PATH_MAX];
+    snprintf(folder, sizeof folder, "%s/%s/cuda", root, name);
+    pmli_choices *choices = pmli_choices_new(folder, device, 13000, 130100);
+    assert_non_null(choices);
+    return choices;
+}
+
+static void keep(pmli_choices *choices, int n)
+{
+    pmli_choice c = some(n);
+    pmli_choices_keep(choices, &c);
+}
+
+static void found_by_the_next_process(void **state)
+{
+    (void)state;
+    pmli_choices *first = opened("next", "NVIDIA H200"), *beside = opened("next", "NVIDIA H200");
+    expect(first, 1, false);
+    keep(first, 1);
+    keep(beside, 2); /* two processes, one file */
+    keep(first, 3);
+    expect(first, 1, true);
+    expect(first, 2, false);
+    pmli_choices *next = opened("next", "NVIDIA H200"), *other = opened("next", "NVIDIA A100");
+    for (int n = 1; n <= 3; n++) {
+        expect(next, n, true);
+        expect(other, n, false);
+    }
+    pmli_choices_destroy(&first);
+    pmli_choices_destroy(&beside);
+    pmli_choices_destroy(&next);
+    pmli_choices_destroy(&other);
+    assert_null(first);
+}
+
+static void the_last_word_counts(void **state)
+{
+    (void)state;
+    pmli_choices *choices = opened("last", "GPU");
+    pmli_choice c = some(1);
+    c.algorithm[0] = 7;
+    pmli_choices_keep(choices, &c);
+    keep(choices, 1);
+    expect(choices, 1, true);
+    pmli_choices_destroy(&choices);
+}
+
+/* Each byte of the second of three lines is changed, cut off, or made a line's end. */
+static void damage_is_left_out(void **state)
+{
+    (void)state;
+    pmli_choices *choices = opened("damage", "GPU");
+    for (int n = 1; n <= 3; n++)
+        keep(choices, n);
+    char path[PATH_MAX], whole[3 * LINE];
+    snprintf(path, sizeof path, "%s", choices->path);
+    pmli_choices_destroy(&choices);
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    assert_int_equal(fread(whole, 1, sizeof whole, file), sizeof whole);
+    assert_int_equal(fgetc(file), EOF);
+    fclose(file);
+    static const char put[] = {'0', 'f', 'z', '\n', '\0'};
+    for (size_t at = LINE; at < 2 * LINE; at += 5)
+        for (size_t p = 0; p < sizeof put; p++) {
+            char changed[3 * LINE];
+            memcpy(changed, whole, sizeof whole);
+            if (changed[at] == put[p])
+                continue;
+            changed[at] = put[p];
+            file = fopen(path, "w");
+            assert_int_equal(fwrite(changed, 1, sizeof changed, file), sizeof changed);
+            fclose(file);
+            choices = opened("damage", "GPU");
+            expect(choices, 1, true);
+            assert_true(choices->count <= 2); /* never the second, never a third of its making */
+            expect(choices, 2, false);
+            pmli_choices_destroy(&choices);
+        }
+}
+
+static void torn_and_foreign_files(void **state)
+{
+    (void)state;
+    pmli_choices *choices = opened("torn", "GPU");
+    keep(choices, 1);
+    keep(choices, 2);
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s", choices->path);
+    pmli_choices_destroy(&choices);
+    assert_int_equal(truncate(path, LINE + 40), 0);
+    choices = opened("torn", "GPU");
+    expect(choices, 1, true);
+    expect(choices, 2, false);
+    pmli_choices_destroy(&choices);
+    FILE *file = fopen(path, "w");
+    for (int i = 0; i < 9000; i++)
+        fputc(i * 7 % 251, file);
+    fclose(file);
+    choices = opened("torn", "GPU");
+    assert_int_equal(choices->count, 0);
+    pmli_choices_destroy(&choices);
+}
+
+static void no_folder_is_no_failure(void **state)
+{
+    (void)state;
+    pmli_choices *choices = pmli_choices_new("/dev/null/nowhere", "GPU", 13000, 1);
+    assert_non_null(choices);
+    keep(choices, 1); /* said in the log */
+    expect(choices, 1, true);
+    pmli_choices_destroy(&choices);
+    char folder[PATH_MAX + 1];
+    memset(folder, 'x', sizeof folder);
+    folder[sizeof folder - 1] = '\0';
+    assert_null(pmli_choices_new(folder, "GPU", 13000, 1));
+}
+
+int main(void)
+{
+    if (mkdtemp(root) == NULL)
+        return 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(found_by_the_next_process), cmocka_unit_test(the_last_word_counts),
+        cmocka_unit_test(damage_is_left_out),        cmocka_unit_test(torn_and_foreign_files),
+        cmocka_unit_test(no_folder_is_no_failure),
+    };
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    char command[64];
+    snprintf(command, sizeof command, "rm -rf %s", root);
+    return failed + (system(command) != 0);
+}
