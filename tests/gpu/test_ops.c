@@ -151,6 +151,67 @@ static void draw(const session *s, const gpu_case *c, int operand, pml_view v)
     free(numbers.data);
 }
 
+/* The same call for the CPU: operands of their own, floats as F32 (exact for the narrower ones). */
+static void twin_of(const session *s, const gpu_case *c, pml_op_args *twin)
+{
+    const pml_op_info *info = pml_op_describe(c->op);
+    *twin = c->args;
+    pml_view *views = pml_op_views(twin);
+    for (int i = 0; i < info->n_views; i++) {
+        pml_view v = views[i];
+        if (v.data == NULL || toupper(info->signature[i]) == 'W')
+            continue;
+        pml_dtype dtype = is_float(v.dtype) ? PML_F32 : v.dtype;
+        views[i] = pml_matrix(must_alloc((size_t)(v.rows * v.cols) * pml_dtype_size(dtype)), v.rows,
+                              v.cols, dtype);
+        cpu_copy(s, in_image(s, v, s->start), views[i]);
+    }
+    for (int i = 0; i < info->n_views; i++) {
+        if (toupper(info->signature[i]) != 'W')
+            continue;
+        size_t bytes = s->cpu->workspace(NULL, c->op, twin);
+        views[i] = (pml_view){0};
+        if (bytes > 0)
+            views[i] = pml_vector(must_alloc(bytes), (int64_t)bytes, PML_U8);
+    }
+}
+
+static void free_views(pml_op op, pml_op_args *args)
+{
+    for (int i = 0; i < pml_op_describe(op)->n_views; i++)
+        free(pml_op_views(args)[i].data);
+}
+
+/* A backward's output and weights are those of its forward: a query that sees one key has no
+ * gradient of its own only if they are. */
+static void settle_attention(const session *s, const gpu_case *c)
+{
+    pml_op_args twin;
+    twin_of(s, c, &twin);
+    const pml_attention_bwd_args *b = &twin.attention_bwd;
+    pml_op_args forward = {.attention = {.q = b->q,
+                                         .k = b->k,
+                                         .v = b->v,
+                                         .cu_q = b->cu_q,
+                                         .cu_k = b->cu_k,
+                                         .o = b->o,
+                                         .lse = b->lse,
+                                         .heads = b->heads,
+                                         .kv_heads = b->kv_heads,
+                                         .head_dim = b->head_dim,
+                                         .window = b->window,
+                                         .max_q = b->max_q,
+                                         .scale = b->scale}};
+    size_t bytes = s->cpu->workspace(NULL, PML_OP_attention, &forward);
+    if (bytes > 0)
+        forward.attention.ws = pml_vector(must_alloc(bytes), (int64_t)bytes, PML_U8);
+    MUST(pml_op_run(s->cpu, PML_OP_attention, s->cpu_queue, &forward, err));
+    cpu_copy(s, b->o, in_image(s, c->args.attention_bwd.o, s->start));
+    cpu_copy(s, b->lse, in_image(s, c->args.attention_bwd.lse, s->start));
+    free(forward.attention.ws.data);
+    free_views(c->op, &twin);
+}
+
 static void draw_start(session *s)
 {
     memset(s->start, 0xFF, s->size); /* NaN in every floating dtype */
@@ -163,6 +224,8 @@ static void draw_start(session *s)
             if (v.data != NULL && (letter == 'I' || letter == 'U'))
                 draw(s, c, i, in_image(s, v, s->start));
         }
+        if (c->op == PML_OP_attention_bwd)
+            settle_attention(s, c);
     }
 }
 
@@ -229,32 +292,8 @@ static void expect_rest_untouched(session *s)
            "nothing outside the outputs is written", "inputs, borders, gaps");
 }
 
-/* The same call for the CPU: operands of their own, floats as F32 (exact for the narrower ones). */
-static void twin_of(const session *s, const gpu_case *c, pml_op_args *twin)
-{
-    const pml_op_info *info = pml_op_describe(c->op);
-    *twin = c->args;
-    pml_view *views = pml_op_views(twin);
-    for (int i = 0; i < info->n_views; i++) {
-        pml_view v = views[i];
-        if (v.data == NULL || toupper(info->signature[i]) == 'W')
-            continue;
-        pml_dtype dtype = is_float(v.dtype) ? PML_F32 : v.dtype;
-        views[i] = pml_matrix(must_alloc((size_t)(v.rows * v.cols) * pml_dtype_size(dtype)), v.rows,
-                              v.cols, dtype);
-        cpu_copy(s, in_image(s, v, s->start), views[i]);
-    }
-    for (int i = 0; i < info->n_views; i++) {
-        if (toupper(info->signature[i]) != 'W')
-            continue;
-        size_t bytes = s->cpu->workspace(NULL, c->op, twin);
-        views[i] = (pml_view){0};
-        if (bytes > 0)
-            views[i] = pml_vector(must_alloc(bytes), (int64_t)bytes, PML_U8);
-    }
-}
-
-/* |got - want| / |want|; NaN when either holds one. Both F32 without borders. */
+/* |got - want| / |want|, and where all that is wanted is zero the root mean square of what came:
+ * the numbers drawn have one of 1. NaN when either holds one. Both F32 without borders. */
 static double distance(pml_view got, pml_view want)
 {
     double difference = 0, reference = 0;
@@ -263,7 +302,9 @@ static double distance(pml_view got, pml_view want)
         difference += ((double)g[i] - w[i]) * ((double)g[i] - w[i]);
         reference += (double)w[i] * w[i];
     }
-    return difference == 0 ? 0 : sqrt(difference / reference);
+    if (reference == 0)
+        reference = (double)(want.rows * want.cols);
+    return sqrt(difference / reference);
 }
 
 /* Bits in the operand's own dtype; rows are compared apart, borders are somebody else's. */
@@ -325,8 +366,7 @@ static void judge(session *s, const gpu_case *c)
     else if (!good)
         snprintf(words + strlen(words), sizeof words - 100, "must be the same bits");
     report(s, good, c->name, words);
-    for (int i = 0; i < info->n_views; i++)
-        free(pml_op_views(&twin)[i].data);
+    free_views(c->op, &twin);
 }
 
 static void expect_refusal(session *s, const char *name, pml_status want, pml_status got,

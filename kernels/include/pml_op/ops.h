@@ -194,7 +194,9 @@ typedef struct pml_attention_args {
     float scale;
 } pml_attention_args;
 
-/* dq, dk, dv written (not added), zero outside every document. Same shapes as q, k, v. */
+/* dq, dk, dv written (not added), zero outside every document. Same shapes as q, k, v. o and lse
+ * are those of the forward of the same q, k, v. The dq of a query that sees one key is zero: in the
+ * CPU reference exactly, elsewhere to rounding. */
 typedef struct pml_attention_bwd_args {
     pml_view dout, q, k, v, o, lse, cu_q, cu_k, dq, dk, dv, ws;
     int32_t heads, kv_heads, head_dim;
