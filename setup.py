@@ -50,6 +50,12 @@ class CMakeBuild(build_ext):
             subprocess.run(command, check=True)
         if CUDA and not self.inplace:
             shutil.copy2(CUDA, prefix / "pantheraml/bin/pml_cuda.so")
+            # cudnn-frontend is headers only, so it is in that object.
+            shutil.copytree(
+                ROOT / "build/cuda/toolkit/licenses",
+                prefix / "pantheraml/licenses/cudnn-frontend",
+                dirs_exist_ok=True,
+            )
         for name in NATIVE:
             if not (prefix / "pantheraml" / name).is_file():
                 raise FileNotFoundError(f"the native build made no pantheraml/{name}")

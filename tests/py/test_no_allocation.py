@@ -33,8 +33,19 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "count"
 
 
+#: OpenBLAS maps a buffer when more threads multiply at one moment than ever before, which chance
+#: decides: at most one for each thread, and not ours to place.
+BLAS_BUFFERS = 2
+
+
 def nothing(count: Path) -> None:
-    assert count.read_text() == "allocations 0 frees 0 maps 0\n"
+    """The counts are zero; what OpenBLAS mapped for itself is taken off them."""
+    text = count.read_text()
+    first, _, traces = text.partition("\n")
+    words = first.split()
+    of_blas = sum("libopenblas" in trace for trace in traces.split("\n\n"))
+    assert words[:-1] == "allocations 0 frees 0 maps".split() and of_blas <= BLAS_BUFFERS, text
+    assert int(words[-1]) == of_blas, text
 
 
 @pytest.mark.parametrize(
