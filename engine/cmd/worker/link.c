@@ -527,10 +527,19 @@ bool link_lost(worker_link *l)
     return lost;
 }
 
+/* Another rank may have seen the coordinator's end first and stopped all of us: then the end lies
+ * in our socket and our I/O thread has not come to it. */
+static bool lease_has_ended(const worker_link *l)
+{
+    char byte;
+    return recv(l->lease, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 bool link_orphaned(worker_link *l)
 {
+    bool ended = lease_has_ended(l);
     pthread_mutex_lock(&l->mutex);
-    bool orphaned = l->lost && !l->released;
+    bool orphaned = (l->lost || ended) && !l->released;
     pthread_mutex_unlock(&l->mutex);
     return orphaned;
 }
