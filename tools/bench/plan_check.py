@@ -30,6 +30,9 @@ from safetensors.numpy import save_file
 
 MIB = 2**20
 SLACK = 8 * MIB
+#: A plan counts what can come together (a checkpoint's buffers, a snapshot, a step). In four steps
+#: it does not always: the same run was seen between 1.2 and 8.5 MiB below its plan.
+CHANCE = 3 * 2**20
 
 
 def write_model(folder: Path, draw: random.Random) -> None:
@@ -121,7 +124,7 @@ class Watch(threading.Thread):
                 if line.startswith(("RssAnon:", "RssShmem:"))
             )
             self.peak = max(self.peak, held)
-            time.sleep(0.002)
+            time.sleep(0.0002)
 
 
 def check(draw: random.Random, number: int) -> tuple[bool, float]:
@@ -155,7 +158,8 @@ def check(draw: random.Random, number: int) -> tuple[bool, float]:
         planned = run.plan.total
         limit = chosen.get("memory_limit", 0)
         off = watch.peak - planned
-        good = abs(off) <= max(SLACK, 0.02 * planned) and (not limit or watch.peak <= limit)
+        bound = max(SLACK, 0.02 * planned)
+        good = -bound - CHANCE <= off <= bound and (not limit or watch.peak <= limit)
         print(
             f"{number:3} {'ok ' if good else 'BAD'} planned {planned / MIB:7.1f} peak "
             f"{watch.peak / MIB:7.1f} off {off / MIB:+6.1f} MiB"
