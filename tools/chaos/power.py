@@ -61,7 +61,7 @@ def strike(ask=lambda: None):
     while run.state not in ("running", "paused", "finished"):
         assert time.monotonic() < deadline, run.reason
         run.wait_for_change(0.1)
-run = pm.finetune(sys.argv[1], rows, name="victim", max_steps=600, max_length=64, save_steps=40,
+run = pm.finetune(sys.argv[1], rows, name="victim", max_steps=4000, max_length=64, save_steps=200,
                   save_total_limit=2, threads=1, deterministic=True, generate_length=16)
 reach(60)
 strike()
