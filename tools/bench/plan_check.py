@@ -30,8 +30,8 @@ from safetensors.numpy import save_file
 
 MIB = 2**20
 SLACK = 8 * MIB
-#: A plan counts what can come together (a checkpoint's buffers, a snapshot, a step). In four steps
-#: it does not always: the same run was seen between 1.2 and 8.5 MiB below its plan.
+#: How much lower than that a peak may be: one run repeated came out between 1.2 and 8.5 MiB below
+#: its plan. Why it differs so has not been found; a plan that says too little is never let pass.
 CHANCE = 3 * 2**20
 
 
