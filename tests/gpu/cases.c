@@ -260,6 +260,27 @@ static size_t room_for(const gpu_case *c, const pml_view *views, int operand, in
     return bytes + (size_t)c->shift * pml_dtype_size(views[operand].dtype);
 }
 
+static size_t bytes_of(const gpu_case *c)
+{
+    const pml_op_info *info = pml_op_describe(c->op);
+    pml_op_args args = c->args;
+    size_t bytes = 0;
+    for (int i = 0; i < info->n_views; i++)
+        bytes += view_span(&pml_op_views(&args)[i]);
+    return bytes;
+}
+
+void cases_keep(gpu_cases *cases, const char *text, size_t bytes)
+{
+    int kept = 0;
+    for (int n = 0; n < cases->count; n++) {
+        const gpu_case *c = &cases->at[n];
+        if ((text == NULL || strstr(c->name, text) != NULL) && (bytes == 0 || bytes_of(c) <= bytes))
+            cases->at[kept++] = *c;
+    }
+    cases->count = kept;
+}
+
 void cases_place(gpu_cases *cases, const pml_backend *backend)
 {
     cases->workspace = cases->operands = 0;

@@ -25,6 +25,8 @@ typedef struct gpu_case {
     const void *given[PML_OP_MAX_VIEWS]; /* I32 or F32 contents, rows end to end; NULL: drawn */
     int positive;                        /* this operand's numbers are; -1: none */
     double tolerance;                    /* of |difference| / |reference|; 0: the same bits */
+    double
+        unit; /* where the reference is all zero: rms of the terms that cancel; 0: not expected */
 } gpu_case;
 
 typedef struct gpu_cases {
@@ -47,6 +49,10 @@ void cases_drop(gpu_case *c, int at, int64_t rows);
 /* Embedding, norms, linear layers and moving rows; and everything that training adds. */
 void cases_of_forward(gpu_cases *cases);
 void cases_of_training(gpu_cases *cases);
+
+/* Leave out the cases whose name has not this text (NULL: any has), and those whose operands take
+ * more bytes (0: no bound). Before they are placed. */
+void cases_keep(gpu_cases *cases, const char *text, size_t bytes);
 
 /* Give every operand its offset (as its address), ask the backend for workspaces. */
 void cases_place(gpu_cases *cases, const pml_backend *backend);

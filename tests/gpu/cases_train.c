@@ -1,5 +1,6 @@
 /* Cases of what training adds to a forward pass: every backward, attention, the loss, the update.
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -205,6 +206,8 @@ static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads
                                                      .scale = 1.0F / (float)h.dim};
     c->given[6] = c->given[7] = bounds;
     c->tolerance = loose(d);
+    /* With one key dP - D is nothing: two sums of head_dim products of dO that cancel. */
+    c->unit = sqrt(h.dim) * (double)c->args.attention_bwd.scale;
 }
 
 /* A chunk of new tokens against cached keys, as generation asks for it. */

@@ -10,6 +10,12 @@
  * Deterministic kernels, unless the program is called with --fast: then sums may come in any order,
  * and a replay need not leave the same bits.
  *
+ *   --only TEXT   the cases that have this in their names
+ *   --small KIB   the cases whose operands take no more
+ *   --eager       ops one by one only, no graphs
+ *   --sparse      as --eager, and only inputs are uploaded: what else an op reads was never
+ * written, which compute-sanitizer's initcheck tells (tests/gpu/sanitize)
+ *
  * Prints a line a case and "N passed, N failed"; exit status 77 and "skipped" without a GPU. */
 #include <ctype.h>
 #include <math.h>
@@ -30,7 +36,9 @@ typedef struct session {
     unsigned char *arena;                  /* on the device */
     unsigned char *start, *eager, *replay; /* its images on the host */
     int passed, failed;
-    bool fast;
+    bool fast, eagerly, sparse;
+    const char *only;
+    size_t small; /* bytes */
 } session;
 
 static void stop(const char *what, const pml_error *err)
@@ -245,12 +253,54 @@ static void come_back(session *s, unsigned char *image)
     MUST(s->gpu->sync(s->queue, err));
 }
 
-static void run_eager_and_recorded(session *s)
+/* A view's rows between the device and the image, without borders: one copy where there are none.
+ */
+static void move_rows(session *s, pml_view v, unsigned char *image, bool up)
 {
-    pml_graph *graph = NULL;
+    size_t size = pml_dtype_size(v.dtype), row = (size_t)v.cols * size;
+    bool whole = v.ld == v.cols;
+    pml_view host = in_image(s, v, image);
+    for (int64_t r = 0; r < (whole ? 1 : v.rows); r++) {
+        size_t at = (size_t)(r * v.ld) * size, bytes = whole ? row * (size_t)v.rows : row;
+        void *device = (char *)v.data + at, *memory = (char *)host.data + at;
+        MUST(up ? s->gpu->upload(s->queue, device, memory, bytes, err)
+                : s->gpu->download(s->queue, memory, device, bytes, err));
+    }
+}
+
+/* Every operand that an op reads, or every one that it writes. */
+static void move_operands(session *s, const char *letters, unsigned char *image, bool up)
+{
+    for (int n = 0; n < s->cases.count; n++) {
+        gpu_case *c = &s->cases.at[n];
+        const pml_op_info *info = pml_op_describe(c->op);
+        for (int i = 0; i < info->n_views; i++) {
+            pml_view v = pml_op_views(&c->args)[i];
+            if (v.data != NULL && strchr(letters, toupper(info->signature[i])) != NULL)
+                move_rows(s, v, image, up);
+        }
+    }
+    MUST(s->gpu->sync(s->queue, err));
+}
+
+static void run_sparse(session *s)
+{
+    move_operands(s, "IU", s->start, true);
+    run_all(s);
+    memcpy(s->eager, s->start, s->size);
+    move_operands(s, "OU", s->eager, false);
+}
+
+static void run_eager(session *s)
+{
     MUST(s->gpu->upload(s->queue, s->arena, s->start, s->size, err));
     run_all(s);
     come_back(s, s->eager);
+}
+
+static void run_recorded(session *s)
+{
+    pml_graph *graph = NULL;
 
     MUST(s->gpu->graph_begin(s->queue, err));
     run_all(s);
@@ -292,9 +342,9 @@ static void expect_rest_untouched(session *s)
            "nothing outside the outputs is written", "inputs, borders, gaps");
 }
 
-/* |got - want| / |want|, and where all that is wanted is zero the root mean square of what came:
- * the numbers drawn have one of 1. NaN when either holds one. Both F32 without borders. */
-static double distance(pml_view got, pml_view want)
+/* |got - want| / |want|, and where all that is wanted is zero the root mean square of what came in
+ * the case's unit. NaN when either holds one. Both F32 without borders. */
+static double distance(pml_view got, pml_view want, double unit)
 {
     double difference = 0, reference = 0;
     const float *g = got.data, *w = want.data;
@@ -303,8 +353,8 @@ static double distance(pml_view got, pml_view want)
         reference += (double)w[i] * w[i];
     }
     if (reference == 0)
-        reference = (double)(want.rows * want.cols);
-    return sqrt(difference / reference);
+        reference = unit * unit * (double)(want.rows * want.cols);
+    return difference == 0 ? 0 : sqrt(difference / reference);
 }
 
 /* Bits in the operand's own dtype; rows are compared apart, borders are somebody else's. */
@@ -335,7 +385,7 @@ static bool judge_output(const session *s, const gpu_case *c, pml_view got, pml_
     pml_view wide = pml_matrix(must_alloc((size_t)(got.rows * got.cols) * sizeof(float)), got.rows,
                                got.cols, PML_F32);
     cpu_copy(s, got, wide);
-    double error = distance(wide, want);
+    double error = distance(wide, want, c->unit);
     free(wide.data);
     *worst = fmax(*worst, error);
     return error <= c->tolerance; /* false for NaN */
@@ -441,6 +491,11 @@ static void set_up(session *s)
 
     cases_of_forward(&s->cases);
     cases_of_training(&s->cases);
+    cases_keep(&s->cases, s->only, s->small);
+    if (s->cases.count == 0) {
+        fprintf(stderr, "no case is that small and has that name\n");
+        exit(1);
+    }
     cases_place(&s->cases, s->gpu);
     s->size = s->cases.workspace + s->cases.operands;
     void *base = NULL;
@@ -467,10 +522,35 @@ static void tear_down(session *s)
     free(s->replay);
 }
 
+static void read_options(session *s, int argc, char **argv)
+{
+    bool good = true;
+    for (int i = 1; i < argc && good; i++) {
+        bool more = i + 1 < argc;
+        if (strcmp(argv[i], "--fast") == 0)
+            s->fast = true;
+        else if (strcmp(argv[i], "--eager") == 0)
+            s->eagerly = true;
+        else if (strcmp(argv[i], "--sparse") == 0)
+            s->sparse = true;
+        else if (strcmp(argv[i], "--only") == 0 && more)
+            s->only = argv[++i];
+        else if (strcmp(argv[i], "--small") == 0 && more)
+            good = (s->small = strtoul(argv[++i], NULL, 10) << 10) > 0;
+        else
+            good = false;
+    }
+    if (!good) {
+        fprintf(stderr, "usage: %s [--fast] [--only TEXT] [--small KIB] [--eager | --sparse]\n",
+                argv[0]);
+        exit(2);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static session s;
-    s.fast = argc > 1 && strcmp(argv[1], "--fast") == 0;
+    read_options(&s, argc, argv);
     pml_error err = PML_ERROR_INIT;
     pml_status status = pml_backend_cuda(&s.gpu, &err);
     if (status == PML_NOT_FOUND) {
@@ -481,12 +561,17 @@ int main(int argc, char **argv)
         stop("the CUDA backend", &err);
     set_up(&s);
     draw_start(&s);
-    run_eager_and_recorded(&s);
-    expect_rest_untouched(&s);
+    s.sparse ? run_sparse(&s) : run_eager(&s);
+    if (!s.sparse && !s.eagerly)
+        run_recorded(&s);
+    if (!s.sparse)
+        expect_rest_untouched(&s);
     for (int n = 0; n < s.cases.count; n++)
         judge(&s, &s.cases.at[n]);
-    refusals(&s);
-    second_device(&s);
+    if (s.only == NULL && s.small == 0) {
+        refusals(&s);
+        second_device(&s);
+    }
     tear_down(&s);
     printf("\n%d passed, %d failed\n", s.passed, s.failed);
     return s.failed == 0 ? 0 : 1;
