@@ -124,9 +124,9 @@ void load_case(const char *fixtures, const char *name, pml_train_config *config)
     c->quant = strcmp(text, "nf4") == 0 ? PML_QUANT_NF4 : PML_QUANT_NONE;
     MUST(pml_json_get_string(at, "lr_scheduler_type", need, text, sizeof text, err));
     MUST(pml_schedule_from_name(text, &c->schedule.type, err));
-    MUST(pml_json_get_int(at, "max_steps", need, 1, 100, &c->max_steps, err));
-    MUST(pml_json_get_int(at, "warmup_steps", need, 0, 100, &c->schedule.warmup_steps, err));
-    MUST(pml_json_get_i32(at, "max_length", need, 2, 1000, &c->max_length, err));
+    MUST(pml_json_get_int(at, "max_steps", need, 1, 10000, &c->max_steps, err));
+    MUST(pml_json_get_int(at, "warmup_steps", need, 0, 1000, &c->schedule.warmup_steps, err));
+    MUST(pml_json_get_i32(at, "max_length", need, 2, 8192, &c->max_length, err));
     MUST(pml_json_get_i32(at, "per_device_train_batch_size", need, 1, 64, &c->batch_size, err));
     MUST(pml_json_get_i32(at, "gradient_accumulation_steps", need, 1, 64, &c->accumulation, err));
     MUST(pml_json_get_double(at, "weight_decay", need, 0, 10, &c->weight_decay, err));

@@ -1,0 +1,229 @@
+"""Loss curves in bfloat16 and float32, ours and transformers', from one start on the same data.
+
+    python3 tools/bench/curve.py --curve build/gpu/bundle/test_curve [--device cuda] [--steps 200]
+
+Two cases on text that is there: a Llama of 85 million parameters trained whole from random weights
+on the source of Python's standard library, in bytes; then LoRA (r = 16, all seven projections) on
+what came of it, on this repository's documentation. Float32 transformers (no TF32) is the line; the
+table has each other curve's distance from it. Transformers in bfloat16 runs twice, with two kernels
+of attention: their distances are the spread that bfloat16 itself has. Ours is within it when its
+root mean square and its largest distance are at most the larger of the two; else exit status 1.
+
+With --resume the second case is also stopped at half, and gone on with from the checkpoint by
+another process: every file of both ends must be the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, get_scheduler
+from transformers.utils import logging
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+         "num_attention_heads": 12, "num_key_value_heads": 4}  # fmt: skip
+SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+FIRST_BYTE = 3  # ids below it are special
+
+
+def text_rows(files: list[Path], rows: int, length: int) -> np.ndarray:
+    """Rows of `length` bytes as ids, in the files' order."""
+    data = bytearray()
+    for file in files:
+        data += file.read_bytes()
+        if len(data) >= rows * length:
+            break
+    if len(data) < rows * length:
+        data *= -(-rows * length // len(data))
+    ids = np.frombuffer(bytes(data[: rows * length]), dtype=np.uint8).astype(np.int32)
+    return (ids + FIRST_BYTE).reshape(rows, length)
+
+
+def write_case(folder: Path, ids: np.ndarray, settings: dict[str, Any]) -> None:
+    """Write rows.safetensors and case.json beside the model."""
+    offsets = np.arange(len(ids) + 1, dtype=np.int64) * ids.shape[1]
+    tensors = {"input_ids": ids.ravel(), "labels": ids.ravel().copy(), "offsets": offsets}
+    words = {"format": "pml-shard-1", "max_id": str(int(ids.max())), "source": "curve"}
+    save_file(tensors, folder / "rows.safetensors", words)
+    (folder / "case.json").write_text(json.dumps(settings))
+
+
+def load(folder: Path, settings: dict[str, Any], device: str, attention: str) -> torch.nn.Module:
+    """Model and adapter as a user of PEFT has them: trained parameters in float32."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=torch.float32, attn_implementation=attention
+    )
+    if settings["method"] == "lora":
+        model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+    model.config.use_cache = False
+    return model.to(device).train()
+
+
+def peer(
+    folder: Path,
+    ids: np.ndarray,
+    settings: dict[str, Any],
+    device: str,
+    narrow: bool,
+    attention: str,
+) -> tuple[torch.nn.Module, list[float]]:
+    """Train as the Trainer does; its bf16=True is autocast. Frozen weights are bfloat16 then."""
+    model = load(folder, settings, device, attention)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if narrow:
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+    decay = [p for n, p in trained.items() if "norm" not in n]
+    rest = [p for n, p in trained.items() if "norm" in n]
+    groups = [{"params": decay, "weight_decay": settings["weight_decay"]},
+              {"params": rest, "weight_decay": 0.0}]  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        groups, lr=settings["learning_rate"], betas=(0.9, 0.999), eps=1e-8
+    )
+    schedule = get_scheduler(
+        settings["lr_scheduler_type"], optimizer, num_warmup_steps=settings["warmup_steps"],
+        num_training_steps=settings["max_steps"],
+    )  # fmt: skip
+    batch, losses = settings["per_device_train_batch_size"], []
+    for step in range(settings["max_steps"]):
+        at = step * batch % len(ids)
+        rows = torch.tensor(ids[at : at + batch], dtype=torch.long, device=device)
+        with torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
+            loss = model(input_ids=rows, labels=rows).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), settings["max_grad_norm"])
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return model, [float(loss) for loss in losses]
+
+
+def ours(args: argparse.Namespace, name: str, *more: str) -> dict[str, Any]:
+    """Run test_curve; its answer is its last line."""
+    command = [args.curve, str(args.folder), name, "--device", args.device, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def distance(curve: list[float], line: list[float]) -> tuple[float, float, float]:
+    """Root mean square, largest and mean relative distance of a curve from the line."""
+    d = (np.array(curve) - np.array(line)) / np.array(line)
+    return float(np.sqrt((d**2).mean())), float(np.abs(d).max()), float(d.mean())
+
+
+def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict[str, Any]) -> bool:
+    """All curves of one case; what the float32 line leads to is, rounded, the next case's model."""
+    folder = args.folder / name
+    write_case(folder, ids, settings)
+    begin = time.monotonic()
+    model, line = peer(folder, ids, settings, args.device, False, "sdpa")
+    if name == "whole":
+        (args.folder / "lora").mkdir()
+        model.bfloat16().save_pretrained(args.folder / "lora" / "model")
+    curves = {}
+    for attention in ("sdpa", "eager"):
+        curves[f"transformers bf16, {attention}"] = peer(
+            folder, ids, settings, args.device, True, attention
+        )[1]
+    narrow = ["--bf16"] if args.device == "cuda" else []
+    curves["ours float32"] = ours(args, name)["loss"]
+    if narrow:
+        curves["ours bf16"] = ours(args, name, "--fast", *narrow)["loss"]
+        curves["ours bf16, deterministic"] = ours(args, name, *narrow)["loss"]
+    every = max(1, len(line) // 4)
+    steps = ", ".join(f"{loss:.4f}" for loss in [*line[::every], line[-1]])
+    print(f"{name}: {len(line)} steps, float32 line {steps} ({time.monotonic() - begin:.0f} s)")
+    far = {title: distance(curve, line) for title, curve in curves.items()}
+    for title, (rms, most, mean) in far.items():
+        print(f"  {title:28} rms {rms:.2e}  largest {most:.2e}  mean {mean:+.1e}"
+              f"  last {curves[title][-1]:.4f}", flush=True)  # fmt: skip
+    (args.folder / f"{name}.json").write_text(json.dumps({"line": line, **curves}))
+    spread = [v for k, v in far.items() if k.startswith("transformers")]
+    inside = all(
+        v[0] <= max(s[0] for s in spread) and v[1] <= max(s[1] for s in spread)
+        for k, v in far.items()
+        if k.startswith("ours")
+    )
+    print(f"  ours {'within' if inside else 'OUTSIDE'} the spread of transformers' bfloat16")
+    return inside
+
+
+def resume(args: argparse.Namespace, name: str, half: int) -> bool:
+    """Undisturbed, and stopped and gone on with: the same bytes in every file."""
+    narrow = ["--bf16"] if args.device == "cuda" else []
+    end, part, rest = (str(args.folder / n) for n in ("end", "part", "rest"))
+    ours(args, name, *narrow, "--save", end)
+    ours(args, name, *narrow, "--stop", str(half), "--save", part)
+    ours(args, name, *narrow, "--from", part, "--save", rest)
+    files = sorted(p.name for p in Path(end).iterdir())
+    same, other, missing = filecmp.cmpfiles(end, rest, files, shallow=False)
+    print(f"resumed at step {half}: {len(same)} files of {len(files)} are the same bytes"
+          + (f"; not {', '.join(other + missing)}" if other + missing else ""))  # fmt: skip
+    return not other and not missing and "adapter_model.safetensors" in same
+
+
+def main() -> None:
+    """Parse arguments, make the cases, compare."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--curve", required=True, help="the program test_curve")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm/pml-curve"))
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--small", action="store_true", help="a model for a try on a CPU")
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    shutil.rmtree(args.folder, ignore_errors=True)
+    shape, batch, length = (SMALL, 2, 64) if args.small else (SHAPE, 8, 512)
+    common = {"max_steps": args.steps, "max_length": length, "per_device_train_batch_size": batch,
+              "gradient_accumulation_steps": 1, "max_grad_norm": 1.0, "lr_scheduler_type": "cosine",
+              "warmup_steps": args.steps // 20}  # fmt: skip
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=320, max_position_embeddings=2048, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-5, **shape,
+    ))  # fmt: skip
+    model.save_pretrained(args.folder / "whole" / "model")
+    library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    ids = text_rows(library, args.steps * batch, length)
+    whole = {**common, "method": "full", "learning_rate": 6e-4, "weight_decay": 0.1}
+    good = compare(args, "whole", ids, whole)
+
+    lora = {**common, "method": "lora", "learning_rate": 1e-3, "weight_decay": 0.0, "lora_r": 16,
+            "lora_alpha": 16.0, "lora_targets": TARGETS}  # fmt: skip
+    torch.manual_seed(8)
+    base = AutoModelForCausalLM.from_pretrained(args.folder / "lora" / "model", dtype=torch.float32)
+    get_peft_model(
+        base, LoraConfig(r=16, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
+    ).save_pretrained(args.folder / "lora" / "adapter")
+    ids = text_rows(sorted((ROOT / "docs").rglob("*.md")), args.steps * batch, length)
+    good = compare(args, "lora", ids, lora) and good
+    if args.resume:
+        good = resume(args, "lora", args.steps // 2) and good
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
