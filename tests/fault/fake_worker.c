@@ -29,12 +29,12 @@
 struct job {
     pml_comm *comm;
     int rank, world;
-    pml_train_state taken, tuned; /* tuned: as of the last set */
+    pml_train_state tuned; /* as of the last set */
     FILE *used;
     char hung[4096]; /* path of the mark */
     char held[4096];
     int64_t step, max_steps;
-    uint64_t learnt, taken_learnt;
+    uint64_t learnt;
     void (*tick)(void *user);
     void *user;
 };
@@ -101,6 +101,7 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     if (setup->checkpoint[0] != '\0')
         status = restore(j, setup->checkpoint, &facts->state, err);
     facts->payload_bytes = sizeof j->learnt;
+    facts->slots = true;
     if (setup->kept != NULL) {
         facts->state = *setup->kept;
         memcpy(&j->learnt, setup->payload, sizeof j->learnt);
@@ -216,14 +217,6 @@ static pml_status fake_put(job *j, const pml_train_state *state, pml_train_state
     return PML_OK;
 }
 
-static pml_status fake_take(job *j, const pml_train_state *state, pml_error *err)
-{
-    (void)err;
-    j->taken = *state;
-    j->taken_learnt = j->learnt;
-    return PML_OK;
-}
-
 /* One file and its line of MANIFEST. */
 static pml_status put_file(const char *folder, const char *name, const char *text, char *manifest,
                            size_t capacity, pml_error *err)
@@ -243,15 +236,18 @@ static pml_status put_file(const char *folder, const char *name, const char *tex
 }
 
 /* A folder that the reader of real checkpoints takes for whole. */
-static pml_status fake_write(job *j, const char *folder, size_t *bytes, pml_error *err)
+static pml_status fake_write(job *j, const pml_train_state *whole, const void *memory,
+                             const char *folder, size_t *bytes, pml_error *err)
 {
+    uint64_t learnt;
+    memcpy(&learnt, memory, sizeof learnt);
     char temporary[4200], text[256], manifest[1000] = "";
     snprintf(temporary, sizeof temporary, "%.4000s.part", folder);
     *bytes = (size_t)snprintf(
         text, sizeof text,
         "{\"step\":%lld,\"learning_rate\":%.17g,\"weight_decay\":%.17g,\"learnt\":%llu}",
-        (long long)j->taken.step, j->taken.learning_rate, j->taken.weight_decay,
-        (unsigned long long)j->taken_learnt);
+        (long long)whole->step, whole->learning_rate, whole->weight_decay,
+        (unsigned long long)learnt);
     pml_clock_sleep(number("FAKE_SAVE_MS", 0) / 1e3);
     while (access(j->held, F_OK) == 0)
         pml_clock_sleep(0.005);
@@ -268,9 +264,9 @@ static pml_status fake_write(job *j, const char *folder, size_t *bytes, pml_erro
     return status;
 }
 
-static pml_status fake_prune(job *j, const char *parent, pml_error *err)
+static pml_status fake_prune(job *j, const char *parent, int64_t best, pml_error *err)
 {
-    (void)j, (void)parent, (void)err;
+    (void)j, (void)parent, (void)best, (void)err;
     return PML_OK;
 }
 
@@ -285,7 +281,6 @@ static const job_kind fake = {
     .evaluate = fake_evaluate,
     .sample = fake_sample,
     .put = fake_put,
-    .take = fake_take,
     .write = fake_write,
     .prune = fake_prune,
 };

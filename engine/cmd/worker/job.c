@@ -26,7 +26,7 @@ struct job {
     pml_comm *comm;
     source train, eval;
     pml_stepper *stepper;
-    pml_snapshot *snapshot; /* rank 0: what checkpoints are written from */
+    pml_snapshot *frame; /* rank 0: what checkpoints are written through */
     void (*tick)(void *user);
     void (*move)(void *user);
     void *user;
@@ -213,7 +213,7 @@ static pml_status train_tune(job *j, const pml_train_state *s, pml_error *err)
 
 /* Two of them beside everything else, within a quarter of what is free; else recovery goes back to
  * the last checkpoint. */
-static pml_status room_for_snapshots(const job *j, size_t *bytes, pml_error *err)
+static pml_status room_for_snapshots(const job *j, job_facts *facts, pml_error *err)
 {
     const pml_backend *cpu = pml_backend_cpu();
     const pml_device_options options = {.threads = 1};
@@ -224,30 +224,45 @@ static pml_status room_for_snapshots(const job *j, size_t *bytes, pml_error *err
         status = cpu->info(device, &info, err);
     if (device != NULL)
         cpu->close(&device);
-    size_t one = pml_snapshot_bytes(j->stepper);
-    *bytes = one <= info.memory_free / 8 ? one : 0;
+    facts->payload_bytes = pml_snapshot_bytes(j->stepper);
+    facts->slots = j->config.restarts && facts->payload_bytes <= info.memory_free / 8;
+    return status;
+}
+
+/* By way of `memory`, or where there is none yet of a buffer that is gone before the slots come. */
+static pml_status load_checkpoint(job *j, const char *folder, void *memory, pml_train_state *state,
+                                  pml_error *err)
+{
+    static const pml_train_state nothing;
+    pml_snapshot *snapshot = NULL;
+    pml_status status = memory != NULL ? pml_snapshot_frame(j->stepper, &j->config, &snapshot, err)
+                                       : pml_snapshot_new(j->stepper, &j->config, &snapshot, err);
+    if (status == PML_OK && memory != NULL)
+        pml_snapshot_view(snapshot, &nothing, memory);
+    if (status == PML_OK)
+        status = pml_checkpoint_load_watched(folder, j->move, j->user, snapshot, err);
+    if (status == PML_OK)
+        status = pml_snapshot_restore(snapshot, j->stepper, err);
+    if (status == PML_OK && state != NULL)
+        *state = *pml_snapshot_state(snapshot);
+    pml_snapshot_destroy(&snapshot);
     return status;
 }
 
 static pml_status restore(job *j, const job_setup *setup, pml_train_state *state, pml_error *err)
 {
-    pml_status status = pml_snapshot_new(j->stepper, &j->config, &j->snapshot, err);
-    if (status == PML_OK && setup->kept != NULL) {
+    pml_status status = PML_OK;
+    if (setup->kept != NULL) {
         status =
             pml_snapshot_get(j->stepper, setup->kept, setup->payload, setup->payload_bytes, err);
         *state = *setup->kept;
-    } else if (status == PML_OK && setup->checkpoint[0] != '\0') {
-        status = pml_checkpoint_load_watched(setup->checkpoint, setup->move, setup->user,
-                                             j->snapshot, err);
-        if (status == PML_OK)
-            status = pml_snapshot_restore(j->snapshot, j->stepper, err);
-        if (status == PML_OK)
-            *state = *pml_snapshot_state(j->snapshot);
+    } else if (setup->checkpoint[0] != '\0') {
+        status = load_checkpoint(j, setup->checkpoint, NULL, state, err);
     }
     if (status == PML_OK)
         status = train_tune(j, state, err);
-    if (setup->rank != 0) /* its memory is only needed where checkpoints are written */
-        pml_snapshot_destroy(&j->snapshot);
+    if (status == PML_OK && setup->rank == 0)
+        status = pml_snapshot_frame(j->stepper, &j->config, &j->frame, err);
     j->cursor = state->cursor;
     memcpy(state->identity, j->identity, sizeof state->identity);
     return status;
@@ -288,7 +303,7 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     facts->positions = spec.max_positions;
     facts->max_length = j->config.max_length;
     facts->available = facts->plan.available;
-    status = room_for_snapshots(j, &facts->payload_bytes, err);
+    status = room_for_snapshots(j, facts, err);
     return status == PML_OK ? restore(j, setup, &facts->state, err) : status;
 }
 
@@ -296,7 +311,7 @@ static void train_close(job **out)
 {
     job *j = *out;
     *out = NULL;
-    pml_snapshot_destroy(&j->snapshot);
+    pml_snapshot_destroy(&j->frame);
     pml_stepper_destroy(&j->stepper);
     close_source(&j->eval);
     close_source(&j->train);
@@ -419,36 +434,21 @@ static pml_status train_put(job *j, const pml_train_state *state, pml_train_stat
     return status;
 }
 
-static pml_status train_take(job *j, const pml_train_state *state, pml_error *err)
+static pml_status train_go_back(job *j, const char *folder, void *memory, pml_error *err)
 {
-    pml_train_state whole = *state;
-    whole.cursor = j->cursor;
-    memcpy(whole.identity, j->identity, sizeof whole.identity);
-    return pml_snapshot_take(j->snapshot, j->stepper, &whole, err);
+    return load_checkpoint(j, folder, memory, NULL, err);
 }
 
-/* A buffer of its own: rank 0's snapshot may be on its way to disk, the others have none. */
-static pml_status train_go_back(job *j, const char *folder, pml_error *err)
+static pml_status train_write(job *j, const pml_train_state *whole, const void *memory,
+                              const char *folder, size_t *bytes, pml_error *err)
 {
-    pml_snapshot *snapshot = NULL;
-    pml_status status = pml_snapshot_new(j->stepper, &j->config, &snapshot, err);
-    if (status == PML_OK)
-        status = pml_checkpoint_load_watched(folder, j->move, j->user, snapshot, err);
-    if (status == PML_OK)
-        status = pml_snapshot_restore(snapshot, j->stepper, err);
-    pml_snapshot_destroy(&snapshot);
-    return status;
+    pml_snapshot_view(j->frame, whole, (void *)(uintptr_t)memory); /* only read */
+    return pml_checkpoint_write(j->frame, folder, bytes, err);
 }
 
-static pml_status train_write(job *j, const char *folder, size_t *bytes, pml_error *err)
+static pml_status train_prune(job *j, const char *parent, int64_t best, pml_error *err)
 {
-    return pml_checkpoint_write(j->snapshot, folder, bytes, err);
-}
-
-static pml_status train_prune(job *j, const char *parent, pml_error *err)
-{
-    return pml_checkpoint_prune(parent, j->config.save_total_limit,
-                                pml_snapshot_state(j->snapshot)->best_step, err);
+    return pml_checkpoint_prune(parent, j->config.save_total_limit, best, err);
 }
 
 const job_kind job_train = {
@@ -465,7 +465,6 @@ const job_kind job_train = {
     .times = train_times,
     .peak = train_peak,
     .put = train_put,
-    .take = train_take,
     .go_back = train_go_back,
     .write = train_write,
     .prune = train_prune,

@@ -42,7 +42,8 @@ typedef struct job_facts {
     int32_t positions;     /* max_position_embeddings; 0: no model */
     int32_t max_length;    /* of a row, as configured */
     size_t available;      /* bytes that the plan had to fit in */
-    size_t payload_bytes;  /* of a snapshot by put; 0: there is no room for two of them */
+    size_t payload_bytes;  /* of a snapshot by put */
+    bool slots;            /* the run goes on by itself, and there is room for two snapshots */
     pml_train_state state; /* from the checkpoint, or from the configuration; with its identity */
 } job_facts;
 
@@ -70,18 +71,18 @@ typedef struct job_kind {
     const pml_op_time *(*times)(const job *j, int32_t *n_nodes);
     pml_status (*peak)(job *j, double seconds, pml_peak *peak, pml_error *err);
 
-    /* Snapshot to memory of payload_bytes, on this thread; whole: state, with what take fills in.
-     */
+    /* Snapshot to memory of payload_bytes; whole: state, with cursor and identity, which are the
+     * job's to fill in. */
     pml_status (*put)(job *j, const pml_train_state *state, pml_train_state *whole, void *memory,
                       pml_error *err);
 
-    /* Snapshot to host memory; state's cursor and identity are the job's to fill in. */
-    pml_status (*take)(job *j, const pml_train_state *state, pml_error *err);
-    /* The weights of a checkpoint folder; the place in the data stays. */
-    pml_status (*go_back)(job *j, const char *folder, pml_error *err);
-    /* The snapshot to a folder, and the old ones away. While it runs take is not called. */
-    pml_status (*write)(job *j, const char *folder, size_t *bytes, pml_error *err);
-    pml_status (*prune)(job *j, const char *parent, pml_error *err);
+    /* The weights of a checkpoint folder; the place in the data stays. memory: payload_bytes to
+     * use on the way; NULL: the job takes some. */
+    pml_status (*go_back)(job *j, const char *folder, void *memory, pml_error *err);
+    /* What put has left in `memory` to a folder, and the old ones but that of step `best` away. */
+    pml_status (*write)(job *j, const pml_train_state *whole, const void *memory,
+                        const char *folder, size_t *bytes, pml_error *err);
+    pml_status (*prune)(job *j, const char *parent, int64_t best, pml_error *err);
 } job_kind;
 
 /* The real one: stepper, sampler and checkpoints. */

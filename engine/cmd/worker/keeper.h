@@ -1,7 +1,11 @@
-/* Keeper: snapshots into the coordinator's memory, to go on from when a worker dies.
+/* Keeper: rank 0's memory for snapshots.
  *
- * One is taken when the last is a second old and 200 times as old as it took to take: at most half
- * a percent of the time goes into them, and little is to be made again. */
+ * Two slots of the coordinator's memory, to go on from when a worker dies; where nobody would go
+ * on, or there is no room for two, one buffer of this process. Checkpoints are written from the
+ * same memory, while training goes on beside them.
+ *
+ * Into the slots a snapshot is taken when the last is a second old and 200 times as old as it took
+ * to take: at most half a percent of the time goes into them, and little is to be made again. */
 #ifndef PML_WORKER_KEEPER_H
 #define PML_WORKER_KEEPER_H
 
@@ -9,12 +13,22 @@
 
 typedef struct keeper keeper;
 
-/* fd: the slots' memfd; bytes: of a snapshot of this job. Everything is borrowed. */
+/* fd: the slots' memfd, -1: none; bytes: of a snapshot of this job. Everything is borrowed. */
 pml_status keeper_new(const job_kind *kind, job *j, int fd, size_t bytes, keeper **k,
                       pml_error *err);
 void keeper_destroy(keeper **k);
 
-/* Between two steps: take a snapshot if it is time; at_once: if there is none of this state. */
+/* Between two steps: take a snapshot to go on from if it is time; at_once: if there is none of this
+ * state. */
 pml_status keeper_keep(keeper *k, const pml_train_state *state, bool at_once, pml_error *err);
+
+/* Take a snapshot of state now, and leave it as it is until keeper_release, which another thread
+ * may call. *whole and *memory, as job_kind.put fills them, are the keeper's. One at a time. */
+pml_status keeper_hold(keeper *k, const pml_train_state *state, const pml_train_state **whole,
+                       const void **memory, pml_error *err);
+void keeper_release(keeper *k);
+
+/* Memory for one snapshot that nobody reads, until the next keep or hold. Nothing may be held. */
+pml_status keeper_room(keeper *k, void **memory, pml_error *err);
 
 #endif

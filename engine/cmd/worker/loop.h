@@ -13,7 +13,7 @@ typedef struct loop {
     job *j;
     worker_link *link;
     saver *saver;   /* rank 0 only */
-    keeper *keeper; /* likewise; NULL where there is no room */
+    keeper *keeper; /* likewise */
     pml_comm *comm;
     int rank;
     int64_t max_steps;

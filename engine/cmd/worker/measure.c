@@ -44,8 +44,11 @@ pml_status loop_load_best(loop *l, pml_error *err)
     pml_status status = pml_path_join(path, sizeof path, l->folder, name, err);
     if (status == PML_OK)
         status = wait_for_disk(l, err);
+    void *memory = NULL;
+    if (status == PML_OK && l->keeper != NULL)
+        status = keeper_room(l->keeper, &memory, err);
     if (status == PML_OK)
-        status = l->kind->go_back(l->j, path, err);
+        status = l->kind->go_back(l->j, path, memory, err);
     if (status != PML_OK)
         return pml_error_prefix(err, "load_best_model_at_end");
     l->has_best = true;

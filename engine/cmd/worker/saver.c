@@ -19,6 +19,7 @@
 struct saver {
     const job_kind *kind;
     job *j;
+    keeper *keeper;
     worker_link *link;
     char parent[PATH_MAX]; /* checkpoints/ */
     pthread_t thread;
@@ -33,6 +34,8 @@ struct saver {
     int64_t command;
     char name[129];
     double begun;
+    const pml_train_state *whole; /* held by the keeper */
+    const void *memory;
 
     char complained[1200]; /* what was told last: a second attempt that fails alike says nothing */
 
@@ -159,11 +162,11 @@ static pml_status write_one(saver *s, size_t *bytes, pml_error *err)
     if (status == PML_OK)
         status = pml_path_join(beside, sizeof beside, s->parent, beside_name, err);
     if (status == PML_OK && access(folder, F_OK) != 0)
-        return s->kind->write(s->j, folder, bytes, err);
+        return s->kind->write(s->j, s->whole, s->memory, folder, bytes, err);
     if (status == PML_OK)
         status = pml_tree_remove(s->parent, beside_name, err); /* left by a crash */
     if (status == PML_OK)
-        status = s->kind->write(s->j, beside, bytes, err);
+        status = s->kind->write(s->j, s->whole, s->memory, beside, bytes, err);
     return status == PML_OK ? exchange(s, folder, beside, beside_name, err) : status;
 }
 
@@ -176,6 +179,8 @@ static void save_now(saver *s)
         pml_log(PML_LOG_WARNING, "the log is behind the checkpoint of step %lld",
                 (long long)s->state.step);
     pml_status status = write_one(s, &bytes, &err);
+    int64_t best = s->whole->best_step;
+    keeper_release(s->keeper);
     if (status != PML_OK) {
         complain(s, "error", &err);
     } else {
@@ -184,7 +189,7 @@ static void save_now(saver *s)
         announce(s, bytes, pml_clock_monotonic() - s->begun);
         s->complained[0] = '\0';
         pml_error prune = PML_ERROR_INIT;
-        if (s->kind->prune(s->j, s->parent, &prune) != PML_OK)
+        if (s->kind->prune(s->j, s->parent, best, &prune) != PML_OK)
             complain(s, "warning", &prune);
     }
     pthread_mutex_lock(&s->mutex);
@@ -209,9 +214,9 @@ static void *run(void *argument)
     }
 }
 
-pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char *folder,
-                     const pml_train_state *from, const char *from_folder, saver **out,
-                     pml_error *err)
+pml_status saver_new(const job_kind *kind, job *j, keeper *keeper, worker_link *link,
+                     const char *folder, const pml_train_state *from, const char *from_folder,
+                     saver **out, pml_error *err)
 {
     *out = NULL;
     saver *s = calloc(1, sizeof *s);
@@ -219,6 +224,7 @@ pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the checkpoint thread");
     s->kind = kind;
     s->j = j;
+    s->keeper = keeper;
     s->link = link;
     s->written = from != NULL ? *from : (pml_train_state){.step = -1};
     if (from != NULL)
@@ -313,7 +319,7 @@ pml_status saver_save(saver *s, const pml_train_state *state, const char *name, 
             (pml_error)PML_ERROR_INIT; /* what failed before is made good: this one is there */
         return PML_OK;
     }
-    pml_status status = s->kind->take(s->j, state, err);
+    pml_status status = keeper_hold(s->keeper, state, &s->whole, &s->memory, err);
     if (status != PML_OK)
         return status;
     pthread_mutex_lock(&s->mutex);

@@ -2,7 +2,7 @@
 #ifndef PML_WORKER_SAVER_H
 #define PML_WORKER_SAVER_H
 
-#include "job.h"
+#include "keeper.h"
 #include "link.h"
 
 typedef struct saver saver;
@@ -10,9 +10,9 @@ typedef struct saver saver;
 /* folder: of the run; its checkpoints/ is made by the first save. Everything is borrowed. from:
  * what the run goes on from and is on disk already, in from_folder of checkpoints/; NULL: nothing
  * is. */
-pml_status saver_new(const job_kind *kind, job *j, worker_link *link, const char *folder,
-                     const pml_train_state *from, const char *from_folder, saver **s,
-                     pml_error *err);
+pml_status saver_new(const job_kind *kind, job *j, keeper *keeper, worker_link *link,
+                     const char *folder, const pml_train_state *from, const char *from_folder,
+                     saver **s, pml_error *err);
 /* Waits for what is being written. */
 void saver_destroy(saver **s);
 

@@ -218,12 +218,12 @@ static pml_status make_savers(worker *w, const job_kind *kind, loop *l, pml_erro
     if (w->rank != 0)
         return PML_OK;
     const char *from = pml_message_string(w->start, "checkpoint");
-    pml_status status =
-        saver_new(kind, w->j, w->link, pml_message_string(w->start, "folder"),
-                  from[0] != '\0' ? &l->state : NULL, pml_path_name(from), &l->saver, err);
-    if (status == PML_OK && w->facts.payload_bytes > 0)
-        status = keeper_new(kind, w->j, SLOTS_FD, w->facts.payload_bytes, &l->keeper, err);
-    return status;
+    pml_status status = keeper_new(kind, w->j, w->facts.slots ? SLOTS_FD : -1,
+                                   w->facts.payload_bytes, &l->keeper, err);
+    return status != PML_OK
+               ? status
+               : saver_new(kind, w->j, l->keeper, w->link, pml_message_string(w->start, "folder"),
+                           from[0] != '\0' ? &l->state : NULL, pml_path_name(from), &l->saver, err);
 }
 
 static pml_status train(worker *w, const job_kind *kind, pml_error *err)

@@ -43,13 +43,14 @@ static size_t least_size(size_t a, size_t b)
 }
 
 /* Where the device's memory is the host's, the snapshot that checkpoints are written from counts
- * too: values and both moments, float32; and once more the one in shared memory, from which a run
- * goes on after a failure. */
-static size_t runtime_bytes(const pmli_search *s, const pml_plan *plan)
+ * too: values and what the optimizer keeps of each, float32; twice where a run goes on by itself
+ * after a failure, for one has to be whole while the other is written. */
+static size_t runtime_bytes(const pmli_search *s, const pml_program *p, const pml_plan *plan)
 {
     if (strcmp(s->backend->name, "cpu") != 0)
         return gpu_reserve;
-    size_t trained = 3 * sizeof(float) * (size_t)plan->trainable;
+    size_t kept = 1U + (p->exp_avg >= 0) + (p->exp_avg_sq >= 0);
+    size_t trained = kept * sizeof(float) * (size_t)plan->trainable;
     size_t largest = (size_t)s->spec->vocab * (size_t)s->spec->hidden * sizeof(float);
     return process_bytes + thread_bytes * (size_t)threads_of(s->config) +
            least_size(loading_bytes, largest) + trained * (s->config->restarts ? 2 : 1);
@@ -146,7 +147,7 @@ static pml_status try_plan(const pmli_search *s, const pml_batch_limits *limits,
     for (int32_t i = 0; i < p->n_parameters; i++)
         if (p->parameters[i].trained)
             plan->trainable += p->parameters[i].rows * p->parameters[i].cols;
-    plan->by_cause[PML_CAUSE_RUNTIME] = runtime_bytes(s, plan);
+    plan->by_cause[PML_CAUSE_RUNTIME] = runtime_bytes(s, p, plan);
     plan->by_cause[PML_CAUSE_COMMUNICATION] += communication_bytes(s, plan);
     for (int c = 0; c < PML_CAUSE_COUNT; c++)
         plan->total += plan->by_cause[c];

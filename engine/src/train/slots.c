@@ -1,6 +1,7 @@
 #include "pml/train/slots.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +28,9 @@ struct pml_slots {
     int fd;
     size_t bytes; /* of a payload */
     header *header;
-    int writing; /* slot, -1: none */
+    int writing;     /* slot, -1: none */
+    int last;        /* slot committed last by us, -1: none */
+    atomic_int held; /* slot, -1: none */
     char *mapping[SLOTS];
 };
 
@@ -129,7 +132,7 @@ static pml_status prepare(pml_slots *s, pml_error *err)
         __builtin_mul_overflow(slot_bytes(s->bytes), (size_t)SLOTS, &slots) ||
         __builtin_add_overflow(slots, (size_t)PAGE, &all))
         return PML_FAIL(err, PML_INVALID, "no snapshot has %zu bytes", s->bytes);
-    if (ftruncate(s->fd, (off_t)all) != 0)
+    if (ftruncate(s->fd, (off_t)all) != 0 || fallocate(s->fd, 0, 0, (off_t)all) != 0)
         return PML_FAIL(err, PML_NO_MEMORY, "no shared memory for two snapshots of %zu bytes: %s",
                         s->bytes, strerror(errno));
     s->header = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
@@ -146,8 +149,8 @@ static pml_status prepare(pml_slots *s, pml_error *err)
 
 static pml_status map_slot(pml_slots *s, int slot, pml_error *err)
 {
-    void *mapping =
-        mmap(NULL, slot_bytes(s->bytes), PROT_NONE, MAP_SHARED, s->fd, slot_at(s->bytes, slot));
+    void *mapping = mmap(NULL, slot_bytes(s->bytes), PROT_READ, MAP_SHARED | MAP_POPULATE, s->fd,
+                         slot_at(s->bytes, slot));
     if (mapping == MAP_FAILED)
         return PML_FAIL(err, PML_NO_MEMORY, "cannot map a snapshot: %s", strerror(errno));
     s->mapping[slot] = mapping;
@@ -160,7 +163,7 @@ pml_status pml_slots_open(int fd, size_t bytes, pml_slots **out, pml_error *err)
     pml_slots *s = calloc(1, sizeof *s);
     if (s == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the snapshots");
-    *s = (pml_slots){.fd = fd, .bytes = bytes, .writing = -1};
+    *s = (pml_slots){.fd = fd, .bytes = bytes, .writing = -1, .last = -1, .held = -1};
     pml_status status = prepare(s, err);
     for (int i = 0; status == PML_OK && i < SLOTS; i++)
         status = map_slot(s, i, err);
@@ -170,14 +173,11 @@ pml_status pml_slots_open(int fd, size_t bytes, pml_slots **out, pml_error *err)
     return status;
 }
 
-/* The slot keeps its addresses, for nothing is mapped between steps, but not its pages, which are
- * the memory's and no longer counted as ours, and nobody can write there. */
+/* Nobody can write there any more; the pages stay. */
 static void leave_writing(pml_slots *s)
 {
-    if (s->writing >= 0) {
-        madvise(s->mapping[s->writing], slot_bytes(s->bytes), MADV_DONTNEED);
-        mprotect(s->mapping[s->writing], slot_bytes(s->bytes), PROT_NONE);
-    }
+    if (s->writing >= 0)
+        mprotect(s->mapping[s->writing], slot_bytes(s->bytes), PROT_READ);
     s->writing = -1;
 }
 
@@ -198,7 +198,8 @@ void pml_slots_close(pml_slots **out)
 pml_status pml_slots_begin(pml_slots *s, void **payload, pml_error *err)
 {
     leave_writing(s); /* one that was begun and never committed */
-    int slot = newest(s->header, INT64_MAX) == 0 ? 1 : 0;
+    int held = atomic_load(&s->held);
+    int slot = held >= 0 ? 1 - held : newest(s->header, INT64_MAX) == 0 ? 1 : 0;
     if (mprotect(s->mapping[slot], slot_bytes(s->bytes), PROT_READ | PROT_WRITE) != 0)
         return PML_FAIL(err, PML_NO_MEMORY, "cannot open a snapshot: %s", strerror(errno));
     atomic_store(&s->header->slots[slot].order, 0);
@@ -214,7 +215,21 @@ void pml_slots_commit(pml_slots *s, const pml_train_state *state)
     memcpy(s->mapping[s->writing], state, sizeof *state);
     mine->step = state->step;
     atomic_store(&mine->order, before + 1); /* after all of it: sequentially consistent */
+    s->last = s->writing;
     leave_writing(s);
+}
+
+void pml_slots_hold(pml_slots *s, const pml_train_state **state, const void **payload)
+{
+    char *mapping = s->mapping[s->last];
+    *state = (const pml_train_state *)(const void *)mapping;
+    *payload = mapping + up_to_page(sizeof(pml_train_state));
+    atomic_store(&s->held, s->last);
+}
+
+void pml_slots_release(pml_slots *s)
+{
+    atomic_store(&s->held, -1);
 }
 
 /* ---- reading ---- */

@@ -19,47 +19,54 @@ static void list_entries(pml_snapshot *s, const pml_stepper *stepper)
     }
 }
 
-/* Memory that is only promised would be taken during the first checkpoint, beyond what was measured
- * and perhaps beyond what there is. */
-static void touch(float *buffer, size_t floats)
+pml_status pml_snapshot_frame(const pml_stepper *stepper, const pml_train_config *config,
+                              pml_snapshot **snapshot, pml_error *err)
 {
-    const size_t page = 4096 / sizeof *buffer;
-    volatile float *at = buffer;
-    for (size_t i = 0; i < floats; i += page)
-        at[i] = 0;
-}
-
-pml_status pml_snapshot_new(const pml_stepper *stepper, const pml_train_config *config,
-                            pml_snapshot **snapshot, pml_error *err)
-{
-    *snapshot = NULL;
-    pml_snapshot *s = calloc(1, sizeof *s);
+    pml_snapshot *s = *snapshot = calloc(1, sizeof *s);
     if (s == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for a snapshot");
     s->config = *config;
     s->n_entries = pml_stepper_trainable_count(stepper);
     s->floats = pml_stepper_state_floats(stepper);
     s->layers = pml_stepper_spec(stepper)->layers;
+    for (int i = 0; i < 3; i++)
+        s->has[i] = pml_stepper_has(stepper, pmli_snapshot_states[i]);
     s->entries = calloc((size_t)s->n_entries, sizeof *s->entries);
-    bool whole = s->entries != NULL;
-    size_t needed = 0;
-    for (int i = 0; i < 3; i++) {
-        if (!pml_stepper_has(stepper, pmli_snapshot_states[i]))
-            continue;
-        s->buffers[i] = calloc(s->floats, sizeof(float));
-        whole = whole && s->buffers[i] != NULL;
-        needed += s->floats * sizeof(float);
-    }
-    if (!whole) {
-        pml_snapshot_destroy(&s);
-        return PML_FAIL(err, PML_NO_MEMORY, "a snapshot needs %zu MiB of host memory",
-                        needed >> 20);
+    if (s->entries == NULL) {
+        pml_snapshot_destroy(snapshot);
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory for a snapshot");
     }
     list_entries(s, stepper);
+    return PML_OK;
+}
+
+void pml_snapshot_view(pml_snapshot *s, const pml_train_state *state, void *memory)
+{
+    float *at = memory;
+    s->state = *state;
     for (int i = 0; i < 3; i++)
-        if (s->buffers[i] != NULL)
-            touch(s->buffers[i], s->floats);
-    *snapshot = s;
+        if (s->has[i]) {
+            s->buffers[i] = at;
+            at += s->floats;
+        }
+}
+
+pml_status pml_snapshot_new(const pml_stepper *stepper, const pml_train_config *config,
+                            pml_snapshot **snapshot, pml_error *err)
+{
+    static const pml_train_state nothing;
+    size_t bytes = pml_snapshot_bytes(stepper);
+    pml_status status = pml_snapshot_frame(stepper, config, snapshot, err);
+    if (status != PML_OK)
+        return status;
+    pml_snapshot *s = *snapshot;
+    s->own = malloc(bytes);
+    if (s->own == NULL) {
+        pml_snapshot_destroy(snapshot);
+        return PML_FAIL(err, PML_NO_MEMORY, "a snapshot needs %zu MiB of host memory", bytes >> 20);
+    }
+    memset(s->own, 0, bytes); /* what is only promised would be taken during the first checkpoint */
+    pml_snapshot_view(s, &nothing, s->own);
     return PML_OK;
 }
 
@@ -67,8 +74,7 @@ void pml_snapshot_destroy(pml_snapshot **snapshot)
 {
     if (snapshot == NULL || *snapshot == NULL)
         return;
-    for (int i = 0; i < 3; i++)
-        free((*snapshot)->buffers[i]);
+    free((*snapshot)->own);
     free((*snapshot)->entries);
     free(*snapshot);
     *snapshot = NULL;

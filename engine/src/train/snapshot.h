@@ -18,7 +18,9 @@ struct pml_snapshot {
     pmli_entry *entries;
     int n_entries;
     size_t floats;
-    float *buffers[3]; /* value, exp_avg, exp_avg_sq: entries end to end; NULL: SGD has none */
+    bool has[3];       /* value, exp_avg, exp_avg_sq: SGD has fewer */
+    float *buffers[3]; /* entries end to end; NULL: it has none, or nothing is in view */
+    float *own;        /* the buffers one behind another; NULL: they are somebody else's */
 };
 
 #define PMLI_OPTIMIZER_FILE "optimizer.safetensors"

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -92,6 +93,78 @@ static void begun_and_not_committed_is_nothing(void **unused)
     close(fd);
 }
 
+/* A checkpoint that is being written from a slot is not written over, however many snapshots come
+ * meanwhile, and is what is left when the next one is not finished. */
+static void a_held_slot_stays(void **unused)
+{
+    (void)unused;
+    int fd;
+    pml_slots *s;
+    const pml_train_state *state;
+    const void *payload;
+    void *begun;
+    assert_int_equal(pml_slots_create(&fd, NULL), PML_OK);
+    assert_int_equal(pml_slots_open(fd, BYTES, &s, NULL), PML_OK);
+    put(s, 1);
+    put(s, 2);
+    pml_slots_hold(s, &state, &payload);
+    for (int64_t k = 3; k <= 6; k++) {
+        put(s, k);
+        assert_int_equal(state->step, 2);
+        assert_int_equal(((const unsigned char *)payload)[BYTES - 1], 2);
+    }
+    assert_int_equal(pml_slots_begin(s, &begun, NULL), PML_OK);
+    assert_ptr_not_equal(begun, payload);
+    check_slot(fd, 1, 2);
+    pml_slots_release(s);
+    put(s, 7);
+    put(s, 8); /* nobody holds the other any more */
+    check_slot(fd, 0, 7);
+    check_slot(fd, 1, 8);
+    pml_slots_close(&s);
+    close(fd);
+}
+
+static size_t shared_bytes(void)
+{
+    FILE *file = fopen("/proc/self/status", "re");
+    char line[256];
+    size_t kib = 0;
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "RssShmem: %zu", &kib) == 1)
+            break;
+    fclose(file);
+    return kib * 1024;
+}
+
+/* What the plan counts is there from the beginning, and no snapshot takes more or gives any back.
+ */
+static void all_of_it_is_resident_always(void **unused)
+{
+    (void)unused;
+    enum { LARGE = 8 << 20 };
+    int fd;
+    pml_slots *s;
+    void *payload;
+    size_t before = shared_bytes();
+    assert_int_equal(pml_slots_create(&fd, NULL), PML_OK);
+    assert_int_equal(pml_slots_open(fd, LARGE, &s, NULL), PML_OK);
+    size_t opened = shared_bytes();
+    assert_true(opened - before >= 2 * (size_t)LARGE);
+    assert_true(opened - before < 2 * (size_t)LARGE + (1 << 20));
+    for (int64_t k = 1; k <= 3; k++) {
+        const pml_train_state state = {.step = k};
+        assert_int_equal(pml_slots_begin(s, &payload, NULL), PML_OK);
+        memset(payload, 1, LARGE);
+        assert_int_equal(shared_bytes(), opened);
+        pml_slots_commit(s, &state);
+        assert_int_equal(shared_bytes(), opened);
+    }
+    pml_slots_close(&s);
+    close(fd);
+}
+
 /* SIGKILL at any moment of a writer that does nothing else. */
 static void a_killed_writer_leaves_a_whole_one(void **unused)
 {
@@ -136,6 +209,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_newest_is_given_and_the_other_forgotten),
         cmocka_unit_test(begun_and_not_committed_is_nothing),
+        cmocka_unit_test(a_held_slot_stays),
+        cmocka_unit_test(all_of_it_is_resident_always),
         cmocka_unit_test(a_killed_writer_leaves_a_whole_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
  *
  *   stepper ──take──► snapshot (host memory, preallocated) ──write──► step-000412/
  *   stepper ◄─restore── snapshot ◄──load── step-000412/
+ *   stepper ──put──► memory of the caller's ──view──► snapshot
  *
  * Taking and restoring need the stepper and are as fast as a copy; writing and loading never touch
  * it, so another thread may write while training goes on. One thread uses a snapshot at a time.
@@ -42,6 +43,13 @@ typedef struct pml_snapshot pml_snapshot;
 pml_status pml_snapshot_new(const pml_stepper *stepper, const pml_train_config *config,
                             pml_snapshot **snapshot, pml_error *err);
 void pml_snapshot_destroy(pml_snapshot **snapshot);
+
+/* The same without buffers: it is of use when pml_snapshot_view has shown it some. */
+pml_status pml_snapshot_frame(const pml_stepper *stepper, const pml_train_config *config,
+                              pml_snapshot **snapshot, pml_error *err);
+/* From now on the frame's buffers are in `memory`, pml_snapshot_bytes of it, as pml_snapshot_put
+ * lays them out; borrowed. Only loading and taking write there. */
+void pml_snapshot_view(pml_snapshot *frame, const pml_train_state *state, void *memory);
 
 /* Copy the stepper's state and `state` into the snapshot. Does not allocate. */
 pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,

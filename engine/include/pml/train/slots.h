@@ -5,7 +5,8 @@
  * The memory is the coordinator's: it makes the memfd, every worker inherits it, and it outlives
  * all of them. One worker writes (data parallel ranks are equal bit for bit between two steps), all
  * read. A slot counts only after its last byte, and the other one stands meanwhile, so a death at
- * any moment leaves at least the snapshot before. What is in the payload is the writer's affair. */
+ * any moment leaves at least the snapshot before. Checkpoints are written from the same memory: a
+ * slot that is held is not begun again. What is in the payload is the writer's affair. */
 #ifndef PML_TRAIN_SLOTS_H
 #define PML_TRAIN_SLOTS_H
 
@@ -21,17 +22,24 @@ pml_status pml_slots_choose(int fd, int64_t most, int *slot, int64_t *step, pml_
 
 typedef struct pml_slots pml_slots;
 
-/* The writer's side, for payloads of `bytes`. Does not take fd. PML_INVALID: the memfd was made for
- * other payloads. */
+/* The writer's side, for payloads of `bytes`. Does not take fd. All pages of both slots are taken
+ * here and stay resident, so that a process's memory is the same at every snapshot and one that is
+ * short of it is told so before the first step. PML_INVALID: the memfd was made for other payloads;
+ * PML_NO_MEMORY: there is none for two. */
 pml_status pml_slots_open(int fd, size_t bytes, pml_slots **slots, pml_error *err);
 void pml_slots_close(pml_slots **slots);
 
-/* The payload of the slot that is not the newest; it holds nothing until pml_slots_commit. It can
- * be written, and is part of the process's resident memory, only in between: no stray write reaches
- * a snapshot. Maps nothing. */
+/* The payload of the slot that is not the newest, or of the one that is not held; it holds nothing
+ * until pml_slots_commit. It can be written only in between: no stray write reaches a snapshot.
+ * Maps nothing. */
 pml_status pml_slots_begin(pml_slots *slots, void **payload, pml_error *err);
-/* The payload is whole: it is the newest from now on. Unmaps. */
+/* The payload is whole: it is the newest from now on. */
 void pml_slots_commit(pml_slots *slots, const pml_train_state *state);
+
+/* Hold what was committed last: it can be read, and is not written again, until pml_slots_release,
+ * which any thread may call. One at a time. */
+void pml_slots_hold(pml_slots *slots, const pml_train_state **state, const void **payload);
+void pml_slots_release(pml_slots *slots);
 
 /* The reader's side: map slot 0 or 1. *state (may be NULL) and *payload point into the mapping, of
  * *size bytes, until pml_slots_unmap. PML_NOT_FOUND: nothing whole is in it. */
