@@ -22,7 +22,7 @@ static const char *const names_attention[] = {"q", "k", "v", "cu_q", "cu_k", "o"
 static const char *const names_attention_bwd[] = {"dout", "q",    "k",  "v",  "o",  "lse",
                                                   "cu_q", "cu_k", "dq", "dk", "dv", "ws"};
 static const char *const names_swiglu[] = {"gate_up", "h"};
-static const char *const names_swiglu_bwd[] = {"dh", "gate_up", "dgate_up"};
+static const char *const names_swiglu_bwd[] = {"dh", "gate_up", "dgate_up", "h"};
 static const char *const names_head_loss[] = {"x",    "w",  "rows", "labels", "scale",
                                               "loss", "dx", "dw",   "ws"};
 static const char *const names_sum[] = {"x", "total", "ws"};

@@ -39,7 +39,7 @@ class Plan:
     parameters, trainable
         Of the model, and of them (or of the adapter) trained.
     recompute
-        What those layers make again: "norms" (and SwiGLU), "attention" or the whole "layer"; the
+        What those layers make again: "norms", "attention" or the whole "layer"; the
         layers after them stand one level lower.
     pieces
         A micro-batch is run in about so many, cut between documents.

@@ -75,11 +75,11 @@ pml_status pmli_cuda_swiglu(pml_queue *queue, const pml_swiglu_args *a, pml_erro
         return c.status;
     bool wide = halves_in_packs(&a->gate_up) && pmli_in_units_of(&a->h, 16);
     pmli_swiglu_params p = {.gate_up = a->gate_up.data,
-                            .y = a->h.data,
+                            .h = a->h.data,
                             .rows = a->h.rows,
                             .cols = a->h.cols,
                             .ld_gate_up = a->gate_up.ld,
-                            .ld_y = a->h.ld};
+                            .ld_h = a->h.ld};
     return launch_swiglu(queue, PMLI_swiglu_f32, a->h.dtype, wide, &p, err);
 }
 
@@ -90,17 +90,21 @@ pml_status pmli_cuda_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, 
     pmli_need_float(&c, "dh", &a->dh);
     pmli_need_as(&c, "gate_up", &a->gate_up, a->dh.rows, 2 * a->dh.cols, a->dh.dtype);
     pmli_need_as(&c, "dgate_up", &a->dgate_up, a->dh.rows, 2 * a->dh.cols, a->dh.dtype);
+    if (a->h.data != NULL)
+        pmli_need_as(&c, "h", &a->h, a->dh.rows, a->dh.cols, a->dh.dtype);
     if (c.status != PML_OK || a->dh.rows == 0 || a->dh.cols == 0)
         return c.status;
     bool wide = halves_in_packs(&a->gate_up) && halves_in_packs(&a->dgate_up) &&
-                pmli_in_units_of(&a->dh, 16);
+                pmli_in_units_of(&a->dh, 16) && (a->h.data == NULL || pmli_in_units_of(&a->h, 16));
     pmli_swiglu_params p = {.gate_up = a->gate_up.data,
                             .dh = a->dh.data,
                             .y = a->dgate_up.data,
+                            .h = a->h.data,
                             .rows = a->dh.rows,
                             .cols = a->dh.cols,
                             .ld_gate_up = a->gate_up.ld,
                             .ld_dh = a->dh.ld,
-                            .ld_y = a->dgate_up.ld};
+                            .ld_y = a->dgate_up.ld,
+                            .ld_h = a->h.ld};
     return launch_swiglu(queue, PMLI_swiglu_bwd_f32, a->dh.dtype, wide, &p, err);
 }

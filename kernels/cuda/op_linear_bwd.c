@@ -20,22 +20,28 @@ static size_t v_bytes(const pml_linear_bwd_args *a)
                              pml_dtype_size(a->dy.dtype));
 }
 
+/* x may be absent: it is as wide as a. */
+static size_t masked_bytes(const pml_linear_bwd_args *a)
+{
+    pml_view x = {.rows = a->dy.rows, .cols = a->a.cols, .dtype = a->dy.dtype};
+    return pmli_masked_bytes(&x, a->lora_parts, a->lora_dropout);
+}
+
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
 {
     size_t bias = a->dbias.rows > 0 ? pmli_cuda_columns_ws(a->dy.cols) : 0;
-    return PMLI_GEMM_WORKSPACE + (a->lora_parts != 0 ? v_bytes(a) : 0) +
-           pmli_masked_bytes(&a->x, a->lora_parts, a->lora_dropout) + bias;
+    return PMLI_GEMM_WORKSPACE + (a->lora_parts != 0 ? v_bytes(a) : 0) + masked_bytes(a) + bias;
 }
 
-static void check_lora(pmli_check *c, const pml_linear_bwd_args *a)
+static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inputs)
 {
     int64_t columns = pmli_lora_cols(a->rank, a->lora_parts);
     int64_t rows = pmli_lora_rows(a->part_cols, a->parts, a->lora_parts);
     pmli_need_that(c, a->rank > 0 && a->lora_parts >> a->parts == 0,
                    "rank %d with adapters on parts %#x of %d", a->rank, a->lora_parts, a->parts);
-    pmli_need_as(c, "a", &a->a, columns, a->x.cols, a->dy.dtype);
+    pmli_need_as(c, "a", &a->a, columns, inputs, a->dy.dtype);
     pmli_need_as(c, "b", &a->b, rows, a->rank, a->dy.dtype);
-    PMLI_MAY(c, a, da, columns, a->x.cols, PML_F32);
+    PMLI_MAY(c, a, da, columns, inputs, PML_F32);
     PMLI_MAY(c, a, db, rows, a->rank, PML_F32);
     if (a->db.data != NULL)
         pmli_need_as(c, "u", &a->u, a->dy.rows, columns, a->dy.dtype);
@@ -52,7 +58,7 @@ static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
     int64_t inputs = a->x.data != NULL ? a->x.cols : a->w.cols;
     pmli_need_any(&c, "dy", &a->dy, PMLI_ANY, outputs);
     pmli_need_float(&c, "dy", &a->dy);
-    if (a->x.data != NULL || a->dw.data != NULL || a->lora_parts != 0)
+    if (a->x.data != NULL || a->dw.data != NULL || a->da.data != NULL)
         pmli_need_as(&c, "x", &a->x, a->dy.rows, PMLI_ANY, a->dy.dtype);
     if (a->dx.data != NULL) {
         pmli_need_as(&c, "dx", &a->dx, a->dy.rows, inputs, a->dy.dtype);
@@ -61,7 +67,7 @@ static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
     PMLI_MAY(&c, a, dw, outputs, inputs, PML_F32);
     PMLI_MAY(&c, a, dbias, 1, outputs, PML_F32);
     if (a->lora_parts != 0)
-        check_lora(&c, a);
+        check_lora(&c, a, inputs);
     else
         pmli_need_that(&c, a->da.data == NULL && a->db.data == NULL,
                        "operands 'da' and 'db' need an adapter, lora_parts is 0");
@@ -122,7 +128,7 @@ static pml_status back_through_masks(pml_queue *queue, const pml_linear_bwd_args
                                      void *masked, pml_error *err)
 {
     pml_status status = PML_OK;
-    pml_view x = pml_matrix(masked, a->dy.rows, a->x.cols, a->dy.dtype);
+    pml_view x = pml_matrix(masked, a->dy.rows, a->a.cols, a->dy.dtype);
     int64_t at = 0;
     for (int p = 0; status == PML_OK && p < a->parts; p++) {
         if (!(a->lora_parts >> p & 1))
@@ -165,7 +171,7 @@ pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, 
     }
     if (status == PML_OK && drops) {
         status = back_through_masks(queue, a, v, behind, err);
-        behind += pmli_masked_bytes(&a->x, a->lora_parts, a->lora_dropout);
+        behind += masked_bytes(a);
     }
     if (status == PML_OK && a->da.data != NULL && !drops)
         status = multiply(queue, a, 1, v, true, a->x, 1, a->da, err);

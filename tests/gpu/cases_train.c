@@ -57,12 +57,16 @@ static void add_elementwise(gpu_cases *cases, pml_dtype d)
         c->tolerance = tight(d);
         c = cases_add(cases, PML_OP_swiglu_bwd, "%s [%d,%d]+%d%s", name, (int)rows, (int)cols,
                       (int)border, s % 2 ? " in place" : "");
-        c->args.swiglu_bwd =
-            (pml_swiglu_bwd_args){shaped(rows, cols, border, d), shaped(rows, 2 * cols, border, d),
-                                  shaped(rows, 2 * cols, border, d)};
+        c->args.swiglu_bwd = (pml_swiglu_bwd_args){.dh = shaped(rows, cols, border, d),
+                                                   .gate_up = shaped(rows, 2 * cols, border, d),
+                                                   .dgate_up = shaped(rows, 2 * cols, border, d)};
         c->tolerance = tight(d);
         if (s % 2)
             c->inside[2] = 1;
+        if (s > 0) /* h again, in the place of dh or in one of its own */
+            c->args.swiglu_bwd.h = shaped(rows, cols, border, d);
+        if (s > 0 && s % 2)
+            c->inside[3] = 0;
         c = cases_add(cases, PML_OP_embed_bwd, "%s [%d,%d]+%d", name, (int)rows, (int)cols,
                       (int)border);
         c->args.embed_bwd =

@@ -52,10 +52,12 @@ static double linear_flops(const pml_linear_args *a)
 
 static double linear_bwd_flops(const pml_linear_bwd_args *a)
 {
-    double tokens = (double)a->x.rows, k = (double)a->x.cols, n = (double)a->dy.cols;
+    double tokens = (double)a->dy.rows, n = (double)a->dy.cols;
+    double k = (double)(a->x.data != NULL ? a->x.cols : a->w.cols);
     double columns = adapter_columns(a->part_cols, a->parts, a->lora_parts);
-    double products = (a->dx.data != NULL) + (a->dw.data != NULL);
-    double low_rank = 2 * columns * a->rank + elements(a->a) * (1 + (a->dx.data != NULL));
+    double dx = a->dx.data != NULL, dw = a->dw.data != NULL, da = a->da.data != NULL;
+    double db = a->db.data != NULL, v = dx > 0 || da > 0, products = dx + dw;
+    double low_rank = columns * a->rank * (v + db) + elements(a->a) * (dx + da);
     return 2 * tokens * (products * n * k + low_rank);
 }
 

@@ -134,29 +134,37 @@ static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t
     pmli_node_done(b, node);
 }
 
-static void linear_bwd(pmli_builder *b, int32_t layer, int which, int32_t dy, int32_t x, int32_t u,
-                       int32_t dx)
+/* Which of a linear layer's gradients: all; those that do not read its input; those that do. */
+typedef enum pmli_gradients { PMLI_ALL = 0, PMLI_BEFORE_INPUT, PMLI_OF_INPUT } pmli_gradients;
+
+static void linear_bwd(pmli_builder *b, int32_t layer, int which, pmli_gradients part, int32_t dy,
+                       int32_t x, int32_t u, int32_t dx)
 {
     /* Only the gradient of the input reads the weight. */
     int32_t w = dx < 0 && b->layers[layer].linear[which].nf4[0] >= 0 ? PMLI_ABSENT
                                                                      : unpacked(b, layer, which);
-    pml_node *node = pmli_node(b, PML_OP_linear_bwd, layer, backward_labels[which]);
+    pml_node *node =
+        pmli_node(b, PML_OP_linear_bwd, layer,
+                  part == PMLI_OF_INPUT ? "down backward, weights" : backward_labels[which]);
     if (node == NULL)
         return;
     const pmli_linear *l = &b->layers[layer].linear[which];
+    bool of_input = part != PMLI_BEFORE_INPUT, others = part != PMLI_OF_INPUT;
     pml_linear_bwd_args *args = &node->args.linear_bwd;
     lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
-    const int32_t operands[] = {dy, l->dw >= 0 || l->a >= 0 ? x : PMLI_ABSENT, w, l->a, l->b, u};
+    bool reads = of_input && (l->dw >= 0 || l->da >= 0);
+    const int32_t operands[] = {dy, reads ? x : PMLI_ABSENT, w, l->a, l->b, u};
     for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
         pmli_operand(node, 6, b->program->rng);
         pmli_operand(node, 7, b->program->places);
     }
-    const int32_t results[] = {dx, l->dw, l->dbias, l->da, l->db};
+    const int32_t results[] = {dx, of_input ? l->dw : PMLI_ABSENT, others ? l->dbias : PMLI_ABSENT,
+                               of_input ? l->da : PMLI_ABSENT, others ? l->db : PMLI_ABSENT};
     for (int i = 0; i < 5; i++)
         pmli_operand(node, 8 + i, results[i]);
     pmli_node_done(b, node);
@@ -312,16 +320,6 @@ static int32_t low_rank(pmli_builder *b, int32_t layer, int which, const char *n
                                : pmli_activation(b, (int64_t)l->lora_blocks * l->rank, name, layer);
 }
 
-static void elementwise(pmli_builder *b, pml_op op, int32_t layer, const char *label, int32_t x,
-                        int32_t y, int32_t z)
-{
-    pml_node *node = pmli_node(b, op, layer, label);
-    pmli_operand(node, 0, x);
-    pmli_operand(node, 1, y);
-    pmli_operand(node, 2, z);
-    pmli_node_done(b, node);
-}
-
 static void input_norm(pmli_builder *b, int32_t layer, pmli_stream in, pmli_saved *s)
 {
     s->y1 = pmli_activation(b, b->program->spec.hidden, "attention input", layer);
@@ -357,10 +355,24 @@ static void attend(pmli_builder *b, int32_t layer, int32_t cache, pmli_saved *s)
 static void swiglu(pmli_builder *b, int32_t layer, pmli_saved *s)
 {
     s->act = pmli_activation(b, b->program->spec.intermediate, "swiglu", layer);
-    elementwise(b, PML_OP_swiglu, layer, "swiglu", s->gate_up, s->act, PMLI_ABSENT);
+    pml_node *node = pmli_node(b, PML_OP_swiglu, layer, "swiglu");
+    pmli_operand(node, 0, s->gate_up);
+    pmli_operand(node, 1, s->act);
+    pmli_node_done(b, node);
 }
 
-/* All but the down projection: what a recompute must bring back; u_down is left alone. */
+/* In place: dgate_up of gate_up, and of dact the forward's output where somebody reads that. */
+static void swiglu_bwd(pmli_builder *b, int32_t layer, int32_t dact, int32_t gate_up, bool again)
+{
+    pml_node *node = pmli_node(b, PML_OP_swiglu_bwd, layer, "swiglu backward");
+    pmli_operand(node, 0, dact);
+    pmli_operand(node, 1, gate_up);
+    pmli_operand(node, 2, gate_up);
+    pmli_operand(node, 3, again ? dact : PMLI_ABSENT);
+    pmli_node_done(b, node);
+}
+
+/* As far as the MLP's gate and up, which is what a recompute must bring back. */
 static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                          pmli_saved *s)
 {
@@ -384,13 +396,13 @@ static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t
     s->gate_up = pmli_activation(b, w->linear[PMLI_GATE_UP].outputs, "gate_up", layer);
     s->u_gate_up = low_rank(b, layer, PMLI_GATE_UP, "gate_up u");
     linear(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up);
-    swiglu(b, layer, s);
 }
 
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                                pmli_saved *s)
 {
     layer_inside(b, layer, in, cache, s);
+    swiglu(b, layer, s);
     int32_t down = pmli_activation(b, b->program->spec.hidden, "layer output", layer);
     s->u_down = low_rank(b, layer, PMLI_DOWN, "down u");
     linear(b, layer, PMLI_DOWN, s->act, down, s->u_down);
@@ -426,7 +438,7 @@ static int lowest_trained(const pmli_layer *layer)
 static bool reads_input(const pmli_builder *b, int32_t layer, int which)
 {
     const pmli_linear *l = &b->layers[layer].linear[which];
-    return l->dw >= 0 || l->a >= 0;
+    return l->dw >= 0 || l->da >= 0;
 }
 
 /* Marks the nodes from `first` on as done a second time. */
@@ -449,8 +461,6 @@ static void remake(pmli_builder *b, int32_t layer, int which, int32_t recompute,
         mark_again(b, first);
         return;
     }
-    if (which == PMLI_DOWN && reads_input(b, layer, PMLI_DOWN))
-        swiglu(b, layer, s);
     if (which == PMLI_GATE_UP && reads_input(b, layer, PMLI_GATE_UP))
         post_norm(b, layer, (pmli_stream){s->mid, PMLI_ABSENT}, s);
     if (which == PMLI_O && b->program->spec.qk_norm)
@@ -468,17 +478,21 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     const pml_model_spec *spec = &b->program->spec;
     const pmli_layer *w = &b->layers[layer];
     int stop = input_needed ? -1 : lowest_trained(w);
-    int32_t dact =
-        stop == PMLI_DOWN ? PMLI_ABSENT : pmli_activation(b, spec->intermediate, "d swiglu", layer);
-    remake(b, layer, PMLI_DOWN, recompute, s);
-    linear_bwd(b, layer, PMLI_DOWN, d, s->act, s->u_down, dact);
-    if (stop == PMLI_DOWN)
+    if (stop == PMLI_DOWN) { /* swiglu's output is kept: no backward of swiglu makes it again */
+        linear_bwd(b, layer, PMLI_DOWN, PMLI_ALL, d, s->act, s->u_down, PMLI_ABSENT);
         return;
-    elementwise(b, PML_OP_swiglu_bwd, layer, "swiglu backward", dact, s->gate_up, s->gate_up);
+    }
+    remake(b, layer, PMLI_DOWN, recompute, s);
+    int32_t dact = pmli_activation(b, spec->intermediate, "d swiglu", layer);
+    bool again = reads_input(b, layer, PMLI_DOWN);
+    linear_bwd(b, layer, PMLI_DOWN, PMLI_BEFORE_INPUT, d, PMLI_ABSENT, s->u_down, dact);
+    swiglu_bwd(b, layer, dact, s->gate_up, again);
+    if (again)
+        linear_bwd(b, layer, PMLI_DOWN, PMLI_OF_INPUT, d, dact, PMLI_ABSENT, PMLI_ABSENT);
     int32_t dy2 =
         stop == PMLI_GATE_UP ? PMLI_ABSENT : pmli_activation(b, spec->hidden, "d mlp input", layer);
     remake(b, layer, PMLI_GATE_UP, recompute, s);
-    linear_bwd(b, layer, PMLI_GATE_UP, s->gate_up, s->y2, s->u_gate_up, dy2);
+    linear_bwd(b, layer, PMLI_GATE_UP, PMLI_ALL, s->gate_up, s->y2, s->u_gate_up, dy2);
     if (stop == PMLI_GATE_UP)
         return;
     rmsnorm_bwd(b, layer, "post norm backward", dy2, s->mid, &w->post_norm, s->rstd2, d, d);
@@ -486,7 +500,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
                        ? PMLI_ABSENT
                        : pmli_activation(b, w->linear[PMLI_O].inputs, "d attention output", layer);
     remake(b, layer, PMLI_O, recompute, s);
-    linear_bwd(b, layer, PMLI_O, d, s->o, s->u_o, dout);
+    linear_bwd(b, layer, PMLI_O, PMLI_ALL, d, s->o, s->u_o, dout);
     if (stop == PMLI_O)
         return;
     int32_t dqkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "d qkv", layer);
@@ -497,7 +511,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     int32_t dy1 = stop == PMLI_QKV ? PMLI_ABSENT
                                    : pmli_activation(b, spec->hidden, "d attention input", layer);
     remake(b, layer, PMLI_QKV, recompute, s);
-    linear_bwd(b, layer, PMLI_QKV, dqkv, s->y1, s->u_qkv, dy1);
+    linear_bwd(b, layer, PMLI_QKV, PMLI_ALL, dqkv, s->y1, s->u_qkv, dy1);
     if (stop == PMLI_QKV)
         return;
     rmsnorm_bwd(b, layer, "input norm backward", dy1, s->h, &w->input_norm, s->rstd1, d, d);

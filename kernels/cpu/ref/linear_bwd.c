@@ -16,7 +16,7 @@ size_t pmli_cpu_linear_bwd_ws(const pml_linear_bwd_args *a)
     if (a->lora_parts == 0)
         return 0;
     pmli_lora lora = PMLI_LORA_OF(a);
-    size_t masked = a->lora_dropout > 0 ? floats(a->x.rows, a->x.cols) : 0;
+    size_t masked = a->lora_dropout > 0 ? floats(a->dy.rows, a->a.cols) : 0;
     return (floats(a->dy.rows, pmli_lora_width(&lora)) + masked) * sizeof(float);
 }
 
@@ -69,7 +69,7 @@ static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pm
     if (a->dx.data != NULL)
         pmli_gemm(pool, PMLI_NN, 1, a->dy, a->w, 0, a->dx);
     pml_view masked =
-        pml_matrix((float *)a->ws.data + floats(v.rows, v.cols), a->x.rows, a->x.cols, PML_F32);
+        pml_matrix((float *)a->ws.data + floats(v.rows, v.cols), v.rows, a->a.cols, PML_F32);
     for (int i = 0; i < count; i++) {
         const pmli_adapter *at = &adapters[i];
         pml_view part_v = pml_view_columns(v, at->u_col, lora->rank);
@@ -90,7 +90,7 @@ static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pml
     pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
     pmli_product products[2 * PML_LINEAR_MAX_PARTS];
     int count = pmli_adapters(lora, adapters), n = 0;
-    pml_view v = pml_matrix(a->ws.data, a->x.rows, pmli_lora_width(lora), PML_F32);
+    pml_view v = pml_matrix(a->ws.data, a->dy.rows, pmli_lora_width(lora), PML_F32);
     for (int i = 0; i < count; i++) {
         const pmli_adapter *at = &adapters[i];
         pml_view part_dy = pml_view_columns(a->dy, at->y_col, at->cols);
@@ -115,11 +115,11 @@ static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pml
 static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_linear_bwd, err);
-    /* x is needed by dw and by an adapter alone; without it w tells how wide it is. */
+    /* x is needed by dw and da alone; without it w tells how wide it is. */
     int64_t rows = a->dy.rows, n = a->dy.cols;
     int64_t k = a->x.data != NULL ? a->x.cols : a->w.data != NULL ? a->w.cols : PMLI_ANY;
     PMLI_NEED(&c, a, dy, PMLI_ANY, PMLI_ANY, PML_F32);
-    if (a->dw.data != NULL || a->lora_parts != 0)
+    if (a->dw.data != NULL || a->da.data != NULL)
         PMLI_NEED(&c, a, x, rows, PMLI_ANY, PML_F32);
     PMLI_MAY(&c, a, x, rows, PMLI_ANY, PML_F32);
     if (a->dx.data != NULL) {

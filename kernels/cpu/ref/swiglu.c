@@ -36,7 +36,7 @@ pml_status pmli_cpu_swiglu(pml_queue *queue, const pml_swiglu_args *a, pml_error
     return PML_OK;
 }
 
-/* With s = sigmoid(gate):  dgate = dh up s (1 + gate (1 - s)),  dup = dh gate s. */
+/* With s = sigmoid(gate):  dgate = dh up s (1 + gate (1 - s)),  dup = dh gate s,  h = gate s up. */
 PMLI_CLONES static void swiglu_bwd_rows(const pml_swiglu_bwd_args *a, int64_t first, int64_t last)
 {
     int64_t n = a->dh.cols;
@@ -44,6 +44,17 @@ PMLI_CLONES static void swiglu_bwd_rows(const pml_swiglu_bwd_args *a, int64_t fi
         const float *dh = (const float *)a->dh.data + t * a->dh.ld;
         const float *gate = (const float *)a->gate_up.data + t * a->gate_up.ld, *up = gate + n;
         float *dgate = (float *)a->dgate_up.data + t * a->dgate_up.ld, *dup = dgate + n;
+        float *h = a->h.data != NULL ? (float *)a->h.data + t * a->h.ld : NULL;
+        if (h != NULL) {
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) {
+                float g = gate[i], u = up[i], d = dh[i], s = pmli_sigmoid(g);
+                dgate[i] = d * u * s * (1.0F + g * (1.0F - s));
+                dup[i] = d * g * s;
+                h[i] = g * s * u;
+            }
+            continue;
+        }
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) {
             float g = gate[i], u = up[i], s = pmli_sigmoid(g);
@@ -67,6 +78,7 @@ pml_status pmli_cpu_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, p
     PMLI_NEED(&c, a, dh, PMLI_ANY, PMLI_ANY, PML_F32);
     PMLI_NEED(&c, a, gate_up, a->dh.rows, 2 * a->dh.cols, PML_F32);
     PMLI_NEED(&c, a, dgate_up, a->dh.rows, 2 * a->dh.cols, PML_F32);
+    PMLI_MAY(&c, a, h, a->dh.rows, a->dh.cols, PML_F32);
     if (c.status != PML_OK)
         return c.status;
     pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->dh.rows, pmli_piece_rows(a->dh.cols)),

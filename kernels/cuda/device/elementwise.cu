@@ -52,7 +52,7 @@ template <typename T, int N> __device__ void swiglu(const pmli_swiglu_params &p)
         const float x = widen(g.at[e]);
         h.at[e] = narrow<T>(x * sigmoid(x) * widen(u.at[e]));
     }
-    *(Pack<T, N> *)((T *)p.y + row * p.ld_y + c) = h;
+    *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = h;
 }
 
 template <typename T, int N> __device__ void swiglu_bwd(const pmli_swiglu_params &p)
@@ -64,15 +64,18 @@ template <typename T, int N> __device__ void swiglu_bwd(const pmli_swiglu_params
     T *out = (T *)p.y + row * p.ld_y + c;
     const Pack<T, N> g = *(const Pack<T, N> *)gate, u = *(const Pack<T, N> *)(gate + p.cols);
     const Pack<T, N> d = *(const Pack<T, N> *)((const T *)p.dh + row * p.ld_dh + c);
-    Pack<T, N> dg, du;
+    Pack<T, N> dg, du, h;
 #pragma unroll
     for (int e = 0; e < N; e++) {
         const float x = widen(g.at[e]), s = sigmoid(x), dh = widen(d.at[e]);
         du.at[e] = narrow<T>(dh * x * s);
         dg.at[e] = narrow<T>(dh * widen(u.at[e]) * s * (1.0f + x * (1.0f - s)));
+        h.at[e] = narrow<T>(x * s * widen(u.at[e]));
     }
     *(Pack<T, N> *)out = dg;
     *(Pack<T, N> *)(out + p.cols) = du;
+    if (p.h != nullptr)
+        *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = h;
 }
 
 #define KERNEL(name, params, body)                                                                 \

@@ -74,11 +74,12 @@ typedef struct pmli_rope_params {
     float sign;      /* -1: the transpose */
 } pmli_rope_params;
 
-/* gate_up [rows, 2 cols]; dh absent in the forward, whose result is y. y may be gate_up. */
+/* gate_up [rows, 2 cols]. Forward: h is written. Backward: dh is read, y written, which may be
+ * gate_up, and h where given, which may be dh. */
 typedef struct pmli_swiglu_params {
     const void *gate_up, *dh;
-    void *y;
-    long long rows, cols, ld_gate_up, ld_dh, ld_y;
+    void *y, *h;
+    long long rows, cols, ld_gate_up, ld_dh, ld_y, ld_h;
     unsigned blocks_a_row;
 } pmli_swiglu_params;
 

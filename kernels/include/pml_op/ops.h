@@ -48,7 +48,7 @@ extern "C" {
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
     X(attention_bwd, "IIIIIIIIOOOw", "Gradients of attention, with the scores computed again.")    \
     X(swiglu, "IO", "h = silu(gate) * up.")                                                        \
-    X(swiglu_bwd, "IIO", "Gradient of swiglu with respect to gate and up.")                        \
+    X(swiglu_bwd, "IIOo", "Gradient of swiglu with respect to gate and up.")                       \
     X(head_loss, "IIIIiOouw",                                                                      \
       "Vocabulary logits and cross-entropy, chunk by chunk, for labelled rows only.")              \
     X(sum, "IUw", "Adds all elements to one float64.")                                             \
@@ -155,7 +155,8 @@ typedef struct pml_linear_args {
  *   dw += dy^T x    dbias += sum_t dy               absent when frozen
  *   da += v^T x     db_p += dy_p^T u_p              absent when no adapter
  * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product; x is
- * needed by dw and by an adapter only. */
+ * needed by dw and da only: who has x again only after dx asks in two calls, and pays with a second
+ * v. */
 typedef struct pml_linear_bwd_args {
     pml_view dy, x, w, a, b, u, rng, places, dx, dw, dbias, da, db, ws;
     int32_t parts;
@@ -211,9 +212,12 @@ typedef struct pml_swiglu_args {
     pml_view gate_up, h;
 } pml_swiglu_args;
 
-/* dgate_up [T,2I]; may be the same memory as gate_up. */
+/* dgate_up [T,2I]; may be the same memory as gate_up. h, where given, is what swiglu made of
+ * gate_up, bit for bit; may be the same memory as dh. So h need not be kept from the forward on: to
+ * write it here costs one pass over it, where kept it would be the largest of all activations but
+ * gate_up. */
 typedef struct pml_swiglu_bwd_args {
-    pml_view dh, gate_up, dgate_up;
+    pml_view dh, gate_up, dgate_up, h;
 } pml_swiglu_bwd_args;
 
 /* For each labelled row r: logits = x[rows[r],:] w^T,

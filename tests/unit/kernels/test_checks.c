@@ -154,7 +154,7 @@ static pml_op_args valid(pml_op op)
         break;
     case PML_OP_swiglu_bwd:
         a.swiglu_bwd = (pml_swiglu_bwd_args){random_view(T, H, 0), random_view(T, 2 * H, 0),
-                                             random_view(T, 2 * H, 0)};
+                                             random_view(T, 2 * H, 0), random_view(T, H, 0)};
         break;
     case PML_OP_head_loss:
         a.head_loss = (pml_head_loss_args){.x = random_view(T, H, 0),

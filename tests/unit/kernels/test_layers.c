@@ -220,6 +220,7 @@ static double glu_all(void *context)
     return result;
 }
 
+/* The backward's h is the forward's to the bit, also where it overwrites dh. */
 static void check_swiglu(int64_t rows, int64_t cols, bool in_place)
 {
     pml_op_args args = {.swiglu = {.gate_up = random_view(rows, 2 * cols, 3),
@@ -230,6 +231,7 @@ static void check_swiglu(int64_t rows, int64_t cols, bool in_place)
     pml_op_args back = {.swiglu_bwd = {.dh = random_view(rows, cols, 2), .gate_up = f->gate_up}};
     pml_swiglu_bwd_args *b = &back.swiglu_bwd;
     b->dgate_up = in_place ? f->gate_up : view_new(rows, 2 * cols, 1, PML_F32);
+    b->h = in_place ? b->dh : view_new(rows, cols, 4, PML_F32);
     glu p = {rows, cols, doubles(&f->gate_up), doubles(&b->dh), NULL};
     run_op(PML_OP_swiglu, &args);
     p.h = malloc((size_t)(rows * cols) * sizeof *p.h);
@@ -239,9 +241,14 @@ static void check_swiglu(int64_t rows, int64_t cols, bool in_place)
     p.h = NULL;
     run_op(PML_OP_swiglu_bwd, &back);
     expect_gradient("dgate_up", &b->dgate_up, NULL, glu_all, &p, p.gate_up, 80, 1e-6);
+    for (int64_t t = 0; t < rows; t++)
+        assert_memory_equal((float *)b->h.data + t * b->h.ld, (float *)f->h.data + t * f->h.ld,
+                            (size_t)cols * sizeof(float));
     free(p.gate_up);
     free(p.dh);
     f->gate_up.data = NULL;
+    if (in_place)
+        b->h.data = NULL;
     free_views(PML_OP_swiglu, &args);
     free_views(PML_OP_swiglu_bwd, &back);
 }

@@ -102,6 +102,7 @@ static const expectation expectations[] = {
     E(swiglu_bwd, dh),
     E(swiglu_bwd, gate_up),
     E(swiglu_bwd, dgate_up),
+    E(swiglu_bwd, h),
     E(head_loss, x),
     E(head_loss, w),
     E(head_loss, rows),

@@ -145,7 +145,10 @@ static void test_lora_computes_only_what_it_needs(void **state)
         if (node->op == PML_OP_linear_bwd) {
             assert_int_equal(node->operands[9].tensor, -1);  /* dw */
             assert_int_equal(node->operands[10].tensor, -1); /* dbias */
-            assert_true(node->operands[11].tensor >= 0);     /* da */
+            /* da, or what needs no input of the layer: dx and db */
+            assert_true(node->operands[11].tensor >= 0 || node->operands[1].tensor < 0);
+            assert_int_equal(node->operands[11].tensor >= 0, node->operands[1].tensor >= 0);
+            assert_true(node->operands[11].tensor >= 0 || node->operands[12].tensor >= 0);
         }
         if (node->op == PML_OP_rmsnorm_bwd)
             assert_int_equal(node->operands[6].tensor, -1); /* dweight */
@@ -160,6 +163,44 @@ static void test_lora_computes_only_what_it_needs(void **state)
     assert_int_equal(count(p, micro, PML_OP_attention_bwd, 1), 1);
     assert_int_equal(p->n_parameters > 0 ? p->trained_floats : 0,
                      small.layers * 8 * (small.intermediate + small.hidden));
+    pml_program_destroy(&p);
+}
+
+/* The largest activation but gate_up is not kept: swiglu's backward makes it again. */
+static void test_output_of_swiglu_is_not_kept(void **state)
+{
+    (void)state;
+    for (int method = 0; method < 2; method++) {
+        pml_program *p = build((pml_method)method, PML_TARGET_ALL_LINEAR, 0);
+        const pml_segment micro = PML_SEGMENT_MICRO;
+        int found = 0;
+        for (int i = p->segments[micro].first; i < p->segments[micro].end; i++) {
+            const pml_node *node = &p->nodes[i];
+            if (node->op == PML_OP_swiglu) {
+                assert_int_equal(p->tensors[node->operands[1].tensor].last, i + 1);
+                found++;
+            }
+            if (node->op == PML_OP_swiglu_bwd) { /* in place, and read by what comes next */
+                assert_int_equal(node->operands[3].tensor, node->operands[0].tensor);
+                assert_int_equal(p->nodes[i + 1].op, PML_OP_linear_bwd);
+                assert_int_equal(p->nodes[i + 1].operands[1].tensor, node->operands[3].tensor);
+                assert_int_equal(p->tensors[node->operands[3].tensor].last, i + 1);
+                found++;
+            }
+        }
+        assert_int_equal(found, 2 * small.layers);
+        pml_program_destroy(&p);
+    }
+    /* Where the backward ends at down, there is no backward of swiglu to make it. */
+    pml_program *p = build(PML_METHOD_LORA, PML_TARGET_DOWN, 0);
+    assert_int_equal(count(p, PML_SEGMENT_MICRO, PML_OP_swiglu_bwd, 0), 0);
+    assert_int_equal(count(p, PML_SEGMENT_MICRO, PML_OP_swiglu, 0), 1);
+    pml_program_destroy(&p);
+    /* Adapters on the attention alone: nobody asks for it. */
+    p = build(PML_METHOD_LORA, PML_TARGET_Q, 0);
+    for (int i = 0; i < p->n_nodes; i++)
+        if (p->nodes[i].op == PML_OP_swiglu_bwd)
+            assert_int_equal(p->nodes[i].operands[3].tensor, -1);
     pml_program_destroy(&p);
 }
 
@@ -423,6 +464,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_places_of_every_method),
         cmocka_unit_test(test_lora_computes_only_what_it_needs),
+        cmocka_unit_test(test_output_of_swiglu_is_not_kept),
         cmocka_unit_test(test_lengths_beyond_the_models_positions),
         cmocka_unit_test(test_full_trains_everything),
         cmocka_unit_test(test_stacked_names),

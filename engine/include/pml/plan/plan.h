@@ -33,10 +33,11 @@ typedef struct pml_batch_limits {
 } pml_batch_limits;
 
 /* What of a layer's forward is not kept for its backward but made again, bit for bit, just before
- * it is read. Each level includes the ones before it. */
+ * it is read. Each level includes the ones before it. SwiGLU's output is never kept: its backward
+ * makes it on the way. */
 typedef enum pml_recompute {
     PML_RECOMPUTE_NONE = 0,
-    PML_RECOMPUTE_NORMS,     /* what norms and SwiGLU put out: elementwise, nearly free */
+    PML_RECOMPUTE_NORMS,     /* what norms put out: elementwise, nearly free */
     PML_RECOMPUTE_ATTENTION, /* attention's output and sums */
     PML_RECOMPUTE_LAYER,     /* all but the layer's input */
     PML_RECOMPUTE_COUNT
