@@ -15,10 +15,13 @@
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/net/connection.h"
+#include "reap.h"
 
 /* Ten times what a quiet machine could need: who reaches it waits for what does not come. */
 static const double patience = 200;
 static const char *coordinator_program, *worker_program;
+static harness *current; /* of the test that runs; of one that failed, once it has */
+static const char mark[] = "PML_TEST_PROCESS";
 
 double harness_bound(double quiet)
 {
@@ -39,7 +42,36 @@ bool harness_programs(int argc, char **argv)
     /* Absolute: a coordinator that takes over has another working folder. They live to the end. */
     coordinator_program = realpath(argv[1], NULL);
     worker_program = realpath(argv[2], NULL);
-    return coordinator_program != NULL && worker_program != NULL;
+    if (coordinator_program == NULL || worker_program == NULL) {
+        fprintf(stderr, "%s, %s: %s\n", argv[1], argv[2], strerror(errno));
+        return false;
+    }
+    char entry[64];
+    harness_entry(getpid(), entry);
+    setenv(mark, entry + sizeof mark, 1);
+    current = NULL; /* a test's child is not its parent */
+    if (!reap_at_end(entry)) {
+        fprintf(stderr, "nobody reaps: %s\n", strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+void harness_entry(pid_t test, char entry[64])
+{
+    snprintf(entry, 64, "%s=%d", mark, (int)test);
+}
+
+static void reap_failed(void)
+{
+    char entry[64];
+    if (current == NULL)
+        return;
+    harness_entry(getpid(), entry);
+    reap(entry);
+    if (current->coordinator > 0)
+        harness_wait(current);
+    current = NULL; /* its memory and its folder, with its logs, stay */
 }
 
 const char *harness_coordinator(void)
@@ -75,7 +107,10 @@ static void write_run(harness *h, const char *extra)
 
 harness *harness_new(int workers, int max_steps, const char *extra)
 {
-    harness *h = test_calloc(1, sizeof *h);
+    reap_failed();
+    harness *h = calloc(1, sizeof *h);
+    assert_non_null(h);
+    current = h;
     assert_true(workers <= HARNESS_WORKERS);
     h->workers = workers;
     h->max_steps = max_steps;
@@ -258,7 +293,9 @@ void harness_destroy(harness **out)
         pml_message_destroy(&h->events[i]);
 
     assert_int_equal(pml_tree_remove("/tmp", h->root + 5, NULL), PML_OK);
-    test_free(h);
+    if (current == h)
+        current = NULL;
+    free(h);
 }
 
 /* ---- talking ---- */

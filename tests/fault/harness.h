@@ -30,8 +30,11 @@ typedef struct harness {
     char error[1100]; /* why the coordinator did not start, "" = it did */
 } harness;
 
-/* Programs, from argv of the test; answers false (and says how) when they are not given. */
+/* Programs, from argv of the test; answers false (and says how) when they are not given. Whatever
+ * is left of this test's runs when it ends, however it ends, is reaped (reap.h). */
 bool harness_programs(int argc, char **argv);
+/* What every process of a test's runs has in its environment; test: its process. */
+void harness_entry(pid_t test, char entry[64]);
 
 /* Whether nothing else runs beside this test, so that it may judge by the clock: PML_QUIET, as
  * tools/chaos/hang.py sets it. */
@@ -42,8 +45,9 @@ double harness_bound(double quiet);
 /* The coordinator's program. */
 const char *harness_coordinator(void);
 
-/* A folder with run.json. extra: fields put in place of the defaults, e.g. "\"save_steps\":5";
- * NULL. A run of these tests does not go on by itself, unless extra has "restart". */
+/* A folder with run.json; what a test before this one left because it failed is reaped. extra:
+ * fields put in place of the defaults, e.g. "\"save_steps\":5"; NULL. A run of these tests does not
+ * go on by itself, unless extra has "restart". */
 harness *harness_new(int workers, int max_steps, const char *extra);
 /* Start the coordinator with these arguments behind the folder (NULL-terminated) and a client;
  * whether it is ready. */
