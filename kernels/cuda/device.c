@@ -28,6 +28,9 @@ static pml_status identify(pml_device *d, int index, pml_error *err)
         status = PMLI_CU(pmli_cu.cuDeviceGetName(d->name, (int)sizeof d->name, d->id), "GPU's name",
                          err);
     if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGetPCIBusId(d->bus, (int)sizeof d->bus, d->id),
+                         "GPU's PCI address", err);
+    if (status == PML_OK)
         status = PMLI_CU(pmli_cu.cuDeviceGetAttribute(
                              &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, d->id),
                          "GPU's compute capability", err);
@@ -182,6 +185,7 @@ pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
     size_t version = pmli_lt.cublasLtGetVersion();
     /* 130100 is 13.1.0 */
     snprintf(info->name, sizeof info->name, "%s", d->name);
+    snprintf(info->bus, sizeof info->bus, "%s", d->bus);
     int n = snprintf(info->libraries, sizeof info->libraries,
                      "cuBLASLt %zu.%zu.%zu, driver for CUDA %d.%d, ", version / 10000,
                      version / 100 % 100, version % 100, pmli_cu.version / 1000,

@@ -7,6 +7,8 @@
  *   FAKE_SAVE_MS       milliseconds of writing a checkpoint, and for as long as there is a file
  * `held` FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
  *   FAKE_HANG_RANK     this one (the last)
+ *   FAKE_GPU           its device is a GPU of that name, whose driver is tests/shim/nvml.c
+ *   FAKE_FLOPS         operations of a step
  *
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
  * used, one line a step, to used-RANK.txt in the run folder: the oracle for "on all workers at one
@@ -100,6 +102,11 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     pml_status status = PML_OK;
     if (setup->checkpoint[0] != '\0')
         status = restore(j, setup->checkpoint, &facts->state, err);
+    const char *gpu = getenv("FAKE_GPU");
+    if (gpu != NULL) {
+        snprintf(facts->device, sizeof facts->device, "%s", gpu);
+        snprintf(facts->bus, sizeof facts->bus, "0000:0f:00.0");
+    }
     facts->payload_bytes = sizeof j->learnt;
     facts->slots = true;
     if (setup->kept != NULL) {
@@ -173,7 +180,10 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
     j->tick(j->user);
     j->learnt = fake_learns(j->learnt, u->step, u->learning_rate, u->weight_decay);
     bool bad = u->step == (int64_t)number("FAKE_NAN_STEP", -1);
-    *result = (pml_step_result){bad ? (double)NAN : 1.0 / (double)u->step, 1, bad};
+    *result = (pml_step_result){.loss = bad ? (double)NAN : 1.0 / (double)u->step,
+                                .grad_norm = 1,
+                                .skipped = bad,
+                                .flops = number("FAKE_FLOPS", 0)};
     j->step = u->step;
     return PML_OK;
 }

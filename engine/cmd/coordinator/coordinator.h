@@ -56,7 +56,11 @@ typedef struct worker {
     double heard_at; /* when the last beat came, or it was started: by coordinator.attended */
     double cpu, beat_at;
     pml_message *plan, *identity; /* identity: the ready report that holds it */
+    pml_message *gpu;             /* of its last beat; NULL: its device is none */
 } worker;
+
+/* A message holds so many readings of GPUs beside all else. */
+enum { GPUS_TOLD = 64 };
 
 typedef struct command {
     int64_t number;
@@ -134,6 +138,7 @@ typedef struct coordinator {
     size_t go_after; /* commands that must be committed before `go` */
     bool went;       /* `go` was sent to the workers that are there */
     bool begun;      /* ever: there may be something to save */
+    double gpus_at;  /* when a step told of the GPUs; 0: not yet */
     int64_t memory_step, memory_rss;
     failure failure;
 

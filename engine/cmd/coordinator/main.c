@@ -128,6 +128,8 @@ static void heartbeat(coordinator *c)
         pml_message_set_int(usage, "rank", r);
         pml_message_set_int(usage, "rss", w->rss);
         pml_message_set_number(usage, "cpu", w->cpu);
+        if (w->gpu != NULL && r < GPUS_TOLD)
+            pml_message_set_part(usage, "gpu", pml_message_copy(w->gpu));
         pml_message_append(m, "workers", usage);
     }
     char *text;

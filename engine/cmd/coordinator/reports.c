@@ -112,6 +112,21 @@ static void add_memory(coordinator *c, pml_message *step)
     }
 }
 
+/* The first step after a reading, and then each ten seconds. */
+static void add_gpus(coordinator *c, pml_message *step)
+{
+    const double period = 10, now = pml_clock_monotonic();
+    if (c->gpus_at > 0 && now - c->gpus_at < period)
+        return;
+    for (int r = 0; r < c->world && r < GPUS_TOLD; r++) {
+        const pml_message *gpu = c->workers[r].gpu;
+        if (!pml_message_has(gpu, "age") && !pml_message_has(gpu, "trouble"))
+            continue; /* nothing was read yet */
+        pml_message_append(step, "gpus", pml_message_copy(gpu));
+        c->gpus_at = now;
+    }
+}
+
 /* What a worker may put into the log; state, applied and the like are ours alone. */
 static void take_event(coordinator *c, worker *w, const pml_message *m)
 {
@@ -123,7 +138,9 @@ static void take_event(coordinator *c, worker *w, const pml_message *m)
     case PML_EVENT_step:
         c->step = pml_message_int(event, "step");
         pml_message_remove(event, "memory");
+        pml_message_remove(event, "gpus");
         add_memory(c, event);
+        add_gpus(c, event);
         emit(c, event, false);
         return;
     case PML_EVENT_log:
@@ -185,6 +202,8 @@ static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_me
     case PML_REPORT_beat:
         w->rss = pml_message_int(*m, "rss");
         w->cpu = pml_message_number(*m, "cpu");
+        pml_message_destroy(&w->gpu);
+        w->gpu = pml_message_part(*m, "gpu", 0);
         w->idle = pml_message_number(*m, "idle");
         w->limit = pml_message_number(*m, "limit");
         w->longest = pml_message_number(*m, "longest");

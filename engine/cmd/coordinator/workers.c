@@ -241,6 +241,7 @@ void workers_forget(coordinator *c)
             close(w->lease);
         pml_message_destroy(&w->plan);
         pml_message_destroy(&w->identity);
+        pml_message_destroy(&w->gpu);
         *w = (worker){.rank = r, .device = w->device, .lease = -1};
         worker_set_state(w, "starting");
     }
@@ -355,6 +356,7 @@ void workers_free(coordinator *c)
             close(c->workers[r].lease);
         pml_message_destroy(&c->workers[r].plan);
         pml_message_destroy(&c->workers[r].identity);
+        pml_message_destroy(&c->workers[r].gpu);
     }
     free(c->workers);
     if (c->comm >= 0)

@@ -303,6 +303,12 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     facts->positions = spec.max_positions;
     facts->max_length = j->config.max_length;
     facts->available = facts->plan.available;
+    pml_device_info info;
+    status = pml_stepper_device(j->stepper, &info, err);
+    if (status != PML_OK)
+        return status;
+    memcpy(facts->device, info.name, sizeof facts->device);
+    memcpy(facts->bus, info.bus, sizeof facts->bus);
     status = room_for_snapshots(j, facts, err);
     return status == PML_OK ? restore(j, setup, &facts->state, err) : status;
 }

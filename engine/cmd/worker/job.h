@@ -39,11 +39,12 @@ typedef struct job_facts {
     bool has_eval;
     job_policy policy;
     pml_plan plan;
-    int32_t positions;     /* max_position_embeddings; 0: no model */
-    int32_t max_length;    /* of a row, as configured */
-    size_t available;      /* bytes that the plan had to fit in */
-    size_t payload_bytes;  /* of a snapshot by put */
-    bool slots;            /* the run goes on by itself, and there is room for two snapshots */
+    int32_t positions;         /* max_position_embeddings; 0: no model */
+    int32_t max_length;        /* of a row, as configured */
+    size_t available;          /* bytes that the plan had to fit in */
+    size_t payload_bytes;      /* of a snapshot by put */
+    bool slots;                /* the run goes on by itself, and there is room for two snapshots */
+    char device[128], bus[20]; /* name and PCI address of a GPU; bus "": it is none */
     pml_train_state state; /* from the checkpoint, or from the configuration; with its identity */
 } job_facts;
 

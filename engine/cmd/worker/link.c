@@ -46,6 +46,7 @@ struct worker_link {
     pthread_cond_t changed;
     orders commands, agains;
     int64_t committed, taken, step;
+    gpu_watch *gpu;
     struct {
         int64_t command, row; /* row -1: all of them */
     } enough[ENOUGH_KEPT];    /* samples that shall end, the latest ones */
@@ -171,6 +172,8 @@ static void beat(worker_link *l, double now)
     pml_message *m = pml_message_new(PML_REPORT_beat);
     pthread_mutex_lock(&l->mutex);
     pml_message_set_int(m, "step", l->step);
+    if (l->gpu != NULL)
+        gpu_watch_tell(l->gpu, m);
     pthread_mutex_unlock(&l->mutex);
     pml_message_set_int(m, "rss", resident());
     pml_message_set_number(m, "cpu", elapsed > 0 ? (cpu - l->cpu_seconds) / elapsed : 0);
@@ -454,6 +457,13 @@ void link_set_step(worker_link *l, int64_t step)
 {
     pthread_mutex_lock(&l->mutex);
     l->step = step;
+    pthread_mutex_unlock(&l->mutex);
+}
+
+void link_set_gpu(worker_link *l, gpu_watch *gpu)
+{
+    pthread_mutex_lock(&l->mutex);
+    l->gpu = gpu;
     pthread_mutex_unlock(&l->mutex);
 }
 

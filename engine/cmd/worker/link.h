@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "gpu.h"
 #include "pml/json/messages.h"
 #include "pulse.h"
 
@@ -41,6 +42,8 @@ void link_drain(worker_link *link);
 /* What beats say. Thread-safe. */
 void link_set_step(worker_link *link, int64_t step);
 pulse *link_pulse(worker_link *link);
+/* Whose readings beats tell of; borrowed, NULL before it goes. */
+void link_set_gpu(worker_link *link, gpu_watch *gpu);
 
 /* Rank 0: wait until all that was reported is in the log and on disk there; where the coordinator
  * is gone, hand it over. False: neither. What is made to last must not tell of steps that the log

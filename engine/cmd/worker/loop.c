@@ -128,7 +128,7 @@ static pml_status pause_here(loop *l, const char *reason, pml_error *err)
 
 typedef struct step_facts {
     int64_t step, tokens, labels;
-    double loss, learning_rate, grad_norm, seconds, epoch;
+    double loss, learning_rate, grad_norm, seconds, epoch, mfu;
     bool skipped;
 } step_facts;
 
@@ -146,6 +146,8 @@ static pml_message *write_step(const void *facts)
     pml_message_set_number(event, "tokens_per_second",
                            f->seconds > 0 ? (double)f->tokens / f->seconds : 0);
     pml_message_set_number(event, "epoch", f->epoch);
+    if (f->mfu > 0)
+        pml_message_set_number(event, "mfu", f->mfu);
     if (f->skipped)
         pml_message_set_bool(event, "skipped", true);
     return link_wrap(event);
@@ -153,6 +155,7 @@ static pml_message *write_step(const void *facts)
 
 static void report_step(loop *l, const pml_header *h, const pml_update *u, const pml_step_result *r)
 {
+    double mfu = l->gpu != NULL ? gpu_watch_step(l->gpu, r->flops, l->last_seconds) : 0;
     if (l->rank != 0)
         return;
     const step_facts f = {.step = u->step,
@@ -163,6 +166,7 @@ static void report_step(loop *l, const pml_header *h, const pml_update *u, const
                           .grad_norm = r->grad_norm,
                           .seconds = l->last_seconds,
                           .epoch = l->kind->epoch(l->j),
+                          .mfu = mfu,
                           .skipped = r->skipped};
     link_post(l->link, write_step, &f, sizeof f);
 }

@@ -27,6 +27,7 @@ static const double progress_seconds = 0.25;
 typedef struct worker {
     pml_message *start, *run;
     worker_link *link;
+    gpu_watch *gpu; /* NULL: the device is none */
     pml_comm *comm;
     job *j;
     job_facts facts;
@@ -159,6 +160,28 @@ static void warn_of_long_rows(worker *w)
     link_event(w->link, event);
 }
 
+/* Whether its readings are there or not, training goes on. */
+static pml_status watch_gpu(worker *w, pml_error *err)
+{
+    if (w->facts.bus[0] == '\0')
+        return PML_OK;
+    pml_status status = gpu_watch_new(w->rank, w->facts.bus, w->facts.device, &w->gpu, err);
+    if (status != PML_OK)
+        return status;
+    link_set_gpu(w->link, w->gpu);
+    const char *trouble = gpu_watch_trouble(w->gpu);
+    if (trouble[0] == '\0')
+        return PML_OK;
+    char text[1100];
+    snprintf(text, sizeof text, "nothing is known of the GPU's load, temperature and power: %s",
+             trouble);
+    pml_message *event = pml_message_new(PML_EVENT_log);
+    pml_message_set_string(event, "level", "warning");
+    pml_message_set_string(event, "message", text);
+    link_event(w->link, event);
+    return PML_OK;
+}
+
 static void report_failure(worker *w, const pml_error *err)
 {
     pml_message *m = pml_message_new(PML_REPORT_turn);
@@ -233,6 +256,7 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
                .j = w->j,
                .link = w->link,
                .comm = w->comm,
+               .gpu = w->gpu,
                .rank = w->rank,
                .max_steps = w->facts.max_steps,
                .has_eval = w->facts.has_eval,
@@ -299,6 +323,8 @@ int worker_main(const job_kind *kind)
         status = open_job(&w, kind, &err);
     }
     if (status == PML_OK)
+        status = watch_gpu(&w, &err);
+    if (status == PML_OK)
         status = train(&w, kind, &err);
     else
         fail(&w, &err);
@@ -306,8 +332,11 @@ int worker_main(const job_kind *kind)
         leave_behind(&w);
     if (w.j != NULL)
         kind->close(&w.j);
-    if (w.link != NULL)
+    if (w.link != NULL) {
         pulse_set_comm(link_pulse(w.link), NULL);
+        link_set_gpu(w.link, NULL);
+    }
+    gpu_watch_destroy(&w.gpu);
     pml_comm_destroy(&w.comm);
     link_destroy(&w.link);
     pml_message_destroy(&w.run);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "pml/base/clock.h"
+#include "pml/base/philox.h"
 #include "stepper_impl.h"
 
 void pml_stepper_timing(pml_stepper *s, bool on)
@@ -110,8 +111,19 @@ pml_status pml_stepper_profile(pml_stepper *s, const pml_batch *batch, pml_profi
 
 /* ---- what the device can do ---- */
 
-enum { LEAST_GEMM = 64, MOST_GEMM = 1024 };
-static const size_t most_copy = (size_t)64 << 20, most_room = (size_t)80 << 20;
+/* A GPU's caches are larger, and it takes a larger product to keep all of it busy. */
+typedef struct pmli_sizes {
+    int32_t gemm;
+    size_t copy, room;
+} pmli_sizes;
+static const pmli_sizes host_sizes = {1024, (size_t)64 << 20, (size_t)80 << 20};
+static const pmli_sizes gpu_sizes = {8192, (size_t)1 << 30, (size_t)1200 << 20};
+enum { LEAST_GEMM = 64 };
+
+static const pmli_sizes *sizes_for(const pml_stepper *s)
+{
+    return strcmp(s->backend->name, "cpu") == 0 ? &host_sizes : &gpu_sizes;
+}
 
 /* The arena's end, where transient tensors have their places. */
 static char *idle_region(const pml_stepper *s, size_t *bytes)
@@ -122,8 +134,9 @@ static char *idle_region(const pml_stepper *s, size_t *bytes)
         if (!t->persistent && t->first >= 0 && t->offset < begin)
             begin = t->offset;
     }
+    size_t room = sizes_for(s)->room;
     *bytes = s->program->arena - begin;
-    *bytes = *bytes < most_room ? *bytes : most_room;
+    *bytes = *bytes < room ? *bytes : room;
     return (char *)s->arena + begin;
 }
 
@@ -151,20 +164,37 @@ static pml_status best_of(pml_stepper *s, pml_op op, const pml_op_args *args, do
     return status;
 }
 
-/* Neither NaNs nor denormals, which are slow, nor zeros, of which chips take less power. */
-static pml_status third(pml_stepper *s, char *at, size_t bytes, pml_error *err)
+static pml_status copy_floats(pml_stepper *s, char *from, char *to, size_t floats, pml_error *err)
 {
-    const pml_op_args args = {
-        .fill = {.y = pml_vector(at, (int64_t)(bytes / sizeof(float)), PML_F32),
-                 .value = 1.0 / 3.0}};
-    return pml_op_run(s->backend, PML_OP_fill, s->queue, &args, err);
+    const pml_op_args args = {.copy = {.x = pml_vector(from, (int64_t)floats, PML_F32),
+                                       .y = pml_vector(to, (int64_t)floats, PML_F32)}};
+    return pml_op_run(s->backend, PML_OP_copy, s->queue, &args, err);
+}
+
+/* Numbers of either sign between 1/8 and 2 in each half of a word, so in every dtype: neither NaNs
+ * nor denormals, which are slow, nor all the same, of which chips take less power than of weights.
+ * A first piece comes from the host, and is copied behind itself. */
+static pml_status draw_numbers(pml_stepper *s, char *at, size_t bytes, pml_error *err)
+{
+    const size_t all = bytes / sizeof(float);
+    size_t n = s->staged_ints < all ? s->staged_ints : all;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t word = pml_philox_at(0, 0, PML_PURPOSE_SAMPLE, i).word[0];
+        s->staged[i] = (int32_t)((word & 0x81ff81ffU) | 0x3e003e00U);
+    }
+    pml_status status = s->backend->upload(s->queue, at, s->staged, n * sizeof(float), err);
+    for (size_t done = n; status == PML_OK && done < all; done += n) {
+        n = done < all - done ? done : all - done;
+        status = copy_floats(s, at, at + done * sizeof(float), n, err);
+    }
+    return status;
 }
 
 /* y = x w^T of n rows and columns, the largest for which there is room. */
 static pml_status measure_gemm(pml_stepper *s, char *at, size_t room, double seconds,
                                pml_peak *peak, pml_error *err)
 {
-    for (int32_t n = MOST_GEMM; n >= LEAST_GEMM; n /= 2) {
+    for (int32_t n = sizes_for(s)->gemm; n >= LEAST_GEMM; n /= 2) {
         const size_t one = (size_t)n * (size_t)n * pml_dtype_size(s->config.dtype);
         pml_op_args args = {.linear = {.x = pml_matrix(at, n, n, s->config.dtype),
                                        .w = pml_matrix(at + one, n, n, s->config.dtype),
@@ -193,9 +223,10 @@ pml_status pml_stepper_peak(pml_stepper *s, double seconds, pml_peak *peak, pml_
     char *at = idle_region(s, &room);
     *peak = (pml_peak){0};
     pml_status status = s->backend->sync(s->queue, err);
-    size_t half = (room < most_copy ? room : most_copy) / 2 / 256 * 256;
+    const size_t most = sizes_for(s)->copy;
+    size_t half = (room < most ? room : most) / 2 / 256 * 256;
     if (status == PML_OK && half > 0)
-        status = third(s, at, room, err);
+        status = draw_numbers(s, at, room, err);
     if (status == PML_OK)
         status = measure_gemm(s, at, room, seconds / 2, peak, err);
     if (status != PML_OK || half == 0)

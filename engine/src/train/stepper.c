@@ -213,6 +213,8 @@ static pml_status run_pieces(pml_stepper *s, pml_segment segment, const pml_batc
             status = choose_masks(s, &piece, err);
         if (status == PML_OK)
             status = pmli_run_recorded(s, segment, &counts, err);
+        if (segment == PML_SEGMENT_MICRO)
+            s->flops += pmli_flops_of(&s->cost, &piece);
     }
     return status;
 }
@@ -308,6 +310,8 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
         status = pmli_run_segment(s, PML_SEGMENT_CLEAR, &none, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
+    result->flops = s->flops;
+    s->flops = 0;
     s->updates = u->step;
     s->applied += !result->skipped;
     measure_runtime(s);
@@ -376,6 +380,11 @@ pml_status pml_stepper_set_dropout(pml_stepper *s, double dropout, pml_error *er
     }
     pmli_drop_recorded(s); /* graphs hold the attributes that they were recorded with */
     return PML_OK;
+}
+
+pml_status pml_stepper_device(pml_stepper *s, pml_device_info *info, pml_error *err)
+{
+    return s->backend->info(s->device, info, err);
 }
 
 const pml_plan *pml_stepper_plan(const pml_stepper *s)

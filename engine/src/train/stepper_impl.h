@@ -17,6 +17,13 @@ typedef struct pmli_recorded {
 
 enum { PMLI_RECORDED = 12 };
 
+/* Operations of a micro-batch: for each of its tokens and labelled rows, and for each pair of
+ * tokens that attention looks at, of layers without and with a window. */
+typedef struct pmli_flops {
+    double token, label, pair, windowed_pair;
+    int32_t window;
+} pmli_flops;
+
 struct pml_stepper {
     pml_train_config config;
     pml_model_spec spec;
@@ -32,6 +39,9 @@ struct pml_stepper {
     pml_device *device;
     pml_queue *queue;
     void *arena;
+
+    pmli_flops cost;
+    double flops; /* since the last update */
 
     int64_t updates; /* done so far, skipped ones too */
     int64_t applied; /* of them, those that moved the weights: Adam's t before the next */
@@ -52,6 +62,7 @@ struct pml_stepper {
 
     /* Host memory that uploads read and downloads fill: it must live until the queue is synced. */
     int32_t *staged; /* inputs of one batch, end to end */
+    size_t staged_ints;
     int64_t *places; /* one for each of its tokens */
     int64_t rng[2];
     float hyper[2][PML_HYPER_COUNT];
@@ -67,6 +78,10 @@ enum { PMLI_REDUCE_FLOATS = 1 << 18 };
  * where the backend does not record. What is added is empty: tokens outside every document, slots
  * without a document, labelled rows of -1. */
 pml_counts pmli_bucket(const pml_stepper *s, pml_counts live);
+
+/* What the model's own work on a batch is (flops.c). */
+void pmli_count_flops(const pml_program *program, void *arena, pmli_flops *flops);
+double pmli_flops_of(const pmli_flops *flops, const pml_batch *batch);
 
 /* Check a batch and put it on the device; *counts are what its segment is to run with. */
 pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *counts,

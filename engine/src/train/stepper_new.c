@@ -57,7 +57,8 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     const pml_batch_limits *l = &p->limits;
     size_t inputs = 2 * (size_t)l->tokens + (size_t)l->docs + 1 + 2 * (size_t)l->labels;
     size_t sampling = 3 * (size_t)p->generate_chunk + 5 * (size_t)p->generate_rows + 2;
-    s->staged = calloc(inputs > sampling ? inputs : sampling, sizeof *s->staged);
+    s->staged_ints = inputs > sampling ? inputs : sampling;
+    s->staged = calloc(s->staged_ints, sizeof *s->staged);
     s->places = calloc((size_t)l->tokens, sizeof *s->places);
     s->reduced = s->comm != NULL && pml_comm_world(s->comm) > 1
                      ? calloc(PMLI_REDUCE_FLOATS, sizeof *s->reduced)
@@ -108,6 +109,8 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
         status = take_host_memory(s, err);
     if (status == PML_OK)
         status = s->backend->alloc(s->device, s->program->arena, &s->arena, err);
+    if (status == PML_OK)
+        pmli_count_flops(s->program, s->arena, &s->cost);
     if (status == PML_OK)
         status = pmli_load(s, o->spec == NULL, err);
     if (status != PML_OK) {

@@ -60,6 +60,8 @@ typedef struct pml_step_result {
     double loss;      /* token-weighted mean over the global batch */
     double grad_norm; /* of the mean gradient, before clipping */
     bool skipped;     /* loss or norm not finite: nothing was updated */
+    double flops;     /* what the model asked of this rank, forward and backward; nothing that was
+                         padded or made again */
 } pml_step_result;
 
 /* All-reduce, clip, AdamW; clears the accumulators. The same result on every rank. */
@@ -145,6 +147,8 @@ pml_status pml_stepper_set_dropout(pml_stepper *stepper, double dropout, pml_err
  * measured), and what decides bits (printed into run.json). */
 const pml_plan *pml_stepper_plan(const pml_stepper *stepper);
 pml_status pml_stepper_identity(pml_stepper *stepper, char *json, size_t capacity, pml_error *err);
+/* What its device says of itself now. */
+pml_status pml_stepper_device(pml_stepper *stepper, pml_device_info *info, pml_error *err);
 const pml_model_spec *pml_stepper_spec(const pml_stepper *stepper);
 
 #endif

@@ -1,0 +1,262 @@
+"""The plan against NVML: random configurations on a GPU, each run for a few steps.
+
+    python3 tools/bench/plan_check_gpu.py [--runs 20] [--seed 1] [--side-by-side 2]
+                                          [--seconds 100] [--folder /dev/shm]
+
+For every configuration a model with random bfloat16 weights is written (Llama, Mistral, Qwen2 or
+Qwen3, 0.3 to 3 GiB), a run is started with ``pm.finetune`` and its worker is watched: the peak of
+what NVML says that its process has, read every 10 ms. A plan is good when the peak is within 2 % of
+its total, and never above a limit that it was made for. Half of the configurations have one of
+8.5, 16, 24 or 40 GiB, where their plan without a limit takes more than that, if there is such one.
+
+NVML must list processes by the ids that they have here: in a container it often does not, and then
+nothing can be measured and this says so. Prints a line for each and the worst at the end; exits
+with 1 when one is not good or was not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pantheraml as pm
+import pynvml
+from pantheraml.aside import end
+
+GIB, MIB = 2**30, 2**20
+SHARE = 0.02
+LIMITS = (8.5, 16.0, 24.0, 40.0)
+STEPS = 6  # op by op, timed op by op twice, op by op, recorded, replayed
+
+#: (hidden, inner, layers, heads, key and value heads, width of a head)
+SIZES = [
+    (896, 4864, 24, 14, 2, 64), (1024, 3072, 28, 16, 8, 128), (2048, 8192, 16, 32, 8, 64),
+    (1536, 8960, 28, 12, 2, 128), (2560, 9728, 12, 32, 8, 128), (4096, 14336, 6, 32, 8, 128),
+    (4096, 12288, 3, 32, 8, 128),
+]  # fmt: skip
+
+
+def write_model(folder: Path, draw: random.Random) -> str:
+    """Write a model whose weights are one block of random numbers again and again; its title."""
+    family = draw.choice(["llama", "mistral", "qwen2", "qwen3"])
+    hidden, inner, layers, heads, kv_heads, dim = draw.choice(SIZES)
+    vocab, tied = draw.choice([32000, 128256, 151936]), hidden <= 2048
+    config = {
+        "model_type": family, "vocab_size": vocab, "hidden_size": hidden, "head_dim": dim,
+        "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
+        "tie_word_embeddings": tied, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    if draw.random() < 0.2 and family == "mistral":
+        config["sliding_window"] = 1024
+    (folder / "config.json").write_text(json.dumps(config))
+    queries, keys = heads * dim, kv_heads * dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    shapes["model.norm.weight"] = (hidden,)
+    if not tied:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        shapes |= {
+            at + "self_attn.q_proj.weight": (queries, hidden),
+            at + "self_attn.k_proj.weight": (keys, hidden),
+            at + "self_attn.v_proj.weight": (keys, hidden),
+            at + "self_attn.o_proj.weight": (hidden, queries),
+            at + "mlp.gate_proj.weight": (inner, hidden),
+            at + "mlp.up_proj.weight": (inner, hidden),
+            at + "mlp.down_proj.weight": (hidden, inner),
+            at + "input_layernorm.weight": (hidden,),
+            at + "post_attention_layernorm.weight": (hidden,),
+        }  # fmt: skip
+        if family == "qwen2":
+            for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+                shapes[f"{at}self_attn.{name}.bias"] = (rows,)
+        if family == "qwen3":
+            shapes |= {f"{at}self_attn.{name}.weight": (dim,) for name in ("q_norm", "k_norm")}
+    header: dict[str, Any] = {}
+    size = 0
+    for name, shape in shapes.items():
+        begin, size = size, size + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, size]}
+    text = json.dumps(header).encode()
+    numbers = (0.02 * np.random.default_rng(1).standard_normal(1 << 23)).astype(np.float32)
+    block = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16, cut
+    one = b"\x80\x3f"
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            left = 2 * int(np.prod(shape))
+            if "norm" in name:
+                file.write(one * (left // 2))
+                continue
+            while left > 0:
+                left -= file.write(block[: min(left, len(block))])
+    return f"{family} {hidden} x {layers}, {size / GIB:.1f} GiB"
+
+
+def settings(draw: random.Random) -> dict[str, Any]:
+    """Settings of a run, without the model and the data."""
+    method = draw.choice(["lora", "lora", "lora", "full"])
+    chosen: dict[str, Any] = {
+        "method": method,
+        "max_length": draw.choice([512, 1024, 2048, 4096]),
+        "per_device_train_batch_size": draw.choice([1, 2, 4, 8]),
+        "gradient_accumulation_steps": draw.choice([1, 1, 2]),
+        "packing": draw.random() < 0.5,
+        "devices": "cuda",
+    }
+    if method == "lora":
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        some = targets if draw.random() < 0.6 else draw.sample(targets, draw.randint(1, 6))
+        chosen["lora"] = pm.LoRA(
+            r=draw.choice([4, 16, 64]), target_modules=some,
+            lora_dropout=draw.choice([0.0, 0.0, 0.1]),
+        )  # fmt: skip
+        if draw.random() < 0.25:
+            chosen["quant"] = "nf4"
+    return chosen
+
+
+def data_for(chosen: dict[str, Any], draw: random.Random) -> list[dict[str, Any]]:
+    """Rows of token ids: half of them full, the others of any length."""
+    length = chosen["max_length"]
+    rows = chosen["per_device_train_batch_size"] * chosen["gradient_accumulation_steps"]
+    made = []
+    for i in range(2 * rows + 4):
+        size = length if i == 0 or draw.random() < 0.5 else draw.randint(50, length)
+        ids = [draw.randrange(3, 30000) for _ in range(size)]
+        made.append({"input_ids": ids, "labels": ids})
+    return made
+
+
+class Watch(threading.Thread):
+    """Peaks of what NVML says of each process on the GPU."""
+
+    def __init__(self) -> None:
+        """Start watching at once."""
+        super().__init__(daemon=True)
+        pynvml.nvmlInit()
+        self.device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        self.peaks: dict[int, int] = {}
+        self.readings, self.over = 0, False
+        self.start()
+
+    def run(self) -> None:
+        """Read until told to stop."""
+        while not self.over:
+            for process in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(self.device):
+                used = process.usedGpuMemory or 0
+                self.peaks[process.pid] = max(self.peaks.get(process.pid, 0), used)
+            self.readings += 1
+            time.sleep(0.01)
+
+
+def check(draw: random.Random, number: int, watch: Watch, place: str) -> dict[str, Any]:
+    """One configuration: what was planned, and what NVML saw."""
+    folder = Path(tempfile.mkdtemp(prefix="pml-plan-gpu-", dir=place))
+    try:
+        title = write_model(folder, draw)
+        chosen = settings(draw)
+        rows = data_for(chosen, draw)
+        if draw.random() < 0.5:
+            wanted = pm.plan(folder, **chosen).total
+            limits = [limit for limit in LIMITS if limit * GIB < wanted]
+            if limits:
+                limit = int(draw.choice(limits) * GIB)
+                try:
+                    pm.plan(folder, **chosen, memory_limit=limit)
+                    chosen["memory_limit"] = limit
+                except MemoryError:  # even the smallest plan is larger
+                    pass
+        begun = time.monotonic()
+        run = pm.finetune(
+            folder, data=rows, max_steps=STEPS, shuffle=False, save_strategy="no",
+            name=f"check-{number}", **chosen,
+        )  # fmt: skip
+        pid = 0
+        while run.state not in ("finished", "failed", "stopped"):
+            pid = next((w["pid"] for w in run.workers if w["pid"]), pid)
+            if time.monotonic() - begun > 60:
+                break
+            run.wait_for_change(0.05)
+        plan, state, reason, steps = run.plan, run.state, run.reason, run.step
+        seconds = time.monotonic() - begun
+        peak = watch.peaks.get(pid, 0)
+        end(run)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    limit = chosen.get("memory_limit", 0)
+    planned = plan.total if plan is not None else 0
+    off = peak - planned
+    measured = state == "finished" and steps == STEPS and peak > 0
+    good = measured and abs(off) <= SHARE * planned and (not limit or peak <= limit)
+    verdict = "ok " if good else "BAD"
+    how = f"{chosen['method']}{' nf4' if chosen.get('quant') else ''}"
+    print(
+        f"{number:2} {verdict} planned {planned / MIB:8.0f} NVML {peak / MIB:8.0f} MiB "
+        f"{100 * off / planned if planned else 0:+6.2f} %"
+        + (f" limit {limit / GIB:4.1f}" if limit else " " * 11)
+        + f"  {how} {chosen['per_device_train_batch_size']} x {chosen['max_length']}"
+        + (f", {plan.recompute} {plan.recompute_layers}, {plan.pieces} pieces" if plan else "")
+        + f"; {title}; {seconds:.1f} s"
+        + ("" if measured else f"; {state} at step {steps}: {reason}"),
+        flush=True,
+    )
+    return {
+        "good": good, "planned": planned, "peak": peak, "limit": limit,
+        "by_cause": dict(plan.by_cause) if plan else {},
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Check as many configurations as asked for, and as there is time for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--side-by-side", type=int, default=2, help="runs at one time")
+    parser.add_argument("--seconds", type=float, default=100, help="none is begun after that")
+    parser.add_argument("--folder", default="/dev/shm", help="where models are written")
+    args = parser.parse_args()
+    last = time.monotonic() + args.seconds
+    watch = Watch()
+    with tempfile.TemporaryDirectory(prefix="pml-plan-runs-") as runs:
+        os.environ["PANTHERAML_RUNS"] = runs
+
+        def one(number: int) -> dict[str, Any] | None:
+            if time.monotonic() > last:
+                return None
+            draw = random.Random(args.seed * 1000 + number)
+            return check(draw, number, watch, args.folder)
+
+        with ThreadPoolExecutor(args.side_by_side) as pool:
+            results = [made for made in pool.map(one, range(args.runs)) if made is not None]
+    watch.over = True
+    watch.join()
+    if not watch.peaks:
+        print("NVML lists no process with its memory here: nothing was measured")
+        return 1
+    bad = sum(not made["good"] for made in results)
+    over = sum(0 < made["limit"] < made["peak"] for made in results)
+    worst = max((abs(m["peak"] / m["planned"] - 1) for m in results if m["planned"]), default=0.0)
+    limited = sum(made["limit"] > 0 for made in results)
+    print(
+        f"{len(results)} configurations of {args.runs}, {bad} bad, furthest off "
+        f"{100 * worst:.2f} %, {limited} with a limit, {over} of them exceeded; "
+        f"{watch.readings} readings"
+    )
+    return 1 if bad or len(results) < args.runs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
