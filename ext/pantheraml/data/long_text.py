@@ -10,7 +10,8 @@ It is tokenised in pieces that overlap::
 
 A tokenizer's choice depends on what is near. Where two pieces agree on a run of tokens, each is
 past what its own end did to it, and they are joined in the middle of that run. Where they agree on
-none, both are tokenised again as one.
+none, both are tokenised again as one, together with as much again of what follows: a text whose
+pieces never agree costs a few times its length so, and not its square.
 """
 
 from __future__ import annotations
@@ -44,17 +45,21 @@ class _Piece:
     text: str
     cut: int  # characters of the whole before the end that is its own; the overlap comes after
     ids: Numbers
-    starts: Numbers  # of each token, in characters of the whole
+    spans: Numbers  # [tokens, 2]: begin and end of each, in characters of the whole
 
     @classmethod
     def of(cls, begin: int, text: str, cut: int, encoding: Any) -> _Piece:
-        starts = np.fromiter((start for start, _ in encoding.offsets), np.int64) + begin
-        return cls(begin, text, cut, np.array(encoding.ids, np.int64), starts)
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2) + begin
+        return cls(begin, text, cut, np.array(encoding.ids, np.int64), spans)
+
+    @property
+    def starts(self) -> Numbers:
+        return self.spans[:, 0]
 
 
 def encode(
     tokenizer: Tokenizer, texts: Iterable[str], *, overlap: int = OVERLAP, agree: int = AGREE
-) -> Iterator[Numbers]:
+) -> Iterator[tuple[Numbers, Numbers]]:
     """Tokenise a text that comes in pieces, without the special tokens that a tokenizer adds.
 
     Parameters
@@ -68,28 +73,45 @@ def encode(
 
     Yields
     ------
-    array
-        Ids, some at a time.
+    tuple
+        Ids, some at a time, and for each its begin and end in characters of the whole text,
+        ``[tokens, 2]``.
     """
     current: _Piece | None = None
     given = 0  # tokens of `current` that have been given already
-    for piece in _pieces(tokenizer, texts, overlap):
+    pieces = _pieces(tokenizer, texts, overlap)
+    for piece in pieces:
         if current is None:
             current = piece
             continue
         joint = _joint(current, piece, overlap, agree)
         if joint is None or joint[0] < given:
-            joined = current.text[: piece.begin - current.begin] + piece.text
-            encoding = tokenizer.encode(joined, add_special_tokens=False)
-            again = _Piece.of(current.begin, joined, piece.cut, encoding)
+            again = _together(tokenizer, current, piece, pieces)
             # What was given of `current` began at a join; the same place is sought in the new one.
             given = _place(again, current, given)
             current = again
             continue
-        yield current.ids[given : joint[0]]
+        yield current.ids[given : joint[0]], current.spans[given : joint[0]]
         current, given = piece, joint[1]
     if current is not None:
-        yield current.ids[given:]
+        yield current.ids[given:], current.spans[given:]
+
+
+def _together(
+    tokenizer: Tokenizer, current: _Piece, piece: _Piece, following: Iterator[_Piece]
+) -> _Piece:
+    """Tokenise pieces that do not agree as one, with as many after them as `current` is long."""
+    parts, cut = [current.text[: piece.begin - current.begin]], piece.cut
+    more = piece
+    while more.cut - piece.begin < len(current.text):
+        after = next(following, None)
+        if after is None:
+            break
+        parts.append(more.text[: after.begin - more.begin])
+        more, cut = after, after.cut
+    joined = "".join([*parts, more.text])
+    encoding = tokenizer.encode(joined, add_special_tokens=False)
+    return _Piece.of(current.begin, joined, cut, encoding)
 
 
 def _pieces(tokenizer: Tokenizer, texts: Iterable[str], overlap: int) -> Iterator[_Piece]:

@@ -189,10 +189,15 @@ class Preparation:
     def _rows(self, writer: ShardWriter) -> None:
         tokeniser: tokenise.Tokeniser | None = None
         kind: Kind | None = None
+        done = 0.0
+
+        def moved(share: float) -> None:
+            self._progress(done + share * (batch[-1].done - done))
+
         for batch in _batches(read(self._source)):
             if tokeniser is None or kind is None:
                 kind = kind_of(batch[0])
-                tokeniser = tokenise.Tokeniser(self._model, kind)
+                tokeniser = tokenise.Tokeniser(self._model, kind, moved)
             for row in batch:
                 same_kind(row, kind)
             for row, (ids, labels) in tokeniser.batch(batch):
@@ -204,7 +209,8 @@ class Preparation:
                     self._overlong(writer, row, kind, ids, labels)
                 else:
                     writer.add(ids, labels)
-            self._progress(batch[-1].done)
+            done = batch[-1].done
+            self._progress(done)
 
     def _overlong(self, writer: ShardWriter, row: Row, kind: Kind, ids: Ids, labels: Ids) -> None:
         most, counts = self._options.max_length, self._counts

@@ -21,15 +21,16 @@ that are longer than that is the preparation's matter (:mod:`pantheraml.data.pre
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 import tokenizers
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from pantheraml.data import chat
 from pantheraml.data import long_text as long
@@ -39,10 +40,13 @@ from pantheraml.errors import Error, InvalidError, NotFoundError
 
 Pair = tuple[Ids, Ids]
 
-#: Characters of a text from which on it is tokenised in pieces, so that it takes bounded memory.
+#: Characters of a row from which on it is tokenised in pieces, so that it takes little memory.
 LONG = 1 << 20
-#: Characters of a prompt with its completion, or of a conversation, which are tokenised at once.
+#: Characters of a prompt with its completion, or of a conversation, at the most.
 LONGEST = 1 << 24
+
+#: Begin and end of each token in characters of its text, ``[tokens, 2]``.
+Spans = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -145,10 +149,16 @@ class Tokeniser:
         The model folder.
     kind
         What the rows are.
+    moved
+        Called while long rows are tokenised, with the share (0 to 1) of the batch's long texts
+        that is done.
     """
 
-    def __init__(self, model: ModelFolder, kind: Kind) -> None:
+    def __init__(
+        self, model: ModelFolder, kind: Kind, moved: Callable[[float], None] = lambda _: None
+    ) -> None:
         self._model = model
+        self._moved = moved
         self._encode = {
             "text": self._text,
             "prompt_completion": self._prompt_completion,
@@ -177,12 +187,10 @@ class Tokeniser:
         texts = [string(row, "text") for row in rows]
         short = [text for text in texts if len(text) < LONG]
         encodings = iter(self._model.need_tokenizer().encode_batch_fast(short))
-        for text in texts:
-            if len(text) < LONG:
+        for pieces in self._cut(texts):
+            if pieces is None:
                 ids = self._ended(np.array(next(encodings).ids, np.int32))
             else:
-                starts = range(0, len(text), long.PIECE)
-                pieces = (text[start : start + long.PIECE] for start in starts)
                 ids = np.concatenate(list(long_text(self._model, pieces)))
             yield ids, ids
 
@@ -195,10 +203,9 @@ class Tokeniser:
             prompt = string(row, "prompt")
             texts.append(_not_too_long(row, prompt + string(row, "completion")))
             begins.append(len(prompt))
-        encodings = self._model.need_tokenizer().encode_batch(texts)
-        for encoding, text, begin in zip(encodings, texts, begins, strict=True):
-            ids = np.array(encoding.ids, np.int32)
-            labels = np.where(_inside(encoding, len(text), [(begin, len(text))]), ids, IGNORE)
+        encoded = self._encoded(texts, special=True)
+        for (ids, places), text, begin in zip(encoded, texts, begins, strict=True):
+            labels = np.where(_inside(places, len(text), [(begin, len(text))]), ids, IGNORE)
             ended = self._ended(ids)
             if len(ended) > len(ids) or (len(ids) and ids[-1] == self._model.eos):
                 labels = np.append(labels[: len(ended) - 1], ended[-1])
@@ -219,12 +226,9 @@ class Tokeniser:
         yield from self._learn([_render(template, row, _turns(row, "messages"), 0) for row in rows])
 
     def _learn(self, rendered: list[tuple[str, list[chat.Span]]]) -> Iterator[Pair]:
-        texts = [text for text, _ in rendered]
-        tokenizer = self._model.need_tokenizer()
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-        for encoding, (text, spans) in zip(encodings, rendered, strict=True):
-            ids = np.array(encoding.ids, np.int32)
-            yield ids, np.where(_inside(encoding, len(text), spans), ids, IGNORE).astype(np.int32)
+        encoded = self._encoded([text for text, _ in rendered], special=False)
+        for (ids, places), (text, spans) in zip(encoded, rendered, strict=True):
+            yield ids, np.where(_inside(places, len(text), spans), ids, IGNORE).astype(np.int32)
 
     def _tokens(self, rows: Sequence[Row]) -> Iterator[Pair]:
         for row in rows:
@@ -251,6 +255,39 @@ class Tokeniser:
 
     # ---- helpers ---------------------------------------------------------------------------
 
+    def _cut(self, texts: Sequence[str]) -> Iterator[Iterator[str] | None]:
+        """Give each text's pieces, None for one that is short enough to be one."""
+        all_of_them = sum(len(text) for text in texts if len(text) >= LONG)
+        done = 0
+
+        def pieces(text: str) -> Iterator[str]:
+            for start in range(0, len(text), long.PIECE):
+                self._moved((done + start) / all_of_them)
+                yield text[start : start + long.PIECE]
+
+        for text in texts:
+            yield pieces(text) if len(text) >= LONG else None
+            done += len(text) if len(text) >= LONG else 0
+
+    def _encoded(self, texts: Sequence[str], *, special: bool) -> Iterator[tuple[Ids, Spans]]:
+        """Yield each text's ids and their places, those of special tokens being (-1, -1)."""
+        tokenizer = self._model.need_tokenizer()
+        short = [text for text in texts if len(text) < LONG]
+        encodings = iter(tokenizer.encode_batch(short, add_special_tokens=special))
+        for pieces in self._cut(texts):
+            if pieces is None:
+                encoding = next(encodings)
+                spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+                spans[np.array(encoding.special_tokens_mask, bool)] = -1
+                yield np.array(encoding.ids, np.int32), spans
+                continue
+            front, back = _added(tokenizer) if special else ([], [])
+            parts = list(long.encode(tokenizer, pieces))
+            ids = np.concatenate([front, *(ids for ids, _ in parts), back])
+            spans = np.full((len(ids), 2), -1, np.int64)
+            spans[len(front) : len(ids) - len(back)] = np.concatenate([at for _, at in parts])
+            yield ids.astype(np.int32), spans
+
     def _need_template(self) -> chat.ChatTemplate:
         if self._template is None:
             model = self._model
@@ -272,13 +309,10 @@ def long_text(model: ModelFolder, texts: Iterable[str]) -> Iterator[Ids]:
     that the tokenizer adds by itself.
     """
     tokenizer = model.need_tokenizer()
-    example = tokenizer.encode("a")
-    added = example.special_tokens_mask
-    front = added.index(0) if 0 in added else len(added)
-    back = example.ids[len(added) - added[::-1].index(0) :] if 0 in added else []
-    yield np.array(example.ids[:front], np.int32)
+    front, back = _added(tokenizer)
+    yield np.array(front, np.int32)
     last = None
-    for ids in long.encode(tokenizer, texts):
+    for ids, _ in long.encode(tokenizer, texts):
         yield ids.astype(np.int32)
         last = int(ids[-1]) if len(ids) else last
     last = back[-1] if back else last
@@ -287,22 +321,31 @@ def long_text(model: ModelFolder, texts: Iterable[str]) -> Iterator[Ids]:
     yield np.array(back, np.int32)
 
 
-def _inside(encoding: Encoding, length: int, spans: list[chat.Span]) -> Any:
+def _added(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Give the special tokens that a tokenizer adds in front of a text and behind it."""
+    example = tokenizer.encode("a")
+    added = example.special_tokens_mask
+    if 0 not in added:
+        return list(example.ids), []
+    return example.ids[: added.index(0)], example.ids[len(added) - added[::-1].index(0) :]
+
+
+def _inside(places: Spans, length: int, spans: list[chat.Span]) -> Any:
     """Say for each token whether it holds a character of any span.
 
-    A tokenizer may report a token's span without the white space at its ends, so a token is taken
-    to begin where the one before it ended. Tokens that the tokenizer itself added hold nothing.
+    A tokenizer may report a token's place without the white space at its ends, so a token is taken
+    to begin where the one before it ended. Tokens that the tokenizer itself added (at -1) hold
+    nothing.
     """
     learned = np.zeros(length + 1, np.int64)
     for begin, end in spans:
         learned[begin + 1 : end + 1] = 1
     before = np.cumsum(learned)  # learned characters before each place
-    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-    added = np.array(encoding.special_tokens_mask, bool)
-    ends = np.where(added, 0, offsets[:, 1])
+    added = places[:, 1] < 0
+    ends = np.where(added, 0, places[:, 1])
     reached = np.maximum.accumulate(ends) if len(ends) else ends
     previous = np.concatenate([[0], reached[:-1]]) if len(ends) else ends
-    begins = np.minimum(offsets[:, 0], previous)
+    begins = np.minimum(np.where(added, 0, places[:, 0]), previous)
     return (before[ends] > before[np.minimum(begins, ends)]) & ~added
 
 
