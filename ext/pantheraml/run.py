@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pantheraml.export import Export
-    from pantheraml.sampling import SampleStream
+    from pantheraml.sampling import SampleStream, SampleStreams
     from pantheraml.sharing import Share
 
 #: What `Run.set` can change, with its range.
@@ -175,11 +175,17 @@ class Run(Asking):
         self, text: str | None = None, *, stream: Literal[False] = False, **settings: Any
     ) -> Sample: ...
     @overload
-    def sample(self, text: Sequence[str], **settings: Any) -> list[Sample]: ...
+    def sample(
+        self, text: Sequence[str], *, stream: Literal[False] = False, **settings: Any
+    ) -> list[Sample]: ...
     @overload
     def sample(
         self, text: str | None = None, *, stream: Literal[True], **settings: Any
     ) -> SampleStream: ...
+    @overload
+    def sample(
+        self, text: Sequence[str], *, stream: Literal[True], **settings: Any
+    ) -> SampleStreams: ...
 
     @names_checked  # type: ignore[misc]
     def sample(
@@ -196,7 +202,7 @@ class Run(Asking):
         stop: str | Sequence[str] | None = None,
         seed: int = 0,
         stream: bool = False,
-    ) -> Sample | list[Sample] | SampleStream:
+    ) -> Sample | list[Sample] | SampleStream | SampleStreams:
         """Let the model continue a prompt with its weights as they are, and wait for it.
 
         A run that trains does it between two steps; one that is paused, at once. With the same
@@ -227,7 +233,8 @@ class Run(Asking):
         seed
             Of the noise, where there is a temperature.
         stream
-            Return at once, with an iterator over pieces of text as they are written.
+            Return at once, with an iterator over pieces of text as they are written; for several
+            prompts over pairs of the prompt's place in the list and a piece of its text.
         """
         from pantheraml import sampling
 
@@ -236,8 +243,6 @@ class Run(Asking):
             max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed
         )
         until = sampling.stops(stop)
-        if stream and several:
-            raise InvalidError("stream=True takes one prompt")
         with self._leave_alone():
             made = [
                 one
@@ -245,7 +250,7 @@ class Run(Asking):
                 for one in sampling.ask(self, group, fields, until)
             ]
             if stream:
-                return made[0]
+                return sampling.SampleStreams(self, made) if several else made[0]
             samples = [one.result() if until else one.tokens() for one in made]
         return samples if several else samples[0]
 

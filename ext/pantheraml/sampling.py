@@ -6,6 +6,7 @@ and the worker is told when it is enough.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,7 @@ class SampleStream(Iterator[str]):
         self._key = (command.number, row)
         self._stop = stop
         self._given = 0  # characters
+        self._seen = 0  # tokens
         self._sample: Sample | None = None
 
     @property
@@ -135,21 +137,11 @@ class SampleStream(Iterator[str]):
 
     def __next__(self) -> str:
         """Wait for the next piece of text."""
-        while self._sample is None:
-            seen = len(self.token_ids)
-            text = self._run.decode(self.token_ids) if seen else ""
-            at = _first(text, self._stop)
-            if at is None and not self._is_over():
-                ready = _settled(text, self._stop)
-                if len(ready) > self._given:
-                    return self._give(ready)
-                self._wait_for_more(seen)
-                continue
-            self._finish(at)
-        whole = self._sample.text
-        if len(whole) > self._given:
-            return self._give(whole)
-        raise StopIteration
+        while not (piece := self._piece()):
+            if self._sample is not None:
+                raise StopIteration
+            self._run._wait_for(self._has_more, None, "sample")
+        return piece
 
     def result(self) -> Sample:
         """Wait until it is over; what was written."""
@@ -179,8 +171,25 @@ class SampleStream(Iterator[str]):
 
     # ---- helpers -----------------------------------------------------------------------------
 
+    def _piece(self) -> str:
+        """Give what has been written since, "" where nothing is certain yet or it is over."""
+        if self._sample is None:
+            over, ids = self._is_over(), self.token_ids
+            self._seen = len(ids)
+            text = self._run.decode(ids) if ids else ""
+            at = _first(text, self._stop)
+            if at is None and not over:
+                return self._give(_settled(text, self._stop))
+            self._finish(at)
+        assert self._sample is not None
+        return self._give(self._sample.text)
+
+    def _has_more(self) -> bool:
+        """Say whether there are tokens that the last piece was without, or it is over."""
+        return self._sample is None and (len(self.token_ids) > self._seen or self._is_over())
+
     def _give(self, text: str) -> str:
-        piece, self._given = text[self._given :], len(text)
+        piece, self._given = text[self._given :], max(self._given, len(text))
         return piece
 
     def _ends(self, event: Event) -> bool:
@@ -189,9 +198,6 @@ class SampleStream(Iterator[str]):
     def _is_over(self) -> bool:
         over = self._key in self._run._record.samples_done
         return over or self._command.state == "refused" or self._run._link is None
-
-    def _wait_for_more(self, seen: int) -> None:
-        self._run._wait_for(lambda: len(self.token_ids) > seen or self._is_over(), None, "sample")
 
     def _finish(self, at: int | None) -> None:
         """Take the tokens up to the stop string, if one ended it; else all of them."""
@@ -217,6 +223,49 @@ class SampleStream(Iterator[str]):
             else:
                 high = middle
         return ids[:low]
+
+
+class SampleStreams(Iterator[tuple[int, str]]):
+    """Texts of several prompts as the model writes them. Made by ``run.sample([…], stream=True)``.
+
+    Iterating gives the prompt's place in the list, from 0, and a piece of its text, in the order in
+    which they are written. ``streams[i]`` is the stream of one prompt; what was read there does not
+    come again here. :meth:`result` waits for the rest.
+    """
+
+    def __init__(self, run: Run, streams: Sequence[SampleStream]) -> None:
+        self._run, self._streams = run, tuple(streams)
+        self._pieces: deque[tuple[int, str]] = deque()
+
+    def __len__(self) -> int:
+        """Count the prompts."""
+        return len(self._streams)
+
+    def __getitem__(self, index: int) -> SampleStream:
+        """Give the stream of one prompt."""
+        return self._streams[index]
+
+    def __next__(self) -> tuple[int, str]:
+        """Wait for the next piece of any text."""
+        while not self._pieces:
+            pieces = [(i, stream._piece()) for i, stream in enumerate(self._streams)]
+            self._pieces.extend((i, piece) for i, piece in pieces if piece)
+            if not self._pieces:
+                if all(stream._sample is not None for stream in self._streams):
+                    raise StopIteration
+                self._run._wait_for(
+                    lambda: any(stream._has_more() for stream in self._streams), None, "sample"
+                )
+        return self._pieces.popleft()
+
+    def result(self) -> list[Sample]:
+        """Wait until all are over; what was written, a sample for each prompt."""
+        return [stream.result() for stream in self._streams]
+
+    def close(self) -> None:
+        """Let the model end each text after its next token."""
+        for stream in self._streams:
+            stream.close()
 
 
 def _first(text: str, stop: tuple[str, ...]) -> int | None:

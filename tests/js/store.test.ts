@@ -132,7 +132,7 @@ test("samples grow in place and text stays text", (t) => {
   const part = { type: "sample", time: 1, command: 7, step: 1 };
   store.receive(tick(1, 2, [], [{ ...part, seq: 2, text: "<b>", done: false }]));
   store.receive(tick(2, 3, [], [{ ...part, seq: 3, text: "<b>x", done: true }]));
-  assert.deepEqual(store.samples, [{ key: "7", step: 1, text: "<b>x", done: true }]);
+  assert.deepEqual(store.samples, [{ key: "7", command: "7", row: 0, step: 1, text: "<b>x", done: true }]);
   // Several prompts of one command are answered beside each other.
   store.receive(tick(3, 4, [], [{ ...part, seq: 4, row: 1, text: "y", done: false }]));
   assert.deepEqual(store.samples.map((sample) => sample.key), ["7.1", "7"]);

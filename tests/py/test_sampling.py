@@ -105,6 +105,35 @@ def test_many_prompts_side_by_side(run: pm.Run) -> None:
         run.sample(input_ids=[[1], [5000]], max_new_tokens=2)
 
 
+def test_several_streams_beside_each_other(run: pm.Run) -> None:
+    """The pieces of each prompt make up its sample, and carry its place in the list."""
+    texts = [PROMPT[: 2 + i] for i in range(3)]
+    settings = {"max_new_tokens": 150, "temperature": 1.0, "seed": 5, "stop": "\x00"}
+    whole = run.sample(texts, **settings)
+    streams = run.sample(texts, stream=True, **settings)
+    assert len(streams) == 3 and streams[2] is not streams[0]
+    pieces = list(streams)
+    for i, sample in enumerate(whole):
+        assert "".join(piece for place, piece in pieces if place == i) == sample.text
+    assert [one.token_ids for one in streams.result()] == [one.token_ids for one in whole]
+    events = [e for e in run.events() if e["type"] == "sample"]
+    rows = [e.get("row", 0) for e in events if e["command"] == events[-1]["command"]]
+    assert set(rows) == {0, 1, 2}
+    # One that is read by itself, and one list of one prompt.
+    streams = run.sample(texts[:2], stream=True, **settings)
+    assert "".join(streams[1]) == whole[1].text and {place for place, _ in streams} <= {0}
+    (only,) = run.sample(texts[:1], stream=True, **settings).result()
+    assert only.token_ids == whole[0].token_ids
+
+
+def test_closing_streams_ends_them(run: pm.Run) -> None:
+    streams = run.sample([PROMPT, PROMPT], max_new_tokens=180, temperature=1.0, stream=True)
+    streams.close()
+    other = run.sample(PROMPT, max_new_tokens=3)  # the worker is free again
+    assert len(other.token_ids) == 3
+    assert all(len(one.token_ids) <= 180 for one in streams.result())
+
+
 def test_more_prompts_than_one_request_holds() -> None:
     groups = list(together([[1] * 3000] * 5 + [[2]] * 300))
     assert [len(group) for group in groups] == [2, 2, 257 - 1, 45]
@@ -121,8 +150,6 @@ def test_refused_by_name(run: pm.Run) -> None:
     ):  # fmt: skip
         with pytest.raises(pm.InvalidError, match=words):
             run.sample(PROMPT, **settings)
-    with pytest.raises(pm.InvalidError, match="one prompt"):
-        run.sample([PROMPT], stream=True)
     with pytest.raises(pm.InvalidError, match="no prompts"):
         run.sample([])
     for prompt, words in ((5, "a prompt must be text"), ([5], "must be text"), ("\ud800", "half")):

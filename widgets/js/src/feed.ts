@@ -46,7 +46,7 @@ export class EventList {
 export class Samples {
   readonly node: HTMLElement;
   private readonly list: HTMLElement;
-  private readonly items = new Map<string, { node: HTMLElement; text: HTMLElement }>();
+  private readonly items = new Map<string, Record<"node" | "head" | "text", HTMLElement>>();
 
   constructor(private readonly store: Store) {
     ({ node: this.node, list: this.list } = box("Samples", "run.sample(\"…\") writes here."));
@@ -69,10 +69,13 @@ export class Samples {
     let item = this.items.get(sample.key);
     if (item === undefined) {
       const text = el("p", { class: "pml-sample-text" });
-      const head = el("p", { class: "pml-sample-head", text: `step ${count(sample.step)}` });
-      item = { node: el("div", { class: "pml-sample" }, [head, text]), text };
+      const head = el("p", { class: "pml-sample-head" });
+      item = { node: el("div", { class: "pml-sample" }, [head, text]), head, text };
       this.items.set(sample.key, item);
     }
+    const several = this.store.samples.some((s) => s.command === sample.command && s.row > 0);
+    const which = several ? `, prompt ${count(sample.row + 1)}` : "";
+    setText(item.head, `step ${count(sample.step)}${which}`);
     setText(item.text, sample.done ? sample.text : `${sample.text} ▍`);
     return item.node;
   }

@@ -59,6 +59,8 @@ export interface LogLine {
 
 export interface Sample {
   key: string;
+  command: string;
+  row: number; // which of the command's prompts
   step: number;
   text: string;
   done: boolean;
@@ -288,7 +290,8 @@ export class Store {
 
   private takeSample(event: RunEvent, step: number): void {
     const row = toNumber(event["row"] ?? 0); // of several prompts
-    const key = `${String(event["command"] ?? event.seq)}${row > 0 ? `.${row}` : ""}`;
+    const command = String(event["command"] ?? event.seq);
+    const key = `${command}${row > 0 ? `.${row}` : ""}`;
     const text = toText(event["text"]);
     const done = event["done"] !== false;
     const known = this.samples.find((sample) => sample.key === key);
@@ -298,7 +301,7 @@ export class Store {
       known.done = done;
       return;
     }
-    this.samples = [{ key, step, text, done }, ...this.samples].slice(0, SAMPLES);
+    this.samples = [{ key, command, row, step, text, done }, ...this.samples].slice(0, SAMPLES);
   }
 
   private takeCommand(event: RunEvent, step: number): void {
