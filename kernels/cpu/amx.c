@@ -12,7 +12,7 @@
 
 #define AMX __attribute__((target("amx-tile,amx-bf16")))
 
-enum { TILE_BYTES = 1024, ROW_BYTES = 64, BLOCK = 2 * PMLI_STRIP };
+enum { TILE_BYTES = PMLI_PART_BYTES, ROW_BYTES = 64, BLOCK = 2 * PMLI_STRIP };
 
 /* What LDTILECFG reads: eight tiles of 16 rows of 64 bytes. */
 typedef struct tile_config {
@@ -49,10 +49,11 @@ _Static_assert(sizeof(tile_config) == 64, "as the instruction has it");
             _tile_dpbf16ps(3, 5, 7);                                                               \
     } while (0)
 
-/* `down` strips of A by `across` strips of B: in this order each product needs one new factor. */
+/* `down` strips of A by `across` strips of B: in this order each product needs one new factor. Of a
+ * B of one part the products with the others, which are zeros, are left out. */
 AMX static inline __attribute__((always_inline)) void
-block(const int down, const int across, int64_t cells, const unsigned char *a, int64_t a_pitch,
-      const unsigned char *b, int64_t b_pitch, float *c, int64_t ldc, bool add)
+block(const int down, const int across, const int parts, int64_t cells, const unsigned char *a,
+      int64_t a_pitch, const unsigned char *b, int64_t b_pitch, float *c, int64_t ldc, bool add)
 {
     const int64_t row = ldc * (int64_t)sizeof(float);
     if (add) {
@@ -69,20 +70,24 @@ block(const int down, const int across, int64_t cells, const unsigned char *a, i
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int64_t i = 0; i < cells; i++, a += PMLI_CELL_BYTES, b += PMLI_CELL_BYTES) {
+    for (int64_t i = 0; i < cells; i++, a += PMLI_CELL_BYTES, b += parts * TILE_BYTES) {
         LOAD_LEFT(0);
-        LOAD_RIGHT(2);
-        MULTIPLY();
-        LOAD_RIGHT(1);
-        MULTIPLY();
+        if (parts > 1) {
+            LOAD_RIGHT(2);
+            MULTIPLY();
+            LOAD_RIGHT(1);
+            MULTIPLY();
+        }
         LOAD_RIGHT(0);
         MULTIPLY();
         LOAD_LEFT(2);
         MULTIPLY();
         LOAD_LEFT(1);
         MULTIPLY();
-        LOAD_RIGHT(1);
-        MULTIPLY();
+        if (parts > 1) {
+            LOAD_RIGHT(1);
+            MULTIPLY();
+        }
     }
     _tile_stored(0, c, row);
     if (across == 2)
@@ -94,9 +99,9 @@ block(const int down, const int across, int64_t cells, const unsigned char *a, i
 }
 
 /* Rows that are fewer than tiles have: through a copy, so that nothing beyond them is touched. */
-AMX static void edge(int down, int across, int64_t rows, int64_t cells, const unsigned char *a,
-                     int64_t a_pitch, const unsigned char *b, int64_t b_pitch, float *c,
-                     int64_t ldc, bool add)
+AMX static inline __attribute__((always_inline)) void
+edge(int down, int across, const int parts, int64_t rows, int64_t cells, const unsigned char *a,
+     int64_t a_pitch, const unsigned char *b, int64_t b_pitch, float *c, int64_t ldc, bool add)
 {
     float copy[BLOCK * BLOCK] = {0};
     size_t bytes = (size_t)across * PMLI_STRIP * sizeof *copy;
@@ -104,19 +109,38 @@ AMX static void edge(int down, int across, int64_t rows, int64_t cells, const un
         memcpy(copy + r * BLOCK, c + r * ldc, bytes);
     MEMORY_FENCE();
     if (down == 2 && across == 2)
-        block(2, 2, cells, a, a_pitch, b, b_pitch, copy, BLOCK, add);
+        block(2, 2, parts, cells, a, a_pitch, b, b_pitch, copy, BLOCK, add);
     else if (down == 2)
-        block(2, 1, cells, a, a_pitch, b, b_pitch, copy, BLOCK, add);
+        block(2, 1, parts, cells, a, a_pitch, b, b_pitch, copy, BLOCK, add);
     else if (across == 2)
-        block(1, 2, cells, a, a_pitch, b, b_pitch, copy, BLOCK, add);
+        block(1, 2, parts, cells, a, a_pitch, b, b_pitch, copy, BLOCK, add);
     else
-        block(1, 1, cells, a, a_pitch, b, b_pitch, copy, BLOCK, add);
+        block(1, 1, parts, cells, a, a_pitch, b, b_pitch, copy, BLOCK, add);
     MEMORY_FENCE();
     for (int64_t r = 0; r < rows; r++)
         memcpy(c + r * ldc, copy + r * BLOCK, bytes);
 }
 
-AMX static void amx_product(int64_t m, int64_t n, int64_t cells, const unsigned char *a,
+AMX static inline __attribute__((always_inline)) void
+product(int64_t m, int64_t n, int64_t cells, const int parts, const unsigned char *a,
+        int64_t a_pitch, const unsigned char *b, int64_t b_pitch, float *c, int64_t ldc, bool add)
+{
+    for (int64_t j = 0; j < n; j += BLOCK) {
+        const unsigned char *right = b + j / PMLI_STRIP * b_pitch;
+        int across = n - j >= BLOCK ? 2 : 1;
+        for (int64_t i = 0; i < m; i += BLOCK) {
+            const unsigned char *left = a + i / PMLI_STRIP * a_pitch;
+            float *at = c + i * ldc + j;
+            if (m - i >= BLOCK && across == 2)
+                block(2, 2, parts, cells, left, a_pitch, right, b_pitch, at, ldc, add);
+            else
+                edge(m - i > PMLI_STRIP ? 2 : 1, across, parts, m - i < BLOCK ? m - i : BLOCK,
+                     cells, left, a_pitch, right, b_pitch, at, ldc, add);
+        }
+    }
+}
+
+AMX static void amx_product(int64_t m, int64_t n, int64_t cells, int parts, const unsigned char *a,
                             int64_t a_pitch, const unsigned char *b, int64_t b_pitch, float *c,
                             int64_t ldc, bool add)
 {
@@ -127,19 +151,10 @@ AMX static void amx_product(int64_t m, int64_t n, int64_t cells, const unsigned 
     }
     MEMORY_FENCE();
     _tile_loadconfig(&config);
-    for (int64_t j = 0; j < n; j += BLOCK) {
-        const unsigned char *right = b + j / PMLI_STRIP * b_pitch;
-        int across = n - j >= BLOCK ? 2 : 1;
-        for (int64_t i = 0; i < m; i += BLOCK) {
-            const unsigned char *left = a + i / PMLI_STRIP * a_pitch;
-            float *at = c + i * ldc + j;
-            if (m - i >= BLOCK && across == 2)
-                block(2, 2, cells, left, a_pitch, right, b_pitch, at, ldc, add);
-            else
-                edge(m - i > PMLI_STRIP ? 2 : 1, across, m - i < BLOCK ? m - i : BLOCK, cells, left,
-                     a_pitch, right, b_pitch, at, ldc, add);
-        }
-    }
+    if (parts == 1)
+        product(m, n, cells, 1, a, a_pitch, b, b_pitch, c, ldc, add);
+    else
+        product(m, n, cells, PMLI_PARTS, a, a_pitch, b, b_pitch, c, ldc, add);
     _tile_release(); /* so that the kernel has no tiles to save when it changes threads */
     MEMORY_FENCE();
 }

@@ -203,6 +203,7 @@ static const pml_backend backend = {
     .abi = PML_BACKEND_ABI,
     .name = "cpu",
     .dtypes = 1U << PML_F32,
+    .frozen = 1U << PML_BF16,
     .drops_out = true,
     .devices = cpu_devices,
     .open = cpu_open,

@@ -5,6 +5,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "gemm.h"
+
 pmli_check pmli_check_begin(pml_op op, pml_error *err)
 {
     return (pmli_check){op, err, PML_OK};
@@ -62,6 +64,19 @@ void pmli_need(pmli_check *c, const char *name, const pml_view *v, int64_t rows,
     pmli_need_any(c, name, v, rows, cols);
     pmli_need_that(c, v->dtype == dtype, "operand '%s' is %s, must be %s on the CPU", name,
                    pml_dtype_name(v->dtype), pml_dtype_name(dtype));
+}
+
+void pmli_need_weight(pmli_check *c, const char *name, const pml_view *v, int64_t rows,
+                      int64_t cols)
+{
+    bool narrow = v->dtype == PML_BF16;
+    pmli_need_any(c, name, v, rows, cols);
+    pmli_need_that(c, narrow || v->dtype == PML_F32,
+                   "operand '%s' is %s, must be F32 or BF16 on the CPU", name,
+                   pml_dtype_name(v->dtype));
+    pmli_need_that(c, !narrow || v->cols <= PMLI_NARROW_COLS,
+                   "operand '%s' has rows of %" PRId64 " BF16, at most %d can be widened", name,
+                   v->cols, (int)PMLI_NARROW_COLS);
 }
 
 void pmli_need_blas(pmli_check *c, const char *name, const pml_view *v)

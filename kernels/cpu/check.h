@@ -31,6 +31,10 @@ void pmli_need(pmli_check *c, const char *name, const pml_view *v, int64_t rows,
 /* Like pmli_need without an opinion on the dtype. */
 void pmli_need_any(pmli_check *c, const char *name, const pml_view *v, int64_t rows, int64_t cols);
 
+/* A weight that is not trained here: F32, or BF16, which is widened as it is read. */
+void pmli_need_weight(pmli_check *c, const char *name, const pml_view *v, int64_t rows,
+                      int64_t cols);
+
 /* Small enough for the int that BLAS counts in. */
 void pmli_need_blas(pmli_check *c, const char *name, const pml_view *v);
 

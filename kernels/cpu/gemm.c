@@ -1,10 +1,8 @@
 #include "gemm.h"
 
-#include <cblas.h>
 #include <stdbool.h>
 #include <string.h>
 
-#include "gemv.h"
 #include "pack.h"
 #include "simd/tile.h"
 #include "split.h"
@@ -24,8 +22,10 @@ typedef struct pair {
     pml_view a, b;
     float alpha;
     float *panels; /* of B's columns in work, or NULL */
-    int64_t cell;  /* its first in a strip, and how many it has; without a matrix unit unused */
-    int64_t cells;
+    /* With a matrix unit: parts that B's elements have there, its first cell in a strip, how many
+     * cells it has, and how many bytes of B's strip lie before them. */
+    int parts;
+    int64_t cell, cells, at;
 } pair;
 
 typedef struct gemm_job {
@@ -37,7 +37,7 @@ typedef struct gemm_job {
     pmli_tile_fn *tile;
     pmli_split_fn *split;  /* the matrix unit's product, or NULL */
     unsigned char *strips; /* B's, for it */
-    int64_t cells;         /* of a strip */
+    int64_t cells, pitch;  /* of a strip; bytes of one of B's */
     int64_t width;         /* of a panel */
     int64_t panels;        /* that C's columns take */
     int64_t rows, columns; /* of C that an item has; columns in panels */
@@ -57,7 +57,7 @@ static inline int64_t div_up(int64_t a, int64_t b)
 
 static inline int64_t depth(pmli_form form, const pml_view *a)
 {
-    return form == PMLI_TN ? a->rows : a->cols;
+    return pmli_depth(form, a);
 }
 
 /* Rows of op(A) and columns of op(B), and stretches of k. */
@@ -81,38 +81,10 @@ static pml_view stretch_of_b(pmli_form form, pml_view b, int64_t first, int64_t 
     return form == PMLI_NT ? pml_view_columns(b, first, n) : pmli_rows(b, first, n);
 }
 
-/* ---- by OpenBLAS, on one thread ---- */
-
-/* One row of C: a product of a matrix and a vector, which gemm would first pack. */
-static void gemv(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c)
-{
-    if (form == PMLI_NT) {
-        pmli_gemv(b.data, b.ld, b.rows, b.cols, a.data, alpha, beta != 0, c.data);
-        return;
-    }
-    if (beta == 0)
-        memset(c.data, 0, (size_t)c.cols * sizeof(float)); /* 0 * NaN must not survive */
-    cblas_sgemv(CblasRowMajor, CblasTrans, (int)b.rows, (int)b.cols, alpha, b.data, (int)b.ld,
-                a.data, form == PMLI_TN ? (int)a.ld : 1, beta, c.data, 1);
-}
-
-void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c)
-{
-    int64_t k = depth(form, &a);
-    if (c.rows == 0 || c.cols == 0)
-        return;
-    if (c.rows == 1 && k > 0) {
-        gemv(form, alpha, a, b, beta, c);
-        return;
-    }
-    cblas_sgemm(CblasRowMajor, form == PMLI_TN ? CblasTrans : CblasNoTrans,
-                form == PMLI_NT ? CblasTrans : CblasNoTrans, (int)c.rows, (int)c.cols, (int)k,
-                alpha, a.data, (int)a.ld, b.data, (int)b.ld, beta, c.data, (int)c.ld);
-}
+/* ---- by OpenBLAS, a piece a thread ---- */
 
 static void blas_piece(void *arg, int64_t item, void *scratch)
 {
-    (void)scratch;
     const gemm_job *job = arg;
     bool by_rows = job->c.rows >= job->c.cols;
     int64_t step = by_rows ? job->rows : job->columns, first = item * step;
@@ -122,7 +94,7 @@ static void blas_piece(void *arg, int64_t item, void *scratch)
         const pair *p = &job->pairs[i];
         pml_view a = by_rows ? rows_of(job->form, p->a, first, n) : p->a;
         pml_view b = by_rows ? p->b : columns_of(job->form, p->b, first, n);
-        pmli_gemm_here(job->form, p->alpha, a, b, job->add || i > 0 ? 1 : 0, c);
+        pmli_gemm_here(job->form, p->alpha, a, b, job->add || i > 0 ? 1 : 0, c, scratch);
     }
 }
 
@@ -157,17 +129,17 @@ static void pack_item(const gemm_job *job, int64_t item)
     for (int64_t items; item >= (items = pack_items(job, p)); p++)
         item -= items;
     int64_t k = depth(job->form, &p->a), n = job->c.cols, width = job->width;
-    const float *b = p->b.data;
     if (job->form == PMLI_NT) {
         int64_t first = item * width;
-        pmli_pack_across(b + first * p->b.ld, p->b.ld, k, min64(width, n - first), p->alpha, width,
+        pmli_pack_across(pmli_rows(p->b, first, min64(width, n - first)), p->alpha, width,
                          p->panels + first * k);
         return;
     }
-    int64_t row = item * PACK_ROWS, rows = min64(PACK_ROWS, k - row);
+    int64_t row = item * PACK_ROWS;
+    pml_view rows = pmli_rows(p->b, row, min64(PACK_ROWS, k - row));
     for (int64_t first = 0; first < n; first += width)
-        pmli_pack_straight(b + row * p->b.ld + first, p->b.ld, rows, min64(width, n - first),
-                           p->alpha, width, p->panels + first * k + row * width);
+        pmli_pack_straight(pml_view_columns(rows, first, min64(width, n - first)), p->alpha, width,
+                           p->panels + first * k + row * width);
 }
 
 /* Where the tile finds a block of A: in place, or copied where lines a large power of two apart
@@ -228,19 +200,17 @@ static void split_item(const gemm_job *job, int64_t item)
     const pair *p = job->pairs;
     for (int64_t items; item >= (items = pack_items(job, p)); p++)
         item -= items;
-    int64_t k = depth(job->form, &p->a), pitch = job->cells * PMLI_CELL_BYTES;
-    unsigned char *strips = job->strips + p->cell * PMLI_CELL_BYTES;
-    pml_view b = job->form == PMLI_NT
-                     ? columns_of(job->form, p->b, item * job->width,
-                                  min64(job->width, job->c.cols - item * job->width))
-                     : stretch_of_b(job->form, p->b, item * PMLI_CELL_K,
-                                    min64(PMLI_CELL_K, k - item * PMLI_CELL_K));
-    if (job->form == PMLI_NT)
-        pmli_split(PMLI_RIGHT, true, b.data, b.ld, b.rows, k, p->alpha,
-                   strips + item * job->width / PMLI_STRIP * pitch, pitch);
-    else
-        pmli_split(PMLI_RIGHT, false, b.data, b.ld, job->c.cols, b.rows, p->alpha,
-                   strips + item * PMLI_CELL_BYTES, pitch);
+    int64_t k = depth(job->form, &p->a);
+    unsigned char *strips = job->strips + p->at;
+    if (job->form == PMLI_NT) {
+        int64_t first = item * job->width, n = min64(job->width, job->c.cols - first);
+        pmli_split(PMLI_RIGHT, true, pmli_rows(p->b, first, n), p->alpha, p->parts,
+                   strips + first / PMLI_STRIP * job->pitch, job->pitch);
+        return;
+    }
+    int64_t row = item * PMLI_CELL_K;
+    pmli_split(PMLI_RIGHT, false, pmli_rows(p->b, row, min64(PMLI_CELL_K, k - row)), p->alpha,
+               p->parts, strips + item * p->parts * PMLI_PART_BYTES, job->pitch);
 }
 
 /* Cells [from, from + n) of a block of A's rows, of whichever pairs they are. */
@@ -255,9 +225,24 @@ static void split_rows(const gemm_job *job, int64_t row, int64_t rows, int64_t f
         int64_t at = (first - p->cell) * PMLI_CELL_K;
         int64_t k = min64((end - first) * PMLI_CELL_K, depth(job->form, &p->a) - at);
         pml_view a = stretch_of_a(job->form, rows_of(job->form, p->a, row, rows), at, k);
-        pmli_split(PMLI_LEFT, job->form != PMLI_TN, a.data, a.ld, rows, k, 1,
+        pmli_split(PMLI_LEFT, job->form != PMLI_TN, a, 1, PMLI_PARTS,
                    room + (first - from) * PMLI_CELL_BYTES, n * PMLI_CELL_BYTES);
     }
+}
+
+/* Cells from `from` on that are multiplied at a time: those of one pair, or of several whose B has
+ * as many parts. Where they are in B's strips, and how many parts that is. */
+static int64_t run_of_cells(const gemm_job *job, int64_t from, int64_t *at, int *parts)
+{
+    const pair *p = job->pairs, *end = p + job->count;
+    while (from >= p->cell + p->cells)
+        p++;
+    *parts = p->parts;
+    *at = p->at + (from - p->cell) * p->parts * PMLI_PART_BYTES;
+    int64_t last = p->cell + p->cells;
+    while (++p < end && p->parts == *parts)
+        last = p->cell + p->cells;
+    return min64(BLOCK_CELLS, last - from);
 }
 
 static void unit_item(const gemm_job *job, int64_t item, void *scratch)
@@ -268,14 +253,14 @@ static void unit_item(const gemm_job *job, int64_t item, void *scratch)
     int64_t cols = min64(job->columns * job->width, job->c.cols - col);
     int64_t deepest = min64(job->cells, BLOCK_CELLS) * PMLI_CELL_BYTES;
     int64_t most = min64(BLOCK_ROWS, PMLI_SCRATCH_BYTES / deepest / 2 * UNIT_COLS);
-    const int64_t pitch = job->cells * PMLI_CELL_BYTES;
     for (int64_t rows; row < end; row += rows) {
         rows = min64(most, end - row);
-        for (int64_t from = 0, n; from < job->cells; from += n) {
-            n = min64(BLOCK_CELLS, job->cells - from);
+        for (int64_t from = 0, n, at; from < job->cells; from += n) {
+            int parts;
+            n = run_of_cells(job, from, &at, &parts);
             split_rows(job, row, rows, from, n, scratch);
-            job->split(rows, cols, n, scratch, n * PMLI_CELL_BYTES,
-                       job->strips + col / PMLI_STRIP * pitch + from * PMLI_CELL_BYTES, pitch,
+            job->split(rows, cols, n, parts, scratch, n * PMLI_CELL_BYTES,
+                       job->strips + col / PMLI_STRIP * job->pitch + at, job->pitch,
                        (float *)job->c.data + row * job->c.ld + col, job->c.ld,
                        job->add || from > 0);
         }
@@ -346,7 +331,7 @@ static unsigned char *place(gemm_job *job, int threads, unsigned char *at)
 {
     job->strips = at;
     job->panels = div_up(job->c.cols, job->width);
-    job->packs = job->cells = 0;
+    job->packs = job->cells = job->pitch = 0;
     for (int i = 0; i < job->count; i++) {
         pair *p = &job->pairs[i];
         job->packs += pack_items(job, p);
@@ -356,12 +341,14 @@ static unsigned char *place(gemm_job *job, int threads, unsigned char *at)
                   : job->panels * job->width * depth(job->form, &p->a) * (int64_t)sizeof(float);
         p->cell = job->cells;
         p->cells = div_up(depth(job->form, &p->a), PMLI_CELL_K);
+        p->at = job->pitch;
         job->cells += p->cells;
+        job->pitch += p->cells * p->parts * PMLI_PART_BYTES;
     }
     cut(job, threads);
     job->blocks = div_up(job->c.rows, job->rows) * job->across;
     if (job->split != NULL)
-        at += job->panels * (job->width / PMLI_STRIP) * job->cells * PMLI_CELL_BYTES;
+        at += job->panels * (job->width / PMLI_STRIP) * job->pitch;
     return job->strips + div_up(at - job->strips, LINE) * LINE;
 }
 
@@ -398,7 +385,8 @@ static void run_columns(pmli_pool *pool, const gemm_job *whole, int64_t most)
             n = min64(k - done, room);
             job.pairs[job.count++] = (pair){.a = stretch_of_a(whole->form, p->a, done, n),
                                             .b = stretch_of_b(whole->form, p->b, done, n),
-                                            .alpha = p->alpha};
+                                            .alpha = p->alpha,
+                                            .parts = p->parts};
             room -= div_up(n, PMLI_CELL_K) * PMLI_CELL_K;
         }
     }
@@ -415,49 +403,61 @@ static gemm_job columns_job(const gemm_job *whole, int64_t first, int64_t n)
     return job;
 }
 
-/* Where a row of k takes `row` bytes of the common memory for each column: columns of C that leave
- * room for `deep` of them, or at least for a deep stretch; and rows for n columns. */
-static int64_t most_columns(const gemm_job *job, int64_t deep, int64_t row)
+/* What a product takes of the common memory: a column of C, and of that a row of k at most. */
+typedef struct need {
+    int64_t deep, column, row;
+} need;
+
+/* Columns of C that leave room for all of k, or at least for a deep stretch; and rows for n
+ * columns. */
+static int64_t most_columns(const gemm_job *job, const need *of)
 {
-    return deep > WIDE ? WIDE : PMLI_COMMON_BYTES / deep / row / job->width * job->width;
+    return of->deep > WIDE ? WIDE : PMLI_COMMON_BYTES / of->column / job->width * job->width;
 }
 
-static int64_t most_depth(const gemm_job *job, int64_t n, int64_t row)
+static int64_t most_depth(const gemm_job *job, int64_t n, const need *of)
 {
-    return PMLI_COMMON_BYTES / (div_up(n, job->width) * job->width * row) / PMLI_CELL_K *
+    return PMLI_COMMON_BYTES / (div_up(n, job->width) * job->width * of->row) / PMLI_CELL_K *
            PMLI_CELL_K;
 }
 
 /* How a product is to be made; columns that panels take are returned. */
-static int64_t prepare(gemm_job *job, int64_t *deep, int64_t *row)
+static int64_t prepare(gemm_job *job, need *of)
 {
     int64_t tiled = job->c.cols / PMLI_TILE_COLS * PMLI_TILE_COLS;
-    *deep = 0;
+    *of = (need){0};
     for (int i = 0; i < job->count; i++)
-        *deep += div_up(depth(job->form, &job->pairs[i].a), PMLI_CELL_K) * PMLI_CELL_K;
+        of->deep += div_up(depth(job->form, &job->pairs[i].a), PMLI_CELL_K) * PMLI_CELL_K;
     job->width = pmli_tile_width();
-    *row = sizeof(float);
-    if (job->c.rows < FEW_ROWS || *deep == 0 || job->width == 0 || tiled == 0)
+    of->row = sizeof(float);
+    of->column = of->deep * of->row;
+    if (job->c.rows < FEW_ROWS || of->deep == 0 || job->width == 0 || tiled == 0)
         return 0;
     job->tile = pmli_tile_pick();
-    if (min64(min64(job->c.rows, tiled), *deep) >= UNIT_LEAST)
+    if (min64(min64(job->c.rows, tiled), of->deep) >= UNIT_LEAST)
         job->split = pmli_split_pick();
-    if (job->split != NULL) {
-        job->width = UNIT_COLS;
-        *row = PMLI_CELL_BYTES / PMLI_STRIP / PMLI_CELL_K;
+    if (job->split == NULL)
+        return tiled;
+    job->width = UNIT_COLS;
+    of->row = of->column = 0;
+    for (int i = 0; i < job->count; i++) {
+        pair *p = &job->pairs[i];
+        p->parts = p->b.dtype == PML_BF16 && p->alpha == 1 ? 1 : PMLI_PARTS;
+        int64_t row = p->parts * (int64_t)sizeof(uint16_t);
+        of->row = row > of->row ? row : of->row;
+        of->column += div_up(depth(job->form, &p->a), PMLI_CELL_K) * PMLI_CELL_K * row;
     }
     return tiled;
 }
 
 /* A product too large for the common memory, or with columns that panels do not take. */
-static void run_in_parts(pmli_pool *pool, const gemm_job *job, int64_t tiled, int64_t deep,
-                         int64_t row)
+static void run_in_parts(pmli_pool *pool, const gemm_job *job, int64_t tiled, const need *of)
 {
-    int64_t most = tiled > 0 ? most_columns(job, deep, row) : 0;
+    int64_t most = tiled > 0 ? most_columns(job, of) : 0;
     for (int64_t first = 0, n; first < tiled; first += n) {
         n = min64(most, tiled - first);
         gemm_job part = columns_job(job, first, n);
-        run_columns(pool, &part, most_depth(job, n, row));
+        run_columns(pool, &part, most_depth(job, n, of));
     }
     if (tiled < job->c.cols) {
         gemm_job rest = columns_job(job, tiled, job->c.cols - tiled);
@@ -484,10 +484,11 @@ void pmli_gemm_all(pmli_pool *pool, const pmli_product *products, int count)
     int waiting = 0;
     for (int i = 0; i < count; i++) {
         gemm_job job = job_of(&products[i]);
-        int64_t deep, row, tiled = prepare(&job, &deep, &row);
-        int64_t bytes = div_up(job.c.cols, job.width > 0 ? job.width : 1) * job.width * deep * row;
+        need of;
+        int64_t tiled = prepare(&job, &of);
+        int64_t bytes = div_up(job.c.cols, job.width > 0 ? job.width : 1) * job.width * of.column;
         if (tiled < job.c.cols || bytes > PMLI_COMMON_BYTES) {
-            run_in_parts(pool, &job, tiled, deep, row);
+            run_in_parts(pool, &job, tiled, &of);
             continue;
         }
         if (waiting == PMLI_PRODUCTS || taken + bytes > PMLI_COMMON_BYTES) {

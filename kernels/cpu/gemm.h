@@ -17,7 +17,9 @@ typedef enum pmli_form {
 } pmli_form;
 
 /* C = alpha op(A) op(B) + op(A2) op(B2) + beta C: the second pair, which may be absent, is what an
- * adapter adds to a layer, while the block of C is still in the cache. All F32, shapes checked by
+ * adapter adds to a layer, while the block of C is still in the cache. All F32, but that b of the
+ * forms NN and NT may be BF16, a row of at most PMLI_NARROW_COLS elements: it is widened while it
+ * is copied, and the result has the bits that the same numbers in F32 give. Shapes are checked by
  * the op. With beta = 0 C is not read. */
 typedef struct pmli_product {
     pmli_form form;
@@ -35,8 +37,17 @@ void pmli_gemm_all(pmli_pool *pool, const pmli_product *products, int count);
 void pmli_gemm(pmli_pool *pool, pmli_form form, float alpha, pml_view a, pml_view b, float beta,
                pml_view c);
 
-/* The same on the calling thread, for use inside a task. */
-void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c);
+/* The same by OpenBLAS on the calling thread, for use inside a task, whose scratch it takes. */
+void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float beta, pml_view c,
+                    void *scratch);
+
+enum { PMLI_NARROW_COLS = PMLI_SCRATCH_BYTES / (int)sizeof(float) };
+
+/* The length of the sums. */
+static inline int64_t pmli_depth(pmli_form form, const pml_view *a)
+{
+    return form == PMLI_TN ? a->rows : a->cols;
+}
 
 /* Rows [first, first + rows) of v. */
 static inline pml_view pmli_rows(pml_view v, int64_t first, int64_t rows)

@@ -6,9 +6,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* y[i] = alpha w_i x, or += with add; w has n rows of k floats, ld apart. An element's sum does not
- * depend on which rows are asked for together. */
-void pmli_gemv(const float *w, int64_t ld, int64_t n, int64_t k, const float *x, float alpha,
-               bool add, float *y);
+#include "pml/base/view.h"
+
+/* y[i] = alpha w_i x, or += with add; w [n,k] is F32 or BF16, which decides no bit. An element's
+ * sum does not depend on which rows are asked for together. */
+void pmli_gemv(pml_view w, const float *x, float alpha, bool add, float *y);
 
 #endif

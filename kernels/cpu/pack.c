@@ -1,20 +1,31 @@
 #include "pack.h"
 
-#include "ref/vec.h"
+#include "widen.h"
 
-enum { LANES = 8, STRIPE = 16 };
+enum { LANES = PMLI_LANES, STRIPE = 16 };
 
-typedef float lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef pmli_lanes lanes;
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpsabi" /* the vectors never cross a call: all is inlined */
 
-PMLI_CLONES void pmli_pack_straight(const float *b, int64_t ld, int64_t k, int64_t n, float alpha,
-                                    int64_t width, float *panel)
+PMLI_INLINE void straight(const pml_view *b, float alpha, int64_t width, float *panel,
+                          const bool narrow)
 {
-    for (int64_t l = 0; l < k; l++)
-        for (int64_t j = 0; j < n; j += LANES)
-            *(lanes *)(panel + l * width + j) = alpha * *(const lanes *)(b + l * ld + j);
+    for (int64_t l = 0; l < b->rows; l++)
+        for (int64_t j = 0; j < b->cols; j += LANES) {
+            lanes right;
+            pmli_take_lanes(b->data, l * b->ld + j, narrow, &right);
+            *(lanes *)(panel + l * width + j) = alpha * right;
+        }
+}
+
+PMLI_CLONES void pmli_pack_straight(pml_view b, float alpha, int64_t width, float *panel)
+{
+    if (b.dtype == PML_BF16)
+        straight(&b, alpha, width, panel, true);
+    else
+        straight(&b, alpha, width, panel, false);
 }
 
 /* Eight rows of eight: neighbours change places in pairs, then pairs, then halves. */
@@ -45,9 +56,10 @@ PMLI_INLINE void transpose(lanes r[LANES])
 
 /* Sixteen rows side by side, so that what is written are whole lines, and as many streams are read
  * as a processor fetches ahead of. */
-PMLI_CLONES void pmli_pack_across(const float *b, int64_t ld, int64_t k, int64_t n, float alpha,
-                                  int64_t width, float *panel)
+PMLI_INLINE void across(const pml_view *b, float alpha, int64_t width, float *panel,
+                        const bool narrow)
 {
+    const int64_t n = b->rows, k = b->cols, ld = b->ld;
     for (int64_t j = 0; j < n; j += STRIPE) {
         int64_t l = 0;
         for (; l + LANES <= k; l += LANES) {
@@ -56,7 +68,7 @@ PMLI_CLONES void pmli_pack_across(const float *b, int64_t ld, int64_t k, int64_t
                 lanes r[LANES];
 #pragma GCC unroll 8
                 for (int i = 0; i < LANES; i++)
-                    r[i] = *(const lanes *)(b + (half + i) * ld + l);
+                    pmli_take_lanes(b->data, (half + i) * ld + l, narrow, &r[i]);
                 transpose(r);
 #pragma GCC unroll 8
                 for (int i = 0; i < LANES; i++)
@@ -65,8 +77,16 @@ PMLI_CLONES void pmli_pack_across(const float *b, int64_t ld, int64_t k, int64_t
         }
         for (; l < k; l++)
             for (int64_t i = j; i < j + STRIPE; i++)
-                panel[l * width + i] = alpha * b[i * ld + l];
+                panel[l * width + i] = alpha * pmli_take_one(b->data, i * ld + l, narrow);
     }
+}
+
+PMLI_CLONES void pmli_pack_across(pml_view b, float alpha, int64_t width, float *panel)
+{
+    if (b.dtype == PML_BF16)
+        across(&b, alpha, width, panel, true);
+    else
+        across(&b, alpha, width, panel, false);
 }
 
 #pragma GCC diagnostic pop

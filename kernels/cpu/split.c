@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ref/vec.h"
+#include "widen.h"
 
-enum { PARTS = 3, WORDS = 256, PAIRS = PMLI_CELL_K / 2, LANES = 16 };
+enum { PARTS = PMLI_PARTS, WORDS = 256, PAIRS = PMLI_CELL_K / 2, LANES = 16 };
 
 /* A tile is 256 words, each a pair of bfloat16 whose lower half stands for the even k. */
 typedef uint32_t words __attribute__((vector_size(64), aligned(64), may_alias));
@@ -91,17 +91,24 @@ PMLI_INLINE void transpose(uint32_t *tile)
         ((words *)tile)[i] = r[i];
 }
 
-/* One cell: n <= 16 rows, k <= 32. */
-PMLI_INLINE void cell_along(const float *x, int64_t ld, int64_t n, int64_t k, float alpha,
-                            bool turn, uint32_t *out)
+/* n elements as float32, and zeros up to `most`. */
+PMLI_INLINE void take(const void *from, int64_t at, int64_t n, int64_t most, const bool narrow,
+                      float *out)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = pmli_take_one(from, at + i, narrow);
+    memset(out + n, 0, (size_t)(most - n) * sizeof *out);
+}
+
+/* One cell of rows along k: n <= 16 of them, k <= 32, the first element at `at`. */
+PMLI_INLINE void cell_along(const pml_view *x, int64_t at, int64_t n, int64_t k, float alpha,
+                            const bool narrow, bool turn, uint32_t *out)
 {
     float edge[PMLI_CELL_K];
     for (int64_t i = 0; i < LANES; i++) {
-        const float *row = x + i * ld;
-        if (i >= n || k < PMLI_CELL_K) {
-            memset(edge, 0, sizeof edge);
-            if (i < n)
-                memcpy(edge, row, (size_t)k * sizeof *edge);
+        const float *row = (const float *)x->data + at + i * x->ld;
+        if (narrow || i >= n || k < PMLI_CELL_K) {
+            take(x->data, at + i * x->ld, i < n ? k : 0, PMLI_CELL_K, narrow, edge);
             row = edge;
         }
         split_words(row, row + 1, 2, alpha, out + i * PAIRS);
@@ -110,55 +117,101 @@ PMLI_INLINE void cell_along(const float *x, int64_t ld, int64_t n, int64_t k, fl
         transpose(out + part * WORDS);
 }
 
-PMLI_INLINE void cell_across(const float *x, int64_t ld, int64_t n, int64_t k, float alpha,
-                             bool turn, uint32_t *out)
+PMLI_INLINE void cell_across(const pml_view *x, int64_t at, int64_t n, int64_t k, float alpha,
+                             const bool narrow, bool turn, uint32_t *out)
 {
     float edge[2][LANES];
     for (int64_t p = 0; p < PAIRS; p++) {
-        const float *rows[2] = {x + 2 * p * ld, x + (2 * p + 1) * ld};
-        for (int64_t h = 0; h < 2; h++)
-            if (n < LANES || 2 * p + h >= k) {
-                memset(edge[h], 0, sizeof edge[h]);
-                if (2 * p + h < k)
-                    memcpy(edge[h], rows[h], (size_t)n * sizeof(float));
+        const float *rows[2];
+        for (int64_t h = 0; h < 2; h++) {
+            int64_t l = 2 * p + h;
+            rows[h] = (const float *)x->data + at + l * x->ld;
+            if (narrow || n < LANES || l >= k) {
+                take(x->data, at + l * x->ld, l < k ? n : 0, LANES, narrow, edge[h]);
                 rows[h] = edge[h];
             }
+        }
         split_words(rows[0], rows[1], 1, alpha, out + p * LANES);
     }
     for (int part = 0; turn && part < PARTS; part++)
         transpose(out + part * WORDS);
 }
 
-/* Either way x is read along its rows, as many of them side by side as a cell has. */
-PMLI_CLONES static void split_along(bool turn, const float *x, int64_t ld, int64_t n, int64_t k,
-                                    float alpha, unsigned char *strips, int64_t pitch)
+/* Cells of one part, from bfloat16: pairs that lie side by side already, */
+PMLI_INLINE void single_along(const pml_view *x, int64_t at, int64_t n, int64_t k, uint32_t *out)
 {
-    for (int64_t i = 0; i < n; i += PMLI_STRIP, strips += pitch)
-        for (int64_t l = 0; l < k; l += PMLI_CELL_K)
-            cell_along(x + i * ld + l, ld, pmli_min(PMLI_STRIP, n - i),
-                       pmli_min(PMLI_CELL_K, k - l), alpha, turn,
-                       (uint32_t *)(void *)(strips + l / PMLI_CELL_K * PMLI_CELL_BYTES));
+    memset(out, 0, n < LANES || k < PMLI_CELL_K ? PMLI_PART_BYTES : 0);
+    for (int64_t i = 0; i < n; i++)
+        memcpy(out + i * PAIRS, (const uint16_t *)x->data + at + i * x->ld,
+               (size_t)k * sizeof(uint16_t));
+    transpose(out);
 }
 
-PMLI_CLONES static void split_across(bool turn, const float *x, int64_t ld, int64_t n, int64_t k,
-                                     float alpha, unsigned char *strips, int64_t pitch)
+/* and pairs of two rows. */
+PMLI_INLINE void single_across(const pml_view *x, int64_t at, int64_t n, int64_t k, uint32_t *out)
 {
-    for (int64_t l = 0; l < k; l += PMLI_CELL_K, strips += PMLI_CELL_BYTES)
-        for (int64_t i = 0; i < n; i += PMLI_STRIP)
-            cell_across(x + l * ld + i, ld, pmli_min(PMLI_STRIP, n - i),
-                        pmli_min(PMLI_CELL_K, k - l), alpha, turn,
-                        (uint32_t *)(void *)(strips + i / PMLI_STRIP * pitch));
+    static const uint16_t zeros[LANES];
+    uint16_t edge[2][LANES] = {{0}};
+    for (int64_t p = 0; p < PAIRS; p++) {
+        const uint16_t *rows[2];
+        for (int64_t h = 0; h < 2; h++) {
+            int64_t l = 2 * p + h;
+            rows[h] = l < k ? (const uint16_t *)x->data + at + l * x->ld : zeros;
+            if (n < LANES && l < k) {
+                memcpy(edge[h], rows[h], (size_t)n * sizeof *edge[h]);
+                rows[h] = edge[h];
+            }
+        }
+#pragma omp simd
+        for (int i = 0; i < LANES; i++)
+            out[p * LANES + i] = rows[0][i] | (uint32_t)rows[1][i] << 16;
+    }
+}
+
+/* Either way x is read along its rows, as many of them side by side as a cell has. */
+PMLI_CLONES static void split_along(bool turn, const pml_view *x, float alpha, int parts,
+                                    unsigned char *strips, int64_t pitch)
+{
+    for (int64_t i = 0; i < x->rows; i += PMLI_STRIP, strips += pitch)
+        for (int64_t l = 0; l < x->cols; l += PMLI_CELL_K) {
+            int64_t at = i * x->ld + l, n = pmli_min(PMLI_STRIP, x->rows - i);
+            int64_t k = pmli_min(PMLI_CELL_K, x->cols - l);
+            uint32_t *out = (void *)(strips + l / PMLI_CELL_K * parts * PMLI_PART_BYTES);
+            if (parts == 1)
+                single_along(x, at, n, k, out);
+            else if (x->dtype == PML_BF16)
+                cell_along(x, at, n, k, alpha, true, turn, out);
+            else
+                cell_along(x, at, n, k, alpha, false, turn, out);
+        }
+}
+
+PMLI_CLONES static void split_across(bool turn, const pml_view *x, float alpha, int parts,
+                                     unsigned char *strips, int64_t pitch)
+{
+    for (int64_t l = 0; l < x->rows; l += PMLI_CELL_K, strips += parts * PMLI_PART_BYTES)
+        for (int64_t i = 0; i < x->cols; i += PMLI_STRIP) {
+            int64_t at = l * x->ld + i, n = pmli_min(PMLI_STRIP, x->cols - i);
+            int64_t k = pmli_min(PMLI_CELL_K, x->rows - l);
+            uint32_t *out = (void *)(strips + i / PMLI_STRIP * pitch);
+            if (parts == 1)
+                single_across(x, at, n, k, out);
+            else if (x->dtype == PML_BF16)
+                cell_across(x, at, n, k, alpha, true, turn, out);
+            else
+                cell_across(x, at, n, k, alpha, false, turn, out);
+        }
 }
 
 #pragma GCC diagnostic pop
 
-void pmli_split(pmli_side side, bool along, const float *x, int64_t ld, int64_t n, int64_t k,
-                float alpha, unsigned char *strips, int64_t pitch)
+void pmli_split(pmli_side side, bool along, pml_view x, float alpha, int parts,
+                unsigned char *strips, int64_t pitch)
 {
     if (along)
-        split_along(side == PMLI_RIGHT, x, ld, n, k, alpha, strips, pitch);
+        split_along(side == PMLI_RIGHT, &x, alpha, parts, strips, pitch);
     else
-        split_across(side == PMLI_LEFT, x, ld, n, k, alpha, strips, pitch);
+        split_across(side == PMLI_LEFT, &x, alpha, parts, strips, pitch);
 }
 
 /* ---- the plain product ---- */
@@ -182,8 +235,9 @@ static void plain_tile(const uint32_t *a, const uint32_t *b, float *sum)
     }
 }
 
-void pmli_split_plain(int64_t m, int64_t n, int64_t cells, const unsigned char *a, int64_t a_pitch,
-                      const unsigned char *b, int64_t b_pitch, float *c, int64_t ldc, bool add)
+void pmli_split_plain(int64_t m, int64_t n, int64_t cells, int parts, const unsigned char *a,
+                      int64_t a_pitch, const unsigned char *b, int64_t b_pitch, float *c,
+                      int64_t ldc, bool add)
 {
     static const int pairs[][2] = {{0, 2}, {0, 1}, {0, 0}, {2, 0}, {1, 0}, {1, 1}};
     for (int64_t i = 0; i < m; i += PMLI_STRIP)
@@ -196,8 +250,9 @@ void pmli_split_plain(int64_t m, int64_t n, int64_t cells, const unsigned char *
             const uint32_t *right = (const void *)(b + j / PMLI_STRIP * b_pitch);
             for (int64_t cell = 0; cell < cells; cell++)
                 for (int p = 0; p < 6; p++)
-                    plain_tile(left + (cell * PARTS + pairs[p][0]) * WORDS,
-                               right + (cell * PARTS + pairs[p][1]) * WORDS, sum);
+                    if (pairs[p][1] < parts)
+                        plain_tile(left + (cell * PARTS + pairs[p][0]) * WORDS,
+                                   right + (cell * parts + pairs[p][1]) * WORDS, sum);
             for (int64_t r = 0; r < rows; r++)
                 memcpy(at + r * ldc, sum + r * PMLI_STRIP, PMLI_STRIP * sizeof *sum);
         }

@@ -17,6 +17,9 @@
  *      A: 16 rows of 32 k               B: 16 rows of 16 columns of a pair (k, k+1)
  *
  * What a strip lacks of 16 rows or columns, and k of 32, is zeros. Strips are `pitch` bytes apart.
+ *
+ * A B that is stored in bfloat16 has one part, and its cells one tile: three products in place of
+ * six, with the bits of all six, since the others are zeros.
  */
 #ifndef PMLI_CPU_SPLIT_H
 #define PMLI_CPU_SPLIT_H
@@ -24,17 +27,21 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PMLI_STRIP = 16, PMLI_CELL_K = 32, PMLI_CELL_BYTES = 3 * 1024 };
+#include "pml/base/view.h"
+
+enum { PMLI_STRIP = 16, PMLI_CELL_K = 32, PMLI_PARTS = 3, PMLI_PART_BYTES = 1024 };
+enum { PMLI_CELL_BYTES = PMLI_PARTS * PMLI_PART_BYTES };
 
 typedef enum pmli_side { PMLI_LEFT, PMLI_RIGHT } pmli_side;
 
-/* n rows of A, or columns of B, times alpha, k of each: element (i,l) is x[i*ld + l] with `along`,
- * x[l*ld + i] without. strips: 64-byte aligned, as all of it. */
-void pmli_split(pmli_side side, bool along, const float *x, int64_t ld, int64_t n, int64_t k,
-                float alpha, unsigned char *strips, int64_t pitch);
+/* Rows of A, or columns of B, times alpha: x is [n,k] with `along`, [k,n] without. It is F32, or
+ * BF16, of which `parts` may be 1 if alpha is. strips: 64-byte aligned, as all of it. */
+void pmli_split(pmli_side side, bool along, pml_view x, float alpha, int parts,
+                unsigned char *strips, int64_t pitch);
 
-/* C[m,n] = A B, or += with add, `cells` of k deep; n a multiple of 16, A's strips ceil(m/16). */
-typedef void pmli_split_fn(int64_t m, int64_t n, int64_t cells, const unsigned char *a,
+/* C[m,n] = A B, or += with add, `cells` of k deep, B of `parts`; n a multiple of 16, A's strips
+ * ceil(m/16). */
+typedef void pmli_split_fn(int64_t m, int64_t n, int64_t cells, int parts, const unsigned char *a,
                            int64_t a_pitch, const unsigned char *b, int64_t b_pitch, float *c,
                            int64_t ldc, bool add);
 

@@ -1,10 +1,11 @@
 /* Speed of whole training steps in one process, without workers, sockets or data preparation.
  *
- *   bench_step [full|lora|both] [8M|135M] [steps] [threads] [memory limit, MiB]
+ *   bench_step [full|lora|both] [8M|135M] [steps] [threads] [memory limit, MiB, 0: none] [bfloat16]
  *
  * Random Llamas: one of 8 M parameters, 8 rows of 256 tokens a step, and one of SmolLM2-135M's
- * shape, 2 rows; float32, LoRA with r = 16 on all linear layers. Beside the clock's time stands
- * the processor's, which a busy machine harms less. */
+ * shape, 2 rows; float32 arithmetic, from a folder of float32 or bfloat16, LoRA with r = 16 on all
+ * linear layers. Beside the clock's time stands the processor's, which a busy machine harms less.
+ */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,11 +16,13 @@
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/base/philox.h"
+#include "pml/model/convert.h"
 #include "pml/model/safetensors.h"
 #include "pml/train/stepper.h"
 #include "pml_op/cpu.h"
 
 enum { LENGTH = 256, MOST_ROWS = 8, MOST_TOKENS = MOST_ROWS * LENGTH, MAX_TENSORS = 2 + 9 * 30 };
+enum { MOST_STEPS = 1000 };
 
 typedef struct model {
     const char *name;
@@ -70,7 +73,7 @@ static int list_tensors(const model *m, shape *list)
     return n;
 }
 
-static void write_config(const model *m, const char *folder)
+static void write_config(const model *m, bool narrow, const char *folder)
 {
     char path[256], text[640];
     int n = snprintf(
@@ -80,36 +83,41 @@ static void write_config(const model *m, const char *folder)
         "\"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d, "
         "\"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0, "
         "\"hidden_act\": \"silu\", \"tie_word_embeddings\": true, \"eos_token_id\": 2, "
-        "\"dtype\": \"float32\"}",
-        m->vocab, m->hidden, m->inner, m->layers, m->heads, m->kv_heads);
+        "\"dtype\": \"%s\"}",
+        m->vocab, m->hidden, m->inner, m->layers, m->heads, m->kv_heads,
+        narrow ? "bfloat16" : "float32");
     snprintf(path, sizeof path, "%s/config.json", folder);
     MUST(pml_file_write(path, text, (size_t)n, 0600, err));
 }
 
 /* config.json and model.safetensors with random weights of a usual size. */
-static void write_model(const model *m, const char *folder)
+static void write_model(const model *m, bool narrow, const char *folder)
 {
     char path[256];
     shape list[MAX_TENSORS];
     int n = list_tensors(m, list);
     pml_safetensors_writer *w;
-    write_config(m, folder);
+    write_config(m, narrow, folder);
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
     MUST(pml_safetensors_writer_new(path, 0600, &w, err));
     for (int i = 0; i < n; i++)
-        MUST(pml_safetensors_writer_add(w, list[i].name, PML_F32, list[i].dims, list[i].n_dims,
-                                        err));
+        MUST(pml_safetensors_writer_add(w, list[i].name, narrow ? PML_BF16 : PML_F32, list[i].dims,
+                                        list[i].n_dims, err));
     for (int i = 0; i < n; i++) {
         size_t floats =
             (size_t)list[i].dims[0] * (size_t)(list[i].n_dims == 2 ? list[i].dims[1] : 1);
         float *values = malloc(floats * sizeof *values);
-        if (values == NULL)
+        uint16_t *halves = malloc(floats * sizeof *halves);
+        if (values == NULL || halves == NULL)
             abort();
         for (size_t e = 0; e < floats; e++) {
             pml_philox random = pml_philox_at(1, (uint64_t)i, PML_PURPOSE_SAMPLE, e);
             values[e] = list[i].n_dims == 1 ? 1.0F : 0.07F * (pml_uniform(random.word[0]) - 0.5F);
         }
-        MUST(pml_safetensors_writer_write(w, values, floats * sizeof *values, err));
+        MUST(pml_convert_from_f32(values, floats, halves, PML_BF16, err));
+        MUST(narrow ? pml_safetensors_writer_write(w, halves, floats * sizeof *halves, err)
+                    : pml_safetensors_writer_write(w, values, floats * sizeof *values, err));
+        free(halves);
         free(values);
     }
     MUST(pml_safetensors_writer_finish(w, err));
@@ -152,6 +160,12 @@ static double processor_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static int shorter(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 static void measure(const model *m, const char *folder, pml_method method, int steps, int threads,
                     size_t limit)
 {
@@ -179,7 +193,7 @@ static void measure(const model *m, const char *folder, pml_method method, int s
                                          .limits = {tokens, m->rows, n_labels, LENGTH, 0}};
     pml_stepper *stepper;
     MUST(pml_stepper_new(&options, &stepper, err));
-    double best = INFINITY, least = INFINITY, begin = pml_clock_monotonic(), first = 0;
+    double least = INFINITY, took[MOST_STEPS];
     pml_step_result result;
     for (int step = 0; step <= steps; step++) { /* the first one warms up */
         double start = pml_clock_monotonic(), worked = processor_seconds();
@@ -187,21 +201,21 @@ static void measure(const model *m, const char *folder, pml_method method, int s
         MUST(pml_stepper_micro(stepper, &batch, err));
         MUST(pml_stepper_update(stepper, &update, &result, err));
         double seconds = pml_clock_monotonic() - start;
-        if (step == 0)
-            first = pml_clock_monotonic() - begin;
-        else
-            best = seconds < best ? seconds : best;
+        if (step > 0)
+            took[step - 1] = seconds;
         worked = processor_seconds() - worked;
         least = step > 0 && worked < least ? worked : least;
     }
-    double mean = (pml_clock_monotonic() - begin - first) / steps;
+    qsort(took, (size_t)steps, sizeof *took, shorter);
+    double median = (took[(steps - 1) / 2] + took[steps / 2]) / 2;
     const pml_plan *plan = pml_stepper_plan(stepper);
-    printf("%s %s: %.0f tokens/s (best step %.0f, %.0f of processor time), loss %.4f, arena %.0f + "
+    printf("%s %s: %.0f tokens/s, the median step (best %.0f, %.0f of processor time), loss %.4f, "
+           "arena %.0f + "
            "%.0f MiB, recompute %d, head chunk %d, %.1f GFLOP/s\n",
-           m->name, method == PML_METHOD_FULL ? "full" : "lora", tokens / mean, tokens / best,
+           m->name, method == PML_METHOD_FULL ? "full" : "lora", tokens / median, tokens / took[0],
            tokens * threads / least, result.loss, (double)plan->arena / (1 << 20),
            (double)plan->by_cause[PML_CAUSE_RUNTIME] / (1 << 20), plan->choices.recompute_layers,
-           plan->choices.head_chunk, plan->flops / mean * 1e-9);
+           plan->choices.head_chunk, plan->flops / median * 1e-9);
     pml_stepper_destroy(&stepper);
 }
 
@@ -212,13 +226,15 @@ int main(int argc, char **argv)
     const model *m = argc > 2 && strcmp(argv[2], models[1].name) == 0 ? &models[1] : &models[0];
     int steps = argc > 3 ? atoi(argv[3]) : 5, threads = argc > 4 ? atoi(argv[4]) : 2;
     size_t limit = argc > 5 ? (size_t)atoi(argv[5]) << 20 : 0;
+    bool narrow = argc > 6 && strcmp(argv[6], "bfloat16") == 0;
     char folder[] = "/tmp/pml-bench-XXXXXX";
-    if (steps < 1 || threads < 1 || mkdtemp(folder) == NULL) {
+    if (steps < 1 || steps > MOST_STEPS || threads < 1 || mkdtemp(folder) == NULL) {
         fprintf(stderr,
-                "usage: bench_step [full|lora|both] [8M|135M] [steps] [threads] [limit, MiB]\n");
+                "usage: bench_step [full|lora|both] [8M|135M] [steps] [threads] [limit, MiB] "
+                "[bfloat16]\n");
         return EXIT_FAILURE;
     }
-    write_model(m, folder);
+    write_model(m, narrow, folder);
     if (strcmp(which, "lora") != 0)
         measure(m, folder, PML_METHOD_FULL, steps, threads, limit);
     if (strcmp(which, "full") != 0)

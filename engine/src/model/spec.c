@@ -7,6 +7,7 @@
 #include "fields.h"
 #include "pml/base/file.h"
 #include "pml/base/path.h"
+#include "pml/model/safetensors.h"
 
 /* Bounds that keep every product of sizes far inside int64, well past any model there is. */
 enum {
@@ -326,6 +327,33 @@ static pml_status read_generation_config(const char *folder, pml_model_spec *spe
     return status;
 }
 
+/* The files know better than config.json in what their matrices are stored. A folder that cannot be
+ * opened keeps config.json's word: it may have been fetched for a plan, without its weights, and
+ * what is wrong with it is said when they are loaded. */
+static pml_status ask_files(const char *folder, pml_model_spec *spec, pml_error *err)
+{
+    pml_safetensors *file = NULL;
+    pml_error ignored = PML_ERROR_INIT;
+    pml_status status = pml_safetensors_open_folder(folder, &file, &ignored);
+    if (status == PML_NO_MEMORY)
+        return PML_FAIL(err, status, "%s", ignored.message);
+    if (status != PML_OK)
+        return PML_OK;
+    bool narrow = false, wide = false;
+    for (size_t i = 0; i < pml_safetensors_count(file); i++) {
+        const pml_stored *stored = pml_safetensors_at(file, i);
+        bool matrix = stored->n_dims == 2;
+        narrow = narrow || (matrix && stored->dtype == PML_BF16);
+        wide = wide || (matrix && (stored->dtype == PML_F32 || stored->dtype == PML_F16));
+    }
+    pml_safetensors_close(&file);
+    if (narrow && !wide)
+        spec->dtype = PML_BF16;
+    else if (wide && spec->dtype == PML_BF16)
+        spec->dtype = PML_F32;
+    return PML_OK;
+}
+
 pml_status pml_model_spec_load(const char *folder, pml_model_spec *spec, pml_error *err)
 {
     char path[4096];
@@ -341,7 +369,9 @@ pml_status pml_model_spec_load(const char *folder, pml_model_spec *spec, pml_err
     if (status == PML_OK)
         status = pml_model_spec_parse(text, size, path, spec, err);
     free(text);
-    return status == PML_OK ? read_generation_config(folder, spec, err) : status;
+    if (status == PML_OK)
+        status = read_generation_config(folder, spec, err);
+    return status == PML_OK ? ask_files(folder, spec, err) : status;
 }
 
 int64_t pml_model_parameters(const pml_model_spec *s)

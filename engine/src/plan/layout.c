@@ -43,16 +43,25 @@ static int32_t trained(pmli_builder *b, int64_t rows, int64_t cols, int32_t *gra
     return rounded;
 }
 
+/* A matrix that is not trained stays as the model's folder stores it, where the backend reads that
+ * as the float32 that it is: half the bytes, the same bits. */
+static pml_dtype frozen_dtype(const pmli_builder *b, int64_t rows)
+{
+    pml_dtype stored = b->program->spec.dtype;
+    bool kept = rows > 1 && b->config->dtype == PML_F32 && (b->backend->frozen >> stored & 1) != 0;
+    return kept ? stored : b->config->dtype;
+}
+
 /* A weight of the model: trained in full fine-tuning and where an adapter holds it whole, else
- * frozen in the dtype asked for. */
+ * frozen. */
 static int32_t weight(pmli_builder *b, int64_t rows, int64_t cols, bool saved, int32_t *grad,
                       const char *name)
 {
     if (full(b) || saved)
         return trained(b, rows, cols, grad, name);
     *grad = PMLI_ABSENT;
-    return pmli_persistent(b, pmli_fixed(b->config->dtype, rows, cols), PML_CAUSE_WEIGHTS, "%s",
-                           name);
+    return pmli_persistent(b, pmli_fixed(frozen_dtype(b, rows), rows, cols), PML_CAUSE_WEIGHTS,
+                           "%s", name);
 }
 
 /* Rows [row, row + rows) of `tensor` are the file's tensor of that name. Returns NULL after a

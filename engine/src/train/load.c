@@ -41,6 +41,10 @@ static pml_status upload_range(pml_stepper *s, char *to, pml_dtype dtype, const 
     const char *from = (const char *)stored->data + first * width;
     if (stored->dtype == dtype)
         return upload_as_is(s, to, stored, first, left, err);
+    if (dtype == PML_BF16 &&
+        s->config.dtype == PML_F32) /* what the spec found out, changed since */
+        return PML_FAIL(err, PML_INVALID, "%s: tensor '%s' is %s in a model of BF16", stored->path,
+                        stored->name, stored->dtype_name);
     if (width == 0)
         return PML_FAIL(err, PML_UNSUPPORTED, "%s: tensor '%s' has dtype %s, not in this version",
                         stored->path, stored->name, stored->dtype_name);

@@ -97,9 +97,10 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     s->progress = o->progress;
     s->move = o->move;
     s->user = o->user;
-    if (o->spec != NULL)
+    if (o->spec != NULL) {
         s->spec = *o->spec;
-    else
+        s->spec.dtype = PML_F32; /* its weights come from elsewhere, as float32 */
+    } else
         status = pml_model_spec_load(s->config.model, &s->spec, err);
     if (status == PML_OK)
         status = open_device(s, o, err);

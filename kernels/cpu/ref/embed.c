@@ -1,6 +1,8 @@
 /* Embedding: rows of a table, and their gradient. */
 #include "check.h"
+#include "convert.h"
 #include "device.h"
+#include "gemm.h"
 #include "ops.h"
 #include "vec.h"
 
@@ -11,16 +13,15 @@ static void embed_rows(void *arg, int64_t item, void *scratch)
     int64_t piece = pmli_piece_rows(a->y.cols), last = pmli_min((item + 1) * piece, a->y.rows);
     const int32_t *ids = a->ids.data;
     for (int64_t t = item * piece; t < last; t++)
-        memcpy((float *)a->y.data + t * a->y.ld,
-               (const float *)a->table.data + ids[t] * a->table.ld,
-               (size_t)a->y.cols * sizeof(float));
+        pmli_convert(pmli_rows(a->table, ids[t], 1).data, a->table.dtype,
+                     (float *)a->y.data + t * a->y.ld, PML_F32, a->y.cols);
 }
 
 pml_status pmli_cpu_embed(pml_queue *queue, const pml_embed_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_embed, err);
     PMLI_NEED(&c, a, ids, 1, PMLI_ANY, PML_I32);
-    PMLI_NEED(&c, a, table, PMLI_ANY, PMLI_ANY, PML_F32);
+    pmli_need_weight(&c, "table", &a->table, PMLI_ANY, PMLI_ANY);
     PMLI_NEED(&c, a, y, a->ids.cols, a->table.cols, PML_F32);
     if (c.status != PML_OK)
         return c.status;

@@ -140,7 +140,7 @@ static pml_status check(const pml_head_loss_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_head_loss, err);
     PMLI_NEED(&c, a, x, PMLI_ANY, PMLI_ANY, PML_F32);
-    PMLI_NEED(&c, a, w, PMLI_ANY, a->x.cols, PML_F32);
+    pmli_need_weight(&c, "w", &a->w, PMLI_ANY, a->x.cols);
     PMLI_NEED(&c, a, rows, 1, PMLI_ANY, PML_I32);
     PMLI_NEED(&c, a, labels, 1, a->rows.cols, PML_I32);
     PMLI_MAY(&c, a, scale, 1, 1, PML_F32);

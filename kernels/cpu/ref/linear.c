@@ -90,7 +90,7 @@ pml_status pmli_cpu_linear(pml_queue *queue, const pml_linear_args *a, pml_error
     pmli_check c = pmli_check_begin(PML_OP_linear, err);
     pmli_lora lora = PMLI_LORA_OF(a);
     PMLI_NEED(&c, a, x, PMLI_ANY, PMLI_ANY, PML_F32);
-    PMLI_NEED(&c, a, w, PMLI_ANY, a->x.cols, PML_F32);
+    pmli_need_weight(&c, "w", &a->w, PMLI_ANY, a->x.cols);
     PMLI_NEED(&c, a, y, a->x.rows, a->w.rows, PML_F32);
     PMLI_MAY(&c, a, bias, 1, a->w.rows, PML_F32);
     pmli_lora_check(&c, &lora, a->w.rows, a->x.cols, &a->a, &a->b, &a->rng, &a->places, a->x.rows);

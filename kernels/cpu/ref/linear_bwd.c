@@ -124,9 +124,10 @@ static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml
     PMLI_MAY(&c, a, x, rows, PMLI_ANY, PML_F32);
     if (a->dx.data != NULL) {
         PMLI_NEED(&c, a, dx, rows, k, PML_F32);
-        PMLI_NEED(&c, a, w, n, k, PML_F32);
+        pmli_need_weight(&c, "w", &a->w, n, k);
     }
-    PMLI_MAY(&c, a, w, n, k, PML_F32);
+    if (a->w.data != NULL)
+        pmli_need_weight(&c, "w", &a->w, n, k);
     PMLI_MAY(&c, a, dw, n, k, PML_F32);
     PMLI_MAY(&c, a, dbias, 1, n, PML_F32);
     pmli_lora_check(&c, lora, n, k, &a->a, &a->b, &a->rng, &a->places, rows);

@@ -53,6 +53,7 @@ typedef struct pml_backend {
     unsigned abi;     /* PML_BACKEND_ABI of the header it was compiled with */
     const char *name; /* "cpu", "cuda" */
     unsigned dtypes;  /* bit pml_dtype: weights and activations may have it */
+    unsigned frozen;  /* the same bits: matrices that are not trained may have it beside F32 */
     bool drops_out;   /* linear and its backward know lora_dropout */
 
     /* How many devices of this kind there are: at least one, or PML_NOT_FOUND and what to do. Makes

@@ -44,7 +44,8 @@ static void check_layout(pmli_side side, bool along, int64_t n, int64_t k, int64
     uint32_t seed = 7;
     for (int64_t i = 0; i < floats; i++)
         x[i] = random_value(&seed);
-    pmli_split(side, along, x, ld, n, k, 0.5F, out, pitch);
+    pml_view view = {x, along ? n : k, along ? k : n, ld, PML_F32};
+    pmli_split(side, along, view, 0.5F, PMLI_PARTS, out, pitch);
     for (int64_t i = 0; i < strips * 16; i++)
         for (int64_t l = 0; l < cells * 32; l++) {
             float want = i < n && l < k ? 0.5F * (along ? x[i * ld + l] : x[l * ld + i]) : 0;
@@ -97,9 +98,12 @@ static product make(int64_t m, int64_t n, int64_t k, uint32_t seed)
 
 static void run(const product *p, pmli_split_fn *function, float *c, int64_t ldc, bool add)
 {
-    pmli_split(PMLI_LEFT, true, p->a, p->k, p->m, p->k, 1, p->left, p->pitch);
-    pmli_split(PMLI_RIGHT, false, p->b, p->n, p->n, p->k, 1, p->right, p->pitch);
-    function(p->m, p->n, (p->k + 31) / 32, p->left, p->pitch, p->right, p->pitch, c, ldc, add);
+    pmli_split(PMLI_LEFT, true, pml_matrix(p->a, p->m, p->k, PML_F32), 1, PMLI_PARTS, p->left,
+               p->pitch);
+    pmli_split(PMLI_RIGHT, false, pml_matrix(p->b, p->k, p->n, PML_F32), 1, PMLI_PARTS, p->right,
+               p->pitch);
+    function(p->m, p->n, (p->k + 31) / 32, PMLI_PARTS, p->left, p->pitch, p->right, p->pitch, c,
+             ldc, add);
 }
 
 static void drop(product *p)
@@ -195,10 +199,48 @@ static void test_unit(void **state)
         }
 }
 
+/* B in bfloat16, both ways round, as one part and as three: the bits of the same numbers as
+ * float32, on the unit too where there is one. */
+static void test_narrow(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][3] = {{32, 32, 32}, {17, 48, 40}, {33, 64, 100}, {1, 16, 5}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int way = 0; way < 4; way++) {
+            product p = make(sizes[i][0], sizes[i][1], sizes[i][2], 13);
+            const int parts = way & 1 ? 1 : PMLI_PARTS;
+            const bool along = way & 2;
+            const int64_t cells = (p.k + 31) / 32, pitch = cells * parts * PMLI_PART_BYTES;
+            uint16_t *halves = take((size_t)(p.k * p.n) * sizeof *halves);
+            float want[33 * 64], got[33 * 64];
+            for (int64_t e = 0; e < p.k * p.n; e++) {
+                uint32_t bits;
+                memcpy(&bits, &p.b[e], sizeof bits);
+                bits &= 0xffff0000;
+                memcpy(&p.b[e], &bits, sizeof bits);
+                halves[along ? e % p.n * p.k + e / p.n : e] = (uint16_t)(bits >> 16);
+            }
+            run(&p, pmli_split_plain, want, p.n, false);
+            memset(p.right, 0xff, (size_t)(p.n / 16 * p.pitch));
+            pml_view view = pml_matrix(halves, along ? p.n : p.k, along ? p.k : p.n, PML_BF16);
+            pmli_split(PMLI_RIGHT, along, view, 1, parts, p.right, pitch);
+            for (int unit = 0; unit < 2; unit++) {
+                pmli_split_fn *function = unit ? pmli_split_unit() : pmli_split_plain;
+                if (function == NULL)
+                    continue;
+                function(p.m, p.n, cells, parts, p.left, p.pitch, p.right, pitch, got, p.n, false);
+                assert_memory_equal(got, want, (size_t)(p.m * p.n) * sizeof *got);
+            }
+            free(halves);
+            drop(&p);
+        }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layouts), cmocka_unit_test(test_accuracy),
-        cmocka_unit_test(test_no_numbers), cmocka_unit_test(test_unit)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_layouts),
+                                       cmocka_unit_test(test_accuracy),
+                                       cmocka_unit_test(test_no_numbers),
+                                       cmocka_unit_test(test_unit), cmocka_unit_test(test_narrow)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -45,7 +45,8 @@ typedef struct pml_model_spec {
     int32_t bos, pad;                    /* -1: none */
     int32_t eos[8], n_eos;               /* generation ends at any of them */
     bool nf4;        /* the folder's linear layers are bitsandbytes' NF4 (pml/model/nf4.h) */
-    pml_dtype dtype; /* dtype of the folder's weights as config.json states it */
+    pml_dtype dtype; /* that the folder's matrices are stored in: config.json's word where only that
+                        file is there; F32 where any of them has more than it says */
 } pml_model_spec;
 
 /* Read folder/config.json (and generation_config.json's eos ids when there). A missing field is
