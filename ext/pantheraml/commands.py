@@ -131,7 +131,8 @@ class Evaluation:
     step
         Optimizer steps that the weights had made.
     loss
-        Token-weighted mean.
+        Mean over labelled tokens, whatever batches they were in. transformers' Trainer takes a mean
+        over batches, which depends on their size; with one batch of all rows it is this.
     labels
         Labelled tokens.
     seconds

@@ -114,6 +114,29 @@ def test_early_stopping_and_the_best_checkpoint(start: Start, tmp_path: Path) ->
     assert again.evaluate().loss == pytest.approx(best.loss, rel=1e-6)
 
 
+def test_the_held_out_loss_is_the_mean_over_tokens(start: Start) -> None:
+    """However rows are put together; the mean of batches' means would be another number each time."""
+    short, long = {"input_ids": [70, 80]}, {"input_ids": [70 + i * 7 % 40 for i in range(60)]}
+
+    def held_out(rows: list[dict[str, Any]], **settings: Any) -> pm.Evaluation:
+        run = start(eval_data=rows, max_steps=1, learning_rate=1e-9, **settings)
+        run.wait(PATIENCE)
+        return run.evaluate()
+
+    one, other = held_out([short]), held_out([long])
+    assert (one.labels, other.labels) == (1, 59)
+    mean = (one.loss + 59 * other.loss) / 60
+    assert abs(mean - (one.loss + other.loss) / 2) > 1e-3
+    for settings in (
+        {"per_device_train_batch_size": 2},
+        {"per_device_train_batch_size": 2, "packing": True},
+        {"per_device_train_batch_size": 1, "devices": ["cpu", "cpu"]},
+    ):
+        made = held_out([short, long], **settings)
+        assert made.labels == 60
+        assert made.loss == pytest.approx(mean, rel=1e-6), settings
+
+
 def test_strategies_by_epoch_and_groups_by_length(start: Start) -> None:
     rows = [{"input_ids": [70 + i % 9] * (2 + (i * 7) % 23)} for i in range(240)]
     run = start(
