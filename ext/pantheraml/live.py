@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.bar import Bar
 from rich.console import Console, Group, RenderableType
@@ -21,6 +22,7 @@ from pantheraml.run import Run
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _PERIOD = 0.25  # seconds between two pictures
+_STALE = 5.0  # seconds; a reading is a second old at most where the driver answers
 _LINE_PERIOD = 5.0  # seconds between two lines where there is no terminal
 _COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "stopped": "red"}
 
@@ -64,6 +66,7 @@ def view(run: Run) -> RenderableType:
     if history:
         parts.append(_numbers(run, history))
     parts.append(_memory(run))
+    parts += [Text(line, style="dim") for line in gpu_lines(run.gpus)]
     if run.state == "starting" or not history:
         parts += [Text(line, style="dim") for line in notes(run)[-4:]]
     if run.reason and run.state != "running":
@@ -154,6 +157,43 @@ def _memory(run: Run) -> RenderableType:
     return table
 
 
+def gpu_lines(gpus: list[dict[str, Any]]) -> list[str]:
+    """Say what is known of each GPU, one line each."""
+    return [f"GPU {gpu['rank']}: {_gpu(gpu)}" for gpu in gpus]
+
+
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    words = []
+    if "utilisation" in gpu:
+        words.append(f"{gpu['utilisation']:.0%} busy")
+    if "mfu" in gpu:
+        words.append(f"MFU {gpu['mfu']:.0%}")
+    if "temperature" in gpu:
+        words.append(f"{gpu['temperature']:.0f} °C")
+    if "power" in gpu:
+        limit = f" of {gpu['power_limit']:.0f}" if "power_limit" in gpu else ""
+        words.append(f"{gpu['power']:.0f}{limit} W")
+    if "clock" in gpu:
+        words.append(f"{gpu['clock']:,} MHz")
+    if gpu.get("throttle"):
+        words.append(f"slowed down by {gpu['throttle']}")
+    if gpu.get("memory_others"):
+        words.append(f"other processes have {size(gpu['memory_others'])}")
+    if gpu.get("age", 0) > _STALE:
+        words.append(f"as of {gpu['age']:.0f} s ago")
+    if "trouble" in gpu:
+        words.append(gpu["trouble"])
+    elif "age" not in gpu:
+        words.append("its driver has not answered yet")
+    elif "missing" in gpu:
+        words.append(f"not said: {', '.join(_names(gpu['missing']))}")
+    return ", ".join(words)
+
+
+def _names(missing: str) -> list[str]:
+    return [part.partition(":")[0].replace("_", " ") for part in missing.split("; ")]
+
+
 def notes(run: Run) -> list[str]:
     """What was said of the run so far besides its numbers, oldest first."""
     said = [event for event in run.events() if event["type"] == "log"]
@@ -191,6 +231,8 @@ def _line(run: Run) -> str:
         line += (
             f", loss {history[-1]['loss']:.4f}, {history[-1]['tokens_per_second']:,.0f} tokens/s"
         )
+        for gpu in run.gpus[:1]:
+            line += f"; GPU {_gpu(gpu)}"
     elif run.doing is not None:
         line += f", {run.doing[0]} {run.doing[1]:.0%}"
     return line

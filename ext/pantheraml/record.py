@@ -21,6 +21,8 @@ Event = dict[str, Any]
 ENDED = frozenset({"finished", "stopped", "failed"})
 
 _HISTORY = ("step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds")
+#: What only steps on a GPU have.
+_ON_GPU = ("mfu", "gpus")
 _DURABLE = tuple(
     b',"type":"%s",' % kind for kind in (b"state", b"applied", b"refused", b"checkpoint")
 )
@@ -90,6 +92,7 @@ class RunRecord:
         self.workers: list[dict[str, Any]] = []
         self.progress: Event | None = None
         self.memory: list[dict[str, int]] = []
+        self.gpus: list[dict[str, Any]] = []
         self.evals: list[Event] = []
         self.checkpoints: list[Checkpoint] = []
         self.commands: dict[int, CommandRecord] = {}
@@ -133,8 +136,11 @@ class RunRecord:
     def _step(self, event: Event) -> None:
         self._forget_after(event["step"] - 1)
         self.step = event["step"]
-        self.history.append({name: event[name] for name in _HISTORY})
+        row = {name: event[name] for name in _HISTORY}
+        row |= {name: event[name] for name in _ON_GPU if name in event}
+        self.history.append(row)
         self.memory = event.get("memory", self.memory)
+        self.gpus = event.get("gpus", self.gpus)
 
     def _forget_after(self, step: int) -> None:
         while self.history and self.history[-1]["step"] > step:

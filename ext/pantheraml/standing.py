@@ -37,6 +37,9 @@ class Standing(Following):
 
         Keys: ``step, loss, learning_rate, grad_norm, tokens, tokens_per_second, seconds``. The
         loss is the token-weighted mean over the step's global batch, before its update.
+
+        On a GPU also ``mfu``, where the card's peak is known: what the model asked of rank 0's
+        card, a second, as a share of it. And ``gpus``, every ten seconds: as :attr:`gpus` then.
         """
         with self._changed:
             return [dict(row) for row in self._record.history]
@@ -49,15 +52,40 @@ class Standing(Following):
     def memory(self) -> list[dict[str, int]]:
         """Bytes by cause for each worker, and what its process has (``rss``).
 
-        Before the first step these are the plan's.
+        Before the first step these are the plan's. On a GPU also what its driver says, as far as
+        it does: ``memory_total``, ``memory_used``, ``memory_ours`` and ``memory_others`` (of other
+        processes) of the card.
         """
         with self._changed:
             if self._record.memory:
-                return [dict(worker) for worker in self._record.memory]
-            if self._record.plan is None:
+                workers = [dict(worker) for worker in self._record.memory]
+            elif self._record.plan is not None:
+                planned = self._record.plan["by_cause"]
+                workers = [dict(planned) for _ in self.config["devices"]]
+            else:
                 return []
-            planned = dict(self._record.plan["by_cause"])
-            return [dict(planned) for _ in self.config["devices"]]
+            for gpu in self.gpus:
+                if gpu["rank"] < len(workers):
+                    said = {k: v for k, v in gpu.items() if k.startswith("memory_")}
+                    said.pop("memory_clock", None)
+                    workers[gpu["rank"]] |= said
+            return workers
+
+    @property
+    def gpus(self) -> list[dict[str, Any]]:
+        """What the driver last said of each worker's GPU; empty where none runs on one.
+
+        ``rank``, ``name``, ``age`` (seconds since it was read), ``utilisation`` (0 to 1),
+        ``memory_total``, ``memory_used``, ``memory_ours``, ``memory_others`` (bytes),
+        ``temperature`` (°C), ``power``, ``power_limit`` (watts), ``clock``, ``clock_most``,
+        ``memory_clock`` (MHz), ``throttle`` (why clocks are lower than they could be; may be
+        empty), ``peak_flops`` (the card's data sheet), ``mfu``. What the driver does not say is
+        not there, and named in ``missing``; ``trouble`` says why it says nothing.
+        """
+        with self._changed:
+            beating = [] if self._heartbeat is None else self._heartbeat.get("workers", [])
+            live = [dict(worker["gpu"]) for worker in beating if "gpu" in worker]
+            return live or [dict(gpu) for gpu in self._record.gpus]
 
     @property
     def plan(self) -> Plan | None:

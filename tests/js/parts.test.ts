@@ -4,7 +4,7 @@ import { logTicks } from "../../widgets/js/src/chart";
 import { outcome, parseRate } from "../../widgets/js/src/controls";
 import { Curve, emptyColumns } from "../../widgets/js/src/curve";
 import * as format from "../../widgets/js/src/format";
-import { deviceMemory } from "../../widgets/js/src/memory";
+import { deviceMemory, gpuWords } from "../../widgets/js/src/memory";
 import { COLUMNS, toNumber, type Columns } from "../../widgets/js/src/protocol";
 
 function rows(loss: number[], steps = loss.map((_, i) => i + 1)): Columns {
@@ -102,16 +102,32 @@ test("the fate of a command in words", () => {
 test("memory comes from the workers where they measured it, else from the plan", () => {
   const plan = { by_cause: { weights: 100, runtime: 10 }, available: 1000 };
   const workers = [{ device: "cpu" }, { device: "cpu" }];
-  const planned = deviceMemory({ plan, memory: [], workers });
+  const planned = deviceMemory({ plan, memory: [], workers, gpus: [] });
   assert.deepEqual(planned.map((d) => [d.device, d.total, d.capacity]), [
     ["cpu #0", 110, 1000],
     ["cpu #1", 110, 1000],
   ]);
   const memory = [{ weights: 90, optimizer: 5, rss: 400 }, {}];
-  const measured = deviceMemory({ plan, memory, workers });
+  const measured = deviceMemory({ plan, memory, workers, gpus: [{ rank: 1, age: 0, power: 70 }] });
   assert.deepEqual(measured.map((d) => d.total), [95, 110]);
   assert.equal(measured[0]?.measured, 400);
-  assert.deepEqual(deviceMemory({ plan: null, memory: [], workers: [] }), []);
+  assert.deepEqual(measured.map((d) => d.gpu), ["", "70 W"]);
+  assert.deepEqual(deviceMemory({ plan: null, memory: [], workers: [], gpus: [] }), []);
+});
+
+test("what a GPU's driver says, and what it does not", () => {
+  const all = {
+    rank: 0, age: 0.4, utilisation: 0.97, mfu: 0.412, temperature: 64, power: 690.4, power_limit: 700,
+    clock: 1755, throttle: "power cap", memory_others: 2 * 2 ** 30,
+  };
+  assert.equal(
+    gpuWords(all),
+    "97 % busy · MFU 41 % · 64 °C · 690 of 700 W · 1,755 MHz · slowed down by power cap · " +
+      "other processes have 2.00 GiB",
+  );
+  assert.equal(gpuWords({ age: 60, temperature: 40, throttle: "" }), "40 °C · as of 60 s ago");
+  assert.equal(gpuWords({ mfu: 0.4 }), "MFU 40 % · its driver has not answered yet");
+  assert.equal(gpuWords({ trouble: "no NVML" }), "no NVML");
 });
 
 test("ticks of a logarithmic axis", () => {

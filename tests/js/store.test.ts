@@ -49,6 +49,17 @@ test("a snapshot and contiguous ticks make the curve", (t) => {
   assert.equal(sent.length, 0);
 });
 
+test("readings of GPUs come live, without a step", (t) => {
+  const { store, sent } = make(t);
+  store.load(snapshot(10, range(1, 8)));
+  assert.deepEqual(store.gpus, []);
+  store.receive({ ...tick(10, 10, []), gpus: [{ rank: 0, power: 690 }] });
+  store.receive(tick(10, 11, [9]));
+  assert.deepEqual(store.gpus, [{ rank: 0, power: 690 }]);
+  assert.equal(store.step, 9);
+  assert.equal(sent.length, 0);
+});
+
 test("a gap asks for the whole and adds nothing", (t) => {
   const { store, sent } = make(t);
   store.load(snapshot(10, range(1, 8)));

@@ -53,6 +53,24 @@ def test_ticks_join_without_gap_and_without_repeat() -> None:
     assert f.tick() is None
 
 
+def test_gpus_come_live_and_from_the_log() -> None:
+    f = feed()
+    f.add(step(1, 1, gpus=[{"rank": 0, "power": 100.0}]))
+    assert f.snapshot()["gpus"] == [{"rank": 0, "power": 100.0}]
+    beat = {
+        "type": "heartbeat",
+        "workers": [{"rank": 0, "gpu": {"rank": 0, "power": 690.12345678}}],
+    }
+    assert f.add(beat)
+    tick = f.tick()
+    assert tick is not None and tick["gpus"] == [{"rank": 0, "power": 690.123}]
+    assert tick["after"] == tick["seq"] == 1 and tick["memory"] is None
+    assert f.tick() is None
+    assert not f.add({"type": "heartbeat", "workers": [{"rank": 0, "rss": 1}]})
+    f.add(step(2, 2, gpus=[{"rank": 0, "power": 1.0}]))  # the log is behind what is live
+    assert f.snapshot()["gpus"] == [{"rank": 0, "power": 690.123}]
+
+
 def test_a_new_timeline_replaces_what_it_repeats() -> None:
     f = feed()
     for i in range(1, 9):

@@ -95,10 +95,12 @@ class Feed:
         self._latest: dict[str, dict[str, Any]] = {}
         self._samples: dict[Any, list[int]] = {}
         self._memory: list[Any] = []
+        self._gpus: list[dict[str, Any]] = []
         self._state = ""
         self._new_rows = 0  # rows at the end of the columns that no tick has had
         self._new_events: list[dict[str, Any]] = []
         self._new_memory = False
+        self._new_gpus = False
 
     @property
     def state(self) -> str:
@@ -107,6 +109,8 @@ class Feed:
 
     def add(self, event: Event) -> bool:
         """Take one event. Returns False for one that is known already or shows nothing."""
+        if event.get("type") == "heartbeat":
+            return self._add_gpus([w["gpu"] for w in event.get("workers", []) if "gpu" in w])
         seq = event.get("seq")
         if not isinstance(seq, int):
             return False
@@ -138,7 +142,7 @@ class Feed:
     def tick(self) -> dict[str, Any] | None:
         """What is new since the last tick or snapshot, or None."""
         with self._lock:
-            if self._seq == self._sent and not self._new_events:
+            if self._seq == self._sent and not self._new_events and not self._new_gpus:
                 return None
             start = len(self._columns["step"]) - self._new_rows
             new = {
@@ -147,6 +151,7 @@ class Feed:
                 "columns": {name: values[start:] for name, values in self._columns.items()},
                 "events": self._new_events,
                 "memory": self._memory if self._new_memory else None,
+                "gpus": self._gpus if self._new_gpus else None,
             }
             self._mark_sent()
             return new
@@ -162,6 +167,7 @@ class Feed:
                 "columns": thin(self._columns),
                 "events": events,
                 "memory": self._memory,
+                "gpus": self._gpus,
             }
             self._mark_sent()
             return whole
@@ -171,6 +177,19 @@ class Feed:
         self._new_rows = 0
         self._new_events = []
         self._new_memory = False
+        self._new_gpus = False
+
+    def _add_gpus(self, gpus: Sequence[Event]) -> bool:
+        """What drivers say of GPUs, live; the log has it every ten seconds."""
+        if not gpus:
+            return False
+        with self._lock:
+            self._gpus = [
+                {k: _number(v) if isinstance(v, float) else v for k, v in gpu.items()}
+                for gpu in gpus
+            ]
+            self._new_gpus = True
+        return True
 
     def _add_step(self, event: Event) -> None:
         self._forget_after(int(event["step"]) - 1)
@@ -181,6 +200,9 @@ class Feed:
         if memory:
             self._memory = list(memory)
             self._new_memory = True
+        if "gpus" in event and not self._gpus:  # a log that is read; live ones are newer
+            self._gpus = list(event["gpus"])
+            self._new_gpus = True
 
     def _forget_after(self, step: int) -> None:
         """Drop the rows of a past that is told anew."""

@@ -1,7 +1,7 @@
 /** Memory by cause: one stacked bar per device, a gauge against its capacity, one table. */
 
 import { el, setText } from "./dom";
-import { bytes } from "./format";
+import { bytes, count } from "./format";
 import { isObject, toNumber, toText, type JsonObject } from "./protocol";
 import type { Store } from "./store";
 
@@ -25,11 +25,42 @@ export interface DeviceMemory {
   capacity: number;
   /** Bytes the operating system counts; NaN before the first measurement. */
   measured: number;
+  /** What its driver says of a GPU, in words; "" where it is none. */
+  gpu: string;
+}
+
+/** Seconds; where the driver answers a reading is one second old. */
+const STALE = 5;
+
+/** Load, temperature, power: what the driver says, and that it does not, in words. */
+export function gpuWords(gpu: JsonObject): string {
+  const words: string[] = [];
+  const add = (name: string, say: (value: number) => string): void => {
+    const value = toNumber(gpu[name]);
+    if (Number.isFinite(value)) words.push(say(value));
+  };
+  add("utilisation", (share) => `${Math.round(100 * share)} % busy`);
+  add("mfu", (share) => `MFU ${Math.round(100 * share)} %`);
+  add("temperature", (degrees) => `${Math.round(degrees)} °C`);
+  const limit = toNumber(gpu["power_limit"]);
+  const of = Number.isFinite(limit) ? ` of ${Math.round(limit)}` : "";
+  add("power", (watts) => `${Math.round(watts)}${of} W`);
+  add("clock", (mhz) => `${count(mhz)} MHz`);
+  const throttle = toText(gpu["throttle"]);
+  if (throttle !== "") words.push(`slowed down by ${throttle}`);
+  const others = toNumber(gpu["memory_others"]);
+  if (others > 0) words.push(`other processes have ${bytes(others)}`);
+  const age = toNumber(gpu["age"]);
+  const trouble = toText(gpu["trouble"]);
+  if (age > STALE) words.push(`as of ${Math.round(age)} s ago`);
+  if (trouble !== "") words.push(trouble);
+  else if (Number.isNaN(age)) words.push("its driver has not answered yet");
+  return words.join(" · ");
 }
 
 /** What is known of each device: the measured split where there is one, else the plan's. */
-export function deviceMemory(store: Pick<Store, "plan" | "memory" | "workers">): DeviceMemory[] {
-  const { plan, memory, workers } = store;
+export function deviceMemory(store: Pick<Store, "plan" | "memory" | "workers" | "gpus">): DeviceMemory[] {
+  const { plan, memory, workers, gpus } = store;
   const planned = plan !== null && isObject(plan["by_cause"]) ? plan["by_cause"] : {};
   const capacity = toNumber(plan?.["available"]) || NaN;
   const rows = Math.max(workers.length, memory.length, plan === null ? 0 : 1);
@@ -39,6 +70,7 @@ export function deviceMemory(store: Pick<Store, "plan" | "memory" | "workers">):
     const source = CAUSES.some((cause) => cause in split) ? split : planned;
     const byCause = CAUSES.map((cause) => toNumber(source[cause]) || 0);
     const device = toText(workers[i]?.["device"]) || "device";
+    const gpu = gpus.find((one) => toNumber(one["rank"]) === i);
     const twins = workers.filter((worker) => worker["device"] === device).length > 1;
     return {
       device: twins ? `${device} #${i}` : device,
@@ -46,6 +78,7 @@ export function deviceMemory(store: Pick<Store, "plan" | "memory" | "workers">):
       total: byCause.reduce((a, b) => a + b, 0),
       capacity,
       measured: toNumber(now["rss"]),
+      gpu: gpu === undefined ? "" : gpuWords(gpu),
     };
   });
 }
@@ -57,6 +90,7 @@ interface Row {
   segments: HTMLElement[];
   gauge: HTMLElement;
   fill: HTMLElement;
+  gpu: HTMLElement;
 }
 
 export class MemoryBars {
@@ -138,8 +172,10 @@ function newRow(): Row {
   );
   const stack = el("div", { class: "pml-stack", attrs: { "aria-hidden": "true" } }, segments);
   const head = el("div", { class: "pml-device-head" }, [name, value]);
-  const node = el("div", { class: "pml-device" }, [head, stack, gauge]);
-  return { node, name, value, segments, gauge, fill: fillNode };
+  const gpu = el("p", { class: "pml-device-gpu" });
+  gpu.hidden = true;
+  const node = el("div", { class: "pml-device" }, [head, stack, gauge, gpu]);
+  return { node, name, value, segments, gauge, fill: fillNode, gpu };
 }
 
 function fill(row: Row, device: DeviceMemory): void {
@@ -157,6 +193,8 @@ function fill(row: Row, device: DeviceMemory): void {
     segment.style.display = value > 0 ? "" : "none";
     segment.title = `${CAUSES[i] ?? ""}: ${bytes(value)}`;
   });
+  setText(row.gpu, device.gpu);
+  row.gpu.hidden = device.gpu === "";
   const percent = known ? Math.round(share * 1000) / 10 : 0;
   row.gauge.style.visibility = known ? "visible" : "hidden";
   row.gauge.setAttribute("aria-valuenow", String(percent));

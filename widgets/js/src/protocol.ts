@@ -32,6 +32,8 @@ export interface Snapshot {
   columns: Columns;
   events: RunEvent[];
   memory: JsonObject[];
+  /** What drivers say of the workers' GPUs (record gpu of docs/messages.md). */
+  gpus: JsonObject[];
 }
 
 /** What is new since `after`, the sequence number up to which the receiver knows everything. */
@@ -41,6 +43,7 @@ export interface Tick {
   columns: Columns;
   events: RunEvent[];
   memory: JsonObject[] | null;
+  gpus: JsonObject[] | null;
 }
 
 export type Verb = "pause" | "resume" | "checkpoint" | "stop" | "set";
@@ -113,6 +116,7 @@ export function parseSnapshot(value: unknown): Snapshot | null {
     columns,
     events: toEvents(value["events"]),
     memory: toObjects(value["memory"]),
+    gpus: toObjects(value["gpus"]),
   };
 }
 
@@ -134,7 +138,7 @@ export function parseIncoming(value: unknown): Incoming | null {
       const columns = toColumns(value["columns"]);
       const { after, seq } = value;
       if (columns === null || typeof after !== "number" || typeof seq !== "number") return null;
-      const memory = value["memory"];
+      const { memory, gpus } = value;
       return {
         kind: "tick",
         tick: {
@@ -143,6 +147,7 @@ export function parseIncoming(value: unknown): Incoming | null {
           columns,
           events: toEvents(value["events"]),
           memory: Array.isArray(memory) ? toObjects(memory) : null,
+          gpus: Array.isArray(gpus) ? toObjects(gpus) : null,
         },
       };
     }

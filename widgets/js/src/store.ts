@@ -89,6 +89,7 @@ export class Store {
   evals: { step: number; loss: number }[] = [];
   plan: JsonObject | null = null;
   memory: JsonObject[] = [];
+  gpus: JsonObject[] = [];
   workers: JsonObject[] = [];
   log: LogLine[] = [];
   samples: Sample[] = [];
@@ -209,6 +210,7 @@ export class Store {
     this.markers = [];
     this.progress = null;
     this.memory = snapshot.memory;
+    this.gpus = snapshot.gpus;
     this.curve.clear();
     this.curve.append(snapshot.columns);
     for (const event of snapshot.events) this.reduce(event);
@@ -229,6 +231,7 @@ export class Store {
     this.curve.append(tick.columns);
     const step = this.curve.last("step");
     if (tick.memory !== null) this.memory = tick.memory;
+    if (tick.gpus !== null) this.gpus = tick.gpus;
     for (const event of tick.events) this.reduce(event);
     if (tick.columns.step.length > 0 && Number.isFinite(step)) {
       this.step = step;

@@ -1,0 +1,111 @@
+"""What a person sees of a GPU: readings of a driver that answers as this test says (tests/shim).
+
+The worker is the real one over a job without a model (tests/fault/fake_worker.c), so no GPU is
+needed: coordinator, log, heartbeats and this side are those of every run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pantheraml as pm
+import pytest
+from conftest import FOREVER, until
+from pantheraml import programs
+from pantheraml.live import gpu_lines
+
+BUILD = Path(__file__).parents[2] / "build" / "release"
+DRIVER = (
+    "utilisation 97\ntotal 150e9\nreserved 1e9\nused 60e9\nprocesses 1\nprocess 0 50e9\n"
+    "process 1 7e9\ntemperature 64\nmilliwatts 690500\nlimit 700000\nclock 1755\n"
+    "clock_most 1980\nmemory_clock 3201\nthrottle 4\n"
+)
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of what a driver answers, for runs with a worker on such a GPU."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    shutil.copy(programs.coordinator(), folder)  # it looks for the worker beside itself
+    (folder / "pml-worker").symlink_to(BUILD / "tests" / "fault" / "fake_worker")
+    answers = tmp_path / "driver"
+    answers.write_text(DRIVER)
+    monkeypatch.setenv("PML_BIN", str(folder))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(BUILD / "nvml"))
+    for name, value in {
+        "FAKE_NVML": str(answers), "FAKE_GPU": "NVIDIA H200", "FAKE_FLOPS": "1e12",
+        "FAKE_STEP_MS": "20",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return answers
+
+
+def test_readings_reach_a_client_live_and_by_the_log(
+    start: Callable[..., pm.Run], driver: Path
+) -> None:
+    run = start(max_steps=FOREVER, gradient_accumulation_steps=1)
+    until(lambda: run.gpus and {"age", "mfu"} <= set(run.gpus[0]), "a reading")
+    gpu = run.gpus[0]
+    assert gpu["name"] == "NVIDIA H200" and gpu["rank"] == 0
+    assert (gpu["utilisation"], gpu["temperature"], gpu["power"]) == (0.97, 64, 690.5)
+    assert (gpu["throttle"], gpu["peak_flops"]) == ("power cap", 989.5e12)
+    assert run.memory()[0] | {
+        "memory_total": 150_000_000_000, "memory_used": 61_000_000_000,
+        "memory_ours": 50_000_000_000, "memory_others": 7_000_000_000,
+    } == run.memory()[0]  # fmt: skip
+    assert "memory_clock" not in run.memory()[0]
+    until(lambda: any("gpus" in row for row in run.history), "a reading in the log")
+    logged = next(row for row in run.history if "gpus" in row)
+    assert logged["gpus"][0]["power"] == 690.5
+    assert 0 < logged["mfu"] <= 1e12 / 0.02 / 989.5e12
+    (line,) = gpu_lines([gpu])
+    assert line.startswith("GPU 0: 97% busy, MFU ")
+    assert "64 °C, 690 of 700 W, 1,755 MHz, slowed down by power cap" in line
+    assert "other processes have 6.5 GiB" in line and "not said" not in line
+
+    driver.write_text("temperature 90\n")  # and what it no longer says is not there any more
+    until(lambda: run.gpus[0].get("temperature") == 90, "another reading")
+    assert "power" not in run.gpus[0] and "memory_ours" not in run.memory()[0]
+    assert "power: this GPU does not support it" in run.gpus[0]["missing"]
+    (line,) = gpu_lines(run.gpus)
+    assert "90 °C" in line and "not said: utilisation, memory total" in line
+
+    again = pm.attach(run.name)
+    until(lambda: again.gpus, "a reading for who comes later")
+    assert [row for row in again.history if "gpus" in row]
+
+
+def test_without_nvml_the_run_says_so_and_trains(
+    start: Callable[..., pm.Run], driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
+    run = start(max_steps=FOREVER, gradient_accumulation_steps=1)
+    until(lambda: run.gpus, "a reading")
+    assert "libnvidia-ml.so.1" in run.gpus[0]["trouble"]
+    assert {"utilisation", "temperature", "age"}.isdisjoint(run.gpus[0])
+    until(lambda: run.step > 20, "steps")
+    warned = [e["message"] for e in run.events() if e["type"] == "log" and e["level"] == "warning"]
+    assert any("libnvidia-ml.so.1" in message for message in warned)
+    assert "libnvidia-ml.so.1" in gpu_lines(run.gpus)[0]
+
+
+def test_a_run_on_the_cpu_has_no_gpus(start: Callable[..., pm.Run]) -> None:
+    run = start()
+    run.wait(240)
+    assert run.gpus == [] and gpu_lines(run.gpus) == []
+    assert {"mfu", "gpus"}.isdisjoint(run.history[-1])
+
+
+def test_words_for_what_is_stale() -> None:
+    some: list[dict[str, Any]] = [
+        {"rank": 1, "age": 60.0, "temperature": 40.0, "throttle": ""},
+        {"rank": 2, "mfu": 0.4},
+    ]
+    assert gpu_lines(some) == [
+        "GPU 1: 40 °C, as of 60 s ago",
+        "GPU 2: MFU 40%, its driver has not answered yet",
+    ]
