@@ -115,7 +115,7 @@ def test_early_stopping_and_the_best_checkpoint(start: Start, tmp_path: Path) ->
 
 
 def test_the_held_out_loss_is_the_mean_over_tokens(start: Start) -> None:
-    """However rows are put together; the mean of batches' means would be another number each time."""
+    """However rows are put together; a mean of batches would be another number each time."""
     short, long = {"input_ids": [70, 80]}, {"input_ids": [70 + i * 7 % 40 for i in range(60)]}
 
     def held_out(rows: list[dict[str, Any]], **settings: Any) -> pm.Evaluation:
