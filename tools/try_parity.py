@@ -133,7 +133,7 @@ class Judge:
 
 
 def write_rows(folder: Path, path: Path) -> Path:
-    """The case's rows as JSON lines."""
+    """The case's rows as pre-tokenised JSON lines: its model has no tokenizer."""
     shard = load_file(folder / "rows.safetensors")
     bounds = shard["offsets"].tolist()
     with path.open("w") as file:

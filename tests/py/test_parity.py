@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,11 @@ import pytest
 from conftest import PATIENCE
 from safetensors.numpy import load_file
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from try_parity import write_rows
+
 FIXTURES = Path(__file__).parent.parent / "parity" / "fixtures"
 CASES = sorted(path.name for path in FIXTURES.iterdir() if (path / "case.json").is_file())
-
-
-def rows_of(folder: Path, path: Path) -> Path:
-    """Write the fixture's rows as pre-tokenised JSON lines: its models have no tokenizer."""
-    shard = load_file(folder / "rows.safetensors")
-    bounds = shard["offsets"].tolist()
-    with path.open("w") as file:
-        for begin, stop in zip(bounds, bounds[1:], strict=False):
-            row = {name: shard[name][begin:stop].tolist() for name in ("input_ids", "labels")}
-            file.write(json.dumps(row) + "\n")
-    return path
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -34,7 +27,7 @@ def test_curve_and_greedy_tokens(name: str, runs: Path, tmp_path: Path) -> None:
     folder = FIXTURES / name
     case: dict[str, Any] = json.loads((folder / "case.json").read_text())
     expected = load_file(folder / "expected.safetensors")
-    data = rows_of(folder, tmp_path / "rows.jsonl")
+    data = write_rows(folder, tmp_path / "rows.jsonl")
     lora = {k: case.pop(k) for k in list(case) if k.startswith("lora_")}
     if lora:
         case["lora"] = pm.LoRA(init=folder / "adapter")

@@ -12,7 +12,6 @@
 #include "pml/base/file.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
-#include "pml/json/sum.h"
 #include "pml/train/run.h"
 
 pml_status parse_arguments(coordinator *c, int argc, char **argv, pml_error *err)
@@ -53,27 +52,16 @@ pml_status parse_arguments(coordinator *c, int argc, char **argv, pml_error *err
 
 static pml_status read_run(coordinator *c, pml_error *err)
 {
-    char path[PATH_MAX], *text;
-    size_t size;
-    pml_status status = pml_path_join(path, sizeof path, c->folder, "run.json", err);
-    if (status == PML_OK)
-        status = pml_file_read(path, PML_MESSAGE_MAX, false, &text, &size, err);
-    if (status != PML_OK)
-        return status;
-    status = pml_sum_check(text, size, err);
-    if (status == PML_OK || status == PML_NOT_FOUND) /* none: somebody has edited it */
-        status = pml_message_parse_as(PML_FILE_run, text, size, &c->run, err);
-    free(text);
+    pml_status status = pml_run_read(c->folder, &c->run, err);
     static const char *const shards[] = {"train_data", "eval_data"};
     for (int i = 0; i < 2 && status == PML_OK; i++) {
         const char *name = pml_message_string(c->run, shards[i]);
         if (name[0] != '\0' && !pml_path_is_below(name))
-            status = PML_FAIL(err, PML_INVALID, "%s \"%.200s\" is not below the run folder",
-                              shards[i], name);
+            status =
+                PML_FAIL(err, PML_INVALID, "%s/run.json: %s \"%.200s\" is not below the run folder",
+                         c->folder, shards[i], name);
     }
-    if (status != PML_OK)
-        pml_error_prefix(err, "%s", path);
-    else
+    if (status == PML_OK)
         pml_message_remove(c->run, "sum"); /* of the file, not of what is in it */
     return status;
 }

@@ -12,10 +12,8 @@
 
 #include "loop.h"
 #include "pml/base/clock.h"
-#include "pml/base/file.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
-#include "pml/json/sum.h"
 #include "pml/net/connection.h"
 #include "pml/train/run.h"
 #include "pml/train/slots.h"
@@ -54,23 +52,6 @@ static pml_status read_start(worker *w, pml_error *err)
         w->world = (int)pml_message_int(w->start, "world");
         pml_runtime_worker_sign(LOCK_FD, w->rank, NULL); /* without it we cannot be killed by it */
     }
-    return status;
-}
-
-static pml_status read_run(worker *w, pml_error *err)
-{
-    char path[PATH_MAX], *text;
-    size_t size;
-    pml_status status =
-        pml_path_join(path, sizeof path, pml_message_string(w->start, "folder"), "run.json", err);
-    if (status == PML_OK)
-        status = pml_file_read(path, PML_MESSAGE_MAX, false, &text, &size, err);
-    if (status != PML_OK)
-        return status;
-    status = pml_sum_check(text, size, err);
-    if (status == PML_OK || status == PML_NOT_FOUND) /* none: somebody has edited it */
-        status = pml_message_parse_as(PML_FILE_run, text, size, &w->run, err);
-    free(text);
     return status;
 }
 
@@ -317,7 +298,7 @@ int worker_main(const job_kind *kind)
     pml_log_init(name, PML_LOG_INFO);
     status = link_new(w.start, LEASE_FD, &w.link, &err);
     if (status == PML_OK)
-        status = read_run(&w, &err);
+        status = pml_run_read(pml_message_string(w.start, "folder"), &w.run, &err);
     if (status == PML_OK) {
         pulse_set_timeout(link_pulse(w.link), pml_run_hang_timeout(w.run));
         status = open_job(&w, kind, &err);

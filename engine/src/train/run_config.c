@@ -1,8 +1,12 @@
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "pml/base/file.h"
 #include "pml/base/path.h"
+#include "pml/json/sum.h"
 #include "pml/train/run.h"
 
 /* The table bounds names and paths below the arrays' sizes. */
@@ -156,6 +160,22 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     if (status == PML_OK)
         status = data_path(c->eval_data, run, "eval_data", folder, err);
     return status;
+}
+
+pml_status pml_run_read(const char *folder, pml_message **run, pml_error *err)
+{
+    char path[PATH_MAX], *text = NULL;
+    size_t size;
+    pml_status status = pml_path_join(path, sizeof path, folder, "run.json", err);
+    if (status == PML_OK)
+        status = pml_file_read(path, PML_MESSAGE_MAX, false, &text, &size, err);
+    if (status != PML_OK)
+        return status; /* which names the file */
+    status = pml_sum_check(text, size, err);
+    if (status == PML_OK || status == PML_NOT_FOUND)
+        status = pml_message_parse_as(PML_FILE_run, text, size, run, err);
+    free(text);
+    return status == PML_OK ? PML_OK : pml_error_prefix(err, "%s", path);
 }
 
 bool pml_run_restarts(const pml_message *run)

@@ -5,6 +5,11 @@
 #include "pml/json/messages.h"
 #include "pml/train/config.h"
 
+/* Read run.json of the run folder: its checksum where it has one (one who edits the file by hand
+ * takes it away), then every field against the table. *run is the caller's. PML_NOT_FOUND,
+ * PML_CORRUPT and PML_INVALID name the file. */
+pml_status pml_run_read(const char *folder, pml_message **run, pml_error *err);
+
 /* Fill config from a message of type `run` (PML_FILE_run). Relative data paths are taken below
  * `folder`, the run folder. max_steps stays 0 where run.json leaves it to num_train_epochs, which
  * needs the data to be turned into steps (pml_train_config_complete); pml_train_config_check comes
