@@ -28,6 +28,8 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
         return pmli_cuda_sum_ws(&args->sum.x);
     case PML_OP_sumsq:
         return pmli_cuda_sum_ws(&args->sumsq.x);
+    case PML_OP_nf4_quantise:
+        return pmli_cuda_nf4_quantise_ws(&args->nf4_quantise);
     default:
         return 0;
     }
@@ -102,6 +104,7 @@ static const pml_backend backend = {
             .sgd = pmli_cuda_sgd,
             .head_norm = pmli_cuda_head_norm,
             .head_norm_bwd = pmli_cuda_head_norm_bwd,
+            .nf4_quantise = pmli_cuda_nf4_quantise,
             .nf4_dequantise = pmli_cuda_nf4_dequantise,
         },
 };

@@ -27,7 +27,8 @@
     X(attention_bwd)                                                                               \
     X(sdpa)                                                                                        \
     X(head_norm)                                                                                   \
-    X(nf4)
+    X(nf4)                                                                                         \
+    X(nf4_quantise)
 
 /* One kernel for each dtype the GPU computes on, in the order of pml_dtype: the host adds the dtype
  * to the first one's number. */
@@ -131,7 +132,11 @@
     PMLI_TYPED(X, head_norm, head_norm)                                                            \
     PMLI_TYPED(X, head_norm, head_norm_bwd)                                                        \
     PMLI_TYPED(X, head_norm, head_norm_parts)                                                      \
-    PMLI_TYPED(X, nf4, nf4)
+    PMLI_TYPED(X, nf4, nf4)                                                                        \
+    PMLI_TYPED(X, nf4_quantise, nf4_codes)                                                         \
+    X(nf4_quantise, nf4_rows)                                                                      \
+    X(nf4_quantise, nf4_mean)                                                                      \
+    X(nf4_quantise, nf4_scales)
 
 typedef enum pmli_family {
 #define PMLI_ENUM(family) PMLI_FAMILY_##family,

@@ -32,6 +32,8 @@ pml_status pmli_cuda_head_norm_bwd(pml_queue *queue, const pml_head_norm_bwd_arg
 pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_args *a,
                                     pml_error *err);
 
+pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args *a, pml_error *err);
+
 /* Depends on shapes alone, so that a plan made without a device holds on any. */
 size_t pmli_cuda_linear_ws(const pml_linear_args *a);
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a);
@@ -41,6 +43,7 @@ size_t pmli_cuda_attention_ws(const pml_attention_args *a);
 size_t pmli_cuda_attention_bwd_ws(const pml_attention_bwd_args *a);
 size_t pmli_cuda_head_loss_ws(const pml_head_loss_args *a);
 size_t pmli_cuda_sum_ws(const pml_view *x);
+size_t pmli_cuda_nf4_quantise_ws(const pml_nf4_quantise_args *a);
 
 /* Once a device is open: what attention's kernels need to be told. */
 pml_status pmli_cuda_attention_prepare(pml_device *device, pml_error *err);

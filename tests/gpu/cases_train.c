@@ -340,6 +340,24 @@ static void add_nf4(gpu_cases *cases, pml_dtype d, int32_t rows, int64_t cols, i
                                    .part_rows = {rows, rows, rows}};
 }
 
+/* The bytes of the reference, whose own are bitsandbytes'; off: elements by which operands lie off
+ * their alignment. */
+static void add_nf4_quantise(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t cols,
+                             int32_t grid, int off)
+{
+    gpu_case *c = cases_add(cases, PML_OP_nf4_quantise, "%s [%d,%d] grid %d, %d off",
+                            pml_dtype_name(d), (int)rows, (int)cols, grid, off);
+    int64_t n = rows * cols;
+    c->args.nf4_quantise =
+        (pml_nf4_quantise_args){.x = shaped(rows, cols, 0, d),
+                                .codes = shaped(1, pml_nf4_codes(n), 0, PML_U8),
+                                .absmax = shaped(1, pml_nf4_blocks(n), 0, PML_U8),
+                                .nested = shaped(1, pml_nf4_nested(n), 0, PML_F32),
+                                .offset = shaped(1, 1, 0, PML_F32),
+                                .grid = grid};
+    c->shift = off;
+}
+
 static void add_update(gpu_cases *cases)
 {
     static const float hyper[2 * PML_HYPER_COUNT] = {1e-2F, 0.1F, 1e-3F, 1e-8F, 0.01F, 0.3F,  4e-3F,
@@ -420,6 +438,14 @@ void cases_of_training(gpu_cases *cases)
         add_nf4(cases, d, 13, 7, 3);
         add_nf4(cases, d, 256, 512, 2);
         add_nf4(cases, d, 1, 16400, 1);
+        /* Blocks: one; whole ones; a partial last one, in a row and after one; more than one level
+         * of sums (2^9 and more rows of 32), with and without what fills none. */
+        add_nf4_quantise(cases, d, 1, 1, PML_NF4_GRID, 0);
+        add_nf4_quantise(cases, d, 5, 33, PML_NF4_GRID, 1);
+        add_nf4_quantise(cases, d, 384, 96, PML_NF4_GRID, 0);
+        add_nf4_quantise(cases, d, 384, 96, 0, 3);
+        add_nf4_quantise(cases, d, 70, 37, 0, 0);
+        add_nf4_quantise(cases, d, 1100, 1024, PML_NF4_GRID, 0);
         for (int form = 0; form < 3; form++) {
             add_head_loss(cases, d, 1000, 96, form);
             add_head_loss(cases, d, 331, 65, form);

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "pml/base/clock.h"
 #include "pml/base/philox.h"
@@ -190,6 +191,8 @@ static void measure(bench *b)
         all += seconds[i];
     }
     size_t used = before - free_memory(backend, device);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage); /* pages of mapped files count in it */
     qsort(seconds, (size_t)b->steps, sizeof *seconds, by_value);
     double median = seconds[b->steps / 2];
     if (b->profile)
@@ -197,11 +200,11 @@ static void measure(bench *b)
     printf("{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
            "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
            "\"pieces\": %d, \"head_chunk\": %d, \"load\": %.2f, "
-           "\"first_step\": %.2f, \"tflops\": %.1f}\n",
+           "\"first_step\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
            tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
            pml_recompute_name((pml_recompute)plan->choices.recompute),
            plan->choices.recompute_layers, plan->choices.pieces, plan->choices.head_chunk, loaded,
-           first, plan->flops / median * 1e-12);
+           first, plan->flops / median * 1e-12, (size_t)usage.ru_maxrss << 10);
     for (int i = 0; i < 2; i++) {
         free((void *)(uintptr_t)batches[i].ids);
         free((void *)(uintptr_t)batches[i].places);

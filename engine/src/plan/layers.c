@@ -92,7 +92,6 @@ static int32_t unpacked(pmli_builder *b, int32_t layer, int which)
     const pmli_linear *l = &b->layers[layer].linear[which];
     if (l->nf4[0] < 0)
         return l->w;
-    pml_program *p = b->program;
     int32_t w = pmli_transient(b, pmli_fixed(b->config->dtype, l->outputs, l->inputs),
                                PML_CAUSE_WORKSPACE, "%s weight %d", forward_labels[which], layer);
     pml_node *node = pmli_node(b, PML_OP_nf4_dequantise, layer, unpack_labels[which]);
@@ -104,9 +103,6 @@ static int32_t unpacked(pmli_builder *b, int32_t layer, int which)
     node->args.nf4_dequantise.parts = l->parts;
     memcpy(node->args.nf4_dequantise.part_rows, l->part_cols, sizeof l->part_cols);
     pmli_node_done(b, node);
-    if (p->unpacked < 0 || p->tensors[p->unpacked].rows * p->tensors[p->unpacked].cols <
-                               (int64_t)l->outputs * l->inputs)
-        p->unpacked = w;
     return w;
 }
 

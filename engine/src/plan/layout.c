@@ -139,6 +139,22 @@ static void describe_linear(const pmli_builder *b, int l, int which, pmli_linear
     linear->dw = linear->dbias = linear->da = linear->db = PMLI_ABSENT;
 }
 
+/* Room to quantise a weight in while the model is loaded: float32 at the widest, and workspace. */
+static void room_to_load(pmli_builder *b, int64_t rows, int64_t cols)
+{
+    pml_program *p = b->program;
+    pml_op_args args = {.nf4_quantise.x =
+                            pml_matrix((void *)(uintptr_t)PMLI_ALIGN, rows, cols, PML_F32)};
+    size_t bytes = (size_t)(rows * cols) * sizeof(float);
+    bytes = (bytes + PMLI_ALIGN - 1) / PMLI_ALIGN * PMLI_ALIGN;
+    bytes += b->backend->workspace(NULL, PML_OP_nf4_quantise, &args);
+    if (p->loading < 0)
+        p->loading =
+            pmli_transient(b, pmli_fixed(PML_U8, 1, 0), PML_CAUSE_WORKSPACE, "weight to quantise");
+    if (p->loading >= 0 && (int64_t)bytes > p->tensors[p->loading].cols)
+        p->tensors[p->loading].cols = (int64_t)bytes;
+}
+
 /* The four tensors of a quantised stack, and each file's tensor's share of them. */
 static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
 {
@@ -161,6 +177,7 @@ static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
             pmli_parameter(b, "model.layers.%d.%s.weight", l, part_names[which][p]);
         if (parameter == NULL)
             return;
+        room_to_load(b, linear->part_cols[p], linear->inputs);
         parameter->rows = linear->part_cols[p];
         parameter->cols = linear->inputs;
         parameter->rank = 2;
@@ -338,7 +355,7 @@ static void lay_inputs(pmli_builder *b)
     p->hyper = pmli_persistent(b, pmli_fixed(PML_F32, 2, PML_HYPER_COUNT), cause, "hyper");
     p->sumsq = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "sum of squares");
     p->norm = pmli_persistent(b, pmli_fixed(PML_F32, 1, 1), cause, "gradient norm");
-    p->logits = p->unpacked = PMLI_ABSENT;
+    p->logits = PMLI_ABSENT;
 }
 
 void pmli_layout(pmli_builder *b)
@@ -357,6 +374,7 @@ void pmli_layout(pmli_builder *b)
     if (!sgd)
         p->exp_avg_sq = pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, "exp_avg_sq");
     flat.dtype = c->dtype;
+    p->loading = PMLI_ABSENT;
     p->rounded = flat.dtype == PML_F32 ? PMLI_ABSENT : pmli_persistent(b, flat, cause, "rounded");
     lay_model(b);
     lay_inputs(b);

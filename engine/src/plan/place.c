@@ -56,6 +56,8 @@ static void find_lifetimes(pml_program *p)
                     touch(t, p->segments[s].end - 1);
                 }
             }
+    if (p->loading >= 0) /* before all segments: as if in one that has nothing else */
+        touch(&p->tensors[p->loading], p->segments[PML_SEGMENT_CLEAR].first);
 }
 
 /* By size downwards; equals in order of first use, then of number: the order is total. */

@@ -116,65 +116,30 @@ static pml_status upload_nf4(pml_stepper *s, const pml_parameter *p, const pml_s
     return status == PML_OK ? s->backend->sync(s->queue, err) : status;
 }
 
-/* As float32 into the place where steps unpack weights, and from there into its four tensors: no
- * memory beyond the plan. */
+/* Into the place that the plan keeps for it, and from there into its four tensors: no memory beyond
+ * the plan. As it is in the file where the backend takes that, else as float32, which is the same
+ * number. */
 static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
                            float *piece, pml_error *err)
 {
-    char *place = pml_program_data(s->program, s->program->unpacked, s->arena);
-    pml_status status = upload_stored(s, place, PML_F32, stored, piece, err);
-    pml_op_args args = {.nf4_quantise = {.x = pml_matrix(place, p->rows, p->cols, PML_F32),
-                                         .codes = nf4_part(s, p, PML_NF4_CODES),
-                                         .absmax = nf4_part(s, p, PML_NF4_ABSMAX),
-                                         .nested = nf4_part(s, p, PML_NF4_SCALES),
-                                         .offset = nf4_part(s, p, PML_NF4_OFFSET),
-                                         .grid = PML_NF4_GRID}};
+    const pml_program *program = s->program;
+    char *place = pml_program_data(program, program->loading, s->arena);
+    bool as_is = stored->dtype < PML_DTYPE_COUNT && s->backend->dtypes >> stored->dtype & 1;
+    pml_op_args args = {
+        .nf4_quantise = {.x = pml_matrix(place, p->rows, p->cols, as_is ? stored->dtype : PML_F32),
+                         .codes = nf4_part(s, p, PML_NF4_CODES),
+                         .absmax = nf4_part(s, p, PML_NF4_ABSMAX),
+                         .nested = nf4_part(s, p, PML_NF4_SCALES),
+                         .offset = nf4_part(s, p, PML_NF4_OFFSET),
+                         .grid = PML_NF4_GRID}};
+    size_t ws = s->backend->workspace(s->device, PML_OP_nf4_quantise, &args);
+    char *behind = place + program->tensors[program->loading].cols - ws;
+    if (ws > 0)
+        args.nf4_quantise.ws = pml_vector(behind, (int64_t)ws, PML_U8);
+    pml_status status = upload_stored(s, place, args.nf4_quantise.x.dtype, stored, piece, err);
     if (status == PML_OK)
         status = pml_op_run(s->backend, PML_OP_nf4_quantise, s->queue, &args, err);
     return status == PML_OK ? s->backend->sync(s->queue, err) : status;
-}
-
-/* The same on the host, for a device without the op: one weight at a time, all cores. */
-static pml_status quantise_on_host(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
-                                   pml_error *err)
-{
-    const pml_backend *cpu = pml_backend_cpu();
-    const pml_device_options options = {0};
-    size_t n = (size_t)(p->rows * p->cols), bytes[PML_NF4_TENSORS], all = n * sizeof(float);
-    pml_device *device = NULL;
-    pml_queue *queue = NULL;
-    for (int k = 0; k < PML_NF4_TENSORS; k++) {
-        pml_view part = nf4_part(s, p, k);
-        bytes[k] = (size_t)part.cols * pml_dtype_size(part.dtype);
-        all += (bytes[k] + 63) / 64 * 64;
-    }
-    char *host = malloc(all), *at = host + n * sizeof(float);
-    if (host == NULL)
-        return PML_FAIL(err, PML_NO_MEMORY, "no host memory to quantise '%s'", p->name);
-    pml_view parts[PML_NF4_TENSORS];
-    for (int k = 0; k < PML_NF4_TENSORS; at += (bytes[k++] + 63) / 64 * 64) {
-        parts[k] = nf4_part(s, p, k);
-        parts[k].data = at;
-    }
-    pml_op_args args = {.nf4_quantise = {pml_matrix(host, p->rows, p->cols, PML_F32), parts[0],
-                                         parts[1], parts[2], parts[3], PML_NF4_GRID}};
-    pml_status status = pml_convert_to_f32(stored->data, stored->dtype, n, (float *)host, err);
-    if (status == PML_OK)
-        status = cpu->open(&options, &device, err);
-    if (status == PML_OK)
-        status = cpu->queue_new(device, &queue, err);
-    if (status == PML_OK)
-        status = pml_op_run(cpu, PML_OP_nf4_quantise, queue, &args, err);
-    for (int k = 0; status == PML_OK && k < PML_NF4_TENSORS; k++)
-        status = s->backend->upload(s->queue, nf4_part(s, p, k).data, parts[k].data, bytes[k], err);
-    if (status == PML_OK)
-        status = s->backend->sync(s->queue, err);
-    if (queue != NULL)
-        cpu->queue_destroy(&queue);
-    if (device != NULL)
-        cpu->close(&device);
-    free(host);
-    return status;
 }
 
 static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_safetensors *file,
@@ -192,8 +157,6 @@ static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_saf
                             : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
     if (status != PML_OK)
         return status;
-    if (p->nf4 && !pml_op_is_there(s->backend, PML_OP_nf4_quantise))
-        return quantise_on_host(s, p, stored, err);
     return p->nf4 ? quantise(s, p, stored, piece, err) : upload_parameter(s, p, stored, piece, err);
 }
 

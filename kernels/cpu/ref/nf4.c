@@ -228,22 +228,28 @@ static void quantise_group(void *arg, int64_t item, void *scratch)
     ((float *)a->nested.data)[item] = scale;
 }
 
+void pmli_nf4_check_stored(pmli_check *c, const pml_nf4_quantise_args *a)
+{
+    pmli_need_that(c, a->x.ld == a->x.cols && a->x.rows > 0 && a->x.cols > 0,
+                   "operand 'x' must have elements and no border");
+    if (c->status != PML_OK)
+        return;
+    int64_t n = a->x.rows * a->x.cols;
+    PMLI_NEED(c, a, codes, 1, pml_nf4_codes(n), PML_U8);
+    PMLI_NEED(c, a, absmax, 1, pml_nf4_blocks(n), PML_U8);
+    PMLI_NEED(c, a, nested, 1, pml_nf4_nested(n), PML_F32);
+    PMLI_NEED(c, a, offset, 1, 1, PML_F32);
+    pmli_need_that(c, a->grid >= 0, "grid is %d, must not be negative", a->grid);
+}
+
 pml_status pmli_cpu_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_nf4_quantise, err);
     PMLI_NEED(&c, a, x, PMLI_ANY, PMLI_ANY, PML_F32);
-    pmli_need_that(&c, a->x.ld == a->x.cols && a->x.rows > 0 && a->x.cols > 0,
-                   "operand 'x' must have elements and no border");
+    pmli_nf4_check_stored(&c, a);
     if (c.status != PML_OK)
         return c.status;
     int64_t n = a->x.rows * a->x.cols;
-    PMLI_NEED(&c, a, codes, 1, pml_nf4_codes(n), PML_U8);
-    PMLI_NEED(&c, a, absmax, 1, pml_nf4_blocks(n), PML_U8);
-    PMLI_NEED(&c, a, nested, 1, pml_nf4_nested(n), PML_F32);
-    PMLI_NEED(&c, a, offset, 1, 1, PML_F32);
-    pmli_need_that(&c, a->grid >= 0, "grid is %d, must not be negative", a->grid);
-    if (c.status != PML_OK)
-        return c.status;
     quantise_job job = {.a = a, .n = n, .offset = mean_absmax(a->x.data, n)};
     pmli_nf4_map(job.map);
     *(float *)a->offset.data = job.offset;

@@ -1,4 +1,4 @@
-/* What other backends share of NF4: its two tables, and the check of its operands. */
+/* What other backends share of NF4: its two tables, and the checks of its operands. */
 #ifndef PMLI_CPU_NF4_H
 #define PMLI_CPU_NF4_H
 
@@ -12,6 +12,10 @@ extern const float pmli_nf4_values[16];
 
 /* What the 8-bit codes of magnitudes mean. */
 void pmli_nf4_map(float map[PMLI_NF4_MAP]);
+
+/* A quantisation's operands but for x's dtype and the workspace, which are the backend's to check.
+ */
+void pmli_nf4_check_stored(pmli_check *c, const pml_nf4_quantise_args *a);
 
 /* The parts of a dequantisation add up to y and to the codes; y itself is the backend's to check.
  */

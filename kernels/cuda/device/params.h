@@ -141,6 +141,17 @@ typedef struct pmli_nf4_params {
     float map[256], values[16];
 } pmli_nf4_params;
 
+/* One weight of count elements to NF4. magnitudes [blocks]; partial [sums,32]: sums of 2^power rows
+ * of 32 magnitudes. wide: x and codes allow a thread's 8 at a time. */
+typedef struct pmli_nf4_quantise_params {
+    const void *x;
+    unsigned char *codes, *absmax;
+    float *nested, *offset, *magnitudes, *partial;
+    long long count, blocks, sums;
+    int power, grid, wide;
+    float map[256], values[16];
+} pmli_nf4_quantise_params;
+
 /* heads: of queries and keys together. In the backward y is dx. */
 typedef struct pmli_head_norm_params {
     const void *x, *dy, *q_weight, *k_weight;

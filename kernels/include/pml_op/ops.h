@@ -61,7 +61,7 @@ extern "C" {
       "From the sum of squares, the factor that brings gradients to mean and limit.")              \
     X(adamw, "UIUUIo", "One AdamW update of a flat range of parameters.")                          \
     X(sgd, "UIuIo", "One step against the gradient, with momentum where there is some.")           \
-    X(nf4_quantise, "IOOOO", "Stores a weight in 4 bits a number, and the scales in 8.")           \
+    X(nf4_quantise, "IOOOOw", "Stores a weight in 4 bits a number, and the scales in 8.")           \
     X(nf4_dequantise, "IIIIO",                                                                     \
       "Makes a 4-bit weight float32 again, for the product that follows.")                         \
     X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")
@@ -313,13 +313,13 @@ typedef struct pml_sgd_args {
  *
  *   value = nf4[code] * (dynamic[absmax[b]] * nested[b/256] + offset)
  *
- * x [N,K] F32 without border, n = N*K; codes [1, ceil(n/2)] U8; absmax [1, B] U8, B = ceil(n/64);
+ * x [N,K] without border, n = N*K; codes [1, ceil(n/2)] U8; absmax [1, B] U8, B = ceil(n/64);
  * nested [1, ceil(B/256)] F32; offset [1,1] F32, the mean. grid > 0: a magnitude is first rounded
  * to that many steps over [-1, 1], as bitsandbytes does on the CPU (65535); 0: not, as it does on
  * CUDA.
  */
 typedef struct pml_nf4_quantise_args {
-    pml_view x, codes, absmax, nested, offset;
+    pml_view x, codes, absmax, nested, offset, ws;
     int32_t grid;
 } pml_nf4_quantise_args;
 

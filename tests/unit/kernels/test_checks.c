@@ -135,10 +135,13 @@ static pml_op_args valid(pml_op op)
                                                    .scale = 1};
         break;
     case PML_OP_nf4_quantise:
-        a.nf4_quantise =
-            (pml_nf4_quantise_args){random_view(T, H, 0),      view_new(1, T * H / 2, 0, PML_U8),
-                                    view_new(1, 1, 0, PML_U8), random_view(1, 1, 0),
-                                    random_view(1, 1, 0),      PML_NF4_GRID};
+        a.nf4_quantise = (pml_nf4_quantise_args){random_view(T, H, 0),
+                                                 view_new(1, T * H / 2, 0, PML_U8),
+                                                 view_new(1, 1, 0, PML_U8),
+                                                 random_view(1, 1, 0),
+                                                 random_view(1, 1, 0),
+                                                 {0},
+                                                 PML_NF4_GRID};
         break;
     case PML_OP_nf4_dequantise:
         a.nf4_dequantise = (pml_nf4_dequantise_args){view_new(1, T * H / 2, 0, PML_U8),

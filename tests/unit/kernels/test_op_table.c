@@ -146,6 +146,7 @@ static const expectation expectations[] = {
     E(nf4_quantise, absmax),
     E(nf4_quantise, nested),
     E(nf4_quantise, offset),
+    E(nf4_quantise, ws),
     E(nf4_dequantise, codes),
     E(nf4_dequantise, absmax),
     E(nf4_dequantise, nested),

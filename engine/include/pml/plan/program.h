@@ -134,8 +134,9 @@ typedef struct pml_program {
     int32_t ids, positions_in, bounds, key_bounds, cache_rows, label_rows, labels, last_row;
     int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits;
     int32_t values, grads, exp_avg, exp_avg_sq;
-    int32_t rounded;  /* values in the activations' dtype; -1 where that is float32 */
-    int32_t unpacked; /* the largest dequantised weight; loading quantises out of its place */
+    int32_t rounded; /* values in the activations' dtype; -1 where that is float32 */
+    int32_t loading; /* where a weight is quantised while the model is loaded: bytes for the largest
+                      * in float32, and behind it the op's workspace; -1: nothing is quantised */
 
     size_t by_cause[PML_CAUSE_COUNT]; /* of the arena; runtime is 0 here */
     size_t arena;
