@@ -193,8 +193,11 @@ def check(python: str, name: str, folder: Path, count: int) -> bool:
     run, prompt = (
         tiny_run(folder, name.removeprefix("tiny-")) if tiny else fixture_run(name, folder)
     )
-    ours = run.sample(input_ids=prompt, max_new_tokens=count).token_ids
     config = json.loads((Path(run.config["model"]) / "config.json").read_text())
+    if config.get("sliding_window") == 1:
+        print(f"{name:22} has a window of one token, from which neither is sampled")
+        return True
+    ours = run.sample(input_ids=prompt, max_new_tokens=count).token_ids
     ours = ours[: comparable(config, len(prompt), len(ours))]
     good, exact = True, np.empty(0)
     for kind in TYPES:

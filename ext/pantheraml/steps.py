@@ -142,7 +142,7 @@ class Program(Sequence[Op]):
 
     def _measured(self) -> str:
         if not self.steps:
-            return "times are predicted by the planner's table of rates"
+            return f"times are predicted from the rates of {self.document['rates']}"
         return f"times measured, mean of {self.steps} steps up to step {self.step}"
 
     def __str__(self) -> str:

@@ -106,6 +106,7 @@ static pml_status print_json(const pml_program *p, const pml_plan *plan, const p
         return status;
     pml_json_put_int(w, "format", 1);
     put_plan(w, plan);
+    pml_json_put_string(w, "rates", rates->source);
     pml_json_begin_object(w, "ops");
     for (int op = 0; op < PML_OP_COUNT; op++)
         pml_json_put_string(w, pml_op_describe((pml_op)op)->name,

@@ -1,35 +1,68 @@
 #include "pml/plan/rates.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "pml/base/file.h"
 #include "pml/json/json.h"
 
-/* Zen 3 class, 2 threads, AVX2, at the shapes of docs/performance/cpu-ops.md. */
-static const pml_rate on_cpu = {60e9, 40e9, 5e-6};
-static const struct {
+typedef struct measured {
     pml_op op;
     double gflops, gbytes;
-} measured[] = {
+} measured;
+
+/* A table: `other` for the ops it does not name. The half of a row that an op was not found to be
+ * bound by is `other`'s. */
+typedef struct table {
+    const char *source;
+    pml_rate other;
+    const measured *rows;
+    size_t n;
+} table;
+
+static const measured zen3[] = {
     {PML_OP_linear, 172, 40},       {PML_OP_linear_bwd, 162, 40}, {PML_OP_attention, 78, 40},
     {PML_OP_attention_bwd, 85, 40}, {PML_OP_head_loss, 137, 40},  {PML_OP_rmsnorm, 60, 80},
     {PML_OP_rmsnorm_bwd, 60, 75},   {PML_OP_swiglu, 60, 35},      {PML_OP_swiglu_bwd, 60, 39},
     {PML_OP_rope, 60, 120},         {PML_OP_embed, 60, 130},      {PML_OP_embed_bwd, 60, 85},
-    {PML_OP_adamw, 60, 60},         {PML_OP_sumsq, 60, 28},       {PML_OP_nf4_dequantise, 60, 12}};
+    {PML_OP_adamw, 60, 60},         {PML_OP_sumsq, 60, 28},       {PML_OP_fill, 60, 32},
+    {PML_OP_nf4_dequantise, 60, 12}};
 
-/* H200, bf16, as docs/performance has it op by op: 700 TFLOP/s, 4.2 TB/s. */
-static const pml_rate on_gpu = {600e12, 3.5e12, 4e-6};
+/* Products with their rank-16 parts, at the shapes of Llama-3.1-8B; attention by cuDNN, counted
+ * causally. */
+static const measured h200[] = {
+    {PML_OP_linear, 610e3, 3500},        {PML_OP_linear_bwd, 610e3, 3500},
+    {PML_OP_head_loss, 617e3, 3500},     {PML_OP_attention, 190e3, 3500},
+    {PML_OP_attention_bwd, 364e3, 3500}, {PML_OP_rmsnorm, 600e3, 3700},
+    {PML_OP_rmsnorm_bwd, 600e3, 3500},   {PML_OP_rope, 600e3, 3500},
+    {PML_OP_embed, 600e3, 3800},         {PML_OP_swiglu, 600e3, 3600},
+    {PML_OP_swiglu_bwd, 600e3, 4300},    {PML_OP_adamw, 600e3, 3700},
+    {PML_OP_sumsq, 600e3, 3700},         {PML_OP_fill, 600e3, 4200},
+    {PML_OP_copy, 600e3, 3900}};
+
+static const table tables[] = {
+    {"AMD EPYC of Zen 3's class, 2 threads, AVX2, float32, 2026-11-21 "
+     "(docs/performance/cpu-ops.md)",
+     {60e9, 40e9, 5e-6},
+     zen3,
+     sizeof zen3 / sizeof *zen3},
+    {"NVIDIA H200, bfloat16, 2026-11-21 (docs/performance/gpu.md and gpu-seed.md)",
+     {600e12, 3.5e12, 4e-6},
+     h200,
+     sizeof h200 / sizeof *h200},
+};
 
 static void built_in(const char *backend, pml_rates *rates)
 {
-    bool cpu = strcmp(backend, "cpu") == 0;
+    const table *t = &tables[strcmp(backend, "cpu") == 0 ? 0 : 1];
     for (int op = 0; op < PML_OP_COUNT; op++)
-        rates->op[op] = cpu ? on_cpu : on_gpu;
-    for (size_t i = 0; cpu && i < sizeof measured / sizeof *measured; i++) {
-        rates->op[measured[i].op].flops = measured[i].gflops * 1e9;
-        rates->op[measured[i].op].bytes = measured[i].gbytes * 1e9;
+        rates->op[op] = t->other;
+    for (size_t i = 0; i < t->n; i++) {
+        rates->op[t->rows[i].op].flops = t->rows[i].gflops * 1e9;
+        rates->op[t->rows[i].op].bytes = t->rows[i].gbytes * 1e9;
     }
+    snprintf(rates->source, sizeof rates->source, "%s", t->source);
 }
 
 static pml_status read_rate(pml_json_at at, pml_rate *rate, pml_error *err)
@@ -63,6 +96,8 @@ pml_status pml_rates_parse(const char *text, size_t size, const char *name, pml_
             status = read_rate((pml_json_at){inside, name, what}, &rates->op[op], err);
     }
     pml_json_destroy(&document);
+    if (status == PML_OK)
+        snprintf(rates->source, sizeof rates->source, "%.255s", name);
     return status;
 }
 

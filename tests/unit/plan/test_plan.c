@@ -388,6 +388,12 @@ static void test_rates(void **state)
     assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 16e9}) - 4.000003) <
                 1e-9);
     assert_true(rates.op[PML_OP_rope].flops == before);
+    assert_string_equal(rates.source, "t");
+    for (int i = 0; i < 2; i++) { /* whose prices they are is told with them */
+        assert_int_equal(pml_rates_get(i == 0 ? "cpu" : "cuda", &rates, &err), PML_OK);
+        assert_non_null(strstr(rates.source, "docs/performance"));
+        assert_non_null(strstr(rates.source, "20"));
+    }
     static const char bad[] = "{\"linear\": {\"gflops\": 0}}";
     assert_int_equal(pml_rates_parse(bad, sizeof bad - 1, "t", &rates, &err), PML_INVALID);
     assert_non_null(strstr(err.message, "linear.gflops"));
