@@ -221,8 +221,9 @@ class Following:
     def _read_log(self) -> None:
         """Take in what the log on disk has and we have not."""
         with self._changed:
-            for event in self._log.read():
-                self._record.apply(event)
+            for piece in self._log.pieces():
+                for event in piece:
+                    self._record.apply(event)
             self._changed.notify_all()
 
     def _open_link(self) -> Link:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pantheraml.columns import Columns
 from pantheraml.memory import CAUSES, size
 from pantheraml.record import ENDED
 from pantheraml.run import Run
@@ -62,7 +63,7 @@ def view(run: Run) -> RenderableType:
     colour = _COLOURS.get(run.state, "cyan")
     title = f"[bold]{escape(run.name)}[/] · [{colour}]{run.state}[/]"
     parts: list[RenderableType] = [_progress(run)]
-    history = run.history
+    history = run._curve()
     if history:
         parts.append(_numbers(run, history))
     parts.append(_memory(run))
@@ -95,7 +96,7 @@ def sparkline(values: list[float], width: int = 40) -> str:
 
 def eta(run: Run) -> float | None:
     """Seconds until the last step, by the median of the last steps; None while unknown."""
-    recent = sorted(row["seconds"] for row in run.history[-30:])
+    recent = sorted(run._curve(30).column("seconds"))
     if not recent or not run.max_steps:
         return None
     return max(0, run.max_steps - run.step) * float(recent[len(recent) // 2])
@@ -126,16 +127,16 @@ def _progress(run: Run) -> RenderableType:
     return row
 
 
-def _numbers(run: Run, history: list[dict[str, float]]) -> RenderableType:
-    last = history[-1]
+def _numbers(run: Run, history: Columns) -> RenderableType:
+    recent = list(history.copy(10).rows())
+    last = recent[-1]
     table = Table.grid(padding=(0, 2))
-    losses = [row["loss"] for row in history]
+    losses = history.column("loss")
     table.add_row("loss", f"[bold]{last['loss']:.4f}[/]", sparkline(losses))
     evals = run.evaluations
     if evals:
         table.add_row("held-out", f"{evals[-1].loss:.4f}", f"at step {evals[-1].step}")
     table.add_row("learning rate", f"{last['learning_rate']:.3g}", "")
-    recent = history[-10:]
     rate = sum(row["tokens"] for row in recent) / max(1e-9, sum(row["seconds"] for row in recent))
     table.add_row("tokens/s", f"{rate:,.0f}", f"gradient norm {last['grad_norm']:.3g}")
     return table
@@ -196,14 +197,14 @@ def _names(missing: str) -> list[str]:
 
 def notes(run: Run) -> list[str]:
     """What was said of the run so far besides its numbers, oldest first."""
-    said = [event for event in run.events() if event["type"] == "log"]
+    said = [event for event in run._notes() if event["type"] == "log"]
     marks = {"info": "", "warning": "warning: ", "error": "error: "}
     return [f"{marks.get(event['level'], '')}{event['message']}" for event in said]
 
 
 def _lines(run: Run, over: Callable[[], bool], console: Console) -> None:
     told = 0.0
-    noted = len(notes(run)) if run.history else 0  # who comes late has not asked for it
+    noted = len(notes(run)) if run._curve(1) else 0  # who comes late has not asked for it
     while not over():
         noted = _tell(run, noted, console)
         now = time.monotonic()
@@ -226,14 +227,11 @@ def _tell(run: Run, noted: int, console: Console) -> int:
 def _line(run: Run) -> str:
     of = f"/{run.max_steps}" if run.max_steps else ""
     line = f"{run.name}: {run.state}, step {run.step}{of}"
-    history = run.history
-    if history:
-        line += (
-            f", loss {history[-1]['loss']:.4f}, {history[-1]['tokens_per_second']:,.0f} tokens/s"
-        )
+    for last in run._curve(1).rows():
+        line += f", loss {last['loss']:.4f}, {last['tokens_per_second']:,.0f} tokens/s"
         for gpu in run.gpus[:1]:
             line += f"; GPU {_gpu(gpu)}"
-    elif run.doing is not None:
+    if run.step == 0 and run.doing is not None:
         line += f", {run.doing[0]} {run.doing[1]:.0%}"
     return line
 

@@ -7,12 +7,12 @@ from them, so whoever has all events has the whole state.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from pantheraml import sums
+from pantheraml import columns, sums
 from pantheraml.errors import CorruptError
 
 Event = dict[str, Any]
@@ -20,9 +20,7 @@ Event = dict[str, Any]
 #: States in which nothing more will happen by itself.
 ENDED = frozenset({"finished", "stopped", "failed"})
 
-_HISTORY = ("step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds")
-#: What only steps on a GPU have.
-_ON_GPU = ("mfu", "gpus")
+_PIECE = 1 << 20  # bytes of the log that are parsed together
 _DURABLE = tuple(
     b',"type":"%s",' % kind for kind in (b"state", b"applied", b"refused", b"checkpoint")
 )
@@ -56,11 +54,18 @@ class Checkpoint:
 
 @dataclass
 class CommandRecord:
-    """How far a command has come: ``accepted``, ``applied`` or ``refused``."""
+    """How far a command has come: ``accepted``, ``applied`` or ``refused``.
+
+    Attributes
+    ----------
+    id
+        Whoever sent it gave it; unlike the number it is nobody else's, ever.
+    """
 
     number: int
     verb: str
     args: dict[str, Any]
+    id: str = ""
     state: str = "accepted"
     step: int | None = None
     workers: list[int] = field(default_factory=list)
@@ -70,6 +75,9 @@ class CommandRecord:
 class RunRecord:
     """A run's state as far as its events tell.
 
+    Steps are kept as columns of numbers, all other events as they are (`notes`): what a run says
+    of itself at each step is most of its log, and would be most of a notebook's memory.
+
     Parameters
     ----------
     folder
@@ -78,7 +86,7 @@ class RunRecord:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.events: list[Event] = []
+        self.notes: list[Event] = []
         self.seq = 0
         self.timeline = 0
         self.state = "starting"
@@ -87,7 +95,7 @@ class RunRecord:
         self.code = ""
         self.step = 0
         self.max_steps = 0
-        self.history: list[dict[str, Any]] = []
+        self.history = columns.Columns()
         self.plan: Event | None = None
         self.workers: list[dict[str, Any]] = []
         self.progress: Event | None = None
@@ -103,10 +111,11 @@ class RunRecord:
         """Take the next event in. One that is known already changes nothing."""
         if event["seq"] <= self.seq:
             return
-        _numbers(event)
+        numbered(event)
         self.seq = event["seq"]
         self.timeline = event["timeline"]
-        self.events.append(event)
+        if event["type"] != "step":
+            self.notes.append(event)
         handler = _HANDLERS.get(event["type"])
         if handler is not None:
             handler(self, event)
@@ -136,15 +145,12 @@ class RunRecord:
     def _step(self, event: Event) -> None:
         self._forget_after(event["step"] - 1)
         self.step = event["step"]
-        row = {name: event[name] for name in _HISTORY}
-        row |= {name: event[name] for name in _ON_GPU if name in event}
-        self.history.append(row)
+        self.history.append(event)
         self.memory = event.get("memory", self.memory)
         self.gpus = event.get("gpus", self.gpus)
 
     def _forget_after(self, step: int) -> None:
-        while self.history and self.history[-1]["step"] > step:
-            self.history.pop()
+        self.history.forget_after(step)
         while self.evals and self.evals[-1]["step"] > step:
             self.evals.pop()
 
@@ -172,7 +178,7 @@ class RunRecord:
 
     def _command(self, event: Event) -> None:
         number = event["command"]
-        self.commands[number] = CommandRecord(number, event["verb"], event["args"])
+        self.commands[number] = CommandRecord(number, event["verb"], event["args"], event["id"])
 
     def _applied(self, event: Event) -> None:
         command = self._known(event)
@@ -224,24 +230,38 @@ class LogReader:
         CorruptError
             A line is not what was written, and no crash can have left it so.
         """
+        return [event for piece in self.pieces() for event in piece]
+
+    def pieces(self) -> Iterator[list[Event]]:
+        """Give them some at a time, so that a long log is never in memory as a whole."""
         if not self._path.is_file():
-            return []
+            return
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            data = file.read()
+            while data := file.read(_PIECE):
+                data += file.readline()
+                lines, whole = self._sound(data, file)
+                self._offset += sum(map(len, lines)) + len(lines)
+                self._lines += len(lines)
+                # One array is read twice as fast as its lines one by one.
+                yield json.loads(b"[" + b",".join(lines) + b"]")
+                if not whole:
+                    return
+
+    def _sound(self, data: bytes, file: BinaryIO) -> tuple[list[bytes], bool]:
+        """Give the lines up to a torn or damaged one, and whether there was none."""
         lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
         bad = first_damaged(lines)
-        if bad is not None and not is_torn(lines[bad:], data.endswith(b"\n")):
+        if bad is None:
+            return lines, data.endswith(b"\n")
+        rest = data + file.read()  # what follows it tells a tear from damage
+        behind = rest[: rest.rfind(b"\n") + 1].split(b"\n")[bad:-1]
+        if not is_torn(behind, rest.endswith(b"\n")):
             raise CorruptError(
                 f"{self._path}, line {self._lines + bad + 1} is not what was written: "
                 "pantheraml doctor says what can be done"
             )
-        lines = lines[:bad]
-        self._offset += sum(map(len, lines)) + len(lines)
-        self._lines += len(lines)
-        # One array is read twice as fast as its lines one by one.
-        events: list[Event] = json.loads(b"[" + b",".join(lines) + b"]")
-        return events
+        return lines[:bad], False
 
 
 def first_damaged(lines: Sequence[bytes]) -> int | None:
@@ -266,9 +286,10 @@ def is_torn(lines: Sequence[bytes], ends: bool) -> bool:
     return not any(mark in line for line in before_the_end for mark in _DURABLE)
 
 
-def _numbers(event: Event) -> None:
-    """Turn the words for non-finite numbers into numbers, in place."""
+def numbered(event: Event) -> Event:
+    """Turn the words for non-finite numbers into numbers, in place; gives the event."""
     for name in ("loss", "grad_norm", "learning_rate"):
         value = event.get(name)
         if isinstance(value, str):
             event[name] = _NOT_FINITE.get(value, value)
+    return event

@@ -231,7 +231,7 @@ def _steps(run: Run) -> str:
 
 def _happened(run: Run) -> str:
     rows = []
-    for event in run.events():
+    for event in run._notes():
         text = _sentence(event)
         if text:
             rows.append((time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"])), text))

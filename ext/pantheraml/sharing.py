@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from pantheraml.errors import (
     from_code,
 )
 from pantheraml.link import ANSWER, Link
+from pantheraml.record import Event
 from pantheraml.run import Run
 
 _PREFIX = "pantheraml:"
@@ -239,6 +240,9 @@ class SharedRun(Run):
 
     def _read_log(self) -> None:
         """There is none here: everything comes by replay."""
+
+    def _logged(self) -> Iterator[Event]:
+        return iter(())
 
     def _connect(self, timeout: float = ANSWER) -> bool:
         return self._catch_up(_FarLink(self._connection, self), timeout)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pantheraml import _native
+from pantheraml.columns import NAMES, Columns
 from pantheraml.commands import Evaluation
-from pantheraml.errors import NotFoundError
+from pantheraml.errors import NotFoundError, PeerError
 from pantheraml.following import Following
 from pantheraml.memory import Plan
-from pantheraml.record import Checkpoint, Event
+from pantheraml.record import Checkpoint, Event, LogReader, numbered
 
 if TYPE_CHECKING:
     from pantheraml.profiles import Profile
@@ -41,13 +43,57 @@ class Standing(Following):
         On a GPU also ``mfu``, where the card's peak is known: what the model asked of rank 0's
         card, a second, as a share of it. And ``gpus``, every ten seconds: as :attr:`gpus` then.
         """
+        return list(self._curve().rows())
+
+    def _curve(self, last: int | None = None) -> Columns:
+        """Give the steps of the current timeline (the last so many of them) as columns."""
         with self._changed:
-            return [dict(row) for row in self._record.history]
+            return self._record.history.copy(last)
 
     def events(self) -> list[Event]:
-        """Give all events so far, as in ``events.jsonl``."""
+        """Give all events so far, as in ``events.jsonl``: they are read there.
+
+        Where there is no such file (the run is elsewhere, or its folder was removed) the
+        coordinator is asked for them; where it is gone too, :meth:`kept_events` are all.
+        """
+        last = self._record.seq
+        found = [event for event in self._logged() if event["seq"] <= last]
+        if not found and last > 0:
+            found = self.kept_events() if self._link is None else self._replayed(last)
+        return found
+
+    def kept_events(self) -> list[Event]:
+        """Give the events that this process has kept, without reading or asking for anything.
+
+        All but the steps, as they are, and the steps of the current timeline with what `history`
+        has of them. The last of these has the newest figures of memory.
+        """
         with self._changed:
-            return list(self._record.events)
+            notes = list(self._record.notes)
+            steps = self._record.history.copy()
+            memory = self._record.memory
+        told: list[Event] = [{"type": "step", **row} for row in steps.rows("seq", *NAMES)]
+        if told:
+            told[-1]["memory"] = memory
+        return sorted(notes + told, key=lambda event: int(event["seq"]))
+
+    def _notes(self) -> list[Event]:
+        """Give every event but the steps."""
+        with self._changed:
+            return list(self._record.notes)
+
+    def _logged(self) -> Iterator[Event]:
+        for piece in LogReader(self.folder).pieces():
+            yield from map(numbered, piece)
+
+    def _replayed(self, last: int) -> list[Event]:
+        found: list[Event] = []
+        while len(found) < last:
+            answer = self._ask("replay", **{"from": len(found) + 1})
+            if not answer["events"]:
+                raise PeerError(f"the coordinator of {self.name} has no event {len(found) + 1}")
+            found += map(numbered, answer["events"])
+        return found[:last]
 
     def memory(self) -> list[dict[str, int]]:
         """Bytes by cause for each worker, and what its process has (``rss``).
@@ -129,7 +175,7 @@ class Standing(Following):
                 plan["pieces"],
             ),
         )
-        return Program.parse(text, event_of(self.events()))
+        return Program.parse(text, event_of(self._notes()))
 
     def profile(self) -> Profile:
         """Where the time of a step goes, op by op, beside what the machine can do.
@@ -141,7 +187,7 @@ class Standing(Following):
         """
         from pantheraml.profiles import Profile, event_of
 
-        event = event_of(self.events())
+        event = event_of(self._notes())
         if event is None:
             raise NotFoundError(
                 f"run {self.name} ({self.state}, step {self.step}) has no times yet: its workers "

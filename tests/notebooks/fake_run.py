@@ -95,7 +95,7 @@ class FakeRun:
             self._take_step()
         threading.Thread(target=self._train, daemon=True).start()
 
-    def events(self) -> list[Event]:
+    def kept_events(self) -> list[Event]:
         """The log so far."""
         with self._lock:
             return list(self._log)

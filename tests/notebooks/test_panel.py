@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("anywidget")
 
 from fake_run import FakeRun
-from pantheraml_widgets.feed import COLUMNS, KEEP, Feed, thin
+from pantheraml_widgets.feed import COLUMNS, KEEP, MAX_POINTS, MAX_ROWS, Feed, thin
 from pantheraml_widgets.run_panel import RunPanel, panel_of
 
 
@@ -124,6 +125,22 @@ def test_a_long_run_stays_within_the_budget() -> None:
     whole = f.snapshot()
     assert len(whole["events"]) == KEEP
     assert len(json.dumps(whole)) < 150_000
+
+
+def test_a_feed_is_of_bounded_size_and_old_steps_fade_no_more_than_new_ones() -> None:
+    f = feed()
+    steps = 6 * MAX_ROWS
+    for i in range(1, steps + 1):
+        f.add(step(i, i, loss=9.0 if i == 777 else 2.0 + i % 7))
+        assert len(f._columns["step"]) <= MAX_ROWS
+    shown = f.snapshot()["columns"]["step"]
+    assert {1, 777, steps} <= set(shown) and len(shown) <= MAX_POINTS
+    gaps = [after - before for before, after in itertools.pairwise(shown)]
+    assert max(gaps) < 4 * steps / MAX_POINTS
+    f.add(step(steps + 1, steps // 2))
+    assert f.snapshot()["columns"]["step"][-1] == steps // 2
+    tick = f.tick()
+    assert tick is None
 
 
 def test_samples_are_decoded_as_a_whole() -> None:

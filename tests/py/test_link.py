@@ -125,7 +125,7 @@ def test_nothing_is_missed_and_nothing_comes_twice(
     client.lose = 0
     client.publish({"type": "heartbeat", "last": 299, "state": "running"})
     until(lambda: follower.record.seq >= 299, "the last event")
-    assert [e["seq"] for e in follower.record.events] == list(range(1, 300))
+    assert follower.record.history.column("seq") == list(range(1, 300))
     assert follower.heartbeats >= 1
     made.close()
     assert not follower.gone.is_set()
@@ -173,12 +173,11 @@ def test_a_new_timeline_forgets_what_did_not_happen() -> None:
         record.apply(step(n, n))
     start = {"seq": 11, "time": 0.0, "timeline": 1, "type": "state", "state": "starting", "step": 6}
     record.apply(start)
-    assert [row["step"] for row in record.history] == [1, 2, 3, 4, 5, 6]
+    assert record.history.column("step") == [1, 2, 3, 4, 5, 6]
     record.apply(step(12, 7, 1, loss="NaN"))
-    assert (
-        record.history[-1]["step"] == 7 and record.history[-1]["loss"] != record.history[-1]["loss"]
-    )
-    assert record.step == 7 and len(record.events) == 12
+    (last,) = record.history.copy(1).rows()
+    assert last["step"] == 7 and last["loss"] != last["loss"]
+    assert record.step == 7 and len(record.history) == 7 and record.notes == [start]
 
 
 def test_commands_and_samples() -> None:

@@ -19,6 +19,9 @@ COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "s
 #: Points of a snapshot. Two thousand are more than a panel has pixels.
 MAX_POINTS = 2000
 
+#: Rows that are kept at most: beyond them the curve is thinned to twice a snapshot's.
+MAX_ROWS = 8 * MAX_POINTS
+
 #: Of these types only the last event counts; of all others the newest ``KEEP`` are kept.
 _LATEST = {"plan", "workers", "progress"}
 _IGNORED = {"step", "heartbeat"}
@@ -43,30 +46,41 @@ def _number(value: object) -> float | str:
 def thin(columns: Mapping[str, Sequence[Any]], most: int = MAX_POINTS) -> dict[str, list[Any]]:
     """Fewer rows that look the same: of each stretch the rows of least and greatest loss.
 
+    Stretches are of equally many steps, so that what was thinned before is not thinned more than
+    what has come since.
+
     Parameters
     ----------
     columns : mapping of str to sequence
-        Columns of equal length; ``loss`` decides.
+        Columns of equal length, in the order of ``step``; ``loss`` decides.
     most : int
         Rows to have at most. The first and the last row are always kept.
     """
-    rows = len(columns["loss"])
-    if rows <= most:
-        return {name: list(values) for name, values in columns.items()}
-    loss = [v if isinstance(v, int | float) else math.nan for v in columns["loss"]]
-    keep = {0, rows - 1}
-    stretches = max(1, (most - 2) // 2)
-    for i in range(stretches):
-        stretch = range(i * rows // stretches, (i + 1) * rows // stretches)
-        finite = [row for row in stretch if not math.isnan(loss[row])] or list(stretch)
-        keep.add(min(finite, key=loss.__getitem__))
-        keep.add(max(finite, key=loss.__getitem__))
-    order = sorted(keep)
+    order = _kept(columns, most)
     return {name: [values[row] for row in order] for name, values in columns.items()}
 
 
+def _kept(columns: Mapping[str, Sequence[Any]], most: int) -> list[int]:
+    rows = len(columns["loss"])
+    if rows <= most:
+        return list(range(rows))
+    loss = [v if isinstance(v, int | float) else math.nan for v in columns["loss"]]
+    steps = [float(step) for step in columns["step"]]
+    stretches = max(1, (most - 2) // 2)
+    width = (steps[-1] - steps[0] + 1) / stretches
+    found: dict[int, list[int]] = {}
+    for row, step in enumerate(steps):
+        found.setdefault(int((step - steps[0]) / width), []).append(row)
+    keep = {0, rows - 1}
+    for stretch in found.values():
+        finite = [row for row in stretch if not math.isnan(loss[row])] or stretch
+        keep.add(min(finite, key=loss.__getitem__))
+        keep.add(max(finite, key=loss.__getitem__))
+    return sorted(keep)
+
+
 class Feed:
-    """The state behind a panel.
+    """The state behind a panel, of bounded size.
 
     Parameters
     ----------
@@ -196,6 +210,8 @@ class Feed:
         for name, values in self._columns.items():
             values.append(_number(event.get(name)))
         self._new_rows += 1
+        if len(self._columns["step"]) > MAX_ROWS:
+            self._thin()
         memory = event.get("memory")
         if memory:
             self._memory = list(memory)
@@ -203,6 +219,13 @@ class Feed:
         if "gpus" in event and not self._gpus:  # a log that is read; live ones are newer
             self._gpus = list(event["gpus"])
             self._new_gpus = True
+
+    def _thin(self) -> None:
+        """Keep fewer rows, so that a long run's curve takes no more memory than a short one's."""
+        order = _kept(self._columns, 2 * MAX_POINTS)
+        start = len(self._columns["step"]) - self._new_rows
+        self._new_rows = sum(row >= start for row in order)
+        self._columns = {n: [values[row] for row in order] for n, values in self._columns.items()}
 
     def _forget_after(self, step: int) -> None:
         """Drop the rows of a past that is told anew."""
