@@ -40,8 +40,8 @@ class Asking(Standing):
         raise NotFoundError(f"run {self.name} has no checkpoint {name!r}; it has {known}")
 
     def _command(self, verb: str, *, wait: bool, **fields: Any) -> Command:
-        answer = self._ask(verb, **fields)
-        command = Command(self, int(answer["command"]), verb, answer.get("trouble", ""))
+        link = self._there()
+        command = Command(self, link, verb, link.request(verb, **fields))
         if wait:
             with self._leave_alone():
                 command.wait()
@@ -51,7 +51,7 @@ class Asking(Standing):
         """Wait until a command that was applied shows in the run's state."""
         if not wait:
             return command
-        events = self._record.events
+        events = self._record.notes
         looked = next(i for i, e in enumerate(events) if e.get("command") == command.number)
 
         def shows() -> bool:
@@ -75,7 +75,9 @@ class Asking(Standing):
 
         def look() -> bool:
             nonlocal looked
-            events = self._record.events
+            if command.is_lost:
+                return False
+            events = self._record.notes
             for event in events[looked:]:
                 if event["type"] == kind and event.get("command") == command.number:
                     if fits is None or fits(event):

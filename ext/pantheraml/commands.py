@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pantheraml.errors import BusyError, NotFoundError
+from pantheraml.record import CommandRecord
 
 if TYPE_CHECKING:
-    from pantheraml.record import CommandRecord
+    from pantheraml.link import Link
     from pantheraml.standing import Standing
 
 
@@ -24,18 +25,34 @@ class Command:
         ``pause``, ``set``, …
     trouble
         Why it is not in the run's log yet ("": it is): it is carried out, but would be lost with
-        a coordinator that dies before the disk takes it.
+        a coordinator that dies before the disk takes it. The next coordinator gives its number to
+        another command; this one is ``refused`` then.
     """
 
-    def __init__(self, run: Standing, number: int, verb: str, trouble: str = "") -> None:
+    def __init__(self, run: Standing, link: Link, verb: str, answer: Mapping[str, Any]) -> None:
         self._run = run
-        self.number = number
+        self._link = link
+        self._id = str(answer["id"])
+        self.number = int(answer["command"])
         self.verb = verb
-        self.trouble = trouble
+        self.trouble = str(answer.get("trouble", ""))
 
     @property
     def _record(self) -> CommandRecord | None:
+        """What the log says of it."""
+        if self.is_lost:
+            why = "its coordinator died before it was in the log; send it again"
+            return CommandRecord(self.number, self.verb, {}, self._id, "refused", reason=why)
         return self._run._record.commands.get(self.number)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it went with its coordinator: what the log has under its number is another's."""
+        record = self._run._record.commands.get(self.number)
+        if record is not None:
+            return record.id not in ("", self._id)
+        link = self._run._link
+        return link is not None and link is not self._link and link.caught_up.is_set()
 
     @property
     def state(self) -> str:

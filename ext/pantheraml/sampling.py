@@ -133,7 +133,7 @@ class SampleStream(Iterator[str]):
         """New tokens so far."""
         if self._sample is not None:
             return list(self._sample.token_ids)
-        return list(self._run._record.samples.get(self._key, []))
+        return [] if self._command.is_lost else list(self._run._record.samples.get(self._key, []))
 
     def __next__(self) -> str:
         """Wait for the next piece of text."""
