@@ -138,7 +138,7 @@ static void answer_enough(coordinator *c, const pml_inbound *in, const pml_messa
     if (pml_message_has(request, "row"))
         pml_message_set_int(order, "row", pml_message_int(request, "row"));
     if (c->world > 0)
-        worker_order(c, &c->workers[0], order);
+        (void)worker_tell(c, &c->workers[0], order); /* the sample goes on */
     pml_message_destroy(&order);
     pml_message *m = pml_message_new(PML_ANSWER_accepted);
     pml_message_set_string(m, "id", pml_message_string(request, "id"));

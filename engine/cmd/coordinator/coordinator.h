@@ -267,8 +267,11 @@ void commands_free(coordinator *c);
 /* ---- workers.c ---- */
 pml_status workers_start(coordinator *c, pml_error *err);
 void worker_set_state(worker *w, const char *state);
-/* False, and logged: it could not be sent. */
-bool worker_order(coordinator *c, worker *w, const pml_message *order);
+/* Without an order a worker would wait for ever, or do something else than the others: one to which
+ * it cannot be sent is replaced, as one that died. */
+void worker_order(coordinator *c, worker *w, const pml_message *order);
+/* What it may miss, or is told again. False, and logged: it could not be sent. */
+bool worker_tell(coordinator *c, worker *w, const pml_message *word);
 void workers_publish(coordinator *c);
 /* A process has ended; pid is ours. */
 void worker_ended(coordinator *c, worker *w, int status);

@@ -267,7 +267,7 @@ void workers_acknowledge(coordinator *c)
         w->sync = false;
         pml_message *heard = pml_message_new(PML_ORDER_heard);
         pml_message_set_int(heard, "number", w->heard);
-        if (worker_order(c, w, heard)) /* else with the next round: rank 0 may be waiting for it */
+        if (worker_tell(c, w, heard)) /* else with the next round: rank 0 may be waiting for it */
             w->told = w->heard;
         pml_message_destroy(&heard);
     }

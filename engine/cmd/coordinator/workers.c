@@ -170,18 +170,35 @@ pml_status workers_start(coordinator *c, pml_error *err)
 
 /* ---- orders ---- */
 
-bool worker_order(coordinator *c, worker *w, const pml_message *order)
+static pml_status send_to(coordinator *c, worker *w, const pml_message *order, pml_error *err)
 {
     char *text;
     size_t size;
-    pml_error err = PML_ERROR_INIT;
-    pml_status status = pml_message_print(order, &text, &size, &err);
+    pml_status status = pml_message_print(order, &text, &size, err);
     if (status == PML_OK && w->joined && w->pid > 0)
-        status = pml_hub_send(c->hub, PML_DOOR_WORKER, &w->peer, text, size, &err);
+        status = pml_hub_send(c->hub, PML_DOOR_WORKER, &w->peer, text, size, err);
     if (status != PML_OK)
-        pml_log(PML_LOG_WARNING, "worker %d: %s", w->rank, err.message);
+        pml_log(PML_LOG_WARNING, "worker %d: %s", w->rank, err->message);
     free(text);
-    return status == PML_OK;
+    return status;
+}
+
+bool worker_tell(coordinator *c, worker *w, const pml_message *word)
+{
+    pml_error err = PML_ERROR_INIT;
+    return send_to(c, w, word, &err) == PML_OK;
+}
+
+void worker_order(coordinator *c, worker *w, const pml_message *order)
+{
+    char reason[1000];
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = send_to(c, w, order, &err);
+    if (status == PML_OK || status == PML_PEER) /* of one that is gone, its end tells more */
+        return;
+    snprintf(reason, sizeof reason, "worker %d could not be told what to do: %.900s", w->rank,
+             err.message);
+    fail_worker(c, w, "died", reason);
 }
 
 /* ---- ends ---- */

@@ -400,8 +400,10 @@ pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const
     if (zmq_send(socket, peer->id, peer->size, ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0 &&
         zmq_send(socket, text, size, ZMQ_DONTWAIT) >= 0)
         return PML_OK;
-    if (zmq_errno() == EHOSTUNREACH || zmq_errno() == EAGAIN)
-        return PML_FAIL(err, PML_PEER, "the peer is gone or does not read");
+    if (zmq_errno() == EHOSTUNREACH)
+        return PML_FAIL(err, PML_PEER, "the peer is gone");
+    if (zmq_errno() == EAGAIN)
+        return PML_FAIL(err, PML_BUSY, "the peer does not read");
     return PML_FAIL(err, PML_INTERNAL, "cannot send: %s", zmq_strerror(zmq_errno()));
 }
 

@@ -83,7 +83,8 @@ pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout
  * A message of several frames comes with size 0: nobody of ours sends such. */
 pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err);
 
-/* Queue one message to a peer; a peer that is gone or does not read loses it. */
+/* Queue one message to a peer. One that is gone (PML_PEER), or has not read for long (PML_BUSY),
+ * loses it. */
 pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const char *text,
                         size_t size, pml_error *err);
 pml_status pml_hub_publish(pml_hub *hub, const char *text, size_t size, pml_error *err);
