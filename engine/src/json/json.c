@@ -25,17 +25,40 @@ static const pml_json *outer(const json_t *value)
  * Set before main, since Jansson has one allocator for all threads. */
 static _Thread_local bool memory_refused;
 
-/* While a text is read, what was refused once stays refused. Jansson 2.14 (lex_save) drops what its
- * buffer has no room for and goes on; with memory again, it then looks for the end of a string that
- * is not there, and writes beyond what it has for it. */
-static _Thread_local bool loading;
+/* While a text is read, what was refused once stays refused: the parser gives up at its next value.
+ * Its lexer does not. Jansson 2.14 (lex_save) drops a byte that its buffer has no room for and goes
+ * on; it then writes beyond what it has for a string, or aborts at the end of a number
+ * (lex_unget_unsave). So that buffer grows in memory that was taken before: it asks for powers of
+ * two, 4 times the text in sum at most. */
+static _Thread_local struct {
+    char *memory; /* NULL: nothing is being read */
+    size_t used, size;
+} spare;
+
+static void *take_spare(size_t size)
+{
+    bool buffer = size >= 16 && (size & (size - 1)) == 0;
+    if (!buffer || spare.size - spare.used < size)
+        return NULL;
+    void *memory = spare.memory + spare.used; /* multiples of 16 behind each other */
+    spare.used += size;
+    return memory;
+}
 
 static void *remembering_malloc(size_t size)
 {
-    void *memory = loading && memory_refused ? NULL : malloc(size);
-    if (memory == NULL)
-        memory_refused = true;
-    return memory;
+    void *memory = spare.memory != NULL && memory_refused ? NULL : malloc(size);
+    if (memory != NULL)
+        return memory;
+    memory_refused = true;
+    return spare.memory == NULL ? NULL : take_spare(size);
+}
+
+static void free_unless_spare(void *memory)
+{
+    char *at = memory;
+    if (spare.memory == NULL || at < spare.memory || at >= spare.memory + spare.size)
+        free(memory);
 }
 
 void pmli_memory_watch(void)
@@ -51,20 +74,28 @@ bool pmli_memory_refused(void)
 json_t *pmli_json_read(const char *text, size_t size, json_error_t *why, bool *starved)
 {
     memory_refused = false;
-    loading = true;
+    spare.used = 0;
+    spare.memory = __builtin_mul_overflow(size, 4, &spare.size) ||
+                           __builtin_add_overflow(spare.size, 1024, &spare.size)
+                       ? NULL
+                       : malloc(spare.size);
+    *starved = spare.memory == NULL;
+    if (*starved)
+        return NULL;
     json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, why);
-    loading = false;
     *starved = memory_refused;
     if (memory_refused && value != NULL) { /* a part of it may be missing */
         json_decref(value);
         value = NULL;
     }
+    free(spare.memory);
+    spare.memory = NULL;
     return value;
 }
 
 __attribute__((constructor)) static void set_allocator(void)
 {
-    json_set_alloc_funcs(remembering_malloc, free);
+    json_set_alloc_funcs(remembering_malloc, free_unless_spare);
 }
 
 const pml_json_limits pml_json_file_limits = {(size_t)16 << 20, 16};
