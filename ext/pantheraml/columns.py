@@ -76,7 +76,7 @@ class Columns:
         return list(self._whole[name] if name in self._whole else self._real[name])
 
     def rows(self, *names: str) -> Iterator[dict[str, Any]]:
-        """Give one dict for each step: these names (none: `NAMES`), ``mfu`` and ``gpus`` if told."""
+        """Give one dict for each step: these names (none: `NAMES`), and what GPUs told."""
         names = names or NAMES
         values = zip(*map(self.column, names), strict=True)
         for at, (seq, row) in enumerate(zip(self._whole["seq"], values, strict=True)):

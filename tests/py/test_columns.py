@@ -44,6 +44,20 @@ def test_what_was_told_is_what_is_kept_to_the_last_bit() -> None:
     assert len(columns) == 0 and list(columns.copy(5).rows()) == []
 
 
+def test_what_only_gpus_tell_is_where_it_was_told() -> None:
+    columns = Columns()
+    columns.append(step(1))
+    columns.append(step(2, mfu=0.25, gpus=[{"rank": 0, "power": 690.5}]))
+    columns.append(step(3))
+    columns.append(step(4, mfu=0.5))
+    told = [(row.get("mfu"), "gpus" in row) for row in columns.rows()]
+    assert told == [(None, False), (0.25, True), (None, False), (0.5, False)]
+    assert next(columns.copy(3).rows("step"))["gpus"] == [{"rank": 0, "power": 690.5}]
+    columns.forget_after(1)
+    columns.append(step(2, seq=9))
+    assert [set(row) - set(NAMES) for row in columns.rows()] == [set(), set()]
+
+
 def test_numbers_beyond_four_bytes() -> None:
     columns = Columns()
     columns.append(step(1))
