@@ -159,7 +159,7 @@ static void read_memory(pml_gauges *g, pml_reading *r)
         return;
     nvml_result result = nvml.nvmlDeviceGetMemoryInfo_v2(g->device, &m);
     put(r, PML_GAUGE_memory_total, result, (double)m.total);
-    put(r, PML_GAUGE_memory_used, result, (double)m.used + (double)m.reserved);
+    put(r, PML_GAUGE_memory_used, result, (double)m.used);
 }
 
 typedef nvml_result (*list_processes)(nvml_device *, unsigned *, nvml_process *);

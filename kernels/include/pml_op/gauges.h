@@ -22,7 +22,7 @@ extern "C" {
 #define PML_GAUGES(X)                                                                              \
     X(utilisation)   /* share of the driver's last sample period in which a kernel ran */          \
     X(memory_total)  /* bytes of the card */                                                       \
-    X(memory_used)   /* bytes: every process, and the driver's own */                              \
+    X(memory_used)   /* bytes: all processes together          */                                  \
     X(memory_ours)   /* bytes: this process */                                                     \
     X(memory_others) /* bytes: the other processes that the driver lists */                        \
     X(temperature)   /* degrees Celsius */                                                         \
