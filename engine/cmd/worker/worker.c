@@ -124,6 +124,14 @@ static void report_ready(worker *w)
     link_report(w->link, m);
 }
 
+static void warn(worker *w, const char *text)
+{
+    pml_message *event = pml_message_new(PML_EVENT_log);
+    pml_message_set_string(event, "level", "warning");
+    pml_message_set_string(event, "message", text);
+    link_event(w->link, event);
+}
+
 /* Rotary angles have no end, so transformers trains such rows too, and so do we. */
 static void warn_of_long_rows(worker *w)
 {
@@ -135,10 +143,7 @@ static void warn_of_long_rows(worker *w)
              "rows of up to %d tokens (max_length=%d) are longer than the model's "
              "max_position_embeddings=%d: it has not been trained for the positions beyond",
              f->plan.limits.max_doc, f->max_length, f->positions);
-    pml_message *event = pml_message_new(PML_EVENT_log);
-    pml_message_set_string(event, "level", "warning");
-    pml_message_set_string(event, "message", text);
-    link_event(w->link, event);
+    warn(w, text);
 }
 
 /* Whether its readings are there or not, training goes on. */
@@ -156,10 +161,7 @@ static pml_status watch_gpu(worker *w, pml_error *err)
     char text[1100];
     snprintf(text, sizeof text, "nothing is known of the GPU's load, temperature and power: %s",
              trouble);
-    pml_message *event = pml_message_new(PML_EVENT_log);
-    pml_message_set_string(event, "level", "warning");
-    pml_message_set_string(event, "message", text);
-    link_event(w->link, event);
+    warn(w, text);
     return PML_OK;
 }
 
@@ -248,6 +250,8 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
     l.state.timeline = pml_message_int(w->start, "timeline");
     pml_status status = make_savers(w, kind, &l, err);
     if (status == PML_OK) {
+        if (w->facts.note[0] != '\0')
+            warn(w, w->facts.note);
         warn_of_long_rows(w);
         report_ready(w);
         pulse_enter(link_pulse(w->link), PHASE_STANDING);

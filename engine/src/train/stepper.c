@@ -382,6 +382,11 @@ pml_status pml_stepper_set_dropout(pml_stepper *s, double dropout, pml_error *er
     return PML_OK;
 }
 
+const char *pml_stepper_note(const pml_stepper *s)
+{
+    return s->note;
+}
+
 pml_status pml_stepper_device(pml_stepper *s, pml_device_info *info, pml_error *err)
 {
     return s->backend->info(s->device, info, err);

@@ -30,6 +30,7 @@ struct pml_stepper {
     pml_plan plan;
     pml_batch_limits limits; /* of a whole micro-batch; the program's are those of a piece */
     pml_program *program;
+    char note[160]; /* what a person should know of how the plan came about; "" */
     const pml_backend *backend;
     pml_comm *comm; /* borrowed; NULL: alone */
     void (*progress)(void *user, const char *what, double fraction);

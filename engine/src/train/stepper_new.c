@@ -1,4 +1,5 @@
 /* Birth and end of a stepper: spec, plan, program, arena, weights. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,6 +49,48 @@ static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_er
         return status;
     s->plan.available = available;
     return pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
+}
+
+/* What another process has taken since the plan was made shows in what is free now; where it does
+ * not (memory in pieces, or kept by the driver), a sixteenth less is asked for. */
+static pml_status plan_for_less(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
+{
+    const size_t wanted = s->plan.total;
+    pml_device_info info;
+    pml_status status = s->backend->info(s->device, &info, err);
+    if (status != PML_OK)
+        return status;
+    size_t free_now = info.memory_free + info.held, less = wanted - wanted / 16;
+    size_t available = free_now < less ? free_now : less;
+    pml_program_destroy(&s->program);
+    status = pml_plan_make(&s->spec, &s->config, &o->limits, s->backend, pml_plan_room(available),
+                           &s->plan, err);
+    if (status == PML_OK)
+        status = pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
+    s->plan.available = available;
+    snprintf(s->note, sizeof s->note,
+             "the device refused the memory that was planned (%zu MiB); the plan was made again, "
+             "for %zu MiB",
+             wanted >> 20, s->plan.total >> 20);
+    return status;
+}
+
+/* Refused once, it is planned again. Not for what an earlier run or other workers have planned,
+ * too: their bits, and their collectives, are of that plan. */
+static pml_status take_arena(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
+{
+    pml_error refusal = PML_ERROR_INIT;
+    pml_status status = s->backend->alloc(s->device, s->program->arena, &s->arena, &refusal);
+    bool shared = s->comm != NULL && pml_comm_world(s->comm) > 1;
+    if (status == PML_NO_MEMORY && !shared && o->choices.head_chunk == 0) {
+        status = plan_for_less(s, o, err);
+        return status == PML_OK
+                   ? s->backend->alloc(s->device, s->program->arena, &s->arena, err)
+                   : pml_error_prefix(err, "%s; and nothing smaller will do", refusal.message);
+    }
+    if (status != PML_OK && err != NULL)
+        *err = refusal;
+    return status;
 }
 
 /* All host memory that steps will use. */
@@ -107,9 +150,9 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     if (status == PML_OK)
         status = make_plan(s, o, err);
     if (status == PML_OK)
-        status = take_host_memory(s, err);
+        status = take_arena(s, o, err);
     if (status == PML_OK)
-        status = s->backend->alloc(s->device, s->program->arena, &s->arena, err);
+        status = take_host_memory(s, err);
     if (status == PML_OK)
         pmli_count_flops(s->program, s->arena, &s->cost);
     if (status == PML_OK)

@@ -41,7 +41,8 @@ typedef struct pml_stepper_options {
     const pml_model_spec *spec;
 } pml_stepper_options;
 
-/* Read config.json, plan, take the arena, load weights, make or load the adapter. */
+/* Read config.json, plan, take the arena, load weights, make or load the adapter. Where the device
+ * refuses the arena it plans once more, for less (pml_stepper_note). */
 pml_status pml_stepper_new(const pml_stepper_options *options, pml_stepper **stepper,
                            pml_error *err);
 void pml_stepper_destroy(pml_stepper **stepper);
@@ -147,6 +148,8 @@ pml_status pml_stepper_set_dropout(pml_stepper *stepper, double dropout, pml_err
  * measured), and what decides bits (printed into run.json). */
 const pml_plan *pml_stepper_plan(const pml_stepper *stepper);
 pml_status pml_stepper_identity(pml_stepper *stepper, char *json, size_t capacity, pml_error *err);
+/* That the plan is not the first one, since the device refused its memory; "": it is. */
+const char *pml_stepper_note(const pml_stepper *stepper);
 /* What its device says of itself now. */
 pml_status pml_stepper_device(pml_stepper *stepper, pml_device_info *info, pml_error *err);
 const pml_model_spec *pml_stepper_spec(const pml_stepper *stepper);
