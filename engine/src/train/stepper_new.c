@@ -84,9 +84,10 @@ static pml_status take_arena(pml_stepper *s, const pml_stepper_options *o, pml_e
     bool shared = s->comm != NULL && pml_comm_world(s->comm) > 1;
     if (status == PML_NO_MEMORY && !shared && o->choices.head_chunk == 0) {
         status = plan_for_less(s, o, err);
-        return status == PML_OK
-                   ? s->backend->alloc(s->device, s->program->arena, &s->arena, err)
-                   : pml_error_prefix(err, "%s; and nothing smaller will do", refusal.message);
+        if (status == PML_OK)
+            return s->backend->alloc(s->device, s->program->arena, &s->arena, err);
+        pml_error_prefix(err, "%s; and nothing smaller will do", refusal.message);
+        return status;
     }
     if (status != PML_OK && err != NULL)
         *err = refusal;
