@@ -1,6 +1,7 @@
 /* The CUDA backend as a struct, and the one function this shared object exports. */
 #include "backend_loader.h"
 
+#include "border.h"
 #include "cublas.h"
 #include "device.h"
 #include "driver.h"
@@ -61,6 +62,7 @@ static const pml_backend backend = {
     .name = "cuda",
     .dtypes = 1U << PML_F32 | 1U << PML_BF16,
     .drops_out = true,
+    .border = PMLI_BORDER,
     .devices = devices,
     .open = open_device,
     .close = pmli_cuda_close,

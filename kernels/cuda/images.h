@@ -20,6 +20,7 @@
     X(elementwise)                                                                                 \
     X(embed)                                                                                       \
     X(dropout)                                                                                     \
+    X(border)                                                                                      \
     X(loss)                                                                                        \
     X(update)                                                                                      \
     X(attention_any)                                                                               \
@@ -103,6 +104,7 @@
     PMLI_TYPED_WIDE(X, elementwise, swiglu_bwd)                                                    \
     PMLI_TYPED(X, embed, embed_bwd)                                                                \
     PMLI_TYPED(X, dropout, dropout)                                                                \
+    PMLI_TYPED_WIDE(X, border, border)                                                             \
     PMLI_TYPED(X, loss, cross_entropy)                                                             \
     X(update, sum_parts)                                                                           \
     X(update, sumsq_parts)                                                                         \

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 
+#include "operand.h"
 #include "pml_op/ops.h"
 
 /* Columns of u: rank for each part with an adapter. */
@@ -44,6 +45,17 @@ static inline pml_view pmli_rows_of(pml_view v, int64_t first, int64_t rows)
     v.data = (char *)v.data + (size_t)(first * v.ld) * pml_dtype_size(v.dtype);
     v.rows = rows;
     return v;
+}
+
+/* Rows of x and w are as long as their borders ask for. */
+static inline void pmli_need_border(pmli_check *c, int32_t border, const pml_view *x,
+                                    const pml_view *w)
+{
+    pmli_need_that(c, border >= 0, "a border of %d columns", border);
+    if (border > 0)
+        pmli_need_that(c, x->ld >= x->cols + border && w->ld >= w->cols + border,
+                       "rows of %lld and %lld elements have no border of %d", (long long)x->ld,
+                       (long long)w->ld, border);
 }
 
 /* Bytes of a piece of workspace: whole 256-byte units. */

@@ -2,13 +2,14 @@
  *
  * With an adapter there are two ways:
  *
- *   separate   y = x w^T (+ bias);  u = s x a^T;  y_p += u_p b_p^T for each part p
- *   bordered   u = s x a^T into the border of x;  y = [x|u] [w|b]^T (+ bias)
+ *   separate   u = s x a^T;  y = x w^T (+ bias);  y_p += u_p b_p^T for each part p
+ *   bordered   u = s x a^T;  u, b into the borders of x, w;  y = [x|u] [w|b]^T (+ bias)
  *
- * The second moves y once instead of two to four times; it is taken where u and b lie so. With
- * dropout each part has its own masked x, made in the workspace.
+ * The second moves y once instead of two to four times; it is taken where there are borders
+ * (border.h). With dropout each part has its own masked x, made in the workspace.
  *
  *   ws: | products' own | u [T,R] where it is not kept | masked x [T,K] | */
+#include "border.h"
 #include "device.h"
 #include "dropout.h"
 #include "linear.h"
@@ -46,6 +47,7 @@ static void check_lora(pmli_check *c, const pml_linear_args *a)
     if (a->u.data != NULL)
         pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->x.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->x.rows);
+    pmli_need_border(c, a->border, &a->x, &a->w);
 }
 
 static pml_status check(const pml_linear_args *a, bool lora, pml_error *err)
@@ -89,13 +91,6 @@ static pmli_gemm product(const pml_view *x, const pml_view *w, const pml_view *y
                        .alpha = 1,
                        .workspace = a->ws.data,
                        .workspace_size = PMLI_GEMM_WORKSPACE};
-}
-
-/* inner continues the rows of outer. */
-static bool in_border(const pml_view *outer, const pml_view *inner)
-{
-    return pml_view_columns(*outer, outer->cols, 0).data == inner->data && outer->ld == inner->ld &&
-           outer->rows == inner->rows;
 }
 
 /* u, one product for all parts where they share a scale and the same x. masked: room for x. */
@@ -171,11 +166,15 @@ pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_erro
         u = pml_matrix(behind, a->x.rows, lora_cols(a), a->x.dtype);
         behind += u_bytes(a);
     }
-    bool bordered = a->parts == 1 && in_border(&a->x, &u) && in_border(&a->w, &a->b);
+    const pmli_bordered s = {&a->x,        &a->w,    &a->a,   &a->b,     &u,
+                             a->part_cols, a->parts, a->rank, a->border, a->lora_parts};
+    int64_t columns = pmli_border_columns(&s);
     status = down(queue, a, &u, behind, err);
+    if (status == PML_OK && columns > 0)
+        status = pmli_border_fill(queue, &s, false, err);
     if (status == PML_OK)
-        status = frozen(queue, a, bordered ? a->rank : 0, err);
-    if (status == PML_OK && !bordered)
+        status = frozen(queue, a, columns, err);
+    if (status == PML_OK && columns == 0)
         status = up(queue, a, &u, err);
     return status;
 }

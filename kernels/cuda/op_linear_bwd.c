@@ -4,9 +4,13 @@
  *
  * With dropout, m_p the mask of a part:  dx = dy w + sum m_p (v_p a_p);  da_p += v_p^T (m_p x).
  *
+ * Where there are borders (border.h), v stands in dy's and dx = [dy|v] [w;a] is one product; with
+ * dropout there is no such product.
+ *
  *   ws: | products' own | v [T,R] | masked x, then masked v a: [T,K] | the bias's partial sums |
  *
  * Gradients of parameters are summed in float32 by the products themselves (c += a b). */
+#include "border.h"
 #include "columns.h"
 #include "device.h"
 #include "dropout.h"
@@ -46,6 +50,8 @@ static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inpu
     if (a->db.data != NULL)
         pmli_need_as(c, "u", &a->u, a->dy.rows, columns, a->dy.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->dy.rows);
+    if (a->w.data != NULL)
+        pmli_need_border(c, a->border, &a->dy, &a->w);
 }
 
 static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
@@ -99,7 +105,7 @@ static pml_status multiply(pml_queue *queue, const pml_linear_bwd_args *a, float
     return pmli_gemm_run(queue, &g, err);
 }
 
-/* v of every part with an adapter, and db. */
+/* v of every part with an adapter. */
 static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
                                  pml_error *err)
 {
@@ -109,17 +115,65 @@ static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a,
         if (!(a->lora_parts >> p & 1))
             continue;
         int64_t cols = a->part_cols[p];
-        pml_view dy = pml_view_columns(a->dy, y_col, cols);
-        if (a->dx.data != NULL || a->da.data != NULL)
-            status =
-                multiply(queue, a, a->lora_scale[p], dy, false, pmli_rows_of(a->b, b_row, cols), 0,
-                         pml_view_columns(v, u_col, a->rank), err);
-        if (status == PML_OK && a->db.data != NULL)
-            status = multiply(queue, a, 1, dy, true, pml_view_columns(a->u, u_col, a->rank), 1,
-                              pmli_rows_of(a->db, b_row, cols), err);
+        status =
+            multiply(queue, a, a->lora_scale[p], pml_view_columns(a->dy, y_col, cols), false,
+                     pmli_rows_of(a->b, b_row, cols), 0, pml_view_columns(v, u_col, a->rank), err);
         u_col += a->rank;
         b_row += cols;
     }
+    return status;
+}
+
+static pml_status gradient_of_b(pml_queue *queue, const pml_linear_bwd_args *a, pml_error *err)
+{
+    pml_status status = PML_OK;
+    int64_t y_col = 0, u_col = 0, b_row = 0;
+    for (int p = 0; status == PML_OK && p < a->parts; y_col += a->part_cols[p++]) {
+        if (!(a->lora_parts >> p & 1))
+            continue;
+        int64_t cols = a->part_cols[p];
+        status = multiply(queue, a, 1, pml_view_columns(a->dy, y_col, cols), true,
+                          pml_view_columns(a->u, u_col, a->rank), 1,
+                          pmli_rows_of(a->db, b_row, cols), err);
+        u_col += a->rank;
+        b_row += cols;
+    }
+    return status;
+}
+
+/* dx and v by borders; v is where the products that follow find it. */
+static pml_status by_borders(pml_queue *queue, const pml_linear_bwd_args *a, const pmli_bordered *s,
+                             pml_view *v, pml_error *err)
+{
+    float scale;
+    int64_t columns = pmli_border_columns(s);
+    bool one = pmli_lora_one_scale(a->lora_scale, a->parts, a->lora_parts, &scale);
+    pml_status status = pmli_border_fill(queue, s, !one && columns > v->cols, err);
+    *v = pml_view_columns(a->dy, a->dy.cols, v->cols);
+    if (status == PML_OK && one) /* w's border is b with zeros where parts do not meet */
+        status = multiply(queue, a, scale, a->dy, false, pml_view_columns(a->w, a->w.cols, columns),
+                          0, pml_view_columns(a->dy, a->dy.cols, columns), err);
+    else if (status == PML_OK)
+        status = back_through_b(queue, a, *v, err);
+    if (status == PML_OK) {
+        pml_view dy = pml_view_columns(a->dy, 0, a->dy.cols + columns), w = a->w;
+        w.rows += columns;
+        status = multiply(queue, a, 1, dy, false, w, 0, a->dx, err);
+    }
+    return status;
+}
+
+/* dx and v apart. */
+static pml_status apart(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v, pml_error *err)
+{
+    pml_status status = PML_OK;
+    bool lora = a->lora_parts != 0;
+    if (lora && (a->dx.data != NULL || a->da.data != NULL))
+        status = back_through_b(queue, a, v, err);
+    if (status == PML_OK && a->dx.data != NULL)
+        status = multiply(queue, a, 1, a->dy, false, a->w, 0, a->dx, err);
+    if (status == PML_OK && a->dx.data != NULL && lora && a->lora_dropout == 0)
+        status = multiply(queue, a, 1, v, false, a->a, 1, a->dx, err);
     return status;
 }
 
@@ -158,17 +212,19 @@ pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, 
         return status;
     char *behind = (char *)a->ws.data + PMLI_GEMM_WORKSPACE;
     pml_view v = {0};
-    if (a->lora_parts != 0) {
+    bool lora = a->lora_parts != 0, drops = lora && a->lora_dropout > 0;
+    const pmli_bordered s = {&a->dy,       &a->w,    &a->a,   &a->b,     NULL,
+                             a->part_cols, a->parts, a->rank, a->border, a->lora_parts};
+    if (lora) {
         v = pml_matrix(behind, a->dy.rows, pmli_lora_cols(a->rank, a->lora_parts), a->dy.dtype);
         behind += v_bytes(a);
-        status = back_through_b(queue, a, v, err);
     }
-    bool drops = a->lora_parts != 0 && a->lora_dropout > 0;
-    if (status == PML_OK && a->dx.data != NULL) {
-        status = multiply(queue, a, 1, a->dy, false, a->w, 0, a->dx, err);
-        if (status == PML_OK && a->lora_parts != 0 && !drops)
-            status = multiply(queue, a, 1, v, false, a->a, 1, a->dx, err);
-    }
+    if (lora && !drops && a->dx.data != NULL && pmli_border_columns(&s) > 0)
+        status = by_borders(queue, a, &s, &v, err);
+    else
+        status = apart(queue, a, v, err);
+    if (status == PML_OK && a->db.data != NULL)
+        status = gradient_of_b(queue, a, err);
     if (status == PML_OK && drops) {
         status = back_through_masks(queue, a, v, behind, err);
         behind += masked_bytes(a);

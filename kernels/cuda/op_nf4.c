@@ -26,13 +26,15 @@ pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_a
                          .absmax = a->absmax.data,
                          .nested = a->nested.data,
                          .offset = a->offset.data,
-                         .y = a->y.data};
+                         .y = a->y.data,
+                         .cols = a->y.cols,
+                         .ld_y = a->y.ld};
     pmli_nf4_map(p.map);
     memcpy(p.values, pmli_nf4_values, sizeof p.values);
     for (int part = 0; status == PML_OK && part < a->parts; part++, p.offset++) {
         p.count = a->part_rows[part] * a->y.cols;
-        p.wide = p.count % ELEMENTS_A_THREAD == 0 && (uintptr_t)p.codes % 4 == 0 &&
-                 (uintptr_t)p.y % 16 == 0;
+        p.wide = p.cols % ELEMENTS_A_THREAD == 0 && p.ld_y % ELEMENTS_A_THREAD == 0 &&
+                 (uintptr_t)p.codes % 4 == 0 && (uintptr_t)p.y % 16 == 0;
         int64_t threads = (p.count + ELEMENTS_A_THREAD - 1) / ELEMENTS_A_THREAD;
         pmli_launch shape = {.grid_x = (unsigned)((threads + BLOCK - 1) / BLOCK),
                              .grid_y = 1,
@@ -42,7 +44,7 @@ pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_a
         p.codes += pml_nf4_codes(p.count);
         p.absmax += pml_nf4_blocks(p.count);
         p.nested += pml_nf4_nested(p.count);
-        p.y = (char *)p.y + (size_t)p.count * pml_dtype_size(a->y.dtype);
+        p.y = (char *)p.y + (size_t)(a->part_rows[part] * p.ld_y) * pml_dtype_size(a->y.dtype);
     }
     return status;
 }

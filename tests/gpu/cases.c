@@ -190,23 +190,18 @@ static void add_dropped(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, 
     cases_drop(c, 5, rows);
 }
 
-/* u in a border of x, b in a border of w: one product. */
-static void add_bordered(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t n, int64_t k,
-                         int32_t rank)
+/* Borders behind x and w and below w: one product. */
+static void add_bordered(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                         int32_t rank, int32_t border)
 {
-    gpu_case *c = add_linear(cases, d, rows, n, k, " bordered LoRA");
+    add_parts(cases, d, rows, n, k, rank, rank != 3);
+    gpu_case *c = &cases->at[cases->count - 1];
+    size_t length = strlen(c->name);
+    snprintf(c->name + length, sizeof c->name - length, ", border %d", border);
     pml_linear_args *a = &c->args.linear;
-    a->lora_parts = 1;
-    a->rank = rank;
-    a->lora_scale[0] = a->lora_scale[1] = a->lora_scale[2] = 0.5F;
-    a->x = shaped(rows, k, rank, d);
-    a->w = shaped(n, k, rank, d);
-    a->a = shaped(rank, k, 0, d);
-    a->b = shaped(n, rank, k, d);
-    a->u = shaped(rows, rank, k, d);
-    c->inside[4] = 1; /* b in w */
-    c->inside[8] = 0; /* u in x */
-    c->column[4] = c->column[8] = k;
+    a->border = border;
+    a->x = shaped(rows, k, border, d);
+    a->w = shaped(2 * n, k, border, d);
 }
 
 static void add_linears(gpu_cases *cases)
@@ -231,8 +226,10 @@ static void add_linears(gpu_cases *cases)
         add_parts(cases, d, 200, 256, 512, 16, false);
         add_dropped(cases, d, 37, 64, 129, 3, true);
         add_dropped(cases, d, 200, 256, 512, 16, false);
-        add_bordered(cases, d, 100, 384, 256, 16);
-        add_bordered(cases, d, 37, 130, 64, 4);
+        add_bordered(cases, d, 100, 384, 256, 16, 64); /* in packs */
+        add_bordered(cases, d, 70, 65, 129, 3, 11);    /* zeros behind, nothing aligned */
+        add_bordered(cases, d, 256, 128, 512, 40, 128);
+        add_bordered(cases, d, 37, 130, 64, 4, 64); /* too few tokens for it */
     }
 }
 
@@ -248,10 +245,25 @@ static size_t aligned(size_t bytes)
     return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
+pml_view cases_reach(const gpu_case *c, int operand)
+{
+    const pml_view *views = pml_op_views((pml_op_args *)&c->args);
+    pml_view v = views[operand];
+    bool forward = c->op == PML_OP_linear, backward = c->op == PML_OP_linear_bwd;
+    int64_t border = forward ? c->args.linear.border : backward ? c->args.linear_bwd.border : 0;
+    bool activations = operand == 0, weight = operand == (forward ? 1 : 2);
+    if (border > 0 && (activations || weight))
+        v.cols += border;
+    if (border > 0 && weight)
+        v.rows += border;
+    return v;
+}
+
 /* What lies inside another operand may reach beyond that operand's last row: its row is longer. */
 static size_t room_for(const gpu_case *c, const pml_view *views, int operand, int count)
 {
-    size_t bytes = view_span(&views[operand]);
+    pml_view reach = cases_reach(c, operand);
+    size_t bytes = view_span(&reach);
     for (int i = 0; i < count; i++) {
         size_t reach = (size_t)c->column[i] * pml_dtype_size(views[i].dtype) + view_span(&views[i]);
         if (c->inside[i] == operand && reach > bytes)

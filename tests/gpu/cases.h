@@ -54,6 +54,9 @@ void cases_of_training(gpu_cases *cases);
  * more bytes (0: no bound). Before they are placed. */
 void cases_keep(gpu_cases *cases, const char *text, size_t bytes);
 
+/* Operand i and what the op may write around it: a linear layer's borders. */
+pml_view cases_reach(const gpu_case *c, int operand);
+
 /* Give every operand its offset (as its address), ask the backend for workspaces. */
 void cases_place(gpu_cases *cases, const pml_backend *backend);
 

@@ -124,6 +124,20 @@ static void add_linear_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t 
     a->db = shaped(n + (n - n / 2), rank, 0, PML_F32);
 }
 
+/* With borders behind dy and w and below w. */
+static void add_bordered_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                             int32_t rank, int32_t border)
+{
+    add_linear_bwd(cases, d, rows, n, k, rank, false);
+    gpu_case *c = &cases->at[cases->count - 1];
+    size_t length = strlen(c->name);
+    snprintf(c->name + length, sizeof c->name - length, ", border %d", border);
+    pml_linear_bwd_args *a = &c->args.linear_bwd;
+    a->border = border;
+    a->dy = shaped(rows, 2 * n, border, d);
+    a->w = shaped(2 * n, k, border, d);
+}
+
 static void add_dropped_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
                             int32_t rank, bool wants_dx)
 {
@@ -432,6 +446,10 @@ void cases_of_training(gpu_cases *cases)
             add_linear_bwd(cases, d, rows, n, k, 0, true);
             add_dropped_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, s % 2 == 0);
         }
+        add_bordered_bwd(cases, d, 100, 384, 256, 16, 64);
+        add_bordered_bwd(cases, d, 70, 65, 129, 3, 11);
+        add_bordered_bwd(cases, d, 256, 128, 512, 40, 128);
+        add_bordered_bwd(cases, d, 37, 130, 64, 4, 64);
         add_attentions(cases, d);
         add_head_norms(cases, d, 4, 2, 128);
         add_head_norms(cases, d, 3, 1, 20);

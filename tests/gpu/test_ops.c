@@ -318,6 +318,14 @@ static void run_recorded(session *s)
     s->gpu->graph_destroy(&graph);
 }
 
+/* Row `row` of v from column `first` on as it was before the op. */
+static void put_back(session *s, pml_view v, int64_t row, int64_t first)
+{
+    size_t size = pml_dtype_size(v.dtype), at = (size_t)(row * v.ld + first) * size;
+    memcpy((char *)in_image(s, v, s->replay).data + at, (char *)in_image(s, v, s->start).data + at,
+           (size_t)(v.cols - first) * size);
+}
+
 /* Only what an op may write has changed: everything else is put back, then nothing may differ. */
 static void expect_rest_untouched(session *s)
 {
@@ -326,15 +334,12 @@ static void expect_rest_untouched(session *s)
         gpu_case *c = &s->cases.at[n];
         const pml_op_info *info = pml_op_describe(c->op);
         for (int i = 0; i < info->n_views; i++) {
-            pml_view v = pml_op_views(&c->args)[i];
-            if (v.data == NULL || toupper(info->signature[i]) == 'I' ||
-                toupper(info->signature[i]) == 'W')
+            pml_view v = pml_op_views(&c->args)[i], reach = cases_reach(c, i);
+            char letter = (char)toupper(info->signature[i]);
+            if (v.data == NULL || letter == 'W')
                 continue;
-            pml_view from = in_image(s, v, s->start), to = in_image(s, v, s->replay);
-            size_t size = pml_dtype_size(v.dtype), step = (size_t)v.ld * size;
-            for (size_t r = 0; r < (size_t)v.rows; r++)
-                memcpy((char *)to.data + r * step, (char *)from.data + r * step,
-                       (size_t)v.cols * size);
+            for (int64_t row = 0; row < reach.rows; row++)
+                put_back(s, reach, row, letter == 'I' && row < v.rows ? v.cols : 0);
         }
     }
     size_t ws = s->cases.workspace;

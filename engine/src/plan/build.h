@@ -21,6 +21,7 @@ typedef struct pmli_linear {
     uint32_t lora_parts; /* 0: no adapter here */
     int32_t lora_blocks; /* bits set in it */
     int32_t rank;        /* the greatest of its parts: smaller ones end in zeros */
+    int32_t border;      /* columns behind its activations and behind and below its weight */
     int32_t part_rank[PML_LINEAR_MAX_PARTS];
     double scale[PML_LINEAR_MAX_PARTS];
     int32_t w, bias, a, b;        /* tensors; absent: PMLI_ABSENT */
@@ -70,6 +71,8 @@ int32_t pmli_transient(pmli_builder *b, pmli_shape shape, pml_cause cause, const
     __attribute__((format(printf, 4, 5)));
 int32_t pmli_persistent(pmli_builder *b, pmli_shape shape, pml_cause cause, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+/* Room for the low-rank factors behind a tensor's rows, and below them. */
+void pmli_border(pmli_builder *b, int32_t tensor, int64_t columns, int64_t rows);
 /* rows x cols at element `at` of a persistent tensor. */
 int32_t pmli_part(pmli_builder *b, int32_t parent, int64_t at, int64_t rows, int64_t cols,
                   const char *format, ...) __attribute__((format(printf, 6, 7)));

@@ -22,6 +22,23 @@ int32_t pmli_activation(pmli_builder *b, int64_t cols, const char *name, int32_t
                           layer < 0 ? "%s" : "%s %d", name, layer);
 }
 
+/* What linear layer `which` reads, and what it writes: its adapters' factors stand behind them. */
+static int32_t input_of(pmli_builder *b, int32_t layer, int which, const char *name)
+{
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    int32_t x = pmli_activation(b, l->inputs, name, layer);
+    pmli_border(b, x, l->border, 0);
+    return x;
+}
+
+static int32_t output_of(pmli_builder *b, int32_t layer, int which, const char *name)
+{
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    int32_t y = pmli_activation(b, l->outputs, name, layer);
+    pmli_border(b, y, l->border, 0);
+    return y;
+}
+
 /* One float32 a token, `rows` times: [rows, T]. */
 static int32_t statistic(pmli_builder *b, int64_t rows, const char *name, int32_t layer)
 {
@@ -94,6 +111,7 @@ static int32_t unpacked(pmli_builder *b, int32_t layer, int which)
         return l->w;
     int32_t w = pmli_transient(b, pmli_fixed(b->config->dtype, l->outputs, l->inputs),
                                PML_CAUSE_WORKSPACE, "%s weight %d", forward_labels[which], layer);
+    pmli_border(b, w, l->border, l->border);
     pml_node *node = pmli_node(b, PML_OP_nf4_dequantise, layer, unpack_labels[which]);
     if (node == NULL)
         return PMLI_ABSENT;
@@ -117,6 +135,7 @@ static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t
     lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
+    args->border = l->border;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     const int32_t operands[] = {x, w, l->bias, l->a, l->b};
     for (int i = 0; i < 5; i++)
@@ -150,6 +169,7 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, pmli_gradients
     lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
+    args->border = l->border;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     bool reads = of_input && (l->dw >= 0 || l->da >= 0);
     const int32_t operands[] = {dy, reads ? x : PMLI_ABSENT, w, l->a, l->b, u};
@@ -318,14 +338,14 @@ static int32_t low_rank(pmli_builder *b, int32_t layer, int which, const char *n
 
 static void input_norm(pmli_builder *b, int32_t layer, pmli_stream in, pmli_saved *s)
 {
-    s->y1 = pmli_activation(b, b->program->spec.hidden, "attention input", layer);
+    s->y1 = input_of(b, layer, PMLI_QKV, "attention input");
     s->rstd1 = statistic(b, 1, "input rstd", layer);
     pmli_rmsnorm(b, layer, "input norm", in, b->layers[layer].input_norm.w, s->y1, s->rstd1);
 }
 
 static void post_norm(pmli_builder *b, int32_t layer, pmli_stream in, pmli_saved *s)
 {
-    s->y2 = pmli_activation(b, b->program->spec.hidden, "mlp input", layer);
+    s->y2 = input_of(b, layer, PMLI_GATE_UP, "mlp input");
     s->rstd2 = statistic(b, 1, "post rstd", layer);
     pmli_rmsnorm(b, layer, "post norm", in, b->layers[layer].post_norm.w, s->y2, s->rstd2);
 }
@@ -343,14 +363,14 @@ static void normalised_qk(pmli_builder *b, int32_t layer, pmli_saved *s)
 
 static void attend(pmli_builder *b, int32_t layer, int32_t cache, pmli_saved *s)
 {
-    s->o = pmli_activation(b, b->layers[layer].linear[PMLI_O].inputs, "attention output", layer);
+    s->o = input_of(b, layer, PMLI_O, "attention output");
     s->lse = statistic(b, b->program->spec.heads, "lse", layer);
     attention(b, layer, s, cache);
 }
 
 static void swiglu(pmli_builder *b, int32_t layer, pmli_saved *s)
 {
-    s->act = pmli_activation(b, b->program->spec.intermediate, "swiglu", layer);
+    s->act = input_of(b, layer, PMLI_DOWN, "swiglu");
     pml_node *node = pmli_node(b, PML_OP_swiglu, layer, "swiglu");
     pmli_operand(node, 0, s->gate_up);
     pmli_operand(node, 1, s->act);
@@ -389,7 +409,7 @@ static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t
     s->u_o = low_rank(b, layer, PMLI_O, "o u");
     linear(b, layer, PMLI_O, s->o, s->mid, s->u_o);
     post_norm(b, layer, (pmli_stream){s->h, s->mid}, s);
-    s->gate_up = pmli_activation(b, w->linear[PMLI_GATE_UP].outputs, "gate_up", layer);
+    s->gate_up = output_of(b, layer, PMLI_GATE_UP, "gate_up"); /* its gradient comes there */
     s->u_gate_up = low_rank(b, layer, PMLI_GATE_UP, "gate_up u");
     linear(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up);
 }
@@ -499,7 +519,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     linear_bwd(b, layer, PMLI_O, PMLI_ALL, d, s->o, s->u_o, dout);
     if (stop == PMLI_O)
         return;
-    int32_t dqkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "d qkv", layer);
+    int32_t dqkv = output_of(b, layer, PMLI_QKV, "d qkv");
     attention_bwd(b, layer, s, dout, dqkv);
     rope(b, layer, dqkv, true);
     if (spec->qk_norm)

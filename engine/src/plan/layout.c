@@ -133,6 +133,9 @@ static void describe_linear(const pmli_builder *b, int l, int which, pmli_linear
         linear->scale[p] = pml_lora_scale(module.alpha, module.rank, b->config->lora_rslora);
         linear->rank = module.rank > linear->rank ? module.rank : linear->rank;
     }
+    int32_t unit = b->backend->border, used = linear->lora_blocks * linear->rank;
+    if (unit > 0)
+        linear->border = (used + unit - 1) / unit * unit;
     linear->w = linear->bias = linear->a = linear->b = PMLI_ABSENT;
     for (int k = 0; k < PML_NF4_TENSORS; k++)
         linear->nf4[k] = PMLI_ABSENT;
@@ -200,6 +203,7 @@ static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
     }
     snprintf(name, sizeof name, "layers.%d.%s.weight", l, linear_names[which]);
     linear->w = weight(b, linear->outputs, linear->inputs, false, &linear->dw, name);
+    pmli_border(b, linear->w, linear->border, linear->border);
     for (int p = 0, row = 0; p < linear->parts; row += linear->part_cols[p], p++) {
         snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
         name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);

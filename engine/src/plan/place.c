@@ -23,8 +23,10 @@ static size_t aligned(size_t bytes)
 static bool tensor_bytes(const pml_tensor *t, size_t *bytes)
 {
     size_t elements;
-    if (t->rows < 0 || t->cols < 0 ||
-        __builtin_mul_overflow((size_t)t->rows, (size_t)t->cols, &elements) ||
+    int64_t rows, pitch;
+    if (t->rows < 0 || t->cols < 0 || __builtin_add_overflow(t->rows, t->below, &rows) ||
+        __builtin_add_overflow(t->cols, t->border, &pitch) ||
+        __builtin_mul_overflow((size_t)rows, (size_t)pitch, &elements) ||
         __builtin_mul_overflow(elements, pml_dtype_size(t->dtype), bytes) || *bytes > SIZE_MAX / 4)
         return false;
     *bytes = aligned(*bytes);

@@ -30,6 +30,8 @@ static void put_tensors(pml_json_writer *w, const pml_program *p)
         pml_json_put_string(w, "dtype", pml_dtype_name(t->dtype));
         pml_json_put_int(w, "rows", t->rows);
         pml_json_put_int(w, "cols", t->cols);
+        if (t->border > 0)
+            pml_json_put_int(w, "border", t->border);
         pml_json_put_string(w, "cause", pml_cause_name(t->cause));
         pml_json_put_int(w, "offset", (int64_t)t->offset);
         if (t->parent >= 0)

@@ -76,6 +76,14 @@ int32_t pmli_persistent(pmli_builder *b, pmli_shape shape, pml_cause cause, cons
     return id;
 }
 
+void pmli_border(pmli_builder *b, int32_t tensor, int64_t columns, int64_t rows)
+{
+    if (b->status != PML_OK || tensor < 0)
+        return;
+    b->program->tensors[tensor].border = columns;
+    b->program->tensors[tensor].below = rows;
+}
+
 int32_t pmli_part(pmli_builder *b, int32_t parent, int64_t at, int64_t rows, int64_t cols,
                   const char *format, ...)
 {
@@ -210,7 +218,7 @@ void pml_program_bind(const pml_program *program, const pml_node *node, void *ba
                         (size_t)operand->col * pml_dtype_size(t->dtype);
         views[i].rows = live(t->row_extent, t->rows, counts);
         views[i].cols = operand->cols > 0 ? operand->cols : live(t->col_extent, t->cols, counts);
-        views[i].ld = t->cols;
+        views[i].ld = pml_tensor_pitch(t);
         views[i].dtype = t->dtype;
     }
     if (node->op == PML_OP_attention)

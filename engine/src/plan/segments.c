@@ -54,6 +54,19 @@ static int32_t level_of(const pml_plan_choices *c, int32_t layer)
     return layer < c->recompute_layers || c->recompute == 0 ? c->recompute : c->recompute - 1;
 }
 
+/* The gradient that runs down the residual line: of the output of each layer's o and down. */
+static int32_t d_residual(pmli_builder *b)
+{
+    int32_t d = pmli_activation(b, b->program->spec.hidden, "d residual", -1), border = 0;
+    for (int32_t l = 0; l < b->program->spec.layers; l++) {
+        const pmli_linear *linear = b->layers[l].linear;
+        border = linear[PMLI_O].border > border ? linear[PMLI_O].border : border;
+        border = linear[PMLI_DOWN].border > border ? linear[PMLI_DOWN].border : border;
+    }
+    pmli_border(b, d, border, 0);
+    return d;
+}
+
 void pmli_build_micro(pmli_builder *b)
 {
     const pml_program *p = b->program;
@@ -68,7 +81,7 @@ void pmli_build_micro(pmli_builder *b)
         stream = pmli_layer_forward(b, l, stream, PMLI_ABSENT, &saved[l]);
     int32_t rstd;
     int32_t y = final_norm(b, stream, &rstd);
-    int32_t d = pmli_activation(b, p->spec.hidden, "d residual", -1);
+    int32_t d = d_residual(b);
     head_loss(b, y, d, b->dhead, p->loss_sum);
     pmli_final_norm_backward(b, d, stream.add, rstd);
     bool embed_trained = b->dembed >= 0;

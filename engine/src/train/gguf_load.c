@@ -34,11 +34,13 @@ static pml_status load_tensor(pml_stepper *s, const pml_parameter *p, const pml_
                       values + n);
         data = values + n;
     }
-    if (status == PML_OK)
-        status = s->backend->upload(s->queue,
-                                    (float *)pml_program_data(s->program, p->tensor, s->arena) +
-                                        p->row * place->cols + p->col,
-                                    data, n * sizeof *data, err);
+    int64_t pitch = pml_tensor_pitch(place);
+    bool whole = p->rank == 1 || p->cols == pitch;
+    float *to =
+        (float *)pml_program_data(s->program, p->tensor, s->arena) + p->row * pitch + p->col;
+    for (int64_t row = 0; status == PML_OK && row < (whole ? 1 : p->rows); row++)
+        status = s->backend->upload(s->queue, to + row * pitch, data + row * p->cols,
+                                    (whole ? n : (size_t)p->cols) * sizeof *data, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
     free(values);

@@ -16,7 +16,7 @@ static char *place(const pml_stepper *s, const pml_parameter *p)
 {
     const pml_tensor *t = &s->program->tensors[p->tensor];
     return (char *)pml_program_data(s->program, p->tensor, s->arena) +
-           (size_t)(p->row * t->cols + p->col) * pml_dtype_size(t->dtype);
+           (size_t)(p->row * pml_tensor_pitch(t) + p->col) * pml_dtype_size(t->dtype);
 }
 
 /* As they are, where the file has the dtype that the arena has: the device reads the mapped file.
@@ -73,19 +73,58 @@ static pml_status upload_stored(pml_stepper *s, char *to, pml_dtype dtype, const
     return upload_range(s, to, dtype, stored, 0, (size_t)stored->elements, piece, err);
 }
 
-/* To its rows, which end in zeros where its rank is not the greatest of its stack. */
+/* The roomiest transient tensor: nothing lives there while weights are loaded. */
+static char *stage_of(const pml_stepper *s, size_t *bytes)
+{
+    const pml_program *p = s->program;
+    int32_t widest = -1;
+    *bytes = 0;
+    for (int32_t i = 0; i < p->n_tensors; i++) {
+        const pml_tensor *t = &p->tensors[i];
+        size_t size = (size_t)t->rows * (size_t)t->cols * pml_dtype_size(t->dtype);
+        if (t->persistent || t->first < 0 || size <= *bytes)
+            continue;
+        *bytes = size;
+        widest = i;
+    }
+    return widest < 0 ? NULL : pml_program_data(p, widest, s->arena);
+}
+
+/* To rows that are longer than the file's: they end in zeros where a rank is not the greatest of
+ * its stack, and weights may have a border. Through the stage, from which the device spreads them.
+ */
+static pml_status upload_rows(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
+                              float *piece, pml_error *err)
+{
+    enum { MOST = 64 << 20 };
+    const pml_tensor *t = &s->program->tensors[p->tensor];
+    size_t room, width = pml_dtype_size(t->dtype), row = (size_t)p->cols * width;
+    char *stage = stage_of(s, &room);
+    room = room < MOST ? room : MOST;
+    if (room < row)
+        return PML_FAIL(err, PML_INTERNAL, "no room to load a row of '%s'", p->name);
+    int64_t most = (int64_t)(room / row), pitch = pml_tensor_pitch(t);
+    pml_status status = PML_OK;
+    for (int64_t first = 0; status == PML_OK && first < p->rows; first += most) {
+        int64_t rows = p->rows - first < most ? p->rows - first : most;
+        status = upload_range(s, stage, t->dtype, stored, (size_t)(first * p->cols),
+                              (size_t)(rows * p->cols), piece, err);
+        pml_op_args args = {.copy = {pml_matrix(stage, rows, p->cols, t->dtype),
+                                     {place(s, p) + (size_t)(first * pitch) * width, rows, p->cols,
+                                      pitch, t->dtype}}};
+        if (status == PML_OK)
+            status = pml_op_run(s->backend, PML_OP_copy, s->queue, &args, err);
+    }
+    return status;
+}
+
 static pml_status upload_parameter(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
                                    float *piece, pml_error *err)
 {
     const pml_tensor *t = &s->program->tensors[p->tensor];
-    if (p->rank == 1 || p->cols == t->cols)
-        return upload_stored(s, place(s, p), t->dtype, stored, piece, err);
-    size_t cols = (size_t)p->cols, pitch = (size_t)t->cols * pml_dtype_size(t->dtype);
-    pml_status status = PML_OK;
-    for (int64_t row = 0; status == PML_OK && row < p->rows; row++)
-        status = upload_range(s, place(s, p) + (size_t)row * pitch, t->dtype, stored,
-                              (size_t)row * cols, cols, piece, err);
-    return status;
+    return p->rank == 1 || p->cols == pml_tensor_pitch(t)
+               ? upload_stored(s, place(s, p), t->dtype, stored, piece, err)
+               : upload_rows(s, p, stored, piece, err);
 }
 
 static pml_view nf4_part(const pml_stepper *s, const pml_parameter *p, int which)

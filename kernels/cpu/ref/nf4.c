@@ -297,7 +297,7 @@ static void dequantise_group(void *arg, int64_t item, void *scratch)
 
 void pmli_nf4_check_parts(pmli_check *c, const pml_nf4_dequantise_args *a)
 {
-    pmli_need_that(c, a->y.ld == a->y.cols && a->y.cols > 0, "operand 'y' must have no border");
+    pmli_need_that(c, a->y.cols > 0, "operand 'y' has no columns");
     pmli_need_that(c, a->parts >= 1 && a->parts <= PML_LINEAR_MAX_PARTS,
                    "parts is %d, must be 1 to %d", a->parts, PML_LINEAR_MAX_PARTS);
     if (c->status != PML_OK)
@@ -324,6 +324,7 @@ static pml_status check_dequantise(const pml_nf4_dequantise_args *a, pml_error *
 {
     pmli_check c = pmli_check_begin(PML_OP_nf4_dequantise, err);
     PMLI_NEED(&c, a, y, PMLI_ANY, PMLI_ANY, PML_F32);
+    pmli_need_that(&c, a->y.ld == a->y.cols, "operand 'y' must have no border");
     pmli_nf4_check_parts(&c, a);
     return c.status;
 }

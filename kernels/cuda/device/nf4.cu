@@ -17,7 +17,7 @@ template <typename T> __device__ void nf4(const pmli_nf4_params &p)
     const long long block = first / 64; // of one scale; 8 elements never cross it
     const float scale =
         __fadd_rn(__fmul_rn(map[p.absmax[block]], p.nested[block / 256]), *p.offset);
-    T *y = (T *)p.y + first;
+    T *y = (T *)p.y;
     if (p.wide) {
         const unsigned codes = *(const unsigned *)(p.codes + first / 2);
         Pack<T, 16 / sizeof(T)> out[sizeof(T) / 2];
@@ -25,6 +25,7 @@ template <typename T> __device__ void nf4(const pmli_nf4_params &p)
         for (int e = 0; e < 8; e++) // the first of two is in the high half of its byte
             out[e / (16 / sizeof(T))].at[e % (16 / sizeof(T))] =
                 narrow<T>(__fmul_rn(values[codes >> (e / 2 * 8 + (e % 2 ? 0 : 4)) & 15], scale));
+        y += first / p.cols * p.ld_y + first % p.cols;
 #pragma unroll
         for (int k = 0; k < (int)sizeof(T) / 2; k++)
             ((Pack<T, 16 / sizeof(T)> *)y)[k] = out[k];
@@ -32,7 +33,8 @@ template <typename T> __device__ void nf4(const pmli_nf4_params &p)
     }
     for (int e = 0; e < 8 && first + e < p.count; e++) {
         const int code = p.codes[(first + e) / 2] >> (e % 2 ? 0 : 4) & 15;
-        y[e] = narrow<T>(__fmul_rn(values[code], scale));
+        y[(first + e) / p.cols * p.ld_y + (first + e) % p.cols] =
+            narrow<T>(__fmul_rn(values[code], scale));
     }
 }
 

@@ -33,6 +33,17 @@ typedef struct pmli_dropout_params {
     int add;
 } pmli_dropout_params;
 
+/* What a linear layer keeps in its borders, `columns` wide, adapters side by side and zeros behind
+ * the last:  w[i, k..] = b's row of i in the columns of the part that row i belongs to;
+ * w[n.., :k] = a;  x = u (absent: zeros). x points at the border's first column. */
+typedef struct pmli_border_params {
+    const void *a, *b, *u;
+    void *w, *x;
+    long long n, k, tokens, ld_a, ld_b, ld_u, ld_w, ld_x;
+    long long first[3], end[3]; /* rows of w that an adapter's part has */
+    int columns, rank, adapters;
+} pmli_border_params;
+
 typedef struct pmli_rmsnorm_params {
     const void *x, *add, *weight; /* add may be absent, and sum then is */
     void *sum, *y;
@@ -131,12 +142,13 @@ typedef struct pmli_sgd_params {
     int nesterov;
 } pmli_sgd_params;
 
-/* One quantised weight of count elements; wide: codes and y allow a thread's 8 at a time. */
+/* One quantised weight of count elements, rows of cols; wide: codes, y and its rows allow a
+ * thread's 8 at a time. */
 typedef struct pmli_nf4_params {
     const unsigned char *codes, *absmax;
     const float *nested, *offset;
     void *y;
-    long long count;
+    long long count, cols, ld_y;
     int wide;
     float map[256], values[16];
 } pmli_nf4_params;

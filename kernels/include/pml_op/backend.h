@@ -55,6 +55,7 @@ typedef struct pml_backend {
     unsigned dtypes;  /* bit pml_dtype: weights and activations may have it */
     unsigned frozen;  /* the same bits: matrices that are not trained may have it beside F32 */
     bool drops_out;   /* linear and its backward know lora_dropout */
+    int32_t border;   /* they use borders, of whole multiples of so many columns; 0: none */
 
     /* How many devices of this kind there are: at least one, or PML_NOT_FOUND and what to do. Makes
      * no context and takes no memory of a device. */

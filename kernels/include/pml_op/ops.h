@@ -128,8 +128,10 @@ typedef struct pml_head_norm_bwd_args {
  *
  * y_p = x w_p^T + bias_p + u_p b_p^T,   u_p = lora_scale[p] * x a_p^T.   x [T,K]; y [T,N];
  * bias [1,N]; u [T,R] is kept for the backward (absent: the backend may use ws).
- * u carries the scale, so that with u in a border of x and b in a border of w the whole layer is
- * one product [x|u] [w|b]^T: a backend may notice and use one GEMM.
+ * u carries the scale, so that with u behind x and b behind w the whole layer is one product
+ * [x|u] [w|b]^T. border > 0 gives room for that: so many columns behind every row of x and w, and
+ * as many rows (as long as w's) below w, are the op's to write; what they hold before and after
+ * means nothing, and no other operand lies there.
  * lora_dropout > 0 masks the x that enters the LoRA branch: element (t,c) of part p's input is
  * multiplied by 1/(1-dropout) where word c % 4 of
  *
@@ -147,6 +149,7 @@ typedef struct pml_linear_args {
     float lora_scale[PML_LINEAR_MAX_PARTS]; /* of the parts that have an adapter */
     float lora_dropout;
     uint32_t lora_purpose;
+    int32_t border;
 } pml_linear_args;
 
 /* Given dy [T,N]:
@@ -156,7 +159,8 @@ typedef struct pml_linear_args {
  *   da += v^T x     db_p += dy_p^T u_p              absent when no adapter
  * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product; x is
  * needed by dw and da only: who has x again only after dx asks in two calls, and pays with a second
- * v. */
+ * v. border > 0: as in the forward, behind dy and w, and below w; so that dx = [dy|v] [w;a] can be
+ * one product. */
 typedef struct pml_linear_bwd_args {
     pml_view dy, x, w, a, b, u, rng, places, dx, dw, dbias, da, db, ws;
     int32_t parts;
@@ -166,6 +170,7 @@ typedef struct pml_linear_bwd_args {
     float lora_scale[PML_LINEAR_MAX_PARTS]; /* of the parts that have an adapter */
     float lora_dropout;
     uint32_t lora_purpose;
+    int32_t border;
 } pml_linear_bwd_args;
 
 /* Rotary position embedding in place, halves layout (as transformers): for every head of x and

@@ -65,6 +65,8 @@ typedef struct pml_tensor {
     pml_dtype dtype;
     pml_extent row_extent, col_extent;
     int64_t rows, cols; /* capacity */
+    int64_t border;     /* columns behind each row that a linear layer works in (pml_linear_args) */
+    int64_t below;      /* rows below the last, for the same */
     pml_cause cause;
     int32_t parent;      /* >= 0: a part of that tensor, at element `at`   */
     int64_t at;          /* elements from the parent's start               */
@@ -74,6 +76,12 @@ typedef struct pml_tensor {
     int32_t first, last; /* transient: nodes of first and last use, set by placement; -1 unused */
     size_t offset;       /* bytes from the arena's start (a part: of its parent's place + at)     */
 } pml_tensor;
+
+/* Elements from row to row. */
+static inline int64_t pml_tensor_pitch(const pml_tensor *t)
+{
+    return t->cols + t->border;
+}
 
 typedef struct pml_operand {
     int32_t tensor; /* -1: absent */
