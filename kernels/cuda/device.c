@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "low_rank.h"
 #include "ops.h"
 
 /* Context and kernels, measured on an H200 with driver 580; the driver tells nobody. */
@@ -145,6 +146,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
         status = load_kernels(d, err);
     if (status == PML_OK)
         status = pmli_cuda_attention_prepare(d, err);
+    if (status == PML_OK)
+        status = pmli_low_rank_prepare(d, err);
     if (status == PML_OK)
         status = PMLI_LT(pmli_lt.cublasLtCreate(&d->lt), "starting cuBLASLt", err);
     if (status == PML_OK)

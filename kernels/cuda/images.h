@@ -21,6 +21,7 @@
     X(embed)                                                                                       \
     X(dropout)                                                                                     \
     X(border)                                                                                      \
+    X(low_rank)                                                                                    \
     X(loss)                                                                                        \
     X(update)                                                                                      \
     X(attention_any)                                                                               \
@@ -105,6 +106,10 @@
     PMLI_TYPED(X, embed, embed_bwd)                                                                \
     PMLI_TYPED(X, dropout, dropout)                                                                \
     PMLI_TYPED_WIDE(X, border, border)                                                             \
+    X(low_rank, low_rank_bf16)                                                                     \
+    X(low_rank, low_rank_f16)                                                                      \
+    X(low_rank, low_rank_sum_bf16)                                                                 \
+    X(low_rank, low_rank_sum_f16)                                                                  \
     PMLI_TYPED(X, loss, cross_entropy)                                                             \
     X(update, sum_parts)                                                                           \
     X(update, sumsq_parts)                                                                         \

@@ -7,7 +7,10 @@
  * Where there are borders (border.h), v stands in dy's and dx = [dy|v] [w;a] is one product; with
  * dropout there is no such product.
  *
+ * v and db come from one kernel where it serves (low_rank.h).
+ *
  *   ws: | products' own | v [T,R] | masked x, then masked v a: [T,K] | the bias's partial sums |
+ *       | low_rank's    |
  *
  * Gradients of parameters are summed in float32 by the products themselves (c += a b). */
 #include "border.h"
@@ -15,6 +18,7 @@
 #include "device.h"
 #include "dropout.h"
 #include "linear.h"
+#include "low_rank.h"
 #include "operand.h"
 #include "ops.h"
 
@@ -31,10 +35,17 @@ static size_t masked_bytes(const pml_linear_bwd_args *a)
     return pmli_masked_bytes(&x, a->lora_parts, a->lora_dropout);
 }
 
+/* The first piece: what cuBLASLt's products and the low-rank kernel work in, one after the other. */
+static size_t own_bytes(const pml_linear_bwd_args *a)
+{
+    size_t low_rank = pmli_linear_units(pmli_low_rank_ws(a));
+    return low_rank > PMLI_GEMM_WORKSPACE ? low_rank : PMLI_GEMM_WORKSPACE;
+}
+
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
 {
     size_t bias = a->dbias.rows > 0 ? pmli_cuda_columns_ws(a->dy.cols) : 0;
-    return PMLI_GEMM_WORKSPACE + (a->lora_parts != 0 ? v_bytes(a) : 0) + masked_bytes(a) + bias;
+    return own_bytes(a) + (a->lora_parts != 0 ? v_bytes(a) : 0) + masked_bytes(a) + bias;
 }
 
 static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inputs)
@@ -105,74 +116,51 @@ static pml_status multiply(pml_queue *queue, const pml_linear_bwd_args *a, float
     return pmli_gemm_run(queue, &g, err);
 }
 
-/* v of every part with an adapter. */
+/* v of every part with an adapter, where it is wanted, and db, by products. */
+static pml_status back_by_products(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
+                                   pml_error *err)
+{
+    pml_status status = PML_OK;
+    int64_t y_col = 0, u_col = 0, b_row = 0;
+    for (int p = 0; status == PML_OK && p < a->parts; y_col += a->part_cols[p++]) {
+        if (!(a->lora_parts >> p & 1))
+            continue;
+        int64_t cols = a->part_cols[p];
+        pml_view dy = pml_view_columns(a->dy, y_col, cols);
+        if (a->dx.data != NULL || a->da.data != NULL)
+            status =
+                multiply(queue, a, a->lora_scale[p], dy, false, pmli_rows_of(a->b, b_row, cols), 0,
+                         pml_view_columns(v, u_col, a->rank), err);
+        if (status == PML_OK && a->db.data != NULL)
+            status = multiply(queue, a, 1, dy, true, pml_view_columns(a->u, u_col, a->rank), 1,
+                              pmli_rows_of(a->db, b_row, cols), err);
+        u_col += a->rank;
+        b_row += cols;
+    }
+    return status;
+}
+
 static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
                                  pml_error *err)
 {
-    pml_status status = PML_OK;
-    int64_t y_col = 0, u_col = 0, b_row = 0;
-    for (int p = 0; status == PML_OK && p < a->parts; y_col += a->part_cols[p++]) {
-        if (!(a->lora_parts >> p & 1))
-            continue;
-        int64_t cols = a->part_cols[p];
-        status =
-            multiply(queue, a, a->lora_scale[p], pml_view_columns(a->dy, y_col, cols), false,
-                     pmli_rows_of(a->b, b_row, cols), 0, pml_view_columns(v, u_col, a->rank), err);
-        u_col += a->rank;
-        b_row += cols;
-    }
-    return status;
+    return pmli_low_rank_serves(queue->device, a, &v) ? pmli_low_rank(queue, a, &v, a->ws.data, err)
+                                                      : back_by_products(queue, a, v, err);
 }
 
-static pml_status gradient_of_b(pml_queue *queue, const pml_linear_bwd_args *a, pml_error *err)
+/* dx as one product: w's border is filled, dy's holds v. */
+static pml_status dx_by_borders(pml_queue *queue, const pml_linear_bwd_args *a, int64_t columns,
+                                pml_error *err)
 {
-    pml_status status = PML_OK;
-    int64_t y_col = 0, u_col = 0, b_row = 0;
-    for (int p = 0; status == PML_OK && p < a->parts; y_col += a->part_cols[p++]) {
-        if (!(a->lora_parts >> p & 1))
-            continue;
-        int64_t cols = a->part_cols[p];
-        status = multiply(queue, a, 1, pml_view_columns(a->dy, y_col, cols), true,
-                          pml_view_columns(a->u, u_col, a->rank), 1,
-                          pmli_rows_of(a->db, b_row, cols), err);
-        u_col += a->rank;
-        b_row += cols;
-    }
-    return status;
+    pml_view dy = pml_view_columns(a->dy, 0, a->dy.cols + columns), w = a->w;
+    w.rows += columns;
+    return multiply(queue, a, 1, dy, false, w, 0, a->dx, err);
 }
 
-/* dx and v by borders; v is where the products that follow find it. */
-static pml_status by_borders(pml_queue *queue, const pml_linear_bwd_args *a, const pmli_bordered *s,
-                             pml_view *v, pml_error *err)
+static pml_status dx_apart(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
+                           pml_error *err)
 {
-    float scale;
-    int64_t columns = pmli_border_columns(s);
-    bool one = pmli_lora_one_scale(a->lora_scale, a->parts, a->lora_parts, &scale);
-    pml_status status = pmli_border_fill(queue, s, !one && columns > v->cols, err);
-    *v = pml_view_columns(a->dy, a->dy.cols, v->cols);
-    if (status == PML_OK && one) /* w's border is b with zeros where parts do not meet */
-        status = multiply(queue, a, scale, a->dy, false, pml_view_columns(a->w, a->w.cols, columns),
-                          0, pml_view_columns(a->dy, a->dy.cols, columns), err);
-    else if (status == PML_OK)
-        status = back_through_b(queue, a, *v, err);
-    if (status == PML_OK) {
-        pml_view dy = pml_view_columns(a->dy, 0, a->dy.cols + columns), w = a->w;
-        w.rows += columns;
-        status = multiply(queue, a, 1, dy, false, w, 0, a->dx, err);
-    }
-    return status;
-}
-
-/* dx and v apart. */
-static pml_status apart(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v, pml_error *err)
-{
-    pml_status status = PML_OK;
-    bool lora = a->lora_parts != 0;
-    if (lora && (a->dx.data != NULL || a->da.data != NULL))
-        status = back_through_b(queue, a, v, err);
-    if (status == PML_OK && a->dx.data != NULL)
-        status = multiply(queue, a, 1, a->dy, false, a->w, 0, a->dx, err);
-    if (status == PML_OK && a->dx.data != NULL && lora && a->lora_dropout == 0)
+    pml_status status = multiply(queue, a, 1, a->dy, false, a->w, 0, a->dx, err);
+    if (status == PML_OK && a->lora_parts != 0 && a->lora_dropout == 0)
         status = multiply(queue, a, 1, v, false, a->a, 1, a->dx, err);
     return status;
 }
@@ -210,21 +198,25 @@ pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, 
     pml_status status = check(a, err);
     if (status != PML_OK || a->dy.rows == 0)
         return status;
-    char *behind = (char *)a->ws.data + PMLI_GEMM_WORKSPACE;
+    char *behind = (char *)a->ws.data + own_bytes(a);
     pml_view v = {0};
     bool lora = a->lora_parts != 0, drops = lora && a->lora_dropout > 0;
     const pmli_bordered s = {&a->dy,       &a->w,    &a->a,   &a->b,     NULL,
                              a->part_cols, a->parts, a->rank, a->border, a->lora_parts};
+    int64_t columns = lora && !drops && a->dx.data != NULL ? pmli_border_columns(&s) : 0;
     if (lora) {
         v = pml_matrix(behind, a->dy.rows, pmli_lora_cols(a->rank, a->lora_parts), a->dy.dtype);
         behind += v_bytes(a);
     }
-    if (lora && !drops && a->dx.data != NULL && pmli_border_columns(&s) > 0)
-        status = by_borders(queue, a, &s, &v, err);
-    else
-        status = apart(queue, a, v, err);
-    if (status == PML_OK && a->db.data != NULL)
-        status = gradient_of_b(queue, a, err);
+    if (columns > 0) {
+        bool rest = columns > v.cols; /* behind v: zeros */
+        v = pml_view_columns(a->dy, a->dy.cols, v.cols);
+        status = pmli_border_fill(queue, &s, rest, err);
+    }
+    if (status == PML_OK && lora)
+        status = back_through_b(queue, a, v, err);
+    if (status == PML_OK && a->dx.data != NULL)
+        status = columns > 0 ? dx_by_borders(queue, a, columns, err) : dx_apart(queue, a, v, err);
     if (status == PML_OK && drops) {
         status = back_through_masks(queue, a, v, behind, err);
         behind += masked_bytes(a);

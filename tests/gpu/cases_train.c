@@ -450,6 +450,10 @@ void cases_of_training(gpu_cases *cases)
         add_bordered_bwd(cases, d, 70, 65, 129, 3, 11);
         add_bordered_bwd(cases, d, 256, 128, 512, 40, 128);
         add_bordered_bwd(cases, d, 37, 130, 64, 4, 64);
+        add_bordered_bwd(cases, d, 300, 1040, 96, 16, 64); /* v and db by one kernel: short tiles */
+        add_bordered_bwd(cases, d, 1001, 1024, 72, 8, 64);
+        add_linear_bwd(cases, d, 300, 1040, 96, 16, false);
+        add_dropped_bwd(cases, d, 300, 1040, 96, 16, true);
         add_attentions(cases, d);
         add_head_norms(cases, d, 4, 2, 128);
         add_head_norms(cases, d, 3, 1, 20);

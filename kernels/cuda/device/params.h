@@ -44,6 +44,27 @@ typedef struct pmli_border_params {
     int columns, rank, adapters;
 } pmli_border_params;
 
+/* What low_rank.cu works in: rows and columns of dy at a time, the greatest rank, and how many such
+ * tiles are under way in a block's shared memory. */
+#define LOW_RANK_ROWS    32
+#define LOW_RANK_COLUMNS 512
+#define LOW_RANK_RANK    16
+#define LOW_RANK_STAGES  4
+
+/* v_p = scale[p] dy_p b_p;  db_p += dy_p^T u_p, for each adapter p: its part of dy are columns
+ * [column, column + columns), its part of b and db the rows from b_row on, its part of u and v
+ * `rank` columns. tile[p]: its first tile of columns, tile[adapters]: how many there are. v_parts
+ * [tiles][tokens][16], b_parts [parts][16][tiles * 512]. */
+typedef struct pmli_low_rank_params {
+    const void *dy, *u, *b;
+    void *v;
+    float *db, *v_parts, *b_parts;
+    long long tokens, ld_dy, ld_u, ld_b, ld_v, ld_db, b_row[3];
+    int column[3], columns[3], tile[4];
+    int adapters, rank, parts;
+    float scale[3];
+} pmli_low_rank_params;
+
 typedef struct pmli_rmsnorm_params {
     const void *x, *add, *weight; /* add may be absent, and sum then is */
     void *sum, *y;

@@ -104,6 +104,62 @@ static void test_nf4_bytes(void **state)
     pml_program_destroy(&packed);
 }
 
+/* The border that an op's operand has, or -1: of linear layers those that they work in. */
+static int64_t border_of(const pml_node *node, int operand)
+{
+    if (node->op == PML_OP_linear && (operand == 0 || operand == 1))
+        return node->args.linear.border;
+    if (node->op == PML_OP_linear_bwd && (operand == 0 || operand == 2))
+        return node->args.linear_bwd.border;
+    return -1;
+}
+
+/* Where a backend has borders, a linear layer's adapters have room behind what they multiply and
+ * what they make, and nobody else reads it. */
+static void test_borders(void **state)
+{
+    (void)state;
+    pml_backend bordered = *pml_backend_cpu();
+    bordered.border = 24; /* q,k,v with three adapters of rank 12 have two such units, o has one */
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    config.lora_rank = 12;
+    const pml_program_options options = {.spec = &small,
+                                         .config = &config,
+                                         .limits = limits,
+                                         .backend = &bordered,
+                                         .choices = {PML_RECOMPUTE_NORMS, 2, 64, 1}};
+    pml_program *p = NULL;
+    pml_error err = PML_ERROR_INIT;
+    if (pml_program_build(&options, &p, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    int wide = 0, narrow = 0;
+    for (int s = 0; s < PML_SEGMENT_COUNT; s++)
+        for (int n = p->segments[s].first; n < p->segments[s].end; n++) {
+            const pml_node *node = &p->nodes[n];
+            pml_counts counts = pml_program_capacity(p, (pml_segment)s);
+            pml_op_args args;
+            pml_program_bind(p, node, (void *)256, &counts, &args);
+            for (int i = 0; i < pml_op_describe(node->op)->n_views; i++) {
+                const pml_operand *operand = &node->operands[i];
+                if (operand->tensor < 0)
+                    continue;
+                const pml_tensor *t = &p->tensors[operand->tensor];
+                pml_view v = pml_op_views(&args)[i];
+                int64_t border = border_of(node, i);
+                bool weight = node->op == PML_OP_linear ? i == 1 : i == 2;
+                assert_true(operand->col + v.cols <= t->cols);
+                assert_int_equal(v.ld, t->cols + t->border);
+                assert_true(border < 0 || (t->border >= border && border % 24 == 0));
+                assert_true(border <= 0 || !weight || t->below >= border);
+                wide += border == 48;
+                narrow += border == 24;
+            }
+        }
+    assert_true(wide > 0 && narrow > 0);
+    assert_int_equal(pml_program_check_places(p, &err), PML_OK);
+    pml_program_destroy(&p);
+}
+
 static int count(const pml_program *p, pml_segment segment, pml_op op, int layer)
 {
     int n = 0;
@@ -483,6 +539,7 @@ int main(void)
         cmocka_unit_test(test_impossible_limits),
         cmocka_unit_test(test_print),
         cmocka_unit_test(test_nf4_bytes),
+        cmocka_unit_test(test_borders),
         cmocka_unit_test(test_price_of_linear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
