@@ -35,7 +35,8 @@ static size_t masked_bytes(const pml_linear_bwd_args *a)
     return pmli_masked_bytes(&x, a->lora_parts, a->lora_dropout);
 }
 
-/* The first piece: what cuBLASLt's products and the low-rank kernel work in, one after the other. */
+/* The first piece: what cuBLASLt's products and the low-rank kernel work in, one after the other.
+ */
 static size_t own_bytes(const pml_linear_bwd_args *a)
 {
     size_t low_rank = pmli_linear_units(pmli_low_rank_ws(a));

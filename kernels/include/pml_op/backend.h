@@ -36,7 +36,7 @@ typedef struct pml_device_info {
     char instructions[64]; /* "avx512", "sm_90a" */
     size_t memory_total;   /* bytes; on the CPU bounded by the cgroup's limit */
     size_t memory_free;
-    size_t held; /* what an open device takes by itself, no longer in memory_free */
+    size_t held;  /* what an open device takes by itself, no longer in memory_free */
     char bus[20]; /* PCI address, "0000:0f:00.0", for pml_gauges_new; "": none */
     int threads;
 } pml_device_info;
@@ -100,7 +100,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 3, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 4, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);
