@@ -2,6 +2,7 @@
  *
  *   packed = unpacked, accumulated = full batch, two workers = one:   loss 1e-6, gradients 5e-6
  *   recomputed = kept, restored = undisturbed:                        every bit
+ *   frozen weights held as bfloat16 = as float32:                     every bit
  *
  * with dropout too: a token's mask does not follow where it lies.
  *
@@ -13,6 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "pml/base/file.h"
+#include "pml/model/convert.h"
 #include "pml_op/cpu.h"
 #include "session.h"
 
@@ -271,6 +274,65 @@ static void check_workers(const char *fixtures, const char *name, double dropout
     session_close(&one);
 }
 
+/* The model's folder once more, its tensors as float32. */
+static void widen_model(const char *from, const char *to)
+{
+    char path[PML_PATH_MAX + 32];
+    char *text = NULL;
+    size_t size;
+    pml_safetensors *file = NULL;
+    pml_safetensors_writer *w = NULL;
+    snprintf(path, sizeof path, "%s/config.json", from);
+    MUST(pml_file_read(path, 1 << 20, true, &text, &size, err));
+    snprintf(path, sizeof path, "%s/config.json", to);
+    MUST(pml_file_write(path, text, size, 0600, err));
+    free(text);
+    MUST(pml_safetensors_open_folder(from, &file, err));
+    snprintf(path, sizeof path, "%s/model.safetensors", to);
+    MUST(pml_safetensors_writer_new(path, 0600, &w, err));
+    for (size_t i = 0; i < pml_safetensors_count(file); i++) {
+        const pml_stored *t = pml_safetensors_at(file, i);
+        MUST(pml_safetensors_writer_add(w, t->name, PML_F32, t->shape, t->n_dims, err));
+    }
+    for (size_t i = 0; i < pml_safetensors_count(file); i++) {
+        const pml_stored *t = pml_safetensors_at(file, i);
+        float *values = malloc((size_t)t->elements * sizeof *values);
+        MUST(pml_convert_to_f32(t->data, t->dtype, (size_t)t->elements, values, err));
+        MUST(pml_safetensors_writer_write(w, values, (size_t)t->elements * sizeof *values, err));
+        free(values);
+    }
+    MUST(pml_safetensors_writer_finish(w, err));
+    pml_safetensors_writer_destroy(&w);
+    pml_safetensors_close(&file);
+}
+
+/* What a frozen weight is stored in changes its bytes and no result. config.json says bfloat16 of
+ * both folders: the files are believed. */
+static void check_stored(const char *fixtures, const char *name)
+{
+    pml_train_config config;
+    char folder[] = "/tmp/pml-exactness-XXXXXX";
+    load(fixtures, name, 0, &config);
+    epoch narrow = run_epoch(&config);
+    if (mkdtemp(folder) == NULL)
+        abort();
+    widen_model(config.model, folder);
+    snprintf(config.model, sizeof config.model, "%s", folder);
+    epoch wide = run_epoch(&config);
+    size_t n = pml_stepper_state_floats(wide.s.stepper);
+    size_t held[2] = {pml_stepper_plan(narrow.s.stepper)->by_cause[PML_CAUSE_WEIGHTS],
+                      pml_stepper_plan(wide.s.stepper)->by_cause[PML_CAUSE_WEIGHTS]};
+    check(narrow.loss == wide.loss, "%s: held as bfloat16 the loss is %.9g, not %.9g", name,
+          narrow.loss, wide.loss);
+    check(memcmp(narrow.gradients, wide.gradients, n * sizeof(float)) == 0,
+          "%s: held as bfloat16 gradients differ", name);
+    check(held[0] < held[1] * 3 / 4, "%s: %zu bytes of weights, %zu as float32", name, held[0],
+          held[1]);
+    end_epoch(&narrow);
+    end_epoch(&wide);
+    MUST(pml_tree_remove("/tmp", folder + strlen("/tmp/"), err));
+}
+
 int main(int argc, char **argv)
 {
     pml_cpu_prepare_process(argc, argv);
@@ -291,5 +353,6 @@ int main(int argc, char **argv)
         check_recompute(argv[1], name, dropout);
         check_workers(argv[1], name, dropout);
     }
+    check_stored(argv[1], "llama-bf16-lora");
     return summary();
 }

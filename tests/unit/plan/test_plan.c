@@ -60,6 +60,35 @@ static size_t rounded(int64_t bytes)
     return ((size_t)bytes + 255) / 256 * 256;
 }
 
+/* Of a folder in bfloat16 the matrices that are not trained keep it, and only they. */
+static void test_frozen_as_stored(void **state)
+{
+    (void)state;
+    pml_model_spec spec = small;
+    spec.dtype = PML_BF16;
+    for (int method = 0; method < 2; method++) {
+        pml_train_config config = config_for((pml_method)method, PML_TARGET_Q);
+        const pml_program_options options = {.spec = &spec,
+                                             .config = &config,
+                                             .limits = limits,
+                                             .backend = pml_backend_cpu(),
+                                             .choices = {0, 0, 64, 1}};
+        pml_program *p;
+        pml_error err = PML_ERROR_INIT;
+        assert_int_equal(pml_program_build(&options, &p, &err), PML_OK);
+        int matrices = 0;
+        for (int i = 0; i < p->n_parameters; i++) {
+            const pml_parameter *parameter = &p->parameters[i];
+            bool narrow = p->tensors[parameter->tensor].dtype == PML_BF16;
+            assert_int_equal(narrow, parameter->rank == 2 && !parameter->trained);
+            matrices += narrow;
+        }
+        assert_int_equal(matrices, method == PML_METHOD_LORA ? 7 * small.layers + 1 : 0);
+        assert_int_equal(p->rounded, -1); /* arithmetic is float32 */
+        pml_program_destroy(&p);
+    }
+}
+
 /* Quantised layers take their codes and scales, counted here from the format alone; one dequantised
  * weight at a time, the largest, is workspace. */
 static void test_nf4_bytes(void **state)
@@ -538,6 +567,7 @@ int main(void)
         cmocka_unit_test(test_nothing_fits),
         cmocka_unit_test(test_impossible_limits),
         cmocka_unit_test(test_print),
+        cmocka_unit_test(test_frozen_as_stored),
         cmocka_unit_test(test_nf4_bytes),
         cmocka_unit_test(test_borders),
         cmocka_unit_test(test_price_of_linear),
