@@ -274,7 +274,7 @@ static void unit_item(const gemm_job *job, int64_t item, void *scratch)
  * for the matrix unit, SPLIT. */
 static void cut(gemm_job *job, int64_t threads)
 {
-    enum { READ = 8, SPLIT = 64, STEP = 4 };
+    enum { READ = 8, SPLIT = 64, STEP = 4, PIECES = 4 };
     int64_t step = job->split != NULL ? UNIT_COLS : STEP, read = job->split != NULL ? SPLIT : READ;
     int64_t best = INT64_MAX;
     for (int64_t across = 1; across <= min64(threads, job->panels); across++) {
@@ -290,6 +290,11 @@ static void cut(gemm_job *job, int64_t threads)
             job->across = div_up(job->panels, columns);
         }
     }
+    /* Smaller pieces read nothing more but B's panels again, and let the others take over what a
+     * thread that is held up has not begun. Where A is split, B's strips are three halves as long
+     * and read three times as fast: it gains nothing there. */
+    if (job->split == NULL)
+        job->rows = div_up(div_up(job->rows, PIECES), STEP) * STEP;
 }
 
 /* ---- several at a time ---- */

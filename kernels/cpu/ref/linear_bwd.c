@@ -159,12 +159,17 @@ pml_status pmli_cpu_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, p
     if (status != PML_OK || a->dy.rows == 0)
         return status;
     pmli_pool *pool = pmli_pool_of(queue);
+    pmli_product products[2];
+    int n = 0;
     if (a->lora_parts != 0)
         lora_branch(pool, a, &lora);
     else if (a->dx.data != NULL)
-        pmli_gemm(pool, PMLI_NN, 1, a->dy, a->w, 0, a->dx);
+        products[n++] =
+            (pmli_product){.form = PMLI_NN, .alpha = 1, .a = a->dy, .b = a->w, .c = a->dx};
     if (a->dw.data != NULL)
-        pmli_gemm(pool, PMLI_TN, 1, a->dy, a->x, 1, a->dw);
+        products[n++] = (pmli_product){
+            .form = PMLI_TN, .alpha = 1, .beta = 1, .a = a->dy, .b = a->x, .c = a->dw};
+    pmli_gemm_all(pool, products, n);
     if (a->dbias.data != NULL)
         pmli_pool_run(pool, pmli_div_up(a->dy.cols, BIAS_COLUMNS), bias_piece, (void *)a);
     return PML_OK;
