@@ -55,11 +55,11 @@ static double cpu_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Floats that a token reads. */
-static int64_t weights_of(const pml_model_spec *s)
+/* Bytes that a token reads: of a folder in bfloat16 matrices are held as they are stored. */
+static int64_t bytes_of(const pml_model_spec *s)
 {
     int64_t table = (int64_t)s->vocab * s->hidden;
-    return pml_model_parameters(s) - (s->tied_head ? 0 : table);
+    return (pml_model_parameters(s) - (s->tied_head ? 0 : table)) * (s->dtype == PML_BF16 ? 2 : 4);
 }
 
 int main(int argc, char **argv)
@@ -72,7 +72,7 @@ int main(int argc, char **argv)
     }
     pml_stepper *s = open_model(argv[1], threads, 2);
     const pml_model_spec *spec = pml_stepper_spec(s);
-    int64_t floats = weights_of(spec);
+    int64_t floats = bytes_of(spec) / (int64_t)sizeof(float); /* that take as much */
     float *logits = malloc(2 * (size_t)spec->vocab * sizeof *logits);
     float *memory = malloc((size_t)floats * sizeof *memory);
     if (logits == NULL || memory == NULL)
