@@ -229,6 +229,8 @@ pml_status pmli_pool_new(int threads, pmli_pool **out, pml_error *err)
         status = PML_FAIL(err, PML_NO_MEMORY, "no memory for %d threads' scratch", threads);
     else
         status = start_helpers(pool, err);
+    if (status == PML_OK) /* all of it now: how much an op touches differs with its shapes */
+        memset(pool->common, 0, PMLI_COMMON_BYTES);
     if (status != PML_OK)
         pmli_pool_destroy(&pool);
     *out = pool;

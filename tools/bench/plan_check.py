@@ -170,12 +170,11 @@ def check(draw: random.Random, number: int) -> tuple[bool, float]:
 
 def limit_between(folder: Path, chosen: dict[str, Any], draw: random.Random) -> int:
     """A limit that makes the planner work: below what it would like, above the least it needs."""
-    wanted = {k: v for k, v in chosen.items() if k != "threads"}
-    most = pm.plan(folder, **wanted).total
-    least = most // 8
+    most = pm.plan(folder, **chosen).total
+    least, most = most // 8, 2 * most + 16 * MIB
     for _ in range(12):  # the smallest that fits, to within a few percent
         try:
-            pm.plan(folder, memory_limit=(least + most) // 2, **wanted)
+            pm.plan(folder, memory_limit=(least + most) // 2, **chosen)
         except MemoryError:
             least = (least + most) // 2
         else:

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -287,6 +288,10 @@ int worker_main(const job_kind *kind)
     pml_error err = PML_ERROR_INIT;
     char name[32];
     umask(0077);
+    /* What loading used goes back at once and is not kept for later, so that what the process holds
+     * is what its plan says. Setting either ends glibc's own raising of both. */
+    mallopt(M_MMAP_THRESHOLD, 128 << 10);
+    mallopt(M_TRIM_THRESHOLD, 128 << 10);
     signal(SIGPIPE, SIG_IGN);
     /* Whoever ends the session or the machine tells the coordinator too, and it decides; its own
      * end reaches us through the lease. */

@@ -14,11 +14,12 @@ typedef struct pmli_search {
     pml_rates rates;
 } pmli_search;
 
-/* What stands beside the arena of a worker on the CPU, measured by tools/bench/plan_check.py: the
- * program, its libraries and sockets; a thread's share of scratch and of OpenBLAS' buffers; what a
- * weight passes through while it is loaded. */
-static const size_t process_bytes = (size_t)5 << 20, thread_bytes = (size_t)320 << 10;
-static const size_t loading_bytes = (size_t)2 << 20;
+/* What stands beside the arena of a worker on the CPU: by their sizes what threads of an op share
+ * and what a weight passes through while it is loaded, before there are snapshots; measured by
+ * tools/bench/plan_check.py, the process with its libraries and sockets, and a thread's stack and
+ * its share of scratch. */
+static const size_t shared_bytes = (size_t)4 << 20, loading_bytes = (size_t)4 << 20;
+static const size_t process_bytes = (size_t)11 << 18, thread_bytes = (size_t)384 << 10;
 
 /* On a GPU: the context, cuBLASLt, kernels and recorded graphs. By NVML a worker on an H200 (driver
  * 580) has 534 to 539 MiB beside its arena (tools/bench/plan_check_gpu.py). */
@@ -52,8 +53,11 @@ static size_t runtime_bytes(const pmli_search *s, const pml_program *p, const pm
     size_t kept = 1U + (p->exp_avg >= 0) + (p->exp_avg_sq >= 0);
     size_t trained = kept * sizeof(float) * (size_t)plan->trainable;
     size_t largest = (size_t)s->spec->vocab * (size_t)s->spec->hidden * sizeof(float);
-    return process_bytes + thread_bytes * (size_t)threads_of(s->config) +
-           least_size(loading_bytes, largest) + trained * (s->config->restarts ? 2 : 1);
+    size_t snapshots = trained * (s->config->restarts ? 2 : 1);
+    size_t loading = least_size(loading_bytes, largest);
+    return process_bytes + shared_bytes + pml_program_bytes(p) +
+           thread_bytes * (size_t)threads_of(s->config) +
+           (snapshots > loading ? snapshots : loading);
 }
 
 /* Gradients on their way through the collective: a piece of them in the worker, and the shared

@@ -29,6 +29,26 @@ static void *grown(pmli_builder *b, void *table, int32_t count, int32_t *capacit
     return larger;
 }
 
+/* No more room than there are elements. */
+static void *fitted(void *table, int32_t count, size_t size)
+{
+    void *smaller = count > 0 ? realloc(table, (size_t)count * size) : NULL;
+    return smaller != NULL ? smaller : table;
+}
+
+static void fit_tables(pml_program *p)
+{
+    p->tensors = fitted(p->tensors, p->n_tensors, sizeof *p->tensors);
+    p->nodes = fitted(p->nodes, p->n_nodes, sizeof *p->nodes);
+    p->parameters = fitted(p->parameters, p->n_parameters, sizeof *p->parameters);
+}
+
+size_t pml_program_bytes(const pml_program *p)
+{
+    return sizeof *p + (size_t)p->n_tensors * sizeof *p->tensors +
+           (size_t)p->n_nodes * sizeof *p->nodes + (size_t)p->n_parameters * sizeof *p->parameters;
+}
+
 static int32_t new_tensor(pmli_builder *b, pmli_shape shape, pml_cause cause)
 {
     pml_program *p = b->program;
@@ -330,6 +350,7 @@ cleanup:
         pml_program_destroy(&p);
         return b.status;
     }
+    fit_tables(p);
     *program = p;
     return PML_OK;
 }

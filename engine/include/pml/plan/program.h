@@ -167,6 +167,8 @@ pml_status pml_plan_build(const pml_plan *plan, const pml_model_spec *spec,
                           const pml_train_config *config, const pml_backend *backend,
                           pml_program **program, pml_error *err);
 void pml_program_destroy(pml_program **program);
+/* Host memory that the program itself takes. */
+size_t pml_program_bytes(const pml_program *program);
 
 /* The program at full capacity: counts for pricing, printing and workspace. */
 pml_counts pml_program_capacity(const pml_program *program, pml_segment segment);
