@@ -33,6 +33,8 @@ static const char *const names_gather_rows[] = {"x", "index", "y"};
 static const char *const names_scatter_rows[] = {"x", "index", "y"};
 static const char *const names_clip_scale[] = {"sumsq", "hyper", "norm"};
 static const char *const names_adamw[] = {"p", "g", "m", "v", "hyper", "copy"};
+static const char *const names_adamw_8bit[] = {"p",         "g",         "m",     "v",
+                                               "m_largest", "v_largest", "hyper", "copy"};
 static const char *const names_sgd[] = {"p", "g", "m", "hyper", "copy"};
 static const char *const names_nf4_quantise[] = {"x", "codes", "absmax", "nested", "offset", "ws"};
 static const char *const names_nf4_dequantise[] = {"codes", "absmax", "nested", "offset", "y"};

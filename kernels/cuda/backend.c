@@ -103,6 +103,7 @@ static const pml_backend backend = {
             .scatter_rows = pmli_cuda_scatter_rows,
             .clip_scale = pmli_cuda_clip_scale,
             .adamw = pmli_cuda_adamw,
+            .adamw_8bit = pmli_cuda_adamw_8bit,
             .sgd = pmli_cuda_sgd,
             .head_norm = pmli_cuda_head_norm,
             .head_norm_bwd = pmli_cuda_head_norm_bwd,

@@ -24,6 +24,7 @@
     X(low_rank)                                                                                    \
     X(loss)                                                                                        \
     X(update)                                                                                      \
+    X(adamw_8bit)                                                                                  \
     X(attention_any)                                                                               \
     X(attention_fwd)                                                                               \
     X(attention_bwd)                                                                               \
@@ -117,6 +118,7 @@
     X(update, clip_scale)                                                                          \
     PMLI_TYPED(X, update, sgd)                                                                     \
     PMLI_TYPED_WIDE(X, update, adamw)                                                              \
+    PMLI_TYPED(X, adamw_8bit, adamw_8bit)                                                          \
     PMLI_TYPED(X, attention_any, attend)                                                           \
     PMLI_TYPED(X, attention_any, attend_dots)                                                      \
     PMLI_TYPED(X, attention_any, attend_bwd_q)                                                     \

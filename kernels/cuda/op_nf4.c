@@ -29,7 +29,7 @@ pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_a
                          .y = a->y.data,
                          .cols = a->y.cols,
                          .ld_y = a->y.ld};
-    pmli_nf4_map(p.map);
+    pmli_dynamic_map(true, p.map);
     memcpy(p.values, pmli_nf4_values, sizeof p.values);
     for (int part = 0; status == PML_OK && part < a->parts; part++, p.offset++) {
         p.count = a->part_rows[part] * a->y.cols;

@@ -25,6 +25,7 @@ pml_status pmli_cuda_sum(pml_queue *queue, const pml_sum_args *a, pml_error *err
 pml_status pmli_cuda_sumsq(pml_queue *queue, const pml_sumsq_args *a, pml_error *err);
 pml_status pmli_cuda_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, pml_error *err);
 pml_status pmli_cuda_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *err);
+pml_status pmli_cuda_adamw_8bit(pml_queue *queue, const pml_adamw_8bit_args *a, pml_error *err);
 pml_status pmli_cuda_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err);
 pml_status pmli_cuda_head_norm(pml_queue *queue, const pml_head_norm_args *a, pml_error *err);
 pml_status pmli_cuda_head_norm_bwd(pml_queue *queue, const pml_head_norm_bwd_args *a,

@@ -121,6 +121,8 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
         return (pml_cost){2 * elements(args->sumsq.x), bytes};
     case PML_OP_adamw:
         return (pml_cost){14 * elements(args->adamw.p), bytes};
+    case PML_OP_adamw_8bit:
+        return (pml_cost){40 * elements(args->adamw_8bit.p), bytes};
     case PML_OP_sgd:
         return (pml_cost){7 * elements(args->sgd.p), bytes};
     case PML_OP_nf4_quantise:

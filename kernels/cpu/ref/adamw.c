@@ -6,6 +6,7 @@
 #include "convert.h"
 #include "device.h"
 #include "ops.h"
+#include "update.h"
 #include "vec.h"
 
 pml_status pmli_cpu_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, pml_error *err)
@@ -64,7 +65,7 @@ static void make_copy(const pml_view *p, const pml_view *copy, int64_t first, in
                      last - first);
 }
 
-static void check_copy(pmli_check *c, const pml_view *p, const pml_view *copy)
+void pmli_check_copy(pmli_check *c, const pml_view *p, const pml_view *copy)
 {
     if (copy->data == NULL)
         return;
@@ -103,7 +104,7 @@ pml_status pmli_cpu_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *
     PMLI_NEED(&c, a, m, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, v, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
-    check_copy(&c, &a->p, &a->copy);
+    pmli_check_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK)
         return c.status;
     return run_update(queue, (update_job){a, adamw_range, &a->p, &a->copy});
@@ -141,7 +142,7 @@ pml_status pmli_cpu_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err)
     PMLI_MAY(&c, a, m, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
     pmli_need_that(&c, !a->nesterov || a->m.data != NULL, "nesterov needs operand 'm'");
-    check_copy(&c, &a->p, &a->copy);
+    pmli_check_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK)
         return c.status;
     return run_update(queue, (update_job){a, sgd_range, &a->p, &a->copy});

@@ -36,14 +36,15 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The 8-bit map: decade i has 2^i means of neighbours on a line from 0.1 to 1, of either sign; and
- * 0 and 1. The line is as torch.linspace makes it: from both ends, one rounding a point. */
-void pmli_nf4_map(float map[PMLI_NF4_MAP])
+/* Decade i has 2^i means of neighbours on a line from 0.1 to 1, of either sign, or twice as many of
+ * one; and there are 0 and 1. The line is as torch.linspace makes it: from both ends, one rounding
+ * a point. */
+void pmli_dynamic_map(bool is_signed, float map[PMLI_NF4_MAP])
 {
     static const float decades[DECADES] = {1e-6F, 1e-5F, 1e-4F, 1e-3F, 1e-2F, 1e-1F, 1.0F};
     int count = 0;
     for (int decade = 0; decade < DECADES; decade++) {
-        int points = (1 << decade) + 1;
+        int points = (is_signed ? 1 << decade : 2 << decade) + 1;
         float step = (1.0F - 0.1F) / (float)(points - 1), last = 0;
         for (int i = 0; i < points; i++) {
             float at = i < points / 2 ? fmaf(step, (float)i, 0.1F)
@@ -51,7 +52,8 @@ void pmli_nf4_map(float map[PMLI_NF4_MAP])
             if (i > 0) {
                 float value = decades[decade] * ((last + at) / 2.0F);
                 map[count++] = value;
-                map[count++] = -value;
+                if (is_signed)
+                    map[count++] = -value;
             }
             last = at;
         }
@@ -251,7 +253,7 @@ pml_status pmli_cpu_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args *
         return c.status;
     int64_t n = a->x.rows * a->x.cols;
     quantise_job job = {.a = a, .n = n, .offset = mean_absmax(a->x.data, n)};
-    pmli_nf4_map(job.map);
+    pmli_dynamic_map(true, job.map);
     *(float *)a->offset.data = job.offset;
     pmli_pool_run(pmli_pool_of(queue), pml_nf4_nested(n), quantise_group, &job);
     return PML_OK;
@@ -337,7 +339,7 @@ pml_status pmli_cpu_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_ar
         return status;
     dequantise_job job = {
         .codes = a->codes.data, .absmax = a->absmax.data, .nested = a->nested.data, .y = a->y.data};
-    pmli_nf4_map(job.map);
+    pmli_dynamic_map(true, job.map);
     for (int p = 0; p < a->parts; p++) {
         job.n = a->part_rows[p] * a->y.cols;
         job.offset = ((const float *)a->offset.data)[p];

@@ -10,8 +10,9 @@ enum { PMLI_NF4_MAP = 256 };
 /* Quantiles of a normal distribution, scaled to [-1, 1] (QLoRA, appendix E). */
 extern const float pmli_nf4_values[16];
 
-/* What the 8-bit codes of magnitudes mean. */
-void pmli_nf4_map(float map[PMLI_NF4_MAP]);
+/* What 8-bit codes mean, ascending from -1 (exclusive) or 0 to 1: of nf4's magnitudes (signed) and
+ * of 8-bit moments. Dettmers, 8-Bit Approximations for Parallelism in Deep Learning, 2016. */
+void pmli_dynamic_map(bool is_signed, float map[PMLI_NF4_MAP]);
 
 /* A quantisation's operands but for x's dtype and the workspace, which are the backend's to check.
  */

@@ -154,6 +154,17 @@ typedef struct pmli_adamw_params {
     long long count;
 } pmli_adamw_params;
 
+/* wide: p, g, m, v and copy allow a lane's four elements at a time. */
+typedef struct pmli_adamw_8bit_params {
+    float *p, *m_largest, *v_largest;
+    unsigned char *m, *v;
+    const float *g, *hyper;
+    void *copy; /* may be absent */
+    long long count;
+    int wide;
+    float m_map[256], v_map[256];
+} pmli_adamw_8bit_params;
+
 /* m may be absent. */
 typedef struct pmli_sgd_params {
     float *p, *m;

@@ -60,6 +60,7 @@ extern "C" {
     X(clip_scale, "IUo",                                                                           \
       "From the sum of squares, the factor that brings gradients to mean and limit.")              \
     X(adamw, "UIUUIo", "One AdamW update of a flat range of parameters.")                          \
+    X(adamw_8bit, "UIUUUUIo", "AdamW with its moments in 8 bits, a scale for every 256 of them.")  \
     X(sgd, "UIuIo", "One step against the gradient, with momentum where there is some.")           \
     X(nf4_quantise, "IOOOOw", "Stores a weight in 4 bits a number, and the scales in 8.")           \
     X(nf4_dequantise, "IIIIO",                                                                     \
@@ -300,6 +301,23 @@ typedef struct pml_clip_scale_args {
 typedef struct pml_adamw_args {
     pml_view p, g, m, v, hyper, copy;
 } pml_adamw_args;
+
+/* AdamW with moments of 8 bits (Dettmers et al., "8-bit Optimizers via Block-wise Quantization",
+ * 2022), as bitsandbytes has them: blocks of 256 elements, the last may be shorter. A moment is
+ *
+ *   map[code] * largest[block]      map: pmli_dynamic_map, of either sign for m, from 0 up for v
+ *
+ * and is made float32, updated as adamw updates it, and stored anew: largest = the block's largest
+ * magnitude, code = the nearest of map to moment * (1 / largest), the lower of two equally near;
+ * all 0 where largest is below FLT_MIN. An m that is negative never gets the code of 0, but the one
+ * below. Each product is rounded by itself or fused where ref/adamw_8bit.c says so: the bits of the
+ * CPU reference are those of every backend. p, g [1,n] F32; m, v [1,n] U8; m_largest, v_largest [1,
+ * ceil(n/256)] F32; copy as in adamw. Codes may be anything where largest is 0. */
+enum { PML_ADAMW_8BIT_BLOCK = 256 };
+
+typedef struct pml_adamw_8bit_args {
+    pml_view p, g, m, v, m_largest, v_largest, hyper, copy;
+} pml_adamw_8bit_args;
 
 /* torch.optim.SGD (Sutskever et al., "On the importance of initialization and momentum", 2013),
  * g = grad * GRAD_SCALE + WEIGHT_DECAY * p:

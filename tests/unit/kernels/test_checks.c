@@ -202,6 +202,16 @@ static pml_op_args valid(pml_op op)
                                    random_view(1, PML_HYPER_COUNT, 0),
                                    random_view(1, T, 0)};
         break;
+    case PML_OP_adamw_8bit:
+        a.adamw_8bit = (pml_adamw_8bit_args){random_view(1, T, 0),
+                                             random_view(1, T, 0),
+                                             view_new(1, T, 0, PML_U8),
+                                             view_new(1, T, 0, PML_U8),
+                                             random_view(1, 1, 0),
+                                             random_view(1, 1, 0),
+                                             random_view(1, PML_HYPER_COUNT, 0),
+                                             random_view(1, T, 0)};
+        break;
     case PML_OP_sgd:
         a.sgd = (pml_sgd_args){random_view(1, T, 0), random_view(1, T, 0),
                                random_view(1, T, 0), random_view(1, PML_HYPER_COUNT, 0),
@@ -244,7 +254,7 @@ static bool any_dtype(pml_op op, const char *operand)
 {
     return op == PML_OP_fill ||
            ((op == PML_OP_copy || op == PML_OP_gather_rows || op == PML_OP_scatter_rows ||
-             op == PML_OP_adamw || op == PML_OP_sgd) &&
+             op == PML_OP_adamw || op == PML_OP_adamw_8bit || op == PML_OP_sgd) &&
             (strcmp(operand, "x") == 0 || strcmp(operand, "y") == 0 ||
              strcmp(operand, "copy") == 0));
 }
