@@ -49,6 +49,8 @@ OPTIMIZERS = {
     "adamw_torch": "adamw",
     "adamw_torch_fused": "adamw",
     "adamw_hf": "adamw",
+    "adamw_8bit": "adamw_8bit",
+    "adamw_bnb_8bit": "adamw_8bit",
     "sgd": "sgd",
 }
 
@@ -100,7 +102,9 @@ class Settings:
     max_grad_norm
         Gradients are scaled down to this norm; 0 for no limit.
     optim
-        ``"adamw"`` (also as ``"adamw_torch"``) or ``"sgd"``, as torch.optim has them.
+        ``"adamw"`` (also as ``"adamw_torch"``) or ``"sgd"``, as torch.optim has them; or
+        ``"adamw_8bit"`` (also as ``"adamw_bnb_8bit"``), whose moments take 2 bytes a parameter
+        instead of 8, quantised as bitsandbytes has them (tensors of 4096 elements and more).
     optim_args
         Of SGD: ``momentum``, ``dampening``, ``nesterov``, as a dict or as Trainer's text
         ``"momentum=0.9,nesterov=true"``.

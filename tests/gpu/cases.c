@@ -282,14 +282,22 @@ static size_t bytes_of(const gpu_case *c)
     return bytes;
 }
 
-void cases_keep(gpu_cases *cases, const char *text, size_t bytes)
+static bool is_chosen(const gpu_case *c, const gpu_choice *choice)
+{
+    if (choice->only != NULL && strstr(c->name, choice->only) == NULL)
+        return false;
+    for (int i = 0; i < 8 && choice->without[i] != NULL; i++)
+        if (strstr(c->name, choice->without[i]) != NULL)
+            return false;
+    return choice->bytes == 0 || bytes_of(c) <= choice->bytes;
+}
+
+void cases_keep(gpu_cases *cases, const gpu_choice *choice)
 {
     int kept = 0;
-    for (int n = 0; n < cases->count; n++) {
-        const gpu_case *c = &cases->at[n];
-        if ((text == NULL || strstr(c->name, text) != NULL) && (bytes == 0 || bytes_of(c) <= bytes))
-            cases->at[kept++] = *c;
-    }
+    for (int n = 0; n < cases->count; n++)
+        if (is_chosen(&cases->at[n], choice))
+            cases->at[kept++] = cases->at[n];
     cases->count = kept;
 }
 

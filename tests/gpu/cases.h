@@ -50,9 +50,15 @@ void cases_drop(gpu_case *c, int at, int64_t rows);
 void cases_of_forward(gpu_cases *cases);
 void cases_of_training(gpu_cases *cases);
 
-/* Leave out the cases whose name has not this text (NULL: any has), and those whose operands take
- * more bytes (0: no bound). Before they are placed. */
-void cases_keep(gpu_cases *cases, const char *text, size_t bytes);
+/* Which cases are run. */
+typedef struct gpu_choice {
+    const char *only;       /* in their names; NULL: any */
+    const char *without[8]; /* not in their names */
+    size_t bytes;           /* of operands, at most; 0: no bound */
+} gpu_choice;
+
+/* Leave out the others; before they are placed. */
+void cases_keep(gpu_cases *cases, const gpu_choice *choice);
 
 /* Operand i and what the op may write around it: a linear layer's borders. */
 pml_view cases_reach(const gpu_case *c, int operand);

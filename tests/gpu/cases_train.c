@@ -372,6 +372,22 @@ static void add_nf4_quantise(gpu_cases *cases, pml_dtype d, int64_t rows, int64_
     c->shift = off;
 }
 
+/* The bits of the reference, codes and all. Codes and scales are drawn as anything they can be. */
+static void add_adamw_8bit(gpu_cases *cases, int64_t n, int copy, const float *hyper)
+{
+    gpu_case *c = cases_add(cases, PML_OP_adamw_8bit, "[1,%d] copy %s", (int)n,
+                            copy < 0 ? "none" : pml_dtype_name(floats[copy]));
+    pml_view v = shaped(1, n, 0, PML_F32), codes = shaped(1, n, 0, PML_U8);
+    pml_view largest = shaped(1, (n + PML_ADAMW_8BIT_BLOCK - 1) / PML_ADAMW_8BIT_BLOCK, 0, PML_F32);
+    c->args.adamw_8bit = (pml_adamw_8bit_args){
+        v, v, codes, codes, largest, largest, shaped(1, PML_HYPER_COUNT, 0, PML_F32), {0}};
+    if (copy >= 0)
+        c->args.adamw_8bit.copy = shaped(1, n, 0, floats[copy]);
+    c->positive = 5; /* v_largest */
+    c->given[6] = hyper;
+    c->shift = n == 4096 && copy == 1 ? 1 : 0;
+}
+
 static void add_update(gpu_cases *cases)
 {
     static const float hyper[2 * PML_HYPER_COUNT] = {1e-2F, 0.1F, 1e-3F, 1e-8F, 0.01F, 0.3F,  4e-3F,
@@ -402,6 +418,10 @@ static void add_update(gpu_cases *cases)
             c->shift = s == 3 ? 1 : 0;
         }
     }
+    static const int64_t lengths[] = {1, 255, 4096, 300001};
+    for (size_t s = 0; s < sizeof lengths / sizeof *lengths; s++)
+        for (int f = -1; f < FLOATS; f++)
+            add_adamw_8bit(cases, lengths[s], f, hyper);
     for (int form = 0; form < 3; form++) {
         static const char *const forms[] = {"plain", "momentum", "nesterov"};
         gpu_case *c = cases_add(cases, PML_OP_sgd, "[1,3001] %s", forms[form]);

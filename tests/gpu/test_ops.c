@@ -11,6 +11,7 @@
  * and a replay need not leave the same bits.
  *
  *   --only TEXT   the cases that have this in their names
+ *   --without TEXT  not those; up to eight times
  *   --small KIB   the cases whose operands take no more
  *   --eager       ops one by one only, no graphs
  *   --sparse      as --eager, and only inputs are uploaded: what else an op reads was never
@@ -37,8 +38,7 @@ typedef struct session {
     unsigned char *start, *eager, *replay; /* its images on the host */
     int passed, failed;
     bool fast, eagerly, sparse;
-    const char *only;
-    size_t small; /* bytes */
+    gpu_choice choice;
 } session;
 
 static void stop(const char *what, const pml_error *err)
@@ -496,9 +496,9 @@ static void set_up(session *s)
 
     cases_of_forward(&s->cases);
     cases_of_training(&s->cases);
-    cases_keep(&s->cases, s->only, s->small);
+    cases_keep(&s->cases, &s->choice);
     if (s->cases.count == 0) {
-        fprintf(stderr, "no case is that small and has that name\n");
+        fprintf(stderr, "no case is so small and named so\n");
         exit(1);
     }
     cases_place(&s->cases, s->gpu);
@@ -530,6 +530,7 @@ static void tear_down(session *s)
 static void read_options(session *s, int argc, char **argv)
 {
     bool good = true;
+    int without = 0;
     for (int i = 1; i < argc && good; i++) {
         bool more = i + 1 < argc;
         if (strcmp(argv[i], "--fast") == 0)
@@ -539,14 +540,18 @@ static void read_options(session *s, int argc, char **argv)
         else if (strcmp(argv[i], "--sparse") == 0)
             s->sparse = true;
         else if (strcmp(argv[i], "--only") == 0 && more)
-            s->only = argv[++i];
+            s->choice.only = argv[++i];
+        else if (strcmp(argv[i], "--without") == 0 && more && without < 8)
+            s->choice.without[without++] = argv[++i];
         else if (strcmp(argv[i], "--small") == 0 && more)
-            good = (s->small = strtoul(argv[++i], NULL, 10) << 10) > 0;
+            good = (s->choice.bytes = strtoul(argv[++i], NULL, 10) << 10) > 0;
         else
             good = false;
     }
     if (!good) {
-        fprintf(stderr, "usage: %s [--fast] [--only TEXT] [--small KIB] [--eager | --sparse]\n",
+        fprintf(stderr,
+                "usage: %s [--fast] [--only TEXT] [--without TEXT]… [--small KIB] "
+                "[--eager | --sparse]\n",
                 argv[0]);
         exit(2);
     }
@@ -573,7 +578,7 @@ int main(int argc, char **argv)
         expect_rest_untouched(&s);
     for (int n = 0; n < s.cases.count; n++)
         judge(&s, &s.cases.at[n]);
-    if (s.only == NULL && s.small == 0) {
+    if (s.choice.only == NULL && s.choice.bytes == 0) {
         refusals(&s);
         second_device(&s);
     }

@@ -2,6 +2,7 @@
  * refused by name; what may go, goes.
  *
  *   checkpoint FIXTURES */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,12 +50,34 @@ static pml_train_state state_of(session *s)
 }
 
 /* The optimizers, schedules and dropouts that a resume must not disturb. */
-typedef enum variant { ADAMW, MOMENTUM, NESTEROV, PLAIN_SGD, DROPOUT, VARIANTS } variant;
+typedef enum variant {
+    ADAMW,
+    MOMENTUM,
+    NESTEROV,
+    PLAIN_SGD,
+    DROPOUT,
+    EIGHT_BITS,
+    VARIANTS
+} variant;
+
+/* With an adapter so wide that most of its tensors have 4096 elements, in blocks of 256 that they
+ * do not fill. */
+static void eight_bits(pml_train_config *config)
+{
+    config->optimizer = PML_OPTIMIZER_ADAMW_8BIT;
+    if (config->method != PML_METHOD_LORA || config->n_lora_groups > 0)
+        return;
+    config->lora_init[0] = '\0';
+    config->lora_rank = 121;
+    config->lora_alpha = 16;
+}
 
 static void vary(pml_train_config *config, variant how)
 {
     config->optimizer = PML_OPTIMIZER_ADAMW;
     config->momentum = 0;
+    if (how == EIGHT_BITS)
+        eight_bits(config);
     if (how == MOMENTUM || how == NESTEROV || how == PLAIN_SGD)
         config->optimizer = PML_OPTIMIZER_SGD;
     if (how == MOMENTUM || how == NESTEROV)
@@ -81,7 +104,7 @@ static void vary(pml_train_config *config, variant how)
 /* Four steps, checkpoint, four more; against: load into a new stepper, four more. */
 static void check_resume(const char *fixtures, const char *name, variant how)
 {
-    static const size_t buffers[VARIANTS] = {3, 2, 2, 1, 3};
+    static const size_t buffers[VARIANTS] = {3, 2, 2, 1, 3, 1};
     char folder[64];
     pml_train_config config;
     snprintf(folder, sizeof folder, how == ADAMW ? "%s" : "%s-%d", name, (int)how);
@@ -126,6 +149,30 @@ static void check_resume(const char *fixtures, const char *name, variant how)
     pml_snapshot_destroy(&snapshot);
     session_close(&resumed);
     session_close(&s);
+}
+
+/* Moments of 8 bits lead where those of 32 lead, in a third of their memory; and they are not they.
+ */
+static void check_eight_bits(const char *fixtures)
+{
+    double loss[2];
+    size_t kept[2];
+    for (int i = 0; i < 2; i++) {
+        pml_train_config config;
+        session s;
+        load_case(fixtures, "llama-untied-lora", &config);
+        eight_bits(&config);
+        config.optimizer = i == 0 ? PML_OPTIMIZER_ADAMW : PML_OPTIMIZER_ADAMW_8BIT;
+        session_open(&(session_options){.config = &config}, &s);
+        for (int64_t step = 0; step < config.max_steps; step++)
+            loss[i] = session_step(&s, NULL).loss;
+        kept[i] =
+            pml_snapshot_bytes(s.stepper) - pml_stepper_state_bytes(s.stepper, PML_STATE_VALUE);
+        session_close(&s);
+    }
+    check(loss[0] != loss[1] && fabs(loss[0] - loss[1]) < 2e-2 * loss[0],
+          "8 bits: the last loss is %.6f, with 32 bits it is %.6f", loss[1], loss[0]);
+    check(3 * kept[1] < kept[0], "8 bits: %zu bytes, with 32 bits %zu", kept[1], kept[0]);
 }
 
 /* A full checkpoint is a model folder: a run from it begins with its loss, and says float32. */
@@ -297,6 +344,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int how = 0; how < VARIANTS; how++)
             check_resume(argv[1], cases[i], (variant)how);
+    check_eight_bits(argv[1]);
     check_full_is_a_model(argv[1]);
     pml_train_config config;
     load_case(argv[1], "qwen2-tied-lora", &config);

@@ -85,6 +85,8 @@ static void read_optimizer(pml_json_at at, pml_train_config *c)
     MUST(pml_json_get_string(at, "optim", PML_JSON_OPTIONAL, text, sizeof text, err));
     if (strcmp(text, "sgd") == 0)
         c->optimizer = PML_OPTIMIZER_SGD;
+    if (strcmp(text, "adamw_8bit") == 0)
+        c->optimizer = PML_OPTIMIZER_ADAMW_8BIT;
     MUST(pml_json_get_object(at, "optim_args", PML_JSON_OPTIONAL, &words, err));
     if (words != NULL) {
         pml_json_at in = {words, at.file, "optim_args"};

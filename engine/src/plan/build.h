@@ -94,6 +94,11 @@ static inline pmli_shape pmli_fixed(pml_dtype dtype, int64_t rows, int64_t cols)
 /* --- persistent tensors and parameters (layout.c) --- */
 void pmli_layout(pmli_builder *b);
 
+/* --- what the optimizer keeps (moments.c), once the length of the flat buffer is known --- */
+void pmli_lay_moments(pmli_builder *b);
+/* Floats that a stacked tensor's place in the flat buffer is rounded up to. */
+int64_t pmli_flat_align(const pml_train_config *config);
+
 /* --- segments (layers.c, segments.c) --- */
 void pmli_build_micro(pmli_builder *b);
 void pmli_build_eval(pmli_builder *b);

@@ -5,8 +5,6 @@
 
 #include "build.h"
 
-enum { FLAT_ALIGN = 64 }; /* floats; 256 bytes, so that every stacked tensor starts aligned */
-
 static const char *const part_names[PMLI_LINEARS][PML_LINEAR_MAX_PARTS] = {
     {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
     {"self_attn.o_proj", NULL, NULL},
@@ -23,8 +21,8 @@ static bool full(const pmli_builder *b)
 /* The next free place of the flat buffer. */
 static int64_t reserve(pmli_builder *b, int64_t floats)
 {
-    int64_t at = b->program->trained_floats;
-    b->program->trained_floats = (at + floats + FLAT_ALIGN - 1) / FLAT_ALIGN * FLAT_ALIGN;
+    int64_t at = b->program->trained_floats, align = pmli_flat_align(b->config);
+    b->program->trained_floats = (at + floats + align - 1) / align * align;
     return at;
 }
 
@@ -369,25 +367,18 @@ void pmli_layout(pmli_builder *b)
     pmli_shape flat = pmli_fixed(PML_F32, 1, 0); /* length known at the end */
     p->values = pmli_persistent(b, flat, cause, full(b) ? "parameters" : "adapter");
     p->grads = pmli_persistent(b, flat, PML_CAUSE_GRADIENTS, "gradients");
-    const pml_train_config *c = b->config;
-    bool sgd = c->optimizer == PML_OPTIMIZER_SGD;
-    p->exp_avg = p->exp_avg_sq = PMLI_ABSENT; /* SGD has one buffer with momentum, else none */
-    if (!sgd || c->momentum > 0)
-        p->exp_avg =
-            pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, sgd ? "momentum buffer" : "exp_avg");
-    if (!sgd)
-        p->exp_avg_sq = pmli_persistent(b, flat, PML_CAUSE_OPTIMIZER, "exp_avg_sq");
-    flat.dtype = c->dtype;
     p->loading = PMLI_ABSENT;
+    flat.dtype = b->config->dtype;
     p->rounded = flat.dtype == PML_F32 ? PMLI_ABSENT : pmli_persistent(b, flat, cause, "rounded");
     lay_model(b);
     lay_inputs(b);
     if (b->status != PML_OK)
         return;
-    const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq, p->rounded};
-    for (int i = 0; i < 5; i++)
+    const int32_t buffers[] = {p->values, p->grads, p->rounded};
+    for (int i = 0; i < 3; i++)
         if (buffers[i] >= 0)
             p->tensors[buffers[i]].cols = p->trained_floats;
-    if (p->trained_floats == 0)
+    pmli_lay_moments(b);
+    if (b->status == PML_OK && p->trained_floats == 0)
         b->status = PML_FAIL(b->err, PML_INVALID, "nothing to train: lora_targets is empty");
 }

@@ -266,6 +266,7 @@ void pml_program_destroy(pml_program **program)
     free((*program)->tensors);
     free((*program)->nodes);
     free((*program)->parameters);
+    free((*program)->ranges);
     free(*program);
     *program = NULL;
 }

@@ -185,30 +185,49 @@ void pmli_build_norm(pmli_builder *b)
     pmli_node_done(b, clip);
 }
 
-/* One range of the flat buffers; hyper row 0 has weight decay, row 1 has none. */
-static void update(pmli_builder *b, const char *label, int group, int64_t at, int64_t floats)
+/* The moments of a range as operands from `first` on; returns the operand after them. */
+static int moments(pmli_builder *b, pml_node *node, int first, const pml_range *r)
 {
     const pml_program *p = b->program;
-    if (floats == 0)
-        return;
-    bool sgd = b->config->optimizer == PML_OPTIMIZER_SGD;
-    static const char *const names[] = {"values", "gradients", "exp_avg", "exp_avg_sq"};
-    const int32_t buffers[] = {p->values, p->grads, p->exp_avg, p->exp_avg_sq};
-    int32_t parts[4];
-    for (int i = 0; i < 4; i++)
-        parts[i] = pmli_part(b, buffers[i], at, 1, floats, "%s %s", names[i], label);
-    int32_t hyper = pmli_part(b, p->hyper, (int64_t)group * PML_HYPER_COUNT, 1, PML_HYPER_COUNT,
-                              "hyper %d", group);
-    int32_t rounded = pmli_part(b, p->rounded, at, 1, floats, "rounded %s", label);
-    pml_node *node = pmli_node(b, sgd ? PML_OP_sgd : PML_OP_adamw, -1, label);
+    if (!r->codes) {
+        pmli_operand(node, first, pmli_part(b, p->exp_avg, r->state, 1, r->floats, "exp_avg part"));
+        if (node->op == PML_OP_sgd)
+            return first + 1;
+        pmli_operand(node, first + 1,
+                     pmli_part(b, p->exp_avg_sq, r->state, 1, r->floats, "exp_avg_sq part"));
+        return first + 2;
+    }
+    int64_t blocks = (r->floats + PML_ADAMW_8BIT_BLOCK - 1) / PML_ADAMW_8BIT_BLOCK;
+    const int32_t codes[] = {p->exp_avg_codes, p->exp_avg_sq_codes};
+    const int32_t largest[] = {p->exp_avg_largest, p->exp_avg_sq_largest};
+    for (int i = 0; i < 2; i++) {
+        pmli_operand(node, first + i, pmli_part(b, codes[i], r->state, 1, r->floats, "codes part"));
+        pmli_operand(node, first + 2 + i,
+                     pmli_part(b, largest[i], r->block, 1, blocks, "largest part"));
+    }
+    return first + 4;
+}
+
+/* One range of the flat buffers; hyper row 0 has weight decay, row 1 has none. */
+static void update(pmli_builder *b, const pml_range *r)
+{
+    const pml_program *p = b->program;
+    const char *label = r->decay ? "with decay" : "without decay";
+    pml_op op = b->config->optimizer == PML_OPTIMIZER_SGD ? PML_OP_sgd : PML_OP_adamw;
+    int32_t values = pmli_part(b, p->values, r->at, 1, r->floats, "values %s", label);
+    int32_t grads = pmli_part(b, p->grads, r->at, 1, r->floats, "gradients %s", label);
+    int32_t hyper = pmli_part(b, p->hyper, r->decay ? 0 : PML_HYPER_COUNT, 1, PML_HYPER_COUNT,
+                              "hyper %s", label);
+    int32_t rounded = pmli_part(b, p->rounded, r->at, 1, r->floats, "rounded %s", label);
+    pml_node *node = pmli_node(b, r->codes ? PML_OP_adamw_8bit : op, -1, label);
     if (node == NULL)
         return;
-    int n = sgd ? 3 : 4;
-    for (int i = 0; i < n; i++)
-        pmli_operand(node, i, parts[i]);
-    pmli_operand(node, n, hyper);
-    pmli_operand(node, n + 1, rounded);
-    if (sgd)
+    pmli_operand(node, 0, values);
+    pmli_operand(node, 1, grads);
+    int next = moments(b, node, 2, r);
+    pmli_operand(node, next, hyper);
+    pmli_operand(node, next + 1, rounded);
+    if (op == PML_OP_sgd)
         node->args.sgd.nesterov = b->config->nesterov;
     pmli_node_done(b, node);
 }
@@ -216,8 +235,8 @@ static void update(pmli_builder *b, const char *label, int group, int64_t at, in
 void pmli_build_update(pmli_builder *b)
 {
     const pml_program *p = b->program;
-    update(b, "with decay", 0, 0, p->decay_floats);
-    update(b, "without decay", 1, p->decay_floats, p->trained_floats - p->decay_floats);
+    for (int32_t i = 0; b->status == PML_OK && i < p->n_ranges; i++)
+        update(b, &p->ranges[i]);
 }
 
 void pmli_build_clear(pmli_builder *b)

@@ -23,15 +23,17 @@ static pml_status write_optimizer(const pml_snapshot *s, const char *folder, pml
     pml_status status = pml_path_join(path, sizeof path, folder, PMLI_OPTIMIZER_FILE, err);
     if (status == PML_OK)
         status = pml_safetensors_writer_new(path, 0600, &w, err);
-    for (int m = 1; m < 3; m++)
+    for (int m = 1; m < PMLI_SNAPSHOT_STATES; m++)
         for (int i = 0; status == PML_OK && s->buffers[m] != NULL && i < s->n_entries; i++) {
-            const pmli_entry *e = &s->entries[i];
-            snprintf(name, sizeof name, "%s%s", pmli_moment_prefix(s, m), e->name);
-            status = pml_safetensors_writer_add(w, name, PML_F32, e->shape, e->n_dims, err);
+            pmli_stored_moment t = pmli_moment_of(s, m, i);
+            if (t.bytes == 0)
+                continue;
+            snprintf(name, sizeof name, "%s%s", pmli_moment_prefix(s, m), s->entries[i].name);
+            status = pml_safetensors_writer_add(w, name, t.dtype, t.shape, t.n_dims, err);
         }
-    for (int m = 1; status == PML_OK && m < 3; m++)
+    for (int m = 1; status == PML_OK && m < PMLI_SNAPSHOT_STATES; m++)
         if (s->buffers[m] != NULL)
-            status = pml_safetensors_writer_write(w, s->buffers[m], s->floats * sizeof(float), err);
+            status = pml_safetensors_writer_write(w, s->buffers[m], s->bytes[m], err);
     if (status == PML_OK)
         status = pml_safetensors_writer_finish(w, err);
     pml_safetensors_writer_destroy(&w);
@@ -146,20 +148,22 @@ static pml_status read_tensors(const pml_snapshot *s, const char *path, int from
     pml_safetensors *file = NULL;
     pml_status status = pml_safetensors_open(path, &file, err);
     for (int m = from; m < to; m++) {
-        float *at = s->buffers[m];
+        char *at = s->buffers[m];
         for (int i = 0; status == PML_OK && at != NULL && i < s->n_entries; i++) {
-            const pmli_entry *e = &s->entries[i];
+            pmli_stored_moment t = pmli_moment_of(s, m, i);
             const pml_stored *stored;
             char name[160];
-            snprintf(name, sizeof name, "%s%s", pmli_moment_prefix(s, m), e->name);
-            status = pml_safetensors_need(file, name, e->shape[0], e->n_dims == 1 ? 0 : e->shape[1],
+            if (t.bytes == 0)
+                continue;
+            snprintf(name, sizeof name, "%s%s", pmli_moment_prefix(s, m), s->entries[i].name);
+            status = pml_safetensors_need(file, name, t.shape[0], t.n_dims == 1 ? 0 : t.shape[1],
                                           &stored, err);
-            if (status == PML_OK && stored->dtype != PML_F32)
-                status = PML_FAIL(err, PML_INVALID, "%s: '%s' has dtype %s, not F32", path, name,
-                                  stored->dtype_name);
+            if (status == PML_OK && stored->dtype != t.dtype)
+                status = PML_FAIL(err, PML_INVALID, "%s: '%s' has dtype %s, not %s", path, name,
+                                  stored->dtype_name, pml_dtype_name(t.dtype));
             if (status == PML_OK)
-                memcpy(at, stored->data, e->floats * sizeof *at);
-            at += e->floats;
+                memcpy(at, stored->data, t.bytes);
+            at += t.bytes;
         }
     }
     pml_safetensors_close(&file);
@@ -193,7 +197,7 @@ pml_status pml_checkpoint_load_watched(const char *folder, void (*moved)(void *u
     if (status == PML_OK)
         status = read_tensors(s, values, 0, 1, err);
     if (status == PML_OK)
-        status = read_tensors(s, optimizer, 1, 3, err);
+        status = read_tensors(s, optimizer, 1, PMLI_SNAPSHOT_STATES, err);
     return status;
 }
 

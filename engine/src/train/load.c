@@ -357,13 +357,15 @@ static pml_status make_adapter(pml_stepper *s, float *piece, pml_error *err)
 static pml_status clear_flat(pml_stepper *s, pml_error *err)
 {
     const pml_program *p = s->program;
-    const int32_t buffers[] = {p->values, p->exp_avg, p->exp_avg_sq};
-    for (int i = 0; i < 3; i++) {
+    const int32_t buffers[] = {p->values,          p->exp_avg,       p->exp_avg_sq,
+                               p->exp_avg_largest, p->exp_avg_codes, p->exp_avg_sq_largest,
+                               p->exp_avg_sq_codes};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
         if (buffers[i] < 0)
             continue;
+        const pml_tensor *t = &p->tensors[buffers[i]];
         pml_op_args args = {0};
-        args.fill.y =
-            pml_vector(pml_program_data(p, buffers[i], s->arena), p->trained_floats, PML_F32);
+        args.fill.y = pml_vector(pml_program_data(p, buffers[i], s->arena), t->cols, t->dtype);
         pml_status status = pml_op_run(s->backend, PML_OP_fill, s->queue, &args, err);
         if (status != PML_OK)
             return status;

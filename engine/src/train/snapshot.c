@@ -15,7 +15,8 @@ static void list_entries(pml_snapshot *s, const pml_stepper *stepper)
         snprintf(e->name, sizeof e->name, "%s", name);
         e->shape[0] = e->n_dims == 1 ? cols : rows;
         e->shape[1] = cols;
-        e->floats = (size_t)(rows * cols);
+        for (int k = 0; k < PMLI_SNAPSHOT_STATES; k++)
+            e->elements[k] = pml_stepper_state_elements(stepper, pmli_snapshot_states[k], i);
     }
 }
 
@@ -27,10 +28,9 @@ pml_status pml_snapshot_frame(const pml_stepper *stepper, const pml_train_config
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for a snapshot");
     s->config = *config;
     s->n_entries = pml_stepper_trainable_count(stepper);
-    s->floats = pml_stepper_state_floats(stepper);
     s->layers = pml_stepper_spec(stepper)->layers;
-    for (int i = 0; i < 3; i++)
-        s->has[i] = pml_stepper_has(stepper, pmli_snapshot_states[i]);
+    for (int i = 0; i < PMLI_SNAPSHOT_STATES; i++)
+        s->bytes[i] = pml_stepper_state_bytes(stepper, pmli_snapshot_states[i]);
     s->entries = calloc((size_t)s->n_entries, sizeof *s->entries);
     if (s->entries == NULL) {
         pml_snapshot_destroy(snapshot);
@@ -42,12 +42,12 @@ pml_status pml_snapshot_frame(const pml_stepper *stepper, const pml_train_config
 
 void pml_snapshot_view(pml_snapshot *s, const pml_train_state *state, void *memory)
 {
-    float *at = memory;
+    char *at = memory;
     s->state = *state;
-    for (int i = 0; i < 3; i++)
-        if (s->has[i]) {
+    for (int i = 0; i < PMLI_SNAPSHOT_STATES; i++)
+        if (s->bytes[i] > 0) {
             s->buffers[i] = at;
-            at += s->floats;
+            at += s->bytes[i];
         }
 }
 
@@ -84,7 +84,7 @@ pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
                              const pml_train_state *state, pml_error *err)
 {
     pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && i < 3; i++)
+    for (int i = 0; status == PML_OK && i < PMLI_SNAPSHOT_STATES; i++)
         if (snapshot->buffers[i] != NULL)
             status = pml_stepper_read(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
     snapshot->state = *state;
@@ -95,11 +95,14 @@ pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
 
 pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepper, pml_error *err)
 {
-    if (pml_stepper_state_floats(stepper) != snapshot->floats ||
-        pml_stepper_trainable_count(stepper) != snapshot->n_entries)
-        return PML_FAIL(err, PML_INVALID, "the snapshot is of another model or adapter");
     pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && i < 3; i++)
+    bool same = pml_stepper_trainable_count(stepper) == snapshot->n_entries;
+    for (int i = 0; i < PMLI_SNAPSHOT_STATES; i++)
+        same =
+            same && pml_stepper_state_bytes(stepper, pmli_snapshot_states[i]) == snapshot->bytes[i];
+    if (!same)
+        return PML_FAIL(err, PML_INVALID, "the snapshot is of another model, adapter or optimizer");
+    for (int i = 0; status == PML_OK && i < PMLI_SNAPSHOT_STATES; i++)
         if (snapshot->buffers[i] != NULL)
             status = pml_stepper_write(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
     if (status == PML_OK)
@@ -110,21 +113,21 @@ pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepp
 
 size_t pml_snapshot_bytes(const pml_stepper *stepper)
 {
-    size_t n = 0;
-    for (int i = 0; i < 3; i++)
-        n += pml_stepper_has(stepper, pmli_snapshot_states[i]);
-    return n * pml_stepper_state_floats(stepper) * sizeof(float);
+    size_t bytes = 0;
+    for (int i = 0; i < PMLI_SNAPSHOT_STATES; i++)
+        bytes += pml_stepper_state_bytes(stepper, pmli_snapshot_states[i]);
+    return bytes;
 }
 
 pml_status pml_snapshot_put(pml_stepper *stepper, const pml_train_state *state,
                             pml_train_state *whole, void *memory, pml_error *err)
 {
-    float *at = memory;
+    char *at = memory;
     pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && i < 3; i++)
+    for (int i = 0; status == PML_OK && i < PMLI_SNAPSHOT_STATES; i++)
         if (pml_stepper_has(stepper, pmli_snapshot_states[i])) {
             status = pml_stepper_read(stepper, pmli_snapshot_states[i], at, err);
-            at += pml_stepper_state_floats(stepper);
+            at += pml_stepper_state_bytes(stepper, pmli_snapshot_states[i]);
         }
     *whole = *state;
     whole->applied = pml_stepper_applied(stepper);
@@ -135,14 +138,14 @@ pml_status pml_snapshot_put(pml_stepper *stepper, const pml_train_state *state,
 pml_status pml_snapshot_get(pml_stepper *stepper, const pml_train_state *state, const void *memory,
                             size_t bytes, pml_error *err)
 {
-    const float *at = memory;
+    const char *at = memory;
     pml_status status = PML_OK;
     if (bytes != pml_snapshot_bytes(stepper))
         return PML_FAIL(err, PML_INVALID, "the snapshot is of another model or adapter");
-    for (int i = 0; status == PML_OK && i < 3; i++)
+    for (int i = 0; status == PML_OK && i < PMLI_SNAPSHOT_STATES; i++)
         if (pml_stepper_has(stepper, pmli_snapshot_states[i])) {
             status = pml_stepper_write(stepper, pmli_snapshot_states[i], at, err);
-            at += pml_stepper_state_floats(stepper);
+            at += pml_stepper_state_bytes(stepper, pmli_snapshot_states[i]);
         }
     if (status == PML_OK)
         pml_stepper_seek(stepper, state->step, state->applied, state->rope_length);

@@ -4,11 +4,23 @@
 
 #include "pml/train/checkpoint.h"
 
+/* Values, and what the optimizer keeps: floats before codes, so that a file's tensors are aligned.
+ */
+enum { PMLI_SNAPSHOT_STATES = 7 };
+
+static const pml_state pmli_snapshot_states[PMLI_SNAPSHOT_STATES] = {PML_STATE_VALUE,
+                                                                     PML_STATE_EXP_AVG,
+                                                                     PML_STATE_EXP_AVG_SQ,
+                                                                     PML_STATE_EXP_AVG_LARGEST,
+                                                                     PML_STATE_EXP_AVG_SQ_LARGEST,
+                                                                     PML_STATE_EXP_AVG_CODES,
+                                                                     PML_STATE_EXP_AVG_SQ_CODES};
+
 typedef struct pmli_entry {
     char name[112];
     int64_t shape[2];
     int n_dims;
-    size_t floats;
+    size_t elements[PMLI_SNAPSHOT_STATES]; /* of each buffer; may be none */
 } pmli_entry;
 
 struct pml_snapshot {
@@ -17,25 +29,47 @@ struct pml_snapshot {
     int32_t layers; /* of the model */
     pmli_entry *entries;
     int n_entries;
-    size_t floats;
-    bool has[3];       /* value, exp_avg, exp_avg_sq: SGD has fewer */
-    float *buffers[3]; /* entries end to end; NULL: it has none, or nothing is in view */
-    float *own;        /* the buffers one behind another; NULL: they are somebody else's */
+    size_t bytes[PMLI_SNAPSHOT_STATES];  /* of each buffer; 0: this optimizer has none */
+    char *buffers[PMLI_SNAPSHOT_STATES]; /* entries end to end; NULL: it has none, or nothing is in
+                                            view */
+    char *own; /* the buffers one behind another; NULL: they are somebody else's */
 };
 
 #define PMLI_OPTIMIZER_FILE "optimizer.safetensors"
 #define PMLI_STATE_FILE     "state.json"
 #define PMLI_MANIFEST       "MANIFEST"
 
-static const pml_state pmli_snapshot_states[3] = {PML_STATE_VALUE, PML_STATE_EXP_AVG,
-                                                  PML_STATE_EXP_AVG_SQ};
-
 /* What stands before a tensor's name: as torch's optimizers call their buffers. */
 static inline const char *pmli_moment_prefix(const pml_snapshot *snapshot, int m)
 {
-    static const char *const prefixes[3] = {"", "exp_avg.", "exp_avg_sq."};
+    static const char *const prefixes[PMLI_SNAPSHOT_STATES] = {"",
+                                                               "exp_avg.",
+                                                               "exp_avg_sq.",
+                                                               "exp_avg_largest.",
+                                                               "exp_avg_sq_largest.",
+                                                               "exp_avg_codes.",
+                                                               "exp_avg_sq_codes."};
     bool sgd = snapshot->config.optimizer == PML_OPTIMIZER_SGD;
     return m == 1 && sgd ? "momentum_buffer." : prefixes[m];
+}
+
+/* How entry i of buffer m stands in a file: as its tensor, or a float for each block of it. */
+typedef struct pmli_stored_moment {
+    pml_dtype dtype;
+    int64_t shape[2];
+    int n_dims;
+    size_t bytes; /* 0: it does not */
+} pmli_stored_moment;
+
+static inline pmli_stored_moment pmli_moment_of(const pml_snapshot *snapshot, int m, int i)
+{
+    const pmli_entry *e = &snapshot->entries[i];
+    pml_state state = pmli_snapshot_states[m];
+    pml_dtype dtype = pml_state_dtype(state);
+    size_t bytes = e->elements[m] * pml_dtype_size(dtype);
+    if (state == PML_STATE_EXP_AVG_LARGEST || state == PML_STATE_EXP_AVG_SQ_LARGEST)
+        return (pmli_stored_moment){dtype, {(int64_t)e->elements[m], 0}, 1, bytes};
+    return (pmli_stored_moment){dtype, {e->shape[0], e->shape[1]}, e->n_dims, bytes};
 }
 
 /* "adapter_model.safetensors" or "model.safetensors". */

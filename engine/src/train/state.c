@@ -35,10 +35,15 @@ size_t pml_stepper_state_floats(const pml_stepper *s)
 static int32_t flat_tensor(const pml_stepper *s, pml_state state)
 {
     const pml_program *p = s->program;
-    const int32_t tensors[] = {[PML_STATE_VALUE] = p->values,
-                               [PML_STATE_GRAD] = p->grads,
-                               [PML_STATE_EXP_AVG] = p->exp_avg,
-                               [PML_STATE_EXP_AVG_SQ] = p->exp_avg_sq};
+    const int32_t tensors[PML_STATE_COUNT] = {[PML_STATE_VALUE] = p->values,
+                                              [PML_STATE_GRAD] = p->grads,
+                                              [PML_STATE_EXP_AVG] = p->exp_avg,
+                                              [PML_STATE_EXP_AVG_SQ] = p->exp_avg_sq,
+                                              [PML_STATE_EXP_AVG_LARGEST] = p->exp_avg_largest,
+                                              [PML_STATE_EXP_AVG_SQ_LARGEST] =
+                                                  p->exp_avg_sq_largest,
+                                              [PML_STATE_EXP_AVG_CODES] = p->exp_avg_codes,
+                                              [PML_STATE_EXP_AVG_SQ_CODES] = p->exp_avg_sq_codes};
     return tensors[state];
 }
 
@@ -47,13 +52,10 @@ bool pml_stepper_has(const pml_stepper *s, pml_state state)
     return flat_tensor(s, state) >= 0;
 }
 
-/* NULL with a reason where the optimizer has none. */
-static float *flat_buffer(const pml_stepper *s, pml_state state, pml_error *err)
+pml_dtype pml_state_dtype(pml_state state)
 {
-    if (pml_stepper_has(s, state))
-        return pml_program_data(s->program, flat_tensor(s, state), s->arena);
-    PML_FAIL(err, PML_INVALID, "the optimizer has no such buffer");
-    return NULL;
+    return state == PML_STATE_EXP_AVG_CODES || state == PML_STATE_EXP_AVG_SQ_CODES ? PML_U8
+                                                                                   : PML_F32;
 }
 
 /* A tensor's rows lie one behind the other, but for a B whose rank is not the greatest of its
@@ -63,46 +65,89 @@ static int64_t pitch_of(const pml_stepper *s, const pml_parameter *p)
     return p->rank == 1 ? p->cols : s->program->tensors[p->tensor].cols;
 }
 
-/* One copy, or one for each row. */
-static pml_status copy_parameter(pml_stepper *s, const pml_parameter *p, float *flat, float *host,
-                                 bool to_device, pml_error *err)
+/* Where a tensor's part of a state buffer lies: `rows` of `cols` elements, `pitch` apart, from
+ * element `at` on. */
+typedef struct part {
+    int64_t at, rows, cols, pitch;
+} part;
+
+/* Its moments are floats or codes, never both: of the other it has nothing. */
+static part part_of(const pml_stepper *s, pml_state state, const pml_parameter *p)
 {
-    int64_t pitch = pitch_of(s, p);
-    bool whole = pitch == p->cols;
-    int64_t rows = whole ? 1 : p->rows;
-    size_t n = (size_t)(whole ? p->rows * p->cols : p->cols) * sizeof *host;
+    part whole = {p->at, p->rows, p->cols, pitch_of(s, p)};
+    if (state == PML_STATE_VALUE || state == PML_STATE_GRAD)
+        return whole;
+    const pml_range *r = pml_program_range(s->program, p->at);
+    bool of_codes = state != PML_STATE_EXP_AVG && state != PML_STATE_EXP_AVG_SQ;
+    if (r->codes != of_codes)
+        return (part){0};
+    whole.at = r->state + p->at - r->at;
+    if (!of_codes || pml_state_dtype(state) == PML_U8)
+        return whole;
+    int64_t span = (p->rows - 1) * whole.pitch + p->cols;
+    int64_t blocks = (span + PML_ADAMW_8BIT_BLOCK - 1) / PML_ADAMW_8BIT_BLOCK;
+    return (part){r->block + (p->at - r->at) / PML_ADAMW_8BIT_BLOCK, 1, blocks, blocks};
+}
+
+size_t pml_stepper_state_elements(const pml_stepper *s, pml_state state, int index)
+{
+    if (!pml_stepper_has(s, state))
+        return 0;
+    part whole = part_of(s, state, trained_at(s, index));
+    return (size_t)(whole.rows * whole.cols);
+}
+
+size_t pml_stepper_state_bytes(const pml_stepper *s, pml_state state)
+{
+    size_t elements = 0;
+    for (int i = 0; i < s->n_trained; i++)
+        elements += pml_stepper_state_elements(s, state, i);
+    return elements * pml_dtype_size(pml_state_dtype(state));
+}
+
+/* One copy, or one for each row. */
+static pml_status copy_part(pml_stepper *s, const part *whole, size_t size, char *buffer,
+                            char *host, bool to_device, pml_error *err)
+{
+    bool dense = whole->pitch == whole->cols;
+    int64_t rows = dense && whole->rows > 0 ? 1 : whole->rows;
+    size_t n = (size_t)(dense ? whole->rows * whole->cols : whole->cols) * size;
     pml_status status = PML_OK;
     for (int64_t row = 0; status == PML_OK && row < rows; row++) {
-        float *device = flat + p->at + row * pitch, *mine = host + row * p->cols;
+        char *device = buffer + (size_t)(whole->at + row * whole->pitch) * size;
+        char *mine = host + (size_t)(row * whole->cols) * size;
         status = to_device ? s->backend->upload(s->queue, device, mine, n, err)
                            : s->backend->download(s->queue, mine, device, n, err);
     }
     return status;
 }
 
-static pml_status copy_all(pml_stepper *s, pml_state state, float *host, bool to_device,
+static pml_status copy_all(pml_stepper *s, pml_state state, char *host, bool to_device,
                            pml_error *err)
 {
-    float *flat = flat_buffer(s, state, err);
-    pml_status status = flat != NULL ? PML_OK : PML_INVALID;
+    if (!pml_stepper_has(s, state))
+        return PML_FAIL(err, PML_INVALID, "the optimizer has no such buffer");
+    char *buffer = pml_program_data(s->program, flat_tensor(s, state), s->arena);
+    size_t size = pml_dtype_size(pml_state_dtype(state));
+    pml_status status = PML_OK;
     for (int i = 0; status == PML_OK && i < s->n_trained; i++) {
-        const pml_parameter *p = trained_at(s, i);
-        status = copy_parameter(s, p, flat, host, to_device, err);
-        host += p->rows * p->cols;
+        part whole = part_of(s, state, trained_at(s, i));
+        status = copy_part(s, &whole, size, buffer, host, to_device, err);
+        host += (size_t)(whole.rows * whole.cols) * size;
     }
     if (status == PML_OK && state == PML_STATE_VALUE)
         status = pmli_round_values(s, err);
     return status == PML_OK ? s->backend->sync(s->queue, err) : status;
 }
 
-pml_status pml_stepper_read(pml_stepper *s, pml_state state, float *host, pml_error *err)
+pml_status pml_stepper_read(pml_stepper *s, pml_state state, void *host, pml_error *err)
 {
     return copy_all(s, state, host, false, err);
 }
 
-pml_status pml_stepper_write(pml_stepper *s, pml_state state, const float *host, pml_error *err)
+pml_status pml_stepper_write(pml_stepper *s, pml_state state, const void *host, pml_error *err)
 {
-    return copy_all(s, state, (float *)(uintptr_t)host, true, err); /* only read */
+    return copy_all(s, state, (char *)(uintptr_t)host, true, err); /* only read */
 }
 
 pml_status pml_stepper_identity(pml_stepper *s, char *json, size_t capacity, pml_error *err)

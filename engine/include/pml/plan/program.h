@@ -17,7 +17,7 @@
  * Weights of projections that share an input are stacked (q,k,v and gate,up: see pml_linear_args).
  * All trained parameters lie in one flat float32 buffer, the ones with weight decay first, and
  * gradients and the optimizer's moments have the same layout (SGD: exp_avg is its momentum buffer,
- * if it has momentum, and there is no exp_avg_sq):
+ * if it has momentum, and there is no exp_avg_sq; AdamW of 8 bits: see pml_range):
  *
  *   [ embed | layer 0: q k v, o, gate up, down | … | head ][ norms and biases ]      full
  *   [ layer 0: A_q A_k A_v, B_q B_k B_v, A_o, B_o, … | layer 1 … ]                    LoRA
@@ -117,6 +117,18 @@ typedef struct pml_parameter {
     int32_t nf4_parts[PML_NF4_TENSORS];
 } pml_parameter;
 
+/* What one op of the update moves: a run of the flat buffer, whose moments are floats, at `state`
+ * of exp_avg and exp_avg_sq; or codes of 8 bits, at `state` of the codes, with a float of `largest`
+ * for each PML_ADAMW_8BIT_BLOCK of them from `block` on. Tensors of less than PML_8BIT_LEAST
+ * elements have floats, and every tensor begins at a block's beginning: both as in bitsandbytes. */
+typedef struct pml_range {
+    int64_t at, floats;
+    int64_t state, block;
+    bool decay, codes;
+} pml_range;
+
+enum { PML_8BIT_LEAST = 4096 };
+
 typedef struct pml_program {
     pml_model_spec spec;
     pml_batch_limits limits;
@@ -137,11 +149,14 @@ typedef struct pml_program {
     int32_t n_parameters;
     int64_t trained_floats; /* length of the flat buffer, gaps included */
     int64_t decay_floats;   /* its front that has weight decay */
+    pml_range *ranges;      /* the flat buffer, but for gaps, in order */
+    int32_t n_ranges;
 
     /* Tensors the host reads or writes; -1 where the program has none. */
     int32_t ids, positions_in, bounds, key_bounds, cache_rows, label_rows, labels, last_row;
     int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits;
     int32_t values, grads, exp_avg, exp_avg_sq;
+    int32_t exp_avg_largest, exp_avg_sq_largest, exp_avg_codes, exp_avg_sq_codes; /* of 8 bits */
     int32_t rounded; /* values in the activations' dtype; -1 where that is float32 */
     int32_t loading; /* where a weight is quantised while the model is loaded: bytes for the largest
                       * in float32, and behind it the op's workspace; -1: nothing is quantised */
@@ -176,6 +191,13 @@ pml_counts pml_program_capacity(const pml_program *program, pml_segment segment)
 /* Arguments of a node for live counts, with the arena at base. Counts must be within capacity. */
 void pml_program_bind(const pml_program *program, const pml_node *node, void *base,
                       const pml_counts *counts, pml_op_args *args);
+
+/* The range that element `at` of the flat buffer lies in; NULL: it is in a gap. */
+const pml_range *pml_program_range(const pml_program *program, int64_t at);
+
+/* What the optimizer keeps for n parameters of one tensor, in bytes, beside the parameters and
+ * their gradients. */
+size_t pml_optimizer_bytes(const pml_train_config *config, int64_t n);
 
 /* A tensor's place in an arena at base. */
 void *pml_program_data(const pml_program *program, int32_t tensor, void *base);

@@ -109,11 +109,22 @@ pml_status pml_stepper_logits(pml_stepper *stepper, const int32_t *tokens, int32
 typedef enum pml_state {
     PML_STATE_VALUE = 0,
     PML_STATE_GRAD,
-    PML_STATE_EXP_AVG,   /* AdamW's, or SGD's momentum buffer */
-    PML_STATE_EXP_AVG_SQ /* AdamW's */
+    PML_STATE_EXP_AVG,    /* AdamW's, or SGD's momentum buffer; of 8 bits: that of small tensors */
+    PML_STATE_EXP_AVG_SQ, /* AdamW's; likewise */
+    PML_STATE_EXP_AVG_LARGEST, /* of 8 bits: a float for each block of 256 elements */
+    PML_STATE_EXP_AVG_SQ_LARGEST,
+    PML_STATE_EXP_AVG_CODES, /* of 8 bits: a byte for each element */
+    PML_STATE_EXP_AVG_SQ_CODES,
+    PML_STATE_COUNT
 } pml_state;
 /* Whether this optimizer has that buffer. */
 bool pml_stepper_has(const pml_stepper *stepper, pml_state state);
+/* What it has of one trainable tensor: elements, of U8 where they are codes, else of F32. They may
+ * be none. */
+pml_dtype pml_state_dtype(pml_state state);
+size_t pml_stepper_state_elements(const pml_stepper *stepper, pml_state state, int index);
+/* Of all of them, in bytes. */
+size_t pml_stepper_state_bytes(const pml_stepper *stepper, pml_state state);
 int pml_stepper_trainable_count(const pml_stepper *stepper);
 /* name: static for the stepper's life, e.g.
  * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" (LoRA) or
@@ -123,10 +134,10 @@ void pml_stepper_trainable(const pml_stepper *stepper, int index, const char **n
                            int64_t *cols, int *n_dims);
 size_t pml_stepper_state_floats(const pml_stepper *stepper); /* trainable elements */
 
-/* Copy one whole state buffer to the host / back. host: pml_stepper_state_floats floats, tensors
- * in index order, each row-major and unpadded. */
-pml_status pml_stepper_read(pml_stepper *stepper, pml_state state, float *host, pml_error *err);
-pml_status pml_stepper_write(pml_stepper *stepper, pml_state state, const float *host,
+/* Copy one whole state buffer to the host / back. host: pml_stepper_state_bytes, tensors in index
+ * order, each row-major and unpadded. */
+pml_status pml_stepper_read(pml_stepper *stepper, pml_state state, void *host, pml_error *err);
+pml_status pml_stepper_write(pml_stepper *stepper, pml_state state, const void *host,
                              pml_error *err);
 
 /* Updates that were not skipped: Adam's t, as in torch, where a step that is skipped leaves the
