@@ -312,6 +312,59 @@ static void test_lengths_beyond_the_models_positions(void **state)
     }
 }
 
+/* Every trained tensor lies in one range, codes where it has 4096 elements, from a block's
+ * beginning on; no range meets another; and the plan counts what pml_optimizer_bytes says. */
+static void check_ranges(pml_method method, int32_t rank)
+{
+    pml_train_config config = config_for(method, PML_TARGET_ALL_LINEAR);
+    config.optimizer = PML_OPTIMIZER_ADAMW_8BIT;
+    config.lora_rank = rank;
+    const pml_program_options options = {.spec = &small,
+                                         .config = &config,
+                                         .limits = limits,
+                                         .backend = pml_backend_cpu(),
+                                         .choices = {.head_chunk = 64, .pieces = 1}};
+    pml_program *p;
+    pml_error err = PML_ERROR_INIT;
+    if (pml_program_build(&options, &p, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    size_t kept = 0;
+    int found[2] = {0};
+    for (int32_t i = 0; i < p->n_parameters; i++) {
+        const pml_parameter *q = &p->parameters[i];
+        if (!q->trained)
+            continue;
+        int64_t n = q->rows * q->cols;
+        const pml_range *r = pml_program_range(p, q->at);
+        assert_non_null(r);
+        assert_true(q->at + n <= r->at + r->floats);
+        assert_int_equal(r->codes, n >= PML_8BIT_LEAST);
+        assert_int_equal(r->decay, q->decay);
+        assert_true(!r->codes || (q->at - r->at) % PML_ADAMW_8BIT_BLOCK == 0);
+        kept += pml_optimizer_bytes(&config, n);
+        found[r->codes]++;
+    }
+    assert_true(found[0] > 0 && found[1] > 0);
+    for (int32_t i = 1; i < p->n_ranges; i++)
+        assert_true(p->ranges[i - 1].at + p->ranges[i - 1].floats <= p->ranges[i].at);
+    assert_int_equal(count(p, PML_SEGMENT_UPDATE, PML_OP_adamw, ANY) +
+                         count(p, PML_SEGMENT_UPDATE, PML_OP_adamw_8bit, ANY),
+                     p->n_ranges);
+    /* More only by gaps between stacks and by what a buffer is rounded up to. */
+    size_t planned = p->by_cause[PML_CAUSE_OPTIMIZER];
+    size_t gaps = (size_t)p->n_ranges * 2 * PML_ADAMW_8BIT_BLOCK * sizeof(float) +
+                  (size_t)p->n_parameters * 2 * PML_ADAMW_8BIT_BLOCK * sizeof(float);
+    assert_true(planned >= kept && planned <= kept + gaps);
+    pml_program_destroy(&p);
+}
+
+static void test_ranges_of_8_bits(void **state)
+{
+    (void)state;
+    check_ranges(PML_METHOD_FULL, 8);
+    check_ranges(PML_METHOD_LORA, 67); /* 67 x 64 = 16.75 blocks; of keys' B 2144 elements */
+}
+
 static void test_full_trains_everything(void **state)
 {
     (void)state;
@@ -559,6 +612,7 @@ int main(void)
         cmocka_unit_test(test_output_of_swiglu_is_not_kept),
         cmocka_unit_test(test_lengths_beyond_the_models_positions),
         cmocka_unit_test(test_full_trains_everything),
+        cmocka_unit_test(test_ranges_of_8_bits),
         cmocka_unit_test(test_stacked_names),
         cmocka_unit_test(test_bind_follows_the_batch),
         cmocka_unit_test(test_search),
