@@ -122,7 +122,7 @@ pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args 
                                   .wide = count % ELEMENTS_A_THREAD == 0 &&
                                           (uintptr_t)a->codes.data % 4 == 0 &&
                                           (uintptr_t)a->x.data % 16 == 0};
-    pmli_nf4_map(p.map);
+    pmli_dynamic_map(true, p.map);
     memcpy(p.values, pmli_nf4_values, sizeof p.values);
     int64_t threads = (count + ELEMENTS_A_THREAD - 1) / ELEMENTS_A_THREAD;
     status = pmli_cuda_launch(queue, PMLI_nf4_codes_f32 + (unsigned)a->x.dtype,
