@@ -62,7 +62,7 @@ extern "C" {
     X(adamw, "UIUUIo", "One AdamW update of a flat range of parameters.")                          \
     X(adamw_8bit, "UIUUUUIo", "AdamW with its moments in 8 bits, a scale for every 256 of them.")  \
     X(sgd, "UIuIo", "One step against the gradient, with momentum where there is some.")           \
-    X(nf4_quantise, "IOOOOw", "Stores a weight in 4 bits a number, and the scales in 8.")           \
+    X(nf4_quantise, "IOOOOw", "Stores a weight in 4 bits a number, and the scales in 8.")          \
     X(nf4_dequantise, "IIIIO",                                                                     \
       "Makes a 4-bit weight float32 again, for the product that follows.")                         \
     X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")

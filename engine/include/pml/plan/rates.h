@@ -1,8 +1,8 @@
 /* Rates: how fast each kind of op runs, so that plans can be compared. Only ratios matter for that;
  * the seconds that come out are an estimate for a machine like the one that was measured.
  *
- * The tables for the CPU and for CUDA are in engine/src/plan/rates.c, each with where and when it was
- * measured. Another is taken from the file that $PANTHERAML_RATES names:
+ * The tables for the CPU and for CUDA are in engine/src/plan/rates.c, each with where and when it
+ * was measured. Another is taken from the file that $PANTHERAML_RATES names:
  *
  *     {"linear": {"gflops": 170, "gbytes": 40, "microseconds": 5}, …} */
 #ifndef PML_PLAN_RATES_H
