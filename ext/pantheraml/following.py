@@ -337,7 +337,7 @@ class Following:
             link, self._link = self._link, None
         if link is not None:
             link.close()
-        seen = self._record.seq
+        seen = self._record.state_seq
         deadline = time.monotonic() + 30
         asked = None
         while True:
@@ -362,8 +362,8 @@ class Following:
         if not self._connect():
             self._read_log()
         remember(self)
-        # Until its first event is there, the state would be that of the run's former end.
-        self._wait_for(lambda: self._record.seq > seen or self._link is None, 30, "resume")
+        # Until it says so, the state would be that of the run's former end.
+        self._wait_for(lambda: self._record.state_seq > seen or self._link is None, 30, "resume")
         if self._link is None:
             self._raise_failure()
 

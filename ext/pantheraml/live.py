@@ -112,12 +112,11 @@ def clock(seconds: float) -> str:
 def _progress(run: Run) -> RenderableType:
     total = run.max_steps
     doing = run.doing
-    if doing is not None and run.state == "starting":
-        what, fraction = doing
-        row = Table.grid(padding=(0, 1))
-        row.add_row(escape(what), ProgressBar(total=1.0, completed=fraction, width=40))
-        return row
     row = Table.grid(padding=(0, 1))
+    if doing is not None:
+        row.add_row(escape(doing[0]), ProgressBar(total=1.0, completed=doing[1], width=40))
+    if doing is not None and run.state == "starting":
+        return row
     left = eta(run)
     remaining = f"{clock(left)} left" if left is not None and run.state == "running" else ""
     of = f"{run.step:,}/{total:,}" if total else f"{run.step:,}"
@@ -231,7 +230,7 @@ def _line(run: Run) -> str:
         line += f", loss {last['loss']:.4f}, {last['tokens_per_second']:,.0f} tokens/s"
         for gpu in run.gpus[:1]:
             line += f"; GPU {_gpu(gpu)}"
-    if run.step == 0 and run.doing is not None:
+    if run.doing is not None:
         line += f", {run.doing[0]} {run.doing[1]:.0%}"
     return line
 

@@ -162,7 +162,8 @@ class RunRecord:
         self.workers = event["workers"]
 
     def _progress(self, event: Event) -> None:
-        self.progress = event
+        over = event["fraction"] >= 1 and self.state != "starting"
+        self.progress = None if over else event
 
     def _eval(self, event: Event) -> None:
         again = [e for e in self.evals if e["step"] == event["step"]]

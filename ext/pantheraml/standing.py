@@ -197,7 +197,10 @@ class Standing(Following):
 
     @property
     def doing(self) -> tuple[str, float] | None:
-        """What it is busy with before it runs (tokenising, loading), and how far (0 to 1)."""
+        """What it is busy with that takes long, and how far it is (0 to 1).
+
+        Before it runs: tokenising, checking a checkpoint, loading; later a save to a slow disk.
+        """
         progress = self._record.progress
         return None if progress is None else (progress["what"], progress["fraction"])
 

@@ -247,7 +247,7 @@ static pml_status put_file(const char *folder, const char *name, const char *tex
 
 /* A folder that the reader of real checkpoints takes for whole. */
 static pml_status fake_write(job *j, const pml_train_state *whole, const void *memory,
-                             const char *folder, size_t *bytes, pml_error *err)
+                             const char *folder, pml_watch *watch, size_t *bytes, pml_error *err)
 {
     uint64_t learnt;
     memcpy(&learnt, memory, sizeof learnt);
@@ -258,7 +258,11 @@ static pml_status fake_write(job *j, const pml_train_state *whole, const void *m
         "{\"step\":%lld,\"learning_rate\":%.17g,\"weight_decay\":%.17g,\"learnt\":%llu}",
         (long long)whole->step, whole->learning_rate, whole->weight_decay,
         (unsigned long long)learnt);
-    pml_clock_sleep(number("FAKE_SAVE_MS", 0) / 1e3);
+    enum { PIECES = 8, MIB = 1 << 20 };
+    for (int i = 1; i <= PIECES; i++) {
+        pml_clock_sleep(number("FAKE_SAVE_MS", 0) / 1e3 / PIECES);
+        watch->moved(watch->user, (size_t)i * 16 * MIB, (size_t)PIECES * 16 * MIB);
+    }
     while (access(j->held, F_OK) == 0)
         pml_clock_sleep(0.005);
     pml_status status = pml_folder_make(temporary, err);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,8 @@
 
 #include "disk.h"
 #include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/base/hash.h"
 #include "pml/net/launch.h"
 #include "pml/train/checkpoint.h"
 
@@ -416,6 +419,111 @@ static void a_slow_checkpoint_is_waited_for(void **state)
     harness_destroy(&h);
 }
 
+/* On a disk so slow that one read takes two seconds, a checkpoint of 32 of them is hashed. */
+static void make_it_long(harness *h)
+{
+    enum { BYTES = 32 << 20 };
+    char path[400], hex[PML_HASH_HEX];
+    uint8_t hash[PML_HASH_BYTES];
+    pml_error err = PML_ERROR_INIT;
+    char *manifest = harness_read(h, "checkpoints/step-000010/MANIFEST");
+    assert_true(strlen(manifest) > 0);
+    snprintf(path, sizeof path, "%s/checkpoints/step-000010/long.safetensors", h->folder);
+    int fd = open(path, O_WRONLY | O_CREAT, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, BYTES), 0);
+    close(fd);
+    if (pml_hash_file(path, hash, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    pml_hash_hex(hash, sizeof hash, hex);
+    char *longer = malloc(strlen(manifest) + 200);
+    int n = sprintf(longer, "%s%s  long.safetensors\n", manifest, hex);
+    snprintf(path, sizeof path, "%s/checkpoints/step-000010/MANIFEST", h->folder);
+    assert_int_equal(pml_file_write(path, longer, (size_t)n, 0600, NULL), PML_OK);
+    free(longer);
+    free(manifest);
+}
+
+static void *launch_it(void *argument)
+{
+    char connection[512];
+    static pml_error err = PML_ERROR_INIT;
+    pml_status status = pml_launch_coordinator(argument, connection, sizeof connection, &err);
+    return status == PML_OK ? NULL : err.message;
+}
+
+/* Who asks while it is hashed is told how far that is. */
+static void who_asks_of_a_slow_checkpoint_is_told(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, 10, NULL);
+    assert_true(harness_start(h, NULL));
+    harness_wait_state(h, "finished");
+    harness_command(h, "stop", "");
+    kill(h->coordinator, SIGTERM);
+    assert_int_equal(harness_wait(h), 0);
+    harness_disconnect(h);
+    make_it_long(h);
+    watch("pml-coordinator", h);
+    disk->read_ms = 2000;
+    pthread_t thread;
+    pml_launch launch = {.program = harness_coordinator(),
+                         .run_folder = h->folder,
+                         .resume = "",
+                         .timeout_ms = 120000};
+    assert_int_equal(pthread_create(&thread, NULL, launch_it, &launch), 0);
+    harness_adopt(h); /* the doors are open, and it says what it is */
+    pml_message *answer = harness_ask(h, "set", "\"learning_rate\":0.5");
+    disk->read_ms = 0;
+    assert_string_equal(pml_message_string(answer, "code"), "busy");
+    const char *words = "resuming: checking step-000010, ";
+    assert_memory_equal(pml_message_string(answer, "message"), words, strlen(words));
+    assert_non_null(strstr(pml_message_string(answer, "message"), " of 32 MiB"));
+    pml_message_destroy(&answer);
+    void *problem;
+    pthread_join(thread, &problem);
+    watch(NULL, h);
+    if (problem != NULL)
+        fail_msg("%s", (char *)problem);
+    harness_wait_state(h, "finished");
+    const pml_message *told = harness_event(h, 0, PML_EVENT_progress, NULL, NULL, NULL);
+    while (strncmp(pml_message_string(told, "what"), "checking step-000010, ", 22) != 0) {
+        int at = 0;
+        while (h->events[at++] != told)
+            continue;
+        told = harness_event(h, at, PML_EVENT_progress, NULL, NULL, NULL);
+    }
+    harness_destroy(&h);
+}
+
+/* Steps go on, and how far the save is comes between them. */
+static void a_slow_save_says_how_far_it_is(void **state)
+{
+    (void)state;
+    setenv("FAKE_SAVE_MS", "4500", 1);
+    harness *h = harness_new(1, 1000000, NULL);
+    assert_true(harness_start(h, NULL));
+    harness_wait_state(h, "running");
+    unsetenv("FAKE_SAVE_MS");
+    int begin = h->n_events, saved, at = begin;
+    harness_command(h, "checkpoint", "");
+    harness_event(h, begin, PML_EVENT_checkpoint, NULL, NULL, &saved);
+    double last = 0;
+    int told = 0;
+    for (; at < saved; at++) {
+        const pml_message *m = h->events[at];
+        if (pml_message_type_of(m) != PML_EVENT_progress)
+            continue;
+        assert_memory_equal(pml_message_string(m, "what"), "saving step ", 12);
+        assert_non_null(strstr(pml_message_string(m, "what"), " of 128 MiB"));
+        assert_true(pml_message_number(m, "fraction") > last);
+        last = pml_message_number(m, "fraction");
+        told++;
+    }
+    assert_true(told >= 2 && last == 1); /* and nothing of it stands any more */
+    harness_destroy(&h);
+}
+
 static int map_control(void **state)
 {
     (void)state;
@@ -443,6 +551,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_waits_is_bounded),
         cmocka_unit_test(every_write_of_a_start),
         cmocka_unit_test(a_slow_checkpoint_is_waited_for),
+        cmocka_unit_test(who_asks_of_a_slow_checkpoint_is_told),
+        cmocka_unit_test(a_slow_save_says_how_far_it_is),
     };
     if (argc < 4 || !harness_programs(argc, argv)) {
         fprintf(stderr, "usage: %s PML-COORDINATOR FAKE-WORKER LIBDISK\n", argv[0]);

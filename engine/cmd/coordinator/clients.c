@@ -176,6 +176,7 @@ void handle_request(coordinator *c, const pml_inbound *in)
 {
     pml_error err = PML_ERROR_INIT;
     pml_message *m;
+    char words[400];
     if (in->hurried) {
         char id[65];
         c->hurried++;
@@ -212,6 +213,9 @@ void handle_request(coordinator *c, const pml_inbound *in)
         answer_replay(c, in, id, pml_message_int(m, "from"));
     } else if (type == PML_REQUEST_configuration) {
         answer_configuration(c, in, id);
+    } else if (type != PML_REQUEST_alive && resume_is_checking(c, words, sizeof words)) {
+        PML_FAIL(&err, PML_BUSY, "resuming: %s; ask again", words);
+        answer_error(c, in, id, &err);
     } else if (type == PML_REQUEST_share) {
         handle_share(c, in, m);
     } else if (type == PML_REQUEST_unshare) {

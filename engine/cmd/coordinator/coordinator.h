@@ -110,6 +110,12 @@ typedef struct coordinator {
     char wanted[256];     /* the checkpoint named on the command line, "" = newest */
     char checkpoint[512]; /* relative, "" = from the start */
 
+    struct {
+        const char *name;   /* the checkpoint that is being checked, NULL: none */
+        size_t done, total; /* bytes */
+        double begun, told; /* told: when viewers were told how far it is */
+    } checking;
+
     int ready_fd;      /* whoever started us waits there, -1: nobody does (any more) */
     double touched_at; /* when it had a sign of life */
 
@@ -206,8 +212,8 @@ void begin_state(coordinator *c, const char *reason);
 /* The workers, or first the data. */
 pml_status begin_work(coordinator *c, pml_error *err);
 
-/* For the watchers of what takes long (user: the coordinator). */
-void keep_in_touch(void *user);
+/* For a loop that is busy elsewhere for long: signs of life, and answers to who asks. */
+void keep_in_touch(coordinator *c);
 
 /* ---- start.c ---- */
 pml_status parse_arguments(coordinator *c, int argc, char **argv, pml_error *err);
@@ -302,6 +308,8 @@ void prepare_ended(coordinator *c, int status);
 
 /* ---- resume.c ---- */
 pml_status resume_choose(coordinator *c, pml_error *err);
+/* Whether a checkpoint is being checked for so long that people want to know; what to tell them. */
+bool resume_is_checking(const coordinator *c, char *words, size_t capacity);
 /* The newest whole one of this run's past into c->checkpoint, "" when there is none; c->step. */
 pml_status resume_choose_newest(coordinator *c, pml_error *err);
 /* Every event passes here, from the log and as it is logged. */

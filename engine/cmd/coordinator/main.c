@@ -144,9 +144,9 @@ static void heartbeat(coordinator *c)
 
 /* What a loop that is busy elsewhere owes the others: whoever started us waits for as long as there
  * is a sign of life, and viewers take a run without a heartbeat for gone. */
-void keep_in_touch(void *user)
+void keep_in_touch(coordinator *c)
 {
-    coordinator *c = user;
+    char words[400];
     double now = pml_clock_monotonic();
     if (c->ready_fd >= 0 && now - c->touched_at >= sign_seconds) {
         c->touched_at = now;
@@ -157,6 +157,12 @@ void keep_in_touch(void *user)
         c->beat_at = now;
         heartbeat(c);
     }
+    if (c->hub == NULL || !resume_is_checking(c, words, sizeof words) ||
+        pml_hub_wait(c->hub, NULL, 0, 0, NULL) != PML_OK)
+        return;
+    for (pml_inbound *in; pml_hub_receive(c->hub, &in, NULL) == PML_OK; free(in))
+        if (in->door != PML_DOOR_WORKER) /* nobody works for us yet, or any more */
+            handle_request(c, in);
 }
 
 /* ---- the loop ---- */

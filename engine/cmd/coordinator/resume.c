@@ -192,6 +192,50 @@ void resume_recover(coordinator *c, const pml_message *event)
 
 /* ---- choosing ---- */
 
+static const double long_seconds = 1; /* of checking: then people are told how far it is */
+
+bool resume_is_checking(const coordinator *c, char *words, size_t capacity)
+{
+    if (c->checking.name == NULL || pml_clock_monotonic() - c->checking.begun < long_seconds)
+        return false;
+    snprintf(words, capacity, "checking %s, %zu of %zu MiB", c->checking.name,
+             c->checking.done >> 20, c->checking.total >> 20);
+    return true;
+}
+
+/* With each megabyte. The log may be about to be read by somebody who waits: it tells, too. */
+static void checked(void *user)
+{
+    coordinator *c = user;
+    char words[400];
+    double now = pml_clock_monotonic();
+    c->checking.done += (size_t)1 << 20;
+    if (c->checking.done > c->checking.total)
+        c->checking.done = c->checking.total;
+    keep_in_touch(c);
+    if (now - c->checking.told < long_seconds || !resume_is_checking(c, words, sizeof words))
+        return;
+    c->checking.told = now;
+    pml_message *event = pml_message_new(PML_EVENT_progress);
+    pml_message_set_string(event, "what", words);
+    pml_message_set_number(event, "fraction",
+                           (double)c->checking.done / (double)(c->checking.total + 1));
+    emit(c, event, false);
+    journal_write(c);
+}
+
+static pml_status verify(coordinator *c, const char *folder, pml_error *err)
+{
+    double now = pml_clock_monotonic();
+    c->checking.name = pml_path_name(folder);
+    c->checking.done = 0;
+    c->checking.total = pml_folder_bytes(folder);
+    c->checking.begun = c->checking.told = now;
+    pml_status status = pml_checkpoint_verify_watched(folder, checked, c, err);
+    c->checking.name = NULL;
+    return status;
+}
+
 /* Who names one wants to go back: what was set after it is not set again. */
 static pml_status choose_named(coordinator *c, pml_error *err)
 {
@@ -210,7 +254,7 @@ static pml_status choose_named(coordinator *c, pml_error *err)
     if (status == PML_OK)
         status = pml_folder_own(path, err);
     if (status == PML_OK)
-        status = pml_checkpoint_verify_watched(path, keep_in_touch, c, err);
+        status = verify(c, path, err);
     forget_after(c, step_of(c->wanted));
     return status;
 }
@@ -230,7 +274,7 @@ static pml_status choose_newest(coordinator *c, const char *parent, const candid
         pml_status status = pml_path_join(path, sizeof path, parent, list[i].name, err);
         if (status != PML_OK)
             return status;
-        if (pml_checkpoint_verify_watched(path, keep_in_touch, c, &why) == PML_OK) {
+        if (verify(c, path, &why) == PML_OK) {
             snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", list[i].name);
             c->step = list[i].step; /* a run that ends while it loads stands there */
         } else {

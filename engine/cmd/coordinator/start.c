@@ -186,10 +186,10 @@ pml_status set_up(coordinator *c, pml_error *err)
     if (status == PML_OK)
         status = open_log(c, err);
     c->waiting = c->resume && handover_workers(c);
+    if (status == PML_OK) /* before what may take long: who asks meanwhile is answered */
+        status = open_doors(c, err);
     if (status == PML_OK && !c->waiting)
         status = take_up(c, err);
-    if (status == PML_OK)
-        status = open_doors(c, err);
     return status;
 }
 

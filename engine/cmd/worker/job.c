@@ -447,10 +447,13 @@ static pml_status train_go_back(job *j, const char *folder, void *memory, pml_er
 }
 
 static pml_status train_write(job *j, const pml_train_state *whole, const void *memory,
-                              const char *folder, size_t *bytes, pml_error *err)
+                              const char *folder, pml_watch *watch, size_t *bytes, pml_error *err)
 {
     pml_snapshot_view(j->frame, whole, (void *)(uintptr_t)memory); /* only read */
-    return pml_checkpoint_write(j->frame, folder, bytes, err);
+    pml_snapshot_watch(j->frame, watch);
+    pml_status status = pml_checkpoint_write(j->frame, folder, bytes, err);
+    pml_snapshot_watch(j->frame, NULL);
+    return status;
 }
 
 static pml_status train_prune(job *j, const char *parent, int64_t best, pml_error *err)

@@ -81,9 +81,10 @@ typedef struct job_kind {
     /* The weights of a checkpoint folder; the place in the data stays. memory: payload_bytes to
      * use on the way; NULL: the job takes some. */
     pml_status (*go_back)(job *j, const char *folder, void *memory, pml_error *err);
-    /* What put has left in `memory` to a folder, and the old ones but that of step `best` away. */
+    /* What put has left in `memory` to a folder, told to `watch` as it comes on; and the old ones
+     * but that of step `best` away. */
     pml_status (*write)(job *j, const pml_train_state *whole, const void *memory,
-                        const char *folder, size_t *bytes, pml_error *err);
+                        const char *folder, pml_watch *watch, size_t *bytes, pml_error *err);
     pml_status (*prune)(job *j, const char *parent, int64_t best, pml_error *err);
 } job_kind;
 

@@ -1,6 +1,5 @@
 #include "saver.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -8,13 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
+
+static const double tell_seconds = 2;
 
 struct saver {
     const job_kind *kind;
@@ -36,6 +36,8 @@ struct saver {
     double begun;
     const pml_train_state *whole; /* held by the keeper */
     const void *memory;
+    double told;  /* when how far it is was told last, or it was begun */
+    size_t total; /* bytes that it was told of, 0: it was not */
 
     char complained[1200]; /* what was told last: a second attempt that fails alike says nothing */
 
@@ -82,18 +84,35 @@ static void complain(saver *s, const char *level, const pml_error *err)
     link_event(s->link, event);
 }
 
-/* Bytes of the files of a folder without folders in it. */
-static size_t folder_bytes(const char *folder)
+/* A save that takes its time says how far it is, in the panel and in the log. */
+static void tell(saver *s, double fraction, size_t done, size_t total)
 {
-    size_t total = 0;
-    DIR *dir = opendir(folder);
-    struct stat st;
-    for (struct dirent *e = dir == NULL ? NULL : readdir(dir); e != NULL; e = readdir(dir))
-        if (fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode))
-            total += (size_t)st.st_size;
-    if (dir != NULL)
-        closedir(dir);
-    return total;
+    char what[128];
+    pml_message *event = pml_message_new(PML_EVENT_progress);
+    snprintf(what, sizeof what, "saving step %lld, %zu of %zu MiB", (long long)s->state.step,
+             done >> 20, total >> 20);
+    pml_message_set_string(event, "what", what);
+    pml_message_set_number(event, "fraction", fraction);
+    link_event(s->link, event);
+}
+
+static void moved(void *user, size_t done, size_t total)
+{
+    saver *s = user;
+    double now = pml_clock_monotonic();
+    if (now - s->told < tell_seconds || done >= total)
+        return;
+    s->told = now;
+    s->total = total;
+    tell(s, (double)done / (double)total, done, total);
+}
+
+/* It is over, well or not: what was told of it does not stand any more. */
+static void tell_end(saver *s)
+{
+    if (s->total > 0)
+        tell(s, 1, s->total, s->total);
+    s->total = 0;
 }
 
 /* Where a file system cannot exchange (NFS, many a FUSE): the old one aside, the new one in. A
@@ -153,6 +172,8 @@ static pml_status exchange(saver *s, const char *folder, const char *beside,
 static pml_status write_one(saver *s, size_t *bytes, pml_error *err)
 {
     char beside_name[200], folder[PATH_MAX], beside[PATH_MAX];
+    pml_watch watch = {.moved = moved, .user = s};
+    s->told = pml_clock_monotonic();
     snprintf(beside_name, sizeof beside_name, ".new-%s", s->folder);
     pml_status status = pml_folder_own(s->parent, err);
     if (status == PML_OK)
@@ -162,11 +183,11 @@ static pml_status write_one(saver *s, size_t *bytes, pml_error *err)
     if (status == PML_OK)
         status = pml_path_join(beside, sizeof beside, s->parent, beside_name, err);
     if (status == PML_OK && access(folder, F_OK) != 0)
-        return s->kind->write(s->j, s->whole, s->memory, folder, bytes, err);
+        return s->kind->write(s->j, s->whole, s->memory, folder, &watch, bytes, err);
     if (status == PML_OK)
         status = pml_tree_remove(s->parent, beside_name, err); /* left by a crash */
     if (status == PML_OK)
-        status = s->kind->write(s->j, s->whole, s->memory, beside, bytes, err);
+        status = s->kind->write(s->j, s->whole, s->memory, beside, &watch, bytes, err);
     return status == PML_OK ? exchange(s, folder, beside, beside_name, err) : status;
 }
 
@@ -179,6 +200,7 @@ static void save_now(saver *s)
         pml_log(PML_LOG_WARNING, "the log is behind the checkpoint of step %lld",
                 (long long)s->state.step);
     pml_status status = write_one(s, &bytes, &err);
+    tell_end(s);
     int64_t best = s->whole->best_step;
     keeper_release(s->keeper);
     if (status != PML_OK) {
@@ -314,7 +336,7 @@ pml_status saver_save(saver *s, const pml_train_state *state, const char *name, 
     if (there && (name[0] == '\0' || strcmp(s->folder, s->written_folder) == 0) &&
         is_whole(s, s->written_folder, path, sizeof path)) {
         memcpy(s->folder, s->written_folder, sizeof s->folder);
-        announce(s, folder_bytes(path), 0);
+        announce(s, pml_folder_bytes(path), 0);
         s->last =
             (pml_error)PML_ERROR_INIT; /* what failed before is made good: this one is there */
         return PML_OK;

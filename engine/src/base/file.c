@@ -93,6 +93,11 @@ pml_status pml_atomic_file_write(pml_atomic_file *file, const void *data, size_t
     return pml_file_write_all(file->fd, data, size, file->path, err);
 }
 
+pml_status pml_atomic_file_flush(pml_atomic_file *file, pml_error *err)
+{
+    return fdatasync(file->fd) == 0 ? PML_OK : failed(err, "sync", file->temporary);
+}
+
 pml_status pml_atomic_file_commit(pml_atomic_file *file, pml_error *err)
 {
     char folder[PATH_MAX];

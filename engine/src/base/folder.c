@@ -159,3 +159,17 @@ pml_status pml_tree_remove(const char *root, const char *name, pml_error *err)
     close(fd);
     return status;
 }
+
+size_t pml_folder_bytes(const char *path)
+{
+    size_t total = 0;
+    DIR *folder = opendir(path);
+    struct stat info;
+    for (struct dirent *e = folder == NULL ? NULL : readdir(folder); e != NULL; e = readdir(folder))
+        if (fstatat(dirfd(folder), e->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISREG(info.st_mode))
+            total += (size_t)info.st_size;
+    if (folder != NULL)
+        closedir(folder);
+    return total;
+}

@@ -208,6 +208,11 @@ pml_status pml_safetensors_writer_write(pml_safetensors_writer *writer, const vo
     return status;
 }
 
+pml_status pml_safetensors_writer_flush(pml_safetensors_writer *writer, pml_error *err)
+{
+    return pml_atomic_file_flush(writer->file, err);
+}
+
 pml_status pml_safetensors_writer_finish(pml_safetensors_writer *writer, pml_error *err)
 {
     if (writer->written != declared_bytes(writer))

@@ -16,6 +16,32 @@
 #include "pml/model/safetensors.h"
 #include "snapshot.h"
 
+enum { PIECE = 32 << 20 }; /* bytes that are put on disk together */
+
+void pml_snapshot_watch(pml_snapshot *snapshot, pml_watch *watch)
+{
+    snapshot->watch = watch;
+}
+
+pml_status pmli_write_buffer(const pml_snapshot *s, int m, pml_safetensors_writer *file,
+                             pml_error *err)
+{
+    const char *data = s->buffers[m];
+    size_t bytes = s->bytes[m], total = 0;
+    pml_status status = PML_OK;
+    for (int i = 0; i < PMLI_SNAPSHOT_STATES; i++)
+        total += s->bytes[i];
+    for (size_t at = 0, piece; status == PML_OK && at < bytes; at += piece) {
+        piece = bytes - at < PIECE ? bytes - at : PIECE;
+        status = pml_safetensors_writer_write(file, data + at, piece, err);
+        if (status == PML_OK && piece == PIECE) /* the last one goes with its file */
+            status = pml_safetensors_writer_flush(file, err);
+        if (status == PML_OK && s->watch != NULL)
+            s->watch->moved(s->watch->user, s->watch->done += piece, total);
+    }
+    return status;
+}
+
 static pml_status write_optimizer(const pml_snapshot *s, const char *folder, pml_error *err)
 {
     char path[PML_PATH_MAX], name[160];
@@ -33,7 +59,7 @@ static pml_status write_optimizer(const pml_snapshot *s, const char *folder, pml
         }
     for (int m = 1; status == PML_OK && m < PMLI_SNAPSHOT_STATES; m++)
         if (s->buffers[m] != NULL)
-            status = pml_safetensors_writer_write(w, s->buffers[m], s->bytes[m], err);
+            status = pmli_write_buffer(s, m, w, err);
     if (status == PML_OK)
         status = pml_safetensors_writer_finish(w, err);
     pml_safetensors_writer_destroy(&w);

@@ -33,7 +33,7 @@ static pml_status write_values(const pml_snapshot *s, const char *path, pml_erro
         status = pml_safetensors_writer_add(w, s->entries[i].name, PML_F32, s->entries[i].shape,
                                             s->entries[i].n_dims, err);
     if (status == PML_OK)
-        status = pml_safetensors_writer_write(w, s->buffers[0], s->bytes[0], err);
+        status = pmli_write_buffer(s, 0, w, err);
     if (status == PML_OK)
         status = pml_safetensors_writer_finish(w, err);
     pml_safetensors_writer_destroy(&w);

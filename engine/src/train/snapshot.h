@@ -2,6 +2,7 @@
 #ifndef PML_TRAIN_SNAPSHOT_H
 #define PML_TRAIN_SNAPSHOT_H
 
+#include "pml/model/safetensors.h"
 #include "pml/train/checkpoint.h"
 
 /* Values, and what the optimizer keeps: floats before codes, so that a file's tensors are aligned.
@@ -32,7 +33,8 @@ struct pml_snapshot {
     size_t bytes[PMLI_SNAPSHOT_STATES];  /* of each buffer; 0: this optimizer has none */
     char *buffers[PMLI_SNAPSHOT_STATES]; /* entries end to end; NULL: it has none, or nothing is in
                                             view */
-    char *own; /* the buffers one behind another; NULL: they are somebody else's */
+    char *own;        /* the buffers one behind another; NULL: they are somebody else's */
+    pml_watch *watch; /* NULL: nobody looks */
 };
 
 #define PMLI_OPTIMIZER_FILE "optimizer.safetensors"
@@ -82,6 +84,10 @@ static inline const char *pmli_tensor_file(const pml_snapshot *snapshot)
 /* state.json, both ways (train_state.c). */
 pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_error *err);
 pml_status pmli_state_read(const char *path, pml_train_state *state, pml_error *err);
+
+/* Buffer m as the data of a file, in pieces, told to who watches (checkpoint.c). */
+pml_status pmli_write_buffer(const pml_snapshot *snapshot, int m, pml_safetensors_writer *file,
+                             pml_error *err);
 
 /* The tensors in user formats into an existing folder (export.c). */
 pml_status pmli_write_tensors(const pml_snapshot *snapshot, const char *folder, pml_error *err);

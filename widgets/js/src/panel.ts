@@ -47,17 +47,18 @@ class Header implements Part {
     setText(this.name, store.name);
     this.name.title = store.name;
     const { progress } = store;
-    const share = progress !== null ? progress.fraction : store.step / store.maxSteps;
+    const steps = `${count(store.step)} / ${store.maxSteps > 0 ? count(store.maxSteps) : NONE}`;
+    const first = progress !== null && !progress.beside;
+    const share = first ? progress.fraction : store.step / store.maxSteps;
     const percent = Number.isFinite(share) ? Math.min(100, Math.max(0, share * 100)) : 0;
     this.fill.style.width = `${percent}%`;
-    const text =
-      progress !== null
-        ? `${progress.what} ${Math.round(percent)} %`
-        : `${count(store.step)} / ${store.maxSteps > 0 ? count(store.maxSteps) : NONE}`;
+    const slow =
+      progress === null ? "" : `${progress.what} ${Math.round(100 * progress.fraction)} %`;
+    const text = first ? slow : progress === null ? steps : `${steps} · ${slow}`;
     setText(this.steps, text);
     this.bar.setAttribute("aria-valuemax", "100");
     this.bar.setAttribute("aria-valuenow", String(Math.round(percent)));
-    this.bar.setAttribute("aria-valuetext", progress !== null ? text : `step ${text}`);
+    this.bar.setAttribute("aria-valuetext", first ? text : `step ${text}`);
   }
 }
 

@@ -84,7 +84,8 @@ export class Store {
   reason = "";
   step = 0;
   maxSteps = 0;
-  progress: { what: string; fraction: number } | null = null;
+  /** What takes long; `beside`: while steps are made, as a save to a slow disk is. */
+  progress: { what: string; fraction: number; beside: boolean } | null = null;
   readonly curve = new Curve();
   evals: { step: number; loss: number }[] = [];
   plan: JsonObject | null = null;
@@ -235,7 +236,7 @@ export class Store {
     for (const event of tick.events) this.reduce(event);
     if (tick.columns.step.length > 0 && Number.isFinite(step)) {
       this.step = step;
-      this.progress = null;
+      if (this.progress?.beside === false) this.progress = null;
     }
     this.seq = tick.seq;
   }
@@ -256,9 +257,13 @@ export class Store {
         if (step >= 0) this.step = step;
         break;
       }
-      case "progress":
-        this.progress = { what: toText(event["what"]), fraction: toNumber(event["fraction"]) };
+      case "progress": {
+        const fraction = toNumber(event["fraction"]);
+        const beside = this.phase !== "starting";
+        const over = beside && fraction >= 1;
+        this.progress = over ? null : { what: toText(event["what"]), fraction, beside };
         break;
+      }
       case "plan":
         this.plan = event;
         this.maxSteps = toNumber(event["max_steps"]) || this.maxSteps;

@@ -29,6 +29,9 @@ pml_status pml_atomic_file_new(const char *path, mode_t mode, pml_atomic_file **
                                pml_error *err);
 pml_status pml_atomic_file_write(pml_atomic_file *file, const void *data, size_t size,
                                  pml_error *err);
+/* What was written so far is on disk. A large file is put there in pieces: how far it has come can
+ * be told then, and no single fsync holds up everybody else on that disk for long. */
+pml_status pml_atomic_file_flush(pml_atomic_file *file, pml_error *err);
 /* fsync, rename, fsync the folder. After it only destroy may be called. */
 pml_status pml_atomic_file_commit(pml_atomic_file *file, pml_error *err);
 void pml_atomic_file_destroy(pml_atomic_file **file);
@@ -59,6 +62,8 @@ pml_status pml_folder_make(const char *path, pml_error *err);
 /* PML_DENIED: path is a link. For folders below one that somebody else may have made: what is
  * written or removed there must not be elsewhere. PML_OK also where there is nothing yet. */
 pml_status pml_folder_own(const char *path, pml_error *err);
+/* Bytes of the files in a folder, without those in folders below it; 0 where it cannot be read. */
+size_t pml_folder_bytes(const char *path);
 
 /* Remove `name`, a file or a whole tree, below the folder `root`; links are removed, not followed.
  * name is relative and has no "..": nothing outside root can be reached, even if somebody swaps a

@@ -91,6 +91,9 @@ pml_status pml_safetensors_writer_add(pml_safetensors_writer *writer, const char
 pml_status pml_safetensors_writer_write(pml_safetensors_writer *writer, const void *data,
                                         size_t bytes, pml_error *err);
 
+/* What was written so far is on disk (pml_atomic_file_flush). */
+pml_status pml_safetensors_writer_flush(pml_safetensors_writer *writer, pml_error *err);
+
 /* PML_INVALID when not every declared byte was written. Durable when it returns PML_OK. */
 pml_status pml_safetensors_writer_finish(pml_safetensors_writer *writer, pml_error *err);
 

@@ -38,6 +38,14 @@ typedef struct pml_train_state {
 
 typedef struct pml_snapshot pml_snapshot;
 
+/* Somebody who wants to know how far the writing of a checkpoint has come: `moved` is called on the
+ * writing thread with each piece (32 MiB) of the tensors that is on disk. */
+typedef struct pml_watch {
+    void (*moved)(void *user, size_t done, size_t total); /* bytes */
+    void *user;
+    size_t done;
+} pml_watch;
+
 /* Host buffers for value, exp_avg and exp_avg_sq of this stepper's trained tensors. Config and
  * names are copied; the snapshot may outlive the stepper. */
 pml_status pml_snapshot_new(const pml_stepper *stepper, const pml_train_config *config,
@@ -67,6 +75,9 @@ pml_status pml_snapshot_get(pml_stepper *stepper, const pml_train_state *state, 
                             size_t bytes, pml_error *err);
 
 const pml_train_state *pml_snapshot_state(const pml_snapshot *snapshot);
+
+/* Who watches its writing from now on; NULL: nobody. Borrowed. */
+void pml_snapshot_watch(pml_snapshot *snapshot, pml_watch *watch);
 
 /* Write `folder`, which must not exist; its parent must. *bytes (may be NULL) receives the size on
  * disk. */
