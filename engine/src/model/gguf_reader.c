@@ -150,6 +150,8 @@ static pml_status read_record(pml_gguf *g, pml_gguf_tensor *t, uint64_t *offset,
     if (status == PML_OK && (length == 0 || length >= sizeof t->name))
         return PML_FAIL(err, PML_CORRUPT, "%s: a tensor's name has %llu bytes", g->name,
                         (unsigned long long)length);
+    if (status == PML_OK && memchr(name, '\0', (size_t)length) != NULL) /* ours would end there */
+        return PML_FAIL(err, PML_CORRUPT, "%s: a tensor's name has a zero byte in it", g->name);
     if (status == PML_OK)
         memcpy(t->name, name, (size_t)length);
     if (status == PML_OK)
