@@ -46,6 +46,13 @@ struct pml_hub {
     double swept_at;
     int left; /* requests that may be received before the next wait */
     int64_t refused_keys, refused_handshakes;
+    struct {
+        bool there; /* received, and there was no memory to hand it out: the next that is */
+        pml_door door;
+        pml_peer peer;
+        zmq_msg_t frame;
+        bool several;
+    } kept;
 };
 
 static bool set_int(void *socket, int option, int value)
@@ -139,6 +146,8 @@ void pml_hub_destroy(pml_hub **out)
     if (hub == NULL)
         return;
     *out = NULL;
+    if (hub->kept.there)
+        zmq_msg_close(&hub->kept.frame);
     for (int door = 0; door < PML_DOORS; door++) {
         if (hub->monitors[door] != NULL)
             zmq_close(hub->monitors[door]);
@@ -352,6 +361,24 @@ static void drop_rest(void *socket)
     }
 }
 
+/* An acknowledgement that is lost would never come again, so what has been received stays. */
+static pml_status hand_out(pml_hub *hub, pml_inbound **inbound, pml_error *err)
+{
+    zmq_msg_t *frame = &hub->kept.frame;
+    size_t n = hub->kept.several ? 0 : zmq_msg_size(frame);
+    pml_inbound *in = malloc(sizeof *in + n + 1);
+    if (in == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to receive a message: it is tried again");
+    *in = (pml_inbound){.door = hub->kept.door, .peer = hub->kept.peer, .size = n};
+    in->role = sender(hub, frame, doors[in->door].clients, &in->tag, &in->hurried);
+    memcpy(in->text, zmq_msg_data(frame), n);
+    in->text[n] = '\0';
+    zmq_msg_close(frame);
+    hub->kept.there = false;
+    *inbound = in;
+    return PML_OK;
+}
+
 static pml_status receive_at(pml_hub *hub, pml_door door, pml_inbound **inbound, pml_error *err)
 {
     void *socket = hub->sockets[door];
@@ -362,30 +389,25 @@ static pml_status receive_at(pml_hub *hub, pml_door door, pml_inbound **inbound,
     if (size < 0 || size > PML_PEER_MAX)
         return PML_FAIL(err, PML_INTERNAL, "cannot receive: %s", zmq_strerror(zmq_errno()));
     peer.size = (uint8_t)size;
-    zmq_msg_t frame;
-    zmq_msg_init(&frame);
-    if (zmq_msg_recv(&frame, socket, 0) < 0) {
-        zmq_msg_close(&frame);
+    zmq_msg_t *frame = &hub->kept.frame;
+    zmq_msg_init(frame);
+    if (zmq_msg_recv(frame, socket, 0) < 0) {
+        zmq_msg_close(frame);
         return PML_FAIL(err, PML_INTERNAL, "cannot receive: %s", zmq_strerror(zmq_errno()));
     }
-    bool several = zmq_msg_more(&frame) != 0;
+    hub->kept.several = zmq_msg_more(frame) != 0;
     drop_rest(socket);
-    size_t n = several ? 0 : zmq_msg_size(&frame);
-    pml_inbound *in = malloc(sizeof *in + n + 1);
-    if (in != NULL) {
-        *in = (pml_inbound){.door = door, .peer = peer, .size = n};
-        in->role = sender(hub, &frame, doors[door].clients, &in->tag, &in->hurried);
-        memcpy(in->text, zmq_msg_data(&frame), n);
-        in->text[n] = '\0';
-    }
-    zmq_msg_close(&frame);
-    *inbound = in;
-    return in != NULL ? PML_OK : PML_FAIL(err, PML_NO_MEMORY, "no memory to receive a message");
+    hub->kept.door = door;
+    hub->kept.peer = peer;
+    hub->kept.there = true;
+    return hand_out(hub, inbound, err);
 }
 
 pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err)
 {
     *inbound = NULL;
+    if (hub->kept.there)
+        return hand_out(hub, inbound, err);
     pml_status status = receive_at(hub, PML_DOOR_WORKER, inbound, err);
     if (status != PML_TIMEOUT || hub->left == 0)
         return status;

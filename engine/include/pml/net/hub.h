@@ -79,7 +79,8 @@ pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout
                         pml_error *err);
 
 /* The next message of any door without waiting, workers' first; the caller frees it with free().
- * PML_TIMEOUT: none, or so many clients' requests that it is time to wait again.
+ * PML_TIMEOUT: none, or so many clients' requests that it is time to wait again. PML_NO_MEMORY: it
+ * comes with the next call.
  * A message of several frames comes with size 0: nobody of ours sends such. */
 pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err);
 
