@@ -137,7 +137,7 @@ static bool on_token(void *user, int32_t row, int32_t token)
     a->tokens[a->n++] = token;
     if (a->n == CHUNK_TOKENS || pml_clock_monotonic() - a->sent_at >= chunk_seconds)
         send_chunk(s, row, false);
-    return !link_lost(s->l->link) && !link_enough(s->l->link, s->command, row);
+    return !link_lost(s->l->link) && !orders_is_enough(link_orders(s->l->link), s->command, row);
 }
 
 static void warn_of_long_sample(loop *l, const pml_generate_options *o)
@@ -264,7 +264,7 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
             return PML_FAIL(err, PML_INVALID, "the run is finished");
         l->paused = o->verb == PML_REQUEST_pause;
         set_nonfinite(l, o->args);
-        link_supersede(l->link, o->args);
+        orders_supersede(link_orders(l->link), o->args);
         return PML_OK;
     case PML_REQUEST_stop:
         l->stopping = true;
@@ -274,7 +274,7 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
             return PML_FAIL(err, PML_INVALID, "the run is finished");
         status = apply_set(l, o, err);
         if (status == PML_OK)
-            link_supersede(l->link, o->args);
+            orders_supersede(link_orders(l->link), o->args);
         return status;
     case PML_REQUEST_checkpoint:
         if (l->has_best)

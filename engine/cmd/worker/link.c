@@ -16,17 +16,9 @@
 #include "pml/base/clock.h"
 #include "pml/base/log.h"
 #include "pml/net/client.h"
-#include "pml/train/run.h"
 #include "takeover.h"
 
 enum { BEAT_MS = 1000, LOOK_MS = 250 };
-
-typedef struct orders {
-    order *items;
-    size_t first, n, capacity;
-} orders;
-
-enum { ENOUGH_KEPT = 64 };
 
 struct worker_link {
     int rank, lease, stop; /* stop: eventfd */
@@ -35,6 +27,7 @@ struct worker_link {
     pml_client *client;
     pulse pulse;
 
+    orders *orders;
     outbox *outbox;
     backlog *backlog; /* rank 0 */
     int64_t reported; /* number of the last report; of the outbox's thread */
@@ -44,13 +37,8 @@ struct worker_link {
 
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    orders commands, agains;
-    int64_t committed, taken, step;
+    int64_t step;
     gpu_watch *gpu;
-    struct {
-        int64_t command, row; /* row -1: all of them */
-    } enough[ENOUGH_KEPT];    /* samples that shall end, the latest ones */
-    size_t enough_next;
     bool went, released, lost;
 
     /* of the I/O thread */
@@ -186,34 +174,6 @@ static void beat(worker_link *l, double now)
 
 /* ---- orders ---- */
 
-static bool push(orders *q, order o)
-{
-    if (q->first > 0 && q->n == q->capacity) {
-        memmove(q->items, q->items + q->first, (q->n - q->first) * sizeof *q->items);
-        q->n -= q->first;
-        q->first = 0;
-    }
-    if (q->n == q->capacity) {
-        size_t capacity = q->capacity == 0 ? 32 : 2 * q->capacity;
-        order *larger = reallocarray(q->items, capacity, sizeof *larger);
-        if (larger == NULL)
-            return false;
-        q->items = larger;
-        q->capacity = capacity;
-    }
-    q->items[q->n++] = o;
-    return true;
-}
-
-static void free_orders(orders *q)
-{
-    for (size_t i = q->first; i < q->n; i++) {
-        pml_message_destroy(&q->items[i].args);
-        pml_message_destroy(&q->items[i].keywords);
-    }
-    free(q->items);
-}
-
 /* A command that finds no memory is not acknowledged, so it is never committed: the coordinator
  * commits in order and refuses an acknowledgement that leaves one out. */
 static void take_command(worker_link *l, const pml_message *m)
@@ -227,9 +187,9 @@ static void take_command(worker_link *l, const pml_message *m)
                    .verb = pml_message_type_of(args),
                    .args = args,
                    .keywords = pml_message_part(args, "lr_scheduler_kwargs", 0)};
-        pthread_mutex_lock(&l->mutex);
-        kept = push(again ? &l->agains : &l->commands, o);
-        pthread_mutex_unlock(&l->mutex);
+        kept = again ? orders_put_again(l->orders, &o) : orders_put(l->orders, &o);
+        if (!kept)
+            pml_message_destroy(&o.keywords);
     }
     if (!kept) {
         pml_log(PML_LOG_ERROR, "no memory for a command");
@@ -259,23 +219,18 @@ static void take_order(worker_link *l, const char *text, size_t size)
             backlog_heard(l->backlog, pml_message_int(m, "number"));
         break;
     case PML_ORDER_commit:
+        orders_commit(l->orders, pml_message_int(m, "command"));
+        break;
     case PML_ORDER_go:
         pthread_mutex_lock(&l->mutex);
-        if (pml_message_type_of(m) == PML_ORDER_go) {
-            l->went = true;
-            l->beat_at = 0; /* what loading took is worth a beat at once */
-        } else if (pml_message_int(m, "command") > l->committed) {
-            l->committed = pml_message_int(m, "command");
-        }
+        l->went = true;
+        l->beat_at = 0; /* what loading took is worth a beat at once */
         pthread_cond_broadcast(&l->changed);
         pthread_mutex_unlock(&l->mutex);
         break;
     case PML_ORDER_enough:
-        pthread_mutex_lock(&l->mutex);
-        l->enough[l->enough_next % ENOUGH_KEPT].command = pml_message_int(m, "command");
-        l->enough[l->enough_next++ % ENOUGH_KEPT].row =
-            pml_message_has(m, "row") ? pml_message_int(m, "row") : -1;
-        pthread_mutex_unlock(&l->mutex);
+        orders_enough(l->orders, pml_message_int(m, "command"),
+                      pml_message_has(m, "row") ? pml_message_int(m, "row") : -1);
         break;
     default:
         break;
@@ -293,6 +248,7 @@ static void lose_lease(worker_link *l)
     l->lost = true;
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->mutex);
+    orders_end(l->orders);
     if (l->backlog != NULL)
         backlog_wake(l->backlog);
     pml_log(PML_LOG_WARNING, "the coordinator %s: %s", released ? "has let go" : "is gone",
@@ -394,11 +350,7 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
     l->cpu_at = pml_clock_monotonic();
     pulse_init(&l->pulse);
     pthread_mutex_init(&l->mutex, NULL);
-    pthread_condattr_t clock; /* of deadlines: one that nobody sets */
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&l->changed, &clock);
-    pthread_condattr_destroy(&clock);
+    pthread_cond_init(&l->changed, NULL);
     pml_connection c = {.role = PML_ROLE_WORKER};
     copy_text(c.control, sizeof c.control, start, "endpoint");
     copy_text(c.server_key, sizeof c.server_key, start, "server_key");
@@ -409,6 +361,8 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
                             ? PML_FAIL(err, PML_IO, "cannot make an eventfd: %s", strerror(errno))
                             : pml_client_connect(&c, &l->client, err);
     pml_keypair_forget(&c.keys);
+    if (status == PML_OK)
+        status = orders_new(&l->orders, err);
     if (status == PML_OK && l->rank == 0)
         status = backlog_new(&l->backlog, err);
     if (status == PML_OK)
@@ -442,8 +396,7 @@ void link_destroy(worker_link **out)
     pml_client_close(&l->client);
     if (l->stop >= 0)
         close(l->stop);
-    free_orders(&l->commands);
-    free_orders(&l->agains);
+    orders_destroy(&l->orders);
     backlog_destroy(&l->backlog);
     pulse_destroy(&l->pulse);
     pthread_cond_destroy(&l->changed);
@@ -510,23 +463,9 @@ pml_status link_wait_go(worker_link *l, pml_error *err)
     return went ? PML_OK : PML_FAIL(err, PML_PEER, "the coordinator is gone");
 }
 
-bool link_enough(worker_link *l, int64_t command, int64_t row)
+orders *link_orders(worker_link *l)
 {
-    bool found = false;
-    pthread_mutex_lock(&l->mutex);
-    for (size_t i = 0; i < ENOUGH_KEPT; i++)
-        found = found || (l->enough[i].command == command &&
-                          (l->enough[i].row < 0 || l->enough[i].row == row));
-    pthread_mutex_unlock(&l->mutex);
-    return found;
-}
-
-int64_t link_committed(worker_link *l)
-{
-    pthread_mutex_lock(&l->mutex);
-    int64_t committed = l->committed;
-    pthread_mutex_unlock(&l->mutex);
-    return committed;
+    return l->orders;
 }
 
 bool link_lost(worker_link *l)
@@ -552,66 +491,4 @@ bool link_orphaned(worker_link *l)
     bool orphaned = (l->lost || ended) && !l->released;
     pthread_mutex_unlock(&l->mutex);
     return orphaned;
-}
-
-static bool pop_if(orders *q, bool ready, order *o)
-{
-    if (!ready)
-        return false;
-    *o = q->items[q->first++];
-    if (q->first == q->n)
-        q->first = q->n = 0;
-    return true;
-}
-
-bool link_next(worker_link *l, int64_t limit, order *o)
-{
-    pthread_mutex_lock(&l->mutex);
-    orders *q = &l->commands;
-    bool found = pop_if(q, q->first < q->n && q->items[q->first].number <= limit, o);
-    if (found)
-        l->taken = o->number;
-    pthread_mutex_unlock(&l->mutex);
-    return found;
-}
-
-void link_wait_commit(worker_link *l)
-{
-    pthread_mutex_lock(&l->mutex);
-    while (l->committed <= l->taken && !l->lost)
-        pthread_cond_wait(&l->changed, &l->mutex);
-    pthread_mutex_unlock(&l->mutex);
-}
-
-void link_wait_commit_for(worker_link *l, int seconds)
-{
-    struct timespec end;
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    end.tv_sec += seconds;
-    pthread_mutex_lock(&l->mutex);
-    while (l->committed <= l->taken &&
-           pthread_cond_timedwait(&l->changed, &l->mutex, &end) != ETIMEDOUT)
-        continue;
-    pthread_mutex_unlock(&l->mutex);
-}
-
-bool link_next_again(worker_link *l, int64_t step, order *o)
-{
-    pthread_mutex_lock(&l->mutex);
-    orders *q = &l->agains;
-    bool found = pop_if(q, q->first < q->n && q->items[q->first].step <= step, o);
-    pthread_mutex_unlock(&l->mutex);
-    return found;
-}
-
-void link_supersede(worker_link *l, const pml_message *args)
-{
-    pthread_mutex_lock(&l->mutex);
-    for (size_t i = l->agains.first; i < l->agains.n; i++) {
-        order *o = &l->agains.items[i];
-        pml_run_supersede(o->args, args);
-        if (!pml_message_has(o->args, "lr_scheduler_kwargs"))
-            pml_message_destroy(&o->keywords);
-    }
-    pthread_mutex_unlock(&l->mutex);
 }

@@ -7,18 +7,11 @@
 #include <stdint.h>
 
 #include "gpu.h"
+#include "orders.h"
 #include "pml/json/messages.h"
 #include "pulse.h"
 
 typedef struct worker_link worker_link;
-
-/* A command's content, or a set to be applied again (number 0) at `step`. */
-typedef struct order {
-    int64_t number, step;
-    pml_message_type verb; /* a request */
-    pml_message *args;
-    pml_message *keywords; /* lr_scheduler_kwargs of args, or NULL */
-} order;
 
 /* start: the coordinator's first datagram; lease: its descriptor; both borrowed. Sends `joined`.
  * Until the coordinator says go, the end of the lease ends the process; after it, a training thread
@@ -55,26 +48,14 @@ pml_status link_hand_over(worker_link *link, pml_error *err);
 /* Wait for go. PML_PEER: the coordinator is gone. */
 pml_status link_wait_go(worker_link *link, pml_error *err);
 
-/* Highest committed command known here. */
-int64_t link_committed(worker_link *link);
-/* Whether somebody has had enough of this row of a sample. */
-bool link_enough(worker_link *link, int64_t command, int64_t row);
+/* What it has been told to do. The training thread takes it, and gives the messages of an order
+ * back by link_discard. Borrowed. */
+orders *link_orders(worker_link *link);
+void link_discard(worker_link *link, order *o);
+
 bool link_lost(worker_link *link);     /* the lease has ended */
 bool link_orphaned(worker_link *link); /* without a word: the coordinator died */
 /* Start another coordinator in its place. */
 void link_take_over(worker_link *link);
-
-/* The next command with number <= limit, in order; false when there is none. The caller gives it
- * back by link_discard. */
-bool link_next(worker_link *link, int64_t limit, order *o);
-void link_discard(worker_link *link, order *o);
-/* Wait until a command is committed that link_next has not given yet, or the lease has ended. */
-void link_wait_commit(worker_link *link);
-/* The same, at most so long; the end of the lease does not end it. */
-void link_wait_commit_for(worker_link *link, int seconds);
-/* The next set to be applied again at or before update `step`. */
-bool link_next_again(worker_link *link, int64_t step, order *o);
-/* A new set takes the place of those waiting to be applied again: its fields leave them. */
-void link_supersede(worker_link *link, const pml_message *args);
 
 #endif

@@ -68,7 +68,7 @@ static pml_status apply_up_to(loop *l, int64_t limit, pml_error *err)
 {
     order o;
     pml_status status = PML_OK;
-    while (status == PML_OK && !l->stopping && link_next(l->link, limit, &o)) {
+    while (status == PML_OK && !l->stopping && orders_next(link_orders(l->link), limit, &o)) {
         status = loop_apply(l, &o, err);
         link_discard(l->link, &o);
     }
@@ -80,7 +80,7 @@ static pml_status apply_agains(loop *l, pml_error *err)
 {
     order o;
     pml_status status = PML_OK;
-    while (status == PML_OK && link_next_again(l->link, l->state.step + 1, &o)) {
+    while (status == PML_OK && orders_next_again(link_orders(l->link), l->state.step + 1, &o)) {
         status = loop_apply(l, &o, err);
         link_discard(l->link, &o);
         loop_say(l, "info", "a setting of the log is in force again");
@@ -97,10 +97,10 @@ static pml_status stand(loop *l, pml_error *err)
     phase before = pulse_enter(link_pulse(l->link), PHASE_STANDING);
     while (status == PML_OK && (l->paused || l->finished) && !l->stopping) {
         order o;
-        link_wait_commit(l->link);
+        orders_wait(link_orders(l->link));
         if (link_lost(l->link)) {
             l->stopping = true;
-        } else if (link_next(l->link, link_committed(l->link), &o)) {
+        } else if (orders_next(link_orders(l->link), orders_committed(link_orders(l->link)), &o)) {
             status = loop_apply(l, &o, err);
             link_discard(l->link, &o);
             /* As in agree: an evaluation whose peers are gone with the coordinator changed nothing,
@@ -252,7 +252,7 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
 static pml_status agree(loop *l, pml_header *h, pml_error *err)
 {
     bool lost = link_lost(l->link);
-    *h = (pml_header){.committed = link_committed(l->link),
+    *h = (pml_header){.committed = orders_committed(link_orders(l->link)),
                       .step = l->state.step + 1,
                       .flags = lost ? FLAG_LOST : 0,
                       .seconds = l->last_seconds};
@@ -326,9 +326,9 @@ static pml_status save_last(loop *l, pml_error *err)
         if (l->stopping && now >= end)
             return status;
         phase before = pulse_enter(link_pulse(l->link), PHASE_STANDING);
-        link_wait_commit_for(l->link, 1);
+        orders_wait_for(link_orders(l->link), 1);
         pulse_enter(link_pulse(l->link), before);
-        status = apply_up_to(l, link_committed(l->link), err);
+        status = apply_up_to(l, orders_committed(link_orders(l->link)), err);
         if (status == PML_OK)
             status = save_once(l, err);
     }
