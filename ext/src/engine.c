@@ -215,7 +215,7 @@ static pml_status check_tensors(const pml_model_spec *spec, const char *folder, 
         const pml_stored *stored = NULL;
         if (p->adapter)
             continue;
-        if (spec->nf4 && pml_nf4_is_stored(file, p->name)) {
+        if (spec->nf4 && pml_nf4_is_expected(p->name)) {
             pml_nf4_stored parts;
             status = pml_nf4_find(file, p->name, p->rows, p->cols, &parts, err);
             continue;

@@ -1,5 +1,4 @@
 /* adamw_8bit: a warp a block of 256 elements. */
-#include "cpu/ref/nf4.h"
 #include "device.h"
 #include "device/params.h"
 #include "operand.h"
@@ -42,8 +41,8 @@ pml_status pmli_cuda_adamw_8bit(pml_queue *queue, const pml_adamw_8bit_args *a, 
                                 .count = a->p.cols};
     p.wide = (uintptr_t)p.p % 16 == 0 && (uintptr_t)p.g % 16 == 0 && (uintptr_t)p.m % 4 == 0 &&
              (uintptr_t)p.v % 4 == 0 && (uintptr_t)p.copy % (4 * pml_dtype_size(dtype)) == 0;
-    pmli_dynamic_map(true, p.m_map);
-    pmli_dynamic_map(false, p.v_map);
+    pml_dynamic_map(true, p.m_map);
+    pml_dynamic_map(false, p.v_map);
     int64_t groups = (a->m_largest.cols + BLOCKS_A_GROUP - 1) / BLOCKS_A_GROUP;
     pmli_launch shape = {.grid_x = (unsigned)(groups < GROUPS ? groups : GROUPS),
                          .grid_y = 1,

@@ -1,4 +1,5 @@
-/* nf4_quantise: four launches; nf4_dequantise: one for each weight of the stack. */
+/* nf4_quantise: four launches; nf4_dequantise: one, a row of the grid for each weight of the stack.
+ */
 #include <string.h>
 
 #include "cpu/ref/nf4.h"
@@ -7,7 +8,20 @@
 #include "operand.h"
 #include "ops.h"
 
-enum { BLOCK = 256, ELEMENTS_A_THREAD = 8 };
+enum {
+    BLOCK = 256,
+    UNIT = 8,  /* elements that a thread reads or writes at once */
+    UNITS = 4, /* of a thread, in nf4.cu */
+    BLOCKS_A_PROCESSOR = 8
+};
+
+static pmli_launch grid_of(int64_t count, int64_t a_block)
+{
+    return (pmli_launch){.grid_x = (unsigned)((count + a_block - 1) / a_block),
+                         .grid_y = 1,
+                         .block_x = BLOCK,
+                         .block_y = 1};
+}
 
 static pml_status check(const pml_nf4_dequantise_args *a, pml_error *err)
 {
@@ -22,36 +36,39 @@ pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_a
                                     pml_error *err)
 {
     pml_status status = check(a, err);
-    pmli_nf4_params p = {.codes = a->codes.data,
-                         .absmax = a->absmax.data,
-                         .nested = a->nested.data,
-                         .offset = a->offset.data,
-                         .y = a->y.data,
-                         .cols = a->y.cols,
-                         .ld_y = a->y.ld};
-    pmli_dynamic_map(true, p.map);
-    memcpy(p.values, pmli_nf4_values, sizeof p.values);
-    for (int part = 0; status == PML_OK && part < a->parts; part++, p.offset++) {
-        p.count = a->part_rows[part] * a->y.cols;
-        p.wide = p.cols % ELEMENTS_A_THREAD == 0 && p.ld_y % ELEMENTS_A_THREAD == 0 &&
-                 (uintptr_t)p.codes % 4 == 0 && (uintptr_t)p.y % 16 == 0;
-        int64_t threads = (p.count + ELEMENTS_A_THREAD - 1) / ELEMENTS_A_THREAD;
-        pmli_launch shape = {.grid_x = (unsigned)((threads + BLOCK - 1) / BLOCK),
-                             .grid_y = 1,
-                             .block_x = BLOCK,
-                             .block_y = 1};
-        status = pmli_cuda_launch(queue, PMLI_nf4_f32 + (unsigned)a->y.dtype, shape, &p, err);
-        p.codes += pml_nf4_codes(p.count);
-        p.absmax += pml_nf4_blocks(p.count);
-        p.nested += pml_nf4_nested(p.count);
-        p.y = (char *)p.y + (size_t)(a->part_rows[part] * p.ld_y) * pml_dtype_size(a->y.dtype);
+    if (status != PML_OK)
+        return status;
+    pmli_nf4_params p = {.cols = a->y.cols, .ld_y = a->y.ld};
+    int64_t codes = 0, blocks = 0, nested = 0, row = 0, most = 0;
+    for (int i = 0; i < a->parts; i++) {
+        int64_t count = a->part_rows[i] * a->y.cols;
+        p.part[i].codes = (const unsigned char *)a->codes.data + codes;
+        p.part[i].absmax = (const unsigned char *)a->absmax.data + blocks;
+        p.part[i].nested = (const float *)a->nested.data + nested;
+        p.part[i].offset = (const float *)a->offset.data + i;
+        p.part[i].y = (char *)a->y.data + (size_t)(row * p.ld_y) * pml_dtype_size(a->y.dtype);
+        p.part[i].count = count;
+        p.part[i].wide = p.cols % UNIT == 0 && p.ld_y % UNIT == 0 && count / UNIT <= INT32_MAX &&
+                         (uintptr_t)p.part[i].codes % 4 == 0 && (uintptr_t)p.part[i].y % 16 == 0;
+        codes += pml_nf4_codes(count);
+        blocks += pml_nf4_blocks(count);
+        nested += pml_nf4_nested(count);
+        row += a->part_rows[i];
+        most = count > most ? count : most;
     }
-    return status;
+    memcpy(p.values, pml_nf4_values, sizeof p.values);
+    /* Blocks stay and take several pieces each: their tables are made once. */
+    pmli_launch shape = grid_of(most, BLOCK * UNIT * UNITS);
+    unsigned resident = (unsigned)queue->device->processors * BLOCKS_A_PROCESSOR;
+    shape.grid_x = shape.grid_x < resident ? shape.grid_x : resident;
+    shape.grid_y = (unsigned)a->parts;
+    return pmli_cuda_launch(queue, PMLI_nf4_f32 + (unsigned)a->y.dtype, shape, &p, err);
 }
 
 /* ---- quantise ---- */
 
 enum { LANES = 32, LEVELS = 4, GROUP = PML_NF4_NESTED };
+_Static_assert((int)GROUP == (int)BLOCK, "nf4_scales has a thread for each magnitude of a group");
 
 /* Rows of 32 magnitudes in an innermost sum, as a power of two: cascade_begin of cpu/ref/nf4.c. */
 static int power_of(int64_t blocks)
@@ -93,14 +110,6 @@ static pml_status check_quantise(const pml_nf4_quantise_args *a, pml_error *err)
     return c.status;
 }
 
-static pmli_launch threads_of(int64_t threads, unsigned block)
-{
-    return (pmli_launch){.grid_x = (unsigned)((threads + block - 1) / block),
-                         .grid_y = 1,
-                         .block_x = block,
-                         .block_y = 1};
-}
-
 pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args *a, pml_error *err)
 {
     pml_status status = check_quantise(a, err);
@@ -119,19 +128,17 @@ pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args 
                                   .sums = sums_of(blocks),
                                   .power = power_of(blocks),
                                   .grid = a->grid,
-                                  .wide = count % ELEMENTS_A_THREAD == 0 &&
-                                          (uintptr_t)a->codes.data % 4 == 0 &&
+                                  .wide = count % UNIT == 0 && (uintptr_t)a->codes.data % 4 == 0 &&
                                           (uintptr_t)a->x.data % 16 == 0};
-    pmli_dynamic_map(true, p.map);
-    memcpy(p.values, pmli_nf4_values, sizeof p.values);
-    int64_t threads = (count + ELEMENTS_A_THREAD - 1) / ELEMENTS_A_THREAD;
+    memcpy(p.values, pml_nf4_values, sizeof p.values);
+    const pmli_launch one_warp = {1, 1, LANES, 1, 0};
     status = pmli_cuda_launch(queue, PMLI_nf4_codes_f32 + (unsigned)a->x.dtype,
-                              threads_of(threads, BLOCK), &p, err);
+                              grid_of(count, BLOCK * UNIT), &p, err);
     if (status == PML_OK && p.sums > 0)
-        status = pmli_cuda_launch(queue, PMLI_nf4_rows, threads_of(p.sums * LANES, BLOCK), &p, err);
+        status = pmli_cuda_launch(queue, PMLI_nf4_rows, grid_of(p.sums * LANES, BLOCK), &p, err);
     if (status == PML_OK)
-        status = pmli_cuda_launch(queue, PMLI_nf4_mean, threads_of(LANES, LANES), &p, err);
+        status = pmli_cuda_launch(queue, PMLI_nf4_mean, one_warp, &p, err);
     if (status == PML_OK)
-        status = pmli_cuda_launch(queue, PMLI_nf4_scales, threads_of(blocks, GROUP), &p, err);
+        status = pmli_cuda_launch(queue, PMLI_nf4_scales, grid_of(blocks, GROUP), &p, err);
     return status;
 }

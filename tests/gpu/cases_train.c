@@ -339,17 +339,18 @@ static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t
 }
 
 /* In float32 the bits of the reference, which are bitsandbytes'. */
-static void add_nf4(gpu_cases *cases, pml_dtype d, int32_t rows, int64_t cols, int32_t parts)
+static void add_nf4(gpu_cases *cases, pml_dtype d, int32_t rows, int64_t cols, int32_t parts,
+                    int32_t border)
 {
-    gpu_case *c = cases_add(cases, PML_OP_nf4_dequantise, "%s %d x [%d,%d]", pml_dtype_name(d),
-                            parts, rows, (int)cols);
+    gpu_case *c = cases_add(cases, PML_OP_nf4_dequantise, "%s %d x [%d,%d]+%d", pml_dtype_name(d),
+                            parts, rows, (int)cols, border);
     pml_nf4_dequantise_args *a = &c->args.nf4_dequantise;
     int64_t n = rows * cols;
     *a = (pml_nf4_dequantise_args){.codes = shaped(1, parts * pml_nf4_codes(n), 0, PML_U8),
                                    .absmax = shaped(1, parts * pml_nf4_blocks(n), 0, PML_U8),
                                    .nested = shaped(1, parts * pml_nf4_nested(n), 0, PML_F32),
                                    .offset = shaped(1, parts, 0, PML_F32),
-                                   .y = shaped((int64_t)parts * rows, cols, 0, d),
+                                   .y = shaped((int64_t)parts * rows, cols, border, d),
                                    .parts = parts,
                                    .part_rows = {rows, rows, rows}};
 }
@@ -477,9 +478,11 @@ void cases_of_training(gpu_cases *cases)
         add_attentions(cases, d);
         add_head_norms(cases, d, 4, 2, 128);
         add_head_norms(cases, d, 3, 1, 20);
-        add_nf4(cases, d, 13, 7, 3);
-        add_nf4(cases, d, 256, 512, 2);
-        add_nf4(cases, d, 1, 16400, 1);
+        add_nf4(cases, d, 13, 7, 3, 0);
+        add_nf4(cases, d, 256, 512, 2, 0);
+        add_nf4(cases, d, 300, 264, 3, 64); /* rows that cut blocks, and more than a grid's piece */
+        add_nf4(cases, d, 13, 24, 2, 3);
+        add_nf4(cases, d, 1, 16400, 1, 0);
         /* Blocks: one; whole ones; a partial last one, in a row and after one; more than one level
          * of sums (2^9 and more rows of 32), with and without what fills none. */
         add_nf4_quantise(cases, d, 1, 1, PML_NF4_GRID, 0);

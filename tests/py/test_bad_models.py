@@ -85,6 +85,26 @@ def test_bad_folder_is_named(name: str, model: Path, runs: Path, tmp_path: Path)
         pm.plan(folder)
 
 
+def test_nf4_folder_with_a_whole_weight_is_named(tmp_path: Path, runs: Path) -> None:
+    """What llm_int8_skip_modules leaves: transformers would not quantise it, we would have to."""
+    stored = Path(__file__).parent.parent / "parity/fixtures/qwen2-nf4-lora/model"
+    shutil.copytree(stored, tmp_path / "bad")
+    index = json.loads((stored / "model.safetensors.index.json").read_text())["weight_map"]
+    file = tmp_path / "bad" / index[Q]
+    tensors = load_file(file)
+    rest = {name: t for name, t in tensors.items() if not name.startswith(Q)}
+    save_file(rest | {Q: np.zeros((40, 40), np.float32)}, file)
+    for name in list(index):
+        if name.startswith(Q + "."):
+            del index[name]
+    (tmp_path / "bad" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index})
+    )
+    with pytest.raises(pm.Error, match=f"'{Q}' was left whole.*llm_int8_skip_modules"):
+        pm.finetune(tmp_path / "bad", [{"input_ids": [1, 2]}], quant="nf4")
+    assert not runs.exists() or not list(runs.iterdir())
+
+
 def test_shards_are_read(model: Path, tmp_path: Path, start: Callable[..., pm.Run]) -> None:
     folder = tmp_path / "sharded"
     shutil.copytree(model, folder)

@@ -1,9 +1,11 @@
 #include "pml/model/nf4.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "pml/json/json.h"
+#include "pml_op/ops.h"
 
 enum { NAME_MAX_BYTES = 256, BLOCK = 64, NESTED = 256 };
 #define STATE_SUFFIX ".quant_state.bitsandbytes__nf4"
@@ -21,6 +23,13 @@ static const pml_stored *beside(const pml_safetensors *file, const char *weight,
 bool pml_nf4_is_stored(const pml_safetensors *file, const char *weight)
 {
     return beside(file, weight, STATE_SUFFIX) != NULL;
+}
+
+bool pml_nf4_is_expected(const char *weight)
+{
+    static const char tail[] = "_proj.weight";
+    size_t length = strlen(weight);
+    return length >= sizeof tail - 1 && strcmp(weight + length - (sizeof tail - 1), tail) == 0;
 }
 
 bool pml_nf4_is_part(const pml_safetensors *file, const char *name)
@@ -142,6 +151,43 @@ static pml_status need_part(const pml_stored *part, const char *weight, const ch
     return PML_OK;
 }
 
+/* The map a file brings must be the one that every backend has built in. Its makers' own differ in
+ * the last bits. */
+static pml_status need_map(const pml_stored *part, const char *weight, const char *what,
+                           const float *known, int64_t n, pml_error *err)
+{
+    pml_status status = need_part(part, weight, what, PML_F32, n, err);
+    for (int64_t i = 0; status == PML_OK && i < n; i++) {
+        float value;
+        memcpy(&value, (const char *)part->data + (size_t)i * sizeof value, sizeof value);
+        if (!(fabsf(value - known[i]) < 1e-6F))
+            status =
+                PML_FAIL(err, PML_UNSUPPORTED,
+                         "%s: '%s' has %g at %lld where NF4 has %g; not in this version",
+                         part->path, part->name, (double)value, (long long)i, (double)known[i]);
+    }
+    return status;
+}
+
+static pml_status need_maps(const pml_safetensors *file, const char *weight, pml_error *err)
+{
+    float magnitudes[PML_DYNAMIC_CODES];
+    pml_dynamic_map(true, magnitudes);
+    pml_status status = need_map(beside(file, weight, ".quant_map"), weight, "quant_map",
+                                 pml_nf4_values, PML_NF4_VALUES, err);
+    return status == PML_OK ? need_map(beside(file, weight, ".nested_quant_map"), weight,
+                                       "nested_quant_map", magnitudes, PML_DYNAMIC_CODES, err)
+                            : status;
+}
+
+/* bnb_4bit_quant_storage names the dtype that the codes lie in: the bytes are the same. */
+static pml_status need_codes(const pml_stored *codes, const char *weight, int64_t n, pml_error *err)
+{
+    if (codes != NULL && codes->bytes == (size_t)(n / 2 + n % 2))
+        return PML_OK;
+    return need_part(codes, weight, "tensor", PML_U8, n / 2 + n % 2, err);
+}
+
 pml_status pml_nf4_find(const pml_safetensors *file, const char *weight, int64_t rows, int64_t cols,
                         pml_nf4_stored *found, pml_error *err)
 {
@@ -151,6 +197,12 @@ pml_status pml_nf4_find(const pml_safetensors *file, const char *weight, int64_t
     found->codes = pml_safetensors_find(file, weight);
     found->absmax = beside(file, weight, ".absmax");
     found->nested = beside(file, weight, ".nested_absmax");
+    if (state == NULL && found->codes != NULL && found->codes->dtype != PML_U8)
+        return PML_FAIL(err, PML_UNSUPPORTED,
+                        "%s: '%s' was left whole in a folder of NF4 weights "
+                        "(llm_int8_skip_modules), not in this version; supported: all projections "
+                        "in NF4",
+                        found->codes->path, weight);
     if (state == NULL || state->dtype != PML_U8)
         return PML_FAIL(err, PML_CORRUPT, "'%s' has no quant_state of bytes", weight);
     pml_status status = pml_json_parse(state->data, state->bytes, state->name,
@@ -159,7 +211,9 @@ pml_status pml_nf4_find(const pml_safetensors *file, const char *weight, int64_t
         status = read_state(pml_json_root(document, state->name), rows, cols, &found->offset, err);
     pml_json_destroy(&document);
     if (status == PML_OK)
-        status = need_part(found->codes, weight, "tensor", PML_U8, n / 2 + n % 2, err);
+        status = need_codes(found->codes, weight, n, err);
+    if (status == PML_OK)
+        status = need_maps(file, weight, err);
     if (status == PML_OK)
         status = need_part(found->absmax, weight, "absmax", PML_U8, blocks, err);
     if (status == PML_OK)

@@ -155,20 +155,34 @@ static pml_status read_layer_types(pml_json_at at, pml_model_spec *s, pml_error 
     return PML_OK;
 }
 
-/* Weights that are stored in fewer bits: NF4 as bitsandbytes writes it, and nothing else. */
+/* Weights that are stored in fewer bits: NF4 as bitsandbytes writes it, its scales quantised too,
+ * and nothing else. Folders of 2023 do not say quant_method. */
 static pml_status read_quantisation(pml_json_at at, pml_model_spec *s, pml_error *err)
 {
-    static const char field[] = "quantization_config";
+    static const char field[] = "quantization_config", method[] = "quant_method",
+                      four[] = "load_in_4bit", type[] = "bnb_4bit_quant_type",
+                      twice[] = "bnb_4bit_use_double_quant";
     const pml_json *inside = pml_json_field(at.value, field);
+    const pml_json_at in = {inside, at.file, field};
+    const char *text;
+    bool yes = false;
     if (pmli_is_off(inside))
         return PML_OK;
-    const char *method = pml_json_as_string(pml_json_field(inside, "quant_method"));
-    const char *type = pml_json_as_string(pml_json_field(inside, "bnb_4bit_quant_type"));
-    bool four = false;
-    s->nf4 = method != NULL && strcmp(method, "bitsandbytes") == 0 && type != NULL &&
-             strcmp(type, "nf4") == 0 &&
-             pml_json_as_bool(pml_json_field(inside, "load_in_4bit"), &four) && four;
-    return s->nf4 ? PML_OK : pmli_refuse(at, field, inside, "bitsandbytes' nf4", err);
+    if (!pml_json_has(in, method) && !pml_json_has(in, four))
+        return pmli_refuse(at, field, inside, "bitsandbytes' nf4", err);
+    text = pml_json_as_string(pml_json_field(inside, method));
+    if (pml_json_has(in, method) && (text == NULL || strcmp(text, "bitsandbytes") != 0))
+        return pmli_refuse(in, method, pml_json_field(inside, method), "\"bitsandbytes\"", err);
+    if (!pml_json_as_bool(pml_json_field(inside, four), &yes) || !yes)
+        return pmli_refuse(in, four, pml_json_field(inside, four), "true", err);
+    text = pml_json_as_string(pml_json_field(inside, type));
+    if (text == NULL || strcmp(text, "nf4") != 0)
+        return pmli_refuse(in, type, pml_json_field(inside, type), "\"nf4\"", err);
+    if (!pml_json_as_bool(pml_json_field(inside, twice), &yes) || !yes)
+        return pmli_refuse(in, twice, pml_json_field(inside, twice),
+                           "true, or the original model with quant=\"nf4\"", err);
+    s->nf4 = true;
+    return PML_OK;
 }
 
 /* Llama has no windows. Mistral's is in force in every layer, unless it is null; whatever else the

@@ -185,7 +185,7 @@ static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_saf
                            float *piece, pml_error *err)
 {
     const pml_stored *stored;
-    if (p->nf4 && pml_nf4_is_stored(file, p->name))
+    if (p->nf4 && s->spec.nf4)
         return upload_nf4(s, p, file, err);
     if (pml_nf4_is_stored(file, p->name))
         return PML_FAIL(

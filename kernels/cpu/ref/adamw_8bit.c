@@ -6,12 +6,11 @@
 #include "check.h"
 #include "convert.h"
 #include "device.h"
-#include "nf4.h"
 #include "ops.h"
 #include "update.h"
 #include "vec.h"
 
-enum { MAP = PMLI_NF4_MAP, BLOCK = PML_ADAMW_8BIT_BLOCK, PIECE = 64 * BLOCK };
+enum { MAP = PML_DYNAMIC_CODES, BLOCK = PML_ADAMW_8BIT_BLOCK, PIECE = 64 * BLOCK };
 
 /* What the codes mean, and the middles between neighbours; what depends on the step alone. */
 typedef struct moment_job {
@@ -107,8 +106,8 @@ pml_status pmli_cpu_adamw_8bit(pml_queue *queue, const pml_adamw_8bit_args *a, p
                       .beta2 = (float)(1.0 - new2),
                       .eps = hyper[PML_HYPER_EPS],
                       .scale = hyper[PML_HYPER_GRAD_SCALE]};
-    pmli_dynamic_map(true, job.m_map);
-    pmli_dynamic_map(false, job.v_map);
+    pml_dynamic_map(true, job.m_map);
+    pml_dynamic_map(false, job.v_map);
     make_middles(job.m_map, job.m_middle);
     make_middles(job.v_map, job.v_middle);
     pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->p.cols, PIECE), update_piece, &job);

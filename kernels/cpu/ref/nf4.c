@@ -1,8 +1,6 @@
 /* NF4: 4-bit NormalFloat weights with doubly quantised scales, bit for bit as bitsandbytes stores
- * and reads them. Dettmers et al., QLoRA, 2023; the 8-bit map is of Dettmers, 8-Bit Approximations
- * for Parallelism in Deep Learning, 2016. */
+ * and reads them (Dettmers et al., QLoRA, 2023). */
 #include <math.h>
-#include <stdlib.h>
 
 #include "check.h"
 #include "device.h"
@@ -10,58 +8,6 @@
 #include "nf4.h"
 #include "ops.h"
 #include "vec.h"
-
-const float pmli_nf4_values[16] = {-1.0F,
-                                   -0.6961928009986877F,
-                                   -0.5250730514526367F,
-                                   -0.39491748809814453F,
-                                   -0.28444138169288635F,
-                                   -0.18477343022823334F,
-                                   -0.09105003625154495F,
-                                   0.0F,
-                                   0.07958029955625534F,
-                                   0.16093020141124725F,
-                                   0.24611230194568634F,
-                                   0.33791524171829224F,
-                                   0.44070982933044434F,
-                                   0.5626170039176941F,
-                                   0.7229568362236023F,
-                                   1.0F};
-
-enum { MAP = PMLI_NF4_MAP, DECADES = 7, GROUP = PML_NF4_BLOCK * PML_NF4_NESTED };
-
-static int ascending(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-/* Decade i has 2^i means of neighbours on a line from 0.1 to 1, of either sign, or twice as many of
- * one; and there are 0 and 1. The line is as torch.linspace makes it: from both ends, one rounding
- * a point. */
-void pmli_dynamic_map(bool is_signed, float map[PMLI_NF4_MAP])
-{
-    static const float decades[DECADES] = {1e-6F, 1e-5F, 1e-4F, 1e-3F, 1e-2F, 1e-1F, 1.0F};
-    int count = 0;
-    for (int decade = 0; decade < DECADES; decade++) {
-        int points = (is_signed ? 1 << decade : 2 << decade) + 1;
-        float step = (1.0F - 0.1F) / (float)(points - 1), last = 0;
-        for (int i = 0; i < points; i++) {
-            float at = i < points / 2 ? fmaf(step, (float)i, 0.1F)
-                                      : fmaf(-step, (float)(points - 1 - i), 1.0F);
-            if (i > 0) {
-                float value = decades[decade] * ((last + at) / 2.0F);
-                map[count++] = value;
-                if (is_signed)
-                    map[count++] = -value;
-            }
-            last = at;
-        }
-    }
-    map[count++] = 0;
-    map[count++] = 1;
-    qsort(map, MAP, sizeof *map, ascending);
-}
 
 /* The index of the nearest of `n` ascending values; a tie takes the lower. */
 static int nearest(const float *values, int n, float x)
@@ -178,7 +124,7 @@ static float mean_absmax(const float *x, int64_t n)
 typedef struct quantise_job {
     const pml_nf4_quantise_args *a;
     int64_t n;
-    float offset, map[MAP];
+    float offset, map[PML_DYNAMIC_CODES];
 } quantise_job;
 
 /* A partial block is divided, a whole one multiplied by the inverse: as bitsandbytes does. */
@@ -189,7 +135,7 @@ static void quantise_block(const float *x, int64_t n, float absmax, uint8_t *cod
         int pair[2] = {7, 7};
         for (int64_t k = 0; k < 2 && i + k < n; k++) {
             float scaled = n < PML_NF4_BLOCK ? x[i + k] / absmax : x[i + k] * inverse;
-            pair[k] = nearest(pmli_nf4_values, 16, scaled);
+            pair[k] = nearest(pml_nf4_values, PML_NF4_VALUES, scaled);
         }
         codes[i / 2] = (uint8_t)(pair[0] << 4 | pair[1]);
     }
@@ -204,7 +150,7 @@ static uint8_t absmax_code(const quantise_job *job, float absmax, float inverse)
         float index = floorf(fmaf((x + 1.0F) * 0.5F, (float)grid, 0.5F));
         x = -1.0F + 2.0F * index / (float)grid;
     }
-    return (uint8_t)nearest(job->map, MAP, x);
+    return (uint8_t)nearest(job->map, PML_DYNAMIC_CODES, x);
 }
 
 /* 256 blocks, whose magnitudes share one scale. */
@@ -253,7 +199,7 @@ pml_status pmli_cpu_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args *
         return c.status;
     int64_t n = a->x.rows * a->x.cols;
     quantise_job job = {.a = a, .n = n, .offset = mean_absmax(a->x.data, n)};
-    pmli_dynamic_map(true, job.map);
+    pml_dynamic_map(true, job.map);
     *(float *)a->offset.data = job.offset;
     pmli_pool_run(pmli_pool_of(queue), pml_nf4_nested(n), quantise_group, &job);
     return PML_OK;
@@ -267,14 +213,14 @@ typedef struct dequantise_job {
     const float *nested;
     float offset, *y;
     int64_t n;
-    float map[MAP];
+    float map[PML_DYNAMIC_CODES];
 } dequantise_job;
 
 PMLI_CLONES static void dequantise_block(const uint8_t *codes, int64_t n, float absmax, float *y)
 {
-    float values[16];
-    for (int i = 0; i < 16; i++)
-        values[i] = pmli_nf4_values[i] * absmax;
+    float values[PML_NF4_VALUES];
+    for (int i = 0; i < PML_NF4_VALUES; i++)
+        values[i] = pml_nf4_values[i] * absmax;
     for (int64_t i = 0; i < n / 2; i++) {
         y[2 * i] = values[codes[i] >> 4];
         y[2 * i + 1] = values[codes[i] & 15];
@@ -339,7 +285,7 @@ pml_status pmli_cpu_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_ar
         return status;
     dequantise_job job = {
         .codes = a->codes.data, .absmax = a->absmax.data, .nested = a->nested.data, .y = a->y.data};
-    pmli_dynamic_map(true, job.map);
+    pml_dynamic_map(true, job.map);
     for (int p = 0; p < a->parts; p++) {
         job.n = a->part_rows[p] * a->y.cols;
         job.offset = ((const float *)a->offset.data)[p];

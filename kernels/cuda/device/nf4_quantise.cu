@@ -4,6 +4,7 @@
 //
 //   x ──codes──► codes, absmax ──rows──► sums of 2^power rows of 32 ──mean──► offset
 //                          └───────────────────────scales──────────────────────┴──► 8-bit, nested
+#include "nf4.cuh"
 #include "params.h"
 #include "types.cuh"
 
@@ -155,11 +156,12 @@ extern "C" __global__ void __launch_bounds__(32) nf4_mean(const pmli_nf4_quantis
 // 256 magnitudes, less their mean, in 8 bits and one scale.
 extern "C" __global__ void __launch_bounds__(GROUP) nf4_scales(const pmli_nf4_quantise_params p)
 {
-    __shared__ float middles[GROUP], of_warp[GROUP / 32];
+    __shared__ float middles[GROUP - 1], of_warp[GROUP / 32];
     const int i = threadIdx.x;
     const long long block = (long long)blockIdx.x * GROUP + i;
     const bool there = block < p.blocks;
-    middles[i] = i < GROUP - 1 ? __fmul_rn(__fadd_rn(p.map[i], p.map[i + 1]), 0.5f) : INFINITE;
+    if (i < GROUP - 1)
+        middles[i] = __fmul_rn(__fadd_rn(nf4_magnitude(i), nf4_magnitude(i + 1)), 0.5f);
     const float away = there ? __fsub_rn(p.magnitudes[block], *p.offset) : 0;
     float scale = fmaxf(0, fabsf(away));
 #pragma unroll

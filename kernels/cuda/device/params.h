@@ -174,15 +174,18 @@ typedef struct pmli_sgd_params {
     int nesterov;
 } pmli_sgd_params;
 
-/* One quantised weight of count elements, rows of cols; wide: codes, y and its rows allow a
- * thread's 8 at a time. */
+/* Quantised weights, one for each row of the grid, of count elements in rows of cols; wide: codes,
+ * y and its rows allow 8 elements at a time. */
 typedef struct pmli_nf4_params {
-    const unsigned char *codes, *absmax;
-    const float *nested, *offset;
-    void *y;
-    long long count, cols, ld_y;
-    int wide;
-    float map[256], values[16];
+    struct {
+        const unsigned char *codes, *absmax;
+        const float *nested, *offset;
+        void *y;
+        long long count;
+        int wide;
+    } part[3];
+    long long cols, ld_y;
+    float values[16];
 } pmli_nf4_params;
 
 /* One weight of count elements to NF4. magnitudes [blocks]; partial [sums,32]: sums of 2^power rows
@@ -193,7 +196,7 @@ typedef struct pmli_nf4_quantise_params {
     float *nested, *offset, *magnitudes, *partial;
     long long count, blocks, sums;
     int power, grid, wide;
-    float map[256], values[16];
+    float values[16];
 } pmli_nf4_quantise_params;
 
 /* heads: of queries and keys together. In the backward y is dx. */

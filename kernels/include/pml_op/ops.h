@@ -22,6 +22,8 @@
 #ifndef PML_OP_OPS_H
 #define PML_OP_OPS_H
 
+#include <stdbool.h>
+
 #include "pml/base/error.h"
 #include "pml/base/view.h"
 
@@ -305,7 +307,7 @@ typedef struct pml_adamw_args {
 /* AdamW with moments of 8 bits (Dettmers et al., "8-bit Optimizers via Block-wise Quantization",
  * 2022), as bitsandbytes has them: blocks of 256 elements, the last may be shorter. A moment is
  *
- *   map[code] * largest[block]      map: pmli_dynamic_map, of either sign for m, from 0 up for v
+ *   map[code] * largest[block]      map: pml_dynamic_map, of either sign for m, from 0 up for v
  *
  * and is made float32, updated as adamw updates it, and stored anew: largest = the block's largest
  * magnitude, code = the nearest of map to moment * (1 / largest), the lower of two equally near;
@@ -347,6 +349,12 @@ typedef struct pml_nf4_quantise_args {
 } pml_nf4_quantise_args;
 
 enum { PML_NF4_BLOCK = 64, PML_NF4_NESTED = 256, PML_NF4_GRID = 65535 };
+enum { PML_NF4_VALUES = 16, PML_DYNAMIC_CODES = 256 };
+
+/* What the codes of elements mean; and 8-bit codes, ascending from -1 (exclusive) or 0 to 1: of
+ * their blocks' magnitudes (signed), and of 8-bit moments. */
+extern const float pml_nf4_values[PML_NF4_VALUES];
+void pml_dynamic_map(bool is_signed, float map[PML_DYNAMIC_CODES]);
 
 /* y [N,K] without border, of up to three weights of K columns stacked row on row, each quantised by
  * itself: what belongs to them lies end to end in codes, absmax and nested; offset [1,parts]. The

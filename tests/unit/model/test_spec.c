@@ -114,6 +114,21 @@ static void test_missing_fields_are_named(void **state)
     }
 }
 
+#define BITSANDBYTES(type, twice)                                                                  \
+    "\"quantization_config\":{\"quant_method\":\"bitsandbytes\",\"load_in_4bit\":true,"            \
+    "\"bnb_4bit_quant_type\":" type ",\"bnb_4bit_use_double_quant\":" twice "}"
+
+static void test_nf4_as_bitsandbytes_says_it(void **state)
+{
+    (void)state;
+    assert_true(accepted(llama, BITSANDBYTES("\"nf4\"", "true")).nf4);
+    assert_true(accepted(llama,
+                         "\"quantization_config\":{\"load_in_4bit\":true,"
+                         "\"bnb_4bit_quant_type\":\"nf4\",\"bnb_4bit_use_double_quant\":true}")
+                    .nf4);
+    assert_false(accepted(llama, "\"quantization_config\":null").nf4);
+}
+
 static void test_other_mathematics_is_refused_by_name(void **state)
 {
     (void)state;
@@ -124,6 +139,14 @@ static void test_other_mathematics_is_refused_by_name(void **state)
         {llama, "\"attention_dropout\":0.1", "attention_dropout", "0.1"},
         {llama, "\"partial_rotary_factor\":0.5", "partial_rotary_factor", "0.5"},
         {llama, "\"quantization_config\":{\"bits\":4}", "quantization_config", "bits"},
+        {llama, "\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}",
+         "quantization_config.quant_method", "\"gptq\""},
+        {llama, "\"quantization_config\":{\"quant_method\":\"bitsandbytes\",\"load_in_8bit\":true}",
+         "quantization_config.load_in_4bit", "supported: true"},
+        {llama, BITSANDBYTES("\"fp4\"", "true"), "quantization_config.bnb_4bit_quant_type",
+         "\"fp4\""},
+        {llama, BITSANDBYTES("\"nf4\"", "false"), "quantization_config.bnb_4bit_use_double_quant",
+         "false"},
         {llama, "\"head_dim\":15", "head_dim", "15"},
         {llama, "\"rope_scaling\":{\"type\":\"su\",\"factor\":2.0}", "rope_scaling.type", "\"su\""},
         {llama, "\"rope_scaling\":{\"rope_type\":\"longrope\",\"factor\":2.0}",
@@ -349,6 +372,7 @@ int main(void)
         cmocka_unit_test(test_qwen2_defaults),
         cmocka_unit_test(test_stated_fields),
         cmocka_unit_test(test_missing_fields_are_named),
+        cmocka_unit_test(test_nf4_as_bitsandbytes_says_it),
         cmocka_unit_test(test_other_mathematics_is_refused_by_name),
         cmocka_unit_test(test_windows_not_in_force_are_ignored),
         cmocka_unit_test(test_windows_in_force),

@@ -21,8 +21,12 @@ typedef struct pml_nf4_stored {
 /* Whether the folder holds this weight quantised. */
 bool pml_nf4_is_stored(const pml_safetensors *file, const char *weight);
 
+/* Whether a folder of such weights must hold this one so: the layers' projections. */
+bool pml_nf4_is_expected(const char *weight);
+
 /* Find the parts of such a weight of shape [rows, cols]. PML_UNSUPPORTED names what differs from
- * NF4 with double quantisation in blocks of 64 and 256; PML_CORRUPT what does not fit together. */
+ * NF4 with double quantisation in blocks of 64 and 256, a weight that was left whole too;
+ * PML_CORRUPT what does not fit together. */
 pml_status pml_nf4_find(const pml_safetensors *file, const char *weight, int64_t rows, int64_t cols,
                         pml_nf4_stored *found, pml_error *err);
 
