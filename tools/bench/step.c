@@ -1,11 +1,13 @@
 /* Speed of whole training steps in one process, without workers, sockets or data preparation.
  *
- *   bench_step [full|lora|both] [8M|135M] [steps] [threads] [memory limit, MiB, 0: none] [bfloat16]
+ *   bench_step [full|lora|both] [8M|135M] [steps] [threads] [memory limit, MiB, 0: none]
+ *              [float32|bfloat16] [timed]
  *
  * Random Llamas: one of 8 M parameters, 8 rows of 256 tokens a step, and one of SmolLM2-135M's
  * shape, 2 rows; float32 arithmetic, from a folder of float32 or bfloat16, LoRA with r = 16 on all
  * linear layers. Beside the clock's time stands the processor's, which a busy machine harms less.
- */
+ * With `timed` every other step is one whose ops are timed, as `pantheraml profile` has it, and
+ * what that costs is printed. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +20,7 @@
 #include "pml/base/philox.h"
 #include "pml/model/convert.h"
 #include "pml/model/safetensors.h"
+#include "pml/train/profile.h"
 #include "pml/train/stepper.h"
 #include "pml_op/cpu.h"
 
@@ -167,7 +170,7 @@ static int shorter(const void *a, const void *b)
 }
 
 static void measure(const model *m, const char *folder, pml_method method, int steps, int threads,
-                    size_t limit)
+                    size_t limit, bool timed)
 {
     const int32_t tokens = m->rows * LENGTH, n_labels = tokens - m->rows;
     pml_train_config config = {.method = method,
@@ -193,9 +196,12 @@ static void measure(const model *m, const char *folder, pml_method method, int s
                                          .limits = {tokens, m->rows, n_labels, LENGTH, 0}};
     pml_stepper *stepper;
     MUST(pml_stepper_new(&options, &stepper, err));
-    double least = INFINITY, took[MOST_STEPS];
+    double least = INFINITY, took[MOST_STEPS], work[2][MOST_STEPS];
+    int n_work[2] = {0};
     pml_step_result result;
     for (int step = 0; step <= steps; step++) { /* the first one warms up */
+        if (timed)
+            pml_stepper_timing(stepper, step % 2);
         double start = pml_clock_monotonic(), worked = processor_seconds();
         pml_update update = {step + 1, config.learning_rate, 0, config.max_grad_norm, n_labels};
         MUST(pml_stepper_micro(stepper, &batch, err));
@@ -204,6 +210,8 @@ static void measure(const model *m, const char *folder, pml_method method, int s
         if (step > 0)
             took[step - 1] = seconds;
         worked = processor_seconds() - worked;
+        if (step > 0)
+            work[timed && step % 2][n_work[timed && step % 2]++] = worked;
         least = step > 0 && worked < least ? worked : least;
     }
     qsort(took, (size_t)steps, sizeof *took, shorter);
@@ -216,6 +224,12 @@ static void measure(const model *m, const char *folder, pml_method method, int s
            tokens * threads / least, result.loss, (double)plan->arena / (1 << 20),
            (double)plan->by_cause[PML_CAUSE_RUNTIME] / (1 << 20), plan->choices.recompute_layers,
            plan->choices.head_chunk, plan->flops / median * 1e-9);
+    for (int i = 0; timed && i < 2; i++) {
+        qsort(work[i], (size_t)n_work[i], sizeof *work[i], shorter);
+        printf("%s steps: median %.3f ms of processor time a thread, least %.3f\n",
+               i ? "timed" : "plain", work[i][n_work[i] / 2] / threads * 1e3,
+               work[i][0] / threads * 1e3);
+    }
     pml_stepper_destroy(&stepper);
 }
 
@@ -227,18 +241,19 @@ int main(int argc, char **argv)
     int steps = argc > 3 ? atoi(argv[3]) : 5, threads = argc > 4 ? atoi(argv[4]) : 2;
     size_t limit = argc > 5 ? (size_t)atoi(argv[5]) << 20 : 0;
     bool narrow = argc > 6 && strcmp(argv[6], "bfloat16") == 0;
+    bool timed = argc > 7 && strcmp(argv[7], "timed") == 0;
     char folder[] = "/tmp/pml-bench-XXXXXX";
     if (steps < 1 || steps > MOST_STEPS || threads < 1 || mkdtemp(folder) == NULL) {
         fprintf(stderr,
                 "usage: bench_step [full|lora|both] [8M|135M] [steps] [threads] [limit, MiB] "
-                "[bfloat16]\n");
+                "[float32|bfloat16] [timed]\n");
         return EXIT_FAILURE;
     }
     write_model(m, narrow, folder);
     if (strcmp(which, "lora") != 0)
-        measure(m, folder, PML_METHOD_FULL, steps, threads, limit);
+        measure(m, folder, PML_METHOD_FULL, steps, threads, limit, timed);
     if (strcmp(which, "full") != 0)
-        measure(m, folder, PML_METHOD_LORA, steps, threads, limit);
+        measure(m, folder, PML_METHOD_LORA, steps, threads, limit, timed);
     MUST(pml_tree_remove("/tmp", folder + strlen("/tmp/"), err));
     return EXIT_SUCCESS;
 }
