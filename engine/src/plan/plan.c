@@ -328,6 +328,26 @@ static pml_status search(const pmli_search *s, const pml_batch_limits *limits, p
     }
 }
 
+/* Where the device's memory is the host's, which others want too, outputs of norms that cost next
+ * to nothing to make again are not kept, whether or not they would fit. Bits are the same. */
+static pml_status spare_norms(const pmli_search *s, const pml_batch_limits *limits, pml_plan *plan,
+                              pml_error *err)
+{
+    static const double little = 0.002; /* of a step, by the table of rates */
+    static const size_t much = (size_t)48 << 20;
+    if (strcmp(s->backend->name, "cpu") != 0 || plan->choices.recompute != PML_RECOMPUTE_NONE)
+        return PML_OK;
+    pml_plan candidate;
+    pml_plan_choices choices = plan->choices;
+    choices.recompute = PML_RECOMPUTE_NORMS;
+    choices.recompute_layers = s->spec->layers;
+    pml_status status = try_plan(s, limits, &choices, true, &candidate, err);
+    if (status == PML_OK && fits(s, &candidate) && candidate.total + much <= plan->total &&
+        candidate.seconds <= plan->seconds * (1 + little))
+        *plan = candidate;
+    return status;
+}
+
 pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *config,
                          const pml_batch_limits *limits, const pml_backend *backend,
                          size_t available, pml_plan *plan, pml_error *err)
@@ -342,6 +362,8 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
     for (int i = 0; status == PML_OK && any && i < 64; i++) {
         pml_plan found;
         status = search(&s, limits, &found, &any, err);
+        if (status == PML_OK && any)
+            status = spare_norms(&s, limits, &found, err);
         if (status == PML_OK && any)
             status = try_plan(&s, limits, &found.choices, false, plan, err);
         if (status != PML_OK || !any)

@@ -488,6 +488,35 @@ static void test_search(void **state)
 }
 
 /* Nothing is slower than keeping all, and the estimate is not above what the places take. */
+/* Where many bytes cost next to no time, they are not kept, limit or none; where few do, they are.
+ */
+static void test_norms_that_are_many(void **state)
+{
+    (void)state;
+    pml_model_spec wide = small;
+    wide.hidden = 1024;
+    wide.intermediate = 4096;
+    wide.heads = wide.kv_heads = 16;
+    wide.head_dim = 64;
+    const pml_batch_limits batch = {2048, 4, 2000, 512, 0};
+    const pml_model_spec *specs[] = {&small, &wide};
+    for (int i = 0; i < 2; i++) {
+        pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+        pml_plan plan, kept;
+        pml_error err = PML_ERROR_INIT;
+        assert_int_equal(
+            pml_plan_make(specs[i], &config, &batch, pml_backend_cpu(), 0, &plan, &err), PML_OK);
+        assert_int_equal(plan.choices.recompute, i == 0 ? PML_RECOMPUTE_NONE : PML_RECOMPUTE_NORMS);
+        pml_plan_choices choices = plan.choices;
+        choices.recompute = choices.recompute_layers = 0;
+        assert_int_equal(
+            pml_plan_given(specs[i], &config, &batch, pml_backend_cpu(), &choices, &kept, &err),
+            PML_OK);
+        assert_true(plan.seconds <= 1.002 * kept.seconds);
+        assert_true(i == 0 || plan.total + ((size_t)48 << 20) <= kept.total);
+    }
+}
+
 static void test_estimate(void **state)
 {
     (void)state;
@@ -616,6 +645,7 @@ int main(void)
         cmocka_unit_test(test_stacked_names),
         cmocka_unit_test(test_bind_follows_the_batch),
         cmocka_unit_test(test_search),
+        cmocka_unit_test(test_norms_that_are_many),
         cmocka_unit_test(test_estimate),
         cmocka_unit_test(test_rates),
         cmocka_unit_test(test_nothing_fits),
