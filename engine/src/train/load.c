@@ -353,7 +353,11 @@ static pml_status make_adapter(pml_stepper *s, float *piece, pml_error *err)
     return PML_OK;
 }
 
-/* Gaps of the flat buffers and the moments begin at zero. */
+/* What stands for zero among codes that have a sign (pmli_dynamic_map). */
+enum { SIGNED_ZERO = 127 };
+
+/* Gaps of the flat buffers and the moments begin at zero; and stay there, also after a restore,
+ * which writes a block's largest magnitude but no codes of its gaps. */
 static pml_status clear_flat(pml_stepper *s, pml_error *err)
 {
     const pml_program *p = s->program;
@@ -366,6 +370,7 @@ static pml_status clear_flat(pml_stepper *s, pml_error *err)
         const pml_tensor *t = &p->tensors[buffers[i]];
         pml_op_args args = {0};
         args.fill.y = pml_vector(pml_program_data(p, buffers[i], s->arena), t->cols, t->dtype);
+        args.fill.value = buffers[i] == p->exp_avg_codes ? SIGNED_ZERO : 0;
         pml_status status = pml_op_run(s->backend, PML_OP_fill, s->queue, &args, err);
         if (status != PML_OK)
             return status;
