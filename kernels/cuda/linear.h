@@ -47,15 +47,14 @@ static inline pml_view pmli_rows_of(pml_view v, int64_t first, int64_t rows)
     return v;
 }
 
-/* Rows of x and w are as long as their borders ask for. */
-static inline void pmli_need_border(pmli_check *c, int32_t border, const pml_view *x,
-                                    const pml_view *w)
+/* Rows of v, where it is given, are long enough for the border. */
+static inline void pmli_need_border(pmli_check *c, const char *name, const pml_view *v,
+                                    int32_t border)
 {
     pmli_need_that(c, border >= 0, "a border of %d columns", border);
-    if (border > 0)
-        pmli_need_that(c, x->ld >= x->cols + border && w->ld >= w->cols + border,
-                       "rows of %lld and %lld elements have no border of %d", (long long)x->ld,
-                       (long long)w->ld, border);
+    pmli_need_that(c, v->data == NULL || border == 0 || v->ld >= v->cols + border,
+                   "operand '%s' has rows of %lld elements, no border of %d", name,
+                   (long long)v->ld, border);
 }
 
 /* Bytes of a piece of workspace: whole 256-byte units. */

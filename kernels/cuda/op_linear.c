@@ -47,7 +47,8 @@ static void check_lora(pmli_check *c, const pml_linear_args *a)
     if (a->u.data != NULL)
         pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->x.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->x.rows);
-    pmli_need_border(c, a->border, &a->x, &a->w);
+    pmli_need_border(c, "x", &a->x, a->border);
+    pmli_need_border(c, "w", &a->w, a->border);
 }
 
 static pml_status check(const pml_linear_args *a, bool lora, pml_error *err)

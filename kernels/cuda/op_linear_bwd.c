@@ -5,7 +5,7 @@
  * With dropout, m_p the mask of a part:  dx = dy w + sum m_p (v_p a_p);  da_p += v_p^T (m_p x).
  *
  * Where there are borders (border.h), v stands in dy's and dx = [dy|v] [w;a] is one product; with
- * dropout there is no such product.
+ * dropout there is no such product. What an earlier call left in them is used where `kept` says so.
  *
  * v and db come from one kernel where it serves (low_rank.h).
  *
@@ -62,8 +62,8 @@ static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inpu
     if (a->db.data != NULL)
         pmli_need_as(c, "u", &a->u, a->dy.rows, columns, a->dy.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->dy.rows);
-    if (a->w.data != NULL)
-        pmli_need_border(c, a->border, &a->dy, &a->w);
+    pmli_need_border(c, "dy", &a->dy, a->border);
+    pmli_need_border(c, "w", &a->w, a->border);
 }
 
 static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
@@ -204,7 +204,9 @@ pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, 
     bool lora = a->lora_parts != 0, drops = lora && a->lora_dropout > 0;
     const pmli_bordered s = {&a->dy,       &a->w,    &a->a,   &a->b,     NULL,
                              a->part_cols, a->parts, a->rank, a->border, a->lora_parts};
-    int64_t columns = lora && !drops && a->dx.data != NULL ? pmli_border_columns(&s) : 0;
+    int64_t columns = lora && !drops ? pmli_border_columns(&s) : 0;
+    bool v_there = columns > 0 && (a->kept & PML_BORDER_OF_DY) != 0;
+    columns = a->dx.data != NULL || v_there ? columns : 0;
     if (lora) {
         v = pml_matrix(behind, a->dy.rows, pmli_lora_cols(a->rank, a->lora_parts), a->dy.dtype);
         behind += v_bytes(a);
@@ -212,9 +214,10 @@ pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, 
     if (columns > 0) {
         bool rest = columns > v.cols; /* behind v: zeros */
         v = pml_view_columns(a->dy, a->dy.cols, v.cols);
-        status = pmli_border_fill(queue, &s, rest, err);
+        if (!v_there && (rest || (a->kept & PML_BORDER_OF_W) == 0))
+            status = pmli_border_fill(queue, &s, rest, err);
     }
-    if (status == PML_OK && lora)
+    if (status == PML_OK && lora && !(v_there && a->db.data == NULL))
         status = back_through_b(queue, a, v, err);
     if (status == PML_OK && a->dx.data != NULL)
         status = columns > 0 ? dx_by_borders(queue, a, columns, err) : dx_apart(queue, a, v, err);

@@ -170,6 +170,7 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, pmli_gradients
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     args->border = l->border;
+    args->kept = part == PMLI_OF_INPUT ? PML_BORDER_OF_DY : l->nf4[0] < 0 ? PML_BORDER_OF_W : 0;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     bool reads = of_input && (l->dw >= 0 || l->da >= 0);
     const int32_t operands[] = {dy, reads ? x : PMLI_ABSENT, w, l->a, l->b, u};

@@ -163,7 +163,12 @@ typedef struct pml_linear_args {
  * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product; x is
  * needed by dw and da only: who has x again only after dx asks in two calls, and pays with a second
  * v. border > 0: as in the forward, behind dy and w, and below w; so that dx = [dy|v] [w;a] can be
- * one product. */
+ * one product. kept says which of the borders are untouched since a call on the same operands
+ * filled them, as many rows long: a backend need not do so again. */
+enum {
+    PML_BORDER_OF_W = 1,  /* a and b, by the forward */
+    PML_BORDER_OF_DY = 2, /* v, by the call that made dx */
+};
 typedef struct pml_linear_bwd_args {
     pml_view dy, x, w, a, b, u, rng, places, dx, dw, dbias, da, db, ws;
     int32_t parts;
@@ -174,6 +179,7 @@ typedef struct pml_linear_bwd_args {
     float lora_dropout;
     uint32_t lora_purpose;
     int32_t border;
+    uint32_t kept; /* PML_BORDER_OF_… */
 } pml_linear_bwd_args;
 
 /* Rotary position embedding in place, halves layout (as transformers): for every head of x and
