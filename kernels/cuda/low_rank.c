@@ -73,15 +73,16 @@ pml_status pmli_low_rank_prepare(pml_device *d, pml_error *err)
 }
 
 /* Into how many ranges the rows go: a block fills a processor, so what counts is how often all of
- * them are filled times what each does, in row tiles; a block's beginning and end cost about four,
- * and every range's sums of db cost what they weigh. */
+ * them are filled times what each does, in row tiles of about a microsecond; a block's beginning
+ * and end cost about four, and every range's sums of db cost what they weigh and, eight at a time,
+ * the way to memory. */
 static int64_t ranges(const pml_device *device, int64_t columns, int64_t rows)
 {
     int64_t best = 1;
     double least = 0;
     for (int64_t n = 1; n <= rows && n * columns <= MOST_BLOCKS; n++) {
         double cost = (double)(div_up(n * columns, device->processors) * (div_up(rows, n) + 4)) +
-                      (double)(n * columns) / 64;
+                      (double)(n * columns) / 64 + (double)n / 8;
         if (n == 1 || cost < least) {
             least = cost;
             best = n;

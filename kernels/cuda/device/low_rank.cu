@@ -173,7 +173,8 @@ template <typename T> __device__ void low_rank(const pmli_low_rank_params &p)
 }
 
 // v = scale times the sum over its adapter's column tiles; db += the sum over parts. A thread has
-// four neighbours of v, or four of a row of db.
+// four neighbours of v, or four of a row of db. What it adds comes from far: eight reads at a time
+// are under way.
 template <typename T> __device__ void low_rank_sum(const pmli_low_rank_params &p)
 {
     const int fours = p.rank / 4;
@@ -183,6 +184,7 @@ template <typename T> __device__ void low_rank_sum(const pmli_low_rank_params &p
         const long long row = item / (p.adapters * fours);
         const int r = quad % fours * 4;
         float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
         for (int tile = p.tile[adapter]; tile < p.tile[adapter + 1]; tile++) {
             const float4 x = *(const float4 *)(p.v_parts + (tile * p.tokens + row) * RANK + r);
             sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
@@ -204,6 +206,7 @@ template <typename T> __device__ void low_rank_sum(const pmli_low_rank_params &p
     if (r >= p.rank || n >= p.columns[adapter])
         return;
     float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
     for (int part = 0; part < p.parts; part++) {
         const float *x = p.b_parts + (part * RANK + r) * width + at;
         sum.x += x[0], sum.y += x[width], sum.z += x[2 * width], sum.w += x[3 * width];
