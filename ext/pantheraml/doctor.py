@@ -132,7 +132,34 @@ def _gpu() -> Finding:
         if nvidia_there():
             return Finding("note", "GPU", "there is an NVIDIA GPU, and runs use the CPU", str(why))
         return Finding("note", "GPU", f"no NVIDIA GPU, runs use the CPU ({why})")
-    return Finding("ok", "GPU", f"{count} that runs can use")
+    found, do = [], []
+    for index in range(count):
+        info = _native.device_info(f"cuda:{index}")
+        found.append(
+            f"cuda:{index} {info['name']}, {size(info['memory_free'])} of "
+            f"{size(info['memory_total'])} free, {info['libraries']}, {info['instructions']}; "
+            f"{_gauges(info['bus'])}"
+        )
+        do += [info["lacks"]] if info["lacks"] else []
+    return Finding("note" if do else "ok", "GPU", "; ".join(found), "; ".join(do))
+
+
+def _gauges(bus: str) -> str:
+    """What the driver says of a GPU now, and what it does not."""
+    try:
+        said = _native.gauges(bus)
+    except Error as why:
+        return str(why)
+    numbers = {name: value for name, value in said.items() if isinstance(value, float)}
+    words = [
+        f"{numbers[name]:.0f} {unit}"
+        for name, unit in (("temperature", "°C"), ("power", "W"), ("clock", "MHz"))
+        if name in numbers
+    ]
+    unsaid = [name.replace("_", " ") for name, why in said.items() if isinstance(why, str)]
+    # Of a process without memory on it there is nothing to say.
+    unsaid = [name for name in unsaid if name not in ("memory ours", "memory others")]
+    return ", ".join(words) + (f"; NVML does not say: {', '.join(unsaid)}" if unsaid else "")
 
 
 def _notebook() -> Finding:

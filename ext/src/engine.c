@@ -13,6 +13,7 @@
 #include "pml/plan/plan.h"
 #include "pml/plan/program.h"
 #include "pml/train/run.h"
+#include "pml_op/gauges.h"
 
 /* ---- plans ---- */
 
@@ -379,20 +380,25 @@ static PyObject *packed(PyObject *module, PyObject *args)
 
 /* ---- the machine ---- */
 
-PyDoc_STRVAR(device_info_doc, "device_info()\n--\n\n"
-                              "What the CPU backend runs on: name, libraries, instructions, memory "
-                              "in bytes, threads.");
+PyDoc_STRVAR(device_info_doc, "device_info(device='cpu', /)\n--\n\n"
+                              "What a device is: name, libraries, instructions, memory in bytes, "
+                              "threads, what it lacks, its PCI address.");
 
-static PyObject *device_info(PyObject *module, PyObject *Py_UNUSED(ignored))
+static PyObject *device_info(PyObject *module, PyObject *args)
 {
-    const pml_backend *backend = pml_backend_cpu();
+    const char *name = "cpu";
+    if (!PyArg_ParseTuple(args, "|s:device_info", &name))
+        return NULL;
+    const pml_backend *backend;
     pml_device_options options = {0};
     pml_device_info info = {0};
     pml_device *device = NULL;
     pml_error err = PML_ERROR_INIT;
     pml_status status;
     PyThreadState *gil = PyEval_SaveThread();
-    status = backend->open(&options, &device, &err);
+    status = pml_backend_named(name, false, &backend, &options.index, &err);
+    if (status == PML_OK)
+        status = backend->open(&options, &device, &err);
     if (status == PML_OK)
         status = backend->info(device, &info, &err);
     if (device != NULL)
@@ -400,10 +406,41 @@ static PyObject *device_info(PyObject *module, PyObject *Py_UNUSED(ignored))
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
-    return Py_BuildValue("{ss ss ss sn sn si}", "name", info.name, "libraries", info.libraries,
-                         "instructions", info.instructions, "memory_total",
+    return Py_BuildValue("{ss ss ss sn sn si ss ss}", "name", info.name, "libraries",
+                         info.libraries, "instructions", info.instructions, "memory_total",
                          (Py_ssize_t)info.memory_total, "memory_free", (Py_ssize_t)info.memory_free,
-                         "threads", info.threads);
+                         "threads", info.threads, "lacks", info.lacks, "bus", info.bus);
+}
+
+PyDoc_STRVAR(gauges_doc, "gauges(bus, /)\n--\n\n"
+                         "What NVML says of the GPU at a PCI address: numbers by name; of what it "
+                         "does not say, why, as text. Raises without NVML.");
+
+static PyObject *gauges(PyObject *module, PyObject *args)
+{
+    const char *bus;
+    pml_gauges *found = NULL;
+    pml_reading reading;
+    pml_error err = PML_ERROR_INIT;
+    if (!PyArg_ParseTuple(args, "s:gauges", &bus))
+        return NULL;
+    PyThreadState *gil = PyEval_SaveThread();
+    pml_status status = pml_gauges_new(bus, &found, &err);
+    if (status == PML_OK)
+        pml_gauges_read(found, &reading);
+    pml_gauges_destroy(&found);
+    PyEval_RestoreThread(gil);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    PyObject *dict = PyDict_New();
+    for (int i = 0; dict != NULL && i < PML_GAUGE_COUNT; i++) {
+        PyObject *value = reading.missing[i] == NULL ? PyFloat_FromDouble(reading.value[i])
+                                                     : PyUnicode_FromString(reading.missing[i]);
+        if (value == NULL || PyDict_SetItemString(dict, pml_gauge_name((pml_gauge)i), value) != 0)
+            Py_CLEAR(dict);
+        Py_XDECREF(value);
+    }
+    return dict;
 }
 
 PyDoc_STRVAR(gpus_doc, "gpus()\n--\n\nHow many GPUs runs can use; raises what is missing.");
@@ -453,7 +490,8 @@ PyMethodDef pmli_engine_methods[] = {
     {"check_model", check_model, METH_O, check_model_doc},
     {"gpus", gpus, METH_NOARGS, gpus_doc},
     {"packed", packed, METH_VARARGS, packed_doc},
-    {"device_info", device_info, METH_NOARGS, device_info_doc},
+    {"device_info", device_info, METH_VARARGS, device_info_doc},
+    {"gauges", gauges, METH_VARARGS, gauges_doc},
     {"hash_file", hash_file, METH_O, hash_file_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "find_library.h"
 #include "low_rank.h"
 #include "ops.h"
 
@@ -106,6 +107,22 @@ static pml_status load_kernels(pml_device *d, pml_error *err)
     return status;
 }
 
+/* cuDNN compiles its attention with NVRTC, which it finds by name; opened here it is found wherever
+ * it lies. */
+static void look_for_nvrtc(pml_device *d)
+{
+    static const pmli_library nvrtc = {"libnvrtc.so", "cuda_nvrtc", "nvidia-cuda-nvrtc", 0};
+    enum { NEWEST = 13 };
+    pml_error why = PML_ERROR_INIT;
+    void *handle;
+    int driver = pmli_cu.version / 1000;
+    if (pmli_open_library(&nvrtc, driver < NEWEST ? driver : NEWEST, &handle, &why) != PML_OK)
+        snprintf(d->lacks, sizeof d->lacks,
+                 "cuDNN has no compiler for its attention, our own "
+                 "kernels take its place: %.300s",
+                 why.message);
+}
+
 /* cuDNN may be missing: the device's info then says so, and our own kernels do attention. Its
  * kernels for attention begin with sm_80. */
 static pml_status open_cudnn(pml_device *d, pml_error *err)
@@ -114,8 +131,14 @@ static pml_status open_cudnn(pml_device *d, pml_error *err)
         return PML_OK;
     pml_error why = PML_ERROR_INIT;
     pml_status status = pmli_sdpa_new(&d->sdpa, &why);
-    if (status == PML_OK || status == PML_NOT_FOUND)
+    if (status == PML_OK) {
+        look_for_nvrtc(d);
         return PML_OK;
+    }
+    if (status == PML_NOT_FOUND) {
+        snprintf(d->lacks, sizeof d->lacks, "our own kernels do attention: %.300s", why.message);
+        return PML_OK;
+    }
     if (err != NULL)
         *err = why;
     return status;
@@ -189,6 +212,7 @@ pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
     /* 130100 is 13.1.0 */
     snprintf(info->name, sizeof info->name, "%s", d->name);
     snprintf(info->bus, sizeof info->bus, "%s", d->bus);
+    snprintf(info->lacks, sizeof info->lacks, "%s", d->lacks);
     int n = snprintf(info->libraries, sizeof info->libraries,
                      "cuBLASLt %zu.%zu.%zu, driver for CUDA %d.%d, ", version / 10000,
                      version / 100 % 100, version % 100, pmli_cu.version / 1000,

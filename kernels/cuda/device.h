@@ -16,6 +16,7 @@ struct pml_device {
     CUcontext context; /* the primary one, shared with whatever else is in this process */
     char name[128];
     char bus[20];    /* PCI address */
+    char lacks[400]; /* as pml_device_info */
     int capability;  /* 90 is compute capability 9.0 */
     char target[16]; /* what the kernels were compiled for: "sm_90a", "compute_75" */
     int code;        /* the capability in it: 90, 75 */

@@ -9,6 +9,7 @@
  *   FAKE_HANG_RANK     this one (the last)
  *   FAKE_GPU           its device is a GPU of that name, whose driver is tests/shim/nvml.c
  *   FAKE_FLOPS         operations of a step
+ *   FAKE_LACKS         what that GPU lacks
  *
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
  * used, one line a step, to used-RANK.txt in the run folder: the oracle for "on all workers at one
@@ -106,6 +107,8 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     if (gpu != NULL) {
         snprintf(facts->device, sizeof facts->device, "%s", gpu);
         snprintf(facts->bus, sizeof facts->bus, "0000:0f:00.0");
+        const char *lacks = getenv("FAKE_LACKS");
+        snprintf(facts->lacks, sizeof facts->lacks, "%s", lacks != NULL ? lacks : "");
     }
     facts->payload_bytes = sizeof j->learnt;
     facts->slots = true;

@@ -14,7 +14,7 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, until
-from pantheraml import programs
+from pantheraml import doctor, programs
 from pantheraml.live import gpu_lines
 
 BUILD = Path(__file__).parents[2] / "build" / "release"
@@ -91,6 +91,40 @@ def test_without_nvml_the_run_says_so_and_trains(
     warned = [e["message"] for e in run.events() if e["type"] == "log" and e["level"] == "warning"]
     assert any("libnvidia-ml.so.1" in message for message in warned)
     assert "libnvidia-ml.so.1" in gpu_lines(run.gpus)[0]
+
+
+def test_what_a_gpu_lacks_is_told_with_what_to_install(
+    start: Callable[..., pm.Run], driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_LACKS", "our own kernels do attention: pip install it")
+    run = start(max_steps=FOREVER, gradient_accumulation_steps=1)
+    until(lambda: any(e.get("message", "").endswith("install it") for e in run.events()), "it")
+
+
+def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def info(device: str) -> dict[str, Any]:
+        return {
+            "name": "NVIDIA H200", "memory_free": 140 * 2**30, "memory_total": 141 * 2**30,
+            "libraries": "cuBLASLt 13.1.0", "instructions": "sm_90a", "bus": device,
+            "lacks": "pip install nvidia-cudnn-cu13" if device == "cuda:1" else "",
+        }  # fmt: skip
+
+    def gauges(bus: str) -> dict[str, float | str]:
+        if bus == "cuda:1":
+            raise pm.NotFoundError("no NVML: it is not there")
+        return {"temperature": 40.0, "power": "this GPU does not support it", "clock": 345.0}
+
+    monkeypatch.setattr(doctor._native, "gpus", lambda: 1)
+    monkeypatch.setattr(doctor._native, "device_info", info)
+    monkeypatch.setattr(doctor._native, "gauges", gauges)
+    one = doctor._gpu()
+    assert one.verdict == "ok" and one.do == ""
+    assert "cuda:0 NVIDIA H200, 140.0 GiB of 141.0 GiB free, cuBLASLt 13.1.0" in one.found
+    assert one.found.endswith("40 °C, 345 MHz; NVML does not say: power")
+    monkeypatch.setattr(doctor._native, "gpus", lambda: 2)
+    two = doctor._gpu()
+    assert (two.verdict, two.do) == ("note", "pip install nvidia-cudnn-cu13")
+    assert "no NVML" in two.found
 
 
 def test_a_run_on_the_cpu_has_no_gpus(start: Callable[..., pm.Run]) -> None:

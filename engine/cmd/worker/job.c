@@ -308,6 +308,7 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     if (status != PML_OK)
         return status;
     snprintf(facts->note, sizeof facts->note, "%s", pml_stepper_note(j->stepper));
+    memcpy(facts->lacks, info.lacks, sizeof facts->lacks);
     memcpy(facts->device, info.name, sizeof facts->device);
     memcpy(facts->bus, info.bus, sizeof facts->bus);
     status = room_for_snapshots(j, facts, err);

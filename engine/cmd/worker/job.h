@@ -45,6 +45,7 @@ typedef struct job_facts {
     size_t payload_bytes;      /* of a snapshot by put */
     bool slots;                /* the run goes on by itself, and there is room for two snapshots */
     char note[160];            /* pml_stepper_note */
+    char lacks[400];           /* as pml_device_info */
     char device[128], bus[20]; /* name and PCI address of a GPU; bus "": it is none */
     pml_train_state state; /* from the checkpoint, or from the configuration; with its identity */
 } job_facts;

@@ -253,6 +253,8 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
     if (status == PML_OK) {
         if (w->facts.note[0] != '\0')
             warn(w, w->facts.note);
+        if (w->facts.lacks[0] != '\0')
+            warn(w, w->facts.lacks);
         warn_of_long_rows(w);
         report_ready(w);
         pulse_enter(link_pulse(w->link), PHASE_STANDING);

@@ -36,8 +36,9 @@ typedef struct pml_device_info {
     char instructions[64]; /* "avx512", "sm_90a" */
     size_t memory_total;   /* bytes; on the CPU bounded by the cgroup's limit */
     size_t memory_free;
-    size_t held;  /* what an open device takes by itself, no longer in memory_free */
-    char bus[20]; /* PCI address, "0000:0f:00.0", for pml_gauges_new; "": none */
+    size_t held;     /* what an open device takes by itself, no longer in memory_free */
+    char lacks[400]; /* what is missing for its full speed, and what to install; "": nothing */
+    char bus[20];    /* PCI address, "0000:0f:00.0", for pml_gauges_new; "": none */
     int threads;
 } pml_device_info;
 
