@@ -14,6 +14,9 @@ enum { VECTOR_PIECE = 1 << 16 }; /* floats of a matrix that is multiplied with a
 enum { WIDE = 1024 };
 /* Where there is a matrix unit: columns of C that it takes at a time, cells of a block of A that
  * are split at a time, and products too small for that to pay. */
+/* Splitting both factors is more of the work the fewer columns a thread has: many threads are
+ * faster without the unit (docs/performance/cpu.md), but for factors that need no splitting. */
+enum { MANY_THREADS = 8 };
 enum { UNIT_COLS = 2 * PMLI_STRIP, BLOCK_CELLS = 24, UNIT_LEAST = 64 };
 _Static_assert((PANEL_K + PMLI_TILE_COLS) * BLOCK_ROWS * 4 <= PMLI_SCRATCH_BYTES, "scratch");
 
@@ -427,7 +430,7 @@ static int64_t most_depth(const gemm_job *job, int64_t n, const need *of)
 }
 
 /* How a product is to be made; columns that panels take are returned. */
-static int64_t prepare(gemm_job *job, need *of)
+static int64_t prepare(gemm_job *job, need *of, int threads)
 {
     int64_t tiled = job->c.cols / PMLI_TILE_COLS * PMLI_TILE_COLS;
     *of = (need){0};
@@ -439,7 +442,8 @@ static int64_t prepare(gemm_job *job, need *of)
     if (job->c.rows < FEW_ROWS || of->deep == 0 || job->width == 0 || tiled == 0)
         return 0;
     job->tile = pmli_tile_pick();
-    if (min64(min64(job->c.rows, tiled), of->deep) >= UNIT_LEAST)
+    bool few = threads < MANY_THREADS || job->pairs[0].b.dtype == PML_BF16;
+    if (few && min64(min64(job->c.rows, tiled), of->deep) >= UNIT_LEAST)
         job->split = pmli_split_pick();
     if (job->split == NULL)
         return tiled;
@@ -490,7 +494,7 @@ void pmli_gemm_all(pmli_pool *pool, const pmli_product *products, int count)
     for (int i = 0; i < count; i++) {
         gemm_job job = job_of(&products[i]);
         need of;
-        int64_t tiled = prepare(&job, &of);
+        int64_t tiled = prepare(&job, &of, pmli_pool_threads(pool));
         int64_t bytes = div_up(job.c.cols, job.width > 0 ? job.width : 1) * job.width * of.column;
         if (tiled < job.c.cols || bytes > PMLI_COMMON_BYTES) {
             run_in_parts(pool, &job, tiled, &of);
