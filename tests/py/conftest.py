@@ -46,9 +46,40 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder of runs; every coordinator begun in it is gone afterwards."""
     folder = tmp_path / "runs"
     monkeypatch.setenv("PANTHERAML_RUNS", str(folder))
-    yield folder
-    for info in pm.runs():
-        end(pm.attach(info.folder, restart=False))
+    monkeypatch.setenv("PML_TEST_RUNS", str(folder))  # of all that is started for it
+    try:
+        yield folder
+        for info in pm.runs():
+            end(pm.attach(info.folder, restart=False))
+    finally:
+        reap(f"PML_TEST_RUNS={folder}")
+
+
+def reap(entry: str) -> int:
+    """Kill every process that has this in its environment; how many there were.
+
+    A run outlives a test that fails, or that removes its folder, on purpose. Those that another
+    one starts meanwhile are found at the next look.
+    """
+    killed = 0
+    while found := [pid for pid in processes_with(entry) if alive(pid)]:
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed += len(found)
+        time.sleep(0.02)
+    return killed
+
+
+def processes_with(entry: str) -> list[int]:
+    """Processes that were started with this in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit():
+                if entry.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+    return found
 
 
 def end(run: pm.Run) -> None:
