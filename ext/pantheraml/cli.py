@@ -434,7 +434,7 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument("--" + name.replace("_", "-"), type=kind, help=shown, metavar="N")
     parser.add_argument("--lr-scheduler-type")
     parser.add_argument("--lr-scheduler-kwargs", type=json.loads, metavar="JSON")
-    parser.add_argument("--optim", help='"adamw", "adamw_8bit" or "sgd"')
+    parser.add_argument("--optim", help='"adamw", "adamw_8bit", "adamw_auto" or "sgd"')
     parser.add_argument("--optim-args", metavar="NAME=VALUE,…", help="of sgd")
     parser.add_argument("--eval-strategy", choices=("no", "steps", "epoch"))
     parser.add_argument("--save-strategy", choices=("no", "steps", "epoch", "best"))

@@ -51,6 +51,7 @@ OPTIMIZERS = {
     "adamw_hf": "adamw",
     "adamw_8bit": "adamw_8bit",
     "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_auto": "adamw_auto",
     "sgd": "sgd",
 }
 
@@ -104,7 +105,9 @@ class Settings:
     optim
         ``"adamw"`` (also as ``"adamw_torch"``) or ``"sgd"``, as torch.optim has them; or
         ``"adamw_8bit"`` (also as ``"adamw_bnb_8bit"``), whose moments take 2 bytes a parameter
-        instead of 8, quantised as bitsandbytes has them (tensors of 4096 elements and more).
+        instead of 8, quantised as bitsandbytes has them (tensors of 4096 elements and more); or
+        ``"adamw_auto"``, which leaves the width to the plan: 8 bits only where nothing else fits
+        in ``memory_limit``, or where they save at least 2 % of a step's recomputation.
     optim_args
         Of SGD: ``momentum``, ``dampening``, ``nesterov``, as a dict or as Trainer's text
         ``"momentum=0.9,nesterov=true"``.

@@ -43,6 +43,8 @@ class Plan:
         layers after them stand one level lower.
     pieces
         A micro-batch is run in about so many, cut between documents.
+    moments_8bit
+        With ``optim="adamw_auto"``: AdamW's moments are in 8 bits.
     """
 
     by_cause: Mapping[str, int]
@@ -54,6 +56,7 @@ class Plan:
     trainable: int
     recompute: str = "none"
     pieces: int = 1
+    moments_8bit: bool = False
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Plan:
@@ -75,6 +78,7 @@ class Plan:
                 else "nothing recomputed"
             )
             + (f"; micro-batches in {self.pieces} pieces" if self.pieces > 1 else "")
+            + ("; AdamW's moments in 8 bits" if self.moments_8bit else "")
         )
         return "\n".join(lines)
 

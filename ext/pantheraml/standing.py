@@ -173,6 +173,7 @@ class Standing(Following):
                 plan["recompute_layers"],
                 plan["head_chunk"],
                 plan["pieces"],
+                int(plan.get("moments_8bit", False)),
             ),
         )
         return Program.parse(text, event_of(self._notes()))

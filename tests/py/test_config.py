@@ -30,7 +30,12 @@ def test_defaults_are_what_the_documentation_says() -> None:
 
 @pytest.mark.parametrize(
     ("given", "made"),
-    [("adamw_torch", "adamw"), ("adamw_bnb_8bit", "adamw_8bit"), ("adamw_8bit", "adamw_8bit")],
+    [
+        ("adamw_torch", "adamw"),
+        ("adamw_bnb_8bit", "adamw_8bit"),
+        ("adamw_8bit", "adamw_8bit"),
+        ("adamw_auto", "adamw_auto"),
+    ],
 )
 def test_optimizers_have_transformers_names(given: str, made: str) -> None:
     assert Settings(optim=given).resolve(POSITIONS)["optim"] == made

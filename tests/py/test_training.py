@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -112,6 +113,39 @@ def test_early_stopping_and_the_best_checkpoint(start: Start, tmp_path: Path) ->
     run.stop(wait=True)
     again = pm.attach(run.folder)
     assert again.evaluate().loss == pytest.approx(best.loss, rel=1e-6)
+
+
+def test_a_width_left_open_is_the_plans_and_stays(start: Start, model: Path) -> None:
+    """float32 moments while there is room, 8 bits where only they fit, and so when it goes on."""
+    settings = {
+        "method": "full", "optim": "adamw_auto", "max_length": 64, "packing": False,
+        "per_device_train_batch_size": 2, "threads": 1, "generate_length": 64,
+    }  # fmt: skip
+    roomy = pm.plan(model, **settings).total + (16 << 20)
+    assert not pm.plan(model, memory_limit=roomy, **settings).moments_8bit
+
+    def least(optim: str) -> int:
+        low, high = 0, roomy
+        while high - low > 4096:
+            limit = (low + high) // 2
+            try:
+                pm.plan(model, memory_limit=limit, **{**settings, "optim": optim})
+            except pm.NoMemoryError:
+                low = limit
+            else:
+                high = limit
+        return high
+
+    narrow = (least("adamw") + least("adamw_8bit")) // 2
+    plan = pm.plan(model, memory_limit=narrow, **settings)
+    assert plan.moments_8bit and "8 bits" in str(plan)
+    with pytest.raises(pm.NoMemoryError, match='optim="adamw_8bit" fits'):
+        pm.plan(model, memory_limit=narrow, **{**settings, "optim": "adamw"})
+    rows = [{"input_ids": [70 + i % 9] * 64} for i in range(8)]
+    run = start(rows, max_steps=4, memory_limit=narrow, **settings)
+    run.wait(PATIENCE)
+    assert run.plan.moments_8bit
+    assert json.loads((run.folder / "run.json").read_text())["identity"]["moments_8bit"] is True
 
 
 def test_the_held_out_loss_is_the_mean_over_tokens(start: Start) -> None:

@@ -174,13 +174,16 @@ static pml_status make_stepper(job *j, const job_setup *setup, const pml_batch_l
         .choices = {.recompute = (int32_t)pml_message_int(identity, "recompute"),
                     .recompute_layers = (int32_t)pml_message_int(identity, "recompute_layers"),
                     .head_chunk = (int32_t)pml_message_int(identity, "head_chunk"),
-                    .pieces = (int32_t)pml_message_int(identity, "pieces")},
+                    .pieces = (int32_t)pml_message_int(identity, "pieces"),
+                    .moments_8bit = pml_message_bool(identity, "moments_8bit")},
         .progress = setup->progress,
         .move = setup->move,
         .user = setup->user,
     };
     pml_message_destroy(&identity);
     pml_status status = pml_stepper_new(&options, &j->stepper, err);
+    if (status == PML_OK)
+        pml_plan_settle(&pml_stepper_plan(j->stepper)->choices, &j->config);
     if (status == PML_OK)
         status = pml_stepper_identity(j->stepper, j->identity, sizeof j->identity, err);
     return status;

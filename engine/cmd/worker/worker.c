@@ -108,6 +108,8 @@ static pml_message *plan_event(const job_facts *f)
     pml_message_set_int(event, "recompute_layers", p->choices.recompute_layers);
     pml_message_set_int(event, "head_chunk", p->choices.head_chunk);
     pml_message_set_int(event, "pieces", p->choices.pieces);
+    if (p->choices.moments_8bit)
+        pml_message_set_bool(event, "moments_8bit", true);
     pml_message_set_part(event, "limits", limits);
     pml_message_set_int(event, "parameters", p->parameters);
     pml_message_set_int(event, "trainable", p->trainable);

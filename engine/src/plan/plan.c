@@ -10,9 +10,14 @@ typedef struct pmli_search {
     const pml_model_spec *spec;
     const pml_train_config *config;
     const pml_backend *backend;
-    size_t available; /* bytes, 0: no limit */
+    size_t available;     /* bytes, 0: no limit */
+    int32_t moments_8bit; /* as pml_plan_choices */
     pml_rates rates;
 } pmli_search;
+
+/* Moments of 8 bits are taken where a plan is faster by more than this for what it need not make
+ * again: the prices are a model, and float32 moments are what AdamW is. */
+static const double worth_8bit = 0.98;
 
 /* What stands beside the arena of a worker on the CPU: by their sizes what threads of an op share
  * and what a weight passes through while it is loaded, before there are snapshots; measured by
@@ -50,8 +55,13 @@ static size_t runtime_bytes(const pmli_search *s, const pml_program *p, const pm
 {
     if (strcmp(s->backend->name, "cpu") != 0)
         return gpu_reserve;
-    size_t kept = 1U + (p->exp_avg >= 0) + (p->exp_avg_sq >= 0);
-    size_t trained = kept * sizeof(float) * (size_t)plan->trainable;
+    pml_train_config settled = *s->config;
+    pml_plan_settle(&plan->choices, &settled);
+    size_t trained = 0;
+    for (int32_t i = 0; i < p->n_parameters; i++) {
+        int64_t n = p->parameters[i].trained ? p->parameters[i].rows * p->parameters[i].cols : 0;
+        trained += (size_t)n * sizeof(float) + pml_optimizer_bytes(&settled, n);
+    }
     size_t largest = (size_t)s->spec->vocab * (size_t)s->spec->hidden * sizeof(float);
     size_t snapshots = trained * (s->config->restarts ? 2 : 1);
     size_t loading = least_size(loading_bytes, largest);
@@ -219,8 +229,11 @@ static int32_t most_pieces(const pml_batch_limits *limits)
 static pml_status smallest(const pmli_search *s, const pml_batch_limits *limits, pml_plan *plan,
                            pml_error *err)
 {
-    const pml_plan_choices choices = {PML_RECOMPUTE_LAYER, s->spec->layers, SMALLEST_CHUNK,
-                                      most_pieces(limits)};
+    const pml_plan_choices choices = {.recompute = PML_RECOMPUTE_LAYER,
+                                      .recompute_layers = s->spec->layers,
+                                      .head_chunk = SMALLEST_CHUNK,
+                                      .pieces = most_pieces(limits),
+                                      .moments_8bit = s->moments_8bit};
     return try_plan(s, limits, &choices, false, plan, err);
 }
 
@@ -270,6 +283,49 @@ static double mib(size_t bytes)
     return (double)bytes / (1 << 20);
 }
 
+static bool fits_with(const pmli_search *s, const pml_batch_limits *limits,
+                      const pml_train_config *other)
+{
+    pmli_search t = *s;
+    pml_plan plan;
+    t.config = other;
+    return smallest(&t, limits, &plan, NULL) == PML_OK && fits(&t, &plan);
+}
+
+static void add_advice(char *advice, size_t capacity, const char *what)
+{
+    size_t n = strlen(advice);
+    snprintf(advice + n, capacity - n, "%s%s fits", n > 0 ? ", " : "", what);
+}
+
+/* The nearest settings that do, each of them tried: a smaller batch, shorter rows, and what holds
+ * the same numbers in fewer bits. "" when none does. */
+static void nearest(const pmli_search *s, const pml_batch_limits *limits, char *advice,
+                    size_t capacity)
+{
+    char what[96];
+    pml_train_config other = *s->config;
+    int32_t rows = largest_that_fits(s, limits, false, 1, s->config->batch_size - 1);
+    int32_t length =
+        rows > 0 ? 0
+                 : largest_that_fits(s, limits, true, SHORTEST_LENGTH, s->config->max_length - 1);
+    advice[0] = '\0';
+    if (rows > 0)
+        snprintf(what, sizeof what, "per_device_train_batch_size=%d", rows);
+    else
+        snprintf(what, sizeof what, "per_device_train_batch_size=1 with max_length=%d", length);
+    if (rows > 0 || length > 0)
+        add_advice(advice, capacity, what);
+    other.optimizer = PML_OPTIMIZER_ADAMW_8BIT;
+    if (s->config->optimizer == PML_OPTIMIZER_ADAMW && fits_with(s, limits, &other))
+        add_advice(advice, capacity, "optim=\"adamw_8bit\"");
+    other = *s->config;
+    other.quant = PML_QUANT_NF4;
+    if (s->config->method == PML_METHOD_LORA && s->config->quant == PML_QUANT_NONE &&
+        fits_with(s, limits, &other))
+        add_advice(advice, capacity, "quant=\"nf4\"");
+}
+
 static pml_status does_not_fit(const pmli_search *s, const pml_batch_limits *limits, pml_error *err)
 {
     pml_plan least;
@@ -277,21 +333,12 @@ static pml_status does_not_fit(const pmli_search *s, const pml_batch_limits *lim
     if (status != PML_OK)
         return status;
     char advice[256];
-    int32_t rows = largest_that_fits(s, limits, false, 1, s->config->batch_size - 1);
-    int32_t length =
-        rows > 0 ? 0 : largest_that_fits(s, limits, true, SHORTEST_LENGTH, s->config->max_length);
-    if (rows > 0)
-        snprintf(advice, sizeof advice, "per_device_train_batch_size=%d fits", rows);
-    else if (length > 0)
-        snprintf(advice, sizeof advice, "per_device_train_batch_size=1 with max_length=%d fits",
-                 length);
-    else if (s->config->method == PML_METHOD_FULL)
-        snprintf(advice, sizeof advice,
-                 "no batch does; method=\"lora\" needs less, or take a smaller model");
-    else
-        snprintf(advice, sizeof advice, "no batch does; take a smaller model");
+    nearest(s, limits, advice, sizeof advice);
+    if (advice[0] == '\0')
+        snprintf(advice, sizeof advice, "no batch does; %stake a smaller model",
+                 s->config->method == PML_METHOD_FULL ? "method=\"lora\" needs less, or " : "");
     return PML_FAIL(err, PML_NO_MEMORY,
-                    "the smallest plan needs %.0f MiB (%.0f MiB of it weights) and %.0f MiB are "
+                    "the smallest plan needs %.1f MiB (%.1f MiB of it weights) and %.1f MiB are "
                     "available: %s",
                     mib(least.total), mib(least.by_cause[PML_CAUSE_WEIGHTS]), mib(s->available),
                     advice);
@@ -310,9 +357,11 @@ static pml_status search(const pmli_search *s, const pml_batch_limits *limits, p
         for (;;) {
             pml_plan candidate;
             bool found;
-            pml_status status = least_recompute(
-                s, limits, (pml_plan_choices){.head_chunk = chunk, .pieces = pieces}, &candidate,
-                &found, err);
+            pml_status status = least_recompute(s, limits,
+                                                (pml_plan_choices){.head_chunk = chunk,
+                                                                   .pieces = pieces,
+                                                                   .moments_8bit = s->moments_8bit},
+                                                &candidate, &found, err);
             if (status != PML_OK)
                 return status;
             if (found && (!*any || candidate.seconds < plan->seconds)) {
@@ -348,6 +397,28 @@ static pml_status spare_norms(const pmli_search *s, const pml_batch_limits *limi
     return status;
 }
 
+/* Places take a little more than the fullest moment where they do not fit one another: then again,
+ * within so much less. *any = false when nothing fits. */
+static pml_status placed(pmli_search s, const pml_batch_limits *limits, pml_plan *plan, bool *any,
+                         pml_error *err)
+{
+    const size_t available = s.available;
+    for (int i = 0; i < 64; i++) {
+        pml_plan found;
+        pml_status status = search(&s, limits, &found, any, err);
+        if (status == PML_OK && *any)
+            status = spare_norms(&s, limits, &found, err);
+        if (status == PML_OK && *any)
+            status = try_plan(&s, limits, &found.choices, false, plan, err);
+        if (status != PML_OK || !*any || available == 0 || plan->total <= available)
+            return status;
+        size_t apart = plan->total - found.total; /* so that this one does not come again */
+        s.available = available > apart ? available - apart : 1;
+    }
+    *any = false;
+    return PML_OK;
+}
+
 pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *config,
                          const pml_batch_limits *limits, const pml_backend *backend,
                          size_t available, pml_plan *plan, pml_error *err)
@@ -356,27 +427,26 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
     pml_status status = pmli_check_limits(limits, err);
     if (status == PML_OK)
         status = pml_rates_get(backend->name, &s.rates, err);
-    bool any = true;
-    /* Places take a little more than the fullest moment where they do not fit one another: then
-     * again, within so much less. */
-    for (int i = 0; status == PML_OK && any && i < 64; i++) {
-        pml_plan found;
-        status = search(&s, limits, &found, &any, err);
-        if (status == PML_OK && any)
-            status = spare_norms(&s, limits, &found, err);
-        if (status == PML_OK && any)
-            status = try_plan(&s, limits, &found.choices, false, plan, err);
-        if (status != PML_OK || !any)
-            break;
-        if (available == 0 || plan->total <= available)
-            return PML_OK;
-        size_t apart = plan->total - found.total; /* so that this one does not come again */
-        s.available = available > apart ? available - apart : 1;
+    bool any = false, narrow_fits = false;
+    if (status == PML_OK)
+        status = placed(s, limits, plan, &any, err);
+    if (status == PML_OK && config->optimizer == PML_OPTIMIZER_ADAMW_AUTO) {
+        pml_plan narrow;
+        s.moments_8bit = 1;
+        status = placed(s, limits, &narrow, &narrow_fits, err);
+        if (status == PML_OK && narrow_fits &&
+            (!any || narrow.seconds < worth_8bit * plan->seconds))
+            *plan = narrow;
     }
-    if (status != PML_OK)
+    if (status != PML_OK || any || narrow_fits)
         return status;
-    s.available = available;
     return does_not_fit(&s, limits, err);
+}
+
+void pml_plan_settle(const pml_plan_choices *choices, pml_train_config *config)
+{
+    if (config->optimizer == PML_OPTIMIZER_ADAMW_AUTO)
+        config->optimizer = choices->moments_8bit ? PML_OPTIMIZER_ADAMW_8BIT : PML_OPTIMIZER_ADAMW;
 }
 
 size_t pml_plan_room(size_t limit)

@@ -319,8 +319,9 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
                         c->recompute, c->recompute_layers, c->head_chunk);
 
     pml_program *p = calloc(1, sizeof *p);
-    pmli_builder b = {
-        .program = p, .config = options->config, .backend = options->backend, .err = err};
+    pml_train_config settled = *options->config;
+    pml_plan_settle(c, &settled);
+    pmli_builder b = {.program = p, .config = &settled, .backend = options->backend, .err = err};
     b.layers = calloc((size_t)spec->layers, sizeof *b.layers);
     if (p == NULL || b.layers == NULL) {
         b.status = PML_FAIL(err, PML_NO_MEMORY, "no host memory for the step program");

@@ -81,6 +81,7 @@ static void optimizer(const pml_message *run, pml_train_config *c)
     bool sgd = is(run, "optim", "sgd"); /* absent: adamw */
     c->optimizer = sgd                              ? PML_OPTIMIZER_SGD
                    : is(run, "optim", "adamw_8bit") ? PML_OPTIMIZER_ADAMW_8BIT
+                   : is(run, "optim", "adamw_auto") ? PML_OPTIMIZER_ADAMW_AUTO
                                                     : PML_OPTIMIZER_ADAMW;
     pml_message *args = pml_message_part(run, "optim_args", 0);
     if (args == NULL)

@@ -48,6 +48,7 @@ static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_er
     if (status != PML_OK)
         return status;
     s->plan.available = available;
+    pml_plan_settle(&s->plan.choices, &s->config);
     return pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
 }
 

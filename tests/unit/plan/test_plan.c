@@ -566,6 +566,49 @@ static void test_rates(void **state)
     assert_non_null(strstr(err.message, "linear.gflops"));
 }
 
+/* Left open, AdamW keeps float32 moments while memory lasts, and has 8 bits where nothing else fits
+ * or what they save in recompute is worth it; closed, it is refused there and told so. */
+static void test_optimizer_width(void **state)
+{
+    (void)state;
+    pml_train_config wide = config_for(PML_METHOD_FULL, 0), open = wide, narrow = wide;
+    open.optimizer = PML_OPTIMIZER_ADAMW_AUTO;
+    narrow.optimizer = PML_OPTIMIZER_ADAMW_8BIT;
+    pml_plan best, plan;
+    pml_error err = PML_ERROR_INIT;
+    const pml_backend *cpu = pml_backend_cpu();
+    assert_int_equal(pml_plan_make(&small, &wide, &limits, cpu, 0, &best, &err), PML_OK);
+    assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, 0, &plan, &err), PML_OK);
+    assert_int_equal(plan.choices.moments_8bit, 0);
+    assert_int_equal(plan.total, best.total);
+    size_t available = best.total; /* down to where float32 moments do not fit any more */
+    while (pml_plan_make(&small, &wide, &limits, cpu, available, &plan, &err) == PML_OK) {
+        double seconds = plan.seconds;
+        available = plan.total - 1;
+        assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, plan.total, &best, &err),
+                         PML_OK);
+        assert_true(best.choices.moments_8bit ? best.seconds < 0.98 * seconds
+                                              : best.seconds == seconds);
+    }
+    assert_int_equal(err.code, PML_NO_MEMORY);
+    assert_non_null(strstr(err.message, "optim=\"adamw_8bit\" fits"));
+    assert_int_equal(pml_plan_make(&small, &narrow, &limits, cpu, available, &best, &err), PML_OK);
+    assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, available, &plan, &err), PML_OK);
+    assert_int_equal(plan.choices.moments_8bit, 1);
+    assert_int_equal(plan.total, best.total);
+    assert_true(plan.total <= available);
+    /* What was chosen once is given again, and is what a program is built for. */
+    assert_int_equal(pml_plan_given(&small, &open, &limits, cpu, &plan.choices, &best, &err),
+                     PML_OK);
+    assert_int_equal(best.total, plan.total);
+    pml_plan_settle(&plan.choices, &open);
+    assert_int_equal(open.optimizer, PML_OPTIMIZER_ADAMW_8BIT);
+    pml_program *p;
+    assert_int_equal(pml_plan_build(&plan, &small, &open, cpu, &p, &err), PML_OK);
+    assert_true(p->exp_avg_codes >= 0);
+    pml_program_destroy(&p);
+}
+
 static void test_nothing_fits(void **state)
 {
     (void)state;
@@ -648,6 +691,7 @@ int main(void)
         cmocka_unit_test(test_norms_that_are_many),
         cmocka_unit_test(test_estimate),
         cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_optimizer_width),
         cmocka_unit_test(test_nothing_fits),
         cmocka_unit_test(test_impossible_limits),
         cmocka_unit_test(test_print),

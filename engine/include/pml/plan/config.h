@@ -20,7 +20,8 @@ typedef enum pml_quant { PML_QUANT_NONE = 0, PML_QUANT_NF4 } pml_quant;
 typedef enum pml_optimizer {
     PML_OPTIMIZER_ADAMW = 0,
     PML_OPTIMIZER_SGD,
-    PML_OPTIMIZER_ADAMW_8BIT /* moments of tensors of 4096 elements and more in 8 bits */
+    PML_OPTIMIZER_ADAMW_8BIT, /* moments of tensors of 4096 elements and more in 8 bits */
+    PML_OPTIMIZER_ADAMW_AUTO  /* of the two AdamW's the one that the plan chooses */
 } pml_optimizer;
 
 enum { PML_PATH_MAX = 4096, PML_LORA_GROUPS = 64 };

@@ -51,6 +51,7 @@ typedef struct pml_plan_choices {
     int32_t recompute_layers; /* … the layers after them stand one level lower */
     int32_t head_chunk;       /* labelled rows whose logits exist at one time */
     int32_t pieces;           /* a micro-batch is run in about so many, cut between documents */
+    int32_t moments_8bit;     /* 1: an AdamW whose width was left open has moments of 8 bits */
 } pml_plan_choices;
 
 typedef struct pml_plan {
@@ -71,6 +72,10 @@ typedef struct pml_plan {
 pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *config,
                          const pml_batch_limits *limits, const pml_backend *backend,
                          size_t available, pml_plan *plan, pml_error *err);
+
+/* The configuration as these choices have settled it: an optimizer that was left open is one of the
+ * two. Everything after the plan reads it so. */
+void pml_plan_settle(const pml_plan_choices *choices, pml_train_config *config);
 
 /* Of `limit` bytes (0: no limit) those that a plan may take: what a process has beside its plan is
  * known to a few MiB (docs/performance/cpu.md), and a limit is never exceeded. At least 1. */
