@@ -86,6 +86,8 @@ static void check_shapes(pmli_check *c, const pml_attention_args *a)
     pmli_need_that(c, a->cu_q.cols >= 2, "operand 'cu_q' has no document");
     pmli_need_that(c, a->q.rows < INT32_MAX - TILE && a->k.rows < INT32_MAX - TILE,
                    "2^31 or more rows");
+    pmli_need_that(c, !a->equal || a->q.rows == (a->cu_q.cols - 1) * a->max_q,
+                   "%lld rows are not equal documents of %d", (long long)a->q.rows, a->max_q);
 }
 
 static pmli_attention_params params_of(const pml_attention_args *a)
@@ -151,7 +153,7 @@ pml_status pmli_cuda_attention(pml_queue *queue, const pml_attention_args *a, pm
                  pmli_in_units_of(&a->v, 16) && pmli_in_units_of(&a->o, 16);
     if (tiled && a->ws.data != NULL) {
         bool done;
-        pml_status status = pmli_sdpa_forward(queue, &p, dtype, a->max_q, a->ws.data,
+        pml_status status = pmli_sdpa_forward(queue, &p, dtype, a->max_q, a->equal != 0, a->ws.data,
                                               (size_t)a->ws.cols, &done, err);
         if (status != PML_OK || done)
             return status;
@@ -190,6 +192,8 @@ static pml_attention_args forward_of(const pml_attention_bwd_args *a)
                                 .kv_heads = a->kv_heads,
                                 .head_dim = a->head_dim,
                                 .window = a->window,
+                                .max_q = a->max_q,
+                                .equal = a->equal,
                                 .scale = a->scale};
 }
 
@@ -243,8 +247,8 @@ pml_status pmli_cuda_attention_bwd(pml_queue *queue, const pml_attention_bwd_arg
     pml_status status = PML_OK;
     bool done = false;
     if (tiled && a->q.rows > FEW_ROWS)
-        status = pmli_sdpa_backward(queue, &p, dtype, a->max_q, a->ws.data, (size_t)a->ws.cols,
-                                    &done, err);
+        status = pmli_sdpa_backward(queue, &p, dtype, a->max_q, a->equal != 0, a->ws.data,
+                                    (size_t)a->ws.cols, &done, err);
     if (status != PML_OK || done)
         return status;
     status = launch_any(queue, PMLI_attend_dots_f32, dtype, a->q.rows, a->heads, &p, err);

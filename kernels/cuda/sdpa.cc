@@ -59,7 +59,7 @@ struct Plan {
 };
 
 // One attention as a cuDNN graph: a batch of `slots` documents, heads, `longest` rows, head_dim;
-// where a document begins says its ragged offset.
+// where a document begins says its ragged offset, unless all are equal.
 class Builder
 {
   public:
@@ -79,18 +79,15 @@ class Builder
                            .set_name("attention")
                            .set_generate_stats(true)
                            .set_attn_scale(s.scale)
-                           .set_causal_mask(true)
-                           .set_padding_mask(true)
-                           .set_seq_len_q(lengths(LENGTHS_Q))
-                           .set_seq_len_kv(lengths(LENGTHS_K));
+                           .set_causal_mask(true);
+        if (!s.equal)
+            options.set_padding_mask(true)
+                .set_seq_len_q(lengths(LENGTHS_Q))
+                .set_seq_len_kv(lengths(LENGTHS_K));
         auto [o, stats] = graph->sdpa(q, k, v, options);
         result(o, O, s.heads, s.ld_o, AT_O);
-        stats->set_output(true)
-            .set_uid(STATS)
-            .set_data_type(fe::DataType_t::FLOAT)
-            .set_dim({s.slots, s.heads, s.longest, 1})
-            .set_stride({s.longest * s.heads, 1, s.heads, 1})
-            .set_ragged_offset(offsets(AT_STATS));
+        lay_stats(stats);
+        stats->set_output(true);
         return graph;
     }
 
@@ -99,20 +96,16 @@ class Builder
         Tensor q = matrix(Q, s.heads, s.ld_q, AT_Q), k = matrix(K, s.kv_heads, s.ld_k, AT_K);
         Tensor v = matrix(V, s.kv_heads, s.ld_v, AT_V), o = matrix(O, s.heads, s.ld_o, AT_O);
         Tensor dout = matrix(DOUT, s.heads, s.ld_dout, AT_DOUT);
-        Tensor stats = graph->tensor(fe::graph::Tensor_attributes()
-                                         .set_uid(STATS)
-                                         .set_name("stats")
-                                         .set_dim({s.slots, s.heads, s.longest, 1})
-                                         .set_stride({s.longest * s.heads, 1, s.heads, 1})
-                                         .set_data_type(fe::DataType_t::FLOAT));
-        stats->set_ragged_offset(offsets(AT_STATS));
+        Tensor stats = graph->tensor(fe::graph::Tensor_attributes().set_name("stats"));
+        lay_stats(stats);
         auto options = fe::graph::SDPA_backward_attributes()
                            .set_name("attention backward")
                            .set_attn_scale(s.scale)
-                           .set_causal_mask(true)
-                           .set_padding_mask(true)
-                           .set_seq_len_q(lengths(LENGTHS_Q))
-                           .set_seq_len_kv(lengths(LENGTHS_K));
+                           .set_causal_mask(true);
+        if (!s.equal)
+            options.set_padding_mask(true)
+                .set_seq_len_q(lengths(LENGTHS_Q))
+                .set_seq_len_kv(lengths(LENGTHS_K));
         auto [dq, dk, dv] = graph->sdpa_backward(q, k, v, o, dout, stats, options);
         result(dq, DQ, s.heads, s.ld_dq, AT_DQ);
         result(dk, DK, s.kv_heads, s.ld_dk, AT_DK);
@@ -128,7 +121,8 @@ class Builder
                                      .set_name("tensor " + std::to_string(name))
                                      .set_dim({s.slots, heads, s.longest, s.head_dim})
                                      .set_stride({s.longest * ld, s.head_dim, ld, 1}));
-        t->set_ragged_offset(offsets(at));
+        if (!s.equal)
+            t->set_ragged_offset(offsets(at));
         return t;
     }
 
@@ -137,8 +131,21 @@ class Builder
         t->set_output(true)
             .set_uid(name)
             .set_dim({s.slots, heads, s.longest, s.head_dim})
-            .set_stride({s.longest * ld, s.head_dim, ld, 1})
-            .set_ragged_offset(offsets(at));
+            .set_stride({s.longest * ld, s.head_dim, ld, 1});
+        if (!s.equal)
+            t->set_ragged_offset(offsets(at));
+    }
+
+    void lay_stats(const Tensor &t)
+    {
+        t->set_uid(STATS)
+            .set_data_type(fe::DataType_t::FLOAT)
+            .set_dim({s.slots, s.heads, s.longest, 1});
+        if (s.equal)
+            t->set_stride({s.longest, s.ld_stats, 1, 1});
+        else
+            t->set_stride({s.longest * s.heads, 1, s.heads, 1})
+                .set_ragged_offset(offsets(AT_STATS));
     }
 
     Tensor vector(Name name, int64_t n, fe::DataType_t type)
@@ -248,24 +255,24 @@ extern "C" size_t pmli_sdpa_version(const pmli_sdpa *sdpa)
 static std::unordered_map<int64_t, void *> operands(const pmli_sdpa_call *c)
 {
     auto at = [](const void *p) { return const_cast<void *>(p); };
-    std::unordered_map<int64_t, void *> pack = {{Q, at(c->q)},
-                                                {K, at(c->k)},
-                                                {V, at(c->v)},
-                                                {O, c->o},
-                                                {STATS, c->stats},
-                                                {LENGTHS_Q, at(c->lengths)},
-                                                {LENGTHS_K, at(c->lengths)},
-                                                {AT_Q, at(c->at_q)},
-                                                {AT_K, at(c->at_k)},
-                                                {AT_V, at(c->at_v)},
-                                                {AT_O, at(c->at_o)},
-                                                {AT_STATS, at(c->at_stats)}};
-    if (c->shape.backward) {
-        pack[DOUT] = at(c->dout), pack[AT_DOUT] = at(c->at_dout);
-        pack[DQ] = c->dq, pack[AT_DQ] = at(c->at_dq);
-        pack[DK] = c->dk, pack[AT_DK] = at(c->at_dk);
-        pack[DV] = c->dv, pack[AT_DV] = at(c->at_dv);
-    }
+    std::unordered_map<int64_t, void *> pack = {
+        {Q, at(c->q)}, {K, at(c->k)}, {V, at(c->v)}, {O, c->o}, {STATS, c->stats}};
+    if (c->shape.backward)
+        pack.insert({{DOUT, at(c->dout)}, {DQ, c->dq}, {DK, c->dk}, {DV, c->dv}});
+    if (c->shape.equal)
+        return pack;
+    pack.insert({{LENGTHS_Q, at(c->lengths)},
+                 {LENGTHS_K, at(c->lengths)},
+                 {AT_Q, at(c->at_q)},
+                 {AT_K, at(c->at_k)},
+                 {AT_V, at(c->at_v)},
+                 {AT_O, at(c->at_o)},
+                 {AT_STATS, at(c->at_stats)}});
+    if (c->shape.backward)
+        pack.insert({{AT_DOUT, at(c->at_dout)},
+                     {AT_DQ, at(c->at_dq)},
+                     {AT_DK, at(c->at_dk)},
+                     {AT_DV, at(c->at_dv)}});
     return pack;
 }
 

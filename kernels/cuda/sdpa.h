@@ -1,7 +1,8 @@
 /* Attention by cuDNN, whose kernels are the fastest there are on current chips: documents lie end
  * to end in buffers [tokens, ld], a fixed number of slots says where (cuDNN's ragged offsets), so
- * that one recorded graph serves every packing. Causal, without window, one document's queries and
- * keys the same rows.
+ * that one recorded graph serves every packing. Documents known to be equally long need no
+ * offsets, and cuDNN is 6 to 10 % faster without. Causal, without window, one document's queries
+ * and keys the same rows.
  *
  * Behind this C header is the one C++ file of the backend, on NVIDIA's header-only cudnn-frontend
  * (attention is some 14 operations forward and 24 backward in cuDNN's own interface). Built only
@@ -28,13 +29,15 @@ typedef struct pmli_sdpa_shape {
     int64_t slots, longest; /* documents, rows of the longest */
     int64_t heads, kv_heads, head_dim;
     int64_t ld_q, ld_k, ld_v, ld_o, ld_dout, ld_dq, ld_dk, ld_dv;
+    int64_t ld_stats; /* of equal documents */
     float scale;
     int32_t dtype; /* PML_BF16 or PML_F16 */
     int32_t backward;
+    int32_t equal; /* every slot has `longest` rows: no lengths, no offsets */
 } pmli_sdpa_shape;
 
 /* Device addresses. lengths [slots] I32; offsets of q, k, v, o, dout, dq, dk, dv and stats
- * [slots + 1] I64, in elements; stats [tokens, heads] F32. */
+ * [slots + 1] I64, in elements; stats [tokens, heads] F32, of equal documents [heads, ld_stats]. */
 typedef struct pmli_sdpa_call {
     pmli_sdpa_shape shape;
     const void *q, *k, *v, *dout;

@@ -110,8 +110,25 @@ static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype,
                              .backward = backward};
 }
 
+/* Equal documents: nothing has to happen around cuDNN. Its statistics lie as our lse does, and
+ * there are no rows behind the last document. */
+static pml_status run_equal(pml_queue *queue, const pmli_attention_params *p, pmli_sdpa_call *call,
+                            void *ws, size_t ws_bytes, bool *done, pml_error *err)
+{
+    call->shape.equal = 1;
+    call->shape.ld_stats = p->ld_lse;
+    call->stats = p->lse;
+    call->workspace = ws;
+    call->workspace_size = ws_bytes;
+    pml_status status = pmli_sdpa_run(queue->device->sdpa, queue->stream, call, done, err);
+    call->shape.equal = 0;
+    call->shape.ld_stats = 0;
+    return status;
+}
+
 pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, pml_dtype dtype,
-                             int64_t longest, void *ws, size_t ws_bytes, bool *done, pml_error *err)
+                             int64_t longest, bool equal, void *ws, size_t ws_bytes, bool *done,
+                             pml_error *err)
 {
     *done = false;
     size_t wanted = pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim,
@@ -122,9 +139,14 @@ pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, p
     pmli_sdpa_params k;
     pmli_sdpa_call call = {
         .shape = shape_of(p, dtype, longest, false), .q = p->q, .k = p->k, .v = p->v, .o = p->o};
+    pml_status status = PML_OK;
+    if (equal)
+        status = run_equal(queue, p, &call, ws, ws_bytes, done, err);
+    if (status != PML_OK || *done)
+        return status;
     lay_out(p, lds, FORWARD_ARRAYS, ws, &k, &call);
     call.workspace_size = ws_bytes - (size_t)((char *)call.workspace - (char *)ws);
-    pml_status status = offsets(queue, &k, err);
+    status = offsets(queue, &k, err);
     if (status == PML_OK)
         status = pmli_sdpa_run(queue->device->sdpa, queue->stream, &call, done, err);
     if (status != PML_OK || !*done)
@@ -136,7 +158,7 @@ pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, p
 }
 
 pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, pml_dtype dtype,
-                              int64_t longest, void *ws, size_t ws_bytes, bool *done,
+                              int64_t longest, bool equal, void *ws, size_t ws_bytes, bool *done,
                               pml_error *err)
 {
     *done = false;
@@ -157,6 +179,11 @@ pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, 
                            .dq = p->dq,
                            .dk = p->dk,
                            .dv = p->dv};
+    pml_status status = PML_OK;
+    if (equal)
+        status = run_equal(queue, p, &call, ws, ws_bytes, done, err);
+    if (status != PML_OK || *done)
+        return status;
     lay_out(p, lds, BACKWARD_ARRAYS, ws, &k, &call);
     call.workspace_size = ws_bytes - (size_t)((char *)call.workspace - (char *)ws);
     void *const cleared[] = {p->dq, p->dk, p->dv};
@@ -166,7 +193,7 @@ pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, 
         k.ld_clear[i] = ld_cleared[i];
         k.clear_cols[i] = (i == 0 ? p->heads : p->kv_heads) * p->head_dim;
     }
-    pml_status status = offsets(queue, &k, err);
+    status = offsets(queue, &k, err);
     if (status == PML_OK)
         status = by_tiles(queue, PMLI_sdpa_stats, &k, err);
     return status == PML_OK ? pmli_sdpa_run(queue->device->sdpa, queue->stream, &call, done, err)

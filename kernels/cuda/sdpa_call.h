@@ -11,12 +11,12 @@ size_t pmli_sdpa_ws(pml_dtype dtype, int64_t tokens, int64_t slots, int64_t long
                     int64_t head_dim, int32_t window, bool backward);
 
 /* Put attention on the queue by cuDNN. *done = false where it has to be done otherwise. p as for
- * our own kernels; ws of ws_bytes, 256-byte aligned. */
+ * our own kernels; equal: every document has `longest` rows; ws of ws_bytes, 256-byte aligned. */
 pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, pml_dtype dtype,
-                             int64_t longest, void *ws, size_t ws_bytes, bool *done,
+                             int64_t longest, bool equal, void *ws, size_t ws_bytes, bool *done,
                              pml_error *err);
 pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, pml_dtype dtype,
-                              int64_t longest, void *ws, size_t ws_bytes, bool *done,
+                              int64_t longest, bool equal, void *ws, size_t ws_bytes, bool *done,
                               pml_error *err);
 
 #endif

@@ -152,18 +152,22 @@ static void add_dropped_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t
     cases_drop(c, 6, rows);
 }
 
-/* Lengths of documents; -1 ends. What is left of the tokens belongs to none. */
+/* Lengths of documents; -1 ends. What is left of the tokens belongs to none. equal: the op is told
+ * that all of them have so many. */
 typedef struct packing {
     const char *name;
     int32_t tokens;
     int32_t lengths[8];
+    int32_t equal;
 } packing;
 
-static const packing packings[] = {{"1", 1, {1, -1}},
-                                   {"37", 37, {37, -1}},
-                                   {"64+0+1+200, 7 outside", 272, {64, 0, 1, 200, -1}},
-                                   {"5+128+129+300", 562, {5, 128, 129, 300, -1}},
-                                   {"0+0+513", 513, {0, 0, 513, -1}}};
+static const packing packings[] = {{"1", 1, {1, -1}, 0},
+                                   {"37", 37, {37, -1}, 0},
+                                   {"64+0+1+200, 7 outside", 272, {64, 0, 1, 200, -1}, 0},
+                                   {"5+128+129+300", 562, {5, 128, 129, 300, -1}, 0},
+                                   {"0+0+513", 513, {0, 0, 513, -1}, 0},
+                                   {"200, equal", 200, {200, -1}, 200},
+                                   {"96+96+96, equal", 288, {96, 96, 96, -1}, 96}};
 
 static int32_t *bounds_of(const packing *p, int32_t *slots)
 {
@@ -199,7 +203,8 @@ static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads
                                              .kv_heads = h.kv_heads,
                                              .head_dim = h.dim,
                                              .window = h.window,
-                                             .max_q = (int32_t)t,
+                                             .max_q = p->equal > 0 ? p->equal : (int32_t)t,
+                                             .equal = p->equal > 0,
                                              .scale = 1.0F / (float)h.dim};
     c->given[3] = c->given[4] = bounds;
     c->tolerance = d == PML_F32 ? 3e-6 : tight(d);
@@ -220,7 +225,8 @@ static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads
                                                      .kv_heads = h.kv_heads,
                                                      .head_dim = h.dim,
                                                      .window = h.window,
-                                                     .max_q = (int32_t)t,
+                                                     .max_q = p->equal > 0 ? p->equal : (int32_t)t,
+                                                     .equal = p->equal > 0,
                                                      .scale = 1.0F / (float)h.dim};
     c->given[6] = c->given[7] = bounds;
     c->tolerance = loose(d);
@@ -495,6 +501,7 @@ void cases_of_training(gpu_cases *cases)
             add_head_loss(cases, d, 1000, 96, form);
             add_head_loss(cases, d, 331, 65, form);
             add_head_loss(cases, d, 32000, 64, form);
+            add_head_loss(cases, d, 33003, 40, form); /* no whole packs, long rows */
         }
     }
     add_update(cases);

@@ -241,10 +241,13 @@ void pml_program_bind(const pml_program *program, const pml_node *node, void *ba
         views[i].ld = pml_tensor_pitch(t);
         views[i].dtype = t->dtype;
     }
-    if (node->op == PML_OP_attention)
+    if (node->op == PML_OP_attention) {
         args->attention.max_q = counts->max_doc;
-    else if (node->op == PML_OP_attention_bwd)
+        args->attention.equal = counts->equal;
+    } else if (node->op == PML_OP_attention_bwd) {
         args->attention_bwd.max_q = counts->max_doc;
+        args->attention_bwd.equal = counts->equal;
+    }
 }
 
 pml_counts pml_program_capacity(const pml_program *program, pml_segment segment)
@@ -256,7 +259,10 @@ pml_counts pml_program_capacity(const pml_program *program, pml_segment segment)
                             .labels = program->generate_rows,
                             .keys = limits->generate_length,
                             .max_doc = program->generate_chunk};
-    return (pml_counts){limits->tokens, limits->docs, limits->labels, 0, limits->max_doc};
+    return (pml_counts){.tokens = limits->tokens,
+                        .docs = limits->docs,
+                        .labels = limits->labels,
+                        .max_doc = limits->max_doc};
 }
 
 void pml_program_destroy(pml_program **program)

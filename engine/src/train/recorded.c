@@ -28,11 +28,15 @@ pml_counts pmli_bucket(const pml_stepper *s, pml_counts live)
     int32_t docs = 1;
     while (docs < live.docs)
         docs *= 2;
-    return (pml_counts){.tokens = rounded_up(live.tokens, l->tokens, TOKEN_STEPS, TOKEN_UNIT),
-                        .docs = docs < l->docs ? docs : l->docs,
-                        .labels = rounded_up(live.labels, l->labels, LABEL_STEPS, LABEL_UNIT),
-                        .keys = live.keys,
-                        .max_doc = l->max_doc};
+    pml_counts padded = {.tokens = rounded_up(live.tokens, l->tokens, TOKEN_STEPS, TOKEN_UNIT),
+                         .docs = docs < l->docs ? docs : l->docs,
+                         .labels = rounded_up(live.labels, l->labels, LABEL_STEPS, LABEL_UNIT),
+                         .keys = live.keys,
+                         .max_doc = l->max_doc};
+    /* Documents no longer than the longest that fill what they could fill: none is shorter. */
+    padded.equal = padded.docs == live.docs && padded.tokens == live.tokens &&
+                   (int64_t)live.docs * l->max_doc == live.tokens;
+    return padded;
 }
 
 /* The slot of these sizes, or the one unused for longest, emptied. */

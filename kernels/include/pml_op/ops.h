@@ -206,6 +206,7 @@ typedef struct pml_attention_args {
     int32_t heads, kv_heads, head_dim;
     int32_t window; /* 0: none */
     int32_t max_q;  /* no document has more queries than this */
+    int32_t equal;  /* each has as many, and cu_q says nothing new: there may be a faster way */
     float scale;
 } pml_attention_args;
 
@@ -217,6 +218,7 @@ typedef struct pml_attention_bwd_args {
     int32_t heads, kv_heads, head_dim;
     int32_t window;
     int32_t max_q;
+    int32_t equal;
     float scale;
 } pml_attention_bwd_args;
 

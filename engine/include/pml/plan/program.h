@@ -58,6 +58,7 @@ typedef enum pml_extent {
 typedef struct pml_counts {
     int32_t tokens, docs, labels, keys;
     int32_t max_doc; /* longest document's queries */
+    int32_t equal;   /* all documents are as long, and there is no token besides */
 } pml_counts;
 
 typedef struct pml_tensor {
