@@ -283,10 +283,10 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
     if (u->step < 1)
         return PML_FAIL(err, PML_INVALID, "updates are counted from 1, not %lld",
                         (long long)u->step);
-    pml_status status = s->backend->sync(s->queue, err); /* the last upload has read `hyper` */
+    /* What the micro-batches put on the queue goes on meanwhile, and what is put here follows it
+     * without a gap: `hyper` is free, the last update ended with a sync. */
     set_hyper(s, u);
-    if (status == PML_OK)
-        status = pmli_upload(s, p->hyper, s->hyper, sizeof s->hyper, err);
+    pml_status status = pmli_upload(s, p->hyper, s->hyper, sizeof s->hyper, err);
     if (status == PML_OK)
         status = pmli_run_segment(s, PML_SEGMENT_NORM, &none, err);
     if (status == PML_OK)
