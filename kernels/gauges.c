@@ -79,9 +79,9 @@ static pml_status load(pml_error *err)
                         "driver capability \"utility\")",
                         dlerror());
 #define FIND(name, ...) *(void **)&nvml.name = dlsym(handle, #name);
-    FIND(nvmlInit_v2)
-    FIND(nvmlErrorString)
-    FIND(nvmlDeviceGetHandleByPciBusId_v2)
+    FIND(nvmlInit_v2, )
+    FIND(nvmlErrorString, )
+    FIND(nvmlDeviceGetHandleByPciBusId_v2, )
     NVML_FUNCTIONS(FIND) /* one that is not there: its gauges are missing */
 #undef FIND
     if (nvml.nvmlInit_v2 == NULL || nvml.nvmlErrorString == NULL ||
