@@ -480,6 +480,13 @@ void pml_safetensors_close(pml_safetensors **file)
     *file = NULL;
 }
 
+void pml_safetensors_forget(const pml_safetensors *file)
+{
+    for (size_t i = 0; i < file->n_files; i++)
+        /* Advice: where the kernel does not take it, pages stay and nothing is wrong. */
+        (void)madvise(file->files[i].base, file->files[i].size, MADV_DONTNEED);
+}
+
 /* ---- looking things up ---- */
 
 size_t pml_safetensors_count(const pml_safetensors *file)

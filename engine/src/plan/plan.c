@@ -109,7 +109,7 @@ typedef struct pmli_chunk_limit {
     int32_t rows;
     size_t logits; /* bytes */
 } pmli_chunk_limit;
-static const pmli_chunk_limit cpu_chunk = {1024, (size_t)256 << 20};
+static const pmli_chunk_limit cpu_chunk = {1024, (size_t)64 << 20};
 static const pmli_chunk_limit gpu_chunk = {2048, (size_t)1 << 30};
 
 static int32_t div_up(int32_t a, int32_t b)
@@ -392,7 +392,7 @@ static pml_status spare_norms(const pmli_search *s, const pml_batch_limits *limi
                               pml_error *err)
 {
     static const double little = 0.002; /* of a step, by the table of rates */
-    static const size_t much = (size_t)48 << 20;
+    static const size_t much = (size_t)16 << 20;
     if (strcmp(s->backend->name, "cpu") != 0 || plan->choices.recompute != PML_RECOMPUTE_NONE)
         return PML_OK;
     pml_plan candidate;

@@ -214,6 +214,7 @@ static pml_status load_sources(pml_stepper *s, const pml_safetensors *file, floa
                      : pml_safetensors_need(file, p->source, p->rows, p->cols, &stored, err);
         if (status == PML_OK)
             status = upload_parameter(s, p, stored, piece, err);
+        pml_safetensors_forget(file);
     }
     return status;
 }
@@ -230,6 +231,7 @@ static pml_status load_parameters(pml_stepper *s, const pml_safetensors *file, b
         pml_status status = load_one(s, p, file, piece, err);
         if (status != PML_OK)
             return status;
+        pml_safetensors_forget(file); /* else all of the file would count beside the arena */
         if (s->progress != NULL && i % 16 == 0)
             s->progress(s->user, adapter ? "loading the adapter" : "loading the model",
                         (double)i / program->n_parameters);

@@ -73,6 +73,49 @@ static void test_reads_what_is_there(void **state)
     pml_safetensors_close(&file);
 }
 
+/* Pages of files and shared memory in this process. */
+static long shared_pages(void)
+{
+    char text[128] = "";
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_true(fread(text, 1, sizeof text - 1, f) > 0);
+    fclose(f);
+    long whole, resident, shared = -1;
+    assert_int_equal(sscanf(text, "%ld %ld %ld", &whole, &resident, &shared), 3);
+    return shared;
+}
+
+static void test_what_was_read_can_go(void **state)
+{
+    (void)state;
+    enum { N = 4 << 20 };
+    static const char header[] =
+        "{\"a\":{\"dtype\":\"U8\",\"shape\":[4194304],\"data_offsets\":[0,4194304]}}";
+    size_t begin = 8 + sizeof header - 1;
+    unsigned char *bytes = calloc(1, begin + N);
+    assert_non_null(bytes);
+    bytes[0] = sizeof header - 1;
+    memcpy(bytes + 8, header, sizeof header - 1);
+    for (size_t i = 0; i < N; i++)
+        bytes[begin + i] = (unsigned char)(i / 4096 + i);
+    const char *path = scratch("pages");
+    put_file(path, bytes, begin + N);
+
+    pml_safetensors *file = NULL;
+    EXPECT_OK(pml_safetensors_open(path, &file, e));
+    const pml_stored *t = pml_safetensors_find(file, "a");
+    long page = sysconf(_SC_PAGESIZE), before = shared_pages();
+    assert_memory_equal(t->data, bytes + begin, N);
+    long read = shared_pages();
+    assert_true(read - before >= N / page / 2);
+    pml_safetensors_forget(file);
+    assert_true(shared_pages() - before <= N / page / 8);
+    assert_memory_equal(t->data, bytes + begin, N); /* and comes again */
+    pml_safetensors_close(&file);
+    free(bytes);
+}
+
 static void test_refuses_damage_by_name(void **state)
 {
     (void)state;
@@ -331,6 +374,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads_what_is_there),
+        cmocka_unit_test(test_what_was_read_can_go),
         cmocka_unit_test(test_refuses_damage_by_name),
         cmocka_unit_test(test_refuses_lengths),
         cmocka_unit_test(test_writer_round_trip),

@@ -49,6 +49,10 @@ pml_status pml_safetensors_open_folder(const char *folder, pml_safetensors **fil
 
 void pml_safetensors_close(pml_safetensors **file);
 
+/* What was read so far no longer counts as this process's memory; what is read again comes from the
+ * page cache or the disk. For a caller that goes through a file larger than what is to be taken. */
+void pml_safetensors_forget(const pml_safetensors *file);
+
 size_t pml_safetensors_count(const pml_safetensors *file);
 
 /* index < count, in order of name. */
