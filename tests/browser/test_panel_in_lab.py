@@ -117,6 +117,20 @@ def test_a_reload_and_a_second_view_show_the_same_curve(page: Page, lab: Lab) ->
         expect(view.outcome).to_have_text(re.compile("pause: applied"))
 
 
+def test_what_the_keyboard_reads_stays_while_the_run_goes_on(page: Page, lab: Lab) -> None:
+    _, panel = open_fake(page, lab, "reading.ipynb")
+    panel.slider.focus()
+    panel.slider.press("Home")
+    for _ in range(40):
+        panel.slider.press("ArrowRight")
+    read = panel.slider.get_attribute("aria-valuetext")
+    assert read is not None and read.startswith("step 41,")
+    panel.wait_for_step(panel.step() + 60)
+    assert panel.slider.get_attribute("aria-valuetext") == read
+    panel.slider.press("ArrowRight")
+    assert str(panel.slider.get_attribute("aria-valuetext")).startswith("step 42,")
+
+
 def test_buttons_answer_while_a_cell_is_busy(page: Page, lab: Lab) -> None:
     notebook, panel = open_fake(page, lab, "busy.ipynb", BUSY)
     notebook.run_cell(1)

@@ -34,6 +34,32 @@ test("a manager without a notebook is left alone", () => {
   assert.equal(keepInNotebook({ context: { save: async () => {} } }, KIND), null);
 });
 
+test("a kernel that restarts before it ever answered leaves the state that was shown", () => {
+  const slots: ((sender: unknown, state: string) => void)[] = [];
+  const metadata = new Map<string, unknown>();
+  const data = { "application/vnd.jupyter.widget-view+json": { model_id: "a" } };
+  const context = {
+    save: async () => {},
+    saveState: { connect: (slot: (typeof slots)[0]) => void slots.push(slot) },
+    model: {
+      toJSON: () => ({ cells: [{ outputs: [{ data }] }] }),
+      getMetadata: (key: string) => metadata.get(key),
+      setMetadata: (key: string, value: unknown) => void metadata.set(key, value),
+    },
+  };
+  let live: object = { a: panel("la", 5) };
+  keepInNotebook({ context, get_state_sync: () => ({ state: live }) }, KIND)?.look();
+  live = {};
+  slots[0]?.(null, "started");
+  assert.deepEqual(metadata.get("widgets"), {
+    "application/vnd.jupyter.widget-state+json": {
+      version_major: 2,
+      version_minor: 0,
+      state: { a: panel("la", 5) },
+    },
+  });
+});
+
 test("each save writes the state first, also what a restarted kernel's manager forgot", async (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
   const slots: ((sender: unknown, state: string) => void)[] = [];

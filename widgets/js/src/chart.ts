@@ -86,6 +86,8 @@ export class Charts {
   private zoomed = false;
   /** Row under the cursor, null when there is none: then the last row is read out. */
   private at: number | null = null;
+  /** The step that the keyboard reads: it stays while new steps move the curve under the cursor. */
+  private kept: number | null = null;
   private evalAt = new Map<number, number>();
 
   constructor(
@@ -137,6 +139,9 @@ export class Charts {
     );
     this.focus.addEventListener("keydown", (event) => this.onKey(event));
     this.focus.addEventListener("blur", () => this.moveTo(null));
+    this.focus.addEventListener("pointermove", () => {
+      this.kept = null;
+    });
     this.node = el("section", { class: "pml-charts", attrs: { "aria-label": "Curves" } }, [
       el("div", { class: "pml-charts-bar" }, [
         el("h3", { class: "pml-heading", text: "Loss" }),
@@ -169,6 +174,8 @@ export class Charts {
     }
     this.setData(this.loss, this.lossData());
     this.setData(this.rates, this.rateData());
+    // After the scales, which uPlot sets in a microtask of its own.
+    if (this.kept !== null) queueMicrotask(() => this.moveTo(this.row()));
     this.reset.style.visibility = this.zoomed ? "visible" : "hidden";
     this.read();
   }
@@ -324,9 +331,16 @@ export class Charts {
     this.read();
   }
 
+  /** The row that is read out. */
+  private row(): number {
+    const { curve } = this.store;
+    if (this.kept !== null) return curve.nearest(this.kept);
+    return this.at !== null && this.at < curve.length ? this.at : curve.length - 1;
+  }
+
   private read(): void {
     const { columns, smooth, length } = this.store.curve;
-    const row = this.at !== null && this.at < length ? this.at : length - 1;
+    const row = this.row();
     const step = columns.step[row];
     const value = (values: number[]): string =>
       step === undefined ? NONE : decimal(values[row] ?? NaN, true);
@@ -351,7 +365,7 @@ export class Charts {
   private onKey(event: KeyboardEvent): void {
     const last = this.store.curve.length - 1;
     if (last < 0) return;
-    const row = this.at ?? last;
+    const row = this.row();
     const page = Math.max(1, Math.round(last / 10));
     const moves: Record<string, number | null> = {
       ArrowLeft: row - 1,
@@ -375,8 +389,10 @@ export class Charts {
   private moveTo(row: number | null): void {
     if (this.loss === null) return;
     const step = row === null ? undefined : this.store.curve.columns.step[row];
+    this.kept = step ?? null;
     const left = step === undefined ? -10 : this.loss.valToPos(step, "x");
     this.loss.setCursor({ left, top: step === undefined ? -10 : 10 });
+    this.read();
   }
 
   // Where a setting changed: a dashed line. Where a checkpoint is: a small triangle on the axis.

@@ -31,11 +31,12 @@ function randomId(): string {
 const widget = (): ReturnType<Extract<AnyWidget<Traits>, () => unknown>> => {
   // A function, because what initialize makes is for the views of this model only.
   let store: Store | null = null;
+  let file: ReturnType<typeof keepInNotebook> = null;
   return {
     initialize({ model, signal }) {
       const own = new Store((message) => sendTo(model, message), randomId);
       store = own;
-      const file = keepInNotebook(model.widget_manager, model.get("_anywidget_id"));
+      file = keepInNotebook(model.widget_manager, model.get("_anywidget_id"));
       model.on("change:snapshot", () => {
         own.load(model.get("snapshot"));
         // Nothing more will come: what the file has now is what it should keep.
@@ -53,6 +54,8 @@ const widget = (): ReturnType<Extract<AnyWidget<Traits>, () => unknown>> => {
     render({ el, signal }) {
       if (store === null) throw new Error("render before initialize");
       renderPanel(el, store, signal);
+      // Now, not at the kernel's first answer: one that is restarted before it never gives it.
+      file?.look();
     },
   };
 };

@@ -94,8 +94,15 @@ export function mergeState(
   return { version_major: 2, version_minor: 0, state: merged };
 }
 
-/** Keeps the state of the panels in the notebook; returns what saves the notebook soon, or null. */
-export function keepInNotebook(manager: object, kind: string): { save(): void; mark(): void } | null {
+/**
+ * Keeps the state of the panels in the notebook. Returns null where there is no such notebook, else
+ * what remembers the state as it is now, what saves the notebook soon, and what writes the state
+ * into the unsaved notebook.
+ */
+export function keepInNotebook(
+  manager: object,
+  kind: string,
+): { look(): void; save(): void; mark(): void } | null {
   if (!isLab(manager)) return null;
   const { context } = manager;
   // The manager forgets its models when the kernel restarts; a save after that still needs them.
@@ -125,5 +132,5 @@ export function keepInNotebook(manager: object, kind: string): { save(): void; m
       });
     }, 500);
   };
-  return { save, mark };
+  return { look: () => void look(), save, mark };
 }
