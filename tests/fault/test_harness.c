@@ -71,8 +71,10 @@ static void a_killed_test_leaves_nothing(void **state)
 static void the_next_test_finds_nothing_left(void **state)
 {
     (void)state;
+    static harness *forgotten; /* static: a leak checker takes it for what it is, not a leak */
     processes p;
-    (void)begin(&p);
+    forgotten = begin(&p);
+    assert_non_null(forgotten);
     assert_true(process_is_there(p.workers[0]));
     harness *next = harness_new(1, 10, NULL);
     assert_false(process_is_there(p.coordinator));
