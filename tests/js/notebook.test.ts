@@ -34,63 +34,59 @@ test("a manager without a notebook is left alone", () => {
   assert.equal(keepInNotebook({ context: { save: async () => {} } }, KIND), null);
 });
 
-test("a kernel that restarts before it ever answered leaves the state that was shown", () => {
+/** What a panel sees of a notebook that shows panel "a", and what it makes of it. */
+function lab() {
   const slots: ((sender: unknown, state: string) => void)[] = [];
   const metadata = new Map<string, unknown>();
   const data = { "application/vnd.jupyter.widget-view+json": { model_id: "a" } };
-  const context = {
-    save: async () => {},
-    saveState: { connect: (slot: (typeof slots)[0]) => void slots.push(slot) },
-    model: {
-      toJSON: () => ({ cells: [{ outputs: [{ data }] }] }),
-      getMetadata: (key: string) => metadata.get(key),
-      setMetadata: (key: string, value: unknown) => void metadata.set(key, value),
+  const made = {
+    saves: 0,
+    live: { a: panel("la", 5) } as object,
+    metadata,
+    tell: (state: string) => slots[0]?.(null, state),
+    manager: {
+      context: {
+        save: async () => void made.saves++,
+        saveState: { connect: (slot: (typeof slots)[0]) => void slots.push(slot) },
+        model: {
+          toJSON: () => ({ cells: [{ outputs: [{ data }] }] }),
+          getMetadata: (key: string) => metadata.get(key),
+          setMetadata: (key: string, value: unknown) => void metadata.set(key, value),
+        },
+      },
+      get_state_sync: () => ({ state: made.live }),
     },
   };
-  let live: object = { a: panel("la", 5) };
-  keepInNotebook({ context, get_state_sync: () => ({ state: live }) }, KIND)?.look();
-  live = {};
-  slots[0]?.(null, "started");
-  assert.deepEqual(metadata.get("widgets"), {
-    "application/vnd.jupyter.widget-state+json": {
-      version_major: 2,
-      version_minor: 0,
-      state: { a: panel("la", 5) },
-    },
-  });
+  return made;
+}
+
+const KEPT = {
+  "application/vnd.jupyter.widget-state+json": {
+    version_major: 2,
+    version_minor: 0,
+    state: { a: panel("la", 5) },
+  },
+};
+
+test("a kernel that restarts before it ever answered leaves the state that was shown", () => {
+  const notebook = lab();
+  keepInNotebook(notebook.manager, KIND)?.look();
+  notebook.live = {};
+  notebook.tell("started");
+  assert.deepEqual(notebook.metadata.get("widgets"), KEPT);
 });
 
 test("each save writes the state first, also what a restarted kernel's manager forgot", async (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
-  const slots: ((sender: unknown, state: string) => void)[] = [];
-  const metadata = new Map<string, unknown>();
-  let saves = 0;
-  const data = { "application/vnd.jupyter.widget-view+json": { model_id: "a" } };
-  const context = {
-    save: async () => void saves++,
-    saveState: { connect: (slot: (typeof slots)[0]) => void slots.push(slot) },
-    model: {
-      toJSON: () => ({ cells: [{ outputs: [{ data }] }] }),
-      getMetadata: (key: string) => metadata.get(key),
-      setMetadata: (key: string, value: unknown) => void metadata.set(key, value),
-    },
-  };
-  let live: object = { a: panel("la", 5) };
-  const manager = { context, get_state_sync: () => ({ state: live }) };
-  keepInNotebook(manager, KIND)?.save();
-  live = {};
-  assert.equal(saves, 0);
+  const notebook = lab();
+  keepInNotebook(notebook.manager, KIND)?.save();
+  notebook.live = {};
+  assert.equal(notebook.saves, 0);
   t.mock.timers.tick(500);
-  assert.equal(saves, 1);
-  assert.equal(metadata.size, 0);
-  slots[0]?.(null, "completed");
-  assert.equal(metadata.size, 0);
-  slots[0]?.(null, "started");
-  assert.deepEqual(metadata.get("widgets"), {
-    "application/vnd.jupyter.widget-state+json": {
-      version_major: 2,
-      version_minor: 0,
-      state: { a: panel("la", 5) },
-    },
-  });
+  assert.equal(notebook.saves, 1);
+  assert.equal(notebook.metadata.size, 0);
+  notebook.tell("completed");
+  assert.equal(notebook.metadata.size, 0);
+  notebook.tell("started");
+  assert.deepEqual(notebook.metadata.get("widgets"), KEPT);
 });
