@@ -6,7 +6,7 @@
 
 enum { THREADS = 256, BLOCKS_A_GROUP = THREADS / 32, GROUPS = 132 * 16 };
 
-static pml_status check(const pml_adamw_8bit_args *a, pml_error *err)
+pml_status pmli_cuda_adamw_8bit(pml_queue *queue, const pml_adamw_8bit_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_adamw_8bit, err);
     int64_t blocks = (a->p.cols + PML_ADAMW_8BIT_BLOCK - 1) / PML_ADAMW_8BIT_BLOCK;
@@ -17,19 +17,9 @@ static pml_status check(const pml_adamw_8bit_args *a, pml_error *err)
     PMLI_NEED(&c, a, m_largest, 1, blocks, PML_F32);
     PMLI_NEED(&c, a, v_largest, 1, blocks, PML_F32);
     PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
-    if (a->copy.data != NULL) {
-        pmli_need_any(&c, "copy", &a->copy, 1, a->p.cols);
-        pmli_need_float(&c, "copy", &a->copy);
-    }
-    return c.status;
-}
-
-pml_status pmli_cuda_adamw_8bit(pml_queue *queue, const pml_adamw_8bit_args *a, pml_error *err)
-{
-    pml_status status = check(a, err);
-    if (status != PML_OK || a->p.cols == 0)
-        return status;
-    pml_dtype dtype = a->copy.data != NULL ? a->copy.dtype : PML_F32;
+    pml_dtype dtype = pmli_need_copy(&c, &a->p, &a->copy);
+    if (c.status != PML_OK || a->p.cols == 0)
+        return c.status;
     pmli_adamw_8bit_params p = {.p = a->p.data,
                                 .m_largest = a->m_largest.data,
                                 .v_largest = a->v_largest.data,

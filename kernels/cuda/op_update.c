@@ -4,12 +4,14 @@
 #include "operand.h"
 #include "ops.h"
 
-_Static_assert(PML_HYPER_LR == 0 && PML_HYPER_ONE_MINUS_BETA1 == 1 &&
-                   PML_HYPER_ONE_MINUS_BETA2 == 2 && PML_HYPER_EPS == 3 &&
-                   PML_HYPER_WEIGHT_DECAY == 4 && PML_HYPER_BIAS1 == 5 && PML_HYPER_BIAS2 == 6 &&
-                   PML_HYPER_MEAN == 7 && PML_HYPER_MAX_NORM == 8 && PML_HYPER_GRAD_SCALE == 9 &&
-                   PML_HYPER_MOMENTUM == 10 && PML_HYPER_NEW_GRAD == 11,
-               "device/update.cu has other places for the hyper-parameters");
+_Static_assert(PML_HYPER_LR == HYPER_LR && PML_HYPER_ONE_MINUS_BETA1 == HYPER_ONE_MINUS_BETA1 &&
+                   PML_HYPER_ONE_MINUS_BETA2 == HYPER_ONE_MINUS_BETA2 &&
+                   PML_HYPER_EPS == HYPER_EPS && PML_HYPER_WEIGHT_DECAY == HYPER_WEIGHT_DECAY &&
+                   PML_HYPER_BIAS1 == HYPER_BIAS1 && PML_HYPER_BIAS2 == HYPER_BIAS2 &&
+                   PML_HYPER_MEAN == HYPER_MEAN && PML_HYPER_MAX_NORM == HYPER_MAX_NORM &&
+                   PML_HYPER_GRAD_SCALE == HYPER_GRAD_SCALE &&
+                   PML_HYPER_MOMENTUM == HYPER_MOMENTUM && PML_HYPER_NEW_GRAD == HYPER_NEW_GRAD,
+               "device/params.h has other places for the hyper-parameters");
 
 /* Blocks that add up a buffer: four of 256 threads on each processor of today's largest chips. Not
  * the device's own number: bits would then depend on it. */
@@ -77,22 +79,17 @@ pml_status pmli_cuda_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, 
 pml_status pmli_cuda_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_adamw, err);
-    bool copies = a->copy.data != NULL;
     PMLI_NEED(&c, a, p, 1, PMLI_ANY, PML_F32);
     PMLI_NEED(&c, a, g, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, m, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, v, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
-    if (copies) {
-        pmli_need_any(&c, "copy", &a->copy, 1, a->p.cols);
-        pmli_need_float(&c, "copy", &a->copy);
-    }
+    pml_dtype dtype = pmli_need_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK || a->p.cols == 0)
         return c.status;
-    pml_dtype dtype = copies ? a->copy.dtype : PML_F32;
     bool wide = pmli_in_units_of(&a->p, 16) && pmli_in_units_of(&a->g, 16) &&
                 pmli_in_units_of(&a->m, 16) && pmli_in_units_of(&a->v, 16) &&
-                (!copies || pmli_in_units_of(&a->copy, 4 * pml_dtype_size(dtype)));
+                (a->copy.data == NULL || pmli_in_units_of(&a->copy, 4 * pml_dtype_size(dtype)));
     pmli_adamw_params p = {.p = a->p.data,
                            .m = a->m.data,
                            .v = a->v.data,
@@ -117,13 +114,9 @@ pml_status pmli_cuda_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err
     PMLI_MAY(&c, a, m, 1, a->p.cols, PML_F32);
     PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
     pmli_need_that(&c, !a->nesterov || a->m.data != NULL, "nesterov needs operand 'm'");
-    if (a->copy.data != NULL) {
-        pmli_need_any(&c, "copy", &a->copy, 1, a->p.cols);
-        pmli_need_float(&c, "copy", &a->copy);
-    }
+    pml_dtype dtype = pmli_need_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK || a->p.cols == 0)
         return c.status;
-    pml_dtype dtype = a->copy.data != NULL ? a->copy.dtype : PML_F32;
     pmli_sgd_params p = {.p = a->p.data,
                          .m = a->m.data,
                          .g = a->g.data,

@@ -25,6 +25,16 @@ static inline void pmli_need_float(pmli_check *c, const char *name, const pml_vi
                    pml_dtype_name(v->dtype));
 }
 
+/* Where an update writes parameters a second time, in a dtype to compute with: F32 when nowhere. */
+static inline pml_dtype pmli_need_copy(pmli_check *c, const pml_view *p, const pml_view *copy)
+{
+    if (copy->data == NULL)
+        return PML_F32;
+    pmli_need_any(c, "copy", copy, 1, p->cols);
+    pmli_need_float(c, "copy", copy);
+    return copy->dtype;
+}
+
 /* Whether every row of a view begins on a multiple of `bytes` and is whole units of it. */
 static inline bool pmli_in_units_of(const pml_view *v, size_t bytes)
 {

@@ -387,11 +387,9 @@ static void every_write_of_a_start(void **state)
     unsetenv("PML_RETRY_SECONDS");
 }
 
-/* Hashing takes longer than whoever starts the coordinator waits without a sign of life. */
-static void a_slow_checkpoint_is_waited_for(void **state)
+/* A run that finished, whose coordinator is gone. */
+static harness *one_that_ended(void)
 {
-    (void)state;
-    enum { READ_MS = 900, PATIENCE_MS = 3000 };
     harness *h = harness_new(1, 10, NULL);
     assert_true(harness_start(h, NULL));
     harness_wait_state(h, "finished");
@@ -399,6 +397,15 @@ static void a_slow_checkpoint_is_waited_for(void **state)
     kill(h->coordinator, SIGTERM);
     assert_int_equal(harness_wait(h), 0);
     harness_disconnect(h);
+    return h;
+}
+
+/* Hashing takes longer than whoever starts the coordinator waits without a sign of life. */
+static void a_slow_checkpoint_is_waited_for(void **state)
+{
+    (void)state;
+    enum { READ_MS = 900, PATIENCE_MS = 3000 };
+    harness *h = one_that_ended();
     watch("pml-coordinator", h);
     disk->read_ms = READ_MS;
     char connection[512];
@@ -456,13 +463,7 @@ static void *launch_it(void *argument)
 static void who_asks_of_a_slow_checkpoint_is_told(void **state)
 {
     (void)state;
-    harness *h = harness_new(1, 10, NULL);
-    assert_true(harness_start(h, NULL));
-    harness_wait_state(h, "finished");
-    harness_command(h, "stop", "");
-    kill(h->coordinator, SIGTERM);
-    assert_int_equal(harness_wait(h), 0);
-    harness_disconnect(h);
+    harness *h = one_that_ended();
     make_it_long(h);
     watch("pml-coordinator", h);
     disk->read_ms = 2000;

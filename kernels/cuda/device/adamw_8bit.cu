@@ -4,16 +4,8 @@
 #include "params.h"
 #include "types.cuh"
 
-#define BLOCK           256
-#define LR              0
-#define ONE_MINUS_BETA1 1
-#define ONE_MINUS_BETA2 2
-#define EPS             3
-#define WEIGHT_DECAY    4
-#define BIAS1           5
-#define BIAS2           6
-#define GRAD_SCALE      9
-#define SMALLEST        1.17549435e-38f // FLT_MIN
+#define BLOCK    256
+#define SMALLEST 1.17549435e-38f // FLT_MIN
 
 // The nearest code is the number of middles below x. The map has 2^i (of one sign: 2^(i+1)) evenly
 // spaced values in its i-th decade from below, so that a guess by arithmetic is right or one off;
@@ -87,11 +79,13 @@ template <typename T> __device__ void adamw_8bit(const pmli_adamw_8bit_params &p
     v_middle[i] = i < 255 ? (p.v_map[i] + p.v_map[i + 1]) * 0.5f : INFINITE;
     __syncthreads();
 
-    const double lr = p.hyper[LR], wide2 = p.hyper[ONE_MINUS_BETA2];
-    const float keep = (float)(1.0 - lr * p.hyper[WEIGHT_DECAY]);
-    const float step = (float)(lr / p.hyper[BIAS1]), root2 = (float)sqrt((double)p.hyper[BIAS2]);
-    const float new1 = p.hyper[ONE_MINUS_BETA1], new2 = (float)wide2, beta2 = (float)(1.0 - wide2);
-    const float eps = p.hyper[EPS], scale = p.hyper[GRAD_SCALE];
+    const double lr = p.hyper[HYPER_LR], wide2 = p.hyper[HYPER_ONE_MINUS_BETA2];
+    const float keep = (float)(1.0 - lr * p.hyper[HYPER_WEIGHT_DECAY]);
+    const float step = (float)(lr / p.hyper[HYPER_BIAS1]),
+                root2 = (float)sqrt((double)p.hyper[HYPER_BIAS2]);
+    const float new1 = p.hyper[HYPER_ONE_MINUS_BETA1], new2 = (float)wide2,
+                beta2 = (float)(1.0 - wide2);
+    const float eps = p.hyper[HYPER_EPS], scale = p.hyper[HYPER_GRAD_SCALE];
     const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
     const long long blocks = (p.count + BLOCK - 1) / BLOCK;
     for (long long block = (long long)blockIdx.x * warps + threadIdx.x / 32; block < blocks;

@@ -7,6 +7,20 @@
 /* Units that a thread of rows.cu moves at a time. */
 #define UNITS_A_THREAD 4
 
+/* Places in a row of hyper, as enum pml_hyper has them: op_update.c asserts that they agree. */
+#define HYPER_LR              0
+#define HYPER_ONE_MINUS_BETA1 1
+#define HYPER_ONE_MINUS_BETA2 2
+#define HYPER_EPS             3
+#define HYPER_WEIGHT_DECAY    4
+#define HYPER_BIAS1           5
+#define HYPER_BIAS2           6
+#define HYPER_MEAN            7
+#define HYPER_MAX_NORM        8
+#define HYPER_GRAD_SCALE      9
+#define HYPER_MOMENTUM        10
+#define HYPER_NEW_GRAD        11
+
 /* y[to(i),:] = x[from(i),:] for i < rows; an absent index means i itself; to(i) < 0: skipped;
  * from(i) < 0: zeros. */
 typedef struct pmli_rows_params {

@@ -62,38 +62,27 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sum_total(const pmli_sum_par
         *p.total += sum;
 }
 
-// Places in a row of hyper, as enum pml_hyper has them; op_update.c asserts that they agree.
-#define LR              0
-#define ONE_MINUS_BETA1 1
-#define ONE_MINUS_BETA2 2
-#define EPS             3
-#define WEIGHT_DECAY    4
-#define BIAS1           5
-#define BIAS2           6
-#define MEAN            7
-#define MAX_NORM        8
-#define GRAD_SCALE      9
-#define MOMENTUM        10
-#define NEW_GRAD        11
-
 extern "C" __global__ void clip_scale(const pmli_clip_params p)
 {
-    const double mean = p.hyper[MEAN], limit = p.hyper[MAX_NORM], norm = sqrt(*p.sumsq) * mean;
+    const double mean = p.hyper[HYPER_MEAN], limit = p.hyper[HYPER_MAX_NORM],
+                 norm = sqrt(*p.sumsq) * mean;
     double factor = limit > 0 ? limit / (norm + 1e-6) : 1.0;
     factor = factor > 1.0 ? 1.0 : factor; // a NaN stays one, and is seen
     for (long long g = 0; g < p.groups; g++)
-        p.hyper[g * p.ld + GRAD_SCALE] = (float)(mean * factor);
+        p.hyper[g * p.ld + HYPER_GRAD_SCALE] = (float)(mean * factor);
     if (p.norm != nullptr)
         *p.norm = (float)norm;
 }
 
 template <typename T, int N> __device__ void adamw(const pmli_adamw_params &p)
 {
-    const double lr = p.hyper[LR], new2 = p.hyper[ONE_MINUS_BETA2];
-    const float keep = (float)(1.0 - lr * p.hyper[WEIGHT_DECAY]);
-    const float step = (float)(lr / p.hyper[BIAS1]), root2 = (float)sqrt((double)p.hyper[BIAS2]);
-    const float new1 = p.hyper[ONE_MINUS_BETA1], eps = p.hyper[EPS], beta2 = (float)(1.0 - new2);
-    const float scale = p.hyper[GRAD_SCALE];
+    const double lr = p.hyper[HYPER_LR], new2 = p.hyper[HYPER_ONE_MINUS_BETA2];
+    const float keep = (float)(1.0 - lr * p.hyper[HYPER_WEIGHT_DECAY]);
+    const float step = (float)(lr / p.hyper[HYPER_BIAS1]),
+                root2 = (float)sqrt((double)p.hyper[HYPER_BIAS2]);
+    const float new1 = p.hyper[HYPER_ONE_MINUS_BETA1], eps = p.hyper[HYPER_EPS],
+                beta2 = (float)(1.0 - new2);
+    const float scale = p.hyper[HYPER_GRAD_SCALE];
     typedef Pack<float, N> pack;
     const long long packs = p.count / N, threads = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += threads) {
@@ -128,8 +117,9 @@ BOTH(adamw_f16, f16)
 
 template <typename T> __device__ void sgd(const pmli_sgd_params &p)
 {
-    const float lr = p.hyper[LR], decay = p.hyper[WEIGHT_DECAY], scale = p.hyper[GRAD_SCALE];
-    const float momentum = p.hyper[MOMENTUM], fresh = p.hyper[NEW_GRAD];
+    const float lr = p.hyper[HYPER_LR], decay = p.hyper[HYPER_WEIGHT_DECAY],
+                scale = p.hyper[HYPER_GRAD_SCALE];
+    const float momentum = p.hyper[HYPER_MOMENTUM], fresh = p.hyper[HYPER_NEW_GRAD];
     const long long threads = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < p.count;
          i += threads) {

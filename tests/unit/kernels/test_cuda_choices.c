@@ -1,18 +1,9 @@
 /* Timed choices on disk: what is kept is found by the next process, and what is damaged is not. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "scratch.h"
+
 #include <unistd.h>
 
-#include <cmocka.h> /* wants the ones above before it */
-
 #include "cuda/choices.c"
-
-static char root[] = "/tmp/pml-choices-XXXXXX";
 
 static pmli_choice some(int n)
 {
@@ -37,7 +28,7 @@ static void expect(const pmli_choices *choices, int n, bool there)
 static pmli_choices *opened(const char *name, const char *device)
 {
     char folder[PATH_MAX];
-    snprintf(folder, sizeof folder, "%s/%s/cuda", root, name);
+    snprintf(folder, sizeof folder, "%s/%s/cuda", scratch_root, name);
     pmli_choices *choices = pmli_choices_new(folder, device, 13000, 130100);
     assert_non_null(choices);
     return choices;
@@ -156,15 +147,10 @@ static void no_folder_is_no_failure(void **state)
 
 int main(void)
 {
-    if (mkdtemp(root) == NULL)
-        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(found_by_the_next_process), cmocka_unit_test(the_last_word_counts),
         cmocka_unit_test(damage_is_left_out),        cmocka_unit_test(torn_and_foreign_files),
         cmocka_unit_test(no_folder_is_no_failure),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    char command[64];
-    snprintf(command, sizeof command, "rm -rf %s", root);
-    return failed + (system(command) != 0);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

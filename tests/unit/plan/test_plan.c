@@ -1,58 +1,20 @@
-/* Programs and plans of small models, with the CPU backend's workspace and no device. */
-#include <math.h>
+/* Step programs: what is in them, and where. */
+#include "small.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
+static const pml_plan_choices no_recompute = {.head_chunk = 64, .pieces = 1};
 
-#include "pml/json/json.h"
-#include "pml/plan/program.h"
-#include "pml/plan/rates.h"
-
-static const pml_model_spec small = {.family = "llama",
-                                     .vocab = 500,
-                                     .hidden = 64,
-                                     .layers = 6,
-                                     .heads = 4,
-                                     .kv_heads = 2,
-                                     .head_dim = 16,
-                                     .intermediate = 160,
-                                     .max_positions = 512,
-                                     .qkv_bias = true,
-                                     .tied_head = true,
-                                     .rms_eps = 1e-5F};
-static const pml_batch_limits limits = {512, 8, 500, 128, 200};
-
-static pml_train_config config_for(pml_method method, uint32_t targets)
-{
-    return (pml_train_config){.method = method,
-                              .dtype = PML_F32,
-                              .lora_rank = 8,
-                              .lora_alpha = 16,
-                              .lora_targets = targets,
-                              .batch_size = 4,
-                              .max_length = 128};
-}
-
+/* Everything is kept but what a recompute of so many whole layers makes again. */
 static pml_program *build(pml_method method, uint32_t targets, int recompute)
 {
     pml_train_config config = config_for(method, targets);
-    const pml_program_options options = {
-        .spec = &small,
-        .config = &config,
-        .limits = limits,
-        .backend = pml_backend_cpu(),
-        .choices = {recompute > 0 ? PML_RECOMPUTE_LAYER : 0, recompute, 64, 1}};
-    pml_program *p;
-    pml_error err = PML_ERROR_INIT;
-    if (pml_program_build(&options, &p, &err) != PML_OK)
-        fail_msg("%s", err.message);
-    return p;
+    return built(&small, &config, &limits,
+                 (pml_plan_choices){.recompute = recompute > 0 ? PML_RECOMPUTE_LAYER : 0,
+                                    .recompute_layers = recompute,
+                                    .head_chunk = 64,
+                                    .pieces = 1});
 }
 
 static size_t rounded(int64_t bytes)
@@ -68,14 +30,7 @@ static void test_frozen_as_stored(void **state)
     spec.dtype = PML_BF16;
     for (int method = 0; method < 2; method++) {
         pml_train_config config = config_for((pml_method)method, PML_TARGET_Q);
-        const pml_program_options options = {.spec = &spec,
-                                             .config = &config,
-                                             .limits = limits,
-                                             .backend = pml_backend_cpu(),
-                                             .choices = {0, 0, 64, 1}};
-        pml_program *p;
-        pml_error err = PML_ERROR_INIT;
-        assert_int_equal(pml_program_build(&options, &p, &err), PML_OK);
+        pml_program *p = built(&spec, &config, &limits, no_recompute);
         int matrices = 0;
         for (int i = 0; i < p->n_parameters; i++) {
             const pml_parameter *parameter = &p->parameters[i];
@@ -95,16 +50,10 @@ static void test_nf4_bytes(void **state)
 {
     (void)state;
     pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-    pml_program *plain = build(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR, 0), *packed = NULL;
+    pml_program *plain = build(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR, 0);
     config.quant = PML_QUANT_NF4;
-    const pml_program_options options = {.spec = &small,
-                                         .config = &config,
-                                         .limits = limits,
-                                         .backend = pml_backend_cpu(),
-                                         .choices = {.head_chunk = 64, .pieces = 1}};
+    pml_program *packed = built(&small, &config, &limits, no_recompute);
     pml_error err = PML_ERROR_INIT;
-    if (pml_program_build(&options, &packed, &err) != PML_OK)
-        fail_msg("%s", err.message);
     const struct {
         int parts, rows[3], cols;
     } stacks[] = {{3, {64, 32, 32}, 64}, {1, {64}, 64}, {2, {160, 160}, 64}, {1, {64}, 160}};
@@ -297,15 +246,7 @@ static void test_lengths_beyond_the_models_positions(void **state)
     pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_Q);
     const pml_batch_limits longer[] = {{700, 1, 700, 700, 200}, {512, 8, 500, 128, 900}};
     for (int i = 0; i < 2; i++) {
-        const pml_program_options options = {.spec = &small,
-                                             .config = &config,
-                                             .limits = longer[i],
-                                             .backend = pml_backend_cpu(),
-                                             .choices = {.head_chunk = 64, .pieces = 1}};
-        pml_program *p;
-        pml_error err = PML_ERROR_INIT;
-        if (pml_program_build(&options, &p, &err) != PML_OK)
-            fail_msg("%s", err.message);
+        pml_program *p = built(&small, &config, &longer[i], no_recompute);
         assert_int_equal(p->positions, i == 0 ? 700 : 900);
         assert_true(p->positions > small.max_positions);
         pml_program_destroy(&p);
@@ -319,15 +260,7 @@ static void check_ranges(pml_method method, int32_t rank)
     pml_train_config config = config_for(method, PML_TARGET_ALL_LINEAR);
     config.optimizer = PML_OPTIMIZER_ADAMW_8BIT;
     config.lora_rank = rank;
-    const pml_program_options options = {.spec = &small,
-                                         .config = &config,
-                                         .limits = limits,
-                                         .backend = pml_backend_cpu(),
-                                         .choices = {.head_chunk = 64, .pieces = 1}};
-    pml_program *p;
-    pml_error err = PML_ERROR_INIT;
-    if (pml_program_build(&options, &p, &err) != PML_OK)
-        fail_msg("%s", err.message);
+    pml_program *p = built(&small, &config, &limits, no_recompute);
     size_t kept = 0;
     int found[2] = {0};
     for (int32_t i = 0; i < p->n_parameters; i++) {
@@ -436,223 +369,6 @@ static void test_bind_follows_the_batch(void **state)
     pml_program_destroy(&p);
 }
 
-static pml_status plan_batch(const pml_batch_limits *of, size_t available, pml_plan *plan,
-                             pml_error *err)
-{
-    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-    return pml_plan_make(&small, &config, of, pml_backend_cpu(), available, plan, err);
-}
-
-static pml_status plan_within(size_t available, pml_plan *plan, pml_error *err)
-{
-    return plan_batch(&limits, available, plan, err);
-}
-
-/* Less memory, more recompute or more pieces, never beyond the limit; and the plan is what the
- * program takes. limits: whole has one document, that cannot be cut. */
-static void check_search(const pml_batch_limits *of, unsigned all_levels, int32_t pieces)
-{
-    pml_plan best, tight;
-    pml_error err = PML_ERROR_INIT;
-    assert_int_equal(plan_batch(of, 0, &best, &err), PML_OK);
-    assert_int_equal(best.choices.recompute, PML_RECOMPUTE_NONE);
-    assert_int_equal(best.choices.pieces, 1);
-    pml_plan_choices last = best.choices;
-    unsigned levels = 0;
-    size_t available = best.total;
-    pml_status status;
-    while ((status = plan_batch(of, available, &tight, &err)) == PML_OK) {
-        assert_true(tight.total <= available);
-        assert_true(tight.flops >= best.flops);
-        levels |= 1U << tight.choices.recompute;
-        last = tight.choices;
-        available = tight.total - 1;
-    }
-    assert_int_equal(status, PML_NO_MEMORY);
-    assert_int_equal(levels & all_levels, all_levels); /* each was the best for some limit */
-    assert_int_equal(last.pieces, pieces);
-    assert_non_null(strstr(err.message, " fits")); /* the nearest settings that do */
-    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-    pml_program *p;
-    assert_int_equal(pml_plan_build(&tight, &small, &config, pml_backend_cpu(), &p, &err), PML_OK);
-    assert_int_equal(p->arena, tight.arena);
-    pml_program_destroy(&p);
-}
-
-static void test_search(void **state)
-{
-    (void)state;
-    const pml_batch_limits one = {512, 1, 500, 512, 0};
-    check_search(&one, (1U << PML_RECOMPUTE_COUNT) - 1, 1);
-    check_search(&limits, 1U << PML_RECOMPUTE_NONE, 4);
-}
-
-/* Nothing is slower than keeping all, and the estimate is not above what the places take. */
-/* Where many bytes cost next to no time, they are not kept, limit or none; where few do, they are.
- */
-static void test_norms_that_are_many(void **state)
-{
-    (void)state;
-    pml_model_spec wide = small;
-    wide.hidden = 1024;
-    wide.intermediate = 4096;
-    wide.heads = wide.kv_heads = 16;
-    wide.head_dim = 64;
-    const pml_batch_limits batch = {2048, 4, 2000, 512, 0};
-    const pml_model_spec *specs[] = {&small, &wide};
-    for (int i = 0; i < 2; i++) {
-        pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-        pml_plan plan, kept;
-        pml_error err = PML_ERROR_INIT;
-        assert_int_equal(
-            pml_plan_make(specs[i], &config, &batch, pml_backend_cpu(), 0, &plan, &err), PML_OK);
-        assert_int_equal(plan.choices.recompute, i == 0 ? PML_RECOMPUTE_NONE : PML_RECOMPUTE_NORMS);
-        pml_plan_choices choices = plan.choices;
-        choices.recompute = choices.recompute_layers = 0;
-        assert_int_equal(
-            pml_plan_given(specs[i], &config, &batch, pml_backend_cpu(), &choices, &kept, &err),
-            PML_OK);
-        assert_true(plan.seconds <= 1.002 * kept.seconds);
-        assert_true(i == 0 || plan.total + ((size_t)48 << 20) <= kept.total);
-    }
-}
-
-static void test_estimate(void **state)
-{
-    (void)state;
-    pml_train_config config = config_for(PML_METHOD_FULL, 0);
-    for (int level = 0; level < PML_RECOMPUTE_COUNT; level++) {
-        pml_error err = PML_ERROR_INIT;
-        pml_program *p[2];
-        for (int estimate = 0; estimate < 2; estimate++) {
-            const pml_program_options options = {
-                .spec = &small,
-                .config = &config,
-                .limits = limits,
-                .backend = pml_backend_cpu(),
-                .choices = {level, level > 0 ? small.layers : 0, 64, 1},
-                .estimate = estimate};
-            assert_int_equal(pml_program_build(&options, &p[estimate], &err), PML_OK);
-        }
-        assert_true(p[1]->arena <= p[0]->arena && p[1]->arena > p[0]->arena * 9 / 10);
-        assert_int_equal(pml_program_check_places(p[0], &err), PML_OK);
-        pml_program_destroy(&p[0]);
-        pml_program_destroy(&p[1]);
-    }
-}
-
-static void test_rates(void **state)
-{
-    (void)state;
-    pml_rates rates;
-    pml_error err = PML_ERROR_INIT;
-    assert_int_equal(pml_rates_get("cpu", &rates, &err), PML_OK);
-    double before = rates.op[PML_OP_rope].flops;
-    static const char text[] = "{\"linear\": {\"gflops\": 2, \"gbytes\": 4, \"microseconds\": 3}}";
-    assert_int_equal(pml_rates_parse(text, sizeof text - 1, "t", &rates, &err), PML_OK);
-    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 4e9}) - 2.000003) <
-                1e-9);
-    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 16e9}) - 4.000003) <
-                1e-9);
-    assert_true(rates.op[PML_OP_rope].flops == before);
-    assert_string_equal(rates.source, "t");
-    for (int i = 0; i < 2; i++) { /* whose prices they are is told with them */
-        assert_int_equal(pml_rates_get(i == 0 ? "cpu" : "cuda", &rates, &err), PML_OK);
-        assert_non_null(strstr(rates.source, "docs/performance"));
-        assert_non_null(strstr(rates.source, "20"));
-    }
-    static const char bad[] = "{\"linear\": {\"gflops\": 0}}";
-    assert_int_equal(pml_rates_parse(bad, sizeof bad - 1, "t", &rates, &err), PML_INVALID);
-    assert_non_null(strstr(err.message, "linear.gflops"));
-}
-
-/* Left open, AdamW keeps float32 moments while memory lasts, and has 8 bits where nothing else fits
- * or what they save in recompute is worth it; closed, it is refused there and told so. */
-static void test_optimizer_width(void **state)
-{
-    (void)state;
-    pml_train_config wide = config_for(PML_METHOD_FULL, 0), open = wide, narrow = wide;
-    open.optimizer = PML_OPTIMIZER_ADAMW_AUTO;
-    narrow.optimizer = PML_OPTIMIZER_ADAMW_8BIT;
-    pml_plan best, plan;
-    pml_error err = PML_ERROR_INIT;
-    const pml_backend *cpu = pml_backend_cpu();
-    assert_int_equal(pml_plan_make(&small, &wide, &limits, cpu, 0, &best, &err), PML_OK);
-    assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, 0, &plan, &err), PML_OK);
-    assert_int_equal(plan.choices.moments_8bit, 0);
-    assert_int_equal(plan.total, best.total);
-    size_t available = best.total; /* down to where float32 moments do not fit any more */
-    while (pml_plan_make(&small, &wide, &limits, cpu, available, &plan, &err) == PML_OK) {
-        double seconds = plan.seconds;
-        available = plan.total - 1;
-        assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, plan.total, &best, &err),
-                         PML_OK);
-        assert_true(best.choices.moments_8bit ? best.seconds < 0.98 * seconds
-                                              : best.seconds == seconds);
-    }
-    assert_int_equal(err.code, PML_NO_MEMORY);
-    assert_non_null(strstr(err.message, "optim=\"adamw_8bit\" fits"));
-    assert_int_equal(pml_plan_make(&small, &narrow, &limits, cpu, available, &best, &err), PML_OK);
-    assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, available, &plan, &err), PML_OK);
-    assert_int_equal(plan.choices.moments_8bit, 1);
-    assert_int_equal(plan.total, best.total);
-    assert_true(plan.total <= available);
-    /* What was chosen once is given again, and is what a program is built for. */
-    assert_int_equal(pml_plan_given(&small, &open, &limits, cpu, &plan.choices, &best, &err),
-                     PML_OK);
-    assert_int_equal(best.total, plan.total);
-    pml_plan_settle(&plan.choices, &open);
-    assert_int_equal(open.optimizer, PML_OPTIMIZER_ADAMW_8BIT);
-    pml_program *p;
-    assert_int_equal(pml_plan_build(&plan, &small, &open, cpu, &p, &err), PML_OK);
-    assert_true(p->exp_avg_codes >= 0);
-    pml_program_destroy(&p);
-}
-
-static void test_nothing_fits(void **state)
-{
-    (void)state;
-    pml_plan plan;
-    pml_error err = PML_ERROR_INIT;
-    assert_int_equal(plan_within(1 << 20, &plan, &err), PML_NO_MEMORY);
-    assert_non_null(strstr(err.message, "smaller model"));
-}
-
-static void test_impossible_limits(void **state)
-{
-    (void)state;
-    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-    const pml_batch_limits none = {0, 1, 1, 1, 0}, long_documents = {16, 1, 1, 17, 0},
-                           negative = {16, 1, 1, 16, -1};
-    const pml_batch_limits *bad[] = {&none, &long_documents, &negative};
-    for (int i = 0; i < 3; i++) {
-        pml_plan plan;
-        assert_int_equal(pml_plan_make(&small, &config, bad[i], pml_backend_cpu(), 0, &plan, NULL),
-                         PML_INVALID);
-    }
-}
-
-static void test_print(void **state)
-{
-    (void)state;
-    pml_plan plan;
-    pml_error err = PML_ERROR_INIT;
-    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-    assert_int_equal(plan_within(0, &plan, &err), PML_OK);
-    char *text;
-    assert_int_equal(pml_plan_print_program(&small, &config, &plan, pml_backend_cpu(), &text, &err),
-                     PML_OK);
-    assert_non_null(strstr(text, "attention backward"));
-    assert_non_null(strstr(text, pml_op_describe(PML_OP_swiglu)->sentence));
-    pml_json *document;
-    assert_int_equal(
-        pml_json_parse(text, strlen(text), "program", &pml_json_file_limits, &document, &err),
-        PML_OK);
-    assert_int_equal(pml_json_length(pml_json_field(document, "segments")), PML_SEGMENT_COUNT);
-    pml_json_destroy(&document);
-    free(text);
-}
-
 /* One layer's down projection: 2 T N K multiplications and additions, and the adapter's. */
 static void test_price_of_linear(void **state)
 {
@@ -687,14 +403,6 @@ int main(void)
         cmocka_unit_test(test_ranges_of_8_bits),
         cmocka_unit_test(test_stacked_names),
         cmocka_unit_test(test_bind_follows_the_batch),
-        cmocka_unit_test(test_search),
-        cmocka_unit_test(test_norms_that_are_many),
-        cmocka_unit_test(test_estimate),
-        cmocka_unit_test(test_rates),
-        cmocka_unit_test(test_optimizer_width),
-        cmocka_unit_test(test_nothing_fits),
-        cmocka_unit_test(test_impossible_limits),
-        cmocka_unit_test(test_print),
         cmocka_unit_test(test_frozen_as_stored),
         cmocka_unit_test(test_nf4_bytes),
         cmocka_unit_test(test_borders),

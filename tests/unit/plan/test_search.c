@@ -1,0 +1,244 @@
+/* Plans: which one is found for which limit, and what it is told by. */
+#include "small.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/json/json.h"
+#include "pml/plan/rates.h"
+
+static pml_status plan_batch(const pml_batch_limits *of, size_t available, pml_plan *plan,
+                             pml_error *err)
+{
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    return pml_plan_make(&small, &config, of, pml_backend_cpu(), available, plan, err);
+}
+
+static pml_status plan_within(size_t available, pml_plan *plan, pml_error *err)
+{
+    return plan_batch(&limits, available, plan, err);
+}
+
+/* Less memory, more recompute or more pieces, never beyond the limit; and the plan is what the
+ * program takes. limits: whole has one document, that cannot be cut. */
+static void check_search(const pml_batch_limits *of, unsigned all_levels, int32_t pieces)
+{
+    pml_plan best, tight;
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(plan_batch(of, 0, &best, &err), PML_OK);
+    assert_int_equal(best.choices.recompute, PML_RECOMPUTE_NONE);
+    assert_int_equal(best.choices.pieces, 1);
+    pml_plan_choices last = best.choices;
+    unsigned levels = 0;
+    size_t available = best.total;
+    pml_status status;
+    while ((status = plan_batch(of, available, &tight, &err)) == PML_OK) {
+        assert_true(tight.total <= available);
+        assert_true(tight.flops >= best.flops);
+        levels |= 1U << tight.choices.recompute;
+        last = tight.choices;
+        available = tight.total - 1;
+    }
+    assert_int_equal(status, PML_NO_MEMORY);
+    assert_int_equal(levels & all_levels, all_levels); /* each was the best for some limit */
+    assert_int_equal(last.pieces, pieces);
+    assert_non_null(strstr(err.message, " fits")); /* the nearest settings that do */
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    pml_program *p;
+    assert_int_equal(pml_plan_build(&tight, &small, &config, pml_backend_cpu(), &p, &err), PML_OK);
+    assert_int_equal(p->arena, tight.arena);
+    pml_program_destroy(&p);
+}
+
+static void test_search(void **state)
+{
+    (void)state;
+    const pml_batch_limits one = {512, 1, 500, 512, 0};
+    check_search(&one, (1U << PML_RECOMPUTE_COUNT) - 1, 1);
+    check_search(&limits, 1U << PML_RECOMPUTE_NONE, 4);
+}
+
+/* Where many bytes cost next to no time, they are not kept, limit or none; where few do, they are.
+ */
+static void test_norms_that_are_many(void **state)
+{
+    (void)state;
+    pml_model_spec wide = small;
+    wide.hidden = 1024;
+    wide.intermediate = 4096;
+    wide.heads = wide.kv_heads = 16;
+    wide.head_dim = 64;
+    const pml_batch_limits batch = {2048, 4, 2000, 512, 0};
+    const pml_model_spec *specs[] = {&small, &wide};
+    for (int i = 0; i < 2; i++) {
+        pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+        pml_plan plan, kept;
+        pml_error err = PML_ERROR_INIT;
+        assert_int_equal(
+            pml_plan_make(specs[i], &config, &batch, pml_backend_cpu(), 0, &plan, &err), PML_OK);
+        assert_int_equal(plan.choices.recompute, i == 0 ? PML_RECOMPUTE_NONE : PML_RECOMPUTE_NORMS);
+        pml_plan_choices choices = plan.choices;
+        choices.recompute = choices.recompute_layers = 0;
+        assert_int_equal(
+            pml_plan_given(specs[i], &config, &batch, pml_backend_cpu(), &choices, &kept, &err),
+            PML_OK);
+        assert_true(plan.seconds <= 1.002 * kept.seconds);
+        assert_true(i == 0 || plan.total + ((size_t)48 << 20) <= kept.total);
+    }
+}
+
+/* The estimate is not above what the places take, and not far below. */
+static void test_estimate(void **state)
+{
+    (void)state;
+    pml_train_config config = config_for(PML_METHOD_FULL, 0);
+    for (int level = 0; level < PML_RECOMPUTE_COUNT; level++) {
+        pml_error err = PML_ERROR_INIT;
+        pml_program *p[2];
+        for (int estimate = 0; estimate < 2; estimate++) {
+            const pml_program_options options = {
+                .spec = &small,
+                .config = &config,
+                .limits = limits,
+                .backend = pml_backend_cpu(),
+                .choices = {.recompute = level,
+                            .recompute_layers = level > 0 ? small.layers : 0,
+                            .head_chunk = 64,
+                            .pieces = 1},
+                .estimate = estimate};
+            assert_int_equal(pml_program_build(&options, &p[estimate], &err), PML_OK);
+        }
+        assert_true(p[1]->arena <= p[0]->arena && p[1]->arena > p[0]->arena * 9 / 10);
+        assert_int_equal(pml_program_check_places(p[0], &err), PML_OK);
+        pml_program_destroy(&p[0]);
+        pml_program_destroy(&p[1]);
+    }
+}
+
+static void test_rates(void **state)
+{
+    (void)state;
+    pml_rates rates;
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(pml_rates_get("cpu", &rates, &err), PML_OK);
+    double before = rates.op[PML_OP_rope].flops;
+    static const char text[] = "{\"linear\": {\"gflops\": 2, \"gbytes\": 4, \"microseconds\": 3}}";
+    assert_int_equal(pml_rates_parse(text, sizeof text - 1, "t", &rates, &err), PML_OK);
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 4e9}) - 2.000003) <
+                1e-9);
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 16e9}) - 4.000003) <
+                1e-9);
+    assert_true(rates.op[PML_OP_rope].flops == before);
+    assert_string_equal(rates.source, "t");
+    for (int i = 0; i < 2; i++) { /* whose prices they are is told with them */
+        assert_int_equal(pml_rates_get(i == 0 ? "cpu" : "cuda", &rates, &err), PML_OK);
+        assert_non_null(strstr(rates.source, "docs/performance"));
+        assert_non_null(strstr(rates.source, "20"));
+    }
+    static const char bad[] = "{\"linear\": {\"gflops\": 0}}";
+    assert_int_equal(pml_rates_parse(bad, sizeof bad - 1, "t", &rates, &err), PML_INVALID);
+    assert_non_null(strstr(err.message, "linear.gflops"));
+}
+
+/* Left open, AdamW keeps float32 moments while memory lasts, and has 8 bits where nothing else fits
+ * or what they save in recompute is worth it; closed, it is refused there and told so. */
+static void test_optimizer_width(void **state)
+{
+    (void)state;
+    pml_train_config wide = config_for(PML_METHOD_FULL, 0), open = wide, narrow = wide;
+    open.optimizer = PML_OPTIMIZER_ADAMW_AUTO;
+    narrow.optimizer = PML_OPTIMIZER_ADAMW_8BIT;
+    pml_plan best, plan;
+    pml_error err = PML_ERROR_INIT;
+    const pml_backend *cpu = pml_backend_cpu();
+    assert_int_equal(pml_plan_make(&small, &wide, &limits, cpu, 0, &best, &err), PML_OK);
+    assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, 0, &plan, &err), PML_OK);
+    assert_int_equal(plan.choices.moments_8bit, 0);
+    assert_int_equal(plan.total, best.total);
+    size_t available = best.total; /* down to where float32 moments do not fit any more */
+    while (pml_plan_make(&small, &wide, &limits, cpu, available, &plan, &err) == PML_OK) {
+        double seconds = plan.seconds;
+        available = plan.total - 1;
+        assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, plan.total, &best, &err),
+                         PML_OK);
+        assert_true(best.choices.moments_8bit ? best.seconds < 0.98 * seconds
+                                              : best.seconds == seconds);
+    }
+    assert_int_equal(err.code, PML_NO_MEMORY);
+    assert_non_null(strstr(err.message, "optim=\"adamw_8bit\" fits"));
+    assert_int_equal(pml_plan_make(&small, &narrow, &limits, cpu, available, &best, &err), PML_OK);
+    assert_int_equal(pml_plan_make(&small, &open, &limits, cpu, available, &plan, &err), PML_OK);
+    assert_int_equal(plan.choices.moments_8bit, 1);
+    assert_int_equal(plan.total, best.total);
+    assert_true(plan.total <= available);
+    /* What was chosen once is given again, and is what a program is built for. */
+    assert_int_equal(pml_plan_given(&small, &open, &limits, cpu, &plan.choices, &best, &err),
+                     PML_OK);
+    assert_int_equal(best.total, plan.total);
+    pml_plan_settle(&plan.choices, &open);
+    assert_int_equal(open.optimizer, PML_OPTIMIZER_ADAMW_8BIT);
+    pml_program *p;
+    assert_int_equal(pml_plan_build(&plan, &small, &open, cpu, &p, &err), PML_OK);
+    assert_true(p->exp_avg_codes >= 0);
+    pml_program_destroy(&p);
+}
+
+static void test_nothing_fits(void **state)
+{
+    (void)state;
+    pml_plan plan;
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(plan_within(1 << 20, &plan, &err), PML_NO_MEMORY);
+    assert_non_null(strstr(err.message, "smaller model"));
+}
+
+static void test_impossible_limits(void **state)
+{
+    (void)state;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    const pml_batch_limits none = {0, 1, 1, 1, 0}, long_documents = {16, 1, 1, 17, 0},
+                           negative = {16, 1, 1, 16, -1};
+    const pml_batch_limits *bad[] = {&none, &long_documents, &negative};
+    for (int i = 0; i < 3; i++) {
+        pml_plan plan;
+        assert_int_equal(pml_plan_make(&small, &config, bad[i], pml_backend_cpu(), 0, &plan, NULL),
+                         PML_INVALID);
+    }
+}
+
+static void test_print(void **state)
+{
+    (void)state;
+    pml_plan plan;
+    pml_error err = PML_ERROR_INIT;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    assert_int_equal(plan_within(0, &plan, &err), PML_OK);
+    char *text;
+    assert_int_equal(pml_plan_print_program(&small, &config, &plan, pml_backend_cpu(), &text, &err),
+                     PML_OK);
+    assert_non_null(strstr(text, "attention backward"));
+    assert_non_null(strstr(text, pml_op_describe(PML_OP_swiglu)->sentence));
+    pml_json *document;
+    assert_int_equal(
+        pml_json_parse(text, strlen(text), "program", &pml_json_file_limits, &document, &err),
+        PML_OK);
+    assert_int_equal(pml_json_length(pml_json_field(document, "segments")), PML_SEGMENT_COUNT);
+    pml_json_destroy(&document);
+    free(text);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_search),
+        cmocka_unit_test(test_norms_that_are_many),
+        cmocka_unit_test(test_estimate),
+        cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_optimizer_width),
+        cmocka_unit_test(test_nothing_fits),
+        cmocka_unit_test(test_impossible_limits),
+        cmocka_unit_test(test_print),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
