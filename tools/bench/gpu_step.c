@@ -3,8 +3,9 @@
  *
  *   bench_gpu_step MODEL [--device cuda] [--rows 4] [--length 2048] [--steps 10] [--full]
  *                        [--limit MiB] [--float32] [--profile] [--rank 16] [--nf4]
- *                        [--deterministic] [--dropout 0.1]
+ *                        [--deterministic] [--dropout 0.1] [--adamw-8bit]
  *                        [--cache FOLDER]   (of timed choices; not given: none)
+ *                        [--gauges PAIRS]   (what reading NVML beside the steps costs)
  *
  * All tokens of full rows are counted; every token but each row's last has a label. Prints one JSON
  * line, after the profile. tools/bench/gpu.py runs it beside its peers. */
@@ -18,6 +19,7 @@
 #include "pml/base/philox.h"
 #include "pml/train/profile.h"
 #include "pml_op/cpu.h"
+#include "step_gauges.h"
 
 enum { MOST_ROWS = 1 << 14, WARM_UP = 3 };
 
@@ -33,8 +35,8 @@ enum { MOST_ROWS = 1 << 14, WARM_UP = 3 };
 typedef struct bench {
     const char *model, *device, *cache;
     int32_t rows, length, rank;
-    int steps;
-    bool full, float32, profile, nf4, deterministic;
+    int steps, gauges;
+    bool full, float32, profile, nf4, deterministic, adamw_8bit;
     size_t limit;
     double dropout;
     pml_train_config config;
@@ -111,6 +113,7 @@ static void print_profile(const bench *b, const pml_batch *batch)
     static line lines[256];
     int n = 0, kinds = 0;
     double total = 0;
+    pml_peak peak;
     for (int times = 0; times < 2; times++) /* the second is warm */
         MUST(pml_stepper_profile(b->stepper, batch, rows, MOST_ROWS, &n, err));
     for (int i = 0; i < n; i++) {
@@ -129,13 +132,17 @@ static void print_profile(const bench *b, const pml_batch *batch)
         total += rows[i].seconds;
     }
     qsort(lines, (size_t)kinds, sizeof *lines, by_seconds);
-    printf("%-24s %-14s %5s %9s %6s %9s %8s\n", "label", "op", "count", "ms", "share", "TFLOP/s",
-           "GB/s");
+    MUST(pml_stepper_peak(b->stepper, 0.5, &peak, err));
+    printf("%-24s %-14s %5s %9s %6s %9s %8s %8s\n", "label", "op", "count", "ms", "share",
+           "TFLOP/s", "GB/s", "of copy");
     for (int k = 0; k < kinds; k++)
-        printf("%-24s %-14s %5d %9.3f %5.1f%% %9.1f %8.0f\n", lines[k].label, lines[k].op,
+        printf("%-24s %-14s %5d %9.3f %5.1f%% %9.1f %8.0f %7.1f%%\n", lines[k].label, lines[k].op,
                lines[k].count, lines[k].seconds * 1e3, 100 * lines[k].seconds / total,
-               lines[k].flops / lines[k].seconds * 1e-12, lines[k].bytes / lines[k].seconds * 1e-9);
-    printf("%-24s %-14s %5d %9.3f\n", "all", "", n, total * 1e3);
+               lines[k].flops / lines[k].seconds * 1e-12, lines[k].bytes / lines[k].seconds * 1e-9,
+               100 * lines[k].bytes / lines[k].seconds / peak.copy_bytes);
+    printf("%-24s %-14s %5d %9.3f; copy %.0f GB/s of %lld MiB, product %.0f TFLOP/s of %d\n", "all",
+           "", n, total * 1e3, peak.copy_bytes * 1e-9, (long long)(peak.copy_size >> 20),
+           peak.gemm_flops * 1e-12, peak.gemm_size);
 }
 
 /* ---- steps ---- */
@@ -154,6 +161,31 @@ static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+typedef struct next_step {
+    bench *bench;
+    const pml_batch *batches;
+    int64_t number;
+} next_step;
+
+static void one_more(void *user)
+{
+    next_step *next = user;
+    pml_step_result result;
+    step(next->bench, &next->batches[next->number % 2], next->number, &result);
+    next->number++;
+}
+
+/* At the pace of a worker, and without a pause between readings, where it can be seen. */
+static void measure_gauges(bench *b, pml_device *device, const pml_backend *backend,
+                           const pml_batch *batches)
+{
+    pml_device_info info;
+    MUST(backend->info(device, &info, err));
+    next_step next = {b, batches, WARM_UP + b->steps + 1};
+    MUST(step_gauges_compare(info.bus, 1, b->gauges, one_more, &next, err));
+    MUST(step_gauges_compare(info.bus, 0, b->gauges, one_more, &next, err));
 }
 
 static void measure(bench *b)
@@ -197,6 +229,8 @@ static void measure(bench *b)
     double median = seconds[b->steps / 2];
     if (b->profile)
         print_profile(b, &batches[0]);
+    if (b->gauges > 0)
+        measure_gauges(b, device, backend, batches);
     printf("{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
            "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
            "\"pieces\": %d, \"head_chunk\": %d, \"load\": %.2f, "
@@ -223,7 +257,8 @@ static void read_options(int argc, char **argv, bench *b)
         {"float32", no_argument, NULL, 'x'},       {"profile", no_argument, NULL, 'p'},
         {"nf4", no_argument, NULL, 'n'},           {"deterministic", no_argument, NULL, 't'},
         {"rank", required_argument, NULL, 'k'},    {"cache", required_argument, NULL, 'c'},
-        {"dropout", required_argument, NULL, 'o'}, {NULL, 0, NULL, 0}};
+        {"dropout", required_argument, NULL, 'o'}, {"adamw-8bit", no_argument, NULL, '8'},
+        {"gauges", required_argument, NULL, 'g'},  {NULL, 0, NULL, 0}};
     *b = (bench){.device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
@@ -250,6 +285,12 @@ static void read_options(int argc, char **argv, bench *b)
             break;
         case 'c':
             b->cache = optarg;
+            break;
+        case 'g':
+            b->gauges = atoi(optarg);
+            break;
+        case '8':
+            b->adamw_8bit = true;
             break;
         case 'f':
             b->full = true;
@@ -286,6 +327,8 @@ int main(int argc, char **argv)
                                   .dtype = b.float32 ? PML_F32 : PML_BF16,
                                   .quant = b.nf4 ? PML_QUANT_NF4 : PML_QUANT_NONE,
                                   .deterministic = b.deterministic,
+                                  .optimizer =
+                                      b.adamw_8bit ? PML_OPTIMIZER_ADAMW_8BIT : PML_OPTIMIZER_ADAMW,
                                   .lora_rank = b.rank,
                                   .lora_alpha = b.rank,
                                   .lora_dropout = b.dropout,

@@ -1,13 +1,14 @@
 """The plan against NVML: random configurations on a GPU, each run for a few steps.
 
-    python3 tools/bench/plan_check_gpu.py [--runs 20] [--seed 1] [--side-by-side 2]
+    python3 tools/bench/plan_check_gpu.py [--runs 20] [--seed 1] [--side-by-side 5]
                                           [--seconds 100] [--folder /dev/shm]
 
 For every configuration a model with random bfloat16 weights is written (Llama, Mistral, Qwen2 or
 Qwen3, 0.3 to 3 GiB), a run is started with ``pm.finetune`` and its worker is watched: the peak of
 what NVML says that its process has, read every 10 ms. A plan is good when the peak is within 2 % of
 its total, and never above a limit that it was made for. Half of the configurations have one of
-8.5, 16, 24 or 40 GiB, and rows until their plan without a limit takes more.
+8.5, 16, 24 or 40 GiB in turn, and rows until their plan without a limit takes more; what cannot
+reach its limit is drawn again. Runs stand side by side as long as their plans fit together.
 
 NVML must list processes by the ids that they have here: in a container it often does not, and then
 nothing can be measured and this says so. Prints a line for each and the worst at the end; exits
@@ -26,8 +27,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ GIB, MIB = 2**30, 2**20
 SHARE = 0.02
 LIMITS = (8.5, 16.0, 24.0, 40.0)
 MOST_ROWS = 256
+SPARE = 8 * GIB  # of the device: left to what others have, and to plans that are a little off
 STEPS = 6  # op by op, timed op by op twice, op by op, recorded, replayed
 
 #: (hidden, inner, layers, heads, key and value heads, width of a head)
@@ -48,12 +52,16 @@ SIZES = [
     (1536, 8960, 28, 12, 2, 128), (2560, 9728, 12, 32, 8, 128), (4096, 14336, 6, 32, 8, 128),
     (4096, 12288, 3, 32, 8, 128),
 ]  # fmt: skip
+Size = tuple[int, ...]
+Shapes = dict[str, tuple[int, ...]]
+#: Where rows go up to a limit, it is these: more memory for less work, so that it takes seconds.
+NARROW = SIZES[:4]
 
 
-def write_model(folder: Path, draw: random.Random) -> str:
-    """Write a model whose weights are one block of random numbers again and again; its title."""
+def describe_model(folder: Path, draw: random.Random, sizes: list[Size]) -> tuple[str, Shapes]:
+    """Write config.json and a file of the right header and size; the model's title and shapes."""
     family = draw.choice(["llama", "mistral", "qwen2", "qwen3"])
-    hidden, inner, layers, heads, kv_heads, dim = draw.choice(SIZES)
+    hidden, inner, layers, heads, kv_heads, dim = draw.choice(sizes)
     vocab, tied = draw.choice([32000, 128256, 151936]), hidden <= 2048
     config = {
         "model_type": family, "vocab_size": vocab, "hidden_size": hidden, "head_dim": dim,
@@ -93,19 +101,31 @@ def write_model(folder: Path, draw: random.Random) -> str:
         begin, size = size, size + 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, size]}
     text = json.dumps(header).encode()
-    numbers = (0.02 * np.random.default_rng(1).standard_normal(1 << 23)).astype(np.float32)
-    block = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16, cut
-    one = b"\x80\x3f"
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(file.tell() + size)
+    return f"{family} {hidden} x {layers}, {size / GIB:.1f} GiB", shapes
+
+
+@cache
+def block() -> memoryview:
+    """Give eight million random numbers in bfloat16."""
+    numbers = (0.02 * np.random.default_rng(1).standard_normal(1 << 23)).astype(np.float32)
+    return memoryview((numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes())  # cut
+
+
+def fill_model(folder: Path, shapes: Shapes) -> None:
+    """Write the weights: one block of random numbers again and again."""
+    one = b"\x80\x3f"
+    with (folder / "model.safetensors").open("r+b", buffering=0) as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
         for name, shape in shapes.items():
             left = 2 * int(np.prod(shape))
             if "norm" in name:
                 file.write(one * (left // 2))
                 continue
             while left > 0:
-                left -= file.write(block[: min(left, len(block))])
-    return f"{family} {hidden} x {layers}, {size / GIB:.1f} GiB"
+                left -= file.write(block()[: min(left, len(block()))])
 
 
 def settings(draw: random.Random) -> dict[str, Any]:
@@ -146,7 +166,7 @@ def data_for(chosen: dict[str, Any], draw: random.Random) -> list[dict[str, Any]
 
 
 def limited(folder: Path, chosen: dict[str, Any], limit: int) -> dict[str, Any] | None:
-    """The settings with rows until a limit is one, and with it; None where nothing fits in it."""
+    """The settings with rows until a limit is one, and with it; None where it never is one."""
     most = {**chosen}
     while pm.plan(folder, **most).total <= limit:
         most["per_device_train_batch_size"] *= 2
@@ -184,6 +204,10 @@ class Watch(threading.Thread):
         self.readings, self.over = 0, False
         self.start()
 
+    def free(self) -> int:
+        """Bytes of the device that nobody has."""
+        return int(pynvml.nvmlDeviceGetMemoryInfo(self.device).free)
+
     def run(self) -> None:
         """Read until told to stop."""
         while not self.over:
@@ -194,30 +218,70 @@ class Watch(threading.Thread):
             time.sleep(0.01)
 
 
-def check(draw: random.Random, number: int, watch: Watch, place: str) -> dict[str, Any]:
+class Room:
+    """Device memory that the plans of the runs side by side take together."""
+
+    def __init__(self, total: int) -> None:
+        """Nothing is taken of it yet."""
+        self.left, self.total = total, total
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, bytes_: int) -> Iterator[None]:
+        """Wait until there is so much, or nobody else; hold it meanwhile."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.left >= bytes_ or self.left == self.total)
+            self.left -= bytes_
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += bytes_
+                self.changed.notify_all()
+
+
+def draw_one(
+    draw: random.Random, number: int, folder: Path
+) -> tuple[str, Shapes, dict[str, Any], int]:
+    """Title, shapes, settings and planned bytes of a configuration; its model is not filled."""
+    limit = int(LIMITS[number // 2 % len(LIMITS)] * GIB) if number % 2 == 1 else 0
+    while True:
+        title, shapes = describe_model(folder, draw, NARROW if limit else SIZES)
+        chosen = settings(draw)
+        within = limited(folder, chosen, limit) if limit else chosen
+        if within is not None:
+            return title, shapes, within, pm.plan(folder, **within).total
+
+
+def watched(run: pm.Run) -> tuple[int, int]:
+    """Let it make its steps; its worker's process, and the steps made."""
+    pid, begun = 0, time.monotonic()
+    while run.state not in ("finished", "failed", "stopped") and run.step < STEPS:
+        pid = next((w["pid"] for w in run.workers if w["pid"]), pid)
+        if time.monotonic() - begun > 60:
+            break
+        run.wait_for_change(0.05)
+    time.sleep(0.05)  # a few readings more
+    return pid, run.step
+
+
+def check(draw: random.Random, number: int, watch: Watch, room: Room, place: str) -> dict[str, Any]:
     """One configuration: what was planned, and what NVML saw."""
+    begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="pml-plan-gpu-", dir=place))
     try:
-        title = write_model(folder, draw)
-        chosen = settings(draw)
-        if number % 2 == 1:
-            chosen = limited(folder, chosen, int(LIMITS[number // 2 % 4] * GIB)) or chosen
+        title, shapes, chosen, expected = draw_one(draw, number, folder)
+        fill_model(folder, shapes)
         rows = data_for(chosen, draw)
-        begun = time.monotonic()
-        run = pm.finetune(
-            folder, data=rows, max_steps=10**6, shuffle=False, save_strategy="no", restart="never",
-            name=f"check-{number}", **chosen,
-        )  # fmt: skip
-        pid = 0
-        while run.state not in ("finished", "failed", "stopped") and run.step < STEPS:
-            pid = next((w["pid"] for w in run.workers if w["pid"]), pid)
-            if time.monotonic() - begun > 60:
-                break
-            run.wait_for_change(0.05)
-        plan, state, reason, steps = run.plan, run.state, run.reason, run.step
-        seconds = time.monotonic() - begun
-        peak = watch.peaks.get(pid, 0)
-        end_now(run, pid)
+        with room.taken(expected):
+            run = pm.finetune(
+                folder, data=rows, max_steps=10**6, shuffle=False, save_strategy="no",
+                restart="never", name=f"check-{number}", **chosen,
+            )  # fmt: skip
+            pid, steps = watched(run)
+            plan, state, reason = run.plan, run.state, run.reason
+            peak = watch.peaks.get(pid, 0)
+            end_now(run, pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     limit = chosen.get("memory_limit", 0)
@@ -225,22 +289,18 @@ def check(draw: random.Random, number: int, watch: Watch, place: str) -> dict[st
     off = peak - planned
     measured = state == "running" and steps >= STEPS and peak > 0
     good = measured and abs(off) <= SHARE * planned and (not limit or peak <= limit)
-    verdict = "ok " if good else "BAD"
     how = f"{chosen['method']}{' nf4' if chosen.get('quant') else ''}"
     print(
-        f"{number:2} {verdict} planned {planned / MIB:8.0f} NVML {peak / MIB:8.0f} MiB "
-        f"{100 * off / planned if planned else 0:+6.2f} %"
+        f"{number:2} {'ok ' if good else 'BAD'} planned {planned / MIB:8.0f} NVML "
+        f"{peak / MIB:8.0f} MiB {100 * off / planned if planned else 0:+6.2f} %"
         + (f" limit {limit / GIB:4.1f}" if limit else " " * 11)
         + f"  {how} {chosen['per_device_train_batch_size']} x {chosen['max_length']}"
         + (f", {plan.recompute} {plan.recompute_layers}, {plan.pieces} pieces" if plan else "")
-        + f"; {title}; {seconds:.1f} s"
+        + f"; {title}; {time.monotonic() - begun:.1f} s"
         + ("" if measured else f"; {state} at step {steps}: {reason}"),
         flush=True,
     )
-    return {
-        "good": good, "planned": planned, "peak": peak, "limit": limit,
-        "by_cause": dict(plan.by_cause) if plan else {},
-    }  # fmt: skip
+    return {"good": good, "planned": planned, "peak": peak, "limit": limit}
 
 
 def main() -> int:
@@ -248,12 +308,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--side-by-side", type=int, default=2, help="runs at one time")
+    parser.add_argument("--side-by-side", type=int, default=5, help="runs at one time")
     parser.add_argument("--seconds", type=float, default=100, help="none is begun after that")
+    parser.add_argument("--room", type=float, help="GiB for all plans; else what is free")
     parser.add_argument("--folder", default="/dev/shm", help="where models are written")
     args = parser.parse_args()
     last = time.monotonic() + args.seconds
     watch = Watch()
+    room = Room(int(args.room * GIB) if args.room else watch.free() - SPARE)
     with tempfile.TemporaryDirectory(prefix="pml-plan-runs-") as runs:
         os.environ["PANTHERAML_RUNS"] = runs
 
@@ -261,7 +323,7 @@ def main() -> int:
             if time.monotonic() > last:
                 return None
             draw = random.Random(args.seed * 1000 + number)
-            return check(draw, number, watch, args.folder)
+            return check(draw, number, watch, room, args.folder)
 
         with ThreadPoolExecutor(args.side_by_side) as pool:
             results = [made for made in pool.map(one, range(args.runs)) if made is not None]
@@ -273,10 +335,11 @@ def main() -> int:
     bad = sum(not made["good"] for made in results)
     over = sum(0 < made["limit"] < made["peak"] for made in results)
     worst = max((abs(m["peak"] / m["planned"] - 1) for m in results if m["planned"]), default=0.0)
-    limited = sum(made["limit"] > 0 for made in results)
+    limits = sorted(made["limit"] / GIB for made in results if made["limit"])
     print(
         f"{len(results)} configurations of {args.runs}, {bad} bad, furthest off "
-        f"{100 * worst:.2f} %, {limited} with a limit, {over} of them exceeded; "
+        f"{100 * worst:.2f} %, limits {', '.join(f'{limit:g}' for limit in limits)} GiB, {over} of "
+        f"them exceeded; "
         f"{watch.readings} readings"
     )
     return 1 if bad or len(results) < args.runs else 0
