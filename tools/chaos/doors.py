@@ -1,14 +1,18 @@
 """Crowds at a shared door: what they cost a step.
 
-Usage: tools/chaos/doors.py [--rounds N] [--block SECONDS] [--report-only]
+Usage: tools/chaos/doors.py [--seconds S] [--phase S] [--cores N] [--hidden N] [--report-only]
 
-A small run is shared on loopback. Blocks without anybody, with 2,000 half-open connections and
-with 30 viewers, ten of them stopped, take turns: nobody, crowd, nobody, viewers, nobody, … Each
-disturbed block is held against the mean of its two undisturbed neighbours, so that a machine that
-slowly changes its pace changes nothing. Two measures of a step: processor seconds of the worker
-(user and system), and the median of the steps' own seconds. Of the rounds' ratios the median is
-given, with an interval that holds the true one with 95%, whatever their distribution (order
-statistics).
+A run is shared on loopback; its coordinator and its worker are pinned to `--cores` processors, the
+crowd, the viewers and this program to others (no sibling threads of the first). With one core the
+coordinator takes the trainer's time for all that it does; with two it need not. Within one run,
+short phases take turns: nobody, crowd, nobody, viewers, nobody, … A crowd is 2,000 connections that
+say nothing: its phase begins before they come. Viewers are 30, ten of them in a stopped process:
+their phase begins when they are there, because who attaches is sent the history once.
+
+Each disturbed phase is held against the mean of its two undisturbed neighbours, so that a machine
+that slowly changes its pace changes nothing. Three measures of a step: median and mean of the
+steps' own seconds, and the worker's processor seconds. Of the rounds' ratios the median is given,
+with its bootstrap interval of 95%.
 
 Goals: +2% with the crowd, +1% with the viewers. A goal is held where the whole interval is within
 it, missed where it is beyond, and not decided where it is on both sides: more rounds, or a quieter
@@ -18,10 +22,8 @@ machine. Exit status 0: all held; 1: one is missed; 3: one is not decided; --rep
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import signal
-import socket
+import random
 import statistics
 import subprocess
 import sys
@@ -30,88 +32,194 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 
 import pantheraml as pm
 from common import end, reach
 from pantheraml.tiny import TinyLlama
 
 GOALS = {"crowd": 0.02, "viewers": 0.01}
-CONFIDENCE = 0.95
-SETTLE = 0.5  # seconds until a disturbance stands, or has gone
-VIEWERS, STOPPED, CROWD = 30, 10, 2000
-LEAST = 10  # steps in a block, however slow the machine is
-LOWEST = ("nice", "-n", "19")  # what viewers compute, they compute elsewhere in life
-TICK = os.sysconf("SC_CLK_TCK")
-VIEWER = (
-    "import sys, time, pantheraml as pm; runs = [pm.attach(sys.argv[1]) for _ in range(10)]; "
-    "print('up', flush=True); time.sleep(1e6)"
-)
+MEASURES = ("median", "mean", "processor")
+CONFIDENCE, RESAMPLED = 0.95, 10_000
+SETTLE = 0.3  # seconds until a disturbance stands, or has gone
+CROWD, PROCESSES, EACH = 2000, 3, 10  # viewers: so many in each process; the first one is stopped
+LEAST = 10  # steps in a phase, however slow the machine is
+LEAST_ROUNDS = 6
 
+SILENT = """
+import resource, socket, sys
+host, port, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, number + 100), most))
 
-@contextmanager
-def crowd(share: pm.Share) -> Iterator[None]:
-    """Connect and say nothing; who is thrown out is gone."""
-    host, port = share.address.removeprefix("tcp://").rsplit(":", 1)
-    held = [socket.create_connection((host, int(port))) for _ in range(CROWD)]
+def is_open(connection):
     try:
-        yield
-    finally:
+        while connection.recv(4096, socket.MSG_DONTWAIT):
+            pass
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        pass
+    return False
+
+held = []
+for order in sys.stdin:
+    if order == "come\\n":
+        held = [socket.create_connection((host, port)) for _ in range(number)]
+        print(len(held), flush=True)
+    else:
+        print(sum(map(is_open, held)), flush=True)
         for connection in held:
             connection.close()
+"""
+VIEWER = """
+import sys
+import pantheraml as pm
+runs = []
+for order in sys.stdin:
+    if order == "come\\n":
+        runs = [pm.attach(sys.argv[1]) for _ in range(int(sys.argv[2]))]
+    else:
+        for run in runs:
+            run.close()
+    print(len(runs), flush=True)
+"""
 
 
-@contextmanager
-def viewers(share: pm.Share) -> Iterator[None]:
-    """Three processes of ten viewers each; one of them stops reading."""
-    with tempfile.TemporaryDirectory() as folder:
-        key = share.save(Path(folder) / "key.json")
-        made = [
-            subprocess.Popen(
-                [*LOWEST, sys.executable, "-c", VIEWER, str(key)], stdout=subprocess.PIPE
-            )
-            for _ in range(VIEWERS // STOPPED)
-        ]
-        for process in made:
-            assert process.stdout is not None
-            process.stdout.readline()
-        made[0].send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for process in made:
-                process.kill()
-                process.wait()
+class Others:
+    """A process that comes and goes when it is told to."""
+
+    def __init__(self, program: str, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program, *map(str, arguments)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+
+    def tell(self, order: str) -> None:
+        """Give an order, and do not wait."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(order + "\n")
+
+    def hear(self) -> int:
+        """Wait until it is done; the number that it says."""
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        if not said:
+            raise SystemExit(f"a process of the crowd ended with {self.process.wait()}")
+        return int(said)
+
+    def end(self) -> None:
+        """Kill it, if it is not gone."""
+        self.process.kill()
+        self.process.communicate()
+
+
+class Crowd:
+    """Connections that say nothing; who is thrown out is gone."""
+
+    def __init__(self, share: pm.Share) -> None:
+        host, port = share.address.removeprefix("tcp://").rsplit(":", 1)
+        self._silent = Others(SILENT, host, port, CROWD)
+        self.stood: list[int] = []  # connections that were open at the end of each phase
+
+    @contextmanager
+    def come(self) -> Iterator[None]:
+        """They are on their way while the phase begins."""
+        self._silent.tell("come")
+        yield
+        if self._silent.hear() != CROWD:
+            raise SystemExit("not all of the crowd has come")
+        self._silent.tell("go")
+        self.stood.append(self._silent.hear())
+
+    def end(self) -> None:
+        """Be gone for good."""
+        self._silent.end()
+
+
+class Viewers:
+    """Processes of ten viewers each; the first one stops reading."""
+
+    def __init__(self, share: pm.Share, folder: Path) -> None:
+        key = share.save(folder / "key.json")
+        self._all = [Others(VIEWER, key, EACH) for _ in range(PROCESSES)]
+
+    def _order(self, word: str) -> None:
+        for viewer in self._all:
+            viewer.tell(word)
+        for viewer in self._all:
+            viewer.hear()
+
+    @contextmanager
+    def come(self) -> Iterator[None]:
+        """All are there when the phase begins."""
+        self._order("come")
+        self._all[0].process.send_signal(SIGSTOP)
+        yield
+        self._all[0].process.send_signal(SIGCONT)
+        self._order("go")
+
+    def end(self) -> None:
+        """Be gone for good."""
+        for viewer in self._all:
+            viewer.end()
+
+
+# ---- what a step costs ---------------------------------------------------------------------------
+
+
+def siblings(processor: int) -> set[int]:
+    """Processors on the same core as this one, itself too."""
+    place = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+    found = set()
+    for part in place.read_text().strip().split(","):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def divide(cores: int) -> tuple[set[int], set[int]]:
+    """Processors for the run, one of each of so many cores, and those of all other cores."""
+    left = os.sched_getaffinity(0)
+    ours: set[int] = set()
+    while left and len(ours) < cores:
+        ours.add(min(left))
+        left -= siblings(min(left))
+    if not left:
+        raise SystemExit(f"{cores} cores for the run leave none for its visitors")
+    return ours, left
+
+
+def pin(processors: set[int]) -> None:
+    """Have every thread of this process, and what it starts from now on, run there alone."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), processors)
 
 
 def processor_seconds(run: pm.Run) -> float:
-    """User and system seconds of the run's workers so far."""
-    total = 0
-    for worker in run.workers:
-        fields = Path(f"/proc/{worker['pid']}/stat").read_text().rsplit(")", 1)[1].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / TICK
+    """User and system seconds of the run's workers so far, by their processes' own clocks."""
+    clocks = (~worker["pid"] << 3 | 2 for worker in run.workers)  # as clock_getcpuclockid has it
+    return sum(time.clock_gettime(clock) for clock in clocks)
 
 
-def block(run: pm.Run, seconds: float) -> tuple[float, float]:
-    """Processor seconds of a step, and the median of the steps' seconds."""
-    time.sleep(SETTLE)
+def phase(run: pm.Run, seconds: float) -> tuple[float, ...]:
+    """What a step costs for a while, by each measure."""
     used, begin = processor_seconds(run), run.step
     time.sleep(seconds)
     reach(run, begin + LEAST)
     used, last = processor_seconds(run) - used, run.step
-    taken = [row["seconds"] for row in run.history if begin < row["step"] <= last]
-    return used / (last - begin), statistics.median(taken)
+    taken = [row["seconds"] for row in run.history[begin:last]]
+    return statistics.median(taken), statistics.mean(taken), used / (last - begin)
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Median, and the ends of an interval for it: the k-th smallest and the k-th largest value."""
-    n, values = len(ratios), sorted(ratios)
-    k = 0
-    while 1 - 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n >= CONFIDENCE:
-        k += 1
-    if k == 0:
-        return statistics.median(values), -math.inf, math.inf  # too few rounds
-    return statistics.median(values), values[k - 1], values[n - k]
+    """Median, and the ends of its bootstrap interval (percentiles)."""
+    chance = random.Random(1)
+    medians = sorted(
+        statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(RESAMPLED)
+    )
+    cut = round((1 - CONFIDENCE) / 2 * RESAMPLED)
+    return statistics.median(ratios), medians[cut], medians[-1 - cut]
 
 
 def verdict(low: float, high: float, goal: float) -> str:
@@ -119,62 +227,91 @@ def verdict(low: float, high: float, goal: float) -> str:
     return "held" if high <= goal else "MISSED" if low > goal else "not decided"
 
 
-Measured = list[tuple[float, float]]
+Measured = list[tuple[float, ...]]
+Come = Callable[[], AbstractContextManager[None]]
 
 
-def measure(rounds: int, seconds: float) -> tuple[Measured, dict[str, Measured], object]:
-    """Give the undisturbed blocks, one more than disturbed ones, and the others in between."""
-    crowds: dict[str, Callable[[pm.Share], AbstractContextManager[None]]]
-    crowds = {"crowd": crowd, "viewers": viewers}
+def take_turns(
+    run: pm.Run, come: dict[str, Come], seconds: float, length: float
+) -> tuple[Measured, dict[str, Measured]]:
+    """Give the undisturbed phases, one more than disturbed ones, and the others in between."""
     alone: Measured = []
-    disturbed: dict[str, Measured] = {name: [] for name in crowds}
-    with tempfile.TemporaryDirectory(prefix="pml-doors-") as folder:
-        os.environ["PANTHERAML_RUNS"] = folder
-        run = pm.finetune(
-            TinyLlama(hidden=128, layers=4).write(Path(folder) / "model"),
-            [{"text": "a panther climbs well " * 20}] * 50,
-            max_steps=10**6, max_length=256, threads=1, name="doors",
-        )  # fmt: skip
-        try:
-            reach(run, 20)
-            share = run.share("tcp://127.0.0.1:*")
-            alone.append(block(run, seconds))
-            for _ in range(rounds):
-                for name, come in crowds.items():
-                    with come(share):
-                        disturbed[name].append(block(run, seconds))
-                    alone.append(block(run, seconds))
-            return alone, disturbed, run.refused
-        finally:
-            end(run)
+    disturbed: dict[str, Measured] = {name: [] for name in come}
+    begin = time.monotonic()
+    alone.append(phase(run, length))
+    while time.monotonic() < begin + seconds or len(alone) <= LEAST_ROUNDS * len(come):
+        for name, crowd in come.items():
+            with crowd():
+                disturbed[name].append(phase(run, length))
+            time.sleep(SETTLE)
+            alone.append(phase(run, length))
+    return alone, disturbed
+
+
+def measure(
+    args: argparse.Namespace, ours: set[int], theirs: set[int], folder: Path
+) -> tuple[Measured, dict[str, Measured], str]:
+    """Start a run, have them come and go; also says what was turned away."""
+    os.environ["PANTHERAML_RUNS"] = str(folder)
+    model = TinyLlama(hidden=args.hidden, layers=4, intermediate=2 * args.hidden)
+    pin(ours)
+    run = pm.finetune(
+        model.write(folder / "model"), [{"text": "a panther climbs well " * 20}] * 50,
+        max_steps=10**6, max_length=256, threads=1, name="doors",
+    )  # fmt: skip
+    visitors: list[Crowd | Viewers] = []
+    try:
+        reach(run, 20)
+        pin(theirs)
+        for pid in (run.coordinator_pid or 0, *(worker["pid"] for worker in run.workers)):
+            if os.sched_getaffinity(pid) != ours:
+                raise SystemExit(f"process {pid} of the run is not where it was put")
+        share = run.share("tcp://127.0.0.1:*")
+        crowd, viewers = Crowd(share), Viewers(share, folder)
+        visitors += [crowd, viewers]
+        for each in (crowd, viewers):  # once before, for what is only done once
+            with each.come():
+                time.sleep(SETTLE)
+        come: dict[str, Come] = {"crowd": crowd.come, "viewers": viewers.come}
+        alone, disturbed = take_turns(run, come, args.seconds, args.phase)
+        stood = f"{min(crowd.stood)} to {max(crowd.stood)} of {CROWD} silent ones still there"
+        return alone, disturbed, f"{stood} at the end of a phase; turned away: {run.refused}"
+    finally:
+        for visitor in visitors:
+            visitor.end()
+        end(run)
 
 
 def main() -> int:
     """Print a line for each goal and measure, and one of all at last."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--block", type=float, default=4.5, help="seconds")
+    parser.add_argument("--seconds", type=float, default=100, help="of all phases")
+    parser.add_argument("--phase", type=float, default=2.0, help="seconds")
+    parser.add_argument("--cores", type=int, default=1, help="for coordinator and worker")
+    parser.add_argument("--hidden", type=int, default=128, help="the model's size")
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args()
     begin = time.monotonic()
-    alone, disturbed, refused = measure(args.rounds, args.block)
-    kinds = len(disturbed)
+    ours, theirs = divide(args.cores)
+    with tempfile.TemporaryDirectory(prefix="pml-doors-") as folder:
+        alone, disturbed, turned_away = measure(args, ours, theirs, Path(folder))
     said, verdicts = [], []
-    for measure_index, measure_name in enumerate(("processor", "wall")):
-        base = statistics.median(pair[measure_index] for pair in alone)
-        print(f"{measure_name:<10}alone    {base * 1e3:8.3f} ms a step, {len(alone)} blocks")
-        for which, (name, blocks) in enumerate(disturbed.items()):
+    for at, name in enumerate(MEASURES):
+        base = statistics.median(values[at] for values in alone)
+        print(f"{name:<10}alone    {base * 1e3:8.3f} ms a step, {len(alone)} phases")
+        for which, (who, phases) in enumerate(disturbed.items()):
             ratios = []
-            for number, pair in enumerate(blocks):
-                at = number * kinds + which
-                beside = (alone[at][measure_index] + alone[at + 1][measure_index]) / 2
-                ratios.append(pair[measure_index] / beside - 1)
+            for number, values in enumerate(phases):
+                before = number * len(disturbed) + which
+                beside = (alone[before][at] + alone[before + 1][at]) / 2
+                ratios.append(values[at] / beside - 1)
             median, low, high = interval(ratios)
-            verdicts.append(verdict(low, high, GOALS[name]))
+            verdicts.append(verdict(low, high, GOALS[who]))
             words = f"{median:+.2%} ({low:+.2%} to {high:+.2%})"
-            said.append(f"{name} {measure_name} {words} {verdicts[-1]}")
-            print(f"{measure_name:<10}{name:<9}{words}, goal {GOALS[name]:+.0%}: {verdicts[-1]}")
-    print(f"turned away: {refused}")
+            said.append(f"{who} {name} {words} {verdicts[-1]}")
+            print(f"{name:<10}{who:<9}{words}, goal {GOALS[who]:+.0%}: {verdicts[-1]}")
+    where = f"run on {sorted(ours)}, visitors on {len(theirs)} others"
+    print(f"{where}; {turned_away}")
     print(f"doors: {'; '.join(said)}; {time.monotonic() - begin:.0f} s")
     if args.report_only:
         return 0

@@ -1,6 +1,6 @@
 """Flipped bits in a run folder: each is detected by name, and nothing damaged is loaded.
 
-Usage: tools/chaos/flips.py [--flips N]
+Usage: tools/chaos/flips.py [--flips N] [--seed S]
 
 One bit of one file of a real run is flipped, anywhere in checkpoints, shards, log or run.json, and
 the run is resumed. It must refuse, or go on without the damaged part and say so.
@@ -24,8 +24,9 @@ def main() -> int:
     """Print one line of figures; the exit status says whether all held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flips", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=9)
     args = parser.parse_args()
-    chance = random.Random(9)
+    chance = random.Random(args.seed)
     told: Counter[str] = Counter()
     missed = 0
     with tempfile.TemporaryDirectory(prefix="pml-flips-") as name:

@@ -52,7 +52,7 @@ def main() -> int:
     for test in TESTS:
         passed, failed, measured = run(test, quiet=True)
         good, bad, seconds = good + passed, bad + failed, measured or seconds
-    load = 3 * (os.cpu_count() or 2)
+    load = 3 * len(os.sched_getaffinity(0))
     burners = [multiprocessing.Process(target=burn, daemon=True) for _ in range(load)]
     for burner in burners:
         burner.start()

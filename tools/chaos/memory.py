@@ -1,6 +1,6 @@
 """Memory that runs out in the coordinator: each of its allocations refused, in a life of its own.
 
-Usage: tools/chaos/memory.py [--at N...] [--together N]
+Usage: tools/chaos/memory.py [--at N...] [--from N] [--count N] [--together N]
 
 What each life must show is in tests/fault/test_no_memory.c.
 """
@@ -35,6 +35,8 @@ def main() -> int:
     """Print one line of figures; the exit status says whether all held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--at", type=int, nargs="+", help="these alone")
+    parser.add_argument("--from", type=int, default=1, dest="first", help="the first of a part")
+    parser.add_argument("--count", type=int, help="of the part; all that are left when not given")
     parser.add_argument("--together", type=int, default=os.cpu_count() or 2)
     args = parser.parse_args()
     begin = time.monotonic()
@@ -43,13 +45,18 @@ def main() -> int:
     if not held or total is None:
         print(said)
         return 1
-    numbers = args.at or range(1, int(total[1]) + 1)
+    last = int(total[1])
+    if args.count is not None:
+        last = min(last, args.first + args.count - 1)
+    numbers = args.at or range(args.first, last + 1)
     bad = []
     with ThreadPoolExecutor(args.together) as pool:
         for number, (held, said) in zip(numbers, pool.map(live, numbers), strict=True):
             if not held:
                 bad.append(number)
                 print(f"allocation {number}:\n{said}", flush=True)
+            if number % 100 == 0:
+                print(f"allocation {number}: {len(bad)} failed until here", flush=True)
     print(
         f"memory: {len(numbers)} of {total[1]} allocations refused in "
         f"{time.monotonic() - begin:.0f} s; failed: {', '.join(map(str, bad)) or 'none'}"
