@@ -265,6 +265,18 @@ static void a_full_disk_holds_events_back(void **state)
     harness_destroy(&h);
 }
 
+static void wait_until_it_stands(harness *h)
+{
+    double end = pml_clock_monotonic() + harness_bound(20);
+    for (bool paused = false; !paused;) {
+        pml_message *m = status_of(h);
+        paused = strcmp(pml_message_string(m, "state"), "paused") == 0;
+        pml_message_destroy(&m);
+        assert_true(pml_clock_monotonic() < end);
+        harness_receive_for(h, 0.01); /* who asks without a pause is refused as hurried, in time */
+    }
+}
+
 /* Too much waits: the run stands, and goes on when there is room; commands are refused at last. */
 static void what_waits_is_bounded(void **state)
 {
@@ -278,14 +290,7 @@ static void what_waits_is_bounded(void **state)
     harness_event(h, 0, PML_EVENT_step, "step", "5", NULL);
     set_faults(1, INT64_MAX, ENOSPC);
     wait_for_trouble(h, ENOSPC);
-    for (double end = pml_clock_monotonic() + harness_bound(20);;) {
-        pml_message *m = status_of(h);
-        bool paused = strcmp(pml_message_string(m, "state"), "paused") == 0;
-        pml_message_destroy(&m);
-        if (paused)
-            break;
-        assert_true(pml_clock_monotonic() < end);
-    }
+    wait_until_it_stands(h);
     bool refused = false;
     for (int i = 0; i < 1000 && !refused; i++) {
         pml_message *m = harness_ask(h, "set", "\"learning_rate\":0.5");
@@ -306,11 +311,7 @@ static void what_waits_is_bounded(void **state)
     /* Who pauses a run that stands by itself wants it to stand. */
     set_faults(1, INT64_MAX, ENOSPC);
     wait_for_trouble(h, ENOSPC);
-    for (bool paused = false; !paused;) {
-        pml_message *m = status_of(h);
-        paused = strcmp(pml_message_string(m, "state"), "paused") == 0;
-        pml_message_destroy(&m);
-    }
+    wait_until_it_stands(h);
     int64_t number = harness_command(h, "pause", "");
     mend();
     char text[32];
