@@ -4,8 +4,9 @@
  *   FAKE_NAN_STEP      loss of this step is not a number
  *   FAKE_FAIL_STEP     this step fails
  *   FAKE_LOAD_MS       milliseconds of loading, and for as long as the run folder has a file `slow`
- *   FAKE_SAVE_MS       milliseconds of writing a checkpoint, and for as long as there is a file
- * `held` FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
+ *   FAKE_SAVE_MS       milliseconds of writing a checkpoint, and while there is a file `held`
+ *   FAKE_WAIT_STEP     ranks stand in this step while there is a file `wait`
+ *   FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
  *   FAKE_HANG_RANK     this one (the last)
  *   FAKE_GPU           its device is a GPU of that name, whose driver is tests/shim/nvml.c
  *   FAKE_FLOPS         operations of a step
@@ -35,7 +36,7 @@ struct job {
     pml_train_state tuned; /* as of the last set */
     FILE *used;
     char hung[4096]; /* path of the mark */
-    char held[4096];
+    char held[4096], wait[4096];
     int64_t step, max_steps;
     uint64_t learnt;
     void (*tick)(void *user);
@@ -81,6 +82,7 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     snprintf(path, sizeof path, "%.4000s/used-%d.txt", setup->folder, setup->rank);
     snprintf(j->hung, sizeof j->hung, "%.4000s/hung", setup->folder);
     snprintf(j->held, sizeof j->held, "%.4000s/held", setup->folder);
+    snprintf(j->wait, sizeof j->wait, "%.4000s/wait", setup->folder);
     j->used = fopen(path, "a");
     if (j->used == NULL)
         return PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
@@ -169,6 +171,10 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
     if (u->step == (int64_t)number("FAKE_FAIL_STEP", -1) && j->rank == j->world - 1)
         return PML_FAIL(err, PML_NO_MEMORY, "made to fail at step %lld", (long long)u->step);
     hang_once(j, u->step);
+    while (u->step == (int64_t)number("FAKE_WAIT_STEP", -1) && access(j->wait, F_OK) == 0) {
+        pml_clock_sleep(0.005);
+        j->tick(j->user);
+    }
     double sum = 1;
     pml_status status = pml_comm_allreduce_f64(j->comm, &sum, 1, err);
     if (status != PML_OK)

@@ -111,9 +111,10 @@ static void killed_while_loading_leaves_nobody(void **state)
     harness *h = harness_new(2, 100, NULL);
     setenv("FAKE_LOAD_MS", "60000", 1);
     assert_true(harness_start(h, NULL));
-    harness_receive_for(h, 0.3);
-    pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
-    assert_true(pids[0] > 0 && pids[1] > 0);
+    pid_t pids[2];
+    for (int r = 0; r < 2; r++)
+        while ((pids[r] = harness_worker_pid(h, r)) <= 0) /* it is being started */
+            harness_receive_for(h, 0.02);
     kill(h->coordinator, SIGKILL);
     harness_wait(h);
     harness_wait_gone(pids[0], 3);
@@ -226,12 +227,14 @@ static void settings_come_back_at_their_steps(void **state)
 {
     (void)state;
     harness *h = harness_new(2, 60, "\"save_steps\":10");
-    setenv("FAKE_STEP_MS", "10", 1);
+    setenv("FAKE_WAIT_STEP", "30", 1); /* or the run might be over before it is told */
+    harness_mark(h, "wait", true);
     assert_true(harness_start(h, NULL));
     harness_event(h, 0, PML_EVENT_step, "step", "12", NULL);
     char number[32];
     snprintf(number, sizeof number, "%lld",
              (long long)harness_command(h, "set", "\"learning_rate\":0.75"));
+    harness_mark(h, "wait", false);
     int64_t k =
         pml_message_int(harness_event(h, 0, PML_EVENT_applied, "command", number, NULL), "step");
     assert_true(k > 12 && k < 50);
@@ -239,7 +242,7 @@ static void settings_come_back_at_their_steps(void **state)
     kill(h->coordinator, SIGTERM);
     harness_wait(h);
     harness_disconnect(h);
-    unsetenv("FAKE_STEP_MS");
+    unsetenv("FAKE_WAIT_STEP");
     for (int step = 20; step <= 60; step += 10) {
         char name[64];
         snprintf(name, sizeof name, "checkpoints/step-%06d", step);
