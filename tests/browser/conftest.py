@@ -24,6 +24,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools" / "chaos"))
+from reap import at_end  # noqa: E402
+
+at_end()  # tests that are killed leave no lab, no browser and no run behind
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Seconds. Nothing that works takes so long, also where a machine builds something else beside the
 # tests; no test asserts a time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +14,11 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from pantheraml.tiny import TinyLlama
+
+sys.path.append(str(Path(__file__).parents[2] / "tools" / "chaos"))
+from reap import at_end, reap
+
+at_end()  # tests that are killed leave nothing behind either
 
 #: Seconds. Nothing that a test waits for takes so long on any machine that works, however slow or
 #: busy: who has waited so long waits for nothing. What has to be quick is measured by tools/chaos
@@ -53,33 +59,6 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             end(pm.attach(info.folder, restart=False))
     finally:
         reap(f"PML_TEST_RUNS={folder}")
-
-
-def reap(entry: str) -> int:
-    """Kill every process that has this in its environment; how many there were.
-
-    A run outlives a test that fails, or that removes its folder, on purpose. Those that another
-    one starts meanwhile are found at the next look.
-    """
-    killed = 0
-    while found := [pid for pid in processes_with(entry) if alive(pid)]:
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        killed += len(found)
-        time.sleep(0.02)
-    return killed
-
-
-def processes_with(entry: str) -> list[int]:
-    """Processes that were started with this in their environment."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError):
-            if folder.name.isdigit():
-                if entry.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-    return found
 
 
 def end(run: pm.Run) -> None:

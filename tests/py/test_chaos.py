@@ -14,7 +14,7 @@ KILL = Path(__file__).parents[2] / "tools" / "chaos" / "kill.py"
 
 def test_struck_six_times() -> None:
     done = subprocess.run(
-        [sys.executable, "-P", KILL, "--kills", "6", "--steps", "1000", "--seed", "7"],
+        [sys.executable, KILL, "--kills", "6", "--steps", "1000", "--seed", "7"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from common import end, make_model, reach, rows
+from reap import at_end
 
 KERNEL = """
 import json, sys, time
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10_000, help="of history, at least")
     parser.add_argument("--limit", type=float, default=2.0, help="seconds for an attach")
     args = parser.parse_args()
+    at_end()
     chance = random.Random(5)
     bad = 0
     taken: list[float] = []

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from common import SHIMS, end, make_model, reach, rows
+from reap import at_end
 
 HOUR = 3600.0
 
@@ -22,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2000, help="between two changes of the date")
     args = parser.parse_args()
+    at_end()
     with tempfile.TemporaryDirectory(prefix="pml-clock-") as name:
         folder = Path(name)
         shift = folder / "shift"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pantheraml as pm
@@ -60,3 +63,17 @@ def memory(pid: int) -> int:
 def descriptors(pid: int) -> int:
     """How many files, sockets and the like a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@contextmanager
+def load(processes: int) -> Iterator[None]:
+    """Have so many processes burn time meanwhile."""
+    burning = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)
+    ]
+    try:
+        yield
+    finally:
+        for process in burning:
+            process.kill()
+            process.wait()

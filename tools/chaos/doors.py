@@ -37,6 +37,7 @@ from signal import SIGCONT, SIGSTOP
 import pantheraml as pm
 from common import end, reach
 from pantheraml.tiny import TinyLlama
+from reap import at_end
 
 GOALS = {"crowd": 0.02, "viewers": 0.01}
 MEASURES = ("median", "mean", "processor")
@@ -291,6 +292,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=128, help="the model's size")
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args()
+    at_end()
     begin = time.monotonic()
     ours, theirs = divide(args.cores)
     with tempfile.TemporaryDirectory(prefix="pml-doors-") as folder:

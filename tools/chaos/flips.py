@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from common import end, make_model, reach, rows
+from reap import at_end
 
 
 def main() -> int:
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=9)
     args = parser.parse_args()
+    at_end()
     chance = random.Random(args.seed)
     told: Counter[str] = Counter()
     missed = 0

@@ -5,21 +5,17 @@ Usage: tools/chaos/hang.py
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import common
+from reap import at_end
+
 BUILD = Path(__file__).resolve().parents[2] / "build" / "release"
 TESTS = ("recover", "takeover", "hang")
-
-
-def burn() -> None:
-    """Use up a processor."""
-    while True:
-        pass
 
 
 def run(test: str, quiet: bool) -> tuple[int, list[str], str]:
@@ -48,21 +44,16 @@ def run(test: str, quiet: bool) -> tuple[int, list[str], str]:
 
 def main() -> int:
     """Print one line of figures; the exit status says whether all held."""
+    at_end()
     good, bad, seconds = 0, [], ""
     for test in TESTS:
         passed, failed, measured = run(test, quiet=True)
         good, bad, seconds = good + passed, bad + failed, measured or seconds
     load = 3 * len(os.sched_getaffinity(0))
-    burners = [multiprocessing.Process(target=burn, daemon=True) for _ in range(load)]
-    for burner in burners:
-        burner.start()
-    try:
+    with common.load(load):
         for test in TESTS:
             passed, failed, _ = run(test, quiet=False)
             good, bad = good + passed, bad + [f"{name} under load" for name in failed]
-    finally:
-        for burner in burners:
-            burner.kill()
     print(
         f"hang: {good} passed, half of them beside {load} busy loops; found after {seconds} s;"
         f" failed: {', '.join(dict.fromkeys(bad)) or 'none'}"

@@ -35,8 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
+from common import load
 from pantheraml import sums
 from pantheraml.tiny import TinyLlama
+from reap import at_end
 
 COMMANDS = 20  # a run
 FIRST_SETS = 3  # the first of them change settings, before the first strike
@@ -350,8 +352,39 @@ def end(run: pm.Run) -> None:
     run.close()
 
 
+def strike_runs(options: argparse.Namespace, root: Path) -> str:
+    """Strike runs until there were enough strikes; what came of it."""
+    model = TinyLlama().write(root / "model")
+    done = number = restarts = killed = applied = 0
+    begin = time.monotonic()
+    while done < options.kills or restarts == 0:  # strikes may find runs that are over
+        number += 1
+        most = max(1, min(KILLS, options.kills - done))
+        name, seed = f"struck-{number}", options.seed + number
+        run, strikes, allowed = disturbed(model, name, seed, options.steps, most)
+        other = undisturbed(run, f"alone-{number}")
+        check(run, other, allowed)
+        restarts += sum(event["type"] == "restart" for event in run.events())
+        done += strikes
+        killed += allowed
+        applied += sets(run)
+        for each in (run, other):
+            end(each)
+            if not options.keep:
+                shutil.rmtree(each.folder)
+        print(
+            f"run {number}: {done} strikes, {killed} processes killed, "
+            f"{applied} settings applied, {restarts} restarts, equal bit for bit",
+            flush=True,
+        )
+    return (
+        f"{done} strikes, {killed} processes killed, {applied} settings applied, "
+        f"{restarts} restarts, {number} runs, {time.monotonic() - begin:.0f} s"
+    )
+
+
 def main() -> None:
-    """Strike runs until there were enough strikes."""
+    """Strike runs, or be the client of one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--steps", type=int, default=1500, help="of a run")
@@ -364,51 +397,17 @@ def main() -> None:
     if options.client is not None:
         client(options.client, options.seed, options.first)
         return
+    at_end()
     root = Path(tempfile.mkdtemp(prefix="pml-chaos-"))
     os.environ["PANTHERAML_RUNS"] = str(root / "runs")
     os.environ["PANTHERAML_CACHE"] = str(root / "cache")
-    model = TinyLlama().write(root / "model")
-    burning = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.load)
-    ]
-    done = number = restarts = killed = applied = 0
-    begin = time.monotonic()
     try:
-        while done < options.kills or restarts == 0:  # strikes may find runs that are over
-            number += 1
-            seed = options.seed + number
-            run, strikes, allowed = disturbed(
-                model,
-                f"struck-{number}",
-                seed,
-                options.steps,
-                max(1, min(KILLS, options.kills - done)),
-            )
-            other = undisturbed(run, f"alone-{number}")
-            check(run, other, allowed)
-            restarts += sum(event["type"] == "restart" for event in run.events())
-            done += strikes
-            killed += allowed
-            applied += sets(run)
-            for each in (run, other):
-                end(each)
-                if not options.keep:
-                    shutil.rmtree(each.folder)
-            print(
-                f"run {number}: {done} strikes, {killed} processes killed, "
-                f"{applied} settings applied, {restarts} restarts, equal bit for bit",
-                flush=True,
-            )
+        with load(options.load):
+            said = strike_runs(options, root)
     except BaseException:
         print(f"seed {options.seed}; the runs are in {root}", file=sys.stderr)
         raise
-    finally:
-        for process in burning:
-            process.kill()
-    print(
-        f"{done} strikes, {killed} processes killed, {applied} settings applied, "
-        f"{restarts} restarts, {number} runs, {time.monotonic() - begin:.0f} s"
-    )
+    print(said)
     if not options.keep:
         shutil.rmtree(root)
 

@@ -16,6 +16,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from reap import at_end
+
 BUILD = Path(__file__).resolve().parents[2] / "build" / "release"
 
 
@@ -39,6 +41,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="of the part; all that are left when not given")
     parser.add_argument("--together", type=int, default=os.cpu_count() or 2)
     args = parser.parse_args()
+    at_end()
     begin = time.monotonic()
     held, said = live(0)
     total = re.search(r"(\d+) allocations", said)

@@ -31,6 +31,7 @@ import pantheraml as pm
 from pantheraml import programs
 from pantheraml.record import LogReader
 from pantheraml.tiny import TinyLlama
+from reap import at_end
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -356,6 +357,7 @@ def main() -> int:
     parser.add_argument("--resumes", type=int, default=100, help="of them, resumed for real")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    at_end()
     if not SHIM.exists():
         print(f"{SHIM} is not there: tools/build -DPML_TESTS=ON", file=sys.stderr)
         return 2

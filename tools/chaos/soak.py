@@ -20,6 +20,7 @@ from typing import Any
 
 import pantheraml as pm
 from common import descriptors, end, make_model, memory, reach, rows
+from reap import at_end
 
 MIB = 1 << 20
 ROUNDS = 20
@@ -82,6 +83,7 @@ def main() -> int:
     parser.add_argument("--commands", type=int, default=1000)
     parser.add_argument("--visits", type=int, default=100)
     args = parser.parse_args()
+    at_end()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pml-soak-") as name:
         os.environ["PANTHERAML_RUNS"] = str(Path(name) / "runs")
