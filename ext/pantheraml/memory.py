@@ -45,6 +45,10 @@ class Plan:
         A micro-batch is run in about so many, cut between documents.
     moments_8bit
         With ``optim="adamw_auto"``: AdamW's moments are in 8 bits.
+    unpacked
+        With ``quant="nf4"`` on a GPU: so many linear layers (four a layer of the model) have
+        their numbers in memory that was left, in place of codes to unpack at each use. The
+        numbers, and so the run's bits, are the same.
     """
 
     by_cause: Mapping[str, int]
@@ -57,6 +61,7 @@ class Plan:
     recompute: str = "none"
     pieces: int = 1
     moments_8bit: bool = False
+    unpacked: int = 0
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Plan:
@@ -79,6 +84,7 @@ class Plan:
             )
             + (f"; micro-batches in {self.pieces} pieces" if self.pieces > 1 else "")
             + ("; AdamW's moments in 8 bits" if self.moments_8bit else "")
+            + (f"; NF4 unpacked for good in {self.unpacked} linear layers" if self.unpacked else "")
         )
         return "\n".join(lines)
 

@@ -174,6 +174,7 @@ class Standing(Following):
                 plan["head_chunk"],
                 plan["pieces"],
                 int(plan.get("moments_8bit", False)),
+                plan.get("unpacked", 0),
             ),
         )
         return Program.parse(text, event_of(self._notes()))

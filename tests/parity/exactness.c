@@ -168,6 +168,43 @@ static void check_recompute(const char *fixtures, const char *name, double dropo
     free(kept);
 }
 
+/* NF4 weights as codes, as numbers, and some of each: the same bits; with layers made again, where
+ * a weight that was unpacked for that serves the backward, too. */
+static void check_unpacked(const char *fixtures, const char *name)
+{
+    enum { RUNS = 4, LINEARS = 4 };
+    pml_train_config config;
+    load(fixtures, name, 0, &config);
+    float *values[RUNS];
+    pml_step_result results[RUNS];
+    size_t n = 0, weights[RUNS];
+    for (int i = 0; i < RUNS; i++) {
+        session s;
+        const int unpacked[RUNS] = {0, LINEARS + 1, 2 * LINEARS, LINEARS - 1};
+        session_open(&(session_options){.config = &config,
+                                        .recompute = i == 3 ? PML_RECOMPUTE_LAYER : 0,
+                                        .recompute_layers = i == 3 ? 2 : 0,
+                                        .head_chunk = 16,
+                                        .unpacked = unpacked[i]},
+                     &s);
+        for (int step = 0; step < 3; step++)
+            results[i] = session_step(&s, NULL);
+        values[i] = session_read(&s, PML_STATE_VALUE);
+        n = pml_stepper_state_floats(s.stepper);
+        weights[i] = pml_stepper_plan(s.stepper)->by_cause[PML_CAUSE_WEIGHTS];
+        session_close(&s);
+        check(memcmp(values[0], values[i], n * sizeof(float)) == 0,
+              "%s: %d weights unpacked change what is trained", name, unpacked[i]);
+        check(same(&results[0], &results[i]), "%s: %d weights unpacked change losses", name,
+              unpacked[i]);
+    }
+    check(weights[0] < weights[3] && weights[3] < weights[1] && weights[1] < weights[2],
+          "%s: weights of %zu, %zu, %zu, %zu bytes", name, weights[0], weights[3], weights[1],
+          weights[2]);
+    for (int i = 0; i < RUNS; i++)
+        free(values[i]);
+}
+
 /* A micro-batch run in pieces gives the loss and gradients of the whole, but for the order of sums.
  */
 static void check_pieces(const char *fixtures, const char *name)
@@ -350,6 +387,8 @@ int main(int argc, char **argv)
         check_pieces(argv[1], "llama-biased-full");
         check_pieces(argv[1], "qwen3-layers-lora");
         check_recompute(argv[1], "qwen3-tied-full", 0);
+        check_unpacked(argv[1], "llama-nf4-lora"); /* quantised while it is loaded */
+        check_unpacked(argv[1], "qwen2-nf4-lora"); /* quantised in its folder */
         check_recompute(argv[1], name, dropout);
         check_workers(argv[1], name, dropout);
     }

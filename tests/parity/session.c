@@ -176,8 +176,11 @@ void session_open(const session_options *o, session *s)
                                    .device_index = device,
                                    .threads = o->threads > 0 ? o->threads : 2,
                                    .comm = o->comm,
-                                   .choices = {o->recompute, o->recompute_layers, o->head_chunk,
-                                               o->pieces > 0 ? o->pieces : 1}};
+                                   .choices = {.recompute = o->recompute,
+                                               .recompute_layers = o->recompute_layers,
+                                               .head_chunk = o->head_chunk,
+                                               .pieces = o->pieces > 0 ? o->pieces : 1,
+                                               .unpacked = o->unpacked}};
     pml_sampler_bounds(s->sampler, &options.limits.tokens, &options.limits.docs,
                        &options.limits.labels);
     options.limits.max_doc = pml_sampler_max_doc(s->sampler);

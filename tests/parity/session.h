@@ -27,7 +27,7 @@ typedef struct session_options {
     const pml_train_config *config;
     pml_comm *comm;
     /* As pml_plan_choices; head_chunk 0: the planner's, pieces 0: one. */
-    int recompute, recompute_layers, head_chunk, pieces;
+    int recompute, recompute_layers, head_chunk, pieces, unpacked;
     int threads;
 } session_options;
 

@@ -6,6 +6,7 @@
  *                        [--deterministic] [--dropout 0.1] [--adamw-8bit]
  *                        [--cache FOLDER]   (of timed choices; not given: none)
  *                        [--gauges PAIRS]   (what reading NVML beside the steps costs)
+ *                        [--choices RECOMPUTE,LAYERS,CHUNK,PIECES]   (in place of the planner's)
  *
  * All tokens of full rows are counted; every token but each row's last has a label. Prints one JSON
  * line, after the profile. tools/bench/gpu.py runs it beside its peers. */
@@ -39,6 +40,7 @@ typedef struct bench {
     bool full, float32, profile, nf4, deterministic, adamw_8bit;
     size_t limit;
     double dropout;
+    pml_plan_choices choices;
     pml_train_config config;
     pml_stepper *stepper;
 } bench;
@@ -205,6 +207,7 @@ static void measure(bench *b)
         .device_index = index,
         .threads = 0,
         .cache = b->cache,
+        .choices = b->choices,
         .limits = {tokens, b->rows, tokens - b->rows, b->length, 0}};
     MUST(pml_stepper_new(&options, &b->stepper, err));
     double loaded = pml_clock_monotonic() - begin;
@@ -231,14 +234,15 @@ static void measure(bench *b)
         print_profile(b, &batches[0]);
     if (b->gauges > 0)
         measure_gauges(b, device, backend, batches);
-    printf("{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
-           "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
-           "\"pieces\": %d, \"head_chunk\": %d, \"load\": %.2f, "
-           "\"first_step\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
-           tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
-           pml_recompute_name((pml_recompute)plan->choices.recompute),
-           plan->choices.recompute_layers, plan->choices.pieces, plan->choices.head_chunk, loaded,
-           first, plan->flops / median * 1e-12, (size_t)usage.ru_maxrss << 10);
+    printf(
+        "{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
+        "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
+        "\"pieces\": %d, \"head_chunk\": %d, \"unpacked\": %d, \"priced\": %.5f, \"load\": %.2f, "
+        "\"first_step\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
+        tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
+        pml_recompute_name((pml_recompute)plan->choices.recompute), plan->choices.recompute_layers,
+        plan->choices.pieces, plan->choices.head_chunk, plan->choices.unpacked, plan->seconds,
+        loaded, first, plan->flops / median * 1e-12, (size_t)usage.ru_maxrss << 10);
     for (int i = 0; i < 2; i++) {
         free((void *)(uintptr_t)batches[i].ids);
         free((void *)(uintptr_t)batches[i].places);
@@ -250,15 +254,23 @@ static void measure(bench *b)
 
 static void read_options(int argc, char **argv, bench *b)
 {
-    static const struct option known[] = {
-        {"device", required_argument, NULL, 'd'},  {"rows", required_argument, NULL, 'r'},
-        {"length", required_argument, NULL, 'l'},  {"steps", required_argument, NULL, 's'},
-        {"limit", required_argument, NULL, 'm'},   {"full", no_argument, NULL, 'f'},
-        {"float32", no_argument, NULL, 'x'},       {"profile", no_argument, NULL, 'p'},
-        {"nf4", no_argument, NULL, 'n'},           {"deterministic", no_argument, NULL, 't'},
-        {"rank", required_argument, NULL, 'k'},    {"cache", required_argument, NULL, 'c'},
-        {"dropout", required_argument, NULL, 'o'}, {"adamw-8bit", no_argument, NULL, '8'},
-        {"gauges", required_argument, NULL, 'g'},  {NULL, 0, NULL, 0}};
+    static const struct option known[] = {{"device", required_argument, NULL, 'd'},
+                                          {"rows", required_argument, NULL, 'r'},
+                                          {"length", required_argument, NULL, 'l'},
+                                          {"steps", required_argument, NULL, 's'},
+                                          {"limit", required_argument, NULL, 'm'},
+                                          {"full", no_argument, NULL, 'f'},
+                                          {"float32", no_argument, NULL, 'x'},
+                                          {"profile", no_argument, NULL, 'p'},
+                                          {"nf4", no_argument, NULL, 'n'},
+                                          {"deterministic", no_argument, NULL, 't'},
+                                          {"rank", required_argument, NULL, 'k'},
+                                          {"cache", required_argument, NULL, 'c'},
+                                          {"dropout", required_argument, NULL, 'o'},
+                                          {"adamw-8bit", no_argument, NULL, '8'},
+                                          {"gauges", required_argument, NULL, 'g'},
+                                          {"choices", required_argument, NULL, 'w'},
+                                          {NULL, 0, NULL, 0}};
     *b = (bench){.device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
@@ -291,6 +303,11 @@ static void read_options(int argc, char **argv, bench *b)
             break;
         case '8':
             b->adamw_8bit = true;
+            break;
+        case 'w':
+            if (sscanf(optarg, "%d,%d,%d,%d", &b->choices.recompute, &b->choices.recompute_layers,
+                       &b->choices.head_chunk, &b->choices.pieces) != 4)
+                exit(EXIT_FAILURE);
             break;
         case 'f':
             b->full = true;

@@ -110,6 +110,8 @@ static pml_message *plan_event(const job_facts *f)
     pml_message_set_int(event, "pieces", p->choices.pieces);
     if (p->choices.moments_8bit)
         pml_message_set_bool(event, "moments_8bit", true);
+    if (p->choices.unpacked > 0)
+        pml_message_set_int(event, "unpacked", p->choices.unpacked);
     pml_message_set_part(event, "limits", limits);
     pml_message_set_int(event, "parameters", p->parameters);
     pml_message_set_int(event, "trainable", p->trainable);

@@ -26,7 +26,8 @@ typedef struct pmli_linear {
     double scale[PML_LINEAR_MAX_PARTS];
     int32_t w, bias, a, b;        /* tensors; absent: PMLI_ABSENT */
     int32_t nf4[PML_NF4_TENSORS]; /* in place of w; absent: PMLI_ABSENT */
-    int32_t dw, dbias, da, db;    /* their gradients where trained */
+    int32_t unpacked; /* while a layer's backward is built: its numbers, that the recompute made */
+    int32_t dw, dbias, da, db; /* their gradients where trained */
 } pmli_linear;
 
 typedef struct pmli_norm {

@@ -103,12 +103,14 @@ static void lora_attributes(const pmli_builder *b, int32_t layer, int which, uin
 }
 
 /* The weight as the products take it: one in NF4 is unpacked just before, into memory that the
- * layers share. */
+ * layers share, unless the layer's recompute has done so. */
 static int32_t unpacked(pmli_builder *b, int32_t layer, int which)
 {
     const pmli_linear *l = &b->layers[layer].linear[which];
     if (l->nf4[0] < 0)
         return l->w;
+    if (l->unpacked >= 0)
+        return l->unpacked;
     int32_t w = pmli_transient(b, pmli_fixed(b->config->dtype, l->outputs, l->inputs),
                                PML_CAUSE_WORKSPACE, "%s weight %d", forward_labels[which], layer);
     pmli_border(b, w, l->border, l->border);
@@ -124,12 +126,13 @@ static int32_t unpacked(pmli_builder *b, int32_t layer, int which)
     return w;
 }
 
-static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y, int32_t u)
+/* Returns the weight that it read. */
+static int32_t linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y, int32_t u)
 {
     int32_t w = unpacked(b, layer, which);
     pml_node *node = pmli_node(b, PML_OP_linear, layer, forward_labels[which]);
     if (node == NULL)
-        return;
+        return PMLI_ABSENT;
     const pmli_linear *l = &b->layers[layer].linear[which];
     pml_linear_args *args = &node->args.linear;
     lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
@@ -147,6 +150,7 @@ static void linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t
     pmli_operand(node, 7, y);
     pmli_operand(node, 8, u);
     pmli_node_done(b, node);
+    return w;
 }
 
 /* Which of a linear layer's gradients: all; those that do not read its input; those that do. */
@@ -170,7 +174,8 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, pmli_gradients
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     args->border = l->border;
-    args->kept = part == PMLI_OF_INPUT ? PML_BORDER_OF_DY : l->nf4[0] < 0 ? PML_BORDER_OF_W : 0;
+    bool filled = l->nf4[0] < 0 || l->unpacked >= 0; /* its border, by the forward */
+    args->kept = part == PMLI_OF_INPUT ? PML_BORDER_OF_DY : filled ? PML_BORDER_OF_W : 0;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     bool reads = of_input && (l->dw >= 0 || l->da >= 0);
     const int32_t operands[] = {dy, reads ? x : PMLI_ABSENT, w, l->a, l->b, u};
@@ -412,7 +417,7 @@ static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t
     post_norm(b, layer, (pmli_stream){s->h, s->mid}, s);
     s->gate_up = output_of(b, layer, PMLI_GATE_UP, "gate_up"); /* its gradient comes there */
     s->u_gate_up = low_rank(b, layer, PMLI_GATE_UP, "gate_up u");
-    linear(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up);
+    s->w_gate_up = linear(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up);
 }
 
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
@@ -472,8 +477,11 @@ static void remake(pmli_builder *b, int32_t layer, int which, int32_t recompute,
 {
     int32_t first = b->program->n_nodes;
     bool whole = recompute == PML_RECOMPUTE_LAYER;
-    if (whole && which == PMLI_DOWN)
+    if (whole && which == PMLI_DOWN) {
         layer_inside(b, layer, (pmli_stream){s->h, PMLI_ABSENT}, PMLI_ABSENT, s);
+        /* The widest weight is the next that is read: it is not unpacked twice. */
+        b->layers[layer].linear[PMLI_GATE_UP].unpacked = s->w_gate_up;
+    }
     if (whole || recompute == PML_RECOMPUTE_NONE) {
         mark_again(b, first);
         return;
@@ -499,10 +507,10 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
         linear_bwd(b, layer, PMLI_DOWN, PMLI_ALL, d, s->act, s->u_down, PMLI_ABSENT);
         return;
     }
-    remake(b, layer, PMLI_DOWN, recompute, s);
     int32_t dact = pmli_activation(b, spec->intermediate, "d swiglu", layer);
     bool again = reads_input(b, layer, PMLI_DOWN);
     linear_bwd(b, layer, PMLI_DOWN, PMLI_BEFORE_INPUT, d, PMLI_ABSENT, s->u_down, dact);
+    remake(b, layer, PMLI_DOWN, recompute, s); /* after it: down's weight is unpacked and gone */
     swiglu_bwd(b, layer, dact, s->gate_up, again);
     if (again)
         linear_bwd(b, layer, PMLI_DOWN, PMLI_OF_INPUT, d, dact, PMLI_ABSENT, PMLI_ABSENT);
@@ -510,6 +518,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
         stop == PMLI_GATE_UP ? PMLI_ABSENT : pmli_activation(b, spec->hidden, "d mlp input", layer);
     remake(b, layer, PMLI_GATE_UP, recompute, s);
     linear_bwd(b, layer, PMLI_GATE_UP, PMLI_ALL, s->gate_up, s->y2, s->u_gate_up, dy2);
+    b->layers[layer].linear[PMLI_GATE_UP].unpacked = PMLI_ABSENT;
     if (stop == PMLI_GATE_UP)
         return;
     rmsnorm_bwd(b, layer, "post norm backward", dy2, s->mid, &w->post_norm, s->rstd2, d, d);

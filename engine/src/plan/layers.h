@@ -17,7 +17,7 @@ typedef struct pmli_saved {
     int32_t qk, rstd_qk; /* queries and keys normalised; absent: they stand in qkv. After rope */
     int32_t o, lse, u_o;
     int32_t mid; /* after attention: sum of the stream */
-    int32_t y2, rstd2, gate_up, u_gate_up;
+    int32_t y2, rstd2, gate_up, u_gate_up, w_gate_up;
     int32_t act, u_down;
 } pmli_saved;
 
@@ -37,7 +37,6 @@ bool pmli_layer_trained(const pmli_layer *layer);
 
 /* recompute: pml_recompute, what is made again first (saved is changed to it).
  * d: gradient of the layer's output, becomes that of its input, in place. Without input_needed the
-from measured rates)
  * backward ends at the lowest thing that is trained. */
 void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *saved, int32_t recompute,
                          int32_t d, bool input_needed);

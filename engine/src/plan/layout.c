@@ -134,20 +134,46 @@ static void describe_linear(const pmli_builder *b, int l, int which, pmli_linear
     int32_t unit = b->backend->border, used = linear->lora_blocks * linear->rank;
     if (unit > 0)
         linear->border = (used + unit - 1) / unit * unit;
-    linear->w = linear->bias = linear->a = linear->b = PMLI_ABSENT;
+    linear->w = linear->bias = linear->a = linear->b = linear->unpacked = PMLI_ABSENT;
     for (int k = 0; k < PML_NF4_TENSORS; k++)
         linear->nf4[k] = PMLI_ABSENT;
     linear->dw = linear->dbias = linear->da = linear->db = PMLI_ABSENT;
 }
 
-/* Room to quantise a weight in while the model is loaded: float32 at the widest, and workspace. */
-static void room_to_load(pmli_builder *b, int64_t rows, int64_t cols)
+static void nf4_lengths(int64_t n, int64_t lengths[PML_NF4_TENSORS])
+{
+    const int64_t all[PML_NF4_TENSORS] = {pml_nf4_codes(n), pml_nf4_blocks(n), pml_nf4_nested(n),
+                                          1};
+    memcpy(lengths, all, sizeof all);
+}
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + PMLI_ALIGN - 1) / PMLI_ALIGN * PMLI_ALIGN;
+}
+
+size_t pml_nf4_stage(int64_t n, size_t at[PML_NF4_TENSORS])
+{
+    size_t end = aligned((size_t)n * sizeof(float));
+    int64_t lengths[PML_NF4_TENSORS];
+    nf4_lengths(n, lengths);
+    for (int k = 0; k < PML_NF4_TENSORS; k++) {
+        at[k] = end;
+        end += aligned((size_t)lengths[k] * (k < PML_NF4_SCALES ? 1 : sizeof(float)));
+    }
+    return end;
+}
+
+/* Room to quantise a weight in while the model is loaded: float32 at the widest, its codes and
+ * scales where they have no other place, and workspace. */
+static void room_to_load(pmli_builder *b, int64_t rows, int64_t cols, bool staged)
 {
     pml_program *p = b->program;
+    size_t at[PML_NF4_TENSORS];
     pml_op_args args = {.nf4_quantise.x =
                             pml_matrix((void *)(uintptr_t)PMLI_ALIGN, rows, cols, PML_F32)};
-    size_t bytes = (size_t)(rows * cols) * sizeof(float);
-    bytes = (bytes + PMLI_ALIGN - 1) / PMLI_ALIGN * PMLI_ALIGN;
+    size_t bytes =
+        staged ? pml_nf4_stage(rows * cols, at) : aligned((size_t)(rows * cols) * sizeof(float));
     bytes += b->backend->workspace(NULL, PML_OP_nf4_quantise, &args);
     if (p->loading < 0)
         p->loading =
@@ -163,11 +189,9 @@ static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
     int64_t length[PML_NF4_TENSORS] = {0}, at[PML_NF4_TENSORS] = {0};
     int64_t share[PML_LINEAR_MAX_PARTS][PML_NF4_TENSORS];
     for (int p = 0; p < linear->parts; p++) {
-        int64_t n = (int64_t)linear->part_cols[p] * linear->inputs;
-        const int64_t lengths[] = {pml_nf4_codes(n), pml_nf4_blocks(n), pml_nf4_nested(n), 1};
-        memcpy(share[p], lengths, sizeof lengths);
+        nf4_lengths((int64_t)linear->part_cols[p] * linear->inputs, share[p]);
         for (int k = 0; k < PML_NF4_TENSORS; k++)
-            length[k] += lengths[k];
+            length[k] += share[p][k];
     }
     for (int k = 0; k < PML_NF4_TENSORS; k++)
         linear->nf4[k] =
@@ -178,7 +202,7 @@ static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
             pmli_parameter(b, "model.layers.%d.%s.weight", l, part_names[which][p]);
         if (parameter == NULL)
             return;
-        room_to_load(b, linear->part_cols[p], linear->inputs);
+        room_to_load(b, linear->part_cols[p], linear->inputs, false);
         parameter->rows = linear->part_cols[p];
         parameter->cols = linear->inputs;
         parameter->rank = 2;
@@ -195,16 +219,27 @@ static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
 static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
 {
     char name[112];
-    if (b->config->quant == PML_QUANT_NF4) {
+    bool nf4 = b->config->quant == PML_QUANT_NF4;
+    if (nf4 && l * PMLI_LINEARS + which >= b->program->choices.unpacked) {
         lay_nf4(b, l, which, linear);
         return;
     }
     snprintf(name, sizeof name, "layers.%d.%s.weight", l, linear_names[which]);
-    linear->w = weight(b, linear->outputs, linear->inputs, false, &linear->dw, name);
+    linear->w =
+        nf4 ? pmli_persistent(b, pmli_fixed(b->config->dtype, linear->outputs, linear->inputs),
+                              PML_CAUSE_WEIGHTS, "%s", name)
+            : weight(b, linear->outputs, linear->inputs, false, &linear->dw, name);
     pmli_border(b, linear->w, linear->border, linear->border);
     for (int p = 0, row = 0; p < linear->parts; row += linear->part_cols[p], p++) {
         snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
-        name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);
+        pml_parameter *parameter =
+            name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);
+        if (!nf4 || parameter == NULL)
+            continue;
+        room_to_load(b, parameter->rows, parameter->cols, true);
+        parameter->nf4 = true;
+        for (int k = 0; k < PML_NF4_TENSORS; k++)
+            parameter->nf4_parts[k] = PMLI_ABSENT;
     }
 }
 

@@ -193,6 +193,37 @@ static int32_t widest_chunk(const pmli_search *s, const pml_batch_limits *limits
     return chunk;
 }
 
+/* Not on the CPU, where what is left is the host's. */
+static bool may_unpack(const pmli_search *s)
+{
+    return s->config->quant == PML_QUANT_NF4 && s->available > 0 &&
+           strcmp(s->backend->name, "cpu") != 0;
+}
+
+/* As many weights unpacked for good as what is left holds: all, or the most that fit. */
+static pml_status unpack_most(const pmli_search *s, const pml_batch_limits *limits, bool estimate,
+                              pml_plan *plan, pml_error *err)
+{
+    if (!may_unpack(s))
+        return PML_OK;
+    pml_plan candidate;
+    pml_plan_choices choices = plan->choices;
+    int32_t low = choices.unpacked, high = s->spec->layers * PMLI_LINEARS + 1; /* high does not */
+    for (int32_t next = high - 1; next > low && next < high; next = low + (high - low) / 2) {
+        choices.unpacked = next;
+        pml_status status = try_plan(s, limits, &choices, estimate, &candidate, err);
+        if (status != PML_OK)
+            return status;
+        if (fits(s, &candidate)) {
+            low = next;
+            *plan = candidate;
+        } else {
+            high = next;
+        }
+    }
+    return PML_OK;
+}
+
 /* The cheapest recompute with which these pieces and this chunk fit: the lowest level, and of it
  * the fewest layers, since memory falls as both rise. *found = false when nothing does. */
 static pml_status least_recompute(const pmli_search *s, const pml_batch_limits *limits,
@@ -373,6 +404,10 @@ static pml_status search(const pmli_search *s, const pml_batch_limits *limits, p
                                                 &candidate, &found, err);
             if (status != PML_OK)
                 return status;
+            if (found)
+                status = unpack_most(s, limits, true, &candidate, err);
+            if (status != PML_OK)
+                return status;
             if (found && (!*any || candidate.seconds < plan->seconds)) {
                 *plan = candidate;
                 *any = true;
@@ -477,6 +512,15 @@ pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *co
         status =
             PML_FAIL(err, PML_INVALID, "a micro-batch cannot be run in %d pieces", choices->pieces);
     return status == PML_OK ? try_plan(&s, limits, choices, false, plan, err) : status;
+}
+
+pml_status pml_plan_unpack(const pml_model_spec *spec, const pml_train_config *config,
+                           const pml_batch_limits *limits, const pml_backend *backend,
+                           size_t available, pml_plan *plan, pml_error *err)
+{
+    pmli_search s = {.spec = spec, .config = config, .backend = backend, .available = available};
+    pml_status status = pml_rates_get(backend->name, &s.rates, err);
+    return status == PML_OK ? unpack_most(&s, limits, false, plan, err) : status;
 }
 
 pml_status pml_plan_build(const pml_plan *plan, const pml_model_spec *spec,

@@ -86,6 +86,7 @@ static void put_plan(pml_json_writer *w, const pml_plan *plan)
     pml_json_put_int(w, "head_chunk", plan->choices.head_chunk);
     pml_json_put_int(w, "pieces", plan->choices.pieces);
     pml_json_put_bool(w, "moments_8bit", plan->choices.moments_8bit != 0);
+    pml_json_put_int(w, "unpacked", plan->choices.unpacked);
     pml_json_put_double(w, "seconds", plan->seconds);
     pml_json_begin_object(w, "limits");
     pml_json_put_int(w, "tokens", plan->limits.tokens);

@@ -319,10 +319,12 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
     const pml_plan_choices *c = &options->choices;
     if (c->recompute < 0 || c->recompute >= PML_RECOMPUTE_COUNT || c->recompute_layers < 0 ||
         c->recompute_layers > spec->layers || c->head_chunk < 1 ||
-        (c->recompute == PML_RECOMPUTE_NONE && c->recompute_layers > 0))
+        (c->recompute == PML_RECOMPUTE_NONE && c->recompute_layers > 0) || c->unpacked < 0 ||
+        c->unpacked > spec->layers * PMLI_LINEARS)
         return PML_FAIL(err, PML_INVALID,
-                        "recompute %d of %d layers and head_chunk %d cannot be planned",
-                        c->recompute, c->recompute_layers, c->head_chunk);
+                        "recompute %d of %d layers, head_chunk %d and %d unpacked weights cannot "
+                        "be planned",
+                        c->recompute, c->recompute_layers, c->head_chunk, c->unpacked);
 
     pml_program *p = calloc(1, sizeof *p);
     pml_train_config settled = *options->config;

@@ -127,11 +127,41 @@ static pml_status upload_parameter(pml_stepper *s, const pml_parameter *p, const
                : upload_rows(s, p, stored, piece, err);
 }
 
-static pml_view nf4_part(const pml_stepper *s, const pml_parameter *p, int which)
+/* Codes and scales: in the arena for good, or in the place to load where numbers are kept. */
+typedef struct nf4_views {
+    pml_view part[PML_NF4_TENSORS];
+} nf4_views;
+
+static nf4_views nf4_of(const pml_stepper *s, const pml_parameter *p)
 {
-    const pml_tensor *t = &s->program->tensors[p->nf4_parts[which]];
-    return pml_vector(pml_program_data(s->program, p->nf4_parts[which], s->arena), t->cols,
-                      t->dtype);
+    nf4_views v;
+    size_t at[PML_NF4_TENSORS];
+    int64_t n = p->rows * p->cols;
+    const int64_t lengths[] = {pml_nf4_codes(n), pml_nf4_blocks(n), pml_nf4_nested(n), 1};
+    pml_nf4_stage(n, at);
+    for (int k = 0; k < PML_NF4_TENSORS; k++) {
+        char *data =
+            p->nf4_parts[k] < 0
+                ? (char *)pml_program_data(s->program, s->program->loading, s->arena) + at[k]
+                : pml_program_data(s->program, p->nf4_parts[k], s->arena);
+        v.part[k] = pml_vector(data, lengths[k], k < PML_NF4_SCALES ? PML_U8 : PML_F32);
+    }
+    return v;
+}
+
+/* Of a weight whose numbers are kept: what its codes say, to its place. */
+static pml_status unpack(pml_stepper *s, const pml_parameter *p, const nf4_views *v, pml_error *err)
+{
+    const pml_tensor *t = &s->program->tensors[p->tensor];
+    pml_op_args args = {
+        .nf4_dequantise = {v->part[PML_NF4_CODES],
+                           v->part[PML_NF4_ABSMAX],
+                           v->part[PML_NF4_SCALES],
+                           v->part[PML_NF4_OFFSET],
+                           {place(s, p), p->rows, p->cols, pml_tensor_pitch(t), t->dtype},
+                           .parts = 1,
+                           .part_rows = {(int32_t)p->rows}}};
+    return pml_op_run(s->backend, PML_OP_nf4_dequantise, s->queue, &args, err);
 }
 
 /* Quantised already: its bytes as they are. */
@@ -149,27 +179,31 @@ static pml_status upload_nf4(pml_stepper *s, const pml_parameter *p, const pml_s
                                 {stored.absmax->data, stored.absmax->bytes},
                                 {stored.nested->data, stored.nested->bytes},
                                 {&stored.offset, sizeof stored.offset}};
+    const nf4_views views = nf4_of(s, p);
     for (int k = 0; status == PML_OK && k < PML_NF4_TENSORS; k++)
-        status = s->backend->upload(s->queue, nf4_part(s, p, k).data, parts[k].data, parts[k].bytes,
-                                    err);
+        status =
+            s->backend->upload(s->queue, views.part[k].data, parts[k].data, parts[k].bytes, err);
+    if (status == PML_OK && p->tensor >= 0)
+        status = unpack(s, p, &views, err);
     return status == PML_OK ? s->backend->sync(s->queue, err) : status;
 }
 
-/* Into the place that the plan keeps for it, and from there into its four tensors: no memory beyond
- * the plan. As it is in the file where the backend takes that, else as float32, which is the same
- * number. */
+/* Into the place that the plan keeps for it, and from there into its four tensors, or through them
+ * to the numbers that they stand for: no memory beyond the plan. As it is in the file where the
+ * backend takes that, else as float32, which is the same number. */
 static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
                            float *piece, pml_error *err)
 {
     const pml_program *program = s->program;
     char *place = pml_program_data(program, program->loading, s->arena);
+    const nf4_views views = nf4_of(s, p);
     bool as_is = stored->dtype < PML_DTYPE_COUNT && s->backend->dtypes >> stored->dtype & 1;
     pml_op_args args = {
         .nf4_quantise = {.x = pml_matrix(place, p->rows, p->cols, as_is ? stored->dtype : PML_F32),
-                         .codes = nf4_part(s, p, PML_NF4_CODES),
-                         .absmax = nf4_part(s, p, PML_NF4_ABSMAX),
-                         .nested = nf4_part(s, p, PML_NF4_SCALES),
-                         .offset = nf4_part(s, p, PML_NF4_OFFSET),
+                         .codes = views.part[PML_NF4_CODES],
+                         .absmax = views.part[PML_NF4_ABSMAX],
+                         .nested = views.part[PML_NF4_SCALES],
+                         .offset = views.part[PML_NF4_OFFSET],
                          .grid = PML_NF4_GRID}};
     size_t ws = s->backend->workspace(s->device, PML_OP_nf4_quantise, &args);
     char *behind = place + program->tensors[program->loading].cols - ws;
@@ -178,6 +212,8 @@ static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_sto
     pml_status status = upload_stored(s, place, args.nf4_quantise.x.dtype, stored, piece, err);
     if (status == PML_OK)
         status = pml_op_run(s->backend, PML_OP_nf4_quantise, s->queue, &args, err);
+    if (status == PML_OK && p->tensor >= 0)
+        status = unpack(s, p, &views, err);
     return status == PML_OK ? s->backend->sync(s->queue, err) : status;
 }
 

@@ -369,6 +369,33 @@ static void test_bind_follows_the_batch(void **state)
     pml_program_destroy(&p);
 }
 
+/* A micro-batch unpacks every weight for its forward and its backward; where the layer is made
+ * again that is qkv and o once more, and gate_up serves both. No gradient goes below the first
+ * layer's qkv. */
+static void test_nf4_unpacks(void **state)
+{
+    (void)state;
+    static const char *const labels[] = {"unpack qkv", "unpack o", "unpack gate_up", "unpack down"};
+    static const int times[2][4] = {{2, 2, 2, 2}, {3, 3, 2, 2}};
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    config.quant = PML_QUANT_NF4;
+    for (int again = 0; again < 2; again++) {
+        const pml_plan_choices choices = {.recompute = again ? PML_RECOMPUTE_LAYER : 0,
+                                          .recompute_layers = again ? small.layers : 0,
+                                          .head_chunk = 64,
+                                          .pieces = 1};
+        pml_program *p = built(&small, &config, &limits, choices);
+        for (int k = 0; k < 4; k++) {
+            int seen = 0;
+            for (int32_t n = p->segments[PML_SEGMENT_MICRO].first;
+                 n < p->segments[PML_SEGMENT_MICRO].end; n++)
+                seen += strcmp(p->nodes[n].label, labels[k]) == 0;
+            assert_int_equal(seen, times[again][k] * small.layers - (k == 0));
+        }
+        pml_program_destroy(&p);
+    }
+}
+
 /* One layer's down projection: 2 T N K multiplications and additions, and the adapter's. */
 static void test_price_of_linear(void **state)
 {
@@ -405,6 +432,7 @@ int main(void)
         cmocka_unit_test(test_bind_follows_the_batch),
         cmocka_unit_test(test_frozen_as_stored),
         cmocka_unit_test(test_nf4_bytes),
+        cmocka_unit_test(test_nf4_unpacks),
         cmocka_unit_test(test_borders),
         cmocka_unit_test(test_price_of_linear),
     };

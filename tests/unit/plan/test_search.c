@@ -88,6 +88,59 @@ static void test_norms_that_are_many(void **state)
     }
 }
 
+/* What a GPU has left holds NF4's numbers instead of codes, more of them the more there is;
+ * recompute and pieces come first. Without a limit to go by, on a CPU and without NF4 nothing is
+ * unpacked. */
+static void test_unpacked(void **state)
+{
+    (void)state;
+    pml_backend gpu = *pml_backend_cpu();
+    gpu.name = "cuda";
+    const int32_t all = small.layers * 4;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    pml_plan plan, packed;
+    pml_error err = PML_ERROR_INIT;
+    const size_t plenty = (size_t)4 << 30;
+    assert_int_equal(pml_plan_make(&small, &config, &limits, &gpu, plenty, &plan, &err), PML_OK);
+    assert_int_equal(plan.choices.unpacked, 0);
+    config.quant = PML_QUANT_NF4;
+    assert_int_equal(
+        pml_plan_make(&small, &config, &limits, pml_backend_cpu(), plenty, &plan, &err), PML_OK);
+    assert_int_equal(plan.choices.unpacked, 0);
+    assert_int_equal(pml_plan_make(&small, &config, &limits, &gpu, 0, &packed, &err), PML_OK);
+    assert_int_equal(packed.choices.unpacked, 0);
+    size_t available = plenty, seen = 0;
+    int32_t last = all;
+    while (pml_plan_make(&small, &config, &limits, &gpu, available, &plan, &err) == PML_OK &&
+           plan.total > packed.total) {
+        assert_true(plan.total <= available);
+        assert_int_equal(plan.choices.recompute, PML_RECOMPUTE_NONE);
+        assert_int_equal(plan.choices.pieces, 1);
+        assert_true(seen == 0 ? plan.choices.unpacked == all : plan.choices.unpacked < last);
+        assert_true(plan.seconds < packed.seconds);
+        last = plan.choices.unpacked;
+        available = (plan.total + packed.total) / 2; /* half of what is left */
+        seen++;
+    }
+    assert_true(seen >= 3 && last > 0);
+    assert_int_equal(err.code, PML_OK);
+    assert_int_equal(plan.choices.unpacked, 0); /* the next smaller is the packed one */
+    /* Given its other choices again, what is left is spent anew, in a program that has its size. */
+    pml_plan_choices choices = packed.choices;
+    assert_int_equal(pml_plan_given(&small, &config, &limits, &gpu, &choices, &plan, &err), PML_OK);
+    assert_int_equal(pml_plan_unpack(&small, &config, &limits, &gpu, plenty, &plan, &err), PML_OK);
+    assert_int_equal(plan.choices.unpacked, all);
+    pml_program *p;
+    assert_int_equal(pml_plan_build(&plan, &small, &config, &gpu, &p, &err), PML_OK);
+    assert_int_equal(p->arena, plan.arena);
+    for (int32_t n = 0; n < p->n_nodes; n++)
+        assert_int_not_equal(p->nodes[n].op, PML_OP_nf4_dequantise);
+    pml_program_destroy(&p);
+    choices.unpacked = all + 1;
+    assert_int_equal(pml_plan_given(&small, &config, &limits, &gpu, &choices, &plan, NULL),
+                     PML_INVALID);
+}
+
 /* The estimate is not above what the places take, and not far below. */
 static void test_estimate(void **state)
 {
@@ -231,13 +284,10 @@ static void test_print(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_search),
-        cmocka_unit_test(test_norms_that_are_many),
-        cmocka_unit_test(test_estimate),
-        cmocka_unit_test(test_rates),
-        cmocka_unit_test(test_optimizer_width),
-        cmocka_unit_test(test_nothing_fits),
-        cmocka_unit_test(test_impossible_limits),
+        cmocka_unit_test(test_search),       cmocka_unit_test(test_norms_that_are_many),
+        cmocka_unit_test(test_unpacked),     cmocka_unit_test(test_estimate),
+        cmocka_unit_test(test_rates),        cmocka_unit_test(test_optimizer_width),
+        cmocka_unit_test(test_nothing_fits), cmocka_unit_test(test_impossible_limits),
         cmocka_unit_test(test_print),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -45,13 +45,16 @@ typedef enum pml_recompute {
 
 const char *pml_recompute_name(pml_recompute recompute); /* "none", "norms", … */
 
-/* What the planner chooses. It decides bits, so that a run that goes on is given it again. */
+/* What the planner chooses. All but the last decide bits, so that a run that goes on is given them
+ * again. */
 typedef struct pml_plan_choices {
     int32_t recompute;        /* pml_recompute, of the first recompute_layers layers; … */
     int32_t recompute_layers; /* … the layers after them stand one level lower */
     int32_t head_chunk;       /* labelled rows whose logits exist at one time */
     int32_t pieces;           /* a micro-batch is run in about so many, cut between documents */
     int32_t moments_8bit;     /* 1: an AdamW whose width was left open has moments of 8 bits */
+    int32_t unpacked;         /* NF4: of the first so many linear layers (four a layer: qkv, o,
+                               * gate_up, down) the numbers are kept and not their codes */
 } pml_plan_choices;
 
 typedef struct pml_plan {
@@ -85,6 +88,13 @@ size_t pml_plan_room(size_t limit);
 pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *config,
                           const pml_batch_limits *limits, const pml_backend *backend,
                           const pml_plan_choices *choices, pml_plan *plan, pml_error *err);
+
+/* Memory that a plan for NF4 weights leaves free, spent on numbers in place of codes, which saves
+ * unpacking them for every product; bits are the same. Does nothing for other plans, without a
+ * limit (`available` 0), and where the device's memory is the host's, which others want too. */
+pml_status pml_plan_unpack(const pml_model_spec *spec, const pml_train_config *config,
+                           const pml_batch_limits *limits, const pml_backend *backend,
+                           size_t available, pml_plan *plan, pml_error *err);
 
 /* Capacity of a piece when a micro-batch of `limits` is run in `pieces`: a document is never cut.
  */

@@ -102,6 +102,9 @@ typedef struct pml_node {
 /* A weight in NF4 is four tensors (pml_op/ops.h), each stacked like the weight would be. */
 enum { PML_NF4_CODES = 0, PML_NF4_ABSMAX, PML_NF4_SCALES, PML_NF4_OFFSET, PML_NF4_TENSORS };
 
+/* Where the four of a weight of n numbers lie in `loading`; returns the bytes up to their end. */
+size_t pml_nf4_stage(int64_t n, size_t at[PML_NF4_TENSORS]);
+
 /* A tensor of a model or adapter file: rows [row, row + rows) of a program tensor, or for a vector
  * (rank 1) its columns [col, col + cols). */
 typedef struct pml_parameter {
@@ -114,8 +117,8 @@ typedef struct pml_parameter {
     bool trained; /* lies in the flat buffer, at element `at` of it */
     bool decay;
     int64_t at;
-    bool nf4; /* tensor is -1; this weight's share of each of the four: */
-    int32_t nf4_parts[PML_NF4_TENSORS];
+    bool nf4; /* as NF4 has it. tensor is -1; this weight's share of each of the four: */
+    int32_t nf4_parts[PML_NF4_TENSORS]; /* -1 where the numbers are kept, in rows of tensor */
 } pml_parameter;
 
 /* What one op of the update moves: a run of the flat buffer, whose moments are floats, at `state`
@@ -160,7 +163,8 @@ typedef struct pml_program {
     int32_t exp_avg_largest, exp_avg_sq_largest, exp_avg_codes, exp_avg_sq_codes; /* of 8 bits */
     int32_t rounded; /* values in the activations' dtype; -1 where that is float32 */
     int32_t loading; /* where a weight is quantised while the model is loaded: bytes for the largest
-                      * in float32, and behind it the op's workspace; -1: nothing is quantised */
+                      * in float32, behind it its codes and scales (pml_nf4_stage) where only its
+                      * numbers are kept, and the op's workspace; -1: nothing is quantised */
 
     size_t by_cause[PML_CAUSE_COUNT]; /* of the arena; runtime is 0 here */
     size_t arena;
