@@ -1,13 +1,14 @@
 /* Speed of whole training steps in one process, without workers, sockets or data preparation.
  *
  *   bench_step [full|lora|both] [8M|135M] [steps] [threads] [memory limit, MiB, 0: none]
- *              [float32|bfloat16] [timed]
+ *              [float32|bfloat16] [timed|ops]
  *
  * Random Llamas: one of 8 M parameters, 8 rows of 256 tokens a step, and one of SmolLM2-135M's
  * shape, 2 rows; float32 arithmetic, from a folder of float32 or bfloat16, LoRA with r = 16 on all
  * linear layers. Beside the clock's time stands the processor's, which a busy machine harms less.
  * With `timed` every other step is one whose ops are timed, as `pantheraml profile` has it, and
- * what that costs is printed. */
+ * what that costs is printed; with `ops` a table of where a step's time goes follows, ops of one
+ * name together. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,7 @@
 #include "pml_op/cpu.h"
 
 enum { LENGTH = 256, MOST_ROWS = 8, MOST_TOKENS = MOST_ROWS * LENGTH, MAX_TENSORS = 2 + 9 * 30 };
-enum { MOST_STEPS = 1000 };
+enum { MOST_STEPS = 1000, MOST_NODES = 4096, MOST_LINES = 256, PROFILES = 9 };
 
 typedef struct model {
     const char *name;
@@ -169,9 +170,66 @@ static int shorter(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void measure(const model *m, const char *folder, pml_method method, int steps, int threads,
-                    size_t limit, bool timed)
+static double median(double *values, int n)
 {
+    qsort(values, (size_t)n, sizeof *values, shorter);
+    return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
+/* ---- where the time goes: nodes of one name together ---- */
+
+typedef struct line {
+    const char *label, *op;
+    int count;
+    double flops, bytes;
+    double seconds[PROFILES];
+} line;
+
+static line *line_of(line *lines, int *kinds, const pml_profile_row *row)
+{
+    const char *op = pml_op_describe(row->op)->name;
+    int k = 0;
+    while (k < *kinds && (strcmp(lines[k].label, row->label) != 0 || lines[k].op != op))
+        k++;
+    if (k == *kinds)
+        lines[(*kinds)++] = (line){.label = row->label, .op = op};
+    return &lines[k];
+}
+
+/* Medians of PROFILES passes, each of which times every op once. */
+static void print_ops(pml_stepper *stepper, const pml_batch *batch)
+{
+    static pml_profile_row rows[MOST_NODES];
+    static line lines[MOST_LINES];
+    int n = 0, kinds = 0;
+    double whole[PROFILES] = {0};
+    for (int pass = 0; pass < PROFILES; pass++) {
+        MUST(pml_stepper_profile(stepper, batch, rows, MOST_NODES, &n, err));
+        for (int i = 0; i < n && kinds < MOST_LINES; i++) {
+            line *at = line_of(lines, &kinds, &rows[i]);
+            at->seconds[pass] += rows[i].seconds;
+            whole[pass] += rows[i].seconds;
+            at->flops = pass == 0 ? at->flops + rows[i].flops : at->flops;
+            at->bytes = pass == 0 ? at->bytes + rows[i].bytes : at->bytes;
+            at->count += pass == 0;
+        }
+    }
+    double total = median(whole, PROFILES);
+    printf("%-24s %-14s %5s %9s %7s %9s %8s\n", "label", "op", "count", "ms", "share", "GFLOP/s",
+           "GB/s");
+    for (int k = 0; k < kinds; k++) {
+        double seconds = median(lines[k].seconds, PROFILES);
+        printf("%-24s %-14s %5d %9.3f %6.1f%% %9.0f %8.1f\n", lines[k].label, lines[k].op,
+               lines[k].count, seconds * 1e3, 100 * seconds / total,
+               lines[k].flops / seconds * 1e-9, lines[k].bytes / seconds * 1e-9);
+    }
+    printf("%-24s %-14s %5d %9.3f\n", "all", "", n, total * 1e3);
+}
+
+static void measure(const model *m, const char *folder, pml_method method, int steps, int threads,
+                    size_t limit, const char *wish)
+{
+    const bool timed = strcmp(wish, "timed") == 0;
     const int32_t tokens = m->rows * LENGTH, n_labels = tokens - m->rows;
     pml_train_config config = {.method = method,
                                .dtype = PML_F32,
@@ -214,22 +272,22 @@ static void measure(const model *m, const char *folder, pml_method method, int s
             work[timed && step % 2][n_work[timed && step % 2]++] = worked;
         least = step > 0 && worked < least ? worked : least;
     }
-    qsort(took, (size_t)steps, sizeof *took, shorter);
-    double median = (took[(steps - 1) / 2] + took[steps / 2]) / 2;
+    double middle = median(took, steps);
     const pml_plan *plan = pml_stepper_plan(stepper);
     printf("%s %s: %.0f tokens/s, the median step (best %.0f, %.0f of processor time), loss %.4f, "
            "arena %.0f + "
            "%.0f MiB, recompute %d, head chunk %d, %.1f GFLOP/s\n",
-           m->name, method == PML_METHOD_FULL ? "full" : "lora", tokens / median, tokens / took[0],
+           m->name, method == PML_METHOD_FULL ? "full" : "lora", tokens / middle, tokens / took[0],
            tokens * threads / least, result.loss, (double)plan->arena / (1 << 20),
            (double)plan->by_cause[PML_CAUSE_RUNTIME] / (1 << 20), plan->choices.recompute_layers,
-           plan->choices.head_chunk, plan->flops / median * 1e-9);
+           plan->choices.head_chunk, plan->flops / middle * 1e-9);
     for (int i = 0; timed && i < 2; i++) {
-        qsort(work[i], (size_t)n_work[i], sizeof *work[i], shorter);
+        double usual = median(work[i], n_work[i]) / threads;
         printf("%s steps: median %.3f ms of processor time a thread, least %.3f\n",
-               i ? "timed" : "plain", work[i][n_work[i] / 2] / threads * 1e3,
-               work[i][0] / threads * 1e3);
+               i ? "timed" : "plain", usual * 1e3, work[i][0] / threads * 1e3);
     }
+    if (strcmp(wish, "ops") == 0)
+        print_ops(stepper, &batch);
     pml_stepper_destroy(&stepper);
 }
 
@@ -241,19 +299,19 @@ int main(int argc, char **argv)
     int steps = argc > 3 ? atoi(argv[3]) : 5, threads = argc > 4 ? atoi(argv[4]) : 2;
     size_t limit = argc > 5 ? (size_t)atoi(argv[5]) << 20 : 0;
     bool narrow = argc > 6 && strcmp(argv[6], "bfloat16") == 0;
-    bool timed = argc > 7 && strcmp(argv[7], "timed") == 0;
+    const char *wish = argc > 7 ? argv[7] : "";
     char folder[] = "/tmp/pml-bench-XXXXXX";
     if (steps < 1 || steps > MOST_STEPS || threads < 1 || mkdtemp(folder) == NULL) {
         fprintf(stderr,
                 "usage: bench_step [full|lora|both] [8M|135M] [steps] [threads] [limit, MiB] "
-                "[float32|bfloat16] [timed]\n");
+                "[float32|bfloat16] [timed|ops]\n");
         return EXIT_FAILURE;
     }
     write_model(m, narrow, folder);
     if (strcmp(which, "lora") != 0)
-        measure(m, folder, PML_METHOD_FULL, steps, threads, limit, timed);
+        measure(m, folder, PML_METHOD_FULL, steps, threads, limit, wish);
     if (strcmp(which, "full") != 0)
-        measure(m, folder, PML_METHOD_LORA, steps, threads, limit, timed);
+        measure(m, folder, PML_METHOD_LORA, steps, threads, limit, wish);
     MUST(pml_tree_remove("/tmp", folder + strlen("/tmp/"), err));
     return EXIT_SUCCESS;
 }
