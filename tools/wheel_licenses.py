@@ -40,6 +40,7 @@ def package_of(library: Path) -> str:
 
 
 def main() -> None:
+    """Add them to the wheel that the first argument names."""
     wheel, programs = Path(sys.argv[1]), sys.argv[2:]
     where = origins(programs)
     with tempfile.TemporaryDirectory() as name:

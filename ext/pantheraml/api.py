@@ -411,5 +411,11 @@ def _nobody_is_there() -> bool:
 
 
 def monitor() -> None:
-    """Not in this version."""
+    """Not in this version.
+
+    Raises
+    ------
+    NotInThisVersion
+        Always.
+    """
     raise NotInThisVersion("not in this version: monitor; run.memory() has a run's own")

@@ -37,7 +37,13 @@ def names_checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def choice(name: str, value: object, known: Sequence[str]) -> str:
-    """Refuse a word that is not one of `known`, naming the nearest."""
+    """Refuse a word that is not one of `known`, naming the nearest.
+
+    Raises
+    ------
+    InvalidError
+        It is none of them.
+    """
     if isinstance(value, str) and value in known:
         return value
     near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
@@ -46,7 +52,13 @@ def choice(name: str, value: object, known: Sequence[str]) -> str:
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
-    """Refuse what is not a whole number in [low, high]."""
+    """Refuse what is not a whole number in [low, high].
+
+    Raises
+    ------
+    InvalidError
+        It is none; the message has the name and the value.
+    """
     fits = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not fits or not hasattr(value, "__int__"):
         raise InvalidError(f"{name} must be a whole number, it is {value!r}")
@@ -59,7 +71,13 @@ def whole(name: str, value: object, low: int, high: int) -> int:
 def number(
     name: str, value: object, low: float, high: float, *, above: bool = False, below: bool = False
 ) -> float:
-    """Refuse what is not a finite number in [low, high]; `above`, `below`: without that end."""
+    """Refuse what is not a finite number in [low, high]; `above`, `below`: without that end.
+
+    Raises
+    ------
+    InvalidError
+        It is none; the message has the name and the value.
+    """
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InvalidError(f"{name} must be a number, it is {value!r}")
     result = float(value)
@@ -72,7 +90,13 @@ def number(
 
 
 def truth(name: str, value: object) -> bool:
-    """Refuse what is not True or False."""
+    """Refuse what is not True or False.
+
+    Raises
+    ------
+    InvalidError
+        It is neither.
+    """
     if not isinstance(value, bool):
         raise InvalidError(f"{name} must be True or False, it is {value!r}")
     return value

@@ -245,6 +245,11 @@ class Settings:
             ``max_position_embeddings`` of the model, for the default of `generate_length`.
         model
             What the adapter is made for; None: only what can be said without one.
+
+        Raises
+        ------
+        InvalidError
+            A parameter is out of its range, or two exclude each other: the message names them.
         """
         self._refuse_what_is_not_built()
         choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
@@ -313,6 +318,11 @@ class Settings:
         ----------
         held_out
             Whether there is eval_data already.
+
+        Raises
+        ------
+        InvalidError
+            One is out of its range, or there are two held-out sets.
         """
         found: dict[str, Any] = {}
         if self.eval_split is not None:
@@ -407,7 +417,13 @@ class Settings:
 
 
 def scheduler_kwargs(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Check that a schedule's keywords are names with numbers, words or truth values."""
+    """Check that a schedule's keywords are names with numbers, words or truth values.
+
+    Raises
+    ------
+    InvalidError
+        They are not; the message names the first.
+    """
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -422,7 +438,13 @@ def scheduler_kwargs(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def optimizer_args(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """Make ``{"momentum": 0.9}`` of that, or of Trainer's ``"momentum=0.9,nesterov=true"``."""
+    """Make ``{"momentum": 0.9}`` of that, or of Trainer's ``"momentum=0.9,nesterov=true"``.
+
+    Raises
+    ------
+    InvalidError
+        A value is no number, or the optimizer has no such argument.
+    """
     if isinstance(given, str):
         pairs = [pair.partition("=") for pair in given.replace(" ", "").split(",") if pair]
         given = {name: value for name, _, value in pairs}
@@ -444,7 +466,13 @@ def optimizer_args(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
 
 
 def memory(value: int | str | None, name: str = "memory_limit") -> int:
-    """Bytes of ``8GiB``, ``500MB`` or a number; 0 for None."""
+    """Bytes of ``8GiB``, ``500MB`` or a number; 0 for None.
+
+    Raises
+    ------
+    InvalidError
+        It looks like none of these.
+    """
     if value is None:
         return 0
     if isinstance(value, str):
@@ -461,7 +489,13 @@ def memory(value: int | str | None, name: str = "memory_limit") -> int:
 
 
 def device_list(devices: str | int | Sequence[str]) -> list[str]:
-    """Turn `devices` into one entry a worker, all of one kind."""
+    """Turn `devices` into one entry a worker, all of one kind.
+
+    Raises
+    ------
+    InvalidError
+        There are none, they are of two kinds, or more than the machine has.
+    """
     if isinstance(devices, bool):
         raise InvalidError(f"devices must be names or a number, it is {devices!r}")
     if isinstance(devices, int):

@@ -120,7 +120,13 @@ class Request:
 
 
 def check(full: bool, format: str | None, dtype: str | None) -> tuple[str, str]:
-    """Settle format and dtype, or say what is wrong with them."""
+    """Settle format and dtype, or say what is wrong with them.
+
+    Raises
+    ------
+    InvalidError
+        The format is unknown or not for this run, or does not come in that dtype.
+    """
     wanted = format or ("merged" if full else "peft")
     config.choice("format", wanted, FORMATS)
     if wanted == "peft" and full:

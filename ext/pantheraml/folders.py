@@ -38,7 +38,13 @@ def runs_folder() -> Path:
 
 
 def check_name(name: str) -> str:
-    """Refuse a run name that could not be a folder's name everywhere."""
+    """Refuse a run name that could not be a folder's name everywhere.
+
+    Raises
+    ------
+    InvalidError
+        It is one.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidError(
             f"name: {name!r} must be 1 to 100 letters, digits, dots, dashes or underlines, and "
@@ -178,6 +184,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises
     ------
+    NotFoundError
+        It is no run folder.
     CorruptError
         It is not what was written. A file without a sum was edited, and is taken as it is.
     """

@@ -91,6 +91,8 @@ class Link:
 
         Raises
         ------
+        BusyError
+            It was called from a subscriber, which the answer would wait for.
         Error
             What the coordinator answered, as its class.
         TimedOut

@@ -45,7 +45,7 @@ class Model:
 
 @dataclass(frozen=True)
 class LoRA:
-    """A low-rank adapter, as PEFT's LoraConfig.
+    r"""A low-rank adapter, as PEFT's LoraConfig.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class LoRA:
     target_modules
         ``"all-linear"``; names out of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
         down_proj, or paths such as ``layers.3.mlp.up_proj``; or a regular expression that matches
-        whole paths, such as ``r".*layers\\.[0-7]\\..*(q|v)_proj"``.
+        whole paths, such as ``r".*layers\.[0-7]\..*(q|v)_proj"``.
     use_rslora
         Multiply by ``lora_alpha / sqrt(r)`` instead.
     layers_to_transform

@@ -145,7 +145,13 @@ class Preview:
 
 
 def preview(data: Data, model: str | os.PathLike[str], rows: int, chosen: Settings) -> Preview:
-    """Do what :func:`pantheraml.preview` says."""
+    """Do what :func:`pantheraml.preview` says.
+
+    Raises
+    ------
+    InvalidError
+        `rows` is no number from 1 on, or the data has no rows.
+    """
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
         raise InvalidError(f"rows must be a number from 1 on, it is {rows!r}")
     given = look_at(data)

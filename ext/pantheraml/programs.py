@@ -10,7 +10,13 @@ from pantheraml.errors import NotFoundError
 
 
 def coordinator() -> Path:
-    """Give the absolute path of ``pml-coordinator``; ``pml-worker`` lies beside it."""
+    """Give the absolute path of ``pml-coordinator``; ``pml-worker`` lies beside it.
+
+    Raises
+    ------
+    NotFoundError
+        One of the two is not there, or not executable.
+    """
     chosen = os.environ.get("PML_BIN")
     folder = Path(chosen).absolute() if chosen else Path(__file__).parent / "bin"
     program = folder / "pml-coordinator"

@@ -85,6 +85,11 @@ class Run(Asking):
         -------
         Command or None
             None for a run that was started again.
+
+        Raises
+        ------
+        BusyError
+            A checkpoint was named, but the run has not ended.
         """
         self._follow()  # somebody else may have started it again: then it must not be ended
         if self._link is not None and self.state not in ENDED:
@@ -116,6 +121,11 @@ class Run(Asking):
             from here on, as if it had been from the first step); ``weight_decay``,
             ``max_grad_norm``, ``lora_dropout`` (where the run began with some),
             ``gradient_accumulation_steps`` (``max_steps`` stays), ``eval_steps``, ``save_steps``.
+
+        Raises
+        ------
+        TypeError
+            There is no such setting, or none was given.
         """
         known = [*TUNABLE, "lr_scheduler_type", "lr_scheduler_kwargs"]
         if not settings:
@@ -163,7 +173,13 @@ class Run(Asking):
         return command
 
     def evaluate(self) -> Evaluation:
-        """Measure the loss on the held-out data now, and wait for it."""
+        """Measure the loss on the held-out data now, and wait for it.
+
+        Raises
+        ------
+        InvalidError
+            The run has no held-out data.
+        """
         if not self.config["eval_data"]:
             raise InvalidError("the run has no eval_data to evaluate on")
         with self._leave_alone():
@@ -347,15 +363,33 @@ class Run(Asking):
         )
 
     def rewind(self, step: int) -> None:
-        """Not in this version."""
+        """Not in this version.
+
+        Raises
+        ------
+        NotInThisVersion
+            Always.
+        """
         raise NotInThisVersion("not in this version: rewind; stop(), then resume(checkpoint=…)")
 
     def branch(self, step: int, **settings: Any) -> Run:
-        """Not in this version."""
+        """Not in this version.
+
+        Raises
+        ------
+        NotInThisVersion
+            Always.
+        """
         raise NotInThisVersion("not in this version: branch")
 
     def to_script(self) -> str:
-        """Not in this version."""
+        """Not in this version.
+
+        Raises
+        ------
+        NotInThisVersion
+            Always.
+        """
         raise NotInThisVersion("not in this version: to_script")
 
     # ---- sharing ---------------------------------------------------------------------------

@@ -31,7 +31,15 @@ def prompts(
     messages: Sequence[Any] | None,
     input_ids: Sequence[Any] | None,
 ) -> tuple[list[list[int]], bool]:
-    """Token ids of each prompt, and whether several were asked for."""
+    """Token ids of each prompt, and whether several were asked for.
+
+    Raises
+    ------
+    TypeError
+        None of the three was given, or more than one.
+    InvalidError
+        It is not what its parameter takes, or has too many tokens.
+    """
     if sum(prompt is not None for prompt in (text, messages, input_ids)) != 1:
         raise TypeError("sample() takes one of text, messages=, input_ids=")
     if text is not None:
@@ -104,7 +112,13 @@ def choices(
 
 
 def stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Stop strings as a tuple, none of them empty."""
+    """Stop strings as a tuple, none of them empty.
+
+    Raises
+    ------
+    InvalidError
+        One of them is, or is no text.
+    """
     found = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(one, str) and one for one in found):
         raise InvalidError(f"stop must be texts that are not empty, it is {stop!r}")

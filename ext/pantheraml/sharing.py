@@ -69,7 +69,13 @@ class Share:
         self.reach = _REACH[reach]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the key as a file, mode 0600, that ``pm.attach`` takes. None is overwritten."""
+        """Write the key as a file, mode 0600, that ``pm.attach`` takes. None is overwritten.
+
+        Raises
+        ------
+        InvalidError
+            There is one already.
+        """
         target = Path(path).expanduser().absolute()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -80,8 +86,9 @@ class Share:
         return target
 
     def text(self) -> str:
-        """Give the key as one line that ``pm.attach`` takes: a secret. Do not print it in a cell
-        that is saved.
+        """Give the key as one line that ``pm.attach`` takes.
+
+        It is a secret: do not print it in a cell that is saved.
         """
         return _PREFIX + base64.urlsafe_b64encode(self._json().encode()).decode()
 
@@ -103,7 +110,13 @@ class Share:
 
 
 def share(run: Run, bind: str, role: str, name: str | None, address: str | None) -> Share:
-    """Do the work of :meth:`Run.share`."""
+    """Do the work of :meth:`Run.share`.
+
+    Raises
+    ------
+    InvalidError
+        The role is unknown, or nothing can listen there.
+    """
     if role not in ("view", "control"):
         raise InvalidError(f'role must be "view" or "control", it is {role!r}')
     public, secret = _native.keypair()
@@ -153,7 +166,13 @@ def _own_address() -> str:
 
 
 def parse(given: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read what :meth:`Share.text` or :meth:`Share.save` made; None when it is neither."""
+    """Read what :meth:`Share.text` or :meth:`Share.save` made; None when it is neither.
+
+    Raises
+    ------
+    InvalidError
+        It is one that was damaged on its way.
+    """
     text = os.fspath(given)
     if text.startswith(_PREFIX):
         try:

@@ -243,6 +243,6 @@ class Standing(Following):
 
     @property
     def refused(self) -> dict[str, int]:
-        """What the coordinator turned away at its doors, counted: keys, messages, …"""
+        """What the coordinator turned away at its doors, counted by kind."""
         answer = self._ask("status")
         return dict(answer["refused"])

@@ -22,6 +22,7 @@ typedef struct pmli_check {
 
 enum { PMLI_ANY = -1 };
 
+/* The checks of one call; the first that fails stays in status. */
 pmli_check pmli_check_begin(pml_op op, pml_error *err);
 
 /* Present, of this shape (PMLI_ANY: any) and dtype, its layout one that can be addressed. */

@@ -11,6 +11,7 @@
 PML_OPS(PMLI_DECLARE)
 #undef PMLI_DECLARE
 
+/* Bytes of workspace that a call takes, by the shapes of its operands. */
 size_t pmli_cpu_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a);
 size_t pmli_cpu_head_norm_bwd_ws(const pml_head_norm_bwd_args *a);
 size_t pmli_cpu_linear_ws(const pml_linear_args *a);

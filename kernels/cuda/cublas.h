@@ -34,6 +34,7 @@ extern pmli_cublas pmli_lt;
 /* Open the library; the driver must be loaded. May be called again, by any thread. */
 pml_status pmli_cublas_load(pml_error *err);
 
+/* What cuBLASLt answered to `what`, as a status: PML_NO_MEMORY, PML_UNSUPPORTED or PML_INTERNAL. */
 pml_status pmli_lt_status(cublasStatus_t result, const char *what, const char *file, int line,
                           pml_error *err);
 

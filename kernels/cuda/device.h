@@ -42,12 +42,12 @@ struct pml_graph {
     CUgraphExec exec;
 };
 
+/* Slots of pml_backend, which has their contracts (pml_op/backend.h). */
 pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device, pml_error *err);
 void pmli_cuda_close(pml_device **device);
 pml_status pmli_cuda_info(pml_device *device, pml_device_info *info, pml_error *err);
 pml_status pmli_cuda_alloc(pml_device *device, size_t bytes, void **base, pml_error *err);
 void pmli_cuda_free(pml_device *device, void **base, size_t bytes);
-
 pml_status pmli_cuda_queue_new(pml_device *device, pml_queue **queue, pml_error *err);
 void pmli_cuda_queue_destroy(pml_queue **queue);
 pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t bytes,

@@ -31,6 +31,7 @@ typedef struct pmli_gemm {
     size_t workspace_size;
 } pmli_gemm;
 
+/* Queue the product. PML_UNSUPPORTED: cuBLASLt has no algorithm for it. */
 pml_status pmli_gemm_run(pml_queue *queue, const pmli_gemm *gemm, pml_error *err);
 
 /* The products a device knows. Owned by the device. choices: where timed ones are kept on disk,

@@ -17,6 +17,7 @@ size_t pmli_low_rank_ws(const pml_linear_bwd_args *a);
 bool pmli_low_rank_serves(const pml_device *device, const pml_linear_bwd_args *a,
                           const pml_view *v);
 
+/* Queue v = s dy b [T,R] F32 and, where wanted, db += dy^T u; ws as pmli_low_rank_ws has it. */
 pml_status pmli_low_rank(pml_queue *queue, const pml_linear_bwd_args *a, const pml_view *v,
                          void *ws, pml_error *err);
 

@@ -1,9 +1,9 @@
-/* The GPU's implementation of each op it has (pml_op/ops.h is the contract). */
 #ifndef PMLI_CUDA_OPS_H
 #define PMLI_CUDA_OPS_H
 
 #include "pml_op/backend.h"
 
+/* The GPU's implementation of each op it has; pml_op/ops.h is the contract. */
 pml_status pmli_cuda_embed(pml_queue *queue, const pml_embed_args *a, pml_error *err);
 pml_status pmli_cuda_rmsnorm(pml_queue *queue, const pml_rmsnorm_args *a, pml_error *err);
 pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_error *err);
@@ -32,7 +32,6 @@ pml_status pmli_cuda_head_norm_bwd(pml_queue *queue, const pml_head_norm_bwd_arg
                                    pml_error *err);
 pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_args *a,
                                     pml_error *err);
-
 pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args *a, pml_error *err);
 
 /* Depends on shapes alone, so that a plan made without a device holds on any. */

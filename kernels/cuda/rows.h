@@ -12,6 +12,7 @@ typedef struct pmli_move {
     int64_t rows;
 } pmli_move;
 
+/* Queue it. */
 pml_status pmli_cuda_move_rows(pml_queue *queue, pmli_move move, pml_error *err);
 
 /* v = 0. */

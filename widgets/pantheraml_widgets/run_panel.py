@@ -38,7 +38,7 @@ _OVER = {"finished", "stopped", "failed"}
 
 
 class RunLike(Protocol):
-    """What the panel needs of a ``pantheraml.Run``."""
+    """What the panel needs of a ``pantheraml.Run``, which describes each of them."""
 
     name: str
 
@@ -58,8 +58,10 @@ class RunLike(Protocol):
 
 
 def _bundle(name: str) -> str:
-    """A part of the front end, as text: of a path anywidget keeps a watcher in the class, and each
-    panel that was ever made in the watcher.
+    """A part of the front end, as text.
+
+    Of a path anywidget keeps a watcher in the class, and each panel that was ever made in the
+    watcher.
     """
     path = _STATIC / name
     if not path.is_file():

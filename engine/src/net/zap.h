@@ -11,6 +11,8 @@ typedef struct pmli_zap pmli_zap;
 #define PMLI_ZAP_CLIENTS "clients" /* control, view */
 #define PMLI_ZAP_WORKERS "workers" /* worker        */
 
+/* Answers libzmq's questions who may come in, on a thread of its own, for all sockets of context,
+ * which outlives it. PML_NO_MEMORY or PML_INTERNAL where its thread or socket cannot be had. */
 pml_status pmli_zap_new(void *context, pmli_zap **zap, pml_error *err);
 void pmli_zap_destroy(pmli_zap **zap);
 

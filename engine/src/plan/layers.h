@@ -25,6 +25,8 @@ typedef struct pmli_saved {
 int32_t pmli_activation(pmli_builder *b, int64_t cols, const char *name, int32_t layer);
 int32_t pmli_statistic(pmli_builder *b, const char *name); /* [1, tokens] F32 */
 
+/* The norm of a stream: y, and rstd [1, tokens] where it is not absent; weight and y are tensors.
+ */
 void pmli_rmsnorm(pmli_builder *b, int32_t layer, const char *label, pmli_stream in, int32_t weight,
                   int32_t y, int32_t rstd);
 

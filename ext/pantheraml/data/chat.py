@@ -230,7 +230,15 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 
 def check(messages: object) -> Messages:
-    """Refuse what is not a list of turns with a role and a content."""
+    """Refuse what is not a list of turns with a role and a content.
+
+    Raises
+    ------
+    InvalidError
+        It is none; the message counts the turns from 1.
+    NotInThisVersion
+        A turn has pictures or other content that is not text.
+    """
     if not isinstance(messages, list) or not messages:
         raise InvalidError("messages must be a list with at least one turn")
     for number, turn in enumerate(messages, 1):
@@ -248,7 +256,13 @@ def check(messages: object) -> Messages:
 
 
 def tools_of(value: object) -> Any:
-    """Give a row's tools as transformers hands them to a template; they may be JSON in a text."""
+    """Give a row's tools as transformers hands them to a template; they may be JSON in a text.
+
+    Raises
+    ------
+    InvalidError
+        They are neither a list of objects nor a text that is one in JSON.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)

@@ -66,7 +66,13 @@ class GivenFile(Given):
         }
 
     def rows(self) -> Iterator[Row]:
-        """Read the file."""
+        """Read the file.
+
+        Raises
+        ------
+        InvalidError
+            The file is one text, without rows.
+        """
         if self.source.format == "txt":
             raise InvalidError(f"{self.name}: {self.source.path} is one text without rows")
         return read(self.source)
@@ -81,7 +87,13 @@ class GivenRows(Given):
         self._source = Source(Path(), "list", name)
 
     def hand_over(self, folder: Path, stem: str) -> dict[str, Any]:
-        """Write JSON lines."""
+        """Write JSON lines.
+
+        Raises
+        ------
+        InvalidError
+            There are no rows.
+        """
         path = Path("data", f"{stem}.jsonl")
         with private_file(folder / path) as file:
             empty = True

@@ -71,7 +71,13 @@ def read(source: Source) -> Iterator[Row]:
 
 
 def need_pyarrow(what: str) -> None:
-    """Refuse, with what to install, where pyarrow is not there."""
+    """Refuse, with what to install, where pyarrow is not there.
+
+    Raises
+    ------
+    NotFoundError
+        It is not there.
+    """
     if importlib.util.find_spec("pyarrow") is None:
         raise NotFoundError(f"{what} needs pyarrow: pip install 'pantheraml[parquet]'")
 
@@ -334,6 +340,11 @@ def text_pieces(path: Path, characters: int) -> Iterator[tuple[str, float]]:
     ------
     tuple
         At most so many characters, and the share of the file (0 to 1) that ends with them.
+
+    Raises
+    ------
+    InvalidError
+        It is not UTF-8; the message has the line.
     """
     size = max(1, path.stat().st_size)
     decoder = codecs.getincrementaldecoder("utf-8-sig")()

@@ -91,7 +91,13 @@ class Row:
 
 
 def kind_of(row: Row) -> Kind:
-    """Say which of the four kinds a row is, by its fields."""
+    """Say which of the four kinds a row is, by its fields.
+
+    Raises
+    ------
+    Error
+        It is none of them: :meth:`Row.fail` says which row, and what it has.
+    """
     for kind, needed in KINDS.items():
         if all(row.fields.get(name) is not None for name in needed):
             return kind
@@ -105,14 +111,26 @@ def _named(field: tuple[str, Any]) -> str:
 
 
 def same_kind(row: Row, kind: Kind) -> None:
-    """Refuse a row that is not of the kind that the first row was."""
+    """Refuse a row that is not of the kind that the first row was.
+
+    Raises
+    ------
+    Error
+        It is not: :meth:`Row.fail` says which row, and what is missing.
+    """
     missing = [name for name in KINDS[kind] if row.fields.get(name) is None]
     if missing:
         raise row.fail(f"no {missing[0]!r}, which the rows before it have; all rows must be alike")
 
 
 def string(row: Row, name: str) -> str:
-    """Take a field that must be text."""
+    """Take a field that must be text.
+
+    Raises
+    ------
+    Error
+        It is none: :meth:`Row.fail` says which row.
+    """
     value = row.fields[name]
     if not isinstance(value, str):
         raise row.fail(f"{name!r} must be a string, it is {type_name(value)}")

@@ -100,6 +100,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
         Raises
         ------
+        TooMuch
+            It is too long, or nested too deeply.
         jinja2.TemplateError
             It is none.
         """
@@ -182,7 +184,13 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return measured
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Compute, unless what comes out is too large."""
+        """Compute, unless what comes out is too large.
+
+        Raises
+        ------
+        TooMuch
+            It is.
+        """
         self._tick()
         lengths = [len(value) for value in (left, right) if isinstance(value, str | list | tuple)]
         numbers = [value for value in (left, right) if isinstance(value, int)]

@@ -76,7 +76,13 @@ class ModelFolder:
     variables: Mapping[str, Any] | None = None
 
     def need_tokenizer(self) -> Tokenizer:
-        """Give the tokenizer, or say that the folder has none."""
+        """Give the tokenizer, or say that the folder has none.
+
+        Raises
+        ------
+        NotFoundError
+            It has none.
+        """
         if self.tokenizer is None:
             raise NotFoundError(
                 f"the model folder {self.path} has no tokenizer.json, which text needs; rows of "
@@ -86,7 +92,13 @@ class ModelFolder:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """Load a folder's tokenizer.json without its padding and truncation, None if there is none."""
+    """Load a folder's tokenizer.json without its padding and truncation, None if there is none.
+
+    Raises
+    ------
+    InvalidError
+        The library cannot read it.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
@@ -102,7 +114,15 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 def load_model_folder(
     folder: Path, template: str | None = None, variables: Mapping[str, Any] | None = None
 ) -> ModelFolder:
-    """Read config.json's vocabulary, the tokenizer and the end-of-text token."""
+    """Read config.json's vocabulary, the tokenizer and the end-of-text token.
+
+    Raises
+    ------
+    NotFoundError
+        There is no config.json.
+    InvalidError
+        config.json has no vocabulary, or a file cannot be read.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

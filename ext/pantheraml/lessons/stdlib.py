@@ -253,6 +253,11 @@ def prepare(
     Returns
     -------
     Lesson
+
+    Raises
+    ------
+    FileNotFoundError
+        There are no Python sources.
     """
     folder = Path(folder).resolve()
     lesson_file = folder / "lesson.json"

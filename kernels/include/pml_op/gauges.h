@@ -52,6 +52,7 @@ typedef struct pml_gauges pml_gauges;
 pml_status pml_gauges_new(const char *bus, pml_gauges **gauges, pml_error *err);
 void pml_gauges_destroy(pml_gauges **gauges);
 
+/* All of them now; one that cannot be read says why in `missing`. */
 void pml_gauges_read(pml_gauges *gauges, pml_reading *reading);
 
 const char *pml_gauge_name(pml_gauge gauge); /* "utilisation", … */

@@ -25,6 +25,8 @@ pml_status pml_file_write(const char *path, const void *data, size_t size, mode_
  * removes the temporary file. */
 typedef struct pml_atomic_file pml_atomic_file;
 
+/* new opens a temporary file beside path, write adds to it; PML_IO names the path and the system's
+ * reason. The file is the caller's until commit or destroy. */
 pml_status pml_atomic_file_new(const char *path, mode_t mode, pml_atomic_file **file,
                                pml_error *err);
 pml_status pml_atomic_file_write(pml_atomic_file *file, const void *data, size_t size,

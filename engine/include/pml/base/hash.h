@@ -27,6 +27,7 @@ void pml_hash_hex(const uint8_t *hash, size_t bytes, char *text);
 /* A stream: new, update as often as needed, finish once. */
 typedef struct pml_hasher pml_hasher;
 
+/* PML_NO_MEMORY, and PML_INTERNAL where the library refuses: no data is wrong to it. */
 pml_status pml_hasher_new(pml_hasher **hasher, pml_error *err);
 pml_status pml_hasher_update(pml_hasher *hasher, const void *data, size_t size, pml_error *err);
 pml_status pml_hasher_finish(pml_hasher *hasher, uint8_t hash[PML_HASH_BYTES], pml_error *err);

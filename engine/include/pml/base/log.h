@@ -19,6 +19,8 @@ typedef enum pml_log_level {
  * Before the first call: "pml" and info. Call it before threads start. */
 void pml_log_init(const char *program, pml_log_level least);
 
+/* One line, cut at its longest, with time, program and level; lines below the least level are not
+ * written. From any thread. */
 void pml_log(pml_log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -24,6 +24,7 @@ pml_status pml_shard_verify(const char *path, pml_error *err);
 pml_status pml_shard_open(const char *path, int32_t vocab, pml_shard **shard, pml_error *err);
 void pml_shard_close(pml_shard **shard);
 
+/* Rows, and tokens of all of them. */
 int64_t pml_shard_rows(const pml_shard *shard);
 int64_t pml_shard_tokens(const pml_shard *shard);
 

@@ -45,9 +45,12 @@ pml_status pml_comm_shared_abort(int fd, pml_error *err);
 
 void pml_comm_destroy(pml_comm **comm);
 
+/* Which of how many: rank in [0, world). */
 int pml_comm_rank(const pml_comm *comm);
 int pml_comm_world(const pml_comm *comm);
 
+/* Every rank calls the same collectives in the same order; each returns when all have come.
+ * PML_PEER: one is gone. */
 pml_status pml_comm_barrier(pml_comm *comm, pml_error *err);
 pml_status pml_comm_header(pml_comm *comm, pml_header *header, pml_error *err);
 

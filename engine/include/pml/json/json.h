@@ -64,6 +64,7 @@ typedef struct pml_json_at {
 
 typedef enum pml_json_need { PML_JSON_OPTIONAL = 0, PML_JSON_REQUIRED } pml_json_need;
 
+/* The document itself as a place to read from; file is what errors call it, the caller's. */
 pml_json_at pml_json_root(const pml_json *document, const char *file);
 
 bool pml_json_has(pml_json_at at, const char *field); /* there and not null */
@@ -93,6 +94,7 @@ pml_status pml_json_get_array(pml_json_at at, const char *field, pml_json_need n
 
 /* ---- values ---- */
 
+/* What a value is; NULL is PML_JSON_NULL. */
 pml_json_kind pml_json_kind_of(const pml_json *value);
 const char *pml_json_kind_name(pml_json_kind kind); /* "a number", "an object", … */
 
@@ -102,7 +104,8 @@ const pml_json *pml_json_field(const pml_json *object, const char *field);
 /* Each field of an object, in the file's order: start with *cursor = NULL; false at the end. */
 bool pml_json_next(const pml_json *object, void **cursor, const char **key, const pml_json **value);
 
-size_t pml_json_length(const pml_json *array); /* 0 for anything else */
+/* Of an array: how many there are (0 for anything else), and one of them. */
+size_t pml_json_length(const pml_json *array);
 const pml_json *pml_json_item(const pml_json *array, size_t index);
 
 /* False, and *out untouched, when the value is of another kind. */

@@ -57,6 +57,7 @@ typedef enum pml_message_type {
     PML_MESSAGE_COUNT
 } pml_message_type;
 
+/* What messages.def says of a type. */
 const char *pml_message_name(pml_message_type type); /* "step" */
 pml_channel pml_message_channel(pml_message_type type);
 unsigned pml_message_roles(pml_message_type type); /* pml_role bits that may send it */
@@ -83,6 +84,7 @@ pml_message *pml_message_new(pml_message_type type);
 pml_message *pml_message_copy(const pml_message *message);
 void pml_message_destroy(pml_message **message);
 
+/* Which kind of message it is. */
 pml_message_type pml_message_type_of(const pml_message *message);
 
 /* Compact JSON with `type` (where the channel has one) before the other fields, NUL-terminated,

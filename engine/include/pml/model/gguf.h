@@ -83,6 +83,8 @@ typedef struct pml_gguf pml_gguf;
 pml_status pml_gguf_open(const char *path, pml_gguf **file, pml_error *err);
 void pml_gguf_close(pml_gguf **file);
 
+/* Tensors: how many, by number, by name (NULL: there is none), each the file's until close; and
+ * key-value pairs. */
 size_t pml_gguf_count(const pml_gguf *file);
 const pml_gguf_tensor *pml_gguf_at(const pml_gguf *file, size_t index); /* in the file's order */
 const pml_gguf_tensor *pml_gguf_find(const pml_gguf *file, const char *name);

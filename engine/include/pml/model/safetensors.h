@@ -53,6 +53,7 @@ void pml_safetensors_close(pml_safetensors **file);
  * page cache or the disk. For a caller that goes through a file larger than what is to be taken. */
 void pml_safetensors_forget(const pml_safetensors *file);
 
+/* Tensors of the file, or of all of the folder's shards. */
 size_t pml_safetensors_count(const pml_safetensors *file);
 
 /* index < count, in order of name. */
@@ -82,6 +83,7 @@ typedef struct pml_safetensors_writer pml_safetensors_writer;
 pml_status pml_safetensors_writer_new(const char *path, unsigned mode,
                                       pml_safetensors_writer **writer, pml_error *err);
 
+/* A pair of the header's __metadata__, before the first tensor is written. */
 pml_status pml_safetensors_writer_metadata(pml_safetensors_writer *writer, const char *key,
                                            const char *value, pml_error *err);
 

@@ -51,6 +51,7 @@ pml_status pml_hub_new(const char *folder, pml_hub **hub, pml_error *err);
 /* Up to a second for what is still to be sent. */
 void pml_hub_destroy(pml_hub **hub);
 
+/* Where a door listens, and the key that its server proves itself by (Z85): the hub's. */
 const char *pml_hub_endpoint(const pml_hub *hub, pml_door door);
 const char *pml_hub_server_key(const pml_hub *hub);
 
@@ -58,6 +59,7 @@ const char *pml_hub_server_key(const pml_hub *hub);
 pml_status pml_hub_allow(pml_hub *hub, const char *public_key, pml_role role, int tag,
                          pml_error *err);
 
+/* Whether that key is let in for any role. */
 bool pml_hub_knows(const pml_hub *hub, const char *public_key);
 
 /* Take a key off the list. Its connections are shut down at once, and what it has sent meanwhile
@@ -96,6 +98,7 @@ typedef struct pml_refusals {
     int64_t keys, handshakes, connections;
 } pml_refusals;
 
+/* Since pml_hub_new. */
 pml_refusals pml_hub_refusals(const pml_hub *hub);
 
 #endif

@@ -74,6 +74,7 @@ pml_status pml_snapshot_put(pml_stepper *stepper, const pml_train_state *state,
 pml_status pml_snapshot_get(pml_stepper *stepper, const pml_train_state *state, const void *memory,
                             size_t bytes, pml_error *err);
 
+/* The state that was put into it; the snapshot's. */
 const pml_train_state *pml_snapshot_state(const pml_snapshot *snapshot);
 
 /* Who watches its writing from now on; NULL: nobody. Borrowed. */

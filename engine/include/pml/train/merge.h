@@ -35,6 +35,7 @@ pml_status pml_merge_open(const pml_train_config *config, const char *checkpoint
                           pml_merge **merge, pml_error *err);
 void pml_merge_close(pml_merge **merge);
 
+/* Tensors of the merged model, and its spec: the merge's until close. */
 size_t pml_merge_count(const pml_merge *merge);
 const pml_merged *pml_merge_at(const pml_merge *merge, size_t index); /* in order of name */
 const pml_model_spec *pml_merge_spec(const pml_merge *merge);

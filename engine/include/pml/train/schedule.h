@@ -31,6 +31,7 @@ bool pml_schedule_same(const pml_schedule *a, const pml_schedule *b);
 /* Whether evaluations drive it. */
 bool pml_schedule_measures(const pml_schedule *schedule);
 
+/* The state of a schedule before its first step. */
 void pml_schedule_begin(const pml_schedule *schedule, pml_schedule_state *state);
 /* After an evaluation: peak is the rate that state.factor multiplies. As
  * torch.optim.lr_scheduler.ReduceLROnPlateau, and GreedyLR (arXiv 2512.14527) in transformers. */
