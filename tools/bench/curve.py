@@ -10,6 +10,10 @@ other kernels of attention: their distances are the spread that bfloat16 itself 
 it when its root mean square and its largest distance are at most the largest of theirs; else exit
 status 1.
 
+With --adamw-8bit the first case is also trained with its moments in 8 bits, by ours, and by
+bitsandbytes' AdamW8bit where that can be imported. Their distances stand beside each other; 8 bits
+are not judged by the spread.
+
 With --resume the second case is also stopped at half, and gone on with from the checkpoint by
 another process: every file of both ends must be the same bytes.
 """
@@ -85,6 +89,7 @@ def peer(
     device: str,
     narrow: bool,
     attention: str,
+    optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> tuple[torch.nn.Module, list[float]]:
     """Train as the Trainer does; its bf16=True is autocast. Frozen weights are bfloat16 then."""
     model = load(folder, settings, device, attention)
@@ -97,9 +102,7 @@ def peer(
     rest = [p for n, p in trained.items() if "norm" in n]
     groups = [{"params": decay, "weight_decay": settings["weight_decay"]},
               {"params": rest, "weight_decay": 0.0}]  # fmt: skip
-    optimizer = torch.optim.AdamW(
-        groups, lr=settings["learning_rate"], betas=(0.9, 0.999), eps=1e-8
-    )
+    optimizer = optimizer_class(groups, lr=settings["learning_rate"], betas=(0.9, 0.999), eps=1e-8)
     schedule = get_scheduler(
         settings["lr_scheduler_type"], optimizer, num_warmup_steps=settings["warmup_steps"],
         num_training_steps=settings["max_steps"],
@@ -135,6 +138,30 @@ def distance(curve: list[float], line: list[float]) -> tuple[float, float, float
     return float(np.sqrt((d**2).mean())), float(np.abs(d).max()), float(d.mean())
 
 
+def in_8_bits(
+    args: argparse.Namespace, ids: np.ndarray, settings: dict[str, Any], curves: dict[str, Any]
+) -> None:
+    """Add the curves with AdamW's moments in 8 bits, ours and bitsandbytes'."""
+    folder = args.folder / "whole8"
+    folder.mkdir()
+    (folder / "model").symlink_to(args.folder / "whole" / "model")
+    write_case(folder, ids, settings | {"optim": "adamw_8bit"})
+    if args.device == "cpu":
+        curves["8 bits, ours float32"] = ours(args, "whole8")["loss"]
+    else:
+        curves["8 bits, ours bf16"] = ours(args, "whole8", "--bf16", "--fast")["loss"]
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        print(f"  8 bits by bitsandbytes left out: {error}")
+        return
+    for narrow in (False, True):
+        title = f"8 bits, bitsandbytes {'bf16' if narrow else 'float32'}"
+        curves[title] = peer(
+            args.folder / "whole", ids, settings, args.device, narrow, "sdpa", AdamW8bit
+        )[1]
+
+
 def make_base(args: argparse.Namespace, model: torch.nn.Module) -> None:
     """Save the float32 line's model, rounded, as the next case's."""
     model.bfloat16().save_pretrained(args.folder / "lora" / "model")  # type: ignore[operator]
@@ -163,6 +190,8 @@ def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict
     else:
         curves["ours bf16"] = ours(args, name, "--bf16", "--fast")["loss"]
         curves["ours bf16, deterministic"] = ours(args, name, "--bf16")["loss"]
+    if args.adamw_8bit and name == "whole":
+        in_8_bits(args, ids, settings, curves)
     every = max(1, len(line) // 4)
     steps = ", ".join(f"{loss:.4f}" for loss in [*line[::every], line[-1]])
     print(f"{name}: {len(line)} steps, float32 line {steps} ({time.monotonic() - begin:.0f} s)")
@@ -204,6 +233,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--small", action="store_true", help="a model for a try on a CPU")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--adamw-8bit", action="store_true")
     parser.add_argument("--cases", default="whole,lora", help="lora alone makes its model, too")
     args = parser.parse_args()
     logging.disable_progress_bar()
