@@ -11,6 +11,7 @@
 
 #include "coordinator.h"
 #include "pml/base/hash.h"
+#include "pml/base/table.h"
 #include "states.h"
 
 enum { COMMANDS_MAX = 1000000 };
@@ -53,14 +54,11 @@ static uint64_t digest_of(const pml_message *m, const char *verb, const char *ar
 
 static command *add(coordinator *c, pml_message_type verb, const char *id, uint64_t digest)
 {
-    if (c->n_commands == c->command_capacity) {
-        size_t capacity = c->command_capacity == 0 ? 64 : 2 * c->command_capacity;
-        command *larger = reallocarray(c->commands, capacity, sizeof *larger);
-        if (larger == NULL)
-            return NULL;
-        c->commands = larger;
-        c->command_capacity = capacity;
-    }
+    command *larger =
+        pml_table_room(c->commands, &c->command_capacity, c->n_commands + 1, sizeof *larger);
+    if (larger == NULL)
+        return NULL;
+    c->commands = larger;
     command *k = &c->commands[c->n_commands++];
     *k = (command){.number = c->next_number++, .verb = verb, .digest = digest};
     snprintf(k->id, sizeof k->id, "%s", id);

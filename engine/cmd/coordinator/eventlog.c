@@ -12,6 +12,7 @@
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/base/path.h"
+#include "pml/base/table.h"
 #include "pml/json/sum.h"
 
 enum {
@@ -39,14 +40,10 @@ struct eventlog {
 static pml_status add_offset(void *user, int64_t offset, pml_error *err)
 {
     eventlog *log = user;
-    if (log->n + 2 > log->capacity) {
-        size_t capacity = 2 * log->capacity;
-        int64_t *larger = reallocarray(log->offsets, capacity, sizeof *larger);
-        if (larger == NULL)
-            return PML_FAIL(err, PML_NO_MEMORY, "no memory for the index of %s", log->path);
-        log->offsets = larger;
-        log->capacity = capacity;
-    }
+    int64_t *larger = pml_table_room(log->offsets, &log->capacity, log->n + 2, sizeof *larger);
+    if (larger == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the index of %s", log->path);
+    log->offsets = larger;
     log->offsets[++log->n] = offset;
     return PML_OK;
 }

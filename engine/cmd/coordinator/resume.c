@@ -11,6 +11,7 @@
 #include "pml/base/file.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
+#include "pml/base/table.h"
 #include "pml/json/sum.h"
 #include "pml/train/checkpoint.h"
 #include "pml/train/run.h"
@@ -93,20 +94,15 @@ static void supersede(coordinator *c, int64_t step, const pml_message *args)
 /* Takes args. Without memory the run must not go on as if nothing had been set. */
 static void keep(coordinator *c, int64_t step, pml_message *args)
 {
-    if (args != NULL && c->n_tuned == c->tuned_capacity) {
-        size_t capacity = c->tuned_capacity == 0 ? 16 : 2 * c->tuned_capacity;
-        tuned *larger = reallocarray(c->tuned, capacity, sizeof *larger);
-        if (larger == NULL) {
-            pml_message_destroy(&args);
-        } else {
-            c->tuned = larger;
-            c->tuned_capacity = capacity;
-        }
-    }
-    if (args == NULL) {
+    tuned *larger =
+        args == NULL ? NULL
+                     : pml_table_room(c->tuned, &c->tuned_capacity, c->n_tuned + 1, sizeof *larger);
+    if (larger == NULL) {
+        pml_message_destroy(&args);
         c->broken = true;
         return;
     }
+    c->tuned = larger;
     size_t at = c->n_tuned++;
     for (; at > 0 && c->tuned[at - 1].step > step; at--)
         c->tuned[at] = c->tuned[at - 1];

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "pml/base/table.h"
 #include "pml/train/run.h"
 
 enum { ENOUGH_KEPT = 64 };
@@ -74,14 +75,10 @@ static bool push(queue *q, const order *one)
         q->n -= q->first;
         q->first = 0;
     }
-    if (q->n == q->capacity) {
-        size_t capacity = q->capacity == 0 ? 32 : 2 * q->capacity;
-        order *larger = reallocarray(q->items, capacity, sizeof *larger);
-        if (larger == NULL)
-            return false;
-        q->items = larger;
-        q->capacity = capacity;
-    }
+    order *larger = pml_table_room(q->items, &q->capacity, q->n + 1, sizeof *larger);
+    if (larger == NULL)
+        return false;
+    q->items = larger;
     q->items[q->n++] = *one;
     return true;
 }

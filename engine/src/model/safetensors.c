@@ -13,6 +13,7 @@
 
 #include "pml/base/file.h"
 #include "pml/base/path.h"
+#include "pml/base/table.h"
 #include "pml/json/json.h"
 
 /* Header: 100 MB is the limit of the format's own library. The JSON of a header has three levels:
@@ -244,16 +245,13 @@ static pml_status parse_header(mapped *file, pml_error *err)
 /* Room for n more tensors. */
 static pml_status reserve_tensors(pml_safetensors *st, size_t n, pml_error *err)
 {
-    size_t want = st->n_tensors + n, capacity = st->tensors_capacity;
-    if (want <= capacity)
+    if (n == 0)
         return PML_OK;
-    while (capacity < want)
-        capacity = capacity == 0 ? 64 : 2 * capacity;
-    pml_stored *wider = reallocarray(st->tensors, capacity, sizeof *wider);
+    pml_stored *wider =
+        pml_table_room(st->tensors, &st->tensors_capacity, st->n_tensors + n, sizeof *wider);
     if (wider == NULL)
-        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the names of %zu tensors", want);
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the names of %zu tensors", n);
     st->tensors = wider;
-    st->tensors_capacity = capacity;
     return PML_OK;
 }
 
@@ -289,14 +287,10 @@ static pml_status add_tensors(pml_safetensors *st, mapped *file, pml_error *err)
 /* Map path, check it, add its tensors (in order of address). */
 static pml_status add_file(pml_safetensors *st, const char *path, pml_error *err)
 {
-    if (st->n_files == st->files_capacity) {
-        size_t capacity = st->files_capacity == 0 ? 1 : 2 * st->files_capacity;
-        mapped *wider = reallocarray(st->files, capacity, sizeof *wider);
-        if (wider == NULL)
-            return PML_FAIL(err, PML_NO_MEMORY, "no memory to open %s", path);
-        st->files = wider;
-        st->files_capacity = capacity;
-    }
+    mapped *wider = pml_table_room(st->files, &st->files_capacity, st->n_files + 1, sizeof *wider);
+    if (wider == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to open %s", path);
+    st->files = wider;
     mapped *file = &st->files[st->n_files];
     pml_status status = map_file(path, file, err);
     if (status != PML_OK)

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "pml/base/file.h"
+#include "pml/base/table.h"
 #include "pml/json/json.h"
 #include "pml/model/safetensors.h"
 
@@ -110,14 +111,11 @@ pml_status pml_safetensors_writer_add(pml_safetensors_writer *writer, const char
     if (__builtin_add_overflow(t.begin, bytes, &t.end) || t.end > INT64_MAX)
         return PML_FAIL(err, PML_INVALID, "tensor %s makes the file too large", name);
 
-    if (writer->n_tensors == writer->tensors_capacity) {
-        size_t capacity = writer->tensors_capacity == 0 ? 64 : 2 * writer->tensors_capacity;
-        declared *wider = reallocarray(writer->tensors, capacity, sizeof *wider);
-        if (wider == NULL)
-            return PML_FAIL(err, PML_NO_MEMORY, "no memory to declare tensor %s", name);
-        writer->tensors = wider;
-        writer->tensors_capacity = capacity;
-    }
+    declared *wider = pml_table_room(writer->tensors, &writer->tensors_capacity,
+                                     writer->n_tensors + 1, sizeof *wider);
+    if (wider == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to declare tensor %s", name);
+    writer->tensors = wider;
     t.name = strdup(name);
     if (t.name == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to declare tensor %s", name);

@@ -11,6 +11,8 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include "pml/base/table.h"
+
 enum { KEY_BYTES = 32, FRAME_MAX = 256, REQUEST_FRAMES = 7, KEYS_MAX = 2048 };
 
 typedef struct entry {
@@ -184,18 +186,15 @@ pml_status pmli_zap_allow(pmli_zap *zap, const char *public_key, pml_role role, 
         status = PML_FAIL(err, PML_INVALID, "this key is on the list, for another role");
     else if (known == NULL && zap->n == KEYS_MAX)
         status = PML_FAIL(err, PML_BUSY, "there are %d keys already: revoke some", KEYS_MAX);
-    if (status == PML_OK && known == NULL && zap->n == zap->capacity) {
-        size_t capacity = zap->capacity == 0 ? 16 : 2 * zap->capacity;
-        entry *larger = reallocarray(zap->entries, capacity, sizeof *larger);
-        if (larger == NULL) {
-            status = PML_FAIL(err, PML_NO_MEMORY, "no memory for one more key");
-        } else {
+    if (status == PML_OK && known == NULL) {
+        entry *larger = pml_table_room(zap->entries, &zap->capacity, zap->n + 1, sizeof *larger);
+        if (larger != NULL) {
             zap->entries = larger;
-            zap->capacity = capacity;
+            zap->entries[zap->n++] = e;
+        } else {
+            status = PML_FAIL(err, PML_NO_MEMORY, "no memory for one more key");
         }
     }
-    if (status == PML_OK && known == NULL)
-        zap->entries[zap->n++] = e;
     pthread_mutex_unlock(&zap->mutex);
     return status;
 }

@@ -6,6 +6,7 @@
 #include "pml/base/clock.h"
 #include "pml/base/hash.h"
 #include "pml/base/log.h"
+#include "pml/base/table.h"
 #include "pml/base/view.h"
 
 static void test_error_is_cut_on_a_character(void **state)
@@ -146,6 +147,33 @@ static void test_clocks(void **state)
     assert_true(pml_clock_unix() > 1.7e9);
 }
 
+static void test_a_table_grows(void **state)
+{
+    (void)state;
+    int64_t *table = NULL;
+    size_t capacity = 0, moves = 0;
+    for (size_t n = 0; n < 1000; n++) {
+        size_t before = capacity;
+        int64_t *larger = pml_table_room(table, &capacity, n + 1, sizeof *larger);
+        assert_non_null(larger);
+        assert_true(capacity > n);
+        if (capacity == before)
+            assert_ptr_equal(larger, table);
+        moves += capacity != before;
+        table = larger;
+        table[n] = (int64_t)n;
+    }
+    assert_true(moves < 10);
+    for (size_t n = 0; n < 1000; n++)
+        assert_int_equal(table[n], n);
+    size_t kept = capacity;
+    assert_null(pml_table_room(table, &capacity, SIZE_MAX, 1));     /* no such number of them */
+    assert_null(pml_table_room(table, &capacity, SIZE_MAX / 4, 8)); /* of bytes               */
+    assert_int_equal(capacity, kept);
+    assert_int_equal(table[999], 999);
+    free(table);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -156,6 +184,7 @@ int main(void)
         cmocka_unit_test(test_hash_of_a_large_file),
         cmocka_unit_test(test_log_lines),
         cmocka_unit_test(test_clocks),
+        cmocka_unit_test(test_a_table_grows),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
