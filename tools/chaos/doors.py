@@ -5,18 +5,20 @@ Usage: tools/chaos/doors.py [--seconds S] [--phase S] [--cores N] [--hidden N] [
 A run is shared on loopback; its coordinator and its worker are pinned to `--cores` processors, the
 crowd, the viewers and this program to others (no sibling threads of the first). With one core the
 coordinator takes the trainer's time for all that it does; with two it need not. Within one run,
-short phases take turns: nobody, crowd, nobody, viewers, nobody, … A crowd is 2,000 connections that
-say nothing: its phase begins before they come. Viewers are 30, ten of them in a stopped process:
-their phase begins when they are there, because who attaches is sent the history once.
+short phases take turns: nobody, crowd, nobody, viewers, nobody, babble, nobody, … A crowd is 2,000
+connections that say nothing: its phase begins before they come. Viewers are 30, ten of them in a
+stopped process: their phase begins when they are there, because who attaches is sent the history
+once. Babble are 500 messages a second, with the run's own key, each of them wrong.
 
 Each disturbed phase is held against the mean of its two undisturbed neighbours, so that a machine
 that slowly changes its pace changes nothing. Three measures of a step: median and mean of the
 steps' own seconds, and the worker's processor seconds. Of the rounds' ratios the median is given,
 with its bootstrap interval of 95%.
 
-Goals: +2% with the crowd, +1% with the viewers. A goal is held where the whole interval is within
-it, missed where it is beyond, and not decided where it is on both sides: more rounds, or a quieter
-machine. Exit status 0: all held; 1: one is missed; 3: one is not decided; --report-only: always 0.
+Goals: +2% with the crowd, +1% with the viewers and with the babble. A goal is held where the whole
+interval is within it, missed where it is beyond, and not decided where it is on both sides: more
+rounds, or a quieter machine. Exit status 0: all held; 1: one is missed; 3: one is not decided;
+--report-only: always 0.
 """
 
 from __future__ import annotations
@@ -36,14 +38,16 @@ from signal import SIGCONT, SIGSTOP
 
 import pantheraml as pm
 from common import end, reach
+from pantheraml import _native
 from pantheraml.tiny import TinyLlama
 from reap import at_end
 
-GOALS = {"crowd": 0.02, "viewers": 0.01}
+GOALS = {"crowd": 0.02, "viewers": 0.01, "babble": 0.01}
 MEASURES = ("median", "mean", "processor")
 CONFIDENCE, RESAMPLED = 0.95, 10_000
 SETTLE = 0.3  # seconds until a disturbance stands, or has gone
 CROWD, PROCESSES, EACH = 2000, 3, 10  # viewers: so many in each process; the first one is stopped
+RATE = 500  # of wrong messages, a second
 LEAST = 10  # steps in a phase, however slow the machine is
 LEAST_ROUNDS = 6
 
@@ -84,6 +88,29 @@ for order in sys.stdin:
         for run in runs:
             run.close()
     print(len(runs), flush=True)
+"""
+BABBLE = r"""
+import os, select, sys, time
+from pantheraml import _native
+wrong = ['{"type":"set","id":"b%d","learning_rate":"fast"}', '{"type":"fly","id":"b%d"}',
+         '{"type":"set","id":"b%d","learning_rate":-1}', '{"type":"stop","id":"b%d"', 'b%d',
+         '{"type":"stop","id":"b%d","why":' + 40 * '[' + 40 * ']' + '}',
+         '{"type":"replay","id":"b%d","from":1e30}',
+         '{"type":"stop","id":"b%d' + 40000 * 'x' + '"}']
+client = _native.Client(sys.argv[1])
+rate, sent, begin, going = int(sys.argv[2]), 0, 0.0, False
+while True:
+    if select.select([0], [], [], 0.002 if going else None)[0]:
+        order = os.read(0, 100)
+        if not order:
+            break
+        going = order == b"come\n"
+        begin, first = time.monotonic(), sent
+        print(sent, flush=True)
+    while going and sent - first < (time.monotonic() - begin) * rate:
+        client.send(wrong[sent % len(wrong)] % sent)
+        sent += 1
+    client.receive()
 """
 
 
@@ -164,6 +191,34 @@ class Viewers:
         """Be gone for good."""
         for viewer in self._all:
             viewer.end()
+
+
+class Babble:
+    """One who sends nothing that is right."""
+
+    def __init__(self, run: pm.Run) -> None:
+        self._run = run
+        self._sender = Others(BABBLE, _native.connection_file(run.folder), RATE)
+
+    @contextmanager
+    def come(self) -> Iterator[None]:
+        """It goes on through the phase."""
+        self._sender.tell("come")
+        self._sender.hear()
+        yield
+        self._sender.tell("go")
+        self.sent = self._sender.hear()
+
+    def end(self) -> None:
+        """Be gone for good."""
+        self._sender.end()
+
+    def check(self) -> str:
+        """What it sent, all of which has to be counted as refused and nothing done."""
+        counted = self._run.refused["messages"] + self._run.refused["hurried"]
+        if counted != self.sent or any(e["type"] == "command" for e in self._run.events()):
+            raise SystemExit(f"of {self.sent} wrong messages {counted} were refused")
+        return f"{self.sent} wrong messages refused"
 
 
 # ---- what a step costs ---------------------------------------------------------------------------
@@ -260,7 +315,7 @@ def measure(
         model.write(folder / "model"), [{"text": "a panther climbs well " * 20}] * 50,
         max_steps=10**6, max_length=256, threads=1, name="doors",
     )  # fmt: skip
-    visitors: list[Crowd | Viewers] = []
+    visitors: list[Crowd | Viewers | Babble] = []
     try:
         reach(run, 20)
         pin(theirs)
@@ -268,15 +323,18 @@ def measure(
             if os.sched_getaffinity(pid) != ours:
                 raise SystemExit(f"process {pid} of the run is not where it was put")
         share = run.share("tcp://127.0.0.1:*")
-        crowd, viewers = Crowd(share), Viewers(share, folder)
-        visitors += [crowd, viewers]
-        for each in (crowd, viewers):  # once before, for what is only done once
+        crowd, viewers, babble = Crowd(share), Viewers(share, folder), Babble(run)
+        visitors += [crowd, viewers, babble]
+        for each in visitors:  # once before, for what is only done once
             with each.come():
                 time.sleep(SETTLE)
-        come: dict[str, Come] = {"crowd": crowd.come, "viewers": viewers.come}
+        come: dict[str, Come] = {
+            "crowd": crowd.come, "viewers": viewers.come, "babble": babble.come
+        }  # fmt: skip
         alone, disturbed = take_turns(run, come, args.seconds, args.phase)
         stood = f"{min(crowd.stood)} to {max(crowd.stood)} of {CROWD} silent ones still there"
-        return alone, disturbed, f"{stood} at the end of a phase; turned away: {run.refused}"
+        said = f"{stood} at the end of a phase; {babble.check()}; turned away: {run.refused}"
+        return alone, disturbed, said
     finally:
         for visitor in visitors:
             visitor.end()
