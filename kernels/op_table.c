@@ -15,14 +15,15 @@ static const char *const names_head_norm_bwd[] = {
     "dy", "x", "q_weight", "k_weight", "rstd", "dx", "dq_weight", "dk_weight", "ws"};
 static const char *const names_linear[] = {"x",   "w",      "bias", "a", "b",
                                            "rng", "places", "y",    "u", "ws"};
-static const char *const names_linear_bwd[] = {"dy",     "x",  "w",  "a",     "b",  "u",  "rng",
-                                               "places", "dx", "dw", "dbias", "da", "db", "ws"};
+static const char *const names_linear_bwd[] = {
+    "dy", "x", "w", "a", "b", "u", "rng", "places", "dx", "dw", "dbias", "da", "db", "v", "ws"};
 static const char *const names_rope[] = {"x", "pos", "table"};
 static const char *const names_attention[] = {"q", "k", "v", "cu_q", "cu_k", "o", "lse", "ws"};
 static const char *const names_attention_bwd[] = {"dout", "q",    "k",  "v",  "o",  "lse",
                                                   "cu_q", "cu_k", "dq", "dk", "dv", "ws"};
-static const char *const names_swiglu[] = {"gate_up", "h"};
-static const char *const names_swiglu_bwd[] = {"dh", "gate_up", "dgate_up", "h"};
+static const char *const names_swiglu[] = {"gate_up", "h", "a", "u", "ws"};
+static const char *const names_swiglu_bwd[] = {"dh", "gate_up", "dgate_up", "h",  "u", "b",
+                                               "v",  "db",      "v_down",   "da", "ws"};
 static const char *const names_head_loss[] = {"x",    "w",  "rows", "labels", "scale",
                                               "loss", "dx", "dw",   "ws"};
 static const char *const names_sum[] = {"x", "total", "ws"};

@@ -189,6 +189,8 @@ static size_t cpu_workspace(pml_device *device, pml_op op, const pml_op_args *ar
         return pmli_cpu_linear_ws(&args->linear);
     case PML_OP_linear_bwd:
         return pmli_cpu_linear_bwd_ws(&args->linear_bwd);
+    case PML_OP_swiglu_bwd:
+        return pmli_cpu_swiglu_bwd_ws(&args->swiglu_bwd);
     case PML_OP_head_loss:
         return pmli_cpu_head_loss_ws(&args->head_loss);
     default:

@@ -13,6 +13,10 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
     switch (op) {
     case PML_OP_linear:
         return pmli_cuda_linear_ws(&args->linear);
+    case PML_OP_swiglu:
+        return pmli_cuda_swiglu_ws(&args->swiglu);
+    case PML_OP_swiglu_bwd:
+        return pmli_cuda_swiglu_bwd_ws(&args->swiglu_bwd);
     case PML_OP_linear_bwd:
         return pmli_cuda_linear_bwd_ws(&args->linear_bwd);
     case PML_OP_rmsnorm_bwd:
@@ -63,6 +67,7 @@ static const pml_backend backend = {
     .dtypes = 1U << PML_F32 | 1U << PML_BF16,
     .drops_out = true,
     .border = PMLI_BORDER,
+    .mlp_adapters = true,
     .devices = devices,
     .open = open_device,
     .close = pmli_cuda_close,

@@ -38,11 +38,10 @@ static bool in_packs(const pmli_border_params *p, pml_dtype dtype)
     return addresses % 16 == 0 && (size_t)lengths * size % 16 == 0;
 }
 
-pml_status pmli_border_fill(pml_queue *queue, const pmli_bordered *s, bool clear, pml_error *err)
+pml_status pmli_border_fill(pml_queue *queue, const pmli_bordered *s, pml_error *err)
 {
     pml_dtype dtype = s->w->dtype;
     pml_view beside = pml_view_columns(*s->x, s->x->cols, 0);
-    bool writes_x = s->u != NULL || clear;
     pmli_border_params p = {.a = s->a->data,
                             .b = s->b->data,
                             .u = s->u != NULL ? s->u->data : NULL,
@@ -50,7 +49,7 @@ pml_status pmli_border_fill(pml_queue *queue, const pmli_bordered *s, bool clear
                             .x = beside.data,
                             .n = s->w->rows,
                             .k = s->w->cols,
-                            .tokens = writes_x ? s->x->rows : 0,
+                            .tokens = s->u != NULL ? s->x->rows : 0,
                             .ld_a = s->a->ld,
                             .ld_b = s->b->ld,
                             .ld_u = s->u != NULL ? s->u->ld : 0,

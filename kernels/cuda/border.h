@@ -38,8 +38,8 @@ typedef struct pmli_bordered {
  * dimensions aligned; the rest of a unit is zeros. 0: the border is absent, or does not pay. */
 int64_t pmli_border_columns(const pmli_bordered *s);
 
-/* Fill w's border with a and b, and x's with u where it is given, or else, where clear is set, with
- * zeros. */
-pml_status pmli_border_fill(pml_queue *queue, const pmli_bordered *s, bool clear, pml_error *err);
+/* Fill w's border with a and b, and x's with u, where it is given, and zeros behind; u may stand
+ * there already. */
+pml_status pmli_border_fill(pml_queue *queue, const pmli_bordered *s, pml_error *err);
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "find_library.h"
 #include "low_rank.h"
+#include "mlp.h"
 #include "ops.h"
 
 /* Context and kernels, measured on an H200 with driver 580; the driver tells nobody. */
@@ -171,6 +172,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
         status = pmli_cuda_attention_prepare(d, err);
     if (status == PML_OK)
         status = pmli_low_rank_prepare(d, err);
+    if (status == PML_OK)
+        status = pmli_mlp_prepare(d, err);
     if (status == PML_OK)
         status = PMLI_LT(pmli_lt.cublasLtCreate(&d->lt), "starting cuBLASLt", err);
     if (status == PML_OK)

@@ -22,6 +22,7 @@
     X(dropout)                                                                                     \
     X(border)                                                                                      \
     X(low_rank)                                                                                    \
+    X(mlp)                                                                                         \
     X(loss)                                                                                        \
     X(update)                                                                                      \
     X(adamw_8bit)                                                                                  \
@@ -111,6 +112,14 @@
     X(low_rank, low_rank_f16)                                                                      \
     X(low_rank, low_rank_sum_bf16)                                                                 \
     X(low_rank, low_rank_sum_f16)                                                                  \
+    X(mlp, mlp_bf16)                                                                               \
+    X(mlp, mlp_f16)                                                                                \
+    X(mlp, mlp_sum_bf16)                                                                           \
+    X(mlp, mlp_sum_f16)                                                                            \
+    X(mlp, mlp_bwd_bf16)                                                                           \
+    X(mlp, mlp_bwd_f16)                                                                            \
+    X(mlp, mlp_bwd_sum_bf16)                                                                       \
+    X(mlp, mlp_bwd_sum_f16)                                                                        \
     PMLI_TYPED(X, loss, cross_entropy)                                                             \
     X(update, sum_parts)                                                                           \
     X(update, sumsq_parts)                                                                         \

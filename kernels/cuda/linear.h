@@ -5,7 +5,7 @@
 #include <stdbool.h>
 
 #include "operand.h"
-#include "pml_op/ops.h"
+#include "pml_op/backend.h"
 
 /* Columns of u: rank for each part with an adapter. */
 static inline int64_t pmli_lora_cols(int32_t rank, uint32_t lora_parts)
@@ -56,6 +56,13 @@ static inline void pmli_need_border(pmli_check *c, const char *name, const pml_v
                    "operand '%s' has rows of %lld elements, no border of %d", name,
                    (long long)v->ld, border);
 }
+
+/* v and db of a layer's backward, without its dx: of dy, b, u, v, db, ws (of at least
+ * pmli_linear_back_ws) and the attributes. v is where its result goes, or has no data where nobody
+ * wants it. */
+size_t pmli_linear_back_ws(const pml_linear_bwd_args *a);
+pml_status pmli_linear_back(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
+                            pml_error *err);
 
 /* Bytes of a piece of workspace: whole 256-byte units. */
 static inline size_t pmli_linear_units(size_t bytes)

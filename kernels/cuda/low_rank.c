@@ -56,8 +56,9 @@ static bool in_packs(const pml_view *v)
 
 bool pmli_low_rank_serves(const pml_device *device, const pml_linear_bwd_args *a, const pml_view *v)
 {
-    return fits(a) && a->db.data != NULL && SHARED <= device->shared_most && device->code >= 80 &&
-           in_packs(&a->dy) && in_packs(&a->u) && in_packs(&a->db) && in_packs(v);
+    return fits(a) && a->db.data != NULL && v->data != NULL && SHARED <= device->shared_most &&
+           device->code >= 80 && in_packs(&a->dy) && in_packs(&a->u) && in_packs(&a->db) &&
+           in_packs(v);
 }
 
 pml_status pmli_low_rank_prepare(pml_device *d, pml_error *err)

@@ -6,7 +6,8 @@
  *   bordered   u = s x a^T;  u, b into the borders of x, w;  y = [x|u] [w|b]^T (+ bias)
  *
  * The second moves y once instead of two to four times; it is taken where there are borders
- * (border.h). With dropout each part has its own masked x, made in the workspace.
+ * (border.h). With dropout each part has its own masked x, made in the workspace. Where u is made
+ * already, the first product is not there.
  *
  *   ws: | products' own | u [T,R] where it is not kept | masked x [T,K] | */
 #include "border.h"
@@ -44,7 +45,7 @@ static void check_lora(pmli_check *c, const pml_linear_args *a)
                    "rank %d with adapters on parts %#x of %d", a->rank, a->lora_parts, a->parts);
     pmli_need_as(c, "a", &a->a, lora_cols(a), a->x.cols, a->x.dtype);
     pmli_need_as(c, "b", &a->b, lora_rows(a), a->rank, a->x.dtype);
-    if (a->u.data != NULL)
+    if (a->u.data != NULL || a->u_made)
         pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->x.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->x.rows);
     pmli_need_border(c, "x", &a->x, a->border);
@@ -170,9 +171,10 @@ pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_erro
     const pmli_bordered s = {&a->x,        &a->w,    &a->a,   &a->b,     &u,
                              a->part_cols, a->parts, a->rank, a->border, a->lora_parts};
     int64_t columns = pmli_border_columns(&s);
-    status = down(queue, a, &u, behind, err);
+    if (!a->u_made)
+        status = down(queue, a, &u, behind, err);
     if (status == PML_OK && columns > 0)
-        status = pmli_border_fill(queue, &s, false, err);
+        status = pmli_border_fill(queue, &s, err);
     if (status == PML_OK)
         status = frozen(queue, a, columns, err);
     if (status == PML_OK && columns == 0)

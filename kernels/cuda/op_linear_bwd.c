@@ -5,9 +5,10 @@
  * With dropout, m_p the mask of a part:  dx = dy w + sum m_p (v_p a_p);  da_p += v_p^T (m_p x).
  *
  * Where there are borders (border.h), v stands in dy's and dx = [dy|v] [w;a] is one product; with
- * dropout there is no such product. What an earlier call left in them is used where `kept` says so.
+ * dropout there is no such product. v may have been made before, or be handed on.
  *
- * v and db come from one kernel where it serves (low_rank.h).
+ * v and db come from one kernel where it serves (low_rank.h). v is in ws where it is neither given
+ * nor in a border.
  *
  *   ws: | products' own | v [T,R] | masked x, then masked v a: [T,K] | the bias's partial sums |
  *       | low_rank's    |
@@ -24,6 +25,8 @@
 
 static size_t v_bytes(const pml_linear_bwd_args *a)
 {
+    if (a->lora_parts == 0 || a->v.rows > 0)
+        return 0;
     return pmli_linear_units((size_t)a->dy.rows * (size_t)pmli_lora_cols(a->rank, a->lora_parts) *
                              pml_dtype_size(a->dy.dtype));
 }
@@ -37,7 +40,7 @@ static size_t masked_bytes(const pml_linear_bwd_args *a)
 
 /* The first piece: what cuBLASLt's products and the low-rank kernel work in, one after the other.
  */
-static size_t own_bytes(const pml_linear_bwd_args *a)
+size_t pmli_linear_back_ws(const pml_linear_bwd_args *a)
 {
     size_t low_rank = pmli_linear_units(pmli_low_rank_ws(a));
     return low_rank > PMLI_GEMM_WORKSPACE ? low_rank : PMLI_GEMM_WORKSPACE;
@@ -46,7 +49,7 @@ static size_t own_bytes(const pml_linear_bwd_args *a)
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
 {
     size_t bias = a->dbias.rows > 0 ? pmli_cuda_columns_ws(a->dy.cols) : 0;
-    return own_bytes(a) + (a->lora_parts != 0 ? v_bytes(a) : 0) + masked_bytes(a) + bias;
+    return pmli_linear_back_ws(a) + v_bytes(a) + masked_bytes(a) + bias;
 }
 
 static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inputs)
@@ -61,6 +64,8 @@ static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inpu
     PMLI_MAY(c, a, db, rows, a->rank, PML_F32);
     if (a->db.data != NULL)
         pmli_need_as(c, "u", &a->u, a->dy.rows, columns, a->dy.dtype);
+    if (a->v.data != NULL || (a->kept & PML_V_MADE) != 0)
+        pmli_need_as(c, "v", &a->v, a->dy.rows, columns, a->dy.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->dy.rows);
     pmli_need_border(c, "dy", &a->dy, a->border);
     pmli_need_border(c, "w", &a->w, a->border);
@@ -117,7 +122,7 @@ static pml_status multiply(pml_queue *queue, const pml_linear_bwd_args *a, float
     return pmli_gemm_run(queue, &g, err);
 }
 
-/* v of every part with an adapter, where it is wanted, and db, by products. */
+/* v of every part with an adapter and db, each where it is wanted, by products. */
 static pml_status back_by_products(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
                                    pml_error *err)
 {
@@ -128,7 +133,7 @@ static pml_status back_by_products(pml_queue *queue, const pml_linear_bwd_args *
             continue;
         int64_t cols = a->part_cols[p];
         pml_view dy = pml_view_columns(a->dy, y_col, cols);
-        if (a->dx.data != NULL || a->da.data != NULL)
+        if (v.data != NULL)
             status =
                 multiply(queue, a, a->lora_scale[p], dy, false, pmli_rows_of(a->b, b_row, cols), 0,
                          pml_view_columns(v, u_col, a->rank), err);
@@ -141,11 +146,41 @@ static pml_status back_by_products(pml_queue *queue, const pml_linear_bwd_args *
     return status;
 }
 
-static pml_status back_through_b(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
-                                 pml_error *err)
+pml_status pmli_linear_back(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
+                            pml_error *err)
 {
     return pmli_low_rank_serves(queue->device, a, &v) ? pmli_low_rank(queue, a, &v, a->ws.data, err)
                                                       : back_by_products(queue, a, v, err);
+}
+
+/* Where v stands, or is to: where it is given, in dy's border, or in the workspace. */
+static pml_view place_of_v(const pml_linear_bwd_args *a, int64_t columns, void *ws)
+{
+    int64_t cols = pmli_lora_cols(a->rank, a->lora_parts);
+    if (a->v.data != NULL)
+        return a->v;
+    return columns > 0 ? pml_view_columns(a->dy, a->dy.cols, cols)
+                       : pml_matrix(ws, a->dy.rows, cols, a->dy.dtype);
+}
+
+/* v, db, and the borders with them in it where dx is to read them. */
+static pml_status back_to_borders(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
+                                  const pmli_bordered *s, int64_t columns, pml_error *err)
+{
+    bool made = (a->kept & PML_V_MADE) != 0;
+    bool wanted = !made && (a->dx.data != NULL || a->da.data != NULL || a->v.data != NULL);
+    pml_status status = PML_OK;
+    if (wanted || a->db.data != NULL)
+        status = pmli_linear_back(queue, a, wanted ? v : (pml_view){0}, err);
+    if (columns == 0)
+        return status;
+    pml_view beside = pml_view_columns(a->dy, a->dy.cols, v.cols);
+    bool there = v.data == beside.data && columns == v.cols; /* no zeros behind it */
+    pmli_bordered fill = *s;
+    fill.u = there ? NULL : &v;
+    if (status == PML_OK && (!there || (a->kept & PML_BORDER_OF_W) == 0))
+        status = pmli_border_fill(queue, &fill, err);
+    return status;
 }
 
 /* dx as one product: w's border is filled, dy's holds v. */
@@ -199,26 +234,17 @@ pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, 
     pml_status status = check(a, err);
     if (status != PML_OK || a->dy.rows == 0)
         return status;
-    char *behind = (char *)a->ws.data + own_bytes(a);
-    pml_view v = {0};
+    char *behind = (char *)a->ws.data + pmli_linear_back_ws(a);
     bool lora = a->lora_parts != 0, drops = lora && a->lora_dropout > 0;
     const pmli_bordered s = {&a->dy,       &a->w,    &a->a,   &a->b,     NULL,
                              a->part_cols, a->parts, a->rank, a->border, a->lora_parts};
-    int64_t columns = lora && !drops ? pmli_border_columns(&s) : 0;
-    bool v_there = columns > 0 && (a->kept & PML_BORDER_OF_DY) != 0;
-    columns = a->dx.data != NULL || v_there ? columns : 0;
+    int64_t columns = lora && !drops && a->dx.data != NULL ? pmli_border_columns(&s) : 0;
+    pml_view v = {0};
     if (lora) {
-        v = pml_matrix(behind, a->dy.rows, pmli_lora_cols(a->rank, a->lora_parts), a->dy.dtype);
+        v = place_of_v(a, columns, behind);
         behind += v_bytes(a);
+        status = back_to_borders(queue, a, v, &s, columns, err);
     }
-    if (columns > 0) {
-        bool rest = columns > v.cols; /* behind v: zeros */
-        v = pml_view_columns(a->dy, a->dy.cols, v.cols);
-        if (!v_there && (rest || (a->kept & PML_BORDER_OF_W) == 0))
-            status = pmli_border_fill(queue, &s, rest, err);
-    }
-    if (status == PML_OK && lora && !(v_there && a->db.data == NULL))
-        status = back_through_b(queue, a, v, err);
     if (status == PML_OK && a->dx.data != NULL)
         status = columns > 0 ? dx_by_borders(queue, a, columns, err) : dx_apart(queue, a, v, err);
     if (status == PML_OK && drops) {

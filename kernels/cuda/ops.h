@@ -37,6 +37,8 @@ pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args 
 /* Depends on shapes alone, so that a plan made without a device holds on any. */
 size_t pmli_cuda_linear_ws(const pml_linear_args *a);
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a);
+size_t pmli_cuda_swiglu_ws(const pml_swiglu_args *a);
+size_t pmli_cuda_swiglu_bwd_ws(const pml_swiglu_bwd_args *a);
 size_t pmli_cuda_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a);
 size_t pmli_cuda_head_norm_bwd_ws(const pml_head_norm_bwd_args *a);
 size_t pmli_cuda_attention_ws(const pml_attention_args *a);

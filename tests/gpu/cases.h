@@ -46,9 +46,11 @@ pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype);
  */
 void cases_drop(gpu_case *c, int at, int64_t rows);
 
-/* Embedding, norms, linear layers and moving rows; and everything that training adds. */
+/* Embedding, norms, linear layers and moving rows; everything that training adds; and what passes
+ * between SwiGLU and the layers beside it. */
 void cases_of_forward(gpu_cases *cases);
 void cases_of_training(gpu_cases *cases);
+void cases_of_mlp(gpu_cases *cases);
 
 /* Which cases are run. */
 typedef struct gpu_choice {

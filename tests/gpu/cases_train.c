@@ -52,8 +52,8 @@ static void add_elementwise(gpu_cases *cases, pml_dtype d)
         int64_t rows = shapes[s][0], cols = shapes[s][1], border = shapes[s][2];
         gpu_case *c = cases_add(cases, PML_OP_swiglu, "%s [%d,%d]+%d", name, (int)rows, (int)cols,
                                 (int)border);
-        c->args.swiglu =
-            (pml_swiglu_args){shaped(rows, 2 * cols, border, d), shaped(rows, cols, 2 * border, d)};
+        c->args.swiglu = (pml_swiglu_args){.gate_up = shaped(rows, 2 * cols, border, d),
+                                           .h = shaped(rows, cols, 2 * border, d)};
         c->tolerance = tight(d);
         c = cases_add(cases, PML_OP_swiglu_bwd, "%s [%d,%d]+%d%s", name, (int)rows, (int)cols,
                       (int)border, s % 2 ? " in place" : "");

@@ -500,6 +500,7 @@ static void set_up(session *s)
 
     cases_of_forward(&s->cases);
     cases_of_training(&s->cases);
+    cases_of_mlp(&s->cases);
     cases_keep(&s->cases, &s->choice);
     if (s->cases.count == 0) {
         fprintf(stderr, "no case is so small and named so\n");

@@ -432,12 +432,14 @@ int main(int argc, char **argv)
             session_dtype = PML_BF16;
             loss_limit = 5e-3;
             curve_limit = 5e-2;
+        } else if (strcmp(argv[at], "--beside") == 0) {
+            session_beside = true;
         } else {
             session_device = argv[at] + 2;
         }
     }
     if (at >= argc) {
-        fprintf(stderr, "usage: parity [--cuda [--bf16]] FIXTURES [case…]\n");
+        fprintf(stderr, "usage: parity [--beside] [--cuda [--bf16]] FIXTURES [case…]\n");
         return EXIT_FAILURE;
     }
     const char *fixtures = argv[at++];

@@ -10,6 +10,7 @@
 
 const char *session_device = "cpu";
 pml_dtype session_dtype = PML_F32;
+bool session_beside;
 
 static int passed, failed;
 
@@ -157,6 +158,12 @@ void session_open(const session_options *o, session *s)
     const pml_backend *backend;
     int device;
     MUST(pml_backend_named(session_device, false, &backend, &device, err));
+    if (session_beside) {
+        static pml_backend beside;
+        beside = *backend;
+        beside.mlp_adapters = true;
+        backend = &beside;
+    }
     pml_model_spec spec;
     MUST(pml_model_spec_load(config->model, &spec, err));
     MUST(pml_shard_open(config->train_data, spec.vocab, &s->shard, err));

@@ -22,6 +22,8 @@ void load_case(const char *fixtures, const char *name, pml_train_config *config)
 /* What sessions are opened on; "cpu" and float32 unless a program says otherwise. */
 extern const char *session_device;
 extern pml_dtype session_dtype;
+/* swiglu works for the adapters beside it, where the backend would not. */
+extern bool session_beside;
 
 typedef struct session_options {
     const pml_train_config *config;

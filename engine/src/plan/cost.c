@@ -13,6 +13,14 @@ static double size(pml_view v)
     return elements(v) * (double)pml_dtype_size(v.dtype);
 }
 
+/* What is either read or written, though it may be either. */
+static double one_way_bytes(pml_op op, const pml_op_args *args)
+{
+    return op == PML_OP_linear       ? size(args->linear.u)
+           : op == PML_OP_linear_bwd ? size(args->linear_bwd.v)
+                                     : 0;
+}
+
 /* Every operand once, updated ones twice, workspace not at all. */
 static double operand_bytes(pml_op op, pml_op_args *args)
 {
@@ -23,7 +31,7 @@ static double operand_bytes(pml_op op, pml_op_args *args)
         char kind = info->signature[i] | 0x20; /* lower case */
         sum += kind == 'w' ? 0 : size(views[i]) * (kind == 'u' ? 2 : 1);
     }
-    return sum;
+    return sum - one_way_bytes(op, args);
 }
 
 /* As if every document were max_q long: a bound when they are shorter. */
@@ -47,7 +55,7 @@ static double linear_flops(const pml_linear_args *a)
 {
     double tokens = (double)a->x.rows, k = (double)a->x.cols, n = (double)a->y.cols;
     double columns = adapter_columns(a->part_cols, a->parts, a->lora_parts);
-    return 2 * tokens * (n * k + elements(a->a) + columns * a->rank);
+    return 2 * tokens * (n * k + (a->u_made ? 0 : elements(a->a)) + columns * a->rank);
 }
 
 static double linear_bwd_flops(const pml_linear_bwd_args *a)
@@ -56,9 +64,21 @@ static double linear_bwd_flops(const pml_linear_bwd_args *a)
     double k = (double)(a->x.data != NULL ? a->x.cols : a->w.cols);
     double columns = adapter_columns(a->part_cols, a->parts, a->lora_parts);
     double dx = a->dx.data != NULL, dw = a->dw.data != NULL, da = a->da.data != NULL;
-    double db = a->db.data != NULL, v = dx > 0 || da > 0, products = dx + dw;
+    double db = a->db.data != NULL, products = dx + dw;
+    double v = (a->kept & PML_V_MADE) == 0 && (dx > 0 || da > 0 || a->v.data != NULL);
     double low_rank = columns * a->rank * (v + db) + elements(a->a) * (dx + da);
     return 2 * tokens * (products * n * k + low_rank);
+}
+
+double pml_beside_flops(pml_op op, const pml_op_args *args)
+{
+    if (op == PML_OP_swiglu)
+        return 2 * elements(args->swiglu.u) * (double)args->swiglu.h.cols;
+    if (op != PML_OP_swiglu_bwd)
+        return 0;
+    const pml_swiglu_bwd_args *a = &args->swiglu_bwd;
+    double inner = (double)a->dh.cols;
+    return 2 * inner * (elements(a->v) + elements(a->u) + elements(a->v_down));
 }
 
 static pml_cost head_cost(const pml_head_loss_args *a, double bytes)
@@ -110,9 +130,9 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
                           bytes};
     }
     case PML_OP_swiglu:
-        return (pml_cost){5 * elements(args->swiglu.h), bytes};
+        return (pml_cost){5 * elements(args->swiglu.h) + pml_beside_flops(op, args), bytes};
     case PML_OP_swiglu_bwd:
-        return (pml_cost){10 * elements(args->swiglu_bwd.dh), bytes};
+        return (pml_cost){10 * elements(args->swiglu_bwd.dh) + pml_beside_flops(op, args), bytes};
     case PML_OP_head_loss:
         return head_cost(&args->head_loss, bytes);
     case PML_OP_sum:

@@ -22,8 +22,7 @@ int32_t pmli_activation(pmli_builder *b, int64_t cols, const char *name, int32_t
                           layer < 0 ? "%s" : "%s %d", name, layer);
 }
 
-/* What linear layer `which` reads, and what it writes: its adapters' factors stand behind them. */
-static int32_t input_of(pmli_builder *b, int32_t layer, int which, const char *name)
+int32_t pmli_input_of(pmli_builder *b, int32_t layer, int which, const char *name)
 {
     const pmli_linear *l = &b->layers[layer].linear[which];
     int32_t x = pmli_activation(b, l->inputs, name, layer);
@@ -31,6 +30,7 @@ static int32_t input_of(pmli_builder *b, int32_t layer, int which, const char *n
     return x;
 }
 
+/* What linear layer `which` writes, with room for its adapters' factors. */
 static int32_t output_of(pmli_builder *b, int32_t layer, int which, const char *name)
 {
     const pmli_linear *l = &b->layers[layer].linear[which];
@@ -126,8 +126,8 @@ static int32_t unpacked(pmli_builder *b, int32_t layer, int which)
     return w;
 }
 
-/* Returns the weight that it read. */
-static int32_t linear(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y, int32_t u)
+int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y,
+                            int32_t u, bool u_made)
 {
     int32_t w = unpacked(b, layer, which);
     pml_node *node = pmli_node(b, PML_OP_linear, layer, forward_labels[which]);
@@ -139,6 +139,7 @@ static int32_t linear(pmli_builder *b, int32_t layer, int which, int32_t x, int3
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     args->border = l->border;
+    args->u_made = u_made;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     const int32_t operands[] = {x, w, l->bias, l->a, l->b};
     for (int i = 0; i < 5; i++)
@@ -153,11 +154,8 @@ static int32_t linear(pmli_builder *b, int32_t layer, int which, int32_t x, int3
     return w;
 }
 
-/* Which of a linear layer's gradients: all; those that do not read its input; those that do. */
-typedef enum pmli_gradients { PMLI_ALL = 0, PMLI_BEFORE_INPUT, PMLI_OF_INPUT } pmli_gradients;
-
-static void linear_bwd(pmli_builder *b, int32_t layer, int which, pmli_gradients part, int32_t dy,
-                       int32_t x, int32_t u, int32_t dx)
+void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradients part,
+                          int32_t dy, int32_t x, int32_t u, pml_operand v, int32_t dx)
 {
     /* Only the gradient of the input reads the weight. */
     int32_t w = dx < 0 && b->layers[layer].linear[which].nf4[0] >= 0 ? PMLI_ABSENT
@@ -169,16 +167,17 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, pmli_gradients
         return;
     const pmli_linear *l = &b->layers[layer].linear[which];
     bool of_input = part != PMLI_BEFORE_INPUT, others = part != PMLI_OF_INPUT;
+    bool db = others && part != PMLI_AFTER_SWIGLU, v_made = !db && v.tensor >= 0;
     pml_linear_bwd_args *args = &node->args.linear_bwd;
     lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
     args->border = l->border;
     bool filled = l->nf4[0] < 0 || l->unpacked >= 0; /* its border, by the forward */
-    args->kept = part == PMLI_OF_INPUT ? PML_BORDER_OF_DY : filled ? PML_BORDER_OF_W : 0;
+    args->kept = (filled ? PML_BORDER_OF_W : 0U) | (v_made ? PML_V_MADE : 0U);
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     bool reads = of_input && (l->dw >= 0 || l->da >= 0);
-    const int32_t operands[] = {dy, reads ? x : PMLI_ABSENT, w, l->a, l->b, u};
+    const int32_t operands[] = {dy, reads ? x : PMLI_ABSENT, w, l->a, l->b, db ? u : PMLI_ABSENT};
     for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
@@ -186,9 +185,10 @@ static void linear_bwd(pmli_builder *b, int32_t layer, int which, pmli_gradients
         pmli_operand(node, 7, b->program->places);
     }
     const int32_t results[] = {dx, of_input ? l->dw : PMLI_ABSENT, others ? l->dbias : PMLI_ABSENT,
-                               of_input ? l->da : PMLI_ABSENT, others ? l->db : PMLI_ABSENT};
+                               of_input ? l->da : PMLI_ABSENT, db ? l->db : PMLI_ABSENT};
     for (int i = 0; i < 5; i++)
         pmli_operand(node, 8 + i, results[i]);
+    node->operands[13] = v;
     pmli_node_done(b, node);
 }
 
@@ -335,7 +335,7 @@ static void attention_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, i
     pmli_node_done(b, node);
 }
 
-static int32_t low_rank(pmli_builder *b, int32_t layer, int which, const char *name)
+int32_t pmli_low_rank_of(pmli_builder *b, int32_t layer, int which, const char *name)
 {
     const pmli_linear *l = &b->layers[layer].linear[which];
     return l->lora_blocks == 0 ? PMLI_ABSENT
@@ -344,14 +344,14 @@ static int32_t low_rank(pmli_builder *b, int32_t layer, int which, const char *n
 
 static void input_norm(pmli_builder *b, int32_t layer, pmli_stream in, pmli_saved *s)
 {
-    s->y1 = input_of(b, layer, PMLI_QKV, "attention input");
+    s->y1 = pmli_input_of(b, layer, PMLI_QKV, "attention input");
     s->rstd1 = statistic(b, 1, "input rstd", layer);
     pmli_rmsnorm(b, layer, "input norm", in, b->layers[layer].input_norm.w, s->y1, s->rstd1);
 }
 
 static void post_norm(pmli_builder *b, int32_t layer, pmli_stream in, pmli_saved *s)
 {
-    s->y2 = input_of(b, layer, PMLI_GATE_UP, "mlp input");
+    s->y2 = pmli_input_of(b, layer, PMLI_GATE_UP, "mlp input");
     s->rstd2 = statistic(b, 1, "post rstd", layer);
     pmli_rmsnorm(b, layer, "post norm", in, b->layers[layer].post_norm.w, s->y2, s->rstd2);
 }
@@ -369,29 +369,9 @@ static void normalised_qk(pmli_builder *b, int32_t layer, pmli_saved *s)
 
 static void attend(pmli_builder *b, int32_t layer, int32_t cache, pmli_saved *s)
 {
-    s->o = input_of(b, layer, PMLI_O, "attention output");
+    s->o = pmli_input_of(b, layer, PMLI_O, "attention output");
     s->lse = statistic(b, b->program->spec.heads, "lse", layer);
     attention(b, layer, s, cache);
-}
-
-static void swiglu(pmli_builder *b, int32_t layer, pmli_saved *s)
-{
-    s->act = input_of(b, layer, PMLI_DOWN, "swiglu");
-    pml_node *node = pmli_node(b, PML_OP_swiglu, layer, "swiglu");
-    pmli_operand(node, 0, s->gate_up);
-    pmli_operand(node, 1, s->act);
-    pmli_node_done(b, node);
-}
-
-/* In place: dgate_up of gate_up, and of dact the forward's output where somebody reads that. */
-static void swiglu_bwd(pmli_builder *b, int32_t layer, int32_t dact, int32_t gate_up, bool again)
-{
-    pml_node *node = pmli_node(b, PML_OP_swiglu_bwd, layer, "swiglu backward");
-    pmli_operand(node, 0, dact);
-    pmli_operand(node, 1, gate_up);
-    pmli_operand(node, 2, gate_up);
-    pmli_operand(node, 3, again ? dact : PMLI_ABSENT);
-    pmli_node_done(b, node);
 }
 
 /* As far as the MLP's gate and up, which is what a recompute must bring back. */
@@ -403,8 +383,8 @@ static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t
     s->h = in.add < 0 ? in.x : in.add;
     input_norm(b, layer, in, s);
     s->qkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "qkv", layer);
-    s->u_qkv = low_rank(b, layer, PMLI_QKV, "qkv u");
-    linear(b, layer, PMLI_QKV, s->y1, s->qkv, s->u_qkv);
+    s->u_qkv = pmli_low_rank_of(b, layer, PMLI_QKV, "qkv u");
+    pmli_linear_forward(b, layer, PMLI_QKV, s->y1, s->qkv, s->u_qkv, false);
     s->qk = s->rstd_qk = PMLI_ABSENT;
     if (spec->qk_norm)
         normalised_qk(b, layer, s);
@@ -412,23 +392,20 @@ static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t
         rope(b, layer, s->qkv, false);
     attend(b, layer, cache, s);
     s->mid = pmli_activation(b, spec->hidden, "middle", layer);
-    s->u_o = low_rank(b, layer, PMLI_O, "o u");
-    linear(b, layer, PMLI_O, s->o, s->mid, s->u_o);
+    s->u_o = pmli_low_rank_of(b, layer, PMLI_O, "o u");
+    pmli_linear_forward(b, layer, PMLI_O, s->o, s->mid, s->u_o, false);
     post_norm(b, layer, (pmli_stream){s->h, s->mid}, s);
     s->gate_up = output_of(b, layer, PMLI_GATE_UP, "gate_up"); /* its gradient comes there */
-    s->u_gate_up = low_rank(b, layer, PMLI_GATE_UP, "gate_up u");
-    s->w_gate_up = linear(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up);
+    s->u_gate_up = pmli_low_rank_of(b, layer, PMLI_GATE_UP, "gate_up u");
+    s->w_gate_up =
+        pmli_linear_forward(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up, false);
 }
 
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                                pmli_saved *s)
 {
     layer_inside(b, layer, in, cache, s);
-    swiglu(b, layer, s);
-    int32_t down = pmli_activation(b, b->program->spec.hidden, "layer output", layer);
-    s->u_down = low_rank(b, layer, PMLI_DOWN, "down u");
-    linear(b, layer, PMLI_DOWN, s->act, down, s->u_down);
-    return (pmli_stream){s->mid, down};
+    return (pmli_stream){s->mid, pmli_mlp_end(b, layer, s)};
 }
 
 static bool norm_trained(const pmli_layer *layer)
@@ -502,22 +479,22 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
 {
     const pml_model_spec *spec = &b->program->spec;
     const pmli_layer *w = &b->layers[layer];
+    const pml_operand none = {PMLI_ABSENT, 0, 0};
     int stop = input_needed ? -1 : lowest_trained(w);
     if (stop == PMLI_DOWN) { /* swiglu's output is kept: no backward of swiglu makes it again */
-        linear_bwd(b, layer, PMLI_DOWN, PMLI_ALL, d, s->act, s->u_down, PMLI_ABSENT);
+        pmli_linear_backward(b, layer, PMLI_DOWN, PMLI_ALL, d, s->act, s->u_down, none,
+                             PMLI_ABSENT);
         return;
     }
     int32_t dact = pmli_activation(b, spec->intermediate, "d swiglu", layer);
-    bool again = reads_input(b, layer, PMLI_DOWN);
-    linear_bwd(b, layer, PMLI_DOWN, PMLI_BEFORE_INPUT, d, PMLI_ABSENT, s->u_down, dact);
+    pml_operand v_down = pmli_down_backward(b, layer, s, d, dact);
     remake(b, layer, PMLI_DOWN, recompute, s); /* after it: down's weight is unpacked and gone */
-    swiglu_bwd(b, layer, dact, s->gate_up, again);
-    if (again)
-        linear_bwd(b, layer, PMLI_DOWN, PMLI_OF_INPUT, d, dact, PMLI_ABSENT, PMLI_ABSENT);
+    pml_operand v = pmli_swiglu_backward(b, layer, s, d, dact, v_down);
     int32_t dy2 =
         stop == PMLI_GATE_UP ? PMLI_ABSENT : pmli_activation(b, spec->hidden, "d mlp input", layer);
     remake(b, layer, PMLI_GATE_UP, recompute, s);
-    linear_bwd(b, layer, PMLI_GATE_UP, PMLI_ALL, s->gate_up, s->y2, s->u_gate_up, dy2);
+    pmli_linear_backward(b, layer, PMLI_GATE_UP, v.tensor >= 0 ? PMLI_AFTER_SWIGLU : PMLI_ALL,
+                         s->gate_up, s->y2, s->u_gate_up, v, dy2);
     b->layers[layer].linear[PMLI_GATE_UP].unpacked = PMLI_ABSENT;
     if (stop == PMLI_GATE_UP)
         return;
@@ -526,7 +503,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
                        ? PMLI_ABSENT
                        : pmli_activation(b, w->linear[PMLI_O].inputs, "d attention output", layer);
     remake(b, layer, PMLI_O, recompute, s);
-    linear_bwd(b, layer, PMLI_O, PMLI_ALL, d, s->o, s->u_o, dout);
+    pmli_linear_backward(b, layer, PMLI_O, PMLI_ALL, d, s->o, s->u_o, none, dout);
     if (stop == PMLI_O)
         return;
     int32_t dqkv = output_of(b, layer, PMLI_QKV, "d qkv");
@@ -537,7 +514,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     int32_t dy1 = stop == PMLI_QKV ? PMLI_ABSENT
                                    : pmli_activation(b, spec->hidden, "d attention input", layer);
     remake(b, layer, PMLI_QKV, recompute, s);
-    linear_bwd(b, layer, PMLI_QKV, PMLI_ALL, dqkv, s->y1, s->u_qkv, dy1);
+    pmli_linear_backward(b, layer, PMLI_QKV, PMLI_ALL, dqkv, s->y1, s->u_qkv, none, dy1);
     if (stop == PMLI_QKV)
         return;
     rmsnorm_bwd(b, layer, "input norm backward", dy1, s->h, &w->input_norm, s->rstd1, d, d);

@@ -30,6 +30,44 @@ int32_t pmli_statistic(pmli_builder *b, const char *name); /* [1, tokens] F32 */
 void pmli_rmsnorm(pmli_builder *b, int32_t layer, const char *label, pmli_stream in, int32_t weight,
                   int32_t y, int32_t rstd);
 
+/* --- linear layer `which` (pmli_linear_index) of a layer --- */
+
+/* What it reads, with room for its adapters' factors behind it. */
+int32_t pmli_input_of(pmli_builder *b, int32_t layer, int which, const char *name);
+/* u or v: a column for each of its adapters' rank; absent where it has none. */
+int32_t pmli_low_rank_of(pmli_builder *b, int32_t layer, int which, const char *name);
+/* y of x; u is kept. u_made: it is there, by the op that made x. Returns the weight that it read.
+ */
+int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y,
+                            int32_t u, bool u_made);
+
+/* Which of a linear layer's gradients: all; those that do not read its input; those that do; those
+ * that swiglu's backward has not made. */
+typedef enum pmli_gradients {
+    PMLI_ALL = 0,
+    PMLI_BEFORE_INPUT,
+    PMLI_OF_INPUT,
+    PMLI_AFTER_SWIGLU
+} pmli_gradients;
+
+/* dx may be absent. v: where it is to stand, if anywhere; made before where this call is one of two
+ * or swiglu's backward has been there. */
+void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradients part,
+                          int32_t dy, int32_t x, int32_t u, pml_operand v, int32_t dx);
+
+/* --- the middle of the MLP (layers_mlp.c) --- */
+
+/* swiglu of saved->gate_up and down; the layer's output. */
+int32_t pmli_mlp_end(pmli_builder *b, int32_t layer, pmli_saved *saved);
+/* down's backward as far as it does not ask for act. d: gradient of the layer's output; dact: of
+ * act, written. Where v of down stands is returned. */
+pml_operand pmli_down_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t d,
+                               int32_t dact);
+/* The rest of it, and swiglu's, in place of saved->gate_up. v of gate_up is returned where it is
+ * made on the way, or an absent operand. */
+pml_operand pmli_swiglu_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t d,
+                                 int32_t dact, pml_operand v_down);
+
 /* cache: this layer's keys and values from earlier calls, or absent. */
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                                pmli_saved *saved);

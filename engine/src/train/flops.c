@@ -37,6 +37,10 @@ void pmli_count_flops(const pml_program *p, void *arena, pmli_flops *f)
         case PML_OP_linear_bwd:
             f->token += pml_node_cost(p->nodes[n].op, &args).flops / tokens;
             break;
+        case PML_OP_swiglu:
+        case PML_OP_swiglu_bwd:
+            f->token += pml_beside_flops(p->nodes[n].op, &args) / tokens;
+            break;
         case PML_OP_attention:
             add_attention(f, args.attention.q, args.attention.window, 2);
             break;

@@ -41,6 +41,8 @@ static pml_view lora_inputs(pmli_pool *pool, const pml_linear_args *a, const pml
         u = pml_matrix(ws, rows, pmli_lora_width(lora), PML_F32);
         ws += floats(u.rows, u.cols);
     }
+    if (a->u_made)
+        return u;
     if (lora->dropout == 0 && pmli_one_scale(lora, adapters, count)) {
         pmli_gemm(pool, PMLI_NT, lora->scale[adapters[0].part], a->x, a->a, 0, u);
         return u;
@@ -99,6 +101,7 @@ pml_status pmli_cpu_linear(pml_queue *queue, const pml_linear_args *a, pml_error
     pmli_need_blas(&c, "y", &a->y);
     if (a->lora_parts != 0) {
         PMLI_MAY(&c, a, u, a->x.rows, pmli_lora_width(&lora), PML_F32);
+        pmli_need_that(&c, a->u.data != NULL || !a->u_made, "operand 'u' is made, and not given");
         pmli_need_ws(&c, &a->ws, pmli_cpu_linear_ws(a));
     }
     if (c.status != PML_OK)

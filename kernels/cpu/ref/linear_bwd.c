@@ -1,6 +1,7 @@
 /* Gradients of a linear layer. With v_p = lora_scale[p] dy_p b_p:
  *
- *   ws: | v [T,R] when there are adapters | one masked [T,K] when there is dropout | */
+ *   ws: | v [T,R] when there are adapters and it is not given | one masked [T,K] when there is
+ * dropout | */
 #include "gemm.h"
 #include "lora.h"
 #include "ops.h"
@@ -17,7 +18,8 @@ size_t pmli_cpu_linear_bwd_ws(const pml_linear_bwd_args *a)
         return 0;
     pmli_lora lora = PMLI_LORA_OF(a);
     size_t masked = a->lora_dropout > 0 ? floats(a->dy.rows, a->a.cols) : 0;
-    return (floats(a->dy.rows, pmli_lora_width(&lora)) + masked) * sizeof(float);
+    size_t own_v = a->v.rows > 0 ? 0 : floats(a->dy.rows, pmli_lora_width(&lora));
+    return (own_v + masked) * sizeof(float);
 }
 
 /* dbias: pieces are columns, each summed over all tokens in order, in float64 because there are
@@ -69,7 +71,8 @@ static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pm
     if (a->dx.data != NULL)
         pmli_gemm(pool, PMLI_NN, 1, a->dy, a->w, 0, a->dx);
     pml_view masked =
-        pml_matrix((float *)a->ws.data + floats(v.rows, v.cols), v.rows, a->a.cols, PML_F32);
+        pml_matrix((float *)a->ws.data + (a->v.data == NULL ? floats(v.rows, v.cols) : 0), v.rows,
+                   a->a.cols, PML_F32);
     for (int i = 0; i < count; i++) {
         const pmli_adapter *at = &adapters[i];
         pml_view part_v = pml_view_columns(v, at->u_col, lora->rank);
@@ -90,11 +93,15 @@ static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pml
     pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
     pmli_product products[2 * PML_LINEAR_MAX_PARTS];
     int count = pmli_adapters(lora, adapters), n = 0;
-    pml_view v = pml_matrix(a->ws.data, a->dy.rows, pmli_lora_width(lora), PML_F32);
+    bool makes_v = (a->kept & PML_V_MADE) == 0 &&
+                   (a->dx.data != NULL || a->da.data != NULL || a->v.data != NULL);
+    pml_view v = a->v.data != NULL
+                     ? a->v
+                     : pml_matrix(a->ws.data, a->dy.rows, pmli_lora_width(lora), PML_F32);
     for (int i = 0; i < count; i++) {
         const pmli_adapter *at = &adapters[i];
         pml_view part_dy = pml_view_columns(a->dy, at->y_col, at->cols);
-        if (a->dx.data != NULL || a->da.data != NULL)
+        if (makes_v)
             products[n++] = (pmli_product){.form = PMLI_NN,
                                            .alpha = lora->scale[at->part],
                                            .a = part_dy,
@@ -145,7 +152,10 @@ static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml
     }
     if (a->db.data != NULL)
         PMLI_NEED(&c, a, u, rows, pmli_lora_width(lora), PML_F32);
+    if (a->v.data != NULL || (a->kept & PML_V_MADE) != 0)
+        PMLI_NEED(&c, a, v, rows, pmli_lora_width(lora), PML_F32);
     pmli_need_blas(&c, "u", &a->u);
+    pmli_need_blas(&c, "v", &a->v);
     pmli_need_blas(&c, "da", &a->da);
     pmli_need_blas(&c, "db", &a->db);
     pmli_need_ws(&c, &a->ws, pmli_cpu_linear_bwd_ws(a));

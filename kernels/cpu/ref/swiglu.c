@@ -1,6 +1,9 @@
-/* SwiGLU: h = silu(gate) * up. Shazeer, "GLU Variants Improve Transformer", 2020. */
-#include "check.h"
-#include "device.h"
+/* SwiGLU: h = silu(gate) * up. Shazeer, "GLU Variants Improve Transformer", 2020. And what the
+ * adapters of the linear layers beside it want of gate, up and h, each a product of its own.
+ *
+ *   ws, backward: | h [T,I] where da wants it and nobody else | */
+#include "gemm.h"
+#include "lora.h"
 #include "ops.h"
 #include "vec.h"
 
@@ -29,10 +32,17 @@ pml_status pmli_cpu_swiglu(pml_queue *queue, const pml_swiglu_args *a, pml_error
     pmli_check c = pmli_check_begin(PML_OP_swiglu, err);
     PMLI_NEED(&c, a, h, PMLI_ANY, PMLI_ANY, PML_F32);
     PMLI_NEED(&c, a, gate_up, a->h.rows, 2 * a->h.cols, PML_F32);
+    pmli_need_pair(&c, "a", &a->a, "u", &a->u);
+    PMLI_MAY(&c, a, a, PMLI_ANY, a->h.cols, PML_F32);
+    PMLI_MAY(&c, a, u, a->h.rows, a->a.rows, PML_F32);
+    pmli_need_blas(&c, "a", &a->a);
+    pmli_need_blas(&c, "u", &a->u);
     if (c.status != PML_OK)
         return c.status;
     pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->h.rows, pmli_piece_rows(a->h.cols)),
                   swiglu_piece, (void *)a);
+    if (a->u.data != NULL && a->h.rows > 0)
+        pmli_gemm(pmli_pool_of(queue), PMLI_NT, a->lora_scale, a->h, a->a, 0, a->u);
     return PML_OK;
 }
 
@@ -72,6 +82,67 @@ static void swiglu_bwd_piece(void *arg, int64_t item, void *scratch)
     swiglu_bwd_rows(a, item * piece, pmli_min((item + 1) * piece, a->dh.rows));
 }
 
+size_t pmli_cpu_swiglu_bwd_ws(const pml_swiglu_bwd_args *a)
+{
+    return a->da.rows > 0 && a->h.rows == 0
+               ? (size_t)a->dh.rows * (size_t)a->dh.cols * sizeof(float)
+               : 0;
+}
+
+/* v and db of gate and up, da of down; h as it was made. */
+static void adapters_beside(pmli_pool *pool, const pml_swiglu_bwd_args *a, pml_view h)
+{
+    pmli_product products[2 * 2 + 1];
+    int n = 0;
+    int64_t cols = a->dh.cols;
+    for (int part = 0, at = 0; part < 2 && a->db.data != NULL; part++) {
+        if (!(a->lora_parts >> part & 1))
+            continue;
+        pml_view dy = pml_view_columns(a->dgate_up, part * cols, cols);
+        products[n++] = (pmli_product){.form = PMLI_NN,
+                                       .alpha = a->lora_scale[part],
+                                       .a = dy,
+                                       .b = pmli_rows(a->b, at * cols, cols),
+                                       .c = pml_view_columns(a->v, at * a->rank, a->rank)};
+        products[n++] = (pmli_product){.form = PMLI_TN,
+                                       .alpha = 1,
+                                       .beta = 1,
+                                       .a = dy,
+                                       .b = pml_view_columns(a->u, at * a->rank, a->rank),
+                                       .c = pmli_rows(a->db, at * cols, cols)};
+        at++;
+    }
+    if (a->da.data != NULL)
+        products[n++] = (pmli_product){
+            .form = PMLI_TN, .alpha = 1, .beta = 1, .a = a->v_down, .b = h, .c = a->da};
+    pmli_gemm_all(pool, products, n);
+}
+
+static void check_adapters(pmli_check *c, const pml_swiglu_bwd_args *a)
+{
+    int count = __builtin_popcount(a->lora_parts);
+    int64_t rows = a->dh.rows, cols = a->dh.cols;
+    pmli_need_that(c, (a->db.data != NULL) == (count > 0) && a->lora_parts >> 2 == 0,
+                   "lora_parts is 0x%x, and operand 'db' is %s", (unsigned)a->lora_parts,
+                   a->db.data != NULL ? "given" : "absent");
+    if (a->db.data != NULL) {
+        pmli_need_that(c, a->rank > 0, "rank is %d, must be positive", a->rank);
+        PMLI_NEED(c, a, u, rows, (int64_t)a->rank * count, PML_F32);
+        PMLI_NEED(c, a, b, cols * count, a->rank, PML_F32);
+        PMLI_NEED(c, a, v, rows, (int64_t)a->rank * count, PML_F32);
+        PMLI_NEED(c, a, db, cols * count, a->rank, PML_F32);
+    }
+    if (a->da.data != NULL) {
+        PMLI_NEED(c, a, da, PMLI_ANY, cols, PML_F32);
+        PMLI_NEED(c, a, v_down, rows, a->da.rows, PML_F32);
+    }
+    const pml_view *blas[] = {&a->dgate_up, &a->u, &a->b, &a->v, &a->db, &a->v_down, &a->da};
+    static const char *const names[] = {"dgate_up", "u", "b", "v", "db", "v_down", "da"};
+    for (size_t i = 0; i < sizeof blas / sizeof *blas; i++)
+        pmli_need_blas(c, names[i], blas[i]);
+    pmli_need_ws(c, &a->ws, pmli_cpu_swiglu_bwd_ws(a));
+}
+
 pml_status pmli_cpu_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_swiglu_bwd, err);
@@ -79,9 +150,17 @@ pml_status pmli_cpu_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, p
     PMLI_NEED(&c, a, gate_up, a->dh.rows, 2 * a->dh.cols, PML_F32);
     PMLI_NEED(&c, a, dgate_up, a->dh.rows, 2 * a->dh.cols, PML_F32);
     PMLI_MAY(&c, a, h, a->dh.rows, a->dh.cols, PML_F32);
+    bool adapters = a->db.data != NULL || a->da.data != NULL || a->lora_parts != 0;
+    if (adapters)
+        check_adapters(&c, a);
     if (c.status != PML_OK)
         return c.status;
+    pml_swiglu_bwd_args own = *a;
+    if (a->da.data != NULL && a->h.data == NULL)
+        own.h = pml_matrix(a->ws.data, a->dh.rows, a->dh.cols, PML_F32);
     pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->dh.rows, pmli_piece_rows(a->dh.cols)),
-                  swiglu_bwd_piece, (void *)a);
+                  swiglu_bwd_piece, &own);
+    if (adapters && a->dh.rows > 0)
+        adapters_beside(pmli_pool_of(queue), a, own.h);
     return PML_OK;
 }

@@ -51,8 +51,7 @@ template <typename T, int N> __device__ void border(const pmli_border_params &p)
     const int c = (int)(item % packs) * N;
     if (t < p.tokens)
         *(Pack<T, N> *)((T *)p.x + t * p.ld_x + c) =
-            p.u != nullptr && c < used ? *(const Pack<T, N> *)((const T *)p.u + t * p.ld_u + c)
-                                       : zeros<T, N>();
+            c < used ? *(const Pack<T, N> *)((const T *)p.u + t * p.ld_u + c) : zeros<T, N>();
 }
 
 #define KERNEL(T, N, suffix)                                                                       \

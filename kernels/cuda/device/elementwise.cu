@@ -1,7 +1,7 @@
 // Rotary embedding in place, and SwiGLU forward and backward. All are bound by memory: a thread
 // works on packs as wide as alignment allows.
 #include "params.h"
-#include "types.cuh"
+#include "swiglu.cuh"
 
 // A thread rotates N neighbouring pairs (x_i, x_{i+half}) of one head of one token.
 template <typename T, int N> __device__ void rope(const pmli_rope_params &p)
@@ -27,11 +27,6 @@ template <typename T, int N> __device__ void rope(const pmli_rope_params &p)
     *(Pack<T, N> *)(x + p.half) = high;
 }
 
-__device__ inline float sigmoid(float x)
-{
-    return 1.0f / (1.0f + expf(-x));
-}
-
 // The first pack of this thread and its row; a block stays in one row.
 template <int N> __device__ inline long long pack_of(const pmli_swiglu_params &p, long long *row)
 {
@@ -46,13 +41,7 @@ template <typename T, int N> __device__ void swiglu(const pmli_swiglu_params &p)
         return;
     const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + c;
     const Pack<T, N> g = *(const Pack<T, N> *)gate, u = *(const Pack<T, N> *)(gate + p.cols);
-    Pack<T, N> h;
-#pragma unroll
-    for (int e = 0; e < N; e++) {
-        const float x = widen(g.at[e]);
-        h.at[e] = narrow<T>(x * sigmoid(x) * widen(u.at[e]));
-    }
-    *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = h;
+    *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = swiglu_of<T, N>(g, u);
 }
 
 template <typename T, int N> __device__ void swiglu_bwd(const pmli_swiglu_params &p)
@@ -62,20 +51,13 @@ template <typename T, int N> __device__ void swiglu_bwd(const pmli_swiglu_params
         return;
     const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + c;
     T *out = (T *)p.y + row * p.ld_y + c;
-    const Pack<T, N> g = *(const Pack<T, N> *)gate, u = *(const Pack<T, N> *)(gate + p.cols);
-    const Pack<T, N> d = *(const Pack<T, N> *)((const T *)p.dh + row * p.ld_dh + c);
-    Pack<T, N> dg, du, h;
-#pragma unroll
-    for (int e = 0; e < N; e++) {
-        const float x = widen(g.at[e]), s = sigmoid(x), dh = widen(d.at[e]);
-        du.at[e] = narrow<T>(dh * x * s);
-        dg.at[e] = narrow<T>(dh * widen(u.at[e]) * s * (1.0f + x * (1.0f - s)));
-        h.at[e] = narrow<T>(x * s * widen(u.at[e]));
-    }
-    *(Pack<T, N> *)out = dg;
-    *(Pack<T, N> *)(out + p.cols) = du;
+    Pack<T, N> g = *(const Pack<T, N> *)gate, u = *(const Pack<T, N> *)(gate + p.cols);
+    Pack<T, N> d = *(const Pack<T, N> *)((const T *)p.dh + row * p.ld_dh + c);
+    swiglu_back<T, N>(g, u, d);
+    *(Pack<T, N> *)out = g;
+    *(Pack<T, N> *)(out + p.cols) = u;
     if (p.h != nullptr)
-        *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = h;
+        *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = d;
 }
 
 #define KERNEL(name, params, body)                                                                 \

@@ -49,7 +49,7 @@ typedef struct pmli_dropout_params {
 
 /* What a linear layer keeps in its borders, `columns` wide, adapters side by side and zeros behind
  * the last:  w[i, k..] = b's row of i in the columns of the part that row i belongs to;
- * w[n.., :k] = a;  x = u (absent: zeros). x points at the border's first column. */
+ * w[n.., :k] = a;  x = u, which may be x itself. x points at the border's first column. */
 typedef struct pmli_border_params {
     const void *a, *b, *u;
     void *w, *x;
@@ -128,6 +128,39 @@ typedef struct pmli_swiglu_params {
     long long rows, cols, ld_gate_up, ld_dh, ld_y, ld_h;
     unsigned blocks_a_row;
 } pmli_swiglu_params;
+
+/* What mlp.cu works in: rows and columns at a time, the greatest rank, and how many such tiles are
+ * under way in a block's shared memory, forward and backward. */
+#define MLP_ROWS        16
+#define MLP_COLUMNS     512
+#define MLP_RANK        16
+#define MLP_STAGES      5
+#define MLP_BACK_STAGES 4
+
+/* h = silu(gate) up;  u = scale h a^T.  gate_up [tokens, 2 cols]; a [rank, cols]; parts
+ * [tiles][tokens][16], tiles of 512 columns. */
+typedef struct pmli_mlp_params {
+    const void *gate_up, *a;
+    void *h, *u;
+    float *parts;
+    long long tokens, cols, ld_gate_up, ld_a, ld_h, ld_u;
+    int rank, tiles;
+    float scale;
+} pmli_mlp_params;
+
+/* dgate_up (may be gate_up) and h (may be absent) of dh, and with them, of gate and up by
+ * themselves,  v = scale dy b,  db += dy^T u,  and  da += v_down^T h.  factor: u of gate and of up,
+ * and v_down; rank: columns of each; absent: none of that. v_parts [2][tiles][tokens][16],
+ * row_parts [parts][16][3][tiles * 512]. */
+typedef struct pmli_mlp_bwd_params {
+    const void *gate_up, *dh, *factor[3], *b[2];
+    void *dgate_up, *h, *v[2];
+    float *db[2], *da, *v_parts, *row_parts;
+    long long tokens, cols, ld_gate_up, ld_dh, ld_dgate_up, ld_h, ld_factor[3], ld_b, ld_v, ld_db,
+        ld_da;
+    int rank[3], tiles, parts;
+    float scale[2];
+} pmli_mlp_bwd_params;
 
 typedef struct pmli_embed_bwd_params {
     const int *ids;

@@ -43,14 +43,14 @@ extern "C" {
       "Gradient of rmsnorm, added to the one arriving along the residual.")                        \
     X(head_norm, "IIIOO", "Scales each head's query and key to unit root mean square.")            \
     X(head_norm_bwd, "IIIIIOuuw", "Gradient of head_norm.")                                        \
-    X(linear, "IIiiiiiOow", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")      \
-    X(linear_bwd, "Iiiiiiiiouuuuw",                                                                \
+    X(linear, "IIiiiiiOuw", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")      \
+    X(linear_bwd, "Iiiiiiiiouuuuuw",                                                               \
       "Gradients of linear with respect to its input and what is trained.")                        \
     X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
     X(attention_bwd, "IIIIIIIIOOOw", "Gradients of attention, with the scores computed again.")    \
-    X(swiglu, "IO", "h = silu(gate) * up.")                                                        \
-    X(swiglu_bwd, "IIOo", "Gradient of swiglu with respect to gate and up.")                       \
+    X(swiglu, "IOiow", "h = silu(gate) * up.")                                                     \
+    X(swiglu_bwd, "IIOoiiouiuw", "Gradient of swiglu with respect to gate and up.")                \
     X(head_loss, "IIIIiOouw",                                                                      \
       "Vocabulary logits and cross-entropy, chunk by chunk, for labelled rows only.")              \
     X(sum, "IUw", "Adds all elements to one float64.")                                             \
@@ -75,7 +75,7 @@ typedef enum pml_op {
 #undef PML_OP_ENUM
 } pml_op;
 
-enum { PML_OP_MAX_VIEWS = 14, PML_LINEAR_MAX_PARTS = 3 };
+enum { PML_OP_MAX_VIEWS = 15, PML_LINEAR_MAX_PARTS = 3 };
 
 /* y[t,:] = table[ids[t],:].   ids [1,T] I32; table [V,H]; y [T,H]. */
 typedef struct pml_embed_args {
@@ -130,7 +130,8 @@ typedef struct pml_head_norm_bwd_args {
  *      b [Nb,rank]: the b_p of those parts stacked, Nb = the sum of their N_p.
  *
  * y_p = x w_p^T + bias_p + u_p b_p^T,   u_p = lora_scale[p] * x a_p^T.   x [T,K]; y [T,N];
- * bias [1,N]; u [T,R] is kept for the backward (absent: the backend may use ws).
+ * bias [1,N]; u [T,R] is kept for the backward (absent: the backend may use ws); with u_made it is
+ * read, made before by who had x in hand (swiglu).
  * u carries the scale, so that with u behind x and b behind w the whole layer is one product
  * [x|u] [w|b]^T. border > 0 gives room for that: so many columns behind every row of x and w, and
  * as many rows (as long as w's) below w, are the op's to write; what they hold before and after
@@ -153,24 +154,25 @@ typedef struct pml_linear_args {
     float lora_dropout;
     uint32_t lora_purpose;
     int32_t border;
+    int32_t u_made;
 } pml_linear_args;
 
 /* Given dy [T,N]:
- *   v_p = lora_scale[p] * dy_p b_p                  (never leaves the op)
+ *   v_p = lora_scale[p] * dy_p b_p                  [T,R], written where somebody else wants it
  *   dx (written) = dy w + v a                       [T,K], absent where nobody needs it
  *   dw += dy^T x    dbias += sum_t dy               absent when frozen
  *   da += v^T x     db_p += dy_p^T u_p              absent when no adapter
  * dw, dbias, da, db are F32. u is the forward's. A frozen weight never costs a dw product; x is
- * needed by dw and da only: who has x again only after dx asks in two calls, and pays with a second
- * v. border > 0: as in the forward, behind dy and w, and below w; so that dx = [dy|v] [w;a] can be
- * one product. kept says which of the borders are untouched since a call on the same operands
- * filled them, as many rows long: a backend need not do so again. */
+ * needed by dw and da only: who has x again only after dx asks in two calls, and hands v from one
+ * to the other. border > 0: as in the forward, behind dy and w, and below w; so that
+ * dx = [dy|v] [w;a] can be one product; v may lie in dy's border, from its first column on. kept
+ * says what is there, as many rows long, since an earlier op made it from the same operands. */
 enum {
-    PML_BORDER_OF_W = 1,  /* a and b, by the forward */
-    PML_BORDER_OF_DY = 2, /* v, by the call that made dx */
+    PML_BORDER_OF_W = 1, /* a and b in w's border, by the forward: not needed again */
+    PML_V_MADE = 2,      /* v, which is given: it is read */
 };
 typedef struct pml_linear_bwd_args {
-    pml_view dy, x, w, a, b, u, rng, places, dx, dw, dbias, da, db, ws;
+    pml_view dy, x, w, a, b, u, rng, places, dx, dw, dbias, da, db, v, ws;
     int32_t parts;
     int32_t part_cols[PML_LINEAR_MAX_PARTS];
     uint32_t lora_parts;
@@ -179,7 +181,7 @@ typedef struct pml_linear_bwd_args {
     float lora_dropout;
     uint32_t lora_purpose;
     int32_t border;
-    uint32_t kept; /* PML_BORDER_OF_… */
+    uint32_t kept; /* PML_BORDER_OF_W, PML_V_MADE */
 } pml_linear_bwd_args;
 
 /* Rotary position embedding in place, halves layout (as transformers): for every head of x and
@@ -223,17 +225,28 @@ typedef struct pml_attention_bwd_args {
 } pml_attention_bwd_args;
 
 /* gate_up [T, 2I] = gate | up;  h [T,I] = gate * sigmoid(gate) * up.
- * Shazeer, "GLU variants improve transformer", 2020. */
+ * Shazeer, "GLU variants improve transformer", 2020.
+ * a [R,I] and u [T,R], both or neither: u = lora_scale * h a^T, what the linear layer that h goes
+ * to wants first (its u; no dropout), made while h is in hand. */
 typedef struct pml_swiglu_args {
-    pml_view gate_up, h;
+    pml_view gate_up, h, a, u, ws;
+    float lora_scale;
 } pml_swiglu_args;
 
 /* dgate_up [T,2I]; may be the same memory as gate_up. h, where given, is what swiglu made of
  * gate_up, bit for bit; may be the same memory as dh. So h need not be kept from the forward on: to
  * write it here costs one pass over it, where kept it would be the largest of all activations but
- * gate_up. */
+ * gate_up.
+ * What the linear layers on both sides want of their adapters (no dropout) while dgate, dup and h
+ * are in hand, so that none of them is read a second time for it:
+ *   db given: v and db of gate_up, as linear_bwd has them for dy = dgate_up, of two parts of I
+ *             columns each. u [T,R], v [T,R] (may lie behind dgate_up's rows), b, db [Nb,rank].
+ *   da given: da += v_down^T h, the next layer's.  v_down [T,Rd], da [Rd,I] F32. */
 typedef struct pml_swiglu_bwd_args {
-    pml_view dh, gate_up, dgate_up, h;
+    pml_view dh, gate_up, dgate_up, h, u, b, v, db, v_down, da, ws;
+    uint32_t lora_parts; /* bit 0: gate has an adapter, bit 1: up; 0 without db */
+    int32_t rank;
+    float lora_scale[2];
 } pml_swiglu_bwd_args;
 
 /* For each labelled row r: logits = x[rows[r],:] w^T,

@@ -91,6 +91,7 @@ static pml_op_args valid(pml_op op)
                                              .dbias = random_view(1, N + 2, 0),
                                              .da = random_view(3, H, 0),
                                              .db = random_view(N, 3, 0),
+                                             .v = random_view(T, 3, 0),
                                              .parts = 2,
                                              .part_cols = {2, N},
                                              .lora_parts = 2,
@@ -153,11 +154,26 @@ static pml_op_args valid(pml_op op)
                                                      {2, T - 2, 0}};
         break;
     case PML_OP_swiglu:
-        a.swiglu = (pml_swiglu_args){random_view(T, 2 * H, 0), random_view(T, H, 0)};
+        a.swiglu = (pml_swiglu_args){.gate_up = random_view(T, 2 * H, 0),
+                                     .h = random_view(T, H, 0),
+                                     .a = random_view(3, H, 0),
+                                     .u = random_view(T, 3, 0),
+                                     .lora_scale = 1};
         break;
     case PML_OP_swiglu_bwd:
-        a.swiglu_bwd = (pml_swiglu_bwd_args){random_view(T, H, 0), random_view(T, 2 * H, 0),
-                                             random_view(T, 2 * H, 0), random_view(T, H, 0)};
+        a.swiglu_bwd = (pml_swiglu_bwd_args){.dh = random_view(T, H, 0),
+                                             .gate_up = random_view(T, 2 * H, 0),
+                                             .dgate_up = random_view(T, 2 * H, 0),
+                                             .h = random_view(T, H, 0),
+                                             .u = random_view(T, 3, 0),
+                                             .b = random_view(H, 3, 0),
+                                             .v = random_view(T, 3, 0),
+                                             .db = random_view(H, 3, 0),
+                                             .v_down = random_view(T, 2, 0),
+                                             .da = random_view(2, H, 0),
+                                             .lora_parts = 2,
+                                             .rank = 3,
+                                             .lora_scale = {1, 1}};
         break;
     case PML_OP_head_loss:
         a.head_loss = (pml_head_loss_args){.x = random_view(T, H, 0),

@@ -213,6 +213,10 @@ typedef struct pml_cost {
 } pml_cost;
 pml_cost pml_node_cost(pml_op op, pml_op_args *args);
 
+/* Operations of swiglu and its backward that are for the adapters of the layers beside them; 0 for
+ * any other op. */
+double pml_beside_flops(pml_op op, const pml_op_args *args);
+
 /* Offsets for all tensors by lifetime, sizes by cause, arena size. Called by build; apart for its
  * test. Greedy by size, best fit; the same program always gets the same offsets. */
 pml_status pml_program_place(pml_program *program, pml_error *err);

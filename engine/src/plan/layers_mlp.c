@@ -1,0 +1,119 @@
+/* The middle of a layer's MLP: swiglu and the linear layer behind it, forward and backward, with
+ * what swiglu does for the adapters on both sides where a backend gains by that.
+ *
+ *   gate_up ► swiglu ─► act ─► down          d ─► down backward ─► dact, v
+ *                └────► u of down ─┘              swiglu backward ─► dgate_up; v, db of gate_up;
+ *                                                                   da of down                  */
+#include "layers.h"
+
+/* Whether swiglu and its backward work for the adapters beside them. Dropped-out inputs are not
+ * what they have in hand. */
+static bool swiglu_helps(const pmli_builder *b)
+{
+    return b->backend->mlp_adapters &&
+           (b->segment != PML_SEGMENT_MICRO || b->config->lora_dropout == 0);
+}
+
+/* v of a linear layer whose output's gradient is dy: in dy's border where there is one. */
+static pml_operand place_of_v(pmli_builder *b, int32_t layer, int which, int32_t dy)
+{
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    int32_t cols = l->lora_blocks * l->rank;
+    if (cols == 0)
+        return (pml_operand){PMLI_ABSENT, 0, 0};
+    if (l->border > 0)
+        return (pml_operand){dy, l->outputs, cols};
+    return (pml_operand){
+        pmli_activation(b, cols, which == PMLI_DOWN ? "down v" : "gate_up v", layer), 0, 0};
+}
+
+/* And u of down, on the way, where that gains. Returns whether it has. */
+static bool swiglu(pmli_builder *b, int32_t layer, pmli_saved *s)
+{
+    const pmli_linear *down = &b->layers[layer].linear[PMLI_DOWN];
+    s->act = pmli_input_of(b, layer, PMLI_DOWN, "swiglu");
+    s->u_down = pmli_low_rank_of(b, layer, PMLI_DOWN, "down u");
+    bool helps = s->u_down >= 0 && swiglu_helps(b);
+    pml_node *node = pmli_node(b, PML_OP_swiglu, layer, "swiglu");
+    if (node == NULL)
+        return false;
+    pmli_operand(node, 0, s->gate_up);
+    pmli_operand(node, 1, s->act);
+    pmli_operand(node, 2, helps ? down->a : PMLI_ABSENT);
+    pmli_operand(node, 3, helps ? s->u_down : PMLI_ABSENT);
+    node->args.swiglu.lora_scale = helps ? (float)down->scale[0] : 0;
+    pmli_node_done(b, node);
+    return helps;
+}
+
+/* What swiglu's backward does beside its own: v and db of gate_up, da of down. */
+typedef struct pmli_beside {
+    bool gate_up, down;
+    pml_operand v_gate_up, v_down;
+} pmli_beside;
+
+/* In place: dgate_up of gate_up, and of dact the forward's output where somebody reads that. */
+static void swiglu_bwd(pmli_builder *b, int32_t layer, int32_t dact, const pmli_saved *s,
+                       const pmli_beside *beside, bool again)
+{
+    const pmli_linear *linear = b->layers[layer].linear;
+    pml_node *node = pmli_node(b, PML_OP_swiglu_bwd, layer, "swiglu backward");
+    if (node == NULL)
+        return;
+    pml_swiglu_bwd_args *args = &node->args.swiglu_bwd;
+    const int32_t operands[] = {dact, s->gate_up, s->gate_up, again ? dact : PMLI_ABSENT};
+    for (int i = 0; i < 4; i++)
+        pmli_operand(node, i, operands[i]);
+    if (beside->gate_up) {
+        const pmli_linear *l = &linear[PMLI_GATE_UP];
+        args->lora_parts = l->lora_parts;
+        args->rank = l->rank;
+        for (int p = 0; p < 2; p++)
+            args->lora_scale[p] = (float)l->scale[p];
+        pmli_operand(node, 4, s->u_gate_up);
+        pmli_operand(node, 5, l->b);
+        node->operands[6] = beside->v_gate_up;
+        pmli_operand(node, 7, l->db);
+    }
+    if (beside->down) {
+        node->operands[8] = beside->v_down;
+        pmli_operand(node, 9, linear[PMLI_DOWN].da);
+    }
+    pmli_node_done(b, node);
+}
+
+int32_t pmli_mlp_end(pmli_builder *b, int32_t layer, pmli_saved *s)
+{
+    bool u_made = swiglu(b, layer, s);
+    int32_t down = pmli_activation(b, b->program->spec.hidden, "layer output", layer);
+    pmli_linear_forward(b, layer, PMLI_DOWN, s->act, down, s->u_down, u_made);
+    return down;
+}
+
+pml_operand pmli_down_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t d,
+                               int32_t dact)
+{
+    pml_operand v = place_of_v(b, layer, PMLI_DOWN, d);
+    pmli_linear_backward(b, layer, PMLI_DOWN, PMLI_BEFORE_INPUT, d, PMLI_ABSENT, s->u_down, v,
+                         dact);
+    return v;
+}
+
+pml_operand pmli_swiglu_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t d,
+                                 int32_t dact, pml_operand v_down)
+{
+    const pmli_linear *linear = b->layers[layer].linear, *down = &linear[PMLI_DOWN];
+    bool helps = swiglu_helps(b);
+    pmli_beside beside = {.gate_up = helps && linear[PMLI_GATE_UP].db >= 0,
+                          .down = helps && down->da >= 0,
+                          .v_gate_up = {PMLI_ABSENT, 0, 0},
+                          .v_down = v_down};
+    if (beside.gate_up)
+        beside.v_gate_up = place_of_v(b, layer, PMLI_GATE_UP, s->gate_up);
+    bool again = down->dw >= 0 || (down->da >= 0 && !beside.down);
+    swiglu_bwd(b, layer, dact, s, &beside, again);
+    if (again)
+        pmli_linear_backward(b, layer, PMLI_DOWN, PMLI_OF_INPUT, d, dact, PMLI_ABSENT, v_down,
+                             PMLI_ABSENT);
+    return beside.v_gate_up;
+}

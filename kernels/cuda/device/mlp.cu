@@ -1,0 +1,446 @@
+// SwiGLU, forward and backward, with what the adapters of the linear layers beside it want of the
+// elements in hand: sums of products with matrices of at most 16 columns, whose arithmetic hides
+// behind the pass over gate, up and dh that SwiGLU is.
+//
+//   gate_up [T, 2I], dh [T, I]     a block has COLUMNS columns of gate, the same of up (and of dh),
+//   ┌───┬───┬──┐                   and a range of 16-row tiles, which pass through a few places in
+//   │ ▓ │   │  │                   shared memory. 512 threads make h of a tile (or dgate, dup, h)
+//   ├───┼───┼──┤                   where it lies and write it out; a tile later the 16 warps
+//   └───┴───┴──┘                   multiply it, so that one barrier a tile is enough.
+//
+// Sums over columns are added over the warps and left for each column tile, sums over rows for each
+// range; mlp_sum and mlp_bwd_sum add them in order.
+#include "attention.cuh"
+#include "swiglu.cuh"
+
+static constexpr int ROWS = MLP_ROWS, COLUMNS = MLP_COLUMNS, RANK = MLP_RANK;
+static constexpr int THREADS = 512, TILE = ROWS * COLUMNS * 2, FACTOR = ROWS * RANK * 2;
+static constexpr int UNITS = COLUMNS / 8, PASSES = ROWS * UNITS / THREADS;
+
+// What a block works on.
+struct Share {
+    int column, columns;  // of gate; the last may be short
+    long long first, end; // row tiles
+};
+
+__device__ inline Share share_of(long long tokens, long long cols)
+{
+    Share s;
+    s.column = blockIdx.x * COLUMNS;
+    s.columns = (int)min((long long)COLUMNS, cols - s.column);
+    const long long tiles = (tokens + ROWS - 1) / ROWS;
+    s.first = tiles * blockIdx.y / gridDim.y;
+    s.end = tiles * (blockIdx.y + 1) / gridDim.y;
+    return s;
+}
+
+// This thread's i-th 16 bytes of a tile: where they lie in it, and whether they are there.
+struct Unit {
+    int row, unit;
+    bool there;
+};
+
+__device__ inline Unit unit_of(const Share &s, int i, long long row, long long tokens)
+{
+    const int at = i * THREADS + threadIdx.x;
+    Unit u = {at / UNITS, at % UNITS, false};
+    u.there = row + u.row < tokens && u.unit * 8 < s.columns;
+    return u;
+}
+
+// Two neighbours in shared or global memory as one register.
+template <typename T> __device__ inline unsigned two(const T *p)
+{
+    return *(const unsigned *)p;
+}
+
+// A fragment's 16 x 8 sums to rows of `ld` floats.
+__device__ inline void store(float *to, long long ld, const float sums[4])
+{
+    const int lane = threadIdx.x % 32;
+    float *at = to + lane / 4 * ld + lane % 4 * 2;
+    *(float2 *)at = make_float2(sums[0], sums[1]);
+    *(float2 *)(at + 8 * ld) = make_float2(sums[2], sums[3]);
+}
+
+// ---- forward: h, and u = h a^T ----
+
+static constexpr int STAGES = MLP_STAGES, STAGE = 2 * TILE, GROUPS = 8;
+
+// gate's and up's tile.
+template <typename T>
+__device__ inline void load(const pmli_mlp_params &p, const Share &s, unsigned stage,
+                            long long tile)
+{
+    const long long row = tile * ROWS;
+    const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + s.column;
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) {
+        const Unit u = unit_of(s, i, row, p.tokens);
+        const T *from = u.there ? gate + u.row * p.ld_gate_up + u.unit * 8 : (const T *)p.gate_up;
+        const unsigned to = place<COLUMNS>(stage, u.row, u.unit);
+        copy_16(to, from, u.there);
+        copy_16(to + TILE, u.there ? from + p.cols : from, u.there);
+    }
+}
+
+// a's rows nt*8.. as right operands [16 columns, 8 of rank] for this warp's 64 columns.
+template <typename T>
+__device__ inline void load_a(const pmli_mlp_params &p, const Share &s, unsigned a[4][2])
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int r = warp % 2 * 8 + lane / 4;
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+#pragma unroll
+        for (int pair = 0; pair < 2; pair++) {
+            const int n = warp / 2 * 64 + k * 16 + pair * 8 + lane % 4 * 2;
+            const bool there = n < s.columns && r < p.rank; // columns are whole eights
+            a[k][pair] = there ? two((const T *)p.a + r * p.ld_a + s.column + n) : 0;
+        }
+}
+
+// The groups' sums of u's tile, one after the other.
+__device__ inline void sum_u(const pmli_mlp_params &p, const float *groups, long long tile)
+{
+    const int at = threadIdx.x;
+    const long long row = tile * ROWS + at / RANK;
+    if (at >= ROWS * RANK || row >= p.tokens)
+        return;
+    float sum = 0;
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++)
+        sum += groups[g * ROWS * RANK + at];
+    p.parts[(blockIdx.x * p.tokens + row) * RANK + at % RANK] = sum;
+}
+
+// A tile in shared memory, and h: gate becomes h.
+template <typename T>
+__device__ inline void forth(const pmli_mlp_params &p, const Share &s, unsigned char *stage,
+                             long long tile)
+{
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) {
+        const Unit u = unit_of(s, i, tile * ROWS, p.tokens);
+        unsigned char *at = stage + place<COLUMNS>(0, u.row, u.unit);
+        const Pack<T, 8> gate = *(Pack<T, 8> *)at, up = *(Pack<T, 8> *)(at + TILE);
+        const Pack<T, 8> h = swiglu_of<T, 8>(gate, up);
+        *(Pack<T, 8> *)at = h;
+        if (u.there)
+            *(Pack<T, 8> *)((T *)p.h + (tile * ROWS + u.row) * p.ld_h + s.column + u.unit * 8) = h;
+    }
+}
+
+template <typename T> __device__ void mlp(const pmli_mlp_params &p)
+{
+    extern __shared__ __align__(128) unsigned char memory[];
+    const unsigned base = shared_address(memory);
+    float *sums = (float *)(memory + STAGES * STAGE); // [2][GROUPS][ROWS][RANK]
+    const int warp = threadIdx.x / 32, group = warp / 2, half = warp % 2;
+    const Share s = share_of(p.tokens, p.cols);
+    unsigned a[4][2];
+    load_a<T>(p, s, a);
+#pragma unroll
+    for (int i = 0; i < STAGES - 2; i++) {
+        if (s.first + i < s.end)
+            load<T>(p, s, base + i * STAGE, s.first + i);
+        copy_commit();
+    }
+    for (long long tile = s.first; tile <= s.end; tile++) {
+        const int at = (int)(tile - s.first), next = at + STAGES - 2;
+        copy_wait<STAGES - 3>();
+        __syncthreads(); // the tile is there, h of the one before it too
+        if (s.first + next < s.end)
+            load<T>(p, s, base + next % STAGES * STAGE, s.first + next);
+        copy_commit();
+        if (at >= 2)
+            sum_u(p, sums + at % 2 * GROUPS * ROWS * RANK, tile - 2);
+        if (tile < s.end)
+            forth<T>(p, s, memory + at % STAGES * STAGE, tile);
+        if (at > 0) {
+            const unsigned stage = base + (at - 1) % STAGES * STAGE;
+            float u[4] = {};
+            unsigned h[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                fragment_a<COLUMNS>(h, stage, 0, group * 8 + k * 2);
+                multiply<T>(u, h, a[k][0], a[k][1]);
+            }
+            store(sums + ((at - 1) % 2 * GROUPS + group) * ROWS * RANK + half * 8, RANK, u);
+        }
+    }
+    __syncthreads();
+    if (s.end > s.first)
+        sum_u(p, sums + (s.end - s.first - 1) % 2 * GROUPS * ROWS * RANK, s.end - 1);
+}
+
+// Four neighbours of a row of u (or v): scale times the sum over column tiles, in order; eight
+// reads at a time are under way.
+template <typename T>
+__device__ inline void add_tiles(const float *parts, int tiles, long long stride, float scale,
+                                 void *to)
+{
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int tile = 0; tile < tiles; tile++) {
+        const float4 x = *(const float4 *)(parts + tile * stride);
+        sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+    }
+    unsigned *out = (unsigned *)to;
+    out[0] = packed<T>(scale * sum.x, scale * sum.y);
+    out[1] = packed<T>(scale * sum.z, scale * sum.w);
+}
+
+template <typename T> __device__ void mlp_sum(const pmli_mlp_params &p)
+{
+    const int fours = p.rank / 4;
+    const long long item = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long row = item / fours;
+    const int r = (int)(item % fours) * 4;
+    if (row < p.tokens)
+        add_tiles<T>(p.parts + row * RANK + r, p.tiles, p.tokens * RANK, p.scale,
+                     (T *)p.u + row * p.ld_u + r);
+}
+
+// ---- backward: dgate, dup; v and db of gate_up, da of down ----
+
+static constexpr int BACK_STAGES = MLP_BACK_STAGES, BACK_STAGE = 3 * TILE + 3 * FACTOR;
+static constexpr int BACK_GROUPS = 4, ARRAYS = 3; // dgate, dup, h
+
+// The tiles of gate, up and dh, and behind them the same rows of u's two parts and v_down; zeros
+// where there is no such factor.
+template <typename T>
+__device__ inline void load(const pmli_mlp_bwd_params &p, const Share &s, unsigned stage,
+                            long long tile)
+{
+    const long long row = tile * ROWS;
+    const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + s.column;
+    const T *dh = (const T *)p.dh + row * p.ld_dh + s.column;
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) {
+        const Unit u = unit_of(s, i, row, p.tokens);
+        const T *from = u.there ? gate + u.row * p.ld_gate_up + u.unit * 8 : (const T *)p.gate_up;
+        const unsigned to = place<COLUMNS>(stage, u.row, u.unit);
+        copy_16(to, from, u.there);
+        copy_16(to + TILE, u.there ? from + p.cols : from, u.there);
+        copy_16(to + 2 * TILE, u.there ? dh + u.row * p.ld_dh + u.unit * 8 : (const T *)p.gate_up,
+                u.there);
+    }
+    if (threadIdx.x < ARRAYS * ROWS * RANK / 8) {
+        const int array = threadIdx.x / (ROWS * RANK / 8), at = threadIdx.x % (ROWS * RANK / 8);
+        const int r = at / (RANK / 8), unit = at % (RANK / 8);
+        const T *factor = (const T *)p.factor[array];
+        const bool there = factor != nullptr && row + r < p.tokens && unit * 8 < p.rank[array];
+        copy_16(stage + 3 * TILE + array * FACTOR + r * RANK * 2 + unit * 16,
+                there ? (const void *)(factor + (row + r) * p.ld_factor[array] + unit * 8)
+                      : p.gate_up,
+                there);
+    }
+}
+
+// b of one half of the rank and 128 columns of gate or up as right operands.
+template <typename T>
+__device__ inline void load_b(const pmli_mlp_bwd_params &p, const Share &s, int array, int group,
+                              int half, unsigned b[8][2])
+{
+    const int lane = threadIdx.x % 32, r = half * 8 + lane / 4;
+    const T *rows = (const T *)p.b[array];
+#pragma unroll
+    for (int k = 0; k < 8; k++)
+#pragma unroll
+        for (int pair = 0; pair < 2; pair++) {
+            const int n = group * 128 + k * 16 + pair * 8 + lane % 4 * 2;
+            const bool there = rows != nullptr && n < s.columns && r < p.rank[array];
+            const T *at = rows + (s.column + n) * p.ld_b + r;
+            b[k][pair] = there ? packed<T>(widen(at[0]), widen(at[p.ld_b])) : 0;
+        }
+}
+
+// The groups' sums of v's tile for gate and up: a thread has one of them.
+__device__ inline void sum_v(const pmli_mlp_bwd_params &p, const float *groups, long long tile)
+{
+    const int array = threadIdx.x / (ROWS * RANK), at = threadIdx.x % (ROWS * RANK);
+    const long long row = tile * ROWS + at / RANK;
+    float sum = 0;
+#pragma unroll
+    for (int g = 0; g < BACK_GROUPS; g++)
+        sum += groups[(g * 2 + array) * ROWS * RANK + at];
+    if (row < p.tokens)
+        p.v_parts[((array * (long long)gridDim.x + blockIdx.x) * p.tokens + row) * RANK +
+                  at % RANK] = sum;
+}
+
+// A tile in shared memory and dgate_up: gate, up, dh become dgate, dup, h.
+template <typename T>
+__device__ inline void back(const pmli_mlp_bwd_params &p, const Share &s, unsigned char *stage,
+                            long long tile)
+{
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) {
+        const Unit u = unit_of(s, i, tile * ROWS, p.tokens);
+        unsigned char *at = stage + place<COLUMNS>(0, u.row, u.unit);
+        Pack<T, 8> gate = *(Pack<T, 8> *)at, up = *(Pack<T, 8> *)(at + TILE);
+        Pack<T, 8> dh = *(Pack<T, 8> *)(at + 2 * TILE);
+        swiglu_back<T, 8>(gate, up, dh);
+        *(Pack<T, 8> *)at = gate;
+        *(Pack<T, 8> *)(at + TILE) = up;
+        *(Pack<T, 8> *)(at + 2 * TILE) = dh;
+        if (!u.there)
+            continue;
+        const long long row = tile * ROWS + u.row, column = s.column + u.unit * 8;
+        T *out = (T *)p.dgate_up + row * p.ld_dgate_up + column;
+        *(Pack<T, 8> *)out = gate;
+        *(Pack<T, 8> *)(out + p.cols) = up;
+        if (p.h != nullptr)
+            *(Pack<T, 8> *)((T *)p.h + row * p.ld_h + column) = dh;
+    }
+}
+
+// What one tile gives to the sums over rows: factor^T [16, 16 rows] times 32 columns of each array.
+template <typename T> __device__ inline void add_rows(unsigned stage, float sums[ARRAYS][4][4])
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    unsigned f[4], d[4];
+#pragma unroll
+    for (int array = 0; array < ARRAYS; array++) {
+        load_transposed(f, stage + 3 * TILE + array * FACTOR +
+                               ((lane & 7) + ((lane >> 4) & 1) * 8) * RANK * 2 +
+                               ((lane >> 3) & 1) * 16);
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            fragment_b_across<COLUMNS>(d, stage + array * TILE, 0, warp * 4 + n * 2);
+            multiply<T>(sums[array][2 * n], f, d[0], d[1]);
+            multiply<T>(sums[array][2 * n + 1], f, d[2], d[3]);
+        }
+    }
+}
+
+template <typename T> __device__ void mlp_bwd(const pmli_mlp_bwd_params &p)
+{
+    extern __shared__ __align__(128) unsigned char memory[];
+    const unsigned base = shared_address(memory);
+    float *sums = (float *)(memory + BACK_STAGES * BACK_STAGE); // [2][GROUPS][2][ROWS][RANK]
+    constexpr int SUMS = BACK_GROUPS * 2 * ROWS * RANK;
+    const int warp = threadIdx.x / 32, array = warp / 8, group = warp / 2 % 4, half = warp % 2;
+    const Share s = share_of(p.tokens, p.cols);
+    unsigned b[8][2];
+    float rows[ARRAYS][4][4] = {};
+    load_b<T>(p, s, array, group, half, b);
+#pragma unroll
+    for (int i = 0; i < BACK_STAGES - 2; i++) {
+        if (s.first + i < s.end)
+            load<T>(p, s, base + i * BACK_STAGE, s.first + i);
+        copy_commit();
+    }
+    for (long long tile = s.first; tile <= s.end; tile++) {
+        const int at = (int)(tile - s.first), next = at + BACK_STAGES - 2;
+        copy_wait<BACK_STAGES - 3>();
+        __syncthreads();
+        if (s.first + next < s.end)
+            load<T>(p, s, base + next % BACK_STAGES * BACK_STAGE, s.first + next);
+        copy_commit();
+        if (at >= 2)
+            sum_v(p, sums + at % 2 * SUMS, tile - 2);
+        if (tile < s.end)
+            back<T>(p, s, memory + at % BACK_STAGES * BACK_STAGE, tile);
+        if (at > 0) {
+            const unsigned stage = base + (at - 1) % BACK_STAGES * BACK_STAGE;
+            add_rows<T>(stage, rows);
+            float v[4] = {};
+            unsigned d[4];
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                fragment_a<COLUMNS>(d, stage + array * TILE, 0, group * 16 + k * 2);
+                multiply<T>(v, d, b[k][0], b[k][1]);
+            }
+            store(sums + (at - 1) % 2 * SUMS + (group * 2 + array) * ROWS * RANK + half * 8, RANK,
+                  v);
+        }
+    }
+    __syncthreads();
+    if (s.end > s.first)
+        sum_v(p, sums + (s.end - s.first - 1) % 2 * SUMS, s.end - 1);
+    const long long width = (long long)gridDim.x * COLUMNS;
+    float *out = p.row_parts + blockIdx.y * RANK * ARRAYS * width + s.column + warp * 32;
+#pragma unroll
+    for (int i = 0; i < ARRAYS; i++)
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            store(out + i * width + n * 8, ARRAYS * width, rows[i][n]);
+}
+
+// The sum over parts [p.parts][16][ARRAYS * width] of four neighbouring columns of one row of da.
+__device__ inline void add_da(const pmli_mlp_bwd_params &p, int r, long long column)
+{
+    const long long pitch = (long long)p.tiles * COLUMNS * ARRAYS;
+    const float *at = p.row_parts + r * pitch + pitch / ARRAYS * 2 + column;
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int part = 0; part < p.parts; part++) {
+        const float4 x = *(const float4 *)(at + part * RANK * pitch);
+        sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+    }
+    float4 *da = (float4 *)(p.da + r * p.ld_da + column);
+    const float4 old = *da;
+    *da = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
+}
+
+// The same of four neighbours of the rank of one column, which is a row of db.
+__device__ inline void add_db(const pmli_mlp_bwd_params &p, int array, int r, long long column)
+{
+    const long long pitch = (long long)p.tiles * COLUMNS * ARRAYS;
+    const float *at = p.row_parts + r * pitch + pitch / ARRAYS * array + column;
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int part = 0; part < p.parts; part++) {
+        const float *x = at + part * RANK * pitch;
+        sum.x += x[0], sum.y += x[pitch], sum.z += x[2 * pitch], sum.w += x[3 * pitch];
+    }
+    float4 *db = (float4 *)(p.db[array] + column * p.ld_db + r);
+    const float4 old = *db;
+    *db = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
+}
+
+template <typename T> __device__ void mlp_bwd_sum(const pmli_mlp_bwd_params &p)
+{
+    long long item = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    for (int array = 0; array < 2; array++) {
+        if (p.db[array] == nullptr)
+            continue;
+        const int fours = p.rank[array] / 4;
+        const long long row = item / fours;
+        if (row < p.tokens) {
+            const int r = (int)(item % fours) * 4;
+            add_tiles<T>(p.v_parts + (array * p.tiles * p.tokens + row) * RANK + r, p.tiles,
+                         p.tokens * RANK, p.scale[array], (T *)p.v[array] + row * p.ld_v + r);
+            return;
+        }
+        item -= p.tokens * fours;
+    }
+    for (int array = 0; array < 2; array++) { // neighbours read neighbouring columns
+        if (p.db[array] == nullptr)
+            continue;
+        const long long here = p.cols * (p.rank[array] / 4);
+        if (item < here) {
+            add_db(p, array, (int)(item / p.cols) * 4, item % p.cols);
+            return;
+        }
+        item -= here;
+    }
+    const long long fours = p.cols / 4;
+    if (p.da != nullptr && item < fours * p.rank[2])
+        add_da(p, (int)(item / fours), item % fours * 4);
+}
+
+#define KERNEL(name, T, suffix, threads, params)                                                   \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name##_##suffix(const params p)       \
+    {                                                                                              \
+        name<T>(p);                                                                                \
+    }
+#define BOTH(name, threads, params)                                                                \
+    KERNEL(name, bf16, bf16, threads, params)                                                      \
+    KERNEL(name, f16, f16, threads, params)
+BOTH(mlp, 512, pmli_mlp_params)
+BOTH(mlp_sum, 256, pmli_mlp_params)
+BOTH(mlp_bwd, 512, pmli_mlp_bwd_params)
+BOTH(mlp_bwd_sum, 256, pmli_mlp_bwd_params)

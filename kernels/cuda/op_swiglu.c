@@ -1,0 +1,265 @@
+/* SwiGLU, forward and backward: a thread a pack, or an element where packs do not fit; and what the
+ * adapters beside it want, in the same pass where the kernels of mlp.h serve, else by products.
+ *
+ * The backward's products want h of a few hundred rows at a time, so that it needs no place of its
+ * own size:
+ *
+ *   ws, forward:   | mlp's |            or  | products' own |
+ *   ws, backward:  | mlp's |            or  | products' own, or v's and db's | h of some rows | */
+#include "device.h"
+#include "device/params.h"
+#include "gemm.h"
+#include "linear.h"
+#include "mlp.h"
+#include "ops.h"
+
+enum { BLOCK = 256, GRID_LIMIT = 0x7fffffff, H_BYTES = 16 << 20 };
+
+/* A block stays in one row. */
+static pml_status launch_swiglu(pml_queue *queue, pmli_kernel first, pml_dtype dtype, bool wide,
+                                pmli_swiglu_params *p, pml_error *err)
+{
+    int64_t packs = wide ? p->cols * (int64_t)pml_dtype_size(dtype) / 16 : p->cols;
+    unsigned block = BLOCK;
+    while (block > 32 && block / 2 >= packs)
+        block /= 2;
+    p->blocks_a_row = (unsigned)((packs + block - 1) / block);
+    if (p->rows > GRID_LIMIT / (int64_t)p->blocks_a_row)
+        return PML_FAIL(err, PML_INVALID, "swiglu: more rows than a grid has blocks");
+    pmli_launch shape = {
+        .grid_x = (unsigned)p->rows * p->blocks_a_row, .grid_y = 1, .block_x = block, .block_y = 1};
+    return pmli_cuda_launch(queue, first + 2 * (unsigned)dtype + (wide ? 1 : 0), shape, p, err);
+}
+
+/* Both halves of a row begin on a pack. */
+static bool halves_in_packs(const pml_view *gate_up)
+{
+    pml_view half = pml_view_columns(*gate_up, 0, gate_up->cols / 2);
+    return pmli_in_units_of(&half, 16);
+}
+
+/* h alone. */
+static pml_status forward(pml_queue *queue, const pml_swiglu_args *a, pml_error *err)
+{
+    bool wide = halves_in_packs(&a->gate_up) && pmli_in_units_of(&a->h, 16);
+    pmli_swiglu_params p = {.gate_up = a->gate_up.data,
+                            .h = a->h.data,
+                            .rows = a->h.rows,
+                            .cols = a->h.cols,
+                            .ld_gate_up = a->gate_up.ld,
+                            .ld_h = a->h.ld};
+    return launch_swiglu(queue, PMLI_swiglu_f32, a->h.dtype, wide, &p, err);
+}
+
+/* dgate_up, and h where it is given. */
+static pml_status backward(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
+{
+    bool wide = halves_in_packs(&a->gate_up) && halves_in_packs(&a->dgate_up) &&
+                pmli_in_units_of(&a->dh, 16) && (a->h.data == NULL || pmli_in_units_of(&a->h, 16));
+    pmli_swiglu_params p = {.gate_up = a->gate_up.data,
+                            .dh = a->dh.data,
+                            .y = a->dgate_up.data,
+                            .h = a->h.data,
+                            .rows = a->dh.rows,
+                            .cols = a->dh.cols,
+                            .ld_gate_up = a->gate_up.ld,
+                            .ld_dh = a->dh.ld,
+                            .ld_y = a->dgate_up.ld,
+                            .ld_h = a->h.ld};
+    return launch_swiglu(queue, PMLI_swiglu_bwd_f32, a->dh.dtype, wide, &p, err);
+}
+
+size_t pmli_cuda_swiglu_ws(const pml_swiglu_args *a)
+{
+    size_t fused = pmli_mlp_ws(a);
+    if (a->u.rows == 0)
+        return 0;
+    return fused > PMLI_GEMM_WORKSPACE ? fused : PMLI_GEMM_WORKSPACE;
+}
+
+/* u = scale h a^T, a product of its own. */
+static pml_status multiply_u(pml_queue *queue, const pml_swiglu_args *a, pml_error *err)
+{
+    const pmli_gemm g = {.a = a->h.data,
+                         .b = a->a.data,
+                         .c = a->u.data,
+                         .m = a->u.rows,
+                         .n = a->u.cols,
+                         .k = a->h.cols,
+                         .lda = a->h.ld,
+                         .ldb = a->a.ld,
+                         .ldc = a->u.ld,
+                         .transpose_b = true,
+                         .in = a->h.dtype,
+                         .out = a->u.dtype,
+                         .alpha = a->lora_scale,
+                         .workspace = a->ws.data,
+                         .workspace_size = PMLI_GEMM_WORKSPACE};
+    return pmli_gemm_run(queue, &g, err);
+}
+
+pml_status pmli_cuda_swiglu(pml_queue *queue, const pml_swiglu_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_swiglu, err);
+    pmli_need_any(&c, "h", &a->h, PMLI_ANY, PMLI_ANY);
+    pmli_need_float(&c, "h", &a->h);
+    pmli_need_as(&c, "gate_up", &a->gate_up, a->h.rows, 2 * a->h.cols, a->h.dtype);
+    pmli_need_pair(&c, "a", &a->a, "u", &a->u);
+    if (a->u.data != NULL) {
+        pmli_need_as(&c, "u", &a->u, a->h.rows, PMLI_ANY, a->h.dtype);
+        pmli_need_as(&c, "a", &a->a, a->u.cols, a->h.cols, a->h.dtype);
+        pmli_need_ws(&c, &a->ws, pmli_cuda_swiglu_ws(a));
+    }
+    if (c.status != PML_OK || a->h.rows == 0 || a->h.cols == 0)
+        return c.status;
+    if (a->u.data != NULL && pmli_mlp_serves(queue->device, a))
+        return pmli_mlp(queue, a, err);
+    pml_status status = forward(queue, a, err);
+    if (status == PML_OK && a->u.data != NULL)
+        status = multiply_u(queue, a, err);
+    return status;
+}
+
+/* v and db of gate_up as the linear layer's backward would make them. */
+static pml_linear_bwd_args beside(const pml_swiglu_bwd_args *a)
+{
+    int32_t cols = (int32_t)a->dh.cols;
+    return (pml_linear_bwd_args){.dy = a->dgate_up,
+                                 .b = a->b,
+                                 .u = a->u,
+                                 .db = a->db,
+                                 .ws = a->ws,
+                                 .parts = 2,
+                                 .part_cols = {cols, cols},
+                                 .lora_parts = a->lora_parts,
+                                 .rank = a->rank,
+                                 .lora_scale = {a->lora_scale[0], a->lora_scale[1]}};
+}
+
+/* What products work in, one after the other. */
+static size_t products_ws(const pml_swiglu_bwd_args *a)
+{
+    const pml_linear_bwd_args linear = beside(a);
+    return a->db.rows > 0 ? pmli_linear_back_ws(&linear) : PMLI_GEMM_WORKSPACE;
+}
+
+/* Rows whose h is there at a time. */
+static int64_t rows_at_once(const pml_swiglu_bwd_args *a)
+{
+    int64_t row = a->dh.cols * (int64_t)pml_dtype_size(a->dh.dtype), rows = H_BYTES / row;
+    rows = rows < 1 ? 1 : rows;
+    return rows < a->dh.rows ? rows : a->dh.rows;
+}
+
+static size_t h_bytes(const pml_swiglu_bwd_args *a)
+{
+    return a->da.rows > 0 && a->h.rows == 0
+               ? (size_t)(rows_at_once(a) * a->dh.cols) * pml_dtype_size(a->dh.dtype)
+               : 0;
+}
+
+size_t pmli_cuda_swiglu_bwd_ws(const pml_swiglu_bwd_args *a)
+{
+    if (a->db.rows == 0 && a->da.rows == 0)
+        return 0;
+    size_t fused = pmli_mlp_bwd_ws(a), products = products_ws(a) + h_bytes(a);
+    return fused > products ? fused : products;
+}
+
+/* da += v_down^T h for some rows. */
+static pml_status add_da(pml_queue *queue, const pml_swiglu_bwd_args *a, const pml_view *v,
+                         const pml_view *h, pml_error *err)
+{
+    const pmli_gemm g = {.a = v->data,
+                         .b = h->data,
+                         .c = a->da.data,
+                         .m = a->da.rows,
+                         .n = a->da.cols,
+                         .k = h->rows,
+                         .lda = v->ld,
+                         .ldb = h->ld,
+                         .ldc = a->da.ld,
+                         .transpose_a = true,
+                         .in = h->dtype,
+                         .out = a->da.dtype,
+                         .alpha = 1,
+                         .beta = 1,
+                         .workspace = a->ws.data,
+                         .workspace_size = PMLI_GEMM_WORKSPACE};
+    return pmli_gemm_run(queue, &g, err);
+}
+
+/* dgate_up and da, where h has no place but a few rows in the workspace. */
+static pml_status backward_by_rows(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
+{
+    int64_t step = rows_at_once(a);
+    void *room = (char *)a->ws.data + products_ws(a);
+    pml_status status = PML_OK;
+    for (int64_t row = 0; status == PML_OK && row < a->dh.rows; row += step) {
+        int64_t rows = row + step < a->dh.rows ? step : a->dh.rows - row;
+        pml_swiglu_bwd_args some = {.dh = pmli_rows_of(a->dh, row, rows),
+                                    .gate_up = pmli_rows_of(a->gate_up, row, rows),
+                                    .dgate_up = pmli_rows_of(a->dgate_up, row, rows),
+                                    .h = pml_matrix(room, rows, a->dh.cols, a->dh.dtype)};
+        pml_view v = pmli_rows_of(a->v_down, row, rows);
+        status = backward(queue, &some, err);
+        if (status == PML_OK)
+            status = add_da(queue, a, &v, &some.h, err);
+    }
+    return status;
+}
+
+static pml_status backward_by_products(pml_queue *queue, const pml_swiglu_bwd_args *a,
+                                       pml_error *err)
+{
+    bool room = a->da.data == NULL || a->h.data != NULL;
+    pml_status status = room ? backward(queue, a, err) : backward_by_rows(queue, a, err);
+    if (status == PML_OK && a->da.data != NULL && room)
+        status = add_da(queue, a, &a->v_down, &a->h, err);
+    const pml_linear_bwd_args linear = beside(a);
+    if (status == PML_OK && a->db.data != NULL)
+        status = pmli_linear_back(queue, &linear, a->v, err);
+    return status;
+}
+
+static void check_adapters(pmli_check *c, const pml_swiglu_bwd_args *a)
+{
+    pml_dtype d = a->dh.dtype;
+    int64_t tokens = a->dh.rows, columns = pmli_lora_cols(a->rank, a->lora_parts);
+    pmli_need_that(c, (a->db.data != NULL) == (a->lora_parts != 0) && a->lora_parts >> 2 == 0,
+                   "lora_parts is %#x, and db is %s", a->lora_parts,
+                   a->db.data != NULL ? "given" : "absent");
+    if (a->db.data != NULL) {
+        int64_t rows = a->dh.cols * __builtin_popcount(a->lora_parts);
+        pmli_need_that(c, a->rank > 0, "rank is %d, must be positive", a->rank);
+        pmli_need_as(c, "u", &a->u, tokens, columns, d);
+        pmli_need_as(c, "v", &a->v, tokens, columns, d);
+        pmli_need_as(c, "b", &a->b, rows, a->rank, d);
+        PMLI_NEED(c, a, db, rows, a->rank, PML_F32);
+    }
+    if (a->da.data != NULL) {
+        PMLI_NEED(c, a, da, PMLI_ANY, a->dh.cols, PML_F32);
+        pmli_need_as(c, "v_down", &a->v_down, tokens, a->da.rows, d);
+    }
+    pmli_need_ws(c, &a->ws, pmli_cuda_swiglu_bwd_ws(a));
+}
+
+pml_status pmli_cuda_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_swiglu_bwd, err);
+    bool adapters = a->da.data != NULL || a->db.data != NULL || a->lora_parts != 0;
+    pmli_need_any(&c, "dh", &a->dh, PMLI_ANY, PMLI_ANY);
+    pmli_need_float(&c, "dh", &a->dh);
+    pmli_need_as(&c, "gate_up", &a->gate_up, a->dh.rows, 2 * a->dh.cols, a->dh.dtype);
+    pmli_need_as(&c, "dgate_up", &a->dgate_up, a->dh.rows, 2 * a->dh.cols, a->dh.dtype);
+    if (a->h.data != NULL)
+        pmli_need_as(&c, "h", &a->h, a->dh.rows, a->dh.cols, a->dh.dtype);
+    if (adapters)
+        check_adapters(&c, a);
+    if (c.status != PML_OK || a->dh.rows == 0 || a->dh.cols == 0)
+        return c.status;
+    if (!adapters)
+        return backward(queue, a, err);
+    return pmli_mlp_bwd_serves(queue->device, a) ? pmli_mlp_bwd(queue, a, err)
+                                                 : backward_by_products(queue, a, err);
+}
