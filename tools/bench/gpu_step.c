@@ -6,6 +6,7 @@
  *                        [--deterministic] [--dropout 0.1] [--adamw-8bit]
  *                        [--cache FOLDER]   (of timed choices; not given: none)
  *                        [--gauges PAIRS]   (what reading NVML beside the steps costs)
+ *                        [--frozen PAIRS]   (what adapters cost over the frozen layers)
  *                        [--choices RECOMPUTE,LAYERS,CHUNK,PIECES]   (in place of the planner's)
  *
  * All tokens of full rows are counted; every token but each row's last has a label. Prints one JSON
@@ -20,6 +21,7 @@
 #include "pml/base/philox.h"
 #include "pml/train/profile.h"
 #include "pml_op/cpu.h"
+#include "step_frozen.h"
 #include "step_gauges.h"
 
 enum { MOST_ROWS = 1 << 14, WARM_UP = 3 };
@@ -36,7 +38,7 @@ enum { MOST_ROWS = 1 << 14, WARM_UP = 3 };
 typedef struct bench {
     const char *model, *device, *cache;
     int32_t rows, length, rank;
-    int steps, gauges;
+    int steps, gauges, frozen;
     bool full, float32, profile, nf4, deterministic, adamw_8bit;
     size_t limit;
     double dropout;
@@ -234,6 +236,10 @@ static void measure(bench *b)
         print_profile(b, &batches[0]);
     if (b->gauges > 0)
         measure_gauges(b, device, backend, batches);
+    if (b->frozen > 0) {
+        next_step next = {b, batches, WARM_UP + b->steps + 1};
+        MUST(step_frozen_compare(b->stepper, b->frozen, &batches[0], one_more, &next, err));
+    }
     printf(
         "{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
         "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
@@ -254,23 +260,16 @@ static void measure(bench *b)
 
 static void read_options(int argc, char **argv, bench *b)
 {
-    static const struct option known[] = {{"device", required_argument, NULL, 'd'},
-                                          {"rows", required_argument, NULL, 'r'},
-                                          {"length", required_argument, NULL, 'l'},
-                                          {"steps", required_argument, NULL, 's'},
-                                          {"limit", required_argument, NULL, 'm'},
-                                          {"full", no_argument, NULL, 'f'},
-                                          {"float32", no_argument, NULL, 'x'},
-                                          {"profile", no_argument, NULL, 'p'},
-                                          {"nf4", no_argument, NULL, 'n'},
-                                          {"deterministic", no_argument, NULL, 't'},
-                                          {"rank", required_argument, NULL, 'k'},
-                                          {"cache", required_argument, NULL, 'c'},
-                                          {"dropout", required_argument, NULL, 'o'},
-                                          {"adamw-8bit", no_argument, NULL, '8'},
-                                          {"gauges", required_argument, NULL, 'g'},
-                                          {"choices", required_argument, NULL, 'w'},
-                                          {NULL, 0, NULL, 0}};
+    static const struct option known[] = {
+        {"device", required_argument, NULL, 'd'},  {"rows", required_argument, NULL, 'r'},
+        {"length", required_argument, NULL, 'l'},  {"steps", required_argument, NULL, 's'},
+        {"limit", required_argument, NULL, 'm'},   {"full", no_argument, NULL, 'f'},
+        {"float32", no_argument, NULL, 'x'},       {"profile", no_argument, NULL, 'p'},
+        {"nf4", no_argument, NULL, 'n'},           {"deterministic", no_argument, NULL, 't'},
+        {"rank", required_argument, NULL, 'k'},    {"cache", required_argument, NULL, 'c'},
+        {"dropout", required_argument, NULL, 'o'}, {"adamw-8bit", no_argument, NULL, '8'},
+        {"gauges", required_argument, NULL, 'g'},  {"frozen", required_argument, NULL, 'z'},
+        {"choices", required_argument, NULL, 'w'}, {NULL, 0, NULL, 0}};
     *b = (bench){.device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
@@ -297,6 +296,9 @@ static void read_options(int argc, char **argv, bench *b)
             break;
         case 'c':
             b->cache = optarg;
+            break;
+        case 'z':
+            b->frozen = atoi(optarg);
             break;
         case 'g':
             b->gauges = atoi(optarg);

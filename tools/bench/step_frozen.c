@@ -1,0 +1,136 @@
+#include "step_frozen.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pml/base/clock.h"
+#include "pml/train/profile.h"
+#include "stepper_impl.h"
+
+/* WARM: op by op, recorded, and once replayed. */
+enum { STEPS = 5, WARM = 3, PAIRS_MOST = 50, MOST_ROWS = 1 << 14 };
+
+static void drop(pml_node *node, const int *operands, int count)
+{
+    for (int i = 0; i < count; i++)
+        node->operands[operands[i]].tensor = -1;
+}
+
+/* The node as it would stand in a model without adapters. */
+static void take_out(pml_node *node)
+{
+    static const int of_linear[] = {3, 4, 5, 6, 8};               /* a b rng places u */
+    static const int of_backward[] = {3, 4, 5, 6, 7, 11, 12, 13}; /* … and da db v */
+    static const int of_swiglu[] = {2, 3}, of_swiglu_bwd[] = {4, 5, 6, 7, 8, 9};
+    static const int x_of_backward[] = {1}, h_of_swiglu_bwd[] = {3};
+    bool trains = false;
+    switch (node->op) {
+    case PML_OP_linear:
+        drop(node, of_linear, 5);
+        node->args.linear.lora_parts = 0;
+        node->args.linear.border = node->args.linear.u_made = 0;
+        node->args.linear.lora_dropout = 0;
+        return;
+    case PML_OP_linear_bwd:
+        trains = node->operands[9].tensor >= 0; /* dw reads x */
+        drop(node, of_backward, 8);
+        drop(node, x_of_backward, trains ? 0 : 1);
+        node->args.linear_bwd.lora_parts = node->args.linear_bwd.kept = 0;
+        node->args.linear_bwd.border = 0;
+        node->args.linear_bwd.lora_dropout = 0;
+        return;
+    case PML_OP_swiglu:
+        drop(node, of_swiglu, 2);
+        return;
+    case PML_OP_swiglu_bwd:
+        drop(node, of_swiglu_bwd, 6);
+        drop(node, h_of_swiglu_bwd, 1); /* dw of down is trained or its adapter, never both */
+        node->args.swiglu_bwd.lora_parts = 0;
+        return;
+    default:
+        return;
+    }
+}
+
+/* One part of the comparison: these nodes are the program's from now on. */
+static double part(pml_stepper *s, const pml_node *nodes, void (*step)(void *user), void *user)
+{
+    memcpy(s->program->nodes, nodes, (size_t)s->program->n_nodes * sizeof *nodes);
+    pmli_drop_recorded(s);
+    for (int i = 0; i < WARM; i++)
+        step(user);
+    double begin = pml_clock_monotonic();
+    for (int i = 0; i < STEPS; i++)
+        step(user);
+    return (pml_clock_monotonic() - begin) / STEPS;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int count)
+{
+    qsort(values, (size_t)count, sizeof *values, by_value);
+    return count % 2 == 1 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+}
+
+/* Seconds of all linear layers in one step of the program as it stands. */
+static pml_status time_linears(pml_stepper *s, const pml_batch *batch, double *seconds,
+                               pml_error *err)
+{
+    static pml_profile_row rows[MOST_ROWS];
+    int n = 0;
+    pml_status status = pml_stepper_profile(s, batch, rows, MOST_ROWS, &n, err);
+    if (status == PML_OK) /* the second is warm */
+        status = pml_stepper_profile(s, batch, rows, MOST_ROWS, &n, err);
+    *seconds = 0;
+    for (int i = 0; status == PML_OK && i < n; i++)
+        *seconds +=
+            rows[i].op == PML_OP_linear || rows[i].op == PML_OP_linear_bwd ? rows[i].seconds : 0;
+    return status;
+}
+
+pml_status step_frozen_compare(pml_stepper *s, int pairs, const pml_batch *batch,
+                               void (*step)(void *user), void *user, pml_error *err)
+{
+    double whole[PAIRS_MOST + 1], frozen[PAIRS_MOST], extra[PAIRS_MOST], linears = 0;
+    size_t bytes = (size_t)s->program->n_nodes * sizeof(pml_node);
+    if (pairs < 1 || pairs > PAIRS_MOST)
+        return PML_FAIL(err, PML_INVALID, "%d pairs: 1 to %d", pairs, PAIRS_MOST);
+    pml_node *with = malloc(bytes), *without = malloc(bytes);
+    pml_status status = PML_OK;
+    if (with == NULL || without == NULL) {
+        status = PML_FAIL(err, PML_NO_MEMORY, "no memory for two programs");
+        goto cleanup;
+    }
+    memcpy(with, s->program->nodes, bytes);
+    memcpy(without, s->program->nodes, bytes);
+    for (int32_t i = 0; i < s->program->n_nodes; i++)
+        take_out(&without[i]);
+    whole[0] = part(s, with, step, user);
+    for (int i = 0; i < pairs; i++) {
+        frozen[i] = part(s, without, step, user);
+        if (i == 0)
+            status = time_linears(s, batch, &linears, err);
+        if (status != PML_OK)
+            goto cleanup;
+        whole[i + 1] = part(s, with, step, user);
+        extra[i] = (whole[i] + whole[i + 1]) / 2 - frozen[i];
+    }
+    double least = median(frozen, pairs), more = median(extra, pairs);
+    printf("adapters: %.3f ms a step with, %.3f without, %d pairs of %d steps: %.3f ms (%.3f to "
+           "%.3f), %.2f %% of the step without, %.2f %% of its linear layers' %.3f ms\n",
+           median(whole, pairs + 1) * 1e3, least * 1e3, pairs, STEPS, more * 1e3, extra[0] * 1e3,
+           extra[pairs - 1] * 1e3, 100 * more / least, 100 * more / linears, linears * 1e3);
+cleanup:
+    if (with != NULL)
+        memcpy(s->program->nodes, with, bytes);
+    pmli_drop_recorded(s);
+    free(without);
+    free(with);
+    return status;
+}
