@@ -30,8 +30,8 @@ docs: build ## site/: the guides and the API reference
 	@tools/bootstrap docs
 	@.venv/bin/mkdocs build --quiet --strict
 
-fuzz-long: ## every fuzz target for a quarter of an hour
-	@tools/fuzz 900
+fuzz-long: ## every fuzz target for an hour (five hours in all, two at a time)
+	@tools/fuzz 3600
 
 chaos: build ## every campaign against kills, power cuts, full disks, flipped bits; SHORT=1 takes a minute
 	@tools/build -DPML_TESTS=ON

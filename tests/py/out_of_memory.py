@@ -1,12 +1,13 @@
 """The extension without memory, a process of its own: tests/py/test_no_memory.py starts it.
 
-Usage: LD_PRELOAD=libnomem.so out_of_memory.py LIBNOMEM SCENARIO RUN_FOLDER MODEL POINTS
+Usage: LD_PRELOAD=libnomem.so out_of_memory.py LIBNOMEM SCENARIO RUN_FOLDER MODEL POINTS [PART OF]
 
 A scenario is done again and again. In each life another allocation is refused: one that the
 extension's own code asks for (Jansson's are among them), or one that Python's allocators are asked
 for in a call of the extension. It has to be well, or raise MemoryError; a life that ended leaves
 no block of the extension's, no descriptor, no thread. POINTS: so many of the allocations, spread
-over the life; 0: all. Prints how many there were, and how many were refused.
+over the life; 0: all. PART, from 0 on, OF so many parts: only these of them (never of Python's).
+Prints how many there were, and how many were refused.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SHIM.nomem_refuse.argtypes = ctypes.c_long, ctypes.c_bool
 SHIM.nomem_refused.restype = SHIM.nomem_python_refused.restype = ctypes.c_bool
 SHIM.nomem_python_refuse.argtypes = (ctypes.c_long,)
 FOLDER, MODEL, POINTS = Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])
+PART, PARTS = map(int, sys.argv[6:8] or (0, 1))
 LIMITS = (64, 4, 32, 64, 16)
 PATIENCE = 60.0
 
@@ -130,7 +132,7 @@ def ours(scenario: Callable[[], None]) -> None:
     before = counts()
     stride = 1 if POINTS == 0 else max(1, total // POINTS)
     tried = 0
-    for number in range(1, total + 1, stride):
+    for number in range(1 + PART * stride, total + 1, PARTS * stride):
         try:
             _, refused = live(scenario, number)
             settle(before)

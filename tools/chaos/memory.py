@@ -1,24 +1,30 @@
-"""Memory that runs out in the coordinator: each of its allocations refused, in a life of its own.
+"""Memory that runs out: each allocation of the coordinator, or of the extension, refused once.
 
 Usage: tools/chaos/memory.py [--at N...] [--from N] [--count N] [--together N]
+       tools/chaos/memory.py --extension [--together N]
 
-What each life must show is in tests/fault/test_no_memory.c.
+What each life must show is in tests/fault/test_no_memory.c and in tests/py/out_of_memory.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from common import end, make_model, reach, rows
 from reap import at_end
 
-BUILD = Path(__file__).resolve().parents[2] / "build" / "release"
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "release"
+SCENARIOS = ("client", "run", "engine", "python")
 
 
 def live(number: int) -> tuple[bool, str]:
@@ -33,15 +39,73 @@ def live(number: int) -> tuple[bool, str]:
     return done.returncode == 0, done.stdout + done.stderr
 
 
+def extension(together: int) -> int:
+    """Every allocation of each scenario; a long one in parts, each in a process of its own."""
+    begin = time.monotonic()
+    shim, lives = BUILD / "libnomem.so", ROOT / "tests" / "py" / "out_of_memory.py"
+    with tempfile.TemporaryDirectory(prefix="pml-memory-") as name:
+        os.environ["PANTHERAML_RUNS"] = str(Path(name) / "runs")
+        import pantheraml as pm
+
+        model = make_model(Path(name))
+        run = pm.finetune(
+            model, rows(), name="memory", max_steps=10**9, max_length=64, threads=1,
+            generate_length=16, restart="never",
+        )  # fmt: skip
+        try:
+            reach(run, 3)
+            run.checkpoint(wait=True)
+            run.pause(wait=True)
+
+            def part(what: tuple[str, int, int]) -> tuple[str, int, int, str]:
+                scenario, number, parts = what
+                call = [shim, scenario, run.folder, model, 0, number, parts]
+                done = subprocess.run(
+                    [sys.executable, "-P", lives, *map(str, call)],
+                    env=os.environ | {"LD_PRELOAD": str(shim)},
+                    capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                if done.returncode != 0:
+                    return scenario, 0, 0, f"{done.returncode}: {done.stderr}"
+                figures = json.loads(done.stdout)
+                return scenario, figures["allocations"], figures["refused"], ""
+
+            parts = [
+                (scenario, number, count)
+                for scenario in SCENARIOS
+                for count in (max(1, together - 3) if scenario == "engine" else 1,)
+                for number in range(count)
+            ]
+            with ThreadPoolExecutor(together) as pool:
+                made = list(pool.map(part, parts))
+            good = run.state == "paused"
+        finally:
+            end(run)
+    said = []
+    for scenario in SCENARIOS:
+        mine = [each for each in made if each[0] == scenario]
+        total, refused = min(each[1] for each in mine), sum(each[2] for each in mine)
+        said.append(f"{scenario} {refused} of {total}")
+        good = good and refused >= total > 0  # lives differ by a few, by what comes together
+        for each in mine:
+            if each[3]:
+                print(f"{scenario}: {each[3]}")
+    print(f"extension: refused {', '.join(said)} in {time.monotonic() - begin:.0f} s")
+    return 0 if good else 1
+
+
 def main() -> int:
     """Print one line of figures; the exit status says whether all held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--at", type=int, nargs="+", help="these alone")
     parser.add_argument("--from", type=int, default=1, dest="first", help="the first of a part")
     parser.add_argument("--count", type=int, help="of the part; all that are left when not given")
+    parser.add_argument("--extension", action="store_true", help="instead of the coordinator")
     parser.add_argument("--together", type=int, default=os.cpu_count() or 2)
     args = parser.parse_args()
     at_end()
+    if args.extension:
+        return extension(args.together)
     begin = time.monotonic()
     held, said = live(0)
     total = re.search(r"(\d+) allocations", said)
