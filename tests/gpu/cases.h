@@ -9,7 +9,7 @@
 
 #include "pml_op/backend.h"
 
-enum { CASES_MAX = 1024 };
+enum { CASES_MAX = 2048 };
 
 typedef struct gpu_case {
     char name[96];
