@@ -365,7 +365,7 @@ static size_t packing_limit(const pml_train_config *config, int32_t head_chunk)
     }
 }
 
-static void check_case(const char *fixtures, const char *name, bool packed)
+static void check_run(const char *fixtures, const char *name, bool packed)
 {
     pml_train_config config;
     load_case(fixtures, name, &config);
@@ -422,6 +422,13 @@ static void check_case(const char *fixtures, const char *name, bool packed)
     pml_safetensors_close(&file);
 }
 
+static void check_case(const char *fixtures, const char *name)
+{
+    check_run(fixtures, name, false);
+    if (strstr(name, "nf4") != NULL)
+        check_run(fixtures, name, true);
+}
+
 int main(int argc, char **argv)
 {
     pml_cpu_prepare_process(argc, argv);
@@ -443,13 +450,10 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     const char *fixtures = argv[at++];
-    for (size_t i = 0; argc == at && i < sizeof cases / sizeof *cases; i++) {
-        check_case(fixtures, cases[i], false);
-        if (strstr(cases[i], "nf4") != NULL)
-            check_case(fixtures, cases[i], true);
-    }
+    for (size_t i = 0; argc == at && i < sizeof cases / sizeof *cases; i++)
+        check_case(fixtures, cases[i]);
     for (; at < argc; at++)
-        check_case(fixtures, argv[at], false);
+        check_case(fixtures, argv[at]);
     if (decided_by_double > 0)
         printf("%d checks were decided by the float64 result\n", decided_by_double);
     return summary();

@@ -216,11 +216,21 @@ static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
     }
 }
 
+/* Which weights are unpacked for good first: those of all layers that gain most a byte. Short
+ * kernels are furthest from the memory's speed, and o and qkv are unpacked once more where a layer
+ * is made again. */
+static bool unpacked_for_good(const pmli_builder *b, int l, int which)
+{
+    static const int turn[PMLI_LINEARS] = {
+        [PMLI_O] = 0, [PMLI_QKV] = 1, [PMLI_DOWN] = 2, [PMLI_GATE_UP] = 3};
+    return turn[which] * b->program->spec.layers + l < b->program->choices.unpacked;
+}
+
 static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
 {
     char name[112];
     bool nf4 = b->config->quant == PML_QUANT_NF4;
-    if (nf4 && l * PMLI_LINEARS + which >= b->program->choices.unpacked) {
+    if (nf4 && !unpacked_for_good(b, l, which)) {
         lay_nf4(b, l, which, linear);
         return;
     }

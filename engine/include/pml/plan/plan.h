@@ -53,8 +53,8 @@ typedef struct pml_plan_choices {
     int32_t head_chunk;       /* labelled rows whose logits exist at one time */
     int32_t pieces;           /* a micro-batch is run in about so many, cut between documents */
     int32_t moments_8bit;     /* 1: an AdamW whose width was left open has moments of 8 bits */
-    int32_t unpacked;         /* NF4: of the first so many linear layers (four a layer: qkv, o,
-                               * gate_up, down) the numbers are kept and not their codes */
+    int32_t unpacked;         /* NF4: of so many linear layers (all o, then qkv, down, gate_up) the
+                               * numbers are kept and not their codes */
 } pml_plan_choices;
 
 typedef struct pml_plan {
