@@ -10,6 +10,7 @@
 #include "images.h"
 #include "pml_op/backend.h"
 #include "sdpa.h"
+#include "staging.h"
 
 struct pml_device {
     CUdevice id;
@@ -35,6 +36,8 @@ struct pml_queue {
     CUstream stream;
     bool recording;
     CUevent marks[PML_MARKS]; /* made when first used */
+    pmli_staging *staging;    /* made for the first large upload */
+    bool unstaged;            /* it could not be: the driver stages */
 };
 
 struct pml_graph {

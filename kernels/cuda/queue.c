@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "device.h"
+#include "pml/base/log.h"
 
 pml_status pmli_cuda_queue_new(pml_device *device, pml_queue **queue, pml_error *err)
 {
@@ -31,6 +32,7 @@ void pmli_cuda_queue_destroy(pml_queue **queue)
         for (int i = 0; i < PML_MARKS; i++)
             if ((*queue)->marks[i] != NULL)
                 pmli_cu.cuEventDestroy((*queue)->marks[i]);
+        pmli_staging_destroy(&(*queue)->staging);
         pmli_cu.cuStreamDestroy((*queue)->stream);
     }
     free(*queue);
@@ -45,13 +47,28 @@ static pml_status enter_running(pml_queue *queue, const char *what, pml_error *e
     return pmli_cuda_enter(queue->device, err);
 }
 
-/* From ordinary (pageable) memory the driver stages the bytes itself, at about 10 GB/s. */
+/* Only slower without, so a machine that gives no pinned memory is told of, not refused. */
+static bool is_staged(pml_queue *queue, size_t bytes)
+{
+    pml_error why = PML_ERROR_INIT;
+    if (bytes < PMLI_STAGED_LEAST || queue->unstaged)
+        return false;
+    if (queue->staging == NULL &&
+        pmli_staging_new(queue->device->context, &queue->staging, &why) != PML_OK) {
+        pml_log(PML_LOG_WARNING, "%s: uploads take five times as long", why.message);
+        queue->unstaged = true;
+    }
+    return queue->staging != NULL;
+}
+
 pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t bytes,
                             pml_error *err)
 {
     pml_status status = enter_running(queue, "an upload", err);
     if (status != PML_OK || bytes == 0)
         return status;
+    if (is_staged(queue, bytes))
+        return pmli_staging_upload(queue->staging, queue->stream, to, from, bytes, err);
     return PMLI_CU(
         pmli_cu.cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)to, from, bytes, queue->stream),
         "copying to the GPU", err);

@@ -19,18 +19,26 @@ static char *place(const pml_stepper *s, const pml_parameter *p)
            (size_t)(p->row * pml_tensor_pitch(t) + p->col) * pml_dtype_size(t->dtype);
 }
 
-/* As they are, where the file has the dtype that the arena has: the device reads the mapped file.
- */
+/* As they are, where the file has the dtype that the arena has: the device reads the mapped file,
+ * which stays until all of it has been waited for. */
 static pml_status upload_as_is(pml_stepper *s, char *to, const pml_stored *stored, size_t first,
                                size_t n, pml_error *err)
 {
     size_t width = pml_dtype_size(stored->dtype);
     const char *from = (const char *)stored->data + first * width;
     pml_status status = s->backend->upload(s->queue, to, from, n * width, err);
-    if (status == PML_OK)
-        status = s->backend->sync(s->queue, err);
     return status == PML_OK ? PML_OK
                             : pml_error_prefix(err, "%s: '%s'", stored->path, stored->name);
+}
+
+/* A file's bytes may still be on their way to the device. */
+static pml_status close_read(pml_stepper *s, pml_safetensors **file, pml_status status,
+                             pml_error *err)
+{
+    pml_error late = PML_ERROR_INIT;
+    pml_status waited = s->backend->sync(s->queue, status == PML_OK ? err : &late);
+    pml_safetensors_close(file);
+    return status == PML_OK ? waited : status;
 }
 
 /* Elements [first, first + left) of a file's tensor. */
@@ -185,7 +193,7 @@ static pml_status upload_nf4(pml_stepper *s, const pml_parameter *p, const pml_s
             s->backend->upload(s->queue, views.part[k].data, parts[k].data, parts[k].bytes, err);
     if (status == PML_OK && p->tensor >= 0)
         status = unpack(s, p, &views, err);
-    return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+    return status == PML_OK ? s->backend->sync(s->queue, err) : status; /* `stored` ends here */
 }
 
 /* Into the place that the plan keeps for it, and from there into its four tensors, or through them
@@ -214,7 +222,7 @@ static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_sto
         status = pml_op_run(s->backend, PML_OP_nf4_quantise, s->queue, &args, err);
     if (status == PML_OK && p->tensor >= 0)
         status = unpack(s, p, &views, err);
-    return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+    return status;
 }
 
 static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_safetensors *file,
@@ -312,8 +320,7 @@ static pml_status load_model(pml_stepper *s, float *piece, pml_error *err)
         status = load_parameters(s, file, false, piece, err);
     if (status == PML_OK)
         status = load_sources(s, file, piece, err);
-    pml_safetensors_close(&file);
-    return status;
+    return close_read(s, &file, status, err);
 }
 
 /* The folder must be the adapter that the configuration speaks of. */
@@ -355,8 +362,7 @@ static pml_status load_adapter(pml_stepper *s, float *piece, pml_error *err)
         status = check_adapter(s, &config, file, err);
     if (status == PML_OK)
         status = load_parameters(s, file, true, piece, err);
-    pml_safetensors_close(&file);
-    return status;
+    return close_read(s, &file, status, err);
 }
 
 /* A as torch's Linear starts: kaiming_uniform with a = sqrt(5), which is U(-1/sqrt(in),
