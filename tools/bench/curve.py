@@ -176,11 +176,12 @@ def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict
     if name == "whole":
         make_base(args, model)
     curves = {}
-    for title, attention, kernels in (
+    ways = (
         ("sdpa", "sdpa", list(SDPBackend.__members__.values())),
         ("sdpa math", "sdpa", [SDPBackend.MATH]),
         ("eager", "eager", [SDPBackend.MATH]),
-    ):
+    )
+    for title, attention, kernels in ways[: args.spread]:
         with sdpa_kernel([k for k in kernels if k is not SDPBackend.ERROR]):
             curves[f"transformers bf16, {title}"] = peer(
                 folder, ids, settings, args.device, True, attention
@@ -201,6 +202,8 @@ def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict
               f"  last {curves[title][-1]:.4f}", flush=True)  # fmt: skip
     (args.folder / f"{name}.json").write_text(json.dumps({"line": line, **curves}))
     spread = [v for k, v in far.items() if k.startswith("transformers")]
+    if not spread:
+        return True
     inside = all(
         v[0] <= max(s[0] for s in spread) and v[1] <= max(s[1] for s in spread)
         for k, v in far.items()
@@ -234,6 +237,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a model for a try on a CPU")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--adamw-8bit", action="store_true")
+    parser.add_argument(
+        "--spread", type=int, default=3, help="transformers' bfloat16 runs; 0: none"
+    )
     parser.add_argument("--cases", default="whole,lora", help="lora alone makes its model, too")
     args = parser.parse_args()
     logging.disable_progress_bar()
