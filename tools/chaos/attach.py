@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import end, make_model, reach, rows
+from common import end, make_model, reach, rows, work_in
 from reap import at_end
 
 KERNEL = """
@@ -45,7 +44,7 @@ def main() -> int:
     bad = 0
     taken: list[float] = []
     with tempfile.TemporaryDirectory(prefix="pml-attach-") as name:
-        os.environ["PANTHERAML_RUNS"] = str(Path(name) / "runs")
+        work_in(Path(name))
         import pantheraml as pm
 
         run = pm.finetune(

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import SHIMS, end, make_model, reach, rows
+from common import SHIMS, end, make_model, reach, rows, work_in
 from reap import at_end
 
 HOUR = 3600.0
@@ -28,8 +28,9 @@ def main() -> int:
         folder = Path(name)
         shift = folder / "shift"
         shift.write_bytes(struct.pack("d", 0.0))
+        work_in(folder)
         os.environ.update(
-            PANTHERAML_RUNS=str(folder / "runs"), PML_CLOCK=str(shift), PML_SCOPE="0",
+            PML_CLOCK=str(shift), PML_SCOPE="0",
             LD_PRELOAD=str(SHIMS / "libclock.so"),
         )  # fmt: skip
         import pantheraml as pm

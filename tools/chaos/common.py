@@ -17,6 +17,12 @@ from pantheraml.tiny import TinyLlama
 SHIMS = Path(__file__).resolve().parent.parent.parent / "build" / "release" / "tests" / "fault"
 
 
+def work_in(folder: Path) -> None:
+    """Have runs and kept shards lie there: what one campaign damages, no other one has linked."""
+    os.environ["PANTHERAML_RUNS"] = str(folder / "runs")
+    os.environ["PANTHERAML_CACHE"] = str(folder / "cache")
+
+
 def make_model(folder: Path) -> Path:
     """Write the smallest model that is still a Llama."""
     shape = TinyLlama(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=16)

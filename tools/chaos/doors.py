@@ -37,7 +37,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 
 import pantheraml as pm
-from common import end, reach
+from common import end, reach, work_in
 from pantheraml import _native
 from pantheraml.tiny import TinyLlama
 from reap import at_end
@@ -301,6 +301,8 @@ def take_turns(
                 disturbed[name].append(phase(run, length))
             time.sleep(SETTLE)
             alone.append(phase(run, length))
+            steps = (f"{1e3 * each[1]:.2f}" for each in (alone[-2], disturbed[name][-1], alone[-1]))
+            print(f"{time.monotonic() - begin:5.1f} s {name:<8}{' '.join(steps)} ms", flush=True)
     return alone, disturbed
 
 
@@ -308,7 +310,7 @@ def measure(
     args: argparse.Namespace, ours: set[int], theirs: set[int], folder: Path
 ) -> tuple[Measured, dict[str, Measured], str]:
     """Start a run, have them come and go; also says what was turned away."""
-    os.environ["PANTHERAML_RUNS"] = str(folder)
+    work_in(folder)
     model = TinyLlama(hidden=args.hidden, layers=4, intermediate=2 * args.hidden)
     pin(ours)
     run = pm.finetune(

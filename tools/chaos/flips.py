@@ -9,7 +9,6 @@ the run is resumed. It must refuse, or go on without the damaged part and say so
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from common import end, make_model, reach, rows
+from common import end, make_model, reach, rows, work_in
 from reap import at_end
 
 
@@ -32,7 +31,7 @@ def main() -> int:
     told: Counter[str] = Counter()
     missed = 0
     with tempfile.TemporaryDirectory(prefix="pml-flips-") as name:
-        os.environ["PANTHERAML_RUNS"] = str(Path(name) / "runs")
+        work_in(Path(name))
         import pantheraml as pm
         from pantheraml.autopsy import examine_run
 

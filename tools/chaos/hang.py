@@ -38,6 +38,8 @@ def run(test: str, quiet: bool) -> tuple[int, list[str], str]:
     ]
     if done.returncode != 0 and not failed:
         failed = [f"{test} ended with {done.returncode}"]
+    if failed:
+        print("\n".join(line for line in said if "[       OK ]" not in line), flush=True)
     found = re.search(r"found, and its workers ended, after ([0-9.]+) s", done.stdout)
     return passed, failed, found[1] if found else ""
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
-from common import load
+from common import load, work_in
 from pantheraml import sums
 from pantheraml.tiny import TinyLlama
 from reap import at_end
@@ -399,8 +399,7 @@ def main() -> None:
         return
     at_end()
     root = Path(tempfile.mkdtemp(prefix="pml-chaos-"))
-    os.environ["PANTHERAML_RUNS"] = str(root / "runs")
-    os.environ["PANTHERAML_CACHE"] = str(root / "cache")
+    work_in(root)
     try:
         with load(options.load):
             said = strike_runs(options, root)

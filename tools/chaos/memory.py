@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import end, make_model, reach, rows
+from common import end, make_model, reach, rows, work_in
 from reap import at_end
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def extension(together: int) -> int:
     begin = time.monotonic()
     shim, lives = BUILD / "libnomem.so", ROOT / "tests" / "py" / "out_of_memory.py"
     with tempfile.TemporaryDirectory(prefix="pml-memory-") as name:
-        os.environ["PANTHERAML_RUNS"] = str(Path(name) / "runs")
+        work_in(Path(name))
         import pantheraml as pm
 
         model = make_model(Path(name))

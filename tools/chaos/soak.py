@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
-from common import descriptors, end, make_model, memory, reach, rows
+from common import descriptors, end, make_model, memory, reach, rows, work_in
 from reap import at_end
 
 MIB = 1 << 20
@@ -86,7 +86,7 @@ def main() -> int:
     at_end()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pml-soak-") as name:
-        os.environ["PANTHERAML_RUNS"] = str(Path(name) / "runs")
+        work_in(Path(name))
         seen, steps = soak(Path(name), args.steps, args.commands, args.visits)
     # The first quarter warms up: caches, arenas, sockets of the first visitors.
     first, last = seen[ROUNDS // 4], seen[-1]
