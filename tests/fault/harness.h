@@ -47,8 +47,10 @@ const char *harness_coordinator(void);
 
 /* A folder with run.json; what a test before this one left because it failed is reaped. extra:
  * fields put in place of the defaults, e.g. "\"save_steps\":5"; NULL. A run of these tests does not
- * go on by itself, unless extra has "restart". */
+ * go on by itself, unless extra has "restart". Its coordinator stays for long when it is over: who
+ * waits for that end by harness_wait, without a signal, calls harness_is_brief before the start. */
 harness *harness_new(int workers, int max_steps, const char *extra);
+void harness_is_brief(void);
 /* Start the coordinator with these arguments behind the folder (NULL-terminated) and a client;
  * whether it is ready. */
 bool harness_start(harness *h, ...);

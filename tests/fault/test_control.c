@@ -19,6 +19,7 @@ static void a_run_from_start_to_finish(void **state)
 {
     (void)state;
     harness *h = harness_new(2, 30, "\"eval_data\":\"data/eval.safetensors\"");
+    harness_is_brief();
     assert_true(harness_start(h, NULL));
     harness_wait_state(h, "finished");
     pml_message *m = harness_ask(h, "status", "");
@@ -193,8 +194,9 @@ static void a_repeated_id_has_one_effect(void **state)
     /* Also after another coordinator has taken over. */
     harness_command(h, "stop", "");
     harness_wait_state(h, "stopped");
-    harness_disconnect(h);
+    kill(h->coordinator, SIGTERM);
     assert_int_equal(harness_wait(h), 0);
+    harness_disconnect(h);
     assert_true(harness_start(h, "--resume", NULL));
     b = harness_ask_as(h, "same", "set", "\"learning_rate\":0.5");
     assert_int_equal(pml_message_int(b, "command"), 1);

@@ -133,6 +133,7 @@ static void a_stop_does_not_wait_for_a_hung_worker(void **state)
         setenv("FAKE_HANG_STEP", "20", 1);
         harness *h = harness_new(
             2, FOR_EVER, by_signal ? GOES_ON ",\"hang_timeout\":0" : GOES_ON ",\"hang_timeout\":2");
+        harness_is_brief();
         assert_true(harness_start(h, NULL));
         wait_for_mark(h, "hung"); /* a stop that comes before is an ordinary one */
         pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};

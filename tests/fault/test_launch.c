@@ -68,6 +68,7 @@ static void a_launched_coordinator_is_on_its_own(void **state)
 {
     (void)state;
     harness *h = harness_new(2, 100000, NULL);
+    harness_is_brief();
     pml_error err = PML_ERROR_INIT;
     char marker[200];
     snprintf(marker, sizeof marker, "%s/inherited", h->root);
