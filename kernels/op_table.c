@@ -8,8 +8,8 @@
 static const char *const names_embed[] = {"ids", "table", "y"};
 static const char *const names_embed_bwd[] = {"ids", "dy", "dtable"};
 static const char *const names_rmsnorm[] = {"x", "add", "weight", "sum", "y", "rstd"};
-static const char *const names_rmsnorm_bwd[] = {"dy",   "x",  "weight",  "rstd",
-                                                "dres", "dx", "dweight", "ws"};
+static const char *const names_rmsnorm_bwd[] = {"dy", "x",       "weight",  "rstd", "dres",
+                                                "dx", "rounded", "dweight", "ws"};
 static const char *const names_head_norm[] = {"x", "q_weight", "k_weight", "y", "rstd"};
 static const char *const names_head_norm_bwd[] = {
     "dy", "x", "q_weight", "k_weight", "rstd", "dx", "dq_weight", "dk_weight", "ws"};
@@ -32,7 +32,7 @@ static const char *const names_fill[] = {"y"};
 static const char *const names_copy[] = {"x", "y"};
 static const char *const names_gather_rows[] = {"x", "index", "y"};
 static const char *const names_scatter_rows[] = {"x", "index", "y"};
-static const char *const names_clip_scale[] = {"sumsq", "hyper", "norm"};
+static const char *const names_clip_scale[] = {"sumsq", "hyper", "norm", "loss"};
 static const char *const names_adamw[] = {"p", "g", "m", "v", "hyper", "copy"};
 static const char *const names_adamw_8bit[] = {"p",         "g",         "m",     "v",
                                                "m_largest", "v_largest", "hyper", "copy"};

@@ -64,7 +64,7 @@ static pml_status open_device(const pml_device_options *options, pml_device **de
 static const pml_backend backend = {
     .abi = PML_BACKEND_ABI,
     .name = "cuda",
-    .dtypes = 1U << PML_F32 | 1U << PML_BF16,
+    .dtypes = 1U << PML_F32 | 1U << PML_BF16 | 1U << PML_F16,
     .drops_out = true,
     .border = PMLI_BORDER,
     .mlp_adapters = true,

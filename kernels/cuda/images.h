@@ -100,6 +100,10 @@
     X(rows, fill_u8_wide)                                                                          \
     PMLI_TYPED_ROWS(X, rmsnorm, rmsnorm)                                                           \
     PMLI_TYPED_ROWS(X, rmsnorm_bwd, rmsnorm_bwd)                                                   \
+    X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32)                                                         \
+    X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x1)                                                      \
+    X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x2)                                                      \
+    X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x4)                                                      \
     PMLI_TYPED(X, columns, column_parts)                                                           \
     X(columns, add_parts)                                                                          \
     PMLI_TYPED_WIDE(X, elementwise, rope)                                                          \

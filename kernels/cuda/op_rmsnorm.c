@@ -108,15 +108,18 @@ pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a
     pmli_check c = pmli_check_begin(PML_OP_rmsnorm_bwd, err);
     int64_t rows = a->x.rows, cols = a->x.cols;
     pml_dtype dtype = a->x.dtype;
-    bool adds = a->dres.data != NULL;
+    bool adds = a->dres.data != NULL, wide_sums = dtype == PML_F16 && a->dx.dtype == PML_F32;
+    pml_dtype sums = wide_sums ? PML_F32 : dtype;
     pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
     pmli_need_float(&c, "x", &a->x);
     pmli_need_as(&c, "dy", &a->dy, rows, cols, dtype);
     pmli_need_as(&c, "weight", &a->weight, 1, cols, dtype);
     PMLI_NEED(&c, a, rstd, 1, rows, PML_F32);
     if (adds)
-        pmli_need_as(&c, "dres", &a->dres, rows, cols, dtype);
-    pmli_need_as(&c, "dx", &a->dx, rows, cols, dtype);
+        pmli_need_as(&c, "dres", &a->dres, rows, cols, sums);
+    pmli_need_as(&c, "dx", &a->dx, rows, cols, sums);
+    if (a->rounded.data != NULL)
+        pmli_need_as(&c, "rounded", &a->rounded, rows, cols, dtype);
     PMLI_MAY(&c, a, dweight, 1, cols, PML_F32);
     if (a->dweight.data != NULL)
         pmli_need_ws(&c, &a->ws, pmli_cuda_columns_ws(cols));
@@ -136,18 +139,23 @@ pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a
                                  .dres = a->dres.data,
                                  .rstd = a->rstd.data,
                                  .dx = a->dx.data,
+                                 .rounded = a->rounded.data,
                                  .rows = rows,
                                  .cols = cols,
                                  .ld_dy = a->dy.ld,
                                  .ld_x = a->x.ld,
                                  .ld_dres = a->dres.ld,
-                                 .ld_dx = a->dx.ld};
-    pmli_kernel kernel = dtype == PML_F32    ? PMLI_rmsnorm_bwd_f32
+                                 .ld_dx = a->dx.ld,
+                                 .ld_rounded = a->rounded.ld};
+    pmli_kernel kernel = wide_sums           ? PMLI_rmsnorm_bwd_f16_to_f32
+                         : dtype == PML_F32  ? PMLI_rmsnorm_bwd_f32
                          : dtype == PML_BF16 ? PMLI_rmsnorm_bwd_bf16
                                              : PMLI_rmsnorm_bwd_f16;
+    size_t unit = wide_sums ? 32 : 16; /* a pack of sums is as many elements */
     bool whole = pmli_in_units_of(&a->x, 16) && pmli_in_units_of(&a->dy, 16) &&
-                 pmli_in_units_of(&a->weight, 16) && pmli_in_units_of(&a->dx, 16) &&
-                 (!adds || pmli_in_units_of(&a->dres, 16));
+                 pmli_in_units_of(&a->weight, 16) && pmli_in_units_of(&a->dx, unit) &&
+                 (!adds || pmli_in_units_of(&a->dres, unit)) &&
+                 (a->rounded.data == NULL || pmli_in_units_of(&a->rounded, 16));
     int64_t packs = cols * (int64_t)pml_dtype_size(dtype) / 16;
     row_form form = form_for(cols, whole ? packs : 0, whole ? packs_a_thread_bwd(packs) : 0);
     return pmli_cuda_launch(queue, kernel + form.kernel, shape_for(rows, form.threads), &p, err);

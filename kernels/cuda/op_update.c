@@ -68,10 +68,16 @@ pml_status pmli_cuda_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, 
     PMLI_NEED(&c, a, sumsq, 1, 1, PML_F64);
     PMLI_NEED(&c, a, hyper, PMLI_ANY, PML_HYPER_COUNT, PML_F32);
     PMLI_MAY(&c, a, norm, 1, 1, PML_F32);
+    PMLI_MAY(&c, a, loss, 1, 1, PML_F64);
     pmli_need_that(&c, a->hyper.rows > 0, "operand 'hyper' must have a row");
     if (c.status != PML_OK)
         return c.status;
-    pmli_clip_params p = {a->sumsq.data, a->hyper.data, a->norm.data, a->hyper.rows, a->hyper.ld};
+    pmli_clip_params p = {.sumsq = a->sumsq.data,
+                          .loss = a->loss.data,
+                          .hyper = a->hyper.data,
+                          .norm = a->norm.data,
+                          .groups = a->hyper.rows,
+                          .ld = a->hyper.ld};
     pmli_launch one = {.grid_x = 1, .grid_y = 1, .block_x = 1, .block_y = 1};
     return pmli_cuda_launch(queue, PMLI_clip_scale, one, &p, err);
 }

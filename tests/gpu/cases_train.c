@@ -1,5 +1,6 @@
 /* Cases of what training adds to a forward pass: every backward, attention, the loss, the update.
  */
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,9 +22,12 @@ static double tight(pml_dtype dtype)
     return dtype == PML_F32 ? 2e-6 : dtype == PML_BF16 ? 4e-3 : 6e-4;
 }
 
+/* Of the forms the last two are F16's, with sums in float32: those alone, which must be as good as
+ * float32 gets, and with their rounding on dy. */
 static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t cols, int form)
 {
-    static const char *const forms[] = {"", " + dres, dweight", " in place of dres, dweight"};
+    static const char *const forms[] = {"", " + dres, dweight", " in place of dres, dweight",
+                                        " to F32 in place of dres", " to F32, rounded on dy"};
     gpu_case *c = cases_add(cases, PML_OP_rmsnorm_bwd, "%s [%d,%d]%s", pml_dtype_name(d), (int)rows,
                             (int)cols, forms[form]);
     int64_t border = form == 1 ? 8 : 0;
@@ -39,8 +43,17 @@ static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
         a->dres = shaped(rows, cols, border, d);
         a->dweight = shaped(1, cols, 0, PML_F32);
     }
-    if (form == 2)
+    if (form == 2 || form == 3)
         c->inside[5] = 4; /* dx is dres */
+    if (form < 3)
+        return;
+    a->dx.dtype = a->dres.dtype = PML_F32;
+    c->tolerance = form == 3 ? 1e-5 : tight(d);
+    if (form == 4) {
+        a->rounded = shaped(rows, cols, border, d);
+        a->dres = (pml_view){0};
+        c->inside[6] = 0;
+    }
 }
 
 static void add_elementwise(gpu_cases *cases, pml_dtype d)
@@ -445,13 +458,47 @@ static void add_update(gpu_cases *cases)
     }
     for (int groups = 1; groups < 3; groups++) {
         gpu_case *c = cases_add(cases, PML_OP_clip_scale, "%d groups", groups);
-        c->args.clip_scale = (pml_clip_scale_args){shaped(1, 1, 0, PML_F64),
-                                                   shaped(groups, PML_HYPER_COUNT, 0, PML_F32),
-                                                   shaped(1, 1, 0, PML_F32)};
+        c->args.clip_scale =
+            (pml_clip_scale_args){.sumsq = shaped(1, 1, 0, PML_F64),
+                                  .hyper = shaped(groups, PML_HYPER_COUNT, 0, PML_F32),
+                                  .norm = shaped(1, 1, 0, PML_F32)};
+        if (groups == 2)
+            c->args.clip_scale.loss = shaped(1, 1, 0, PML_F64);
         c->positive = 0;
         c->given[1] = hyper;
         c->tolerance = 1e-6;
     }
+}
+
+/* A step without an update: clip_scale finds what is not finite, and the updates leave everything
+ * as it is. The reference's bits, since nothing is near to a NaN. */
+static void add_skipped(gpu_cases *cases)
+{
+    static const double numbers[] = {4, INFINITY, NAN, DBL_MAX};
+    static const float skip[PML_HYPER_COUNT] = {[PML_HYPER_LR] = 1e-2F,
+                                                [PML_HYPER_BIAS1] = 1,
+                                                [PML_HYPER_BIAS2] = 1,
+                                                [PML_HYPER_MEAN] = 0.25F,
+                                                [PML_HYPER_GRAD_SCALE] = NAN};
+    for (int i = 0; i < 4; i++)
+        for (int of_loss = 0; of_loss < 2; of_loss++) {
+            gpu_case *c = cases_add(cases, PML_OP_clip_scale, "%s %g", of_loss ? "loss" : "sumsq",
+                                    numbers[i]);
+            c->args.clip_scale = (pml_clip_scale_args){
+                shaped(1, 1, 0, PML_F64), shaped(1, PML_HYPER_COUNT, 0, PML_F32),
+                shaped(1, 1, 0, PML_F32), shaped(1, 1, 0, PML_F64)};
+            c->given[of_loss ? 3 : 0] = &numbers[i];
+            c->given[of_loss ? 0 : 3] = &numbers[0];
+            c->given[1] = skip;
+        }
+    pml_view v = shaped(1, 1001, 0, PML_F32), hyper = shaped(1, PML_HYPER_COUNT, 0, PML_F32);
+    gpu_case *c = cases_add(cases, PML_OP_adamw, "[1,1001] skipped");
+    c->args.adamw = (pml_adamw_args){v, v, v, v, hyper, {0}};
+    c->given[4] = skip;
+    c = cases_add(cases, PML_OP_sgd, "[1,1001] skipped");
+    c->args.sgd = (pml_sgd_args){.p = v, .g = v, .m = v, .hyper = hyper};
+    c->given[3] = skip;
+    add_adamw_8bit(cases, 1001, -1, skip);
 }
 
 void cases_of_training(gpu_cases *cases)
@@ -462,7 +509,7 @@ void cases_of_training(gpu_cases *cases)
     for (int f = 0; f < FLOATS; f++) {
         pml_dtype d = floats[f];
         for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
-            for (int form = 0; form < 3; form++)
+            for (int form = 0; form < (d == PML_F16 ? 5 : 3); form++)
                 add_rmsnorm_bwd(cases, d, widths[w] < 1000 ? 131 : 5, widths[w], form);
         add_elementwise(cases, d);
         for (size_t s = 0; s < sizeof linears / sizeof *linears; s++) {
@@ -505,4 +552,5 @@ void cases_of_training(gpu_cases *cases)
         }
     }
     add_update(cases);
+    add_skipped(cases);
 }

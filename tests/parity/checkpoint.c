@@ -30,6 +30,7 @@ static pml_train_state state_of(session *s)
 {
     pml_train_state state = {.step = s->step,
                              .applied = s->step,
+                             .loss_scale = pml_stepper_loss_scale(s->stepper),
                              .cursor = s->cursor,
                              .timeline = 3,
                              .command = 7,

@@ -1,8 +1,8 @@
 /* A fixture's folder trained to its end, or to a checkpoint and on from it in another process: the
  * curve as one JSON line. tools/bench/curve.py sets it beside transformers'.
  *
- *   test_curve FOLDER CASE [--device cuda] [--bf16] [--fast] [--stop N] [--save CHECKPOINT] [--from
- * CHECKPOINT]
+ *   test_curve FOLDER CASE [--device cuda] [--bf16 | --fp16] [--fast] [--stop N] [--save
+ * CHECKPOINT] [--from CHECKPOINT]
  *
  * CASE is a folder in FOLDER with model, rows.safetensors, case.json and perhaps an adapter, as the
  * committed fixtures have them. Deterministic unless --fast. */
@@ -98,13 +98,11 @@ static void run(const char *folder, const char *name, const curve_options *o)
 
 int main(int argc, char **argv)
 {
-    static const struct option known[] = {{"device", required_argument, NULL, 'd'},
-                                          {"bf16", no_argument, NULL, 'b'},
-                                          {"fast", no_argument, NULL, 'f'},
-                                          {"stop", required_argument, NULL, 'n'},
-                                          {"save", required_argument, NULL, 's'},
-                                          {"from", required_argument, NULL, 'r'},
-                                          {NULL, 0, NULL, 0}};
+    static const struct option known[] = {
+        {"device", required_argument, NULL, 'd'}, {"bf16", no_argument, NULL, 'b'},
+        {"fp16", no_argument, NULL, 'h'},         {"fast", no_argument, NULL, 'f'},
+        {"stop", required_argument, NULL, 'n'},   {"save", required_argument, NULL, 's'},
+        {"from", required_argument, NULL, 'r'},   {NULL, 0, NULL, 0}};
     curve_options o = {0};
     pml_cpu_prepare_process(argc, argv);
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
@@ -114,6 +112,9 @@ int main(int argc, char **argv)
             break;
         case 'b':
             session_dtype = PML_BF16;
+            break;
+        case 'h':
+            session_dtype = PML_F16;
             break;
         case 'f':
             o.fast = true;
@@ -132,7 +133,7 @@ int main(int argc, char **argv)
         }
     }
     if (argc - optind != 2) {
-        fputs("usage: test_curve FOLDER CASE [--device cuda] [--bf16] [--fast] [--stop N] "
+        fputs("usage: test_curve FOLDER CASE [--device cuda] [--bf16 | --fp16] [--fast] [--stop N] "
               "[--save CHECKPOINT] [--from CHECKPOINT]\n",
               stderr);
         return EXIT_FAILURE;

@@ -1,6 +1,6 @@
 /* Parity: the same losses, gradients, curves and greedy tokens as transformers and PEFT in float32.
  *
- *   parity [--cuda [--bf16]] FIXTURES [case…]        fixtures come from
+ *   parity [--cuda [--bf16 | --fp16]] FIXTURES [case…]        fixtures come from
  * tools/fixtures/make_parity.py
  *
  * The measure is the distance from what transformers has in float32. Where that is beyond the limit
@@ -38,10 +38,10 @@ static int decided_by_double;
 /* Of the largest logit: two tokens nearer to each other than this are one to float32. */
 static const double least_lead = 1e-5;
 
-/* In bfloat16 a gradient is held to its direction, and losses and norms to what 8 bits can tell;
- * the greedy tokens of a random model are then a matter of luck. */
+/* In 16 bits a gradient is held to its direction, and losses and norms to what 8 bits (bfloat16) or
+ * 11 (float16) can tell; the greedy tokens of a random model are then a matter of luck. */
 static bool narrow;
-static const double least_cosine = 0.995;
+static double least_cosine = 0.995;
 
 static const void *expected(const pml_safetensors *file, const char *name, size_t *n)
 {
@@ -185,6 +185,7 @@ static void check_gradients(session *s, const char *name, const pml_safetensors 
                             int64_t labels)
 {
     float *gradients = session_read(s, PML_STATE_GRAD), *at = gradients;
+    float unit = (float)((double)labels * pml_stepper_loss_scale(s->stepper).value);
     double worst = 0, slack = gradient_floor * expected_double(file, "grad_norm", 0);
     for (int i = 0; i < pml_stepper_trainable_count(s->stepper); i++) {
         const char *tensor;
@@ -192,7 +193,7 @@ static void check_gradients(session *s, const char *name, const pml_safetensors 
         pml_stepper_trainable(s->stepper, i, &tensor, &rows, &cols, NULL);
         size_t n = (size_t)(rows * cols);
         for (size_t e = 0; e < n; e++)
-            at[e] /= (float)labels;
+            at[e] /= unit;
         worst = fmax(worst, check_gradient(file, name, tensor, at, n, slack));
         at += n;
     }
@@ -433,20 +434,19 @@ int main(int argc, char **argv)
 {
     pml_cpu_prepare_process(argc, argv);
     int at = 1;
-    for (; at < argc && strncmp(argv[at], "--", 2) == 0; at++) {
-        if (strcmp(argv[at], "--bf16") == 0) {
-            narrow = true;
-            session_dtype = PML_BF16;
-            loss_limit = 5e-3;
-            curve_limit = 5e-2;
-        } else if (strcmp(argv[at], "--beside") == 0) {
-            session_beside = true;
-        } else {
-            session_device = argv[at] + 2;
-        }
+    for (; at < argc && strncmp(argv[at], "--", 2) == 0; at++)
+        session_option(argv[at]);
+    narrow = session_dtype != PML_F32;
+    if (session_dtype == PML_BF16) {
+        loss_limit = 5e-3;
+        curve_limit = 5e-2;
+    } else if (session_dtype == PML_F16) {
+        loss_limit = 1e-3;
+        curve_limit = 1e-2;
+        least_cosine = 0.9995;
     }
     if (at >= argc) {
-        fprintf(stderr, "usage: parity [--beside] [--cuda [--bf16]] FIXTURES [case…]\n");
+        fprintf(stderr, "usage: parity [--beside] [--cuda [--bf16 | --fp16]] FIXTURES [case…]\n");
         return EXIT_FAILURE;
     }
     const char *fixtures = argv[at++];

@@ -12,6 +12,18 @@ const char *session_device = "cpu";
 pml_dtype session_dtype = PML_F32;
 bool session_beside;
 
+void session_option(const char *option)
+{
+    if (strcmp(option, "--bf16") == 0)
+        session_dtype = PML_BF16;
+    else if (strcmp(option, "--fp16") == 0)
+        session_dtype = PML_F16;
+    else if (strcmp(option, "--beside") == 0)
+        session_beside = true;
+    else
+        session_device = option + 2;
+}
+
 static int passed, failed;
 
 void check(bool good, const char *format, ...)
@@ -211,6 +223,8 @@ int64_t session_micros(session *s, pml_comm *comm)
     for (int32_t i = 0; i < micros; i++) {
         pml_batch batch;
         MUST(pml_sampler_batch(s->sampler, s->cursor, i, &batch, err));
+        if (i == 0)
+            MUST(pml_stepper_calibrate(s->stepper, &batch, err));
         MUST(pml_stepper_micro(s->stepper, &batch, err));
     }
     return header.labels;

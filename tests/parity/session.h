@@ -24,6 +24,8 @@ extern const char *session_device;
 extern pml_dtype session_dtype;
 /* swiglu works for the adapters beside it, where the backend would not. */
 extern bool session_beside;
+/* "--bf16", "--fp16", "--beside", or a device as "--cuda". */
+void session_option(const char *option);
 
 typedef struct session_options {
     const pml_train_config *config;

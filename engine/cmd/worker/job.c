@@ -379,6 +379,8 @@ static pml_status train_step(job *j, const pml_update *update, pml_step_result *
     for (int32_t i = 0; i < n && status == PML_OK; i++) {
         pml_batch batch;
         status = pml_sampler_batch(j->train.sampler, j->cursor, i, &batch, err);
+        if (status == PML_OK && i == 0)
+            status = pml_stepper_calibrate(j->stepper, &batch, err);
         if (status == PML_OK)
             status = pml_stepper_micro(j->stepper, &batch, err);
         j->tick(j->user);

@@ -22,6 +22,11 @@ int32_t pmli_activation(pmli_builder *b, int64_t cols, const char *name, int32_t
                           layer < 0 ? "%s" : "%s %d", name, layer);
 }
 
+int32_t pmli_wide_activation(pmli_builder *b, int64_t cols, const char *name)
+{
+    return pmli_transient(b, tokens_by(b, PML_F32, cols), PML_CAUSE_ACTIVATIONS, "%s", name);
+}
+
 int32_t pmli_input_of(pmli_builder *b, int32_t layer, int which, const char *name)
 {
     const pmli_linear *l = &b->layers[layer].linear[which];
@@ -63,8 +68,9 @@ void pmli_rmsnorm(pmli_builder *b, int32_t layer, const char *label, pmli_stream
     pmli_node_done(b, node);
 }
 
+/* Adds to the residual line's gradient; first: there is nothing yet to add to. */
 static void rmsnorm_bwd(pmli_builder *b, int32_t layer, const char *label, int32_t dy, int32_t x,
-                        const pmli_norm *norm, int32_t rstd, int32_t dres, int32_t dx)
+                        const pmli_norm *norm, int32_t rstd, bool first, pmli_residual d)
 {
     pml_node *node = pmli_node(b, PML_OP_rmsnorm_bwd, layer, label);
     if (node == NULL)
@@ -73,9 +79,10 @@ static void rmsnorm_bwd(pmli_builder *b, int32_t layer, const char *label, int32
     pmli_operand(node, 1, x);
     pmli_operand(node, 2, norm->w);
     pmli_operand(node, 3, rstd);
-    pmli_operand(node, 4, dres);
-    pmli_operand(node, 5, dx);
-    pmli_operand(node, 6, norm->dw);
+    pmli_operand(node, 4, first ? PMLI_ABSENT : d.sum);
+    pmli_operand(node, 5, d.sum);
+    pmli_operand(node, 6, d.sum != d.d ? d.d : PMLI_ABSENT);
+    pmli_operand(node, 7, norm->dw);
     pmli_node_done(b, node);
 }
 
@@ -475,11 +482,12 @@ static void remake(pmli_builder *b, int32_t layer, int which, int32_t recompute,
 }
 
 void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t recompute,
-                         int32_t d, bool input_needed)
+                         pmli_residual res, bool input_needed)
 {
     const pml_model_spec *spec = &b->program->spec;
     const pmli_layer *w = &b->layers[layer];
     const pml_operand none = {PMLI_ABSENT, 0, 0};
+    const int32_t d = res.d;
     int stop = input_needed ? -1 : lowest_trained(w);
     if (stop == PMLI_DOWN) { /* swiglu's output is kept: no backward of swiglu makes it again */
         pmli_linear_backward(b, layer, PMLI_DOWN, PMLI_ALL, d, s->act, s->u_down, none,
@@ -498,7 +506,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     b->layers[layer].linear[PMLI_GATE_UP].unpacked = PMLI_ABSENT;
     if (stop == PMLI_GATE_UP)
         return;
-    rmsnorm_bwd(b, layer, "post norm backward", dy2, s->mid, &w->post_norm, s->rstd2, d, d);
+    rmsnorm_bwd(b, layer, "post norm backward", dy2, s->mid, &w->post_norm, s->rstd2, false, res);
     int32_t dout = stop == PMLI_O
                        ? PMLI_ABSENT
                        : pmli_activation(b, w->linear[PMLI_O].inputs, "d attention output", layer);
@@ -517,12 +525,12 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     pmli_linear_backward(b, layer, PMLI_QKV, PMLI_ALL, dqkv, s->y1, s->u_qkv, none, dy1);
     if (stop == PMLI_QKV)
         return;
-    rmsnorm_bwd(b, layer, "input norm backward", dy1, s->h, &w->input_norm, s->rstd1, d, d);
+    rmsnorm_bwd(b, layer, "input norm backward", dy1, s->h, &w->input_norm, s->rstd1, false, res);
 }
 
-void pmli_final_norm_backward(pmli_builder *b, int32_t d, int32_t h, int32_t rstd)
+void pmli_final_norm_backward(pmli_builder *b, pmli_residual d, int32_t h, int32_t rstd)
 {
-    rmsnorm_bwd(b, -1, "final norm backward", d, h, &b->final_norm, rstd, PMLI_ABSENT, d);
+    rmsnorm_bwd(b, -1, "final norm backward", d.d, h, &b->final_norm, rstd, true, d);
 }
 
 int32_t pmli_statistic(pmli_builder *b, const char *name)

@@ -10,6 +10,12 @@ typedef struct pmli_stream {
     int32_t x, add;
 } pmli_stream;
 
+/* The gradient that runs down the residual line: `sum` is what layers add to, `d` what products
+ * read. The same tensor, but in float16, where sum is float32 and d its rounding. */
+typedef struct pmli_residual {
+    int32_t sum, d;
+} pmli_residual;
+
 /* What a layer's forward leaves for its backward. */
 typedef struct pmli_saved {
     int32_t h; /* the layer's input: sum of the stream */
@@ -23,7 +29,8 @@ typedef struct pmli_saved {
 
 /* [tokens, cols] of the segment being built. layer < 0: outside the layers. */
 int32_t pmli_activation(pmli_builder *b, int64_t cols, const char *name, int32_t layer);
-int32_t pmli_statistic(pmli_builder *b, const char *name); /* [1, tokens] F32 */
+int32_t pmli_wide_activation(pmli_builder *b, int64_t cols, const char *name); /* F32 */
+int32_t pmli_statistic(pmli_builder *b, const char *name);                     /* [1, tokens] F32 */
 
 /* The norm of a stream: y, and rstd [1, tokens] where it is not absent; weight and y are tensors.
  */
@@ -79,7 +86,8 @@ bool pmli_layer_trained(const pmli_layer *layer);
  * d: gradient of the layer's output, becomes that of its input, in place. Without input_needed the
  * backward ends at the lowest thing that is trained. */
 void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *saved, int32_t recompute,
-                         int32_t d, bool input_needed);
-void pmli_final_norm_backward(pmli_builder *b, int32_t d, int32_t h, int32_t rstd);
+                         pmli_residual d, bool input_needed);
+/* d.d: gradient of what the final norm puts out. */
+void pmli_final_norm_backward(pmli_builder *b, pmli_residual d, int32_t h, int32_t rstd);
 
 #endif

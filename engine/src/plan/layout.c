@@ -402,6 +402,7 @@ static void lay_inputs(pmli_builder *b)
     p->hyper = pmli_persistent(b, pmli_fixed(PML_F32, 2, PML_HYPER_COUNT), cause, "hyper");
     p->sumsq = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "sum of squares");
     p->norm = pmli_persistent(b, pmli_fixed(PML_F32, 1, 1), cause, "gradient norm");
+    p->loss_scale = pmli_persistent(b, pmli_fixed(PML_F32, 1, 1), cause, "loss scale");
     p->logits = PMLI_ABSENT;
 }
 

@@ -41,7 +41,8 @@ static void head_loss(pmli_builder *b, int32_t x, int32_t dx, int32_t dw, int32_
     pml_node *node = pmli_node(b, PML_OP_head_loss, -1, "head and loss");
     if (node == NULL)
         return;
-    const int32_t operands[] = {x, b->head, p->label_rows, p->labels, PMLI_ABSENT, losses, dx, dw};
+    const int32_t scale = dx >= 0 ? p->loss_scale : PMLI_ABSENT;
+    const int32_t operands[] = {x, b->head, p->label_rows, p->labels, scale, losses, dx, dw};
     for (int i = 0; i < 8; i++)
         pmli_operand(node, i, operands[i]);
     node->args.head_loss.chunk = p->choices.head_chunk;
@@ -54,17 +55,22 @@ static int32_t level_of(const pml_plan_choices *c, int32_t layer)
     return layer < c->recompute_layers || c->recompute == 0 ? c->recompute : c->recompute - 1;
 }
 
-/* The gradient that runs down the residual line: of the output of each layer's o and down. */
-static int32_t d_residual(pmli_builder *b)
+/* The gradient that runs down the residual line: of the output of each layer's o and down. In
+ * float16 all layers add to it in float32, and what the products read is its rounding. */
+static pmli_residual residual(pmli_builder *b)
 {
-    int32_t d = pmli_activation(b, b->program->spec.hidden, "d residual", -1), border = 0;
+    int32_t border = 0;
     for (int32_t l = 0; l < b->program->spec.layers; l++) {
         const pmli_linear *linear = b->layers[l].linear;
         border = linear[PMLI_O].border > border ? linear[PMLI_O].border : border;
         border = linear[PMLI_DOWN].border > border ? linear[PMLI_DOWN].border : border;
     }
+    bool wide = b->config->dtype == PML_F16;
+    int32_t d =
+        pmli_activation(b, b->program->spec.hidden, wide ? "d residual rounded" : "d residual", -1);
     pmli_border(b, d, border, 0);
-    return d;
+    return (pmli_residual){
+        .sum = wide ? pmli_wide_activation(b, b->program->spec.hidden, "d residual") : d, .d = d};
 }
 
 void pmli_build_micro(pmli_builder *b)
@@ -81,8 +87,8 @@ void pmli_build_micro(pmli_builder *b)
         stream = pmli_layer_forward(b, l, stream, PMLI_ABSENT, &saved[l]);
     int32_t rstd;
     int32_t y = final_norm(b, stream, &rstd);
-    int32_t d = d_residual(b);
-    head_loss(b, y, d, b->dhead, p->loss_sum);
+    pmli_residual d = residual(b);
+    head_loss(b, y, d.d, b->dhead, p->loss_sum);
     pmli_final_norm_backward(b, d, stream.add, rstd);
     bool embed_trained = b->dembed >= 0;
     int32_t lowest = 0; /* below it nothing is trained, and no gradient goes there */
@@ -95,7 +101,7 @@ void pmli_build_micro(pmli_builder *b)
     if (embed_trained) {
         pml_node *node = pmli_node(b, PML_OP_embed_bwd, -1, "embed backward");
         pmli_operand(node, 0, p->ids);
-        pmli_operand(node, 1, d);
+        pmli_operand(node, 1, d.sum);
         pmli_operand(node, 2, b->dembed);
         pmli_node_done(b, node);
     }
@@ -170,9 +176,13 @@ static void fill(pmli_builder *b, const char *label, int32_t tensor, double valu
 void pmli_build_norm(pmli_builder *b)
 {
     const pml_program *p = b->program;
-    pml_node *reduce = pmli_node(b, PML_OP_allreduce, -1, "sum over workers");
-    pmli_operand(reduce, 0, p->grads);
-    pmli_node_done(b, reduce);
+    const int32_t shared[] = {p->grads, p->loss_sum};
+    static const char *const labels[] = {"sum over workers", "sum losses over workers"};
+    for (int i = 0; i < 2; i++) {
+        pml_node *reduce = pmli_node(b, PML_OP_allreduce, -1, labels[i]);
+        pmli_operand(reduce, 0, shared[i]);
+        pmli_node_done(b, reduce);
+    }
     fill(b, "clear sum of squares", p->sumsq, 0);
     pml_node *squares = pmli_node(b, PML_OP_sumsq, -1, "gradient norm");
     pmli_operand(squares, 0, p->grads);
@@ -182,6 +192,7 @@ void pmli_build_norm(pmli_builder *b)
     pmli_operand(clip, 0, p->sumsq);
     pmli_operand(clip, 1, p->hyper);
     pmli_operand(clip, 2, p->norm);
+    pmli_operand(clip, 3, p->loss_sum);
     pmli_node_done(b, clip);
 }
 

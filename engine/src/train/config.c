@@ -124,9 +124,9 @@ pml_status pml_train_config_check(const pml_train_config *config, pml_error *err
                         "optim_args: nesterov needs momentum above 0 and no dampening");
     if (config->model[0] == '\0')
         return PML_FAIL(err, PML_INVALID, "model is empty: give a model folder");
-    if (config->dtype != PML_F32 && config->dtype != PML_BF16)
+    if (config->dtype != PML_F32 && config->dtype != PML_BF16 && config->dtype != PML_F16)
         return PML_FAIL(err, PML_UNSUPPORTED,
-                        "dtype %s is not in this version, only float32 and bfloat16",
+                        "dtype %s is not in this version, only float32, bfloat16 and float16",
                         pml_dtype_name(config->dtype));
     if (config->quant != PML_QUANT_NONE && config->method != PML_METHOD_LORA)
         return PML_FAIL(err, PML_INVALID,

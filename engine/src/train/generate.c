@@ -25,13 +25,13 @@ typedef struct row {
     bool over;
 } row;
 
-/* n numbers that came as bfloat16: from the last on, each is read before its place is written. */
-static void widen_in_place(float *numbers, int64_t n)
+/* n numbers that came in 16 bits: from the last on, each is read before its place is written. */
+static void widen_in_place(float *numbers, int64_t n, pml_dtype dtype)
 {
     for (int64_t i = n - 1; i >= 0; i--) {
         uint16_t bits;
         memcpy(&bits, (char *)numbers + (size_t)i * sizeof bits, sizeof bits);
-        numbers[i] = pml_bf16_to_f32(bits);
+        numbers[i] = dtype == PML_BF16 ? pml_bf16_to_f32(bits) : pml_f16_to_f32(bits);
     }
 }
 
@@ -104,8 +104,8 @@ static pml_status run_chunk(pml_stepper *s, const chunk *c, pml_error *err)
                                       (size_t)numbers * pml_dtype_size(dtype), err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
-    if (status == PML_OK && dtype == PML_BF16)
-        widen_in_place(s->logits, numbers);
+    if (status == PML_OK && dtype != PML_F32)
+        widen_in_place(s->logits, numbers, dtype);
     return status;
 }
 

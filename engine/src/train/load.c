@@ -443,6 +443,8 @@ pml_status pmli_load(pml_stepper *s, bool weights, pml_error *err)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory to load the model");
     pml_status status = clear_flat(s, err);
     if (status == PML_OK)
+        status = pmli_set_scale(s, err);
+    if (status == PML_OK)
         status = pmli_rope_fit(s, s->spec.max_positions, err);
     if (status == PML_OK && weights)
         status = load_model(s, piece, err);

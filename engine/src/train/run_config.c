@@ -123,8 +123,9 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     copy(c->lora_init, sizeof c->lora_init, run, "lora_init");
     bool full = strcmp(pml_message_string(run, "method"), "full") == 0;
     c->method = full ? PML_METHOD_FULL : PML_METHOD_LORA;
-    bool narrow = strcmp(pml_message_string(run, "dtype"), "bfloat16") == 0;
-    c->dtype = narrow ? PML_BF16 : PML_F32;
+    c->dtype = is(run, "dtype", "bfloat16")  ? PML_BF16
+               : is(run, "dtype", "float16") ? PML_F16
+                                             : PML_F32;
     c->quant =
         strcmp(pml_message_string(run, "quant"), "nf4") == 0 ? PML_QUANT_NF4 : PML_QUANT_NONE;
     c->lora_rank = (int32_t)pml_message_int(run, "lora_r");

@@ -90,7 +90,16 @@ pml_status pml_snapshot_take(pml_snapshot *snapshot, pml_stepper *stepper,
     snapshot->state = *state;
     snapshot->state.applied = pml_stepper_applied(stepper);
     snapshot->state.rope_length = pml_stepper_rope_length(stepper);
+    snapshot->state.loss_scale = pml_stepper_loss_scale(stepper);
     return status;
+}
+
+/* Where the stepper stands. A run that has changed its dtype finds the loss scale of its own. */
+static pml_status seek(pml_stepper *stepper, const pml_train_state *state, pml_error *err)
+{
+    pml_stepper_seek(stepper, state->step, state->applied, state->rope_length);
+    bool same = state->loss_scale.dynamic == pml_stepper_loss_scale(stepper).dynamic;
+    return same ? pml_stepper_set_loss_scale(stepper, state->loss_scale, err) : PML_OK;
 }
 
 pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepper, pml_error *err)
@@ -105,10 +114,7 @@ pml_status pml_snapshot_restore(const pml_snapshot *snapshot, pml_stepper *stepp
     for (int i = 0; status == PML_OK && i < PMLI_SNAPSHOT_STATES; i++)
         if (snapshot->buffers[i] != NULL)
             status = pml_stepper_write(stepper, pmli_snapshot_states[i], snapshot->buffers[i], err);
-    if (status == PML_OK)
-        pml_stepper_seek(stepper, snapshot->state.step, snapshot->state.applied,
-                         snapshot->state.rope_length);
-    return status;
+    return status == PML_OK ? seek(stepper, &snapshot->state, err) : status;
 }
 
 size_t pml_snapshot_bytes(const pml_stepper *stepper)
@@ -132,6 +138,7 @@ pml_status pml_snapshot_put(pml_stepper *stepper, const pml_train_state *state,
     *whole = *state;
     whole->applied = pml_stepper_applied(stepper);
     whole->rope_length = pml_stepper_rope_length(stepper);
+    whole->loss_scale = pml_stepper_loss_scale(stepper);
     return status;
 }
 
@@ -147,9 +154,7 @@ pml_status pml_snapshot_get(pml_stepper *stepper, const pml_train_state *state, 
             status = pml_stepper_write(stepper, pmli_snapshot_states[i], at, err);
             at += pml_stepper_state_bytes(stepper, pmli_snapshot_states[i]);
         }
-    if (status == PML_OK)
-        pml_stepper_seek(stepper, state->step, state->applied, state->rope_length);
-    return status;
+    return status == PML_OK ? seek(stepper, state, err) : status;
 }
 
 const pml_train_state *pml_snapshot_state(const pml_snapshot *snapshot)

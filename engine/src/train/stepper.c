@@ -26,12 +26,28 @@ bool pmli_is_shared(const pml_stepper *s)
     return s->comm != NULL && pml_comm_world(s->comm) > 1;
 }
 
+/* One float64 over all workers, by way of the host. */
+static pml_status reduce_total(pml_stepper *s, void *at, pml_error *err)
+{
+    double total = 0;
+    pml_status status = s->backend->download(s->queue, &total, at, sizeof total, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err);
+    if (status == PML_OK)
+        status = pml_comm_allreduce_f64(s->comm, &total, 1, err);
+    if (status == PML_OK)
+        status = s->backend->upload(s->queue, at, &total, sizeof total, err);
+    return status == PML_OK ? s->backend->sync(s->queue, err) : status;
+}
+
 /* Sum over workers, in pieces that pass through host memory; the collective adds in rank order, so
  * that cutting does not change a bit. A collective between devices takes the whole view instead. */
 static pml_status reduce(pml_stepper *s, const pml_view *x, pml_error *err)
 {
     if (!pmli_is_shared(s))
         return PML_OK;
+    if (x->dtype == PML_F64)
+        return reduce_total(s, x->data, err);
     char *at = x->data;
     for (size_t left = (size_t)x->cols; left > 0;) {
         size_t n = left < PMLI_REDUCE_FLOATS ? left : PMLI_REDUCE_FLOATS;
@@ -219,16 +235,23 @@ static pml_status run_pieces(pml_stepper *s, pml_segment segment, const pml_batc
     return status;
 }
 
-pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *err)
+pml_status pmli_run_micro(pml_stepper *s, const pml_batch *batch, pml_error *err)
 {
-    if (batch->n_tokens == 0)
-        return PML_OK;
     pml_status status = check_batch(s, batch, err);
     if (status == PML_OK)
         status = pmli_rope_for_training(s, batch->max_doc, err);
     if (status != PML_OK || batch->n_labels == 0)
         return status; /* nothing to learn adds nothing */
     return run_pieces(s, PML_SEGMENT_MICRO, batch, err);
+}
+
+pml_status pml_stepper_micro(pml_stepper *s, const pml_batch *batch, pml_error *err)
+{
+    if (batch->n_tokens == 0)
+        return PML_OK;
+    if (s->scale.value == 0)
+        return PML_FAIL(err, PML_INVALID, "the loss scale is to be found before the first step");
+    return pmli_run_micro(s, batch, err);
 }
 
 static void set_hyper(pml_stepper *s, const pml_update *u)
@@ -243,7 +266,8 @@ static void set_hyper(pml_stepper *s, const pml_update *u)
         h[PML_HYPER_WEIGHT_DECAY] = group == 0 ? (float)u->weight_decay : 0.0F;
         h[PML_HYPER_BIAS1] = (float)(1.0 - pow(s->config.beta1, t));
         h[PML_HYPER_BIAS2] = (float)(1.0 - pow(s->config.beta2, t));
-        h[PML_HYPER_MEAN] = u->labels > 0 ? (float)(1.0 / (double)u->labels) : 0.0F;
+        h[PML_HYPER_MEAN] =
+            u->labels > 0 ? (float)(1.0 / ((double)u->labels * s->scale.value)) : 0.0F;
         h[PML_HYPER_MAX_NORM] = (float)u->max_grad_norm;
         h[PML_HYPER_GRAD_SCALE] = 0.0F;
         h[PML_HYPER_MOMENTUM] = (float)s->config.momentum;
@@ -284,32 +308,36 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
         return PML_FAIL(err, PML_INVALID, "updates are counted from 1, not %lld",
                         (long long)u->step);
     /* What the micro-batches put on the queue goes on meanwhile, and what is put here follows it
-     * without a gap: `hyper` is free, the last update ended with a sync. */
+     * without a gap: `hyper` is free, the last update ended with a sync. Whether there is anything
+     * to update is decided on the device (clip_scale), and here by the same numbers. */
     set_hyper(s, u);
     pml_status status = pmli_upload(s, p->hyper, s->hyper, sizeof s->hyper, err);
     if (status == PML_OK)
         status = pmli_run_segment(s, PML_SEGMENT_NORM, &none, err);
     if (status == PML_OK)
+        status = pmli_run_segment(s, PML_SEGMENT_UPDATE, &none, err);
+    if (status == PML_OK)
         status = download(s, p->loss_sum, &loss_sum, sizeof loss_sum, err);
     if (status == PML_OK)
         status = download(s, p->norm, &norm, sizeof norm, err);
     if (status == PML_OK)
-        status = s->backend->sync(s->queue, err);
-    if (status == PML_OK && s->comm != NULL)
-        status = pml_comm_allreduce_f64(s->comm, &loss_sum, 1, err);
-    if (status != PML_OK)
-        return status;
-    result->loss = u->labels > 0 ? loss_sum / (double)u->labels : NAN;
-    result->grad_norm = norm;
-    /* Without a label there is no loss, but a gradient: zero. Momentum and weight decay go on, as
-     * they do in transformers' Trainer. */
-    result->skipped = (u->labels > 0 && !isfinite(result->loss)) || !isfinite(result->grad_norm);
-    if (!result->skipped)
-        status = pmli_run_segment(s, PML_SEGMENT_UPDATE, &none, err);
-    if (status == PML_OK)
         status = pmli_run_segment(s, PML_SEGMENT_CLEAR, &none, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
+    if (status != PML_OK)
+        return status;
+    /* Without a label there is no loss, but a gradient: zero. Momentum and weight decay go on, as
+     * they do in transformers' Trainer. */
+    bool finite = isfinite(norm), sound = isfinite(loss_sum);
+    *result = (pml_step_result){.loss = u->labels > 0 ? loss_sum / (double)u->labels : NAN,
+                                .grad_norm = norm,
+                                .skipped = !finite || !sound,
+                                .loss_scale = s->scale.value};
+    /* A loss that is not finite is the forward pass's, which the scale does not reach. */
+    if (sound)
+        result->overflow = pml_loss_scale_next(&s->scale, finite);
+    if (s->scale.value != result->loss_scale)
+        status = pmli_set_scale(s, err);
     result->flops = s->flops;
     s->flops = 0;
     s->updates = u->step;

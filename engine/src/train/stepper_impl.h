@@ -46,6 +46,8 @@ struct pml_stepper {
 
     int64_t updates; /* done so far, skipped ones too */
     int64_t applied; /* of them, those that moved the weights: Adam's t before the next */
+    pml_loss_scale scale;
+    float scale_there; /* what the device reads of it; host memory that uploads read */
     /* Dynamic rope: its angles are made for some length. */
     int32_t rope_length; /* that of the training steps so far, see pmli_rope_for_training */
     int32_t rope_made;   /* that of the table in the arena */
@@ -84,6 +86,9 @@ pml_counts pmli_bucket(const pml_stepper *s, pml_counts live);
 void pmli_count_flops(const pml_program *program, void *arena, pmli_flops *flops);
 double pmli_flops_of(const pmli_flops *flops, const pml_batch *batch);
 
+/* Put the loss scale into force (1 while it is to be found). */
+pml_status pmli_set_scale(pml_stepper *s, pml_error *err);
+
 /* Check a batch and put it on the device; *counts are what its segment is to run with. */
 pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *counts,
                            pml_error *err);
@@ -93,6 +98,9 @@ pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *c
 pml_status pmli_run_recorded(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                              pml_error *err);
 void pmli_drop_recorded(pml_stepper *s);
+
+/* Forward and backward of a checked micro-batch, piece by piece. */
+pml_status pmli_run_micro(pml_stepper *s, const pml_batch *batch, pml_error *err);
 
 /* Run all nodes of a segment for live counts. */
 pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,

@@ -145,6 +145,8 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     s->progress = o->progress;
     s->move = o->move;
     s->user = o->user;
+    bool scaled = s->config.dtype == PML_F16;
+    s->scale = (pml_loss_scale){.value = scaled ? 0 : 1, .dynamic = scaled};
     if (o->spec != NULL) {
         s->spec = *o->spec;
         s->spec.dtype = PML_F32; /* its weights come from elsewhere, as float32 */

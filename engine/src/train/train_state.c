@@ -22,6 +22,12 @@ pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_
     pml_json_put_int(w, "step", state->step);
     pml_json_put_int(w, "applied", state->applied);
     pml_json_put_int(w, "rope_length", state->rope_length);
+    if (state->loss_scale.dynamic) {
+        pml_json_begin_object(w, "loss_scale");
+        pml_json_put_double(w, "value", state->loss_scale.value);
+        pml_json_put_int(w, "finite", state->loss_scale.finite);
+        pml_json_end(w);
+    }
     pml_json_begin_object(w, "cursor");
     pml_json_put_int(w, "epoch", state->cursor.epoch);
     pml_json_put_int(w, "micro", state->cursor.micro);
@@ -77,6 +83,22 @@ static pml_status read_settings(pml_json_at at, pml_train_state *state, pml_erro
     return status;
 }
 
+/* In checkpoints of float16 runs; of another dtype's there is nothing to restore. */
+static pml_status read_scale(pml_json_at at, pml_loss_scale *scale, pml_error *err)
+{
+    const pml_json *object = NULL;
+    pml_status status = pml_json_get_object(at, "loss_scale", PML_JSON_OPTIONAL, &object, err);
+    *scale = (pml_loss_scale){.value = 1};
+    if (status != PML_OK || object == NULL)
+        return status;
+    pml_json_at in = {object, at.file, "loss_scale"};
+    scale->dynamic = true;
+    status = pml_json_get_double(in, "value", PML_JSON_REQUIRED, 0, 1e300, &scale->value, err);
+    return status == PML_OK ? pml_json_get_i32(in, "finite", PML_JSON_REQUIRED, 0, INT32_MAX,
+                                               &scale->finite, err)
+                            : status;
+}
+
 static pml_status read_best(pml_json_at at, pml_train_state *state, pml_error *err)
 {
     const pml_json_need need = PML_JSON_REQUIRED;
@@ -104,6 +126,8 @@ static pml_status read_fields(const pml_json *document, const char *path, pml_tr
     if (status == PML_OK) /* not in checkpoints from before there was dynamic rope */
         status = pml_json_get_i32(at, "rope_length", PML_JSON_OPTIONAL, 0, INT32_MAX,
                                   &state->rope_length, err);
+    if (status == PML_OK)
+        status = read_scale(at, &state->loss_scale, err);
     if (status == PML_OK)
         status = pml_json_get_int(at, "timeline", need, 0, INT64_MAX, &state->timeline, err);
     if (status == PML_OK)

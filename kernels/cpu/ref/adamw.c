@@ -16,6 +16,7 @@ pml_status pmli_cpu_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, p
     PMLI_NEED(&c, a, sumsq, 1, 1, PML_F64);
     PMLI_NEED(&c, a, hyper, PMLI_ANY, PML_HYPER_COUNT, PML_F32);
     PMLI_MAY(&c, a, norm, 1, 1, PML_F32);
+    PMLI_MAY(&c, a, loss, 1, 1, PML_F64);
     pmli_need_that(&c, a->hyper.rows > 0, "operand 'hyper' must have a row");
     if (c.status != PML_OK)
         return c.status;
@@ -23,9 +24,11 @@ pml_status pmli_cpu_clip_scale(pml_queue *queue, const pml_clip_scale_args *a, p
     double mean = hyper[PML_HYPER_MEAN], limit = hyper[PML_HYPER_MAX_NORM];
     double norm = sqrt(*(const double *)a->sumsq.data) * mean;
     double factor = limit > 0 ? limit / (norm + 1e-6) : 1.0;
-    factor = factor > 1.0 ? 1.0 : factor; /* a NaN stays one, and is seen */
+    factor = factor > 1.0 ? 1.0 : factor;
+    bool sound =
+        isfinite((float)norm) && (a->loss.data == NULL || isfinite(*(const double *)a->loss.data));
     for (int64_t g = 0; g < a->hyper.rows; g++)
-        hyper[g * a->hyper.ld + PML_HYPER_GRAD_SCALE] = (float)(mean * factor);
+        hyper[g * a->hyper.ld + PML_HYPER_GRAD_SCALE] = sound ? (float)(mean * factor) : NAN;
     if (a->norm.data != NULL)
         *(float *)a->norm.data = (float)norm;
     return PML_OK;
@@ -65,6 +68,11 @@ static void make_copy(const pml_view *p, const pml_view *copy, int64_t first, in
                      last - first);
 }
 
+bool pmli_is_skipped(const pml_view *hyper)
+{
+    return !isfinite(((const float *)hyper->data)[PML_HYPER_GRAD_SCALE]);
+}
+
 void pmli_check_copy(pmli_check *c, const pml_view *p, const pml_view *copy)
 {
     if (copy->data == NULL)
@@ -90,8 +98,10 @@ static void update_piece(void *arg, int64_t item, void *scratch)
     make_copy(job->p, job->copy, first, last);
 }
 
-static pml_status run_update(pml_queue *queue, update_job job)
+static pml_status run_update(pml_queue *queue, update_job job, const pml_view *hyper)
 {
+    if (pmli_is_skipped(hyper))
+        return PML_OK;
     pmli_pool_run(pmli_pool_of(queue), pmli_div_up(job.p->cols, UPDATE_PIECE), update_piece, &job);
     return PML_OK;
 }
@@ -107,7 +117,7 @@ pml_status pmli_cpu_adamw(pml_queue *queue, const pml_adamw_args *a, pml_error *
     pmli_check_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK)
         return c.status;
-    return run_update(queue, (update_job){a, adamw_range, &a->p, &a->copy});
+    return run_update(queue, (update_job){a, adamw_range, &a->p, &a->copy}, &a->hyper);
 }
 
 PMLI_CLONES static void sgd_range(const void *args, int64_t first, int64_t last)
@@ -145,5 +155,5 @@ pml_status pmli_cpu_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err)
     pmli_check_copy(&c, &a->p, &a->copy);
     if (c.status != PML_OK)
         return c.status;
-    return run_update(queue, (update_job){a, sgd_range, &a->p, &a->copy});
+    return run_update(queue, (update_job){a, sgd_range, &a->p, &a->copy}, &a->hyper);
 }

@@ -93,7 +93,7 @@ pml_status pmli_cpu_adamw_8bit(pml_queue *queue, const pml_adamw_8bit_args *a, p
     PMLI_NEED(&c, a, v_largest, 1, blocks, PML_F32);
     PMLI_NEED(&c, a, hyper, 1, PML_HYPER_COUNT, PML_F32);
     pmli_check_copy(&c, &a->p, &a->copy);
-    if (c.status != PML_OK)
+    if (c.status != PML_OK || pmli_is_skipped(&a->hyper))
         return c.status;
     const float *hyper = a->hyper.data;
     const double lr = hyper[PML_HYPER_LR], new2 = hyper[PML_HYPER_ONE_MINUS_BETA2];

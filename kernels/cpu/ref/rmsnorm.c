@@ -114,6 +114,8 @@ PMLI_CLONES static void norm_bwd_rows(const pml_rmsnorm_bwd_args *a, int64_t fir
             for (int64_t i = 0; i < n; i++)
                 dx[i] = dy[i] * weight[i] * rstd - x[i] * back;
         }
+        if (a->rounded.data != NULL)
+            memcpy((float *)a->rounded.data + t * a->rounded.ld, dx, (size_t)n * sizeof *dx);
     }
 }
 
@@ -148,6 +150,7 @@ pml_status pmli_cpu_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a,
     PMLI_NEED(&c, a, rstd, 1, rows, PML_F32);
     PMLI_MAY(&c, a, dres, rows, cols, PML_F32);
     PMLI_NEED(&c, a, dx, rows, cols, PML_F32);
+    PMLI_MAY(&c, a, rounded, rows, cols, PML_F32);
     PMLI_MAY(&c, a, dweight, 1, cols, PML_F32);
     if (a->dweight.data != NULL)
         pmli_need_ws(&c, &a->ws, pmli_cpu_rmsnorm_bwd_ws(a));

@@ -72,6 +72,8 @@ __device__ inline void store_four(T *to, const T from[4], long long at, long lon
 template <typename T> __device__ void adamw_8bit(const pmli_adamw_8bit_params &p)
 {
     __shared__ float m_map[256], v_map[256], m_middle[256], v_middle[256];
+    if (!is_finite(p.hyper[HYPER_GRAD_SCALE]))
+        return;
     const int i = threadIdx.x; // there are as many threads as codes
     m_map[i] = p.m_map[i];
     v_map[i] = p.v_map[i];

@@ -91,8 +91,8 @@ typedef struct pmli_rmsnorm_params {
 typedef struct pmli_rmsnorm_bwd_params {
     const void *dy, *x, *weight, *dres;
     const float *rstd;
-    void *dx;
-    long long rows, cols, ld_dy, ld_x, ld_dres, ld_dx;
+    void *dx, *rounded; /* rounded may be absent */
+    long long rows, cols, ld_dy, ld_x, ld_dres, ld_dx, ld_rounded;
 } pmli_rmsnorm_bwd_params;
 
 /* parts[p,c] = the sum over the p-th block of rows of x[t,c] (times y[t,c] rstd[t], where given).
@@ -189,8 +189,8 @@ typedef struct pmli_sum_params {
 } pmli_sum_params;
 
 typedef struct pmli_clip_params {
-    const double *sumsq;
-    float *hyper, *norm; /* norm may be absent */
+    const double *sumsq, *loss; /* loss and norm may be absent */
+    float *hyper, *norm;
     long long groups, ld;
 } pmli_clip_params;
 

@@ -9,7 +9,13 @@ typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
 // What <cmath> and <type_traits> would bring: the run-time compiler has neither.
-#define INFINITE __int_as_float(0x7f800000)
+#define INFINITE     __int_as_float(0x7f800000)
+#define NOT_A_NUMBER __int_as_float(0x7fc00000)
+#define MOST_DOUBLE  1.7976931348623157e308
+__device__ inline bool is_finite(float x)
+{
+    return fabsf(x) < INFINITE; // false for NaN
+}
 template <typename A, typename B> constexpr bool same = false;
 template <typename A> constexpr bool same<A, A> = true;
 

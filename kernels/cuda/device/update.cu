@@ -67,9 +67,11 @@ extern "C" __global__ void clip_scale(const pmli_clip_params p)
     const double mean = p.hyper[HYPER_MEAN], limit = p.hyper[HYPER_MAX_NORM],
                  norm = sqrt(*p.sumsq) * mean;
     double factor = limit > 0 ? limit / (norm + 1e-6) : 1.0;
-    factor = factor > 1.0 ? 1.0 : factor; // a NaN stays one, and is seen
+    factor = factor > 1.0 ? 1.0 : factor;
+    const bool sound =
+        is_finite((float)norm) && (p.loss == nullptr || fabs(*p.loss) <= MOST_DOUBLE);
     for (long long g = 0; g < p.groups; g++)
-        p.hyper[g * p.ld + HYPER_GRAD_SCALE] = (float)(mean * factor);
+        p.hyper[g * p.ld + HYPER_GRAD_SCALE] = sound ? (float)(mean * factor) : NOT_A_NUMBER;
     if (p.norm != nullptr)
         *p.norm = (float)norm;
 }
@@ -83,6 +85,8 @@ template <typename T, int N> __device__ void adamw(const pmli_adamw_params &p)
     const float new1 = p.hyper[HYPER_ONE_MINUS_BETA1], eps = p.hyper[HYPER_EPS],
                 beta2 = (float)(1.0 - new2);
     const float scale = p.hyper[HYPER_GRAD_SCALE];
+    if (!is_finite(scale))
+        return;
     typedef Pack<float, N> pack;
     const long long packs = p.count / N, threads = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += threads) {
@@ -120,6 +124,8 @@ template <typename T> __device__ void sgd(const pmli_sgd_params &p)
     const float lr = p.hyper[HYPER_LR], decay = p.hyper[HYPER_WEIGHT_DECAY],
                 scale = p.hyper[HYPER_GRAD_SCALE];
     const float momentum = p.hyper[HYPER_MOMENTUM], fresh = p.hyper[HYPER_NEW_GRAD];
+    if (!is_finite(scale))
+        return;
     const long long threads = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < p.count;
          i += threads) {

@@ -39,7 +39,7 @@ extern "C" {
     X(embed_bwd, "IIU",                                                                            \
       "Adds each token's gradient to its row of the embedding table's gradient.")                  \
     X(rmsnorm, "IiIoOO", "Adds the residual and scales each row to unit root mean square.")        \
-    X(rmsnorm_bwd, "IIIIiOuw",                                                                     \
+    X(rmsnorm_bwd, "IIIIiOouw",                                                                    \
       "Gradient of rmsnorm, added to the one arriving along the residual.")                        \
     X(head_norm, "IIIOO", "Scales each head's query and key to unit root mean square.")            \
     X(head_norm_bwd, "IIIIIOuuw", "Gradient of head_norm.")                                        \
@@ -59,7 +59,7 @@ extern "C" {
     X(copy, "IO", "Copies rows, changing the dtype where asked.")                                  \
     X(gather_rows, "IIO", "Picks rows by index.")                                                  \
     X(scatter_rows, "IIU", "Writes rows to the places an index names.")                            \
-    X(clip_scale, "IUo",                                                                           \
+    X(clip_scale, "IUoi",                                                                          \
       "From the sum of squares, the factor that brings gradients to mean and limit.")              \
     X(adamw, "UIUUIo", "One AdamW update of a flat range of parameters.")                          \
     X(adamw_8bit, "UIUUUUIo", "AdamW with its moments in 8 bits, a scale for every 256 of them.")  \
@@ -98,9 +98,12 @@ typedef struct pml_rmsnorm_args {
 } pml_rmsnorm_args;
 
 /* dx = d(rmsnorm)/d(sum) applied to dy, + dres.   x is the forward's sum.
- * dx may be the same memory as dres or dy. dweight [1,H] F32 is added to. */
+ * dx may be the same memory as dres or dy. dweight [1,H] F32 is added to.
+ * Where dy is F16, dres and dx may be F32 (a gradient that all layers add to outgrows F16's range);
+ * rounded [T,H], where given, receives dx in dy's dtype, for products to read, and may be the same
+ * memory as dy. */
 typedef struct pml_rmsnorm_bwd_args {
-    pml_view dy, x, weight, rstd, dres, dx, dweight, ws;
+    pml_view dy, x, weight, rstd, dres, dx, rounded, dweight, ws;
 } pml_rmsnorm_bwd_args;
 
 /* Each head of queries and keys on its own:  rstd = 1/sqrt(mean(x_h^2) + eps),
@@ -254,7 +257,7 @@ typedef struct pml_swiglu_bwd_args {
  * With dx: dx[rows[r],:] = scale * (softmax - onehot) w, all other rows 0 (dx is written whole);
  * with dw: dw += scale * (softmax - onehot)^T x.  The gradient is of the SUM of losses: the mean
  * over the global batch is taken once, in clip_scale, when every worker's count is known.
- * x [T,H]; w [V,H]; rows, labels [1,L] I32; scale [1,1] F32 (absent = 1; fp16's loss scale);
+ * x [T,H]; w [V,H]; rows, labels [1,L] I32; scale [1,1] F32 (absent = 1; the loss scale);
  * loss [1,L] F32; dw F32. Only `chunk` rows of logits exist at a time. rows < 0: empty slot,
  * loss 0. Rows are distinct. */
 typedef struct pml_head_loss_args {
@@ -304,7 +307,7 @@ typedef enum pml_hyper {
     PML_HYPER_BIAS2,      /* 1 - beta2^t */
     PML_HYPER_MEAN,       /* 1 / labelled tokens of the global batch (and / loss scale) */
     PML_HYPER_MAX_NORM,   /* clipping limit; <= 0: none */
-    PML_HYPER_GRAD_SCALE, /* written by clip_scale, read by adamw and sgd */
+    PML_HYPER_GRAD_SCALE, /* written by clip_scale, read by adamw and sgd; NaN: no update */
     PML_HYPER_MOMENTUM,   /* of sgd */
     PML_HYPER_NEW_GRAD,   /* 1 - dampening; 1 in the first update, as torch begins its buffer */
     PML_HYPER_COUNT
@@ -312,12 +315,16 @@ typedef enum pml_hyper {
 
 /* norm = sqrt(sumsq) * MEAN;  GRAD_SCALE = MEAN * min(1, MAX_NORM / (norm + 1e-6)) as
  * torch.nn.utils.clip_grad_norm_.  hyper [groups, PML_HYPER_COUNT] F32: MEAN and MAX_NORM of row 0
- * are read, GRAD_SCALE of every row written. norm [1,1] F32 receives the norm before clipping. */
+ * are read, GRAD_SCALE of every row written. norm [1,1] F32 receives the norm before clipping. A
+ * norm that is not finite, or a loss [1,1] F64 that is not, makes GRAD_SCALE a NaN: adamw,
+ * adamw_8bit and sgd then leave all their operands as they are, so that a step is skipped without
+ * asking the host.
+ */
 typedef struct pml_clip_scale_args {
-    pml_view sumsq, hyper, norm;
+    pml_view sumsq, hyper, norm, loss;
 } pml_clip_scale_args;
 
-/* torch.optim.AdamW (Loshchilov & Hutter, 2019), g = grad * GRAD_SCALE:
+/* torch.optim.AdamW (Loshchilov & Hutter, 2019), g = grad * GRAD_SCALE (NaN: nothing is written):
  *   p *= 1 - LR*WEIGHT_DECAY;  m = m + (g - m)(1-beta1);  v = beta2 v + (1-beta2) g^2
  *   p -= LR/BIAS1 * m / (sqrt(v)/sqrt(BIAS2) + EPS)
  * p, g, m, v [1,n] F32, hyper one row; copy [1,n], when given, receives p in its own dtype. */
@@ -403,7 +410,7 @@ static inline int64_t pml_nf4_nested(int64_t n)
     return blocks / PML_NF4_NESTED + (blocks % PML_NF4_NESTED != 0);
 }
 
-/* x [1,n] F32, summed over ranks in rank order. */
+/* x [1,n] F32 or F64, summed over ranks in rank order. */
 typedef struct pml_allreduce_args {
     pml_view x;
 } pml_allreduce_args;

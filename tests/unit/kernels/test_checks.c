@@ -34,6 +34,7 @@ static pml_op_args valid(pml_op op)
                                                .rstd = random_view(1, T, 0),
                                                .dres = random_view(T, H, 0),
                                                .dx = random_view(T, H, 0),
+                                               .rounded = random_view(T, H, 0),
                                                .dweight = random_view(1, H, 0)};
         break;
     case PML_OP_head_norm:
@@ -206,9 +207,11 @@ static pml_op_args valid(pml_op op)
             (pml_scatter_rows_args){random_view(L, H, 0), int_view(L, index), random_view(T, H, 0)};
         break;
     case PML_OP_clip_scale:
-        a.clip_scale = (pml_clip_scale_args){
-            view_new(1, 1, 0, PML_F64), random_view(2, PML_HYPER_COUNT, 0), random_view(1, 1, 0)};
-        *(double *)a.clip_scale.sumsq.data = 1;
+        a.clip_scale = (pml_clip_scale_args){.sumsq = view_new(1, 1, 0, PML_F64),
+                                             .hyper = random_view(2, PML_HYPER_COUNT, 0),
+                                             .norm = random_view(1, 1, 0),
+                                             .loss = view_new(1, 1, 0, PML_F64)};
+        *(double *)a.clip_scale.sumsq.data = *(double *)a.clip_scale.loss.data = 1;
         break;
     case PML_OP_adamw:
         a.adamw = (pml_adamw_args){random_view(1, T, 0),

@@ -79,11 +79,16 @@ static void check_norm_backward(norm *p, const pml_view *x, const pml_view *weig
     if (train_weight)
         b->dweight = random_view(1, p->cols, 0);
     b->dx = on_dy ? b->dy : on_dres ? b->dres : view_new(p->rows, p->cols, 4, PML_F32);
+    if (!on_dy)
+        b->rounded = on_dres ? b->dy : view_new(p->rows, p->cols, 3, PML_F32);
     p->dy = doubles(&b->dy);
     p->dres = residual ? doubles(&b->dres) : NULL;
     double *start = train_weight ? doubles(&b->dweight) : NULL;
     run_op(PML_OP_rmsnorm_bwd, &args);
     expect_gradient("dx", &b->dx, NULL, norm_all, p, p->x, 60, 2e-6);
+    for (int64_t r = 0; b->rounded.data != NULL && r < p->rows; r++)
+        assert_memory_equal(at(&b->rounded, r, 0), at(&b->dx, r, 0),
+                            (size_t)p->cols * sizeof(float));
     if (train_weight)
         expect_gradient("dweight", &b->dweight, start, norm_all, p, p->weight, 60, 2e-6);
     free(start);

@@ -79,19 +79,76 @@ static void test_clip_scale(void **state)
     check_clip(0, 0.25, 1, 0.25, 0);
 }
 
-/* A gradient that is not a number must not pass as one. */
-static void test_clip_scale_of_nan(void **state)
+/* A norm or a loss that is not finite must not pass as one: nothing is to be updated. */
+static void check_unsound(double sumsq, double loss, float norm)
 {
-    (void)state;
     pml_op_args args = {.clip_scale = {.sumsq = view_new(1, 1, 0, PML_F64),
-                                       .hyper = random_view(1, PML_HYPER_COUNT, 0),
-                                       .norm = view_new(1, 1, 0, PML_F32)}};
+                                       .hyper = random_view(2, PML_HYPER_COUNT, 0),
+                                       .norm = view_new(1, 1, 0, PML_F32),
+                                       .loss = view_new(1, 1, 0, PML_F64)}};
     pml_clip_scale_args *a = &args.clip_scale;
-    *(double *)a->sumsq.data = NAN;
+    *(double *)a->sumsq.data = sumsq;
+    *(double *)a->loss.data = loss;
+    *at(&a->hyper, 0, PML_HYPER_MEAN) = 0.5F;
     *at(&a->hyper, 0, PML_HYPER_MAX_NORM) = 1;
     run_op(PML_OP_clip_scale, &args);
-    assert_true(isnan(*at(&a->hyper, 0, PML_HYPER_GRAD_SCALE)) && isnan(*at(&a->norm, 0, 0)));
+    assert_true(isnan(*at(&a->hyper, 0, PML_HYPER_GRAD_SCALE)));
+    assert_true(isnan(*at(&a->hyper, 1, PML_HYPER_GRAD_SCALE)));
+    float got = *at(&a->norm, 0, 0);
+    assert_true(isnan(norm) ? isnan(got) : got == norm);
     free_views(PML_OP_clip_scale, &args);
+}
+
+static void test_clip_scale_of_what_is_not_finite(void **state)
+{
+    (void)state;
+    check_unsound(NAN, 1, NAN);
+    check_unsound(INFINITY, 1, INFINITY);
+    check_unsound(1e300, 1, INFINITY); /* as float32, which is what is told */
+    check_unsound(4, NAN, 1);
+    check_unsound(4, -INFINITY, 1);
+}
+
+/* What clip_scale says no to, each update leaves as it is, the copy too. */
+static void test_skipped_updates(void **state)
+{
+    (void)state;
+    enum { N = 300 };
+    static const pml_op ops[] = {PML_OP_adamw, PML_OP_sgd, PML_OP_adamw_8bit};
+    for (int i = 0; i < 3; i++) {
+        pml_view v[4], copy = view_new(1, N, 0, PML_BF16);
+        pml_view hyper = random_view(1, PML_HYPER_COUNT, 0);
+        *at(&hyper, 0, PML_HYPER_GRAD_SCALE) = NAN;
+        for (int k = 0; k < 4; k++)
+            v[k] = random_view(1, N, 0);
+        pml_op_args args = {.adamw = {v[0], v[1], v[2], v[3], hyper, copy}};
+        if (ops[i] == PML_OP_sgd)
+            args.sgd = (pml_sgd_args){v[0], v[1], v[2], hyper, copy, 0};
+        if (ops[i] == PML_OP_adamw_8bit) {
+            pml_view codes[2] = {pml_vector(v[2].data, N, PML_U8),
+                                 pml_vector(v[3].data, N, PML_U8)};
+            pml_view largest[2] = {pml_vector((float *)v[2].data + N - 2, 2, PML_F32),
+                                   pml_vector((float *)v[3].data + N - 2, 2, PML_F32)};
+            args.adamw_8bit = (pml_adamw_8bit_args){v[0],       v[1],       codes[0], codes[1],
+                                                    largest[0], largest[1], hyper,    copy};
+        }
+        float before[4][N];
+        for (int k = 0; k < 4; k++)
+            memcpy(before[k], v[k].data, sizeof before[k]);
+        run_op(ops[i], &args);
+        for (int k = 0; k < 4; k++)
+            assert_memory_equal(before[k], v[k].data, sizeof before[k]);
+        for (int k = 0; k < 2 * N; k++)
+            assert_int_equal(((unsigned char *)copy.data)[k], 0xFF); /* as run_op leaves it */
+        *at(&hyper, 0, PML_HYPER_GRAD_SCALE) = 1; /* and would not have, else */
+        *at(&hyper, 0, PML_HYPER_LR) = 0.1F;
+        run_op(ops[i], &args);
+        assert_memory_not_equal(before[0], v[0].data, sizeof before[0]);
+        for (int k = 0; k < 4; k++)
+            free(v[k].data);
+        free(hyper.data);
+        free(copy.data);
+    }
 }
 
 static void check_adamw(int64_t n, pml_dtype copy)
@@ -216,9 +273,13 @@ static void test_sgd(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reductions), cmocka_unit_test(test_sumsq_of_large_numbers),
-        cmocka_unit_test(test_clip_scale), cmocka_unit_test(test_clip_scale_of_nan),
-        cmocka_unit_test(test_adamw),      cmocka_unit_test(test_sgd),
+        cmocka_unit_test(test_reductions),
+        cmocka_unit_test(test_sumsq_of_large_numbers),
+        cmocka_unit_test(test_clip_scale),
+        cmocka_unit_test(test_clip_scale_of_what_is_not_finite),
+        cmocka_unit_test(test_skipped_updates),
+        cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_sgd),
     };
     return run_on_devices(tests);
 }

@@ -217,7 +217,7 @@ static void test_config(void **state)
     REFUSED(warmup_ratio, 1, PML_INVALID, "warmup_ratio");
     REFUSED(schedule.type, PML_SCHEDULE_GREEDY, PML_INVALID, "eval_data");
     REFUSED(schedule.given, 1, PML_INVALID, "num_cycles");
-    REFUSED(dtype, PML_F16, PML_UNSUPPORTED, "F16");
+    REFUSED(dtype, PML_F64, PML_UNSUPPORTED, "F64");
     REFUSED(model[0], '\0', PML_INVALID, "model");
 }
 

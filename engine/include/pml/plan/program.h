@@ -158,7 +158,7 @@ typedef struct pml_program {
 
     /* Tensors the host reads or writes; -1 where the program has none. */
     int32_t ids, positions_in, bounds, key_bounds, cache_rows, label_rows, labels, last_row;
-    int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits;
+    int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits, loss_scale;
     int32_t values, grads, exp_avg, exp_avg_sq;
     int32_t exp_avg_largest, exp_avg_sq_largest, exp_avg_codes, exp_avg_sq_codes; /* of 8 bits */
     int32_t rounded; /* values in the activations' dtype; -1 where that is float32 */

@@ -19,9 +19,10 @@
 
 /* state.json: what a run needs beside the tensors to go on as if it had not stopped. */
 typedef struct pml_train_state {
-    int64_t step;        /* updates done */
-    int64_t applied;     /* of them, not skipped; pml_snapshot_take asks the stepper */
-    int32_t rope_length; /* likewise: what dynamic rope's angles were last made for */
+    int64_t step;              /* updates done */
+    int64_t applied;           /* of them, not skipped; pml_snapshot_take asks the stepper */
+    int32_t rope_length;       /* likewise: what dynamic rope's angles were last made for */
+    pml_loss_scale loss_scale; /* likewise; value 0: to be found (again) */
     pml_cursor cursor;
     int64_t timeline;
     int64_t command; /* last command applied */

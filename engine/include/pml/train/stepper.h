@@ -16,6 +16,7 @@
 #include "pml/model/spec.h"
 #include "pml/plan/plan.h"
 #include "pml/train/config.h"
+#include "pml/train/loss_scale.h"
 #include "pml_op/backend.h"
 
 typedef struct pml_stepper pml_stepper;
@@ -47,8 +48,17 @@ pml_status pml_stepper_new(const pml_stepper_options *options, pml_stepper **ste
                            pml_error *err);
 void pml_stepper_destroy(pml_stepper **stepper);
 
+/* Before the first micro-batch of a step: finds the loss scale where it is to be found (float16, no
+ * update yet and none restored), by running this one a few times; else does nothing. Every worker
+ * calls it, with the first micro-batch of its own, which may be empty. */
+pml_status pml_stepper_calibrate(pml_stepper *stepper, const pml_batch *batch, pml_error *err);
+
+/* The loss scale; after a restore, or for a test: from the next micro-batch on. */
+pml_loss_scale pml_stepper_loss_scale(const pml_stepper *stepper);
+pml_status pml_stepper_set_loss_scale(pml_stepper *stepper, pml_loss_scale scale, pml_error *err);
+
 /* Forward and backward of one micro-batch; gradients and loss add up until update(). An empty
- * batch (n_tokens = 0) does nothing. */
+ * batch (n_tokens = 0) does nothing. PML_INVALID where the loss scale is still to be found. */
 pml_status pml_stepper_micro(pml_stepper *stepper, const pml_batch *batch, pml_error *err);
 
 typedef struct pml_update {
@@ -58,11 +68,14 @@ typedef struct pml_update {
 } pml_update;
 
 typedef struct pml_step_result {
-    double loss;      /* token-weighted mean over the global batch */
-    double grad_norm; /* of the mean gradient, before clipping */
-    bool skipped;     /* loss or norm not finite: nothing was updated */
-    double flops;     /* what the model asked of this rank, forward and backward; nothing that was
-                         padded or made again */
+    double loss;       /* token-weighted mean over the global batch */
+    double grad_norm;  /* of the mean gradient, before clipping */
+    bool skipped;      /* loss or norm not finite: nothing was updated */
+    bool overflow;     /* skipped, because the gradient was too large for the loss scale, which is
+                          smaller now */
+    double loss_scale; /* that the gradient had; 1 where there is none */
+    double flops;      /* what the model asked of this rank, forward and backward; nothing that was
+                          padded or made again */
 } pml_step_result;
 
 /* All-reduce, clip, AdamW; clears the accumulators. The same result on every rank. */
