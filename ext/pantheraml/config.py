@@ -26,6 +26,7 @@ from pantheraml.checks import whole as whole
 from pantheraml.errors import Error, InvalidError, NotFoundError, NotInThisVersion
 from pantheraml.lora import LoRA, Model
 
+DTYPES = ("auto", "float32", "fp32", "bfloat16", "bf16", "float16", "fp16")
 OVERLONG = ("cut", "split", "drop", "refuse")
 #: What max_length is where it is not given and the model has as many positions.
 USUAL_LENGTH = 2048
@@ -138,8 +139,9 @@ class Settings:
     shuffle
         False keeps the rows' order.
     dtype
-        Of weights and activations: ``"auto"`` is bfloat16 on a GPU and float32 on the CPU. What is
-        trained has float32 values in either.
+        Of weights and activations: ``"auto"`` is bfloat16 on a GPU (float16, with a loss scale that
+        finds itself, on one before compute capability 8.0) and float32 on the CPU. What is trained
+        has float32 values in each.
     deterministic
         The same bits on the same kind of machine, also when interrupted and resumed.
     restart
@@ -388,12 +390,22 @@ class Settings:
         }
 
     def _dtype(self, devices: list[str]) -> str:
-        on_gpu = devices[0] != "cpu"
-        if self.dtype in ("bfloat16", "bf16"):
-            if not on_gpu:
-                raise NotInThisVersion('not in this version: dtype="bfloat16" on the CPU')
-            return "bfloat16"
-        return "bfloat16" if self.dtype == "auto" and on_gpu else "float32"
+        wanted = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(
+            self.dtype, self.dtype
+        )
+        if devices[0] == "cpu":
+            if wanted in ("bfloat16", "float16"):
+                raise NotInThisVersion(f'not in this version: dtype="{wanted}" on the CPU')
+            return "float32"
+        without = [name for name in devices if "bfloat16" not in _gpu_dtypes(name)]
+        if wanted == "auto":
+            return "float16" if without else "bfloat16"
+        if wanted == "bfloat16" and without:
+            raise InvalidError(
+                f'dtype="bfloat16": {without[0]} does not compute in it, which needs compute '
+                'capability 8.0; "float16" is what "auto" chooses there'
+            )
+        return wanted
 
     def _refuse_what_is_not_built(self) -> None:
         choice("method", self.method, ("lora", "full"))
@@ -405,9 +417,7 @@ class Settings:
                 raise InvalidError(
                     'quant="nf4" needs method="lora": weights of 4 bits cannot be trained'
                 )
-        choice("dtype", self.dtype, ("auto", "float32", "fp32", "bfloat16", "bf16", "float16"))
-        if self.dtype == "float16":
-            raise NotInThisVersion('not in this version: dtype="float16"; use "bfloat16"')
+        choice("dtype", self.dtype, DTYPES)
         if self.save_to is not None:
             raise NotInThisVersion(
                 "not in this version: save_to; set PANTHERAML_RUNS to a folder that stays"
@@ -552,6 +562,14 @@ def _gpus() -> int:
         if nvidia_there():
             warnings.warn(f"this run uses the CPU: {why}", stacklevel=2)
         return 0
+
+
+def _gpu_dtypes(device: str) -> list[str]:
+    """Say what a GPU computes in; one that is not here, only planned for, in all there is."""
+    try:
+        return _native.gpu_dtypes(int(device.partition(":")[2]))
+    except NotFoundError:
+        return ["float32", "bfloat16", "float16"]
 
 
 def _template_text(value: str | os.PathLike[str]) -> str:

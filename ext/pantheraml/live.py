@@ -138,6 +138,9 @@ def _numbers(run: Run, history: Columns) -> RenderableType:
     table.add_row("learning rate", f"{last['learning_rate']:.3g}", "")
     rate = sum(row["tokens"] for row in recent) / max(1e-9, sum(row["seconds"] for row in recent))
     table.add_row("tokens/s", f"{rate:,.0f}", f"gradient norm {last['grad_norm']:.3g}")
+    if history.loss_scale is not None:
+        skipped = f"{history.skipped} skipped" if history.skipped else ""
+        table.add_row("loss scale", f"{history.loss_scale:g}", skipped)
     return table
 
 

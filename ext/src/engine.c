@@ -1,6 +1,7 @@
 /* What the engine can say without a run: plans, programs, model folders, the machine. */
 #include "native.h"
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
@@ -460,6 +461,42 @@ static PyObject *gpus(PyObject *module, PyObject *Py_UNUSED(ignored))
     return status == PML_OK ? PyLong_FromLong(count) : pmli_raise(pmli_state_of(module), &err);
 }
 
+PyDoc_STRVAR(gpu_dtypes_doc,
+             "gpu_dtypes(index, /)\n--\n\nWhat a GPU computes in, by names as of run.json; "
+             "raises what is missing.");
+
+static PyObject *gpu_dtypes(PyObject *module, PyObject *argument)
+{
+    static const struct {
+        pml_dtype dtype;
+        const char *name;
+    } names[] = {{PML_F32, "float32"}, {PML_BF16, "bfloat16"}, {PML_F16, "float16"}};
+    const pml_backend *backend;
+    pml_error err = PML_ERROR_INIT;
+    unsigned dtypes = 0;
+    long index = PyLong_AsLong(argument);
+    if (PyErr_Occurred() != NULL)
+        return NULL;
+    pml_status status;
+    PyThreadState *gil = PyEval_SaveThread();
+    status = pml_backend_cuda(&backend, &err);
+    if (status == PML_OK)
+        status = backend->dtypes_of(index < INT_MAX ? (int)index : INT_MAX, &dtypes, &err);
+    PyEval_RestoreThread(gil);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list != NULL && i < sizeof names / sizeof *names; i++) {
+        if ((dtypes >> names[i].dtype & 1) == 0)
+            continue;
+        PyObject *name = PyUnicode_FromString(names[i].name);
+        if (name == NULL || PyList_Append(list, name) != 0)
+            Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
 PyDoc_STRVAR(hash_file_doc, "hash_file(path, /)\n--\n\nBLAKE2b-256 of a file, in hex.");
 
 static PyObject *hash_file(PyObject *module, PyObject *argument)
@@ -490,6 +527,7 @@ PyMethodDef pmli_engine_methods[] = {
     {"read_adapter", read_adapter, METH_VARARGS, read_adapter_doc},
     {"check_model", check_model, METH_O, check_model_doc},
     {"gpus", gpus, METH_NOARGS, gpus_doc},
+    {"gpu_dtypes", gpu_dtypes, METH_O, gpu_dtypes_doc},
     {"packed", packed, METH_VARARGS, packed_doc},
     {"device_info", device_info, METH_VARARGS, device_info_doc},
     {"gauges", gauges, METH_VARARGS, gauges_doc},

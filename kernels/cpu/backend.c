@@ -177,6 +177,13 @@ static pml_status cpu_devices(int *count, pml_error *err)
     return PML_OK;
 }
 
+static pml_status cpu_dtypes_of(int index, unsigned *dtypes, pml_error *err)
+{
+    (void)index, (void)err;
+    *dtypes = 1U << PML_F32;
+    return PML_OK;
+}
+
 static size_t cpu_workspace(pml_device *device, pml_op op, const pml_op_args *args)
 {
     (void)device;
@@ -208,6 +215,7 @@ static const pml_backend backend = {
     .frozen = 1U << PML_BF16,
     .drops_out = true,
     .devices = cpu_devices,
+    .dtypes_of = cpu_dtypes_of,
     .open = cpu_open,
     .close = cpu_close,
     .info = cpu_info,

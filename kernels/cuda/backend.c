@@ -52,6 +52,20 @@ static pml_status devices(int *count, pml_error *err)
     return status;
 }
 
+enum { DTYPES = 1 << PML_F32 | 1 << PML_BF16 | 1 << PML_F16, FIRST_WITH_BF16 = 80 };
+
+static pml_status dtypes_of(int index, unsigned *dtypes, pml_error *err)
+{
+    int count, capability = 0;
+    *dtypes = 0;
+    pml_status status = devices(&count, err);
+    if (status == PML_OK)
+        status = pmli_cuda_capability(index, count, &capability, err);
+    if (status == PML_OK)
+        *dtypes = capability >= FIRST_WITH_BF16 ? DTYPES : DTYPES & ~(1 << PML_BF16);
+    return status;
+}
+
 static pml_status open_device(const pml_device_options *options, pml_device **device,
                               pml_error *err)
 {
@@ -64,11 +78,12 @@ static pml_status open_device(const pml_device_options *options, pml_device **de
 static const pml_backend backend = {
     .abi = PML_BACKEND_ABI,
     .name = "cuda",
-    .dtypes = 1U << PML_F32 | 1U << PML_BF16 | 1U << PML_F16,
+    .dtypes = DTYPES,
     .drops_out = true,
     .border = PMLI_BORDER,
     .mlp_adapters = true,
     .devices = devices,
+    .dtypes_of = dtypes_of,
     .open = open_device,
     .close = pmli_cuda_close,
     .info = pmli_cuda_info,

@@ -18,30 +18,40 @@ pml_status pmli_cuda_enter(pml_device *device, pml_error *err)
     return PMLI_CU(pmli_cu.cuCtxSetCurrent(device->context), "entering the device's context", err);
 }
 
-static pml_status identify(pml_device *d, int index, pml_error *err)
+pml_status pmli_cuda_capability(int index, int count, int *capability, pml_error *err)
 {
-    int count = 0, major = 0, minor = 0;
-    pml_status status = PMLI_CU(pmli_cu.cuDeviceGetCount(&count), "counting GPUs", err);
-    if (status != PML_OK)
-        return status;
+    CUdevice id = 0;
+    int major = 0, minor = 0;
+    const char *what = "GPU's compute capability";
     if (index < 0 || index >= count)
         return PML_FAIL(err, PML_NOT_FOUND, "no GPU cuda:%d: the driver sees %d", index, count);
-    status = PMLI_CU(pmli_cu.cuDeviceGet(&d->id, index), "opening a GPU", err);
+    pml_status status = PMLI_CU(pmli_cu.cuDeviceGet(&id, index), "opening a GPU", err);
+    if (status == PML_OK)
+        status = PMLI_CU(
+            pmli_cu.cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, id),
+            what, err);
+    if (status == PML_OK)
+        status = PMLI_CU(
+            pmli_cu.cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, id),
+            what, err);
+    *capability = 10 * major + minor;
+    return status;
+}
+
+static pml_status identify(pml_device *d, int index, pml_error *err)
+{
+    int count = 0;
+    pml_status status = PMLI_CU(pmli_cu.cuDeviceGetCount(&count), "counting GPUs", err);
+    if (status == PML_OK)
+        status = pmli_cuda_capability(index, count, &d->capability, err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGet(&d->id, index), "opening a GPU", err);
     if (status == PML_OK)
         status = PMLI_CU(pmli_cu.cuDeviceGetName(d->name, (int)sizeof d->name, d->id), "GPU's name",
                          err);
     if (status == PML_OK)
         status = PMLI_CU(pmli_cu.cuDeviceGetPCIBusId(d->bus, (int)sizeof d->bus, d->id),
                          "GPU's PCI address", err);
-    if (status == PML_OK)
-        status = PMLI_CU(pmli_cu.cuDeviceGetAttribute(
-                             &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, d->id),
-                         "GPU's compute capability", err);
-    if (status == PML_OK)
-        status = PMLI_CU(pmli_cu.cuDeviceGetAttribute(
-                             &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, d->id),
-                         "GPU's compute capability", err);
-    d->capability = 10 * major + minor;
     if (status == PML_OK)
         status = PMLI_CU(
             pmli_cu.cuDeviceGetAttribute(

@@ -65,6 +65,9 @@ void pmli_cuda_graph_destroy(pml_graph **graph);
 pml_status pmli_cuda_mark(pml_queue *queue, int index, pml_error *err);
 pml_status pmli_cuda_between(pml_queue *queue, int from, int to, double *seconds, pml_error *err);
 
+/* 75 for 7.5, of one of `count` devices; makes no context. */
+pml_status pmli_cuda_capability(int index, int count, int *capability, pml_error *err);
+
 /* Make the device's context the calling thread's. Every entry point begins with this: a queue is
  * used by one thread at a time, not always by the same one. */
 pml_status pmli_cuda_enter(pml_device *device, pml_error *err);

@@ -215,3 +215,14 @@ test("what is not ours is ignored", (t) => {
   assert.equal(store.curve.length, 0);
   assert.equal(store.connection, "waiting");
 });
+
+test("the loss scale and skipped steps of float16 come with their steps", (t) => {
+  const { store } = make(t);
+  store.load(snapshot(10, range(1, 8)));
+  assert.equal(store.scale, null);
+  store.receive({ ...tick(10, 11, [9]), scale: { value: 256, skipped: 1 } });
+  store.receive(tick(11, 12, [10]));
+  assert.deepEqual(store.scale, { value: 256, skipped: 1 });
+  store.load({ ...snapshot(13, range(1, 11)), scale: { value: 512, skipped: 1 } });
+  assert.deepEqual(store.scale, { value: 512, skipped: 1 });
+});

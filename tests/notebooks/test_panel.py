@@ -54,6 +54,23 @@ def test_ticks_join_without_gap_and_without_repeat() -> None:
     assert f.tick() is None
 
 
+def test_the_loss_scale_comes_when_it_changes_or_a_step_is_skipped() -> None:
+    f = feed()
+    f.add(step(1, 1))
+    assert (f.tick() or {})["scale"] is None and f.snapshot()["scale"] is None
+    f.add(step(2, 2, loss_scale=512.0))
+    assert (f.tick() or {})["scale"] == {"value": 512.0, "skipped": 0}
+    f.add(step(3, 3, loss_scale=512.0))
+    assert (f.tick() or {})["scale"] is None
+    f.add(step(4, 4, loss_scale=512.0, skipped=True, grad_norm=float("inf")))
+    assert (f.tick() or {})["scale"] == {"value": 512.0, "skipped": 1}
+    f.add(step(5, 5, loss_scale=256.0))
+    assert (f.tick() or {})["scale"] == {"value": 256.0, "skipped": 1}
+    f.add({"seq": 6, "time": 0.0, "type": "state", "state": "starting", "step": 3})
+    assert (f.tick() or {})["scale"] == {"value": 256.0, "skipped": 0}
+    assert f.snapshot()["scale"] == {"value": 256.0, "skipped": 0}
+
+
 def test_gpus_come_live_and_from_the_log() -> None:
     f = feed()
     f.add(step(1, 1, gpus=[{"rank": 0, "power": 100.0}]))

@@ -44,6 +44,19 @@ def test_what_was_told_is_what_is_kept_to_the_last_bit() -> None:
     assert len(columns) == 0 and list(columns.copy(5).rows()) == []
 
 
+def test_what_only_float16_tells_is_where_it_was_told() -> None:
+    columns = Columns()
+    assert columns.loss_scale is None and columns.skipped == 0
+    columns.append(step(1))
+    columns.append(step(2, loss_scale=512.0, skipped=True))
+    columns.append(step(3, loss_scale=256.0))
+    told = [(row.get("loss_scale"), row.get("skipped")) for row in columns.rows()]
+    assert told == [(None, None), (512.0, True), (256.0, None)]
+    assert columns.loss_scale == 256.0 and columns.skipped == columns.copy(2).skipped == 1
+    columns.forget_after(1)
+    assert columns.skipped == 0 and columns.loss_scale is None
+
+
 def test_what_only_gpus_tell_is_where_it_was_told() -> None:
     columns = Columns()
     columns.append(step(1))

@@ -110,11 +110,14 @@ class Feed:
         self._samples: dict[Any, list[int]] = {}
         self._memory: list[Any] = []
         self._gpus: list[dict[str, Any]] = []
+        self._scale: float | str | None = None  # float16's loss scale; None: there is none
+        self._skipped: list[int] = []  # steps that updated nothing
         self._state = ""
         self._new_rows = 0  # rows at the end of the columns that no tick has had
         self._new_events: list[dict[str, Any]] = []
         self._new_memory = False
         self._new_gpus = False
+        self._new_scale = False
 
     @property
     def state(self) -> str:
@@ -166,6 +169,7 @@ class Feed:
                 "events": self._new_events,
                 "memory": self._memory if self._new_memory else None,
                 "gpus": self._gpus if self._new_gpus else None,
+                "scale": self._scale_now() if self._new_scale else None,
             }
             self._mark_sent()
             return new
@@ -182,6 +186,7 @@ class Feed:
                 "events": events,
                 "memory": self._memory,
                 "gpus": self._gpus,
+                "scale": self._scale_now(),
             }
             self._mark_sent()
             return whole
@@ -192,6 +197,11 @@ class Feed:
         self._new_events = []
         self._new_memory = False
         self._new_gpus = False
+        self._new_scale = False
+
+    def _scale_now(self) -> dict[str, Any] | None:
+        """Give the loss scale and how many steps were skipped; None: not a run in float16."""
+        return self._scale and {"value": self._scale, "skipped": len(self._skipped)}
 
     def _add_gpus(self, gpus: Sequence[Event]) -> bool:
         """What drivers say of GPUs, live; the log has it every ten seconds."""
@@ -212,6 +222,11 @@ class Feed:
         self._new_rows += 1
         if len(self._columns["step"]) > MAX_ROWS:
             self._thin()
+        if event.get("skipped"):
+            self._skipped.append(int(event["step"]))
+        if "loss_scale" in event:
+            self._new_scale |= self._scale != event["loss_scale"] or bool(event.get("skipped"))
+            self._scale = _number(event["loss_scale"])
         memory = event.get("memory")
         if memory:
             self._memory = list(memory)
@@ -236,6 +251,9 @@ class Feed:
         self._new_rows = max(0, self._new_rows - (len(steps) - keep))
         for values in self._columns.values():
             del values[keep:]
+        while self._skipped and self._skipped[-1] > step:
+            self._skipped.pop()
+            self._new_scale = True
 
     def _add_event(self, event: Event) -> None:
         kept = {

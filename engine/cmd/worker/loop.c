@@ -128,7 +128,7 @@ static pml_status pause_here(loop *l, const char *reason, pml_error *err)
 
 typedef struct step_facts {
     int64_t step, tokens, labels;
-    double loss, learning_rate, grad_norm, seconds, epoch, mfu;
+    double loss, learning_rate, grad_norm, seconds, epoch, mfu, loss_scale;
     bool skipped;
 } step_facts;
 
@@ -146,6 +146,8 @@ static pml_message *write_step(const void *facts)
     pml_message_set_number(event, "tokens_per_second",
                            f->seconds > 0 ? (double)f->tokens / f->seconds : 0);
     pml_message_set_number(event, "epoch", f->epoch);
+    if (f->loss_scale > 0)
+        pml_message_set_number(event, "loss_scale", f->loss_scale);
     if (f->mfu > 0)
         pml_message_set_number(event, "mfu", f->mfu);
     if (f->skipped)
@@ -167,6 +169,7 @@ static void report_step(loop *l, const pml_header *h, const pml_update *u, const
                           .seconds = l->last_seconds,
                           .epoch = l->kind->epoch(l->j),
                           .mfu = mfu,
+                          .loss_scale = r->loss_scale,
                           .skipped = r->skipped};
     link_post(l->link, write_step, &f, sizeof f);
 }
@@ -198,11 +201,35 @@ static void not_finite(const loop *l, const pml_update *u, const pml_step_result
 {
     const char *saved = l->saver != NULL ? saver_last(l->saver) : "";
     snprintf(text, size,
-             "step %lld is not finite (loss %g, gradient norm %g): nothing was updated%s%s%s%s",
+             "step %lld is not finite (loss %g, gradient norm %g)%s: nothing was updated%s%s%s%s",
              (long long)u->step, r->loss, r->grad_norm,
+             r->loss_scale > 0 && isfinite(r->loss) ? " at the smallest loss scale" : "",
              l->skip_nonfinite ? "" : ", paused; resume() leaves this batch out and goes on",
              saved[0] != '\0' ? "; the last checkpoint is " : "", saved,
              saved[0] != '\0' ? " (stop(), then resume(checkpoint=…) goes back to it)" : "");
+}
+
+/* A step that float16 could not hold is no reason to stop: the next one has half the scale. */
+static void tell_scale(loop *l, const pml_update *u, const pml_step_result *r)
+{
+    char text[200];
+    if (r->overflow) {
+        snprintf(
+            text, sizeof text,
+            "the gradient of step %lld was too large for float16: nothing was updated, and the "
+            "loss scale goes from %g to %g",
+            (long long)u->step, r->loss_scale, r->loss_scale / 2);
+        loop_say(l, "warning", text);
+    } else if (r->loss_scale > 0 && l->loss_scale == 0) {
+        snprintf(text, sizeof text, "float16: step %lld has a loss scale of %g", (long long)u->step,
+                 r->loss_scale);
+        loop_say(l, "info", text);
+    } else if (r->loss_scale > l->loss_scale) {
+        snprintf(text, sizeof text, "the loss scale is %g from step %lld on", r->loss_scale,
+                 (long long)u->step);
+        loop_say(l, "info", text);
+    }
+    l->loss_scale = r->overflow ? r->loss_scale / 2 : r->loss_scale;
 }
 
 static pml_status make_step(loop *l, const pml_header *h, double begin, pml_error *err)
@@ -228,7 +255,7 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
                               l->last_seconds, err);
     if (status != PML_OK)
         return status;
-    char text[320];
+    char text[360];
     if (h->labels == 0) { /* rows whose labels are all -100, or were cut off */
         snprintf(text, sizeof text,
                  "no token of step %lld has a label: it has no loss and its gradient is zero; "
@@ -236,7 +263,8 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
                  (long long)u.step);
         loop_say(l, "warning", text);
     }
-    if (result.skipped) {
+    tell_scale(l, &u, &result);
+    if (result.skipped && !result.overflow) {
         not_finite(l, &u, &result, text, sizeof text);
         loop_say(l, "warning", text);
         l->paused = !l->skip_nonfinite;

@@ -29,8 +29,9 @@ typedef struct loop {
     bool finished;       /* the last step is made: serving */
     int64_t evaluated;   /* step of the last evaluation, -1 */
     double last_seconds;
-    timing timing;  /* rank 0 */
-    gpu_watch *gpu; /* borrowed; NULL: the device is none */
+    double loss_scale; /* of the last step; 0: none made, or there is no such thing */
+    timing timing;     /* rank 0 */
+    gpu_watch *gpu;    /* borrowed; NULL: the device is none */
 } loop;
 
 /* From go to the end. On failure the coordinator has been told nothing yet. */

@@ -98,15 +98,22 @@ static char *stage_of(const pml_stepper *s, size_t *bytes)
     return widest < 0 ? NULL : pml_program_data(p, widest, s->arena);
 }
 
-/* To rows that are longer than the file's: they end in zeros where a rank is not the greatest of
- * its stack, and weights may have a border. Through the stage, from which the device spreads them.
- */
+/* What the device makes of a file's numbers itself, they are sent as they are. */
+static bool device_reads(const pml_stepper *s, const pml_stored *stored)
+{
+    return stored->dtype < PML_DTYPE_COUNT && (s->backend->dtypes >> stored->dtype & 1) != 0;
+}
+
+/* To rows that are longer than the file's (they end in zeros where a rank is not the greatest of
+ * its stack, and weights may have a border), or of another dtype. Through the stage, from which the
+ * device spreads and converts them. */
 static pml_status upload_rows(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
                               float *piece, pml_error *err)
 {
     enum { MOST = 64 << 20 };
     const pml_tensor *t = &s->program->tensors[p->tensor];
-    size_t room, width = pml_dtype_size(t->dtype), row = (size_t)p->cols * width;
+    const pml_dtype dtype = device_reads(s, stored) ? stored->dtype : t->dtype;
+    size_t room, row = (size_t)p->cols * pml_dtype_size(dtype);
     char *stage = stage_of(s, &room);
     room = room < MOST ? room : MOST;
     if (room < row)
@@ -115,11 +122,11 @@ static pml_status upload_rows(pml_stepper *s, const pml_parameter *p, const pml_
     pml_status status = PML_OK;
     for (int64_t first = 0; status == PML_OK && first < p->rows; first += most) {
         int64_t rows = p->rows - first < most ? p->rows - first : most;
-        status = upload_range(s, stage, t->dtype, stored, (size_t)(first * p->cols),
+        char *to = place(s, p) + (size_t)(first * pitch) * pml_dtype_size(t->dtype);
+        status = upload_range(s, stage, dtype, stored, (size_t)(first * p->cols),
                               (size_t)(rows * p->cols), piece, err);
-        pml_op_args args = {.copy = {pml_matrix(stage, rows, p->cols, t->dtype),
-                                     {place(s, p) + (size_t)(first * pitch) * width, rows, p->cols,
-                                      pitch, t->dtype}}};
+        pml_op_args args = {.copy = {pml_matrix(stage, rows, p->cols, dtype),
+                                     {to, rows, p->cols, pitch, t->dtype}}};
         if (status == PML_OK)
             status = pml_op_run(s->backend, PML_OP_copy, s->queue, &args, err);
     }
@@ -130,7 +137,8 @@ static pml_status upload_parameter(pml_stepper *s, const pml_parameter *p, const
                                    float *piece, pml_error *err)
 {
     const pml_tensor *t = &s->program->tensors[p->tensor];
-    return p->rank == 1 || p->cols == pml_tensor_pitch(t)
+    bool through = stored->dtype != t->dtype && device_reads(s, stored);
+    return p->rank == 1 || (p->cols == pml_tensor_pitch(t) && !through)
                ? upload_stored(s, place(s, p), t->dtype, stored, piece, err)
                : upload_rows(s, p, stored, piece, err);
 }
@@ -205,7 +213,7 @@ static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_sto
     const pml_program *program = s->program;
     char *place = pml_program_data(program, program->loading, s->arena);
     const nf4_views views = nf4_of(s, p);
-    bool as_is = stored->dtype < PML_DTYPE_COUNT && s->backend->dtypes >> stored->dtype & 1;
+    bool as_is = device_reads(s, stored);
     pml_op_args args = {
         .nf4_quantise = {.x = pml_matrix(place, p->rows, p->cols, as_is ? stored->dtype : PML_F32),
                          .codes = views.part[PML_NF4_CODES],

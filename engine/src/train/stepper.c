@@ -332,11 +332,12 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
     *result = (pml_step_result){.loss = u->labels > 0 ? loss_sum / (double)u->labels : NAN,
                                 .grad_norm = norm,
                                 .skipped = !finite || !sound,
-                                .loss_scale = s->scale.value};
+                                .loss_scale = s->scale.dynamic ? s->scale.value : 0};
+    const double scale = s->scale.value;
     /* A loss that is not finite is the forward pass's, which the scale does not reach. */
     if (sound)
         result->overflow = pml_loss_scale_next(&s->scale, finite);
-    if (s->scale.value != result->loss_scale)
+    if (s->scale.value != scale)
         status = pmli_set_scale(s, err);
     result->flops = s->flops;
     s->flops = 0;

@@ -13,7 +13,15 @@ static pml_status open_device(pml_stepper *s, const pml_stepper_options *o, pml_
                                         .threads = o->threads,
                                         .deterministic = o->config->deterministic,
                                         .cache = o->cache};
-    pml_status status = s->backend->open(&options, &s->device, err);
+    unsigned dtypes;
+    pml_status status = s->backend->dtypes_of(o->device_index, &dtypes, err);
+    if (status == PML_OK && (s->backend->dtypes & ~dtypes) >> s->config.dtype & 1)
+        return PML_FAIL(err, PML_UNSUPPORTED,
+                        "this device does not compute in %s, which needs compute capability 8.0: "
+                        "dtype=\"float16\" does what it is for",
+                        pml_dtype_name(s->config.dtype));
+    if (status == PML_OK)
+        status = s->backend->open(&options, &s->device, err);
     return status == PML_OK ? s->backend->queue_new(s->device, &s->queue, err) : status;
 }
 

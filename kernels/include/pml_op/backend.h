@@ -62,6 +62,9 @@ typedef struct pml_backend {
     /* How many devices of this kind there are: at least one, or PML_NOT_FOUND and what to do. Makes
      * no context and takes no memory of a device. */
     pml_status (*devices)(int *count, pml_error *err);
+    /* Of dtypes those that this device multiplies: GPUs before sm_80 have no bfloat16. As devices,
+     * makes no context. */
+    pml_status (*dtypes_of)(int index, unsigned *dtypes, pml_error *err);
 
     pml_status (*open)(const pml_device_options *options, pml_device **device, pml_error *err);
     void (*close)(pml_device **device);

@@ -77,6 +77,7 @@ class Figures implements Part {
       "Gradient norm",
       "Tokens/s",
       "Time left",
+      "Loss scale",
     ]) {
       const name = el("span", { class: "pml-figure-label", text: label });
       const value = el("span", { class: "pml-figure-value", text: NONE });
@@ -86,7 +87,7 @@ class Figures implements Part {
   }
 
   update(): void {
-    const { curve, evals, eta } = this.store;
+    const { curve, evals, eta, scale } = this.store;
     const some = curve.length > 0;
     const lost = some && !Number.isFinite(curve.last("loss"));
     this.set("Loss", lost ? decimal(curve.last("loss"), true) : decimal(curve.smooth.at(-1) ?? NaN));
@@ -96,6 +97,11 @@ class Figures implements Part {
     this.set("Gradient norm", decimal(curve.last("grad_norm"), some));
     this.set("Tokens/s", count(curve.last("tokens_per_second")));
     this.set("Time left", duration(eta));
+    const skipped = scale !== null && scale.skipped > 0 ? ` · ${count(scale.skipped)} skipped` : "";
+    this.set("Loss scale", `${scale === null ? NONE : scale.value}${skipped}`);
+    const box = this.values.get("Loss scale")?.parentElement;
+    if (box) box.hidden = scale === null; // float16 alone has one
+    this.node.classList.toggle("pml-figures-float16", scale !== null);
   }
 
   private set(label: string, text: string): void {

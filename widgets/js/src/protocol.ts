@@ -24,6 +24,12 @@ export const COLUMNS = [
 export type Column = (typeof COLUMNS)[number];
 export type Columns = Record<Column, number[]>;
 
+/** float16's loss scale, and how many steps were skipped for it. */
+export interface Scale {
+  value: number;
+  skipped: number;
+}
+
 /** The whole run as one object: a (possibly thinned) curve and the events that still matter. */
 export interface Snapshot {
   seq: number;
@@ -34,6 +40,8 @@ export interface Snapshot {
   memory: JsonObject[];
   /** What drivers say of the workers' GPUs (record gpu of docs/messages.md). */
   gpus: JsonObject[];
+  /** null: the run is not in float16. */
+  scale: Scale | null;
 }
 
 /** What is new since `after`, the sequence number up to which the receiver knows everything. */
@@ -44,6 +52,7 @@ export interface Tick {
   events: RunEvent[];
   memory: JsonObject[] | null;
   gpus: JsonObject[] | null;
+  scale: Scale | null;
 }
 
 export type Verb = "pause" | "resume" | "checkpoint" | "stop" | "set";
@@ -104,6 +113,11 @@ function toObjects(value: unknown): JsonObject[] {
   return Array.isArray(value) ? value.filter(isObject) : [];
 }
 
+function toScale(value: unknown): Scale | null {
+  if (!isObject(value)) return null;
+  return { value: toNumber(value["value"]), skipped: toNumber(value["skipped"]) };
+}
+
 /** Returns null for anything that is not a snapshot (an empty trait, a newer format). */
 export function parseSnapshot(value: unknown): Snapshot | null {
   if (!isObject(value) || typeof value["seq"] !== "number") return null;
@@ -117,6 +131,7 @@ export function parseSnapshot(value: unknown): Snapshot | null {
     events: toEvents(value["events"]),
     memory: toObjects(value["memory"]),
     gpus: toObjects(value["gpus"]),
+    scale: toScale(value["scale"]),
   };
 }
 
@@ -148,6 +163,7 @@ export function parseIncoming(value: unknown): Incoming | null {
           events: toEvents(value["events"]),
           memory: Array.isArray(memory) ? toObjects(memory) : null,
           gpus: Array.isArray(gpus) ? toObjects(gpus) : null,
+          scale: toScale(value["scale"]),
         },
       };
     }

@@ -17,6 +17,7 @@ import {
   type JsonObject,
   type Outgoing,
   type RunEvent,
+  type Scale,
   type Snapshot,
   type Tick,
   type Verb,
@@ -91,6 +92,7 @@ export class Store {
   plan: JsonObject | null = null;
   memory: JsonObject[] = [];
   gpus: JsonObject[] = [];
+  scale: Scale | null = null;
   workers: JsonObject[] = [];
   log: LogLine[] = [];
   samples: Sample[] = [];
@@ -212,6 +214,7 @@ export class Store {
     this.progress = null;
     this.memory = snapshot.memory;
     this.gpus = snapshot.gpus;
+    this.scale = snapshot.scale;
     this.curve.clear();
     this.curve.append(snapshot.columns);
     for (const event of snapshot.events) this.reduce(event);
@@ -233,6 +236,7 @@ export class Store {
     const step = this.curve.last("step");
     if (tick.memory !== null) this.memory = tick.memory;
     if (tick.gpus !== null) this.gpus = tick.gpus;
+    if (tick.scale !== null) this.scale = tick.scale;
     for (const event of tick.events) this.reduce(event);
     if (tick.columns.step.length > 0 && Number.isFinite(step)) {
       this.step = step;

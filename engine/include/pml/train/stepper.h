@@ -73,7 +73,7 @@ typedef struct pml_step_result {
     bool skipped;      /* loss or norm not finite: nothing was updated */
     bool overflow;     /* skipped, because the gradient was too large for the loss scale, which is
                           smaller now */
-    double loss_scale; /* that the gradient had; 1 where there is none */
+    double loss_scale; /* that the gradient had; 0: there is none */
     double flops;      /* what the model asked of this rank, forward and backward; nothing that was
                           padded or made again */
 } pml_step_result;
