@@ -443,7 +443,7 @@ int main(int argc, char **argv)
     } else if (session_dtype == PML_F16) {
         loss_limit = 1e-3;
         curve_limit = 1e-2;
-        least_cosine = 0.9995;
+        least_cosine = 0.9998;
     }
     if (at >= argc) {
         fprintf(stderr, "usage: parity [--beside] [--cuda [--bf16 | --fp16]] FIXTURES [case…]\n");

@@ -126,13 +126,14 @@ static void check_undone(const pml_train_config *config, const char *name)
     free(got);
 }
 
-/* So much that several halvings are needed. */
+/* So much that several halvings are needed. What overflows in float32 is a gradient, or on a GPU
+ * its square. */
 static double too_much(const pml_train_config *config)
 {
     session s;
     pml_batch batch;
     if (session_dtype == PML_F32)
-        return 0x1p127;
+        return strcmp(session_device, "cpu") == 0 ? 0x1p127 : 0x1p70;
     begin(config, &s);
     MUST(pml_sampler_batch(s.sampler, s.cursor, 0, &batch, err));
     MUST(pml_stepper_calibrate(s.stepper, &batch, err));
@@ -245,6 +246,7 @@ static void check_resume(const pml_train_config *config, const char *name)
 typedef struct rank {
     const pml_train_config *config;
     int fd, number;
+    double too_much;
     pml_loss_scale scale[2]; /* found, and after a step */
     bool overflow;
 } rank;
@@ -262,10 +264,7 @@ static void *run_rank(void *argument)
     MUST(pml_sampler_batch(s.sampler, s.cursor, 0, &batch, err));
     MUST(pml_stepper_calibrate(s.stepper, r->number == 0 ? &batch : &none, err));
     r->scale[0] = pml_stepper_loss_scale(s.stepper);
-    if (session_dtype == PML_F32)
-        set(&s, 0x1p127);
-    else
-        set(&s, ldexp(scale_of(&s), PML_LOSS_SCALE_HEADROOM + 5));
+    set(&s, r->too_much);
     r->overflow = session_step(&s, comm).overflow;
     r->scale[1] = pml_stepper_loss_scale(s.stepper);
     session_close(&s);
@@ -281,6 +280,7 @@ static void check_workers(const pml_train_config *config, const char *name)
     MUST(pml_comm_shared_create(2, &fd, err));
     for (int r = 0; r < 2; r++) {
         ranks[r].fd = fd;
+        ranks[r].too_much = too_much(config);
         if (pthread_create(&threads[r], NULL, run_rank, &ranks[r]) != 0)
             abort();
     }

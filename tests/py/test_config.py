@@ -12,7 +12,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from pantheraml import api, folders, hub
+from pantheraml import _native, api, folders, hub
 from pantheraml.config import Settings, device_list, memory
 from pantheraml.lora import Model
 
@@ -345,6 +345,29 @@ def test_hub_without_a_network_is_one_sentence(
     for missing in (tmp_path / "none", "./none", "a/b/c"):
         with pytest.raises(pm.NotFoundError, match="there is no folder"):
             hub.resolve(missing)
+
+
+def test_the_dtype_is_what_the_gpus_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    have = {0: ["float32", "bfloat16", "float16"], 1: ["float32", "float16"]}
+    monkeypatch.setattr(_native, "gpu_dtypes", have.__getitem__)
+
+    def chosen(dtype: str, *devices: str) -> str:
+        return Settings(dtype=dtype)._dtype(list(devices))
+
+    assert chosen("auto", "cpu") == "float32"
+    assert chosen("auto", "cuda:0") == "bfloat16"
+    assert chosen("auto", "cuda:1") == "float16"
+    assert chosen("auto", "cuda:0", "cuda:1") == "float16"  # one dtype for all workers
+    assert chosen("fp16", "cuda:0") == chosen("float16", "cuda:1") == "float16"
+    assert chosen("fp32", "cuda:1") == "float32"
+    with pytest.raises(pm.InvalidError, match='cuda:1 does not compute in it.*"float16"'):
+        chosen("bfloat16", "cuda:0", "cuda:1")
+
+    def nowhere(index: int) -> list[str]:
+        raise pm.NotFoundError("no driver")
+
+    monkeypatch.setattr(_native, "gpu_dtypes", nowhere)
+    assert chosen("auto", "cuda:0") == "bfloat16"  # a plan for a GPU elsewhere
 
 
 def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Loss curves in bfloat16 and float32, ours and transformers', from one start on the same data.
+"""Loss curves in 16 bits and float32, ours and transformers', from one start on the same data.
 
     python3 tools/bench/curve.py --curve build/gpu/bundle/test_curve [--device cuda] [--steps 200]
 
@@ -87,17 +87,20 @@ def peer(
     ids: np.ndarray,
     settings: dict[str, Any],
     device: str,
-    narrow: bool,
+    narrow: torch.dtype | None,
     attention: str,
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> tuple[torch.nn.Module, list[float]]:
-    """Train as the Trainer does; its bf16=True is autocast. Frozen weights are bfloat16 then."""
+    """Train as the Trainer does; its bf16=True and fp16=True are autocast.
+
+    Frozen weights have that dtype then, and float16 has a GradScaler.
+    """
     model = load(folder, settings, device, attention)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if narrow:
         for parameter in model.parameters():
             if not parameter.requires_grad:
-                parameter.data = parameter.data.bfloat16()
+                parameter.data = parameter.data.to(narrow)
     decay = [p for n, p in trained.items() if "norm" not in n]
     rest = [p for n, p in trained.items() if "norm" in n]
     groups = [{"params": decay, "weight_decay": settings["weight_decay"]},
@@ -108,14 +111,17 @@ def peer(
         num_training_steps=settings["max_steps"],
     )  # fmt: skip
     batch, losses = settings["per_device_train_batch_size"], []
+    scaler = torch.amp.GradScaler(device, enabled=narrow is torch.float16)
     for step in range(settings["max_steps"]):
         at = step * batch % len(ids)
         rows = torch.tensor(ids[at : at + batch], dtype=torch.long, device=device)
-        with torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
+        with torch.autocast(device, narrow) if narrow else nullcontext():
             loss = model(input_ids=rows, labels=rows).loss
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained.values(), settings["max_grad_norm"])
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
@@ -155,7 +161,7 @@ def in_8_bits(
     except ImportError as error:
         print(f"  8 bits by bitsandbytes left out: {error}")
         return
-    for narrow in (False, True):
+    for narrow in (None, torch.bfloat16):
         title = f"8 bits, bitsandbytes {'bf16' if narrow else 'float32'}"
         curves[title] = peer(
             args.folder / "whole", ids, settings, args.device, narrow, "sdpa", AdamW8bit
@@ -172,7 +178,7 @@ def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict
     folder = args.folder / name
     write_case(folder, ids, settings)
     begin = time.monotonic()
-    model, line = peer(folder, ids, settings, args.device, False, "sdpa")
+    model, line = peer(folder, ids, settings, args.device, None, "sdpa")
     if name == "whole":
         make_base(args, model)
     curves = {}
@@ -184,13 +190,19 @@ def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict
     for title, attention, kernels in ways[: args.spread]:
         with sdpa_kernel([k for k in kernels if k is not SDPBackend.ERROR]):
             curves[f"transformers bf16, {title}"] = peer(
-                folder, ids, settings, args.device, True, attention
+                folder, ids, settings, args.device, torch.bfloat16, attention
             )[1]
     if args.device == "cpu":  # computes in float32 alone
         curves["ours float32"] = ours(args, name)["loss"]
     else:
         curves["ours bf16"] = ours(args, name, "--bf16", "--fast")["loss"]
         curves["ours bf16, deterministic"] = ours(args, name, "--bf16")["loss"]
+    if args.fp16:
+        title = "transformers fp16, GradScaler"
+        curves[title] = peer(folder, ids, settings, args.device, torch.float16, "sdpa")[1]
+        made = ours(args, name, "--fp16", "--fast")
+        curves["ours fp16"] = made["loss"]
+        print(f"  ours fp16: {made['skipped']} steps skipped")
     if args.adamw_8bit and name == "whole":
         in_8_bits(args, ids, settings, curves)
     every = max(1, len(line) // 4)
@@ -201,7 +213,7 @@ def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict
         print(f"  {title:28} rms {rms:.2e}  largest {most:.2e}  mean {mean:+.1e}"
               f"  last {curves[title][-1]:.4f}", flush=True)  # fmt: skip
     (args.folder / f"{name}.json").write_text(json.dumps({"line": line, **curves}))
-    spread = [v for k, v in far.items() if k.startswith("transformers")]
+    spread = [v for k, v in far.items() if k.startswith("transformers bf16")]
     if not spread:
         return True
     inside = all(
@@ -240,6 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--spread", type=int, default=3, help="transformers' bfloat16 runs; 0: none"
     )
+    parser.add_argument("--fp16", action="store_true", help="float16 too, ours and autocast's")
     parser.add_argument("--cases", default="whole,lora", help="lora alone makes its model, too")
     args = parser.parse_args()
     logging.disable_progress_bar()
@@ -262,7 +275,7 @@ def main() -> None:
         good = compare(args, "whole", ids, whole)
     else:
         write_case(args.folder / "whole", ids, whole)
-        make_base(args, peer(args.folder / "whole", ids, whole, args.device, False, "sdpa")[0])
+        make_base(args, peer(args.folder / "whole", ids, whole, args.device, None, "sdpa")[0])
     if "lora" not in args.cases:
         sys.exit(0 if good else 1)
     lora = {**common, "method": "lora", "learning_rate": 5e-4, "weight_decay": 0.0, "lora_r": 16,

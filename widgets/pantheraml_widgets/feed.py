@@ -201,7 +201,9 @@ class Feed:
 
     def _scale_now(self) -> dict[str, Any] | None:
         """Give the loss scale and how many steps were skipped; None: not a run in float16."""
-        return self._scale and {"value": self._scale, "skipped": len(self._skipped)}
+        if self._scale is None:
+            return None
+        return {"value": self._scale, "skipped": len(self._skipped)}
 
     def _add_gpus(self, gpus: Sequence[Event]) -> bool:
         """What drivers say of GPUs, live; the log has it every ten seconds."""

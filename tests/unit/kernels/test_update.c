@@ -140,7 +140,7 @@ static void test_skipped_updates(void **state)
             assert_memory_equal(before[k], v[k].data, sizeof before[k]);
         for (int k = 0; k < 2 * N; k++)
             assert_int_equal(((unsigned char *)copy.data)[k], 0xFF); /* as run_op leaves it */
-        *at(&hyper, 0, PML_HYPER_GRAD_SCALE) = 1; /* and would not have, else */
+        *at(&hyper, 0, PML_HYPER_GRAD_SCALE) = 1;                    /* and would not have, else */
         *at(&hyper, 0, PML_HYPER_LR) = 0.1F;
         run_op(ops[i], &args);
         assert_memory_not_equal(before[0], v[0].data, sizeof before[0]);

@@ -37,6 +37,7 @@ typedef struct pml_loss_scale_search {
     int low, high;
 } pml_loss_scale_search;
 
+/* All that there may be. */
 pml_loss_scale_search pml_loss_scale_search_begin(void);
 /* The scale to try next; 0: the search is over. */
 double pml_loss_scale_try(const pml_loss_scale_search *search);
