@@ -137,11 +137,18 @@ def _gpu() -> Finding:
         info = _native.device_info(f"cuda:{index}")
         found.append(
             f"cuda:{index} {info['name']}, {size(info['memory_free'])} of "
-            f"{size(info['memory_total'])} free, {info['libraries']}, {info['instructions']}; "
-            f"{_gauges(info['bus'])}"
+            f"{size(info['memory_total'])} free, {info['libraries']}, {info['instructions']}, "
+            f'dtype="auto" is {_auto(index)}; {_gauges(info["bus"])}'
         )
         do += [info["lacks"]] if info["lacks"] else []
     return Finding("note" if do else "ok", "GPU", "; ".join(found), "; ".join(do))
+
+
+def _auto(index: int) -> str:
+    """What 16 bits a GPU computes in, and why not in the usual ones."""
+    if "bfloat16" in _native.gpu_dtypes(index):
+        return "bfloat16"
+    return "float16 (it has no bfloat16, which begins with compute capability 8.0)"
 
 
 def _gauges(bus: str) -> str:

@@ -189,9 +189,14 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
     j->tick(j->user);
     j->learnt = fake_learns(j->learnt, u->step, u->learning_rate, u->weight_decay);
     bool bad = u->step == (int64_t)number("FAKE_NAN_STEP", -1);
+    const double begin = number("FAKE_SCALE", 0); /* float16: too large in the steps 3 to 5 */
+    bool overflow = begin > 0 && u->step >= 3 && u->step <= 5;
+    double halved = u->step < 3 ? 0 : (double)(u->step > 6 ? 3 : u->step - 3);
     *result = (pml_step_result){.loss = bad ? (double)NAN : 1.0 / (double)u->step,
-                                .grad_norm = 1,
-                                .skipped = bad,
+                                .grad_norm = overflow ? (double)INFINITY : 1,
+                                .skipped = bad || overflow,
+                                .overflow = overflow,
+                                .loss_scale = ldexp(begin, -(int)halved),
                                 .flops = number("FAKE_FLOPS", 0)};
     j->step = u->step;
     return PML_OK;

@@ -227,6 +227,37 @@ static void not_a_number_pauses(void **state)
     harness_destroy(&h);
 }
 
+/* A gradient that float16 could not hold is told, and is no reason to stand still. */
+static void an_overflow_goes_on(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 8, NULL);
+    static const struct {
+        const char *step;
+        double scale;
+        bool skipped;
+    } told[] = {{"2", 1024, false}, {"3", 1024, true}, {"5", 256, true}, {"6", 128, false}};
+    int index = 0;
+    setenv("FAKE_SCALE", "1024", 1);
+    assert_true(harness_start(h, NULL));
+    unsetenv("FAKE_SCALE");
+    harness_wait_state(h, "finished");
+    for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
+        const pml_message *step = harness_event(h, 0, PML_EVENT_step, "step", told[i].step, NULL);
+        assert_true(pml_message_number(step, "loss_scale") == told[i].scale);
+        assert_int_equal(pml_message_bool(step, "skipped"), told[i].skipped);
+    }
+    const pml_message *log = harness_event(h, 0, PML_EVENT_log, "level", "info", &index);
+    assert_non_null(strstr(text_of(log, "message"), "float16: step 1 has a loss scale of 1024"));
+    for (int step = 3; step <= 5; step++) {
+        char words[64];
+        snprintf(words, sizeof words, "step %d was too large for float16", step);
+        log = harness_event(h, index + 1, PML_EVENT_log, "level", "warning", &index);
+        assert_non_null(strstr(text_of(log, "message"), words));
+    }
+    harness_destroy(&h);
+}
+
 /* What is asked for behind a stop gets its end too. */
 static void nothing_is_left_open(void **state)
 {
@@ -332,6 +363,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_hundred_random_commands),
         cmocka_unit_test(a_repeated_id_has_one_effect),
         cmocka_unit_test(not_a_number_pauses),
+        cmocka_unit_test(an_overflow_goes_on),
         cmocka_unit_test(nothing_is_left_open),
         cmocka_unit_test(stopping_before_it_began),
         cmocka_unit_test(prepare_comes_first),
