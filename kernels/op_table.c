@@ -39,6 +39,9 @@ static const char *const names_adamw_8bit[] = {"p",         "g",         "m",   
 static const char *const names_sgd[] = {"p", "g", "m", "hyper", "copy"};
 static const char *const names_nf4_quantise[] = {"x", "codes", "absmax", "nested", "offset", "ws"};
 static const char *const names_nf4_dequantise[] = {"codes", "absmax", "nested", "offset", "y"};
+static const char *const names_offload[] = {"x", "y"};
+static const char *const names_fetch[] = {"x", "y"};
+static const char *const names_await[] = {"x"};
 static const char *const names_allreduce[] = {"x"};
 
 #define ROW(name, signature, sentence)                                                             \

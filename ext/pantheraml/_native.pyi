@@ -45,7 +45,7 @@ def program(
     config: str,
     limits: tuple[int, int, int, int, int],
     available: int = 0,
-    choices: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0),
+    choices: tuple[int, int, int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0, 0, 0),
 ) -> str: ...
 def merge(
     run: str, checkpoint: str, folder: str, dtype: str, shard_bytes: int, /

@@ -49,6 +49,13 @@ class Plan:
         With ``quant="nf4"`` on a GPU: so many linear layers (four a layer of the model) have
         their numbers in memory that was left, in place of codes to unpack at each use. The
         numbers, and so the run's bits, are the same.
+    offload_layers
+        Layers of which what the backward pass reads waits in host memory, copied there and
+        back while other layers run.
+    offload
+        What those layers make again all the same.
+    host
+        Bytes of host memory, page-locked, that it waits in.
     """
 
     by_cause: Mapping[str, int]
@@ -62,6 +69,9 @@ class Plan:
     pieces: int = 1
     moments_8bit: bool = False
     unpacked: int = 0
+    offload_layers: int = 0
+    offload: str = "none"
+    host: int = 0
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Plan:
@@ -85,6 +95,12 @@ class Plan:
             + (f"; micro-batches in {self.pieces} pieces" if self.pieces > 1 else "")
             + ("; AdamW's moments in 8 bits" if self.moments_8bit else "")
             + (f"; NF4 unpacked for good in {self.unpacked} linear layers" if self.unpacked else "")
+            + (
+                f"; activations of {self.offload_layers} layers wait in {size(self.host)}"
+                " of host memory"
+                if self.offload_layers
+                else ""
+            )
         )
         return "\n".join(lines)
 

@@ -175,6 +175,8 @@ class Standing(Following):
                 plan["pieces"],
                 int(plan.get("moments_8bit", False)),
                 plan.get("unpacked", 0),
+                levels.index(plan.get("offload", "none")),
+                plan.get("offload_layers", 0),
             ),
         )
         return Program.parse(text, event_of(self._notes()))

@@ -83,7 +83,8 @@ static bool parse_job(PyObject *args, PyObject *kwargs, const char *format, char
                                      &limits->docs, &limits->labels, &limits->max_doc,
                                      &limits->generate_length, available, &choices->recompute,
                                      &choices->recompute_layers, &choices->head_chunk,
-                                     &choices->pieces, &choices->moments_8bit, &choices->unpacked))
+                                     &choices->pieces, &choices->moments_8bit, &choices->unpacked,
+                                     &choices->offload, &choices->offload_layers))
         return false;
     if (*available < 0) {
         PyErr_SetString(PyExc_ValueError, "available must not be negative");
@@ -113,15 +114,17 @@ static PyObject *plan_to_dict(const pml_plan *plan)
             return NULL;
         }
     }
-    return Py_BuildValue("{sN sn sn ss si si si sO si sL sL sd sd sd}", "by_cause", causes, "total",
-                         (Py_ssize_t)plan->total, "arena", (Py_ssize_t)plan->arena, "recompute",
-                         pml_recompute_name((pml_recompute)plan->choices.recompute),
-                         "recompute_layers", (int)plan->choices.recompute_layers, "head_chunk",
-                         (int)plan->choices.head_chunk, "pieces", (int)plan->choices.pieces,
-                         "moments_8bit", plan->choices.moments_8bit ? Py_True : Py_False,
-                         "unpacked", (int)plan->choices.unpacked, "parameters",
-                         (long long)plan->parameters, "trainable", (long long)plan->trainable,
-                         "flops", plan->flops, "bytes", plan->bytes, "seconds", plan->seconds);
+    return Py_BuildValue(
+        "{sN sn sn ss si si si sO si ss si sn sL sL sd sd sd sd sd}", "by_cause", causes, "total",
+        (Py_ssize_t)plan->total, "arena", (Py_ssize_t)plan->arena, "recompute",
+        pml_recompute_name((pml_recompute)plan->choices.recompute), "recompute_layers",
+        (int)plan->choices.recompute_layers, "head_chunk", (int)plan->choices.head_chunk, "pieces",
+        (int)plan->choices.pieces, "moments_8bit", plan->choices.moments_8bit ? Py_True : Py_False,
+        "unpacked", (int)plan->choices.unpacked, "offload",
+        pml_recompute_name((pml_recompute)plan->choices.offload), "offload_layers",
+        (int)plan->choices.offload_layers, "host", (Py_ssize_t)plan->host, "parameters",
+        (long long)plan->parameters, "trainable", (long long)plan->trainable, "flops", plan->flops,
+        "bytes", plan->bytes, "seconds", plan->seconds, "link", plan->link, "waited", plan->waited);
 }
 
 static PyObject *engine_plan(PyObject *module, PyObject *args, PyObject *kwargs)
@@ -143,10 +146,10 @@ static PyObject *engine_plan(PyObject *module, PyObject *args, PyObject *kwargs)
 
 PyDoc_STRVAR(
     program_doc,
-    "program(config, limits, available=0, choices=(0, 0, 0, 0, 0, 0))\n--\n\n"
+    "program(config, limits, available=0, choices=(0, 0, 0, 0, 0, 0, 0, 0))\n--\n\n"
     "The step program of plan(config, limits, available) as a JSON document; with choices\n"
-    "(recompute, recompute_layers, head_chunk, pieces, moments_8bit, unpacked) that of an\n"
-    "earlier plan, whose limits these are.");
+    "(recompute, recompute_layers, head_chunk, pieces, moments_8bit, unpacked,\n"
+    "offload, offload_layers) that of an earlier plan, whose limits these are.");
 
 static pml_status given_or_made(const char *text, size_t size, size_t available, job *job,
                                 pml_error *err)
@@ -167,7 +170,7 @@ static PyObject *engine_program(PyObject *module, PyObject *args, PyObject *kwar
     Py_ssize_t size;
     Py_ssize_t available = 0;
     job job = {0};
-    if (!parse_job(args, kwargs, "s#(iiiii)|n(iiiiii):program", names, &text, &size, &job,
+    if (!parse_job(args, kwargs, "s#(iiiii)|n(iiiiiiii):program", names, &text, &size, &job,
                    &available))
         return NULL;
     pml_error err = PML_ERROR_INIT;

@@ -89,6 +89,8 @@ static const pml_backend backend = {
     .info = pmli_cuda_info,
     .alloc = pmli_cuda_alloc,
     .free = pmli_cuda_free,
+    .host_alloc = pmli_cuda_host_alloc,
+    .host_free = pmli_cuda_host_free,
     .queue_new = pmli_cuda_queue_new,
     .queue_destroy = pmli_cuda_queue_destroy,
     .upload = pmli_cuda_upload,
@@ -129,6 +131,9 @@ static const pml_backend backend = {
             .head_norm_bwd = pmli_cuda_head_norm_bwd,
             .nf4_quantise = pmli_cuda_nf4_quantise,
             .nf4_dequantise = pmli_cuda_nf4_dequantise,
+            .offload = pmli_cuda_offload,
+            .fetch = pmli_cuda_fetch,
+            .await = pmli_cuda_await,
         },
 };
 

@@ -268,3 +268,25 @@ void pmli_cuda_free(pml_device *device, void **base, size_t bytes)
     pmli_cu.cuMemFree((CUdeviceptr)(uintptr_t)*base);
     *base = NULL;
 }
+
+/* Page-locked, so that copies run beside kernels and can be recorded. Portable is not asked for:
+ * one context uses it. */
+pml_status pmli_cuda_host_alloc(pml_device *device, size_t bytes, void **base, pml_error *err)
+{
+    *base = NULL;
+    pml_status status = pmli_cuda_enter(device, err);
+    if (status == PML_OK)
+        status =
+            PMLI_CU(pmli_cu.cuMemHostAlloc(base, bytes, 0), "taking page-locked host memory", err);
+    return status == PML_OK ? status : pml_error_prefix(err, "%zu MiB", bytes >> 20);
+}
+
+void pmli_cuda_host_free(pml_device *device, void **base, size_t bytes)
+{
+    (void)bytes; /* the driver knows */
+    if (*base == NULL)
+        return;
+    pmli_cu.cuCtxSetCurrent(device->context);
+    pmli_cu.cuMemFreeHost(*base);
+    *base = NULL;
+}

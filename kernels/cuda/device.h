@@ -35,6 +35,10 @@ struct pml_queue {
     pml_device *device;
     CUstream stream;
     bool recording;
+    CUstream copies;          /* to and from the host beside `stream`; made when first used */
+    CUevent fork;             /* … from where in `stream` the next of them may begin */
+    CUevent join;             /* … and where in `copies` what is awaited ends */
+    bool under_way;           /* copies were put there since the last await */
     CUevent marks[PML_MARKS]; /* made when first used */
     pmli_staging *staging;    /* made for the first large upload */
     bool unstaged;            /* it could not be: the driver stages */
@@ -51,6 +55,8 @@ void pmli_cuda_close(pml_device **device);
 pml_status pmli_cuda_info(pml_device *device, pml_device_info *info, pml_error *err);
 pml_status pmli_cuda_alloc(pml_device *device, size_t bytes, void **base, pml_error *err);
 void pmli_cuda_free(pml_device *device, void **base, size_t bytes);
+pml_status pmli_cuda_host_alloc(pml_device *device, size_t bytes, void **base, pml_error *err);
+void pmli_cuda_host_free(pml_device *device, void **base, size_t bytes);
 pml_status pmli_cuda_queue_new(pml_device *device, pml_queue **queue, pml_error *err);
 void pmli_cuda_queue_destroy(pml_queue **queue);
 pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t bytes,
@@ -67,6 +73,9 @@ pml_status pmli_cuda_between(pml_queue *queue, int from, int to, double *seconds
 
 /* 75 for 7.5, of one of `count` devices; makes no context. */
 pml_status pmli_cuda_capability(int index, int count, int *capability, pml_error *err);
+
+/* What offload and fetch have made for a queue (op_offload.c). */
+void pmli_cuda_copies_destroy(pml_queue *queue);
 
 /* Make the device's context the calling thread's. Every entry point begins with this: a queue is
  * used by one thread at a time, not always by the same one. */

@@ -33,6 +33,9 @@ pml_status pmli_cuda_head_norm_bwd(pml_queue *queue, const pml_head_norm_bwd_arg
 pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_args *a,
                                     pml_error *err);
 pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args *a, pml_error *err);
+pml_status pmli_cuda_offload(pml_queue *queue, const pml_offload_args *a, pml_error *err);
+pml_status pmli_cuda_fetch(pml_queue *queue, const pml_fetch_args *a, pml_error *err);
+pml_status pmli_cuda_await(pml_queue *queue, const pml_await_args *a, pml_error *err);
 
 /* Depends on shapes alone, so that a plan made without a device holds on any. */
 size_t pmli_cuda_linear_ws(const pml_linear_args *a);

@@ -33,6 +33,7 @@ void pmli_cuda_queue_destroy(pml_queue **queue)
             if ((*queue)->marks[i] != NULL)
                 pmli_cu.cuEventDestroy((*queue)->marks[i]);
         pmli_staging_destroy(&(*queue)->staging);
+        pmli_cuda_copies_destroy(*queue);
         pmli_cu.cuStreamDestroy((*queue)->stream);
     }
     free(*queue);

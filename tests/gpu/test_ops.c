@@ -469,6 +469,19 @@ static void refusals(session *s)
     MUST(s->gpu->sync(s->queue, err));
 }
 
+/* Beside other ops, and in a recording of them. */
+static void copies(session *s)
+{
+    for (int way = 0; way < 3; way++) {
+        char name[64], words[64];
+        int64_t bad = copies_wrong(s->gpu, s->device, s->queue, way);
+        snprintf(name, sizeof name, "to the host and back, %s %d",
+                 way == 0 ? "op by op" : "graph, replay", way);
+        snprintf(words, sizeof words, "%lld elements wrong", (long long)bad);
+        report(s, bad == 0, name, words);
+    }
+}
+
 /* A second device handle and queue beside the first: nothing is global that should not be. */
 static void second_device(session *s)
 {
@@ -589,6 +602,8 @@ int main(int argc, char **argv)
         refusals(&s);
         second_device(&s);
     }
+    if (s.choice.bytes == 0)
+        copies(&s);
     tear_down(&s);
     printf("\n%d passed, %d failed\n", s.passed, s.failed);
     return s.failed == 0 ? 0 : 1;

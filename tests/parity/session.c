@@ -199,7 +199,9 @@ void session_open(const session_options *o, session *s)
                                                .recompute_layers = o->recompute_layers,
                                                .head_chunk = o->head_chunk,
                                                .pieces = o->pieces > 0 ? o->pieces : 1,
-                                               .unpacked = o->unpacked}};
+                                               .unpacked = o->unpacked,
+                                               .offload = o->offload,
+                                               .offload_layers = o->offload_layers}};
     pml_sampler_bounds(s->sampler, &options.limits.tokens, &options.limits.docs,
                        &options.limits.labels);
     options.limits.max_doc = pml_sampler_max_doc(s->sampler);

@@ -31,7 +31,7 @@ typedef struct session_options {
     const pml_train_config *config;
     pml_comm *comm;
     /* As pml_plan_choices; head_chunk 0: the planner's, pieces 0: one. */
-    int recompute, recompute_layers, head_chunk, pieces, unpacked;
+    int recompute, recompute_layers, head_chunk, pieces, unpacked, offload, offload_layers;
     int threads;
 } session_options;
 

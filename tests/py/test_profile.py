@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
 import pytest
+from pantheraml import _native, api
+from pantheraml.steps import Program
 from test_cli import shell
 
 Start = Callable[..., pm.Run]
@@ -29,6 +32,25 @@ def test_a_program_explains_every_op(model: Path) -> None:
     text, html = str(program), program._repr_html_()
     for sentence in program.sentences().values():
         assert sentence in text and escape(sentence) in html
+
+
+def test_what_waits_on_the_host_is_told(model: Path) -> None:
+    """A plan says so, and its program shows every copy; the CPU does them when it is told to."""
+    config, limits, available = api._planned(model, {"max_length": 32, "packing": False})
+    text = _native.program(config, limits, available, (3, 2, 8, 1, 0, 0, 1, 1))
+    program = Program.parse(text)
+    ops = {kind: [op for op in program if op.op == kind] for kind in ("offload", "fetch", "await")}
+    assert {op.layer for kind in ops.values() for op in kind} == {0}
+    assert 0 < len(ops["offload"]) == len(ops["fetch"]) == len(ops["await"]) // 2
+    assert program.document["offload_layers"] == 1 and program.document["offload"] == "norms"
+    # What is sent is what the host holds, but for gaps; the planner's clocks know it, too.
+    sent = sum(op.bytes for op in ops["offload"])
+    assert sent <= program.document["host"] < sent + 256 * len(ops["offload"])
+    assert program.document["link"] > program.document["waited"] >= 0
+    fields = {name: program.document[name] for name in ("offload", "offload_layers", "host")}
+    plan = pm.plan(model, max_length=32, packing=False)
+    assert plan.offload_layers == plan.host == 0 and "host memory" not in str(plan)
+    assert "activations of 1 layers wait in" in str(replace(plan, **fields))
 
 
 def test_times_of_a_run(start: Start, tmp_path: Path) -> None:

@@ -241,15 +241,19 @@ static void measure(bench *b)
         next_step next = {b, batches, WARM_UP + b->steps + 1};
         MUST(step_frozen_compare(b->stepper, b->frozen, &batches[0], one_more, &next, err));
     }
-    printf(
-        "{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
-        "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
-        "\"pieces\": %d, \"head_chunk\": %d, \"unpacked\": %d, \"priced\": %.5f, \"load\": %.2f, "
-        "\"first_step\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
-        tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
-        pml_recompute_name((pml_recompute)plan->choices.recompute), plan->choices.recompute_layers,
-        plan->choices.pieces, plan->choices.head_chunk, plan->choices.unpacked, plan->seconds,
-        loaded, first, plan->flops / median * 1e-12, (size_t)usage.ru_maxrss << 10);
+    printf("{\"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, \"loss\": %.4f, "
+           "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
+           "\"pieces\": %d, \"head_chunk\": %d, \"unpacked\": %d, \"priced\": %.5f, "
+           "\"offload_layers\": %d, "
+           "\"offload\": \"%s\", \"host\": %zu, \"link\": %.4f, \"waited\": %.4f, \"load\": %.2f, "
+           "\"first_step\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
+           tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
+           pml_recompute_name((pml_recompute)plan->choices.recompute),
+           plan->choices.recompute_layers, plan->choices.pieces, plan->choices.head_chunk,
+           plan->choices.unpacked, plan->seconds, plan->choices.offload_layers,
+           pml_recompute_name((pml_recompute)plan->choices.offload), plan->host, plan->link,
+           plan->waited, loaded, first, plan->flops / median * 1e-12,
+           (size_t)usage.ru_maxrss << 10);
     for (int i = 0; i < 2; i++) {
         free((void *)(uintptr_t)batches[i].ids);
         free((void *)(uintptr_t)batches[i].places);

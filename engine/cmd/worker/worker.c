@@ -112,6 +112,12 @@ static pml_message *plan_event(const job_facts *f)
         pml_message_set_bool(event, "moments_8bit", true);
     if (p->choices.unpacked > 0)
         pml_message_set_int(event, "unpacked", p->choices.unpacked);
+    if (p->choices.offload_layers > 0) {
+        pml_message_set_string(event, "offload",
+                               pml_recompute_name((pml_recompute)p->choices.offload));
+        pml_message_set_int(event, "offload_layers", p->choices.offload_layers);
+        pml_message_set_int(event, "host", (int64_t)p->host);
+    }
     pml_message_set_part(event, "limits", limits);
     pml_message_set_int(event, "parameters", p->parameters);
     pml_message_set_int(event, "trainable", p->trainable);

@@ -47,6 +47,7 @@ typedef struct pmli_builder {
     int32_t tensor_capacity, node_capacity, parameter_capacity;
     pml_error *err;
     pml_status status; /* first failure; later calls do nothing */
+    bool nameless;     /* an estimate: names, half of the work, are left out */
 
     pmli_layer *layers;
     pmli_norm final_norm;
@@ -99,6 +100,14 @@ void pmli_layout(pmli_builder *b);
 void pmli_lay_moments(pmli_builder *b);
 /* Floats that a stacked tensor's place in the flat buffer is rounded up to. */
 int64_t pmli_flat_align(const pml_train_config *config);
+
+/* The level that a layer stands at: pml_recompute. */
+int32_t pmli_level_of(const pml_plan_choices *choices, int32_t layer, int32_t layers);
+
+/* --- what waits on the host (offload.c), once the micro segment's nodes are there, the first of
+ *     its backward at `middle` --- */
+bool pmli_is_offloaded(const pml_plan_choices *choices, int32_t layer, int32_t layers);
+void pmli_offload(pmli_builder *b, int32_t first, int32_t middle);
 
 /* --- segments (layers.c, segments.c) --- */
 void pmli_build_micro(pmli_builder *b);

@@ -149,6 +149,12 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
         return (pml_cost){6 * elements(args->nf4_quantise.x), bytes};
     case PML_OP_nf4_dequantise:
         return (pml_cost){elements(args->nf4_dequantise.y), bytes};
+    case PML_OP_offload: /* over the link once; its other side is no bottleneck */
+        return (pml_cost){0, size(args->offload.x)};
+    case PML_OP_fetch:
+        return (pml_cost){0, size(args->fetch.x)};
+    case PML_OP_await:
+        return (pml_cost){0, 0};
     case PML_OP_fill:
     case PML_OP_copy:
     case PML_OP_clip_scale:

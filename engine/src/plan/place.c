@@ -153,6 +153,12 @@ static pml_status place_persistent(pml_program *p, size_t *top, pml_error *err)
             return PML_FAIL(err, PML_INVALID, "tensor '%s' is too large to address", t->name);
         if (!t->persistent)
             continue;
+        if (t->host) { /* written and read once a micro-batch, all of it alive between */
+            t->offset = p->host_bytes;
+            if (__builtin_add_overflow(p->host_bytes, bytes, &p->host_bytes))
+                return PML_FAIL(err, PML_INVALID, "what is offloaded is too large to address");
+            continue;
+        }
         if (t->parent >= 0) { /* parents come before their parts */
             t->offset = p->tensors[t->parent].offset + (size_t)t->at * pml_dtype_size(t->dtype);
             continue;
@@ -209,6 +215,7 @@ static pml_status begin(pml_program *p, size_t *still, size_t *most, size_t *wor
 {
     for (int c = 0; c < PML_CAUSE_COUNT; c++)
         p->by_cause[c] = 0;
+    p->host_bytes = 0;
     pml_status status = place_persistent(p, still, err);
     if (status != PML_OK)
         return status;
@@ -252,11 +259,13 @@ pml_status pml_program_check_places(const pml_program *p, pml_error *err)
         size_t a_bytes, b_bytes;
         if (!tensor_bytes(a, &a_bytes) || a->parent >= 0 || (!a->persistent && a->first < 0))
             continue;
-        if (a->offset % PMLI_ALIGN != 0 || a->offset + a_bytes > p->arena)
+        if (a->offset % PMLI_ALIGN != 0 ||
+            a->offset + a_bytes > (a->host ? p->host_bytes : p->arena))
             return PML_FAIL(err, PML_INTERNAL, "tensor '%s' lies outside the arena", a->name);
         for (int32_t j = i + 1; j < p->n_tensors; j++) {
             const pml_tensor *b = &p->tensors[j];
-            if (!tensor_bytes(b, &b_bytes) || b->parent >= 0 || (!b->persistent && b->first < 0))
+            if (!tensor_bytes(b, &b_bytes) || b->parent >= 0 || a->host != b->host ||
+                (!b->persistent && b->first < 0))
                 continue;
             bool in_time =
                 a->persistent || b->persistent || (a->first <= b->last && b->first <= a->last);

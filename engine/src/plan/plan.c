@@ -4,16 +4,7 @@
 #include <string.h>
 
 #include "build.h"
-#include "pml/plan/rates.h"
-
-typedef struct pmli_search {
-    const pml_model_spec *spec;
-    const pml_train_config *config;
-    const pml_backend *backend;
-    size_t available;     /* bytes, 0: no limit */
-    int32_t moments_8bit; /* as pml_plan_choices */
-    pml_rates rates;
-} pmli_search;
+#include "search.h"
 
 /* Moments of 8 bits are taken where a plan is faster by more than this for what it need not make
  * again: the prices are a model, and float32 moments are what AdamW is. */
@@ -65,7 +56,7 @@ static size_t runtime_bytes(const pmli_search *s, const pml_program *p, const pm
     size_t largest = (size_t)s->spec->vocab * (size_t)s->spec->hidden * sizeof(float);
     size_t snapshots = trained * (s->config->restarts ? 2 : 1);
     size_t loading = least_size(loading_bytes, largest);
-    return process_bytes + shared_bytes + pml_program_bytes(p) +
+    return process_bytes + shared_bytes + pml_program_bytes(p) + plan->host +
            thread_bytes * (size_t)threads_of(s->config) +
            (snapshots > loading ? snapshots : loading);
 }
@@ -96,11 +87,7 @@ const char *pml_recompute_name(pml_recompute recompute)
     return (unsigned)recompute < PML_RECOMPUTE_COUNT ? names[recompute] : "?";
 }
 
-enum {
-    SMALLEST_CHUNK = 8,
-    CHUNK_STEP = 4, /* chunks shrink by */
-    SHORTEST_LENGTH = 32
-};
+enum { SHORTEST_LENGTH = 32 };
 
 /* The largest chunk of the head: products of more rows are not faster, and its logits are the
  * largest thing there is for a moment. On an H200 2048 rows are 3 % of a small model's step better
@@ -141,6 +128,7 @@ static void add_costs(const pmli_search *s, const pml_program *p, pml_plan *plan
 {
     pml_counts counts = pml_program_capacity(p, PML_SEGMENT_MICRO);
     double pieces = plan->choices.pieces;
+    pmli_clocks piece = {0};
     for (int32_t n = p->segments[PML_SEGMENT_MICRO].first; n < p->segments[PML_SEGMENT_MICRO].end;
          n++) {
         pml_op_args args;
@@ -148,21 +136,24 @@ static void add_costs(const pmli_search *s, const pml_program *p, pml_plan *plan
         pml_cost cost = pml_node_cost(p->nodes[n].op, &args);
         plan->flops += pieces * cost.flops;
         plan->bytes += pieces * cost.bytes;
-        plan->seconds += pieces * pml_rates_seconds(&s->rates, p->nodes[n].op, cost);
+        pmli_advance(&piece, p->nodes[n].op, pml_rates_seconds(&s->rates, p->nodes[n].op, cost));
     }
+    plan->seconds = pieces * piece.ops;
+    plan->link = pieces * piece.busy;
+    plan->waited = pieces * piece.waited;
 }
 
-/* Build one candidate and keep its numbers. */
-static pml_status try_plan(const pmli_search *s, const pml_batch_limits *limits,
-                           const pml_plan_choices *choices, bool estimate, pml_plan *plan,
-                           pml_error *err)
+pml_status pmli_try_plan(const pmli_search *s, const pml_batch_limits *limits,
+                         const pml_plan_choices *choices, bool estimate, pml_plan *plan,
+                         pml_error *err)
 {
     pml_program_options options = options_for(s, limits, choices, estimate);
     pml_program *p = NULL;
     pml_status status = pml_program_build(&options, &p, err);
     if (status != PML_OK)
         return status;
-    *plan = (pml_plan){.arena = p->arena, .choices = *choices, .limits = options.limits};
+    *plan = (pml_plan){
+        .arena = p->arena, .host = p->host_bytes, .choices = *choices, .limits = options.limits};
     memcpy(plan->by_cause, p->by_cause, sizeof plan->by_cause);
     add_costs(s, p, plan);
     plan->parameters = pml_model_parameters(s->spec);
@@ -177,44 +168,41 @@ static pml_status try_plan(const pmli_search *s, const pml_batch_limits *limits,
     return PML_OK;
 }
 
-static bool fits(const pmli_search *s, const pml_plan *plan)
+bool pmli_plan_fits(const pmli_search *s, const pml_plan *plan)
 {
-    return s->available == 0 || plan->total <= s->available;
+    return (s->available == 0 || plan->total <= s->available) && plan->host <= s->host;
 }
 
-/* Chunks shrink from the widest; more rows than there are labels gain nothing. */
-static int32_t widest_chunk(const pmli_search *s, const pml_batch_limits *limits)
+int32_t pmli_widest_chunk(const pmli_search *s, const pml_batch_limits *limits)
 {
     const pmli_chunk_limit *most = strcmp(s->backend->name, "cpu") == 0 ? &cpu_chunk : &gpu_chunk;
     size_t row = (size_t)s->spec->vocab * pml_dtype_size(s->config->dtype);
-    int32_t chunk = SMALLEST_CHUNK;
+    int32_t chunk = PMLI_SMALLEST_CHUNK;
     while (chunk < most->rows && chunk < limits->labels && (size_t)chunk * 2 * row <= most->logits)
         chunk *= 2;
     return chunk;
 }
 
-/* Not on the CPU, where what is left is the host's. */
-static bool may_unpack(const pmli_search *s)
+bool pmli_may_unpack(const pmli_search *s)
 {
     return s->config->quant == PML_QUANT_NF4 && s->available > 0 &&
            strcmp(s->backend->name, "cpu") != 0;
 }
 
-/* As many weights unpacked for good as what is left holds: all, or the most that fit. */
-static pml_status unpack_most(const pmli_search *s, const pml_batch_limits *limits, bool estimate,
-                              pml_plan *plan, pml_error *err)
+pml_status pmli_unpack_most(const pmli_search *s, const pml_batch_limits *limits, bool estimate,
+                            pml_plan *plan, pml_error *err)
 {
-    if (!may_unpack(s))
+    if (!pmli_may_unpack(s))
         return PML_OK;
     pml_plan candidate;
     pml_plan_choices choices = plan->choices;
     int32_t low = choices.unpacked, high = s->spec->layers * PMLI_LINEARS + 1; /* high does not */
     for (int32_t next = high - 1; next > low && next < high; next = low + (high - low) / 2) {
         choices.unpacked = next;
-        pml_status status = try_plan(s, limits, &choices, estimate, &candidate, err);
+        pml_status status = pmli_try_plan(s, limits, &choices, estimate, &candidate, err);
         if (status != PML_OK)
             return status;
-        if (fits(s, &candidate)) {
+        if (pmli_plan_fits(s, &candidate)) {
             low = next;
             *plan = candidate;
         } else {
@@ -224,33 +212,41 @@ static pml_status unpack_most(const pmli_search *s, const pml_batch_limits *limi
     return PML_OK;
 }
 
-/* The cheapest recompute with which these pieces and this chunk fit: the lowest level, and of it
- * the fewest layers, since memory falls as both rise. *found = false when nothing does. */
-static pml_status least_recompute(const pmli_search *s, const pml_batch_limits *limits,
-                                  pml_plan_choices choices, pml_plan *plan, bool *found,
-                                  pml_error *err)
+/* Fewer layers at a level may be fewer than were to be offloaded of them. */
+static pml_plan_choices clipped(pml_plan_choices choices, int32_t layers)
+{
+    int32_t span = pml_offload_span(&choices, layers);
+    choices.offload_layers = choices.offload_layers < span ? choices.offload_layers : span;
+    return choices;
+}
+
+pml_status pmli_least_recompute(const pmli_search *s, const pml_batch_limits *limits,
+                                pml_plan_choices choices, pml_plan *plan, bool *found,
+                                pml_error *err)
 {
     pml_status status = PML_OK;
     *found = false;
     for (choices.recompute = 0; !*found && choices.recompute < PML_RECOMPUTE_COUNT;
          choices.recompute++) {
         choices.recompute_layers = choices.recompute == 0 ? 0 : s->spec->layers;
-        status = try_plan(s, limits, &choices, true, plan, err);
+        const pml_plan_choices now = clipped(choices, s->spec->layers);
+        status = pmli_try_plan(s, limits, &now, true, plan, err);
         if (status != PML_OK)
             return status;
-        *found = fits(s, plan);
+        *found = pmli_plan_fits(s, plan);
     }
     if (!*found || plan->choices.recompute == 0)
         return PML_OK;
-    choices = plan->choices;
+    choices.recompute = plan->choices.recompute;
     int32_t low = 0, high = s->spec->layers; /* low does not fit, high does; plan is high's */
     while (high - low > 1) {
         pml_plan candidate;
         choices.recompute_layers = low + (high - low) / 2;
-        status = try_plan(s, limits, &choices, true, &candidate, err);
+        const pml_plan_choices now = clipped(choices, s->spec->layers);
+        status = pmli_try_plan(s, limits, &now, true, &candidate, err);
         if (status != PML_OK)
             return status;
-        if (fits(s, &candidate)) {
+        if (pmli_plan_fits(s, &candidate)) {
             high = choices.recompute_layers;
             *plan = candidate;
         } else {
@@ -260,7 +256,7 @@ static pml_status least_recompute(const pmli_search *s, const pml_batch_limits *
     return PML_OK;
 }
 
-static int32_t most_pieces(const pml_batch_limits *limits)
+int32_t pmli_most_pieces(const pml_batch_limits *limits)
 {
     return div_up(limits->tokens, limits->max_doc);
 }
@@ -271,10 +267,10 @@ static pml_status smallest(const pmli_search *s, const pml_batch_limits *limits,
 {
     const pml_plan_choices choices = {.recompute = PML_RECOMPUTE_LAYER,
                                       .recompute_layers = s->spec->layers,
-                                      .head_chunk = SMALLEST_CHUNK,
-                                      .pieces = most_pieces(limits),
+                                      .head_chunk = PMLI_SMALLEST_CHUNK,
+                                      .pieces = pmli_most_pieces(limits),
                                       .moments_8bit = s->moments_8bit};
-    return try_plan(s, limits, &choices, false, plan, err);
+    return pmli_try_plan(s, limits, &choices, false, plan, err);
 }
 
 static int32_t scaled(int32_t value, int64_t part, int64_t whole)
@@ -308,7 +304,7 @@ static int32_t largest_that_fits(const pmli_search *s, const pml_batch_limits *l
         pml_batch_limits r = length ? reduced(s, limits, 1, middle)
                                     : reduced(s, limits, middle, s->config->max_length);
         pml_plan plan;
-        if (smallest(s, &r, &plan, NULL) == PML_OK && fits(s, &plan)) {
+        if (smallest(s, &r, &plan, NULL) == PML_OK && pmli_plan_fits(s, &plan)) {
             best = middle;
             low = middle + 1;
         } else {
@@ -329,7 +325,7 @@ static bool fits_with(const pmli_search *s, const pml_batch_limits *limits,
     pmli_search t = *s;
     pml_plan plan;
     t.config = other;
-    return smallest(&t, limits, &plan, NULL) == PML_OK && fits(&t, &plan);
+    return smallest(&t, limits, &plan, NULL) == PML_OK && pmli_plan_fits(&t, &plan);
 }
 
 static void add_advice(char *advice, size_t capacity, const char *what)
@@ -391,32 +387,33 @@ static pml_status search(const pmli_search *s, const pml_batch_limits *limits, p
 {
     *any = false;
     for (int32_t pieces = 1;;
-         pieces = pieces * 2 < most_pieces(limits) ? pieces * 2 : most_pieces(limits)) {
+         pieces = pieces * 2 < pmli_most_pieces(limits) ? pieces * 2 : pmli_most_pieces(limits)) {
         pml_batch_limits piece = pml_piece_limits(limits, pieces);
-        int32_t chunk = widest_chunk(s, &piece);
+        int32_t chunk = pmli_widest_chunk(s, &piece);
         for (;;) {
             pml_plan candidate;
             bool found;
-            pml_status status = least_recompute(s, limits,
-                                                (pml_plan_choices){.head_chunk = chunk,
-                                                                   .pieces = pieces,
-                                                                   .moments_8bit = s->moments_8bit},
-                                                &candidate, &found, err);
+            pml_status status = pmli_least_recompute(
+                s, limits,
+                (pml_plan_choices){
+                    .head_chunk = chunk, .pieces = pieces, .moments_8bit = s->moments_8bit},
+                &candidate, &found, err);
             if (status != PML_OK)
                 return status;
             if (found)
-                status = unpack_most(s, limits, true, &candidate, err);
+                status = pmli_unpack_most(s, limits, true, &candidate, err);
             if (status != PML_OK)
                 return status;
             if (found && (!*any || candidate.seconds < plan->seconds)) {
                 *plan = candidate;
                 *any = true;
             }
-            if ((found && candidate.choices.recompute == 0) || chunk == SMALLEST_CHUNK)
+            if ((found && candidate.choices.recompute == 0) || chunk == PMLI_SMALLEST_CHUNK)
                 break;
-            chunk = chunk / CHUNK_STEP > SMALLEST_CHUNK ? chunk / CHUNK_STEP : SMALLEST_CHUNK;
+            chunk = chunk / PMLI_CHUNK_STEP > PMLI_SMALLEST_CHUNK ? chunk / PMLI_CHUNK_STEP
+                                                                  : PMLI_SMALLEST_CHUNK;
         }
-        if (pieces >= most_pieces(limits) || (*any && plan->choices.recompute == 0))
+        if (pieces >= pmli_most_pieces(limits) || (*any && plan->choices.recompute == 0))
             return PML_OK;
     }
 }
@@ -434,9 +431,9 @@ static pml_status spare_norms(const pmli_search *s, const pml_batch_limits *limi
     pml_plan_choices choices = plan->choices;
     choices.recompute = PML_RECOMPUTE_NORMS;
     choices.recompute_layers = s->spec->layers;
-    pml_status status = try_plan(s, limits, &choices, true, &candidate, err);
-    if (status == PML_OK && fits(s, &candidate) && candidate.total + much <= plan->total &&
-        candidate.seconds <= plan->seconds * (1 + little))
+    pml_status status = pmli_try_plan(s, limits, &choices, true, &candidate, err);
+    if (status == PML_OK && pmli_plan_fits(s, &candidate) &&
+        candidate.total + much <= plan->total && candidate.seconds <= plan->seconds * (1 + little))
         *plan = candidate;
     return status;
 }
@@ -450,10 +447,12 @@ static pml_status placed(pmli_search s, const pml_batch_limits *limits, pml_plan
     for (int i = 0; i < 64; i++) {
         pml_plan found;
         pml_status status = search(&s, limits, &found, any, err);
+        if (status == PML_OK)
+            status = pmli_search_offload(&s, limits, &found, any, err);
         if (status == PML_OK && *any)
             status = spare_norms(&s, limits, &found, err);
         if (status == PML_OK && *any)
-            status = try_plan(&s, limits, &found.choices, false, plan, err);
+            status = pmli_try_plan(&s, limits, &found.choices, false, plan, err);
         if (status != PML_OK || !*any || available == 0 || plan->total <= available)
             return status;
         size_t apart = plan->total - found.total; /* so that this one does not come again */
@@ -472,6 +471,8 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
     if (status == PML_OK)
         status = pml_rates_get(backend->name, &s.rates, err);
     bool any = false, narrow_fits = false;
+    if (status == PML_OK)
+        status = pmli_host_room(config, backend, &s.host, err);
     if (status == PML_OK)
         status = placed(s, limits, plan, &any, err);
     if (status == PML_OK && config->optimizer == PML_OPTIMIZER_ADAMW_AUTO) {
@@ -508,19 +509,23 @@ pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *co
     pml_status status = pmli_check_limits(limits, err);
     if (status == PML_OK)
         status = pml_rates_get(backend->name, &s.rates, err);
-    if (status == PML_OK && (choices->pieces < 1 || choices->pieces > most_pieces(limits)))
+    if (status == PML_OK && (choices->pieces < 1 || choices->pieces > pmli_most_pieces(limits)))
         status =
             PML_FAIL(err, PML_INVALID, "a micro-batch cannot be run in %d pieces", choices->pieces);
-    return status == PML_OK ? try_plan(&s, limits, choices, false, plan, err) : status;
+    return status == PML_OK ? pmli_try_plan(&s, limits, choices, false, plan, err) : status;
 }
 
 pml_status pml_plan_unpack(const pml_model_spec *spec, const pml_train_config *config,
                            const pml_batch_limits *limits, const pml_backend *backend,
                            size_t available, pml_plan *plan, pml_error *err)
 {
-    pmli_search s = {.spec = spec, .config = config, .backend = backend, .available = available};
+    pmli_search s = {.spec = spec,
+                     .config = config,
+                     .backend = backend,
+                     .available = available,
+                     .host = plan->host};
     pml_status status = pml_rates_get(backend->name, &s.rates, err);
-    return status == PML_OK ? unpack_most(&s, limits, false, plan, err) : status;
+    return status == PML_OK ? pmli_unpack_most(&s, limits, false, plan, err) : status;
 }
 
 pml_status pml_plan_build(const pml_plan *plan, const pml_model_spec *spec,

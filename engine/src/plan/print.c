@@ -1,7 +1,7 @@
 /* The program as JSON, for tools and for those who make a table of it. */
 #include "build.h"
 #include "pml/json/json.h"
-#include "pml/plan/rates.h"
+#include "search.h"
 
 typedef struct row {
     const pml_node *node;
@@ -33,6 +33,8 @@ static void put_tensors(pml_json_writer *w, const pml_program *p)
         if (t->border > 0)
             pml_json_put_int(w, "border", t->border);
         pml_json_put_string(w, "cause", pml_cause_name(t->cause));
+        if (t->host)
+            pml_json_put_bool(w, "host", true);
         pml_json_put_int(w, "offset", (int64_t)t->offset);
         if (t->parent >= 0)
             pml_json_put_int(w, "part_of", t->parent);
@@ -45,8 +47,11 @@ static void put_tensors(pml_json_writer *w, const pml_program *p)
     pml_json_end(w);
 }
 
-static void put_node(pml_json_writer *w, const row *r, int32_t number, const pml_rates *rates)
+static void put_node(pml_json_writer *w, const row *r, int32_t number, const pml_rates *rates,
+                     pmli_clocks *clocks)
 {
+    const pmli_clocks before = *clocks;
+    pmli_advance(clocks, r->node->op, pml_rates_seconds(rates, r->node->op, r->cost));
     pml_json_begin_object(w, NULL);
     pml_json_put_int(w, "node", number);
     pml_json_put_string(w, "op", r->info->name);
@@ -56,7 +61,9 @@ static void put_node(pml_json_writer *w, const row *r, int32_t number, const pml
     pml_json_put_bool(w, "again", r->node->again);
     pml_json_put_double(w, "flops", r->cost.flops);
     pml_json_put_double(w, "bytes", r->cost.bytes);
-    pml_json_put_double(w, "predicted", pml_rates_seconds(rates, r->node->op, r->cost));
+    pml_json_put_double(w, "predicted", clocks->ops - before.ops);
+    if (clocks->busy > before.busy) /* beside the ops that follow */
+        pml_json_put_double(w, "link", clocks->busy - before.busy);
     pml_json_begin_array(w, "operands");
     const pml_view *views = pml_op_views((pml_op_args *)&r->args);
     for (int v = 0; v < r->info->n_views; v++) {
@@ -101,6 +108,23 @@ static void put_plan(pml_json_writer *w, const pml_plan *plan)
     pml_json_put_double(w, "bytes", plan->bytes);
 }
 
+/* What waits on the host, and what its copies take of a micro-batch. */
+static void put_offload(pml_json_writer *w, const pml_program *p, const pml_rates *rates)
+{
+    const pml_plan_choices *c = &p->choices;
+    pmli_clocks piece = {0};
+    for (int32_t n = p->segments[PML_SEGMENT_MICRO].first; n < p->segments[PML_SEGMENT_MICRO].end;
+         n++) {
+        row r = row_at(p, PML_SEGMENT_MICRO, n);
+        pmli_advance(&piece, r.node->op, pml_rates_seconds(rates, r.node->op, r.cost));
+    }
+    pml_json_put_int(w, "offload_layers", c->offload_layers);
+    pml_json_put_string(w, "offload", pml_recompute_name((pml_recompute)c->offload));
+    pml_json_put_int(w, "host", (int64_t)p->host_bytes);
+    pml_json_put_double(w, "link", c->pieces * piece.busy);
+    pml_json_put_double(w, "waited", c->pieces * piece.waited);
+}
+
 static pml_status print_json(const pml_program *p, const pml_plan *plan, const pml_rates *rates,
                              char **text, pml_error *err)
 {
@@ -110,6 +134,8 @@ static pml_status print_json(const pml_program *p, const pml_plan *plan, const p
         return status;
     pml_json_put_int(w, "format", 1);
     put_plan(w, plan);
+    if (p->choices.offload_layers > 0)
+        put_offload(w, p, rates);
     pml_json_put_string(w, "rates", rates->source);
     pml_json_begin_object(w, "ops");
     for (int op = 0; op < PML_OP_COUNT; op++)
@@ -122,9 +148,10 @@ static pml_status print_json(const pml_program *p, const pml_plan *plan, const p
         pml_json_begin_object(w, NULL);
         pml_json_put_string(w, "name", pml_segment_name((pml_segment)s));
         pml_json_begin_array(w, "nodes");
+        pmli_clocks clocks = {0};
         for (int32_t n = p->segments[s].first; n < p->segments[s].end; n++) {
             row r = row_at(p, (pml_segment)s, n);
-            put_node(w, &r, n, rates);
+            put_node(w, &r, n, rates, &clocks);
         }
         pml_json_end(w);
         pml_json_end(w);

@@ -49,6 +49,21 @@ size_t pml_program_bytes(const pml_program *p)
            (size_t)p->n_nodes * sizeof *p->nodes + (size_t)p->n_parameters * sizeof *p->parameters;
 }
 
+static void name(const pmli_builder *b, char *to, size_t size, const char *format, va_list args)
+{
+    if (!b->nameless)
+        vsnprintf(to, size, format, args);
+}
+
+/* Of the caller's "..." after `format`. */
+#define NAME(b, to, format)                                                                        \
+    do {                                                                                           \
+        va_list args;                                                                              \
+        va_start(args, format);                                                                    \
+        name(b, to, sizeof(to), format, args);                                                     \
+        va_end(args);                                                                              \
+    } while (0)
+
 static int32_t new_tensor(pmli_builder *b, pmli_shape shape, pml_cause cause)
 {
     pml_program *p = b->program;
@@ -75,10 +90,7 @@ int32_t pmli_transient(pmli_builder *b, pmli_shape shape, pml_cause cause, const
     int32_t id = new_tensor(b, shape, cause);
     if (id < 0)
         return id;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(b->program->tensors[id].name, sizeof b->program->tensors[id].name, format, args);
-    va_end(args);
+    NAME(b, b->program->tensors[id].name, format);
     return id;
 }
 
@@ -89,10 +101,7 @@ int32_t pmli_persistent(pmli_builder *b, pmli_shape shape, pml_cause cause, cons
         return id;
     pml_tensor *t = &b->program->tensors[id];
     t->persistent = true;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(t->name, sizeof t->name, format, args);
-    va_end(args);
+    NAME(b, t->name, format);
     return id;
 }
 
@@ -117,10 +126,7 @@ int32_t pmli_part(pmli_builder *b, int32_t parent, int64_t at, int64_t rows, int
     t->persistent = true;
     t->parent = parent;
     t->at = at;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(t->name, sizeof t->name, format, args);
-    va_end(args);
+    NAME(b, t->name, format);
     return id;
 }
 
@@ -134,10 +140,7 @@ pml_parameter *pmli_parameter(pmli_builder *b, const char *format, ...)
         return NULL;
     pml_parameter *parameter = &p->parameters[p->n_parameters++];
     *parameter = (pml_parameter){.tensor = PMLI_ABSENT};
-    va_list args;
-    va_start(args, format);
-    vsnprintf(parameter->name, sizeof parameter->name, format, args);
-    va_end(args);
+    NAME(b, parameter->name, format);
     return parameter;
 }
 
@@ -152,7 +155,7 @@ pml_node *pmli_node(pmli_builder *b, pml_op op, int32_t layer, const char *label
     memset(node, 0, sizeof *node);
     node->op = op;
     node->layer = layer;
-    snprintf(node->label, sizeof node->label, "%s", label);
+    memcpy(node->label, label, strnlen(label, sizeof node->label - 1)); /* zeros behind it */
     for (int i = 0; i < PML_OP_MAX_VIEWS; i++)
         node->operands[i].tensor = PMLI_ABSENT;
     return node;
@@ -219,7 +222,10 @@ static int64_t live(pml_extent extent, int64_t capacity, const pml_counts *count
 
 void *pml_program_data(const pml_program *program, int32_t tensor, void *base)
 {
-    return (char *)base + program->tensors[tensor].offset;
+    const pml_tensor *t = &program->tensors[tensor];
+    if (t->host) /* none yet: only shapes are read */
+        base = program->host != NULL ? program->host : NOWHERE;
+    return (char *)base + t->offset;
 }
 
 void pml_program_bind(const pml_program *program, const pml_node *node, void *base,
@@ -325,11 +331,20 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
                         "recompute %d of %d layers, head_chunk %d and %d unpacked weights cannot "
                         "be planned",
                         c->recompute, c->recompute_layers, c->head_chunk, c->unpacked);
+    if (c->offload < 0 || c->offload >= PML_RECOMPUTE_COUNT || c->offload_layers < 0 ||
+        c->offload_layers > pml_offload_span(c, spec->layers))
+        return PML_FAIL(err, PML_INVALID,
+                        "%d offloaded layers at level %d, of %d, cannot be planned",
+                        c->offload_layers, c->offload, pml_offload_span(c, spec->layers));
 
     pml_program *p = calloc(1, sizeof *p);
     pml_train_config settled = *options->config;
     pml_plan_settle(c, &settled);
-    pmli_builder b = {.program = p, .config = &settled, .backend = options->backend, .err = err};
+    pmli_builder b = {.program = p,
+                      .config = &settled,
+                      .backend = options->backend,
+                      .err = err,
+                      .nameless = options->estimate};
     b.layers = calloc((size_t)spec->layers, sizeof *b.layers);
     if (p == NULL || b.layers == NULL) {
         b.status = PML_FAIL(err, PML_NO_MEMORY, "no host memory for the step program");

@@ -31,15 +31,23 @@ static const measured zen3[] = {
 
 /* Products with their rank-16 parts, at the shapes of Llama-3.1-8B; attention by cuDNN, counted
  * causally. */
-static const measured h200[] = {
-    {PML_OP_linear, 610e3, 3500},        {PML_OP_linear_bwd, 610e3, 3500},
-    {PML_OP_head_loss, 617e3, 3500},     {PML_OP_attention, 190e3, 3500},
-    {PML_OP_attention_bwd, 364e3, 3500}, {PML_OP_rmsnorm, 600e3, 3700},
-    {PML_OP_rmsnorm_bwd, 600e3, 3500},   {PML_OP_rope, 600e3, 3500},
-    {PML_OP_embed, 600e3, 3800},         {PML_OP_swiglu, 600e3, 3600},
-    {PML_OP_swiglu_bwd, 600e3, 4300},    {PML_OP_adamw, 600e3, 3700},
-    {PML_OP_sumsq, 600e3, 3700},         {PML_OP_fill, 600e3, 4200},
-    {PML_OP_copy, 600e3, 3900}};
+static const measured h200[] = {{PML_OP_linear, 610e3, 3500},
+                                {PML_OP_linear_bwd, 610e3, 3500},
+                                {PML_OP_head_loss, 617e3, 3500},
+                                {PML_OP_attention, 190e3, 3500},
+                                {PML_OP_attention_bwd, 364e3, 3500},
+                                {PML_OP_rmsnorm, 600e3, 3700},
+                                {PML_OP_rmsnorm_bwd, 600e3, 3500},
+                                {PML_OP_rope, 600e3, 3500},
+                                {PML_OP_embed, 600e3, 3800},
+                                {PML_OP_swiglu, 600e3, 3600},
+                                {PML_OP_swiglu_bwd, 600e3, 4300},
+                                {PML_OP_adamw, 600e3, 3700},
+                                {PML_OP_sumsq, 600e3, 3700},
+                                {PML_OP_fill, 600e3, 4200},
+                                {PML_OP_copy, 600e3, 3900},
+                                {PML_OP_offload, 600e3, 55},
+                                {PML_OP_fetch, 600e3, 55}};
 
 static const table tables[] = {
     {"AMD EPYC of Zen 3's class, 2 threads, AVX2, float32, 2026-11-21 "

@@ -50,11 +50,6 @@ static void head_loss(pmli_builder *b, int32_t x, int32_t dx, int32_t dw, int32_
     sum_losses(b, losses, total);
 }
 
-static int32_t level_of(const pml_plan_choices *c, int32_t layer)
-{
-    return layer < c->recompute_layers || c->recompute == 0 ? c->recompute : c->recompute - 1;
-}
-
 /* The gradient that runs down the residual line: of the output of each layer's o and down. In
  * float16 all layers add to it in float32, and what the products read is its rounding. */
 static pmli_residual residual(pmli_builder *b)
@@ -76,7 +71,7 @@ static pmli_residual residual(pmli_builder *b)
 void pmli_build_micro(pmli_builder *b)
 {
     const pml_program *p = b->program;
-    int32_t layers = p->spec.layers;
+    const int32_t layers = p->spec.layers, first = p->n_nodes;
     pmli_saved *saved = calloc((size_t)layers, sizeof *saved);
     if (saved == NULL) {
         b->status = PML_FAIL(b->err, PML_NO_MEMORY, "no host memory for the step program");
@@ -88,6 +83,7 @@ void pmli_build_micro(pmli_builder *b)
     int32_t rstd;
     int32_t y = final_norm(b, stream, &rstd);
     pmli_residual d = residual(b);
+    const int32_t middle = p->n_nodes;
     head_loss(b, y, d.d, b->dhead, p->loss_sum);
     pmli_final_norm_backward(b, d, stream.add, rstd);
     bool embed_trained = b->dembed >= 0;
@@ -95,7 +91,7 @@ void pmli_build_micro(pmli_builder *b)
     while (!embed_trained && lowest < layers && !pmli_layer_trained(&b->layers[lowest]))
         lowest++;
     for (int32_t l = layers - 1; l >= lowest; l--) {
-        pmli_layer_backward(b, l, &saved[l], level_of(&p->choices, l), d,
+        pmli_layer_backward(b, l, &saved[l], pmli_level_of(&p->choices, l, layers), d,
                             l > lowest || embed_trained);
     }
     if (embed_trained) {
@@ -106,6 +102,7 @@ void pmli_build_micro(pmli_builder *b)
         pmli_node_done(b, node);
     }
     free(saved);
+    pmli_offload(b, first, middle);
 }
 
 void pmli_build_eval(pmli_builder *b)

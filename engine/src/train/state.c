@@ -175,6 +175,10 @@ pml_status pml_stepper_identity(pml_stepper *s, char *json, size_t capacity, pml
     pml_json_put_int(w, "pieces", s->plan.choices.pieces);
     if (s->plan.choices.moments_8bit)
         pml_json_put_bool(w, "moments_8bit", true);
+    if (s->plan.choices.offload_layers > 0) {
+        pml_json_put_int(w, "offload", s->plan.choices.offload);
+        pml_json_put_int(w, "offload_layers", s->plan.choices.offload_layers);
+    }
     status = pml_json_writer_finish(w, 0, &text, &size, err);
     if (status == PML_OK && size >= capacity)
         status = PML_FAIL(err, PML_INVALID, "identity needs %zu bytes, the buffer has %zu",

@@ -109,7 +109,7 @@ static pml_status take_arena(pml_stepper *s, const pml_stepper_options *o, pml_e
 /* All host memory that steps will use. */
 static pml_status take_host_memory(pml_stepper *s, pml_error *err)
 {
-    const pml_program *p = s->program;
+    pml_program *p = s->program;
     const pml_batch_limits *l = &p->limits;
     size_t inputs = 2 * (size_t)l->tokens + (size_t)l->docs + 1 + 2 * (size_t)l->labels;
     size_t sampling = 3 * (size_t)p->generate_chunk + 5 * (size_t)p->generate_rows + 2;
@@ -133,7 +133,15 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
         s->trained[s->n_trained++] = i;
         s->trained_floats += (size_t)(p->parameters[i].rows * p->parameters[i].cols);
     }
-    return PML_OK;
+    if (p->host_bytes == 0)
+        return PML_OK;
+    pml_status status = s->backend->host_alloc(s->device, p->host_bytes, &p->host, err);
+    return status == PML_OK ? status
+                            : pml_error_prefix(err,
+                                               "%d layers' activations were to wait in host "
+                                               "memory; a smaller batch or shorter rows need "
+                                               "less of it",
+                                               s->plan.choices.offload_layers);
 }
 
 pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, pml_error *err)
@@ -186,6 +194,8 @@ void pml_stepper_destroy(pml_stepper **stepper)
         return;
     pml_stepper *s = *stepper;
     pmli_drop_recorded(s);
+    if (s->program != NULL && s->program->host != NULL)
+        s->backend->host_free(s->device, &s->program->host, s->program->host_bytes);
     if (s->arena != NULL)
         s->backend->free(s->device, &s->arena, s->program->arena);
     if (s->queue != NULL)

@@ -143,6 +143,39 @@ pml_status pmli_cpu_copy(pml_queue *queue, const pml_copy_args *a, pml_error *er
     return PML_OK;
 }
 
+/* The device's memory is the host's: a copy, done when it returns. */
+static pml_status carry(pml_queue *queue, pml_op op, const pml_view *x, const pml_view *y,
+                        pml_error *err)
+{
+    pmli_check c = pmli_check_begin(op, err);
+    pmli_need_any(&c, "x", x, PMLI_ANY, PMLI_ANY);
+    pmli_need_any(&c, "y", y, x->rows, x->cols);
+    pmli_need_that(&c, x->dtype == y->dtype, "operand 'y' is %s, must be %s as 'x' is",
+                   pml_dtype_name(y->dtype), pml_dtype_name(x->dtype));
+    if (c.status != PML_OK)
+        return c.status;
+    move(queue, &(move_job){*x, *y, NULL, NULL, x->rows});
+    return PML_OK;
+}
+
+pml_status pmli_cpu_offload(pml_queue *queue, const pml_offload_args *a, pml_error *err)
+{
+    return carry(queue, PML_OP_offload, &a->x, &a->y, err);
+}
+
+pml_status pmli_cpu_fetch(pml_queue *queue, const pml_fetch_args *a, pml_error *err)
+{
+    return carry(queue, PML_OP_fetch, &a->x, &a->y, err);
+}
+
+pml_status pmli_cpu_await(pml_queue *queue, const pml_await_args *a, pml_error *err)
+{
+    (void)queue;
+    pmli_check c = pmli_check_begin(PML_OP_await, err);
+    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
+    return c.status;
+}
+
 pml_status pmli_cpu_gather_rows(pml_queue *queue, const pml_gather_rows_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_gather_rows, err);

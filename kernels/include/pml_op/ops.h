@@ -67,6 +67,9 @@ extern "C" {
     X(nf4_quantise, "IOOOOw", "Stores a weight in 4 bits a number, and the scales in 8.")          \
     X(nf4_dequantise, "IIIIO",                                                                     \
       "Makes a 4-bit weight float32 again, for the product that follows.")                         \
+    X(offload, "IO", "Copies rows to the host's memory, beside the ops that follow.")              \
+    X(fetch, "IO", "Brings rows back from the host's memory, beside the ops that follow.")         \
+    X(await, "U", "Waits until the copies to and from the host's memory have arrived.")            \
     X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")
 
 typedef enum pml_op {
@@ -409,6 +412,25 @@ static inline int64_t pml_nf4_nested(int64_t n)
     int64_t blocks = pml_nf4_blocks(n);
     return blocks / PML_NF4_NESTED + (blocks % PML_NF4_NESTED != 0);
 }
+
+/* y = x beside the ops that follow it on the queue: y lies in a block of the backend's host_alloc.
+ * Ops before it are done with x; those after it may read x, and neither write x nor touch y before
+ * an await. Same shape and dtype. */
+typedef struct pml_offload_args {
+    pml_view x, y;
+} pml_offload_args;
+
+/* The same the other way: x lies in such a block, y in the arena. */
+typedef struct pml_fetch_args {
+    pml_view x, y;
+} pml_fetch_args;
+
+/* Every offload and fetch put on the queue before it is done for the ops after it. x names the
+ * device's side of one of them, so that its place is nobody else's until then. A recording is ended
+ * with all of them awaited. */
+typedef struct pml_await_args {
+    pml_view x;
+} pml_await_args;
 
 /* x [1,n] F32 or F64, summed over ranks in rank order. */
 typedef struct pml_allreduce_args {

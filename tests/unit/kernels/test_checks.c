@@ -236,6 +236,15 @@ static pml_op_args valid(pml_op op)
                                random_view(1, T, 0), random_view(1, PML_HYPER_COUNT, 0),
                                random_view(1, T, 0), 1};
         break;
+    case PML_OP_offload:
+        a.offload = (pml_offload_args){random_view(T, H, 0), random_view(T, H, 0)};
+        break;
+    case PML_OP_fetch:
+        a.fetch = (pml_fetch_args){random_view(T, H, 0), random_view(T, H, 0)};
+        break;
+    case PML_OP_await:
+        a.await = (pml_await_args){random_view(T, H, 0)};
+        break;
     case PML_OP_allreduce:
     case PML_OP_COUNT:
         break;
@@ -271,7 +280,7 @@ static void expect_name(pml_op op, const pml_op_args *args, const char *how, con
 /* fill and copy take any dtype, so changing one is no mistake in itself. */
 static bool any_dtype(pml_op op, const char *operand)
 {
-    return op == PML_OP_fill ||
+    return op == PML_OP_fill || op == PML_OP_await ||
            ((op == PML_OP_copy || op == PML_OP_gather_rows || op == PML_OP_scatter_rows ||
              op == PML_OP_adamw || op == PML_OP_adamw_8bit || op == PML_OP_sgd) &&
             (strcmp(operand, "x") == 0 || strcmp(operand, "y") == 0 ||
@@ -284,10 +293,11 @@ static bool free_rows(pml_op op, const char *operand)
     static const struct {
         pml_op op;
         const char *operand;
-    } some[] = {
-        {PML_OP_embed, "table"},   {PML_OP_embed_bwd, "dtable"}, {PML_OP_rope, "table"},
-        {PML_OP_sum, "x"},         {PML_OP_sumsq, "x"},          {PML_OP_fill, "y"},
-        {PML_OP_gather_rows, "x"}, {PML_OP_scatter_rows, "y"},   {PML_OP_clip_scale, "hyper"}};
+    } some[] = {{PML_OP_embed, "table"},      {PML_OP_embed_bwd, "dtable"},
+                {PML_OP_rope, "table"},       {PML_OP_sum, "x"},
+                {PML_OP_sumsq, "x"},          {PML_OP_fill, "y"},
+                {PML_OP_gather_rows, "x"},    {PML_OP_scatter_rows, "y"},
+                {PML_OP_clip_scale, "hyper"}, {PML_OP_await, "x"}};
     for (size_t i = 0; i < sizeof some / sizeof *some; i++)
         if (some[i].op == op && strcmp(some[i].operand, operand) == 0)
             return true;
@@ -296,7 +306,7 @@ static bool free_rows(pml_op op, const char *operand)
 
 static bool free_cols(pml_op op, const char *operand)
 {
-    return (op == PML_OP_sum || op == PML_OP_sumsq || op == PML_OP_fill) &&
+    return (op == PML_OP_sum || op == PML_OP_sumsq || op == PML_OP_fill || op == PML_OP_await) &&
            strcmp(operand, "total") != 0;
 }
 

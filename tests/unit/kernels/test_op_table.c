@@ -173,6 +173,11 @@ static const expectation expectations[] = {
     E(nf4_dequantise, nested),
     E(nf4_dequantise, offset),
     E(nf4_dequantise, y),
+    E(offload, x),
+    E(offload, y),
+    E(fetch, x),
+    E(fetch, y),
+    E(await, x),
     E(allreduce, x),
 };
 

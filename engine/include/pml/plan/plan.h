@@ -55,7 +55,14 @@ typedef struct pml_plan_choices {
     int32_t moments_8bit;     /* 1: an AdamW whose width was left open has moments of 8 bits */
     int32_t unpacked;         /* NF4: of so many linear layers (all o, then qkv, down, gate_up) the
                                * numbers are kept and not their codes */
+    /* What offload_layers of the layers keep for their backward waits in host memory meanwhile.
+     * They are spread over those that stand at `recompute` (over all where that is none), but never
+     * the last layer, and stand themselves at level `offload`, which is pml_recompute too. */
+    int32_t offload, offload_layers;
 } pml_plan_choices;
+
+/* How many layers there are to choose offload_layers from. */
+int32_t pml_offload_span(const pml_plan_choices *choices, int32_t layers);
 
 typedef struct pml_plan {
     size_t by_cause[PML_CAUSE_COUNT]; /* bytes; their sum is total */
@@ -66,6 +73,8 @@ typedef struct pml_plan {
     pml_batch_limits limits; /* of a piece: what the program is built for */
     double flops, bytes;     /* one full micro-batch: forward, backward (and recompute) */
     double seconds;          /* the same by the table of rates (pml/plan/rates.h); for comparing */
+    size_t host;         /* bytes of host memory that activations wait in, page-locked on a GPU */
+    double link, waited; /* of `seconds`: copies to and from there, and what of them no op hides */
     int64_t parameters, trainable;
 } pml_plan;
 

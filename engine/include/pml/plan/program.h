@@ -73,6 +73,7 @@ typedef struct pml_tensor {
     int64_t at;          /* elements from the parent's start               */
     int32_t master;      /* >= 0: a copy of that float32 tensor, rounded to this one's dtype */
     bool persistent;     /* keeps its place in every segment               */
+    bool host;           /* lies in the host block instead, offset from its start */
     bool held;           /* transient, but lives from call to call of its segment (cached keys) */
     int32_t first, last; /* transient: nodes of first and last use, set by placement; -1 unused */
     size_t offset;       /* bytes from the arena's start (a part: of its parent's place + at)     */
@@ -168,6 +169,8 @@ typedef struct pml_program {
 
     size_t by_cause[PML_CAUSE_COUNT]; /* of the arena; runtime is 0 here */
     size_t arena;
+    size_t host_bytes; /* of the host block: what is offloaded */
+    void *host;        /* it; whoever runs the program takes it and gives it back */
 } pml_program;
 
 typedef struct pml_program_options {
@@ -204,7 +207,7 @@ const pml_range *pml_program_range(const pml_program *program, int64_t at);
  * their gradients. */
 size_t pml_optimizer_bytes(const pml_train_config *config, int64_t n);
 
-/* A tensor's place in an arena at base. */
+/* A tensor's place in an arena at base, or in the program's host block. */
 void *pml_program_data(const pml_program *program, int32_t tensor, void *base);
 
 /* Floating-point operations and bytes moved to and from memory of a bound node. */

@@ -1,0 +1,61 @@
+/* Inside of the search: candidates, and what its parts (plan.c, offload_search.c) share. */
+#ifndef PML_PLAN_SEARCH_H
+#define PML_PLAN_SEARCH_H
+
+#include "pml/plan/rates.h"
+
+typedef struct pmli_search {
+    const pml_model_spec *spec;
+    const pml_train_config *config;
+    const pml_backend *backend;
+    size_t available;     /* bytes, 0: no limit */
+    size_t host;          /* bytes of host memory that activations may wait in; 0: none */
+    int32_t moments_8bit; /* as pml_plan_choices */
+    pml_rates rates;
+} pmli_search;
+
+/* Two clocks: ops follow one another, copies to and from the host follow one another beside them,
+ * each no earlier than it was asked for; an await brings the first to where the second is. */
+typedef struct pmli_clocks {
+    double ops, link;    /* now */
+    double busy, waited; /* of the link; of the ops for it */
+} pmli_clocks;
+void pmli_advance(pmli_clocks *clocks, pml_op op, double seconds);
+
+enum { PMLI_SMALLEST_CHUNK = 8, PMLI_CHUNK_STEP = 4 /* chunks shrink by */ };
+
+/* Build one candidate and keep its numbers. */
+pml_status pmli_try_plan(const pmli_search *s, const pml_batch_limits *limits,
+                         const pml_plan_choices *choices, bool estimate, pml_plan *plan,
+                         pml_error *err);
+bool pmli_plan_fits(const pmli_search *s, const pml_plan *plan);
+
+/* Chunks shrink from the widest; more rows than there are labels gain nothing. */
+int32_t pmli_widest_chunk(const pmli_search *s, const pml_batch_limits *limits);
+int32_t pmli_most_pieces(const pml_batch_limits *limits);
+
+/* The cheapest recompute with which the other choices fit: the lowest level, and of it the fewest
+ * layers, since memory falls as both rise. *found = false when nothing does. */
+pml_status pmli_least_recompute(const pmli_search *s, const pml_batch_limits *limits,
+                                pml_plan_choices choices, pml_plan *plan, bool *found,
+                                pml_error *err);
+
+/* Whether weights in NF4 may be unpacked for good: not on the CPU, where what is left is the
+ * host's.
+ */
+bool pmli_may_unpack(const pmli_search *s);
+/* As many weights unpacked for good as what is left holds: all, or the most that fit. */
+pml_status pmli_unpack_most(const pmli_search *s, const pml_batch_limits *limits, bool estimate,
+                            pml_plan *plan, pml_error *err);
+
+/* Host memory that this worker's activations may wait in: 0 where a backend's memory is the host's
+ * anyway, or it has no op to move them. */
+pml_status pmli_host_room(const pml_train_config *config, const pml_backend *backend, size_t *bytes,
+                          pml_error *err);
+
+/* A plan that is faster than *plan (or any that fits, where *any is false) because layers wait in
+ * host memory; left alone where there is none. */
+pml_status pmli_search_offload(const pmli_search *s, const pml_batch_limits *limits, pml_plan *plan,
+                               bool *any, pml_error *err);
+
+#endif
