@@ -7,7 +7,8 @@
 enum {
     BLOCK = 512,
     SUM_BLOCK = 256,
-    MOST_BLOCKS = 256, /* of one call: bounds the partial sums over rows */
+    MOST_BLOCKS = 256,     /* of one call: bounds the partial sums over rows */
+    MOST_TOKENS = 1 << 26, /* whose sums are counted in 32 bits */
     TILE = MLP_ROWS * MLP_COLUMNS * 2,
     FACTOR = MLP_ROWS * MLP_RANK * 2,
     SUMS = MLP_ROWS * MLP_RANK * (int)sizeof(float), /* of a tile's columns by one group of warps */
@@ -31,20 +32,20 @@ static bool fits_rank(int64_t rank)
     return rank == 8 || rank == 16;
 }
 
-static bool fits(pml_dtype dtype, int64_t cols)
+static bool fits(pml_dtype dtype, int64_t tokens, int64_t cols)
 {
     return (dtype == PML_BF16 || dtype == PML_F16) && cols % 8 == 0 &&
-           column_tiles(cols) <= MOST_BLOCKS;
+           column_tiles(cols) <= MOST_BLOCKS && tokens <= MOST_TOKENS;
 }
 
 static bool forward_fits(const pml_swiglu_args *a)
 {
-    return a->u.rows > 0 && fits(a->h.dtype, a->h.cols) && fits_rank(a->u.cols);
+    return a->u.rows > 0 && fits(a->h.dtype, a->h.rows, a->h.cols) && fits_rank(a->u.cols);
 }
 
 static bool backward_fits(const pml_swiglu_bwd_args *a)
 {
-    return fits(a->dh.dtype, a->dh.cols) && (a->db.rows == 0 || fits_rank(a->rank)) &&
+    return fits(a->dh.dtype, a->dh.rows, a->dh.cols) && (a->db.rows == 0 || fits_rank(a->rank)) &&
            (a->da.rows == 0 || fits_rank(a->da.rows));
 }
 

@@ -16,6 +16,7 @@
 static constexpr int ROWS = MLP_ROWS, COLUMNS = MLP_COLUMNS, RANK = MLP_RANK;
 static constexpr int THREADS = 512, TILE = ROWS * COLUMNS * 2, FACTOR = ROWS * RANK * 2;
 static constexpr int UNITS = COLUMNS / 8, PASSES = ROWS * UNITS / THREADS;
+static_assert(THREADS / UNITS == 8, "a pass moves on by whole eights of rows");
 
 // What a block works on.
 struct Share {
@@ -34,18 +35,25 @@ __device__ inline Share share_of(long long tokens, long long cols)
     return s;
 }
 
-// This thread's i-th 16 bytes of a tile: where they lie in it, and whether they are there.
+// This thread's 16 bytes of a tile: in row `row`, and again every ROWS_A_PASS rows, where they lie
+// at the same place modulo eight rows. Of a column that is not there, no row is.
+static constexpr int ROWS_A_PASS = THREADS / UNITS;
+
 struct Unit {
-    int row, unit;
-    bool there;
+    int row, column;
+    unsigned place;
 };
 
-__device__ inline Unit unit_of(const Share &s, int i, long long row, long long tokens)
+__device__ inline Unit unit_of(const Share &s)
 {
-    const int at = i * THREADS + threadIdx.x;
-    Unit u = {at / UNITS, at % UNITS, false};
-    u.there = row + u.row < tokens && u.unit * 8 < s.columns;
-    return u;
+    const int row = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
+    return {unit * 8 < s.columns ? row : 1 << 30, s.column + unit * 8,
+            place<COLUMNS>(0, row, unit)};
+}
+
+__device__ inline int rows_of(long long tokens, long long tile)
+{
+    return (int)min((long long)ROWS, tokens - tile * ROWS);
 }
 
 // Two neighbours in shared or global memory as one register.
@@ -67,20 +75,18 @@ __device__ inline void store(float *to, long long ld, const float sums[4])
 
 static constexpr int STAGES = MLP_STAGES, STAGE = 2 * TILE, GROUPS = 8;
 
-// gate's and up's tile.
+// gate's and up's tile, from this thread's place in its first row on.
 template <typename T>
-__device__ inline void load(const pmli_mlp_params &p, const Share &s, unsigned stage,
-                            long long tile)
+__device__ inline void load(const pmli_mlp_params &p, const Unit &u, unsigned stage, const T *gate,
+                            int rows)
 {
-    const long long row = tile * ROWS;
-    const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + s.column;
 #pragma unroll
     for (int i = 0; i < PASSES; i++) {
-        const Unit u = unit_of(s, i, row, p.tokens);
-        const T *from = u.there ? gate + u.row * p.ld_gate_up + u.unit * 8 : (const T *)p.gate_up;
-        const unsigned to = place<COLUMNS>(stage, u.row, u.unit);
-        copy_16(to, from, u.there);
-        copy_16(to + TILE, u.there ? from + p.cols : from, u.there);
+        const bool there = u.row + i * ROWS_A_PASS < rows;
+        const T *from = there ? gate + i * ROWS_A_PASS * p.ld_gate_up : (const T *)p.gate_up;
+        const unsigned to = stage + u.place + i * ROWS_A_PASS * COLUMNS * 2;
+        copy_16(to, from, there);
+        copy_16(to + TILE, there ? from + p.cols : from, there);
     }
 }
 
@@ -116,18 +122,17 @@ __device__ inline void sum_u(const pmli_mlp_params &p, const float *groups, long
 
 // A tile in shared memory, and h: gate becomes h.
 template <typename T>
-__device__ inline void forth(const pmli_mlp_params &p, const Share &s, unsigned char *stage,
-                             long long tile)
+__device__ inline void forth(const pmli_mlp_params &p, const Unit &u, unsigned char *stage, T *h,
+                             int rows)
 {
 #pragma unroll
     for (int i = 0; i < PASSES; i++) {
-        const Unit u = unit_of(s, i, tile * ROWS, p.tokens);
-        unsigned char *at = stage + place<COLUMNS>(0, u.row, u.unit);
+        unsigned char *at = stage + u.place + i * ROWS_A_PASS * COLUMNS * 2;
         const Pack<T, 8> gate = *(Pack<T, 8> *)at, up = *(Pack<T, 8> *)(at + TILE);
-        const Pack<T, 8> h = swiglu_of<T, 8>(gate, up);
-        *(Pack<T, 8> *)at = h;
-        if (u.there)
-            *(Pack<T, 8> *)((T *)p.h + (tile * ROWS + u.row) * p.ld_h + s.column + u.unit * 8) = h;
+        const Pack<T, 8> made = swiglu_of<T, 8>(gate, up);
+        *(Pack<T, 8> *)at = made;
+        if (u.row + i * ROWS_A_PASS < rows)
+            *(Pack<T, 8> *)(h + i * ROWS_A_PASS * p.ld_h) = made;
     }
 }
 
@@ -138,12 +143,16 @@ template <typename T> __device__ void mlp(const pmli_mlp_params &p)
     float *sums = (float *)(memory + STAGES * STAGE); // [2][GROUPS][ROWS][RANK]
     const int warp = threadIdx.x / 32, group = warp / 2, half = warp % 2;
     const Share s = share_of(p.tokens, p.cols);
+    const Unit unit = unit_of(s);
+    const long long first = s.first * ROWS + unit.row; // only looked at where the column is there
+    const T *gate = (const T *)p.gate_up + first * p.ld_gate_up + unit.column;
+    T *h = (T *)p.h + first * p.ld_h + unit.column;
     unsigned a[4][2];
     load_a<T>(p, s, a);
 #pragma unroll
-    for (int i = 0; i < STAGES - 2; i++) {
+    for (int i = 0; i < STAGES - 2; i++, gate += ROWS * p.ld_gate_up) {
         if (s.first + i < s.end)
-            load<T>(p, s, base + i * STAGE, s.first + i);
+            load<T>(p, unit, base + i * STAGE, gate, rows_of(p.tokens, s.first + i));
         copy_commit();
     }
     for (long long tile = s.first; tile <= s.end; tile++) {
@@ -151,20 +160,22 @@ template <typename T> __device__ void mlp(const pmli_mlp_params &p)
         copy_wait<STAGES - 3>();
         __syncthreads(); // the tile is there, h of the one before it too
         if (s.first + next < s.end)
-            load<T>(p, s, base + next % STAGES * STAGE, s.first + next);
+            load<T>(p, unit, base + next % STAGES * STAGE, gate, rows_of(p.tokens, s.first + next));
+        gate += ROWS * p.ld_gate_up;
         copy_commit();
         if (at >= 2)
             sum_u(p, sums + at % 2 * GROUPS * ROWS * RANK, tile - 2);
         if (tile < s.end)
-            forth<T>(p, s, memory + at % STAGES * STAGE, tile);
+            forth<T>(p, unit, memory + at % STAGES * STAGE, h, rows_of(p.tokens, tile));
+        h += ROWS * p.ld_h;
         if (at > 0) {
             const unsigned stage = base + (at - 1) % STAGES * STAGE;
             float u[4] = {};
-            unsigned h[4];
+            unsigned x[4];
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                fragment_a<COLUMNS>(h, stage, 0, group * 8 + k * 2);
-                multiply<T>(u, h, a[k][0], a[k][1]);
+                fragment_a<COLUMNS>(x, stage, 0, group * 8 + k * 2);
+                multiply<T>(u, x, a[k][0], a[k][1]);
             }
             store(sums + ((at - 1) % 2 * GROUPS + group) * ROWS * RANK + half * 8, RANK, u);
         }
@@ -193,8 +204,7 @@ __device__ inline void add_tiles(const float *parts, int tiles, long long stride
 
 template <typename T> __device__ void mlp_sum(const pmli_mlp_params &p)
 {
-    const int fours = p.rank / 4;
-    const long long item = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const unsigned fours = p.rank / 4, item = blockIdx.x * blockDim.x + threadIdx.x;
     const long long row = item / fours;
     const int r = (int)(item % fours) * 4;
     if (row < p.tokens)
@@ -207,34 +217,56 @@ template <typename T> __device__ void mlp_sum(const pmli_mlp_params &p)
 static constexpr int BACK_STAGES = MLP_BACK_STAGES, BACK_STAGE = 3 * TILE + 3 * FACTOR;
 static constexpr int BACK_GROUPS = 4, ARRAYS = 3; // dgate, dup, h
 
-// The tiles of gate, up and dh, and behind them the same rows of u's two parts and v_down; zeros
-// where there is no such factor.
+// Where this thread reads and writes: its place in a tile's first row, and with the first threads a
+// piece of a factor.
+template <typename T> struct Places {
+    const T *gate, *dh, *factor;
+    T *dgate, *h;
+    int factor_row; // 1 << 30: none
+};
+
 template <typename T>
-__device__ inline void load(const pmli_mlp_bwd_params &p, const Share &s, unsigned stage,
-                            long long tile)
+__device__ inline Places<T> places_of(const pmli_mlp_bwd_params &p, const Share &s, const Unit &u)
 {
-    const long long row = tile * ROWS;
-    const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + s.column;
-    const T *dh = (const T *)p.dh + row * p.ld_dh + s.column;
+    const long long row = s.first * ROWS + u.row; // only looked at where the column is there
+    const int array = threadIdx.x / (ROWS * RANK / 8), at = threadIdx.x % (ROWS * RANK / 8);
+    const int r = at / (RANK / 8), column = at % (RANK / 8) * 8;
+    Places<T> t = {(const T *)p.gate_up + row * p.ld_gate_up + u.column,
+                   (const T *)p.dh + row * p.ld_dh + u.column,
+                   nullptr,
+                   (T *)p.dgate_up + row * p.ld_dgate_up + u.column,
+                   p.h == nullptr ? nullptr : (T *)p.h + row * p.ld_h + u.column,
+                   1 << 30};
+    if (array < ARRAYS && p.factor[array] != nullptr && column < p.rank[array]) {
+        t.factor = (const T *)p.factor[array] + (s.first * ROWS + r) * p.ld_factor[array] + column;
+        t.factor_row = r;
+    }
+    return t;
+}
+
+// The tiles of gate, up and dh, and behind them the same rows of u's two parts and v_down; zeros
+// where there is no such factor. The next tile's places are left in t.
+template <typename T>
+__device__ inline void load(const pmli_mlp_bwd_params &p, const Unit &u, unsigned stage,
+                            Places<T> &t, int rows)
+{
 #pragma unroll
     for (int i = 0; i < PASSES; i++) {
-        const Unit u = unit_of(s, i, row, p.tokens);
-        const T *from = u.there ? gate + u.row * p.ld_gate_up + u.unit * 8 : (const T *)p.gate_up;
-        const unsigned to = place<COLUMNS>(stage, u.row, u.unit);
-        copy_16(to, from, u.there);
-        copy_16(to + TILE, u.there ? from + p.cols : from, u.there);
-        copy_16(to + 2 * TILE, u.there ? dh + u.row * p.ld_dh + u.unit * 8 : (const T *)p.gate_up,
-                u.there);
+        const bool there = u.row + i * ROWS_A_PASS < rows;
+        const T *gate = there ? t.gate + i * ROWS_A_PASS * p.ld_gate_up : (const T *)p.gate_up;
+        const T *dh = there ? t.dh + i * ROWS_A_PASS * p.ld_dh : (const T *)p.gate_up;
+        const unsigned to = stage + u.place + i * ROWS_A_PASS * COLUMNS * 2;
+        copy_16(to, gate, there);
+        copy_16(to + TILE, there ? gate + p.cols : gate, there);
+        copy_16(to + 2 * TILE, dh, there);
     }
-    if (threadIdx.x < ARRAYS * ROWS * RANK / 8) {
-        const int array = threadIdx.x / (ROWS * RANK / 8), at = threadIdx.x % (ROWS * RANK / 8);
-        const int r = at / (RANK / 8), unit = at % (RANK / 8);
-        const T *factor = (const T *)p.factor[array];
-        const bool there = factor != nullptr && row + r < p.tokens && unit * 8 < p.rank[array];
-        copy_16(stage + 3 * TILE + array * FACTOR + r * RANK * 2 + unit * 16,
-                there ? (const void *)(factor + (row + r) * p.ld_factor[array] + unit * 8)
-                      : p.gate_up,
+    t.gate += ROWS * p.ld_gate_up;
+    t.dh += ROWS * p.ld_dh;
+    if (threadIdx.x < ARRAYS * ROWS * RANK / 8) { // their places follow one another
+        const bool there = t.factor_row < rows;
+        copy_16(stage + 3 * TILE + threadIdx.x * 16, there ? t.factor : (const T *)p.gate_up,
                 there);
+        t.factor += ROWS * p.ld_factor[threadIdx.x / (ROWS * RANK / 8)];
     }
 }
 
@@ -272,28 +304,29 @@ __device__ inline void sum_v(const pmli_mlp_bwd_params &p, const float *groups, 
 
 // A tile in shared memory and dgate_up: gate, up, dh become dgate, dup, h.
 template <typename T>
-__device__ inline void back(const pmli_mlp_bwd_params &p, const Share &s, unsigned char *stage,
-                            long long tile)
+__device__ inline void back(const pmli_mlp_bwd_params &p, const Unit &u, unsigned char *stage,
+                            Places<T> &t, int rows)
 {
 #pragma unroll
     for (int i = 0; i < PASSES; i++) {
-        const Unit u = unit_of(s, i, tile * ROWS, p.tokens);
-        unsigned char *at = stage + place<COLUMNS>(0, u.row, u.unit);
+        unsigned char *at = stage + u.place + i * ROWS_A_PASS * COLUMNS * 2;
         Pack<T, 8> gate = *(Pack<T, 8> *)at, up = *(Pack<T, 8> *)(at + TILE);
         Pack<T, 8> dh = *(Pack<T, 8> *)(at + 2 * TILE);
         swiglu_back<T, 8>(gate, up, dh);
         *(Pack<T, 8> *)at = gate;
         *(Pack<T, 8> *)(at + TILE) = up;
         *(Pack<T, 8> *)(at + 2 * TILE) = dh;
-        if (!u.there)
+        if (u.row + i * ROWS_A_PASS >= rows)
             continue;
-        const long long row = tile * ROWS + u.row, column = s.column + u.unit * 8;
-        T *out = (T *)p.dgate_up + row * p.ld_dgate_up + column;
+        T *out = t.dgate + i * ROWS_A_PASS * p.ld_dgate_up;
         *(Pack<T, 8> *)out = gate;
         *(Pack<T, 8> *)(out + p.cols) = up;
-        if (p.h != nullptr)
-            *(Pack<T, 8> *)((T *)p.h + row * p.ld_h + column) = dh;
+        if (t.h != nullptr)
+            *(Pack<T, 8> *)(t.h + i * ROWS_A_PASS * p.ld_h) = dh;
     }
+    t.dgate += ROWS * p.ld_dgate_up;
+    if (t.h != nullptr)
+        t.h += ROWS * p.ld_h;
 }
 
 // What one tile gives to the sums over rows: factor^T [16, 16 rows] times 32 columns of each array.
@@ -323,13 +356,15 @@ template <typename T> __device__ void mlp_bwd(const pmli_mlp_bwd_params &p)
     constexpr int SUMS = BACK_GROUPS * 2 * ROWS * RANK;
     const int warp = threadIdx.x / 32, array = warp / 8, group = warp / 2 % 4, half = warp % 2;
     const Share s = share_of(p.tokens, p.cols);
+    const Unit unit = unit_of(s);
+    Places<T> places = places_of<T>(p, s, unit);
     unsigned b[8][2];
     float rows[ARRAYS][4][4] = {};
     load_b<T>(p, s, array, group, half, b);
 #pragma unroll
     for (int i = 0; i < BACK_STAGES - 2; i++) {
         if (s.first + i < s.end)
-            load<T>(p, s, base + i * BACK_STAGE, s.first + i);
+            load<T>(p, unit, base + i * BACK_STAGE, places, rows_of(p.tokens, s.first + i));
         copy_commit();
     }
     for (long long tile = s.first; tile <= s.end; tile++) {
@@ -337,12 +372,14 @@ template <typename T> __device__ void mlp_bwd(const pmli_mlp_bwd_params &p)
         copy_wait<BACK_STAGES - 3>();
         __syncthreads();
         if (s.first + next < s.end)
-            load<T>(p, s, base + next % BACK_STAGES * BACK_STAGE, s.first + next);
+            load<T>(p, unit, base + next % BACK_STAGES * BACK_STAGE, places,
+                    rows_of(p.tokens, s.first + next));
         copy_commit();
         if (at >= 2)
             sum_v(p, sums + at % 2 * SUMS, tile - 2);
         if (tile < s.end)
-            back<T>(p, s, memory + at % BACK_STAGES * BACK_STAGE, tile);
+            back<T>(p, unit, memory + at % BACK_STAGES * BACK_STAGE, places,
+                    rows_of(p.tokens, tile));
         if (at > 0) {
             const unsigned stage = base + (at - 1) % BACK_STAGES * BACK_STAGE;
             add_rows<T>(stage, rows);
@@ -403,31 +440,32 @@ __device__ inline void add_db(const pmli_mlp_bwd_params &p, int array, int r, lo
 
 template <typename T> __device__ void mlp_bwd_sum(const pmli_mlp_bwd_params &p)
 {
-    long long item = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    unsigned item = blockIdx.x * blockDim.x + threadIdx.x;
+    const unsigned tokens = (unsigned)p.tokens, cols = (unsigned)p.cols;
     for (int array = 0; array < 2; array++) {
         if (p.db[array] == nullptr)
             continue;
-        const int fours = p.rank[array] / 4;
-        const long long row = item / fours;
-        if (row < p.tokens) {
+        const unsigned fours = p.rank[array] / 4, here = tokens * fours;
+        if (item < here) {
+            const long long row = item / fours;
             const int r = (int)(item % fours) * 4;
             add_tiles<T>(p.v_parts + (array * p.tiles * p.tokens + row) * RANK + r, p.tiles,
                          p.tokens * RANK, p.scale[array], (T *)p.v[array] + row * p.ld_v + r);
             return;
         }
-        item -= p.tokens * fours;
+        item -= here;
     }
     for (int array = 0; array < 2; array++) { // neighbours read neighbouring columns
         if (p.db[array] == nullptr)
             continue;
-        const long long here = p.cols * (p.rank[array] / 4);
+        const unsigned here = cols * (p.rank[array] / 4);
         if (item < here) {
-            add_db(p, array, (int)(item / p.cols) * 4, item % p.cols);
+            add_db(p, array, (int)(item / cols) * 4, item % cols);
             return;
         }
         item -= here;
     }
-    const long long fours = p.cols / 4;
+    const unsigned fours = cols / 4;
     if (p.da != nullptr && item < fours * p.rank[2])
         add_da(p, (int)(item / fours), item % fours * 4);
 }

@@ -9,10 +9,14 @@ template <typename T> __device__ inline float sigmoid(float x)
 {
     return 1.0f / (1.0f + expf(-x));
 }
-// By the special function unit: its error is far below half a unit of a 16-bit result.
+// By the special function unit, in four instructions: its error is far below half a unit of a
+// 16-bit result.
 __device__ inline float sigmoid_fast(float x)
 {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
+    float e, s;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1.0f + e));
+    return s;
 }
 template <> __device__ inline float sigmoid<bf16>(float x)
 {
@@ -42,11 +46,11 @@ __device__ inline void swiglu_back(Pack<T, N> &gate, Pack<T, N> &up, Pack<T, N> 
 {
 #pragma unroll
     for (int e = 0; e < N; e++) {
-        const float x = widen(gate.at[e]), s = sigmoid<T>(x);
+        const float x = widen(gate.at[e]), s = sigmoid<T>(x), silu = x * s;
         const float u = widen(up.at[e]), d = widen(dh.at[e]);
-        up.at[e] = narrow<T>(d * x * s);
-        gate.at[e] = narrow<T>(d * u * s * (1.0f + x * (1.0f - s)));
-        dh.at[e] = narrow<T>(x * s * u);
+        up.at[e] = narrow<T>(d * silu);
+        gate.at[e] = narrow<T>(d * u * (s + silu * (1.0f - s)));
+        dh.at[e] = narrow<T>(silu * u);
     }
 }
 
