@@ -34,25 +34,51 @@ __device__ inline Share share_of(const pmli_low_rank_params &p)
     return s;
 }
 
-// A tile of dy and the same rows of u, which begin where its adapter's do; zeros around them.
+// Where this thread reads: its 16 bytes of a tile's first rows, and again every ROWS_A_PASS rows;
+// with the first threads a piece of u. A row of 1 << 30 is nowhere.
+static constexpr int UNITS = COLUMNS / 8, ROWS_A_PASS = THREADS / UNITS;
+static_assert(ROWS_A_PASS == 4, "places repeat every second pass");
+
+template <typename T> struct Places {
+    const T *dy, *u;
+    int row, u_row;
+    unsigned place[2]; // in even and odd passes
+};
+
 template <typename T>
-__device__ inline void load(const pmli_low_rank_params &p, const Share &s, unsigned stage,
+__device__ inline Places<T> places_of(const pmli_low_rank_params &p, const Share &s)
+{
+    const int row = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
+    const int u_row = threadIdx.x / (RANK / 8), column = threadIdx.x % (RANK / 8) * 8;
+    const long long first = s.first * ROWS;
+    Places<T> t;
+    t.dy = (const T *)p.dy + (first + row) * p.ld_dy + s.column + unit * 8;
+    t.u = (const T *)p.u + (first + u_row) * p.ld_u + s.adapter * p.rank + column;
+    t.row = unit * 8 < s.columns ? row : 1 << 30;
+    t.u_row = u_row < ROWS && column < p.rank ? u_row : 1 << 30;
+    t.place[0] = place<COLUMNS>(0, row, unit);
+    t.place[1] = place<COLUMNS>(0, row + ROWS_A_PASS, unit);
+    return t;
+}
+
+// A tile of dy and the same rows of u, which begin where its adapter's do; zeros around them. The
+// next tile's places are left in t.
+template <typename T>
+__device__ inline void load(const pmli_low_rank_params &p, Places<T> &t, unsigned stage,
                             long long tile)
 {
-    const long long row = tile * ROWS;
-    const T *dy = (const T *)p.dy + row * p.ld_dy + s.column;
-    const T *u = (const T *)p.u + row * p.ld_u + s.adapter * p.rank;
+    const int rows = (int)min((long long)ROWS, p.tokens - tile * ROWS);
 #pragma unroll
-    for (int i = 0; i < ROWS * (COLUMNS / 8) / THREADS; i++) {
-        const int at = i * THREADS + threadIdx.x, r = at / (COLUMNS / 8), unit = at % (COLUMNS / 8);
-        const bool there = row + r < p.tokens && unit * 8 < s.columns;
-        copy_16(place<COLUMNS>(stage, r, unit), there ? dy + r * p.ld_dy + unit * 8 : p.dy, there);
+    for (int i = 0; i < ROWS / ROWS_A_PASS; i++) {
+        const bool there = t.row + i * ROWS_A_PASS < rows;
+        copy_16(stage + t.place[i % 2] + i / 2 * 2 * ROWS_A_PASS * COLUMNS * 2,
+                there ? t.dy + i * ROWS_A_PASS * p.ld_dy : (const T *)p.dy, there);
     }
-    if (threadIdx.x < ROWS * RANK / 8) {
-        const int r = threadIdx.x / (RANK / 8), unit = threadIdx.x % (RANK / 8);
-        const bool there = row + r < p.tokens && unit * 8 < p.rank;
-        copy_16(stage + TILE + r * RANK * 2 + unit * 16, there ? u + r * p.ld_u + unit * 8 : p.u,
-                there);
+    t.dy += ROWS * p.ld_dy;
+    if (threadIdx.x < ROWS * RANK / 8) { // their places follow one another
+        const bool there = t.u_row < rows;
+        copy_16(stage + TILE + threadIdx.x * 16, there ? t.u : (const T *)p.u, there);
+        t.u += ROWS * p.ld_u;
     }
 }
 
@@ -134,11 +160,12 @@ template <typename T> __device__ void low_rank(const pmli_low_rank_params &p)
     const Share s = share_of(p);
     unsigned b[STEPS][2][2];
     float db[STEPS * 2][4] = {};
+    Places<T> places = places_of<T>(p, s);
     load_b<T>(p, s, b);
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         if (s.first + i < s.end)
-            load<T>(p, s, base + i * STAGE, s.first + i);
+            load<T>(p, places, base + i * STAGE, s.first + i);
         copy_commit();
     }
     for (long long tile = s.first; tile < s.end; tile++) {
@@ -146,7 +173,7 @@ template <typename T> __device__ void low_rank(const pmli_low_rank_params &p)
         copy_wait<STAGES - 2>();
         __syncthreads(); // the tile is there, and nobody reads the one before it
         if (s.first + next < s.end)
-            load<T>(p, s, base + next % STAGES * STAGE, s.first + next);
+            load<T>(p, places, base + next % STAGES * STAGE, s.first + next);
         copy_commit();
         if (at > 0)
             sum_v(p, sums + (at - 1) % 2 * WARPS * ROWS * RANK, tile - 1);
