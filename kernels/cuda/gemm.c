@@ -134,8 +134,7 @@ static pml_status describe(product *p, const void *bias, pml_error *err)
 
 enum { CANDIDATES = 8, ROUNDS = 3 };
 
-/* Runs of one candidate at the least that any round took; 0 where it does not run. The result is
- * written where it belongs: the product that follows writes it once more. */
+/* Runs of one candidate at the least that any round took; 0 where it does not run. */
 static pml_status time_one(pml_queue *queue, const product *p, const pmli_gemm *g,
                            const cublasLtMatmulAlgo_t *algo, CUevent marks[2], float *least,
                            pml_error *err)
@@ -165,13 +164,32 @@ static pml_status time_one(pml_queue *queue, const product *p, const pmli_gemm *
     return status;
 }
 
+static size_t span_of(const pmli_gemm *g)
+{
+    return (size_t)((g->m - 1) * g->ldc + g->n) * pml_dtype_size(g->out);
+}
+
+/* The product as it is timed. What is written whole goes where it belongs: the product that follows
+ * writes it once more. What is added to is not touched: sums go into the workspace's second half.
+ */
+static pmli_gemm rehearsal(const pmli_gemm *g)
+{
+    pmli_gemm r = *g;
+    if (g->beta != 0) {
+        r.workspace_size = g->workspace_size / 2 / 256 * 256;
+        r.c = (char *)g->workspace + r.workspace_size;
+    }
+    return r;
+}
+
 /* The fastest of the candidates on this device, 1-8% better than the heuristic's first on a model's
- * shapes. Only where the result is written whole, and worth the time. */
+ * shapes. */
 static pml_status time_candidates(pml_queue *queue, product *p, const pmli_gemm *g,
                                   const cublasLtMatmulHeuristicResult_t *found, int count,
                                   pml_error *err)
 {
     CUevent marks[2] = {NULL, NULL};
+    const pmli_gemm tried = rehearsal(g);
     float best = 0;
     pml_status status = PML_OK;
     for (int i = 0; status == PML_OK && i < 2; i++)
@@ -179,7 +197,7 @@ static pml_status time_candidates(pml_queue *queue, product *p, const pmli_gemm 
             PMLI_CU(pmli_cu.cuEventCreate(&marks[i], CU_EVENT_DEFAULT), "timing a product", err);
     for (int i = 0; status == PML_OK && i < count; i++) {
         float took;
-        status = time_one(queue, p, g, &found[i].algo, marks, &took, err);
+        status = time_one(queue, p, &tried, &found[i].algo, marks, &took, err);
         if (status == PML_OK && took > 0 && (best == 0 || took < best)) {
             best = took;
             p->algo = found[i].algo;
@@ -191,11 +209,13 @@ static pml_status time_candidates(pml_queue *queue, product *p, const pmli_gemm 
     return status;
 }
 
-/* Whether the choice is a timed one: here and now, or earlier and kept. */
+/* Whether the choice is a timed one: here and now, or earlier and kept. Only where that is worth
+ * its time, and can be had without harm. */
 static bool by_time(const pml_queue *queue, const pmli_gemm *g)
 {
     const double least = 1e9; /* floating-point operations */
-    return !queue->device->deterministic && g->beta == 0 &&
+    bool has_room = g->beta == 0 || span_of(g) <= g->workspace_size / 2 / 256 * 256;
+    return !queue->device->deterministic && has_room &&
            2.0 * (double)g->m * (double)g->n * (double)g->k >= least;
 }
 
