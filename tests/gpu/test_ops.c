@@ -16,8 +16,8 @@
  *   --eager       ops one by one only, no graphs
  *   --sparse      as --eager, and only inputs are uploaded: what else an op reads was never
  * written, which compute-sanitizer's initcheck tells (tests/gpu/sanitize)
- *   --scratch     with --sparse: the workspace is uploaded, too (NaN), for ops in which a library
- * writes there by ways that initcheck does not see
+ *   --scratch     with --sparse: the workspace and linear_bwd's v are uploaded, too (NaN): what
+ * cuBLASLt writes there by ways that initcheck does not see is read by our kernels
  *
  * Prints a line a case and "N passed, N failed"; exit status 77 and "skipped" without a GPU. */
 #include <ctype.h>
@@ -270,29 +270,51 @@ static void move_rows(session *s, pml_view v, unsigned char *image, bool up)
     }
 }
 
-/* Every operand that an op reads, or every one that it writes. */
-static void move_operands(session *s, const char *letters, unsigned char *image, bool up)
+/* Every operand that an op reads, or every one that it writes; or those of one name. */
+static void move_operands(session *s, const char *letters, const char *name, unsigned char *image,
+                          bool up)
 {
     for (int n = 0; n < s->cases.count; n++) {
         gpu_case *c = &s->cases.at[n];
         const pml_op_info *info = pml_op_describe(c->op);
         for (int i = 0; i < info->n_views; i++) {
             pml_view v = pml_op_views(&c->args)[i];
-            if (v.data != NULL && strchr(letters, toupper(info->signature[i])) != NULL)
+            if (v.data != NULL && strchr(letters, toupper(info->signature[i])) != NULL &&
+                (name == NULL || strcmp(name, info->operands[i]) == 0))
                 move_rows(s, v, image, up);
         }
     }
     MUST(s->gpu->sync(s->queue, err));
 }
 
+/* Which operand an address of initcheck's belongs to. */
+static void print_places(const session *s)
+{
+    printf("%p  workspace, %zu bytes\n", (void *)s->arena, s->cases.workspace);
+    for (int n = 0; n < s->cases.count; n++) {
+        gpu_case c = s->cases.at[n];
+        const pml_op_info *info = pml_op_describe(c.op);
+        for (int i = 0; i < info->n_views; i++) {
+            const pml_view *v = &pml_op_views(&c.args)[i];
+            if (v->data != NULL)
+                printf("%p  %s of %s %s: [%lld,%lld], ld %lld\n", v->data, info->operands[i],
+                       info->name, c.name, (long long)v->rows, (long long)v->cols,
+                       (long long)v->ld);
+        }
+    }
+}
+
 static void run_sparse(session *s)
 {
-    if (s->scratch)
+    print_places(s);
+    if (s->scratch) {
         MUST(s->gpu->upload(s->queue, s->arena, s->start, s->cases.workspace, err));
-    move_operands(s, "IU", s->start, true);
+        move_operands(s, "O", "v", s->start, true);
+    }
+    move_operands(s, "IU", NULL, s->start, true);
     run_all(s);
     memcpy(s->eager, s->start, s->size);
-    move_operands(s, "OU", s->eager, false);
+    move_operands(s, "OU", NULL, s->eager, false);
 }
 
 static void run_eager(session *s)

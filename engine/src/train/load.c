@@ -386,10 +386,11 @@ static pml_status make_adapter(pml_stepper *s, float *piece, pml_error *err)
         int64_t count = p->rows * p->cols;
         for (int64_t done = 0; done < count;) {
             int64_t n = count - done < PIECE_FLOATS ? count - done : PIECE_FLOATS;
+            pml_philox random = {{0}};
             for (int64_t e = 0; e < n; e++) {
                 uint64_t index = (uint64_t)(p->at + done + e);
-                pml_philox random =
-                    pml_philox_at(s->config.seed, 0, PML_PURPOSE_LORA_INIT, index / 4);
+                if (e == 0 || index % 4 == 0) /* the words of the last four are used up */
+                    random = pml_philox_at(s->config.seed, 0, PML_PURPOSE_LORA_INIT, index / 4);
                 piece[e] = bound * (2.0F * pml_uniform(random.word[index % 4]) - 1.0F);
             }
             pml_status status =

@@ -7,32 +7,53 @@
 #define BLOCK    256
 #define SMALLEST 1.17549435e-38f // FLT_MIN
 
-// The nearest code is the number of middles below x. The map has 2^i (of one sign: 2^(i+1)) evenly
-// spaced values in its i-th decade from below, so that a guess by arithmetic is right or one off;
-// comparing with the middles themselves makes it right.
-template <bool SIGNED> __device__ inline int nearest(const float *middle, float x)
+// The nearest code is the number of middles below x. What the exponent and seven bits of the
+// mantissa of |x| say of it is in a table, a cell each: between two neighbouring cells' first
+// numbers there is one middle at most, so that one comparison tells the rest.
+//
+//   |x| as bits:  0 eeeeeeee mmmmmmm|mmmmmmmmmmmmmmmm      cell: these 15 bits, less those of
+//   2^-24,
+//                                                          under which no middle is but in cell 0
+#define FIRST_CELL ((127 - 24) << 7)
+#define CELLS      ((24 << 7) + 1) // up to 1
+
+__device__ inline int cell_of(float size)
+{
+    return min(max((int)(__float_as_uint(size) >> 16 & 0x7fff) - FIRST_CELL, 0), CELLS - 1);
+}
+
+// How many of n middles (ascending, positive) are below the first number of each cell.
+__device__ inline void count_below(const float *middle, int n, unsigned char *below)
+{
+    for (int cell = threadIdx.x; cell < CELLS; cell += blockDim.x) {
+        const float first = cell > 0 ? __uint_as_float((unsigned)(cell + FIRST_CELL) << 16) : 0.0f;
+        int low = 0, high = n;
+        while (low < high) {
+            const int at = (low + high) / 2;
+            if (middle[at] < first)
+                low = at + 1;
+            else
+                high = at;
+        }
+        below[cell] = (unsigned char)low;
+    }
+}
+
+// Of numbers that have no sign: middle has 255 and an infinite one behind them.
+__device__ inline int nearest_of(const float *middle, const unsigned char *below, float x)
+{
+    const int n = below[cell_of(x)];
+    return n + (middle[n] < x);
+}
+
+// Zero has code 127, and the middles below it are those above it, mirrored; but for the last one,
+// between the largest of both signs and 1. `middle` are those above zero.
+#define ZERO 127
+__device__ inline int nearest_signed(const float *middle, const unsigned char *below, float x)
 {
     const float size = fabsf(x);
-    int decade = 0;
-    float scale = 1e6f;
-    const float begins[6] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f};
-    const float scales[6] = {1e5f, 1e4f, 1e3f, 1e2f, 1e1f, 1.0f};
-#pragma unroll
-    for (int i = 0; i < 6; i++)
-        if (size >= begins[i]) {
-            decade = i + 1;
-            scale = scales[i];
-        }
-    const int items = SIGNED ? 1 << decade : 2 << decade;
-    int item = (int)((size * scale - 0.1f) * (float)items * (1.0f / 0.9f));
-    item =
-        min(max(item, 0), items - 1) + items; // items - 1 lie in the decades below, and there is 0
-    int code = SIGNED ? (x < 0 ? 127 - item : 127 + item) : item - 1;
-    while (code < 255 && middle[code] < x)
-        code++;
-    while (code > 0 && !(middle[code - 1] < x))
-        code--;
-    return code;
+    const int n = below[cell_of(size)];
+    return x < 0 ? ZERO - min(n + (middle[n] <= size), ZERO) : ZERO + n + (middle[n] < size);
 }
 
 __device__ inline float warp_largest(float x)
@@ -72,6 +93,7 @@ __device__ inline void store_four(T *to, const T from[4], long long at, long lon
 template <typename T> __device__ void adamw_8bit(const pmli_adamw_8bit_params &p)
 {
     __shared__ float m_map[256], v_map[256], m_middle[256], v_middle[256];
+    __shared__ unsigned char m_below[CELLS], v_below[CELLS];
     if (!is_finite(p.hyper[HYPER_GRAD_SCALE]))
         return;
     const int i = threadIdx.x; // there are as many threads as codes
@@ -79,6 +101,9 @@ template <typename T> __device__ void adamw_8bit(const pmli_adamw_8bit_params &p
     v_map[i] = p.v_map[i];
     m_middle[i] = i < 255 ? (p.m_map[i] + p.m_map[i + 1]) * 0.5f : INFINITE;
     v_middle[i] = i < 255 ? (p.v_map[i] + p.v_map[i + 1]) * 0.5f : INFINITE;
+    __syncthreads();
+    count_below(m_middle + ZERO, 255 - ZERO, m_below);
+    count_below(v_middle, 255, v_below);
     __syncthreads();
 
     const double lr = p.hyper[HYPER_LR], wide2 = p.hyper[HYPER_ONE_MINUS_BETA2];
@@ -140,10 +165,11 @@ template <typename T> __device__ void adamw_8bit(const pmli_adamw_8bit_params &p
             alignas(4) unsigned char m_code[4], v_code[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const int code = nearest<true>(m_middle, __fmul_rn(m[run][e], m_inverse));
-                m_code[e] = (unsigned char)(m[run][e] < 0 && code == 127 ? 126 : code);
+                const int code =
+                    nearest_signed(m_middle + ZERO, m_below, __fmul_rn(m[run][e], m_inverse));
+                m_code[e] = (unsigned char)(m[run][e] < 0 && code == ZERO ? ZERO - 1 : code);
                 v_code[e] =
-                    (unsigned char)nearest<false>(v_middle, __fmul_rn(v[run][e], v_inverse));
+                    (unsigned char)nearest_of(v_middle, v_below, __fmul_rn(v[run][e], v_inverse));
             }
             store_four(p.m, m_code, at, p.count, p.wide);
             store_four(p.v, v_code, at, p.count, p.wide);

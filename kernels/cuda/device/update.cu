@@ -5,6 +5,7 @@
 
 #define BLOCK 256
 #define RUN   64 // elements a thread adds in float32 before they join its float64 sum
+#define PACKS 4  // loads of 16 bytes that a thread has on their way
 
 __device__ inline double block_total(double x)
 {
@@ -21,20 +22,56 @@ __device__ inline double block_total(double x)
     return x;
 }
 
+template <bool SQUARES> __device__ inline float term(float x)
+{
+    return SQUARES ? x * x : x;
+}
+
+// Of a buffer whose elements follow each other from a 16-byte address on: all but the last three at
+// most. Which element belongs to which thread depends on the shape and that alone.
+template <bool SQUARES> __device__ double sum_of_packs(const float *x, long long packs)
+{
+    typedef Pack<float, 4> pack;
+    const long long threads = (long long)gridDim.x * BLOCK;
+    double sum = 0;
+    long long i = (long long)blockIdx.x * BLOCK + threadIdx.x;
+    for (; i + (PACKS - 1) * threads < packs; i += PACKS * threads) {
+        pack held[PACKS];
+        float run = 0;
+#pragma unroll
+        for (int k = 0; k < PACKS; k++)
+            held[k] = ((const pack *)x)[i + k * threads];
+#pragma unroll
+        for (int k = 0; k < PACKS; k++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                run += term<SQUARES>(held[k].at[e]);
+        sum += run;
+    }
+    for (; i < packs; i += threads) {
+        const pack held = ((const pack *)x)[i];
+        float run = 0;
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            run += term<SQUARES>(held.at[e]);
+        sum += run;
+    }
+    return sum;
+}
+
 // Which element belongs to which thread depends on the shape alone.
 template <bool SQUARES> __device__ void sum_parts(const pmli_sum_params &p)
 {
     const long long count = p.rows * p.cols, threads = (long long)gridDim.x * BLOCK;
     const bool flat = p.ld == p.cols;
-    double sum = 0;
-    long long i = (long long)blockIdx.x * BLOCK + threadIdx.x;
+    const long long packs = flat && (size_t)p.x % 16 == 0 ? count / 4 : 0;
+    double sum = sum_of_packs<SQUARES>(p.x, packs);
+    long long i = 4 * packs + (long long)blockIdx.x * BLOCK + threadIdx.x;
     while (i < count) {
         float run = 0;
 #pragma unroll 8
-        for (int n = 0; n < RUN && i < count; n++, i += threads) {
-            const float x = p.x[flat ? i : i / p.cols * p.ld + i % p.cols];
-            run += SQUARES ? x * x : x;
-        }
+        for (int n = 0; n < RUN && i < count; n++, i += threads)
+            run += term<SQUARES>(p.x[flat ? i : i / p.cols * p.ld + i % p.cols]);
         sum += run;
     }
     sum = block_total(sum);
