@@ -10,9 +10,8 @@
 
 enum {
     BLOCK = 256,
-    UNIT = 8,  /* elements that a thread reads or writes at once */
-    UNITS = 4, /* of a thread, in nf4.cu */
-    BLOCKS_A_PROCESSOR = 8
+    UNIT = 8, /* elements that a thread reads or writes at once */
+    LANES = 32
 };
 
 static pmli_launch grid_of(int64_t count, int64_t a_block)
@@ -32,6 +31,19 @@ static pml_status check(const pml_nf4_dequantise_args *a, pml_error *err)
     return c.status;
 }
 
+/* So that i / divisor == (i * magic >> 32) >> shift for all i < 2^31; divisor is 2 to 2^31
+ * (Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994, theorem 4.2,
+ * for numbers of 31 bits, which leave magic = ceil(2^(31+s) / divisor), 2^(s-1) < divisor <= 2^s,
+ * 32). */
+static void divide_by(int64_t divisor, unsigned *magic, unsigned *shift)
+{
+    unsigned s = 1;
+    while ((int64_t)1 << s < divisor)
+        s++;
+    *magic = (unsigned)((((uint64_t)1 << (31 + s)) + (uint64_t)divisor - 1) / (uint64_t)divisor);
+    *shift = s - 1;
+}
+
 pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_args *a,
                                     pml_error *err)
 {
@@ -40,6 +52,9 @@ pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_a
         return status;
     pmli_nf4_params p = {.cols = a->y.cols, .ld_y = a->y.ld};
     int64_t codes = 0, blocks = 0, nested = 0, row = 0, most = 0;
+    bool whole = p.cols % UNIT == 0 && p.cols > UNIT && p.ld_y % UNIT == 0;
+    if (whole)
+        divide_by(p.cols / UNIT, &p.magic, &p.shift);
     for (int i = 0; i < a->parts; i++) {
         int64_t count = a->part_rows[i] * a->y.cols;
         p.part[i].codes = (const unsigned char *)a->codes.data + codes;
@@ -48,8 +63,9 @@ pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_a
         p.part[i].offset = (const float *)a->offset.data + i;
         p.part[i].y = (char *)a->y.data + (size_t)(row * p.ld_y) * pml_dtype_size(a->y.dtype);
         p.part[i].count = count;
-        p.part[i].wide = p.cols % UNIT == 0 && p.ld_y % UNIT == 0 && count / UNIT <= INT32_MAX &&
-                         (uintptr_t)p.part[i].codes % 4 == 0 && (uintptr_t)p.part[i].y % 16 == 0;
+        if (whole && count / UNIT <= INT32_MAX && (uintptr_t)p.part[i].codes % 4 == 0 &&
+            (uintptr_t)p.part[i].y % 16 == 0)
+            p.part[i].tiles = (unsigned)(count / NF4_TILE);
         codes += pml_nf4_codes(count);
         blocks += pml_nf4_blocks(count);
         nested += pml_nf4_nested(count);
@@ -57,17 +73,14 @@ pml_status pmli_cuda_nf4_dequantise(pml_queue *queue, const pml_nf4_dequantise_a
         most = count > most ? count : most;
     }
     memcpy(p.values, pml_nf4_values, sizeof p.values);
-    /* Blocks stay and take several pieces each: their tables are made once. */
-    pmli_launch shape = grid_of(most, BLOCK * UNIT * UNITS);
-    unsigned resident = (unsigned)queue->device->processors * BLOCKS_A_PROCESSOR;
-    shape.grid_x = shape.grid_x < resident ? shape.grid_x : resident;
+    pmli_launch shape = grid_of(most, BLOCK / LANES * NF4_TILE);
     shape.grid_y = (unsigned)a->parts;
     return pmli_cuda_launch(queue, PMLI_nf4_f32 + (unsigned)a->y.dtype, shape, &p, err);
 }
 
 /* ---- quantise ---- */
 
-enum { LANES = 32, LEVELS = 4, GROUP = PML_NF4_NESTED };
+enum { LEVELS = 4, GROUP = PML_NF4_NESTED };
 _Static_assert((int)GROUP == (int)BLOCK, "nf4_scales has a thread for each magnitude of a group");
 
 /* Rows of 32 magnitudes in an innermost sum, as a power of two: cascade_begin of cpu/ref/nf4.c. */

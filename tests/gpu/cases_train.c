@@ -358,20 +358,38 @@ static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t
 }
 
 /* In float32 the bits of the reference, which are bitsandbytes'. */
-static void add_nf4(gpu_cases *cases, pml_dtype d, int32_t rows, int64_t cols, int32_t parts,
-                    int32_t border)
+/* Parts of so many rows; 0: there are no more. */
+static void add_nf4(gpu_cases *cases, pml_dtype d, const int32_t rows[PML_LINEAR_MAX_PARTS],
+                    int64_t cols, int32_t border)
 {
-    gpu_case *c = cases_add(cases, PML_OP_nf4_dequantise, "%s %d x [%d,%d]+%d", pml_dtype_name(d),
-                            parts, rows, (int)cols, border);
+    gpu_case *c = cases_add(cases, PML_OP_nf4_dequantise, "%s [%d %d %d,%d]+%d", pml_dtype_name(d),
+                            rows[0], rows[1], rows[2], (int)cols, border);
     pml_nf4_dequantise_args *a = &c->args.nf4_dequantise;
-    int64_t n = rows * cols;
-    *a = (pml_nf4_dequantise_args){.codes = shaped(1, parts * pml_nf4_codes(n), 0, PML_U8),
-                                   .absmax = shaped(1, parts * pml_nf4_blocks(n), 0, PML_U8),
-                                   .nested = shaped(1, parts * pml_nf4_nested(n), 0, PML_F32),
-                                   .offset = shaped(1, parts, 0, PML_F32),
-                                   .y = shaped((int64_t)parts * rows, cols, border, d),
-                                   .parts = parts,
-                                   .part_rows = {rows, rows, rows}};
+    int64_t codes = 0, blocks = 0, nested = 0, all = 0;
+    for (int i = 0; i < PML_LINEAR_MAX_PARTS && rows[i] > 0; i++) {
+        codes += pml_nf4_codes(rows[i] * cols);
+        blocks += pml_nf4_blocks(rows[i] * cols);
+        nested += pml_nf4_nested(rows[i] * cols);
+        all += rows[i];
+        a->part_rows[a->parts++] = rows[i];
+    }
+    a->codes = shaped(1, codes, 0, PML_U8);
+    a->absmax = shaped(1, blocks, 0, PML_U8);
+    a->nested = shaped(1, nested, 0, PML_F32);
+    a->offset = shaped(1, a->parts, 0, PML_F32);
+    a->y = shaped(all, cols, border, d);
+}
+
+/* No whole units; whole tiles; rows that cut blocks; a part of fewer tiles than the grid has warps
+ * for, and a rest; a border that is no whole unit; one row; rows of two units and of one. */
+static void add_nf4s(gpu_cases *cases, pml_dtype d)
+{
+    static const int32_t rows[][PML_LINEAR_MAX_PARTS] = {
+        {13, 13, 13}, {256, 256}, {300, 300, 300}, {300, 13, 70}, {13, 13}, {1}, {400, 1}, {400}};
+    static const int32_t cols[][2] = {{7, 0},  {512, 0},   {264, 64}, {264, 64},
+                                      {24, 3}, {16400, 0}, {16, 0},   {8, 0}}; /* and border */
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        add_nf4(cases, d, rows[i], cols[i][0], cols[i][1]);
 }
 
 /* The bytes of the reference, whose own are bitsandbytes'; off: elements by which operands lie off
@@ -531,11 +549,7 @@ void cases_of_training(gpu_cases *cases)
         add_attentions(cases, d);
         add_head_norms(cases, d, 4, 2, 128);
         add_head_norms(cases, d, 3, 1, 20);
-        add_nf4(cases, d, 13, 7, 3, 0);
-        add_nf4(cases, d, 256, 512, 2, 0);
-        add_nf4(cases, d, 300, 264, 3, 64); /* rows that cut blocks, and more than a grid's piece */
-        add_nf4(cases, d, 13, 24, 2, 3);
-        add_nf4(cases, d, 1, 16400, 1, 0);
+        add_nf4s(cases, d);
         /* Blocks: one; whole ones; a partial last one, in a row and after one; more than one level
          * of sums (2^9 and more rows of 32), with and without what fills none. */
         add_nf4_quantise(cases, d, 1, 1, PML_NF4_GRID, 0);

@@ -1,13 +1,22 @@
 // NF4 weights back to numbers, as bitsandbytes does: each multiplication and the addition rounded
-// by itself, so that float32 results are its bits. Nine tenths of the bytes are written: what
-// counts is that a warp writes whole lines and that there is always a store under way.
+// by itself, so that float32 results are its bits. Four fifths of the bytes are written: what counts
+// is that a warp writes whole lines and that there is always a store under way.
+//
+// A warp takes a tile of 32 blocks at a time. Each lane has the scale of one block, and works on
+// eight units, of neighbouring lanes side by side:
+//
+//   tile   | block 0 (64 numbers)                | block 1 …                 | … block 31 |
+//   unit k | lane 0: 8 numbers | … | lane 7: 8   | lane 8 …                  | lane 31 ends block 4 k + 3
 #include "nf4.cuh"
 #include "params.h"
 #include "types.cuh"
 
 #define BLOCK 256
-#define UNIT  8 // elements: 4 bytes of codes, within one block of 64
-#define UNITS 4 // of a thread at a time, BLOCK apart
+#define UNIT  8 // numbers: 4 bytes of codes, 16 of bf16
+#define UNITS 8 // of a lane in a tile
+#define TILE  (32 * UNIT * UNITS)
+
+static_assert(TILE == NF4_TILE, "the host counts tiles");
 
 template <typename T>
 __device__ void write_unit(T *y, unsigned codes, float scale, const float *values)
@@ -23,49 +32,48 @@ __device__ void write_unit(T *y, unsigned codes, float scale, const float *value
         ((Pack<T, N> *)y)[k] = out[k];
 }
 
+// What is not whole tiles at aligned places, number by number.
+template <typename T, typename Part>
+__device__ void write_rest(const pmli_nf4_params &all, const Part &p, const float *values)
+{
+    const long long threads = (long long)gridDim.x * BLOCK;
+    for (long long i = (long long)p.tiles * TILE + (long long)blockIdx.x * BLOCK + threadIdx.x;
+         i < p.count; i += threads) {
+        const long long block = i / 64;
+        const float scale = nf4_scale(p.absmax[block], p.nested[block / 256], *p.offset);
+        ((T *)p.y)[i / all.cols * all.ld_y + i % all.cols] =
+            narrow<T>(__fmul_rn(values[p.codes[i / 2] >> (i % 2 ? 0 : 4) & 15], scale));
+    }
+}
+
+// A warp has one tile, or none: blocks that come and go keep the memory busier than ones that stay.
 template <typename T> __device__ void nf4(const pmli_nf4_params &all)
 {
     const auto &p = all.part[blockIdx.y];
-    __shared__ float map[256], values[16];
-    if ((long long)blockIdx.x * BLOCK * (p.wide ? UNIT * UNITS : 1) >= p.count)
-        return;
-    map[threadIdx.x] = nf4_magnitude(threadIdx.x);
+    __shared__ float values[16];
+    const unsigned tile = blockIdx.x * (BLOCK / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x < 16)
         values[threadIdx.x] = all.values[threadIdx.x];
-    const float offset = *p.offset;
-    const unsigned units_a_row = (unsigned)(all.cols / UNIT); // 32 bits: it is divided by
-    const long long units = p.count / UNIT, step = (long long)gridDim.x * BLOCK * UNITS;
-    T *y = (T *)p.y;
+    unsigned codes[UNITS];
+    float scale = 0;
+    if (tile < p.tiles) {
+#pragma unroll
+        for (int k = 0; k < UNITS; k++) // read once
+            codes[k] = __ldcs((const unsigned *)p.codes + tile * (TILE / UNIT) + k * 32 + lane);
+        scale = nf4_scale(p.absmax[tile * 32 + lane], p.nested[tile / (256 / 32)], *p.offset);
+    }
     __syncthreads();
-    long long first = (long long)blockIdx.x * BLOCK * UNITS + threadIdx.x;
-    for (; p.wide && first < units; first += step) {
-        unsigned codes[UNITS], absmax[UNITS];
-        float nested[UNITS];
+    if (tile < p.tiles) {
+        const unsigned units_a_row = (unsigned)(all.cols / UNIT);
 #pragma unroll
         for (int k = 0; k < UNITS; k++) {
-            const long long unit = min(first + k * BLOCK, units - 1);
-            codes[k] = ((const unsigned *)p.codes)[unit];
-            absmax[k] = p.absmax[unit / 8];
-            nested[k] = p.nested[unit / (8 * 256)];
-        }
-#pragma unroll
-        for (int k = 0; k < UNITS; k++) {
-            const unsigned unit = (unsigned)(first + k * BLOCK), row = unit / units_a_row;
-            if (unit < units)
-                write_unit<T>(y + row * all.ld_y + (unit - row * units_a_row) * UNIT, codes[k],
-                              __fadd_rn(__fmul_rn(map[absmax[k]], nested[k]), offset), values);
+            const unsigned unit = tile * (TILE / UNIT) + k * 32 + lane;
+            const unsigned row = __umulhi(unit, all.magic) >> all.shift; // unit / units_a_row
+            write_unit<T>((T *)p.y + row * all.ld_y + (unit - row * units_a_row) * UNIT, codes[k],
+                          __shfl_sync(~0u, scale, k * 4 + lane / 8), values);
         }
     }
-    // What is not whole units at aligned places, element by element.
-    const long long threads = (long long)gridDim.x * BLOCK;
-    for (long long i = (p.wide ? units * UNIT : 0) + (long long)blockIdx.x * BLOCK + threadIdx.x;
-         i < p.count; i += threads) {
-        const long long block = i / 64;
-        const float scale =
-            __fadd_rn(__fmul_rn(map[p.absmax[block]], p.nested[block / 256]), offset);
-        y[i / all.cols * all.ld_y + i % all.cols] =
-            narrow<T>(__fmul_rn(values[p.codes[i / 2] >> (i % 2 ? 0 : 4) & 15], scale));
-    }
+    write_rest<T>(all, p, values);
 }
 
 #define NF4(name, T)                                                                               \

@@ -31,4 +31,10 @@ __device__ inline float nf4_magnitude(int index)
     return index < 127 ? -value : value;
 }
 
+// Of a block, from the code of its magnitude: each step rounded by itself.
+__device__ inline float nf4_scale(int code, float nested, float offset)
+{
+    return __fadd_rn(__fmul_rn(nf4_magnitude(code), nested), offset);
+}
+
 #endif

@@ -221,17 +221,22 @@ typedef struct pmli_sgd_params {
     int nesterov;
 } pmli_sgd_params;
 
-/* Quantised weights, one for each row of the grid, of count elements in rows of cols; wide: codes,
- * y and its rows allow 8 elements at a time. */
+/* Numbers that a warp unpacks at a time: 32 blocks. */
+#define NF4_TILE 2048
+
+/* Quantised weights, one for each row of the grid, of count elements in rows of cols. tiles: how
+ * many whole ones there are, 0 where codes, y or its rows do not allow 8 elements at a time. Unit i
+ * of 8 elements lies in row (i * magic >> 32) >> shift. */
 typedef struct pmli_nf4_params {
     struct {
         const unsigned char *codes, *absmax;
         const float *nested, *offset;
         void *y;
         long long count;
-        int wide;
+        unsigned tiles;
     } part[3];
     long long cols, ld_y;
+    unsigned magic, shift;
     float values[16];
 } pmli_nf4_params;
 
