@@ -1,12 +1,12 @@
 // NF4 weights back to numbers, as bitsandbytes does: each multiplication and the addition rounded
-// by itself, so that float32 results are its bits. Four fifths of the bytes are written: what counts
-// is that a warp writes whole lines and that there is always a store under way.
+// by itself, so that float32 results are its bits. Four fifths of the bytes are written: what
+// counts is that a warp writes whole lines and that there is always a store under way.
 //
 // A warp takes a tile of 32 blocks at a time. Each lane has the scale of one block, and works on
 // eight units, of neighbouring lanes side by side:
 //
-//   tile   | block 0 (64 numbers)                | block 1 …                 | … block 31 |
-//   unit k | lane 0: 8 numbers | … | lane 7: 8   | lane 8 …                  | lane 31 ends block 4 k + 3
+//   tile   | block 0, 64 numbers              | block 1 … | … block 31           |
+//   unit k | lane 0: 8 numbers | … | lane 7: 8 | lane 8 …  | … lane 31: block 4k + 3 |
 #include "nf4.cuh"
 #include "params.h"
 #include "types.cuh"
