@@ -203,6 +203,20 @@ static void test_lora_computes_only_what_it_needs(void **state)
     pml_program_destroy(&p);
 }
 
+/* Operations of a micro-batch. */
+static double all_flops(const pml_program *p)
+{
+    pml_counts counts = pml_program_capacity(p, PML_SEGMENT_MICRO);
+    double sum = 0;
+    for (int i = p->segments[PML_SEGMENT_MICRO].first; i < p->segments[PML_SEGMENT_MICRO].end;
+         i++) {
+        pml_op_args args;
+        pml_program_bind(p, &p->nodes[i], (void *)256, &counts, &args);
+        sum += pml_node_cost(p->nodes[i].op, &args).flops;
+    }
+    return sum;
+}
+
 /* A backend that gains by it: swiglu makes u of down, its backward v and db of gate_up and da of
  * down; each is made once, v stands in a border where there is one. Not with dropout. */
 static void test_swiglu_beside(void **state)
@@ -251,6 +265,12 @@ static void test_swiglu_beside(void **state)
         assert_int_equal(da, layers);
         assert_int_equal(weights, form == 2 ? small.layers : 0);
         assert_int_equal(kept, small.layers); /* gate_up's; with dropout down's, in two calls */
+        /* Who makes them does not change what is to be made. */
+        backend.mlp_adapters = false;
+        pml_program *apart = NULL;
+        assert_int_equal(pml_program_build(&options, &apart, &err), PML_OK);
+        assert_true(all_flops(p) > 0 && all_flops(p) == all_flops(apart));
+        pml_program_destroy(&apart);
         pml_program_destroy(&p);
     }
 }
