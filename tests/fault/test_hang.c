@@ -78,24 +78,29 @@ static void a_hang_is_found_in_time(void **state)
     harness_destroy(&h);
 }
 
-/* A process that is stopped beats no more: at its work, and while it stands. */
+/* A process that is stopped beats no more: when it was only just begun and the other one may wait
+ * for it already, at its work, and while it stands. */
 static void a_stopped_worker_is_silent(void **state)
 {
     (void)state;
     harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":2");
     assert_true(harness_start(h, NULL));
-    for (int i = 0; i < 2; i++) {
-        if (i == 1) {
+    for (int i = 0; i < 3; i++) {
+        if (i == 1)
+            history_reach(h, 20);
+        if (i == 2) {
             harness_command(h, "pause", "");
             harness_wait_state(h, "paused");
         }
-        pid_t pid = harness_worker_pid(h, 1);
+        pid_t pid;
+        while ((pid = harness_worker_pid(h, 1)) == 0)
+            harness_receive_for(h, 0.01);
         kill(pid, SIGSTOP);
         const pml_message *m = history_restart(h, i + 1);
         assert_string_equal(pml_message_string(m, "cause"), "silent");
         assert_int_equal(pml_message_int(m, "rank"), 1);
         assert_false(process_is_there(pid));
-        harness_wait_state(h, i == 0 ? "running" : "paused");
+        harness_wait_state(h, i < 2 ? "running" : "paused");
     }
     harness_destroy(&h);
 }

@@ -5,7 +5,8 @@
  *
  *   not come on within its limit, waits for nobody       it hangs
  *   the same, but it waits for a worker                  that one's limit decides; where it has
- *                                                        none, because it stands, it hangs
+ *                                                        none, because it stands, it hangs, if it
+ *                                                        says so still: else it may be silent
  *   no beat                                              silent: stopped, or not given a processor
  *
  * Who waits for nobody always exists: of all that take part in a collective, those that have come
@@ -23,9 +24,10 @@
 #include "coordinator.h"
 #include "pml/train/run.h"
 
-static const double round_most = 0.4;    /* a round takes 0.2 s when nothing happens */
-static const double beats_seconds = 2.5; /* without a beat: it is not only its training thread */
-static const double starved_times = 10;  /* of the silence that is allowed, where it is starved */
+static const double round_most = 0.4;     /* a round takes 0.2 s when nothing happens */
+static const double beats_seconds = 2.5;  /* without a beat: it is not only its training thread */
+static const double missed_seconds = 1.5; /* one beat has not come: what it does is not known */
+static const double starved_times = 10;   /* of the silence that is allowed, where it is starved */
 
 double watch_since(const coordinator *c, double then)
 {
@@ -125,7 +127,8 @@ static void judge(coordinator *c, const worker *w, double timeout)
         return;
     }
     const worker *other = &c->workers[w->waits_for];
-    if (other->pid > 0 && other->beat_at > 0 && other->waits_for < 0 && other->limit == 0)
+    bool beats = other->beat_at > 0 && watch_since(c, other->heard_at) < missed_seconds;
+    if (other->pid > 0 && beats && other->waits_for < 0 && other->limit == 0)
         call_absent(c, other, w);
 }
 
