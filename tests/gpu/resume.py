@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def killed_twice(run: pm.Run, half: int) -> None:
             run.resume(wait=True)
         pid = run.workers[0]["pid"]
         timeline = run.events()[-1]["timeline"]
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the second time it may be at its end
+            os.kill(pid, signal.SIGKILL)
         until(lambda: not is_alive(pid), "the worker's death")  # noqa: B023
         until(
             lambda: run.events()[-1]["timeline"] > timeline or run.state == "finished",  # noqa: B023
