@@ -11,6 +11,7 @@
 #include "memory.h"
 #include "ops.h"
 #include "pml/base/clock.h"
+#include "pml_op/cpu.h"
 #include "split.h"
 
 enum { THREADS_MAX = 1024 };
@@ -88,13 +89,7 @@ static pml_status cpu_info(pml_device *device, pml_device_info *info, pml_error 
     snprintf(info->instructions, sizeof info->instructions, "%s%s", pmli_instructions(),
              pmli_split_name());
     info->threads = pmli_pool_threads(device->pool);
-    pmli_memory memory;
-    pml_status status = pmli_memory_read("/proc", "/sys/fs/cgroup", &memory, err);
-    if (status == PML_OK) {
-        info->memory_total = memory.total;
-        info->memory_free = memory.free;
-    }
-    return status;
+    return pml_cpu_memory(&info->memory_total, &info->memory_free, err);
 }
 
 /* The kernel promises more than there is and kills whoever comes to fetch it; so a block that does
@@ -103,13 +98,13 @@ static pml_status cpu_alloc(pml_device *device, size_t bytes, void **base, pml_e
 {
     (void)device;
     *base = NULL;
-    pmli_memory memory;
-    pml_status status = pmli_memory_read("/proc", "/sys/fs/cgroup", &memory, err);
+    size_t total, free;
+    pml_status status = pml_cpu_memory(&total, &free, err);
     if (status != PML_OK)
         return status;
-    if (bytes > memory.free)
+    if (bytes > free)
         return PML_FAIL(err, PML_NO_MEMORY, "%zu MiB were asked for, %zu MiB are free", bytes >> 20,
-                        memory.free >> 20);
+                        free >> 20);
     return pmli_memory_map(bytes, base, err);
 }
 

@@ -9,6 +9,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "pml_op/cpu.h"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; older C libraries do not know it */
 #endif
@@ -115,6 +117,15 @@ pml_status pmli_memory_read(const char *proc, const char *cgroup, pmli_memory *m
     }
     fclose(file);
     return PML_OK;
+}
+
+pml_status pml_cpu_memory(size_t *total, size_t *free, pml_error *err)
+{
+    pmli_memory memory = {0};
+    pml_status status = pmli_memory_read("/proc", "/sys/fs/cgroup", &memory, err);
+    *total = memory.total;
+    *free = memory.free;
+    return status;
 }
 
 enum { HUGE_PAGE = 2 << 20 };

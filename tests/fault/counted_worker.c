@@ -27,7 +27,7 @@ static void wait_for(const char *path)
 }
 
 /* The first call of a round: whatever belongs to the step before is over. */
-static pml_status counted_share(job *j, int64_t *labels, int64_t *tokens, pml_error *err)
+static pml_share counted_share(job *j)
 {
     if (step + 1 == number("PML_COUNT_FROM"))
         alloc_begin();
@@ -38,7 +38,7 @@ static pml_status counted_share(job *j, int64_t *labels, int64_t *tokens, pml_er
         if (alloc_write(getenv("PML_COUNT")) != 0)
             perror("PML_COUNT");
     }
-    return job_train.share(j, labels, tokens, err);
+    return job_train.share(j);
 }
 
 static pml_status counted_step(job *j, const pml_update *update, pml_step_result *result,

@@ -218,7 +218,8 @@ void session_close(session *s)
 
 int64_t session_micros(session *s, pml_comm *comm)
 {
-    pml_header header = {.labels = pml_sampler_labels(s->sampler, s->cursor), .step = s->step};
+    pml_header header = {.labels = pml_sampler_share(s->sampler, s->cursor).labels,
+                         .step = s->step};
     if (comm != NULL)
         MUST(pml_comm_header(comm, &header, err));
     int32_t micros = pml_sampler_micros(s->sampler, s->cursor);

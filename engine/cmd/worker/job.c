@@ -7,11 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "pml/data/sampler.h"
 #include "pml/data/shard.h"
 #include "pml/model/spec.h"
 #include "pml/train/run.h"
 #include "pml/train/stepper.h"
+#include "pml_op/cpu.h"
 
 /* One set of rows, and how they are drawn. */
 typedef struct source {
@@ -119,6 +119,23 @@ static int sharing(const job_setup *setup)
     return n;
 }
 
+static pml_status free_memory(const job *j, size_t *bytes, pml_error *err)
+{
+    size_t total;
+    if (j->backend == pml_backend_cpu())
+        return pml_cpu_memory(&total, bytes, err);
+    const pml_device_options options = {.index = j->device, .threads = 1};
+    pml_device *device = NULL;
+    pml_device_info info = {0};
+    pml_status status = j->backend->open(&options, &device, err);
+    if (status == PML_OK)
+        status = j->backend->info(device, &info, err);
+    if (device != NULL)
+        j->backend->close(&device);
+    *bytes = info.memory_free;
+    return status;
+}
+
 /* Without a limit the workers of a device divide what is free before the first of them takes its
  * arena; rank 0's figure counts, so that all make the same plan. One that has a GPU
  * to itself asks when it has opened it. */
@@ -126,15 +143,9 @@ static pml_status divide_memory(job *j, const job_setup *setup, pml_error *err)
 {
     if (j->config.memory_limit > 0 || (setup->world == 1 && j->backend != pml_backend_cpu()))
         return PML_OK;
-    const pml_device_options options = {.index = j->device, .threads = 1};
-    pml_device *device = NULL;
-    pml_device_info info;
-    pml_status status = j->backend->open(&options, &device, err);
-    if (status == PML_OK)
-        status = j->backend->info(device, &info, err);
-    if (device != NULL)
-        j->backend->close(&device);
-    double bytes = status == PML_OK && setup->rank == 0 ? (double)info.memory_free : 0;
+    size_t free = 0;
+    pml_status status = setup->rank == 0 ? free_memory(j, &free, err) : PML_OK;
+    double bytes = (double)free;
     if (status == PML_OK)
         status = pml_comm_allreduce_f64(setup->comm, &bytes, 1, err);
     if (status == PML_OK)
@@ -220,17 +231,10 @@ static pml_status train_tune(job *j, const pml_train_state *s, pml_error *err)
  * the last checkpoint. */
 static pml_status room_for_snapshots(const job *j, job_facts *facts, pml_error *err)
 {
-    const pml_backend *cpu = pml_backend_cpu();
-    const pml_device_options options = {.threads = 1};
-    pml_device *device = NULL;
-    pml_device_info info = {0};
-    pml_status status = cpu->open(&options, &device, err);
-    if (status == PML_OK)
-        status = cpu->info(device, &info, err);
-    if (device != NULL)
-        cpu->close(&device);
+    size_t total, free;
+    pml_status status = pml_cpu_memory(&total, &free, err);
     facts->payload_bytes = pml_snapshot_bytes(j->stepper);
-    facts->slots = j->config.restarts && facts->payload_bytes <= info.memory_free / 8;
+    facts->slots = j->config.restarts && facts->payload_bytes <= free / 8;
     return status;
 }
 
@@ -345,19 +349,9 @@ static pml_status train_open(const job_setup *setup, job **out, job_facts *facts
 
 /* ---- steps ---- */
 
-static pml_status train_share(job *j, int64_t *labels, int64_t *tokens, pml_error *err)
+static pml_share train_share(job *j)
 {
-    *labels = pml_sampler_labels(j->train.sampler, j->cursor);
-    *tokens = 0;
-    int32_t n = pml_sampler_micros(j->train.sampler, j->cursor);
-    for (int32_t i = 0; i < n; i++) {
-        pml_batch batch;
-        pml_status status = pml_sampler_batch(j->train.sampler, j->cursor, i, &batch, err);
-        if (status != PML_OK)
-            return status;
-        *tokens += batch.n_tokens;
-    }
-    return PML_OK;
+    return pml_sampler_share(j->train.sampler, j->cursor);
 }
 
 static double train_epoch(const job *j)

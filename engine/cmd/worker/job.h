@@ -4,6 +4,7 @@
 #ifndef PML_WORKER_JOB_H
 #define PML_WORKER_JOB_H
 
+#include "pml/data/sampler.h"
 #include "pml/json/messages.h"
 #include "pml/train/checkpoint.h"
 #include "pml/train/profile.h"
@@ -55,7 +56,7 @@ typedef struct job_kind {
     void (*close)(job **j);
 
     /* This rank's share of the step at the cursor. */
-    pml_status (*share)(job *j, int64_t *labels, int64_t *tokens, pml_error *err);
+    pml_share (*share)(job *j);
     /* How many times the data has been passed. */
     double (*epoch)(const job *j);
     /* Factor of the schedule for the update after state->step: on state->learning_rate. */

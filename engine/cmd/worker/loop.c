@@ -284,9 +284,10 @@ static pml_status agree(loop *l, pml_header *h, pml_error *err)
                       .step = l->state.step + 1,
                       .flags = lost ? FLAG_LOST : 0,
                       .seconds = l->last_seconds};
-    pml_status status = l->kind->share(l->j, &h->labels, &h->tokens, err);
-    if (status == PML_OK)
-        status = pml_comm_header(l->comm, h, err);
+    pml_share mine = l->kind->share(l->j);
+    h->labels = mine.labels;
+    h->tokens = mine.tokens;
+    pml_status status = pml_comm_header(l->comm, h, err);
     /* Between steps everything is whole: one whose peers are gone with the coordinator saves too.
      */
     if (status == PML_PEER && (lost || link_lost(l->link))) {

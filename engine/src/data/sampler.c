@@ -457,17 +457,20 @@ pml_status pml_sampler_batch(pml_sampler *sampler, pml_cursor cursor, int32_t in
     return PML_OK;
 }
 
-int64_t pml_sampler_labels(pml_sampler *sampler, pml_cursor cursor)
+pml_share pml_sampler_share(pml_sampler *sampler, pml_cursor cursor)
 {
-    int64_t total = 0;
+    pml_share total = {0};
     int32_t micros = pml_sampler_micros(sampler, cursor);
     if (micros > 0)
         set_order(sampler, cursor.epoch);
     for (int32_t index = 0; index < micros; index++) {
         int64_t first, last;
         micro_range(sampler, cursor, index, &first, &last);
-        for (int64_t place = first; place < last; place++)
-            total += bin_amount(sampler, sampler->order[place]).labels;
+        for (int64_t place = first; place < last; place++) {
+            amount a = bin_amount(sampler, sampler->order[place]);
+            total.labels += a.labels;
+            total.tokens += a.tokens;
+        }
     }
     return total;
 }

@@ -1,6 +1,9 @@
-/* What only the CPU backend has: getting a process ready for it. */
+/* What only the CPU backend has: getting a process ready for it, and asking for memory without a
+ * device. */
 #ifndef PML_OP_CPU_H
 #define PML_OP_CPU_H
+
+#include <stddef.h>
 
 #include "pml/base/error.h"
 
@@ -17,6 +20,11 @@ extern "C" {
  * so at most once. Returns PML_OK when nothing had to be done; PML_UNSUPPORTED when the program
  * could not be executed again: it runs correctly, slower, and pml_backend.info names the core. */
 pml_status pml_cpu_prepare_process(int argc, char **argv);
+
+/* Bytes of this machine's memory, or of the tightest control group's limit: all of them, and what
+ * can be taken now. What pml_backend.info of a CPU device says, without one. PML_IO without /proc.
+ */
+pml_status pml_cpu_memory(size_t *total, size_t *free, pml_error *err);
 
 #ifdef __cplusplus
 }

@@ -73,7 +73,7 @@ static void check_epoch(pml_sampler_options options, int64_t epoch)
         int64_t steps = 0;
         pml_sampler_bounds(s, &tokens, &docs, &labels);
         for (pml_cursor at = {epoch, 0}; at.epoch == epoch; at = pml_sampler_next(s, at), steps++) {
-            int64_t labels_drawn = 0;
+            int64_t labels_drawn = 0, tokens_drawn = 0;
             int32_t micros = pml_sampler_micros(s, at);
             for (int32_t i = 0; i < options.accumulation; i++) {
                 pml_batch batch;
@@ -85,8 +85,10 @@ static void check_epoch(pml_sampler_options options, int64_t epoch)
                     assert_true(batch.n_docs <= options.batch_size);
                 check_content(&batch, seen);
                 labels_drawn += batch.n_labels;
+                tokens_drawn += batch.n_tokens;
             }
-            assert_int_equal(labels_drawn, pml_sampler_labels(s, at));
+            assert_int_equal(labels_drawn, pml_sampler_share(s, at).labels);
+            assert_int_equal(tokens_drawn, pml_sampler_share(s, at).tokens);
         }
         assert_int_equal(steps, pml_sampler_steps_per_epoch(s));
         pml_sampler_destroy(&s);
@@ -436,7 +438,7 @@ static void test_options_and_cursors_outside(void **state)
         EXPECT_FAIL(PML_INVALID, "35 micro-batches",
                     pml_sampler_batch(s, outside[i], 0, &batch, e));
         assert_int_equal(pml_sampler_micros(s, outside[i]), 0);
-        assert_int_equal(pml_sampler_labels(s, outside[i]), 0);
+        assert_int_equal(pml_sampler_share(s, outside[i]).tokens, 0);
         pml_cursor next = pml_sampler_next(s, outside[i]);
         assert_true(next.epoch == outside[i].epoch && next.micro == outside[i].micro);
     }

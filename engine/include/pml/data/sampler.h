@@ -70,8 +70,12 @@ int32_t pml_sampler_micros(const pml_sampler *sampler, pml_cursor cursor);
 pml_status pml_sampler_batch(pml_sampler *sampler, pml_cursor cursor, int32_t index,
                              pml_batch *batch, pml_error *err);
 
-/* Labelled tokens this rank has in the step at cursor: its share of the header collective. */
-int64_t pml_sampler_labels(pml_sampler *sampler, pml_cursor cursor);
+/* What this rank has in the step at cursor, its share of the header collective, without drawing it.
+ */
+typedef struct pml_share {
+    int64_t labels, tokens; /* labelled ones, and all of them */
+} pml_share;
+pml_share pml_sampler_share(pml_sampler *sampler, pml_cursor cursor);
 
 /* The cursor after the step at `cursor`, drawn with the accumulation in force now. */
 pml_cursor pml_sampler_next(const pml_sampler *sampler, pml_cursor cursor);
