@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <assert.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -17,10 +18,10 @@
  * than anything a person or another process would notice. */
 enum { SPINS = 2000 };
 
-/* A thread's share of a job: items [next, end), of which the others may take some, too. */
+/* A thread's share of a job, of which the others may take some, too: items [next, end), both in one
+ * word, so that who takes one knows that it is still of the job whose end it looked at. */
 typedef struct share {
-    _Alignas(64) _Atomic int64_t next;
-    int64_t end;
+    _Alignas(64) _Atomic uint64_t range; /* next << 32 | end */
 } share;
 
 struct pmli_pool {
@@ -30,7 +31,8 @@ struct pmli_pool {
     unsigned char *scratch; /* threads blocks of PMLI_SCRATCH_BYTES */
     unsigned char *common;  /* PMLI_COMMON_BYTES */
 
-    /* The job, written by the caller before `job` is raised. */
+    /* The job. The caller writes it before the shares and those before `job`; nothing of it changes
+     * while an item is not done. */
     pmli_task *task;
     void *arg;
     share *shares; /* one a thread */
@@ -38,7 +40,7 @@ struct pmli_pool {
     _Alignas(64) _Atomic uint32_t job; /* futex: number of the current job */
     _Atomic uint32_t sleepers;
     _Atomic bool stop;
-    _Alignas(64) _Atomic uint32_t running; /* futex: helpers that have not finished the job */
+    _Alignas(64) _Atomic uint32_t left; /* futex: items that are not done */
     _Atomic uint32_t caller_sleeps;
 };
 
@@ -64,17 +66,31 @@ static inline void relax(void)
 #endif
 }
 
+/* The next item of a share, or -1. */
+static int64_t take(share *from)
+{
+    uint64_t range = atomic_load_explicit(&from->range, memory_order_relaxed);
+    while (range >> 32 < (uint32_t)range)
+        if (atomic_compare_exchange_weak_explicit(&from->range, &range, range + (1ULL << 32),
+                                                  memory_order_acquire, memory_order_relaxed))
+            return (int64_t)(range >> 32);
+    return -1;
+}
+
+/* Whatever there is to do. A helper that comes late, or was held up, may be at the job after the
+ * one that it was woken for: an item and its job belong together, whoever takes it. */
 static void work(pmli_pool *pool, int index)
 {
     void *scratch = pool->scratch + (size_t)index * PMLI_SCRATCH_BYTES;
+    uint32_t done = 0;
     for (int i = 0; i < pool->threads; i++) {
         share *from = &pool->shares[(index + i) % pool->threads];
-        while (atomic_load_explicit(&from->next, memory_order_relaxed) < from->end) {
-            int64_t item = atomic_fetch_add_explicit(&from->next, 1, memory_order_relaxed);
-            if (item < from->end)
-                pool->task(pool->arg, item, scratch);
-        }
+        for (int64_t item; (item = take(from)) >= 0; done++)
+            pool->task(pool->arg, item, scratch);
     }
+    if (done > 0 && atomic_fetch_sub(&pool->left, done) == done &&
+        atomic_load(&pool->caller_sleeps))
+        futex_wake(&pool->left);
 }
 
 /* Wait until the job's number differs from `seen`. */
@@ -106,21 +122,20 @@ static void *helper_main(void *argument)
         if (atomic_load_explicit(&pool->stop, memory_order_relaxed))
             return NULL;
         work(pool, self.index);
-        if (atomic_fetch_sub(&pool->running, 1) == 1 && atomic_load(&pool->caller_sleeps))
-            futex_wake(&pool->running);
     }
 }
 
-static void wait_helpers(pmli_pool *pool)
+/* Until every item is done: not until every helper has come, which may be waiting for a core. */
+static void wait_done(pmli_pool *pool)
 {
     for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&pool->running, memory_order_acquire) == 0)
+        if (atomic_load_explicit(&pool->left, memory_order_acquire) == 0)
             return;
         relax();
     }
     atomic_store(&pool->caller_sleeps, 1);
-    for (uint32_t left; (left = atomic_load(&pool->running)) != 0;)
-        futex_wait(&pool->running, left);
+    for (uint32_t left; (left = atomic_load(&pool->left)) != 0;)
+        futex_wait(&pool->left, left);
     atomic_store(&pool->caller_sleeps, 0);
 }
 
@@ -135,6 +150,7 @@ void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
 {
     if (items <= 0)
         return;
+    assert(items <= UINT32_MAX);
     if (pool->threads == 1 || items == 1) {
         for (int64_t i = 0; i < items; i++)
             task(arg, i, pool->scratch);
@@ -142,15 +158,15 @@ void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
     }
     pool->task = task;
     pool->arg = arg;
+    atomic_store_explicit(&pool->left, (uint32_t)items, memory_order_relaxed);
     for (int i = 0; i < pool->threads; i++) {
-        share *own = &pool->shares[i];
-        atomic_store_explicit(&own->next, items * i / pool->threads, memory_order_relaxed);
-        own->end = items * (i + 1) / pool->threads;
+        uint64_t next = (uint64_t)(items * i / pool->threads);
+        uint64_t end = (uint64_t)(items * (i + 1) / pool->threads);
+        atomic_store_explicit(&pool->shares[i].range, next << 32 | end, memory_order_release);
     }
-    atomic_store_explicit(&pool->running, (uint32_t)pool->threads - 1, memory_order_relaxed);
     raise_job(pool);
     work(pool, 0);
-    wait_helpers(pool);
+    wait_done(pool);
 }
 
 /* Where threads take every core they may, each helper gets one of its own: what preempts it for a
@@ -227,8 +243,11 @@ pml_status pmli_pool_new(int threads, pmli_pool **out, pml_error *err)
     if (pool->handles == NULL || pool->scratch == NULL || pool->common == NULL ||
         pool->shares == NULL)
         status = PML_FAIL(err, PML_NO_MEMORY, "no memory for %d threads' scratch", threads);
-    else
+    if (status == PML_OK) { /* no share has anything yet when the first helper looks */
+        for (int i = 0; i < threads; i++)
+            atomic_init(&pool->shares[i].range, 0);
         status = start_helpers(pool, err);
+    }
     if (status == PML_OK) /* all of it now: how much an op touches differs with its shapes */
         memset(pool->common, 0, PMLI_COMMON_BYTES);
     if (status != PML_OK)

@@ -69,6 +69,42 @@ static void test_pools(void **state)
     pmli_pool_destroy(&idle);
 }
 
+/* Short jobs in quick succession, of more threads than cores, so that helpers come late to many: an
+ * item runs once, with its own job's argument, while that job is still waited for. */
+typedef struct brief {
+    int64_t number; /* of the job; -1 when it is over */
+    _Atomic int64_t sum;
+    _Atomic int bad;
+    int64_t items;
+} brief;
+
+static void brief_item(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    brief *b = arg;
+    if (b->number < 0 || item >= b->items)
+        atomic_fetch_add(&b->bad, 1);
+    atomic_fetch_add(&b->sum, item + 1);
+}
+
+static void test_late_helpers(void **state)
+{
+    (void)state;
+    static brief jobs[3];
+    pml_error err = PML_ERROR_INIT;
+    pmli_pool *pool = NULL;
+    assert_int_equal(pmli_pool_new(7, &pool, &err), PML_OK);
+    for (int64_t n = 0; n < 4000; n++) {
+        brief *b = &jobs[n % 3];
+        *b = (brief){.number = n, .items = 2 + n * 13 % 40};
+        pmli_pool_run(pool, b->items, brief_item, b);
+        assert_int_equal(atomic_load(&b->sum), b->items * (b->items + 1) / 2);
+        assert_int_equal(atomic_load(&b->bad), 0);
+        b->number = -1;
+    }
+    pmli_pool_destroy(&pool);
+}
+
 /* What each thread may run on; every thread takes one item, as none ends before all have begun. */
 typedef struct places {
     _Atomic int begun;
@@ -130,6 +166,8 @@ static void test_places(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_pools), cmocka_unit_test(test_places)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_pools),
+                                       cmocka_unit_test(test_late_helpers),
+                                       cmocka_unit_test(test_places)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
