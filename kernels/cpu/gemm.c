@@ -18,7 +18,9 @@ enum { WIDE = 1024 };
  * faster without the unit (docs/performance/cpu.md), but for factors that need no splitting. */
 enum { MANY_THREADS = 8 };
 enum { UNIT_COLS = 2 * PMLI_STRIP, BLOCK_CELLS = 24, UNIT_LEAST = 64 };
-_Static_assert((PANEL_K + PMLI_TILE_COLS) * BLOCK_ROWS * 4 <= PMLI_SCRATCH_BYTES, "scratch");
+/* Of a thread's scratch, in floats: a block of A, and behind it a panel of B. */
+enum { OWN_PANEL = (PANEL_K + PMLI_TILE_COLS) * BLOCK_ROWS };
+_Static_assert((OWN_PANEL + PANEL_K * PMLI_PANEL_COLS) * 4 <= PMLI_SCRATCH_BYTES, "scratch");
 
 /* Factors of a product; A's rows and B's columns are C's. */
 typedef struct pair {
@@ -44,7 +46,8 @@ typedef struct gemm_job {
     int64_t width;         /* of a panel */
     int64_t panels;        /* that C's columns take */
     int64_t rows, columns; /* of C that an item has; columns in panels */
-    int64_t across;        /* items side by side */
+    int64_t down;          /* items below one another */
+    bool own;              /* every item packs what it needs of B itself */
     int64_t packs, blocks; /* items of packing, and of the product */
 } gemm_job;
 
@@ -175,18 +178,22 @@ static void block_rows(const gemm_job *job, const pair *p, bool add, int64_t row
         int64_t n = min64(step, k - l);
         pml_view a = stretch_of_a(job->form, rows_a, l, n);
         left at = take_block(job->form, &a, room);
+        pml_view b = stretch_of_b(job->form, p->b, l, n);
         for (int64_t panel = first; panel < last; panel++) {
-            int64_t col = panel * job->width;
-            float *c = (float *)job->c.data + row * job->c.ld + col;
-            job->tile(rows, min64(job->width, job->c.cols - col), n, at.data, at.row, at.col,
-                      p->panels + col * k + l * job->width, job->width, c, job->c.ld, add || l > 0);
+            int64_t col = panel * job->width, cols = min64(job->width, job->c.cols - col);
+            float *c = (float *)job->c.data + row * job->c.ld + col, *own = room + OWN_PANEL;
+            const float *right = job->own ? own : p->panels + col * k + l * job->width;
+            if (job->own)
+                pmli_pack_straight(pml_view_columns(b, col, cols), p->alpha, job->width, own);
+            job->tile(rows, cols, n, at.data, at.row, at.col, right, job->width, c, job->c.ld,
+                      add || l > 0);
         }
     }
 }
 
 static void block_item(const gemm_job *job, int64_t item, void *scratch)
 {
-    int64_t row = item / job->across * job->rows, first = item % job->across * job->columns;
+    int64_t row = item % job->down * job->rows, first = item / job->down * job->columns;
     int64_t end = min64(row + job->rows, job->c.rows);
     int64_t last = min64(first + job->columns, job->panels);
     for (int64_t rows; row < end; row += rows) {
@@ -250,8 +257,8 @@ static int64_t run_of_cells(const gemm_job *job, int64_t from, int64_t *at, int 
 
 static void unit_item(const gemm_job *job, int64_t item, void *scratch)
 {
-    int64_t row = item / job->across * job->rows,
-            col = item % job->across * job->columns * job->width;
+    int64_t row = item % job->down * job->rows;
+    int64_t col = item / job->down * job->columns * job->width;
     int64_t end = min64(row + job->rows, job->c.rows);
     int64_t cols = min64(job->columns * job->width, job->c.cols - col);
     int64_t deepest = min64(job->cells, BLOCK_CELLS) * PMLI_CELL_BYTES;
@@ -272,32 +279,42 @@ static void unit_item(const gemm_job *job, int64_t item, void *scratch)
 
 /* ---- the cut ---- */
 
-/* Cut C so that no thread gets much more than its share, and that the items read little of A and B
- * together: a float read costs about as much as READ multiplications, and one of A that is split
- * for the matrix unit, SPLIT. */
+/* What a cut costs, in multiplications: the items that one thread gets, and of one more item the
+ * part that the others wait for where a thread is held up. A float of A or B costs as much as READ
+ * multiplications where few threads ask for it, and READ_MANY where many do; one of A that is split
+ * for the matrix unit, SPLIT. B's columns are read once by a thread, as its items lie below one
+ * another. */
+static int64_t cost_of(const gemm_job *job, int64_t rows, int64_t columns, int64_t threads)
+{
+    enum { READ = 8, READ_MANY = 24, SPLIT = 64, HELD_UP = 4 };
+    int64_t read = threads < MANY_THREADS ? READ : READ_MANY, wide = columns * job->width;
+    int64_t items = div_up(job->c.rows, rows) * div_up(job->panels, columns);
+    int64_t tall = job->split != NULL ? rows : rows + pmli_tile_waste(rows);
+    int64_t item = tall * wide + (job->split != NULL ? SPLIT : read) * rows;
+    return div_up(items, threads) * item + read * wide + item / HELD_UP;
+}
+
+/* Cut C into one piece a thread, or several, so that no thread gets much more than its share, and
+ * that they read little. Where A is split it is done anew for each piece: there is one. */
 static void cut(gemm_job *job, int64_t threads)
 {
-    enum { READ = 8, SPLIT = 64, STEP = 4, PIECES = 4 };
-    int64_t step = job->split != NULL ? UNIT_COLS : STEP, read = job->split != NULL ? SPLIT : READ;
+    enum { STEP = 4, PIECES = 4 };
+    int64_t step = job->split != NULL ? UNIT_COLS : STEP, most = job->split != NULL ? 1 : PIECES;
     int64_t best = INT64_MAX;
-    for (int64_t across = 1; across <= min64(threads, job->panels); across++) {
-        int64_t columns = div_up(job->panels, across);
-        int64_t rows = div_up(div_up(job->c.rows, div_up(threads, across)), step) * step;
-        int64_t items = div_up(job->c.rows, rows) * div_up(job->panels, columns);
-        int64_t wide = columns * job->width;
-        int64_t cost = div_up(items, threads) * (rows * wide + read * rows + READ * wide);
-        if (cost < best) {
+    for (int64_t pieces = 1; pieces <= most; pieces *= 2)
+        for (int64_t across = 1; across <= min64(threads * pieces, job->panels); across++) {
+            int64_t columns = div_up(job->panels, across);
+            int64_t down = div_up(threads * pieces, across);
+            int64_t rows = div_up(div_up(job->c.rows, down), step) * step;
+            int64_t cost = cost_of(job, rows, columns, threads);
+            if (cost >= best)
+                continue;
             best = cost;
             job->rows = rows;
             job->columns = columns;
-            job->across = div_up(job->panels, columns);
         }
-    }
-    /* Smaller pieces read nothing more but B's panels again, and let the others take over what a
-     * thread that is held up has not begun. Where A is split, B's strips are three halves as long
-     * and read three times as fast: it gains nothing there. */
-    if (job->split == NULL)
-        job->rows = div_up(div_up(job->rows, PIECES), STEP) * STEP;
+    job->down = div_up(job->c.rows, job->rows);
+    job->blocks = job->down * div_up(job->panels, job->columns);
 }
 
 /* ---- several at a time ---- */
@@ -305,7 +322,7 @@ static void cut(gemm_job *job, int64_t threads)
 /* Jobs whose panels fit the pool's common memory together. */
 typedef struct batch {
     gemm_job *jobs;
-    int count;
+    int count, threads;
 } batch;
 
 /* Items of the jobs in turn, so that every thread gets its share of each. */
@@ -322,16 +339,42 @@ static void pack_task(void *arg, int64_t item, void *scratch)
         pack_item(job, item / all->count);
 }
 
+/* Items of the product that all threads before `thread` have. */
+static int64_t before(const batch *all, int64_t thread)
+{
+    int64_t items = 0;
+    for (int i = 0; i < all->count; i++)
+        items += all->jobs[i].blocks * thread / all->threads;
+    return items;
+}
+
+/* A thread has its share of one job, then of the next: what it reads of B stays in its cache. */
 static void block_task(void *arg, int64_t item, void *scratch)
 {
     const batch *all = arg;
-    const gemm_job *job = &all->jobs[item % all->count];
-    if (item / all->count >= job->blocks)
-        return;
+    int64_t low = 0, high = all->threads; /* before(low) <= item < before(high) */
+    while (high - low > 1) {
+        int64_t middle = low + (high - low) / 2;
+        if (before(all, middle) <= item)
+            low = middle;
+        else
+            high = middle;
+    }
+    const gemm_job *job = all->jobs;
+    int64_t at = item - before(all, low);
+    for (;; job++) {
+        int64_t first = job->blocks * low / all->threads;
+        int64_t mine = job->blocks * (low + 1) / all->threads - first;
+        if (at < mine) {
+            at += first;
+            break;
+        }
+        at -= mine;
+    }
     if (job->split != NULL)
-        unit_item(job, item / all->count, scratch);
+        unit_item(job, at, scratch);
     else
-        block_item(job, item / all->count, scratch);
+        block_item(job, at, scratch);
 }
 
 /* Gives a job its place from `at` on; where the next begins is returned. */
@@ -342,9 +385,9 @@ static unsigned char *place(gemm_job *job, int threads, unsigned char *at)
     job->packs = job->cells = job->pitch = 0;
     for (int i = 0; i < job->count; i++) {
         pair *p = &job->pairs[i];
-        job->packs += pack_items(job, p);
+        job->packs += job->own ? 0 : pack_items(job, p);
         p->panels = (float *)(void *)at;
-        at += job->split != NULL
+        at += job->own || job->split != NULL
                   ? 0
                   : job->panels * job->width * depth(job->form, &p->a) * (int64_t)sizeof(float);
         p->cell = job->cells;
@@ -354,7 +397,6 @@ static unsigned char *place(gemm_job *job, int threads, unsigned char *at)
         job->pitch += p->cells * p->parts * PMLI_PART_BYTES;
     }
     cut(job, threads);
-    job->blocks = div_up(job->c.rows, job->rows) * job->across;
     if (job->split != NULL)
         at += job->panels * (job->width / PMLI_STRIP) * job->pitch;
     return job->strips + div_up(at - job->strips, LINE) * LINE;
@@ -362,16 +404,16 @@ static unsigned char *place(gemm_job *job, int threads, unsigned char *at)
 
 static void run_jobs(pmli_pool *pool, gemm_job *jobs, int count)
 {
-    batch all = {jobs, count};
+    batch all = {jobs, count, pmli_pool_threads(pool)};
     int64_t packs = 0, blocks = 0;
     unsigned char *at = pmli_pool_common(pool);
     for (int i = 0; i < count; i++) {
         at = place(&jobs[i], pmli_pool_threads(pool), at);
         packs = jobs[i].packs > packs ? jobs[i].packs : packs;
-        blocks = jobs[i].blocks > blocks ? jobs[i].blocks : blocks;
+        blocks += jobs[i].blocks;
     }
     pmli_pool_run(pool, packs * count, pack_task, &all);
-    pmli_pool_run(pool, blocks * count, block_task, &all);
+    pmli_pool_run(pool, blocks, block_task, &all);
 }
 
 /* All of k, in chunks of what fits `most` floats of depth; a chunk takes the end of one pair and
@@ -420,11 +462,15 @@ typedef struct need {
  * columns. */
 static int64_t most_columns(const gemm_job *job, const need *of)
 {
+    if (job->own)
+        return job->c.cols;
     return of->deep > WIDE ? WIDE : PMLI_COMMON_BYTES / of->column / job->width * job->width;
 }
 
 static int64_t most_depth(const gemm_job *job, int64_t n, const need *of)
 {
+    if (job->own)
+        return of->deep;
     return PMLI_COMMON_BYTES / (div_up(n, job->width) * job->width * of->row) / PMLI_CELL_K *
            PMLI_CELL_K;
 }
@@ -445,6 +491,9 @@ static int64_t prepare(gemm_job *job, need *of, int threads)
     bool few = threads < MANY_THREADS || job->pairs[0].b.dtype == PML_BF16;
     if (few && min64(min64(job->c.rows, tiled), of->deep) >= UNIT_LEAST)
         job->split = pmli_split_pick();
+    job->own = job->split == NULL && job->form == PMLI_TN;
+    if (job->own)
+        of->column = 0;
     if (job->split == NULL)
         return tiled;
     job->width = UNIT_COLS;

@@ -1,8 +1,9 @@
 /* Matrix products over the pool: C = alpha op(A) op(B) + beta C, beta being 0 or 1.
  *
- * B is copied once into panels as wide as the register tile (simd/tile.h), which all threads read;
- * each thread takes a block of C. There each element is summed over k in the same order however the
- * work is cut. Few rows, columns beyond a multiple of 16, and machines without AVX2 are OpenBLAS'.
+ * B is copied into panels as wide as the register tile (simd/tile.h): once, for all threads to
+ * read, or, in products that are deep and not wide (TN), by each thread as it goes. Each thread
+ * takes blocks of C. There each element is summed over k in the same order however the work is cut.
+ * Few rows, columns beyond a multiple of 16, and machines without AVX2 are OpenBLAS'.
  */
 #ifndef PMLI_CPU_GEMM_H
 #define PMLI_CPU_GEMM_H

@@ -45,6 +45,13 @@ int pmli_tile_width(void)
     return has_avx512() ? 32 : has_avx2() ? 16 : 0;
 }
 
+int64_t pmli_tile_waste(int64_t rows)
+{
+    __builtin_cpu_init();
+    int64_t rest = rows % (has_avx512() ? 14 : has_avx2() ? 6 : 4);
+    return (4 - rest % 4) % 4;
+}
+
 const char *pmli_instructions(void)
 {
     __builtin_cpu_init();
@@ -59,6 +66,11 @@ pmli_tile_fn *pmli_tile_pick(void)
 int pmli_tile_width(void)
 {
     return 0;
+}
+
+int64_t pmli_tile_waste(int64_t rows)
+{
+    return (4 - rows % 4) % 4;
 }
 
 const char *pmli_instructions(void)

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PMLI_TILE_COLS = 16 };
+enum { PMLI_TILE_COLS = 16, PMLI_PANEL_COLS = 32 /* the widest panel */ };
 
 typedef void pmli_tile_fn(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
                           const float *b, int64_t ldb, float *c, int64_t ldc, bool add);
@@ -21,6 +21,9 @@ pmli_tile_fn *pmli_tile_pick(void);
 /* Columns of C that it keeps in registers, so the best width of a panel of B; 0 where the machine
  * has no vectors of ours, and OpenBLAS' own kernels are better. */
 int pmli_tile_width(void);
+
+/* What is left of `rows` beside whole tiles goes in fours; of the last four, so many are idle. */
+int64_t pmli_tile_waste(int64_t rows);
 
 /* "avx512", "avx2" or the architecture: also which clones of PMLI_CLONES functions run here. */
 const char *pmli_instructions(void);
