@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "device.h"
+#include "gemm.h"
 #include "memory.h"
 #include "ops.h"
 #include "pml/base/clock.h"
@@ -86,8 +87,10 @@ static pml_status cpu_info(pml_device *device, pml_device_info *info, pml_error 
     memset(info, 0, sizeof *info);
     processor_name(info->name, sizeof info->name);
     blas_name(info->libraries, sizeof info->libraries);
+    bool all = pmli_gemm_on_unit(pmli_pool_threads(device->pool), PML_F32);
     snprintf(info->instructions, sizeof info->instructions, "%s%s", pmli_instructions(),
-             pmli_split_name());
+             all ? pmli_split_name() : "");
+    snprintf(info->narrow, sizeof info->narrow, "%s", all ? "" : pmli_split_name());
     info->threads = pmli_pool_threads(device->pool);
     return pml_cpu_memory(&info->memory_total, &info->memory_free, err);
 }

@@ -1,6 +1,5 @@
 #include "gemm.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 #include "pack.h"
@@ -11,12 +10,9 @@
  * BLOCK_ROWS high, lies in the second. */
 enum { LINE = 64, PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, PACK_ROWS = 16, MAX_PAIRS = 2 };
 enum { VECTOR_PIECE = 1 << 16 }; /* floats of a matrix that is multiplied with a vector */
-enum { WIDE = 1024 };
+enum { WIDE = 1024, MANY_THREADS = 8 };
 /* Where there is a matrix unit: columns of C that it takes at a time, cells of a block of A that
  * are split at a time, and products too small for that to pay. */
-/* Splitting both factors is more of the work the fewer columns a thread has: many threads are
- * faster without the unit (docs/performance/cpu.md), but for factors that need no splitting. */
-enum { MANY_THREADS = 8 };
 enum { UNIT_COLS = 2 * PMLI_STRIP, BLOCK_CELLS = 24, UNIT_LEAST = 64 };
 /* Of a thread's scratch, in floats: a block of A, and behind it a panel of B. */
 enum { OWN_PANEL = (PANEL_K + PMLI_TILE_COLS) * BLOCK_ROWS };
@@ -475,6 +471,13 @@ static int64_t most_depth(const gemm_job *job, int64_t n, const need *of)
            PMLI_CELL_K;
 }
 
+/* Splitting both factors is more of the work the fewer columns a thread has: many threads are
+ * faster without the unit (docs/performance/cpu.md), but for factors that need no splitting. */
+bool pmli_gemm_on_unit(int threads, pml_dtype right)
+{
+    return threads < MANY_THREADS || right == PML_BF16;
+}
+
 /* How a product is to be made; columns that panels take are returned. */
 static int64_t prepare(gemm_job *job, need *of, int threads)
 {
@@ -488,8 +491,8 @@ static int64_t prepare(gemm_job *job, need *of, int threads)
     if (job->c.rows < FEW_ROWS || of->deep == 0 || job->width == 0 || tiled == 0)
         return 0;
     job->tile = pmli_tile_pick();
-    bool few = threads < MANY_THREADS || job->pairs[0].b.dtype == PML_BF16;
-    if (few && min64(min64(job->c.rows, tiled), of->deep) >= UNIT_LEAST)
+    bool unit = pmli_gemm_on_unit(threads, job->pairs[0].b.dtype);
+    if (unit && min64(min64(job->c.rows, tiled), of->deep) >= UNIT_LEAST)
         job->split = pmli_split_pick();
     job->own = job->split == NULL && job->form == PMLI_TN;
     if (job->own)

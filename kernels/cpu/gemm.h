@@ -8,6 +8,8 @@
 #ifndef PMLI_CPU_GEMM_H
 #define PMLI_CPU_GEMM_H
 
+#include <stdbool.h>
+
 #include "pml/base/view.h"
 #include "pool.h"
 
@@ -43,6 +45,10 @@ void pmli_gemm_here(pmli_form form, float alpha, pml_view a, pml_view b, float b
                     void *scratch);
 
 enum { PMLI_NARROW_COLS = PMLI_SCRATCH_BYTES / (int)sizeof(float) };
+
+/* Whether products with such a right factor go to the matrix unit, where there is one and they are
+ * large enough. */
+bool pmli_gemm_on_unit(int threads, pml_dtype right);
 
 /* The length of the sums. */
 static inline int64_t pmli_depth(pmli_form form, const pml_view *a)

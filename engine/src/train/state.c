@@ -150,6 +150,14 @@ pml_status pml_stepper_write(pml_stepper *s, pml_state state, const void *host, 
     return copy_all(s, state, (char *)(uintptr_t)host, true, err); /* only read */
 }
 
+static bool has_frozen_in(const pml_program *p, unsigned dtypes)
+{
+    for (int32_t i = 0; i < p->n_tensors; i++)
+        if (p->tensors[i].cause == PML_CAUSE_WEIGHTS && (dtypes >> p->tensors[i].dtype & 1) != 0)
+            return true;
+    return false;
+}
+
 pml_status pml_stepper_identity(pml_stepper *s, char *json, size_t capacity, pml_error *err)
 {
     pml_device_info info;
@@ -164,7 +172,10 @@ pml_status pml_stepper_identity(pml_stepper *s, char *json, size_t capacity, pml
     pml_json_put_string(w, "backend", s->backend->name);
     pml_json_put_string(w, "device", info.name);
     pml_json_put_string(w, "libraries", info.libraries);
-    pml_json_put_string(w, "instructions", info.instructions);
+    char instructions[sizeof info.instructions + sizeof info.narrow];
+    snprintf(instructions, sizeof instructions, "%s%s", info.instructions,
+             has_frozen_in(s->program, s->backend->frozen) ? info.narrow : "");
+    pml_json_put_string(w, "instructions", instructions);
     pml_json_put_int(w, "threads", info.threads);
     pml_json_put_int(w, "workers", s->comm != NULL ? pml_comm_world(s->comm) : 1);
     pml_json_put_string(w, "dtype", pml_dtype_name(s->config.dtype));

@@ -33,8 +33,9 @@ typedef struct pml_device_options {
 typedef struct pml_device_info {
     char name[128];        /* "AMD EPYC …", "NVIDIA H200" */
     char libraries[256];   /* what decides bits: "OpenBLAS 0.3.21 SkylakeX", "cuBLASLt 13.1.0" */
-    char instructions[64]; /* "avx512", "sm_90a" */
-    size_t memory_total;   /* bytes; on the CPU bounded by the cgroup's limit */
+    char instructions[64]; /* "avx512+amx", "sm_90a" */
+    char narrow[16]; /* what products with frozen matrices in `frozen` dtypes use beside: "+amx" */
+    size_t memory_total; /* bytes; on the CPU bounded by the cgroup's limit */
     size_t memory_free;
     size_t held;     /* what an open device takes by itself, no longer in memory_free */
     char lacks[400]; /* what is missing for its full speed, and what to install; "": nothing */
@@ -110,7 +111,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 9, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 10, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

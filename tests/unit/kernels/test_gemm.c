@@ -5,6 +5,7 @@
 
 #include "../../../kernels/cpu/gemm.h"
 #include "../../../kernels/cpu/simd/tile.h"
+#include "../../../kernels/cpu/split.h"
 
 typedef struct shape {
     int64_t m, n, k, k2; /* k2 > 0: a second pair */
@@ -180,9 +181,35 @@ static void test_together(void **state)
     pmli_pool_destroy(&pool);
 }
 
+/* The matrix unit is named where it decides bits: for all products with few threads, with many for
+ * those whose right factor is bfloat16. */
+static void test_names(void **state)
+{
+    (void)state;
+    const pml_backend *cpu = pml_backend_cpu();
+    const int threads[] = {2, 8};
+    for (int i = 0; i < 2; i++) {
+        const pml_device_options options = {.threads = threads[i]};
+        pml_device *device = NULL;
+        pml_device_info info;
+        char all[64];
+        pml_error err = PML_ERROR_INIT;
+        assert_int_equal(cpu->open(&options, &device, &err), PML_OK);
+        assert_int_equal(cpu->info(device, &info, &err), PML_OK);
+        bool every = pmli_gemm_on_unit(threads[i], PML_F32);
+        assert_int_equal(every, i == 0);
+        assert_true(pmli_gemm_on_unit(threads[i], PML_BF16));
+        snprintf(all, sizeof all, "%s%s", pmli_instructions(), every ? pmli_split_name() : "");
+        assert_string_equal(info.instructions, all);
+        assert_string_equal(info.narrow, every ? "" : pmli_split_name());
+        cpu->close(&device);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_chunks),
-                                       cmocka_unit_test(test_together)};
+                                       cmocka_unit_test(test_together),
+                                       cmocka_unit_test(test_names)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
