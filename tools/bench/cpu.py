@@ -4,9 +4,10 @@
 
 Without a peer only this engine is measured.
 
-Each round runs the two one after the other, each in a process of its own, so that neither
-inherits the other's threads or memory and a slow spell of the machine hits both. The figure is
-the median step of all rounds; tokens count every row in full.
+Each round runs the two one after the other, so that a slow spell of the machine hits both: the
+peer is one process that makes some steps when it is asked to, and waits, its threads asleep; ours
+is a run of its own each round. The figure is the median step of all rounds; beside the ratio stand
+the least and the greatest of a round's. Tokens count every row in full.
 
 Two models with random weights, trained in float32 by both: a Llama of 8 layers, hidden 256,
 intermediate 704, 8 heads, 4 key/value heads, vocabulary 4096 (8.0 M parameters), 8 rows of 256
@@ -93,9 +94,8 @@ def peer(
         )
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0, fused=True)
-    seconds = []
-    first = 0.0
-    for _ in range(steps + WARMUP):
+
+    def step() -> float:
         ids = torch.randint(0, vocabulary, (rows, LENGTH))
         start = time.perf_counter()
         loss = model(input_ids=ids, labels=ids).loss
@@ -104,12 +104,20 @@ def peer(
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
-        seconds.append(time.perf_counter() - start)
-        first = first or time.perf_counter() - begin
+        return time.perf_counter() - start
+
+    step()
+    first = time.perf_counter() - begin
+    for _ in range(WARMUP - 1):
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:  # a line asks for a round
+        step()  # its threads wake up
+        print(json.dumps([step() for _ in range(steps)]), flush=True)
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     own = watch.stop()
-    return {"seconds": seconds[WARMUP:], "rss": own, "all": rss, "first": first,
+    return {"seconds": [], "rss": own, "all": rss, "first": first,
             "versions": versions}  # fmt: skip
 
 
@@ -163,17 +171,58 @@ def peak_of(watch: Watch | None) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def measure(side: str, python: str, *arguments: str, threads: int) -> dict[str, Any]:
-    """Run one side in a fresh process and return its JSON answer."""
-    environment = dict(os.environ, OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
-    command = [python, str(Path(__file__).resolve()), "--side", side, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(
-            f"{side} failed ({' '.join(command)}):\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+class Side:
+    """One of the two, in a process of its own each time it is measured; a peer stays."""
+
+    def __init__(self, side: str, python: str, arguments: list[str], threads: int) -> None:
+        self.side, self.answers = side, list[dict[str, Any]]()
+        self.environment = dict(
+            os.environ, OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false"
         )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+        self.command = [python, str(Path(__file__).resolve()), "--side", side, *arguments]
+        self.rounds: list[list[float]] = []
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start a peer; it says when it is ready."""
+        if self.side == "peer":
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            self._line()
+
+    def _line(self) -> str:
+        assert self.process is not None and self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.side} has ended: {' '.join(self.command)}")
+        return line
+
+    def round(self) -> None:
+        """Measure some steps."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+            self.rounds.append(json.loads(self._line()))
+            return
+        done = subprocess.run(
+            self.command, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            sys.exit(
+                f"{self.side} failed ({' '.join(self.command)}):\n"
+                f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
+        self.answers.append(json.loads(done.stdout.splitlines()[-1]))
+        self.rounds.append(self.answers[-1]["seconds"])
+
+    def end(self) -> None:
+        """End a peer, which says what it took."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+            self.answers.append(json.loads(self._line()))
+            self.process.wait()
 
 
 def write_smollm2(folder: Path, stored: str = "bfloat16") -> None:
@@ -230,22 +279,31 @@ def compare(sides: dict[str, str], folder: str, model: str, method: str, threads
             rounds: int, steps: int) -> set[str]:  # fmt: skip
     """Measure one line of the table and print it; who took part."""
     vocabulary, rows, _ = MODELS[model]
-    taken: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    arguments = ["--model", folder, "--method", method, "--steps", str(steps)]
+    arguments += ["--threads", str(threads), "--rows", str(rows)]
+    arguments += ["--vocabulary", str(vocabulary)]
+    taken = [Side(side, python, arguments, threads) for side, python in sides.items()]
+    for side in taken:
+        side.start()
     for _ in range(rounds):
-        for side, python in sides.items():
-            arguments = ["--model", folder, "--method", method, "--steps", str(steps)]
-            arguments += ["--threads", str(threads), "--rows", str(rows)]
-            arguments += ["--vocabulary", str(vocabulary)]
-            taken[side].append(measure(side, python, *arguments, threads=threads))
-    rate, line = {}, f"{model:13}{method:6}{threads:8}"
-    for side, answers in taken.items():
-        seconds = statistics.median(s for a in answers for s in a["seconds"])
-        rate[side] = rows * LENGTH / seconds
-        rss, whole = (max(a[k] for a in answers) / 2**20 for k in ("rss", "all"))
-        first = min(a["first"] for a in answers)
-        line += f"{rate[side]:12,.0f}{rss:10,.0f}{whole:10,.0f}{first:8.1f}"
-    print(line + (f"   {rate['ours'] / rate['peer']:.2f} x" if "peer" in rate else ""), flush=True)
-    return {a["versions"] for answers in taken.values() for a in answers}
+        for side in taken:
+            side.round()
+    line = f"{model:13}{method:6}{threads:8}"
+    for side in taken:
+        side.end()
+        seconds = statistics.median(s for a in side.rounds for s in a)
+        rss, whole = (max(a[k] for a in side.answers) / 2**20 for k in ("rss", "all"))
+        first = min(a["first"] for a in side.answers)
+        line += f"{rows * LENGTH / seconds:12,.0f}{rss:10,.0f}{whole:10,.0f}{first:8.1f}"
+    print(line + (ratios(*(side.rounds for side in taken)) if len(taken) == 2 else ""), flush=True)
+    return {a["versions"] for side in taken for a in side.answers}
+
+
+def ratios(peers: list[list[float]], own: list[list[float]]) -> str:
+    """How much faster we are: all steps, and the least and greatest of the rounds."""
+    whole = statistics.median(sum(peers, [])) / statistics.median(sum(own, []))
+    each = [statistics.median(p) / statistics.median(o) for p, o in zip(peers, own, strict=True)]
+    return f"   {whole:.2f} x ({min(each):.2f} to {max(each):.2f})"
 
 
 def main() -> None:
