@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--peer-python", help="an interpreter with torch, transformers and peft")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["8M"])
+    parser.add_argument("--methods", nargs="+", choices=["full", "lora"], default=["full", "lora"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--stored", choices=["bfloat16", "float32"], default="bfloat16")
@@ -349,7 +350,7 @@ def main() -> None:
             else:
                 write_smollm2(Path(folder), args.stored)
             for threads in args.threads:
-                for method in MODELS[model][2]:
+                for method in (m for m in MODELS[model][2] if m in args.methods):
                     versions |= compare(
                         sides, folder, model, method, threads, args.rounds, args.steps
                     )
