@@ -111,7 +111,7 @@ def peer(
     for _ in range(WARMUP - 1):
         step()
     print("ready", flush=True)
-    for _ in sys.stdin:  # a line asks for a round
+    while sys.stdin.readline():  # a line asks for a round
         step()  # its threads wake up
         print(json.dumps([step() for _ in range(steps)]), flush=True)
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
