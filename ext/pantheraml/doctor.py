@@ -131,7 +131,7 @@ def _gpu() -> Finding:
     except Error as why:
         if nvidia_there():
             return Finding("note", "GPU", "there is an NVIDIA GPU, and runs use the CPU", str(why))
-        return Finding("note", "GPU", f"no NVIDIA GPU, runs use the CPU ({why})")
+        return Finding("note", "GPU", f"no NVIDIA GPU, runs use the CPU ({why}){_libraries()}")
     found, do = [], []
     for index in range(count):
         info = _native.device_info(f"cuda:{index}")
@@ -142,6 +142,18 @@ def _gpu() -> Finding:
         )
         do += [info["lacks"]] if info["lacks"] else []
     return Finding("note" if do else "ok", "GPU", "; ".join(found), "; ".join(do))
+
+
+def _libraries() -> str:
+    """What is there for a GPU without there being one: for who prepares an image elsewhere."""
+    try:
+        said = _native.gpu_libraries()
+    except Error:
+        return ""  # nor is our own part, which the reason has said
+    found = [text for there, text in said if there]
+    if not found:
+        return ""
+    return "; libraries for one: " + ", ".join(found + [text for there, text in said if not there])
 
 
 def _auto(index: int) -> str:

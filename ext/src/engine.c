@@ -500,6 +500,39 @@ static PyObject *gpu_dtypes(PyObject *module, PyObject *argument)
     return list;
 }
 
+PyDoc_STRVAR(
+    gpu_libraries_doc,
+    "gpu_libraries()\n--\n\nThe libraries that a GPU's driver does not bring: a path, or what "
+    "to install, as (found, text). Needs no driver.");
+
+static PyObject *gpu_libraries(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    const pml_backend *backend;
+    pml_error err = PML_ERROR_INIT;
+    char path[PATH_MAX];
+    pml_status status = pml_backend_cuda_to_plan(&backend, &err);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    PyObject *list = PyList_New(0);
+    for (int which = 0; list != NULL; which++) {
+        PyThreadState *gil = PyEval_SaveThread();
+        status = backend->library(which, path, sizeof path, &err);
+        PyEval_RestoreThread(gil);
+        if (status == PML_INVALID)
+            return list;
+        if (status != PML_OK && status != PML_NOT_FOUND)
+            break;
+        bool found = status == PML_OK;
+        PyObject *pair =
+            Py_BuildValue("(Os)", found ? Py_True : Py_False, found ? path : err.message);
+        if (pair == NULL || PyList_Append(list, pair) != 0)
+            Py_CLEAR(list);
+        Py_XDECREF(pair);
+    }
+    Py_XDECREF(list);
+    return PyErr_Occurred() != NULL ? NULL : pmli_raise(pmli_state_of(module), &err);
+}
+
 PyDoc_STRVAR(hash_file_doc, "hash_file(path, /)\n--\n\nBLAKE2b-256 of a file, in hex.");
 
 static PyObject *hash_file(PyObject *module, PyObject *argument)
@@ -531,6 +564,7 @@ PyMethodDef pmli_engine_methods[] = {
     {"check_model", check_model, METH_O, check_model_doc},
     {"gpus", gpus, METH_NOARGS, gpus_doc},
     {"gpu_dtypes", gpu_dtypes, METH_O, gpu_dtypes_doc},
+    {"gpu_libraries", gpu_libraries, METH_NOARGS, gpu_libraries_doc},
     {"packed", packed, METH_VARARGS, packed_doc},
     {"device_info", device_info, METH_VARARGS, device_info_doc},
     {"gauges", gauges, METH_VARARGS, gauges_doc},

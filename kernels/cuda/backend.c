@@ -5,6 +5,7 @@
 #include "cublas.h"
 #include "device.h"
 #include "driver.h"
+#include "find_library.h"
 #include "ops.h"
 
 static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
@@ -84,6 +85,7 @@ static const pml_backend backend = {
     .mlp_adapters = true,
     .devices = devices,
     .dtypes_of = dtypes_of,
+    .library = pmli_find_library,
     .open = open_device,
     .close = pmli_cuda_close,
     .info = pmli_cuda_info,

@@ -6,9 +6,6 @@
 #include "driver.h"
 #include "find_library.h"
 
-/* The newest CUDA whose libraries this was written for; what is called is the same from 12 on. */
-enum { NEWEST = 13 };
-
 pmli_cublas pmli_lt;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -42,10 +39,10 @@ pml_status pmli_lt_status(cublasStatus_t result, const char *what, const char *f
 
 static pml_status load(pml_error *err)
 {
-    static const pmli_library cublas = {"libcublasLt.so", "cublas", "nvidia-cublas", 0};
     int driver = pmli_cu.version / 1000;
+    int newest = driver < PMLI_NEWEST_CUDA ? driver : PMLI_NEWEST_CUDA;
     void *handle = NULL;
-    pml_status status = pmli_open_library(&cublas, driver < NEWEST ? driver : NEWEST, &handle, err);
+    pml_status status = pmli_open_library(&pmli_cublas_library, newest, &handle, err);
     if (status != PML_OK)
         return status;
 #define FIND(f)                                                                                    \

@@ -122,12 +122,11 @@ static pml_status load_kernels(pml_device *d, pml_error *err)
  * it lies. */
 static void look_for_nvrtc(pml_device *d)
 {
-    static const pmli_library nvrtc = {"libnvrtc.so", "cuda_nvrtc", "nvidia-cuda-nvrtc", 0};
-    enum { NEWEST = 13 };
     pml_error why = PML_ERROR_INIT;
     void *handle;
     int driver = pmli_cu.version / 1000;
-    if (pmli_open_library(&nvrtc, driver < NEWEST ? driver : NEWEST, &handle, &why) != PML_OK)
+    int newest = driver < PMLI_NEWEST_CUDA ? driver : PMLI_NEWEST_CUDA;
+    if (pmli_open_library(&pmli_nvrtc_library, newest, &handle, &why) != PML_OK)
         snprintf(d->lacks, sizeof d->lacks,
                  "cuDNN has no compiler for its attention, our own "
                  "kernels take its place: %.300s",

@@ -3,12 +3,17 @@
 #include <dlfcn.h>
 #include <glob.h>
 #include <limits.h>
+#include <link.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { OLDEST_MAJOR = 12 };
+
+const pmli_library pmli_cublas_library = {"libcublasLt.so", "cublas", "nvidia-cublas", 0};
+const pmli_library pmli_cudnn_library = {"libcudnn.so", "cudnn", "nvidia-cudnn-cu13", 9};
+const pmli_library pmli_nvrtc_library = {"libnvrtc.so", "cuda_nvrtc", "nvidia-cuda-nvrtc", 0};
 
 /* One search: what is looked for, and the last thing that was there but did not open. */
 typedef struct search {
@@ -162,4 +167,23 @@ pml_status pmli_open_library(const pmli_library *library, int newest_major, void
                     "%s.%d not found beside a Python or in the system; install it with "
                     "pip install '%s', or name its folder in PML_CUDA_LIBS%s",
                     library->stem, newest_major, package, s.refused);
+}
+
+pml_status pmli_find_library(int which, char *path, size_t capacity, pml_error *err)
+{
+    static const pmli_library *const all[] = {&pmli_cublas_library, &pmli_cudnn_library,
+                                              &pmli_nvrtc_library};
+    if (which < 0 || which >= (int)(sizeof all / sizeof *all))
+        return PML_FAIL(err, PML_INVALID, "there is no library of the number %d", which);
+    void *handle = NULL;
+    struct link_map *map = NULL;
+    int newest = all[which]->soname > 0 ? PMLI_NEWEST_CUDNN : PMLI_NEWEST_CUDA;
+    pml_status status = pmli_open_library(all[which], newest, &handle, err);
+    if (status != PML_OK)
+        return status;
+    if (dlinfo(handle, RTLD_DI_LINKMAP, &map) != 0 ||
+        snprintf(path, capacity, "%s", map->l_name) >= (int)capacity)
+        return PML_FAIL(err, PML_INTERNAL, "%s was opened, and does not say where",
+                        all[which]->stem);
+    return PML_OK;
 }

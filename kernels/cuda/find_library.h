@@ -9,7 +9,13 @@
 #ifndef PMLI_CUDA_FIND_LIBRARY_H
 #define PMLI_CUDA_FIND_LIBRARY_H
 
+#include <stddef.h>
+
 #include "pml/base/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct pmli_library {
     const char *stem;    /* "libcublasLt.so" */
@@ -19,9 +25,21 @@ typedef struct pmli_library {
                             then the folder is the same for every CUDA; 0: CUDA's */
 } pmli_library;
 
+/* Those that are used here: matrix products, attention, and attention's compiler. */
+extern const pmli_library pmli_cublas_library, pmli_cudnn_library, pmli_nvrtc_library;
+
+/* The newest CUDA whose libraries this was written for; what is called is the same from 12 on. */
+enum { PMLI_NEWEST_CUDA = 13, PMLI_NEWEST_CUDNN = 9 };
+
+/* As pml_backend.library. */
+pml_status pmli_find_library(int which, char *path, size_t capacity, pml_error *err);
+
 /* Open <stem>.<major> for the newest CUDA major version that is not above newest_major, 12 at
  * least. The handle is never closed. PML_NOT_FOUND says where was looked and what to install. */
 pml_status pmli_open_library(const pmli_library *library, int newest_major, void **handle,
                              pml_error *err);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -217,10 +217,9 @@ static Plan *plan_of(pmli_sdpa *sdpa, const pmli_sdpa_shape &shape)
 
 extern "C" pml_status pmli_sdpa_new(pmli_sdpa **out, pml_error *err)
 {
-    static const pmli_library cudnn = {"libcudnn.so", "cudnn", "nvidia-cudnn-cu13", 9};
     *out = nullptr;
     void *handle = nullptr;
-    pml_status status = pmli_open_library(&cudnn, 9, &handle, err);
+    pml_status status = pmli_open_library(&pmli_cudnn_library, PMLI_NEWEST_CUDNN, &handle, err);
     if (status != PML_OK)
         return status;
     fe::cudnn_dlhandle = handle;

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pantheraml as pm
 import pytest
-from pantheraml import _native
+from pantheraml import _native, doctor
 from pantheraml.config import device_list, nvidia_there
 from pantheraml.tiny import TinyLlama
 
@@ -103,6 +103,24 @@ def test_doctor_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
     line = next(line for line in made.stdout.splitlines() if " GPU " in line)
     assert "runs use the CPU" in line and "no NVIDIA driver: libcuda.so.1" in made.stdout
     assert "install its driver" in made.stdout
+
+
+def test_libraries_are_found_without_a_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the three by its path, or by what to install."""
+    monkeypatch.setenv("PML_CUDA_LIBS", str(tmp_path))
+    said = _native.gpu_libraries()
+    assert [there for there, _ in said] == [False] * 3
+    for (_, text), name in zip(said, ("libcublasLt.so", "libcudnn.so", "libnvrtc.so"), strict=True):
+        assert text.startswith(name) and str(tmp_path) in text
+    assert "libraries for one" not in doctor._libraries()
+    (tmp_path / "libnvrtc.so.12").symlink_to(
+        next(OBJECT.parents[1].glob("toolkit/lib/libnvrtc.so*"))
+    )
+    assert [there for there, _ in _native.gpu_libraries()] == [False, False, True]
+    words = doctor._libraries()
+    assert words.startswith("; libraries for one: ") and "libcudnn.so" in words
 
 
 def test_a_plan_for_a_gpu_needs_none(tmp_path: Path) -> None:

@@ -67,6 +67,11 @@ typedef struct pml_backend {
      * makes no context. */
     pml_status (*dtypes_of)(int index, unsigned *dtypes, pml_error *err);
 
+    /* Libraries that such devices use beside their driver, without a device and without a driver:
+     * where the one of this number (from 0) lies. PML_NOT_FOUND: what to install; PML_INVALID:
+     * there are no more. NULL: they use none. */
+    pml_status (*library)(int which, char *path, size_t capacity, pml_error *err);
+
     pml_status (*open)(const pml_device_options *options, pml_device **device, pml_error *err);
     void (*close)(pml_device **device);
     pml_status (*info)(pml_device *device, pml_device_info *info, pml_error *err);

@@ -133,6 +133,30 @@ static void named_folders_and_no_others(void **state)
     unsetenv("VIRTUAL_ENV");
 }
 
+/* The three that are used, by number: where each lies, what to install, no more. */
+static void says_what_there_is(void **state)
+{
+    (void)state;
+    static const char *const here[] = {"three/libcublasLt.so.12", "three/libcudnn.so.9"};
+    char folder[PATH_MAX], got[PATH_MAX], want[PATH_MAX];
+    for (int i = 0; i < 2; i++)
+        put_library(here[i]);
+    place(folder, "three");
+    setenv("PML_CUDA_LIBS", folder, 1);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(pmli_find_library(i, got, sizeof got, NULL), PML_OK);
+        snprintf(want, sizeof want, "%s/%s", root, here[i]);
+        assert_string_equal(got, want);
+    }
+    pml_error err = PML_ERROR_INIT;
+    assert_int_equal(pmli_find_library(2, got, sizeof got, &err), PML_NOT_FOUND);
+    assert_non_null(strstr(err.message, "libnvrtc.so"));
+    assert_int_equal(pmli_find_library(3, got, sizeof got, NULL), PML_INVALID);
+    assert_int_equal(pmli_find_library(-1, got, sizeof got, NULL), PML_INVALID);
+    assert_int_equal(pmli_find_library(0, got, 4, NULL), PML_INTERNAL); /* no room for the path */
+    unsetenv("PML_CUDA_LIBS");
+}
+
 static void tells_why_one_does_not_open(void **state)
 {
     (void)state;
@@ -151,9 +175,8 @@ static void tells_why_one_does_not_open(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(says_what_to_install),
-        cmocka_unit_test(beside_a_python),
-        cmocka_unit_test(named_folders_and_no_others),
+        cmocka_unit_test(says_what_to_install),        cmocka_unit_test(beside_a_python),
+        cmocka_unit_test(named_folders_and_no_others), cmocka_unit_test(says_what_there_is),
         cmocka_unit_test(tells_why_one_does_not_open),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
