@@ -3,6 +3,7 @@
  * Deep Learning, 2016. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "pml_op/ops.h"
 
@@ -57,4 +58,39 @@ void pml_dynamic_map(bool is_signed, float map[PML_DYNAMIC_CODES])
     map[count++] = 0;
     map[count++] = 1;
     qsort(map, PML_DYNAMIC_CODES, sizeof *map, ascending);
+}
+
+/* ---- E4M3 ---- */
+
+enum { E4M3_FRACTION = 3, F32_FRACTION = 23, E4M3_BIAS = 7, F32_BIAS = 127, E4M3_NAN = 0x7f };
+
+float pml_e4m3_value(uint8_t code)
+{
+    int exponent = code >> E4M3_FRACTION & 15, fraction = code & 7;
+    float magnitude = exponent == 0
+                          ? ldexpf((float)fraction, 1 - E4M3_BIAS - E4M3_FRACTION)
+                          : ldexpf((float)(8 + fraction), exponent - E4M3_BIAS - E4M3_FRACTION);
+    if ((code & E4M3_NAN) == E4M3_NAN)
+        return NAN;
+    return (code & 0x80) != 0 ? -magnitude : magnitude;
+}
+
+/* In whole numbers, since the bits must be those of every machine: a normal number's fraction is
+ * cut behind its third bit, which carries into the exponent by itself; below 2^-6 steps are 2^-9.
+ */
+uint8_t pml_e4m3_code(float x)
+{
+    uint32_t bits, sign;
+    if (x != x)
+        return E4M3_NAN;
+    memcpy(&bits, &x, sizeof bits);
+    sign = bits >> 24 & 0x80;
+    float magnitude = fabsf(x);
+    if (magnitude >= PML_E4M3_MOST)
+        return (uint8_t)(sign | (E4M3_NAN - 1));
+    if (magnitude < 0x1p-6F)
+        return (uint8_t)(sign | (uint32_t)nearbyintf(magnitude * 0x1p9F));
+    const int cut = F32_FRACTION - E4M3_FRACTION;
+    bits = (bits & 0x7fffffffU) + ((1U << (cut - 1)) - 1) + (bits >> cut & 1);
+    return (uint8_t)(sign | ((bits >> cut) - ((F32_BIAS - E4M3_BIAS) << E4M3_FRACTION)));
 }

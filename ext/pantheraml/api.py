@@ -34,6 +34,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _ALSO = ("model", "data", "eval_data", "name")
+_EIGHT_BIT_UNIT = 16  # rows and columns of weights that are multiplied in 8 bits
 
 
 def _with_settings(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -292,6 +293,19 @@ def package_version() -> str:
 # ---- helpers ---------------------------------------------------------------------------------
 
 
+def _check_units(known: Mapping[str, Any]) -> None:
+    """Refuse a model whose layers are not whole units of what 8-bit products come in."""
+    heads, head_dim = int(known["heads"]), int(known["head_dim"])
+    widths = {"hidden_size": int(known["hidden"]), "intermediate_size": int(known["intermediate"]),
+              "queries": heads * head_dim, "keys": int(known["kv_heads"]) * head_dim}  # fmt: skip
+    for name, width in widths.items():
+        if width % _EIGHT_BIT_UNIT:
+            raise InvalidError(
+                f'quant="fp8" needs widths in units of {_EIGHT_BIT_UNIT}, this model\'s {name} '
+                f'is {width}; use quant="nf4"'
+            )
+
+
 def _resolve(
     model: str | os.PathLike[str], settings: Settings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -309,6 +323,8 @@ def _resolve(
     resolved = settings.resolve(int(known["max_positions"]), seen)
     if known["nf4"] and resolved["quant"] != "nf4":
         raise InvalidError(f'model: {folder} holds NF4 weights; give quant="nf4"')
+    if resolved["quant"] == "fp8":
+        _check_units(known)
     # A relative path would say nothing to whoever reads it elsewhere.
     here = Path(model).expanduser().is_dir()
     return resolved, {"model": str(folder), "model_id": str(folder) if here else os.fspath(model)}

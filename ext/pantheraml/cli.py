@@ -415,7 +415,9 @@ def _model_argument(parser: argparse.ArgumentParser) -> None:
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--lora-r", type=int, help="rank")
-    parser.add_argument("--quant", choices=("nf4",), help="store frozen layers in 4 bits")
+    parser.add_argument(
+        "--quant", choices=("nf4", "fp8"), help="store frozen layers in 4 or in 8 bits"
+    )
     numbers: dict[type, tuple[str, ...]] = {
         int: (
             "max_steps", "warmup_steps", "per_device_train_batch_size",

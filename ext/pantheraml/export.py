@@ -350,13 +350,14 @@ def _gguf(request: Request, path: Path) -> dict[str, Any]:
 
 
 def _note_of_quant(request: Request) -> list[str]:
-    if request.run.get("quant") != "nf4":
+    quant = request.run.get("quant", "none")
+    if quant == "none":
         return []
     if _is_stored_nf4(request):
         return ["the folder's NF4 weights were dequantised, as training saw them, and merged into"]
     return [
-        "the adapter was trained over NF4 weights and is merged into the original ones: the "
-        "difference is that of the quantisation"
+        f"the adapter was trained over {quant.upper()} weights and is merged into the original "
+        "ones: the difference is that of the quantisation"
     ]
 
 
@@ -378,7 +379,7 @@ def _read_back(request: Request, path: Path, notes: list[str]) -> dict[str, Any]
         return {}
     except Error as error:
         raise type(error)(f"what was exported cannot be read back: {error}") from error
-    same = request.run.get("quant") != "nf4" or _is_stored_nf4(request)
+    same = request.run.get("quant", "none") == "none" or _is_stored_nf4(request)
     exact = request.dtype in ("float32", "f32") and same
     if not found["difference"] <= (_EXACT if exact else _ROUNDED):
         raise Error(

@@ -332,11 +332,12 @@ static PyObject *check_model(PyObject *module, PyObject *argument)
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
     return Py_BuildValue(
-        "{ss si si si si si si si sL sO sO}", "family", spec.family, "vocab", (int)spec.vocab,
+        "{ss si si si si si si si si sL sO sO}", "family", spec.family, "vocab", (int)spec.vocab,
         "hidden", (int)spec.hidden, "layers", (int)spec.layers, "heads", (int)spec.heads,
-        "kv_heads", (int)spec.kv_heads, "intermediate", (int)spec.intermediate, "max_positions",
-        (int)spec.max_positions, "parameters", (long long)pml_model_parameters(&spec), "nf4",
-        spec.nf4 ? Py_True : Py_False, "qk_norm", spec.qk_norm ? Py_True : Py_False);
+        "kv_heads", (int)spec.kv_heads, "head_dim", (int)spec.head_dim, "intermediate",
+        (int)spec.intermediate, "max_positions", (int)spec.max_positions, "parameters",
+        (long long)pml_model_parameters(&spec), "nf4", spec.nf4 ? Py_True : Py_False, "qk_norm",
+        spec.qk_norm ? Py_True : Py_False);
 }
 
 PyDoc_STRVAR(packed_doc,

@@ -36,6 +36,8 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
         return pmli_cuda_sum_ws(&args->sumsq.x);
     case PML_OP_nf4_quantise:
         return pmli_cuda_nf4_quantise_ws(&args->nf4_quantise);
+    case PML_OP_fp8_quantise:
+        return pmli_cuda_fp8_quantise_ws();
     default:
         return 0;
     }
@@ -136,6 +138,7 @@ static const pml_backend backend = {
             .offload = pmli_cuda_offload,
             .fetch = pmli_cuda_fetch,
             .await = pmli_cuda_await,
+            .fp8_quantise = pmli_cuda_fp8_quantise,
         },
 };
 

@@ -13,7 +13,7 @@ typedef struct key {
     size_t workspace_size;
     uint32_t align_a, align_b, align_c, align_bias; /* align_bias = 0: no bias */
     pml_dtype in, out;
-    bool transpose_a, transpose_b, accumulates;
+    bool transpose_a, transpose_b, accumulates, scales;
 } key;
 
 typedef struct product {
@@ -90,20 +90,27 @@ static void key_of(key *k, const pmli_gemm *g)
     k->in = g->in, k->out = g->out;
     k->transpose_a = g->transpose_a, k->transpose_b = g->transpose_b;
     k->accumulates = g->beta != 0;
+    k->scales = g->scale_a != NULL;
 }
 
 static cudaDataType_t type_of(pml_dtype dtype)
 {
-    return dtype == PML_BF16 ? CUDA_R_16BF : dtype == PML_F16 ? CUDA_R_16F : CUDA_R_32F;
+    return dtype == PML_BF16  ? CUDA_R_16BF
+           : dtype == PML_F16 ? CUDA_R_16F
+           : dtype == PML_U8  ? CUDA_R_8F_E4M3
+                              : CUDA_R_32F;
 }
 
 /* cuBLASLt is column-major: row-major c = a b is its c^T = b^T a^T, so our b is its A. */
-static pml_status describe(product *p, const void *bias, pml_error *err)
+static pml_status describe(product *p, pml_error *err)
 {
     const key *k = &p->key;
     cublasOperation_t first = k->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t second = k->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    int8_t fast =
+        1; /* sums of 8-bit products in the tensor core's own width: gpu.md has the error */
+    cublasLtMatmulMatrixScale_t by_rows = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
     const char *what = "describing a matrix product";
     /* Plain float32 sums; float32 operands are multiplied as such, never rounded to tf32. */
     pml_status status = PMLI_LT(
@@ -115,9 +122,15 @@ static pml_status describe(product *p, const void *bias, pml_error *err)
         err)
     SET(CUBLASLT_MATMUL_DESC_TRANSA, first);
     SET(CUBLASLT_MATMUL_DESC_TRANSB, second);
-    if (bias != NULL) {
+    if (k->align_bias != 0) {
         SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-        SET(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    }
+    if (k->in == PML_U8) {
+        SET(CUBLASLT_MATMUL_DESC_FAST_ACCUM, fast);
+    }
+    if (k->scales) {
+        SET(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, by_rows);
+        SET(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, by_rows);
     }
 #undef SET
 #define LAYOUT(member, type, rows, cols, ld)                                                       \
@@ -129,6 +142,24 @@ static pml_status describe(product *p, const void *bias, pml_error *err)
     LAYOUT(b, k->in, k->transpose_a ? k->m : k->k, k->transpose_a ? k->k : k->m, k->lda);
     LAYOUT(c, k->out, k->n, k->m, k->ldc);
 #undef LAYOUT
+    return status;
+}
+
+/* What the shared descriptor is told anew at every call: addresses. */
+static pml_status set_addresses(const product *p, const pmli_gemm *g, pml_error *err)
+{
+    const struct {
+        cublasLtMatmulDescAttributes_t attribute;
+        const void *address;
+    } all[] = {{CUBLASLT_MATMUL_DESC_BIAS_POINTER, g->bias},
+               {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, g->scale_b}, /* our b is its A */
+               {CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, g->scale_a}};
+    pml_status status = PML_OK;
+    for (size_t i = 0; status == PML_OK && i < sizeof all / sizeof *all; i++)
+        if (all[i].address != NULL)
+            status = PMLI_LT(pmli_lt.cublasLtMatmulDescSetAttribute(
+                                 p->desc, all[i].attribute, &all[i].address, sizeof all[i].address),
+                             "setting an address of a product", err);
     return status;
 }
 
@@ -222,10 +253,11 @@ static bool by_time(const pml_queue *queue, const pmli_gemm *g)
 /* What decides a choice, as it stands on disk. */
 static void choice_key(const key *k, int64_t words[PMLI_CHOICE_KEY])
 {
+    int64_t kind = (int64_t)k->in | (int64_t)k->scales << 8;
     const int64_t all[PMLI_CHOICE_KEY] = {
         k->m,           k->n,           k->k,           k->lda,
         k->ldb,         k->ldc,         k->align_a,     k->align_b,
-        k->align_c,     k->align_bias,  (int64_t)k->in, (int64_t)k->out,
+        k->align_c,     k->align_bias,  kind,           (int64_t)k->out,
         k->transpose_a, k->transpose_b, k->accumulates, (int64_t)k->workspace_size};
     memcpy(words, all, sizeof all);
 }
@@ -320,7 +352,9 @@ static pml_status add(pml_queue *queue, const key *k, const pmli_gemm *g, produc
     if (p == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for a matrix product");
     memcpy(&p->key, k, sizeof *k); /* padding too */
-    pml_status status = describe(p, g->bias, err);
+    pml_status status = describe(p, err);
+    if (status == PML_OK)
+        status = set_addresses(p, g, err); /* candidates are timed with them */
     if (status == PML_OK)
         status = choose(queue, p, g, err);
     if (status != PML_OK) {
@@ -348,17 +382,21 @@ static pml_status look_up(pml_queue *queue, const pmli_gemm *g, product **p, pml
     return add(queue, &k, g, p, err);
 }
 
+bool pmli_gemm_scales_rows(const pml_device *device)
+{
+    enum { FROM = 120900 };
+    return device->capability == 90 && pmli_lt.cublasLtGetVersion() >= FROM;
+}
+
 pml_status pmli_gemm_run(pml_queue *queue, const pmli_gemm *g, pml_error *err)
 {
     pml_device *device = queue->device;
     product *p = NULL;
-    /* Held through the call: the bias's address is written into the shared descriptor. */
+    /* Held through the call: addresses are written into the shared descriptor. */
     pthread_mutex_lock(&device->products->lock);
     pml_status status = look_up(queue, g, &p, err);
-    if (status == PML_OK && g->bias != NULL)
-        status = PMLI_LT(pmli_lt.cublasLtMatmulDescSetAttribute(
-                             p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias),
-                         "setting a bias", err);
+    if (status == PML_OK)
+        status = set_addresses(p, g, err);
     if (status == PML_OK)
         status = PMLI_LT(pmli_lt.cublasLtMatmul(device->lt, p->desc, &g->alpha, g->b, p->a, g->a,
                                                 p->b, &g->beta, g->c, p->c, g->c, p->c, &p->algo,

@@ -32,7 +32,8 @@
     X(sdpa)                                                                                        \
     X(head_norm)                                                                                   \
     X(nf4)                                                                                         \
-    X(nf4_quantise)
+    X(nf4_quantise)                                                                                \
+    X(fp8)
 
 /* One kernel for each dtype the GPU computes on, in the order of pml_dtype: the host adds the dtype
  * to the first one's number. */
@@ -158,7 +159,13 @@
     PMLI_TYPED(X, nf4_quantise, nf4_codes)                                                         \
     X(nf4_quantise, nf4_rows)                                                                      \
     X(nf4_quantise, nf4_mean)                                                                      \
-    X(nf4_quantise, nf4_scales)
+    X(nf4_quantise, nf4_scales)                                                                    \
+    PMLI_TYPED_WIDE(X, fp8, fp8_rows)                                                              \
+    PMLI_TYPED(X, fp8, fp8_weight)                                                                 \
+    PMLI_TYPED(X, fp8, fp8_largest)                                                                \
+    PMLI_TYPED(X, fp8, fp8_border)                                                                 \
+    X(fp8, fp8_transpose)                                                                          \
+    PMLI_TYPED(X, fp8, fp8_scales)
 
 typedef enum pmli_family {
 #define PMLI_ENUM(family) PMLI_FAMILY_##family,

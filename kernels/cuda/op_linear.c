@@ -7,12 +7,14 @@
  *
  * The second moves y once instead of two to four times; it is taken where there are borders
  * (border.h). With dropout each part has its own masked x, made in the workspace. Where u is made
- * already, the first product is not there.
+ * already, the first product is not there. Over a weight in 8 bits there is a border of another
+ * kind (fp8.h).
  *
- *   ws: | products' own | u [T,R] where it is not kept | masked x [T,K] | */
+ *   ws: | products' own | u [T,R] where it is not kept | masked x [T,K] | fp8's | */
 #include "border.h"
 #include "device.h"
 #include "dropout.h"
+#include "fp8.h"
 #include "linear.h"
 #include "operand.h"
 #include "ops.h"
@@ -36,7 +38,7 @@ size_t pmli_cuda_linear_ws(const pml_linear_args *a)
 {
     bool own_u = a->lora_parts != 0 && a->u.rows == 0;
     return PMLI_GEMM_WORKSPACE + (own_u ? u_bytes(a) : 0) +
-           pmli_masked_bytes(&a->x, a->lora_parts, a->lora_dropout);
+           pmli_masked_bytes(&a->x, a->lora_parts, a->lora_dropout) + pmli_fp8_ws(a);
 }
 
 static void check_lora(pmli_check *c, const pml_linear_args *a)
@@ -48,7 +50,8 @@ static void check_lora(pmli_check *c, const pml_linear_args *a)
     if (a->u.data != NULL || a->u_made)
         pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->x.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->x.rows);
-    pmli_need_border(c, "x", &a->x, a->border);
+    if (a->w_scale.data == NULL)
+        pmli_need_border(c, "x", &a->x, a->border);
     pmli_need_border(c, "w", &a->w, a->border);
 }
 
@@ -63,7 +66,10 @@ static pml_status check(const pml_linear_args *a, bool lora, pml_error *err)
     }
     pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
     pmli_need_float(&c, "x", &a->x);
-    pmli_need_as(&c, "w", &a->w, outputs, a->x.cols, a->x.dtype);
+    if (a->w_scale.data != NULL)
+        pmli_fp8_need(&c, &a->w, &a->w_scale, outputs, a->x.cols);
+    else
+        pmli_need_as(&c, "w", &a->w, outputs, a->x.cols, a->x.dtype);
     if (a->bias.data != NULL)
         pmli_need_as(&c, "bias", &a->bias, 1, outputs, a->x.dtype);
     pmli_need_as(&c, "y", &a->y, a->x.rows, outputs, a->x.dtype);
@@ -153,14 +159,25 @@ static pml_status up(pml_queue *queue, const pml_linear_args *a, const pml_view 
     return PML_OK;
 }
 
+/* Over a weight in 8 bits; u absent: without adapters. */
+static pml_status in_8_bits(pml_queue *queue, const pml_linear_args *a, const pml_view *u,
+                            pml_error *err)
+{
+    bool beside = u != NULL && pmli_fp8_takes(u, a->border);
+    char *room = (char *)a->ws.data + pmli_cuda_linear_ws(a) - pmli_fp8_ws(a);
+    pml_status status = pmli_fp8_linear(queue, a, beside ? u : NULL, room, err);
+    return status == PML_OK && u != NULL && !beside ? up(queue, a, u, err) : status;
+}
+
 pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_error *err)
 {
     bool lora = a->lora_parts != 0;
     pml_status status = check(a, lora, err);
     if (status != PML_OK || a->x.rows == 0)
         return status;
+    bool narrow = a->w_scale.data != NULL;
     if (!lora)
-        return frozen(queue, a, 0, err);
+        return narrow ? in_8_bits(queue, a, NULL, err) : frozen(queue, a, 0, err);
 
     pml_view u = a->u;
     char *behind = (char *)a->ws.data + PMLI_GEMM_WORKSPACE;
@@ -173,6 +190,8 @@ pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_erro
     int64_t columns = pmli_border_columns(&s);
     if (!a->u_made)
         status = down(queue, a, &u, behind, err);
+    if (narrow)
+        return status == PML_OK ? in_8_bits(queue, a, &u, err) : status;
     if (status == PML_OK && columns > 0)
         status = pmli_border_fill(queue, &s, err);
     if (status == PML_OK)

@@ -11,13 +11,14 @@
  * nor in a border.
  *
  *   ws: | products' own | v [T,R] | masked x, then masked v a: [T,K] | the bias's partial sums |
- *       | low_rank's    |
+ *       | low_rank's    |                                                          | fp8's |
  *
  * Gradients of parameters are summed in float32 by the products themselves (c += a b). */
 #include "border.h"
 #include "columns.h"
 #include "device.h"
 #include "dropout.h"
+#include "fp8.h"
 #include "linear.h"
 #include "low_rank.h"
 #include "operand.h"
@@ -49,7 +50,8 @@ size_t pmli_linear_back_ws(const pml_linear_bwd_args *a)
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
 {
     size_t bias = a->dbias.rows > 0 ? pmli_cuda_columns_ws(a->dy.cols) : 0;
-    return pmli_linear_back_ws(a) + v_bytes(a) + masked_bytes(a) + bias;
+    return pmli_linear_back_ws(a) + v_bytes(a) + masked_bytes(a) + pmli_linear_units(bias) +
+           pmli_fp8_bwd_ws(a);
 }
 
 static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inputs)
@@ -67,7 +69,8 @@ static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inpu
     if (a->v.data != NULL || (a->kept & PML_V_MADE) != 0)
         pmli_need_as(c, "v", &a->v, a->dy.rows, columns, a->dy.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->dy.rows);
-    pmli_need_border(c, "dy", &a->dy, a->border);
+    if (a->w_scale.data == NULL)
+        pmli_need_border(c, "dy", &a->dy, a->border);
     pmli_need_border(c, "w", &a->w, a->border);
 }
 
@@ -85,8 +88,13 @@ static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
         pmli_need_as(&c, "x", &a->x, a->dy.rows, PMLI_ANY, a->dy.dtype);
     if (a->dx.data != NULL) {
         pmli_need_as(&c, "dx", &a->dx, a->dy.rows, inputs, a->dy.dtype);
-        pmli_need_as(&c, "w", &a->w, outputs, inputs, a->dy.dtype);
+        if (a->w_scale.data == NULL)
+            pmli_need_as(&c, "w", &a->w, outputs, inputs, a->dy.dtype);
     }
+    if (a->w_scale.data != NULL)
+        pmli_fp8_need(&c, &a->w, &a->w_scale, outputs, inputs);
+    pmli_need_that(&c, a->w_scale.data == NULL || a->dw.data == NULL,
+                   "operand 'dw': a weight of 8 bits is not trained");
     PMLI_MAY(&c, a, dw, outputs, inputs, PML_F32);
     PMLI_MAY(&c, a, dbias, 1, outputs, PML_F32);
     if (a->lora_parts != 0)
@@ -195,8 +203,17 @@ static pml_status dx_by_borders(pml_queue *queue, const pml_linear_bwd_args *a, 
 static pml_status dx_apart(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
                            pml_error *err)
 {
-    pml_status status = multiply(queue, a, 1, a->dy, false, a->w, 0, a->dx, err);
-    if (status == PML_OK && a->lora_parts != 0 && a->lora_dropout == 0)
+    bool adds = a->lora_parts != 0 && a->lora_dropout == 0; /* v a, without masks */
+    pml_status status;
+    if (a->w_scale.data != NULL) {
+        bool beside = adds && pmli_fp8_takes(&v, a->border);
+        char *room = (char *)a->ws.data + pmli_cuda_linear_bwd_ws(a) - pmli_fp8_bwd_ws(a);
+        status = pmli_fp8_linear_bwd(queue, a, beside ? &v : NULL, room, err);
+        adds = adds && !beside;
+    } else {
+        status = multiply(queue, a, 1, a->dy, false, a->w, 0, a->dx, err);
+    }
+    if (status == PML_OK && adds)
         status = multiply(queue, a, 1, v, false, a->a, 1, a->dx, err);
     return status;
 }
@@ -238,7 +255,8 @@ pml_status pmli_cuda_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, 
     bool lora = a->lora_parts != 0, drops = lora && a->lora_dropout > 0;
     const pmli_bordered s = {&a->dy,       &a->w,    &a->a,   &a->b,     NULL,
                              a->part_cols, a->parts, a->rank, a->border, a->lora_parts};
-    int64_t columns = lora && !drops && a->dx.data != NULL ? pmli_border_columns(&s) : 0;
+    bool bordered = lora && !drops && a->dx.data != NULL && a->w_scale.data == NULL;
+    int64_t columns = bordered ? pmli_border_columns(&s) : 0;
     pml_view v = {0};
     if (lora) {
         v = place_of_v(a, columns, behind);

@@ -36,6 +36,7 @@ pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args 
 pml_status pmli_cuda_offload(pml_queue *queue, const pml_offload_args *a, pml_error *err);
 pml_status pmli_cuda_fetch(pml_queue *queue, const pml_fetch_args *a, pml_error *err);
 pml_status pmli_cuda_await(pml_queue *queue, const pml_await_args *a, pml_error *err);
+pml_status pmli_cuda_fp8_quantise(pml_queue *queue, const pml_fp8_quantise_args *a, pml_error *err);
 
 /* Depends on shapes alone, so that a plan made without a device holds on any. */
 size_t pmli_cuda_linear_ws(const pml_linear_args *a);
@@ -49,6 +50,7 @@ size_t pmli_cuda_attention_bwd_ws(const pml_attention_bwd_args *a);
 size_t pmli_cuda_head_loss_ws(const pml_head_loss_args *a);
 size_t pmli_cuda_sum_ws(const pml_view *x);
 size_t pmli_cuda_nf4_quantise_ws(const pml_nf4_quantise_args *a);
+size_t pmli_cuda_fp8_quantise_ws(void);
 
 /* Once a device is open: what attention's kernels need to be told. */
 pml_status pmli_cuda_attention_prepare(pml_device *device, pml_error *err);

@@ -187,7 +187,7 @@ static void add_dropped(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, 
     snprintf(c->name + length, sizeof c->name - length, ", dropout");
     c->args.linear.lora_dropout = 0.3F;
     c->args.linear.lora_purpose = (1 << 16) + 11;
-    cases_drop(c, 5, rows);
+    cases_drop(c, 6, rows);
 }
 
 /* Borders behind x and w and below w: one product. */
@@ -251,10 +251,12 @@ pml_view cases_reach(const gpu_case *c, int operand)
     pml_view v = views[operand];
     bool forward = c->op == PML_OP_linear, backward = c->op == PML_OP_linear_bwd;
     int64_t border = forward ? c->args.linear.border : backward ? c->args.linear_bwd.border : 0;
-    bool activations = operand == 0, weight = operand == (forward ? 1 : 2);
+    const pml_view *scale = forward ? &c->args.linear.w_scale : &c->args.linear_bwd.w_scale;
+    bool codes = border > 0 && scale->rows > 0; /* behind the weight alone */
+    bool activations = operand == 0 && !codes, weight = operand == (forward ? 1 : 2);
     if (border > 0 && (activations || weight))
         v.cols += border;
-    if (border > 0 && weight)
+    if (border > 0 && weight && !codes)
         v.rows += border;
     return v;
 }

@@ -22,6 +22,7 @@ typedef struct gpu_case {
     int shift;       /* elements by which every operand is off its 256-byte alignment */
     int32_t indices; /* I32 operands hold numbers below this */
     bool distinct;   /* …each once, and some -1 */
+    bool e4m3;       /* U8 operands hold codes of numbers, none of NaN */
     const void *given[PML_OP_MAX_VIEWS]; /* I32 or F32 contents, rows end to end; NULL: drawn */
     int positive;                        /* this operand's numbers are; -1: none */
     double tolerance;                    /* of |difference| / |reference|; 0: the same bits */
@@ -51,6 +52,8 @@ void cases_drop(gpu_case *c, int at, int64_t rows);
 void cases_of_forward(gpu_cases *cases);
 void cases_of_training(gpu_cases *cases);
 void cases_of_mlp(gpu_cases *cases);
+/* Weights in 8 bits. */
+void cases_of_fp8(gpu_cases *cases);
 
 /* Which cases are run. */
 typedef struct gpu_choice {

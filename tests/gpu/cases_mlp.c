@@ -137,8 +137,8 @@ static void add_given_v(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, 
                                .kept = made ? PML_V_MADE : 0};
     if (inside) {
         a->v.ld = a->dy.ld;
-        c->inside[13] = 0;
-        c->column[13] = 2 * n;
+        c->inside[14] = 0;
+        c->column[14] = 2 * n;
     }
     if (!made) {
         a->u = shaped(rows, 2 * rank, 0, d);

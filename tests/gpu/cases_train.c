@@ -162,7 +162,7 @@ static void add_dropped_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t
     c->args.linear_bwd.lora_purpose = (1 << 16) + 11;
     if (!wants_dx)
         c->args.linear_bwd.dx = (pml_view){0};
-    cases_drop(c, 6, rows);
+    cases_drop(c, 7, rows);
 }
 
 /* Lengths of documents; -1 ends. What is left of the tokens belongs to none. equal: the op is told

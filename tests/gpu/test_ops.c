@@ -124,6 +124,16 @@ static void draw_indices(const gpu_case *c, pml_view v)
         out[i] = -1;
 }
 
+static void draw_bytes(const gpu_case *c, pml_view v)
+{
+    for (int64_t r = 0; r < v.rows; r++)
+        for (int64_t i = 0; i < v.cols; i++) {
+            uint8_t byte = (uint8_t)random_bits();
+            bool none = c->e4m3 && (byte & 0x7f) == 0x7f;
+            ((uint8_t *)v.data)[r * v.ld + i] = none ? 0 : byte;
+        }
+}
+
 static void put_given(const void *given, pml_view v)
 {
     size_t row = (size_t)v.cols * pml_dtype_size(v.dtype);
@@ -145,8 +155,7 @@ static void draw(const session *s, const gpu_case *c, int operand, pml_view v)
         return;
     }
     if (v.dtype == PML_U8) {
-        for (int64_t i = 0; i < v.cols; i++)
-            ((uint8_t *)v.data)[i] = (uint8_t)random_bits();
+        draw_bytes(c, v);
         return;
     }
     if (v.dtype == PML_F64) {
@@ -536,6 +545,7 @@ static void set_up(session *s)
     cases_of_forward(&s->cases);
     cases_of_training(&s->cases);
     cases_of_mlp(&s->cases);
+    cases_of_fp8(&s->cases);
     cases_keep(&s->cases, &s->choice);
     if (s->cases.count == 0) {
         fprintf(stderr, "no case is so small and named so\n");

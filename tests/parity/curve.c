@@ -1,8 +1,8 @@
 /* A fixture's folder trained to its end, or to a checkpoint and on from it in another process: the
  * curve as one JSON line. tools/bench/curve.py sets it beside transformers'.
  *
- *   test_curve FOLDER CASE [--device cuda] [--bf16 | --fp16] [--fast] [--stop N] [--save
- * CHECKPOINT] [--from CHECKPOINT]
+ *   test_curve FOLDER CASE [--device cuda] [--bf16 | --fp16] [--fast] [--quant fp8] [--stop N]
+ *                          [--save CHECKPOINT] [--from CHECKPOINT]
  *
  * CASE is a folder in FOLDER with model, rows.safetensors, case.json and perhaps an adapter, as the
  * committed fixtures have them. Deterministic unless --fast. */
@@ -18,7 +18,8 @@
 
 typedef struct curve_options {
     const char *save, *from;
-    int64_t stop; /* 0: at the end */
+    const char *quant; /* instead of the case's own; NULL: that */
+    int64_t stop;      /* 0: at the end */
     bool fast;
 } curve_options;
 
@@ -63,6 +64,8 @@ static void run(const char *folder, const char *name, const curve_options *o)
     pml_train_config config;
     load_case(folder, name, &config);
     config.deterministic = !o->fast;
+    if (o->quant != NULL)
+        config.quant = quant_named(o->quant);
     session s;
     session_open(&(session_options){.config = &config}, &s);
     if (o->from != NULL)
@@ -98,11 +101,15 @@ static void run(const char *folder, const char *name, const curve_options *o)
 
 int main(int argc, char **argv)
 {
-    static const struct option known[] = {
-        {"device", required_argument, NULL, 'd'}, {"bf16", no_argument, NULL, 'b'},
-        {"fp16", no_argument, NULL, 'h'},         {"fast", no_argument, NULL, 'f'},
-        {"stop", required_argument, NULL, 'n'},   {"save", required_argument, NULL, 's'},
-        {"from", required_argument, NULL, 'r'},   {NULL, 0, NULL, 0}};
+    static const struct option known[] = {{"device", required_argument, NULL, 'd'},
+                                          {"bf16", no_argument, NULL, 'b'},
+                                          {"fp16", no_argument, NULL, 'h'},
+                                          {"fast", no_argument, NULL, 'f'},
+                                          {"quant", required_argument, NULL, 'q'},
+                                          {"stop", required_argument, NULL, 'n'},
+                                          {"save", required_argument, NULL, 's'},
+                                          {"from", required_argument, NULL, 'r'},
+                                          {NULL, 0, NULL, 0}};
     curve_options o = {0};
     pml_cpu_prepare_process(argc, argv);
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
@@ -119,6 +126,9 @@ int main(int argc, char **argv)
         case 'f':
             o.fast = true;
             break;
+        case 'q':
+            o.quant = optarg;
+            break;
         case 'n':
             o.stop = atoll(optarg);
             break;
@@ -133,8 +143,8 @@ int main(int argc, char **argv)
         }
     }
     if (argc - optind != 2) {
-        fputs("usage: test_curve FOLDER CASE [--device cuda] [--bf16 | --fp16] [--fast] [--stop N] "
-              "[--save CHECKPOINT] [--from CHECKPOINT]\n",
+        fputs("usage: test_curve FOLDER CASE [--device cuda] [--bf16 | --fp16] [--fast] "
+              "[--quant fp8] [--stop N] [--save CHECKPOINT] [--from CHECKPOINT]\n",
               stderr);
         return EXIT_FAILURE;
     }

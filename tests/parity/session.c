@@ -117,6 +117,13 @@ static void read_optimizer(pml_json_at at, pml_train_config *c)
     pml_message_destroy(&record);
 }
 
+pml_quant quant_named(const char *name)
+{
+    return strcmp(name, "nf4") == 0   ? PML_QUANT_NF4
+           : strcmp(name, "fp8") == 0 ? PML_QUANT_FP8
+                                      : PML_QUANT_NONE;
+}
+
 void load_case(const char *fixtures, const char *name, pml_train_config *config)
 {
     char path[PML_PATH_MAX], text[64];
@@ -136,7 +143,7 @@ void load_case(const char *fixtures, const char *name, pml_train_config *config)
     c->method = strcmp(text, "full") == 0 ? PML_METHOD_FULL : PML_METHOD_LORA;
     strcpy(text, "none");
     MUST(pml_json_get_string(at, "quant", PML_JSON_OPTIONAL, text, sizeof text, err));
-    c->quant = strcmp(text, "nf4") == 0 ? PML_QUANT_NF4 : PML_QUANT_NONE;
+    c->quant = quant_named(text);
     MUST(pml_json_get_string(at, "lr_scheduler_type", need, text, sizeof text, err));
     MUST(pml_schedule_from_name(text, &c->schedule.type, err));
     MUST(pml_json_get_int(at, "max_steps", need, 1, 10000, &c->max_steps, err));

@@ -17,6 +17,8 @@ typedef struct session {
 } session;
 
 /* Settings of fixtures/<name>/case.json, paths filled in. Ends the program when it cannot. */
+/* "nf4", "fp8"; anything else is none. */
+pml_quant quant_named(const char *name);
 void load_case(const char *fixtures, const char *name, pml_train_config *config);
 
 /* What sessions are opened on; "cpu" and float32 unless a program says otherwise. */

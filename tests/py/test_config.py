@@ -104,7 +104,6 @@ def test_wrong_values_are_named(settings: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"quant": "fp8"},
         {"dtype": "bfloat16"},
         {"devices": "tpu"},
         {"dtype": "float16"},

@@ -13,6 +13,8 @@ status 1.
 With --adamw-8bit the first case is also trained with its moments in 8 bits, by ours, and by
 bitsandbytes' AdamW8bit where that can be imported. Their distances stand beside each other; 8 bits
 are not judged by the spread.
+With --quant fp8 (or nf4) the second case has one more curve, over frozen weights stored so: what
+that costs in loss, not held to the spread.
 
 With --resume the second case is also stopped at half, and gone on with from the checkpoint by
 another process: every file of both ends must be the same bytes.
@@ -205,6 +207,10 @@ def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict
         print(f"  ours fp16: {made['skipped']} steps skipped")
     if args.adamw_8bit and name == "whole":
         in_8_bits(args, ids, settings, curves)
+    if args.quant and settings["method"] == "lora":
+        narrow = [] if args.device == "cpu" else ["--bf16", "--fast"]
+        title = f"over {args.quant}"
+        curves[title] = ours(args, name, *narrow, "--quant", args.quant)["loss"]
     every = max(1, len(line) // 4)
     steps = ", ".join(f"{loss:.4f}" for loss in [*line[::every], line[-1]])
     print(f"{name}: {len(line)} steps, float32 line {steps} ({time.monotonic() - begin:.0f} s)")
@@ -253,6 +259,7 @@ def main() -> None:
         "--spread", type=int, default=3, help="transformers' bfloat16 runs; 0: none"
     )
     parser.add_argument("--fp16", action="store_true", help="float16 too, ours and autocast's")
+    parser.add_argument("--quant", choices=["fp8", "nf4"], help="one more curve of the LoRA case")
     parser.add_argument("--cases", default="whole,lora", help="lora alone makes its model, too")
     args = parser.parse_args()
     logging.disable_progress_bar()

@@ -2,7 +2,8 @@
  * memory planned and used, and with --profile the device time of every kind of op.
  *
  *   bench_gpu_step MODEL [--device cuda] [--rows 4] [--length 2048] [--steps 10] [--full]
- *                        [--limit MiB] [--float32 | --float16] [--profile] [--rank 16] [--nf4]
+ *                        [--limit MiB] [--float32 | --float16] [--profile] [--rank 16]
+ *                        [--nf4 | --fp8]
  *                        [--deterministic] [--dropout 0.1] [--adamw-8bit]
  *                        [--cache FOLDER]   (of timed choices; not given: none)
  *                        [--gauges PAIRS]   (what reading NVML beside the steps costs)
@@ -39,7 +40,8 @@ typedef struct bench {
     const char *model, *device, *cache;
     int32_t rows, length, rank;
     int steps, gauges, frozen;
-    bool full, float32, float16, profile, nf4, deterministic, adamw_8bit;
+    bool full, float32, float16, profile, deterministic, adamw_8bit;
+    pml_quant quant;
     size_t limit;
     double dropout;
     pml_plan_choices choices;
@@ -265,25 +267,17 @@ static void measure(bench *b)
 
 static void read_options(int argc, char **argv, bench *b)
 {
-    static const struct option known[] = {{"device", required_argument, NULL, 'd'},
-                                          {"rows", required_argument, NULL, 'r'},
-                                          {"length", required_argument, NULL, 'l'},
-                                          {"steps", required_argument, NULL, 's'},
-                                          {"limit", required_argument, NULL, 'm'},
-                                          {"full", no_argument, NULL, 'f'},
-                                          {"float16", no_argument, NULL, 'h'},
-                                          {"float32", no_argument, NULL, 'x'},
-                                          {"profile", no_argument, NULL, 'p'},
-                                          {"nf4", no_argument, NULL, 'n'},
-                                          {"deterministic", no_argument, NULL, 't'},
-                                          {"rank", required_argument, NULL, 'k'},
-                                          {"cache", required_argument, NULL, 'c'},
-                                          {"dropout", required_argument, NULL, 'o'},
-                                          {"adamw-8bit", no_argument, NULL, '8'},
-                                          {"gauges", required_argument, NULL, 'g'},
-                                          {"frozen", required_argument, NULL, 'z'},
-                                          {"choices", required_argument, NULL, 'w'},
-                                          {NULL, 0, NULL, 0}};
+    static const struct option known[] = {
+        {"device", required_argument, NULL, 'd'},  {"rows", required_argument, NULL, 'r'},
+        {"length", required_argument, NULL, 'l'},  {"steps", required_argument, NULL, 's'},
+        {"limit", required_argument, NULL, 'm'},   {"full", no_argument, NULL, 'f'},
+        {"float16", no_argument, NULL, 'h'},       {"float32", no_argument, NULL, 'x'},
+        {"profile", no_argument, NULL, 'p'},       {"nf4", no_argument, NULL, 'n'},
+        {"deterministic", no_argument, NULL, 't'}, {"rank", required_argument, NULL, 'k'},
+        {"cache", required_argument, NULL, 'c'},   {"dropout", required_argument, NULL, 'o'},
+        {"adamw-8bit", no_argument, NULL, '8'},    {"gauges", required_argument, NULL, 'g'},
+        {"frozen", required_argument, NULL, 'z'},  {"choices", required_argument, NULL, 'w'},
+        {"fp8", no_argument, NULL, 'q'},           {NULL, 0, NULL, 0}};
     *b = (bench){.device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (c) {
@@ -335,7 +329,10 @@ static void read_options(int argc, char **argv, bench *b)
             b->float16 = true;
             break;
         case 'n':
-            b->nf4 = true;
+            b->quant = PML_QUANT_NF4;
+            break;
+        case 'q':
+            b->quant = PML_QUANT_FP8;
             break;
         case 't':
             b->deterministic = true;
@@ -363,7 +360,7 @@ int main(int argc, char **argv)
                                   .dtype = b.float32   ? PML_F32
                                            : b.float16 ? PML_F16
                                                        : PML_BF16,
-                                  .quant = b.nf4 ? PML_QUANT_NF4 : PML_QUANT_NONE,
+                                  .quant = b.quant,
                                   .deterministic = b.deterministic,
                                   .optimizer =
                                       b.adamw_8bit ? PML_OPTIMIZER_ADAMW_8BIT : PML_OPTIMIZER_ADAMW,

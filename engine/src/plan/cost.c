@@ -147,6 +147,8 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
         return (pml_cost){7 * elements(args->sgd.p), bytes};
     case PML_OP_nf4_quantise:
         return (pml_cost){6 * elements(args->nf4_quantise.x), bytes};
+    case PML_OP_fp8_quantise:
+        return (pml_cost){3 * elements(args->fp8_quantise.x), bytes};
     case PML_OP_nf4_dequantise:
         return (pml_cost){elements(args->nf4_dequantise.y), bytes};
     case PML_OP_offload: /* over the link once; its other side is no bottleneck */

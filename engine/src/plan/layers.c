@@ -145,18 +145,18 @@ int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, int32_t x
     lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
-    args->border = l->border;
+    args->border = l->border + l->code_border;
     args->u_made = u_made;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
-    const int32_t operands[] = {x, w, l->bias, l->a, l->b};
-    for (int i = 0; i < 5; i++)
+    const int32_t operands[] = {x, w, l->w_scale, l->bias, l->a, l->b};
+    for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
-        pmli_operand(node, 5, b->program->rng);
-        pmli_operand(node, 6, b->program->places);
+        pmli_operand(node, 6, b->program->rng);
+        pmli_operand(node, 7, b->program->places);
     }
-    pmli_operand(node, 7, y);
-    pmli_operand(node, 8, u);
+    pmli_operand(node, 8, y);
+    pmli_operand(node, 9, u);
     pmli_node_done(b, node);
     return w;
 }
@@ -179,23 +179,24 @@ void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradie
     lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
     args->parts = l->parts;
-    args->border = l->border;
+    args->border = l->border + l->code_border;
     bool filled = l->nf4[0] < 0 || l->unpacked >= 0; /* its border, by the forward */
     args->kept = (filled ? PML_BORDER_OF_W : 0U) | (v_made ? PML_V_MADE : 0U);
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     bool reads = of_input && (l->dw >= 0 || l->da >= 0);
-    const int32_t operands[] = {dy, reads ? x : PMLI_ABSENT, w, l->a, l->b, db ? u : PMLI_ABSENT};
-    for (int i = 0; i < 6; i++)
+    const int32_t operands[] = {dy,   reads ? x : PMLI_ABSENT, w, l->w_scale, l->a,
+                                l->b, db ? u : PMLI_ABSENT};
+    for (int i = 0; i < 7; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
-        pmli_operand(node, 6, b->program->rng);
-        pmli_operand(node, 7, b->program->places);
+        pmli_operand(node, 7, b->program->rng);
+        pmli_operand(node, 8, b->program->places);
     }
     const int32_t results[] = {dx, of_input ? l->dw : PMLI_ABSENT, others ? l->dbias : PMLI_ABSENT,
                                of_input ? l->da : PMLI_ABSENT, db ? l->db : PMLI_ABSENT};
     for (int i = 0; i < 5; i++)
-        pmli_operand(node, 8 + i, results[i]);
-    node->operands[13] = v;
+        pmli_operand(node, 9 + i, results[i]);
+    node->operands[14] = v;
     pmli_node_done(b, node);
 }
 

@@ -132,9 +132,14 @@ static void describe_linear(const pmli_builder *b, int l, int which, pmli_linear
         linear->rank = module.rank > linear->rank ? module.rank : linear->rank;
     }
     int32_t unit = b->backend->border, used = linear->lora_blocks * linear->rank;
-    if (unit > 0)
+    if (unit > 0 && b->config->quant == PML_QUANT_FP8) {
+        unit *= 2; /* as many bytes */
+        linear->code_border = (PML_FP8_COLUMNS * used + unit - 1) / unit * unit;
+    } else if (unit > 0) {
         linear->border = (used + unit - 1) / unit * unit;
-    linear->w = linear->bias = linear->a = linear->b = linear->unpacked = PMLI_ABSENT;
+    }
+    linear->w = linear->w_scale = linear->bias = linear->a = linear->b = linear->unpacked =
+        PMLI_ABSENT;
     for (int k = 0; k < PML_NF4_TENSORS; k++)
         linear->nf4[k] = PMLI_ABSENT;
     linear->dw = linear->dbias = linear->da = linear->db = PMLI_ABSENT;
@@ -166,15 +171,15 @@ size_t pml_nf4_stage(int64_t n, size_t at[PML_NF4_TENSORS])
 
 /* Room to quantise a weight in while the model is loaded: float32 at the widest, its codes and
  * scales where they have no other place, and workspace. */
-static void room_to_load(pmli_builder *b, int64_t rows, int64_t cols, bool staged)
+static void room_to_load(pmli_builder *b, pml_op op, int64_t rows, int64_t cols, bool staged)
 {
     pml_program *p = b->program;
     size_t at[PML_NF4_TENSORS];
-    pml_op_args args = {.nf4_quantise.x =
-                            pml_matrix((void *)(uintptr_t)PMLI_ALIGN, rows, cols, PML_F32)};
+    pml_op_args args = {0}; /* x is the first operand of either op that quantises */
+    pml_op_views(&args)[0] = pml_matrix((void *)(uintptr_t)PMLI_ALIGN, rows, cols, PML_F32);
     size_t bytes =
         staged ? pml_nf4_stage(rows * cols, at) : aligned((size_t)(rows * cols) * sizeof(float));
-    bytes += b->backend->workspace(NULL, PML_OP_nf4_quantise, &args);
+    bytes += b->backend->workspace(NULL, op, &args);
     if (p->loading < 0)
         p->loading =
             pmli_transient(b, pmli_fixed(PML_U8, 1, 0), PML_CAUSE_WORKSPACE, "weight to quantise");
@@ -202,7 +207,7 @@ static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
             pmli_parameter(b, "model.layers.%d.%s.weight", l, part_names[which][p]);
         if (parameter == NULL)
             return;
-        room_to_load(b, linear->part_cols[p], linear->inputs, false);
+        room_to_load(b, PML_OP_nf4_quantise, linear->part_cols[p], linear->inputs, false);
         parameter->rows = linear->part_cols[p];
         parameter->cols = linear->inputs;
         parameter->rank = 2;
@@ -216,9 +221,37 @@ static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
     }
 }
 
+/* A stack in 8 bits and its rows' scales. */
+static void lay_fp8(pmli_builder *b, int l, int which, pmli_linear *linear)
+{
+    char name[112];
+    linear->w = pmli_persistent(b, pmli_fixed(PML_U8, linear->outputs, linear->inputs),
+                                PML_CAUSE_WEIGHTS, "layers.%d.%s.codes", l, linear_names[which]);
+    pmli_border(b, linear->w, linear->code_border, 0);
+    linear->w_scale = pmli_persistent(b, pmli_fixed(PML_F32, 1, linear->outputs), PML_CAUSE_WEIGHTS,
+                                      "layers.%d.%s.scales", l, linear_names[which]);
+    for (int p = 0, row = 0; p < linear->parts; row += linear->part_cols[p], p++) {
+        if (b->status == PML_OK && (linear->part_cols[p] | linear->inputs) % PML_FP8_UNIT != 0)
+            b->status =
+                PML_FAIL(b->err, PML_UNSUPPORTED,
+                         "quant=\"fp8\": %s of this model is %d x %d, 8-bit products come "
+                         "in units of %d; use quant=\"nf4\"",
+                         part_names[which][p], linear->part_cols[p], linear->inputs, PML_FP8_UNIT);
+        snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
+        pml_parameter *parameter =
+            name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);
+        if (parameter == NULL)
+            return;
+        room_to_load(b, PML_OP_fp8_quantise, linear->part_cols[p], linear->inputs, false);
+        parameter->fp8 = true;
+        parameter->fp8_scale = pmli_part(b, linear->w_scale, row, 1, linear->part_cols[p],
+                                         "layers.%d.%s.scales", l, part_names[which][p]);
+    }
+}
+
 /* Which weights are unpacked for good first: those of all layers that gain most a byte. Short
- * kernels are furthest from the memory's speed, and o and qkv are unpacked once more where a layer
- * is made again. */
+ * kernels are furthest from the memory's speed, and o and qkv are unpacked once more where a
+ * layer is made again. */
 static bool unpacked_for_good(const pmli_builder *b, int l, int which)
 {
     static const int turn[PMLI_LINEARS] = {
@@ -230,6 +263,10 @@ static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
 {
     char name[112];
     bool nf4 = b->config->quant == PML_QUANT_NF4;
+    if (b->config->quant == PML_QUANT_FP8) {
+        lay_fp8(b, l, which, linear);
+        return;
+    }
     if (nf4 && !unpacked_for_good(b, l, which)) {
         lay_nf4(b, l, which, linear);
         return;
@@ -246,7 +283,7 @@ static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
             name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);
         if (!nf4 || parameter == NULL)
             continue;
-        room_to_load(b, parameter->rows, parameter->cols, true);
+        room_to_load(b, PML_OP_nf4_quantise, parameter->rows, parameter->cols, true);
         parameter->nf4 = true;
         for (int k = 0; k < PML_NF4_TENSORS; k++)
             parameter->nf4_parts[k] = PMLI_ABSENT;

@@ -357,7 +357,7 @@ static void nearest(const pmli_search *s, const pml_batch_limits *limits, char *
         add_advice(advice, capacity, "optim=\"adamw_8bit\"");
     other = *s->config;
     other.quant = PML_QUANT_NF4;
-    if (s->config->method == PML_METHOD_LORA && s->config->quant == PML_QUANT_NONE &&
+    if (s->config->method == PML_METHOD_LORA && s->config->quant != PML_QUANT_NF4 &&
         fits_with(s, limits, &other))
         add_advice(advice, capacity, "quant=\"nf4\"");
 }

@@ -136,7 +136,7 @@ static void last_logits(pmli_builder *b, int32_t y)
     p->tensors[p->logits].held = true; /* read after the segment's end */
     pmli_operand(head, 0, last);
     pmli_operand(head, 1, b->head);
-    pmli_operand(head, 7, p->logits);
+    pmli_operand(head, 8, p->logits);
     head->args.linear.parts = 1;
     head->args.linear.part_cols[0] = p->spec.vocab;
     pmli_node_done(b, head);

@@ -130,7 +130,9 @@ pml_status pml_train_config_check(const pml_train_config *config, pml_error *err
                         pml_dtype_name(config->dtype));
     if (config->quant != PML_QUANT_NONE && config->method != PML_METHOD_LORA)
         return PML_FAIL(err, PML_INVALID,
-                        "quant=\"nf4\" needs method=\"lora\": weights of 4 bits stay as they are");
+                        "quant=\"%s\" needs method=\"lora\": weights of %d bits stay as they are",
+                        config->quant == PML_QUANT_NF4 ? "nf4" : "fp8",
+                        config->quant == PML_QUANT_NF4 ? 4 : 8);
     if (config->method == PML_METHOD_LORA)
         return check_lora(config, err);
     if (config->method != PML_METHOD_FULL)

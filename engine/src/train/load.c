@@ -204,31 +204,51 @@ static pml_status upload_nf4(pml_stepper *s, const pml_parameter *p, const pml_s
     return status == PML_OK ? s->backend->sync(s->queue, err) : status; /* `stored` ends here */
 }
 
-/* Into the place that the plan keeps for it, and from there into its four tensors, or through them
+/* The op's results: x is its first operand either way, its workspace the last. */
+static void nf4_results(const nf4_views *views, pml_nf4_quantise_args *a)
+{
+    a->codes = views->part[PML_NF4_CODES];
+    a->absmax = views->part[PML_NF4_ABSMAX];
+    a->nested = views->part[PML_NF4_SCALES];
+    a->offset = views->part[PML_NF4_OFFSET];
+    a->grid = PML_NF4_GRID;
+}
+
+static void fp8_results(const pml_stepper *s, const pml_parameter *p, pml_fp8_quantise_args *a)
+{
+    int64_t pitch = pml_tensor_pitch(&s->program->tensors[p->tensor]);
+    a->codes = (pml_view){place(s, p), p->rows, p->cols, pitch, PML_U8};
+    a->scale = pml_vector(pml_program_data(s->program, p->fp8_scale, s->arena), p->rows, PML_F32);
+}
+
+/* Into the place that the plan keeps for it, and from there into its tensors, or through NF4's four
  * to the numbers that they stand for: no memory beyond the plan. As it is in the file where the
  * backend takes that, else as float32, which is the same number. */
 static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
                            float *piece, pml_error *err)
 {
-    const pml_program *program = s->program;
-    char *place = pml_program_data(program, program->loading, s->arena);
-    const nf4_views views = nf4_of(s, p);
+    char *at = pml_program_data(s->program, s->program->loading, s->arena);
     bool as_is = device_reads(s, stored);
-    pml_op_args args = {
-        .nf4_quantise = {.x = pml_matrix(place, p->rows, p->cols, as_is ? stored->dtype : PML_F32),
-                         .codes = views.part[PML_NF4_CODES],
-                         .absmax = views.part[PML_NF4_ABSMAX],
-                         .nested = views.part[PML_NF4_SCALES],
-                         .offset = views.part[PML_NF4_OFFSET],
-                         .grid = PML_NF4_GRID}};
-    size_t ws = s->backend->workspace(s->device, PML_OP_nf4_quantise, &args);
-    char *behind = place + program->tensors[program->loading].cols - ws;
+    pml_dtype dtype = as_is ? stored->dtype : PML_F32;
+    pml_op op = p->nf4 ? PML_OP_nf4_quantise : PML_OP_fp8_quantise;
+    nf4_views views = {0};
+    pml_op_args args = {0};
+    pml_op_views(&args)[0] = pml_matrix(at, p->rows, p->cols, dtype);
+    if (p->nf4) {
+        views = nf4_of(s, p);
+        nf4_results(&views, &args.nf4_quantise);
+    } else {
+        fp8_results(s, p, &args.fp8_quantise);
+    }
+    size_t ws = s->backend->workspace(s->device, op, &args);
+    char *end = at + s->program->tensors[s->program->loading].cols;
     if (ws > 0)
-        args.nf4_quantise.ws = pml_vector(behind, (int64_t)ws, PML_U8);
-    pml_status status = upload_stored(s, place, args.nf4_quantise.x.dtype, stored, piece, err);
+        pml_op_views(&args)[pml_op_describe(op)->n_views - 1] =
+            pml_vector(end - ws, (int64_t)ws, PML_U8);
+    pml_status status = upload_stored(s, at, dtype, stored, piece, err);
     if (status == PML_OK)
-        status = pml_op_run(s->backend, PML_OP_nf4_quantise, s->queue, &args, err);
-    if (status == PML_OK && p->tensor >= 0)
+        status = pml_op_run(s->backend, op, s->queue, &args, err);
+    if (status == PML_OK && p->nf4 && p->tensor >= 0)
         status = unpack(s, p, &views, err);
     return status;
 }
@@ -248,7 +268,8 @@ static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_saf
                             : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
     if (status != PML_OK)
         return status;
-    return p->nf4 ? quantise(s, p, stored, piece, err) : upload_parameter(s, p, stored, piece, err);
+    return p->nf4 || p->fp8 ? quantise(s, p, stored, piece, err)
+                            : upload_parameter(s, p, stored, piece, err);
 }
 
 /* What an adapter holds whole begins as it is in the model. */

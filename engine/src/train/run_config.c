@@ -126,8 +126,9 @@ pml_status pml_train_config_from_run(const pml_message *run, const char *folder,
     c->dtype = is(run, "dtype", "bfloat16")  ? PML_BF16
                : is(run, "dtype", "float16") ? PML_F16
                                              : PML_F32;
-    c->quant =
-        strcmp(pml_message_string(run, "quant"), "nf4") == 0 ? PML_QUANT_NF4 : PML_QUANT_NONE;
+    c->quant = is(run, "quant", "nf4")   ? PML_QUANT_NF4
+               : is(run, "quant", "fp8") ? PML_QUANT_FP8
+                                         : PML_QUANT_NONE;
     c->lora_rank = (int32_t)pml_message_int(run, "lora_r");
     c->lora_alpha = pml_message_number(run, "lora_alpha");
     c->lora_dropout = pml_message_number(run, "lora_dropout");

@@ -1,7 +1,8 @@
 /* Gradients of a linear layer. With v_p = lora_scale[p] dy_p b_p:
  *
  *   ws: | v [T,R] when there are adapters and it is not given | one masked [T,K] when there is
- * dropout | */
+ * dropout | dy [T,N] as 8 bits leave it, the codes of w [N,K] as numbers when w is in 8 bits | */
+#include "fp8.h"
 #include "gemm.h"
 #include "lora.h"
 #include "ops.h"
@@ -12,14 +13,40 @@ static size_t floats(int64_t rows, int64_t cols)
     return rows > 0 && cols > 0 ? (size_t)rows * (size_t)cols : 0;
 }
 
-size_t pmli_cpu_linear_bwd_ws(const pml_linear_bwd_args *a)
+static size_t lora_floats(const pml_linear_bwd_args *a)
 {
     if (a->lora_parts == 0)
         return 0;
     pmli_lora lora = PMLI_LORA_OF(a);
     size_t masked = a->lora_dropout > 0 ? floats(a->dy.rows, a->a.cols) : 0;
     size_t own_v = a->v.rows > 0 ? 0 : floats(a->dy.rows, pmli_lora_width(&lora));
-    return (own_v + masked) * sizeof(float);
+    return own_v + masked;
+}
+
+static bool in_8_bits(const pml_linear_bwd_args *a)
+{
+    return a->w_scale.rows > 0 && a->dx.rows > 0;
+}
+
+size_t pmli_cpu_linear_bwd_ws(const pml_linear_bwd_args *a)
+{
+    size_t wide = 0;
+    if (in_8_bits(a))
+        wide = floats(a->dy.rows, a->dy.cols) + floats(a->w.rows, a->w.cols);
+    return (lora_floats(a) + wide) * sizeof(float);
+}
+
+/* The factors of dx = dy w: these, or what 8 bits leave of them, the weight's scales in dy. */
+static void factors(pmli_pool *pool, const pml_linear_bwd_args *a, pml_view *dy, pml_view *w)
+{
+    *dy = a->dy, *w = a->w;
+    if (!in_8_bits(a))
+        return;
+    float *behind = (float *)a->ws.data + lora_floats(a);
+    *dy = pml_matrix(behind, a->dy.rows, a->dy.cols, PML_F32);
+    *w = pml_matrix(behind + floats(dy->rows, dy->cols), a->w.rows, a->w.cols, PML_F32);
+    pmli_fp8_rounded(pool, a->dy, a->w_scale.data, *dy);
+    pmli_fp8_widen(pool, a->w, NULL, *w);
 }
 
 /* dbias: pieces are columns, each summed over all tokens in order, in float64 because there are
@@ -51,17 +78,14 @@ static void bias_piece(void *arg, int64_t item, void *scratch)
 static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pmli_lora *lora,
                          pml_view v, const pmli_adapter *adapters, int count)
 {
+    pml_view dy, w;
+    factors(pool, a, &dy, &w);
     if (lora->dropout == 0) {
         pmli_product products[2];
         int n = 0;
         if (a->dx.data != NULL)
-            products[n++] = (pmli_product){.form = PMLI_NN,
-                                           .alpha = 1,
-                                           .a = a->dy,
-                                           .b = a->w,
-                                           .a2 = v,
-                                           .b2 = a->a,
-                                           .c = a->dx};
+            products[n++] = (pmli_product){
+                .form = PMLI_NN, .alpha = 1, .a = dy, .b = w, .a2 = v, .b2 = a->a, .c = a->dx};
         if (a->da.data != NULL)
             products[n++] = (pmli_product){
                 .form = PMLI_TN, .alpha = 1, .beta = 1, .a = v, .b = a->x, .c = a->da};
@@ -69,7 +93,7 @@ static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pm
         return;
     }
     if (a->dx.data != NULL)
-        pmli_gemm(pool, PMLI_NN, 1, a->dy, a->w, 0, a->dx);
+        pmli_gemm(pool, PMLI_NN, 1, dy, w, 0, a->dx);
     pml_view masked =
         pml_matrix((float *)a->ws.data + (a->v.data == NULL ? floats(v.rows, v.cols) : 0), v.rows,
                    a->a.cols, PML_F32);
@@ -131,10 +155,12 @@ static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml
     PMLI_MAY(&c, a, x, rows, PMLI_ANY, PML_F32);
     if (a->dx.data != NULL) {
         PMLI_NEED(&c, a, dx, rows, k, PML_F32);
-        pmli_need_weight(&c, "w", &a->w, n, k);
+        pmli_need_stored(&c, &a->w, &a->w_scale, n, k);
     }
     if (a->w.data != NULL)
-        pmli_need_weight(&c, "w", &a->w, n, k);
+        pmli_need_stored(&c, &a->w, &a->w_scale, n, k);
+    pmli_need_that(&c, a->w_scale.data == NULL || a->dw.data == NULL,
+                   "operand 'dw': a weight of 8 bits is not trained");
     PMLI_MAY(&c, a, dw, n, k, PML_F32);
     PMLI_MAY(&c, a, dbias, 1, n, PML_F32);
     pmli_lora_check(&c, lora, n, k, &a->a, &a->b, &a->rng, &a->places, rows);
@@ -145,6 +171,8 @@ static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml
     pmli_need_blas(&c, "w", &a->w);
     pmli_need_blas(&c, "dx", &a->dx);
     pmli_need_blas(&c, "dw", &a->dw);
+    if (pmli_cpu_linear_bwd_ws(a) > 0)
+        pmli_need_ws(&c, &a->ws, pmli_cpu_linear_bwd_ws(a));
     if (a->lora_parts == 0) {
         pmli_need_that(&c, a->da.data == NULL && a->db.data == NULL,
                        "operands 'da' and 'db' need an adapter, lora_parts is 0");
@@ -158,7 +186,6 @@ static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml
     pmli_need_blas(&c, "v", &a->v);
     pmli_need_blas(&c, "da", &a->da);
     pmli_need_blas(&c, "db", &a->db);
-    pmli_need_ws(&c, &a->ws, pmli_cpu_linear_bwd_ws(a));
     return c.status;
 }
 
@@ -171,11 +198,13 @@ pml_status pmli_cpu_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, p
     pmli_pool *pool = pmli_pool_of(queue);
     pmli_product products[2];
     int n = 0;
-    if (a->lora_parts != 0)
+    if (a->lora_parts != 0) {
         lora_branch(pool, a, &lora);
-    else if (a->dx.data != NULL)
-        products[n++] =
-            (pmli_product){.form = PMLI_NN, .alpha = 1, .a = a->dy, .b = a->w, .c = a->dx};
+    } else if (a->dx.data != NULL) {
+        pml_view dy, w;
+        factors(pool, a, &dy, &w);
+        products[n++] = (pmli_product){.form = PMLI_NN, .alpha = 1, .a = dy, .b = w, .c = a->dx};
+    }
     if (a->dw.data != NULL)
         products[n++] = (pmli_product){
             .form = PMLI_TN, .alpha = 1, .beta = 1, .a = a->dy, .b = a->x, .c = a->dw};

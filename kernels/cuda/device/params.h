@@ -251,6 +251,63 @@ typedef struct pmli_nf4_quantise_params {
     float values[16];
 } pmli_nf4_quantise_params;
 
+#define FP8_PARTS 128 /* partial results of a largest magnitude, and its blocks */
+
+/* Rows of x, their columns times `by` where that is given, to codes and a scale each. Where u
+ * [*,u_cols] is given its codes stand in the border behind them, times what parts says. */
+typedef struct pmli_fp8_rows_params {
+    const void *x, *u;
+    const float *by, *parts;
+    unsigned char *codes;
+    float *scale;
+    long long cols, ld_x, ld_u, ld_codes;
+    int u_cols, border;
+} pmli_fp8_rows_params;
+
+/* Where adapters' rows are: of a layer's outputs [first[i], end[i]), of the stacked b from at[i]
+ * on. */
+typedef struct pmli_fp8_adapters {
+    long long first[3], end[3], at[3];
+    int count, rank;
+} pmli_fp8_adapters;
+
+/* parts [FP8_PARTS] of the largest of |x| [rows,cols]; over: x is a stacked b, its rows are divided
+ * by those of the layer's outputs. */
+typedef struct pmli_fp8_largest_params {
+    const void *x;
+    const float *over;
+    float *parts;
+    long long rows, cols, ld;
+    pmli_fp8_adapters adapters;
+} pmli_fp8_largest_params;
+
+/* Columns [cols, cols + border) of codes' rows, from x times the inverse of what parts says: a
+ * stacked b whose rows are divided by `over`; or where that is NULL, a [u_cols,rows]. */
+typedef struct pmli_fp8_border_params {
+    const void *x;
+    const float *over, *parts;
+    unsigned char *codes;
+    long long rows, cols, ld, ld_codes;
+    int u_cols, border;
+    pmli_fp8_adapters adapters;
+} pmli_fp8_border_params;
+
+/* to [cols,rows] = w [rows,cols]^T, both multiples of 16; ones [cols] = 1. */
+typedef struct pmli_fp8_transpose_params {
+    const unsigned char *w;
+    unsigned char *to;
+    float *ones;
+    long long rows, cols, ld_w, ld_to;
+} pmli_fp8_transpose_params;
+
+/* y [rows,cols]; row [rows]; column [cols] and bias [cols] may be NULL. */
+typedef struct pmli_fp8_scales_params {
+    void *y;
+    const float *row, *column;
+    const void *bias;
+    long long rows, cols, ld;
+} pmli_fp8_scales_params;
+
 /* heads: of queries and keys together. In the backward y is dx. */
 typedef struct pmli_head_norm_params {
     const void *x, *dy, *q_weight, *k_weight;

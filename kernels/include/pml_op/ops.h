@@ -43,8 +43,8 @@ extern "C" {
       "Gradient of rmsnorm, added to the one arriving along the residual.")                        \
     X(head_norm, "IIIOO", "Scales each head's query and key to unit root mean square.")            \
     X(head_norm_bwd, "IIIIIOuuw", "Gradient of head_norm.")                                        \
-    X(linear, "IIiiiiiOuw", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")      \
-    X(linear_bwd, "Iiiiiiiiouuuuuw",                                                               \
+    X(linear, "IIiiiiiiOuw", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")     \
+    X(linear_bwd, "Iiiiiiiiiouuuuuw",                                                              \
       "Gradients of linear with respect to its input and what is trained.")                        \
     X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
@@ -70,6 +70,7 @@ extern "C" {
     X(offload, "IO", "Copies rows to the host's memory, beside the ops that follow.")              \
     X(fetch, "IO", "Brings rows back from the host's memory, beside the ops that follow.")         \
     X(await, "U", "Waits until the copies to and from the host's memory have arrived.")            \
+    X(fp8_quantise, "IOOw", "Stores a weight in 8 bits a number, each row with its scale.")        \
     X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")
 
 typedef enum pml_op {
@@ -78,7 +79,7 @@ typedef enum pml_op {
 #undef PML_OP_ENUM
 } pml_op;
 
-enum { PML_OP_MAX_VIEWS = 15, PML_LINEAR_MAX_PARTS = 3 };
+enum { PML_OP_MAX_VIEWS = 16, PML_LINEAR_MAX_PARTS = 3 };
 
 /* y[t,:] = table[ids[t],:].   ids [1,T] I32; table [V,H]; y [T,H]. */
 typedef struct pml_embed_args {
@@ -149,9 +150,13 @@ typedef struct pml_head_norm_bwd_args {
  *
  * as pml_uniform gives it, is >= dropout, and by 0 elsewhere. rng [1,2] I64 = seed, step;
  * places [1,T] I64: which token of the data t is. So a token's mask is the same wherever it lies:
- * packed or not, in whichever micro-batch, on whichever worker, and when it is computed again. */
+ * packed or not, in whichever micro-batch, on whichever worker, and when it is computed again.
+ * w_scale [1,N] F32: w is U8 and holds what fp8_quantise made of the weight. Then x enters the
+ * product with w, and only that one, in 8 bits, too, each token's row with its own scale (top /
+ * 448, or a power of two times that where a backend needs it); so what a token gets does not depend
+ * on those around it. border is then room behind the rows of w alone. */
 typedef struct pml_linear_args {
-    pml_view x, w, bias, a, b, rng, places, y, u, ws;
+    pml_view x, w, w_scale, bias, a, b, rng, places, y, u, ws;
     int32_t parts;                           /* 1..3 */
     int32_t part_cols[PML_LINEAR_MAX_PARTS]; /* N_p, sum = N */
     uint32_t lora_parts;                     /* bit p: part p has an adapter */
@@ -172,13 +177,16 @@ typedef struct pml_linear_args {
  * needed by dw and da only: who has x again only after dx asks in two calls, and hands v from one
  * to the other. border > 0: as in the forward, behind dy and w, and below w; so that
  * dx = [dy|v] [w;a] can be one product; v may lie in dy's border, from its first column on. kept
- * says what is there, as many rows long, since an earlier op made it from the same operands. */
+ * says what is there, as many rows long, since an earlier op made it from the same operands.
+ * w_scale: as in the forward, with no dw; then dx = round(dy w_scale) codes + v a, where dy's
+ * columns are multiplied by the weight's scales, in float32, before its rows are rounded to 8 bits.
+ */
 enum {
     PML_BORDER_OF_W = 1, /* a and b in w's border, by the forward: not needed again */
     PML_V_MADE = 2,      /* v, which is given: it is read */
 };
 typedef struct pml_linear_bwd_args {
-    pml_view dy, x, w, a, b, u, rng, places, dx, dw, dbias, da, db, v, ws;
+    pml_view dy, x, w, w_scale, a, b, u, rng, places, dx, dw, dbias, da, db, v, ws;
     int32_t parts;
     int32_t part_cols[PML_LINEAR_MAX_PARTS];
     uint32_t lora_parts;
@@ -395,6 +403,32 @@ typedef struct pml_nf4_dequantise_args {
     int32_t parts;
     int32_t part_rows[PML_LINEAR_MAX_PARTS]; /* sum = N */
 } pml_nf4_dequantise_args;
+
+/* Row by row to 8 bits: value = e4m3(code) * scale, with top = the row's largest magnitude, but no
+ * less than 2^-8 of the largest of all rows',
+ *
+ *   scale = top / 448;   code = the E4M3 nearest to x * (448 / top), ties to even.
+ *
+ * E4M3 (Micikevicius et al., "FP8 formats for deep learning", 2022): 4 bits of exponent, 3 of
+ * fraction, no infinity; 0x7f is NaN. So no two scales are further apart than that, which what
+ * is added to the product in the same scales counts on (kernels/cuda/fp8.h). A weight whose top is
+ * below 2^-100 is zeros with scales of 1; where there is an infinity all is NaN, and a NaN is the
+ * one element that it is. x [N,K]; codes [N,K] U8; scale [1,N] F32. The bits are the same on every
+ * backend. */
+typedef struct pml_fp8_quantise_args {
+    pml_view x, codes, scale, ws;
+} pml_fp8_quantise_args;
+
+/* Products of 8-bit numbers come in whole units of so many rows and columns of a weight. */
+enum { PML_FP8_UNIT = 16 };
+/* What the border of a weight in 8 bits must have for each of u's columns. */
+enum { PML_FP8_COLUMNS = 3 };
+#define PML_E4M3_MOST 448.0F
+
+/* What a code means, and the code of a number of at most PML_E4M3_MOST in magnitude; what is beyond
+ * gets the last one. */
+float pml_e4m3_value(uint8_t code);
+uint8_t pml_e4m3_code(float x);
 
 /* Lengths of codes, absmax and nested for a weight of n elements. */
 static inline int64_t pml_nf4_codes(int64_t n)

@@ -67,7 +67,7 @@ static void test_linear(void **state)
                     args.linear.b = random_view(n, 4, 0);
                 }
                 make_pair(n, k, 2, &args.linear.w, &narrow);
-                both(PML_OP_linear, &args, 1, (const int[]){7, -1}, narrow);
+                both(PML_OP_linear, &args, 1, (const int[]){8, -1}, narrow);
             }
 }
 
@@ -86,7 +86,7 @@ static void test_linear_bwd(void **state)
                                                .parts = 1,
                                                .part_cols = {(int32_t)n}}};
             make_pair(n, k, 0, &args.linear_bwd.w, &narrow);
-            both(PML_OP_linear_bwd, &args, 2, (const int[]){8, -1}, narrow);
+            both(PML_OP_linear_bwd, &args, 2, (const int[]){9, -1}, narrow);
         }
 }
 

@@ -53,6 +53,7 @@ static const expectation expectations[] = {
     E(head_norm_bwd, ws),
     E(linear, x),
     E(linear, w),
+    E(linear, w_scale),
     E(linear, bias),
     E(linear, a),
     E(linear, b),
@@ -64,6 +65,7 @@ static const expectation expectations[] = {
     E(linear_bwd, dy),
     E(linear_bwd, x),
     E(linear_bwd, w),
+    E(linear_bwd, w_scale),
     E(linear_bwd, a),
     E(linear_bwd, b),
     E(linear_bwd, u),
@@ -178,6 +180,10 @@ static const expectation expectations[] = {
     E(fetch, x),
     E(fetch, y),
     E(await, x),
+    E(fp8_quantise, x),
+    E(fp8_quantise, codes),
+    E(fp8_quantise, scale),
+    E(fp8_quantise, ws),
     E(allreduce, x),
 };
 
@@ -208,7 +214,7 @@ static void test_views_come_first(void **state)
     assert_true(sizeof(pml_##name##_args) >= (sizeof signature - 1) * sizeof(pml_view));
     PML_OPS(FIRST)
 #undef FIRST
-    assert_int_equal(offsetof(pml_linear_args, parts), 10 * sizeof(pml_view));
+    assert_int_equal(offsetof(pml_linear_args, parts), 11 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_attention_args, heads), 8 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_rmsnorm_args, eps), 6 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_fill_args, value), sizeof(pml_view));

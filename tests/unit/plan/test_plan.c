@@ -82,6 +82,66 @@ static void test_nf4_bytes(void **state)
     pml_program_destroy(&packed);
 }
 
+/* In 8 bits a layer takes a byte a number and a float a row; no border, whatever the backend has,
+ * and nothing is unpacked. */
+static void test_fp8_bytes(void **state)
+{
+    (void)state;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    pml_program *plain = build(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR, 0);
+    config.quant = PML_QUANT_FP8;
+    pml_program *packed = built(&small, &config, &limits, no_recompute);
+    pml_error err = PML_ERROR_INIT;
+    static const int64_t stacks[][2] = {{128, 64}, {64, 64}, {320, 64}, {64, 160}};
+    size_t was = 0, is = 0;
+    for (int i = 0; i < 4; i++) {
+        was += rounded(4 * stacks[i][0] * stacks[i][1]);
+        is += rounded(stacks[i][0] * stacks[i][1]) + rounded(4 * stacks[i][0]);
+    }
+    assert_int_equal(plain->by_cause[PML_CAUSE_WEIGHTS] - packed->by_cause[PML_CAUSE_WEIGHTS],
+                     (size_t)small.layers * (was - is));
+    assert_int_equal(packed->tensors[packed->loading].cols, 160 * 64 * 4);
+    assert_int_equal(pml_program_check_places(packed, &err), PML_OK);
+    assert_int_equal(packed->n_nodes, plain->n_nodes);
+    for (int i = 0; i < packed->n_nodes; i++) {
+        const pml_node *node = &packed->nodes[i];
+        bool forward = node->op == PML_OP_linear;
+        if (!forward && node->op != PML_OP_linear_bwd)
+            continue;
+        assert_true(packed->tensors[node->operands[forward ? 2 : 3].tensor].dtype == PML_F32);
+        assert_int_equal(forward ? node->args.linear.border : node->args.linear_bwd.border, 0);
+    }
+    pml_program_destroy(&plain);
+    pml_program_destroy(&packed);
+    /* Where there are borders, of as many bytes: behind the codes alone, three columns of u's each.
+     */
+    pml_backend bordered = *pml_backend_cpu();
+    bordered.border = 64;
+    pml_program_options options = {.spec = &small,
+                                   .config = &config,
+                                   .limits = limits,
+                                   .backend = &bordered,
+                                   .choices = {.head_chunk = 1, .pieces = 1}};
+    assert_int_equal(pml_program_build(&options, &packed, &err), PML_OK);
+    for (int i = 0; i < packed->n_nodes; i++) {
+        const pml_node *node = &packed->nodes[i];
+        if (node->op != PML_OP_linear || node->layer < 0)
+            continue;
+        int32_t r = (int32_t)packed->tensors[node->operands[9].tensor].cols;
+        assert_int_equal(node->args.linear.border, (3 * r + 127) / 128 * 128);
+        assert_int_equal(packed->tensors[node->operands[1].tensor].border,
+                         node->args.linear.border);
+        assert_int_equal(packed->tensors[node->operands[1].tensor].below, 0);
+        assert_int_equal(packed->tensors[node->operands[0].tensor].border, 0);
+    }
+    pml_program_destroy(&packed);
+    pml_model_spec odd = small;
+    odd.intermediate = 168; /* of no whole units */
+    options.spec = &odd;
+    assert_int_equal(pml_program_build(&options, &packed, &err), PML_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "units of 16"));
+}
+
 /* The border that an op's operand has, or -1: of linear layers those that they work in. */
 static int64_t border_of(const pml_node *node, int operand)
 {
@@ -126,7 +186,7 @@ static void test_borders(void **state)
                 int64_t border = border_of(node, i);
                 bool weight = node->op == PML_OP_linear ? i == 1 : i == 2;
                 /* Adapters' v may stand in the border of what it is made from. */
-                int64_t room = node->op == PML_OP_linear_bwd && i == 13 ? t->border : 0;
+                int64_t room = node->op == PML_OP_linear_bwd && i == 14 ? t->border : 0;
                 assert_true(operand->col + v.cols <= t->cols + room);
                 assert_int_equal(v.ld, t->cols + t->border);
                 assert_true(border < 0 || (t->border >= border && border % 24 == 0));
@@ -180,12 +240,12 @@ static void test_lora_computes_only_what_it_needs(void **state)
     for (int i = p->segments[micro].first; i < p->segments[micro].end; i++) {
         const pml_node *node = &p->nodes[i];
         if (node->op == PML_OP_linear_bwd) {
-            assert_int_equal(node->operands[9].tensor, -1);  /* dw */
-            assert_int_equal(node->operands[10].tensor, -1); /* dbias */
+            assert_int_equal(node->operands[10].tensor, -1); /* dw */
+            assert_int_equal(node->operands[11].tensor, -1); /* dbias */
             /* da, or what needs no input of the layer: dx and db */
-            assert_true(node->operands[11].tensor >= 0 || node->operands[1].tensor < 0);
-            assert_int_equal(node->operands[11].tensor >= 0, node->operands[1].tensor >= 0);
-            assert_true(node->operands[11].tensor >= 0 || node->operands[12].tensor >= 0);
+            assert_true(node->operands[12].tensor >= 0 || node->operands[1].tensor < 0);
+            assert_int_equal(node->operands[12].tensor >= 0, node->operands[1].tensor >= 0);
+            assert_true(node->operands[12].tensor >= 0 || node->operands[13].tensor >= 0);
         }
         if (node->op == PML_OP_rmsnorm_bwd)
             assert_int_equal(node->operands[7].tensor, -1); /* dweight */
@@ -249,7 +309,7 @@ static void test_swiglu_beside(void **state)
             weights += strcmp(node->label, "down backward, weights") == 0;
             if (node->op == PML_OP_linear_bwd && (node->args.linear_bwd.kept & PML_V_MADE) != 0) {
                 kept++;
-                assert_true(at[13].tensor >= 0 && at[12].tensor < 0);
+                assert_true(at[14].tensor >= 0 && at[13].tensor < 0);
             }
             if (node->op != PML_OP_swiglu_bwd || node->args.swiglu_bwd.lora_parts == 0)
                 continue;
@@ -551,6 +611,7 @@ int main(void)
         cmocka_unit_test(test_frozen_as_stored),
         cmocka_unit_test(test_nf4_bytes),
         cmocka_unit_test(test_nf4_unpacks),
+        cmocka_unit_test(test_fp8_bytes),
         cmocka_unit_test(test_borders),
         cmocka_unit_test(test_price_of_linear),
     };

@@ -16,7 +16,7 @@
 #include "pml/plan/schedule.h"
 
 typedef enum pml_method { PML_METHOD_LORA = 0, PML_METHOD_FULL } pml_method;
-typedef enum pml_quant { PML_QUANT_NONE = 0, PML_QUANT_NF4 } pml_quant;
+typedef enum pml_quant { PML_QUANT_NONE = 0, PML_QUANT_NF4, PML_QUANT_FP8 } pml_quant;
 typedef enum pml_optimizer {
     PML_OPTIMIZER_ADAMW = 0,
     PML_OPTIMIZER_SGD,

@@ -120,6 +120,8 @@ typedef struct pml_parameter {
     int64_t at;
     bool nf4; /* as NF4 has it. tensor is -1; this weight's share of each of the four: */
     int32_t nf4_parts[PML_NF4_TENSORS]; /* -1 where the numbers are kept, in rows of tensor */
+    bool fp8; /* tensor holds codes; and this is the weight's share of their scales: */
+    int32_t fp8_scale;
 } pml_parameter;
 
 /* What one op of the update moves: a run of the flat buffer, whose moments are floats, at `state`

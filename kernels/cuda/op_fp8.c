@@ -1,0 +1,315 @@
+#include "border.h"
+#include "device.h"
+#include "device/params.h"
+#include "fp8.h"
+#include "linear.h"
+#include "operand.h"
+#include "ops.h"
+
+enum {
+    HELD = 8, /* packs that a thread keeps, as in device/fp8.cu */
+    BLOCK = 256,
+    BLOCK_MOST = 512,
+    TILE = 128,
+    BORDER_COLUMNS = 16,  /* of a thread */
+    LEAST_CAPABILITY = 89 /* what cuBLASLt multiplies E4M3 on */
+};
+
+static int64_t div_up(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+static pmli_launch grid(int64_t x, int64_t y, int64_t block)
+{
+    return (pmli_launch){
+        .grid_x = (unsigned)x, .grid_y = (unsigned)y, .block_x = (unsigned)block, .block_y = 1};
+}
+
+/* ---- a weight, once ---- */
+
+static pml_status find_largest(pml_queue *queue, const pml_view *x, const float *over,
+                               const pmli_fp8_adapters *adapters, float *parts, pml_error *err)
+{
+    pmli_fp8_largest_params p = {
+        .x = x->data, .over = over, .parts = parts, .rows = x->rows, .cols = x->cols, .ld = x->ld};
+    if (adapters != NULL)
+        p.adapters = *adapters;
+    return pmli_cuda_launch(queue, PMLI_fp8_largest_f32 + (unsigned)x->dtype,
+                            grid(FP8_PARTS, 1, BLOCK), &p, err);
+}
+
+size_t pmli_cuda_fp8_quantise_ws(void)
+{
+    return FP8_PARTS * sizeof(float);
+}
+
+pml_status pmli_cuda_fp8_quantise(pml_queue *queue, const pml_fp8_quantise_args *a, pml_error *err)
+{
+    int capability = queue->device->capability;
+    if (capability < LEAST_CAPABILITY)
+        return PML_FAIL(err, PML_UNSUPPORTED,
+                        "quant=\"fp8\" needs a GPU of compute capability %d.%d or later, %s has "
+                        "%d.%d; use quant=\"nf4\"",
+                        LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10, queue->device->name,
+                        capability / 10, capability % 10);
+    pmli_check c = pmli_check_begin(PML_OP_fp8_quantise, err);
+    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
+    pmli_need_float(&c, "x", &a->x);
+    pmli_need_as(&c, "codes", &a->codes, a->x.rows, a->x.cols, PML_U8);
+    pmli_need_as(&c, "scale", &a->scale, 1, a->x.rows, PML_F32);
+    pmli_need_ws(&c, &a->ws, pmli_cuda_fp8_quantise_ws());
+    if (c.status != PML_OK || a->x.rows == 0)
+        return c.status;
+    pmli_fp8_rows_params p = {.x = a->x.data,
+                              .parts = a->ws.data,
+                              .codes = a->codes.data,
+                              .scale = a->scale.data,
+                              .cols = a->x.cols,
+                              .ld_x = a->x.ld,
+                              .ld_codes = a->codes.ld};
+    pml_status status = find_largest(queue, &a->x, NULL, NULL, a->ws.data, err);
+    if (status == PML_OK)
+        status = pmli_cuda_launch(queue, PMLI_fp8_weight_f32 + (unsigned)a->x.dtype,
+                                  grid(a->x.rows, 1, BLOCK), &p, err);
+    return status;
+}
+
+/* ---- products ---- */
+
+void pmli_fp8_need(pmli_check *c, const pml_view *w, const pml_view *w_scale, int64_t outputs,
+                   int64_t inputs)
+{
+    pmli_need_as(c, "w", w, outputs, inputs, PML_U8);
+    pmli_need_as(c, "w_scale", w_scale, 1, outputs, PML_F32);
+    pmli_need_that(
+        c, outputs % PML_FP8_UNIT == 0 && inputs % PML_FP8_UNIT == 0 && w->ld % PML_FP8_UNIT == 0,
+        "operand 'w' is [%lld,%lld], %lld apart; 8-bit products come in units of %d",
+        (long long)outputs, (long long)inputs, (long long)w->ld, PML_FP8_UNIT);
+}
+
+/* Columns of the border that u's take, in units that products come in. */
+static int64_t border_columns(int64_t u_cols)
+{
+    return div_up(PML_FP8_COLUMNS * u_cols, PML_FP8_UNIT) * PML_FP8_UNIT;
+}
+
+bool pmli_fp8_takes(const pml_view *u, int32_t border)
+{
+    return u->rows >= PMLI_BORDER_TOKENS && border_columns(u->cols) <= border;
+}
+
+/* Codes of a product's left factor [rows,cols] with its border, a scale a row, and the parts of the
+ * right border's largest. */
+static size_t factor_bytes(int64_t rows, int64_t cols, int32_t border)
+{
+    return pmli_linear_units((size_t)rows * (size_t)(cols + border)) +
+           pmli_linear_units((size_t)rows * sizeof(float)) +
+           pmli_linear_units(FP8_PARTS * sizeof(float));
+}
+
+/* The weight turned round with its border, and its scales: ones. */
+static size_t turned_bytes(const pml_linear_bwd_args *a)
+{
+    return pmli_linear_units((size_t)a->w.cols * (size_t)(a->w.rows + a->border)) +
+           pmli_linear_units((size_t)a->w.cols * sizeof(float));
+}
+
+size_t pmli_fp8_ws(const pml_linear_args *a)
+{
+    return a->w_scale.rows > 0 ? factor_bytes(a->x.rows, a->x.cols, a->border) : 0;
+}
+
+size_t pmli_fp8_bwd_ws(const pml_linear_bwd_args *a)
+{
+    bool there = a->w_scale.rows > 0 && a->dx.rows > 0;
+    return there ? factor_bytes(a->dy.rows, a->dy.cols, a->border) + turned_bytes(a) : 0;
+}
+
+/* One 8-bit product: out [T,n] = x [T,k] w [n,k]^T, and with u, what stands in the borders. */
+typedef struct product {
+    pml_view x;        /* in 16 or 32 bits */
+    const float *by;   /* factors of its columns, before it is rounded; may be NULL */
+    const pml_view *u; /* may be NULL */
+    unsigned char *w;  /* codes, w_ld from row to row */
+    int64_t w_ld;
+    const float *w_scale; /* of w's rows */
+    pml_view out, bias;   /* bias may be absent */
+    unsigned char *codes; /* of x, ld from row to row, behind them u's */
+    int64_t ld;
+    float *scale, *parts;
+    void *ws; /* PMLI_GEMM_WORKSPACE */
+} product;
+
+/* Where codes, scale and parts lie: factor_bytes of room. */
+static void lay_out(product *p, void *room, int32_t border)
+{
+    p->ld = p->x.cols + border;
+    p->codes = room;
+    char *behind = (char *)room + pmli_linear_units((size_t)(p->x.rows * p->ld));
+    p->scale = (float *)(void *)behind;
+    behind += pmli_linear_units((size_t)p->x.rows * sizeof(float));
+    p->parts = (float *)(void *)behind;
+}
+
+static pml_status quantise(pml_queue *queue, const product *p, pml_error *err)
+{
+    const pml_view *x = &p->x;
+    pmli_fp8_rows_params r = {.x = x->data,
+                              .by = p->by,
+                              .parts = p->parts,
+                              .codes = p->codes,
+                              .scale = p->scale,
+                              .cols = x->cols,
+                              .ld_x = x->ld,
+                              .ld_codes = p->ld};
+    if (p->u != NULL) {
+        r.u = p->u->data;
+        r.ld_u = p->u->ld;
+        r.u_cols = (int)p->u->cols;
+        r.border = (int)border_columns(p->u->cols);
+    }
+    int64_t pack = (int64_t)(16 / pml_dtype_size(x->dtype)), packs = div_up(x->cols, pack);
+    bool wide = pmli_in_units_of(x, 16) && (uintptr_t)p->by % 16 == 0 &&
+                packs <= (int64_t)HELD * BLOCK_MOST;
+    int64_t threads = div_up(div_up(packs, HELD), 32) * 32;
+    threads = !wide ? BLOCK : threads < FP8_PARTS ? FP8_PARTS : threads;
+    return pmli_cuda_launch(queue, PMLI_fp8_rows_f32 + 2 * (unsigned)x->dtype + (wide ? 1 : 0),
+                            grid(x->rows, 1, threads), &r, err);
+}
+
+/* x, a stacked b or a, into the border of w: see pmli_fp8_border_params. */
+static pml_status fill_border(pml_queue *queue, const product *p, const pml_view *x,
+                              const float *over, const pmli_fp8_adapters *adapters, pml_error *err)
+{
+    pmli_fp8_border_params b = {.x = x->data,
+                                .over = over,
+                                .parts = p->parts,
+                                .codes = p->w,
+                                .rows = p->out.cols,
+                                .cols = p->x.cols,
+                                .ld = x->ld,
+                                .ld_codes = p->w_ld,
+                                .u_cols = (int)p->u->cols,
+                                .border = (int)border_columns(p->u->cols)};
+    if (adapters != NULL)
+        b.adapters = *adapters;
+    pml_status status = find_largest(queue, x, over, adapters, p->parts, err);
+    if (status == PML_OK)
+        status = pmli_cuda_launch(
+            queue, PMLI_fp8_border_f32 + (unsigned)x->dtype,
+            grid(div_up(b.rows, BLOCK), div_up(b.border, BORDER_COLUMNS), BLOCK), &b, err);
+    return status;
+}
+
+/* Where cuBLASLt multiplied codes alone. */
+static pml_status apply_scales(pml_queue *queue, const product *p, pml_error *err)
+{
+    enum { GRID_Y = 65535 };
+    pml_status status = PML_OK;
+    for (int64_t first = 0; status == PML_OK && first < p->out.rows; first += GRID_Y) {
+        int64_t rows = p->out.rows - first < GRID_Y ? p->out.rows - first : GRID_Y;
+        pmli_fp8_scales_params s = {.y = pmli_rows_of(p->out, first, rows).data,
+                                    .row = p->scale + first,
+                                    .column = p->w_scale,
+                                    .bias = p->bias.data,
+                                    .rows = rows,
+                                    .cols = p->out.cols,
+                                    .ld = p->out.ld};
+        status = pmli_cuda_launch(queue, PMLI_fp8_scales_f32 + (unsigned)p->out.dtype,
+                                  grid(div_up(s.cols, BLOCK), rows, BLOCK), &s, err);
+    }
+    return status;
+}
+
+static pml_status multiply(pml_queue *queue, const product *p, pml_error *err)
+{
+    bool scaled = pmli_gemm_scales_rows(queue->device) && p->out.dtype != PML_F32;
+    pmli_gemm g = {.a = p->codes,
+                   .b = p->w,
+                   .c = p->out.data,
+                   .bias = scaled ? p->bias.data : NULL,
+                   .m = p->x.rows,
+                   .n = p->out.cols,
+                   .k = p->x.cols + (p->u != NULL ? border_columns(p->u->cols) : 0),
+                   .lda = p->ld,
+                   .ldb = p->w_ld,
+                   .ldc = p->out.ld,
+                   .scale_a = scaled ? p->scale : NULL,
+                   .scale_b = scaled ? p->w_scale : NULL,
+                   .transpose_b = true,
+                   .in = PML_U8,
+                   .out = p->out.dtype,
+                   .alpha = 1,
+                   .workspace = p->ws,
+                   .workspace_size = PMLI_GEMM_WORKSPACE};
+    pml_status status = quantise(queue, p, err);
+    if (status == PML_OK)
+        status = pmli_gemm_run(queue, &g, err);
+    if (status == PML_OK && !scaled)
+        status = apply_scales(queue, p, err);
+    return status;
+}
+
+static pmli_fp8_adapters adapters_of(const pml_linear_args *a)
+{
+    pmli_fp8_adapters all = {.rank = a->rank};
+    int64_t row = 0, at = 0;
+    for (int part = 0; part < a->parts; row += a->part_cols[part++]) {
+        if (!(a->lora_parts >> part & 1))
+            continue;
+        all.first[all.count] = row;
+        all.end[all.count] = row + a->part_cols[part];
+        all.at[all.count++] = at;
+        at += a->part_cols[part];
+    }
+    return all;
+}
+
+pml_status pmli_fp8_linear(pml_queue *queue, const pml_linear_args *a, const pml_view *u, void *ws,
+                           pml_error *err)
+{
+    product p = {.x = a->x,
+                 .u = u,
+                 .w = a->w.data,
+                 .w_ld = a->w.ld,
+                 .w_scale = a->w_scale.data,
+                 .out = a->y,
+                 .bias = a->bias,
+                 .ws = a->ws.data};
+    lay_out(&p, ws, a->border);
+    pml_status status = PML_OK;
+    if (u != NULL) {
+        const pmli_fp8_adapters adapters = adapters_of(a);
+        status = fill_border(queue, &p, &a->b, p.w_scale, &adapters, err);
+    }
+    return status == PML_OK ? multiply(queue, &p, err) : status;
+}
+
+pml_status pmli_fp8_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, const pml_view *v,
+                               void *ws, pml_error *err)
+{
+    size_t turned = pmli_linear_units((size_t)a->w.cols * (size_t)(a->w.rows + a->border));
+    pmli_fp8_transpose_params t = {.w = a->w.data,
+                                   .to = ws,
+                                   .ones = (float *)(void *)((char *)ws + turned),
+                                   .rows = a->w.rows,
+                                   .cols = a->w.cols,
+                                   .ld_w = a->w.ld,
+                                   .ld_to = a->w.rows + a->border};
+    product p = {.x = a->dy,
+                 .by = a->w_scale.data,
+                 .u = v,
+                 .w = t.to,
+                 .w_ld = t.ld_to,
+                 .w_scale = t.ones,
+                 .out = a->dx,
+                 .ws = a->ws.data};
+    lay_out(&p, (char *)ws + turned_bytes(a), a->border);
+    pml_status status =
+        pmli_cuda_launch(queue, PMLI_fp8_transpose,
+                         grid(div_up(t.cols, TILE), div_up(t.rows, TILE), BLOCK), &t, err);
+    if (status == PML_OK && v != NULL)
+        status = fill_border(queue, &p, &a->a, NULL, NULL, err);
+    return status == PML_OK ? multiply(queue, &p, err) : status;
+}
