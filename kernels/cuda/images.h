@@ -23,6 +23,7 @@
     X(border)                                                                                      \
     X(low_rank)                                                                                    \
     X(mlp)                                                                                         \
+    X(few_rows)                                                                                    \
     X(loss)                                                                                        \
     X(update)                                                                                      \
     X(adamw_8bit)                                                                                  \
@@ -65,6 +66,13 @@
     X(family, kernel##_f16_x1)                                                                     \
     X(family, kernel##_f16_x2)                                                                     \
     X(family, kernel##_f16_x4)
+
+/* One for at most so many rows of x. */
+#define PMLI_OF_ROWS(X, family, kernel)                                                            \
+    X(family, kernel##_1)                                                                          \
+    X(family, kernel##_2)                                                                          \
+    X(family, kernel##_4)                                                                          \
+    X(family, kernel##_8)
 
 /* X(family, kernel): the functions in them. */
 #define PMLI_KERNELS(X)                                                                            \
@@ -125,6 +133,10 @@
     X(mlp, mlp_bwd_f16)                                                                            \
     X(mlp, mlp_bwd_sum_bf16)                                                                       \
     X(mlp, mlp_bwd_sum_f16)                                                                        \
+    PMLI_OF_ROWS(X, few_rows, few_u_bf16)                                                          \
+    PMLI_OF_ROWS(X, few_rows, few_u_f16)                                                           \
+    PMLI_OF_ROWS(X, few_rows, few_y_bf16)                                                          \
+    PMLI_OF_ROWS(X, few_rows, few_y_f16)                                                           \
     PMLI_TYPED(X, loss, cross_entropy)                                                             \
     X(update, sum_parts)                                                                           \
     X(update, sumsq_parts)                                                                         \
@@ -134,6 +146,7 @@
     PMLI_TYPED_WIDE(X, update, adamw)                                                              \
     PMLI_TYPED(X, adamw_8bit, adamw_8bit)                                                          \
     PMLI_TYPED(X, attention_any, attend)                                                           \
+    PMLI_TYPED(X, attention_any, attend_few)                                                       \
     PMLI_TYPED(X, attention_any, attend_dots)                                                      \
     PMLI_TYPED(X, attention_any, attend_bwd_q)                                                     \
     PMLI_TYPED(X, attention_any, attend_bwd_kv)                                                    \

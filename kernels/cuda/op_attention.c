@@ -130,7 +130,8 @@ static pml_status launch_any(pml_queue *queue, pmli_kernel first, pml_dtype dtyp
     return rows == 0 ? PML_OK : pmli_cuda_launch(queue, first + (unsigned)dtype, shape, p, err);
 }
 
-/* Fewer rows than a tile's warp has: a generated token. A warp a row then reads the keys once. */
+/* Fewer rows than a tile's warp has: a generated token. A block a row and head then reads the keys
+ * once. */
 enum { FEW_ROWS = 16 };
 
 size_t pmli_cuda_attention_ws(const pml_attention_args *a)
@@ -157,6 +158,13 @@ pml_status pmli_cuda_attention(pml_queue *queue, const pml_attention_args *a, pm
                                               (size_t)a->ws.cols, &done, err);
         if (status != PML_OK || done)
             return status;
+    }
+    if (a->q.rows <= FEW_ROWS) {
+        const pmli_launch few = {.grid_x = (unsigned)a->q.rows,
+                                 .grid_y = (unsigned)a->heads,
+                                 .block_x = ANY_THREADS,
+                                 .block_y = 1};
+        return pmli_cuda_launch(queue, PMLI_attend_few_f32 + (unsigned)dtype, few, &p, err);
     }
     if (!tiled)
         return launch_any(queue, PMLI_attend_f32, dtype, a->q.rows, a->heads, &p, err);

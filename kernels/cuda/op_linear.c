@@ -14,6 +14,7 @@
 #include "border.h"
 #include "device.h"
 #include "dropout.h"
+#include "few_rows.h"
 #include "fp8.h"
 #include "linear.h"
 #include "operand.h"
@@ -171,13 +172,15 @@ static pml_status in_8_bits(pml_queue *queue, const pml_linear_args *a, const pm
 
 pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_error *err)
 {
-    bool lora = a->lora_parts != 0;
+    bool lora = a->lora_parts != 0, few = pmli_few_rows_serves(a);
     pml_status status = check(a, lora, err);
     if (status != PML_OK || a->x.rows == 0)
         return status;
     bool narrow = a->w_scale.data != NULL;
     if (!lora)
-        return narrow ? in_8_bits(queue, a, NULL, err) : frozen(queue, a, 0, err);
+        return narrow ? in_8_bits(queue, a, NULL, err)
+               : few  ? pmli_few_rows(queue, a, &a->u, err)
+                      : frozen(queue, a, 0, err);
 
     pml_view u = a->u;
     char *behind = (char *)a->ws.data + PMLI_GEMM_WORKSPACE;
@@ -185,6 +188,8 @@ pml_status pmli_cuda_linear(pml_queue *queue, const pml_linear_args *a, pml_erro
         u = pml_matrix(behind, a->x.rows, lora_cols(a), a->x.dtype);
         behind += u_bytes(a);
     }
+    if (few)
+        return pmli_few_rows(queue, a, &u, err);
     const pmli_bordered s = {&a->x,        &a->w,    &a->a,   &a->b,     &u,
                              a->part_cols, a->parts, a->rank, a->border, a->lora_parts};
     int64_t columns = pmli_border_columns(&s);

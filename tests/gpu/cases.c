@@ -221,6 +221,11 @@ static void add_linears(gpu_cases *cases)
             c->args.linear.y = shaped(rows, n, 40, d);
         }
         add_linear(cases, d, 37, 130, 65, " shifted")->shift = 1;
+        for (int64_t rows = 1; rows <= 9; rows++) { /* what sampling has, and one row more */
+            add_linear(cases, d, rows, 515, 2056, " few");
+            add_parts(cases, d, rows, 130, 136 * rows, rows % 3 == 0 ? 3 : 16, rows % 2 == 0);
+        }
+        add_bordered(cases, d, 2, 384, 4096, 40, 128);
         add_parts(cases, d, 37, 64, 129, 3, true);
         add_parts(cases, d, 200, 256, 512, 16, true);
         add_parts(cases, d, 200, 256, 512, 16, false);

@@ -126,11 +126,23 @@ void pmli_process_logits(float *logits, int32_t vocab, const int32_t *said, int3
 
 int32_t pmli_greatest(const float *logits, int32_t n)
 {
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (logits[i] > logits[best])
-            best = i;
-    return best;
+    /* The greatest of each lane first, which a compiler makes one instruction for all of them; then
+     * the first that equals the greatest of those. */
+    enum { LANES = 32 };
+    float tops[LANES], top = -INFINITY;
+    int32_t i = 0, best = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        tops[lane] = -INFINITY;
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            tops[lane] = logits[i + lane] > tops[lane] ? logits[i + lane] : tops[lane];
+    for (int lane = 0; lane < LANES; lane++)
+        top = tops[lane] > top ? tops[lane] : top;
+    for (; i < n; i++)
+        top = logits[i] > top ? logits[i] : top;
+    while (best < n && !(logits[best] == top)) /* nothing equals it where none is a number */
+        best++;
+    return best < n ? best : 0;
 }
 
 int32_t pmli_choose(float *logits, int32_t vocab, const int32_t *said, int32_t n,

@@ -25,13 +25,20 @@ typedef struct row {
     bool over;
 } row;
 
-/* n numbers that came in 16 bits: from the last on, each is read before its place is written. */
+/* n numbers that came in 16 bits into the second half of their room: from the first on, each block
+ * is read before its place is written. */
 static void widen_in_place(float *numbers, int64_t n, pml_dtype dtype)
 {
-    for (int64_t i = n - 1; i >= 0; i--) {
-        uint16_t bits;
-        memcpy(&bits, (char *)numbers + (size_t)i * sizeof bits, sizeof bits);
-        numbers[i] = dtype == PML_BF16 ? pml_bf16_to_f32(bits) : pml_f16_to_f32(bits);
+    enum { BLOCK = 1024 };
+    const char *from = (const char *)numbers + (size_t)n * sizeof(uint16_t);
+    uint16_t bits[BLOCK];
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t count = n - i < BLOCK ? n - i : BLOCK;
+        memcpy(bits, from + (size_t)i * sizeof *bits, (size_t)count * sizeof *bits);
+        for (int64_t j = 0; dtype == PML_BF16 && j < count; j++)
+            numbers[i + j] = pml_bf16_to_f32(bits[j]);
+        for (int64_t j = 0; dtype != PML_BF16 && j < count; j++)
+            numbers[i + j] = pml_f16_to_f32(bits[j]);
     }
 }
 
@@ -76,10 +83,22 @@ static void put(chunk *c, int32_t start, int32_t length, const int32_t *tokens, 
     c->counts.max_doc = n > c->counts.max_doc ? n : c->counts.max_doc;
 }
 
+/* A token of each row, in a size that serves all lengths: empty slots behind the last, and as many
+ * keys as the cache has, of which attention reads those within a document's bounds. */
+static void pad(const pml_stepper *s, chunk *c)
+{
+    const int32_t keys = c->counts.keys;
+    while (c->counts.docs < 2 * c->counts.tokens)
+        end_slot(c, keys);
+    c->counts.keys = s->program->limits.generate_length;
+}
+
 /* Run it, and fetch the logits of each row's last token. */
-static pml_status run_chunk(pml_stepper *s, const chunk *c, pml_error *err)
+static pml_status run_chunk(pml_stepper *s, chunk *c, pml_error *err)
 {
     const pml_program *p = s->program;
+    if (c->counts.tokens == c->counts.labels)
+        pad(s, c);
     const pml_dtype dtype = p->tensors[p->logits].dtype;
     const pml_counts *n = &c->counts;
     const struct {
@@ -96,12 +115,16 @@ static pml_status run_chunk(pml_stepper *s, const chunk *c, pml_error *err)
     for (size_t i = 0; status == PML_OK && i < sizeof inputs / sizeof *inputs; i++)
         status = pmli_upload(s, inputs[i].tensor, inputs[i].from,
                              (size_t)inputs[i].n * sizeof *c->ids, err);
+    /* Prompts come in all sizes; tokens after them in a few, and one after the other. */
     if (status == PML_OK)
-        status = pmli_run_segment(s, PML_SEGMENT_GENERATE, n, err);
-    int64_t numbers = (int64_t)n->labels * s->spec.vocab;
+        status = n->tokens == n->labels ? pmli_run_recorded(s, PML_SEGMENT_GENERATE, n, err)
+                                        : pmli_run_segment(s, PML_SEGMENT_GENERATE, n, err);
+    const int64_t numbers = (int64_t)n->labels * s->spec.vocab;
+    const size_t bytes = (size_t)numbers * pml_dtype_size(dtype);
     if (status == PML_OK)
-        status = s->backend->download(s->queue, s->logits, pml_program_data(p, p->logits, s->arena),
-                                      (size_t)numbers * pml_dtype_size(dtype), err);
+        status = s->backend->download(
+            s->queue, (char *)s->logits + ((size_t)numbers * sizeof *s->logits - bytes),
+            pml_program_data(p, p->logits, s->arena), bytes, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
     if (status == PML_OK && dtype != PML_F32)
@@ -125,7 +148,14 @@ static pml_status run_alone(pml_stepper *s, int32_t start, int32_t length, const
 /* No token is the greatest of numbers that are none: a diverged model says so, not token 0. */
 static pml_status check_logits(const float *logits, int32_t vocab, int32_t position, pml_error *err)
 {
-    for (int32_t i = 0; i < vocab; i++)
+    const uint32_t exponent = 0x7f800000; /* all ones: infinite, or no number */
+    uint32_t bad = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        uint32_t bits;
+        memcpy(&bits, &logits[i], sizeof bits);
+        bad |= (bits & exponent) == exponent;
+    }
+    for (int32_t i = 0; bad != 0 && i < vocab; i++)
         if (!isfinite(logits[i]))
             return PML_FAIL(err, PML_INVALID,
                             "sampling at position %d: the model's output for token %d is %g, not a "

@@ -115,6 +115,78 @@ template <typename T> __device__ void attend(const pmli_attention_params &p)
         p.lse[head * p.ld_lse + row] = sum > 0 ? top + logf(sum) : 0.0f;
 }
 
+// The same for few rows, where a warp a row would wait for one key after the other: a block for
+// each row and head, whose warps have GROUP neighbouring keys in turn and put together what they
+// found.
+#define GROUP 4
+
+template <typename T> __device__ void attend_few(const pmli_attention_params &p)
+{
+    __shared__ float tops[WARPS], sums[WARPS], values[WARPS][MOST * 32];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const long long row = blockIdx.x;
+    const int head = blockIdx.y, n = p.head_dim, kv = head / (p.heads / p.kv_heads) * n;
+    const Range keys = keys_of(p, (int)row);
+    float q[MOST], k[GROUP][MOST], v[GROUP][MOST], s[GROUP], acc[MOST] = {}, top = -INFINITE,
+                                                             sum = 0;
+    load_row(q, (const T *)p.q + row * p.ld_q + head * n, n);
+    for (int j = keys.first + warp * GROUP; j < keys.end; j += WARPS * GROUP) {
+        float high = top;
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            const long long key = min(j + g, keys.end - 1);
+            load_row(k[g], (const T *)p.k + key * p.ld_k + kv, n);
+            load_row(v[g], (const T *)p.v + key * p.ld_v + kv, n);
+        }
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            s[g] = dot(q, k[g]) * p.scale;
+            high = j + g < keys.end ? fmaxf(high, s[g]) : high;
+        }
+        const float shrink = sum > 0 ? expf(top - high) : 0.0f;
+        sum *= shrink;
+#pragma unroll
+        for (int i = 0; i < MOST; i++)
+            acc[i] *= shrink;
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            const float e = j + g < keys.end ? expf(s[g] - high) : 0.0f;
+            sum += e;
+#pragma unroll
+            for (int i = 0; i < MOST; i++)
+                acc[i] += e * v[g][i];
+        }
+        top = high;
+    }
+    if (lane == 0) {
+        tops[warp] = top;
+        sums[warp] = sum;
+    }
+#pragma unroll
+    for (int i = 0; i < MOST; i++)
+        values[warp][i * 32 + lane] = acc[i];
+    __syncthreads();
+    for (int w = 0; w < WARPS; w++)
+        top = fmaxf(w == 0 ? -INFINITE : top, tops[w]);
+    sum = 0;
+    float of_warp[WARPS];
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        of_warp[w] = sums[w] > 0 ? expf(tops[w] - top) : 0.0f;
+        sum += sums[w] * of_warp[w];
+    }
+    const float by = sum > 0 ? 1.0f / sum : 0.0f;
+    for (int c = threadIdx.x; c < n; c += WARPS * 32) {
+        float total = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++)
+            total += values[w][c] * of_warp[w];
+        ((T *)p.o)[row * p.ld_o + head * n + c] = narrow<T>(total * by);
+    }
+    if (threadIdx.x == 0)
+        p.lse[head * p.ld_lse + row] = sum > 0 ? top + logf(sum) : 0.0f;
+}
+
 template <typename T> __device__ void attend_dots(const pmli_attention_params &p)
 {
     const long long row = row_of();
@@ -185,6 +257,7 @@ template <typename T> __device__ void attend_bwd_kv(const pmli_attention_params 
     }
 #define ALL(name) KERNEL(name, float, f32) KERNEL(name, bf16, bf16) KERNEL(name, f16, f16)
 ALL(attend)
+ALL(attend_few)
 ALL(attend_dots)
 ALL(attend_bwd_q)
 ALL(attend_bwd_kv)

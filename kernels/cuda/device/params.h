@@ -58,6 +58,19 @@ typedef struct pmli_border_params {
     int columns, rank, adapters;
 } pmli_border_params;
 
+#define FEW_ROWS_THREADS 128
+
+/* A linear layer of few rows: y [rows,n] of x [rows,k], w [n,k]; adapters a, b, u as in pml_op,
+ * of which the i-th is on rows [first, end) of w. bias may be absent. */
+typedef struct pmli_few_rows_params {
+    const void *x, *w, *bias, *a, *b;
+    void *u, *y;
+    long long k, n, ld_x, ld_w, ld_a, ld_b, ld_u, ld_y;
+    long long first[3], end[3];
+    float scale[3];
+    int rows, rank, adapters;
+} pmli_few_rows_params;
+
 /* What low_rank.cu works in: rows and columns of dy at a time, the greatest rank, and how many such
  * tiles are under way in a block's shared memory. */
 #define LOW_RANK_ROWS    32
