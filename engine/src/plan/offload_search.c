@@ -60,8 +60,6 @@ static pml_status weigh(const pmli_search *s, const pml_batch_limits *limits,
     bool found;
     choices.offload_layers = layers;
     pml_status status = pmli_least_recompute(s, limits, choices, &candidate, &found, err);
-    if (status == PML_OK && found)
-        status = pmli_unpack_most(s, limits, true, &candidate, err);
     *better = status == PML_OK && found && (!*any || candidate.seconds < plan->seconds);
     if (*better) {
         *plan = candidate;
@@ -97,6 +95,8 @@ static pml_status climb(const pmli_search *s, const pml_batch_limits *limits,
             at = next;
             break;
         }
+    if (status == PML_OK && found)
+        status = pmli_unpack_most(s, limits, true, &here, err);
     if (status == PML_OK && found && (!*any || here.seconds < plan->seconds)) {
         *plan = here;
         *any = true;
