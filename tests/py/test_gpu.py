@@ -117,14 +117,19 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor._native, "gpus", lambda: 1)
     monkeypatch.setattr(doctor._native, "device_info", info)
     monkeypatch.setattr(doctor._native, "gauges", gauges)
+    monkeypatch.setattr(
+        doctor._native, "gpu_dtypes", lambda index: ["float16"] if index else ["bfloat16"]
+    )
     one = doctor._gpu()
     assert one.verdict == "ok" and one.do == ""
     assert "cuda:0 NVIDIA H200, 140.0 GiB of 141.0 GiB free, cuBLASLt 13.1.0" in one.found
     assert one.found.endswith("40 °C, 345 MHz; NVML does not say: power")
+    assert 'dtype="auto" is bfloat16;' in one.found
     monkeypatch.setattr(doctor._native, "gpus", lambda: 2)
     two = doctor._gpu()
     assert (two.verdict, two.do) == ("note", "pip install nvidia-cudnn-cu13")
     assert "no NVML" in two.found
+    assert 'dtype="auto" is float16 (it has no bfloat16' in two.found
 
 
 def test_a_run_on_the_cpu_has_no_gpus(start: Callable[..., pm.Run]) -> None:
