@@ -1,5 +1,6 @@
 #include "step_frozen.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,10 @@
 /* WARM: op by op, recorded, and once replayed. */
 enum { STEPS = 5, WARM = 3, PAIRS_MOST = 50, MOST_ROWS = 1 << 14 };
 
+/* Where an operand stands in its op: views come first in every op's arguments, in this order. */
+#define AT(op, name) ((int)(offsetof(pml_##op##_args, name) / sizeof(pml_view)))
+#define COUNT(list)  ((int)(sizeof(list) / sizeof *(list)))
+
 static void drop(pml_node *node, const int *operands, int count)
 {
     for (int i = 0; i < count; i++)
@@ -20,31 +25,38 @@ static void drop(pml_node *node, const int *operands, int count)
 /* The node as it would stand in a model without adapters. */
 static void take_out(pml_node *node)
 {
-    static const int of_linear[] = {3, 4, 5, 6, 8};               /* a b rng places u */
-    static const int of_backward[] = {3, 4, 5, 6, 7, 11, 12, 13}; /* … and da db v */
-    static const int of_swiglu[] = {2, 3}, of_swiglu_bwd[] = {4, 5, 6, 7, 8, 9};
-    static const int x_of_backward[] = {1}, h_of_swiglu_bwd[] = {3};
+    static const int of_linear[] = {AT(linear, a), AT(linear, b), AT(linear, rng),
+                                    AT(linear, places), AT(linear, u)};
+    static const int of_backward[] = {
+        AT(linear_bwd, a),      AT(linear_bwd, b),  AT(linear_bwd, u),  AT(linear_bwd, rng),
+        AT(linear_bwd, places), AT(linear_bwd, da), AT(linear_bwd, db), AT(linear_bwd, v)};
+    static const int x_of_backward[] = {AT(linear_bwd, x)};
+    static const int of_swiglu[] = {AT(swiglu, a), AT(swiglu, u)};
+    static const int of_swiglu_bwd[] = {AT(swiglu_bwd, u),      AT(swiglu_bwd, b),
+                                        AT(swiglu_bwd, v),      AT(swiglu_bwd, db),
+                                        AT(swiglu_bwd, v_down), AT(swiglu_bwd, da)};
+    static const int h_of_swiglu_bwd[] = {AT(swiglu_bwd, h)};
     bool trains = false;
     switch (node->op) {
     case PML_OP_linear:
-        drop(node, of_linear, 5);
+        drop(node, of_linear, COUNT(of_linear));
         node->args.linear.lora_parts = 0;
         node->args.linear.border = node->args.linear.u_made = 0;
         node->args.linear.lora_dropout = 0;
         return;
     case PML_OP_linear_bwd:
-        trains = node->operands[9].tensor >= 0; /* dw reads x */
-        drop(node, of_backward, 8);
+        trains = node->operands[AT(linear_bwd, dw)].tensor >= 0; /* dw reads x */
+        drop(node, of_backward, COUNT(of_backward));
         drop(node, x_of_backward, trains ? 0 : 1);
         node->args.linear_bwd.lora_parts = node->args.linear_bwd.kept = 0;
         node->args.linear_bwd.border = 0;
         node->args.linear_bwd.lora_dropout = 0;
         return;
     case PML_OP_swiglu:
-        drop(node, of_swiglu, 2);
+        drop(node, of_swiglu, COUNT(of_swiglu));
         return;
     case PML_OP_swiglu_bwd:
-        drop(node, of_swiglu_bwd, 6);
+        drop(node, of_swiglu_bwd, COUNT(of_swiglu_bwd));
         drop(node, h_of_swiglu_bwd, 1); /* dw of down is trained or its adapter, never both */
         node->args.swiglu_bwd.lora_parts = 0;
         return;
