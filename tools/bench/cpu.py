@@ -122,7 +122,13 @@ def peer(
 
 
 def ours(
-    model_dir: str, method: str, threads: int, steps: int, rows: int, vocabulary: int
+    model_dir: str,
+    method: str,
+    threads: int,
+    steps: int,
+    rows: int,
+    vocabulary: int,
+    memory_limit: str | None,
 ) -> dict[str, Any]:
     """The same work through the public API: worker process, telemetry and all."""
     import random
@@ -140,7 +146,7 @@ def ours(
         model_dir, data=data, method=method,
         lora=pm.LoRA(r=16, lora_alpha=16) if method == "lora" else None,
         max_steps=steps + WARMUP, per_device_train_batch_size=rows, max_length=LENGTH,
-        packing=False, shuffle=False, devices="cpu", threads=threads,
+        packing=False, shuffle=False, devices="cpu", threads=threads, memory_limit=memory_limit,
     )  # fmt: skip
     watch, high = None, 0
     while run.step < 1 and run.state not in ("finished", "failed"):
@@ -276,12 +282,13 @@ def write_smollm2(folder: Path, stored: str = "bfloat16") -> None:
 
 
 def compare(sides: dict[str, str], folder: str, model: str, method: str, threads: int,
-            rounds: int, steps: int) -> set[str]:  # fmt: skip
+            rounds: int, steps: int, limit: str | None) -> set[str]:  # fmt: skip
     """Measure one line of the table and print it; who took part."""
     vocabulary, rows, _ = MODELS[model]
     arguments = ["--model", folder, "--method", method, "--steps", str(steps)]
     arguments += ["--threads", str(threads), "--rows", str(rows)]
     arguments += ["--vocabulary", str(vocabulary)]
+    arguments += ["--memory-limit", limit] if limit else []
     taken = [Side(side, python, arguments, threads) for side, python in sides.items()]
     for side in taken:
         side.start()
@@ -315,6 +322,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=["full", "lora"], default=["full", "lora"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--memory-limit", help='what ours may take, as "460MiB"')
     parser.add_argument("--stored", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--side", choices=["peer", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -323,10 +331,8 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=4096, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        run = {"peer": peer, "ours": ours}[args.side]
-        answer = run(
-            args.model, args.method, args.threads[0], args.steps, args.rows, args.vocabulary
-        )
+        what = (args.model, args.method, args.threads[0], args.steps, args.rows, args.vocabulary)
+        answer = peer(*what) if args.side == "peer" else ours(*what, args.memory_limit)
         print(json.dumps(answer))
         return
     from pantheraml.lessons.stdlib import write_model
@@ -352,8 +358,9 @@ def main() -> None:
             for threads in args.threads:
                 for method in (m for m in MODELS[model][2] if m in args.methods):
                     versions |= compare(
-                        sides, folder, model, method, threads, args.rounds, args.steps
-                    )
+                        sides, folder, model, method, threads, args.rounds, args.steps,
+                        args.memory_limit,
+                    )  # fmt: skip
     print("; ".join(sorted(versions)))
 
 
