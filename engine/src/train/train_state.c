@@ -93,9 +93,10 @@ static pml_status read_scale(pml_json_at at, pml_loss_scale *scale, pml_error *e
         return status;
     pml_json_at in = {object, at.file, "loss_scale"};
     scale->dynamic = true;
-    status = pml_json_get_double(in, "value", PML_JSON_REQUIRED, 0, 1e300, &scale->value, err);
-    return status == PML_OK ? pml_json_get_i32(in, "finite", PML_JSON_REQUIRED, 0, INT32_MAX,
-                                               &scale->finite, err)
+    /* A number that the device has as a float32, and a count that one may be added to. */
+    status = pml_json_get_double(in, "value", PML_JSON_REQUIRED, 0, 0x1p127, &scale->value, err);
+    return status == PML_OK ? pml_json_get_i32(in, "finite", PML_JSON_REQUIRED, 0,
+                                               PML_LOSS_SCALE_INTERVAL, &scale->finite, err)
                             : status;
 }
 
