@@ -176,20 +176,26 @@ static void check_overflow(const pml_train_config *config, const char *name)
     session_close(&s);
 }
 
-/* A loss that is not finite is not the scale's: it stays, and no step is made. */
+/* A loss that is not finite is not the scale's: no step is made, and the next one finds a scale. */
 static void check_forward(const pml_train_config *config, const char *name)
 {
     session s;
     begin(config, &s);
-    float *values = session_read(&s, PML_STATE_VALUE);
+    float *values = session_read(&s, PML_STATE_VALUE), *sane = session_read(&s, PML_STATE_VALUE);
     for (size_t i = 0; i < floats(&s); i++)
         values[i] = NAN;
     MUST(pml_stepper_write(s.stepper, PML_STATE_VALUE, values, err));
     pml_step_result r = session_step(&s, NULL);
     check(r.skipped && !r.overflow && isnan(r.loss), "%s: a model of NaNs: loss %g, overflow %d",
           name, r.loss, r.overflow);
-    check(scale_of(&s) == 1, "%s: a model of NaNs has scale %g", name, scale_of(&s));
+    check(r.loss_scale == 1, "%s: a model of NaNs had scale %g", name, r.loss_scale);
+    check(scale_of(&s) == 0, "%s: a model of NaNs leaves scale %g", name, scale_of(&s));
+    MUST(pml_stepper_write(s.stepper, PML_STATE_VALUE, sane, err));
+    r = session_step(&s, NULL);
+    check(!r.skipped && r.loss_scale > 1, "%s: after NaNs scale %g, skipped %d", name, r.loss_scale,
+          r.skipped);
     free(values);
+    free(sane);
     session_close(&s);
 }
 

@@ -78,7 +78,8 @@ pml_status pml_stepper_calibrate(pml_stepper *s, const pml_batch *batch, pml_err
         pml_loss_scale_tried(&search, failed[0] == 0);
     }
     s->flops = flops;
-    /* A loss that is not finite is no scale's fault: the step that comes will say so. */
+    /* A loss that is not finite is no scale's fault: the step that comes will say so, and the one
+     * after it looks for a scale again. */
     s->scale.value = failed[1] > 0 ? 1 : pml_loss_scale_found(&search);
     return status == PML_OK ? pmli_set_scale(s, err) : status;
 }

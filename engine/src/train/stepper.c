@@ -337,6 +337,8 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
     /* A loss that is not finite is the forward pass's, which the scale does not reach. */
     if (sound)
         result->overflow = pml_loss_scale_next(&s->scale, finite);
+    else if (s->scale.dynamic && s->applied == 0)
+        s->scale.value = 0; /* nothing could be learnt of it: the next step tries again */
     if (s->scale.value != scale)
         status = pmli_set_scale(s, err);
     result->flops = s->flops;
