@@ -6,8 +6,8 @@
  *
  * cuBLASLt multiplies 8-bit operands in one arrangement only, the rows of both along the inner
  * dimension: so the backward's weight is turned round first, into workspace. On sm_90 it takes the
- * rows' scales itself; elsewhere, and for float32 results, it multiplies codes alone and a kernel
- * of ours applies them.
+ * rows' scales itself; elsewhere, and for float32 results, it multiplies codes alone, times
+ * 2^-FP8_DOWN, and a kernel of ours applies them.
  *
  * Low-rank factors of 16 bits stand in borders of the codes (docs/decisions/0106), each number as
  * two codes, high + low:

@@ -7,11 +7,9 @@
 #include "ops.h"
 
 enum {
-    HELD = 8, /* packs that a thread keeps, as in device/fp8.cu */
+    WARP = 32,
     BLOCK = 256,
     BLOCK_MOST = 512,
-    TILE = 128,
-    BORDER_COLUMNS = 16,  /* of a thread */
     LEAST_CAPABILITY = 89 /* what cuBLASLt multiplies E4M3 on */
 };
 
@@ -171,8 +169,8 @@ static pml_status quantise(pml_queue *queue, const product *p, pml_error *err)
     }
     int64_t pack = (int64_t)(16 / pml_dtype_size(x->dtype)), packs = div_up(x->cols, pack);
     bool wide = pmli_in_units_of(x, 16) && (uintptr_t)p->by % 16 == 0 &&
-                packs <= (int64_t)HELD * BLOCK_MOST;
-    int64_t threads = div_up(div_up(packs, HELD), 32) * 32;
+                packs <= (int64_t)FP8_HELD * BLOCK_MOST;
+    int64_t threads = div_up(div_up(packs, FP8_HELD), WARP) * WARP;
     threads = !wide ? BLOCK : threads < FP8_PARTS ? FP8_PARTS : threads;
     return pmli_cuda_launch(queue, PMLI_fp8_rows_f32 + 2 * (unsigned)x->dtype + (wide ? 1 : 0),
                             grid(x->rows, 1, threads), &r, err);
@@ -196,9 +194,9 @@ static pml_status fill_border(pml_queue *queue, const product *p, const pml_view
         b.adapters = *adapters;
     pml_status status = find_largest(queue, x, over, adapters, p->parts, err);
     if (status == PML_OK)
-        status = pmli_cuda_launch(
-            queue, PMLI_fp8_border_f32 + (unsigned)x->dtype,
-            grid(div_up(b.rows, BLOCK), div_up(b.border, BORDER_COLUMNS), BLOCK), &b, err);
+        status = pmli_cuda_launch(queue, PMLI_fp8_border_f32 + (unsigned)x->dtype,
+                                  grid(div_up(b.rows, BLOCK), div_up(b.border, FP8_BESIDE), BLOCK),
+                                  &b, err);
     return status;
 }
 
@@ -240,7 +238,7 @@ static pml_status multiply(pml_queue *queue, const product *p, pml_error *err)
                    .transpose_b = true,
                    .in = PML_U8,
                    .out = p->out.dtype,
-                   .alpha = 1,
+                   .alpha = scaled ? 1 : 1.0F / (1 << FP8_DOWN),
                    .workspace = p->ws,
                    .workspace_size = PMLI_GEMM_WORKSPACE};
     pml_status status = quantise(queue, p, err);
@@ -308,7 +306,7 @@ pml_status pmli_fp8_linear_bwd(pml_queue *queue, const pml_linear_bwd_args *a, c
     lay_out(&p, (char *)ws + turned_bytes(a), a->border);
     pml_status status =
         pmli_cuda_launch(queue, PMLI_fp8_transpose,
-                         grid(div_up(t.cols, TILE), div_up(t.rows, TILE), BLOCK), &t, err);
+                         grid(div_up(t.cols, FP8_TILE), div_up(t.rows, FP8_TILE), BLOCK), &t, err);
     if (status == PML_OK && v != NULL)
         status = fill_border(queue, &p, &a->a, NULL, NULL, err);
     return status == PML_OK ? multiply(queue, &p, err) : status;

@@ -5,7 +5,6 @@
 
 #define MOST     448.0f
 #define SMALLEST 0x1p-100f // below it rows are zeros
-#define HELD     8         // packs of a thread, so that a row is read once
 
 __device__ inline float larger(float a, float b)
 {
@@ -154,12 +153,12 @@ __device__ void put_u(const pmli_fp8_rows_params &p, long long row, float factor
     }
 }
 
-// The border of a weight. A thread has 16 columns of a row.
+// The border of a weight. A thread has FP8_BESIDE columns of a row.
 template <typename T> __device__ void border(const pmli_fp8_border_params &p)
 {
     const float most = largest_of(p.parts), back = most > 0 ? __fdiv_rn(MOST, most) : 0.0f;
     const long long row = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    const int first = (int)blockIdx.y * 16;
+    const int first = (int)blockIdx.y * FP8_BESIDE;
     if (row >= p.rows)
         return;
     int a = 0;
@@ -167,7 +166,7 @@ template <typename T> __device__ void border(const pmli_fp8_border_params &p)
         a++;
     const bool adapted = a < p.adapters.count && row >= p.adapters.first[a];
     const float scale = p.over != nullptr ? __fdiv_rn(back, p.over[row]) : back;
-    for (int c = first; c < min(p.border, first + 16); c++) {
+    for (int c = first; c < min(p.border, first + FP8_BESIDE); c++) {
         const int third = c / p.u_cols, column = c % p.u_cols;
         float x = 0;
         if (p.over == nullptr)
@@ -217,16 +216,17 @@ __device__ Pack<float, N> numbers(const pmli_fp8_rows_params &p, const Pack<T, N
     return out;
 }
 
-// A block a row; of at most HELD packs a thread, which wait in registers for the largest of them.
+// A block a row; of at most FP8_HELD packs a thread, which wait in registers for the largest of
+// them.
 template <typename T> __device__ void rows_wide(const pmli_fp8_rows_params &p)
 {
     constexpr int N = 16 / sizeof(T);
     const long long row = blockIdx.x;
     const int packs = (int)(p.cols / N);
     const Pack<T, N> *x = (const Pack<T, N> *)((const T *)p.x + row * p.ld_x);
-    Pack<float, N> held[HELD];
+    Pack<float, N> held[FP8_HELD];
 #pragma unroll
-    for (int k = 0; k < HELD; k++) {
+    for (int k = 0; k < FP8_HELD; k++) {
         const int c = k * blockDim.x + threadIdx.x;
         if (c < packs)
             held[k] = numbers<T, N>(p, x, c);
@@ -235,7 +235,7 @@ template <typename T> __device__ void rows_wide(const pmli_fp8_rows_params &p)
     const float top_u = p.u != nullptr ? block_top(top_of_u<T>(p, row, factor)) : 0.0f;
     float top = 0;
 #pragma unroll
-    for (int k = 0; k < HELD; k++)
+    for (int k = 0; k < FP8_HELD; k++)
         if ((int)(k * blockDim.x + threadIdx.x) < packs)
 #pragma unroll
             for (int e = 0; e < N; e++)
@@ -246,7 +246,7 @@ template <typename T> __device__ void rows_wide(const pmli_fp8_rows_params &p)
     typedef Pack<unsigned short, N / 2> codes;
     codes *to = (codes *)(p.codes + row * p.ld_codes);
 #pragma unroll
-    for (int k = 0; k < HELD; k++) {
+    for (int k = 0; k < FP8_HELD; k++) {
         const int c = k * blockDim.x + threadIdx.x;
         if (c >= packs)
             continue;
@@ -313,7 +313,7 @@ ALL(f16, f16)
 
 // ---- a weight turned round ----
 
-#define TILE  128 // rows and columns of a block's tile
+#define TILE  FP8_TILE
 #define WARPS 8
 
 // to [cols,rows] = w [rows,cols]^T. A thread takes 4 x 4 codes from four rows, turns them in
@@ -354,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
         p.ones[col0 + threadIdx.x] = 1.0f;
 }
 
-// y = y * row scale * column scale (+ bias), where cuBLASLt multiplied codes alone.
+// y = y * 2^FP8_DOWN * row scale * column scale (+ bias), where cuBLASLt multiplied codes alone.
 template <typename T> __device__ void apply_scales(const pmli_fp8_scales_params &p)
 {
     const long long column = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -362,7 +362,8 @@ template <typename T> __device__ void apply_scales(const pmli_fp8_scales_params 
     if (column >= p.cols || row >= p.rows)
         return;
     T *y = (T *)p.y + row * p.ld + column;
-    const float factor = p.row[row] * (p.column != nullptr ? p.column[column] : 1.0f);
+    const float up = (float)(1 << FP8_DOWN);
+    const float factor = p.row[row] * p.column[column] * up;
     const float bias = p.bias != nullptr ? widen(((const T *)p.bias)[column]) : 0.0f;
     *y = narrow<T>(widen(*y) * factor + bias);
 }

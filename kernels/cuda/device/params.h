@@ -264,7 +264,11 @@ typedef struct pmli_nf4_quantise_params {
     float values[16];
 } pmli_nf4_quantise_params;
 
-#define FP8_PARTS 128 /* partial results of a largest magnitude, and its blocks */
+#define FP8_PARTS  128 /* partial results of a largest magnitude, and its blocks */
+#define FP8_HELD   8   /* packs of a row that a thread keeps, so that it is read once */
+#define FP8_BESIDE 16  /* columns of a border that a thread has */
+#define FP8_TILE   128 /* rows and columns of a tile that a block turns round */
+#define FP8_DOWN   18 /* codes alone are multiplied times 2^-18, so that float16 holds their sums */
 
 /* Rows of x, their columns times `by` where that is given, to codes and a scale each. Where u
  * [*,u_cols] is given its codes stand in the border behind them, times what parts says. */
@@ -313,7 +317,7 @@ typedef struct pmli_fp8_transpose_params {
     long long rows, cols, ld_w, ld_to;
 } pmli_fp8_transpose_params;
 
-/* y [rows,cols]; row [rows]; column [cols] and bias [cols] may be NULL. */
+/* y [rows,cols], times 2^FP8_DOWN; row [rows]; column [cols]; bias [cols] may be NULL. */
 typedef struct pmli_fp8_scales_params {
     void *y;
     const float *row, *column;
