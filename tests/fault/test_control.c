@@ -217,6 +217,7 @@ static void not_a_number_pauses(void **state)
     pml_message *m = harness_ask(h, "status", "");
     assert_int_equal(pml_message_int(m, "step"), 7);
     assert_non_null(strstr(text_of(m, "reason"), "not finite"));
+    assert_null(strstr(text_of(m, "reason"), "float16")); /* is not what this run is in */
     pml_message_destroy(&m);
     const pml_message *step = harness_event(h, 0, PML_EVENT_step, "step", "7", NULL);
     assert_true(isnan(pml_message_number(step, "loss")));
@@ -224,6 +225,26 @@ static void not_a_number_pauses(void **state)
     harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
     harness_command(h, "resume", "");
     harness_wait_state(h, "finished");
+    harness_destroy(&h);
+}
+
+/* A loss that float16 could not hold stands too, and says what would. */
+static void float16_ends(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, 8, NULL);
+    setenv("FAKE_NAN_STEP", "7", 1);
+    setenv("FAKE_SCALE", "1024", 1);
+    assert_true(harness_start(h, NULL));
+    harness_wait_state(h, "paused");
+    unsetenv("FAKE_NAN_STEP");
+    unsetenv("FAKE_SCALE");
+    pml_message *m = harness_ask(h, "status", "");
+    assert_int_equal(pml_message_int(m, "step"), 7);
+    assert_non_null(strstr(text_of(m, "reason"), "dtype=\"float32\""));
+    pml_message_destroy(&m);
+    harness_command(h, "stop", "");
+    harness_wait_state(h, "stopped");
     harness_destroy(&h);
 }
 
@@ -363,6 +384,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_hundred_random_commands),
         cmocka_unit_test(a_repeated_id_has_one_effect),
         cmocka_unit_test(not_a_number_pauses),
+        cmocka_unit_test(float16_ends),
         cmocka_unit_test(an_overflow_goes_on),
         cmocka_unit_test(nothing_is_left_open),
         cmocka_unit_test(stopping_before_it_began),

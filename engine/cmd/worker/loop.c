@@ -195,6 +195,14 @@ static pml_status follow_up(loop *l, pml_error *err)
     return status == PML_OK ? keep(l, false, err) : status;
 }
 
+/* What float16 may have to do with a step that is not finite. */
+static const char *float16_note(const pml_step_result *r)
+{
+    return r->loss_scale == 0   ? ""
+           : !isfinite(r->loss) ? " in float16, which ends at 65,504 (dtype=\"float32\" goes on)"
+                                : " at the smallest loss scale";
+}
+
 /* The same numbers on every rank, so all of them stand at this step; what can be done about it. */
 static void not_finite(const loop *l, const pml_update *u, const pml_step_result *r, char *text,
                        size_t size)
@@ -202,8 +210,7 @@ static void not_finite(const loop *l, const pml_update *u, const pml_step_result
     const char *saved = l->saver != NULL ? saver_last(l->saver) : "";
     snprintf(text, size,
              "step %lld is not finite (loss %g, gradient norm %g)%s: nothing was updated%s%s%s%s",
-             (long long)u->step, r->loss, r->grad_norm,
-             r->loss_scale > 0 && isfinite(r->loss) ? " at the smallest loss scale" : "",
+             (long long)u->step, r->loss, r->grad_norm, float16_note(r),
              l->skip_nonfinite ? "" : ", paused; resume() leaves this batch out and goes on",
              saved[0] != '\0' ? "; the last checkpoint is " : "", saved,
              saved[0] != '\0' ? " (stop(), then resume(checkpoint=…) goes back to it)" : "");
@@ -255,7 +262,7 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
                               l->last_seconds, err);
     if (status != PML_OK)
         return status;
-    char text[360];
+    char text[480];
     if (h->labels == 0) { /* rows whose labels are all -100, or were cut off */
         snprintf(text, sizeof text,
                  "no token of step %lld has a label: it has no loss and its gradient is zero; "
