@@ -297,7 +297,8 @@ def _check_units(known: Mapping[str, Any]) -> None:
     """Refuse a model whose layers are not whole units of what 8-bit products come in."""
     heads, head_dim = int(known["heads"]), int(known["head_dim"])
     widths = {"hidden_size": int(known["hidden"]), "intermediate_size": int(known["intermediate"]),
-              "queries": heads * head_dim, "keys": int(known["kv_heads"]) * head_dim}  # fmt: skip
+              "width of queries": heads * head_dim,
+              "width of keys": int(known["kv_heads"]) * head_dim}  # fmt: skip
     for name, width in widths.items():
         if width % _EIGHT_BIT_UNIT:
             raise InvalidError(

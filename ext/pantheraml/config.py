@@ -67,9 +67,9 @@ class Settings:
         ``"lora"`` trains an adapter, ``"full"`` every weight.
     quant
         How frozen linear layers are stored: ``"nf4"`` takes 4.13 bits a weight, in bitsandbytes'
-        layout; ``"fp8"`` takes 8 bits and multiplies in 8 bits, which is the fastest on a GPU that
-        can (compute capability 8.9 and later) and a slow reference elsewhere; None keeps them as
-        they are.
+        layout; ``"fp8"`` takes 8 bits and multiplies in 8 bits, which is the fastest on an H100 or
+        H200; it needs compute capability 8.9, and is a slow reference on the CPU; None keeps them
+        as they are.
     lora
         The adapter, for ``method="lora"``.
     max_steps

@@ -3,6 +3,9 @@
 
 #include <string.h>
 
+/* Where an operand stands in its op: views come first in every op's arguments, in this order. */
+#define AT(op, name) ((int)(offsetof(pml_##op##_args, name) / sizeof(pml_view)))
+
 static const pml_plan_choices no_recompute = {.head_chunk = 64, .pieces = 1};
 
 static size_t rounded(int64_t bytes)
@@ -70,8 +73,8 @@ static void test_nf4_bytes(void **state)
     pml_program_destroy(&packed);
 }
 
-/* In 8 bits a layer takes a byte a number and a float a row; no border, whatever the backend has,
- * and nothing is unpacked. */
+/* In 8 bits a layer takes a byte a number and a float a row, and nothing is unpacked. A border is
+ * where the backend has borders. */
 static void test_fp8_bytes(void **state)
 {
     (void)state;
@@ -97,7 +100,8 @@ static void test_fp8_bytes(void **state)
         bool forward = node->op == PML_OP_linear;
         if (!forward && node->op != PML_OP_linear_bwd)
             continue;
-        int32_t scale = node->operands[forward ? 2 : 3].tensor;
+        int32_t scale =
+            node->operands[forward ? AT(linear, w_scale) : AT(linear_bwd, w_scale)].tensor;
         assert_int_equal(scale >= 0, node->layer >= 0); /* the head keeps its numbers */
         if (scale >= 0) {
             assert_int_equal(packed->tensors[scale].dtype, PML_F32);
@@ -122,12 +126,12 @@ static void test_fp8_bytes(void **state)
         const pml_node *node = &packed->nodes[i];
         if (node->op != PML_OP_linear || node->layer < 0)
             continue;
-        int32_t r = (int32_t)packed->tensors[node->operands[9].tensor].cols;
+        int32_t r = (int32_t)packed->tensors[node->operands[AT(linear, u)].tensor].cols;
         assert_int_equal(node->args.linear.border, (3 * r + 127) / 128 * 128);
-        assert_int_equal(packed->tensors[node->operands[1].tensor].border,
+        assert_int_equal(packed->tensors[node->operands[AT(linear, w)].tensor].border,
                          node->args.linear.border);
-        assert_int_equal(packed->tensors[node->operands[1].tensor].below, 0);
-        assert_int_equal(packed->tensors[node->operands[0].tensor].border, 0);
+        assert_int_equal(packed->tensors[node->operands[AT(linear, w)].tensor].below, 0);
+        assert_int_equal(packed->tensors[node->operands[AT(linear, x)].tensor].border, 0);
     }
     pml_program_destroy(&packed);
     pml_model_spec odd = small;
