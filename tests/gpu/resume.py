@@ -1,6 +1,8 @@
 """Interrupted runs on a GPU end with the bytes of undisturbed ones, with ``deterministic=True``.
 
-    python3 tests/gpu/resume.py [--device cuda] [--cases lora,nf4,full,adamw_8bit] [--steps 12]
+    python3 tests/gpu/resume.py [--device cuda] [--cases lora,nf4,…] [--steps 12]
+
+(all cases, if none is named; fp8 needs compute capability 8.9, float16 a GPU.)
 
 For every case a small model (heads of 64, grouped) is trained three times on the same rows, through
 coordinator and worker as any run is:
@@ -42,6 +44,8 @@ SKIPPED = 77
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"lora": pm.LoRA(r=8, lora_dropout=0.1), "packing": True},
     "nf4": {"lora": pm.LoRA(r=16), "quant": "nf4", "gradient_accumulation_steps": 2},
+    "fp8": {"lora": pm.LoRA(r=16), "quant": "fp8"},
+    "float16": {"lora": pm.LoRA(r=8), "dtype": "float16"},
     "full": {"method": "full", "weight_decay": 0.1},
     "adamw_8bit": {"method": "full", "optim": "adamw_8bit"},
 }
