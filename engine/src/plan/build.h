@@ -49,7 +49,7 @@ typedef struct pmli_builder {
     int32_t tensor_capacity, node_capacity, parameter_capacity;
     pml_error *err;
     pml_status status; /* first failure; later calls do nothing */
-    bool nameless;     /* an estimate: names, half of the work, are left out */
+    bool nameless;     /* an estimate: names, much of the work, are left out */
 
     pmli_layer *layers;
     pmli_norm final_norm;
@@ -80,6 +80,9 @@ void pmli_border(pmli_builder *b, int32_t tensor, int64_t columns, int64_t rows)
 /* rows x cols at element `at` of a persistent tensor. */
 int32_t pmli_part(pmli_builder *b, int32_t parent, int64_t at, int64_t rows, int64_t cols,
                   const char *format, ...) __attribute__((format(printf, 6, 7)));
+/* A name put together before it is given to one of these; "" where they keep none. */
+void pmli_name(const pmli_builder *b, char *to, size_t size, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
 pml_parameter *pmli_parameter(pmli_builder *b, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 

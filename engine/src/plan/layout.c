@@ -102,7 +102,7 @@ static void name_whole(pmli_builder *b, int32_t tensor, int rank, const char *na
     const pml_tensor t = b->program->tensors[master >= 0 ? master : tensor];
     bool adapter = !full(b) && t.parent >= 0 && t.parent == b->program->values;
     char full_name[112];
-    snprintf(full_name, sizeof full_name, "%s%s", adapter ? "base_model.model." : "", name);
+    pmli_name(b, full_name, sizeof full_name, "%s%s", adapter ? "base_model.model." : "", name);
     pml_parameter *p =
         name_rows(b, tensor, 0, rank == 1 ? t.cols : t.rows, rank, rank == 2, full_name);
     if (p != NULL && adapter)
@@ -237,7 +237,7 @@ static void lay_fp8(pmli_builder *b, int l, int which, pmli_linear *linear)
                          "quant=\"fp8\": %s of this model is %d x %d, 8-bit products come "
                          "in units of %d; use quant=\"nf4\"",
                          part_names[which][p], linear->part_cols[p], linear->inputs, PML_FP8_UNIT);
-        snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
+        pmli_name(b, name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
         pml_parameter *parameter =
             name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);
         if (parameter == NULL)
@@ -271,14 +271,14 @@ static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)
         lay_nf4(b, l, which, linear);
         return;
     }
-    snprintf(name, sizeof name, "layers.%d.%s.weight", l, linear_names[which]);
+    pmli_name(b, name, sizeof name, "layers.%d.%s.weight", l, linear_names[which]);
     linear->w =
         nf4 ? pmli_persistent(b, pmli_fixed(b->config->dtype, linear->outputs, linear->inputs),
                               PML_CAUSE_WEIGHTS, "%s", name)
             : weight(b, linear->outputs, linear->inputs, false, &linear->dw, name);
     pmli_border(b, linear->w, linear->border, linear->border);
     for (int p = 0, row = 0; p < linear->parts; row += linear->part_cols[p], p++) {
-        snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
+        pmli_name(b, name, sizeof name, "model.layers.%d.%s.weight", l, part_names[which][p]);
         pml_parameter *parameter =
             name_rows(b, linear->w, row, linear->part_cols[p], 2, true, name);
         if (!nf4 || parameter == NULL)
@@ -298,10 +298,10 @@ static void lay_bias(pmli_builder *b, int l, int which, pmli_linear *linear)
     if (!given)
         return;
     char name[112];
-    snprintf(name, sizeof name, "layers.%d.%s.bias", l, linear_names[which]);
+    pmli_name(b, name, sizeof name, "layers.%d.%s.bias", l, linear_names[which]);
     linear->bias = weight(b, 1, linear->outputs, false, &linear->dbias, name);
     for (int p = 0, at = 0; p < linear->parts; at += linear->part_cols[p], p++) {
-        snprintf(name, sizeof name, "model.layers.%d.%s.bias", l, part_names[which][p]);
+        pmli_name(b, name, sizeof name, "model.layers.%d.%s.bias", l, part_names[which][p]);
         name_rows(b, linear->bias, at, linear->part_cols[p], 1, false, name);
     }
 }
@@ -311,7 +311,7 @@ static void lay_norm(pmli_builder *b, pmli_norm *norm, int64_t width, pml_saved 
 {
     char file_name[80];
     norm->w = weight(b, 1, width, saved(b, which), &norm->dw, name);
-    snprintf(file_name, sizeof file_name, "model.%s", name);
+    pmli_name(b, file_name, sizeof file_name, "model.%s", name);
     name_whole(b, norm->w, 1, file_name, file_name);
 }
 
@@ -321,18 +321,18 @@ static void lay_vectors(pmli_builder *b, int l)
     const pml_model_spec *spec = &b->program->spec;
     pmli_layer *layer = &b->layers[l];
     char name[64];
-    snprintf(name, sizeof name, "layers.%d.input_layernorm.weight", l);
+    pmli_name(b, name, sizeof name, "layers.%d.input_layernorm.weight", l);
     lay_norm(b, &layer->input_norm, spec->hidden, PML_SAVED_INPUT_NORM, name);
     for (int which = 0; which < PMLI_LINEARS; which++)
         lay_bias(b, l, which, &layer->linear[which]);
     layer->q_norm = layer->k_norm = (pmli_norm){PMLI_ABSENT, PMLI_ABSENT};
     if (spec->qk_norm) {
-        snprintf(name, sizeof name, "layers.%d.self_attn.q_norm.weight", l);
+        pmli_name(b, name, sizeof name, "layers.%d.self_attn.q_norm.weight", l);
         lay_norm(b, &layer->q_norm, spec->head_dim, PML_SAVED_Q_NORM, name);
-        snprintf(name, sizeof name, "layers.%d.self_attn.k_norm.weight", l);
+        pmli_name(b, name, sizeof name, "layers.%d.self_attn.k_norm.weight", l);
         lay_norm(b, &layer->k_norm, spec->head_dim, PML_SAVED_K_NORM, name);
     }
-    snprintf(name, sizeof name, "layers.%d.post_attention_layernorm.weight", l);
+    pmli_name(b, name, sizeof name, "layers.%d.post_attention_layernorm.weight", l);
     lay_norm(b, &layer->post_norm, spec->hidden, PML_SAVED_POST_NORM, name);
 }
 
@@ -345,17 +345,17 @@ static void lay_adapter(pmli_builder *b, int l, int which, pmli_linear *linear)
     for (int p = 0; p < linear->parts; p++)
         b_rows += (linear->lora_parts >> p & 1) ? linear->part_cols[p] : 0;
     char name[112];
-    snprintf(name, sizeof name, "layers.%d.%s.lora_A", l, linear_names[which]);
+    pmli_name(b, name, sizeof name, "layers.%d.%s.lora_A", l, linear_names[which]);
     linear->a = trained(b, (int64_t)rank * linear->lora_blocks, linear->inputs, &linear->da, name);
-    snprintf(name, sizeof name, "layers.%d.%s.lora_B", l, linear_names[which]);
+    pmli_name(b, name, sizeof name, "layers.%d.%s.lora_B", l, linear_names[which]);
     linear->b = trained(b, b_rows, rank, &linear->db, name);
     for (int side = 0; side < 2; side++)
         for (int p = 0, row = 0; p < linear->parts; p++) {
             if (!(linear->lora_parts >> p & 1))
                 continue;
             int32_t own = linear->part_rank[p];
-            snprintf(name, sizeof name, "base_model.model.model.layers.%d.%s.lora_%c.weight", l,
-                     part_names[which][p], "AB"[side]);
+            pmli_name(b, name, sizeof name, "base_model.model.model.layers.%d.%s.lora_%c.weight", l,
+                      part_names[which][p], "AB"[side]);
             pml_parameter *parameter =
                 side == 0 ? name_rows(b, linear->a, row, own, 2, true, name)
                           : name_rows(b, linear->b, row, linear->part_cols[p], 2, true, name);

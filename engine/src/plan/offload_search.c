@@ -3,6 +3,7 @@
  * A layer that is offloaded costs the link its kept activations twice, one that is made again costs
  * a forward. What is sent while other layers run costs no time, so that some layers of each kind
  * are best: how many is what is searched here, by two clocks. */
+#include <math.h>
 #include <string.h>
 
 #include "build.h"
@@ -59,7 +60,8 @@ static pml_status weigh(const pmli_search *s, const pml_batch_limits *limits,
     pml_plan candidate;
     bool found;
     choices.offload_layers = layers;
-    pml_status status = pmli_least_recompute(s, limits, choices, &candidate, &found, err);
+    pml_status status = pmli_least_recompute(s, limits, choices, *any ? plan->seconds : HUGE_VAL,
+                                             &candidate, &found, err);
     *better = status == PML_OK && found && (!*any || candidate.seconds < plan->seconds);
     if (*better) {
         *plan = candidate;
@@ -96,7 +98,7 @@ static pml_status climb(const pmli_search *s, const pml_batch_limits *limits,
             break;
         }
     if (status == PML_OK && found)
-        status = pmli_unpack_most(s, limits, true, &here, err);
+        status = pmli_unpack_most(s, limits, true, *any ? plan->seconds : HUGE_VAL, &here, err);
     if (status == PML_OK && found && (!*any || here.seconds < plan->seconds)) {
         *plan = here;
         *any = true;
@@ -126,7 +128,7 @@ static pml_status may_be_better(const pmli_search *s, const pml_batch_limits *li
     if (!any)
         return PML_OK;
     choices.unpacked = pmli_may_unpack(s) ? s->spec->layers * PMLI_LINEARS : 0;
-    pml_status status = pmli_try_plan(s, limits, &choices, true, &free_of_charge, err);
+    pml_status status = pmli_estimate(s, limits, &choices, &free_of_charge, err);
     *may = status == PML_OK && free_of_charge.seconds < plan->seconds;
     return status;
 }

@@ -1,4 +1,5 @@
 /* The search: of all programs that fit into the memory there is, the one that costs least. */
+#include <math.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -148,7 +149,9 @@ pml_status pmli_try_plan(const pmli_search *s, const pml_batch_limits *limits,
                          pml_error *err)
 {
     pml_program_options options = options_for(s, limits, choices, estimate);
-    pml_program *p = NULL;
+    pml_program *p = NULL,
+                **spare = estimate && s->tried != NULL ? pmli_tried_spare(s->tried) : NULL;
+    options.spare = spare;
     pml_status status = pml_program_build(&options, &p, err);
     if (status != PML_OK)
         return status;
@@ -164,7 +167,10 @@ pml_status pmli_try_plan(const pmli_search *s, const pml_batch_limits *limits,
     plan->by_cause[PML_CAUSE_COMMUNICATION] += communication_bytes(s, plan);
     for (int c = 0; c < PML_CAUSE_COUNT; c++)
         plan->total += plan->by_cause[c];
-    pml_program_destroy(&p);
+    if (spare != NULL)
+        *spare = p; /* the build has taken what was there */
+    else
+        pml_program_destroy(&p);
     return PML_OK;
 }
 
@@ -190,7 +196,7 @@ bool pmli_may_unpack(const pmli_search *s)
 }
 
 pml_status pmli_unpack_most(const pmli_search *s, const pml_batch_limits *limits, bool estimate,
-                            pml_plan *plan, pml_error *err)
+                            double below, pml_plan *plan, pml_error *err)
 {
     if (!pmli_may_unpack(s))
         return PML_OK;
@@ -199,14 +205,17 @@ pml_status pmli_unpack_most(const pmli_search *s, const pml_batch_limits *limits
     int32_t low = choices.unpacked, high = s->spec->layers * PMLI_LINEARS + 1; /* high does not */
     for (int32_t next = high - 1; next > low && next < high; next = low + (high - low) / 2) {
         choices.unpacked = next;
-        pml_status status = pmli_try_plan(s, limits, &choices, estimate, &candidate, err);
+        pml_status status = estimate ? pmli_estimate(s, limits, &choices, &candidate, err)
+                                     : pmli_try_plan(s, limits, &choices, false, &candidate, err);
         if (status != PML_OK)
             return status;
         if (pmli_plan_fits(s, &candidate)) {
             low = next;
             *plan = candidate;
-        } else {
+        } else if (candidate.seconds < below) {
             high = next;
+        } else { /* fewer take longer still */
+            return PML_OK;
         }
     }
     return PML_OK;
@@ -220,40 +229,48 @@ static pml_plan_choices clipped(pml_plan_choices choices, int32_t layers)
     return choices;
 }
 
-pml_status pmli_least_recompute(const pmli_search *s, const pml_batch_limits *limits,
-                                pml_plan_choices choices, pml_plan *plan, bool *found,
-                                pml_error *err)
+/* Halves what is between low, which does not fit, and *high, which does or is out of reach: of the
+ * levels for all layers, or of the layers at choices.recompute. *plan is *high's. */
+static pml_status bisect(const pmli_search *s, const pml_batch_limits *limits,
+                         pml_plan_choices choices, bool levels, double below, int32_t low,
+                         int32_t *high, pml_plan *plan, bool *worth, pml_error *err)
 {
-    pml_status status = PML_OK;
-    *found = false;
-    for (choices.recompute = 0; !*found && choices.recompute < PML_RECOMPUTE_COUNT;
-         choices.recompute++) {
-        choices.recompute_layers = choices.recompute == 0 ? 0 : s->spec->layers;
-        const pml_plan_choices now = clipped(choices, s->spec->layers);
-        status = pmli_try_plan(s, limits, &now, true, plan, err);
-        if (status != PML_OK)
-            return status;
-        *found = pmli_plan_fits(s, plan);
-    }
-    if (!*found || plan->choices.recompute == 0)
-        return PML_OK;
-    choices.recompute = plan->choices.recompute;
-    int32_t low = 0, high = s->spec->layers; /* low does not fit, high does; plan is high's */
-    while (high - low > 1) {
+    const int32_t layers = s->spec->layers;
+    while (*worth && *high - low > 1) {
         pml_plan candidate;
-        choices.recompute_layers = low + (high - low) / 2;
-        const pml_plan_choices now = clipped(choices, s->spec->layers);
-        status = pmli_try_plan(s, limits, &now, true, &candidate, err);
+        int32_t middle = low + (*high - low) / 2;
+        choices.recompute = levels ? middle : choices.recompute;
+        choices.recompute_layers = !levels ? middle : middle == PML_RECOMPUTE_NONE ? 0 : layers;
+        const pml_plan_choices now = clipped(choices, layers);
+        pml_status status = pmli_estimate(s, limits, &now, &candidate, err);
         if (status != PML_OK)
             return status;
         if (pmli_plan_fits(s, &candidate)) {
-            high = choices.recompute_layers;
+            *high = middle;
             *plan = candidate;
         } else {
-            low = choices.recompute_layers;
+            /* More layers, with as many offloaded, are more ops; what waits for the link may fall.
+             */
+            bool more = !levels && now.offload_layers == choices.offload_layers;
+            low = middle;
+            *worth = !more || candidate.seconds - candidate.waited < below;
         }
     }
     return PML_OK;
+}
+
+pml_status pmli_least_recompute(const pmli_search *s, const pml_batch_limits *limits,
+                                pml_plan_choices choices, double below, pml_plan *plan, bool *found,
+                                pml_error *err)
+{
+    int32_t level = PML_RECOMPUTE_COUNT, layers = s->spec->layers;
+    bool worth = true;
+    pml_status status = bisect(s, limits, choices, true, below, -1, &level, plan, &worth, err);
+    choices.recompute = level;
+    if (status == PML_OK && level > PML_RECOMPUTE_NONE && level < PML_RECOMPUTE_COUNT)
+        status = bisect(s, limits, choices, false, below, 0, &layers, plan, &worth, err);
+    *found = status == PML_OK && worth && level < PML_RECOMPUTE_COUNT;
+    return status;
 }
 
 int32_t pmli_most_pieces(const pml_batch_limits *limits)
@@ -397,11 +414,12 @@ static pml_status search(const pmli_search *s, const pml_batch_limits *limits, p
                 s, limits,
                 (pml_plan_choices){
                     .head_chunk = chunk, .pieces = pieces, .moments_8bit = s->moments_8bit},
-                &candidate, &found, err);
+                HUGE_VAL, &candidate, &found, err);
             if (status != PML_OK)
                 return status;
             if (found)
-                status = pmli_unpack_most(s, limits, true, &candidate, err);
+                status = pmli_unpack_most(s, limits, true, *any ? plan->seconds : HUGE_VAL,
+                                          &candidate, err);
             if (status != PML_OK)
                 return status;
             if (found && (!*any || candidate.seconds < plan->seconds)) {
@@ -431,7 +449,7 @@ static pml_status spare_norms(const pmli_search *s, const pml_batch_limits *limi
     pml_plan_choices choices = plan->choices;
     choices.recompute = PML_RECOMPUTE_NORMS;
     choices.recompute_layers = s->spec->layers;
-    pml_status status = pmli_try_plan(s, limits, &choices, true, &candidate, err);
+    pml_status status = pmli_estimate(s, limits, &choices, &candidate, err);
     if (status == PML_OK && pmli_plan_fits(s, &candidate) &&
         candidate.total + much <= plan->total && candidate.seconds <= plan->seconds * (1 + little))
         *plan = candidate;
@@ -474,6 +492,8 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
     if (status == PML_OK)
         status = pmli_host_room(config, backend, &s.host, err);
     if (status == PML_OK)
+        status = pmli_tried_new(&s.tried, err);
+    if (status == PML_OK)
         status = placed(s, limits, plan, &any, err);
     if (status == PML_OK && config->optimizer == PML_OPTIMIZER_ADAMW_AUTO) {
         pml_plan narrow;
@@ -483,6 +503,7 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
             (!any || narrow.seconds < worth_8bit * plan->seconds))
             *plan = narrow;
     }
+    pmli_tried_destroy(&s.tried);
     if (status != PML_OK || any || narrow_fits)
         return status;
     return does_not_fit(&s, limits, err);
@@ -525,7 +546,7 @@ pml_status pml_plan_unpack(const pml_model_spec *spec, const pml_train_config *c
                      .available = available,
                      .host = plan->host};
     pml_status status = pml_rates_get(backend->name, &s.rates, err);
-    return status == PML_OK ? pmli_unpack_most(&s, limits, false, plan, err) : status;
+    return status == PML_OK ? pmli_unpack_most(&s, limits, false, HUGE_VAL, plan, err) : status;
 }
 
 pml_status pml_plan_build(const pml_plan *plan, const pml_model_spec *spec,

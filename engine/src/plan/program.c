@@ -43,6 +43,24 @@ static void fit_tables(pml_program *p)
     p->parameters = fitted(p->parameters, p->n_parameters, sizeof *p->parameters);
 }
 
+/* The tables of a program that nobody wants any more, as large as they are. */
+static void take_tables(pmli_builder *b, pml_program **spare)
+{
+    pml_program *from = *spare, *p = b->program;
+    if (from == NULL)
+        return;
+    p->tensors = from->tensors;
+    p->nodes = from->nodes;
+    p->parameters = from->parameters;
+    b->tensor_capacity = from->n_tensors;
+    b->node_capacity = from->n_nodes;
+    b->parameter_capacity = from->n_parameters;
+    from->tensors = NULL;
+    from->nodes = NULL;
+    from->parameters = NULL;
+    pml_program_destroy(spare);
+}
+
 size_t pml_program_bytes(const pml_program *p)
 {
     return sizeof *p + (size_t)p->n_tensors * sizeof *p->tensors +
@@ -63,6 +81,15 @@ static void name(const pmli_builder *b, char *to, size_t size, const char *forma
         name(b, to, sizeof(to), format, args);                                                     \
         va_end(args);                                                                              \
     } while (0)
+
+void pmli_name(const pmli_builder *b, char *to, size_t size, const char *format, ...)
+{
+    va_list args;
+    to[0] = '\0';
+    va_start(args, format);
+    name(b, to, size, format, args);
+    va_end(args);
+}
 
 static int32_t new_tensor(pmli_builder *b, pmli_shape shape, pml_cause cause)
 {
@@ -345,6 +372,8 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
                       .backend = options->backend,
                       .err = err,
                       .nameless = options->estimate};
+    if (p != NULL && options->spare != NULL)
+        take_tables(&b, options->spare);
     b.layers = calloc((size_t)spec->layers, sizeof *b.layers);
     if (p == NULL || b.layers == NULL) {
         b.status = PML_FAIL(err, PML_NO_MEMORY, "no host memory for the step program");
@@ -375,7 +404,8 @@ cleanup:
         pml_program_destroy(&p);
         return b.status;
     }
-    fit_tables(p);
+    if (!options->estimate)
+        fit_tables(p);
     *program = p;
     return PML_OK;
 }

@@ -181,7 +181,8 @@ typedef struct pml_program_options {
     pml_batch_limits limits;
     const pml_backend *backend;
     pml_plan_choices choices;
-    bool estimate; /* no places: arena is what the fullest moment takes, a bound from below */
+    bool estimate;       /* no places: arena is what the fullest moment takes, a bound from below */
+    pml_program **spare; /* or NULL: one whose tables are used again; *spare becomes NULL */
 } pml_program_options;
 
 /* Build and place. Everything the program needs of options is copied. */
