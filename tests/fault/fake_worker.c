@@ -3,6 +3,7 @@
  *   FAKE_STEP_MS       milliseconds of a step (2)
  *   FAKE_NAN_STEP      loss of this step is not a number
  *   FAKE_FAIL_STEP     this step fails
+ *   FAKE_LATE_MS       milliseconds from then until the last rank says so; the others have left
  *   FAKE_LOAD_MS       milliseconds of loading, and for as long as the run folder has a file `slow`
  *   FAKE_SAVE_MS       milliseconds of writing a checkpoint, and while there is a file `held`
  *   FAKE_WAIT_STEP     ranks stand in this step while there is a file `wait`
@@ -165,8 +166,13 @@ static void hang_once(const job *j, int64_t step)
 static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result, pml_error *err)
 {
     pml_clock_sleep(number("FAKE_STEP_MS", 2) / 1e3);
-    if (u->step == (int64_t)number("FAKE_FAIL_STEP", -1) && j->rank == j->world - 1)
+    if (u->step == (int64_t)number("FAKE_FAIL_STEP", -1) && j->rank == j->world - 1) {
+        double late = number("FAKE_LATE_MS", 0); /* as one that is starved on its way out */
+        if (late > 0)
+            (void)pml_comm_shared_abort(COMM_FD, NULL);
+        pml_clock_sleep(late / 1e3);
         return PML_FAIL(err, PML_NO_MEMORY, "made to fail at step %lld", (long long)u->step);
+    }
     hang_once(j, u->step);
     while (u->step == (int64_t)number("FAKE_WAIT_STEP", -1) && access(j->wait, F_OK) == 0) {
         pml_clock_sleep(0.005);

@@ -176,19 +176,24 @@ static void delays_grow(void **state)
     harness_destroy(&h);
 }
 
-/* What a worker says would come again. */
+/* What a worker says would come again: also where the other one, which only saw it leave, has been
+ * heard for long. */
 static void an_error_is_not_tried_again(void **state)
 {
     (void)state;
-    harness *h = harness_new(2, FOR_EVER, GOES_ON);
-    setenv("FAKE_FAIL_STEP", "9", 1);
-    assert_true(harness_start(h, NULL));
-    harness_wait_state(h, "failed");
-    unsetenv("FAKE_FAIL_STEP");
-    const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
-    assert_non_null(strstr(pml_message_string(m, "reason"), "made to fail at step 9"));
-    assert_int_equal(history_restarts(h), 0);
-    harness_destroy(&h);
+    for (int late = 0; late < 2; late++) {
+        harness *h = harness_new(2, FOR_EVER, "\"restart\":\"on-failure\",\"max_restarts\":1");
+        setenv("FAKE_FAIL_STEP", "9", 1);
+        setenv("FAKE_LATE_MS", late ? "1500" : "0", 1);
+        assert_true(harness_start(h, NULL));
+        harness_wait_state(h, "failed");
+        unsetenv("FAKE_FAIL_STEP");
+        unsetenv("FAKE_LATE_MS");
+        const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
+        assert_non_null(strstr(pml_message_string(m, "reason"), "made to fail at step 9"));
+        assert_int_equal(history_restarts(h), 0);
+        harness_destroy(&h);
+    }
 }
 
 /* ---- nothing is left, and nobody else is touched ---- */
@@ -220,8 +225,8 @@ static pid_t stranger(void)
 static void restarts_leave_nothing_behind(void **state)
 {
     (void)state;
+    harness *h = harness_new(2, FOR_EVER, GOES_ON); /* reaps what a test before has left */
     pid_t foreign = stranger();
-    harness *h = harness_new(2, FOR_EVER, GOES_ON);
     assert_true(harness_start(h, NULL));
     int descriptors = 0;
     for (int i = 0; i < 5; i++) {

@@ -86,13 +86,18 @@ typedef struct tuned {
     pml_message *args;
 } tuned;
 
+/* How much a failure says of its cause: that another is gone is only a consequence; who ended with
+ * a status has said why, and the word may come after the end. */
+typedef enum failure_weight { FAILURE_CONSEQUENCE, FAILURE_WORDLESS, FAILURE_CAUSE } failure_weight;
+
 typedef struct failure {
     bool seen;
+    failure_weight weight;
     char cause[12]; /* of event restart; "": a worker said it, and it would come again */
     pml_status code;
     int rank; /* -1: none */
     char reason[1000];
-    double decide_at; /* until then a better cause may come */
+    double decide_at; /* until then a better cause may come; see fail_is_decided */
 } failure;
 
 /* A restart on its way: the workers are being ended, or it waits. */
@@ -284,8 +289,9 @@ void worker_ended(coordinator *c, worker *w, int status);
 bool workers_gone(const coordinator *c);
 void workers_kill(coordinator *c, int signal);
 void workers_release(coordinator *c); /* close the leases */
-/* Remember a cause; the first that is not "another worker is gone" counts. */
+/* Remember a cause; the first of the greatest weight counts, once it is decided. */
 void fail_later(coordinator *c, pml_status code, int rank, const char *reason);
+bool fail_is_decided(const coordinator *c, double now);
 void fail_now(coordinator *c);
 /* The same for a worker that ended without a word, hung or fell silent (cause of event restart). */
 void fail_worker(coordinator *c, const worker *w, const char *cause, const char *reason);

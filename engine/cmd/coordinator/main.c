@@ -262,7 +262,7 @@ static void tick(coordinator *c)
     if (c->waiting && handover_tick(c))
         take_up_and_begin(c);
     recover_tick(c, now);
-    if (c->failure.seen && now >= c->failure.decide_at)
+    if (fail_is_decided(c, now))
         fail_now(c);
     if (c->broken)
         begin_end(c);

@@ -18,6 +18,7 @@
 #include "spawn.h"
 
 static const double better_cause_seconds = 0.4; /* a worker's words may arrive after its end */
+static const double last_words_seconds = 10;    /* and from one that is starved, later */
 
 void worker_set_state(worker *w, const char *state)
 {
@@ -267,16 +268,17 @@ void workers_forget(coordinator *c)
     c->comm = -1;
 }
 
-/* A cause counts unless there is a better one: that another is gone is only a consequence. */
-static void remember(coordinator *c, pml_status code, int rank, const char *cause,
-                     const char *reason)
+/* The first of the weightiest counts. */
+static void remember(coordinator *c, failure_weight weight, pml_status code, int rank,
+                     const char *cause, const char *reason)
 {
     failure *f = &c->failure;
-    if (f->seen && !(f->code == PML_PEER && code != PML_PEER))
+    if (f->seen && weight <= f->weight)
         return;
     if (!f->seen)
         f->decide_at = pml_clock_monotonic() + better_cause_seconds;
     f->seen = true;
+    f->weight = weight;
     f->code = code;
     f->rank = rank;
     snprintf(f->cause, sizeof f->cause, "%s", cause);
@@ -289,16 +291,37 @@ void fail_later(coordinator *c, pml_status code, int rank, const char *reason)
         return;
     if (c->comm >= 0) /* nobody shall wait for one who does not come */
         pml_comm_shared_abort(c->comm, NULL);
-    remember(c, code, rank, "", reason);
+    remember(c, code == PML_PEER ? FAILURE_CONSEQUENCE : FAILURE_CAUSE, code, rank, "", reason);
 }
 
-void fail_worker(coordinator *c, const worker *w, const char *cause, const char *reason)
+static void lose(coordinator *c, failure_weight weight, const worker *w, const char *cause,
+                 const char *reason)
 {
     if (c->state == RUN_FAILED || c->state == RUN_STOPPED)
         return;
     if (c->comm >= 0)
         pml_comm_shared_abort(c->comm, NULL);
-    remember(c, PML_INTERNAL, w->rank, cause, reason);
+    remember(c, weight, PML_INTERNAL, w->rank, cause, reason);
+}
+
+void fail_worker(coordinator *c, const worker *w, const char *cause, const char *reason)
+{
+    lose(c, FAILURE_CAUSE, w, cause, reason);
+}
+
+/* Who fails has the others leave before it says why, so that they may be heard first: a consequence
+ * waits for the word of each that is still there. */
+bool fail_is_decided(const coordinator *c, double now)
+{
+    const failure *f = &c->failure;
+    if (!f->seen || now < f->decide_at)
+        return false;
+    if (f->weight == FAILURE_CAUSE || now >= f->decide_at + last_words_seconds)
+        return true;
+    for (int r = 0; r < c->world; r++)
+        if (c->workers[r].pid > 0 && strcmp(c->workers[r].state, "failed") != 0)
+            return false;
+    return true;
 }
 
 static bool ended_well(const worker *w)
@@ -359,11 +382,11 @@ void worker_ended(coordinator *c, worker *w, int status)
     if (!failed && status != 0)
         worker_set_state(w, "gone");
     if (status == 0)
-        remember(c, PML_INTERNAL, w->rank, "died", reason);
+        remember(c, FAILURE_CAUSE, PML_INTERNAL, w->rank, "died", reason);
     else if (failed)
         fail_later(c, PML_PEER, w->rank, reason);
     else
-        fail_worker(c, w, "died", reason);
+        lose(c, WIFEXITED(status) ? FAILURE_WORDLESS : FAILURE_CAUSE, w, "died", reason);
 }
 
 void workers_free(coordinator *c)

@@ -19,8 +19,6 @@
 #include "pml/train/run.h"
 #include "pml/train/slots.h"
 
-/* LOCK_FD only has to be open: it tells that we are there. */
-enum { LEASE_FD = 3, COMM_FD, SLOTS_FD, LOCK_FD };
 static const double progress_seconds = 0.25;
 
 typedef struct worker {
