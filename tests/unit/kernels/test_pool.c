@@ -96,6 +96,7 @@ static void test_late_helpers(void **state)
     assert_int_equal(pmli_pool_new(7, &pool, &err), PML_OK);
     for (int64_t n = 0; n < 4000; n++) {
         brief *b = &jobs[n % 3];
+        assert_int_equal(atomic_load(&b->bad), 0); /* nobody has come since it was over */
         *b = (brief){.number = n, .items = 2 + n * 13 % 40};
         pmli_pool_run(pool, b->items, brief_item, b);
         assert_int_equal(atomic_load(&b->sum), b->items * (b->items + 1) / 2);
@@ -103,6 +104,8 @@ static void test_late_helpers(void **state)
         b->number = -1;
     }
     pmli_pool_destroy(&pool);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(atomic_load(&jobs[i].bad), 0);
 }
 
 /* What each thread may run on; every thread takes one item, as none ends before all have begun. */
