@@ -1,22 +1,25 @@
 #include "tile.h"
 
+/* Of C, what fits the registers; what is left of them goes in fours first. */
+enum { PLAIN_ROWS = 4, AVX2_ROWS = 6, AVX512_ROWS = 14, REST_ROWS = 4 };
+
 #define TILE(name)  plain_##name
 #define TILE_TARGET /* what every machine of this architecture has */
 #define TILE_LANES  4
-#define TILE_ROWS   4
+#define TILE_ROWS   PLAIN_ROWS
 #include "tile_body.h"
 
 #if defined(__x86_64__)
 #define TILE(name)  avx2_##name
 #define TILE_TARGET __attribute__((target("avx2,fma")))
 #define TILE_LANES  8
-#define TILE_ROWS   6
+#define TILE_ROWS   AVX2_ROWS
 #include "tile_body.h"
 
 #define TILE(name)  avx512_##name
 #define TILE_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
 #define TILE_LANES  16
-#define TILE_ROWS   14
+#define TILE_ROWS   AVX512_ROWS
 #include "tile_body.h"
 
 /* The levels that PMLI_CLONES names: x86-64-v4 and x86-64-v3. */
@@ -48,8 +51,8 @@ int pmli_tile_width(void)
 int64_t pmli_tile_waste(int64_t rows)
 {
     __builtin_cpu_init();
-    int64_t rest = rows % (has_avx512() ? 14 : has_avx2() ? 6 : 4);
-    return (4 - rest % 4) % 4;
+    int64_t rest = rows % (has_avx512() ? AVX512_ROWS : has_avx2() ? AVX2_ROWS : PLAIN_ROWS);
+    return (REST_ROWS - rest % REST_ROWS) % REST_ROWS;
 }
 
 const char *pmli_instructions(void)
@@ -70,7 +73,7 @@ int pmli_tile_width(void)
 
 int64_t pmli_tile_waste(int64_t rows)
 {
-    return (4 - rows % 4) % 4;
+    return (REST_ROWS - rows % PLAIN_ROWS % REST_ROWS) % REST_ROWS;
 }
 
 const char *pmli_instructions(void)

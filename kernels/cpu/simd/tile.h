@@ -22,7 +22,8 @@ pmli_tile_fn *pmli_tile_pick(void);
  * has no vectors of ours, and OpenBLAS' own kernels are better. */
 int pmli_tile_width(void);
 
-/* What is left of `rows` beside whole tiles goes in fours; of the last four, so many are idle. */
+/* For a cost: what is left of `rows` beside whole tiles goes in fours, and then a two and a one,
+ * which count as a four: so many of its rows are missing. */
 int64_t pmli_tile_waste(int64_t rows);
 
 /* "avx512", "avx2" or the architecture: also which clones of PMLI_CLONES functions run here. */

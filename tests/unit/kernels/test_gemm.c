@@ -75,12 +75,8 @@ static void run(const shape *s, int threads, const pml_view f[4], pml_view c)
     pmli_pool_destroy(&pool);
 }
 
-static void check(const shape *s)
+static void check_values(const shape *s, const pml_view f[4], pml_view c)
 {
-    const pml_view f[4] = {left(s, s->k, 1), right(s, s->k, 2), left(s, s->k2, 3),
-                           right(s, s->k2, 4)};
-    pml_view c = matrix(s->m, s->n, s->gap, 5), other = matrix(s->m, s->n, s->gap, 6);
-    run(s, 3, f, c);
     /* Of a large product some: a step that meets every row and column of a tile. */
     const int64_t step = s->m * s->n * (s->k + s->k2) > 10000000 ? 7 : 1;
     for (int64_t i = 0; i < s->m; i++) {
@@ -98,8 +94,21 @@ static void check(const shape *s)
             assert_true(s->add ? element(&c, i, j) == (double)((i * c.ld + j) % 3)
                                : isnan(element(&c, i, j)));
     }
-    if (s->n % PMLI_TILE_COLS == 0 && s->m >= 8 && pmli_tile_width() > 0) {
-        run(s, 1, f, other);
+}
+
+/* With few threads and with many, which are cut, and may be multiplied, in other ways. */
+static void check(const shape *s)
+{
+    static const int threads[][2] = {{3, 1}, {9, 8}};
+    const pml_view f[4] = {left(s, s->k, 1), right(s, s->k, 2), left(s, s->k2, 3),
+                           right(s, s->k2, 4)};
+    pml_view c = matrix(s->m, s->n, s->gap, 5), other = matrix(s->m, s->n, s->gap, 6);
+    for (int way = 0; way < 2; way++) {
+        run(s, threads[way][0], f, c);
+        check_values(s, f, c);
+        if (s->n % PMLI_TILE_COLS != 0 || s->m < 8 || pmli_tile_width() == 0)
+            continue;
+        run(s, threads[way][1], f, other);
         for (int64_t i = 0; i < s->m; i++)
             assert_memory_equal((float *)c.data + i * c.ld, (float *)other.data + i * other.ld,
                                 (size_t)s->n * sizeof(float));
