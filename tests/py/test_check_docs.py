@@ -56,6 +56,7 @@ def _own():
         ("", "", []),
         ("\nint pml_bare(int a,\n             int b);\n", "", ["pml_bare has no comment"]),
         ("", 'def bad():\n    """Do."""\n    raise OSError("x")\n', ["bad raises OSError"]),
+        ("", 'def bad():\n    """No OSError."""\n    raise Error("x")\n', ["bad raises Error"]),
         (
             "",
             'class A:\n    def bad(self):\n        """Do."""\n        try:\n            pass\n'
