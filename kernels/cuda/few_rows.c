@@ -27,11 +27,16 @@ static void find_parts(const pml_linear_args *a, pmli_few_rows_params *p)
     }
 }
 
-/* The kernel's form for so many rows: 1, 2, 4 or 8. */
+enum { FORMS = 4 }; /* for 1, 2, 4 or 8 rows; float16's stand behind bfloat16's */
+_Static_assert((int)PMLI_few_u_f16_1 == (int)PMLI_few_u_bf16_1 + FORMS &&
+                   (int)PMLI_few_y_f16_1 == (int)PMLI_few_y_bf16_1 + FORMS,
+               "kernels in images.h");
+
+/* The kernel's form for so many rows. */
 static pmli_kernel form(pmli_kernel first, const pml_view *x)
 {
     unsigned of_rows = x->rows > 4 ? 3 : x->rows > 2 ? 2 : x->rows > 1 ? 1 : 0;
-    return first + (x->dtype == PML_F16 ? 4 : 0) + of_rows;
+    return first + (x->dtype == PML_F16 ? FORMS : 0) + of_rows;
 }
 
 pml_status pmli_few_rows(pml_queue *queue, const pml_linear_args *a, const pml_view *u,
