@@ -1,9 +1,6 @@
 /* Cases of weights in 8 bits: the reference's codes to the bit, and linear layers over them. */
 #include "cases.h"
 
-/* Where an operand stands in its op: views come first in every op's arguments, in this order. */
-#define AT(op, name) ((int)(offsetof(pml_##op##_args, name) / sizeof(pml_view)))
-
 static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
 enum { FLOATS = 3, MOST_N = 272 };
 
@@ -51,7 +48,7 @@ static void add_linear(gpu_cases *cases, pml_dtype d, const int64_t shape[3], in
                            .part_cols = {n, n / 2, n - n / 2},
                            .border = border};
     c->e4m3 = true;
-    c->given[AT(linear, w_scale)] = scales();
+    c->given[PML_OPERAND(linear, w_scale)] = scales();
     c->tolerance = tolerance_of(d);
     if (bias)
         a->bias = shaped(1, 2 * n, 0, d);
@@ -82,7 +79,7 @@ static void add_linear_bwd(gpu_cases *cases, pml_dtype d, const int64_t shape[3]
                                .part_cols = {n, n},
                                .border = border};
     c->e4m3 = true;
-    c->given[AT(linear_bwd, w_scale)] = scales();
+    c->given[PML_OPERAND(linear_bwd, w_scale)] = scales();
     c->tolerance = 2 * tolerance_of(d);
     if (rank == 0)
         return;

@@ -412,14 +412,14 @@ int main(int argc, char **argv)
             continue;
         check_packing(argv[1], name, dropout);
         check_accumulation(argv[1], name, dropout);
-        check_pieces(argv[1], "llama-biased-full");
-        check_pieces(argv[1], "qwen3-layers-lora");
-        check_recompute(argv[1], "qwen3-tied-full", 0);
-        check_unpacked(argv[1], "llama-nf4-lora"); /* quantised while it is loaded */
-        check_unpacked(argv[1], "qwen2-nf4-lora"); /* quantised in its folder */
         check_recompute(argv[1], name, dropout);
         check_workers(argv[1], name, dropout);
     }
+    check_pieces(argv[1], "llama-biased-full");
+    check_pieces(argv[1], "qwen3-layers-lora");
+    check_recompute(argv[1], "qwen3-tied-full", 0);
+    check_unpacked(argv[1], "llama-nf4-lora"); /* quantised while it is loaded */
+    check_unpacked(argv[1], "qwen2-nf4-lora"); /* quantised in its folder */
     check_stored(argv[1], "llama-bf16-lora");
     return summary();
 }

@@ -1,6 +1,5 @@
 #include "step_frozen.h"
 
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +11,7 @@
 /* WARM: op by op, recorded, and once replayed. */
 enum { STEPS = 5, WARM = 3, PAIRS_MOST = 50, MOST_ROWS = 1 << 14 };
 
-/* Where an operand stands in its op: views come first in every op's arguments, in this order. */
-#define AT(op, name) ((int)(offsetof(pml_##op##_args, name) / sizeof(pml_view)))
-#define COUNT(list)  ((int)(sizeof(list) / sizeof *(list)))
+#define COUNT(list) ((int)(sizeof(list) / sizeof *(list)))
 
 static void drop(pml_node *node, const int *operands, int count)
 {
@@ -25,17 +22,19 @@ static void drop(pml_node *node, const int *operands, int count)
 /* The node as it would stand in a model without adapters. */
 static void take_out(pml_node *node)
 {
-    static const int of_linear[] = {AT(linear, a), AT(linear, b), AT(linear, rng),
-                                    AT(linear, places), AT(linear, u)};
-    static const int of_backward[] = {
-        AT(linear_bwd, a),      AT(linear_bwd, b),  AT(linear_bwd, u),  AT(linear_bwd, rng),
-        AT(linear_bwd, places), AT(linear_bwd, da), AT(linear_bwd, db), AT(linear_bwd, v)};
-    static const int x_of_backward[] = {AT(linear_bwd, x)};
-    static const int of_swiglu[] = {AT(swiglu, a), AT(swiglu, u)};
-    static const int of_swiglu_bwd[] = {AT(swiglu_bwd, u),      AT(swiglu_bwd, b),
-                                        AT(swiglu_bwd, v),      AT(swiglu_bwd, db),
-                                        AT(swiglu_bwd, v_down), AT(swiglu_bwd, da)};
-    static const int h_of_swiglu_bwd[] = {AT(swiglu_bwd, h)};
+    static const int of_linear[] = {PML_OPERAND(linear, a), PML_OPERAND(linear, b),
+                                    PML_OPERAND(linear, rng), PML_OPERAND(linear, places),
+                                    PML_OPERAND(linear, u)};
+    static const int of_backward[] = {PML_OPERAND(linear_bwd, a),      PML_OPERAND(linear_bwd, b),
+                                      PML_OPERAND(linear_bwd, u),      PML_OPERAND(linear_bwd, rng),
+                                      PML_OPERAND(linear_bwd, places), PML_OPERAND(linear_bwd, da),
+                                      PML_OPERAND(linear_bwd, db),     PML_OPERAND(linear_bwd, v)};
+    static const int x_of_backward[] = {PML_OPERAND(linear_bwd, x)};
+    static const int of_swiglu[] = {PML_OPERAND(swiglu, a), PML_OPERAND(swiglu, u)};
+    static const int of_swiglu_bwd[] = {
+        PML_OPERAND(swiglu_bwd, u),  PML_OPERAND(swiglu_bwd, b),      PML_OPERAND(swiglu_bwd, v),
+        PML_OPERAND(swiglu_bwd, db), PML_OPERAND(swiglu_bwd, v_down), PML_OPERAND(swiglu_bwd, da)};
+    static const int h_of_swiglu_bwd[] = {PML_OPERAND(swiglu_bwd, h)};
     bool trains = false;
     switch (node->op) {
     case PML_OP_linear:
@@ -45,7 +44,7 @@ static void take_out(pml_node *node)
         node->args.linear.lora_dropout = 0;
         return;
     case PML_OP_linear_bwd:
-        trains = node->operands[AT(linear_bwd, dw)].tensor >= 0; /* dw reads x */
+        trains = node->operands[PML_OPERAND(linear_bwd, dw)].tensor >= 0; /* dw reads x */
         drop(node, of_backward, COUNT(of_backward));
         drop(node, x_of_backward, trains ? 0 : 1);
         node->args.linear_bwd.lora_parts = node->args.linear_bwd.kept = 0;

@@ -23,6 +23,7 @@
 #define PML_OP_OPS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "pml/base/error.h"
 #include "pml/base/view.h"
@@ -487,6 +488,9 @@ typedef struct pml_op_info {
 
 /* Static description of an op; NULL for a value outside the enum. */
 const pml_op_info *pml_op_describe(pml_op op);
+
+/* Where an operand stands among its op's views: PML_OPERAND(linear, w) is 1. */
+#define PML_OPERAND(op, name) ((int)(offsetof(pml_##op##_args, name) / sizeof(pml_view)))
 
 /* The operands of args as an array of pml_op_describe(op)->n_views views. */
 static inline pml_view *pml_op_views(pml_op_args *args)

@@ -3,9 +3,6 @@
 
 #include <string.h>
 
-/* Where an operand stands in its op: views come first in every op's arguments, in this order. */
-#define AT(op, name) ((int)(offsetof(pml_##op##_args, name) / sizeof(pml_view)))
-
 static const pml_plan_choices no_recompute = {.head_chunk = 64, .pieces = 1};
 
 static size_t rounded(int64_t bytes)
@@ -100,8 +97,9 @@ static void test_fp8_bytes(void **state)
         bool forward = node->op == PML_OP_linear;
         if (!forward && node->op != PML_OP_linear_bwd)
             continue;
-        int32_t scale =
-            node->operands[forward ? AT(linear, w_scale) : AT(linear_bwd, w_scale)].tensor;
+        int32_t scale = node->operands[forward ? PML_OPERAND(linear, w_scale)
+                                               : PML_OPERAND(linear_bwd, w_scale)]
+                            .tensor;
         assert_int_equal(scale >= 0, node->layer >= 0); /* the head keeps its numbers */
         if (scale >= 0) {
             assert_int_equal(packed->tensors[scale].dtype, PML_F32);
@@ -126,12 +124,12 @@ static void test_fp8_bytes(void **state)
         const pml_node *node = &packed->nodes[i];
         if (node->op != PML_OP_linear || node->layer < 0)
             continue;
-        int32_t r = (int32_t)packed->tensors[node->operands[AT(linear, u)].tensor].cols;
+        int32_t r = (int32_t)packed->tensors[node->operands[PML_OPERAND(linear, u)].tensor].cols;
         assert_int_equal(node->args.linear.border, (3 * r + 127) / 128 * 128);
-        assert_int_equal(packed->tensors[node->operands[AT(linear, w)].tensor].border,
+        assert_int_equal(packed->tensors[node->operands[PML_OPERAND(linear, w)].tensor].border,
                          node->args.linear.border);
-        assert_int_equal(packed->tensors[node->operands[AT(linear, w)].tensor].below, 0);
-        assert_int_equal(packed->tensors[node->operands[AT(linear, x)].tensor].border, 0);
+        assert_int_equal(packed->tensors[node->operands[PML_OPERAND(linear, w)].tensor].below, 0);
+        assert_int_equal(packed->tensors[node->operands[PML_OPERAND(linear, x)].tensor].border, 0);
     }
     pml_program_destroy(&packed);
     pml_model_spec odd = small;
