@@ -301,9 +301,10 @@ static bool is_chosen(const gpu_case *c, const gpu_choice *choice)
 
 void cases_keep(gpu_cases *cases, const gpu_choice *choice)
 {
-    int kept = 0;
+    int kept = 0, chosen = 0;
     for (int n = 0; n < cases->count; n++)
-        if (is_chosen(&cases->at[n], choice))
+        if (is_chosen(&cases->at[n], choice) &&
+            (choice->parts == 0 || chosen++ % choice->parts == choice->part))
             cases->at[kept++] = cases->at[n];
     cases->count = kept;
 }

@@ -13,6 +13,7 @@
  *   --only TEXT   the cases that have this in their names
  *   --without TEXT  not those; up to eight times
  *   --small KIB   the cases whose operands take no more
+ *   --part I/N    of these the I-th, the I+N-th…, for programs side by side; I counts from 0
  *   --eager       ops one by one only, no graphs
  *   --sparse      as --eager, and only inputs are uploaded: what else an op reads was never
  * written, which compute-sanitizer's initcheck tells (tests/gpu/sanitize)
@@ -595,6 +596,9 @@ static void read_options(session *s, int argc, char **argv)
             s->choice.only = argv[++i];
         else if (strcmp(argv[i], "--without") == 0 && more && without < 8)
             s->choice.without[without++] = argv[++i];
+        else if (strcmp(argv[i], "--part") == 0 && more)
+            good = sscanf(argv[++i], "%d/%d", &s->choice.part, &s->choice.parts) == 2 &&
+                   s->choice.part >= 0 && s->choice.part < s->choice.parts;
         else if (strcmp(argv[i], "--small") == 0 && more)
             good = (s->choice.bytes = strtoul(argv[++i], NULL, 10) << 10) > 0;
         else
@@ -603,7 +607,7 @@ static void read_options(session *s, int argc, char **argv)
     if (!good) {
         fprintf(stderr,
                 "usage: %s [--fast] [--only TEXT] [--without TEXT]… [--small KIB] "
-                "[--eager | --sparse [--scratch]]\n",
+                "[--part I/N] [--eager | --sparse [--scratch]]\n",
                 argv[0]);
         exit(2);
     }
@@ -630,11 +634,11 @@ int main(int argc, char **argv)
         expect_rest_untouched(&s);
     for (int n = 0; n < s.cases.count; n++)
         judge(&s, &s.cases.at[n]);
-    if (s.choice.only == NULL && s.choice.bytes == 0) {
+    if (s.choice.only == NULL && s.choice.bytes == 0 && s.choice.part == 0) {
         refusals(&s);
         second_device(&s);
     }
-    if (s.choice.bytes == 0)
+    if (s.choice.bytes == 0 && s.choice.part == 0)
         copies(&s);
     tear_down(&s);
     printf("\n%d passed, %d failed\n", s.passed, s.failed);

@@ -9,7 +9,7 @@
 #include "stepper_impl.h"
 
 /* WARM: op by op, recorded, and once replayed. */
-enum { STEPS = 5, WARM = 3, PAIRS_MOST = 50, MOST_ROWS = 1 << 14 };
+enum { STEPS = 5, WARM = 3, PAIRS_MOST = 50, MOST_ROWS = 1 << 14, LABELS_MOST = 256 };
 
 #define COUNT(list) ((int)(sizeof(list) / sizeof *(list)))
 
@@ -89,26 +89,66 @@ static double median(double *values, int count)
     return count % 2 == 1 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-/* Seconds of all linear layers in one step of the program as it stands. */
-static pml_status time_linears(pml_stepper *s, const pml_batch *batch, double *seconds,
-                               pml_error *err)
+/* What ops of one label took. */
+typedef struct line {
+    const char *label;
+    double with, without;
+} line;
+
+static int by_difference(const void *a, const void *b)
+{
+    double x = ((const line *)a)->with - ((const line *)a)->without;
+    double y = ((const line *)b)->with - ((const line *)b)->without;
+    return (x < y) - (x > y);
+}
+
+/* Its line; the last one takes what there is no line for. */
+static line *line_of(line *lines, int *n, const char *label)
+{
+    int i = 0;
+    while (i < *n && i < LABELS_MOST - 1 && strcmp(lines[i].label, label) != 0)
+        i++;
+    if (i == *n)
+        lines[(*n)++].label = label;
+    return &lines[i];
+}
+
+/* One step of the program as it stands, op by op, into its lines; seconds of all linear layers. */
+static pml_status time_ops(pml_stepper *s, const pml_batch *batch, line *lines, int *n_lines,
+                           bool with, double *linears, pml_error *err)
 {
     static pml_profile_row rows[MOST_ROWS];
     int n = 0;
     pml_status status = pml_stepper_profile(s, batch, rows, MOST_ROWS, &n, err);
     if (status == PML_OK) /* the second is warm */
         status = pml_stepper_profile(s, batch, rows, MOST_ROWS, &n, err);
-    *seconds = 0;
-    for (int i = 0; status == PML_OK && i < n; i++)
-        *seconds +=
+    *linears = 0;
+    for (int i = 0; status == PML_OK && i < n; i++) {
+        line *l = line_of(lines, n_lines, rows[i].label);
+        *(with ? &l->with : &l->without) += rows[i].seconds;
+        *linears +=
             rows[i].op == PML_OP_linear || rows[i].op == PML_OP_linear_bwd ? rows[i].seconds : 0;
+    }
     return status;
+}
+
+/* Where they cost: what differs most, op by op between events. */
+static void print_lines(line *lines, int n)
+{
+    qsort(lines, (size_t)n, sizeof *lines, by_difference);
+    printf("%-28s %10s %10s %10s\n", "op by op", "with, ms", "without", "more");
+    for (int i = 0; i < n; i++)
+        if (lines[i].with - lines[i].without > 1e-5 || lines[i].without - lines[i].with > 1e-5)
+            printf("%-28s %10.3f %10.3f %10.3f\n", lines[i].label, lines[i].with * 1e3,
+                   lines[i].without * 1e3, (lines[i].with - lines[i].without) * 1e3);
 }
 
 pml_status step_frozen_compare(pml_stepper *s, int pairs, const pml_batch *batch,
                                void (*step)(void *user), void *user, pml_error *err)
 {
-    double whole[PAIRS_MOST + 1], frozen[PAIRS_MOST], extra[PAIRS_MOST], linears = 0;
+    static line lines[LABELS_MOST];
+    int n_lines = 0;
+    double whole[PAIRS_MOST + 1], frozen[PAIRS_MOST], extra[PAIRS_MOST], linears = 0, adapted = 0;
     size_t bytes = (size_t)s->program->n_nodes * sizeof(pml_node);
     if (pairs < 1 || pairs > PAIRS_MOST)
         return PML_FAIL(err, PML_INVALID, "%d pairs: 1 to %d", pairs, PAIRS_MOST);
@@ -123,16 +163,20 @@ pml_status step_frozen_compare(pml_stepper *s, int pairs, const pml_batch *batch
     for (int32_t i = 0; i < s->program->n_nodes; i++)
         take_out(&without[i]);
     whole[0] = part(s, with, step, user);
+    status = time_ops(s, batch, lines, &n_lines, true, &adapted, err);
+    if (status != PML_OK)
+        goto cleanup;
     for (int i = 0; i < pairs; i++) {
         frozen[i] = part(s, without, step, user);
         if (i == 0)
-            status = time_linears(s, batch, &linears, err);
+            status = time_ops(s, batch, lines, &n_lines, false, &linears, err);
         if (status != PML_OK)
             goto cleanup;
         whole[i + 1] = part(s, with, step, user);
         extra[i] = (whole[i] + whole[i + 1]) / 2 - frozen[i];
     }
     double least = median(frozen, pairs), more = median(extra, pairs);
+    print_lines(lines, n_lines);
     printf("adapters: %.3f ms a step with, %.3f without, %d pairs of %d steps: %.3f ms (%.3f to "
            "%.3f), %.2f %% of the step without, %.2f %% of its linear layers' %.3f ms\n",
            median(whole, pairs + 1) * 1e3, least * 1e3, pairs, STEPS, more * 1e3, extra[0] * 1e3,
