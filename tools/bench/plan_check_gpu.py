@@ -146,8 +146,11 @@ def settings(draw: random.Random) -> dict[str, Any]:
             r=draw.choice([4, 16, 64]), target_modules=some,
             lora_dropout=draw.choice([0.0, 0.0, 0.1]),
         )  # fmt: skip
-        if draw.random() < 0.25:
-            chosen["quant"] = "nf4"
+        quant = draw.choice([None, None, "nf4", "fp8"])
+        if quant is not None:
+            chosen["quant"] = quant
+        if quant != "fp8" and draw.random() < 0.25:
+            chosen["dtype"] = "float16"
     return chosen
 
 
@@ -289,13 +292,14 @@ def check(draw: random.Random, number: int, watch: Watch, room: Room, place: str
     off = peak - planned
     measured = state == "running" and steps >= STEPS and peak > 0
     good = measured and abs(off) <= SHARE * planned and (not limit or peak <= limit)
-    how = f"{chosen['method']}{' nf4' if chosen.get('quant') else ''}"
+    how = " ".join(str(chosen[key]) for key in ("method", "quant", "dtype") if key in chosen)
     print(
         f"{number:2} {'ok ' if good else 'BAD'} planned {planned / MIB:8.0f} NVML "
         f"{peak / MIB:8.0f} MiB {100 * off / planned if planned else 0:+6.2f} %"
         + (f" limit {limit / GIB:4.1f}" if limit else " " * 11)
         + f"  {how} {chosen['per_device_train_batch_size']} x {chosen['max_length']}"
         + (f", {plan.recompute} {plan.recompute_layers}, {plan.pieces} pieces" if plan else "")
+        + (f", {plan.offload_layers} offloaded" if plan and plan.offload_layers else "")
         + f"; {title}; {time.monotonic() - begun:.1f} s"
         + ("" if measured else f"; {state} at step {steps}: {reason}"),
         flush=True,

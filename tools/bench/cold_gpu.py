@@ -1,0 +1,141 @@
+"""From a cold process to the first finished step on a GPU, weights in the page cache.
+
+    python3 tools/bench/cold_gpu.py --bench build/gpu/bench_gpu_step [--folder /dev/shm/pml-bench]
+                                    [--only 8bx4,1bx8,1bx1] [--ways bench,finetune] [--seconds 100]
+
+Each case, LoRA r = 16 on rows of 2048 tokens, from four states of what earlier processes leave
+behind: the driver's folder of compiled kernels (cuDNN's attention is compiled by NVRTC) and our
+file of timed products, each absent or present. The bench is the stepper alone, by its own clock;
+``finetune`` is a new Python that imports pantheraml and starts a run, until it sees the first step:
+interpreter, imports, data, coordinator, worker and the way back in it. Models are written by
+tools/bench/gpu.py --write; a folder in /dev/shm is page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+LENGTH = 2048
+#: Driver's folder, file of products: as they are found.
+STATES = [("empty", "absent"), ("filled", "present"), ("filled", "absent"), ("empty", "present")]
+
+
+def child(model: str, rows: int, device: str, length: int) -> None:
+    """Be the user's process: print a line of JSON when the first step is seen, and end the run."""
+    begin = time.monotonic()
+    import pantheraml as pm
+    from pantheraml import _native
+
+    imported = time.monotonic() - begin
+    vocab = int(_native.check_model(model)["vocab"])
+    lists = [[(7 * i + 13 * j) % (vocab - 3) + 3 for j in range(length)] for i in range(2 * rows)]
+    run = pm.finetune(
+        model, [{"input_ids": ids, "labels": ids} for ids in lists], devices=device,
+        max_steps=10**6, max_length=length, per_device_train_batch_size=rows,
+        lora=pm.LoRA(r=16), save_strategy="no", restart="never",
+    )  # fmt: skip
+    started = time.monotonic() - begin
+    while run.step < 1 and run.state not in ("failed", "stopped"):
+        run.wait_for_change(0.02)
+    first = time.monotonic() - begin
+    step = run.history[0]["seconds"] if run.step else 0.0
+    words = {"imported": imported, "started": started, "first": first, "step": step}
+    print(json.dumps(words if run.step else {"error": run.reason}), flush=True)
+    pids = [run.coordinator_pid or 0, *(w["pid"] for w in run.workers)]
+    run.close()
+    for pid in filter(None, pids):  # without the last checkpoint
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def by_finetune(args: argparse.Namespace, model: Path, rows: int) -> dict[str, Any]:
+    """Seconds from the start of a Python to its word of the first step."""
+    command = [sys.executable, "-P", os.path.abspath(__file__), "--child", str(model), str(rows),
+               args.device, str(args.length)]  # fmt: skip
+    begin = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.monotonic() - begin
+    found: dict[str, Any] = json.loads(line) if line else {"error": "it ended"}
+    if "error" in found:
+        return found
+    return {
+        "seconds": seconds,
+        "words": f"Python {seconds - found['first'] + found['imported']:.2f}, started at "
+        f"{seconds - found['first'] + found['started']:.2f}, step itself {found['step']:.2f}",
+    }
+
+
+def by_bench(args: argparse.Namespace, model: Path, rows: int) -> dict[str, Any]:
+    """Seconds until the bench's stepper had its first step, by the bench's clock."""
+    command = [args.bench, str(model), "--rows", str(rows), "--steps", "1", "--device", args.device]
+    command += ["--length", str(args.length), "--cache", os.environ["PANTHERAML_CACHE"] + "/cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode != 0:
+        return {"error": done.stderr.strip()[-120:]}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"seconds": found["first_step"], "words": f"loaded at {found['load']:.2f}"}
+
+
+def prepare(compiled: str, timed: str) -> None:
+    """Leave the two folders as a state wants them."""
+    for state, name in ((compiled, "CUDA_CACHE_PATH"), (timed, "PANTHERAML_CACHE")):
+        if state in ("empty", "absent"):
+            shutil.rmtree(os.environ[name], ignore_errors=True)
+            Path(os.environ[name]).mkdir()
+
+
+def main() -> int:
+    """Measure every case from every state, and print each as it comes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--bench")
+    parser.add_argument("--folder", default="/dev/shm/pml-bench", help="where models lie")
+    parser.add_argument("--only", default="8bx4,1bx8,1bx1")
+    parser.add_argument("--ways", default="bench,finetune")
+    parser.add_argument("--seconds", type=float, default=100, help="none is begun after that")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a row")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child[0], int(args.child[1]), args.child[2], int(args.child[3]))
+        return 0
+    last, bad = time.monotonic() + args.seconds, 0
+    with tempfile.TemporaryDirectory(prefix="pml-cold-") as place:
+        os.environ["PANTHERAML_RUNS"] = str(Path(place) / "runs")
+        os.environ["PANTHERAML_CACHE"] = str(Path(place) / "cache")
+        os.environ["CUDA_CACHE_PATH"] = str(Path(place) / "driver")
+        for case in args.only.split(","):
+            name, rows = case.rsplit("x", maxsplit=1)
+            for way in args.ways.split(","):
+                for compiled, timed in STATES:
+                    if time.monotonic() > last:
+                        print(f"{case} {way}: no time left")
+                        bad += 1
+                        break
+                    prepare(compiled, timed)
+                    call = by_bench if way == "bench" else by_finetune
+                    found = call(args, Path(args.folder) / name, int(rows))
+                    bad += "error" in found
+                    print(
+                        f"{case:6} {way:8} compiled kernels {compiled:6} products {timed:7} "
+                        + (found.get("error") or f"{found['seconds']:5.2f} s, {found['words']}"),
+                        flush=True,
+                    )
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
