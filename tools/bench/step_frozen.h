@@ -10,9 +10,9 @@
 
 #include "pml/train/stepper.h"
 
-/* Print what differs op by op (one profile over batch of each), and the medians of `pairs` (1 to 50)
- * of both, the difference, and what it is of the step without adapters and of its linear layers.
- * step does one training step; the stepper runs whole again afterwards. */
+/* Print what differs op by op (one profile over batch of each), and the medians of `pairs` (1 to
+ * 50) of both, the difference, and what it is of the step without adapters and of its linear
+ * layers. step does one training step; the stepper runs whole again afterwards. */
 pml_status step_frozen_compare(pml_stepper *stepper, int pairs, const pml_batch *batch,
                                void (*step)(void *user), void *user, pml_error *err);
 
