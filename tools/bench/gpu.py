@@ -1,18 +1,16 @@
-"""Training speed on one GPU, side by side with transformers + PEFT in one call.
+"""The table of training on one GPU: ours, transformers + PEFT beside it, packed text, cold starts.
 
-    python3 tools/bench/gpu.py --bench build/gpu/bench_gpu_step [--cases 8b,1b,0.5b]
-                               [--only 8bx4,1bx1] [--peers eager,compile] [--seconds 330]
+    python3 tools/bench/gpu.py --bench build/gpu/bundle/bench_gpu_step [--only 8bx4,1bx1,…]
+                               [--what ours,packed,cold,plan,run,eager,compile] [--seconds 600]
                                [--profile]
 
 The models are random weights at the real shapes, bfloat16, LoRA r = 16 on all seven projections,
-rows of 2048 tokens, all tokens counted; the figure is the median step. The peer is what a careful
-user writes: no padding, SDPA attention, fused AdamW, no checkpointing; and the same through
-``torch.compile``, the model whole, a shape at a time. Ours is a process a case; a peer is one for a
-model and way, which tells each case as it has it. One thing is measured at a time, with nothing
-beside it; only what is not measured (loading, compiling) goes on side by side. A peer's memory is
-what its allocator had at most, and 0.5 GiB for its context. Each case has a time limit, and
---seconds is one for all: what is left then says so. Needs torch, transformers and peft; ours needs
-none of them.
+rows of 2048 tokens, all tokens counted; the figure is the median step. Cases with a limit, NF4 or
+FP8 are ours alone. Ours is a process a case (``bench_gpu_step``), eager a process a model, compiled
+a process a case (tools/bench/gpu_peers.py); packed text, cold starts, plans against NVML and what a
+run adds to its steps are the scripts beside this one, which need the package. One thing is measured
+at a time, with nothing beside it; only what is not measured (loading, compiling) goes on side by
+side. Each case has a time limit, and --seconds is one for all: what is left then says so.
 """
 
 from __future__ import annotations
@@ -20,259 +18,55 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
-import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-RANK = 16
-CONTEXT = 1 << 29  # bytes of a peer's CUDA context and libraries
+from gpu_models import MODELS, write_model
+from gpu_peers import Peer
+
 LOADING, COMPILING, MEASURING = 90.0, 200.0, 40.0  # seconds at most
-
-#: Shapes of the published models.
-MODELS: dict[str, dict[str, Any]] = {
-    "8b": {
-        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
-        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "tie_word_embeddings": False,
-    },
-    "1b": {
-        "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048,
-        "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
-    },
-    "0.5b": {
-        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896,
-        "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "tie_word_embeddings": True,
-    },
-    "tiny": {
-        "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "tie_word_embeddings": True,
-    },
-}  # fmt: skip
-
-#: (model, rows of a step); tiny is for a try without a GPU
-CASES = [("8b", 4), ("1b", 8), ("1b", 2), ("1b", 1), ("0.5b", 8), ("0.5b", 1), ("tiny", 1)]
-#: What is compiled side by side: what fits into the card together, the longest with the others.
-ROUNDS = [[("8b", 4), ("1b", 2), ("0.5b", 1), ("tiny", 1)], [("1b", 8), ("0.5b", 8)], [("1b", 1)]]
-Case = tuple[str, int]
+GIB = 1 << 30
 
 
-def write_model(folder: Path, shape: dict[str, Any]) -> None:
-    """Write config.json and random weights of a usual size, made on the GPU."""
-    import torch
-    from safetensors.torch import save_file
+class Case(NamedTuple):
+    """One line of the table, and what is asked of ours."""
 
-    llama = shape["model_type"] == "llama"
-    config = {
-        "architectures": ["LlamaForCausalLM" if llama else "Qwen2ForCausalLM"],
-        "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
-        "max_position_embeddings": 8192, "torch_dtype": "bfloat16", "eos_token_id": 2,
-        "bos_token_id": 1, "use_sliding_window": False, **shape,
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    width = shape.get("head_dim", hidden // shape["num_attention_heads"])
-    q, kv = shape["num_attention_heads"] * width, shape["num_key_value_heads"] * width
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def matrix(rows: int, cols: int) -> Any:
-        return (torch.randn(rows, cols, device=device, dtype=torch.bfloat16) * 0.02).cpu()
-
-    def ones(size: int) -> Any:
-        return torch.ones(size, dtype=torch.bfloat16)
-
-    tensors = {"model.embed_tokens.weight": matrix(shape["vocab_size"], hidden)}
-    tensors["model.norm.weight"] = ones(hidden)
-    if not shape["tie_word_embeddings"]:
-        tensors["lm_head.weight"] = matrix(shape["vocab_size"], hidden)
-    for layer in range(shape["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        tensors[at + "input_layernorm.weight"] = ones(hidden)
-        tensors[at + "post_attention_layernorm.weight"] = ones(hidden)
-        for name, rows, cols in (
-            ("self_attn.q_proj", q, hidden), ("self_attn.k_proj", kv, hidden),
-            ("self_attn.v_proj", kv, hidden), ("self_attn.o_proj", hidden, q),
-            ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden),
-            ("mlp.down_proj", hidden, inner),
-        ):  # fmt: skip
-            tensors[at + name + ".weight"] = matrix(rows, cols)
-            if (
-                not llama
-                and name[-6] in "qkv"
-                and name.startswith("self_attn")
-                and "o_" not in name
-            ):
-                tensors[at + name + ".bias"] = torch.zeros(rows, dtype=torch.bfloat16)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    name: str
+    model: str
+    rows: int
+    options: tuple[str, ...] = ()  # of bench_gpu_step: ours alone
+    rate: float = 0.0
+    memory: float = 0.0  # GiB
 
 
-class Trainer:
-    """The peer: a loaded model with its adapter and optimizer."""
-
-    def __init__(self, model_dir: str, compiled: bool, length: int) -> None:
-        """Load the model onto the GPU, or the CPU where there is none."""
-        import torch
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
-
-        self.torch, self.length = torch, length
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=torch.bfloat16, attn_implementation="sdpa", device_map=self.device
-        )
-        self.vocabulary = model.config.vocab_size
-        model.config.use_cache = False
-        model.train()
-        config = LoraConfig(
-            r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        self.model = get_peft_model(model, config)
-        if compiled:
-            torch._dynamo.config.cache_size_limit = 64
-            self.model.compile(dynamic=False)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=0.0, fused=True)
-
-    def step(self, rows: int) -> tuple[float, float]:
-        """Seconds and loss of one step on random tokens."""
-        torch, cuda = self.torch, self.device == "cuda"
-        ids = torch.randint(0, self.vocabulary, (rows, self.length), device=self.device)
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        loss = self.model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        value = loss.item()
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, value
-
-    def warm(self, rows: int) -> dict[str, Any]:
-        """Two steps, in which what is compiled is compiled; its memory goes back to the others."""
-        begin = time.perf_counter()
-        for _ in range(2):
-            self.step(rows)
-        if self.device == "cuda":
-            self.torch.cuda.empty_cache()
-        return {"warm": time.perf_counter() - begin}
-
-    def measure(self, rows: int, steps: int) -> dict[str, Any]:
-        """The median step, after two more."""
-        if self.device == "cuda":
-            self.torch.cuda.reset_peak_memory_stats()
-        made = [self.step(rows) for _ in range(steps + 2)][2:]
-        used = self.torch.cuda.max_memory_reserved() + CONTEXT if self.device == "cuda" else 0
-        if self.device == "cuda":
-            self.torch.cuda.empty_cache()
-        seconds = statistics.median(second for second, _ in made)
-        return {
-            "tokens_per_second": rows * self.length / seconds,
-            "used": used,
-            "loss": made[-1][1],
-        }
+CASES = [
+    Case("8bx4", "8b", 4, rate=19e3, memory=46),
+    Case("8bx4-24g", "8b", 4, ("--limit", "24576"), 16.5e3, 24),
+    Case("8bx4-nf4", "8b", 4, ("--nf4",), 18e3),
+    Case("8bx4-nf4-16g", "8b", 4, ("--nf4", "--limit", "16384"), 16e3, 16),
+    Case("8bx4-nf4-8.5g", "8b", 4, ("--nf4", "--limit", "8704"), 13e3, 8.5),
+    Case("8bx4-fp8", "8b", 4, ("--fp8",), 25e3),
+    Case("1bx8", "1b", 8, rate=95e3),
+    Case("1bx2", "1b", 2, rate=88e3),
+    Case("1bx1", "1b", 1, rate=80e3),
+    Case("0.5bx8", "0.5b", 8, rate=175e3),
+    Case("0.5bx1", "0.5b", 1, rate=100e3),
+    Case("tinyx1", "tiny", 1),  # for a try without a GPU
+]
+#: Compiled side by side: what fits into the card together, the longest with the others.
+ROUNDS = [["8bx4", "1bx1", "0.5bx1", "tinyx1"], ["1bx8", "0.5bx8", "1bx2"]]
+Answer = dict[str, Any]
 
 
-def serve_peer(model_dir: str, way: str, length: str) -> None:
-    """Be a peer: an order a line (warm ROWS, measure ROWS STEPS), an answer a line."""
-    import torch
-    import transformers
-
-    trainer = Trainer(model_dir, way == "compile", int(length))
-    print(json.dumps({"versions": [torch.__version__, transformers.__version__]}), flush=True)
-    for line in sys.stdin:
-        order, *numbers = line.split()
-        call = trainer.warm if order == "warm" else trainer.measure
-        try:
-            answer = call(*map(int, numbers))
-        except torch.OutOfMemoryError as error:
-            answer = {"error": str(error).splitlines()[0][:80]}
-        print(json.dumps(answer), flush=True)
-
-
-class Peer:
-    """A peer's process, asked with a time limit; one that is late is ended."""
-
-    def __init__(self, folder: Path, way: str, length: int) -> None:
-        """Start it: it loads."""
-        command = [
-            sys.executable,
-            os.path.abspath(__file__),
-            "--peer",
-            str(folder),
-            way,
-            str(length),
-        ]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: queue.Queue[str] = queue.Queue()
-        self.words: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
-        threading.Thread(target=self._overhear, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                self.lines.put(line)
-        self.lines.put("")
-
-    def _overhear(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.words = [*self.words[-5:], line.strip()]
-
-    def tell(self, *order: object) -> None:
-        """Give an order; its answer is heard later."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(" ".join(map(str, order)) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            self.lines.put("")
-
-    def hear(self, seconds: float) -> dict[str, Any]:
-        """Its next answer, or {"error": why there is none}."""
-        try:
-            line = self.lines.get(timeout=max(seconds, 0.1))
-        except queue.Empty:
-            self.end()
-            return {"error": f"ended after {seconds:.0f} s"}
-        if line == "":
-            self.lines.put("")
-            return {"error": " ".join(self.words)[-120:] or "it ended"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def end(self) -> None:
-        """End it; all its memory is free then."""
-        self.process.kill()
-        self.process.wait()
-
-
-def run_ours(args: argparse.Namespace, name: str, rows: int, seconds: float) -> dict[str, Any]:
+def run_ours(args: argparse.Namespace, case: Case, seconds: float) -> Answer:
     """One case of ours: the program's last line, and its profile where one was asked for."""
-    command = [args.bench, str(Path(args.folder) / name), "--rows", str(rows)]
+    command = [args.bench, str(Path(args.folder) / case.model), "--rows", str(case.rows)]
     command += ["--steps", str(args.steps), "--device", args.device, "--length", str(args.length)]
-    command += ["--profile"] if args.profile else []
+    command += [*case.options, *(["--profile"] if args.profile else [])]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=max(seconds, 0.1)
@@ -284,7 +78,7 @@ def run_ours(args: argparse.Namespace, name: str, rows: int, seconds: float) -> 
         return {"error": done.stderr.strip()[-120:] or f"status {done.returncode}"}
     if args.profile:
         print("\n".join(lines[:-1]), flush=True)
-    answer: dict[str, Any] = json.loads(lines[-1])
+    answer: Answer = json.loads(lines[-1])
     return answer
 
 
@@ -295,20 +89,20 @@ class Bench:
         """Choose the cases."""
         self.args, self.folder = args, Path(args.folder)
         self.last = time.monotonic() + args.seconds
-        models = args.cases.split(",")
-        only = args.only.split(",") if args.only else []
-        self.cases = [c for c in CASES if c[0] in models and (not only or f"{c[0]}x{c[1]}" in only)]
-        self.found: dict[tuple[str, Case], dict[str, Any]] = {}
+        self.what = args.what.split(",")
+        names = args.only.split(",") if args.only else [c.name for c in CASES if c.rate]
+        self.cases = [c for c in CASES if c.name in names]
+        self.found: dict[tuple[str, str], Answer] = {}
 
     def left(self) -> float:
         """Seconds until all must be over."""
         return self.last - time.monotonic()
 
-    def keep(self, way: str, case: Case, answer: dict[str, Any]) -> None:
+    def keep(self, way: str, case: Case, answer: Answer) -> None:
         """Keep what came, and say it at once."""
-        self.found[way, case] = answer
+        self.found[way, case.name] = answer
         said = answer.get("error") or (
-            f"{answer['tokens_per_second']:,.0f} tok/s, {answer['used'] / 2**30:.1f} GiB"
+            f"{answer['tokens_per_second']:,.0f} tok/s, {answer['used'] / GIB:.1f} GiB"
             + "".join(
                 f", {words} {answer[key]:.1f}{unit}"
                 for key, words, unit in (
@@ -318,88 +112,133 @@ class Bench:
                 if key in answer
             )
         )  # fmt: skip
-        print(f"{case[0]} x {case[1]} {way}: {said}", flush=True)
+        print(f"{case.name} {way}: {said}", flush=True)
 
-    def measure(self, peer: Peer, way: str, case: Case, warm: dict[str, Any]) -> None:
+    def warm(self, peers: dict[str, Peer], cases: Iterable[Case]) -> dict[str, Answer]:
+        """Let peers compile, or allocate, side by side; their answers by case."""
+        for case in cases:
+            peers[case.name].tell("warm", case.rows)
+        limit = time.monotonic() + min(COMPILING, self.left())
+        return {c.name: peers[c.name].hear(limit - time.monotonic()) for c in cases}
+
+    def measure(self, peer: Peer, way: str, case: Case, warm: Answer) -> None:
         """Measure a case that is warm, alone."""
         if "error" in warm:
             self.keep(way, case, warm)
             return
-        peer.tell("measure", case[1], self.args.steps)
+        peer.tell("measure", case.rows, self.args.steps)
         self.keep(way, case, warm | peer.hear(min(MEASURING, self.left())))
 
-    def rounds(self, way: str) -> Iterator[list[Case]]:
-        """Cases that are warmed up side by side: one by one where nothing is compiled."""
-        if way == "compile":
-            yield from ([c for c in cases if c in self.cases] for cases in ROUNDS)
-        else:
-            yield from ([case] for case in self.cases)
+    def start(self, way: str, cases: list[Case]) -> dict[str, Peer]:
+        """Processes that begin to load: a peer for each case; eager ones of a model share it."""
+        peers: dict[str, Peer] = {}
+        for case in cases:
+            same = [c.name for c in cases if c.model == case.model and c.name in peers]
+            peers[case.name] = (
+                peers[same[0]] if way == "eager" and same
+                else Peer(self.folder / case.model, way, self.args.length)
+            )  # fmt: skip
+        return peers
+
+    def loaded(self, way: str, peers: dict[str, Peer]) -> None:
+        """Wait until all have loaded, and say what they are."""
+        for peer in dict.fromkeys(peers.values()):
+            first = peer.hear(min(LOADING, self.left()))
+            print(f"{way}: {first.get('error') or first['versions']}", flush=True)
+
+    def eager(self, cases: list[Case], peers: dict[str, Peer]) -> None:
+        """One case after the other; a peer that has no more of them goes."""
+        self.loaded("eager", peers)
+        for at, case in enumerate(cases):
+            peer = peers[case.name]
+            self.measure(peer, "eager", case, self.warm(peers, [case])[case.name])
+            if all(peers[later.name] is not peer for later in cases[at + 1 :]):
+                peer.end()
+
+    def compiled(self, cases: list[Case], peers: dict[str, Peer]) -> None:
+        """Round after round."""
+        self.loaded("compile", peers)
+        for names in ROUNDS:
+            now = [c for c in cases if c.name in names]
+            warm = self.warm(peers, now)
+            for case in now:
+                self.measure(peers[case.name], "compile", case, warm[case.name])
+                peers[case.name].end()
 
     def peers(self, way: str) -> None:
         """All cases of transformers in one way."""
-        peers = {name: Peer(self.folder / name, way, self.args.length) for name in dict(self.cases)}
+        cases = [c for c in self.cases if not c.options]
+        peers = self.start(way, cases)
         try:
-            for peer in peers.values():
-                first = peer.hear(min(LOADING, self.left()))
-                print(f"{way}: {first.get('error') or first['versions']}", flush=True)
-            for cases in self.rounds(way):
-                for name, rows in cases:
-                    peers[name].tell("warm", rows)
-                warm = {c: peers[c[0]].hear(min(COMPILING, self.left())) for c in cases}
-                for case in cases:
-                    self.measure(peers[case[0]], way, case, warm[case])
+            (self.eager if way == "eager" else self.compiled)(cases, peers)
         finally:
             for peer in peers.values():
                 peer.end()
 
+    def script(self, name: str, *words: object) -> None:
+        """Another bench of this folder; its lines are ours."""
+        command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, words)]
+        print(f"{name}:", flush=True)
+        try:
+            subprocess.run(command, check=False, timeout=max(self.left(), 0.1))
+        except subprocess.TimeoutExpired:
+            print(f"{name} was ended: no time left", flush=True)
+
     def table(self) -> None:
         """Everything side by side."""
-        ways = ["ours", *[way for way in self.args.peers.split(",") if way]]
-        print(f"\n{'case':10}" + "".join(f"{way + ' tok/s':>16}{'GiB':>7}" for way in ways)
+        ways = [way for way in ("ours", "eager", "compile") if way in self.what]
+        print(f"\n{'case':14}{'goal':>16}" + "".join(f"{w + ' tok/s':>16}{'GiB':>7}" for w in ways)
               + f"{'plan':>7}{'x best':>8}")  # fmt: skip
         for case in self.cases:
-            line = f"{case[0] + ' x ' + str(case[1]):10}"
-            rates = []
+            goal = f"{case.rate:,.0f}" + (f", {case.memory:g}" if case.memory else "")
+            line, rates = f"{case.name:14}{goal:>16}", []
             for way in ways:
-                answer = self.found.get((way, case), {"error": "no time"})
+                no = "" if case.options and way != "ours" else "no time"
+                answer = self.found.get((way, case.name), {"error": no})
                 rates.append(answer.get("tokens_per_second", 0.0))
                 line += f"{rates[-1]:16,.0f}" if rates[-1] else f"{answer['error'][:15]:>16}"
-                line += f"{answer.get('used', 0) / 2**30:7.1f}"
-            line += f"{self.found.get(('ours', case), {}).get('planned', 0) / 2**30:7.1f}"
+                line += f"{answer.get('used', 0) / GIB:7.1f}" if "used" in answer else " " * 7
+            planned = self.found.get(("ours", case.name), {}).get("planned", 0)
+            line += f"{planned / GIB:7.1f}" if planned else ""
             print(line + (f"{rates[0] / max(rates[1:]):8.2f}" if any(rates[1:]) else ""))
 
 
 def main() -> None:
-    """Parse arguments; measure all sides, or be a peer."""
+    """Parse arguments and measure, or write a model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--bench", help="the program bench_gpu_step")
-    parser.add_argument("--cases", default="8b,1b,0.5b", help="models")
-    parser.add_argument("--only", help="cases of them, as 8bx4,1bx1")
-    parser.add_argument("--peers", default="eager,compile", help='ways; "": ours alone')
+    parser.add_argument("--what", default="ours,packed,cold,plan,run,eager,compile")
+    parser.add_argument("--only", help="cases, as 8bx4,1bx1; else all")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=330, help="for all")
+    parser.add_argument("--seconds", type=float, default=600, help="for all")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--device", default="cuda", help="of ours")
     parser.add_argument("--folder", default="/dev/shm/pml-bench", help="where models are written")
     parser.add_argument("--profile", action="store_true", help="ours: device time by op")
-    parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--write", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.write:
         write_model(Path(args.folder) / args.write, MODELS[args.write])
         return
-    if args.peer:
-        serve_peer(*args.peer)
-        return
     bench = Bench(args)
-    for name in dict(bench.cases):
+    for name in dict.fromkeys(c.model for c in bench.cases):
         if not (bench.folder / name).exists():
             me = [sys.executable, os.path.abspath(__file__), "--folder", args.folder]
             subprocess.run([*me, "--write", name], check=True, timeout=max(bench.left(), 0.1))
-    for case in bench.cases:
-        bench.keep("ours", case, run_ours(args, *case, min(LOADING, bench.left())))
-    for way in filter(None, args.peers.split(",")):
-        if bench.left() > 0:
+    for case in bench.cases if "ours" in bench.what else []:
+        bench.keep("ours", case, run_ours(args, case, min(LOADING, bench.left())))
+    device, first = ("--device", args.device), bench.folder
+    scripts: dict[str, tuple[object, ...]] = {
+        "packed": ("packed_gpu.py", first / "8b", "--turns", 3, *device),
+        "cold": ("cold_gpu.py", "--bench", args.bench, "--folder", first, *device),
+        "plan": ("plan_check_gpu.py",),
+        "run": ("run_gpu.py", first / "0.5b", "--bench", args.bench, "--pairs", 6, *device),
+    }
+    for what, (name, *words) in scripts.items():
+        if what in bench.what:
+            bench.script(str(name), *words)
+    for way in ("eager", "compile"):  # one after the other: both do not fit into the card
+        if way in bench.what and bench.left() > 0:
             bench.peers(way)
     bench.table()
 
