@@ -1,14 +1,15 @@
 """From a cold process to the first finished step on a GPU, weights in the page cache.
 
     python3 tools/bench/cold_gpu.py --bench build/gpu/bench_gpu_step [--folder /dev/shm/pml-bench]
-                                    [--only 8bx4,1bx8,1bx1] [--ways bench,finetune] [--seconds 100]
+                                    [--only 8bx4,1bx8,1bx1] [--ways bench,finetune]
+                                    [--states 4] [--seconds 100]
 
-Each case, LoRA r = 16 on rows of 2048 tokens, from four states of what earlier processes leave
-behind: the driver's folder of compiled kernels (cuDNN's attention is compiled by NVRTC) and our
-file of timed products, each absent or present. The bench is the stepper alone, by its own clock;
-``finetune`` is a new Python that imports pantheraml and starts a run, until it sees the first step:
-interpreter, imports, data, coordinator, worker and the way back in it. Models are written by
-tools/bench/gpu.py --write; a folder in /dev/shm is page cache.
+Each case, LoRA r = 16 on rows of 2048 tokens, from up to four states of what earlier processes
+leave behind: the driver's folder of compiled kernels (cuDNN's attention is compiled by NVRTC) and
+our file of timed products, each absent or present. The bench is the stepper alone, by its own
+clock; ``finetune`` is a new Python that imports pantheraml and starts a run, until it sees the
+first step: interpreter, imports, data, coordinator, worker and the way back in it. Models are
+written by tools/bench/gpu.py --write; a folder in /dev/shm is page cache.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def main() -> int:
     parser.add_argument("--folder", default="/dev/shm/pml-bench", help="where models lie")
     parser.add_argument("--only", default="8bx4,1bx8,1bx1")
     parser.add_argument("--ways", default="bench,finetune")
+    parser.add_argument("--states", type=int, default=len(STATES), help="the first so many")
     parser.add_argument("--seconds", type=float, default=100, help="none is begun after that")
     parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a row")
     parser.add_argument("--device", default="cuda")
@@ -120,7 +122,7 @@ def main() -> int:
         for case in args.only.split(","):
             name, rows = case.rsplit("x", maxsplit=1)
             for way in args.ways.split(","):
-                for compiled, timed in STATES:
+                for compiled, timed in STATES[: args.states]:
                     if time.monotonic() > last:
                         print(f"{case} {way}: no time left")
                         bad += 1
