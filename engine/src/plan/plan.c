@@ -40,6 +40,11 @@ static size_t least_size(size_t a, size_t b)
     return a < b ? a : b;
 }
 
+static int32_t least_count(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
 /* Where the device's memory is the host's, the snapshot that checkpoints are written from counts
  * too: values and what the optimizer keeps of each, float32; twice where a run goes on by itself
  * after a failure, for one has to be whole while the other is written. */
@@ -436,24 +441,43 @@ static pml_status search(const pmli_search *s, const pml_batch_limits *limits, p
     }
 }
 
-/* Where the device's memory is the host's, which others want too, outputs of norms that cost next
- * to nothing to make again are not kept, whether or not they would fit. Bits are the same. */
-static pml_status spare_norms(const pmli_search *s, const pml_batch_limits *limits, pml_plan *plan,
-                              pml_error *err)
+/* Of all plans next to as fast as *plan the smallest, where the device's memory is the host's,
+ * which others want too; a GPU's is the run's alone. All layers at one level, and pieces and chunks
+ * of the head no smaller than their products need: what those of few rows lose, the table of rates
+ * does not know. */
+static pml_status spare_memory(const pmli_search *s, const pml_batch_limits *limits, pml_plan *plan,
+                               pml_error *err)
 {
-    static const double little = 0.002; /* of a step, by the table of rates */
+    static const double little = 0.005; /* of a step, by the table of rates */
     static const size_t much = (size_t)16 << 20;
-    if (strcmp(s->backend->name, "cpu") != 0 || plan->choices.recompute != PML_RECOMPUTE_NONE)
+    if (strcmp(s->backend->name, "cpu") != 0)
         return PML_OK;
-    pml_plan candidate;
+    const double longest = plan->seconds * (1 + little);
+    const int32_t most = least_count(pmli_most_pieces(limits), limits->tokens / cpu_chunk.rows);
+    pml_plan least = *plan, candidate;
     pml_plan_choices choices = plan->choices;
-    choices.recompute = PML_RECOMPUTE_NORMS;
-    choices.recompute_layers = s->spec->layers;
-    pml_status status = pmli_estimate(s, limits, &choices, &candidate, err);
-    if (status == PML_OK && pmli_plan_fits(s, &candidate) &&
-        candidate.total + much <= plan->total && candidate.seconds <= plan->seconds * (1 + little))
-        *plan = candidate;
-    return status;
+    bool in_time = true;
+    for (; in_time && (choices.pieces == plan->choices.pieces || choices.pieces <= most);
+         choices.pieces *= 2) {
+        const pml_batch_limits piece = pml_piece_limits(limits, choices.pieces);
+        choices.head_chunk = least_count(plan->choices.head_chunk, pmli_widest_chunk(s, &piece));
+        for (int level = PML_RECOMPUTE_NONE; level < PML_RECOMPUTE_COUNT; level++) {
+            choices.recompute = level;
+            choices.recompute_layers = level == PML_RECOMPUTE_NONE ? 0 : s->spec->layers;
+            pml_status status = pmli_estimate(s, limits, &choices, &candidate, err);
+            if (status != PML_OK)
+                return status;
+            if (candidate.seconds > longest) { /* what comes after takes longer still */
+                in_time = level > PML_RECOMPUTE_NONE;
+                break;
+            }
+            if (candidate.total < least.total && pmli_plan_fits(s, &candidate))
+                least = candidate;
+        }
+    }
+    if (least.total + much <= plan->total)
+        *plan = least;
+    return PML_OK;
 }
 
 /* Places take a little more than the fullest moment where they do not fit one another: then again,
@@ -468,7 +492,7 @@ static pml_status placed(pmli_search s, const pml_batch_limits *limits, pml_plan
         if (status == PML_OK)
             status = pmli_search_offload(&s, limits, &found, any, err);
         if (status == PML_OK && *any)
-            status = spare_norms(&s, limits, &found, err);
+            status = spare_memory(&s, limits, &found, err);
         if (status == PML_OK && *any)
             status = pmli_try_plan(&s, limits, &found.choices, false, plan, err);
         if (status != PML_OK || !*any || available == 0 || plan->total <= available)

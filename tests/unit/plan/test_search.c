@@ -59,9 +59,10 @@ static void test_search(void **state)
     check_search(&limits, 1U << PML_RECOMPUTE_NONE, 4);
 }
 
-/* Where many bytes cost next to no time, they are not kept, limit or none; where few do, they are.
+/* Where many bytes cost next to no time they are not kept, limit or none: by pieces, or by norms
+ * made again where one document cannot be cut; where few do, or the memory is a GPU's, all is kept.
  */
-static void test_norms_that_are_many(void **state)
+static void test_memory_that_is_spared(void **state)
 {
     (void)state;
     pml_model_spec wide = small;
@@ -69,23 +70,37 @@ static void test_norms_that_are_many(void **state)
     wide.intermediate = 4096;
     wide.heads = wide.kv_heads = 16;
     wide.head_dim = 64;
-    const pml_batch_limits batch = {2048, 4, 2000, 512, 0};
-    const pml_model_spec *specs[] = {&small, &wide};
-    for (int i = 0; i < 2; i++) {
-        pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
-        pml_plan plan, kept;
-        pml_error err = PML_ERROR_INIT;
-        assert_int_equal(
-            pml_plan_make(specs[i], &config, &batch, pml_backend_cpu(), 0, &plan, &err), PML_OK);
-        assert_int_equal(plan.choices.recompute, i == 0 ? PML_RECOMPUTE_NONE : PML_RECOMPUTE_NORMS);
-        pml_plan_choices choices = plan.choices;
-        choices.recompute = choices.recompute_layers = 0;
-        assert_int_equal(
-            pml_plan_given(specs[i], &config, &batch, pml_backend_cpu(), &choices, &kept, &err),
-            PML_OK);
-        assert_true(plan.seconds <= 1.002 * kept.seconds);
-        assert_true(i == 0 || plan.total + ((size_t)48 << 20) <= kept.total);
-    }
+    pml_backend gpu = *pml_backend_cpu();
+    gpu.name = "cuda";
+    gpu.op.offload = NULL;
+    const pml_batch_limits rows = {2048, 4, 2000, 512, 0}, row = {2048, 1, 2000, 2048, 0};
+    const struct {
+        const pml_model_spec *spec;
+        const pml_batch_limits *batch;
+        const pml_backend *backend;
+        size_t spared; /* MiB at least */
+        int pieces, recompute;
+    } cases[] = {{&small, &rows, pml_backend_cpu(), 0, 1, PML_RECOMPUTE_NONE},
+                 {&wide, &rows, &gpu, 0, 1, PML_RECOMPUTE_NONE},
+                 {&wide, &rows, pml_backend_cpu(), 256, 4, PML_RECOMPUTE_NORMS},
+                 {&wide, &row, pml_backend_cpu(), 48, 1, PML_RECOMPUTE_NORMS}};
+    const pml_plan_choices all_kept = {.pieces = 1, .head_chunk = 512};
+    const pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (size_t limit = 0; limit <= (size_t)8 << 30; limit += (size_t)8 << 30) {
+            pml_plan plan, kept;
+            pml_error err = PML_ERROR_INIT;
+            assert_int_equal(pml_plan_make(cases[i].spec, &config, cases[i].batch, cases[i].backend,
+                                           limit, &plan, &err),
+                             PML_OK);
+            assert_int_equal(plan.choices.pieces, cases[i].pieces);
+            assert_int_equal(plan.choices.recompute, cases[i].recompute);
+            assert_int_equal(pml_plan_given(cases[i].spec, &config, cases[i].batch,
+                                            cases[i].backend, &all_kept, &kept, &err),
+                             PML_OK);
+            assert_true(plan.seconds <= 1.005 * kept.seconds);
+            assert_true(plan.total + (cases[i].spared << 20) <= kept.total);
+        }
 }
 
 /* What a GPU has left holds NF4's numbers instead of codes, more of them the more there is;
@@ -285,7 +300,7 @@ static void test_print(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_search),       cmocka_unit_test(test_norms_that_are_many),
+        cmocka_unit_test(test_search),       cmocka_unit_test(test_memory_that_is_spared),
         cmocka_unit_test(test_unpacked),     cmocka_unit_test(test_estimate),
         cmocka_unit_test(test_rates),        cmocka_unit_test(test_optimizer_width),
         cmocka_unit_test(test_nothing_fits), cmocka_unit_test(test_impossible_limits),
