@@ -197,14 +197,14 @@ static void garbage_messages_are_answered(void **state)
     expect_error(h, large, PML_REQUEST_MAX, "corrupt");
     expect_error(h, large, PML_MESSAGE_MAX, "invalid");
     unsigned random = 7;
-    for (int k = 0; k < 200; k++) {
+    for (int k = 0; k < 20; k++) { /* more would turn us out: security/test_generated.c */
         size_t size = 1 + (random >> 8) % 300;
         for (size_t i = 0; i < size; i++)
             large[i] = (char)((random = random * 1664525 + 1013904223) >> 24);
         expect_error(h, large, size, "corrupt");
     }
     free(large);
-    assert_true(refused(h, "messages") >= before + n + 202);
+    assert_true(refused(h, "messages") >= before + n + 22);
     undisturbed(h);
     harness_destroy(&h);
 }

@@ -1,5 +1,6 @@
 /* Requests and answers. Whatever a client sends, it gets an answer or is ignored; it never does
  * harm. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,12 +23,26 @@ void answer(coordinator *c, const pml_inbound *in, pml_message *m)
     pml_message_destroy(&m);
 }
 
+/* What the sender could have known to be wrong. A run that is busy, or gone, or a disk that is full
+ * are not its fault: it may ask again. */
+static bool is_to_blame(pml_status code)
+{
+    return code == PML_CORRUPT || code == PML_INVALID || code == PML_DENIED;
+}
+
 void answer_error(coordinator *c, const pml_inbound *in, const char *id, const pml_error *err)
 {
+    char words[sizeof err->message + 64];
+    pml_blame blame = is_to_blame(err->code) ? pml_hub_blame(c->hub, in) : PML_BLAME_NOTED;
+    if (blame == PML_BLAME_OUT)
+        return; /* nobody is there to read it */
+    snprintf(words, sizeof words, "%s%s",
+             blame == PML_BLAME_LAST ? "(the next one that is wrong closes this connection) " : "",
+             err->message);
     pml_message *m = pml_message_new(PML_ANSWER_error);
     pml_message_set_string(m, "id", id);
     pml_message_set_string(m, "code", pml_status_name(err->code));
-    pml_message_set_string(m, "message", err->message);
+    pml_message_set_string(m, "message", words);
     answer(c, in, m);
 }
 
@@ -54,6 +69,7 @@ static void answer_welcome(coordinator *c, const pml_inbound *in, const char *id
     pml_message_set_int(refused, "keys", counts.keys);
     pml_message_set_int(refused, "handshakes", counts.handshakes);
     pml_message_set_int(refused, "connections", counts.connections);
+    pml_message_set_int(refused, "turned_out", counts.turned_out);
     pml_message_set_int(refused, "messages", c->bad_messages);
     pml_message_set_int(refused, "roles", c->bad_roles);
     pml_message_set_int(refused, "hurried", c->hurried);

@@ -11,7 +11,10 @@
 typedef struct guest {
     int fd;
     uint64_t cookie;
+    pmli_origin origin;
+    bool has_origin, out;   /* out: shut down for what it sent, or where it comes from */
     char key[PML_KEY_TEXT]; /* "" = a stranger */
+    pml_peer peer;          /* size 0 = unknown */
     double since, refilled_at;
     double tokens; /* messages that it may send at once */
 } guest;
@@ -19,8 +22,12 @@ typedef struct guest {
 struct pmli_guests {
     guest *all; /* in the order of their arrival */
     size_t n, most;
-    int64_t refused;
+    int64_t refused, turned_out;
+    pmli_offenders offenders;
 };
+
+/* What was on its way when its sender was shut down is there within so many seconds. */
+static const double last_words = 2;
 
 /* Messages a second that a connection may send for long, and at once. A notebook's panel sends one
  * a second; a program that steers a run in a loop waits for each answer. */
@@ -129,9 +136,15 @@ void pmli_guests_arrived(pmli_guests *guests, int fd, double now)
     guest new = {.fd = fd, .since = now, .refilled_at = now, .tokens = pace[1].burst};
     if (!cookie_of(fd, &new.cookie) || find(guests, fd) != NULL)
         return; /* it has ended already; the number may be a later one's, which was told of */
+    new.has_origin = pmli_origin_of(fd, &new.origin);
+    if (new.has_origin && pmli_offenders_away(&guests->offenders, &new.origin, now)) {
+        new.out = true;
+        guests->turned_out++;
+        shut(&new);
+    }
     size_t oldest = oldest_stranger(guests, &strangers);
     if (strangers >= most_strangers || guests->n == guests->most) {
-        pmli_guests_sweep(guests);
+        pmli_guests_sweep(guests, now);
         oldest = oldest_stranger(guests, &strangers);
     }
     if (strangers >= most_strangers || guests->n == guests->most) {
@@ -151,24 +164,75 @@ bool pmli_guests_knows(const pmli_guests *guests, int fd)
     return find(guests, fd) != NULL;
 }
 
-bool pmli_guests_spoke(pmli_guests *guests, int fd, const char *key, pml_role role, double now)
+static bool same_peer(const pml_peer *a, const pml_peer *b)
 {
-    guest *g = find(guests, fd);
+    return a->size == b->size && memcmp(a->id, b->id, a->size) == 0;
+}
+
+/* Whose message that is. The number of a socket that has ended is soon another's, a peer's is not:
+ * last words are their speaker's, until it is forgotten. Of one that was shut down as it came no
+ * peer is known yet. */
+static guest *find_sender(const pmli_guests *guests, int fd, const pml_peer *peer)
+{
+    guest *there = NULL, *out = NULL;
+    for (size_t i = 0; i < guests->n; i++) {
+        guest *g = &guests->all[i];
+        if (g->fd != fd)
+            continue;
+        if (peer != NULL && g->peer.size > 0 && same_peer(&g->peer, peer))
+            return g;
+        if (is_there(g))
+            there = g;
+        else if (g->out && g->peer.size == 0)
+            out = g;
+    }
+    return there != NULL ? there : out;
+}
+
+static void turn_out(pmli_guests *guests, guest *g, double now)
+{
+    if (g->has_origin)
+        pmli_offenders_turn_out(&guests->offenders, &g->origin, now);
+    g->out = true;
+    g->since = now;
+    guests->turned_out++;
+    shut(g);
+}
+
+pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer, const char *key,
+                               pml_role role, double now)
+{
+    guest *g = find_sender(guests, fd, peer);
     if (g == NULL)
-        return true; /* its last words */
+        return PMLI_HEARD; /* its last words */
+    if (peer != NULL)
+        g->peer = *peer;
+    if (g->out)
+        return PMLI_UNHEARD;
     if (g->key[0] == '\0')
         snprintf(g->key, sizeof g->key, "%s", key);
     else if (strcmp(g->key, key) != 0)
-        return true; /* of the socket that had this number before */
+        return PMLI_HEARD; /* of the socket that had this number before */
     bool view = role != PML_ROLE_CONTROL;
     g->tokens += (now - g->refilled_at) * pace[view].rate;
     g->tokens = g->tokens > pace[view].burst ? pace[view].burst : g->tokens;
     g->refilled_at = now;
     if (--g->tokens >= 0)
-        return true;
+        return PMLI_HEARD;
     if (g->tokens < -pace[view].burst) /* it does not listen either */
-        shut(g);
-    return false;
+        turn_out(guests, g, now);
+    return PMLI_HURRIED;
+}
+
+pmli_verdict pmli_guests_blame(pmli_guests *guests, int fd, const pml_peer *peer, double now)
+{
+    guest *g = find_sender(guests, fd, peer);
+    if (g == NULL || g->out || !g->has_origin)
+        return PMLI_LET_BE;
+    pmli_verdict verdict = pmli_offenders_blame(&guests->offenders, &g->origin, now);
+    if (verdict == PMLI_TURNED_OUT)
+        turn_out(guests, g, now);
+    return verdict;
 }
 
 void pmli_guests_close(pmli_guests *guests, int fd)
@@ -185,11 +249,14 @@ void pmli_guests_turn_out(pmli_guests *guests, const char *key)
             shut(&guests->all[i]);
 }
 
-void pmli_guests_sweep(pmli_guests *guests)
+void pmli_guests_sweep(pmli_guests *guests, double now)
 {
-    for (size_t i = guests->n; i > 0; i--)
-        if (!is_there(&guests->all[i - 1]))
+    for (size_t i = guests->n; i > 0; i--) {
+        const guest *g = &guests->all[i - 1];
+        bool expected = g->out && now - g->since < last_words;
+        if (!expected && !is_there(g))
             forget(guests, i - 1);
+    }
 }
 
 size_t pmli_guests_count(const pmli_guests *guests)
@@ -200,4 +267,9 @@ size_t pmli_guests_count(const pmli_guests *guests)
 int64_t pmli_guests_refused(const pmli_guests *guests)
 {
     return guests->refused;
+}
+
+int64_t pmli_guests_turned_out(const pmli_guests *guests)
+{
+    return guests->turned_out;
 }

@@ -6,7 +6,11 @@
  * through a duplicate, which cannot become another socket meanwhile. libzmq sees the end of file.
  *
  * A connection that has not shown a key by a message is a stranger; of strangers the oldest has to
- * go when there are too many, so that a crowd of silent ones does not keep others out. */
+ * go when there are too many, so that a crowd of silent ones does not keep others out.
+ *
+ * Who sends what has to be refused, again and again, is shut down, and so is whatever comes from
+ * there for a while (offenders.h). Until libzmq sees that, more of its messages may come: they are
+ * unheard. */
 #ifndef PML_NET_GUESTS_H
 #define PML_NET_GUESTS_H
 
@@ -14,7 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "pml/net/connection.h"
+#include "offenders.h"
+#include "pml/net/hub.h"
 
 typedef struct pmli_guests pmli_guests;
 
@@ -36,9 +41,20 @@ void pmli_guests_arrived(pmli_guests *guests, int fd, double now);
 /* Whether what is connected on fd is one of these connections. */
 bool pmli_guests_knows(const pmli_guests *guests, int fd);
 
-/* A message came on fd with this key ("" = unknown) and role. False: it came too fast after others
- * of its connection and is to be refused. A connection that goes on like that is shut down. */
-bool pmli_guests_spoke(pmli_guests *guests, int fd, const char *key, pml_role role, double now);
+typedef enum pmli_hearing {
+    PMLI_HEARD,
+    PMLI_HURRIED, /* it came too fast after others of its connection and is to be refused */
+    PMLI_UNHEARD  /* of one that was turned out: to be dropped without a word            */
+} pmli_hearing;
+
+/* A message came on fd with this key ("" = unknown) and role, of this peer (NULL at a door that has
+ * none). A connection that goes on in a hurry is turned out. */
+pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer, const char *key,
+                               pml_role role, double now);
+
+/* A message that came on fd, of this peer, was refused for what it was. PMLI_TURNED_OUT: that was
+ * one too many. PMLI_LET_BE where it has gone already. */
+pmli_verdict pmli_guests_blame(pmli_guests *guests, int fd, const pml_peer *peer, double now);
 
 /* Shut down what is connected on fd, if it is one of these connections. */
 void pmli_guests_close(pmli_guests *guests, int fd);
@@ -47,10 +63,12 @@ void pmli_guests_close(pmli_guests *guests, int fd);
 void pmli_guests_turn_out(pmli_guests *guests, const char *key);
 
 /* Forget the connections that have ended. */
-void pmli_guests_sweep(pmli_guests *guests);
+void pmli_guests_sweep(pmli_guests *guests, double now);
 
-/* Connections now, and those shut down so far because there were too many. */
+/* Connections now; those shut down so far because there were too many, and those because of what
+ * came from there. */
 size_t pmli_guests_count(const pmli_guests *guests);
 int64_t pmli_guests_refused(const pmli_guests *guests);
+int64_t pmli_guests_turned_out(const pmli_guests *guests);
 
 #endif

@@ -98,8 +98,9 @@ static pml_status open_door(pml_hub *hub, pml_door door, const char *folder, pml
     bool ok = socket != NULL && set_limits(socket) &&
               set_int(socket, ZMQ_SNDHWM, doors[door].ahead) &&
               guard(socket, doors[door].domain, hub->keys.secret_key) && watch(hub, door);
-    if (ok && doors[door].clients)
-        ok = set_int(socket, ZMQ_HEARTBEAT_IVL, HEARTBEAT_MS) &&
+    if (ok && doors[door].clients) /* HWM: what one of them has sent ahead is not read any more */
+        ok = set_int(socket, ZMQ_RCVHWM, REQUESTS_AT_ONCE) &&
+             set_int(socket, ZMQ_HEARTBEAT_IVL, HEARTBEAT_MS) &&
              set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS);
     /* MANUAL: a subscription counts when we say so, which is for keys that are still on the list.
      */
@@ -195,7 +196,7 @@ pml_status pml_hub_revoke(pml_hub *hub, const char *public_key, pml_error *err)
 pml_refusals pml_hub_refusals(const pml_hub *hub)
 {
     return (pml_refusals){hub->refused_keys, hub->refused_handshakes,
-                          pmli_guests_refused(hub->guests)};
+                          pmli_guests_refused(hub->guests), pmli_guests_turned_out(hub->guests)};
 }
 
 /* ---- the network ---- */
@@ -282,17 +283,18 @@ static void take_all_news(pml_hub *hub, double now)
 
 /* The role of a message's sender now; one whose key was revoked is shut out. A connection may have
  * been accepted since the news was taken: its news is there before its messages are. */
-static pml_role sender(pml_hub *hub, zmq_msg_t *frame, bool guest, int *tag, bool *hurried)
+static pml_role sender(pml_hub *hub, zmq_msg_t *frame, const pml_peer *peer, bool guest, int *tag,
+                       pmli_hearing *hearing)
 {
     const char *key = zmq_msg_gets(frame, "User-Id");
     pml_role role = pmli_zap_role(hub->zap, key, tag);
     int fd = guest ? zmq_msg_get(frame, ZMQ_SRCFD) : -1;
-    *hurried = false;
+    *hearing = PMLI_HEARD;
     if (guest && fd >= 0) {
         if (!pmli_guests_knows(hub->guests, fd))
             take_all_news(hub, pml_clock_monotonic());
-        *hurried = !pmli_guests_spoke(hub->guests, fd, key == NULL ? "" : key, role,
-                                      pml_clock_monotonic());
+        *hearing = pmli_guests_spoke(hub->guests, fd, peer, key == NULL ? "" : key, role,
+                                     pml_clock_monotonic());
         if (role == PML_ROLE_NOBODY)
             pmli_guests_close(hub->guests, fd);
     }
@@ -307,17 +309,20 @@ static void take_subscriptions(pml_hub *hub)
     for (int i = 0; i < REQUESTS_AT_ONCE; i++) {
         zmq_msg_t frame;
         int tag;
-        bool hurried;
+        pmli_hearing hearing;
         zmq_msg_init(&frame);
         if (zmq_msg_recv(&frame, socket, ZMQ_DONTWAIT) < 0) {
             zmq_msg_close(&frame);
             return;
         }
-        pml_role role = sender(hub, &frame, true, &tag, &hurried);
-        bool known = pmli_guests_knows(hub->guests, zmq_msg_get(&frame, ZMQ_SRCFD));
+        pml_role role = sender(hub, &frame, NULL, true, &tag, &hearing);
+        int fd = zmq_msg_get(&frame, ZMQ_SRCFD);
         const char *bytes = zmq_msg_data(&frame);
-        if (zmq_msg_size(&frame) == 1 && bytes[0] == 1 && role != PML_ROLE_NOBODY && known &&
-            !hurried)
+        size_t size = zmq_msg_size(&frame);
+        if (size != 1 || (bytes[0] != 0 && bytes[0] != 1))
+            (void)pmli_guests_blame(hub->guests, fd, NULL, pml_clock_monotonic());
+        else if (bytes[0] == 1 && role != PML_ROLE_NOBODY && hearing == PMLI_HEARD &&
+                 pmli_guests_knows(hub->guests, fd))
             zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "", 0); /* for the one that it came from */
         zmq_msg_close(&frame);
     }
@@ -342,7 +347,7 @@ pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout
     double now = pml_clock_monotonic();
     take_all_news(hub, now);
     if (now - hub->swept_at >= sweep_seconds) {
-        pmli_guests_sweep(hub->guests);
+        pmli_guests_sweep(hub->guests, now);
         hub->swept_at = now;
     }
     take_subscriptions(hub);
@@ -361,7 +366,8 @@ static void drop_rest(void *socket)
     }
 }
 
-/* An acknowledgement that is lost would never come again, so what has been received stays. */
+/* An acknowledgement that is lost would never come again, so what has been received stays. NULL:
+ * what that one says is not heard. */
 static pml_status hand_out(pml_hub *hub, pml_inbound **inbound, pml_error *err)
 {
     zmq_msg_t *frame = &hub->kept.frame;
@@ -369,12 +375,19 @@ static pml_status hand_out(pml_hub *hub, pml_inbound **inbound, pml_error *err)
     pml_inbound *in = malloc(sizeof *in + n + 1);
     if (in == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to receive a message: it is tried again");
+    pmli_hearing hearing;
     *in = (pml_inbound){.door = hub->kept.door, .peer = hub->kept.peer, .size = n};
-    in->role = sender(hub, frame, doors[in->door].clients, &in->tag, &in->hurried);
+    in->role = sender(hub, frame, &in->peer, doors[in->door].clients, &in->tag, &hearing);
+    in->hurried = hearing == PMLI_HURRIED;
+    in->socket = zmq_msg_get(frame, ZMQ_SRCFD);
     memcpy(in->text, zmq_msg_data(frame), n);
     in->text[n] = '\0';
     zmq_msg_close(frame);
     hub->kept.there = false;
+    if (hearing == PMLI_UNHEARD) {
+        free(in);
+        in = NULL;
+    }
     *inbound = in;
     return PML_OK;
 }
@@ -406,13 +419,28 @@ static pml_status receive_at(pml_hub *hub, pml_door door, pml_inbound **inbound,
 pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err)
 {
     *inbound = NULL;
+    pml_status status = PML_TIMEOUT;
     if (hub->kept.there)
-        return hand_out(hub, inbound, err);
-    pml_status status = receive_at(hub, PML_DOOR_WORKER, inbound, err);
-    if (status != PML_TIMEOUT || hub->left == 0)
-        return status;
-    hub->left--;
-    return receive_at(hub, PML_DOOR_CONTROL, inbound, err);
+        status = hand_out(hub, inbound, err);
+    if (status == PML_TIMEOUT || (status == PML_OK && *inbound == NULL))
+        status = receive_at(hub, PML_DOOR_WORKER, inbound, err);
+    while ((status == PML_TIMEOUT || (status == PML_OK && *inbound == NULL)) && hub->left > 0) {
+        hub->left--;
+        status = receive_at(hub, PML_DOOR_CONTROL, inbound, err);
+        if (status == PML_TIMEOUT)
+            break;
+    }
+    return status == PML_OK && *inbound == NULL ? PML_TIMEOUT : status;
+}
+
+pml_blame pml_hub_blame(pml_hub *hub, const pml_inbound *in)
+{
+    static const pml_blame words[] = {[PMLI_LET_BE] = PML_BLAME_NOTED,
+                                      [PMLI_LAST_WORD] = PML_BLAME_LAST,
+                                      [PMLI_TURNED_OUT] = PML_BLAME_OUT};
+    if (!doors[in->door].clients || in->socket < 0)
+        return PML_BLAME_NOTED;
+    return words[pmli_guests_blame(hub->guests, in->socket, &in->peer, pml_clock_monotonic())];
 }
 
 pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const char *text,

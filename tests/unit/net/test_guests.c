@@ -316,6 +316,132 @@ static void a_flood_is_refused(void **state)
     pml_client_close(&client);
 }
 
+/* A process of its own that sends `wrong` bad messages, each after the answer to the one before,
+ * and then asks for what is right; ends with 0 when it was answered, and was never turned out. */
+static pid_t one_who_errs(house *h, const pml_keypair *keys, int wrong)
+{
+    pid_t pid = fork();
+    if (pid != 0)
+        return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    pml_connection c = {.pid = 1, .keys = *keys};
+    snprintf(c.control, sizeof c.control, "%s", pml_hub_endpoint(h->hub, PML_DOOR_CONTROL));
+    snprintf(c.server_key, sizeof c.server_key, "%s", pml_hub_server_key(h->hub));
+    pml_client *client;
+    pml_received *r;
+    if (pml_client_connect(&c, &client, NULL) != PML_OK)
+        _exit(3);
+    for (int sent = 0; sent <= wrong; sent++) {
+        bool answered = false;
+        if (pml_client_send(client, sent < wrong ? "wrong" : "right", 5, NULL) != PML_OK)
+            _exit(3);
+        while (!answered) {
+            if (pml_client_receive(client, (int)(patience * 1e3), &r, NULL) != PML_OK)
+                _exit(4);
+            if (r->kind == PML_RECEIVED_DOWN)
+                _exit(1);
+            answered = r->kind == PML_RECEIVED_ANSWER;
+            free(r);
+        }
+    }
+    _exit(0);
+}
+
+/* Serve until it ends: what is wrong is refused, and whoever sent it is blamed. Its status. */
+static int serve_one_who_errs(house *h, pid_t pid, int *heard, int *out)
+{
+    int status = 0;
+    *heard = *out = 0;
+    for (double end = pml_clock_monotonic() + patience; pml_clock_monotonic() < end;) {
+        pml_inbound *in;
+        assert_int_equal(pml_hub_wait(h->hub, NULL, 0, 5, NULL), PML_OK);
+        while (pml_hub_receive(h->hub, &in, NULL) == PML_OK) {
+            bool wrong = strcmp(in->text, "wrong") == 0;
+            *heard += wrong;
+            *out += wrong && pml_hub_blame(h->hub, in) == PML_BLAME_OUT;
+            pml_hub_send(h->hub, in->door, &in->peer, "no", 2, NULL);
+            free(in);
+        }
+        if (waitpid(pid, &status, WNOHANG) == pid) {
+            assert_true(WIFEXITED(status));
+            return WEXITSTATUS(status);
+        }
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, &status, 0);
+    fail_msg("it does not end");
+    return -1;
+}
+
+/* Who errs now and then notices nothing, who goes on is turned out, and everybody else who has the
+ * same key is let be. */
+static void who_sends_what_is_wrong_is_turned_out(void **state)
+{
+    house *h = *state;
+    int heard, out;
+    pml_keypair own = a_key(h, PML_ROLE_CONTROL);
+    pml_client *other = a_client(h, &own, false);
+    assert_int_equal(pml_client_send(other, "x", 1, NULL), PML_OK);
+    expect(h, other, PML_RECEIVED_ANSWER, "control");
+    assert_int_equal(serve_one_who_errs(h, one_who_errs(h, &own, 30), &heard, &out), 0);
+    assert_int_equal(heard, 30);
+    assert_int_equal(out, 0);
+    assert_int_equal(pml_hub_refusals(h->hub).turned_out, 0);
+    assert_int_equal(serve_one_who_errs(h, one_who_errs(h, &own, 100000), &heard, &out), 1);
+    assert_true(heard > 40);
+    assert_int_equal(out, 1);
+    assert_true(pml_hub_refusals(h->hub).turned_out >= 1);
+    pml_received *r;
+    while (pml_client_receive(other, 0, &r, NULL) == PML_OK) {
+        assert_int_not_equal(r->kind, PML_RECEIVED_DOWN);
+        free(r);
+    }
+    pml_client *newcomer = a_client(h, &own, false);
+    assert_int_equal(pml_client_send(other, "x", 1, NULL), PML_OK);
+    assert_int_equal(pml_client_send(newcomer, "x", 1, NULL), PML_OK);
+    expect(h, other, PML_RECEIVED_ANSWER, "control");
+    expect(h, newcomer, PML_RECEIVED_ANSWER, "control");
+    pml_client_close(&newcomer);
+    pml_client_close(&other);
+}
+
+/* Messages that were on their way when their sender was turned out are dropped, its next
+ * connections too, until its time is over: then it is heard again. */
+static void who_was_turned_out_comes_back_later(void **state)
+{
+    house *h = *state;
+    pml_keypair own = a_key(h, PML_ROLE_CONTROL);
+    pml_client *client = a_client(h, &own, false);
+    pml_received *r = serve_until(h, client, PML_RECEIVED_UP);
+    free(r);
+    for (int i = 0; i < 200; i++)
+        assert_int_equal(pml_client_send(client, "wrong", 5, NULL), PML_OK);
+    int heard = 0;
+    bool out = false, down = false;
+    for (double end = pml_clock_monotonic() + patience; !down && pml_clock_monotonic() < end;) {
+        pml_inbound *in;
+        assert_int_equal(pml_hub_wait(h->hub, NULL, 0, 5, NULL), PML_OK);
+        while (pml_hub_receive(h->hub, &in, NULL) == PML_OK) {
+            assert_false(out); /* not a word more */
+            heard++;
+            out = pml_hub_blame(h->hub, in) == PML_BLAME_OUT;
+            free(in);
+        }
+        while (pml_client_receive(client, 0, &r, NULL) == PML_OK) {
+            down = down || r->kind == PML_RECEIVED_DOWN;
+            free(r);
+        }
+    }
+    assert_true(out && down);
+    assert_true(heard > 40 && heard <= 200);
+    int64_t turned_out = pml_hub_refusals(h->hub).turned_out;
+    free(serve_until(h, client, PML_RECEIVED_UP));
+    assert_true(turned_out >= 1);
+    assert_int_equal(pml_client_send(client, "x", 1, NULL), PML_OK);
+    expect(h, client, PML_RECEIVED_ANSWER, "control");
+    pml_client_close(&client);
+}
+
 /* A process that follows the run and then stops, as in a debugger or on a closed laptop. */
 static pid_t stopped_viewer(house *h, const pml_keypair *keys)
 {
@@ -376,6 +502,8 @@ int main(void)
         TEST(who_just_came_is_out_too),
         TEST(a_silent_crowd_keeps_nobody_out),
         TEST(a_flood_is_refused),
+        TEST(who_sends_what_is_wrong_is_turned_out),
+        TEST(who_was_turned_out_comes_back_later),
         TEST(a_stopped_viewer_costs_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,9 +6,9 @@
  *
  * CURVE always; a thread answers libzmq's question (ZAP, RFC 27) whether a key may come in, from
  * the list that pml_hub_allow fills. The list is asked again at each message and each subscription.
- * Clients' connections are limited in number, their messages in size and rate, and what waits to
- * be sent to one that does not read. Nothing listens on a network but after pml_hub_listen. All
- * other functions belong to one thread. */
+ * Clients' connections are limited in number, their messages in size and rate, those that have to
+ * be refused in particular, and what waits to be sent to one that does not read. Nothing listens on
+ * a network but after pml_hub_listen. All other functions belong to one thread. */
 #ifndef PML_NET_HUB_H
 #define PML_NET_HUB_H
 
@@ -41,6 +41,7 @@ typedef struct pml_inbound {
     pml_role role; /* of the key, now */
     int tag;       /* as given to pml_hub_allow */
     bool hurried;  /* sent faster than a client may: to be refused */
+    int socket;    /* libzmq's, or -1: for pml_hub_blame */
     size_t size;
     char text[]; /* with a NUL behind */
 } pml_inbound;
@@ -86,16 +87,29 @@ pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout
  * A message of several frames comes with size 0: nobody of ours sends such. */
 pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err);
 
+typedef enum pml_blame {
+    PML_BLAME_NOTED,
+    PML_BLAME_LAST, /* the next one is too much: its sender may be told */
+    PML_BLAME_OUT   /* it was one too many: the connection is shut down */
+} pml_blame;
+
+/* A client's message was refused for what it was: damaged, out of range, not allowed. 40 of them at
+ * once, and 2 a second for long, are forgiven to a process or, from a network, an address. For one
+ * more its connection is shut down, what it has sent meanwhile is dropped unheard, and nobody
+ * comes in from there for a second; for 2, 4 … 30 seconds if that happens again. Workers are not
+ * blamed. */
+pml_blame pml_hub_blame(pml_hub *hub, const pml_inbound *in);
+
 /* Queue one message to a peer. One that is gone (PML_PEER), or has not read for long (PML_BUSY),
  * loses it. */
 pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const char *text,
                         size_t size, pml_error *err);
 pml_status pml_hub_publish(pml_hub *hub, const char *text, size_t size, pml_error *err);
 
-/* What was turned away so far: handshakes by key, for want of the right protocol, and connections
- * because there were too many. */
+/* What was turned away so far: handshakes by key, for want of the right protocol, connections
+ * because there were too many, and those because of what was sent from there. */
 typedef struct pml_refusals {
-    int64_t keys, handshakes, connections;
+    int64_t keys, handshakes, connections, turned_out;
 } pml_refusals;
 
 /* Since pml_hub_new. */
