@@ -144,6 +144,21 @@ static pml_status cpu_transfer(pml_queue *queue, void *to, const void *from, siz
     return PML_OK;
 }
 
+/* Read before it returns, straight into place. */
+static pml_status cpu_upload_file(pml_queue *queue, void *to, size_t pitch, const pml_file_at *from,
+                                  size_t width, size_t rows, pml_error *err)
+{
+    (void)queue;
+    if (pitch == width || rows == 1)
+        return pml_file_at_read(from, to, width * rows, err);
+    pml_status status = PML_OK;
+    for (size_t row = 0; status == PML_OK && row < rows; row++) {
+        const pml_file_at place = {from->fd, from->at + row * width, from->path};
+        status = pml_file_at_read(&place, (char *)to + row * pitch, width, err);
+    }
+    return status;
+}
+
 static pml_status cpu_sync(pml_queue *queue, pml_error *err)
 {
     (void)queue;
@@ -226,6 +241,8 @@ static const pml_backend backend = {
     .upload = cpu_transfer,
     .download = cpu_transfer,
     .sync = cpu_sync,
+    .upload_file = cpu_upload_file,
+    .uploaded = cpu_sync,
     .mark = cpu_mark,
     .between = cpu_between,
     .workspace = cpu_workspace,

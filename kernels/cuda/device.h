@@ -40,8 +40,7 @@ struct pml_queue {
     CUevent join;             /* … and where in `copies` what is awaited ends */
     bool under_way;           /* copies were put there since the last await */
     CUevent marks[PML_MARKS]; /* made when first used */
-    pmli_staging *staging;    /* made for the first large upload */
-    bool unstaged;            /* it could not be: the driver stages */
+    pmli_staging *staging;    /* made for the first large upload, or the first of a file */
 };
 
 struct pml_graph {
@@ -63,6 +62,9 @@ pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t
                             pml_error *err);
 pml_status pmli_cuda_download(pml_queue *queue, void *to, const void *from, size_t bytes,
                               pml_error *err);
+pml_status pmli_cuda_upload_file(pml_queue *queue, void *to, size_t pitch, const pml_file_at *from,
+                                 size_t width, size_t rows, pml_error *err);
+pml_status pmli_cuda_uploaded(pml_queue *queue, pml_error *err);
 pml_status pmli_cuda_sync(pml_queue *queue, pml_error *err);
 pml_status pmli_cuda_graph_begin(pml_queue *queue, pml_error *err);
 pml_status pmli_cuda_graph_end(pml_queue *queue, pml_graph **graph, pml_error *err);

@@ -2,7 +2,6 @@
 #include <stdlib.h>
 
 #include "device.h"
-#include "pml/base/log.h"
 
 pml_status pmli_cuda_queue_new(pml_device *device, pml_queue **queue, pml_error *err)
 {
@@ -48,18 +47,10 @@ static pml_status enter_running(pml_queue *queue, const char *what, pml_error *e
     return pmli_cuda_enter(queue->device, err);
 }
 
-/* Only slower without, so a machine that gives no pinned memory is told of, not refused. */
-static bool is_staged(pml_queue *queue, size_t bytes)
+static pml_status need_staging(pml_queue *queue, pml_error *err)
 {
-    pml_error why = PML_ERROR_INIT;
-    if (bytes < PMLI_STAGED_LEAST || queue->unstaged)
-        return false;
-    if (queue->staging == NULL &&
-        pmli_staging_new(queue->device->context, &queue->staging, &why) != PML_OK) {
-        pml_log(PML_LOG_WARNING, "%s: uploads take five times as long", why.message);
-        queue->unstaged = true;
-    }
-    return queue->staging != NULL;
+    return queue->staging != NULL ? PML_OK
+                                  : pmli_staging_new(queue->device->context, &queue->staging, err);
 }
 
 pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t bytes,
@@ -68,11 +59,33 @@ pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t
     pml_status status = enter_running(queue, "an upload", err);
     if (status != PML_OK || bytes == 0)
         return status;
-    if (is_staged(queue, bytes))
-        return pmli_staging_upload(queue->staging, queue->stream, to, from, bytes, err);
-    return PMLI_CU(
-        pmli_cu.cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)to, from, bytes, queue->stream),
-        "copying to the GPU", err);
+    if (bytes < PMLI_STAGED_LEAST)
+        return PMLI_CU(
+            pmli_cu.cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)to, from, bytes, queue->stream),
+            "copying to the GPU", err);
+    status = need_staging(queue, err);
+    return status == PML_OK
+               ? pmli_staging_upload(queue->staging, queue->stream, to, from, bytes, err)
+               : status;
+}
+
+pml_status pmli_cuda_upload_file(pml_queue *queue, void *to, size_t pitch, const pml_file_at *from,
+                                 size_t width, size_t rows, pml_error *err)
+{
+    pml_status status = enter_running(queue, "an upload", err);
+    if (status == PML_OK)
+        status = need_staging(queue, err);
+    return status == PML_OK ? pmli_staging_upload_file(queue->staging, queue->stream, to, pitch,
+                                                       from, width, rows, err)
+                            : status;
+}
+
+pml_status pmli_cuda_uploaded(pml_queue *queue, pml_error *err)
+{
+    pml_status status = enter_running(queue, "an upload", err);
+    return status == PML_OK && queue->staging != NULL
+               ? pmli_staging_finish(queue->staging, queue->stream, err)
+               : status;
 }
 
 pml_status pmli_cuda_download(pml_queue *queue, void *to, const void *from, size_t bytes,
@@ -91,7 +104,11 @@ pml_status pmli_cuda_sync(pml_queue *queue, pml_error *err)
     pml_status status = enter_running(queue, "a wait", err);
     if (status != PML_OK)
         return status;
-    return PMLI_CU(pmli_cu.cuStreamSynchronize(queue->stream), "waiting for the GPU", err);
+    if (queue->staging != NULL)
+        status = pmli_staging_finish(queue->staging, queue->stream, err);
+    pml_status waited = PMLI_CU(pmli_cu.cuStreamSynchronize(queue->stream), "waiting for the GPU",
+                                status == PML_OK ? err : NULL);
+    return status == PML_OK ? waited : status;
 }
 
 pml_status pmli_cuda_graph_begin(pml_queue *queue, pml_error *err)

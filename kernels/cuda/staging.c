@@ -2,13 +2,30 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "pml/base/log.h"
+
 /* What was fastest on an H200's PCIe 5 link: 53 GB/s of 55 (four lanes 40, 64 MiB pieces 25). */
 enum { LANES_MOST = 8, SLOTS = 2, PIECE = 4 << 20 };
+
+/* Uploads that may wait to be read: more than lanes can have in hand, so that small ones follow
+ * each other without a pause. */
+enum { JOBS = 32 };
+
+/* One upload. The place of its piece that begins at byte b of the source: to + b where it has no
+ * rows (width 0), else to + b / width * pitch, and each piece is whole rows. */
+typedef struct job {
+    const char *memory; /* NULL: the file */
+    pml_file_at file;
+    CUdeviceptr to;
+    size_t bytes, unit; /* in all, and of a piece */
+    size_t width, pitch;
+    size_t next, left; /* not taken from here on; bytes that are not on their way */
+    CUevent before;    /* on the caller's stream */
+} job;
 
 typedef struct lane {
     pmli_staging *staging;
@@ -16,72 +33,138 @@ typedef struct lane {
     CUstream stream;
     CUevent free[SLOTS]; /* the piece has left */
     char *piece[SLOTS];
+    bool pinned[SLOTS];
     CUevent last;
-    bool took_part; /* in the upload that ends */
+    uint64_t behind; /* it has waited for what stood before this job, counted from 1 */
+    bool took_part;  /* since the last finish */
 } lane;
 
 struct pmli_staging {
     CUcontext context;
-    CUevent before; /* on the caller's stream */
     lane lanes[LANES_MOST];
     int made, running; /* lanes with their things, and those of them with a thread */
 
     pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    uint64_t upload; /* counts them: a lane that has not seen this number has work */
-    int busy;
-    bool over;
-    CUresult result; /* the first that was not good */
-
-    const char *from;
-    CUdeviceptr to;
-    size_t bytes;
-    atomic_size_t next;
+    pthread_cond_t work, done;
+    job jobs[JOBS];         /* number n, from 0, in place n % JOBS */
+    uint64_t added, taking; /* how many there were; the first of them with pieces to take */
+    bool over, warned;
+    pml_status status; /* the first that was not good */
+    pml_error error;
 };
 
-/* Its share of the upload. */
-static CUresult carry(lane *l)
+/* A part of a job that one lane carries. */
+typedef struct piece {
+    job *job;
+    uint64_t number; /* the job's, from 1 */
+    size_t at, bytes;
+} piece;
+
+/* The next piece, with the mutex held; false: there is none. */
+static bool take(pmli_staging *s, piece *p)
 {
-    pmli_staging *s = l->staging;
-    CUresult r = pmli_cu.cuStreamWaitEvent(l->stream, s->before, 0);
-    l->took_part = false;
-    for (int slot = 0; r == CUDA_SUCCESS; slot = (slot + 1) % SLOTS) {
-        size_t at = atomic_fetch_add_explicit(&s->next, PIECE, memory_order_relaxed);
-        if (at >= s->bytes)
-            break;
-        size_t n = s->bytes - at < PIECE ? s->bytes - at : PIECE;
-        r = pmli_cu.cuEventSynchronize(l->free[slot]);
-        if (r != CUDA_SUCCESS)
-            break;
-        memcpy(l->piece[slot], s->from + at, n);
-        r = pmli_cu.cuMemcpyHtoDAsync(s->to + at, l->piece[slot], n, l->stream);
-        if (r == CUDA_SUCCESS)
-            r = pmli_cu.cuEventRecord(l->free[slot], l->stream);
-        l->took_part = true;
+    for (; s->taking < s->added; s->taking++) {
+        job *j = &s->jobs[s->taking % JOBS];
+        size_t rest = j->bytes - j->next;
+        if (rest == 0)
+            continue;
+        *p = (piece){j, s->taking + 1, j->next, rest < j->unit ? rest : j->unit};
+        j->next += p->bytes;
+        return true;
     }
-    return r == CUDA_SUCCESS && l->took_part ? pmli_cu.cuEventRecord(l->last, l->stream) : r;
+    return false;
+}
+
+static pml_status need_piece(lane *l, int slot, pml_error *err)
+{
+    if (l->piece[slot] != NULL)
+        return PML_OK;
+    l->pinned[slot] = pmli_cu.cuMemHostAlloc((void **)&l->piece[slot], PIECE, 0) == CUDA_SUCCESS;
+    if (l->pinned[slot])
+        return PML_OK;
+    l->piece[slot] = malloc(PIECE);
+    if (l->piece[slot] == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no host memory to stage uploads");
+    pthread_mutex_lock(&l->staging->mutex);
+    bool told = l->staging->warned;
+    l->staging->warned = true;
+    pthread_mutex_unlock(&l->staging->mutex);
+    if (!told)
+        pml_log(PML_LOG_WARNING,
+                "the driver gives no page-locked memory: uploads take several times as long");
+    return PML_OK;
+}
+
+static CUresult copy(const lane *l, int slot, const piece *p)
+{
+    const job *j = p->job;
+    if (j->width == 0)
+        return pmli_cu.cuMemcpyHtoDAsync(j->to + p->at, l->piece[slot], p->bytes, l->stream);
+    const CUDA_MEMCPY2D rows = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                                .srcHost = l->piece[slot],
+                                .srcPitch = j->width,
+                                .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                                .dstDevice = j->to + p->at / j->width * j->pitch,
+                                .dstPitch = j->pitch,
+                                .WidthInBytes = j->width,
+                                .Height = p->bytes / j->width};
+    return pmli_cu.cuMemcpy2DAsync(&rows, l->stream);
+}
+
+static pml_status carry(lane *l, int slot, const piece *p, pml_error *err)
+{
+    const job *j = p->job;
+    pml_status status = need_piece(l, slot, err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuEventSynchronize(l->free[slot]), "waiting for an upload", err);
+    if (status == PML_OK && j->memory != NULL) {
+        memcpy(l->piece[slot], j->memory + p->at, p->bytes);
+    } else if (status == PML_OK) {
+        const pml_file_at from = {j->file.fd, j->file.at + p->at, j->file.path};
+        status = pml_file_at_read(&from, l->piece[slot], p->bytes, err);
+    }
+    if (status == PML_OK && l->behind != p->number) {
+        status = PMLI_CU(pmli_cu.cuStreamWaitEvent(l->stream, j->before, 0),
+                         "putting an upload in order", err);
+        l->behind = p->number;
+    }
+    if (status == PML_OK)
+        status = PMLI_CU(copy(l, slot, p), "copying to the GPU", err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuEventRecord(l->free[slot], l->stream), "marking a copy", err);
+    return status;
 }
 
 static void *serve(void *argument)
 {
     lane *l = argument;
     pmli_staging *s = l->staging;
-    uint64_t seen = 0;
-    CUresult entered = pmli_cu.cuCtxSetCurrent(s->context);
+    const CUresult entered = pmli_cu.cuCtxSetCurrent(s->context);
+    int slot = 0;
+    piece p;
     pthread_mutex_lock(&s->mutex);
-    for (;;) {
-        while (!s->over && s->upload == seen)
-            pthread_cond_wait(&s->changed, &s->mutex);
-        if (s->over)
-            break;
-        seen = s->upload;
-        pthread_mutex_unlock(&s->mutex);
-        CUresult r = entered == CUDA_SUCCESS ? carry(l) : entered;
-        pthread_mutex_lock(&s->mutex);
-        if (s->result == CUDA_SUCCESS)
-            s->result = r;
-        if (--s->busy == 0)
-            pthread_cond_broadcast(&s->changed);
+    while (!s->over) {
+        if (!take(s, &p)) {
+            pthread_cond_wait(&s->work, &s->mutex);
+            continue;
+        }
+        if (s->status == PML_OK) {
+            pml_error error = PML_ERROR_INIT;
+            pthread_mutex_unlock(&s->mutex);
+            pml_status status = PMLI_CU(entered, "entering the GPU's context", &error);
+            if (status == PML_OK)
+                status = carry(l, slot, &p, &error);
+            slot = (slot + 1) % SLOTS;
+            pthread_mutex_lock(&s->mutex);
+            l->took_part = true;
+            if (status != PML_OK && s->status == PML_OK) {
+                s->status = status;
+                s->error = error;
+            }
+        }
+        p.job->left -= p.bytes;
+        if (p.job->left == 0)
+            pthread_cond_broadcast(&s->done);
     }
     pthread_mutex_unlock(&s->mutex);
     return NULL;
@@ -91,12 +174,8 @@ static void *serve(void *argument)
 static CUresult make_lane(lane *l)
 {
     CUresult r = pmli_cu.cuStreamCreate(&l->stream, CU_STREAM_NON_BLOCKING);
-    for (int i = 0; r == CUDA_SUCCESS && i < SLOTS; i++) {
-        r = pmli_cu.cuMemHostAlloc((void **)&l->piece[i], PIECE, 0);
-        if (r == CUDA_SUCCESS)
-            r = pmli_cu.cuEventCreate(&l->free[i],
-                                      CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC);
-    }
+    for (int i = 0; r == CUDA_SUCCESS && i < SLOTS; i++)
+        r = pmli_cu.cuEventCreate(&l->free[i], CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC);
     return r == CUDA_SUCCESS ? pmli_cu.cuEventCreate(&l->last, CU_EVENT_DISABLE_TIMING) : r;
 }
 
@@ -109,8 +188,10 @@ static void end_lane(lane *l)
     for (int i = 0; i < SLOTS; i++) {
         if (l->free[i] != NULL)
             pmli_cu.cuEventDestroy(l->free[i]);
-        if (l->piece[i] != NULL)
+        if (l->pinned[i])
             pmli_cu.cuMemFreeHost(l->piece[i]);
+        else
+            free(l->piece[i]);
     }
     if (l->last != NULL)
         pmli_cu.cuEventDestroy(l->last);
@@ -131,13 +212,16 @@ pml_status pmli_staging_new(CUcontext context, pmli_staging **staging, pml_error
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to stage uploads");
     s->context = context;
     pthread_mutex_init(&s->mutex, NULL);
-    pthread_cond_init(&s->changed, NULL);
-    pml_status status = PMLI_CU(pmli_cu.cuEventCreate(&s->before, CU_EVENT_DISABLE_TIMING),
-                                "making what uploads wait for", err);
+    pthread_cond_init(&s->work, NULL);
+    pthread_cond_init(&s->done, NULL);
+    pml_status status = PML_OK;
+    for (int i = 0; status == PML_OK && i < JOBS; i++)
+        status = PMLI_CU(pmli_cu.cuEventCreate(&s->jobs[i].before, CU_EVENT_DISABLE_TIMING),
+                         "making what uploads wait for", err);
     for (int i = 0, n = lanes_here(); status == PML_OK && i < n; i++) {
         lane *l = &s->lanes[s->made++];
         l->staging = s;
-        status = PMLI_CU(make_lane(l), "pinning memory for uploads", err);
+        status = PMLI_CU(make_lane(l), "making what stages uploads", err);
         if (status == PML_OK && pthread_create(&l->thread, NULL, serve, l) != 0)
             status = PML_FAIL(err, PML_NO_MEMORY, "cannot start a thread that stages uploads");
         s->running += status == PML_OK;
@@ -156,41 +240,101 @@ void pmli_staging_destroy(pmli_staging **staging)
         return;
     pthread_mutex_lock(&s->mutex);
     s->over = true;
-    pthread_cond_broadcast(&s->changed);
+    pthread_cond_broadcast(&s->work);
     pthread_mutex_unlock(&s->mutex);
     for (int i = 0; i < s->running; i++)
         pthread_join(s->lanes[i].thread, NULL);
     for (int i = 0; i < s->made; i++)
         end_lane(&s->lanes[i]);
-    if (s->before != NULL)
-        pmli_cu.cuEventDestroy(s->before);
-    pthread_cond_destroy(&s->changed);
+    for (int i = 0; i < JOBS; i++)
+        if (s->jobs[i].before != NULL)
+            pmli_cu.cuEventDestroy(s->jobs[i].before);
+    pthread_cond_destroy(&s->work);
+    pthread_cond_destroy(&s->done);
     pthread_mutex_destroy(&s->mutex);
     free(s);
+}
+
+/* Into the list, behind what stands on the stream; waits for a place there. */
+static pml_status add(pmli_staging *s, CUstream stream, job new, pml_error *err)
+{
+    if (new.bytes == 0)
+        return PML_OK;
+    pthread_mutex_lock(&s->mutex);
+    job *j = &s->jobs[s->added % JOBS];
+    while (j->left > 0)
+        pthread_cond_wait(&s->done, &s->mutex);
+    new.before = j->before;
+    new.left = new.bytes;
+    pml_status status =
+        PMLI_CU(pmli_cu.cuEventRecord(new.before, stream), "marking an upload's begin", err);
+    if (status == PML_OK) {
+        *j = new;
+        s->added++;
+        pthread_cond_broadcast(&s->work);
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return status;
 }
 
 pml_status pmli_staging_upload(pmli_staging *s, CUstream stream, void *to, const void *from,
                                size_t bytes, pml_error *err)
 {
-    pml_status status =
-        PMLI_CU(pmli_cu.cuEventRecord(s->before, stream), "marking an upload's begin", err);
-    if (status != PML_OK)
-        return status;
+    const job whole = {
+        .memory = from, .to = (CUdeviceptr)(uintptr_t)to, .bytes = bytes, .unit = PIECE};
+    pml_status status = add(s, stream, whole, err);
+    return status == PML_OK ? pmli_staging_finish(s, stream, err) : status;
+}
+
+pml_status pmli_staging_upload_file(pmli_staging *s, CUstream stream, void *to, size_t pitch,
+                                    const pml_file_at *from, size_t width, size_t rows,
+                                    pml_error *err)
+{
+    job j = {.file = *from, .to = (CUdeviceptr)(uintptr_t)to, .unit = PIECE};
+    if (__builtin_mul_overflow(width, rows, &j.bytes))
+        return PML_FAIL(err, PML_INVALID, "%zu rows of %zu bytes are no upload", rows, width);
+    if (pitch == width || rows == 1 || width == 0)
+        return add(s, stream, j, err);
+    if (width <= PIECE) {
+        j.width = width;
+        j.pitch = pitch;
+        j.unit = PIECE / width * width;
+        return add(s, stream, j, err);
+    }
+    pml_status status = PML_OK; /* rows longer than a piece go one by one */
+    j.bytes = width;
+    for (size_t row = 0; status == PML_OK && row < rows; row++) {
+        status = add(s, stream, j, err);
+        j.file.at += width;
+        j.to += pitch;
+    }
+    return status;
+}
+
+pml_status pmli_staging_finish(pmli_staging *s, CUstream stream, pml_error *err)
+{
+    bool took_part[LANES_MOST];
     pthread_mutex_lock(&s->mutex);
-    s->from = from;
-    s->to = (CUdeviceptr)(uintptr_t)to;
-    s->bytes = bytes;
-    atomic_store_explicit(&s->next, 0, memory_order_relaxed);
-    s->result = CUDA_SUCCESS;
-    s->busy = s->running;
-    s->upload++;
-    pthread_cond_broadcast(&s->changed);
-    while (s->busy > 0)
-        pthread_cond_wait(&s->changed, &s->mutex);
-    CUresult result = s->result;
+    for (int i = 0; i < JOBS; i++)
+        while (s->jobs[i].left > 0)
+            pthread_cond_wait(&s->done, &s->mutex);
+    pml_status status = s->status;
+    if (status != PML_OK && err != NULL)
+        *err = s->error;
+    s->status = PML_OK;
+    for (int i = 0; i < s->running; i++) {
+        took_part[i] = s->lanes[i].took_part;
+        s->lanes[i].took_part = false;
+    }
     pthread_mutex_unlock(&s->mutex);
-    for (int i = 0; result == CUDA_SUCCESS && i < s->running; i++)
-        if (s->lanes[i].took_part)
-            result = pmli_cu.cuStreamWaitEvent(stream, s->lanes[i].last, 0);
-    return PMLI_CU(result, "copying to the GPU", err);
+    for (int i = 0; i < s->running; i++) {
+        CUresult r = CUDA_SUCCESS;
+        if (took_part[i])
+            r = pmli_cu.cuEventRecord(s->lanes[i].last, s->lanes[i].stream);
+        if (took_part[i] && r == CUDA_SUCCESS)
+            r = pmli_cu.cuStreamWaitEvent(stream, s->lanes[i].last, 0);
+        pml_status ordered = PMLI_CU(r, "putting uploads in order", status == PML_OK ? err : NULL);
+        status = status == PML_OK ? ordered : status;
+    }
+    return status;
 }

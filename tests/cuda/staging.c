@@ -7,18 +7,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include "pml/base/log.h"
 #include "staging.h"
 
-enum { STREAMS = 32, OPS = 4096, EVENTS = 128 };
+enum { STREAMS = 32, OPS = 8192, EVENTS = 128 };
 
 typedef enum { COPY, RECORD, WAIT } kind;
 typedef struct op {
     kind kind;
     char *to;
     const char *from;
-    size_t bytes;
-    int event, stream, upto; /* of a wait: the record that it means */
+    size_t bytes, width, pitch; /* width 0: no rows */
+    int event, stream, upto;    /* of a wait: the record that it means */
 } op;
 
 /* Never moves or shrinks; `done` of the first `n` have happened. */
@@ -29,7 +32,8 @@ static struct stream {
 static struct event {
     int stream, at; /* its last record; stream 0: none */
 } events[EVENTS];
-static int n_streams = 1, n_events = 1, pinned, pinned_most = 1000, copies, copies_most = 1 << 20;
+static int n_streams = 1, n_events = 1, pinned, pinned_top, pinned_most = 1000, copies,
+           copies_most = 1 << 20;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 pmli_driver pmli_cu;
@@ -42,8 +46,10 @@ static void run_until(int stream, int upto)
         op *o = &s->ops[s->done];
         if (o->kind == WAIT && o->stream != 0)
             run_until(o->stream, o->upto);
-        if (o->kind == COPY)
+        if (o->kind == COPY && o->width == 0)
             memcpy(o->to, o->from, o->bytes);
+        for (size_t at = 0; o->kind == COPY && o->width > 0 && at < o->bytes; at += o->width)
+            memcpy(o->to + at / o->width * o->pitch, o->from + at, o->width);
         s->done++;
     }
 }
@@ -139,14 +145,31 @@ static CUresult copy_in(CUdeviceptr to, const void *from, size_t bytes, CUstream
     return good ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
+static CUresult copy_rows(const CUDA_MEMCPY2D *c, CUstream stream)
+{
+    pthread_mutex_lock(&mutex);
+    bool good = c->srcPitch == c->WidthInBytes && copies++ < copies_most;
+    if (good)
+        put(stream, (op){.kind = COPY,
+                         .to = (char *)(uintptr_t)c->dstDevice,
+                         .from = c->srcHost,
+                         .bytes = c->Height * c->WidthInBytes,
+                         .width = c->WidthInBytes,
+                         .pitch = c->dstPitch});
+    pthread_mutex_unlock(&mutex);
+    return good ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
+}
+
 static CUresult host_alloc(void **memory, size_t bytes, unsigned flags)
 {
     (void)flags;
-    if (pinned == pinned_most)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    pinned++;
-    *memory = malloc(bytes);
-    return CUDA_SUCCESS;
+    pthread_mutex_lock(&mutex);
+    bool good = pinned < pinned_most;
+    pinned += good;
+    pinned_top = pinned > pinned_top ? pinned : pinned_top;
+    pthread_mutex_unlock(&mutex);
+    *memory = good ? malloc(bytes) : NULL;
+    return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 static CUresult host_free(void *memory)
@@ -154,6 +177,14 @@ static CUresult host_free(void *memory)
     pinned--;
     free(memory);
     return CUDA_SUCCESS;
+}
+
+static int warnings;
+
+void pml_log(pml_log_level level, const char *format, ...)
+{
+    (void)format;
+    warnings += level == PML_LOG_WARNING;
 }
 
 pml_status pmli_cu_status(CUresult result, const char *what, const char *file, int line,
@@ -175,31 +206,33 @@ static void check(bool good, const char *what)
     failed += !good;
 }
 
-static void draw(char *to, size_t n, unsigned seed)
+static void draw(char *to, size_t n, uint64_t seed)
 {
-    for (size_t i = 0; i < n; i++)
-        to[i] = (char)((seed = seed * 1664525U + 1013904223U) >> 24);
+    for (size_t i = 0; i < n; i += sizeof seed) {
+        seed = seed * 6364136223846793005U + 1442695040888963407U;
+        memcpy(to + i, &seed, n - i < sizeof seed ? n - i : sizeof seed);
+    }
 }
 
 /* Each upload over the last one, from one buffer that changes as soon as a call returns; the stream
  * copies what came before the next arrives. */
 static void uploads_in_order(pmli_staging *staging, CUstream stream)
 {
-    static const size_t sizes[] = {PMLI_STAGED_LEAST + 3, 70000001, 1, 4 << 20, 33 << 20};
-    enum { N = sizeof sizes / sizeof *sizes, MOST = 70000001 };
+    static const size_t sizes[] = {PMLI_STAGED_LEAST + 3, 24000001, 1, 4 << 20, 17 << 20};
+    enum { N = sizeof sizes / sizeof *sizes, MOST = 24000001 };
     char *from = malloc(MOST), *device = malloc(MOST), *kept[N], *want = malloc(MOST);
     pml_error err = PML_ERROR_INIT;
     bool good = true;
     for (int i = 0; i < N; i++) {
         kept[i] = malloc(sizes[i]);
-        draw(from, sizes[i], (unsigned)i);
+        draw(from, sizes[i], (uint64_t)i);
         good = good && pmli_staging_upload(staging, stream, device, from, sizes[i], &err) == PML_OK;
         memset(from, 0x55, sizes[i]);
         copy_in((CUdeviceptr)(uintptr_t)kept[i], device, sizes[i], stream);
     }
     stream_synchronize(stream);
     for (int i = 0; i < N; i++) {
-        draw(want, sizes[i], (unsigned)i);
+        draw(want, sizes[i], (uint64_t)i);
         good = good && memcmp(want, kept[i], sizes[i]) == 0;
         free(kept[i]);
     }
@@ -209,27 +242,125 @@ static void uploads_in_order(pmli_staging *staging, CUstream stream)
     free(device);
 }
 
+/* A file of random bytes, longer than what follows reads from it. */
+enum { FILE_BYTES = 20 << 20 };
+static char *content;
+
+static pml_file_at make_file(void)
+{
+    content = malloc(FILE_BYTES);
+    draw(content, FILE_BYTES, 99);
+    int fd = memfd_create("weights", MFD_CLOEXEC);
+    if (fd < 0 || write(fd, content, FILE_BYTES) != FILE_BYTES)
+        abort();
+    return (pml_file_at){fd, 0, "weights"};
+}
+
+/* Many at once, small and large, nobody waiting; rows that end up apart, rows longer than a piece;
+ * then what stands behind them reads all of it, and before them what was there. */
+static void files_side_by_side(pmli_staging *staging, CUstream stream, pml_file_at file)
+{
+    enum { SMALL = 100, BYTES = 5001, ROWS = 1000, WIDTH = 5003, PITCH = 5100, WIDE = 5 << 20 };
+    pml_error err = PML_ERROR_INIT;
+    size_t size = (size_t)SMALL * BYTES + (size_t)ROWS * PITCH + 3 * (WIDE + 64);
+    char *device = calloc(2, size), *want = device + size, *old = malloc(size),
+         *kept = calloc(1, size);
+    copy_in((CUdeviceptr)(uintptr_t)old, device, size, stream);
+    bool good = true;
+    size_t to = 0;
+    for (size_t i = 0; i < SMALL; i++, to += BYTES) {
+        file.at = i * 7919;
+        memcpy(want + to, content + file.at, BYTES);
+        good = good && pmli_staging_upload_file(staging, stream, device + to, BYTES, &file, BYTES,
+                                                1, &err) == PML_OK;
+    }
+    const size_t widths[] = {WIDTH, WIDE}, pitches[] = {PITCH, WIDE + 64}, rows[] = {ROWS, 3};
+    for (size_t i = 0; i < 2; to += pitches[i] * rows[i], i++) {
+        file.at = 17 + i;
+        for (size_t row = 0; row < rows[i]; row++)
+            memcpy(want + to + row * pitches[i], content + file.at + row * widths[i], widths[i]);
+        good = good && pmli_staging_upload_file(staging, stream, device + to, pitches[i], &file,
+                                                widths[i], rows[i], &err) == PML_OK;
+    }
+    good = good && pmli_staging_finish(staging, stream, &err) == PML_OK;
+    copy_in((CUdeviceptr)(uintptr_t)kept, device, size, stream);
+    stream_synchronize(stream);
+    check(good && memcmp(kept, want, size) == 0, "files side by side, in rows, too");
+    memset(device, 0, size);
+    check(memcmp(old, device, size) == 0, "behind what stood on the stream");
+    check(pmli_staging_upload_file(staging, stream, device, 1, &file, SIZE_MAX / 2, 3, &err) ==
+              PML_INVALID,
+          "a size beyond all sizes is refused");
+    free(device);
+    free(old);
+    free(kept);
+}
+
+/* A file that ends too early: told by the next wait, once, whatever came behind it. */
+static void a_file_is_cut(pmli_staging *staging, CUstream stream, pml_file_at file)
+{
+    pml_error err = PML_ERROR_INIT;
+    char *device = malloc(FILE_BYTES);
+    if (ftruncate(file.fd, FILE_BYTES - 1000) != 0)
+        abort();
+    pmli_staging_upload_file(staging, stream, device, 1, &file, FILE_BYTES, 1, &err);
+    for (int i = 0; i < 5; i++)
+        pmli_staging_upload_file(staging, stream, device, 1, &file, 100, 1, &err);
+    pml_status status = pmli_staging_finish(staging, stream, &err);
+    check(status == PML_CORRUPT && err.code == PML_CORRUPT &&
+              strstr(err.message, "weights has no byte 20970520") != NULL,
+          "a file that is cut short is told, with the place");
+    check(pmli_staging_finish(staging, stream, &err) == PML_OK, "once");
+    file.at = 3;
+    status = pmli_staging_upload_file(staging, stream, device, 1, &file, 1 << 20, 1, &err);
+    if (status == PML_OK)
+        status = pmli_staging_finish(staging, stream, &err);
+    stream_synchronize(stream);
+    check(status == PML_OK && memcmp(device, content + 3, 1 << 20) == 0,
+          "and the next upload is a new one");
+    free(device);
+}
+
 static void a_copy_fails(pmli_staging *staging, CUstream stream)
 {
     pml_error err = PML_ERROR_INIT;
-    char *from = calloc(1, 64 << 20), *device = malloc(64 << 20);
-    copies_most = copies + 5;
-    pml_status status = pmli_staging_upload(staging, stream, device, from, 64 << 20, &err);
+    char *from = calloc(1, 24 << 20), *device = malloc(24 << 20);
+    copies_most = copies + 3;
+    pml_status status = pmli_staging_upload(staging, stream, device, from, 24 << 20, &err);
     check(status == PML_INTERNAL && strstr(err.message, "copying") != NULL,
           "a failed copy is told");
     copies_most = 1 << 20;
-    status = pmli_staging_upload(staging, stream, device, from, 64 << 20, &err);
+    status = pmli_staging_upload(staging, stream, device, from, 24 << 20, &err);
     check(status == PML_OK, "and the next upload is a new one");
     stream_synchronize(stream);
-    pmli_staging_destroy(&staging);
     free(from);
     free(device);
 }
 
-int main(void)
+/* All of it with so much pinned memory. */
+static void with_pinned(int most, CUstream stream)
 {
     pmli_staging *staging = NULL;
     pml_error err = PML_ERROR_INIT;
+    pml_file_at file = make_file();
+    pinned_most = most;
+    pinned_top = 0;
+    if (pmli_staging_new((CUcontext)1, &staging, &err) != PML_OK)
+        abort();
+    check(pinned == 0, "nothing is pinned before it is needed");
+    uploads_in_order(staging, stream);
+    files_side_by_side(staging, stream, file);
+    a_file_is_cut(staging, stream, file);
+    a_copy_fails(staging, stream);
+    pmli_staging_upload_file(staging, stream, content, 1, &file, 1 << 20, 1, &err);
+    pmli_staging_destroy(&staging); /* whatever is under way */
+    check(pinned == 0 && pinned_top <= 16, "all pinned memory is given back, at most 64 MiB");
+    close(file.fd);
+    free(content);
+}
+
+int main(void)
+{
     CUstream stream;
     pmli_cu = (pmli_driver){.cuCtxSetCurrent = set_current,
                             .cuStreamCreate = stream_create,
@@ -241,17 +372,13 @@ int main(void)
                             .cuEventRecord = event_record,
                             .cuEventSynchronize = event_synchronize,
                             .cuMemcpyHtoDAsync = copy_in,
+                            .cuMemcpy2DAsync = copy_rows,
                             .cuMemHostAlloc = host_alloc,
                             .cuMemFreeHost = host_free};
     stream_create(&stream, 0);
-    pinned_most = 1;
-    check(pmli_staging_new((CUcontext)1, &staging, &err) == PML_NO_MEMORY && staging == NULL &&
-              pinned == 0,
-          "no pinned memory: refused, and nothing is left");
-    pinned_most = 1000;
-    check(pmli_staging_new((CUcontext)1, &staging, &err) == PML_OK, "lanes and pieces are made");
-    uploads_in_order(staging, stream);
-    a_copy_fails(staging, stream);
-    check(pinned == 0, "all pinned memory is given back");
+    with_pinned(1000, stream);
+    check(warnings == 0, "without a warning");
+    with_pinned(1, stream);
+    check(warnings == 1, "ordinary memory serves where the driver gives no other, which is told");
     return failed > 0;
 }

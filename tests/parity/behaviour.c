@@ -382,6 +382,50 @@ static void check_folders(const char *fixtures)
     pml_safetensors_close(&from);
 }
 
+/* ---- a file that somebody cuts short while it is loaded ---- */
+
+static char cut_path[PML_PATH_MAX];
+
+static pml_status cut_and_upload(pml_queue *queue, void *to, size_t pitch, const pml_file_at *from,
+                                 size_t width, size_t rows, pml_error *err)
+{
+    if (truncate(cut_path, 3000) != 0)
+        abort();
+    return pml_backend_cpu()->upload_file(queue, to, pitch, from, width, rows, err);
+}
+
+/* Its tensors as they are, and a bitsandbytes folder. */
+static void check_cut_short(const char *fixtures)
+{
+    static const char *const cases[] = {"llama-tied-full", "llama-nf4-lora"};
+    pml_backend cutting = *pml_backend_cpu();
+    cutting.upload_file = cut_and_upload;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pml_train_config config;
+        pml_stepper *stepper;
+        pml_error why = PML_ERROR_INIT;
+        char path[PML_PATH_MAX + 32], *text;
+        size_t size;
+        static const char *const files[] = {"config.json", "model.safetensors"};
+        load_case(fixtures, cases[i], &config);
+        for (int f = 0; f < 2; f++) {
+            snprintf(path, sizeof path, "%s/%s", config.model, files[f]);
+            MUST(pml_file_read(path, 1 << 26, false, &text, &size, err));
+            snprintf(cut_path, sizeof cut_path, "%s/%s", root, files[f]);
+            MUST(pml_file_write(cut_path, text, size, 0600, err));
+            free(text);
+        }
+        snprintf(config.model, sizeof config.model, "%s", root);
+        const pml_stepper_options options = {
+            .config = &config, .backend = &cutting, .threads = 1, .limits = {8, 1, 8, 8, 0}};
+        pml_status status = pml_stepper_new(&options, &stepper, &why);
+        check(status == PML_CORRUPT && stepper == NULL, "%s cut short: %s", cases[i],
+              pml_status_name(status));
+        check(strstr(why.message, "model.safetensors has no byte ") != NULL,
+              "%s cut short is told as: %s", cases[i], why.message);
+    }
+}
+
 static void check_refusals(const char *fixtures)
 {
     pml_train_config config;
@@ -475,6 +519,7 @@ int main(int argc, char **argv)
     check_fresh_adapter(argv[1]);
     check_folders(argv[1]);
     check_refusals(argv[1]);
+    check_cut_short(argv[1]);
     check_second_plan(argv[1]);
     MUST(pml_tree_remove("/tmp", root + strlen("/tmp/"), err));
     return summary();

@@ -237,6 +237,21 @@ static double sampled(bench *b, int32_t vocab)
     return best;
 }
 
+/* When weights began and ended to come in: their first parameter and the last that is told. */
+typedef struct loading {
+    double begin, end;
+} loading;
+
+static void note_progress(void *user, const char *what, double fraction)
+{
+    loading *l = user;
+    if (strcmp(what, "loading the model") != 0)
+        return;
+    l->end = pml_clock_monotonic();
+    if (fraction == 0)
+        l->begin = l->end;
+}
+
 static void measure(bench *b)
 {
     const pml_backend *backend;
@@ -246,6 +261,8 @@ static void measure(bench *b)
     double begin = pml_clock_monotonic();
     MUST(pml_backend_named(b->device, false, &backend, &index, err));
     MUST(backend->open(&open, &device, err));
+    double opened = pml_clock_monotonic() - begin;
+    loading weights = {begin, begin};
     size_t before = free_memory(backend, device);
     int32_t tokens = b->rows * b->length;
     const pml_stepper_options options = {
@@ -254,6 +271,8 @@ static void measure(bench *b)
         .device_index = index,
         .threads = 0,
         .cache = b->cache,
+        .progress = note_progress,
+        .user = &weights,
         .choices = b->choices,
         .limits = {tokens, b->rows, tokens - b->rows, b->length,
                    b->sample > 0 ? b->prompts * (PROMPT + b->sample) : 0}};
@@ -292,15 +311,16 @@ static void measure(bench *b)
            "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
            "\"pieces\": %d, \"head_chunk\": %d, \"unpacked\": %d, \"priced\": %.5f, "
            "\"offload_layers\": %d, "
-           "\"offload\": \"%s\", \"host\": %zu, \"link\": %.4f, \"waited\": %.4f, \"load\": %.2f, "
+           "\"offload\": \"%s\", \"host\": %zu, \"link\": %.4f, \"waited\": %.4f, "
+           "\"open\": %.3f, \"weights\": [%.3f, %.3f], \"load\": %.3f, "
            "\"first_step\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
            token, tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
            pml_recompute_name((pml_recompute)plan->choices.recompute),
            plan->choices.recompute_layers, plan->choices.pieces, plan->choices.head_chunk,
            plan->choices.unpacked, plan->seconds, plan->choices.offload_layers,
            pml_recompute_name((pml_recompute)plan->choices.offload), plan->host, plan->link,
-           plan->waited, loaded, first, plan->flops / median * 1e-12,
-           (size_t)usage.ru_maxrss << 10);
+           plan->waited, opened, weights.begin - begin, weights.end - begin, loaded, first,
+           plan->flops / median * 1e-12, (size_t)usage.ru_maxrss << 10);
     for (int i = 0; i < 2; i++) {
         free((void *)(uintptr_t)batches[i].ids);
         free((void *)(uintptr_t)batches[i].places);

@@ -1,13 +1,17 @@
 /* How fast a file in the page cache comes onto a GPU, beside what its link can do.
  *
- *   bench_gpu_upload FILE [MiB a piece, 256] [--forget]
+ *   bench_gpu_upload FILE [--piece MiB, 256] [--rows BYTES] [--mapped]
  *
- * FILE is mapped and uploaded twice from its begin to its end, as weights are, a piece at a time
- * over the same device memory; the first time its pages are not yet this process's. With --forget
- * each piece's pages are given back behind it, as loading does. The link: the best of five copies
- * of 1 GiB from pinned memory. Prints GB/s. */
+ * FILE is uploaded three times from its begin to its end, as weights are, a piece at a time over
+ * the same device memory, none waited for before the last. In the first time are the threads and
+ * the page-locked memory that a process takes for it. --rows: pieces are rows of so many bytes, 128
+ * bytes further apart on the device than in the file, as weights with a border are. --mapped: from
+ * a mapping of the file, as from any memory, in place of the file itself. The link: the best of
+ * five copies of 1 GiB from page-locked memory. Prints GB/s, and by how much the process's memory
+ * grew. */
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,9 +39,9 @@ typedef struct bench {
     pml_device *device;
     pml_queue *queue;
     void *place;
-    size_t piece, size;
-    const char *file;
-    bool forgets;
+    size_t piece, size, row;
+    const char *mapped; /* NULL: not */
+    pml_file_at file;
 } bench;
 
 static void *function(const char *name)
@@ -80,62 +84,112 @@ static double link_rate(const bench *b)
     return best;
 }
 
+enum { BORDER = 128 };
+
+static void upload(bench *b, size_t at, size_t n)
+{
+    const pml_file_at from = {b->file.fd, at, b->file.path};
+    if (b->mapped != NULL)
+        MUST(b->backend->upload(b->queue, b->place, b->mapped + at, n, err));
+    else if (b->row > 0)
+        MUST(b->backend->upload_file(b->queue, b->place, b->row + BORDER, &from, b->row, n / b->row,
+                                     err));
+    else
+        MUST(b->backend->upload_file(b->queue, b->place, n, &from, n, 1, err));
+}
+
 static double upload_rate(bench *b)
 {
     double begin = pml_clock_monotonic();
-    for (size_t at = 0; at < b->size; at += b->piece) {
-        size_t n = b->size - at < b->piece ? b->size - at : b->piece;
-        MUST(b->backend->upload(b->queue, b->place, b->file + at, n, err));
-        if (b->forgets)
-            madvise((void *)(uintptr_t)b->file, b->size, MADV_DONTNEED);
-    }
+    for (size_t at = 0; at < b->size; at += b->piece)
+        upload(b, at, b->size - at < b->piece ? b->size - at : b->piece);
     MUST(b->backend->sync(b->queue, err));
     return (double)b->size / (pml_clock_monotonic() - begin);
 }
 
-static void map(bench *b, const char *path)
+static void open_file(bench *b, bool map)
 {
     struct stat about;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &about) != 0 || about.st_size == 0) {
-        perror(path);
+    b->file.fd = open(b->file.path, O_RDONLY | O_CLOEXEC);
+    if (b->file.fd < 0 || fstat(b->file.fd, &about) != 0 || about.st_size == 0) {
+        perror(b->file.path);
         exit(EXIT_FAILURE);
     }
     b->size = (size_t)about.st_size;
-    b->file = mmap(NULL, b->size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (b->file == MAP_FAILED) {
-        perror(path);
+    void *mapped = map ? mmap(NULL, b->size, PROT_READ, MAP_PRIVATE, b->file.fd, 0) : NULL;
+    if (mapped == MAP_FAILED) {
+        perror(b->file.path);
         exit(EXIT_FAILURE);
     }
-    close(fd);
+    b->mapped = mapped;
+}
+
+/* MiB of this process that are in memory. */
+static double resident(void)
+{
+    long all = 0, here = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f == NULL || fscanf(f, "%ld %ld", &all, &here) != 2)
+        here = -1;
+    if (f != NULL)
+        fclose(f);
+    return (double)here * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
+}
+
+static bool read_options(int argc, char **argv, bench *b, bool *map)
+{
+    static const struct option known[] = {{"piece", required_argument, NULL, 'p'},
+                                          {"rows", required_argument, NULL, 'r'},
+                                          {"mapped", no_argument, NULL, 'm'},
+                                          {NULL, 0, NULL, 0}};
+    for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
+        if (c == 'p')
+            b->piece = (size_t)atoi(optarg) << 20;
+        else if (c == 'r')
+            b->row = (size_t)atoi(optarg);
+        else if (c == 'm')
+            *map = true;
+        else
+            return false;
+    }
+    b->file.path = argv[optind];
+    return optind == argc - 1 && b->piece > 0;
 }
 
 int main(int argc, char **argv)
 {
-    bench b = {.piece = (size_t)(argc > 2 && argv[2][0] != '-' ? atoi(argv[2]) : 256) << 20,
-               .forgets = argc > 2 && strcmp(argv[argc - 1], "--forget") == 0};
+    bool map = false;
+    bench b = {.piece = (size_t)256 << 20};
     const pml_device_options open = {.index = 0};
-    if (argc < 2 || b.piece == 0) {
-        fputs("bench_gpu_upload FILE [MiB a piece] [--forget]\n", stderr);
+    if (!read_options(argc, argv, &b, &map)) {
+        fputs("bench_gpu_upload FILE [--piece MiB] [--rows BYTES] [--mapped]\n", stderr);
         return EXIT_FAILURE;
     }
-    map(&b, argv[1]);
+    open_file(&b, map);
+    if (b.row > 0) { /* whole rows */
+        b.piece = b.piece / b.row * b.row;
+        b.size = b.size / b.row * b.row;
+    }
     MUST(pml_backend_cuda(&b.backend, err));
     MUST(b.backend->open(&open, &b.device, err));
     MUST(b.backend->queue_new(b.device, &b.queue, err));
-    size_t room = b.piece > GIB ? b.piece : GIB;
+    size_t most = b.row > 0 ? b.piece / b.row * (b.row + BORDER) : b.piece;
+    size_t room = most > GIB ? most : GIB;
     MUST(b.backend->alloc(b.device, room, &b.place, err));
-    MUST(b.backend->upload(b.queue, b.place, b.file, b.piece < b.size ? b.piece : b.size, err));
-    MUST(b.backend->sync(b.queue, err));
-    double first = upload_rate(&b), again = upload_rate(&b), link = link_rate(&b);
-    printf(
-        "%.1f GiB in pieces of %zu MiB%s: %.1f GB/s, again %.1f; the link %.1f GB/s: %.0f %% and "
-        "%.0f %% of it\n",
-        (double)b.size / GIB, b.piece >> 20, b.forgets ? ", forgotten behind" : "", first * 1e-9,
-        again * 1e-9, link * 1e-9, 100 * first / link, 100 * again / link);
+    double rate[3], before = resident();
+    for (int i = 0; i < 3; i++)
+        rate[i] = upload_rate(&b);
+    double grown = resident() - before, link = link_rate(&b);
+    printf("%.1f GiB in pieces of %zu MiB%s%s: %.1f GB/s, again %.1f, %.1f; the link %.1f GB/s: "
+           "%.0f, %.0f, %.0f %% of it; %.0f MiB more in memory\n",
+           (double)b.size / GIB, b.piece >> 20, map ? ", mapped" : "", b.row > 0 ? ", in rows" : "",
+           rate[0] * 1e-9, rate[1] * 1e-9, rate[2] * 1e-9, link * 1e-9, 100 * rate[0] / link,
+           100 * rate[1] / link, 100 * rate[2] / link, grown);
     b.backend->free(b.device, &b.place, room);
     b.backend->queue_destroy(&b.queue);
     b.backend->close(&b.device);
-    munmap((void *)(uintptr_t)b.file, b.size);
+    if (map)
+        munmap((void *)(uintptr_t)b.mapped, b.size);
+    close(b.file.fd);
     return EXIT_SUCCESS;
 }

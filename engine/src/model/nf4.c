@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "pml/json/json.h"
@@ -124,15 +125,29 @@ static pml_status read_original(pml_json_at at, int64_t *rows, int64_t *cols, pm
     return differs(at, "dtype", "float32, bfloat16, float16", err);
 }
 
+/* A quant_state's JSON. */
+static pml_status parse_state(const pml_stored *state, const char *weight, pml_json **document,
+                              pml_error *err)
+{
+    if (state == NULL || state->dtype != PML_U8 || state->bytes > pml_json_file_limits.bytes)
+        return PML_FAIL(err, PML_CORRUPT, "'%s' has no quant_state of bytes", weight);
+    char *text = malloc(state->bytes + 1); /* there may be none */
+    if (text == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for '%s'", state->name);
+    pml_status status = pml_stored_read(state, 0, state->bytes, text, err);
+    if (status == PML_OK)
+        status =
+            pml_json_parse(text, state->bytes, state->name, &pml_json_file_limits, document, err);
+    free(text);
+    return status;
+}
+
 pml_status pml_nf4_original(const pml_safetensors *file, const char *weight, int64_t *rows,
                             int64_t *cols, pml_dtype *dtype, pml_error *err)
 {
     const pml_stored *state = beside(file, weight, STATE_SUFFIX);
     pml_json *document = NULL;
-    if (state == NULL || state->dtype != PML_U8)
-        return PML_FAIL(err, PML_CORRUPT, "'%s' has no quant_state of bytes", weight);
-    pml_status status = pml_json_parse(state->data, state->bytes, state->name,
-                                       &pml_json_file_limits, &document, err);
+    pml_status status = parse_state(state, weight, &document, err);
     if (status == PML_OK)
         status = read_original(pml_json_root(document, state->name), rows, cols, dtype, err);
     pml_json_destroy(&document);
@@ -151,21 +166,21 @@ static pml_status need_part(const pml_stored *part, const char *weight, const ch
     return PML_OK;
 }
 
-/* The map a file brings must be the one that every backend has built in. Its makers' own differ in
- * the last bits. */
+/* The map a file brings, of n <= PML_DYNAMIC_CODES numbers, must be the one that every backend has
+ * built in. Its makers' own differ in the last bits. */
 static pml_status need_map(const pml_stored *part, const char *weight, const char *what,
                            const float *known, int64_t n, pml_error *err)
 {
+    float values[PML_DYNAMIC_CODES];
     pml_status status = need_part(part, weight, what, PML_F32, n, err);
-    for (int64_t i = 0; status == PML_OK && i < n; i++) {
-        float value;
-        memcpy(&value, (const char *)part->data + (size_t)i * sizeof value, sizeof value);
-        if (!(fabsf(value - known[i]) < 1e-6F))
+    if (status == PML_OK)
+        status = pml_stored_read(part, 0, (size_t)n * sizeof *values, values, err);
+    for (int64_t i = 0; status == PML_OK && i < n; i++)
+        if (!(fabsf(values[i] - known[i]) < 1e-6F))
             status =
                 PML_FAIL(err, PML_UNSUPPORTED,
                          "%s: '%s' has %g at %lld where NF4 has %g; not in this version",
-                         part->path, part->name, (double)value, (long long)i, (double)known[i]);
-    }
+                         part->path, part->name, (double)values[i], (long long)i, (double)known[i]);
     return status;
 }
 
@@ -203,10 +218,7 @@ pml_status pml_nf4_find(const pml_safetensors *file, const char *weight, int64_t
                         "(llm_int8_skip_modules), not in this version; supported: all projections "
                         "in NF4",
                         found->codes->path, weight);
-    if (state == NULL || state->dtype != PML_U8)
-        return PML_FAIL(err, PML_CORRUPT, "'%s' has no quant_state of bytes", weight);
-    pml_status status = pml_json_parse(state->data, state->bytes, state->name,
-                                       &pml_json_file_limits, &document, err);
+    pml_status status = parse_state(state, weight, &document, err);
     if (status == PML_OK)
         status = read_state(pml_json_root(document, state->name), rows, cols, &found->offset, err);
     pml_json_destroy(&document);

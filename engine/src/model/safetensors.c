@@ -23,11 +23,13 @@ static const pml_json_limits index_limits = {100 * 1000 * 1000, 8};
 
 enum { SHARDS_MAX = 4096 };
 
-/* One mapped file. Names and metadata point into its parsed header, which therefore stays. */
+/* One open file and its mapping. Names and metadata point into its parsed header, which therefore
+ * stays. */
 typedef struct mapped {
     char *path;
+    int fd;
     unsigned char *base;
-    size_t size;
+    size_t size, begin; /* of the file; where its data section begins */
     pml_json *header;
 } mapped;
 
@@ -129,6 +131,8 @@ static pml_status read_entry(const mapped *file, const char *name, const pml_jso
                         "%s: tensor %s has %lld bytes where its shape and dtype need %zu",
                         file->path, name, (long long)(last - first), t->bytes);
     t->data = data + first;
+    t->fd = file->fd;
+    t->at = (uint64_t)(data + first - file->base);
     return PML_OK;
 }
 
@@ -203,16 +207,17 @@ static pml_status map_file(const char *path, mapped *file, pml_error *err)
             status = PML_FAIL(err, errno == ENOMEM ? PML_NO_MEMORY : PML_IO, "cannot map %s: %s",
                               path, strerror(errno));
         else
-            *file = (mapped){.base = base, .size = (size_t)info.st_size};
+            *file = (mapped){.fd = fd, .base = base, .size = (size_t)info.st_size};
     }
-    close(fd);
+    if (status != PML_OK)
+        close(fd);
     return status;
 }
 
 static void unmap_file(mapped *file)
 {
-    if (file->base != NULL)
-        munmap(file->base, file->size);
+    munmap(file->base, file->size);
+    close(file->fd);
     pml_json_destroy(&file->header);
     free(file->path);
 }
@@ -225,18 +230,31 @@ static uint64_t load_u64(const unsigned char *bytes)
     return value;
 }
 
-static pml_status parse_header(mapped *file, pml_error *err)
+/* Read, not looked at in the mapping: a file may be cut short at any time. */
+static pml_status read_header(mapped *file, pml_error *err)
 {
-    uint64_t n = load_u64(file->base);
+    pml_file_at from = {file->fd, 0, file->path};
+    unsigned char length[9];
+    pml_status status = pml_file_at_read(&from, length, sizeof length, err);
+    if (status != PML_OK)
+        return status;
+    uint64_t n = load_u64(length);
     if (n > header_limits.bytes || n > file->size - 8)
         return PML_FAIL(err, PML_CORRUPT,
                         "%s: a header of %llu bytes cannot be in a file of %zu; it is cut short, "
                         "damaged, or not a safetensors file",
                         file->path, (unsigned long long)n, file->size);
-    if (file->base[8] != '{')
+    if (length[8] != '{')
         return PML_FAIL(err, PML_CORRUPT, "%s is not a safetensors file", file->path);
-    pml_status status = pml_json_parse((const char *)file->base + 8, (size_t)n, file->path,
-                                       &header_limits, &file->header, err);
+    char *text = malloc((size_t)n + 1); /* n may be 0 */
+    if (text == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the header of %s", file->path);
+    from.at = 8;
+    file->begin = 8 + (size_t)n;
+    status = pml_file_at_read(&from, text, (size_t)n, err);
+    if (status == PML_OK)
+        status = pml_json_parse(text, (size_t)n, file->path, &header_limits, &file->header, err);
+    free(text);
     if (status == PML_INVALID && err != NULL)
         err->code = PML_CORRUPT;
     return status == PML_INVALID ? PML_CORRUPT : status;
@@ -261,9 +279,8 @@ static pml_status add_tensors(pml_safetensors *st, mapped *file, pml_error *err)
     const pml_json *value;
     void *cursor = NULL;
     size_t first = st->n_tensors;
-    size_t begin = 8 + (size_t)load_u64(file->base);
-    const unsigned char *data = file->base + begin;
-    size_t space = file->size - begin;
+    const unsigned char *data = file->base + file->begin;
+    size_t space = file->size - file->begin;
     while (pml_json_next(file->header, &cursor, &key, &value)) {
         pml_status status;
         if (strcmp(key, "__metadata__") == 0) {
@@ -299,7 +316,7 @@ static pml_status add_file(pml_safetensors *st, const char *path, pml_error *err
     file->path = strdup(path);
     if (file->path == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to open %s", path);
-    status = parse_header(file, err);
+    status = read_header(file, err);
     if (status == PML_OK)
         status = add_tensors(st, file, err);
     return status;
@@ -474,13 +491,6 @@ void pml_safetensors_close(pml_safetensors **file)
     *file = NULL;
 }
 
-void pml_safetensors_forget(const pml_safetensors *file)
-{
-    for (size_t i = 0; i < file->n_files; i++)
-        /* Advice: where the kernel does not take it, pages stay and nothing is wrong. */
-        (void)madvise(file->files[i].base, file->files[i].size, MADV_DONTNEED);
-}
-
 /* ---- looking things up ---- */
 
 size_t pml_safetensors_count(const pml_safetensors *file)
@@ -535,6 +545,16 @@ pml_status pml_safetensors_need(const pml_safetensors *file, const char *name, i
     }
     *tensor = t;
     return PML_OK;
+}
+
+pml_status pml_stored_read(const pml_stored *tensor, size_t skip, size_t bytes, void *to,
+                           pml_error *err)
+{
+    const pml_file_at from = pml_stored_at(tensor, skip);
+    if (skip > tensor->bytes || bytes > tensor->bytes - skip)
+        return PML_FAIL(err, PML_INTERNAL, "%s: bytes %zu to %zu of '%s', which has %zu",
+                        tensor->path, skip, skip + bytes, tensor->name, tensor->bytes);
+    return pml_file_at_read(&from, to, bytes, err);
 }
 
 const char *pml_safetensors_metadata(const pml_safetensors *file, const char *key)

@@ -188,7 +188,7 @@ static pml_status read_tensors(const pml_snapshot *s, const char *path, int from
                 status = PML_FAIL(err, PML_INVALID, "%s: '%s' has dtype %s, not %s", path, name,
                                   stored->dtype_name, pml_dtype_name(t.dtype));
             if (status == PML_OK)
-                memcpy(at, stored->data, t.bytes);
+                status = pml_stored_read(stored, 0, t.bytes, at, err);
             at += t.bytes;
         }
     }

@@ -19,16 +19,22 @@ static char *place(const pml_stepper *s, const pml_parameter *p)
            (size_t)(p->row * pml_tensor_pitch(t) + p->col) * pml_dtype_size(t->dtype);
 }
 
-/* As they are, where the file has the dtype that the arena has: the device reads the mapped file,
- * which stays until all of it has been waited for. */
-static pml_status upload_as_is(pml_stepper *s, char *to, const pml_stored *stored, size_t first,
-                               size_t n, pml_error *err)
+/* Host memory in which numbers are converted: `piece` floats at a time as the file has them (F64 at
+ * the widest), as float32, and in the dtype of their place. */
+typedef struct buffers {
+    char *stored;
+    float *piece, *rounded;
+} buffers;
+
+/* As they are, where the file has the dtype that the arena has: rows of `row` elements from the
+ * file to rows `pitch` elements apart. Under way when it returns, until `uploaded`. */
+static pml_status upload_as_is(pml_stepper *s, char *to, int64_t pitch, const pml_stored *stored,
+                               int64_t row, int64_t rows, pml_error *err)
 {
-    size_t width = pml_dtype_size(stored->dtype);
-    const char *from = (const char *)stored->data + first * width;
-    pml_status status = s->backend->upload(s->queue, to, from, n * width, err);
-    return status == PML_OK ? PML_OK
-                            : pml_error_prefix(err, "%s: '%s'", stored->path, stored->name);
+    const size_t width = pml_dtype_size(stored->dtype);
+    const pml_file_at from = pml_stored_at(stored, 0);
+    return s->backend->upload_file(s->queue, to, (size_t)pitch * width, &from, (size_t)row * width,
+                                   (size_t)rows, err);
 }
 
 /* A file's bytes may still be on their way to the device. */
@@ -41,14 +47,31 @@ static pml_status close_read(pml_stepper *s, pml_safetensors **file, pml_status 
     return status == PML_OK ? waited : status;
 }
 
-/* Elements [first, first + left) of a file's tensor. */
+static pml_status convert_piece(const buffers *b, const pml_stored *stored, size_t first, size_t n,
+                                pml_dtype dtype, const void **made, pml_error *err)
+{
+    const size_t width = pml_dtype_size(stored->dtype);
+    pml_status status = pml_stored_read(stored, first * width, n * width, b->stored, err);
+    if (status == PML_OK)
+        status = pml_convert_to_f32(b->stored, stored->dtype, n, b->piece, err);
+    if (status == PML_OK && dtype != PML_F32)
+        status = pml_convert_from_f32(b->piece, n, b->rounded, dtype, err);
+    *made = dtype == PML_F32 ? b->piece : b->rounded;
+    return status;
+}
+
+/* Elements [first, first + left) of a file's tensor, on the device when what comes next on the
+ * queue looks for them. */
 static pml_status upload_range(pml_stepper *s, char *to, pml_dtype dtype, const pml_stored *stored,
-                               size_t first, size_t left, float *piece, pml_error *err)
+                               size_t first, size_t left, const buffers *b, pml_error *err)
 {
     size_t width = pml_dtype_size(stored->dtype), wanted = pml_dtype_size(dtype);
-    const char *from = (const char *)stored->data + first * width;
-    if (stored->dtype == dtype)
-        return upload_as_is(s, to, stored, first, left, err);
+    if (stored->dtype == dtype) {
+        const pml_file_at from = pml_stored_at(stored, first * width);
+        pml_status status =
+            s->backend->upload_file(s->queue, to, left * width, &from, left * width, 1, err);
+        return status == PML_OK ? s->backend->uploaded(s->queue, err) : status;
+    }
     if (dtype == PML_BF16 &&
         s->config.dtype == PML_F32) /* what the spec found out, changed since */
         return PML_FAIL(err, PML_INVALID, "%s: tensor '%s' is %s in a model of BF16", stored->path,
@@ -58,17 +81,15 @@ static pml_status upload_range(pml_stepper *s, char *to, pml_dtype dtype, const 
                         stored->path, stored->name, stored->dtype_name);
     while (left > 0) {
         size_t n = left < PIECE_FLOATS ? left : PIECE_FLOATS;
-        pml_status status = pml_convert_to_f32(from, stored->dtype, n, piece, err);
-        if (status == PML_OK && dtype != PML_F32)
-            status = pml_convert_from_f32(piece, n, piece + PIECE_FLOATS, dtype, err);
+        const void *made;
+        pml_status status = convert_piece(b, stored, first, n, dtype, &made, err);
         if (status == PML_OK)
-            status = s->backend->upload(
-                s->queue, to, dtype == PML_F32 ? piece : piece + PIECE_FLOATS, n * wanted, err);
+            status = s->backend->upload(s->queue, to, made, n * wanted, err);
         if (status == PML_OK)
             status = s->backend->sync(s->queue, err);
         if (status != PML_OK)
             return pml_error_prefix(err, "%s: '%s'", stored->path, stored->name);
-        from += n * width;
+        first += n;
         to += n * wanted;
         left -= n;
     }
@@ -76,9 +97,9 @@ static pml_status upload_range(pml_stepper *s, char *to, pml_dtype dtype, const 
 }
 
 static pml_status upload_stored(pml_stepper *s, char *to, pml_dtype dtype, const pml_stored *stored,
-                                float *piece, pml_error *err)
+                                const buffers *b, pml_error *err)
 {
-    return upload_range(s, to, dtype, stored, 0, (size_t)stored->elements, piece, err);
+    return upload_range(s, to, dtype, stored, 0, (size_t)stored->elements, b, err);
 }
 
 /* The roomiest transient tensor: nothing lives there while weights are loaded. */
@@ -104,11 +125,10 @@ static bool device_reads(const pml_stepper *s, const pml_stored *stored)
     return stored->dtype < PML_DTYPE_COUNT && (s->backend->dtypes >> stored->dtype & 1) != 0;
 }
 
-/* To rows that are longer than the file's (they end in zeros where a rank is not the greatest of
- * its stack, and weights may have a border), or of another dtype. Through the stage, from which the
+/* To rows that are longer than the file's, and of another dtype. Through the stage, from which the
  * device spreads and converts them. */
 static pml_status upload_rows(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
-                              float *piece, pml_error *err)
+                              const buffers *b, pml_error *err)
 {
     enum { MOST = 64 << 20 };
     const pml_tensor *t = &s->program->tensors[p->tensor];
@@ -124,7 +144,7 @@ static pml_status upload_rows(pml_stepper *s, const pml_parameter *p, const pml_
         int64_t rows = p->rows - first < most ? p->rows - first : most;
         char *to = place(s, p) + (size_t)(first * pitch) * pml_dtype_size(t->dtype);
         status = upload_range(s, stage, dtype, stored, (size_t)(first * p->cols),
-                              (size_t)(rows * p->cols), piece, err);
+                              (size_t)(rows * p->cols), b, err);
         pml_op_args args = {.copy = {pml_matrix(stage, rows, p->cols, dtype),
                                      {to, rows, p->cols, pitch, t->dtype}}};
         if (status == PML_OK)
@@ -133,14 +153,18 @@ static pml_status upload_rows(pml_stepper *s, const pml_parameter *p, const pml_
     return status;
 }
 
+/* Rows may be longer in the arena than in the file: they end in zeros where a rank is not the
+ * greatest of its stack, and weights may have a border. */
 static pml_status upload_parameter(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
-                                   float *piece, pml_error *err)
+                                   const buffers *b, pml_error *err)
 {
     const pml_tensor *t = &s->program->tensors[p->tensor];
-    bool through = stored->dtype != t->dtype && device_reads(s, stored);
-    return p->rank == 1 || (p->cols == pml_tensor_pitch(t) && !through)
-               ? upload_stored(s, place(s, p), t->dtype, stored, piece, err)
-               : upload_rows(s, p, stored, piece, err);
+    const int64_t rows = p->rank == 1 ? 1 : p->rows, pitch = pml_tensor_pitch(t);
+    if (stored->dtype == t->dtype)
+        return upload_as_is(s, place(s, p), pitch, stored, p->cols, rows, err);
+    return p->rank == 1 || (p->cols == pitch && !device_reads(s, stored))
+               ? upload_stored(s, place(s, p), t->dtype, stored, b, err)
+               : upload_rows(s, p, stored, b, err);
 }
 
 /* Codes and scales: in the arena for good, or in the place to load where numbers are kept. */
@@ -188,20 +212,19 @@ static pml_status upload_nf4(pml_stepper *s, const pml_parameter *p, const pml_s
     pml_status status = pml_nf4_find(file, p->name, p->rows, p->cols, &stored, err);
     if (status != PML_OK)
         return status;
-    const struct {
-        const void *data;
-        size_t bytes;
-    } parts[PML_NF4_TENSORS] = {{stored.codes->data, stored.codes->bytes},
-                                {stored.absmax->data, stored.absmax->bytes},
-                                {stored.nested->data, stored.nested->bytes},
-                                {&stored.offset, sizeof stored.offset}};
+    const pml_stored *const parts[] = {stored.codes, stored.absmax, stored.nested};
     const nf4_views views = nf4_of(s, p);
-    for (int k = 0; status == PML_OK && k < PML_NF4_TENSORS; k++)
-        status =
-            s->backend->upload(s->queue, views.part[k].data, parts[k].data, parts[k].bytes, err);
-    if (status == PML_OK && p->tensor >= 0)
-        status = unpack(s, p, &views, err);
-    return status == PML_OK ? s->backend->sync(s->queue, err) : status; /* `stored` ends here */
+    for (int k = 0; status == PML_OK && k < PML_NF4_OFFSET; k++) {
+        const pml_file_at from = pml_stored_at(parts[k], 0);
+        status = s->backend->upload_file(s->queue, views.part[k].data, parts[k]->bytes, &from,
+                                         parts[k]->bytes, 1, err);
+    }
+    if (status == PML_OK)
+        status = s->backend->upload(s->queue, views.part[PML_NF4_OFFSET].data, &stored.offset,
+                                    sizeof stored.offset, err);
+    if (status == PML_OK)
+        status = s->backend->sync(s->queue, err); /* `stored` ends here */
+    return status == PML_OK && p->tensor >= 0 ? unpack(s, p, &views, err) : status;
 }
 
 /* The op's results: x is its first operand either way, its workspace the last. */
@@ -225,7 +248,7 @@ static void fp8_results(const pml_stepper *s, const pml_parameter *p, pml_fp8_qu
  * to the numbers that they stand for: no memory beyond the plan. As it is in the file where the
  * backend takes that, else as float32, which is the same number. */
 static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_stored *stored,
-                           float *piece, pml_error *err)
+                           const buffers *b, pml_error *err)
 {
     char *at = pml_program_data(s->program, s->program->loading, s->arena);
     bool as_is = device_reads(s, stored);
@@ -245,7 +268,7 @@ static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_sto
     if (ws > 0)
         pml_op_views(&args)[pml_op_describe(op)->n_views - 1] =
             pml_vector(end - ws, (int64_t)ws, PML_U8);
-    pml_status status = upload_stored(s, at, dtype, stored, piece, err);
+    pml_status status = upload_stored(s, at, dtype, stored, b, err);
     if (status == PML_OK)
         status = pml_op_run(s->backend, op, s->queue, &args, err);
     if (status == PML_OK && p->nf4 && p->tensor >= 0)
@@ -254,7 +277,7 @@ static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_sto
 }
 
 static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_safetensors *file,
-                           float *piece, pml_error *err)
+                           const buffers *b, pml_error *err)
 {
     const pml_stored *stored;
     if (p->nf4 && s->spec.nf4)
@@ -268,12 +291,12 @@ static pml_status load_one(pml_stepper *s, const pml_parameter *p, const pml_saf
                             : pml_safetensors_need(file, p->name, p->rows, p->cols, &stored, err);
     if (status != PML_OK)
         return status;
-    return p->nf4 || p->fp8 ? quantise(s, p, stored, piece, err)
-                            : upload_parameter(s, p, stored, piece, err);
+    return p->nf4 || p->fp8 ? quantise(s, p, stored, b, err)
+                            : upload_parameter(s, p, stored, b, err);
 }
 
 /* What an adapter holds whole begins as it is in the model. */
-static pml_status load_sources(pml_stepper *s, const pml_safetensors *file, float *piece,
+static pml_status load_sources(pml_stepper *s, const pml_safetensors *file, const buffers *b,
                                pml_error *err)
 {
     pml_status status = PML_OK;
@@ -286,25 +309,23 @@ static pml_status load_sources(pml_stepper *s, const pml_safetensors *file, floa
                      ? pml_safetensors_need(file, p->source, p->cols, 0, &stored, err)
                      : pml_safetensors_need(file, p->source, p->rows, p->cols, &stored, err);
         if (status == PML_OK)
-            status = upload_parameter(s, p, stored, piece, err);
-        pml_safetensors_forget(file);
+            status = upload_parameter(s, p, stored, b, err);
     }
     return status;
 }
 
 /* All parameters of one kind from one file. */
 static pml_status load_parameters(pml_stepper *s, const pml_safetensors *file, bool adapter,
-                                  float *piece, pml_error *err)
+                                  const buffers *b, pml_error *err)
 {
     const pml_program *program = s->program;
     for (int32_t i = 0; i < program->n_parameters; i++) {
         const pml_parameter *p = &program->parameters[i];
         if (p->adapter != adapter)
             continue;
-        pml_status status = load_one(s, p, file, piece, err);
+        pml_status status = load_one(s, p, file, b, err);
         if (status != PML_OK)
             return status;
-        pml_safetensors_forget(file); /* else all of the file would count beside the arena */
         if (s->progress != NULL && i % 16 == 0)
             s->progress(s->user, adapter ? "loading the adapter" : "loading the model",
                         (double)i / program->n_parameters);
@@ -339,16 +360,16 @@ static pml_status refuse_extra(const pml_stepper *s, const pml_safetensors *file
     return PML_OK;
 }
 
-static pml_status load_model(pml_stepper *s, float *piece, pml_error *err)
+static pml_status load_model(pml_stepper *s, const buffers *b, pml_error *err)
 {
     pml_safetensors *file = NULL;
     pml_status status = pml_safetensors_open_folder(s->config.model, &file, err);
     if (status == PML_OK)
         status = refuse_extra(s, file, err);
     if (status == PML_OK)
-        status = load_parameters(s, file, false, piece, err);
+        status = load_parameters(s, file, false, b, err);
     if (status == PML_OK)
-        status = load_sources(s, file, piece, err);
+        status = load_sources(s, file, b, err);
     return close_read(s, &file, status, err);
 }
 
@@ -382,7 +403,7 @@ static pml_status check_adapter(const pml_stepper *s, const pml_adapter_config *
     return PML_OK;
 }
 
-static pml_status load_adapter(pml_stepper *s, float *piece, pml_error *err)
+static pml_status load_adapter(pml_stepper *s, const buffers *b, pml_error *err)
 {
     pml_adapter_config config;
     pml_safetensors *file = NULL;
@@ -390,7 +411,7 @@ static pml_status load_adapter(pml_stepper *s, float *piece, pml_error *err)
     if (status == PML_OK)
         status = check_adapter(s, &config, file, err);
     if (status == PML_OK)
-        status = load_parameters(s, file, true, piece, err);
+        status = load_parameters(s, file, true, b, err);
     return close_read(s, &file, status, err);
 }
 
@@ -467,24 +488,26 @@ pml_status pmli_round_values(pml_stepper *s, pml_error *err)
 
 pml_status pmli_load(pml_stepper *s, bool weights, pml_error *err)
 {
-    /* As float32, and behind that in the dtype of its place. */
-    float *piece = malloc(2 * PIECE_FLOATS * sizeof *piece);
-    if (piece == NULL)
+    enum { WIDEST = sizeof(double) };
+    char *memory = malloc(PIECE_FLOATS * (WIDEST + 2 * sizeof(float)));
+    if (memory == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory to load the model");
+    float *piece = (float *)(memory + PIECE_FLOATS * WIDEST);
+    const buffers b = {memory, piece, piece + PIECE_FLOATS};
     pml_status status = clear_flat(s, err);
     if (status == PML_OK)
         status = pmli_set_scale(s, err);
     if (status == PML_OK)
         status = pmli_rope_fit(s, s->spec.max_positions, err);
     if (status == PML_OK && weights)
-        status = load_model(s, piece, err);
+        status = load_model(s, &b, err);
     if (status == PML_OK && s->config.method == PML_METHOD_LORA)
-        status = s->config.lora_init[0] != '\0' ? load_adapter(s, piece, err)
-                                                : make_adapter(s, piece, err);
+        status = s->config.lora_init[0] != '\0' ? load_adapter(s, &b, err)
+                                                : make_adapter(s, b.piece, err);
     if (status == PML_OK)
         status = pmli_round_values(s, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
-    free(piece);
+    free(memory);
     return status;
 }

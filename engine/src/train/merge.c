@@ -33,6 +33,8 @@ struct pml_merge {
     size_t transposed_of, transposed_floats;
     float *opened; /* rows of a quantised weight, and the group's elements before them */
     size_t opened_floats;
+    float *stored; /* what is read of a file, as it is there */
+    size_t stored_floats;
     size_t used; /* tensors of the checkpoint that have found their place */
 };
 
@@ -231,6 +233,7 @@ void pml_merge_close(pml_merge **merge)
     free(m->piece);
     free(m->transposed);
     free(m->opened);
+    free(m->stored);
     free(m);
     *merge = NULL;
 }
@@ -269,6 +272,15 @@ static bool grow(float **buffer, size_t *have, size_t floats)
     return true;
 }
 
+/* Bytes of a file's tensor from `skip` on, until the next are read. */
+static pml_status read_stored(pml_merge *m, const pml_stored *from, size_t skip, size_t bytes,
+                              pml_error *err)
+{
+    if (!grow(&m->stored, &m->stored_floats, bytes / sizeof *m->stored + 1))
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to read '%s'", from->name);
+    return pml_stored_read(from, skip, bytes, m->stored, err);
+}
+
 /* A^T [cols, r], kept while the same tensor's rows are asked for. */
 static pml_status transpose(pml_merge *m, size_t index, pml_error *err)
 {
@@ -278,17 +290,17 @@ static pml_status transpose(pml_merge *m, size_t index, pml_error *err)
     int64_t rank = s->a->shape[0], cols = s->a->shape[1];
     if (!grow(&m->transposed, &m->transposed_floats, (size_t)(rank * cols)))
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the adapter of '%s'", s->merged.name);
+    pml_status status = read_stored(m, s->a, 0, (size_t)(rank * cols) * sizeof(float), err);
+    if (status != PML_OK)
+        return status;
     for (int64_t r = 0; r < rank; r++)
         for (int64_t c = 0; c < cols; c++)
-            memcpy(&m->transposed[c * rank + r],
-                   (const char *)s->a->data + (size_t)(r * cols + c) * sizeof(float),
-                   sizeof(float));
+            m->transposed[c * rank + r] = m->stored[r * cols + c];
     m->transposed_of = index;
     return PML_OK;
 }
 
-/* out += scale B A, for these rows. The adapter's file has its tensors at multiples of their
- * element's size (pml_safetensors_writer). */
+/* out += scale B A, for these rows. */
 static pml_status add_product(pml_merge *m, size_t index, int64_t first, int64_t rows, float *out,
                               pml_error *err)
 {
@@ -305,8 +317,11 @@ static pml_status add_product(pml_merge *m, size_t index, int64_t first, int64_t
         if (m->piece == NULL)
             return PML_FAIL(err, PML_NO_MEMORY, "no memory to merge '%s'", s->merged.name);
     }
-    char *b = (char *)(uintptr_t)s->b->data + (size_t)(first * rank) * sizeof(float);
-    pml_op_args args = {.linear = {.x = pml_matrix(b, rows, rank, PML_F32),
+    status = read_stored(m, s->b, (size_t)(first * rank) * sizeof(float),
+                         (size_t)(rows * rank) * sizeof(float), err);
+    if (status != PML_OK)
+        return status;
+    pml_op_args args = {.linear = {.x = pml_matrix(m->stored, rows, rank, PML_F32),
                                    .w = pml_matrix(m->transposed, cols, rank, PML_F32),
                                    .y = pml_matrix(m->piece, rows, cols, PML_F32),
                                    .parts = 1,
@@ -314,6 +329,31 @@ static pml_status add_product(pml_merge *m, size_t index, int64_t first, int64_t
     status = pml_op_run(pml_backend_cpu(), PML_OP_linear, m->queue, &args, err);
     for (int64_t i = 0; status == PML_OK && i < rows * cols; i++)
         out[i] += s->scale * m->piece[i];
+    return status;
+}
+
+/* Its parts for n elements from `from` on, a group's first; into `stored`:
+ *
+ *   nested | codes | absmax */
+static pml_status read_quantised(pml_merge *m, const pml_nf4_stored *q, int64_t from, int64_t n,
+                                 pml_nf4_dequantise_args *a, pml_error *err)
+{
+    const size_t nested = (size_t)pml_nf4_nested(n) * sizeof(float),
+                 codes = (size_t)pml_nf4_codes(n), absmax = (size_t)pml_nf4_blocks(n);
+    if (!grow(&m->stored, &m->stored_floats, (nested + codes + absmax) / sizeof *m->stored + 1))
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to read '%s'", q->codes->name);
+    char *at = (char *)m->stored;
+    pml_status status = pml_stored_read(
+        q->nested, (size_t)(from / (PML_NF4_BLOCK * PML_NF4_NESTED)) * sizeof(float), nested, at,
+        err);
+    if (status == PML_OK)
+        status = pml_stored_read(q->codes, (size_t)(from / 2), codes, at + nested, err);
+    if (status == PML_OK)
+        status = pml_stored_read(q->absmax, (size_t)(from / PML_NF4_BLOCK), absmax,
+                                 at + nested + codes, err);
+    a->nested = pml_vector(at, pml_nf4_nested(n), PML_F32);
+    a->codes = pml_vector(at + nested, (int64_t)codes, PML_U8);
+    a->absmax = pml_vector(at + nested + codes, (int64_t)absmax, PML_U8);
     return status;
 }
 
@@ -330,18 +370,14 @@ static pml_status open_quantised(pml_merge *m, const source *s, int64_t begin, i
     int64_t lead = begin % group, from = begin - lead, n = end - from;
     if (!grow(&m->opened, &m->opened_floats, (size_t)n))
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to merge '%s'", s->merged.name);
-    uint8_t *codes = (uint8_t *)(uintptr_t)s->nf4.codes->data + from / 2;
-    uint8_t *absmax = (uint8_t *)(uintptr_t)s->nf4.absmax->data + from / PML_NF4_BLOCK;
-    float *nested = (float *)(uintptr_t)s->nf4.nested->data + from / group;
     float offset = s->nf4.offset;
-    pml_op_args args = {.nf4_dequantise = {.codes = pml_vector(codes, pml_nf4_codes(n), PML_U8),
-                                           .absmax = pml_vector(absmax, pml_nf4_blocks(n), PML_U8),
-                                           .nested = pml_vector(nested, pml_nf4_nested(n), PML_F32),
-                                           .offset = pml_vector(&offset, 1, PML_F32),
+    pml_op_args args = {.nf4_dequantise = {.offset = pml_vector(&offset, 1, PML_F32),
                                            .y = pml_matrix(m->opened, 1, n, PML_F32),
                                            .parts = 1,
                                            .part_rows = {1}}};
-    pml_status status = pml_op_run(pml_backend_cpu(), PML_OP_nf4_dequantise, m->queue, &args, err);
+    pml_status status = read_quantised(m, &s->nf4, from, n, &args.nf4_dequantise, err);
+    if (status == PML_OK)
+        status = pml_op_run(pml_backend_cpu(), PML_OP_nf4_dequantise, m->queue, &args, err);
     if (status == PML_OK)
         memcpy(out, m->opened + lead, (size_t)(end - begin) * sizeof *out);
     return status;
@@ -356,13 +392,15 @@ pml_status pml_merge_rows(pml_merge *m, size_t index, int64_t first, int64_t row
         return PML_FAIL(err, PML_INTERNAL, "rows %lld to %lld of '%s' cannot be merged at once",
                         (long long)first, (long long)(first + rows), s->merged.name);
     int64_t cols = s->merged.cols;
-    size_t skip = (size_t)(first * cols) * pml_dtype_size(from->dtype);
+    const size_t width = pml_dtype_size(from->dtype), n = (size_t)(rows * cols);
     pml_status status;
-    if (s->nf4.codes != NULL && s->replacement == NULL)
+    if (s->nf4.codes != NULL && s->replacement == NULL) {
         status = open_quantised(m, s, first * cols, (first + rows) * cols, out, err);
-    else
-        status = pml_convert_to_f32((const char *)from->data + skip, from->dtype,
-                                    (size_t)(rows * cols), out, err);
+    } else {
+        status = read_stored(m, from, (size_t)(first * cols) * width, n * width, err);
+        if (status == PML_OK)
+            status = pml_convert_to_f32(m->stored, from->dtype, n, out, err);
+    }
     if (status != PML_OK)
         return pml_error_prefix(err, "%s: '%s'", from->path, from->name);
     return s->a != NULL ? add_product(m, index, first, rows, out, err) : PML_OK;

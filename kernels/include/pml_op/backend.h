@@ -11,6 +11,7 @@
 #ifndef PML_OP_BACKEND_H
 #define PML_OP_BACKEND_H
 
+#include "pml/base/file_at.h"
 #include "pml_op/ops.h"
 
 #include <stdbool.h>
@@ -93,6 +94,16 @@ typedef struct pml_backend {
                            pml_error *err);
     pml_status (*sync)(pml_queue *queue, pml_error *err);
 
+    /* Rows of `width` bytes that lie end to end in a file, to rows that begin `pitch` bytes apart.
+     * Comes behind what stands on the queue, but what stands behind it need not wait: nothing may
+     * use `to` before `uploaded`, which puts what comes next behind all such uploads so far and
+     * says what went wrong with one of them (pml_file_at_read's errors, too); it or sync must have
+     * come before the file is closed. As much may be read at once as the link takes, through memory
+     * of a fixed size. Not recorded. */
+    pml_status (*upload_file)(pml_queue *queue, void *to, size_t pitch, const pml_file_at *from,
+                              size_t width, size_t rows, pml_error *err);
+    pml_status (*uploaded)(pml_queue *queue, pml_error *err);
+
     /* Recording: ops between begin and end are recorded, not run. NULL where replay gains nothing
      * (CPU); the caller then runs ops one by one. Run the same ops once before recording them, so
      * that what a backend looks up per shape is there. A graph holds the addresses and attributes
@@ -116,7 +127,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 10, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 11, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

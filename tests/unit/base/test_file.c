@@ -6,6 +6,8 @@
 
 #include <dirent.h>
 
+#include "pml/base/file_at.h"
+
 static int entries(const char *folder)
 {
     int n = 0;
@@ -214,6 +216,29 @@ static void test_paths(void **state)
     assert_false(pml_path_is_below("a/../b"));
 }
 
+static void test_read_at(void **state)
+{
+    (void)state;
+    char to[8] = "";
+    put_text(scratch("at"), "0123456789");
+    const char *path = scratch("at");
+    int fd = open(path, O_RDONLY | O_CLOEXEC), shut = open(path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0 && shut >= 0);
+    pml_file_at place = {fd, 3, path};
+    EXPECT_OK(pml_file_at_read(&place, to, 4, e));
+    assert_string_equal(to, "3456");
+    EXPECT_OK(pml_file_at_read(&place, to, 2, e)); /* from the same place */
+    assert_string_equal(to, "3456");
+    EXPECT_FAIL(PML_CORRUPT, "at has no byte 10, and 1 were", pml_file_at_read(&place, to, 8, e));
+    place.at = 1000;
+    EXPECT_OK(pml_file_at_read(&place, to, 0, e));
+    EXPECT_FAIL(PML_CORRUPT, "1000", pml_file_at_read(&place, to, 1, e));
+    place = (pml_file_at){shut, 3, path};
+    EXPECT_FAIL(PML_IO, "at at byte 3: Bad file", pml_file_at_read(&place, to, 4, e));
+    close(fd);
+    close(shut);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -227,6 +252,7 @@ int main(void)
         cmocka_unit_test(test_tree_remove_stays_inside),
         cmocka_unit_test(test_tree_remove_of_a_deep_tree_ends),
         cmocka_unit_test(test_paths),
+        cmocka_unit_test(test_read_at),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -1,6 +1,7 @@
 /* The CPU backend around its ops: device, threads, memory, transfers. */
 #include "kernels/fixture.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "pml_op/cpu.h"
@@ -96,6 +97,28 @@ static void test_transfers(void **state)
     assert_int_equal(cpu->download(queue, to, NULL, 1, &err), PML_INVALID);
 }
 
+/* Rows of a file to rows that are longer, which keep their ends. */
+static void test_rows_of_a_file(void **state)
+{
+    (void)state;
+    const pml_backend *cpu = pml_backend_cpu();
+    pml_error err = PML_ERROR_INIT;
+    char to[13] = "............";
+    int fd = memfd_create("rows", MFD_CLOEXEC);
+    assert_int_equal(write(fd, "0123456789", 10), 10);
+    pml_file_at from = {fd, 2, "rows"};
+    assert_int_equal(cpu->upload_file(queue, to, 4, &from, 3, 2, &err), PML_OK);
+    assert_int_equal(cpu->uploaded(queue, &err), PML_OK);
+    assert_string_equal(to, "234.567.....");
+    assert_int_equal(cpu->upload_file(queue, to + 8, 99, &from, 3, 1, &err), PML_OK);
+    assert_string_equal(to, "234.567.234.");
+    assert_int_equal(cpu->upload_file(queue, to, 2, &from, 2, 3, &err), PML_OK);
+    assert_string_equal(to, "2345677.234.");
+    assert_int_equal(cpu->upload_file(queue, to, 4, &from, 3, 3, &err), PML_CORRUPT);
+    assert_non_null(strstr(err.message, "rows has no byte 10"));
+    close(fd);
+}
+
 /* A plan made without a device holds on this one. */
 static void test_workspace_without_device(void **state)
 {
@@ -175,6 +198,7 @@ int main(void)
         cmocka_unit_test(test_alloc),
         cmocka_unit_test(test_alloc_is_present),
         cmocka_unit_test(test_transfers),
+        cmocka_unit_test(test_rows_of_a_file),
         cmocka_unit_test(test_workspace_without_device),
         cmocka_unit_test(test_workspace_grows_with_rows),
         cmocka_unit_test(test_prepare_process_is_idle_when_told),

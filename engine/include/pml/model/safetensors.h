@@ -1,4 +1,4 @@
-/* Safetensors: named tensors in one file, read in place.
+/* Safetensors: named tensors in one file.
  *
  *   u64 n | header: n bytes of JSON, padded with spaces | data
  *           {"__metadata__": {"k": "v"},
@@ -8,9 +8,10 @@
  * their last byte is the file's last. All of that is checked before the first tensor is given out.
  * A damaged file is PML_CORRUPT and the message names file and tensor.
  *
- * Files are mapped: what is not touched is not read. A file that is replaced by rename stays
- * readable; one that another process cuts short in place kills the reader (SIGBUS), as any mapping.
- */
+ * What goes through a file once (weights, a checkpoint) reads it: pml_stored_read, or the place in
+ * the file for a backend to read from. What comes back to it again and again, as to the tokens, has
+ * it mapped: `data`. A file that is replaced by rename stays readable either way; one that another
+ * process cuts short in place is an error to the former and kills the latter (SIGBUS). */
 #ifndef PML_MODEL_SAFETENSORS_H
 #define PML_MODEL_SAFETENSORS_H
 
@@ -18,6 +19,7 @@
 #include <stdint.h>
 
 #include "pml/base/error.h"
+#include "pml/base/file_at.h"
 #include "pml/base/view.h"
 
 enum { PML_STORED_MAX_DIMS = 8 };
@@ -32,8 +34,21 @@ typedef struct pml_stored {
     int64_t elements;
     const void *data; /* into the mapping; alignment is the file's, perhaps none */
     size_t bytes;
-    const char *path; /* the file it lies in */
+    const char *path; /* the file it lies in … */
+    int fd;           /* … open until the reader is closed … */
+    uint64_t at;      /* … and its first byte there */
 } pml_stored;
+
+/* Where its bytes from `skip` on lie. */
+static inline pml_file_at pml_stored_at(const pml_stored *tensor, size_t skip)
+{
+    pml_file_at place = {tensor->fd, tensor->at + skip, tensor->path};
+    return place;
+}
+
+/* `bytes` of its data from byte `skip` on. Errors as pml_file_at_read. */
+pml_status pml_stored_read(const pml_stored *tensor, size_t skip, size_t bytes, void *to,
+                           pml_error *err);
 
 /* ---- reading ---- */
 
@@ -48,10 +63,6 @@ pml_status pml_safetensors_open(const char *path, pml_safetensors **file, pml_er
 pml_status pml_safetensors_open_folder(const char *folder, pml_safetensors **file, pml_error *err);
 
 void pml_safetensors_close(pml_safetensors **file);
-
-/* What was read so far no longer counts as this process's memory; what is read again comes from the
- * page cache or the disk. For a caller that goes through a file larger than what is to be taken. */
-void pml_safetensors_forget(const pml_safetensors *file);
 
 /* Tensors of the file, or of all of the folder's shards. */
 size_t pml_safetensors_count(const pml_safetensors *file);
