@@ -70,10 +70,12 @@ static pml_status weigh(const pmli_search *s, const pml_batch_limits *limits,
     return status;
 }
 
-/* How many layers: from half of them by halved steps, either way while it gets better. Seconds fall
- * with it until the link has no time left, and rise from there. */
+/* *narrower is set where a narrower chunk of the head may do better. How many layers: from half of
+ * them by halved steps, either way while it gets better. Seconds fall with it until the link has no
+ * time left, and rise from there. */
 static pml_status climb(const pmli_search *s, const pml_batch_limits *limits,
-                        pml_plan_choices choices, pml_plan *plan, bool *any, pml_error *err)
+                        pml_plan_choices choices, pml_plan *plan, bool *any, bool *narrower,
+                        pml_error *err)
 {
     const int32_t most = s->spec->layers - 1;
     /* Where half of them do not fit: on the device, or in host memory. */
@@ -99,6 +101,10 @@ static pml_status climb(const pmli_search *s, const pml_batch_limits *limits,
         }
     if (status == PML_OK && found)
         status = pmli_unpack_most(s, limits, true, *any ? plan->seconds : HUGE_VAL, &here, err);
+    bool matters = true;
+    if (status == PML_OK && found)
+        status = pmli_chunk_matters(s, limits, &here, &matters, err);
+    *narrower = *narrower || matters;
     if (status == PML_OK && found && (!*any || here.seconds < plan->seconds)) {
         *plan = here;
         *any = true;
@@ -109,12 +115,14 @@ static pml_status climb(const pmli_search *s, const pml_batch_limits *limits,
 /* Offloaded layers stand at one of two levels: all that is dear is sent, or the layer's input
  * alone. What norms put out is next to nothing to make and takes the link as long as the rest. */
 static pml_status both_levels(const pmli_search *s, const pml_batch_limits *limits,
-                              pml_plan_choices choices, pml_plan *plan, bool *any, pml_error *err)
+                              pml_plan_choices choices, pml_plan *plan, bool *any, bool *narrower,
+                              pml_error *err)
 {
+    *narrower = false;
     choices.offload = PML_RECOMPUTE_NORMS;
-    pml_status status = climb(s, limits, choices, plan, any, err);
+    pml_status status = climb(s, limits, choices, plan, any, narrower, err);
     choices.offload = PML_RECOMPUTE_LAYER;
-    return status == PML_OK ? climb(s, limits, choices, plan, any, err) : status;
+    return status == PML_OK ? climb(s, limits, choices, plan, any, narrower, err) : status;
 }
 
 /* Whether these pieces and this chunk could be better than what there is: with a device that all
@@ -146,11 +154,11 @@ pml_status pmli_search_offload(const pmli_search *s, const pml_batch_limits *lim
                                     .pieces = pieces,
                                     .moments_8bit = s->moments_8bit};
         for (;;) {
-            bool may;
+            bool may, narrower = false;
             status = may_be_better(s, limits, choices, plan, *any, &may, err);
             if (status == PML_OK && may)
-                status = both_levels(s, limits, choices, plan, any, err);
-            if (status != PML_OK || !may || choices.head_chunk == PMLI_SMALLEST_CHUNK)
+                status = both_levels(s, limits, choices, plan, any, &narrower, err);
+            if (status != PML_OK || !narrower || choices.head_chunk == PMLI_SMALLEST_CHUNK)
                 break;
             choices.head_chunk = choices.head_chunk / PMLI_CHUNK_STEP > PMLI_SMALLEST_CHUNK
                                      ? choices.head_chunk / PMLI_CHUNK_STEP

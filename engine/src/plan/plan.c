@@ -95,16 +95,6 @@ const char *pml_recompute_name(pml_recompute recompute)
 
 enum { SHORTEST_LENGTH = 32 };
 
-/* The largest chunk of the head: products of more rows are not faster, and its logits are the
- * largest thing there is for a moment. On an H200 2048 rows are 3 % of a small model's step better
- * than 256 or 512, 4096 no better; on CPUs 256, 512 and 1024 cannot be told apart. */
-typedef struct pmli_chunk_limit {
-    int32_t rows;
-    size_t logits; /* bytes */
-} pmli_chunk_limit;
-static const pmli_chunk_limit cpu_chunk = {512, (size_t)64 << 20};
-static const pmli_chunk_limit gpu_chunk = {2048, (size_t)1 << 30};
-
 static int32_t div_up(int32_t a, int32_t b)
 {
     return a / b + (a % b != 0);
@@ -182,16 +172,6 @@ pml_status pmli_try_plan(const pmli_search *s, const pml_batch_limits *limits,
 bool pmli_plan_fits(const pmli_search *s, const pml_plan *plan)
 {
     return (s->available == 0 || plan->total <= s->available) && plan->host <= s->host;
-}
-
-int32_t pmli_widest_chunk(const pmli_search *s, const pml_batch_limits *limits)
-{
-    const pmli_chunk_limit *most = strcmp(s->backend->name, "cpu") == 0 ? &cpu_chunk : &gpu_chunk;
-    size_t row = (size_t)s->spec->vocab * pml_dtype_size(s->config->dtype);
-    int32_t chunk = PMLI_SMALLEST_CHUNK;
-    while (chunk < most->rows && chunk < limits->labels && (size_t)chunk * 2 * row <= most->logits)
-        chunk *= 2;
-    return chunk;
 }
 
 bool pmli_may_unpack(const pmli_search *s)
@@ -422,16 +402,19 @@ static pml_status search(const pmli_search *s, const pml_batch_limits *limits, p
                 HUGE_VAL, &candidate, &found, err);
             if (status != PML_OK)
                 return status;
+            bool narrower = chunk > PMLI_SMALLEST_CHUNK;
             if (found)
                 status = pmli_unpack_most(s, limits, true, *any ? plan->seconds : HUGE_VAL,
                                           &candidate, err);
+            if (status == PML_OK && found && narrower)
+                status = pmli_chunk_matters(s, limits, &candidate, &narrower, err);
             if (status != PML_OK)
                 return status;
             if (found && (!*any || candidate.seconds < plan->seconds)) {
                 *plan = candidate;
                 *any = true;
             }
-            if ((found && candidate.choices.recompute == 0) || chunk == PMLI_SMALLEST_CHUNK)
+            if ((found && candidate.choices.recompute == 0) || !narrower)
                 break;
             chunk = chunk / PMLI_CHUNK_STEP > PMLI_SMALLEST_CHUNK ? chunk / PMLI_CHUNK_STEP
                                                                   : PMLI_SMALLEST_CHUNK;
@@ -453,7 +436,7 @@ static pml_status spare_memory(const pmli_search *s, const pml_batch_limits *lim
     if (strcmp(s->backend->name, "cpu") != 0)
         return PML_OK;
     const double longest = plan->seconds * (1 + little);
-    const int32_t most = least_count(pmli_most_pieces(limits), limits->tokens / cpu_chunk.rows);
+    const int32_t most = least_count(pmli_most_pieces(limits), limits->tokens / PMLI_CPU_CHUNK);
     pml_plan least = *plan, candidate;
     pml_plan_choices choices = plan->choices;
     bool in_time = true;

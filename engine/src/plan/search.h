@@ -27,6 +27,7 @@ typedef struct pmli_clocks {
 void pmli_advance(pmli_clocks *clocks, pml_op op, double seconds);
 
 enum { PMLI_SMALLEST_CHUNK = 8, PMLI_CHUNK_STEP = 4 /* chunks shrink by */ };
+enum { PMLI_CPU_CHUNK = 512 /* rows that a product on the CPU gains by */ };
 
 /* Build one candidate and keep its numbers. */
 pml_status pmli_try_plan(const pmli_search *s, const pml_batch_limits *limits,
@@ -54,6 +55,11 @@ int32_t pmli_most_pieces(const pml_batch_limits *limits);
 pml_status pmli_least_recompute(const pmli_search *s, const pml_batch_limits *limits,
                                 pml_plan_choices choices, double below, pml_plan *plan, bool *found,
                                 pml_error *err);
+
+/* Whether a narrower chunk of the head can do better than *plan, the best with its chunk: even with
+ * the narrowest, does anything that costs less fit? Not where the fullest moment is another. */
+pml_status pmli_chunk_matters(const pmli_search *s, const pml_batch_limits *limits,
+                              const pml_plan *plan, bool *matters, pml_error *err);
 
 /* Whether weights in NF4 may be unpacked for good: not on the CPU, where what is left is the
  * host's.
