@@ -544,9 +544,13 @@ def _device(name: object) -> str:
     return f"cuda:{int(match[1] or 0)}"
 
 
+#: In Windows' Linux NVIDIA's driver lies here, and no device shows.
+_WINDOWS_DRIVER = "/usr/lib/wsl/lib/libcuda.so.1"
+
+
 def nvidia_there(system: Path = Path("/sys/bus/pci/devices")) -> bool:
     """Whether this machine has an NVIDIA GPU, with a driver or without."""
-    if os.path.exists("/dev/nvidiactl"):
+    if any(os.path.exists(path) for path in ("/dev/nvidiactl", _WINDOWS_DRIVER)):
         return True
     for device in system.glob("*"):
         with suppress(OSError):
@@ -558,12 +562,15 @@ def nvidia_there(system: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 def _gpus() -> int:
     """Count the GPUs that runs can use; where one is there and cannot be used, say why."""
+    count = 0
     try:
-        return _native.gpus()
+        count = _native.gpus()
+        _native.gpu_dtypes(0)  # one that is too old has none
     except Error as why:
-        if nvidia_there():
+        if count > 0 or nvidia_there():
             warnings.warn(f"this run uses the CPU: {why}", stacklevel=2)
         return 0
+    return count
 
 
 def _gpu_dtypes(device: str) -> list[str]:

@@ -126,10 +126,12 @@ def _runtime_folder() -> Finding:
 
 def _gpu() -> Finding:
     """Whether runs can use a GPU; else the reason and what to do about it."""
+    count = 0
     try:
         count = _native.gpus()
+        _native.gpu_dtypes(0)  # one that is too old has none
     except Error as why:
-        if nvidia_there():
+        if count > 0 or nvidia_there():
             return Finding("note", "GPU", "there is an NVIDIA GPU, and runs use the CPU", str(why))
         return Finding("note", "GPU", f"no NVIDIA GPU, runs use the CPU ({why}){_libraries()}")
     found, do = [], []

@@ -388,7 +388,8 @@ static PyObject *packed(PyObject *module, PyObject *args)
 
 PyDoc_STRVAR(device_info_doc, "device_info(device='cpu', /)\n--\n\n"
                               "What a device is: name, libraries, instructions, memory in bytes, "
-                              "threads, what it lacks, its PCI address.");
+                              "threads, what it lacks, its PCI address, a GPU's compute "
+                              "capability (90 is 9.0; else 0).");
 
 static PyObject *device_info(PyObject *module, PyObject *args)
 {
@@ -412,10 +413,11 @@ static PyObject *device_info(PyObject *module, PyObject *args)
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
-    return Py_BuildValue("{ss ss ss sn sn si ss ss}", "name", info.name, "libraries",
+    return Py_BuildValue("{ss ss ss sn sn si ss ss si}", "name", info.name, "libraries",
                          info.libraries, "instructions", info.instructions, "memory_total",
                          (Py_ssize_t)info.memory_total, "memory_free", (Py_ssize_t)info.memory_free,
-                         "threads", info.threads, "lacks", info.lacks, "bus", info.bus);
+                         "threads", info.threads, "lacks", info.lacks, "bus", info.bus,
+                         "capability", info.capability);
 }
 
 PyDoc_STRVAR(gauges_doc, "gauges(bus, /)\n--\n\n"

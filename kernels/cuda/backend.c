@@ -65,6 +65,8 @@ static pml_status dtypes_of(int index, unsigned *dtypes, pml_error *err)
     if (status == PML_OK)
         status = pmli_cuda_capability(index, count, &capability, err);
     if (status == PML_OK)
+        status = pmli_cuda_has_code(capability, "the GPU", err);
+    if (status == PML_OK)
         *dtypes = capability >= FIRST_WITH_BF16 ? DTYPES : DTYPES & ~(1 << PML_BF16);
     return status;
 }

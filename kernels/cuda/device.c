@@ -35,7 +35,27 @@ pml_status pmli_cuda_capability(int index, int count, int *capability, pml_error
             pmli_cu.cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, id),
             what, err);
     *capability = 10 * major + minor;
+    const char *wish = getenv("PML_CUDA_CAPABILITY");
+    const int least = wish != NULL ? atoi(wish) : 0;
+    if (least > 0 && least < *capability)
+        *capability = least;
     return status;
+}
+
+pml_status pmli_cuda_has_code(int capability, const char *name, pml_error *err)
+{
+    char targets[200] = "";
+    if (pmli_image_for(pmli_images[0].family, capability) != NULL)
+        return PML_OK;
+    for (size_t i = 0; i < pmli_image_count; i++) /* all families are compiled for the same */
+        if (strcmp(pmli_images[i].family, pmli_images[0].family) == 0) {
+            size_t n = strlen(targets);
+            snprintf(targets + n, sizeof targets - n, "%s%s", n > 0 ? ", " : "",
+                     pmli_images[i].target);
+        }
+    return PML_FAIL(err, PML_UNSUPPORTED,
+                    "%s has compute capability %d.%d, for which this build has no kernels (%s)",
+                    name, capability / 10, capability % 10, targets);
 }
 
 static pml_status identify(pml_device *d, int index, pml_error *err)
@@ -67,13 +87,10 @@ static pml_status identify(pml_device *d, int index, pml_error *err)
 static pml_status load_images(pml_device *d, const char *const families[PMLI_FAMILY_COUNT],
                               pml_error *err)
 {
-    for (int i = 0; i < PMLI_FAMILY_COUNT; i++) {
+    pml_status status = pmli_cuda_has_code(d->capability, d->name, err);
+    for (int i = 0; status == PML_OK && i < PMLI_FAMILY_COUNT; i++) {
         const pmli_image *image = pmli_image_for(families[i], d->capability);
-        if (image == NULL)
-            return PML_FAIL(err, PML_UNSUPPORTED,
-                            "%s has compute capability %d.%d, for which this build has no kernels",
-                            d->name, d->capability / 10, d->capability % 10);
-        pml_status status = PMLI_CU(
+        status = PMLI_CU(
             pmli_cu.cuLibraryLoadData(&d->images[i], image->data, NULL, NULL, 0, NULL, NULL, 0),
             families[i], err);
         if (status != PML_OK)
@@ -85,7 +102,7 @@ static pml_status load_images(pml_device *d, const char *const families[PMLI_FAM
         snprintf(d->target, sizeof d->target, "%s", image->target);
         d->code = image->capability;
     }
-    return PML_OK;
+    return status;
 }
 
 /* All kernels are looked up now: the driver loads a function's code at this point, which must not
@@ -237,6 +254,7 @@ pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
         snprintf(info->libraries + n, sizeof info->libraries - (size_t)n, "no cuDNN");
     snprintf(info->instructions, sizeof info->instructions, "%s", d->target);
     info->threads = 1;
+    info->capability = d->capability;
     info->held = CONTEXT_BYTES;
     pml_status status = pmli_cuda_enter(d, err);
     if (status != PML_OK)

@@ -73,8 +73,13 @@ void pmli_cuda_graph_destroy(pml_graph **graph);
 pml_status pmli_cuda_mark(pml_queue *queue, int index, pml_error *err);
 pml_status pmli_cuda_between(pml_queue *queue, int from, int to, double *seconds, pml_error *err);
 
-/* 75 for 7.5, of one of `count` devices; makes no context. */
+/* 75 for 7.5, of one of `count` devices; makes no context. $PML_CUDA_CAPABILITY, where it is less,
+ * stands for it: an older GPU's ways can be gone on a newer one (tests/gpu/run). */
 pml_status pmli_cuda_capability(int index, int count, int *capability, pml_error *err);
+
+/* PML_UNSUPPORTED: none of the code that this build has runs on a GPU of that capability; `name` is
+ * the GPU's. */
+pml_status pmli_cuda_has_code(int capability, const char *name, pml_error *err);
 
 /* What offload and fetch have made for a queue (op_offload.c). */
 void pmli_cuda_copies_destroy(pml_queue *queue);

@@ -58,6 +58,21 @@ pml_status pmli_cu_status(CUresult result, const char *what, const char *file, i
                          words != NULL ? words : "unknown error", name != NULL ? name : "?");
 }
 
+/* Before anything else, so that a driver without some function is told by its version. */
+static pml_status check_version(void *handle, pml_error *err)
+{
+    CUresult (*get)(int *);
+    *(void **)&get = dlsym(handle, "cuDriverGetVersion");
+    if (get == NULL || get(&pmli_cu.version) != CUDA_SUCCESS)
+        return PML_FAIL(err, PML_UNSUPPORTED, "libcuda.so.1 does not say which CUDA it serves");
+    if (pmli_cu.version >= OLDEST_DRIVER)
+        return PML_OK;
+    return PML_FAIL(err, PML_UNSUPPORTED,
+                    "the NVIDIA driver is too old: it serves CUDA %d.%d, and 12.0 (driver 525) or "
+                    "newer is needed. It is the machine's, also for a container",
+                    pmli_cu.version / 1000, pmli_cu.version % 1000 / 10);
+}
+
 static pml_status load_functions(pml_error *err)
 {
     /* Never closed: the driver does not survive being unloaded. */
@@ -67,18 +82,41 @@ static pml_status load_functions(pml_error *err)
                         "no NVIDIA driver: %s. On a machine with an NVIDIA GPU install its driver "
                         "(in a container: run it with the GPU passed in)",
                         dlerror());
+    pml_status status = check_version(handle, err);
+    if (status != PML_OK)
+        return status;
 #define TEXT_OF(f) #f
 #define NAME_OF(f) TEXT_OF(f)
 #define FIND(f)                                                                                    \
     *(void **)&pmli_cu.f = dlsym(handle, NAME_OF(f));                                              \
     if (pmli_cu.f == NULL)                                                                         \
-        return PML_FAIL(err, PML_UNSUPPORTED,                                                      \
-                        "the NVIDIA driver is too old: it has no %s; install one for CUDA 12.0 "   \
-                        "(525) or newer",                                                          \
-                        NAME_OF(f));
+        return PML_FAIL(                                                                           \
+            err, PML_UNSUPPORTED,                                                                  \
+            "the NVIDIA driver for CUDA %d.%d has no %s: is libcuda.so.1 the driver's "            \
+            "own?",                                                                                \
+            pmli_cu.version / 1000, pmli_cu.version % 1000 / 10, NAME_OF(f));
     PMLI_DRIVER(FIND)
 #undef FIND
     return PML_OK;
+}
+
+/* What helps where the driver is there and does not start. */
+static const char *advice_for(CUresult result)
+{
+    switch (result) {
+    case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
+        return "the driver's library and its kernel module are of two versions, as after an "
+               "update: restart the machine (in a container: is its libcuda.so.1 the machine's?)";
+    case CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE:
+        return "CUDA's compatibility package (cuda-compat) stands before the driver's own library "
+               "and does not serve this GPU: take its folder out of LD_LIBRARY_PATH";
+    case CUDA_ERROR_SYSTEM_NOT_READY:
+        return "on a machine whose GPUs are joined by switches start nvidia-fabricmanager first";
+    case CUDA_ERROR_DEVICE_UNAVAILABLE:
+        return "another process has the GPU for itself (nvidia-smi shows it and the compute mode)";
+    default:
+        return "does nvidia-smi run here? If not, restart the driver or the machine";
+    }
 }
 
 static pml_status start(pml_error *err)
@@ -91,15 +129,14 @@ static pml_status start(pml_error *err)
         return PML_FAIL(err, PML_NOT_FOUND,
                         "the NVIDIA driver sees no GPU (is CUDA_VISIBLE_DEVICES set to nothing, or "
                         "is the GPU not passed into this container?)");
-    status = PMLI_CU(result, "starting the NVIDIA driver", err);
-    if (status == PML_OK)
-        status = PMLI_CU(pmli_cu.cuDriverGetVersion(&pmli_cu.version), "driver version", err);
-    if (status == PML_OK && pmli_cu.version < OLDEST_DRIVER)
-        status =
-            PML_FAIL(err, PML_UNSUPPORTED,
-                     "the NVIDIA driver serves CUDA %d.%d; 12.0 (driver 525) or newer is needed",
-                     pmli_cu.version / 1000, pmli_cu.version % 1000 / 10);
-    return status;
+    if (result == CUDA_SUCCESS)
+        return PML_OK;
+    const char *name = NULL, *words = NULL;
+    pmli_cu.cuGetErrorName(result, &name);
+    pmli_cu.cuGetErrorString(result, &words);
+    return PML_FAIL(err, PML_UNSUPPORTED, "the NVIDIA driver does not start: %s (%s); %s",
+                    words != NULL ? words : "unknown error", name != NULL ? name : "?",
+                    advice_for(result));
 }
 
 pml_status pmli_driver_load(pml_error *err)

@@ -20,7 +20,8 @@
  *   --scratch     with --sparse: the workspace and linear_bwd's v are uploaded, too (NaN): what
  * cuBLASLt writes there by ways that initcheck does not see is read by our kernels
  *
- * Prints a line a case and "N passed, N failed"; exit status 77 and "skipped" without a GPU. */
+ * Prints a line a case and "N passed, N failed, N skipped": what a GPU has no numbers for, by name;
+ * exit status 77 and "skipped" without a GPU. */
 #include <ctype.h>
 #include <math.h>
 #include <stdio.h>
@@ -39,7 +40,7 @@ typedef struct session {
     size_t size;                           /* of the arena */
     unsigned char *arena;                  /* on the device */
     unsigned char *start, *eager, *replay; /* its images on the host */
-    int passed, failed;
+    int passed, failed, skipped;
     bool fast, eagerly, sparse, scratch;
     gpu_choice choice;
 } session;
@@ -529,6 +530,38 @@ static void second_device(session *s)
            "a second handle comes and goes", "");
 }
 
+/* What this GPU cannot do of a case; NULL: nothing. */
+static const char *lacking(const gpu_case *c, const pml_device_info *info)
+{
+    enum { FIRST_WITH_BF16 = 80, FIRST_WITH_E4M3 = 89 };
+    const pml_view *views = pml_op_views((pml_op_args *)(uintptr_t)&c->args);
+    bool bf16 = false;
+    for (int i = 0; i < pml_op_describe(c->op)->n_views; i++)
+        bf16 = bf16 || (views[i].rows > 0 && views[i].dtype == PML_BF16);
+    if (bf16 && info->capability < FIRST_WITH_BF16)
+        return "bfloat16 begins with compute capability 8.0";
+    if ((c->e4m3 || c->op == PML_OP_fp8_quantise) && info->capability < FIRST_WITH_E4M3)
+        return "E4M3 begins with compute capability 8.9";
+    return NULL;
+}
+
+/* Each by its name, and why. */
+static void skip_lacking(session *s, const pml_device_info *info)
+{
+    int kept = 0;
+    for (int n = 0; n < s->cases.count; n++) {
+        const char *why = lacking(&s->cases.at[n], info);
+        if (why != NULL) {
+            printf("skip  %-58s %s, this GPU has %d.%d\n", s->cases.at[n].name, why,
+                   info->capability / 10, info->capability % 10);
+            s->skipped++;
+        } else {
+            s->cases.at[kept++] = s->cases.at[n];
+        }
+    }
+    s->cases.count = kept;
+}
+
 static void set_up(session *s)
 {
     pml_device_options options = {0};
@@ -548,6 +581,7 @@ static void set_up(session *s)
     cases_of_mlp(&s->cases);
     cases_of_fp8(&s->cases);
     cases_keep(&s->cases, &s->choice);
+    skip_lacking(s, &info);
     if (s->cases.count == 0) {
         fprintf(stderr, "no case is so small and named so\n");
         exit(1);
@@ -641,6 +675,6 @@ int main(int argc, char **argv)
     if (s.choice.bytes == 0 && s.choice.part == 0)
         copies(&s);
     tear_down(&s);
-    printf("\n%d passed, %d failed\n", s.passed, s.failed);
+    printf("\n%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped);
     return s.failed == 0 ? 0 : 1;
 }

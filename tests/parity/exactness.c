@@ -385,6 +385,8 @@ static void check_stored(const char *fixtures, const char *name)
  * algorithm is not chosen by the clock. */
 static int on_gpu(const char *fixtures)
 {
+    if (session_is_skipped())
+        return SESSION_SKIPPED;
     check_recompute(fixtures, "qwen3-tied-full", 0);
     check_recompute(fixtures, "llama-untied-lora", 0);
     check_recompute(fixtures, "llama-untied-lora", 0.3);

@@ -449,6 +449,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: parity [--beside] [--cuda [--bf16 | --fp16]] FIXTURES [case…]\n");
         return EXIT_FAILURE;
     }
+    if (session_is_skipped())
+        return SESSION_SKIPPED;
     const char *fixtures = argv[at++];
     for (size_t i = 0; argc == at && i < sizeof cases / sizeof *cases; i++)
         check_case(fixtures, cases[i]);

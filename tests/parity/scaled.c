@@ -308,6 +308,8 @@ int main(int argc, char **argv)
     int at = 1;
     for (; at < argc && strncmp(argv[at], "--", 2) == 0; at++)
         session_option(argv[at]);
+    if (at + 1 == argc && session_is_skipped())
+        return SESSION_SKIPPED;
     if (at + 1 != argc || mkdtemp(root) == NULL) {
         fprintf(stderr, "usage: scaled [--cuda [--fp16]] FIXTURES\n");
         return EXIT_FAILURE;

@@ -24,6 +24,26 @@ void session_option(const char *option)
         session_device = option + 2;
 }
 
+bool session_is_skipped(void)
+{
+    const pml_backend *backend;
+    int device;
+    unsigned dtypes = 0;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = pml_backend_named(session_device, false, &backend, &device, &err);
+    if (status == PML_OK)
+        status = backend->dtypes_of(device, &dtypes, &err);
+    if (status == PML_NOT_FOUND)
+        printf("skipped: %s\n", err.message);
+    else if (status != PML_OK)
+        give_up(__FILE__, __LINE__, &err);
+    else if ((dtypes >> session_dtype & 1) == 0)
+        printf("skipped: %s has no %s\n", session_device, pml_dtype_name(session_dtype));
+    else
+        return false;
+    return true;
+}
+
 static int passed, failed;
 
 void check(bool good, const char *format, ...)

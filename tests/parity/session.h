@@ -28,6 +28,10 @@ extern pml_dtype session_dtype;
 extern bool session_beside;
 /* "--bf16", "--fp16", "--beside", or a device as "--cuda". */
 void session_option(const char *option);
+/* The device is not there or has no such dtype: says so, and the program ends with SESSION_SKIPPED.
+ */
+enum { SESSION_SKIPPED = 77 };
+bool session_is_skipped(void);
 
 typedef struct session_options {
     const pml_train_config *config;

@@ -256,7 +256,13 @@ int main(void)
     pml_device_info info;
     void *base = NULL;
     double begin = seconds();
+    unsigned dtypes;
     MUST(pml_backend_cuda(&gpu, err));
+    MUST(gpu->dtypes_of(options.index, &dtypes, err));
+    if ((dtypes >> PML_BF16 & 1) == 0) {
+        puts("bench_gpu_seed skipped: this GPU has no bfloat16");
+        return 0;
+    }
     MUST(gpu->open(&options, &device, err));
     MUST(gpu->queue_new(device, &queue, err));
     double opened = seconds() - begin;

@@ -42,6 +42,7 @@ typedef struct pml_device_info {
     char lacks[400]; /* what is missing for its full speed, and what to install; "": nothing */
     char bus[20];    /* PCI address, "0000:0f:00.0", for pml_gauges_new; "": none */
     int threads;
+    int capability; /* a GPU's: 90 is compute capability 9.0 (PML_CUDA_CAPABILITY); else 0 */
 } pml_device_info;
 
 #define PML_OP_SLOT(name, signature, sentence)                                                     \
@@ -65,7 +66,7 @@ typedef struct pml_backend {
      * no context and takes no memory of a device. */
     pml_status (*devices)(int *count, pml_error *err);
     /* Of dtypes those that this device multiplies: GPUs before sm_80 have no bfloat16. As devices,
-     * makes no context. */
+     * makes no context. PML_UNSUPPORTED: a GPU that nothing of this build runs on. */
     pml_status (*dtypes_of)(int index, unsigned *dtypes, pml_error *err);
 
     /* Libraries that such devices use beside their driver, without a device and without a driver:
