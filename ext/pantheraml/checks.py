@@ -15,8 +15,46 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+#: Names that others give to what is called otherwise here, or is not there.
+ELSEWHERE = {
+    "bf16": 'give dtype="bfloat16"; "auto" chooses it where a GPU has it',
+    "bias": "biases are not trained with an adapter",
+    "dataset": "it is data",
+    "ddp_find_unused_parameters": "devices= says what trains",
+    "deepspeed": "devices= and memory_limit= say what trains where",
+    "epochs": "it is num_train_epochs",
+    "eval_dataset": "it is eval_data",
+    "fp16": 'give dtype="float16"; "auto" chooses it where a GPU has no bfloat16',
+    "fsdp": "devices= and memory_limit= say what trains where",
+    "gradient_checkpointing": "the plan recomputes what memory_limit= asks for, by itself",
+    "init_lora_weights": "A is drawn as PEFT's default, B is zero",
+    "layers_pattern": "layers_to_transform counts a model's own layers",
+    "load_in_4bit": 'give quant="nf4"',
+    "load_in_8bit": 'give quant="nf4" or quant="fp8"',
+    "logging_steps": "every step is recorded",
+    "lora_r": "give lora=pantheraml.LoRA(r=…)",
+    "lora_rank": "give lora=pantheraml.LoRA(r=…)",
+    "lr": "it is learning_rate",
+    "lr_scheduler": "it is lr_scheduler_type",
+    "no_cuda": 'give devices="cpu"',
+    "num_epochs": "it is num_train_epochs",
+    "optimizer": "it is optim",
+    "output_dir": "runs lie under PANTHERAML_RUNS, each in a folder of its name=",
+    "peft_config": "give lora=pantheraml.LoRA(…)",
+    "per_device_eval_batch_size": "evaluation uses per_device_train_batch_size",
+    "rank": "it is r",
+    "report_to": "the run records every step itself, in run.history",
+    "target_parameters": "experts are not in this version",
+    "train_dataset": "it is data",
+    "use_cpu": 'give devices="cpu"',
+    "use_dora": "DoRA is not in this version",
+}
+
+
 def unknown_parameter(name: str, known: Sequence[str]) -> TypeError:
-    """Make the error for a keyword that is none, with the nearest that is one."""
+    """Make the error for a keyword that is none, with what is here in its place."""
+    if name in ELSEWHERE:
+        return TypeError(f"{name!r} is not a parameter: {ELSEWHERE[name]}")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return TypeError(f"{name!r} is not a parameter{hint}")

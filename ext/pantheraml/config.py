@@ -383,9 +383,9 @@ class Settings:
             "eval_strategy": self.eval_strategy or ("steps" if self.eval_steps else "no"),
             "save_strategy": self.save_strategy or ("steps" if self.save_steps else "no"),
             "load_best_model_at_end": truth("load_best_model_at_end", self.load_best_model_at_end),
-            "early_stopping_patience": whole(
-                "early_stopping_patience", self.early_stopping_patience or 0, 0, 10**9
-            ),
+            "early_stopping_patience": 0
+            if self.early_stopping_patience is None
+            else whole("early_stopping_patience", self.early_stopping_patience, 1, 10**9),
             "early_stopping_threshold": number(
                 "early_stopping_threshold", self.early_stopping_threshold, 0, 1e300
             ),
@@ -440,6 +440,8 @@ def scheduler_kwargs(given: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     if not isinstance(given, Mapping):
         raise InvalidError(f"lr_scheduler_kwargs must be a dict, it is {given!r}")
+    # Greedy's word for printing each change: every rate is in the run's history.
+    given = {name: value for name, value in given.items() if name != "verbose"}
     for name, value in given.items():
         finite = isinstance(value, int | float) and math.isfinite(value)
         if not isinstance(name, str) or not (finite or isinstance(value, str) or value is None):
@@ -464,7 +466,8 @@ def optimizer_args(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
     for name, value in (given or {}).items():
         choice("optim_args", name, ("momentum", "dampening", "nesterov"))
         if name == "nesterov" and isinstance(value, str):
-            value = value.lower() in ("true", "1", "yes")
+            words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+            value = words.get(value.lower(), value)
         elif isinstance(value, str):
             try:
                 value = float(value)

@@ -27,6 +27,8 @@ SAVED = {
 
 #: Layer, projection, rank, alpha.
 Module = tuple[int, str, int, float]
+#: What a projection's path may end in, and its number.
+Patterns = list[tuple[re.Pattern[str], float]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class LoRA:
     exclude_modules: str | Sequence[str] | None = None
     rank_pattern: Mapping[str, int] | None = None
     alpha_pattern: Mapping[str, float] | None = None
-    modules_to_save: Sequence[str] | None = None
+    modules_to_save: str | Sequence[str] | None = None
     init: str | os.PathLike[str] | None = None
 
     def resolve(self, model: Model | None = None) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class LoRA:
         alpha = self._alpha(16)
         ranks = _pattern("rank_pattern", self.rank_pattern)
         alphas = _pattern("alpha_pattern", self.alpha_pattern)
-        layers = _layers(self.layers_to_transform, model.layers if checked else 1 << 10)
+        layers = _layers(self.layers_to_transform, model.layers) if checked else None
         wanted = _matcher("target_modules", _pick(self.target_modules, "all-linear"))
         unwanted = _matcher("exclude_modules", self.exclude_modules or ())
         made: list[Module] = []
@@ -124,9 +126,23 @@ class LoRA:
                 r = whole("LoRA(rank_pattern)", _by_pattern(ranks, path, rank), 1, 4096)
                 a = number("LoRA(alpha_pattern)", _by_pattern(alphas, path, alpha), 0, 1e6)
                 made.append((layer, target, r, a))
-        if checked and not made:
-            raise InvalidError("LoRA(target_modules): no projection of this model is one of them")
+        if checked:
+            self._check_met(model, made, {"rank_pattern": ranks, "alpha_pattern": alphas})
         return made
+
+    def _check_met(self, model: Model, made: list[Module], patterns: dict[str, Patterns]) -> None:
+        """Refuse targets of which this model has none, and patterns that mean nothing."""
+        if not made:
+            text = isinstance(self.target_modules, str)
+            raise InvalidError(
+                "LoRA(target_modules): no projection of this model is one of them"
+                + " and not of exclude_modules" * bool(self.exclude_modules)
+                + f"; a pattern matches a whole path, such as {model.path(0, 'q_proj')}" * text
+            )
+        for name, pairs in patterns.items():
+            for key, (pattern, _) in zip(getattr(self, name) or (), pairs, strict=True):
+                if not any(pattern.match(model.path(layer, t)) for layer, t, *_ in made):
+                    raise InvalidError(f"LoRA({name}): no projection of the adapter is {key!r}")
 
     def _alpha(self, default: float) -> float:
         return number("LoRA(lora_alpha)", _pick(self.lora_alpha, default), 0, 1e6, above=True)
@@ -134,7 +150,10 @@ class LoRA:
     def _saved(self, model: Model) -> list[str]:
         """Give the names of ``modules_to_save`` by PEFT's rule: a path's end."""
         found: set[str] = set()
-        for entry in self.modules_to_save or ():
+        given = self.modules_to_save or ()
+        if not isinstance(given, str | Iterable):
+            raise InvalidError(f"LoRA(modules_to_save) must be names, it is {given!r}")
+        for entry in [given] if isinstance(given, str) else given:
             matched = {
                 name
                 for name, path in SAVED.items()
@@ -235,6 +254,8 @@ class _Matcher:
     def __init__(self, what: str, value: object) -> None:
         self._pattern: re.Pattern[str] | None = None
         self._names: list[str] = []
+        if isinstance(value, str) and value.lower() == "all-linear":  # as PEFT reads it
+            value = "all-linear"
         if value == "all-linear" or value == ["all-linear"]:
             self._names = list(TARGETS)
         elif isinstance(value, str) and value in TARGETS:
@@ -269,14 +290,16 @@ def _matcher(what: str, value: object) -> _Matcher:
 def _layers(value: int | Sequence[int] | None, count: int) -> set[int] | None:
     if value is None:
         return None
-    numbers = [value] if isinstance(value, int) else list(value)
+    numbers = [value] if not isinstance(value, Iterable) or isinstance(value, str) else list(value)
     if not numbers:
         return None
     return {whole("LoRA(layers_to_transform)", n, 0, count - 1) for n in numbers}
 
 
-def _pattern(what: str, given: Mapping[str, float] | None) -> list[tuple[re.Pattern[str], float]]:
+def _pattern(what: str, given: Mapping[str, float] | None) -> Patterns:
     made = []
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidError(f"LoRA({what}) must be a dict, it is {given!r}")
     for key, value in (given or {}).items():
         try:
             made.append((re.compile(rf"(.*\.)?({key})$"), value))
@@ -285,9 +308,7 @@ def _pattern(what: str, given: Mapping[str, float] | None) -> list[tuple[re.Patt
     return made
 
 
-def _by_pattern(
-    patterns: Sequence[tuple[re.Pattern[str], float]], path: str, otherwise: float
-) -> float:
+def _by_pattern(patterns: Patterns, path: str, otherwise: float) -> float:
     return next((value for key, value in patterns if key.match(path)), otherwise)
 
 

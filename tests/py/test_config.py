@@ -13,6 +13,7 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from pantheraml import _native, api, folders, hub
+from pantheraml.checks import ELSEWHERE
 from pantheraml.config import Settings, device_list, memory
 from pantheraml.lora import Model
 
@@ -84,6 +85,8 @@ def test_unknown_parameter_suggests(name: str, near: str, runs: Path, model: Pat
         ({"optim_args": "momentum=0.9"}, "optim_args are of optim='sgd'"),
         ({"optim": "sgd", "optim_args": {"momentun": 0.9}}, "did you mean 'momentum'"),
         ({"optim": "sgd", "optim_args": "momentum=much"}, "momentum must be a number"),
+        ({"optim": "sgd", "optim_args": "nesterov=maybe"}, "nesterov must be True or False"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience must be from 1"),
         ({"eval_strategy": "steps"}, "needs eval_steps"),
         ({"eval_strategy": "epoch", "eval_steps": 5}, "eval_strategy is 'epoch'"),
         ({"save_strategy": "steps"}, "needs save_steps"),
@@ -203,6 +206,7 @@ def test_an_adapter_that_is_not_the_same_everywhere() -> None:
         ({"target_modules": "all-linear", "exclude_modules": ["o_proj", "k_proj"]}, 10),
         ({"target_modules": "all-linear", "exclude_modules": r".*mlp.*"}, 8),
         ({"target_modules": ["q_proj"], "layers_to_transform": 1}, 1),
+        ({"target_modules": "All-Linear", "layers_to_transform": range(1)}, 7),
     ],
 )
 def test_projections_are_matched_as_peft_matches_them(lora: dict[str, Any], paths: int) -> None:
@@ -221,6 +225,13 @@ def test_projections_are_matched_as_peft_matches_them(lora: dict[str, Any], path
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
         ({"modules_to_save": ["lm_hed"]}, "did you mean 'lm_head'"),
         ({"modules_to_save": ["q_norm"]}, "this model has no q_norm"),
+        ({"target_modules": "(q|v)_proj"}, "matches a whole path, such as model.layers.0"),
+        ({"exclude_modules": "all-linear"}, "and not of exclude_modules"),
+        ({"layers_to_transform": -1}, "layers_to_transform.* must be from 0 to 1, it is -1"),
+        ({"layers_to_transform": "0-1"}, "must be a whole number, it is '0-1'"),
+        ({"rank_pattern": {"z_proj": 4}}, "rank_pattern.*: no projection .* is 'z_proj'"),
+        ({"alpha_pattern": [4]}, "alpha_pattern.* must be a dict"),
+        ({"modules_to_save": 5}, "modules_to_save.* must be names, it is 5"),
     ],
 )
 def test_what_an_adapter_cannot_sit_on(lora: dict[str, Any], words: str) -> None:
@@ -317,6 +328,33 @@ def test_names_of_every_call_are_suggested(model: Path) -> None:
     ):
         with pytest.raises(TypeError, match="is not a parameter; did you mean"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bf16", 'dtype="bfloat16"'),
+        ("load_in_4bit", 'quant="nf4"'),
+        ("gradient_checkpointing", "memory_limit="),
+        ("output_dir", "PANTHERAML_RUNS"),
+    ],
+)
+def test_names_of_others_are_known(name: str, words: str, model: Path) -> None:
+    with pytest.raises(TypeError, match=f"'{name}' is not a parameter: .*{words}"):
+        pm.finetune(model, [{"text": "a"}], **{name: True})
+
+
+def test_names_of_others_are_none_of_ours() -> None:
+    ours = {*Settings.__dataclass_fields__, *pm.LoRA.__dataclass_fields__}
+    assert not ours & set(ELSEWHERE)
+
+
+def test_what_a_schedule_cannot_have_is_named_as_it_was_given(model: Path) -> None:
+    with pytest.raises(pm.InvalidError, match='lr_scheduler_kwargs: .* no field "foo"'):
+        pm.plan(model, devices="cpu", lr_scheduler_kwargs={"foo": 1})
+    greedy = {"smooth": True, "window_size": 3, "verbose": True}
+    kept = Settings(lr_scheduler_type="greedy", lr_scheduler_kwargs=greedy).resolve(POSITIONS)
+    assert kept["lr_scheduler_kwargs"] == {"smooth": True, "window_size": 3}
 
 
 @pytest.mark.parametrize("place", ["file", "file/inside", "/proc/none", "/sys/kernel"])

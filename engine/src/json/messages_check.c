@@ -160,6 +160,16 @@ static pml_status check_records(const char *where, const pmli_field *f, const js
     return status;
 }
 
+/* A record is named by the field it stands in, which is the name that a person gave it. */
+static pml_status check_record(const char *where, const pmli_field *f, const json_t *value,
+                               pml_error *err)
+{
+    if (!json_is_object(value))
+        return wrong_kind(where, f, value, err);
+    pml_status status = pmli_check(value, pmli_type_find(PML_CHANNEL_RECORD, f->extra), true, err);
+    return status == PML_OK ? PML_OK : pml_error_prefix(err, "%s", f->name);
+}
+
 static pml_status check_value(const char *where, const pmli_field *f, const json_t *parent,
                               const json_t *value, pml_error *err)
 {
@@ -180,9 +190,7 @@ static pml_status check_value(const char *where, const pmli_field *f, const json
     case PMLI_STRINGS:
         return check_list(where, f, value, err);
     case PMLI_RECORD:
-        return json_is_object(value)
-                   ? pmli_check(value, pmli_type_find(PML_CHANNEL_RECORD, f->extra), true, err)
-                   : wrong_kind(where, f, value, err);
+        return check_record(where, f, value, err);
     case PMLI_RECORDS:
     case PMLI_EVENTS:
         return check_records(where, f, value, err);

@@ -43,9 +43,11 @@ static const uint32_t takes[PML_SCHEDULE_COUNT] = {
     [PML_SCHEDULE_COSINE_WARMUP_WITH_MIN_LR] = CYCLES | MINIMUM | BIT(WARMUP_LR_RATE),
     [PML_SCHEDULE_WARMUP_STABLE_DECAY] = CYCLES | BIT(NUM_DECAY_STEPS) | BIT(NUM_STABLE_STEPS) |
                                          BIT(WARMUP_TYPE) | BIT(DECAY_TYPE) | BIT(MIN_LR_RATIO),
-    [PML_SCHEDULE_GREEDY] = MEASURED | BIT(WARMUP) | BIT(MAX_LR) | BIT(RESET_START),
+    [PML_SCHEDULE_GREEDY] =
+        MEASURED | BIT(WARMUP) | BIT(MAX_LR) | BIT(RESET_START) | BIT(SMOOTH) | BIT(WINDOW_SIZE),
 };
 
+const char pmli_truth[] = "false true";
 const pmli_keyword_info pmli_keywords[PML_KEYWORD_COUNT] = {
     [PML_KEYWORD_NUM_CYCLES] = {"num_cycles", 0.5, NULL},
     [PML_KEYWORD_POWER] = {"power", 1, NULL},
@@ -69,6 +71,8 @@ const pmli_keyword_info pmli_keywords[PML_KEYWORD_COUNT] = {
     [PML_KEYWORD_MAX_LR] = {"max_lr", 1, NULL},
     [PML_KEYWORD_EPS] = {"eps", 1e-8, NULL},
     [PML_KEYWORD_RESET_START] = {"reset_start", 500, NULL},
+    [PML_KEYWORD_SMOOTH] = {"smooth", 0, pmli_truth},
+    [PML_KEYWORD_WINDOW_SIZE] = {"window_size", 50, NULL},
 };
 
 /* Where a type's default is not its keyword's. */

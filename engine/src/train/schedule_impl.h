@@ -10,6 +10,8 @@ typedef struct pmli_keyword_info {
     const char *words; /* NULL: a number; else the words it may be, by number */
 } pmli_keyword_info;
 
+/* The words of a keyword that is true or false. */
+extern const char pmli_truth[];
 extern const pmli_keyword_info pmli_keywords[PML_KEYWORD_COUNT];
 
 /* Of warmup_type and decay_type. */

@@ -100,8 +100,28 @@ static void greedy_increase(const pml_schedule *s, pml_schedule_state *state, do
     state->good = 0;
 }
 
+/* The mean of the last evaluations, summed as they came and went: the sum's rounding is part of it.
+ * What is not finite stands for itself: it would never leave the sum. */
+static double smoothed(const pml_schedule *s, pml_schedule_state *state, double metric)
+{
+    int32_t most = (int32_t)pmli_keyword(s, PML_KEYWORD_WINDOW_SIZE);
+    if (!isfinite(metric))
+        return metric;
+    state->sum += metric;
+    if (state->n_window < most) {
+        state->window[state->n_window++] = metric;
+    } else {
+        state->sum -= state->window[0];
+        memmove(state->window, state->window + 1, (size_t)(most - 1) * sizeof *state->window);
+        state->window[most - 1] = metric;
+    }
+    return state->sum / state->n_window;
+}
+
 static void greedy(const pml_schedule *s, pml_schedule_state *state, double peak, double metric)
 {
+    if (pmli_keyword(s, PML_KEYWORD_SMOOTH) != 0)
+        metric = smoothed(s, state, metric);
     int64_t patience = (int64_t)pmli_keyword(s, PML_KEYWORD_PATIENCE);
     if (state->cooldown > 0 || state->warmup > 0) {
         if (state->cooldown > 0)
@@ -155,9 +175,12 @@ void pml_schedule_set_keywords(pml_schedule *s, const pml_message *record)
         if (!pml_message_has(record, info->name))
             continue;
         s->given |= 1U << k;
-        s->keyword[k] = info->words != NULL
-                            ? word_number(info->words, pml_message_string(record, info->name))
-                            : pml_message_number(record, info->name);
+        if (info->words == pmli_truth)
+            s->keyword[k] = pml_message_bool(record, info->name);
+        else if (info->words != NULL)
+            s->keyword[k] = word_number(info->words, pml_message_string(record, info->name));
+        else
+            s->keyword[k] = pml_message_number(record, info->name);
     }
 }
 
@@ -191,6 +214,36 @@ void pml_schedule_write(pml_json_writer *w, const pml_schedule *s, const pml_sch
     for (int i = 0; i < COUNTS; i++)
         pml_json_put_int(w, counts[i].name,
                          *(const int64_t *)(const void *)((const char *)state + counts[i].offset));
+    if (state->n_window == 0)
+        return;
+    pml_json_put_double(w, "sum", state->sum);
+    pml_json_begin_array(w, "window");
+    for (int32_t i = 0; i < state->n_window; i++)
+        pml_json_put_double(w, NULL, state->window[i]);
+    pml_json_end(w);
+}
+
+static pml_status read_window(pml_json_at at, const pml_schedule *s, pml_schedule_state *state,
+                              pml_error *err)
+{
+    const pml_json *window = NULL;
+    const double most = pmli_keyword(s, PML_KEYWORD_WINDOW_SIZE);
+    state->sum = 0;
+    if (!(most >= 1 && most <= PML_SCHEDULE_WINDOW))
+        return PML_FAIL(err, PML_INVALID, "%s: window_size must be from 1 to %d", at.file,
+                        PML_SCHEDULE_WINDOW);
+    pml_status status = pml_json_get_array(at, "window", PML_JSON_OPTIONAL, &window, err);
+    if (status == PML_OK && window != NULL)
+        status = pml_json_get_double(at, "sum", PML_JSON_REQUIRED, -1e300, 1e300, &state->sum, err);
+    if (status != PML_OK)
+        return status;
+    state->n_window = (int32_t)pml_json_length(window);
+    if (pml_json_length(window) > (size_t)most)
+        return PML_FAIL(err, PML_INVALID, "%s: window is longer than window_size", at.file);
+    for (int32_t i = 0; i < state->n_window; i++)
+        if (!pml_json_as_double(pml_json_item(window, (size_t)i), &state->window[i]))
+            return PML_FAIL(err, PML_INVALID, "%s: window must hold numbers", at.file);
+    return PML_OK;
 }
 
 pml_status pml_schedule_read(pml_json_at at, pml_schedule *s, pml_schedule_state *state,
@@ -225,5 +278,5 @@ pml_status pml_schedule_read(pml_json_at at, pml_schedule *s, pml_schedule_state
         int64_t *count = (int64_t *)(void *)((char *)state + counts[i].offset);
         status = pml_json_get_int(at, counts[i].name, need, 0, LONGEST_COUNT, count, err);
     }
-    return status;
+    return status == PML_OK ? read_window(at, s, state, err) : status;
 }

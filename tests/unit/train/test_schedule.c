@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,7 +91,7 @@ static void through_file(pml_schedule *schedule, pml_schedule_state *state)
 static void test_measured(void **state)
 {
     (void)state;
-    int fell = 0, rose = 0;
+    int fell = 0, rose = 0, smooth = 0;
     for (size_t c = 0; c < sizeof measured_curves / sizeof *measured_curves; c++) {
         const measured_curve *want = &measured_curves[c];
         pml_schedule schedule = schedule_of(want->name, 0, want->learning_rate, want->keywords);
@@ -108,8 +109,46 @@ static void test_measured(void **state)
             rose += stands.factor > before;
             through_file(&schedule, &stands);
         }
+        if (stands.n_window > 0) { /* an evaluation that is NaN does not stay in the mean */
+            double sum = stands.sum;
+            pml_schedule_measured(&schedule, &stands, want->learning_rate, NAN);
+            assert_true(stands.sum == sum);
+            through_file(&schedule, &stands);
+        }
+        smooth += stands.n_window > 0;
     }
-    assert_true(fell > 5 && rose > 5);
+    assert_true(fell > 5 && rose > 5 && smooth > 0);
+}
+
+/* A file that says another length than a window can have is refused, not followed. */
+static void test_windows_of_a_file(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *size, *window;
+    } files[] = {{"1e9", "[1]"}, {"-1", "[1]"}, {"2", "[1, 2, 3]"}, {"2", "[1, \"x\"]"}};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char text[512];
+        pml_json *document;
+        pml_schedule schedule;
+        pml_schedule_state stands;
+        pml_error err = PML_ERROR_INIT;
+        int n =
+            snprintf(text, sizeof text,
+                     "{\"type\": \"greedy\", \"warmup_steps\": 0, \"learning_rate\": 1, "
+                     "\"keywords\": {\"window_size\": %s}, \"factor\": 1, \"best\": 1, "
+                     "\"measured\": 1, \"bad\": 0, \"good\": 0, \"cooldown\": 0, \"warmup\": 0, "
+                     "\"reset\": 1, \"sum\": 1, \"window\": %s}",
+                     files[i].size, files[i].window);
+        assert_int_equal(
+            pml_json_parse(text, (size_t)n, "state", &pml_json_file_limits, &document, &err),
+            PML_OK);
+        assert_int_equal(
+            pml_schedule_read(pml_json_root(document, "state"), &schedule, &stands, &err),
+            PML_INVALID);
+        assert_non_null(strstr(err.message, "window"));
+        pml_json_destroy(&document);
+    }
 }
 
 static void refuse(const char *name, const char *keywords, const char *word)
@@ -224,9 +263,13 @@ static void test_config(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_factors),  cmocka_unit_test(test_measured),
-        cmocka_unit_test(test_keywords), cmocka_unit_test(test_complete),
-        cmocka_unit_test(test_names),    cmocka_unit_test(test_config),
+        cmocka_unit_test(test_factors),
+        cmocka_unit_test(test_measured),
+        cmocka_unit_test(test_windows_of_a_file),
+        cmocka_unit_test(test_keywords),
+        cmocka_unit_test(test_complete),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_config),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

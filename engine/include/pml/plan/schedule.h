@@ -45,7 +45,9 @@ typedef enum pml_schedule_type {
     X(WARMUP, warmup)                                                                              \
     X(MAX_LR, max_lr)                                                                              \
     X(EPS, eps)                                                                                    \
-    X(RESET_START, reset_start)
+    X(RESET_START, reset_start)                                                                    \
+    X(SMOOTH, smooth)                                                                              \
+    X(WINDOW_SIZE, window_size)
 
 typedef enum pml_keyword {
 #define PML_KEYWORD_ENUM(NAME, name) PML_KEYWORD_##NAME,
@@ -62,11 +64,15 @@ typedef struct pml_schedule {
     double keyword[PML_KEYWORD_COUNT]; /* a word as its number in its list */
 } pml_schedule;
 
+enum { PML_SCHEDULE_WINDOW = 512 /* the largest window_size */ };
+
 /* How a schedule that evaluations drive stands; factor is 1 for the others. */
 typedef struct pml_schedule_state {
     double factor; /* current rate / peak */
     double best;
     int64_t measured, bad, good, cooldown, warmup, reset; /* evaluations */
+    double window[PML_SCHEDULE_WINDOW], sum; /* of greedy that is smooth: the last losses, oldest */
+    int32_t n_window;                        /* first, and their sum as it came about */
 } pml_schedule_state;
 
 #endif
