@@ -6,7 +6,7 @@
 /* Operand names are the members of the argument structs, in order. Kept beside the structs' order
  * by tests/unit/kernels/test_op_table.c, which compares offsets. */
 static const char *const names_embed[] = {"ids", "table", "y"};
-static const char *const names_embed_bwd[] = {"ids", "dy", "dtable"};
+static const char *const names_embed_bwd[] = {"ids", "dy", "dtable", "ws"};
 static const char *const names_rmsnorm[] = {"x", "add", "weight", "sum", "y", "rstd"};
 static const char *const names_rmsnorm_bwd[] = {"dy", "x",       "weight",  "rstd", "dres",
                                                 "dx", "rounded", "dweight", "ws"};

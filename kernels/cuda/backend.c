@@ -12,6 +12,8 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
 {
     (void)device;
     switch (op) {
+    case PML_OP_embed_bwd:
+        return pmli_cuda_embed_bwd_ws(&args->embed_bwd);
     case PML_OP_linear:
         return pmli_cuda_linear_ws(&args->linear);
     case PML_OP_swiglu:

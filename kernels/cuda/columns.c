@@ -5,7 +5,7 @@
 
 /* Blocks of rows, each summed by itself: enough of them to fill a GPU from a few hundred columns
  * on. */
-enum { PARTS = 64, BLOCK = 256 };
+enum { PARTS = 64, BLOCK = 256, ADD_COLUMNS = 32, ADD_BLOCK = 32 * ADD_COLUMNS };
 
 size_t pmli_cuda_columns_ws(int64_t cols)
 {
@@ -32,7 +32,16 @@ pml_status pmli_cuda_columns(pml_queue *queue, const pml_view *x, const pml_view
         pmli_cuda_launch(queue, PMLI_column_parts_f32 + (unsigned)x->dtype, shape, &p, err);
     if (status != PML_OK)
         return status;
-    pmli_add_parts_params add = {ws, out, parts, x->cols};
-    shape.grid_y = 1;
-    return pmli_cuda_launch(queue, PMLI_add_parts, shape, &add, err);
+    return pmli_cuda_add_parts(queue, ws, parts, x->cols, out, err);
+}
+
+pml_status pmli_cuda_add_parts(pml_queue *queue, const float *parts, int64_t count, int64_t cols,
+                               float *out, pml_error *err)
+{
+    pmli_add_parts_params p = {parts, out, count, cols};
+    pmli_launch shape = {.grid_x = (unsigned)((cols + ADD_COLUMNS - 1) / ADD_COLUMNS),
+                         .grid_y = 1,
+                         .block_x = ADD_BLOCK,
+                         .block_y = 1};
+    return pmli_cuda_launch(queue, PMLI_add_parts, shape, &p, err);
 }

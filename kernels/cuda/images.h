@@ -113,12 +113,18 @@
     X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x1)                                                      \
     X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x2)                                                      \
     X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x4)                                                      \
+    PMLI_TYPED(X, rmsnorm_bwd, rmsnorm_bwd_weight)                                                 \
+    X(rmsnorm_bwd, rmsnorm_bwd_weight_f16_to_f32)                                                  \
     PMLI_TYPED(X, columns, column_parts)                                                           \
     X(columns, add_parts)                                                                          \
     PMLI_TYPED_WIDE(X, elementwise, rope)                                                          \
     PMLI_TYPED_WIDE(X, elementwise, swiglu)                                                        \
     PMLI_TYPED_WIDE(X, elementwise, swiglu_bwd)                                                    \
-    PMLI_TYPED(X, embed, embed_bwd)                                                                \
+    X(embed, embed_sort)                                                                           \
+    X(embed, embed_rank)                                                                           \
+    PMLI_TYPED_WIDE(X, embed, embed_bwd)                                                           \
+    X(embed, embed_parts)                                                                          \
+    X(embed, embed_parts_wide)                                                                     \
     PMLI_TYPED(X, dropout, dropout)                                                                \
     PMLI_TYPED_WIDE(X, border, border)                                                             \
     X(low_rank, low_rank_bf16)                                                                     \

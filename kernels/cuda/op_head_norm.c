@@ -70,12 +70,9 @@ static pml_status weight_gradients(pml_queue *queue, const pml_head_norm_bwd_arg
     pml_status status =
         pmli_cuda_launch(queue, PMLI_head_norm_parts_f32 + (unsigned)a->x.dtype, shape, p, err);
     float *const outputs[] = {a->dq_weight.data, a->dk_weight.data};
-    shape.grid_x = shape.grid_y = 1;
-    for (int i = 0; status == PML_OK && i < 2; i++) {
-        pmli_add_parts_params add = {p->parts + i * parts * a->head_dim, outputs[i], parts,
-                                     a->head_dim};
-        status = pmli_cuda_launch(queue, PMLI_add_parts, shape, &add, err);
-    }
+    for (int i = 0; status == PML_OK && i < 2; i++)
+        status = pmli_cuda_add_parts(queue, p->parts + i * parts * a->head_dim, parts, a->head_dim,
+                                     outputs[i], err);
     return status;
 }
 

@@ -98,41 +98,102 @@ static int packs_a_thread_bwd(int64_t packs)
     return packs <= 128 ? 1 : packs <= 2 * MOST_THREADS ? 2 : packs <= 4 * MOST_THREADS ? 4 : 0;
 }
 
+/* ---- the weight's gradient in the same pass: blocks that stay, and a part of it from each ---- */
+
+/* As many blocks as today's largest chips hold of 64 registers a thread. Not the device's own
+ * number: bits would then depend on it. */
+enum { STAYING_THREADS = 1024, PROCESSORS = 132, STAYING_BLOCK = 512 };
+
+/* A thread a pack of the row, whole warps; rows of a block. */
+static unsigned staying_across(int64_t packs)
+{
+    return (unsigned)((packs + WARP - 1) / WARP * WARP);
+}
+
+static unsigned staying_rows(unsigned across)
+{
+    return across <= STAYING_BLOCK / 2 ? STAYING_BLOCK / across : 1;
+}
+
+static int64_t most_blocks(unsigned across)
+{
+    unsigned threads = across * staying_rows(across), resident = STAYING_THREADS / threads;
+    return (int64_t)PROCESSORS * (resident > 0 ? resident : 1);
+}
+
+static bool may_stay(const pml_rmsnorm_bwd_args *a, int64_t *packs)
+{
+    int64_t bytes = a->x.cols * (int64_t)pml_dtype_size(a->x.dtype);
+    *packs = bytes / 16;
+    return bytes % 16 == 0 && *packs <= MOST_THREADS;
+}
+
 size_t pmli_cuda_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a)
 {
-    return a->dweight.rows > 0 ? pmli_cuda_columns_ws(a->x.cols) : 0;
+    int64_t packs;
+    size_t columns = pmli_cuda_columns_ws(a->x.cols), parts = 0;
+    if (a->dweight.rows == 0)
+        return 0;
+    if (may_stay(a, &packs))
+        parts = (size_t)most_blocks(staying_across(packs)) * (size_t)a->x.cols * sizeof(float);
+    return parts > columns ? parts : columns;
+}
+
+/* Every block comes to as many rows as any other, but for the last ones. */
+static pml_status run_staying(pml_queue *queue, pmli_kernel kernel, int64_t packs,
+                              pmli_rmsnorm_bwd_params *p, float *dweight, pml_error *err)
+{
+    unsigned across = staying_across(packs), rows = staying_rows(across);
+    int64_t groups = (p->rows + rows - 1) / rows, most = most_blocks(across);
+    int64_t turns = (groups + most - 1) / most, blocks = (groups + turns - 1) / turns;
+    pmli_launch shape = {
+        .grid_x = (unsigned)blocks, .grid_y = 1, .block_x = across, .block_y = rows};
+    pml_status status = pmli_cuda_launch(queue, kernel, shape, p, err);
+    if (status != PML_OK)
+        return status;
+    return pmli_cuda_add_parts(queue, p->parts, blocks, p->cols, dweight, err);
+}
+
+static void check_bwd(pmli_check *c, const pml_rmsnorm_bwd_args *a, pml_dtype sums)
+{
+    int64_t rows = a->x.rows, cols = a->x.cols;
+    pml_dtype dtype = a->x.dtype;
+    pmli_need_any(c, "x", &a->x, PMLI_ANY, PMLI_ANY);
+    pmli_need_float(c, "x", &a->x);
+    pmli_need_as(c, "dy", &a->dy, rows, cols, dtype);
+    pmli_need_as(c, "weight", &a->weight, 1, cols, dtype);
+    PMLI_NEED(c, a, rstd, 1, rows, PML_F32);
+    if (a->dres.data != NULL)
+        pmli_need_as(c, "dres", &a->dres, rows, cols, sums);
+    pmli_need_as(c, "dx", &a->dx, rows, cols, sums);
+    if (a->rounded.data != NULL)
+        pmli_need_as(c, "rounded", &a->rounded, rows, cols, dtype);
+    PMLI_MAY(c, a, dweight, 1, cols, PML_F32);
+    if (a->dweight.data != NULL)
+        pmli_need_ws(c, &a->ws, pmli_cuda_rmsnorm_bwd_ws(a));
+    pmli_need_that(c, rows <= GRID_LIMIT, "more than 2^31 - 1 rows");
+}
+
+/* Every row of every operand in packs; one of sums has as many elements as one of x. */
+static bool rows_in_packs(const pml_rmsnorm_bwd_args *a)
+{
+    size_t unit = a->dx.dtype == a->x.dtype ? 16 : 32;
+    return pmli_in_units_of(&a->x, 16) && pmli_in_units_of(&a->dy, 16) &&
+           pmli_in_units_of(&a->weight, 16) && pmli_in_units_of(&a->dx, unit) &&
+           (a->dres.data == NULL || pmli_in_units_of(&a->dres, unit)) &&
+           (a->rounded.data == NULL || pmli_in_units_of(&a->rounded, 16));
 }
 
 pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_rmsnorm_bwd, err);
-    int64_t rows = a->x.rows, cols = a->x.cols;
+    int64_t rows = a->x.rows, cols = a->x.cols, packs;
     pml_dtype dtype = a->x.dtype;
-    bool adds = a->dres.data != NULL, wide_sums = dtype == PML_F16 && a->dx.dtype == PML_F32;
-    pml_dtype sums = wide_sums ? PML_F32 : dtype;
-    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
-    pmli_need_float(&c, "x", &a->x);
-    pmli_need_as(&c, "dy", &a->dy, rows, cols, dtype);
-    pmli_need_as(&c, "weight", &a->weight, 1, cols, dtype);
-    PMLI_NEED(&c, a, rstd, 1, rows, PML_F32);
-    if (adds)
-        pmli_need_as(&c, "dres", &a->dres, rows, cols, sums);
-    pmli_need_as(&c, "dx", &a->dx, rows, cols, sums);
-    if (a->rounded.data != NULL)
-        pmli_need_as(&c, "rounded", &a->rounded, rows, cols, dtype);
-    PMLI_MAY(&c, a, dweight, 1, cols, PML_F32);
-    if (a->dweight.data != NULL)
-        pmli_need_ws(&c, &a->ws, pmli_cuda_columns_ws(cols));
-    pmli_need_that(&c, rows <= GRID_LIMIT, "more than 2^31 - 1 rows");
+    bool wide_sums = dtype == PML_F16 && a->dx.dtype == PML_F32;
+    check_bwd(&c, a, wide_sums ? PML_F32 : dtype);
     if (c.status != PML_OK || rows == 0 || cols == 0)
         return c.status;
 
-    if (a->dweight.data != NULL) { /* before dx, which may lie on dy */
-        pml_status status =
-            pmli_cuda_columns(queue, &a->dy, &a->x, a->rstd.data, a->dweight.data, a->ws.data, err);
-        if (status != PML_OK)
-            return status;
-    }
     pmli_rmsnorm_bwd_params p = {.dy = a->dy.data,
                                  .x = a->x.data,
                                  .weight = a->weight.data,
@@ -140,6 +201,7 @@ pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a
                                  .rstd = a->rstd.data,
                                  .dx = a->dx.data,
                                  .rounded = a->rounded.data,
+                                 .parts = a->ws.data,
                                  .rows = rows,
                                  .cols = cols,
                                  .ld_dy = a->dy.ld,
@@ -147,16 +209,22 @@ pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a
                                  .ld_dres = a->dres.ld,
                                  .ld_dx = a->dx.ld,
                                  .ld_rounded = a->rounded.ld};
+    bool whole = rows_in_packs(a), stay = may_stay(a, &packs) && whole;
+    if (a->dweight.data != NULL && stay && (uintptr_t)a->ws.data % 16 == 0)
+        return run_staying(queue,
+                           wide_sums ? PMLI_rmsnorm_bwd_weight_f16_to_f32
+                                     : PMLI_rmsnorm_bwd_weight_f32 + (unsigned)dtype,
+                           packs, &p, a->dweight.data, err);
+    if (a->dweight.data != NULL) { /* before dx, which may lie on dy */
+        pml_status status =
+            pmli_cuda_columns(queue, &a->dy, &a->x, a->rstd.data, a->dweight.data, a->ws.data, err);
+        if (status != PML_OK)
+            return status;
+    }
     pmli_kernel kernel = wide_sums           ? PMLI_rmsnorm_bwd_f16_to_f32
                          : dtype == PML_F32  ? PMLI_rmsnorm_bwd_f32
                          : dtype == PML_BF16 ? PMLI_rmsnorm_bwd_bf16
                                              : PMLI_rmsnorm_bwd_f16;
-    size_t unit = wide_sums ? 32 : 16; /* a pack of sums is as many elements */
-    bool whole = pmli_in_units_of(&a->x, 16) && pmli_in_units_of(&a->dy, 16) &&
-                 pmli_in_units_of(&a->weight, 16) && pmli_in_units_of(&a->dx, unit) &&
-                 (!adds || pmli_in_units_of(&a->dres, unit)) &&
-                 (a->rounded.data == NULL || pmli_in_units_of(&a->rounded, 16));
-    int64_t packs = cols * (int64_t)pml_dtype_size(dtype) / 16;
     row_form form = form_for(cols, whole ? packs : 0, whole ? packs_a_thread_bwd(packs) : 0);
     return pmli_cuda_launch(queue, kernel + form.kernel, shape_for(rows, form.threads), &p, err);
 }

@@ -1,4 +1,4 @@
-/* sum, sumsq, clip_scale, adamw, sgd; and embed_bwd. */
+/* sum, sumsq, clip_scale, adamw, sgd. */
 #include "device.h"
 #include "device/params.h"
 #include "operand.h"
@@ -136,25 +136,4 @@ pml_status pmli_cuda_sgd(pml_queue *queue, const pml_sgd_args *a, pml_error *err
                          .block_x = BLOCK,
                          .block_y = 1};
     return pmli_cuda_launch(queue, PMLI_sgd_f32 + (unsigned)dtype, shape, &p, err);
-}
-
-pml_status pmli_cuda_embed_bwd(pml_queue *queue, const pml_embed_bwd_args *a, pml_error *err)
-{
-    pmli_check c = pmli_check_begin(PML_OP_embed_bwd, err);
-    PMLI_NEED(&c, a, ids, 1, PMLI_ANY, PML_I32);
-    pmli_need_any(&c, "dy", &a->dy, a->ids.cols, PMLI_ANY);
-    pmli_need_float(&c, "dy", &a->dy);
-    PMLI_NEED(&c, a, dtable, PMLI_ANY, a->dy.cols, PML_F32);
-    if (c.status != PML_OK || a->ids.cols == 0 || a->dy.cols == 0)
-        return c.status;
-    pmli_embed_bwd_params p = {.ids = a->ids.data,
-                               .dy = a->dy.data,
-                               .dtable = a->dtable.data,
-                               .tokens = a->ids.cols,
-                               .cols = a->dy.cols,
-                               .ld_dy = a->dy.ld,
-                               .ld_dtable = a->dtable.ld};
-    pmli_launch shape = {
-        .grid_x = (unsigned)a->ids.cols, .grid_y = 1, .block_x = BLOCK, .block_y = 1};
-    return pmli_cuda_launch(queue, PMLI_embed_bwd_f32 + (unsigned)a->dy.dtype, shape, &p, err);
 }

@@ -41,6 +41,7 @@ pml_status pmli_cuda_fp8_quantise(pml_queue *queue, const pml_fp8_quantise_args 
 /* Depends on shapes alone, so that a plan made without a device holds on any. */
 size_t pmli_cuda_linear_ws(const pml_linear_args *a);
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a);
+size_t pmli_cuda_embed_bwd_ws(const pml_embed_bwd_args *a);
 size_t pmli_cuda_swiglu_ws(const pml_swiglu_args *a);
 size_t pmli_cuda_swiglu_bwd_ws(const pml_swiglu_bwd_args *a);
 size_t pmli_cuda_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a);

@@ -56,6 +56,18 @@ static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
     }
 }
 
+static void add_embed_bwd(gpu_cases *cases, pml_dtype d, int64_t tokens, int64_t cols,
+                          int64_t border, int32_t ids)
+{
+    gpu_case *c = cases_add(cases, PML_OP_embed_bwd, "%s [%d,%d]+%d of %d", pml_dtype_name(d),
+                            (int)tokens, (int)cols, (int)border, ids);
+    c->args.embed_bwd = (pml_embed_bwd_args){.ids = shaped(1, tokens, 0, PML_I32),
+                                             .dy = shaped(tokens, cols, border, d),
+                                             .dtable = shaped(ids, cols, border, PML_F32)};
+    c->indices = ids;
+    c->tolerance = 1e-6;
+}
+
 static void add_elementwise(gpu_cases *cases, pml_dtype d)
 {
     static const int64_t shapes[][3] = {
@@ -80,14 +92,13 @@ static void add_elementwise(gpu_cases *cases, pml_dtype d)
             c->args.swiglu_bwd.h = shaped(rows, cols, border, d);
         if (s > 0 && s % 2)
             c->inside[3] = 0;
-        c = cases_add(cases, PML_OP_embed_bwd, "%s [%d,%d]+%d", name, (int)rows, (int)cols,
-                      (int)border);
-        c->args.embed_bwd =
-            (pml_embed_bwd_args){shaped(1, rows, 0, PML_I32), shaped(rows, cols, border, d),
-                                 shaped(23, cols, border, PML_F32)};
-        c->indices = 23;
-        c->tolerance = 1e-6;
+        add_embed_bwd(cases, d, rows, cols, border, 23);
     }
+    /* More than one chunk to sort; ids of many windows, of one and a bit, and of less. */
+    add_embed_bwd(cases, d, 2500, 40, 0, 3);
+    add_embed_bwd(cases, d, 2049, 72, 4, 60);
+    add_embed_bwd(cases, d, 1025, 13, 1, 1);
+    add_embed_bwd(cases, d, 3000, 16, 0, 100000);
     static const int32_t heads[][2] = {{1, 2}, {3, 6}, {5, 64}, {40, 128}, {7, 80}};
     for (size_t h = 0; h < sizeof heads / sizeof *heads; h++)
         for (int inverse = 0; inverse < 2; inverse++) {
@@ -522,6 +533,7 @@ static void add_skipped(gpu_cases *cases)
 void cases_of_training(gpu_cases *cases)
 {
     static const int64_t widths[] = {8, 63, 128, 896, 2048, 4096, 16384, 40000};
+    static const int64_t weighted[] = {16, 768, 2048, 4096, 8192};
     static const int64_t linears[][3] = {
         {1, 8, 8}, {37, 66, 65}, {130, 448, 1000}, {257, 768, 576}};
     for (int f = 0; f < FLOATS; f++) {
@@ -529,6 +541,10 @@ void cases_of_training(gpu_cases *cases)
         for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
             for (int form = 0; form < (d == PML_F16 ? 5 : 3); form++)
                 add_rmsnorm_bwd(cases, d, widths[w] < 1000 ? 131 : 5, widths[w], form);
+        for (size_t w = 0; w < sizeof weighted / sizeof *weighted; w++) /* blocks of many rows */
+            add_rmsnorm_bwd(cases, d, weighted[w] < 1000 ? 5001 : 601, weighted[w], 2);
+        if (d == PML_F16)
+            add_rmsnorm_bwd(cases, d, 1201, 4096, 3);
         add_elementwise(cases, d);
         for (size_t s = 0; s < sizeof linears / sizeof *linears; s++) {
             int64_t rows = linears[s][0], k = linears[s][2];

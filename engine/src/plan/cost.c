@@ -100,7 +100,8 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
         return (pml_cost){0, bytes - size(args->embed.table) + size(args->embed.y)};
     case PML_OP_embed_bwd:
         return (pml_cost){elements(args->embed_bwd.dy),
-                          bytes - 2 * size(args->embed_bwd.dtable) + 2 * size(args->embed_bwd.dy)};
+                          bytes - 2 * size(args->embed_bwd.dtable) +
+                              2 * sizeof(float) * elements(args->embed_bwd.dy)};
     case PML_OP_gather_rows:
         return (pml_cost){0, bytes - size(args->gather_rows.x) + size(args->gather_rows.y)};
     case PML_OP_scatter_rows:

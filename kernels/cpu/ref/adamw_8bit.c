@@ -1,5 +1,7 @@
 /* AdamW with moments in 8 bits. The same bits on every backend: wherever a product meets a sum the
- * two are one fmaf, so that no compiler chooses between fusing them and not. */
+ * two are one fmaf, so that no compiler chooses between fusing them and not. What belongs to the
+ * step or to a block is multiplied out beforehand, and the root of the second bias is in the step
+ * and in eps, as bitsandbytes' kernels have it: one division and one root an element. */
 #include <float.h>
 #include <math.h>
 
@@ -16,7 +18,7 @@ enum { MAP = PML_DYNAMIC_CODES, BLOCK = PML_ADAMW_8BIT_BLOCK, PIECE = 64 * BLOCK
 typedef struct moment_job {
     const pml_adamw_8bit_args *a;
     float m_map[MAP], v_map[MAP], m_middle[MAP], v_middle[MAP];
-    float keep, step, root2, new1, new2, beta2, eps, scale;
+    float keep, step, eps, new1, beta1, new2, beta2, scale;
 } moment_job;
 
 static void make_middles(const float map[MAP], float middle[MAP])
@@ -44,15 +46,15 @@ PMLI_CLONES static void update_block(const moment_job *job, int64_t block)
     uint8_t *m_code = (uint8_t *)a->m.data + first, *v_code = (uint8_t *)a->v.data + first;
     float *m_largest = (float *)a->m_largest.data + block;
     float *v_largest = (float *)a->v_largest.data + block;
-    const float m_was = *m_largest, v_was = *v_largest;
+    const float m_was = job->beta1 * *m_largest, v_was = job->beta2 * *v_largest;
     float m[BLOCK], v[BLOCK], m_top = 0, v_top = 0;
     for (int64_t i = 0; i < n; i++) {
-        float grad = g[i] * job->scale, code = job->m_map[m_code[i]];
-        m[i] = fmaf(fmaf(-code, m_was, grad), job->new1, code * m_was);
-        v[i] = fmaf(job->new2 * grad, grad, job->beta2 * (job->v_map[v_code[i]] * v_was));
+        float grad = g[i] * job->scale;
+        m[i] = fmaf(job->new1, grad, job->m_map[m_code[i]] * m_was);
+        v[i] = fmaf(job->new2 * grad, grad, job->v_map[v_code[i]] * v_was);
         m_top = fmaxf(m_top, fabsf(m[i]));
         v_top = fmaxf(v_top, v[i]);
-        p[i] = fmaf(p[i], job->keep, -(job->step * m[i] / (sqrtf(v[i]) / job->root2 + job->eps)));
+        p[i] = fmaf(p[i], job->keep, -(job->step * m[i] / (sqrtf(v[i]) + job->eps)));
     }
     *m_largest = m_top;
     *v_largest = v_top;
@@ -96,15 +98,16 @@ pml_status pmli_cpu_adamw_8bit(pml_queue *queue, const pml_adamw_8bit_args *a, p
     if (c.status != PML_OK || pmli_is_skipped(&a->hyper))
         return c.status;
     const float *hyper = a->hyper.data;
-    const double lr = hyper[PML_HYPER_LR], new2 = hyper[PML_HYPER_ONE_MINUS_BETA2];
+    const double lr = hyper[PML_HYPER_LR], root2 = sqrt((double)hyper[PML_HYPER_BIAS2]);
+    const double new1 = hyper[PML_HYPER_ONE_MINUS_BETA1], new2 = hyper[PML_HYPER_ONE_MINUS_BETA2];
     moment_job job = {.a = a,
                       .keep = (float)(1.0 - lr * hyper[PML_HYPER_WEIGHT_DECAY]),
-                      .step = (float)(lr / hyper[PML_HYPER_BIAS1]),
-                      .root2 = (float)sqrt((double)hyper[PML_HYPER_BIAS2]),
-                      .new1 = hyper[PML_HYPER_ONE_MINUS_BETA1],
+                      .step = (float)(lr * root2 / hyper[PML_HYPER_BIAS1]),
+                      .eps = (float)(hyper[PML_HYPER_EPS] * root2),
+                      .new1 = (float)new1,
+                      .beta1 = (float)(1.0 - new1),
                       .new2 = (float)new2,
                       .beta2 = (float)(1.0 - new2),
-                      .eps = hyper[PML_HYPER_EPS],
                       .scale = hyper[PML_HYPER_GRAD_SCALE]};
     pml_dynamic_map(true, job.m_map);
     pml_dynamic_map(false, job.v_map);

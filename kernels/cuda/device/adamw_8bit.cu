@@ -5,55 +5,73 @@
 #include "types.cuh"
 
 #define BLOCK    256
+#define RUNS     2
+#define THREADS  512
 #define SMALLEST 1.17549435e-38f // FLT_MIN
 
 // The nearest code is the number of middles below x. What the exponent and seven bits of the
-// mantissa of |x| say of it is in a table, a cell each: between two neighbouring cells' first
-// numbers there is one middle at most, so that one comparison tells the rest.
+// mantissa of x say of it is in a table, a cell each: no cell has more than one middle in it, and
+// where that lies is in the same word, so that one addition tells the rest.
 //
 //   |x| as bits:  0 eeeeeeee mmmmmmm|mmmmmmmmmmmmmmmm      cell: these 15 bits, less those of
-//   2^-24,
-//                                                          under which no middle is but in cell 0
-#define FIRST_CELL ((127 - 24) << 7)
-#define CELLS      ((24 << 7) + 1) // up to 1
+//                                     low                  2^-23: below it there is no middle
+//
+//   a word:       code at the cell's least x | 2^24 - 1 - the middle's low     (word + low) >> 24
+//
+// Negative numbers have cells of their own and run the other way: their low is inverted.
+#define FIRST_CELL ((127 - 23) << 7)
+#define CELLS      ((23 << 7) + 1) // up to 1
+#define NO_MIDDLE  0xffffffu       // no low is beyond it: nothing is carried
 
-__device__ inline int cell_of(float size)
+// The number of n middles (ascending) that are below x.
+__device__ inline int count_below(const float *middle, int n, float x)
 {
-    return min(max((int)(__float_as_uint(size) >> 16 & 0x7fff) - FIRST_CELL, 0), CELLS - 1);
-}
-
-// How many of n middles (ascending, positive) are below the first number of each cell.
-__device__ inline void count_below(const float *middle, int n, unsigned char *below)
-{
-    for (int cell = threadIdx.x; cell < CELLS; cell += blockDim.x) {
-        const float first = cell > 0 ? __uint_as_float((unsigned)(cell + FIRST_CELL) << 16) : 0.0f;
-        int low = 0, high = n;
-        while (low < high) {
-            const int at = (low + high) / 2;
-            if (middle[at] < first)
-                low = at + 1;
-            else
-                high = at;
-        }
-        below[cell] = (unsigned char)low;
+    int low = 0, high = n;
+    while (low < high) {
+        const int at = (low + high) / 2;
+        if (middle[at] < x)
+            low = at + 1;
+        else
+            high = at;
     }
+    return low;
 }
 
-// Of numbers that have no sign: middle has 255 and an infinite one behind them.
-__device__ inline int nearest_of(const float *middle, const unsigned char *below, float x)
+// The word of a cell of numbers without (sign = 0) or with a sign (0x80000000), of which no code is
+// above `most`: a negative number keeps its sign.
+__device__ inline unsigned word_of(const float *middle, int cell, unsigned sign, int most)
 {
-    const int n = below[cell_of(x)];
-    return n + (middle[n] < x);
+    const unsigned high = sign | (unsigned)(cell + FIRST_CELL) << 16;
+    const int n = count_below(middle, 255, __uint_as_float(sign != 0 ? high | 0xffff : high));
+    const unsigned bits = __float_as_uint(middle[min(n, 254)]);
+    const bool inside = n < most && (bits ^ high) >> 16 == 0;
+    const unsigned low = sign != 0 ? ~bits & 0xffff : bits & 0xffff;
+    return (unsigned)min(n, most) << 24 | (inside ? NO_MIDDLE - low : 0);
 }
 
-// Zero has code 127, and the middles below it are those above it, mirrored; but for the last one,
-// between the largest of both signs and 1. `middle` are those above zero.
-#define ZERO 127
-__device__ inline int nearest_signed(const float *middle, const unsigned char *below, float x)
+// Cells [0, CELLS) of numbers from 0 on, and behind them those of negative ones.
+__device__ inline int cell_of(unsigned bits)
 {
-    const float size = fabsf(x);
-    const int n = below[cell_of(size)];
-    return x < 0 ? ZERO - min(n + (middle[n] <= size), ZERO) : ZERO + n + (middle[n] < size);
+    return min(max((int)(bits >> 16 & 0x7fff) - FIRST_CELL, 0), CELLS - 1);
+}
+
+// The code in the highest byte. -0 is negative.
+__device__ inline unsigned nearest_signed(const unsigned *words, float x)
+{
+    const unsigned bits = __float_as_uint(x), sign = (unsigned)((int)bits >> 31);
+    return words[cell_of(bits) + (sign & CELLS)] + ((bits ^ sign) & 0xffff);
+}
+
+__device__ inline unsigned nearest_of(const unsigned *words, float x)
+{
+    const unsigned bits = __float_as_uint(x);
+    return words[cell_of(bits)] + (bits & 0xffff);
+}
+
+// Four words' highest bytes as one.
+__device__ inline unsigned highest_bytes(const unsigned w[4])
+{
+    return __byte_perm(__byte_perm(w[0], w[1], 0x73), __byte_perm(w[2], w[3], 0x73), 0x5410);
 }
 
 __device__ inline float warp_largest(float x)
@@ -64,121 +82,185 @@ __device__ inline float warp_largest(float x)
     return x;
 }
 
-// Four neighbours from `at` on, as far as they are there; 0 for the others.
-template <typename T>
-__device__ inline void load_four(T to[4], const T *from, long long at, long long count, bool wide)
+// What does not divide or root well in hardware is zero, of which there is much: tokens that have
+// not come yet.
+__device__ inline float quotient(float a, float b)
 {
-    if (wide && at + 4 <= count) {
-        *(Pack<T, 4> *)to = *(const Pack<T, 4> *)(from + at);
-        return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-        to[e] = at + e < count ? from[at + e] : T(0);
+    const float q = __fdiv_rn(a == 0 ? 1.0f : a, b);
+    return a == 0 ? a : q;
 }
 
-template <typename T>
-__device__ inline void store_four(T *to, const T from[4], long long at, long long count, bool wide)
+__device__ inline float root(float x)
 {
-    if (wide && at + 4 <= count) {
-        *(Pack<T, 4> *)(to + at) = *(const Pack<T, 4> *)from;
-        return;
-    }
+    const float r = __fsqrt_rn(x == 0 ? 1.0f : x);
+    return x == 0 ? x : r;
+}
+
+// Four neighbours from `at` on; unless all are known to be there and in place, as far as they are
+// there, and 0 for the others.
+template <bool WHOLE, typename T>
+__device__ inline Pack<T, 4> load_four(const T *from, long long at, long long count)
+{
+    Pack<T, 4> to;
+    if constexpr (WHOLE) {
+        to = *(const Pack<T, 4> *)(from + at);
+    } else {
 #pragma unroll
-    for (int e = 0; e < 4; e++)
-        if (at + e < count)
-            to[at + e] = from[e];
+        for (int e = 0; e < 4; e++)
+            to.at[e] = at + e < count ? from[at + e] : T(0);
+    }
+    return to;
+}
+
+template <bool WHOLE, typename T>
+__device__ inline void store_four(T *to, const Pack<T, 4> &from, long long at, long long count)
+{
+    if constexpr (WHOLE) { // as words: packs of 16-bit numbers are taken apart otherwise
+        if constexpr (sizeof(T) == 2)
+            *(uint2 *)(to + at) = *(const uint2 *)&from;
+        else
+            *(Pack<T, 4> *)(to + at) = from;
+    } else {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (at + e < count)
+                to[at + e] = from.at[e];
+    }
+}
+
+struct Tables {
+    float m_map[256], v_map[256];
+    unsigned m_words[2 * CELLS], v_words[CELLS];
+};
+
+struct Step {
+    float keep, step, eps, new1, beta1, new2, beta2, scale;
+};
+
+__device__ inline Step step_of(const float *hyper)
+{
+    const double lr = hyper[HYPER_LR], root2 = sqrt((double)hyper[HYPER_BIAS2]);
+    const double new1 = hyper[HYPER_ONE_MINUS_BETA1], new2 = hyper[HYPER_ONE_MINUS_BETA2];
+    return {(float)(1.0 - lr * hyper[HYPER_WEIGHT_DECAY]),
+            (float)(lr * root2 / hyper[HYPER_BIAS1]),
+            (float)(hyper[HYPER_EPS] * root2),
+            (float)new1,
+            (float)(1.0 - new1),
+            (float)new2,
+            (float)(1.0 - new2),
+            hyper[HYPER_GRAD_SCALE]};
+}
+
+typedef Pack<unsigned char, 4> Codes;
+
+// One block: all its loads first, then the new moments and numbers, then the codes.
+template <bool WHOLE, typename T>
+__device__ inline void update_block(const pmli_adamw_8bit_params &p, const Tables &tables,
+                                    const Step &s, long long block)
+{
+    const int lane = threadIdx.x % 32;
+    const long long first = block * BLOCK + lane * 4;
+    Pack<float, 4> value[RUNS], g[RUNS], m[RUNS], v[RUNS];
+    Codes m_code[RUNS], v_code[RUNS];
+#pragma unroll
+    for (int run = 0; run < RUNS; run++) {
+        const long long at = first + run * (BLOCK / RUNS);
+        m_code[run] = load_four<WHOLE>(p.m, at, p.count);
+        v_code[run] = load_four<WHOLE>(p.v, at, p.count);
+        g[run] = load_four<WHOLE>(p.g, at, p.count);
+        value[run] = load_four<WHOLE>(p.p, at, p.count);
+    }
+    const float m_was = __fmul_rn(s.beta1, p.m_largest[block]);
+    const float v_was = __fmul_rn(s.beta2, p.v_largest[block]);
+    float m_top = 0, v_top = 0;
+#pragma unroll
+    for (int run = 0; run < RUNS; run++) {
+        const long long at = first + run * (BLOCK / RUNS);
+        Pack<T, 4> copy;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const bool there = WHOLE || at + e < p.count;
+            const float grad = __fmul_rn(g[run].at[e], s.scale);
+            const float new_m =
+                __fmaf_rn(s.new1, grad, __fmul_rn(tables.m_map[m_code[run].at[e]], m_was));
+            const float new_v = __fmaf_rn(__fmul_rn(s.new2, grad), grad,
+                                          __fmul_rn(tables.v_map[v_code[run].at[e]], v_was));
+            m[run].at[e] = there ? new_m : 0.0f;
+            v[run].at[e] = there ? new_v : 0.0f;
+            m_top = fmaxf(m_top, fabsf(m[run].at[e]));
+            v_top = fmaxf(v_top, v[run].at[e]);
+            const float q = quotient(__fmul_rn(s.step, new_m), __fadd_rn(root(new_v), s.eps));
+            value[run].at[e] = __fmaf_rn(value[run].at[e], s.keep, -q);
+            copy.at[e] = narrow<T>(value[run].at[e]);
+        }
+        store_four<WHOLE>(p.p, value[run], at, p.count);
+        if (p.copy != nullptr)
+            store_four<WHOLE>((T *)p.copy, copy, at, p.count);
+    }
+    m_top = warp_largest(m_top);
+    v_top = warp_largest(v_top);
+    if (lane == 0) {
+        p.m_largest[block] = m_top;
+        p.v_largest[block] = v_top;
+    }
+    // Of a block of zeros, or nearly: a factor that leaves nothing but m's sign.
+    const float m_inverse = m_top >= SMALLEST ? __fdiv_rn(1.0f, m_top) : SMALLEST;
+    const float v_inverse = v_top >= SMALLEST ? __fdiv_rn(1.0f, v_top) : SMALLEST;
+#pragma unroll
+    for (int run = 0; run < RUNS; run++) {
+        const long long at = first + run * (BLOCK / RUNS);
+        unsigned m_word[4], v_word[4];
+#pragma unroll
+        for (int e = 0; e < 4;
+             e++) { // fused with 0: so that -0 becomes 0, but not what rounds to it
+            m_word[e] = nearest_signed(tables.m_words, __fmaf_rn(m[run].at[e], m_inverse, 0.0f));
+            v_word[e] = nearest_of(tables.v_words, __fmul_rn(v[run].at[e], v_inverse));
+        }
+        const unsigned new_m = highest_bytes(m_word), new_v = highest_bytes(v_word);
+        store_four<WHOLE>(p.m, *(const Codes *)&new_m, at, p.count);
+        store_four<WHOLE>(p.v, *(const Codes *)&new_v, at, p.count);
+    }
+}
+
+__device__ inline void make_tables(const pmli_adamw_8bit_params &p, Tables &tables)
+{
+    __shared__ float m_middle[255], v_middle[255];
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) {
+        tables.m_map[i] = p.m_map[i];
+        tables.v_map[i] = p.v_map[i];
+        if (i < 255) {
+            m_middle[i] = (p.m_map[i] + p.m_map[i + 1]) * 0.5f;
+            v_middle[i] = (p.v_map[i] + p.v_map[i + 1]) * 0.5f;
+        }
+    }
+    __syncthreads();
+    for (int cell = threadIdx.x; cell < CELLS; cell += blockDim.x) {
+        tables.m_words[cell] = word_of(m_middle, cell, 0, 255);
+        tables.m_words[CELLS + cell] = word_of(m_middle, cell, 0x80000000u, 126);
+        tables.v_words[cell] = word_of(v_middle, cell, 0, 255);
+    }
+    __syncthreads();
 }
 
 template <typename T> __device__ void adamw_8bit(const pmli_adamw_8bit_params &p)
 {
-    __shared__ float m_map[256], v_map[256], m_middle[256], v_middle[256];
-    __shared__ unsigned char m_below[CELLS], v_below[CELLS];
+    __shared__ Tables tables;
     if (!is_finite(p.hyper[HYPER_GRAD_SCALE]))
         return;
-    const int i = threadIdx.x; // there are as many threads as codes
-    m_map[i] = p.m_map[i];
-    v_map[i] = p.v_map[i];
-    m_middle[i] = i < 255 ? (p.m_map[i] + p.m_map[i + 1]) * 0.5f : INFINITE;
-    v_middle[i] = i < 255 ? (p.v_map[i] + p.v_map[i + 1]) * 0.5f : INFINITE;
-    __syncthreads();
-    count_below(m_middle + ZERO, 255 - ZERO, m_below);
-    count_below(v_middle, 255, v_below);
-    __syncthreads();
-
-    const double lr = p.hyper[HYPER_LR], wide2 = p.hyper[HYPER_ONE_MINUS_BETA2];
-    const float keep = (float)(1.0 - lr * p.hyper[HYPER_WEIGHT_DECAY]);
-    const float step = (float)(lr / p.hyper[HYPER_BIAS1]),
-                root2 = (float)sqrt((double)p.hyper[HYPER_BIAS2]);
-    const float new1 = p.hyper[HYPER_ONE_MINUS_BETA1], new2 = (float)wide2,
-                beta2 = (float)(1.0 - wide2);
-    const float eps = p.hyper[HYPER_EPS], scale = p.hyper[HYPER_GRAD_SCALE];
-    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    make_tables(p, tables);
+    const Step s = step_of(p.hyper);
+    const int warps = THREADS / 32;
     const long long blocks = (p.count + BLOCK - 1) / BLOCK;
     for (long long block = (long long)blockIdx.x * warps + threadIdx.x / 32; block < blocks;
-         block += (long long)gridDim.x * warps) {
-        const float m_was = p.m_largest[block], v_was = p.v_largest[block];
-        const long long first = block * BLOCK + lane * 4;
-        alignas(16) float m[2][4], v[2][4];
-        float m_top = 0, v_top = 0;
-#pragma unroll
-        for (int run = 0; run < 2; run++) {
-            const long long at = first + run * (BLOCK / 2);
-            alignas(16) float value[4], g[4];
-            alignas(4) unsigned char m_code[4], v_code[4];
-            alignas(16) T copy[4];
-            load_four(value, p.p, at, p.count, p.wide);
-            load_four(g, p.g, at, p.count, p.wide);
-            load_four(m_code, p.m, at, p.count, p.wide);
-            load_four(v_code, p.v, at, p.count, p.wide);
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const bool there = at + e < p.count;
-                const float grad = __fmul_rn(g[e], scale), code = m_map[m_code[e]];
-                const float new_m =
-                    __fmaf_rn(__fmaf_rn(-code, m_was, grad), new1, __fmul_rn(code, m_was));
-                const float new_v = __fmaf_rn(__fmul_rn(new2, grad), grad,
-                                              __fmul_rn(beta2, __fmul_rn(v_map[v_code[e]], v_was)));
-                m[run][e] = there ? new_m : 0.0f;
-                v[run][e] = there ? new_v : 0.0f;
-                m_top = fmaxf(m_top, fabsf(m[run][e]));
-                v_top = fmaxf(v_top, v[run][e]);
-                const float size = __fadd_rn(__fdiv_rn(__fsqrt_rn(new_v), root2), eps);
-                value[e] = __fmaf_rn(value[e], keep, -__fdiv_rn(__fmul_rn(step, new_m), size));
-                copy[e] = narrow<T>(value[e]);
-            }
-            store_four(p.p, value, at, p.count, p.wide);
-            if (p.copy != nullptr)
-                store_four((T *)p.copy, copy, at, p.count, p.wide);
-        }
-        m_top = warp_largest(m_top);
-        v_top = warp_largest(v_top);
-        if (lane == 0) {
-            p.m_largest[block] = m_top;
-            p.v_largest[block] = v_top;
-        }
-        const float m_inverse = m_top >= SMALLEST ? __fdiv_rn(1.0f, m_top) : 0.0f;
-        const float v_inverse = v_top >= SMALLEST ? __fdiv_rn(1.0f, v_top) : 0.0f;
-#pragma unroll
-        for (int run = 0; run < 2; run++) {
-            const long long at = first + run * (BLOCK / 2);
-            alignas(4) unsigned char m_code[4], v_code[4];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const int code =
-                    nearest_signed(m_middle + ZERO, m_below, __fmul_rn(m[run][e], m_inverse));
-                m_code[e] = (unsigned char)(m[run][e] < 0 && code == ZERO ? ZERO - 1 : code);
-                v_code[e] =
-                    (unsigned char)nearest_of(v_middle, v_below, __fmul_rn(v[run][e], v_inverse));
-            }
-            store_four(p.m, m_code, at, p.count, p.wide);
-            store_four(p.v, v_code, at, p.count, p.wide);
-        }
-    }
+         block += (long long)gridDim.x * warps)
+        if (p.wide && (block + 1) * BLOCK <= p.count)
+            update_block<true, T>(p, tables, s, block);
+        else
+            update_block<false, T>(p, tables, s, block);
 }
 
 #define ADAMW_8BIT(name, T)                                                                        \
-    extern "C" __global__ void __launch_bounds__(256) name(const pmli_adamw_8bit_params p)         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) name(const pmli_adamw_8bit_params p)  \
     {                                                                                              \
         adamw_8bit<T>(p);                                                                          \
     }

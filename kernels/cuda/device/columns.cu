@@ -1,6 +1,6 @@
 // Sums over tokens: the gradients of a bias (sum of dy) and of a norm's weight (sum of dy x rstd).
 // A thread has a column of one block of rows, neighbours read neighbouring columns; the blocks'
-// sums are added in order by a second kernel, so that bits depend on shapes only.
+// sums are added by a second kernel in an order of their own, so that bits depend on shapes only.
 #include "params.h"
 #include "types.cuh"
 
@@ -31,13 +31,24 @@ COLUMNS(column_parts_f32, float)
 COLUMNS(column_parts_bf16, bf16)
 COLUMNS(column_parts_f16, f16)
 
-extern "C" __global__ void __launch_bounds__(256) add_parts(const pmli_add_parts_params p)
+// A warp has every 32nd part of 32 columns, then the sums of one of them.
+extern "C" __global__ void __launch_bounds__(1024) add_parts(const pmli_add_parts_params p)
 {
-    const long long c = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= p.cols)
-        return;
+    __shared__ float sums[32][33];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const long long first = blockIdx.x * 32LL, c = first + lane;
     float sum = 0;
-    for (long long i = 0; i < p.count; i++)
-        sum += p.parts[i * p.cols + c];
-    p.out[c] += sum;
+    if (c < p.cols) {
+#pragma unroll 4
+        for (long long i = warp; i < p.count; i += 32)
+            sum += p.parts[i * p.cols + c];
+    }
+    sums[warp][lane] = sum;
+    __syncthreads();
+    sum = sums[lane][warp];
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+        sum += __shfl_xor_sync(0xffffffffu, sum, d);
+    if (lane == 0 && first + warp < p.cols)
+        p.out[first + warp] += sum;
 }

@@ -100,11 +100,13 @@ typedef struct pmli_rmsnorm_params {
     float eps;
 } pmli_rmsnorm_params;
 
-/* dx = rstd (g - n mean(g n)) + dres with g = dy weight, n = x rstd; dres may be absent. */
+/* dx = rstd (g - n mean(g n)) + dres with g = dy weight, n = x rstd; dres may be absent. parts
+ * [blocks][cols]: of each block's rows, the sum of dy n; for the kernels that make it. */
 typedef struct pmli_rmsnorm_bwd_params {
     const void *dy, *x, *weight, *dres;
     const float *rstd;
     void *dx, *rounded; /* rounded may be absent */
+    float *parts;
     long long rows, cols, ld_dy, ld_x, ld_dres, ld_dx, ld_rounded;
 } pmli_rmsnorm_bwd_params;
 
@@ -117,7 +119,7 @@ typedef struct pmli_columns_params {
     long long rows, cols, ld_x, ld_y, rows_a_part;
 } pmli_columns_params;
 
-/* out[c] += the sum over p of parts[p,c], in order. */
+/* out[c] += the sum over p of parts[p,c]. */
 typedef struct pmli_add_parts_params {
     const float *parts;
     float *out;
@@ -175,11 +177,18 @@ typedef struct pmli_mlp_bwd_params {
     float scale[2];
 } pmli_mlp_bwd_params;
 
+/* Tokens that are sorted at a time, and how many of the sorted ones at most make a part of a sum.
+ */
+#define EMBED_CHUNK  1024
+#define EMBED_WINDOW 32
+
+/* sorted, keys [tokens]: id and token, by chunks and all of them; parts [2 a window][ld_parts]. */
 typedef struct pmli_embed_bwd_params {
     const int *ids;
     const void *dy;
-    float *dtable;
-    long long tokens, cols, ld_dy, ld_dtable;
+    float *dtable, *parts;
+    unsigned long long *sorted, *keys;
+    long long tokens, cols, ld_dy, ld_dtable, ld_parts;
 } pmli_embed_bwd_params;
 
 /* logits [count,vocab] become their gradient where grad is set. rows[i] < 0: an empty slot. */

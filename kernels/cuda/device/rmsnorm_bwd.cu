@@ -1,6 +1,8 @@
 // Backward of RMSNorm. A row at a time, held in registers as 16-byte packs like the forward: three
-// reads and one write of tokens*hidden. The weight's gradient is a sum over tokens and is made by
-// columns.cu, before dx, which may lie on dy.
+// reads and one write of tokens*hidden. The weight's gradient is a sum over tokens: blocks that
+// stay keep their rows' part of it in registers, and columns.cu adds those up. Where a row has more
+// packs than a block has threads, or no whole ones, columns.cu makes it by itself, before dx, which
+// may lie on dy.
 //
 // T is the dtype of dy, x and the weight, R that of the gradient which runs down the residual line:
 // float where T is f16. It is then written twice, the second time as T for products to read.
@@ -75,6 +77,112 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
     }
 }
 
+// What a thread has of a row, and its rstd.
+template <typename T, typename R> struct Held {
+    Pack<T, 16 / sizeof(T)> dy, x;
+    Pack<R, 16 / sizeof(T)> res;
+    float rstd;
+};
+
+template <typename T, typename R>
+__device__ inline Held<T, R> hold(const pmli_rmsnorm_bwd_params &p, long long row, int c)
+{
+    constexpr int N = 16 / sizeof(T);
+    Held<T, R> h = {};
+    if (row >= p.rows || c >= p.cols / N)
+        return h;
+    h.dy = ((const Pack<T, N> *)((const T *)p.dy + row * p.ld_dy))[c];
+    h.x = ((const Pack<T, N> *)((const T *)p.x + row * p.ld_x))[c];
+    if (p.dres != nullptr)
+        h.res = ((const Pack<R, N> *)((const R *)p.dres + row * p.ld_dres))[c];
+    h.rstd = p.rstd[row];
+    return h;
+}
+
+// The sum over the threads of one row; turn: 0 and 1 alternate, so that one barrier is enough.
+__device__ inline float staying_total(float x, int turn)
+{
+    __shared__ float of_warp[2][32];
+    const int warps = blockDim.x / 32, first = threadIdx.y * warps, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, d);
+    if (lane == 0)
+        of_warp[turn][first + threadIdx.x / 32] = x;
+    __syncthreads();
+    x = lane < warps ? of_warp[turn][first + lane] : 0.0f;
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, d);
+    return x;
+}
+
+// dx and a part of the weight's gradient. A thread has one pack of every row that it comes to; the
+// next row's are on their way while this one's are summed.
+template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rmsnorm_bwd_params &p)
+{
+    constexpr int N = 16 / sizeof(T);
+    __shared__ float
+        beside[256 * N]; // of a row of threads, which has no more where there are more rows
+    const int c = threadIdx.x;
+    const bool there = c < p.cols / N;
+    Pack<T, N> weight = {};
+    if (there)
+        weight = ((const Pack<T, N> *)p.weight)[c];
+    float sums[N] = {};
+    const long long stride = (long long)gridDim.x * blockDim.y;
+    long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    Held<T, R> next = hold<T, R>(p, row, c);
+    int turn = 0;
+    for (long long first = (long long)blockIdx.x * blockDim.y; first < p.rows; first += stride) {
+        const Held<T, R> h = next;
+        next = hold<T, R>(p, row + stride, c);
+        float dot = 0;
+#pragma unroll
+        for (int e = 0; e < N; e++) {
+            const float product = widen(h.dy.at[e]) * widen(h.x.at[e]);
+            dot += product * widen(weight.at[e]);
+            sums[e] += product * h.rstd;
+        }
+        const float back = staying_total(dot, turn) * h.rstd * h.rstd * h.rstd / (float)p.cols;
+        turn ^= 1;
+        if (there && row < p.rows) {
+            Pack<R, N> out;
+            Pack<T, N> less;
+#pragma unroll
+            for (int e = 0; e < N; e++) {
+                float d =
+                    widen(h.dy.at[e]) * widen(weight.at[e]) * h.rstd - widen(h.x.at[e]) * back;
+                if (p.dres != nullptr)
+                    d += widen(h.res.at[e]);
+                out.at[e] = narrow<R>(d);
+                less.at[e] = narrow<T>(d);
+            }
+            ((Pack<R, N> *)((R *)p.dx + row * p.ld_dx))[c] = out;
+            if (p.rounded != nullptr)
+                ((Pack<T, N> *)((T *)p.rounded + row * p.ld_rounded))[c] = less;
+        }
+        row += stride;
+    }
+    for (int y = 1; y < blockDim.y; y++) {
+        __syncthreads();
+        if (threadIdx.y == y)
+#pragma unroll
+            for (int e = 0; e < N; e++)
+                beside[e * 256 + c] = sums[e];
+        __syncthreads();
+        if (threadIdx.y == 0)
+#pragma unroll
+            for (int e = 0; e < N; e++)
+                sums[e] += beside[e * 256 + c];
+    }
+    if (there && threadIdx.y == 0)
+#pragma unroll
+        for (int e = 0; e < N; e += 4)
+            *(float4 *)(p.parts + blockIdx.x * p.cols + c * N + e) =
+                make_float4(sums[e], sums[e + 1], sums[e + 2], sums[e + 3]);
+}
+
 // Any row: element by element. A thread reads only what it wrote itself where dx lies on an input.
 template <typename T, typename R> __device__ void norm_bwd_any(const pmli_rmsnorm_bwd_params &p)
 {
@@ -113,8 +221,17 @@ template <typename T, typename R> __device__ void norm_bwd_any(const pmli_rmsnor
     REGISTERS(name##_x1, T, R, 1)                                                                  \
     REGISTERS(name##_x2, T, R, 2)                                                                  \
     REGISTERS(name##_x4, T, R, 4)
+#define WEIGHT(name, T, R)                                                                         \
+    extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_bwd_params p)       \
+    {                                                                                              \
+        norm_bwd_weight<T, R>(p);                                                                  \
+    }
 
 NORM(rmsnorm_bwd_f32, float, float)
 NORM(rmsnorm_bwd_bf16, bf16, bf16)
 NORM(rmsnorm_bwd_f16, f16, f16)
 NORM(rmsnorm_bwd_f16_to_f32, f16, float)
+WEIGHT(rmsnorm_bwd_weight_f32, float, float)
+WEIGHT(rmsnorm_bwd_weight_bf16, bf16, bf16)
+WEIGHT(rmsnorm_bwd_weight_f16, f16, f16)
+WEIGHT(rmsnorm_bwd_weight_f16_to_f32, f16, float)

@@ -37,7 +37,7 @@ extern "C" {
  * lower case: may be absent. The sentence explains the op to a student. */
 #define PML_OPS(X)                                                                                 \
     X(embed, "IIO", "Looks up each token's row in the embedding table.")                           \
-    X(embed_bwd, "IIU",                                                                            \
+    X(embed_bwd, "IIUw",                                                                            \
       "Adds each token's gradient to its row of the embedding table's gradient.")                  \
     X(rmsnorm, "IiIoOO", "Adds the residual and scales each row to unit root mean square.")        \
     X(rmsnorm_bwd, "IIIIiOouw",                                                                    \
@@ -87,9 +87,10 @@ typedef struct pml_embed_args {
     pml_view ids, table, y;
 } pml_embed_args;
 
-/* dtable[ids[t],:] += dy[t,:], tokens in ascending order.  dy [T,H]; dtable [V,H] F32. */
+/* dtable[ids[t],:] += dy[t,:].  dy [T,H]; dtable [V,H] F32. A row's tokens are added in an order
+ * that depends on ids alone. */
 typedef struct pml_embed_bwd_args {
-    pml_view ids, dy, dtable;
+    pml_view ids, dy, dtable, ws;
 } pml_embed_bwd_args;
 
 /* sum = x + add (or x where add is absent);  rstd = 1/sqrt(mean(sum^2) + eps);

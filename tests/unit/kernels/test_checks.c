@@ -15,8 +15,8 @@ static pml_op_args valid(pml_op op)
         a.embed = (pml_embed_args){int_view(T, index), random_view(V, H, 1), random_view(T, H, 0)};
         break;
     case PML_OP_embed_bwd:
-        a.embed_bwd =
-            (pml_embed_bwd_args){int_view(T, index), random_view(T, H, 0), random_view(V, H, 1)};
+        a.embed_bwd = (pml_embed_bwd_args){
+            int_view(T, index), random_view(T, H, 0), random_view(V, H, 1), {0}};
         break;
     case PML_OP_rmsnorm:
         a.rmsnorm = (pml_rmsnorm_args){random_view(T, H, 0),

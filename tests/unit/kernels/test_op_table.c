@@ -22,6 +22,7 @@ static const expectation expectations[] = {
     E(embed_bwd, ids),
     E(embed_bwd, dy),
     E(embed_bwd, dtable),
+    E(embed_bwd, ws),
     E(rmsnorm, x),
     E(rmsnorm, add),
     E(rmsnorm, weight),
