@@ -40,7 +40,7 @@ template <typename T, int N> __device__ void swiglu(const pmli_swiglu_params &p)
     if (c >= p.cols)
         return;
     const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + c;
-    const Pack<T, N> g = *(const Pack<T, N> *)gate, u = *(const Pack<T, N> *)(gate + p.cols);
+    const Pack<T, N> g = read_once<T, N>(gate), u = read_once<T, N>(gate + p.cols);
     *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = swiglu_of<T, N>(g, u);
 }
 
@@ -51,13 +51,13 @@ template <typename T, int N> __device__ void swiglu_bwd(const pmli_swiglu_params
         return;
     const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + c;
     T *out = (T *)p.y + row * p.ld_y + c;
-    Pack<T, N> g = *(const Pack<T, N> *)gate, u = *(const Pack<T, N> *)(gate + p.cols);
-    Pack<T, N> d = *(const Pack<T, N> *)((const T *)p.dh + row * p.ld_dh + c);
+    Pack<T, N> g = read_once<T, N>(gate), u = read_once<T, N>(gate + p.cols);
+    Pack<T, N> d = read_once<T, N>((const T *)p.dh + row * p.ld_dh + c);
     swiglu_back<T, N>(g, u, d);
-    *(Pack<T, N> *)out = g;
-    *(Pack<T, N> *)(out + p.cols) = u;
+    write_once<T, N>(out, g);
+    write_once<T, N>(out + p.cols, u);
     if (p.h != nullptr)
-        *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = d;
+        write_once<T, N>((T *)p.h + row * p.ld_h + c, d);
 }
 
 #define KERNEL(name, params, body)                                                                 \

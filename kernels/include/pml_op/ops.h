@@ -37,7 +37,7 @@ extern "C" {
  * lower case: may be absent. The sentence explains the op to a student. */
 #define PML_OPS(X)                                                                                 \
     X(embed, "IIO", "Looks up each token's row in the embedding table.")                           \
-    X(embed_bwd, "IIUw",                                                                            \
+    X(embed_bwd, "IIUw",                                                                           \
       "Adds each token's gradient to its row of the embedding table's gradient.")                  \
     X(rmsnorm, "IiIoOO", "Adds the residual and scales each row to unit root mean square.")        \
     X(rmsnorm_bwd, "IIIIiOouw",                                                                    \
