@@ -1,6 +1,7 @@
 """Crowds at a shared door: what they cost a step.
 
-Usage: tools/chaos/doors.py [--seconds S] [--phase S] [--cores N] [--hidden N] [--report-only]
+Usage: tools/chaos/doors.py [--seconds S] [--phase S] [--cores N] [--hidden N] [--who NAME…]
+                            [--report-only]
 
 A run is shared on loopback; its coordinator and its worker are pinned to `--cores` processors, the
 crowd, the viewers and this program to others (no sibling threads of the first). With one core the
@@ -21,7 +22,7 @@ bootstrap interval of 95%.
 Goals: +2% with the crowd, +1% with the viewers and with the babble. A goal is held where the whole
 interval is within it, missed where it is beyond, and not decided where it is on both sides: more
 rounds, or a quieter machine. Exit status 0: all held; 1: one is missed; 3: one is not decided;
---report-only: always 0.
+--report-only: always 0. SIGTERM ends it after the round that is under way, with what it has.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
+from signal import SIGCONT, SIGSTOP, SIGTERM, signal
 
 import pantheraml as pm
 from common import end, reach, work_in
@@ -236,6 +238,9 @@ class Babble:
         return f"of {self._sent} wrong messages {counted} were heard and refused"
 
 
+Visitors = Crowd | Viewers | Babble
+
+
 # ---- what a step costs ---------------------------------------------------------------------------
 
 
@@ -306,6 +311,8 @@ def verdict(low: float, high: float, goal: float) -> str:
     return "held" if high <= goal else "MISSED" if low > goal else "not decided"
 
 
+enough = threading.Event()  # the round under way is the last one
+
 Measured = list[tuple[float, ...]]
 Come = Callable[[], AbstractContextManager[None]]
 
@@ -319,7 +326,9 @@ def take_turns(
     begin = time.monotonic()
     came: dict[str, list[float]] = {name: [] for name in come}
     alone.append(phase(run, length))
-    while time.monotonic() < begin + seconds or len(alone) <= LEAST_ROUNDS * len(come):
+    while not enough.is_set() and (
+        time.monotonic() < begin + seconds or len(alone) <= LEAST_ROUNDS * len(come)
+    ):
         for name, crowd in come.items():
             before = coordinator_seconds(run)
             with crowd():
@@ -346,7 +355,7 @@ def measure(
         model.write(folder / "model"), [{"text": "a panther climbs well " * 20}] * 50,
         max_steps=10**6, max_length=256, threads=1, name="doors",
     )  # fmt: skip
-    visitors: list[Crowd | Viewers | Babble] = []
+    visitors: list[Visitors] = []
     try:
         reach(run, 20)
         pin(theirs)
@@ -356,16 +365,19 @@ def measure(
         share = run.share("tcp://127.0.0.1:*")
         crowd, viewers, babble = Crowd(share), Viewers(share, folder), Babble(run)
         visitors += [crowd, viewers, babble]
-        for each in visitors:  # once before, for what is only done once
+        who: dict[str, Visitors] = {"crowd": crowd, "viewers": viewers, "babble": babble}
+        for each in (who[name] for name in args.who):  # once before, for what is only done once
             with each.come():
                 time.sleep(SETTLE)
-        come: dict[str, Come] = {
-            "crowd": crowd.come, "viewers": viewers.come, "babble": babble.come
-        }  # fmt: skip
+        come: dict[str, Come] = {name: who[name].come for name in args.who}
         alone, disturbed = take_turns(run, come, args.seconds, args.phase)
-        stood = f"{min(crowd.stood)} to {max(crowd.stood)} of {CROWD} silent ones still there"
-        said = f"{stood} at the end of a phase; {babble.check()}; turned away: {run.refused}"
-        return alone, disturbed, said
+        said = [f"turned away: {run.refused}"]
+        if "crowd" in args.who:
+            stood = f"{min(crowd.stood)} to {max(crowd.stood)} of {CROWD}"
+            said.append(f"{stood} silent ones still there at the end of a phase")
+        if "babble" in args.who:
+            said.append(babble.check())
+        return alone, disturbed, "; ".join(said)
     finally:
         for visitor in visitors:
             visitor.end()
@@ -379,9 +391,11 @@ def main() -> int:
     parser.add_argument("--phase", type=float, default=2.0, help="seconds")
     parser.add_argument("--cores", type=int, default=1, help="for coordinator and worker")
     parser.add_argument("--hidden", type=int, default=128, help="the model's size")
+    parser.add_argument("--who", nargs="+", choices=GOALS, default=list(GOALS))
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args()
     at_end()
+    signal(SIGTERM, lambda *_: enough.set())
     begin = time.monotonic()
     ours, theirs = divide(args.cores)
     with tempfile.TemporaryDirectory(prefix="pml-doors-") as folder:
