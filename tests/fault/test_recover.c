@@ -196,6 +196,36 @@ static void an_error_is_not_tried_again(void **state)
     }
 }
 
+/* The same where it is stopped (as one that gets no processor is) before it has said its word, for
+ * longer than a worker that is there has to speak: eleven seconds, so only where time is no matter
+ * (tools/chaos/hang.py). */
+static void a_word_after_a_silence_counts(void **state)
+{
+    (void)state;
+    if (!harness_is_quiet())
+        skip();
+    harness *h = harness_new(2, FOR_EVER,
+                             "\"restart\":\"on-failure\",\"max_restarts\":1,\"hang_timeout\":120");
+    setenv("FAKE_FAIL_STEP", "9", 1);
+    setenv("FAKE_LATE_MS", "3000", 1);
+    assert_true(harness_start(h, NULL));
+    while (harness_worker_pid(h, 0) != 0) /* it has left: the other one is about to say why */
+        harness_receive_for(h, 0.05);
+    pid_t pid = harness_worker_pid(h, 1);
+    assert_true(pid > 0);
+    assert_int_equal(kill(pid, SIGSTOP), 0);
+    harness_receive_for(h, 11);
+    assert_int_equal(history_restarts(h), 0);
+    assert_int_equal(kill(pid, SIGCONT), 0);
+    harness_wait_state(h, "failed");
+    unsetenv("FAKE_FAIL_STEP");
+    unsetenv("FAKE_LATE_MS");
+    const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
+    assert_non_null(strstr(pml_message_string(m, "reason"), "made to fail at step 9"));
+    assert_int_equal(history_restarts(h), 0);
+    harness_destroy(&h);
+}
+
 /* ---- nothing is left, and nobody else is touched ---- */
 
 static int open_descriptors(pid_t pid)
@@ -261,6 +291,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(it_gives_up_with_the_cause),
         cmocka_unit_test(delays_grow),
         cmocka_unit_test(an_error_is_not_tried_again),
+        cmocka_unit_test(a_word_after_a_silence_counts),
         cmocka_unit_test(restarts_leave_nothing_behind),
     };
     if (!harness_programs(argc, argv))

@@ -21,6 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 
 MARK = "PML_REAPED_WITH"
+LONGEST = (
+    60.0  # seconds: what cannot be killed (it waits for a disk that is gone) is not waited for
+)
 _aside: list[object] = []  # the process that stands aside, and the end of the pipe that we keep
 
 
@@ -57,10 +60,18 @@ def reap(entry: str) -> int:
     """Kill every process that has this in its environment; how many there were.
 
     One that is being started while we look is found at the next look.
+
+    Raises
+    ------
+    TimeoutError
+        Some are there still after LONGEST seconds.
     """
     killed = quiet = 0
+    deadline = time.monotonic() + LONGEST
     while quiet < 3:
         found = 0
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not to be killed: {processes_with(entry)}")
         for pid in processes_with(entry):
             with suppress(ProcessLookupError):
                 process = os.pidfd_open(pid)

@@ -54,6 +54,7 @@ typedef struct worker {
     double idle, limit, longest;
     int waits_for;   /* likewise: the rank that it waits for, -1: nobody */
     double heard_at; /* when the last beat came, or it was started: by coordinator.attended */
+    double back_at;  /* when one came after a silence (0: none did), likewise */
     double cpu, beat_at;
     pml_message *plan, *identity; /* identity: the ready report that holds it */
     pml_message *gpu;             /* of its last beat; NULL: its device is none */
@@ -333,6 +334,12 @@ void resume_free(coordinator *c);
 void watch_tick(coordinator *c, double now);
 /* Seconds since `then`, of which we were there: what we slept through is held against nobody. */
 double watch_since(const coordinator *c, double then);
+/* A beat of it came. */
+void watch_heard(const coordinator *c, worker *w);
+/* Whether what a worker has to say of its end may come still: it has been there for less than
+ * `seconds` since a silence, or nothing is heard of it and not for so long yet that it would be
+ * called silent. */
+bool watch_may_speak(const coordinator *c, const worker *w, double seconds);
 
 /* ---- recover.c ---- */
 

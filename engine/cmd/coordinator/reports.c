@@ -211,7 +211,7 @@ static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_me
         w->waits_for =
             pml_message_has(*m, "waits_for") ? (int)pml_message_int(*m, "waits_for") : -1;
         w->beat_at = pml_clock_monotonic();
-        w->heard_at = c->attended;
+        watch_heard(c, w);
         break;
     default:
         break;

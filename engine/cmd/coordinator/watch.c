@@ -73,6 +73,21 @@ static bool is_silent(const coordinator *c, const worker *w, double timeout)
     return since > allowed && (since > starved_times * allowed || !could_run(w->pid));
 }
 
+void watch_heard(const coordinator *c, worker *w)
+{
+    if (watch_since(c, w->heard_at) >= missed_seconds)
+        w->back_at = c->attended;
+    w->heard_at = c->attended;
+}
+
+bool watch_may_speak(const coordinator *c, const worker *w, double seconds)
+{
+    double timeout = pml_run_hang_timeout(c->run);
+    if (watch_since(c, w->heard_at) < missed_seconds)
+        return w->back_at > 0 && watch_since(c, w->back_at) < seconds;
+    return timeout > 0 && !is_silent(c, w, timeout);
+}
+
 /* 0: it may take what it takes. */
 static double limit_of(const coordinator *c, const worker *w, double timeout)
 {

@@ -18,7 +18,7 @@
 #include "spawn.h"
 
 static const double better_cause_seconds = 0.4; /* a worker's words may arrive after its end */
-static const double last_words_seconds = 10;    /* and from one that is starved, later */
+static const double last_words_seconds = 10;    /* of one that is there, after a failure */
 
 void worker_set_state(worker *w, const char *state)
 {
@@ -310,17 +310,23 @@ void fail_worker(coordinator *c, const worker *w, const char *cause, const char 
 }
 
 /* Who fails has the others leave before it says why, so that they may be heard first: a consequence
- * waits for the word of each that is still there. */
+ * waits for the word of each that is still there. One whose heart beats has had the time to speak;
+ * one of which nothing is heard, stopped or starved, may do so as long as it is not called silent.
+ */
 bool fail_is_decided(const coordinator *c, double now)
 {
     const failure *f = &c->failure;
     if (!f->seen || now < f->decide_at)
         return false;
-    if (f->weight == FAILURE_CAUSE || now >= f->decide_at + last_words_seconds)
+    if (f->weight == FAILURE_CAUSE)
         return true;
-    for (int r = 0; r < c->world; r++)
-        if (c->workers[r].pid > 0 && strcmp(c->workers[r].state, "failed") != 0)
+    for (int r = 0; r < c->world; r++) {
+        const worker *w = &c->workers[r];
+        bool has_spoken = w->pid == 0 || strcmp(w->state, "failed") == 0;
+        if (!has_spoken &&
+            (now < f->decide_at + last_words_seconds || watch_may_speak(c, w, last_words_seconds)))
             return false;
+    }
     return true;
 }
 
