@@ -92,13 +92,14 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("driver", False, {"VERSION": "12040"}, r"libcublasLt\.so\.12 .*'nvidia-cublas-cu12'"),
         ("driver", False, {"VERSION": "14000"}, r"libcublasLt\.so\.13 .*pip install"),
         ("driver", True, {"CAPABILITY": "61"}, r"compute capability 6\.1, for which this build "),
+        ("driver", True, {"PML_CUDA_CAPABILITY": "61"}, r"compute capability 6\.1, for which "),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_said(
     fakes: Path, driver: str, blas: bool, settings: dict[str, str], words: str
 ) -> None:
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
-    env |= {f"FAKE_CUDA_{name}": value for name, value in settings.items()}
+    env |= {name if "_" in name else f"FAKE_CUDA_{name}": v for name, v in settings.items()}
     env |= {"LD_LIBRARY_PATH": str(fakes / driver), "PML_CUDA_BACKEND": str(OBJECT)}
     if blas:
         env["PML_CUDA_LIBS"] = str(fakes / "blas")

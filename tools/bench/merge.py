@@ -1,4 +1,4 @@
-"""What merging a large model takes: time, and memory beside the mapped file.
+"""What merging a large model takes: time and memory.
 
     .venv/bin/python tools/bench/merge.py FOLDER [--gigabytes 3]
 
@@ -118,7 +118,7 @@ def main() -> None:
             nonlocal peak
             while child.poll() is None:
                 for line in Path(f"/proc/{child.pid}/status").read_text().splitlines():
-                    if line.startswith("RssAnon:"):
+                    if line.startswith("VmRSS:"):
                         peak = max(peak, int(line.split()[1]) * 1024)
                 time.sleep(0.01)
 
@@ -131,7 +131,7 @@ def main() -> None:
         seconds = time.monotonic() - begun
         print(
             f"{size / 1e9:.2f} GB merged in {seconds:.1f} s ({size / 1e6 / seconds:.0f} MB/s), at "
-            f"most {peak / 1e6:.0f} MB beside the mapped file; {answer.strip()}"
+            f"most {peak / 1e6:.0f} MB in memory; {answer.strip()}"
         )
     finally:
         shutil.rmtree(args.folder)
