@@ -95,6 +95,9 @@ const char *pml_recompute_name(pml_recompute recompute)
 
 enum { SHORTEST_LENGTH = 32 };
 
+/* Tokens of a piece for each thread, at the least. */
+enum { PIECE_SHARE = 64 };
+
 static int32_t div_up(int32_t a, int32_t b)
 {
     return a / b + (a % b != 0);
@@ -436,7 +439,9 @@ static pml_status spare_memory(const pmli_search *s, const pml_batch_limits *lim
     if (strcmp(s->backend->name, "cpu") != 0)
         return PML_OK;
     const double longest = plan->seconds * (1 + little);
-    const int32_t most = least_count(pmli_most_pieces(limits), limits->tokens / PMLI_CPU_CHUNK);
+    const int32_t shared = PIECE_SHARE * threads_of(s->config),
+                  shortest = shared > PMLI_CPU_CHUNK ? shared : PMLI_CPU_CHUNK,
+                  most = least_count(pmli_most_pieces(limits), limits->tokens / shortest);
     pml_plan least = *plan, candidate;
     pml_plan_choices choices = plan->choices;
     bool in_time = true;
