@@ -5,6 +5,8 @@ from typing import Any
 
 _Path = str | bytes | os.PathLike[str]
 
+FP8_UNIT: int  # rows and columns of weights that are multiplied in 8 bits come in such units
+
 class Client:
     """A connection to a run's coordinator, with one I/O thread of its own."""
 

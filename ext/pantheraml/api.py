@@ -34,7 +34,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _ALSO = ("model", "data", "eval_data", "name")
-_EIGHT_BIT_UNIT = 16  # rows and columns of weights that are multiplied in 8 bits
 
 
 def _with_settings(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -300,9 +299,9 @@ def _check_units(known: Mapping[str, Any]) -> None:
               "width of queries": heads * head_dim,
               "width of keys": int(known["kv_heads"]) * head_dim}  # fmt: skip
     for name, width in widths.items():
-        if width % _EIGHT_BIT_UNIT:
+        if width % _native.FP8_UNIT:
             raise InvalidError(
-                f'quant="fp8" needs widths in units of {_EIGHT_BIT_UNIT}, this model\'s {name} '
+                f'quant="fp8" needs widths in units of {_native.FP8_UNIT}, this model\'s {name} '
                 f'is {width}; use quant="nf4"'
             )
 

@@ -42,6 +42,7 @@ ELSEWHERE = {
     "output_dir": "runs lie under PANTHERAML_RUNS, each in a folder of its name=",
     "peft_config": "give lora=pantheraml.LoRA(…)",
     "per_device_eval_batch_size": "evaluation uses per_device_train_batch_size",
+    "prompt": "it is the first argument, text",
     "rank": "it is r",
     "report_to": "the run records every step itself, in run.history",
     "target_parameters": "experts are not in this version",

@@ -7,7 +7,7 @@ and the worker is told when it is enough.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,8 @@ def stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     InvalidError
         One of them is, or is no text.
     """
-    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    several = isinstance(stop, Iterable) and not isinstance(stop, str)
+    found: tuple[Any, ...] = tuple(stop or ()) if several else () if stop is None else (stop,)
     if not all(isinstance(one, str) and one for one in found):
         raise InvalidError(f"stop must be texts that are not empty, it is {stop!r}")
     return found

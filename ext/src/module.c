@@ -1,6 +1,8 @@
 /* The module: its state, its error classes, its table of contents. */
 #include "native.h"
 
+#include "pml_op/ops.h"
+
 PyObject *pmli_raise(const pmli_state *state, const pml_error *err)
 {
     pml_status code = err->code > PML_OK && err->code < PML_STATUS_COUNT ? err->code : PML_INTERNAL;
@@ -44,6 +46,8 @@ static int module_exec(PyObject *module)
     if (PyModule_AddFunctions(module, pmli_engine_methods) < 0 ||
         PyModule_AddFunctions(module, pmli_export_methods) < 0 ||
         PyModule_AddFunctions(module, pmli_control_methods) < 0)
+        return -1;
+    if (PyModule_AddIntConstant(module, "FP8_UNIT", PML_FP8_UNIT) < 0)
         return -1;
     state->client_type = pmli_client_type_new(module);
     if (state->client_type == NULL)

@@ -44,7 +44,7 @@ static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
         a->dweight = shaped(1, cols, 0, PML_F32);
     }
     if (form == 2 || form == 3)
-        c->inside[5] = 4; /* dx is dres */
+        c->inside[PML_OPERAND(rmsnorm_bwd, dx)] = PML_OPERAND(rmsnorm_bwd, dres);
     if (form < 3)
         return;
     a->dx.dtype = a->dres.dtype = PML_F32;
@@ -52,7 +52,7 @@ static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
     if (form == 4) {
         a->rounded = shaped(rows, cols, border, d);
         a->dres = (pml_view){0};
-        c->inside[6] = 0;
+        c->inside[PML_OPERAND(rmsnorm_bwd, rounded)] = PML_OPERAND(rmsnorm_bwd, dy);
     }
 }
 
@@ -87,11 +87,11 @@ static void add_elementwise(gpu_cases *cases, pml_dtype d)
                                                    .dgate_up = shaped(rows, 2 * cols, border, d)};
         c->tolerance = tight(d);
         if (s % 2)
-            c->inside[2] = 1;
+            c->inside[PML_OPERAND(swiglu_bwd, dgate_up)] = PML_OPERAND(swiglu_bwd, gate_up);
         if (s > 0) /* h again, in the place of dh or in one of its own */
             c->args.swiglu_bwd.h = shaped(rows, cols, border, d);
         if (s > 0 && s % 2)
-            c->inside[3] = 0;
+            c->inside[PML_OPERAND(swiglu_bwd, h)] = PML_OPERAND(swiglu_bwd, dh);
         add_embed_bwd(cases, d, rows, cols, border, 23);
     }
     /* More than one chunk to sort; ids of many windows, of one and a bit, and of less. */

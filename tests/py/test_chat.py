@@ -97,8 +97,11 @@ def test_template_is_a_stranger(source: str) -> None:
 def test_broken_template_and_none(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="cannot be read"):
         chat.ChatTemplate("{% for %}", {})
-    with pytest.raises(NotFoundError, match="no chat template"):
-        chat.load(tmp_path)
+    for empty in (None, "", " \n"):
+        if empty is not None:
+            (tmp_path / "chat_template.jinja").write_text(empty)
+        with pytest.raises(NotFoundError, match="no chat template"):
+            chat.load(tmp_path)
 
 
 def test_jinja_file_goes_first_and_lists_have_a_default(tmp_path: Path) -> None:

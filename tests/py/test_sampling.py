@@ -147,6 +147,7 @@ def test_refused_by_name(run: pm.Run) -> None:
         ({"top_k": 0}, "top_k"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop"),
+        ({"stop": 5}, "stop must be texts that are not empty, it is 5"),
     ):  # fmt: skip
         with pytest.raises(pm.InvalidError, match=words):
             run.sample(PROMPT, **settings)

@@ -134,9 +134,9 @@ static void last_logits(pmli_builder *b, int32_t y)
     if (head == NULL)
         return;
     p->tensors[p->logits].held = true; /* read after the segment's end */
-    pmli_operand(head, 0, last);
-    pmli_operand(head, 1, b->head);
-    pmli_operand(head, 8, p->logits);
+    pmli_operand(head, PML_OPERAND(linear, x), last);
+    pmli_operand(head, PML_OPERAND(linear, w), b->head);
+    pmli_operand(head, PML_OPERAND(linear, y), p->logits);
     head->args.linear.parts = 1;
     head->args.linear.part_cols[0] = p->spec.vocab;
     pmli_node_done(b, head);

@@ -201,12 +201,13 @@ def stored(folder: Path) -> str:
     """
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    source = _json(folder / "tokenizer_config.json").get("chat_template")
+        source: object = file.read_text(encoding="utf-8")
+    else:
+        source = _json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):
         named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
         source = named.get("default")
-    if not isinstance(source, str):
+    if not isinstance(source, str) or not source.strip():
         raise NotFoundError(
             f"the model folder {folder} has no chat template (chat_template.jinja, or chat_template"
             " in tokenizer_config.json), and rows with messages need one; give chat_template=, or "

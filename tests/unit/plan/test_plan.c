@@ -115,17 +115,20 @@ static void test_lora_computes_only_what_it_needs(void **state)
     for (int i = p->segments[micro].first; i < p->segments[micro].end; i++) {
         const pml_node *node = &p->nodes[i];
         if (node->op == PML_OP_linear_bwd) {
-            assert_int_equal(node->operands[10].tensor, -1); /* dw */
-            assert_int_equal(node->operands[11].tensor, -1); /* dbias */
+            assert_int_equal(node->operands[PML_OPERAND(linear_bwd, dw)].tensor, -1);
+            assert_int_equal(node->operands[PML_OPERAND(linear_bwd, dbias)].tensor, -1);
             /* da, or what needs no input of the layer: dx and db */
-            assert_true(node->operands[12].tensor >= 0 || node->operands[1].tensor < 0);
-            assert_int_equal(node->operands[12].tensor >= 0, node->operands[1].tensor >= 0);
-            assert_true(node->operands[12].tensor >= 0 || node->operands[13].tensor >= 0);
+            assert_true(node->operands[PML_OPERAND(linear_bwd, da)].tensor >= 0 ||
+                        node->operands[PML_OPERAND(linear_bwd, x)].tensor < 0);
+            assert_int_equal(node->operands[PML_OPERAND(linear_bwd, da)].tensor >= 0,
+                             node->operands[PML_OPERAND(linear_bwd, x)].tensor >= 0);
+            assert_true(node->operands[PML_OPERAND(linear_bwd, da)].tensor >= 0 ||
+                        node->operands[PML_OPERAND(linear_bwd, db)].tensor >= 0);
         }
         if (node->op == PML_OP_rmsnorm_bwd)
-            assert_int_equal(node->operands[7].tensor, -1); /* dweight */
+            assert_int_equal(node->operands[PML_OPERAND(rmsnorm_bwd, dweight)].tensor, -1);
         if (node->op == PML_OP_head_loss)
-            assert_int_equal(node->operands[7].tensor, -1); /* dw */
+            assert_int_equal(node->operands[PML_OPERAND(head_loss, dw)].tensor, -1);
     }
     pml_program_destroy(&p);
 
@@ -179,20 +182,25 @@ static void test_swiglu_beside(void **state)
              i++) {
             const pml_node *node = &p->nodes[i];
             const pml_operand *at = node->operands;
-            u += node->op == PML_OP_swiglu && at[3].tensor >= 0;
+            u += node->op == PML_OP_swiglu && at[PML_OPERAND(swiglu, u)].tensor >= 0;
             u += node->op == PML_OP_linear && node->args.linear.u_made;
             weights += strcmp(node->label, "down backward, weights") == 0;
             if (node->op == PML_OP_linear_bwd && (node->args.linear_bwd.kept & PML_V_MADE) != 0) {
                 kept++;
-                assert_true(at[14].tensor >= 0 && at[13].tensor < 0);
+                assert_true(at[PML_OPERAND(linear_bwd, v)].tensor >= 0 &&
+                            at[PML_OPERAND(linear_bwd, db)].tensor < 0);
             }
             if (node->op != PML_OP_swiglu_bwd || node->args.swiglu_bwd.lora_parts == 0)
                 continue;
             v++;
-            da += at[9].tensor >= 0 && at[8].tensor >= 0 && at[3].tensor < 0;
+            da += at[PML_OPERAND(swiglu_bwd, da)].tensor >= 0 &&
+                  at[PML_OPERAND(swiglu_bwd, v_down)].tensor >= 0 &&
+                  at[PML_OPERAND(swiglu_bwd, h)].tensor < 0;
             assert_int_equal(node->args.swiglu_bwd.lora_parts, 3);
-            assert_int_equal(at[6].tensor == at[2].tensor, form == 1);
-            assert_true(form != 1 || at[6].col == 2 * small.intermediate);
+            assert_int_equal(at[PML_OPERAND(swiglu_bwd, v)].tensor ==
+                                 at[PML_OPERAND(swiglu_bwd, dgate_up)].tensor,
+                             form == 1);
+            assert_true(form != 1 || at[PML_OPERAND(swiglu_bwd, v)].col == 2 * small.intermediate);
         }
         int layers = form == 2 ? 0 : small.layers;
         assert_int_equal(u, 2 * layers);
@@ -221,14 +229,18 @@ static void test_output_of_swiglu_is_not_kept(void **state)
         for (int i = p->segments[micro].first; i < p->segments[micro].end; i++) {
             const pml_node *node = &p->nodes[i];
             if (node->op == PML_OP_swiglu) {
-                assert_int_equal(p->tensors[node->operands[1].tensor].last, i + 1);
+                assert_int_equal(p->tensors[node->operands[PML_OPERAND(swiglu, h)].tensor].last,
+                                 i + 1);
                 found++;
             }
             if (node->op == PML_OP_swiglu_bwd) { /* in place, and read by what comes next */
-                assert_int_equal(node->operands[3].tensor, node->operands[0].tensor);
+                assert_int_equal(node->operands[PML_OPERAND(swiglu_bwd, h)].tensor,
+                                 node->operands[PML_OPERAND(swiglu_bwd, dh)].tensor);
                 assert_int_equal(p->nodes[i + 1].op, PML_OP_linear_bwd);
-                assert_int_equal(p->nodes[i + 1].operands[1].tensor, node->operands[3].tensor);
-                assert_int_equal(p->tensors[node->operands[3].tensor].last, i + 1);
+                assert_int_equal(p->nodes[i + 1].operands[PML_OPERAND(linear_bwd, x)].tensor,
+                                 node->operands[PML_OPERAND(swiglu_bwd, h)].tensor);
+                assert_int_equal(p->tensors[node->operands[PML_OPERAND(swiglu_bwd, h)].tensor].last,
+                                 i + 1);
                 found++;
             }
         }
@@ -244,7 +256,7 @@ static void test_output_of_swiglu_is_not_kept(void **state)
     p = build(PML_METHOD_LORA, PML_TARGET_Q, 0);
     for (int i = 0; i < p->n_nodes; i++)
         if (p->nodes[i].op == PML_OP_swiglu_bwd)
-            assert_int_equal(p->nodes[i].operands[3].tensor, -1);
+            assert_int_equal(p->nodes[i].operands[PML_OPERAND(swiglu_bwd, h)].tensor, -1);
     pml_program_destroy(&p);
 }
 
@@ -424,18 +436,21 @@ static void test_gradients_of_float16(void **state)
             const pml_node *node = &p->nodes[i];
             const pml_operand *of = node->operands;
             if (node->op == PML_OP_head_loss)
-                assert_int_equal(of[4].tensor, p->loss_scale);
+                assert_int_equal(of[PML_OPERAND(head_loss, scale)].tensor, p->loss_scale);
             if (node->op == PML_OP_embed_bwd)
-                assert_int_equal(of[1].tensor, sum);
+                assert_int_equal(of[PML_OPERAND(embed_bwd, dy)].tensor, sum);
             if (node->op != PML_OP_rmsnorm_bwd)
                 continue;
-            assert_int_equal(of[4].tensor, sum); /* at first there is none to add to */
-            sum = of[5].tensor;
+            assert_int_equal(of[PML_OPERAND(rmsnorm_bwd, dres)].tensor,
+                             sum); /* at first there is none to add to */
+            sum = of[PML_OPERAND(rmsnorm_bwd, dx)].tensor;
             assert_int_equal(p->tensors[sum].dtype, PML_F32);
-            assert_int_equal(p->tensors[of[0].tensor].dtype, config.dtype);
-            assert_int_equal(of[6].tensor >= 0, f16);
+            assert_int_equal(p->tensors[of[PML_OPERAND(rmsnorm_bwd, dy)].tensor].dtype,
+                             config.dtype);
+            assert_int_equal(of[PML_OPERAND(rmsnorm_bwd, rounded)].tensor >= 0, f16);
             if (f16)
-                assert_int_equal(p->tensors[of[6].tensor].dtype, PML_F16);
+                assert_int_equal(p->tensors[of[PML_OPERAND(rmsnorm_bwd, rounded)].tensor].dtype,
+                                 PML_F16);
             norms++;
         }
         assert_int_equal(norms, 2 * small.layers + 1);
