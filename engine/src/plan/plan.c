@@ -95,8 +95,8 @@ const char *pml_recompute_name(pml_recompute recompute)
 
 enum { SHORTEST_LENGTH = 32 };
 
-/* Tokens of a piece for each thread, at the least. */
-enum { PIECE_SHARE = 64 };
+/* Tokens of a piece where memory is spared, at the least: in all, and for each thread. */
+enum { SHORTEST_PIECE = 512, PIECE_SHARE = 64 };
 
 static int32_t div_up(int32_t a, int32_t b)
 {
@@ -439,9 +439,9 @@ static pml_status spare_memory(const pmli_search *s, const pml_batch_limits *lim
     if (strcmp(s->backend->name, "cpu") != 0)
         return PML_OK;
     const double longest = plan->seconds * (1 + little);
-    const int32_t shared = PIECE_SHARE * threads_of(s->config),
-                  shortest = shared > PMLI_CPU_CHUNK ? shared : PMLI_CPU_CHUNK,
-                  most = least_count(pmli_most_pieces(limits), limits->tokens / shortest);
+    const int32_t most =
+        least_count(least_count(pmli_most_pieces(limits), limits->tokens / SHORTEST_PIECE),
+                    limits->tokens / (PIECE_SHARE * threads_of(s->config)));
     pml_plan least = *plan, candidate;
     pml_plan_choices choices = plan->choices;
     bool in_time = true;

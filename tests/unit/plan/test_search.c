@@ -79,17 +79,20 @@ static void test_memory_that_is_spared(void **state)
         const pml_batch_limits *batch;
         const pml_backend *backend;
         size_t spared; /* MiB at least */
-        int pieces, recompute;
-    } cases[] = {{&small, &rows, pml_backend_cpu(), 0, 1, PML_RECOMPUTE_NONE},
-                 {&wide, &rows, &gpu, 0, 1, PML_RECOMPUTE_NONE},
-                 {&wide, &rows, pml_backend_cpu(), 256, 4, PML_RECOMPUTE_NORMS},
-                 {&wide, &row, pml_backend_cpu(), 48, 1, PML_RECOMPUTE_NORMS}};
+        int threads, pieces, recompute;
+    } cases[] = {{&small, &rows, pml_backend_cpu(), 0, 2, 1, PML_RECOMPUTE_NONE},
+                 {&wide, &rows, &gpu, 0, 2, 1, PML_RECOMPUTE_NONE},
+                 {&wide, &rows, pml_backend_cpu(), 256, 2, 4, PML_RECOMPUTE_NORMS},
+                 {&wide, &rows, pml_backend_cpu(), 128, 16, 2, PML_RECOMPUTE_NORMS},
+                 {&wide, &rows, pml_backend_cpu(), 48, 32, 1, PML_RECOMPUTE_NORMS},
+                 {&wide, &row, pml_backend_cpu(), 48, 2, 1, PML_RECOMPUTE_NORMS}};
     const pml_plan_choices all_kept = {.pieces = 1, .head_chunk = 512};
-    const pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (size_t limit = 0; limit <= (size_t)8 << 30; limit += (size_t)8 << 30) {
             pml_plan plan, kept;
             pml_error err = PML_ERROR_INIT;
+            config.threads = cases[i].threads;
             assert_int_equal(pml_plan_make(cases[i].spec, &config, cases[i].batch, cases[i].backend,
                                            limit, &plan, &err),
                              PML_OK);
