@@ -96,7 +96,7 @@ const char *pml_recompute_name(pml_recompute recompute)
 enum { SHORTEST_LENGTH = 32 };
 
 /* Tokens of a piece where memory is spared, at the least: in all, and for each thread. */
-enum { SHORTEST_PIECE = 512, PIECE_SHARE = 64 };
+enum { SHORTEST_PIECE = 1024, PIECE_SHARE = 64 };
 
 static int32_t div_up(int32_t a, int32_t b)
 {

@@ -82,7 +82,7 @@ static void test_memory_that_is_spared(void **state)
         int threads, pieces, recompute;
     } cases[] = {{&small, &rows, pml_backend_cpu(), 0, 2, 1, PML_RECOMPUTE_NONE},
                  {&wide, &rows, &gpu, 0, 2, 1, PML_RECOMPUTE_NONE},
-                 {&wide, &rows, pml_backend_cpu(), 256, 2, 4, PML_RECOMPUTE_NORMS},
+                 {&wide, &rows, pml_backend_cpu(), 128, 2, 2, PML_RECOMPUTE_NORMS},
                  {&wide, &rows, pml_backend_cpu(), 128, 16, 2, PML_RECOMPUTE_NORMS},
                  {&wide, &rows, pml_backend_cpu(), 48, 32, 1, PML_RECOMPUTE_NORMS},
                  {&wide, &row, pml_backend_cpu(), 48, 2, 1, PML_RECOMPUTE_NORMS}};
