@@ -1,6 +1,6 @@
 /* embed_bwd: tokens are sorted by their ids, then every row that has some is added to once.
  *
- *   ws:  | sorted, keys: 8 bytes a token each | parts: two rows of float32 a window of tokens | */
+ *   ws:  | parts: two rows of float32 a window of tokens | keys: 8 bytes a token | sorted: 4 | */
 #include "device.h"
 #include "device/params.h"
 #include "operand.h"
@@ -21,14 +21,14 @@ static int64_t parts_ld(int64_t cols)
 size_t pmli_cuda_embed_bwd_ws(const pml_embed_bwd_args *a)
 {
     int64_t windows = div_up(a->ids.cols, EMBED_WINDOW);
-    return 2 * (size_t)a->ids.cols * sizeof(unsigned long long) +
-           2 * (size_t)windows * (size_t)parts_ld(a->dy.cols) * sizeof(float);
+    return 2 * (size_t)windows * (size_t)parts_ld(a->dy.cols) * sizeof(float) +
+           (size_t)a->ids.cols * (sizeof(unsigned long long) + sizeof(unsigned));
 }
 
-static pml_status launch(pml_queue *queue, pmli_kernel kernel, int64_t blocks, unsigned threads,
-                         pmli_embed_bwd_params *p, pml_error *err)
+static pml_status launch(pml_queue *queue, pmli_kernel kernel, int64_t blocks, unsigned x,
+                         unsigned y, pmli_embed_bwd_params *p, pml_error *err)
 {
-    pmli_launch shape = {.grid_x = (unsigned)blocks, .grid_y = 1, .block_x = threads, .block_y = 1};
+    pmli_launch shape = {.grid_x = (unsigned)blocks, .grid_y = 1, .block_x = x, .block_y = y};
     return pmli_cuda_launch(queue, kernel, shape, p, err);
 }
 
@@ -54,6 +54,7 @@ pml_status pmli_cuda_embed_bwd(pml_queue *queue, const pml_embed_bwd_args *a, pm
     pmli_need_float(&c, "dy", &a->dy);
     PMLI_NEED(&c, a, dtable, PMLI_ANY, a->dy.cols, PML_F32);
     pmli_need_that(&c, a->ids.cols <= GRID_LIMIT, "more than 2^31 - 1 tokens");
+    pmli_need_that(&c, a->dtable.rows < EMBED_IDS, "2^22 or more rows of 'dtable'");
     if (a->ids.cols > 0)
         pmli_need_ws(&c, &a->ws, pmli_cuda_embed_bwd_ws(a));
     pmli_need_that(&c, (uintptr_t)a->ws.data % 16 == 0, "operand 'ws' is not aligned");
@@ -63,23 +64,24 @@ pml_status pmli_cuda_embed_bwd(pml_queue *queue, const pml_embed_bwd_args *a, pm
     pmli_embed_bwd_params p = {.ids = a->ids.data,
                                .dy = a->dy.data,
                                .dtable = a->dtable.data,
-                               .sorted = a->ws.data,
+                               .parts = a->ws.data,
                                .tokens = tokens,
                                .cols = a->dy.cols,
                                .ld_dy = a->dy.ld,
                                .ld_dtable = a->dtable.ld,
                                .ld_parts = parts_ld(a->dy.cols)};
-    p.keys = p.sorted + tokens;
-    p.parts = (float *)(p.keys + tokens);
+    p.keys = (unsigned long long *)(p.parts + 2 * div_up(tokens, EMBED_WINDOW) * p.ld_parts);
+    p.sorted = (unsigned *)(p.keys + tokens);
     bool wide = pmli_in_units_of(&a->dy, 4 * pml_dtype_size(a->dy.dtype)) &&
                 pmli_in_units_of(&a->dtable, 16);
     pml_status status =
-        launch(queue, PMLI_embed_sort, div_up(tokens, EMBED_CHUNK), EMBED_CHUNK, &p, err);
+        launch(queue, PMLI_embed_sort, div_up(tokens, EMBED_CHUNK), EMBED_CHUNK, 1, &p, err);
     if (status == PML_OK)
-        status = launch(queue, PMLI_embed_rank, div_up(tokens, BLOCK), BLOCK, &p, err);
+        status = launch(queue, PMLI_embed_rank, div_up(tokens, EMBED_RANK_KEYS), EMBED_RANK_KEYS,
+                        EMBED_RANK_CHUNKS, &p, err);
     pmli_kernel kernel = PMLI_embed_bwd_f32 + 2 * (unsigned)a->dy.dtype + (wide ? 1 : 0);
     if (status == PML_OK)
-        status = launch(queue, kernel, tokens, BLOCK, &p, err);
+        status = launch(queue, kernel, tokens, BLOCK, 1, &p, err);
     if (status == PML_OK)
         status = add_parts(queue, wide, &p, err);
     return status;

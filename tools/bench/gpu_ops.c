@@ -16,7 +16,7 @@
 #include "pml/base/philox.h"
 #include "pml_op/backend.h"
 
-enum { MOST_CASES = 48, MOST_SETS = 32, TIMES = 99, PIECE = 4 << 20 };
+enum { MOST_CASES = 48, MOST_SETS = 32, TIMES = 99, PIECE = 1 << 20 };
 static const size_t CACHE = (size_t)256 << 20, GIB = (size_t)1 << 30;
 
 typedef struct op_case {
@@ -224,10 +224,14 @@ static void fill(bench *b, const op_case *c, int operand, const pml_view *v, uns
         MUST(pml_op_run(b->gpu, PML_OP_fill, b->queue, &zero, err));
     } else {
         draw(c, v, piece);
-        for (size_t at = 0, left = span(v); left > 0;) {
-            size_t bytes = left < PIECE ? left : PIECE;
-            MUST(b->gpu->upload(b->queue, (char *)v->data + at, piece, bytes, err));
-            at += bytes, left -= bytes;
+        size_t there = span(v) < PIECE ? span(v) : PIECE;
+        MUST(b->gpu->upload(b->queue, v->data, piece, there, err));
+        while (there < span(v)) { /* twice as much each time */
+            int64_t more = (int64_t)(span(v) - there < there ? span(v) - there : there);
+            pml_op_args again = {.copy = {pml_vector(v->data, more, PML_U8),
+                                          pml_vector((char *)v->data + there, more, PML_U8)}};
+            MUST(pml_op_run(b->gpu, PML_OP_copy, b->queue, &again, err));
+            there += (size_t)more;
         }
     }
     MUST(b->gpu->sync(b->queue, err)); /* the piece is drawn anew */

@@ -1,6 +1,6 @@
 // Gradient of the embedding table. Tokens with one id meet in one row, which is added to once:
 //
-//   embed_sort    keys (id, token) of a chunk of tokens in ascending order, a block each
+//   embed_sort    a chunk of tokens in ascending order of id and token, a block each
 //   embed_rank    where each key stands among those of all chunks: which is their order
 //   embed_bwd     a block for each run of one id within a window of keys: its sum, to the table
 //   where
@@ -27,15 +27,18 @@ __device__ inline int id_of(Key key)
 }
 
 // Bitonic, a key a thread: partners within a warp meet in registers, others in shared memory.
+// Within a chunk the id and the token's number in it are 32 bits.
 extern "C" __global__ void __launch_bounds__(CHUNK) embed_sort(const pmli_embed_bwd_params p)
 {
-    __shared__ Key shared[CHUNK];
-    const int i = threadIdx.x;
+    __shared__ unsigned shared[CHUNK];
+    const unsigned i = threadIdx.x;
     const long long token = (long long)blockIdx.x * CHUNK + i;
-    Key key = token < p.tokens ? (Key)(unsigned)p.ids[token] << 32 | (Key)token : ALL;
-    for (int size = 2; size <= CHUNK; size *= 2)
-        for (int step = size / 2; step > 0; step /= 2) {
-            Key other;
+    unsigned key = token < p.tokens ? (unsigned)p.ids[token] * CHUNK + i : 0xffffffffu;
+#pragma unroll
+    for (unsigned size = 2; size <= CHUNK; size *= 2)
+#pragma unroll
+        for (unsigned step = size / 2; step > 0; step /= 2) {
+            unsigned other;
             if (step < 32) {
                 other = __shfl_xor_sync(0xffffffffu, key, step);
             } else {
@@ -45,14 +48,14 @@ extern "C" __global__ void __launch_bounds__(CHUNK) embed_sort(const pmli_embed_
                 other = shared[i ^ step];
             }
             const bool smaller = ((i & size) == 0) == ((i & step) == 0);
-            key = (key < other) == smaller ? key : other;
+            key = smaller ? min(key, other) : max(key, other);
         }
     if (token < p.tokens)
         p.sorted[token] = key;
 }
 
 // How many of n ascending keys are below `key`.
-__device__ inline int below(const Key *keys, int n, Key key)
+__device__ inline int below(const unsigned *keys, int n, unsigned key)
 {
     int low = 0;
 #pragma unroll
@@ -62,19 +65,34 @@ __device__ inline int below(const Key *keys, int n, Key key)
     return low + (low < n && keys[low] < key);
 }
 
-extern "C" __global__ void __launch_bounds__(256) embed_rank(const pmli_embed_bwd_params p)
+// RANK_KEYS neighbours among a chunk's keys; in each other chunk the smaller ids are before them,
+// and the same id in chunks before theirs. A chunk's search is a chain of loads: RANK_CHUNKS at a
+// time.
+#define RANK_KEYS   EMBED_RANK_KEYS
+#define RANK_CHUNKS EMBED_RANK_CHUNKS
+
+extern "C" __global__ void __launch_bounds__(RANK_KEYS *RANK_CHUNKS)
+    embed_rank(const pmli_embed_bwd_params p)
 {
-    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= p.tokens)
-        return;
-    const Key key = p.sorted[at];
+    __shared__ int ranks[RANK_CHUNKS][RANK_KEYS];
+    const long long at = (long long)blockIdx.x * RANK_KEYS + threadIdx.x;
+    const unsigned key = at < p.tokens ? p.sorted[at] : 0, id = key / CHUNK;
     const long long mine = at / CHUNK;
-    long long rank = at % CHUNK;
-#pragma unroll 4
-    for (long long first = 0; first < p.tokens; first += CHUNK)
-        if (first != mine * CHUNK)
-            rank += below(p.sorted + first, (int)min((long long)CHUNK, p.tokens - first), key);
-    p.keys[rank] = key;
+    int rank = 0;
+    if (at < p.tokens)
+        for (long long c = threadIdx.y; c * CHUNK < p.tokens; c += RANK_CHUNKS)
+            rank += c == mine ? (int)(at % CHUNK)
+                              : below(p.sorted + c * CHUNK,
+                                      (int)min((long long)CHUNK, p.tokens - c * CHUNK),
+                                      (id + (c < mine)) * CHUNK);
+    ranks[threadIdx.y][threadIdx.x] = rank;
+    __syncthreads();
+    if (threadIdx.y > 0 || at >= p.tokens)
+        return;
+#pragma unroll
+    for (int y = 1; y < RANK_CHUNKS; y++)
+        rank += ranks[y][threadIdx.x];
+    p.keys[rank] = (Key)id << 32 | (Key)(mine * CHUNK + key % CHUNK);
 }
 
 template <typename T, int N> __device__ void embed_bwd(const pmli_embed_bwd_params &p)
@@ -98,7 +116,7 @@ template <typename T, int N> __device__ void embed_bwd(const pmli_embed_bwd_para
     for (long long c = (long long)threadIdx.x * N; c < p.cols; c += (long long)blockDim.x * N) {
         Pack<float, N> sum = {};
         if (whole)
-            sum = *(const Pack<float, N> *)(row + c);
+            sum = read_once<float, N>(row + c);
 #pragma unroll 8
         for (int i = 0; i < count; i++) {
             const Pack<T, N> x = *(
@@ -107,7 +125,7 @@ template <typename T, int N> __device__ void embed_bwd(const pmli_embed_bwd_para
             for (int e = 0; e < N; e++)
                 sum.at[e] += widen(x.at[e]);
         }
-        *(Pack<float, N> *)(row + c) = sum;
+        write_once<float, N>(row + c, sum);
     }
 }
 

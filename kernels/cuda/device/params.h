@@ -179,15 +179,20 @@ typedef struct pmli_mlp_bwd_params {
 
 /* Tokens that are sorted at a time, and how many of the sorted ones at most make a part of a sum.
  */
-#define EMBED_CHUNK  1024
-#define EMBED_WINDOW 32
+#define EMBED_CHUNK       1024
+#define EMBED_WINDOW      32
+#define EMBED_IDS         (1 << 22) /* times a chunk: 32 bits */
+#define EMBED_RANK_KEYS   64        /* and chunks to search that a block has at a time */
+#define EMBED_RANK_CHUNKS 16
 
-/* sorted, keys [tokens]: id and token, by chunks and all of them; parts [2 a window][ld_parts]. */
+/* sorted [tokens]: id and place in the chunk, by chunks; keys [tokens]: id and token, all of them;
+ * parts [2 a window][ld_parts]. */
 typedef struct pmli_embed_bwd_params {
     const int *ids;
     const void *dy;
     float *dtable, *parts;
-    unsigned long long *sorted, *keys;
+    unsigned long long *keys;
+    unsigned *sorted;
     long long tokens, cols, ld_dy, ld_dtable, ld_parts;
 } pmli_embed_bwd_params;
 
