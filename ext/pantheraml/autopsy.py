@@ -143,11 +143,14 @@ def _log(folder: Path, found: Autopsy) -> tuple[list[Event], int | None]:
 def _why_damaged(checkpoint: Path) -> str:
     """Which file of a checkpoint is not what was written; "" when all are."""
     try:
-        text = (checkpoint / "MANIFEST").read_text(encoding="utf-8")
+        text = (checkpoint / "MANIFEST").read_bytes().decode()
     except (OSError, ValueError):
         return "MANIFEST is missing or damaged"
     listed = set()
-    for line in text.splitlines():
+    *lines, rest = text.split("\n")  # not splitlines(): one bit makes \v of a newline
+    if rest:
+        return "MANIFEST is damaged"
+    for line in lines:
         digest, two, name = line.partition("  ")
         if not two or "/" in name or name in ("", ".", ".."):
             return "MANIFEST is damaged"

@@ -101,6 +101,28 @@ def test_each_damaged_part_is_named(folder: Path, tmp_path: Path) -> None:
     assert not [p for p in again.damaged if p.name == "events.jsonl"]
 
 
+def test_every_flip_of_a_manifest_is_seen(tmp_path: Path) -> None:
+    """One in a thousand bits makes another kind of line end of a newline."""
+    checkpoint = tmp_path / "step-000001"
+    checkpoint.mkdir()
+    names = ("optimizer.safetensors", "state.json")
+    for name in names:
+        (checkpoint / name).write_bytes(name.encode())
+    lines = (f"{autopsy._hash(checkpoint / name)}  {name}\n" for name in names)
+    whole = "".join(lines).encode()
+    manifest = checkpoint / "MANIFEST"
+    manifest.write_bytes(whole)
+    assert autopsy._why_damaged(checkpoint) == ""
+    for bit in range(8 * len(whole)):
+        text = bytearray(whole)
+        text[bit // 8] ^= 1 << bit % 8
+        manifest.write_bytes(text)
+        assert autopsy._why_damaged(checkpoint), f"bit {bit}: {bytes(text)!r}"
+    for size in range(len(whole)):
+        manifest.write_bytes(whole[:size])
+        assert autopsy._why_damaged(checkpoint), f"cut after {size}"
+
+
 def test_it_resumes_from_where_it_says(folder: Path) -> None:
     newest = folder / (autopsy.examine_run(folder).resume or "")
     shutil.rmtree(newest)

@@ -339,7 +339,7 @@ def take_turns(
             alone.append(phase(run, length))
             steps = (f"{1e3 * each[1]:.2f}" for each in (alone[-2], disturbed[name][-1], alone[-1]))
             print(f"{time.monotonic() - begin:5.1f} s {name:<8}{' '.join(steps)} ms", flush=True)
-    for name, spent in came.items():
+    for name, spent in ((name, spent) for name, spent in came.items() if spent):
         print(f"when they come, {name}: {1e3 * statistics.median(spent):.0f} ms of the coordinator")
     return alone, disturbed
 
@@ -377,6 +377,8 @@ def measure(
             said.append(f"{stood} silent ones still there at the end of a phase")
         if "babble" in args.who:
             said.append(babble.check())
+        if not all(disturbed.values()):
+            raise SystemExit("ended before the first round was over")
         return alone, disturbed, "; ".join(said)
     finally:
         for visitor in visitors:
