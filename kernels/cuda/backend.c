@@ -45,6 +45,18 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
     }
 }
 
+/* The ops that are compiled when a shape comes for the first time: attention by cuDNN. */
+static pml_status prepare(pml_device *device, pml_op op, const pml_op_args *args, pml_error *err)
+{
+    pml_queue nowhere = {.device = device, .preparing = true};
+    pml_status status = pmli_cuda_enter(device, err);
+    if (status == PML_OK && op == PML_OP_attention)
+        status = pmli_cuda_attention(&nowhere, &args->attention, err);
+    if (status == PML_OK && op == PML_OP_attention_bwd)
+        status = pmli_cuda_attention_bwd(&nowhere, &args->attention_bwd, err);
+    return status;
+}
+
 /* Driver and cuBLASLt are looked for here and not at the entry: a plan needs neither. */
 static pml_status devices(int *count, pml_error *err)
 {
@@ -113,6 +125,7 @@ static const pml_backend backend = {
     .mark = pmli_cuda_mark,
     .between = pmli_cuda_between,
     .workspace = workspace,
+    .prepare = prepare,
     .op =
         {
             .embed = pmli_cuda_embed,

@@ -211,6 +211,8 @@ pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch sh
                             pml_error *err)
 {
     void *arguments[] = {params};
+    if (queue->preparing)
+        return PML_OK;
     return PMLI_CU(pmli_cu.cuLaunchKernel(queue->device->kernels[kernel], shape.grid_x,
                                           shape.grid_y, 1, shape.block_x, shape.block_y, 1,
                                           shape.shared, queue->stream, arguments, NULL),

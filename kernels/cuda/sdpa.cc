@@ -297,3 +297,17 @@ extern "C" pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sd
         return failed(err, "attention", e.what());
     }
 }
+
+extern "C" pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *call, bool *done,
+                                        pml_error *err)
+{
+    *done = false;
+    try {
+        std::lock_guard<std::mutex> guard(sdpa->lock);
+        const Plan *plan = plan_of(sdpa, call->shape);
+        *done = plan->graph && plan->workspace <= call->workspace_size;
+        return PML_OK;
+    } catch (const std::exception &e) {
+        return failed(err, "attention", e.what());
+    }
+}

@@ -53,6 +53,10 @@ typedef struct pmli_sdpa_call {
 pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call, bool *done,
                          pml_error *err);
 
+/* The same but for the stream: what would be compiled is. */
+pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *call, bool *done,
+                             pml_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -25,3 +25,9 @@ pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *ca
     *done = false;
     return PML_OK;
 }
+
+pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *call, bool *done,
+                             pml_error *err)
+{
+    return pmli_sdpa_run(sdpa, NULL, call, done, err);
+}

@@ -110,6 +110,13 @@ static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype,
                              .backward = backward};
 }
 
+static pml_status put(pml_queue *queue, const pmli_sdpa_call *call, bool *done, pml_error *err)
+{
+    pmli_sdpa *sdpa = queue->device->sdpa;
+    return queue->preparing ? pmli_sdpa_compile(sdpa, call, done, err)
+                            : pmli_sdpa_run(sdpa, queue->stream, call, done, err);
+}
+
 /* Equal documents: nothing has to happen around cuDNN. Its statistics lie as our lse does, and
  * there are no rows behind the last document. */
 static pml_status run_equal(pml_queue *queue, const pmli_attention_params *p, pmli_sdpa_call *call,
@@ -120,7 +127,7 @@ static pml_status run_equal(pml_queue *queue, const pmli_attention_params *p, pm
     call->stats = p->lse;
     call->workspace = ws;
     call->workspace_size = ws_bytes;
-    pml_status status = pmli_sdpa_run(queue->device->sdpa, queue->stream, call, done, err);
+    pml_status status = put(queue, call, done, err);
     call->shape.equal = 0;
     call->shape.ld_stats = 0;
     return status;
@@ -148,7 +155,7 @@ pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, p
     call.workspace_size = ws_bytes - (size_t)((char *)call.workspace - (char *)ws);
     status = offsets(queue, &k, err);
     if (status == PML_OK)
-        status = pmli_sdpa_run(queue->device->sdpa, queue->stream, &call, done, err);
+        status = put(queue, &call, done, err);
     if (status != PML_OK || !*done)
         return status;
     k.clear[0] = p->o;
@@ -196,6 +203,5 @@ pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, 
     status = offsets(queue, &k, err);
     if (status == PML_OK)
         status = by_tiles(queue, PMLI_sdpa_stats, &k, err);
-    return status == PML_OK ? pmli_sdpa_run(queue->device->sdpa, queue->stream, &call, done, err)
-                            : status;
+    return status == PML_OK ? put(queue, &call, done, err) : status;
 }

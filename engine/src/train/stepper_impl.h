@@ -2,6 +2,9 @@
 #ifndef PML_TRAIN_STEPPER_IMPL_H
 #define PML_TRAIN_STEPPER_IMPL_H
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 #include "pml/plan/program.h"
 #include "pml/train/profile.h"
 #include "pml/train/stepper.h"
@@ -56,6 +59,10 @@ struct pml_stepper {
     bool timing;        /* segments run node by node between marks, and */
     pml_op_time *times; /* … what each node of the program took is added up here */
 
+    pthread_t ahead; /* compiles while weights load, see ahead.c */
+    bool is_ahead;
+    atomic_bool ahead_enough;
+
     bool runtime_measured;
     pmli_recorded recorded[PMLI_RECORDED];
     int64_t launches;
@@ -98,6 +105,12 @@ pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *c
 pml_status pmli_run_recorded(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                              pml_error *err);
 void pmli_drop_recorded(pml_stepper *s);
+
+/* Have the backend compile on a thread of its own what the first step will ask for; end it after
+ * what it is at. Between the two the program stays as it is. Nothing where a backend compiles
+ * nothing, or no thread was to be had: the first step does it then. */
+void pmli_ahead_begin(pml_stepper *s);
+void pmli_ahead_end(pml_stepper *s);
 
 /* Forward and backward of a checked micro-batch, piece by piece. */
 pml_status pmli_run_micro(pml_stepper *s, const pml_batch *batch, pml_error *err);

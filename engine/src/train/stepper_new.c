@@ -178,8 +178,11 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
         status = take_host_memory(s, err);
     if (status == PML_OK)
         pmli_count_flops(s->program, s->arena, &s->cost);
-    if (status == PML_OK)
+    if (status == PML_OK) {
+        pmli_ahead_begin(s);
         status = pmli_load(s, o->spec == NULL, err);
+        pmli_ahead_end(s);
+    }
     if (status != PML_OK) {
         pml_stepper_destroy(&s);
         return status;

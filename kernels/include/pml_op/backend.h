@@ -125,6 +125,11 @@ typedef struct pml_backend {
      * an operand is given when it has rows). device may be NULL: the answer then holds for any. */
     size_t (*workspace)(pml_device *device, pml_op op, const pml_op_args *args);
 
+    /* Compile what this op will want for args, as far as that is done at its first use: as
+     * workspace, and nothing is put on a queue. Any thread may call it beside a queue's user. NULL:
+     * nothing is compiled late. */
+    pml_status (*prepare)(pml_device *device, pml_op op, const pml_op_args *args, pml_error *err);
+
     pml_op_table op;
 } pml_backend;
 
