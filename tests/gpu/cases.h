@@ -59,7 +59,6 @@ void cases_of_fp8(gpu_cases *cases);
 typedef struct gpu_choice {
     const char *only;       /* in their names; NULL: any */
     const char *without[8]; /* not in their names */
-    size_t bytes;           /* of operands, at most; 0: no bound */
     int part, parts;        /* of them, each parts-th from the part-th on; parts = 0: all */
 } gpu_choice;
 
