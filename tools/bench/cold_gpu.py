@@ -34,7 +34,7 @@ STATES = [("empty", "absent"), ("filled", "present"), ("filled", "absent"), ("em
 
 def child(model: str, rows: int, device: str, length: int) -> None:
     """Be the user's process: print a line of JSON when the first step is seen, and end the run."""
-    begin = time.monotonic()
+    begin, date = time.monotonic(), time.time()
     import pantheraml as pm
     from pantheraml import _native
 
@@ -52,6 +52,9 @@ def child(model: str, rows: int, device: str, length: int) -> None:
     first = time.monotonic() - begin
     step = run.history[0]["seconds"] if run.step else 0.0
     words = {"imported": imported, "started": started, "first": first, "step": step}
+    for event in run.events():  # the first of a kind
+        kind = event.get("what") or event.get("state") or event["type"]
+        words.setdefault(f"at {kind}", event["time"] - date)
     print(json.dumps(words if run.step else {"error": run.reason}), flush=True)
     pids = [run.coordinator_pid or 0, *(w["pid"] for w in run.workers)]
     run.close()
@@ -72,10 +75,13 @@ def by_finetune(args: argparse.Namespace, model: Path, rows: int) -> dict[str, A
     found: dict[str, Any] = json.loads(line) if line else {"error": "it ended"}
     if "error" in found:
         return found
+    python = seconds - found["first"]  # before the first line of ours
+    marks = [f"{key[3:]} {python + at:.2f}" for key, at in found.items() if key.startswith("at ")]
     return {
         "seconds": seconds,
-        "words": f"Python {seconds - found['first'] + found['imported']:.2f}, started at "
-        f"{seconds - found['first'] + found['started']:.2f}, step itself {found['step']:.2f}",
+        "words": f"imported {python + found['imported']:.2f}, "
+        f"started {python + found['started']:.2f}, step itself {found['step']:.2f}; "
+        + ", ".join(marks),
     }
 
 
