@@ -35,7 +35,7 @@ struct pml_queue {
     pml_device *device;
     CUstream stream;
     bool recording;
-    bool preparing; /* what would be compiled is, and nothing is started */
+    bool preparing;           /* what would be compiled is, and nothing is started */
     CUstream copies;          /* to and from the host beside `stream`; made when first used */
     CUevent fork;             /* … from where in `stream` the next of them may begin */
     CUevent join;             /* … and where in `copies` what is awaited ends */
