@@ -8,245 +8,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <zmq.h>
 
-#include "messages_table.h"
+#include "bad_requests.h"
 #include "pml/base/clock.h"
-
-enum { ROOM = 1 << 18, DEEP = 5000 };
-
-static uint64_t chance = 0x9E3779B97F4A7C15U;
-
-static uint32_t pick(uint32_t below) /* xorshift64*; below > 0 */
-{
-    chance ^= chance >> 12;
-    chance ^= chance << 25;
-    chance ^= chance >> 27;
-    return (uint32_t)((chance * 0x2545F4914F6CDD1DU) >> 33) % below;
-}
-
-/* ---- text ---- */
-
-typedef struct text {
-    char bytes[ROOM];
-    size_t n;
-} text;
-
-static void add_bytes(text *t, const void *bytes, size_t n)
-{
-    assert_true(t->n + n <= ROOM);
-    memcpy(t->bytes + t->n, bytes, n);
-    t->n += n;
-}
-
-static void add(text *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static void add(text *t, const char *format, ...)
-{
-    char piece[1000];
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(piece, sizeof piece, format, args);
-    va_end(args);
-    assert_true(n >= 0 && n < (int)sizeof piece);
-    add_bytes(t, piece, (size_t)n);
-}
-
-static void repeat(text *t, const char *piece, size_t times)
-{
-    for (size_t i = 0; i < times; i++)
-        add_bytes(t, piece, strlen(piece));
-}
-
-/* ---- values ---- */
-
-static void good_value(text *t, const pmli_field *f)
-{
-    double value = f->low > 1 ? f->low : f->high < 1 ? f->high : 1;
-    switch (f->kind) {
-    case PMLI_BOOL:
-        add(t, "true");
-        break;
-    case PMLI_INT:
-    case PMLI_NUMBER:
-    case PMLI_FLOAT:
-        add(t, "%.0f", value);
-        break;
-    case PMLI_ENUM:
-        add(t, "\"%.*s\"", (int)strcspn(f->extra, " "), f->extra);
-        break;
-    case PMLI_STRING:
-        add(t, "\"");
-        repeat(t, "a", f->low < 1 ? 1 : (size_t)f->low);
-        add(t, "\"");
-        break;
-    case PMLI_INTS:
-        add(t, "[1]");
-        break;
-    case PMLI_RECORD: /* the required fields of the record */
-        add(t, "{");
-        for (const pmli_field *g = pmli_types[pmli_type_find(PML_CHANNEL_RECORD, f->extra)].fields;
-             g->name != NULL; g++)
-            if (g->required) {
-                add(t, "%s\"%s\":", t->bytes[t->n - 1] == '{' ? "" : ",", g->name);
-                good_value(t, g);
-            }
-        add(t, "}");
-        break;
-    default:
-        fail_msg("no request has a field of kind %d", (int)f->kind);
-    }
-}
-
-/* A value that the field cannot have: of another kind, or just outside its range. */
-static void bad_value(text *t, const pmli_field *f)
-{
-    static const char *const others[] = {
-        "null", "[[]]", "{\"a\":1}", "[null]", "[\"a\",{}]", "[1.5]", "[-1]", "[2147483648]",
-    };
-    bool number = f->kind == PMLI_INT || f->kind == PMLI_NUMBER || f->kind == PMLI_FLOAT;
-    switch (pick(6)) {
-    case 0: /* far or just outside */
-        if (number)
-            add(t, "%.17g", pick(2) ? f->high * 2 + 1 : f->low - 1);
-        else if (f->kind == PMLI_STRING || f->kind == PMLI_ENUM) {
-            add(t, "\"");
-            repeat(t, "a", (size_t)f->high + 1);
-            add(t, "\"");
-        } else {
-            add(t, "[");
-            repeat(t, "1,", (size_t)f->high);
-            add(t, "1]");
-        }
-        break;
-    case 1: /* numbers that are none, or too large for one */
-        add(t, "%s",
-            number ? (const char *[]){"\"NaN\"", "\"Infinity\"", "\"1\"", "true"}[pick(4)] : "1.5");
-        break;
-    case 2:
-        add(t, "%s", f->kind == PMLI_INT ? "9223372036854775807" : "false");
-        break;
-    default:
-        add(t, "%s", others[pick(sizeof others / sizeof others[0])]);
-    }
-}
-
-/* A value of this field that is no JSON, or not one that we read. */
-static void broken_value(text *t)
-{
-    static const char *const pieces[] = {
-        "\"\xff\xfe\"", "\"\xc3\"",    "\"\xed\xa0\x80\"",
-        "\"\\ud800\"",  "\"\\u0000\"", "\"\xf4\x90\x80\x80\"",
-        "\"\xc0\x80\"", "NaN",         "-",
-        "1e999",        "'a'",         "\"\n\"",
-        "01",           "+1",          "0x1",
-        "\"\\x\"",      "Infinity",    "1.",
-    };
-    add(t, "%s", pieces[pick(sizeof pieces / sizeof pieces[0])]);
-}
-
-/* ---- requests ---- */
-
-static int requests[PML_MESSAGE_COUNT], n_requests;
-
-static void find_requests(void)
-{
-    n_requests = 0;
-    for (int i = 0; i < PML_MESSAGE_COUNT; i++)
-        if (pmli_types[i].channel == PML_CHANNEL_REQUEST && i != PML_REQUEST_alive)
-            requests[n_requests++] = i;
-}
-
-static size_t fields_of(const pmli_type *type)
-{
-    size_t n = 0;
-    while (type->fields[n].name != NULL)
-        n++;
-    return n;
-}
-
-typedef enum fault {
-    FAULT_VALUE,
-    FAULT_BROKEN,
-    FAULT_MISSING,
-    FAULT_UNKNOWN,
-    FAULT_TWICE,
-    FAULT_DEEP,
-    FAULT_CUT,
-    FAULT_TYPE,
-    FAULT_ID,
-    FAULT_LONG,
-    FAULT_NOISE,
-    FAULTS
-} fault;
-
-/* One request with one fault; a field is hit where the fault is one of a field. */
-static void make(text *t, const pmli_type *type, fault what, int number)
-{
-    size_t n = fields_of(type), hit = n == 0 ? 0 : pick((uint32_t)n);
-    if (n == 0 && (what == FAULT_VALUE || what == FAULT_BROKEN || what == FAULT_MISSING))
-        what = FAULT_UNKNOWN;
-    t->n = 0;
-    add(t, "{\"type\":\"");
-    if (what == FAULT_TYPE)
-        add(t, "%s",
-            (const char *[]){"applied", "step", "joined", "go", "commit", "shared", "Stop", "stop ",
-                             "", "welcome", "run"}[pick(11)]);
-    else
-        add(t, "%s", type->name);
-    add(t, "\",\"id\":");
-    if (what == FAULT_ID)
-        add(t, "%s", (const char *[]){"1", "\"\"", "null", "[]", "{\"id\":\"x\"}"}[pick(5)]);
-    else
-        add(t, "\"bad-%d\"", number);
-    for (size_t i = 0; i < n; i++) {
-        const pmli_field *f = &type->fields[i];
-        if (what == FAULT_MISSING && (f->required || type == &pmli_types[PML_REQUEST_set]))
-            continue;
-        add(t, ",\"%s\":", f->name);
-        if (i == hit && what == FAULT_VALUE)
-            bad_value(t, f);
-        else if (i == hit && what == FAULT_BROKEN)
-            broken_value(t);
-        else
-            good_value(t, f);
-    }
-    bool lacks = what != FAULT_MISSING;
-    for (size_t i = 0; i < n; i++)
-        lacks = lacks || type->fields[i].required;
-    if (what == FAULT_UNKNOWN || (!lacks && type != &pmli_types[PML_REQUEST_set]))
-        add(t, ",\"%s\":1", (const char *[]){"x", "command", "Type", "id ", "__proto__"}[pick(5)]);
-    if (what == FAULT_TWICE)
-        add(t, ",\"type\":\"%s\"", type->name);
-    if (what == FAULT_DEEP) {
-        size_t levels = pick(2) ? 16 : DEEP;
-        add(t, ",\"x\":");
-        repeat(t, "[", levels);
-        repeat(t, "]", levels);
-    }
-    if (what == FAULT_LONG) {
-        add(t, ",\"x\":\"");
-        repeat(t, "a", PML_REQUEST_MAX - t->n + pick(PML_MESSAGE_MAX - PML_REQUEST_MAX - 8));
-        add(t, "\"");
-    }
-    add(t, "}");
-    if (what == FAULT_CUT)
-        t->n = 1 + pick((uint32_t)t->n - 1);
-    if (what == FAULT_NOISE)
-        for (uint32_t i = 0; i < 40; i++) /* enough that something breaks */
-            t->bytes[pick((uint32_t)t->n)] = (char)pick(256);
-}
-
-/* The same one for a number in every run, whoever makes it. */
-static void make_number(text *t, int number)
-{
-    chance = 0x9E3779B97F4A7C15U * (2 * (uint64_t)number + 1);
-    for (int i = 0; i < 4; i++)
-        (void)pick(2);
-    const pmli_type *type = &pmli_types[requests[pick((uint32_t)n_requests)]];
-    make(t, type, (fault)(number % FAULTS), number);
-}
 
 /* ---- doors ---- */
 
@@ -320,38 +88,90 @@ static int how_many(void)
     return wanted == NULL ? 1000 : atoi(wanted);
 }
 
-/* A part of them, by a process of its own: who sends many is turned out (net/offenders.h). It has
- * no part in what cmocka counts, and says what is wrong by its end. */
-static _Noreturn void send_part(const pml_connection *own, const pml_connection *seen, int from,
-                                int to)
+/* ---- by processes of their own: who sends many is turned out (net/offenders.h) ---- */
+
+static const char part_option[] = "--part", flood_option[] = "--flood";
+
+/* The numbers from `from` to `to`, each after the answer to the one before, which is checked. Its
+ * process has no part in what cmocka counts, and says what is wrong by its end. */
+static int send_part(const pml_connection *own, const pml_connection *seen, int from, int to)
 {
     static text t;
     static char answer[PML_MESSAGE_MAX + 1];
     static const char *const codes[] = {"corrupt", "invalid", "busy"};
     void *context = zmq_ctx_new(), *control = dealer(context, own), *view = dealer(context, seen);
     for (int i = from; i < to; i++) {
-        make_number(&t, i);
+        bad_request(&t, i);
         void *socket = i % 8 == 7 ? view : control;
         pml_message *m = NULL;
-        int n =
-            zmq_send(socket, t.bytes, t.n, 0) < 0 ? -1 : zmq_recv(socket, answer, sizeof answer, 0);
-        bool good = n > 0 &&
-                    pml_message_parse(PML_CHANNEL_ANSWER, answer, (size_t)n, &m, NULL) == PML_OK &&
-                    pml_message_type_of(m) == PML_ANSWER_error;
+        int n = -1;
+        if (zmq_send(socket, t.bytes, t.n, 0) >= 0)
+            n = zmq_recv(socket, answer, sizeof answer, 0);
         bool known = false;
-        for (size_t c = 0; good && c < sizeof codes / sizeof codes[0]; c++)
-            known = known || strcmp(pml_message_string(m, "code"), codes[c]) == 0;
+        if (n > 0 && pml_message_parse(PML_CHANNEL_ANSWER, answer, (size_t)n, &m, NULL) == PML_OK &&
+            pml_message_type_of(m) == PML_ANSWER_error)
+            for (size_t c = 0; c < sizeof codes / sizeof codes[0]; c++)
+                known = known || strcmp(pml_message_string(m, "code"), codes[c]) == 0;
+        pml_message_destroy(&m);
         if (!known) {
             fprintf(stderr, "message %d: %.*s\nanswer: %.*s\n", i, (int)(t.n < 500 ? t.n : 500),
                     t.bytes, n < 0 ? 0 : n, answer);
-            _exit(1);
+            return 1;
         }
-        pml_message_destroy(&m);
     }
     zmq_close(control);
     zmq_close(view);
     zmq_ctx_term(context);
-    _exit(0);
+    return 0;
+}
+
+/* As fast as they are taken, until it is killed. */
+static _Noreturn void send_all(const pml_connection *own)
+{
+    static text t;
+    void *socket = dealer(zmq_ctx_new(), own);
+    for (int i = 0;; i++) {
+        bad_request(&t, i);
+        zmq_send(socket, t.bytes, t.n, ZMQ_DONTWAIT);
+        pml_clock_sleep(0.001);
+    }
+}
+
+/* What main does in such a process; connections come through its input. */
+static int be_a_sender(int argc, char **argv)
+{
+    pml_connection own, seen;
+    if (read(STDIN_FILENO, &own, sizeof own) != (ssize_t)sizeof own ||
+        read(STDIN_FILENO, &seen, sizeof seen) != (ssize_t)sizeof seen)
+        return 2;
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nobody behind */
+    if (argc == 4 && strcmp(argv[1], part_option) == 0)
+        return send_part(&own, &seen, atoi(argv[2]), atoi(argv[3]));
+    send_all(&own);
+}
+
+/* It is executed anew: a fork of a process with threads may have none of its own. */
+static pid_t a_sender(const pml_connection *own, const pml_connection *seen, const char *option,
+                      int from, int to)
+{
+    int ends[2];
+    char first[16], last[16];
+    snprintf(first, sizeof first, "%d", from);
+    snprintf(last, sizeof last, "%d", to);
+    assert_int_equal(pipe(ends), 0);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        dup2(ends[0], STDIN_FILENO);
+        close(ends[1]);
+        execl("/proc/self/exe", "sender", option, first, last, (char *)NULL);
+        _exit(127);
+    }
+    close(ends[0]);
+    assert_int_equal(write(ends[1], own, sizeof *own), sizeof *own);
+    assert_int_equal(write(ends[1], seen, sizeof *seen), sizeof *seen);
+    close(ends[1]);
+    return pid;
 }
 
 static void bad_messages_are_refused_and_counted(void **state)
@@ -368,15 +188,12 @@ static void bad_messages_are_refused_and_counted(void **state)
     pml_connection seen = view_key(h, &own);
     int64_t before = count(h, "messages") + count(h, "roles") + count(h, "hurried");
     int64_t commands = commands_logged(h);
-    find_requests();
     int total = how_many();
     double begin = pml_clock_monotonic();
     for (int from = 0; from < total; from += PART) {
-        int status;
-        pid_t pid = fork();
-        if (pid == 0)
-            send_part(&own, &seen, from, from + PART < total ? from + PART : total);
-        assert_true(pid > 0 && waitpid(pid, &status, 0) == pid);
+        int status, to = from + PART < total ? from + PART : total;
+        pid_t pid = a_sender(&own, &seen, part_option, from, to);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
         assert_int_equal(status, 0);
         harness_receive_for(h, 0.001);
     }
@@ -389,7 +206,7 @@ static void bad_messages_are_refused_and_counted(void **state)
     assert_string_equal(pml_message_string(m, "state"), "running");
     pml_message_destroy(&m);
     print_message("%d bad messages in %.1f s, %d of each fault\n", total,
-                  pml_clock_monotonic() - begin, total / FAULTS);
+                  pml_clock_monotonic() - begin, total / BAD_FAULTS);
     harness_destroy(&h);
 }
 
@@ -405,18 +222,7 @@ static void who_sends_them_all_is_turned_out(void **state)
     pml_connection own;
     assert_int_equal(pml_connection_read(h->connection_file, &own, NULL), PML_OK);
     int64_t commands = commands_logged(h), before = count(h, "messages");
-    find_requests();
-    pid_t pid = fork();
-    if (pid == 0) {
-        static text t;
-        void *socket = dealer(zmq_ctx_new(), &own);
-        for (int i = 0;; i++) {
-            make_number(&t, i);
-            zmq_send(socket, t.bytes, t.n, ZMQ_DONTWAIT);
-            pml_clock_sleep(0.001);
-        }
-    }
-    assert_true(pid > 0);
+    pid_t pid = a_sender(&own, &own, flood_option, 0, 0);
     int64_t out = 0;
     for (int i = 0; i < 10000 && out < 2; i++) { /* and once more, when it comes again */
         harness_receive_for(h, 0.01);
@@ -445,19 +251,20 @@ static void a_view_key_changes_nothing(void **state)
     void *context = zmq_ctx_new(), *view = dealer(context, &seen);
     int64_t commands = commands_logged(h), roles = count(h, "roles");
     int tried = 0;
-    find_requests();
-    for (int i = 0; i < n_requests; i++) {
-        const pmli_type *type = &pmli_types[requests[i]];
+    const int *types;
+    int n = requests_of_the_table(&types);
+    for (int i = 0; i < n; i++) {
+        const pmli_type *type = &pmli_types[types[i]];
         if ((type->roles & PML_ROLE_VIEW) != 0)
             continue;
         char code[33];
         t.n = 0;
-        add(&t, "{\"type\":\"%s\",\"id\":\"view-%d\"", type->name, i);
+        text_add(&t, "{\"type\":\"%s\",\"id\":\"view-%d\"", type->name, i);
         for (const pmli_field *f = type->fields; f->name != NULL; f++) {
-            add(&t, ",\"%s\":", f->name);
+            text_add(&t, ",\"%s\":", f->name);
             good_value(&t, f);
         }
-        add(&t, "}");
+        text_add(&t, "}");
         refused(view, &t, code);
         assert_string_equal(code, "denied");
         tried++;
@@ -497,12 +304,12 @@ static void replayed_messages_have_no_effect(void **state)
     }
     assert_int_equal(commands_logged(h), 1);
     t.n = 0;
-    add(&t, "{\"type\":\"set\",\"id\":\"once\",\"learning_rate\":0.25}");
+    text_add(&t, "{\"type\":\"set\",\"id\":\"once\",\"learning_rate\":0.25}");
     void *socket = dealer(context, &own);
     refused(socket, &t, code);
     assert_string_equal(code, "invalid");
     t.n = 0;
-    add(&t, "%s", words);
+    text_add(&t, "%s", words);
     refused(view, &t, code);
     assert_string_equal(code, "denied");
     assert_int_equal(commands_logged(h), 1);
@@ -559,6 +366,8 @@ static void what_is_no_message_gets_no_answer(void **state)
 
 int main(int argc, char **argv)
 {
+    if (argc > 1 && (strcmp(argv[1], part_option) == 0 || strcmp(argv[1], flood_option) == 0))
+        return be_a_sender(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_messages_are_refused_and_counted),
         cmocka_unit_test(who_sends_them_all_is_turned_out),
