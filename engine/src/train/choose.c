@@ -140,9 +140,65 @@ int32_t pmli_greatest(const float *logits, int32_t n)
         top = tops[lane] > top ? tops[lane] : top;
     for (; i < n; i++)
         top = logits[i] > top ? logits[i] : top;
+    for (int among = 0; best + LANES <= n; best += LANES) { /* blocks without it at once */
+        for (int lane = 0; lane < LANES; lane++)
+            among |= logits[best + lane] == top;
+        if (among)
+            break;
+    }
     while (best < n && !(logits[best] == top)) /* nothing equals it where none is a number */
         best++;
     return best < n ? best : 0;
+}
+
+/* In the order of the numbers, as integers of two's complement; both zeros are one. */
+static int16_t ordered(uint16_t bits)
+{
+    int16_t magnitude = (int16_t)(bits & 0x7fff), sign = (int16_t) - (bits >> 15);
+    return (int16_t)((magnitude ^ sign) - sign);
+}
+
+int32_t pmli_greatest_narrow(const uint16_t *logits, int32_t n, pml_dtype dtype, bool *finite)
+{
+    enum { LANES = 64 };
+    const int16_t infinite = dtype == PML_BF16 ? 0x7f80 : 0x7c00;
+    int16_t tops[LANES], widest[LANES], top = INT16_MIN, wide = 0;
+    int32_t i = 0, best = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        tops[lane] = INT16_MIN;
+        widest[lane] = 0;
+    }
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            int16_t key = ordered(logits[i + lane]);
+            int16_t magnitude = (int16_t)(logits[i + lane] & 0x7fff);
+            tops[lane] = key > tops[lane] ? key : tops[lane];
+            widest[lane] = magnitude > widest[lane] ? magnitude : widest[lane];
+        }
+    for (int lane = 0; lane < LANES; lane++) {
+        top = tops[lane] > top ? tops[lane] : top;
+        wide = widest[lane] > wide ? widest[lane] : wide;
+    }
+    for (; i < n; i++) {
+        int16_t key = ordered(logits[i]), magnitude = (int16_t)(logits[i] & 0x7fff);
+        top = key > top ? key : top;
+        wide = magnitude > wide ? magnitude : wide;
+    }
+    for (int among = 0; best + LANES <= n; best += LANES) {
+        for (int lane = 0; lane < LANES; lane++)
+            among |= ordered(logits[best + lane]) == top;
+        if (among)
+            break;
+    }
+    while (best < n && ordered(logits[best]) != top)
+        best++;
+    *finite = wide < infinite;
+    return best;
+}
+
+bool pmli_is_greedy(const pml_generate_options *o)
+{
+    return o->temperature <= 0 && (o->repetition_penalty <= 0 || o->repetition_penalty == 1);
 }
 
 int32_t pmli_choose(float *logits, int32_t vocab, const int32_t *said, int32_t n,

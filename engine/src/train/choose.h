@@ -24,5 +24,10 @@ int32_t pmli_choose(float *logits, int32_t vocab, const int32_t *said, int32_t n
 
 /* The likeliest of n tokens; the lowest id wins a tie. */
 int32_t pmli_greatest(const float *logits, int32_t n);
+/* The same of numbers in 16 bits, as they are; *finite: all of them are. */
+int32_t pmli_greatest_narrow(const uint16_t *logits, int32_t n, pml_dtype dtype, bool *finite);
+
+/* Whether the likeliest is asked for and nothing changes the logits before. */
+bool pmli_is_greedy(const pml_generate_options *options);
 
 #endif

@@ -93,8 +93,16 @@ static void pad(const pml_stepper *s, chunk *c)
     c->counts.keys = s->program->limits.generate_length;
 }
 
-/* Run it, and fetch the logits of each row's last token. */
-static pml_status run_chunk(pml_stepper *s, chunk *c, pml_error *err)
+/* The logits of row i of so many as they came in 16 bits: behind the room that widening takes. */
+static const uint16_t *narrow_row(const pml_stepper *s, int32_t rows, int32_t i)
+{
+    const int64_t vocab = s->spec.vocab;
+    return (const uint16_t *)(s->logits + rows * vocab) - (rows - i) * vocab;
+}
+
+/* Run it, and fetch the logits of each row's last token: as float32, or as they are where nobody
+ * computes with them. */
+static pml_status run_chunk(pml_stepper *s, chunk *c, bool as_they_are, pml_error *err)
 {
     const pml_program *p = s->program;
     if (c->counts.tokens == c->counts.labels)
@@ -127,20 +135,20 @@ static pml_status run_chunk(pml_stepper *s, chunk *c, pml_error *err)
             pml_program_data(p, p->logits, s->arena), bytes, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
-    if (status == PML_OK && dtype != PML_F32)
+    if (status == PML_OK && dtype != PML_F32 && !as_they_are)
         widen_in_place(s->logits, numbers, dtype);
     return status;
 }
 
 static pml_status run_alone(pml_stepper *s, int32_t start, int32_t length, const int32_t *tokens,
-                            int32_t n, pml_error *err)
+                            int32_t n, bool as_they_are, pml_error *err)
 {
     chunk c;
     pml_status status = begin_chunk(s, &c, err);
     if (status != PML_OK)
         return status;
     put(&c, start, length, tokens, n);
-    return run_chunk(s, &c, err);
+    return run_chunk(s, &c, as_they_are, err);
 }
 
 /* ---- what was asked for ---- */
@@ -236,15 +244,34 @@ static pml_status check_prompt(const pml_stepper *s, const pml_generate_options 
 
 /* ---- rows ---- */
 
-/* The next token of a row from its logits, told to whoever listens. */
-static pml_status choose(pml_stepper *s, const pml_generate_options *o, row *r, float *logits,
-                         int32_t *out, int32_t *n_out, pml_error *err)
+/* The next token of a row from its logits, the i-th of `rows`. */
+static pml_status next_token(pml_stepper *s, const pml_generate_options *o, const row *r,
+                             int32_t rows, int32_t i, int32_t *token, pml_error *err)
+{
+    const int32_t vocab = s->spec.vocab;
+    const pml_dtype dtype = s->program->tensors[s->program->logits].dtype;
+    float *logits = s->logits + (size_t)i * (size_t)vocab;
+    if (dtype != PML_F32 && pmli_is_greedy(o)) {
+        bool finite;
+        *token = pmli_greatest_narrow(narrow_row(s, rows, i), vocab, dtype, &finite);
+        if (finite)
+            return PML_OK;
+        widen_in_place(s->logits, (int64_t)rows * vocab, dtype); /* to say which */
+    }
+    pml_status status = check_logits(logits, vocab, r->length, err);
+    if (status == PML_OK)
+        *token = pmli_choose(logits, vocab, s->said + r->start, r->length, o, s->chosen);
+    return status;
+}
+
+/* It is chosen and told to whoever listens. */
+static pml_status choose(pml_stepper *s, const pml_generate_options *o, row *r, int32_t rows,
+                         int32_t i, int32_t *out, int32_t *n_out, pml_error *err)
 {
     int32_t *said = s->said + r->start;
-    pml_status status = check_logits(logits, s->spec.vocab, r->length, err);
+    pml_status status = next_token(s, o, r, rows, i, &r->token, err);
     if (status != PML_OK)
         return status;
-    r->token = pmli_choose(logits, s->spec.vocab, said, r->length, o, s->chosen);
     said[r->length] = r->token;
     out[(size_t)r->number * (size_t)o->max_new_tokens + (size_t)n_out[r->number]++] = r->token;
     bool go_on = o->on_token == NULL || o->on_token(o->user, r->number, r->token);
@@ -262,10 +289,11 @@ static pml_status begin_row(pml_stepper *s, const pml_generate_options *o, row *
     pml_status status = pmli_rope_fit(s, n, err);
     while (status == PML_OK && r->length < n) {
         int32_t part = n - r->length < most ? n - r->length : most;
-        status = run_alone(s, r->start, r->length, prompt + r->length, part, err);
+        status =
+            run_alone(s, r->start, r->length, prompt + r->length, part, pmli_is_greedy(o), err);
         r->length += part;
     }
-    return status == PML_OK ? choose(s, o, r, s->logits, out, n_out, err) : status;
+    return status == PML_OK ? choose(s, o, r, 1, 0, out, n_out, err) : status;
 }
 
 /* One more token of every row that is not over; *busy: there was one. */
@@ -286,10 +314,9 @@ static pml_status advance(pml_stepper *s, const pml_generate_options *o, row *ro
     }
     *busy = count > 0;
     if (status == PML_OK && count > 0)
-        status = run_chunk(s, &c, err);
+        status = run_chunk(s, &c, pmli_is_greedy(o), err);
     for (int32_t i = 0; status == PML_OK && i < count; i++)
-        status = choose(s, o, running[i], s->logits + (size_t)i * (size_t)s->spec.vocab, out, n_out,
-                        err);
+        status = choose(s, o, running[i], count, i, out, n_out, err);
     return status;
 }
 
@@ -344,7 +371,7 @@ pml_status pml_stepper_logits(pml_stepper *s, const int32_t *tokens, int32_t n, 
         if (tokens[i] < 0 || tokens[i] >= s->spec.vocab)
             return PML_FAIL(err, PML_INVALID, "token %d is %d, outside the vocabulary of %d", i,
                             tokens[i], s->spec.vocab);
-        status = run_alone(s, 0, i, &tokens[i], 1, err);
+        status = run_alone(s, 0, i, &tokens[i], 1, false, err);
         memcpy(out + (size_t)i * (size_t)s->spec.vocab, s->logits,
                (size_t)s->spec.vocab * sizeof *out);
     }

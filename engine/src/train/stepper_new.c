@@ -107,6 +107,34 @@ static pml_status take_arena(pml_stepper *s, const pml_stepper_options *o, pml_e
 }
 
 /* All host memory that steps will use. */
+static size_t logits_bytes(const pml_stepper *s)
+{
+    return (size_t)s->program->generate_rows * (size_t)s->spec.vocab * sizeof *s->logits;
+}
+
+/* They come once a token, and a GPU writes page-locked memory without a stop on the way. */
+static pml_status take_logits(pml_stepper *s, pml_error *err)
+{
+    if (strcmp(s->backend->name, "cpu") != 0) {
+        void *memory = NULL;
+        pml_status status = s->backend->host_alloc(s->device, logits_bytes(s), &memory, err);
+        s->logits = memory;
+        return status;
+    }
+    s->logits = calloc(1, logits_bytes(s));
+    return s->logits != NULL ? PML_OK : PML_FAIL(err, PML_NO_MEMORY, "no host memory for logits");
+}
+
+static void give_logits(pml_stepper *s)
+{
+    void *memory = s->logits;
+    if (memory != NULL && strcmp(s->backend->name, "cpu") != 0)
+        s->backend->host_free(s->device, &memory, logits_bytes(s));
+    else
+        free(memory);
+    s->logits = NULL;
+}
+
 static pml_status take_host_memory(pml_stepper *s, pml_error *err)
 {
     pml_program *p = s->program;
@@ -119,13 +147,12 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     s->reduced = s->comm != NULL && pml_comm_world(s->comm) > 1
                      ? calloc(PMLI_REDUCE_FLOATS, sizeof *s->reduced)
                      : calloc(1, sizeof *s->reduced);
-    s->logits = calloc((size_t)p->generate_rows * (size_t)s->spec.vocab, sizeof *s->logits);
     s->chosen = calloc(pmli_choose_scratch(s->spec.vocab), sizeof *s->chosen);
     s->said = calloc((size_t)l->generate_length + 1, sizeof *s->said);
     s->times = calloc((size_t)p->n_nodes, sizeof *s->times);
     s->trained = calloc((size_t)p->n_parameters, sizeof *s->trained);
-    if (s->staged == NULL || s->places == NULL || s->reduced == NULL || s->logits == NULL ||
-        s->chosen == NULL || s->said == NULL || s->times == NULL || s->trained == NULL)
+    if (s->staged == NULL || s->places == NULL || s->reduced == NULL || s->chosen == NULL ||
+        s->said == NULL || s->times == NULL || s->trained == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the stepper's buffers");
     for (int32_t i = 0; i < p->n_parameters; i++) {
         if (!p->parameters[i].trained)
@@ -133,9 +160,10 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
         s->trained[s->n_trained++] = i;
         s->trained_floats += (size_t)(p->parameters[i].rows * p->parameters[i].cols);
     }
-    if (p->host_bytes == 0)
-        return PML_OK;
-    pml_status status = s->backend->host_alloc(s->device, p->host_bytes, &p->host, err);
+    pml_status status = take_logits(s, err);
+    if (status != PML_OK || p->host_bytes == 0)
+        return status;
+    status = s->backend->host_alloc(s->device, p->host_bytes, &p->host, err);
     return status == PML_OK ? status
                             : pml_error_prefix(err,
                                                "%d layers' activations were to wait in host "
@@ -197,6 +225,7 @@ void pml_stepper_destroy(pml_stepper **stepper)
         return;
     pml_stepper *s = *stepper;
     pmli_drop_recorded(s);
+    give_logits(s);
     if (s->program != NULL && s->program->host != NULL)
         s->backend->host_free(s->device, &s->program->host, s->program->host_bytes);
     if (s->arena != NULL)
@@ -212,7 +241,6 @@ void pml_stepper_destroy(pml_stepper **stepper)
     free(s->staged);
     free(s->places);
     free(s->reduced);
-    free(s->logits);
     free(s->chosen);
     free(s->said);
     free(s);

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "choose.h"
+#include "pml/model/convert.h"
 #include "pml/model/safetensors.h"
 
 enum { CASES = 12, VOCAB_MAX = 1000 };
@@ -112,12 +113,52 @@ static void test_greedy(void **state)
     assert_true(!isinf(logits[0]) && !isinf(logits[3]));
 }
 
+static float number_of(uint16_t bits, pml_dtype dtype)
+{
+    return dtype == PML_BF16 ? pml_bf16_to_f32(bits) : pml_f16_to_f32(bits);
+}
+
+/* In 16 bits the same token as of the same numbers in float32, and no number is noticed anywhere:
+ * all lengths around a block, all signs, ties, zeros of both signs. */
+static void test_greatest_narrow(void **state)
+{
+    (void)state;
+    enum { MOST = 400 };
+    static const pml_dtype dtypes[] = {PML_BF16, PML_F16};
+    uint32_t seed = 7;
+    for (int32_t n = 1; n <= MOST; n++)
+        for (int kind = 0; kind < 8; kind++) {
+            const pml_dtype dtype = dtypes[kind % 2];
+            uint16_t bits[MOST];
+            float wide[MOST];
+            bool finite;
+            for (int32_t i = 0; i < n; i++) {
+                seed = seed * 1664525U + 1013904223U;
+                bits[i] = (uint16_t)(seed >> 16);
+                if (kind < 2) /* few values: ties */
+                    bits[i] &= 0x8180;
+                if (kind >= 6) /* none is above zero */
+                    bits[i] = seed >> 30 == 0 ? (uint16_t)(seed >> 14 & 0x8000) : bits[i] | 0x8000;
+                if ((bits[i] & 0x7c00) == 0x7c00)
+                    bits[i] &= 0xbfff;
+                wide[i] = number_of(bits[i], dtype);
+            }
+            assert_int_equal(pmli_greatest_narrow(bits, n, dtype, &finite), pmli_greatest(wide, n));
+            assert_true(finite);
+            static const uint16_t none[2][3] = {{0x7f80, 0xff80, 0x7fc1}, {0x7c00, 0xfc00, 0x7e01}};
+            bits[seed % (uint32_t)n] = none[kind % 2][kind / 2 % 3];
+            pmli_greatest_narrow(bits, n, dtype, &finite);
+            assert_false(finite);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_processors),
         cmocka_unit_test(test_draws_follow_the_probabilities),
         cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_greatest_narrow),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
