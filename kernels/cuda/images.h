@@ -170,6 +170,7 @@
     X(attention_bwd, attend_bwd_q_128_f16)                                                         \
     X(sdpa, sdpa_offsets)                                                                          \
     X(sdpa, sdpa_lse)                                                                              \
+    X(sdpa, sdpa_packed)                                                                           \
     X(sdpa, sdpa_stats)                                                                            \
     PMLI_TYPED(X, head_norm, head_norm)                                                            \
     PMLI_TYPED(X, head_norm, head_norm_bwd)                                                        \

@@ -14,6 +14,7 @@
 
 extern "C" {
 #include "find_library.h"
+#include "pml/base/log.h"
 }
 
 namespace fe = cudnn_frontend;
@@ -142,7 +143,7 @@ class Builder
             .set_data_type(fe::DataType_t::FLOAT)
             .set_dim({s.slots, s.heads, s.longest, 1});
         if (s.equal)
-            t->set_stride({s.longest, s.ld_stats, 1, 1});
+            t->set_stride({s.backward ? s.heads * s.longest : s.longest, s.ld_stats, 1, 1});
         else
             t->set_stride({s.longest * s.heads, 1, s.heads, 1})
                 .set_ragged_offset(offsets(AT_STATS));
@@ -185,22 +186,33 @@ struct pmli_sdpa {
 };
 
 // NVIDIA's engines need the run-time compiler beside cuDNN; without it no plan is built and the
-// backend's own kernels serve.
+// backend's own kernels serve. Said, because what serves then is slower and its result the same.
 static void build(pmli_sdpa *sdpa, Plan *plan)
 {
     Builder builder(plan->shape);
     Graph graph = plan->shape.backward ? builder.backward() : builder.forward();
     int64_t bytes = 0;
-    bool good =
-        graph->validate().is_good() && graph->build_operation_graph(sdpa->handle).is_good() &&
-        graph->create_execution_plans({fe::HeurMode_t::A}).is_good() &&
-        graph->check_support(sdpa->handle).is_good() &&
-        graph->build_plans(sdpa->handle, fe::BuildPlanPolicy_t::HEURISTICS_CHOICE).is_good() &&
-        graph->get_workspace_size(bytes).is_good();
-    if (good) {
+    auto result = graph->validate();
+    if (result.is_good())
+        result = graph->build_operation_graph(sdpa->handle);
+    if (result.is_good())
+        result = graph->create_execution_plans({fe::HeurMode_t::A});
+    if (result.is_good())
+        result = graph->check_support(sdpa->handle);
+    if (result.is_good())
+        result = graph->build_plans(sdpa->handle, fe::BuildPlanPolicy_t::HEURISTICS_CHOICE);
+    if (result.is_good())
+        result = graph->get_workspace_size(bytes);
+    if (result.is_good()) {
         plan->graph = graph;
         plan->workspace = (size_t)bytes;
+        return;
     }
+    const pmli_sdpa_shape &s = plan->shape;
+    pml_log(PML_LOG_INFO,
+            "cuDNN has no plan for attention%s, %d %sdocuments of at most %d rows: %s",
+            s.backward ? "'s backward" : "", (int)s.slots, s.equal ? "equal " : "", (int)s.longest,
+            result.get_message().c_str());
 }
 
 static Plan *plan_of(pmli_sdpa *sdpa, const pmli_sdpa_shape &shape)

@@ -117,17 +117,44 @@ static pml_status put(pml_queue *queue, const pmli_sdpa_call *call, bool *done, 
                             : pmli_sdpa_run(sdpa, queue->stream, call, done, err);
 }
 
-/* Equal documents: nothing has to happen around cuDNN. Its statistics lie as our lse does, and
- * there are no rows behind the last document. */
+/* Its backward takes statistics of equal documents only as [slots, heads, longest] (before 9.26).
+ */
+static pml_status packed_stats(pml_queue *queue, const pmli_attention_params *p, int64_t longest,
+                               void *to, pml_error *err)
+{
+    enum { THREADS = 256 };
+    pmli_sdpa_params k = {.lse = p->lse,
+                          .ld_lse = p->ld_lse,
+                          .stats = to,
+                          .slots = p->slots,
+                          .heads = p->heads,
+                          .longest = longest};
+    pmli_launch shape = {.grid_x = (unsigned)((longest + THREADS - 1) / THREADS),
+                         .grid_y = (unsigned)(p->slots * p->heads),
+                         .block_x = THREADS,
+                         .block_y = 1};
+    return pmli_cuda_launch(queue, PMLI_sdpa_packed, shape, &k, err);
+}
+
+/* Equal documents: there are no rows behind the last one to be cleared, and the forward's
+ * statistics lie as our lse does. The backward's stand in ws before cuDNN's own. */
 static pml_status run_equal(pml_queue *queue, const pmli_attention_params *p, pmli_sdpa_call *call,
                             void *ws, size_t ws_bytes, bool *done, pml_error *err)
 {
+    enum { MOST_GRID_Y = 65535 };
+    int64_t longest = call->shape.longest;
+    bool backward = call->shape.backward != 0;
+    size_t stats = backward ? units((size_t)(p->tokens_q * p->heads) * sizeof(float)) : 0;
+    if (p->slots * p->heads > MOST_GRID_Y)
+        return PML_OK;
+    pml_status status = backward ? packed_stats(queue, p, longest, ws, err) : PML_OK;
     call->shape.equal = 1;
-    call->shape.ld_stats = p->ld_lse;
-    call->stats = p->lse;
-    call->workspace = ws;
-    call->workspace_size = ws_bytes;
-    pml_status status = put(queue, call, done, err);
+    call->shape.ld_stats = backward ? longest : p->ld_lse;
+    call->stats = backward ? ws : p->lse;
+    call->workspace = (char *)ws + stats;
+    call->workspace_size = ws_bytes - stats;
+    if (status == PML_OK)
+        status = put(queue, call, done, err);
     call->shape.equal = 0;
     call->shape.ld_stats = 0;
     return status;

@@ -368,7 +368,7 @@ typedef struct pmli_sdpa_params {
     float *lse, *stats;
     int *lengths;
     long long *offsets;
-    long long ld_offsets, ld[9], ld_lse, tokens;
+    long long ld_offsets, ld[9], ld_lse, tokens, longest;
     void *clear[3];
     long long ld_clear[3];
     int clear_cols[3];

@@ -64,3 +64,12 @@ extern "C" __global__ void __launch_bounds__(TILE *ROWS) sdpa_stats(const pmli_s
     if (blockIdx.y == 0)
         clear_rows(p, first);
 }
+
+// [slots, heads, longest] of equal documents: a block row is a head of one of them.
+extern "C" __global__ void __launch_bounds__(256) sdpa_packed(const pmli_sdpa_params p)
+{
+    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long slot = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
+    if (at < p.longest)
+        p.stats[blockIdx.y * p.longest + at] = p.lse[head * p.ld_lse + slot * p.longest + at];
+}
