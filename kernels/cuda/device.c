@@ -201,6 +201,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
     if (status == PML_OK)
         status = pmli_mlp_prepare(d, err);
     if (status == PML_OK)
+        status = pmli_cuda_rmsnorm_prepare(d, err);
+    if (status == PML_OK)
         status = PMLI_LT(pmli_lt.cublasLtCreate(&d->lt), "starting cuBLASLt", err);
     if (status == PML_OK)
         status = pmli_gemm_cache_new(kept_choices(d, options->cache), &d->products, err);

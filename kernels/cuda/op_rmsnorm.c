@@ -101,8 +101,15 @@ static int packs_a_thread_bwd(int64_t packs)
 /* ---- the weight's gradient in the same pass: blocks that stay, and a part of it from each ---- */
 
 /* As many blocks as today's largest chips hold of 64 registers a thread. Not the device's own
- * number: bits would then depend on it. */
-enum { STAYING_THREADS = 1024, PROCESSORS = 132, STAYING_BLOCK = 512 };
+ * number: bits would then depend on it. STAYING_STATIC: shared memory that such a block has beside
+ * the rows that wait. */
+enum {
+    STAYING_THREADS = 1024,
+    PROCESSORS = 132,
+    STAYING_BLOCK = 512,
+    STAYING_STATIC = 10 << 10,
+    SHARED_UNASKED = 48 << 10
+};
 
 /* A thread a pack of the row, whole warps; rows of a block. */
 static unsigned staying_across(int64_t packs)
@@ -119,6 +126,29 @@ static int64_t most_blocks(unsigned across)
 {
     unsigned threads = across * staying_rows(across), resident = STAYING_THREADS / threads;
     return (int64_t)PROCESSORS * (resident > 0 ? resident : 1);
+}
+
+/* Bytes of shared memory for the rows that wait, two operands and the sums' one. */
+static int waiting_bytes(int64_t packs, bool wide_sums)
+{
+    unsigned across = staying_across(packs), threads = across * staying_rows(across);
+    int a_thread = 16 * (wide_sums ? 4 * RMSNORM_PLACES_WIDE : 3 * RMSNORM_PLACES);
+    return (int)threads * a_thread;
+}
+
+pml_status pmli_cuda_rmsnorm_prepare(pml_device *d, pml_error *err)
+{
+    static const pmli_kernel kernels[] = {PMLI_rmsnorm_bwd_weight_f32, PMLI_rmsnorm_bwd_weight_bf16,
+                                          PMLI_rmsnorm_bwd_weight_f16,
+                                          PMLI_rmsnorm_bwd_weight_f16_to_f32};
+    int most = d->shared_most - STAYING_STATIC;
+    pml_status status = PML_OK;
+    for (int i = 0; status == PML_OK && i < 4 && most > SHARED_UNASKED; i++)
+        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[kernels[i]],
+                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                                    most),
+                         "shared memory for a norm's rows", err);
+    return status;
 }
 
 static bool may_stay(const pml_rmsnorm_bwd_args *a, int64_t *packs)
@@ -140,14 +170,17 @@ size_t pmli_cuda_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a)
 }
 
 /* Every block comes to as many rows as any other, but for the last ones. */
-static pml_status run_staying(pml_queue *queue, pmli_kernel kernel, int64_t packs,
+static pml_status run_staying(pml_queue *queue, pmli_kernel kernel, int64_t packs, int waiting,
                               pmli_rmsnorm_bwd_params *p, float *dweight, pml_error *err)
 {
     unsigned across = staying_across(packs), rows = staying_rows(across);
     int64_t groups = (p->rows + rows - 1) / rows, most = most_blocks(across);
     int64_t turns = (groups + most - 1) / most, blocks = (groups + turns - 1) / turns;
-    pmli_launch shape = {
-        .grid_x = (unsigned)blocks, .grid_y = 1, .block_x = across, .block_y = rows};
+    pmli_launch shape = {.grid_x = (unsigned)blocks,
+                         .grid_y = 1,
+                         .block_x = across,
+                         .block_y = rows,
+                         .shared = (unsigned)waiting};
     pml_status status = pmli_cuda_launch(queue, kernel, shape, p, err);
     if (status != PML_OK)
         return status;
@@ -210,11 +243,13 @@ pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a
                                  .ld_dx = a->dx.ld,
                                  .ld_rounded = a->rounded.ld};
     bool whole = rows_in_packs(a), stay = may_stay(a, &packs) && whole;
-    if (a->dweight.data != NULL && stay && (uintptr_t)a->ws.data % 16 == 0)
+    int waiting = stay ? waiting_bytes(packs, wide_sums) : 0;
+    if (a->dweight.data != NULL && stay && (uintptr_t)a->ws.data % 16 == 0 &&
+        waiting <= queue->device->shared_most - STAYING_STATIC)
         return run_staying(queue,
                            wide_sums ? PMLI_rmsnorm_bwd_weight_f16_to_f32
                                      : PMLI_rmsnorm_bwd_weight_f32 + (unsigned)dtype,
-                           packs, &p, a->dweight.data, err);
+                           packs, waiting, &p, a->dweight.data, err);
     if (a->dweight.data != NULL) { /* before dx, which may lie on dy */
         pml_status status =
             pmli_cuda_columns(queue, &a->dy, &a->x, a->rstd.data, a->dweight.data, a->ws.data, err);

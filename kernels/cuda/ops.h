@@ -53,7 +53,8 @@ size_t pmli_cuda_sum_ws(const pml_view *x);
 size_t pmli_cuda_nf4_quantise_ws(const pml_nf4_quantise_args *a);
 size_t pmli_cuda_fp8_quantise_ws(void);
 
-/* Once a device is open: what attention's kernels need to be told. */
+/* Once a device is open: what attention's and the norm's kernels need to be told. */
 pml_status pmli_cuda_attention_prepare(pml_device *device, pml_error *err);
+pml_status pmli_cuda_rmsnorm_prepare(pml_device *device, pml_error *err);
 
 #endif

@@ -49,23 +49,24 @@ __device__ inline unsigned word_of(const float *middle, int cell, unsigned sign,
     return (unsigned)min(n, most) << 24 | (inside ? NO_MIDDLE - low : 0);
 }
 
-// Cells [0, CELLS) of numbers from 0 on, and behind them those of negative ones.
-__device__ inline int cell_of(unsigned bits)
+// Of |x|'s first 16 bits. Cells [0, CELLS) are of numbers from 0 on, behind them come those of
+// negative ones.
+__device__ inline int cell_of(unsigned high)
 {
-    return min(max((int)(bits >> 16 & 0x7fff) - FIRST_CELL, 0), CELLS - 1);
+    return min(max((int)high - FIRST_CELL, 0), CELLS - 1);
 }
 
 // The code in the highest byte. -0 is negative.
 __device__ inline unsigned nearest_signed(const unsigned *words, float x)
 {
     const unsigned bits = __float_as_uint(x), sign = (unsigned)((int)bits >> 31);
-    return words[cell_of(bits) + (sign & CELLS)] + ((bits ^ sign) & 0xffff);
+    return words[cell_of(bits >> 16 & 0x7fff) + (sign & CELLS)] + ((bits ^ sign) & 0xffff);
 }
 
 __device__ inline unsigned nearest_of(const unsigned *words, float x)
 {
     const unsigned bits = __float_as_uint(x);
-    return words[cell_of(bits)] + (bits & 0xffff);
+    return words[cell_of(bits >> 16)] + (bits & 0xffff);
 }
 
 // Four words' highest bytes as one.
@@ -82,18 +83,41 @@ __device__ inline float warp_largest(float x)
     return x;
 }
 
-// What does not divide or root well in hardware is zero, of which there is much: tokens that have
-// not come yet.
-__device__ inline float quotient(float a, float b)
+// step m / (root(v) + eps), rounded as the operators round. What the compiler makes of division and
+// root asks of every number whether it is far from the ends of the range, and takes 0 for one that
+// is not, of which there is much: tokens that have not come yet. Here four numbers are asked at
+// once, and zeros pass; then come the same instructions that the compiler has for these.
+#define LEAST_M 0x1p-50f // and not zero
+#define LEAST_V 0x1p-90f
+#define MOST    0x1p40f
+
+__device__ inline bool is_plain(float step, float eps)
 {
-    const float q = __fdiv_rn(a == 0 ? 1.0f : a, b);
-    return a == 0 ? a : q;
+    return step >= 0x1p-40f && step <= 0x1p10f && eps >= 0x1p-60f && eps <= 1.0f;
 }
 
-__device__ inline float root(float x)
+__device__ inline bool is_rare(float m, float v)
 {
-    const float r = __fsqrt_rn(x == 0 ? 1.0f : x);
-    return x == 0 ? x : r;
+    return ((__float_as_uint(m) != 0) & !(fabsf(m) >= LEAST_M)) | ((v != 0) & !(v >= LEAST_V));
+}
+
+__device__ inline float plain_quotient(float step, float m, float v, float eps)
+{
+    float r, q;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(fmaxf(v, LEAST_V)));
+    const float near = __fmul_rn(v, r);
+    const float size =
+        __fadd_rn(__fmaf_rn(__fmaf_rn(-near, near, v), __fmul_rn(r, 0.5f), near), eps);
+    const float a = __fmul_rn(step, m);
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(size));
+    r = __fmaf_rn(r, __fmaf_rn(-size, r, 1.0f), r);
+    q = __fmul_rn(a, r);
+    return __fmaf_rn(r, __fmaf_rn(-size, q, a), q);
+}
+
+__device__ inline float any_quotient(float step, float m, float v, float eps)
+{
+    return __fdiv_rn(__fmul_rn(step, m), __fadd_rn(__fsqrt_rn(v), eps));
 }
 
 // Four neighbours from `at` on; unless all are known to be there and in place, as far as they are
@@ -103,7 +127,7 @@ __device__ inline Pack<T, 4> load_four(const T *from, long long at, long long co
 {
     Pack<T, 4> to;
     if constexpr (WHOLE) {
-        to = *(const Pack<T, 4> *)(from + at);
+        to = read_once<T, 4>(from + at);
     } else {
 #pragma unroll
         for (int e = 0; e < 4; e++)
@@ -117,9 +141,9 @@ __device__ inline void store_four(T *to, const Pack<T, 4> &from, long long at, l
 {
     if constexpr (WHOLE) { // as words: packs of 16-bit numbers are taken apart otherwise
         if constexpr (sizeof(T) == 2)
-            *(uint2 *)(to + at) = *(const uint2 *)&from;
+            __stcs((uint2 *)(to + at), *(const uint2 *)&from);
         else
-            *(Pack<T, 4> *)(to + at) = from;
+            write_once<T, 4>(to + at, from);
     } else {
 #pragma unroll
         for (int e = 0; e < 4; e++)
@@ -135,20 +159,24 @@ struct Tables {
 
 struct Step {
     float keep, step, eps, new1, beta1, new2, beta2, scale;
+    bool plain;
 };
 
 __device__ inline Step step_of(const float *hyper)
 {
     const double lr = hyper[HYPER_LR], root2 = sqrt((double)hyper[HYPER_BIAS2]);
     const double new1 = hyper[HYPER_ONE_MINUS_BETA1], new2 = hyper[HYPER_ONE_MINUS_BETA2];
-    return {(float)(1.0 - lr * hyper[HYPER_WEIGHT_DECAY]),
-            (float)(lr * root2 / hyper[HYPER_BIAS1]),
-            (float)(hyper[HYPER_EPS] * root2),
-            (float)new1,
-            (float)(1.0 - new1),
-            (float)new2,
-            (float)(1.0 - new2),
-            hyper[HYPER_GRAD_SCALE]};
+    Step s = {(float)(1.0 - lr * hyper[HYPER_WEIGHT_DECAY]),
+              (float)(lr * root2 / hyper[HYPER_BIAS1]),
+              (float)(hyper[HYPER_EPS] * root2),
+              (float)new1,
+              (float)(1.0 - new1),
+              (float)new2,
+              (float)(1.0 - new2),
+              hyper[HYPER_GRAD_SCALE],
+              false};
+    s.plain = is_plain(s.step, s.eps);
+    return s;
 }
 
 typedef Pack<unsigned char, 4> Codes;
@@ -177,6 +205,7 @@ __device__ inline void update_block(const pmli_adamw_8bit_params &p, const Table
     for (int run = 0; run < RUNS; run++) {
         const long long at = first + run * (BLOCK / RUNS);
         Pack<T, 4> copy;
+        bool rare = !s.plain;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const bool there = WHOLE || at + e < p.count;
@@ -189,8 +218,22 @@ __device__ inline void update_block(const pmli_adamw_8bit_params &p, const Table
             v[run].at[e] = there ? new_v : 0.0f;
             m_top = fmaxf(m_top, fabsf(m[run].at[e]));
             v_top = fmaxf(v_top, v[run].at[e]);
-            const float q = quotient(__fmul_rn(s.step, new_m), __fadd_rn(root(new_v), s.eps));
-            value[run].at[e] = __fmaf_rn(value[run].at[e], s.keep, -q);
+            rare |= is_rare(m[run].at[e], v[run].at[e]);
+        }
+        rare |= !(m_top <= MOST) | !(v_top <= MOST);
+        Pack<float, 4> q;
+        if (!rare) {
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                q.at[e] = plain_quotient(s.step, m[run].at[e], v[run].at[e], s.eps);
+        } else {
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                q.at[e] = any_quotient(s.step, m[run].at[e], v[run].at[e], s.eps);
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            value[run].at[e] = __fmaf_rn(value[run].at[e], s.keep, -q.at[e]);
             copy.at[e] = narrow<T>(value[run].at[e]);
         }
         store_four<WHOLE>(p.p, value[run], at, p.count);

@@ -100,6 +100,11 @@ typedef struct pmli_rmsnorm_params {
     float eps;
 } pmli_rmsnorm_params;
 
+/* Rows that wait in shared memory where the weight's gradient is made, too; where sums are wider.
+ */
+#define RMSNORM_PLACES      4
+#define RMSNORM_PLACES_WIDE 3
+
 /* dx = rstd (g - n mean(g n)) + dres with g = dy weight, n = x rstd; dres may be absent. parts
  * [blocks][cols]: of each block's rows, the sum of dy n; for the kernels that make it. */
 typedef struct pmli_rmsnorm_bwd_params {

@@ -6,6 +6,7 @@
 //
 // T is the dtype of dy, x and the weight, R that of the gradient which runs down the residual line:
 // float where T is f16. It is then written twice, the second time as T for products to read.
+#include "attention.cuh"
 #include "params.h"
 #include "row_total.cuh"
 #include "types.cuh"
@@ -34,10 +35,10 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
         const int c = k * blockDim.x + threadIdx.x;
         if (c >= packs)
             continue;
-        held_dy[k] = dy[c];
-        held_x[k] = x[c];
+        held_dy[k] = read_once<T, N>((const T *)&dy[c]);
+        held_x[k] = read_once<T, N>((const T *)&x[c]);
         if (narrow_sum && dres != nullptr)
-            held_res[narrow_sum ? k : 0] = dres[c];
+            held_res[narrow_sum ? k : 0] = read_once<R, N>((const R *)&dres[c]);
     }
     float dot = 0;
 #pragma unroll
@@ -71,32 +72,51 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
             out.at[e] = narrow<R>(d);
             less.at[e] = narrow<T>(d);
         }
-        dx[c] = out;
+        write_once<R, N>((R *)&dx[c], out);
         if (rounded != nullptr)
-            rounded[c] = less;
+            write_once<T, N>((T *)&rounded[c], less);
     }
 }
 
-// What a thread has of a row, and its rstd.
-template <typename T, typename R> struct Held {
-    Pack<T, 16 / sizeof(T)> dy, x;
-    Pack<R, 16 / sizeof(T)> res;
-    float rstd;
+// Rows that wait in shared memory: a thread's own packs of dy, x and dres, so that it need not wait
+// for the other threads to read them.
+//
+//   [places][packs of dy, x, dres (two where it is wider)][threads] of 16 bytes
+template <typename T, typename R> struct Waiting {
+    static constexpr int N = 16 / sizeof(T), OF_RES = sizeof(R) / sizeof(T), PACKS = 2 + OF_RES;
+    static constexpr int PLACES = same<T, R> ? RMSNORM_PLACES : RMSNORM_PLACES_WIDE;
+    unsigned base, threads;
+
+    __device__ unsigned at(int place, int pack) const
+    {
+        return base + ((place * PACKS + pack) * threads) * 16;
+    }
+
+    // What row has for this thread is on its way to a place.
+    __device__ void ask(const pmli_rmsnorm_bwd_params &p, long long row, int c, int place) const
+    {
+        const bool there = row < p.rows && c < p.cols / N;
+        const T *nothing = (const T *)p.weight;
+        copy_16(at(place, 0), there ? (const T *)p.dy + row * p.ld_dy + c * N : nothing, there);
+        copy_16(at(place, 1), there ? (const T *)p.x + row * p.ld_x + c * N : nothing, there);
+        if (p.dres == nullptr)
+            return;
+        const R *res = (const R *)p.dres + row * p.ld_dres + c * N;
+#pragma unroll
+        for (int k = 0; k < OF_RES; k++)
+            copy_16(at(place, 2 + k), there ? (const void *)(res + k * (16 / sizeof(R))) : nothing,
+                    there);
+    }
 };
 
-template <typename T, typename R>
-__device__ inline Held<T, R> hold(const pmli_rmsnorm_bwd_params &p, long long row, int c)
+__device__ inline uint4 from_shared(unsigned address)
 {
-    constexpr int N = 16 / sizeof(T);
-    Held<T, R> h = {};
-    if (row >= p.rows || c >= p.cols / N)
-        return h;
-    h.dy = ((const Pack<T, N> *)((const T *)p.dy + row * p.ld_dy))[c];
-    h.x = ((const Pack<T, N> *)((const T *)p.x + row * p.ld_x))[c];
-    if (p.dres != nullptr)
-        h.res = ((const Pack<R, N> *)((const R *)p.dres + row * p.ld_dres))[c];
-    h.rstd = p.rstd[row];
-    return h;
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
 }
 
 // The sum over the threads of one row; turn: 0 and 1 alternate, so that one barrier is enough.
@@ -117,14 +137,17 @@ __device__ inline float staying_total(float x, int turn)
     return x;
 }
 
-// dx and a part of the weight's gradient. A thread has one pack of every row that it comes to; the
-// next row's are on their way while this one's are summed.
+// dx and a part of the weight's gradient. A thread has one pack of every row that it comes to;
+// those of the next rows are on their way meanwhile.
 template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rmsnorm_bwd_params &p)
 {
-    constexpr int N = 16 / sizeof(T);
+    typedef Waiting<T, R> Rows;
+    constexpr int N = Rows::N, PLACES = Rows::PLACES;
+    extern __shared__ __align__(128) unsigned char memory[];
     __shared__ float
-        beside[256 * N]; // of a row of threads, which has no more where there are more rows
-    const int c = threadIdx.x;
+        beside[256 * N]; // of a row of threads; where there are more rows it has no more
+    const int c = threadIdx.x, self = threadIdx.y * blockDim.x + threadIdx.x;
+    const Rows rows = {shared_address(memory) + self * 16, blockDim.x * blockDim.y};
     const bool there = c < p.cols / N;
     Pack<T, N> weight = {};
     if (there)
@@ -132,37 +155,52 @@ template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rms
     float sums[N] = {};
     const long long stride = (long long)gridDim.x * blockDim.y;
     long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-    Held<T, R> next = hold<T, R>(p, row, c);
+#pragma unroll
+    for (int i = 0; i < PLACES - 1; i++) {
+        rows.ask(p, row + i * stride, c, i);
+        copy_commit();
+    }
+    float next = row < p.rows ? p.rstd[row] : 0.0f;
     int turn = 0;
     for (long long first = (long long)blockIdx.x * blockDim.y; first < p.rows; first += stride) {
-        const Held<T, R> h = next;
-        next = hold<T, R>(p, row + stride, c);
+        const int place = turn % PLACES;
+        const float rstd = next;
+        copy_wait<PLACES - 2>();
+        const uint4 dy_bits = from_shared(rows.at(place, 0)),
+                    x_bits = from_shared(rows.at(place, 1));
+        const Pack<T, N> dy = *(const Pack<T, N> *)&dy_bits, x = *(const Pack<T, N> *)&x_bits;
+        rows.ask(p, row + (PLACES - 1) * stride, c, (turn + PLACES - 1) % PLACES);
+        copy_commit();
+        next = row + stride < p.rows ? p.rstd[row + stride] : 0.0f;
         float dot = 0;
 #pragma unroll
         for (int e = 0; e < N; e++) {
-            const float product = widen(h.dy.at[e]) * widen(h.x.at[e]);
+            const float product = widen(dy.at[e]) * widen(x.at[e]);
             dot += product * widen(weight.at[e]);
-            sums[e] += product * h.rstd;
+            sums[e] += product * rstd;
         }
-        const float back = staying_total(dot, turn) * h.rstd * h.rstd * h.rstd / (float)p.cols;
-        turn ^= 1;
+        const float back = staying_total(dot, turn % 2) * rstd * rstd * rstd / (float)p.cols;
         if (there && row < p.rows) {
-            Pack<R, N> out;
+            Pack<R, N> out, res = {};
             Pack<T, N> less;
+            if (p.dres != nullptr)
+#pragma unroll
+                for (int k = 0; k < Rows::OF_RES; k++)
+                    ((uint4 *)&res)[k] = from_shared(rows.at(place, 2 + k));
 #pragma unroll
             for (int e = 0; e < N; e++) {
-                float d =
-                    widen(h.dy.at[e]) * widen(weight.at[e]) * h.rstd - widen(h.x.at[e]) * back;
+                float d = widen(dy.at[e]) * widen(weight.at[e]) * rstd - widen(x.at[e]) * back;
                 if (p.dres != nullptr)
-                    d += widen(h.res.at[e]);
+                    d += widen(res.at[e]);
                 out.at[e] = narrow<R>(d);
                 less.at[e] = narrow<T>(d);
             }
-            ((Pack<R, N> *)((R *)p.dx + row * p.ld_dx))[c] = out;
+            write_once<R, N>((R *)p.dx + row * p.ld_dx + c * N, out);
             if (p.rounded != nullptr)
-                ((Pack<T, N> *)((T *)p.rounded + row * p.ld_rounded))[c] = less;
+                write_once<T, N>((T *)p.rounded + row * p.ld_rounded + c * N, less);
         }
         row += stride;
+        turn++;
     }
     for (int y = 1; y < blockDim.y; y++) {
         __syncthreads();
