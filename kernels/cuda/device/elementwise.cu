@@ -40,7 +40,7 @@ template <typename T, int N> __device__ void swiglu(const pmli_swiglu_params &p)
     if (c >= p.cols)
         return;
     const T *gate = (const T *)p.gate_up + row * p.ld_gate_up + c;
-    const Pack<T, N> g = read_once<T, N>(gate), u = read_once<T, N>(gate + p.cols);
+    const Pack<T, N> g = *(const Pack<T, N> *)gate, u = *(const Pack<T, N> *)(gate + p.cols);
     *(Pack<T, N> *)((T *)p.h + row * p.ld_h + c) = swiglu_of<T, N>(g, u);
 }
 

@@ -47,6 +47,28 @@ template <> __device__ inline f16 narrow<f16>(float x)
     return __float2half_rn(x);
 }
 
+// Two neighbours in one register: one instruction each, where taking them out by themselves is two.
+template <typename T> __device__ inline float2 widen_two(unsigned x);
+template <> __device__ inline float2 widen_two<bf16>(unsigned x)
+{
+    return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
+}
+template <> __device__ inline float2 widen_two<f16>(unsigned x)
+{
+    return __half22float2(*(const __half2 *)&x);
+}
+template <typename T> __device__ inline unsigned narrow_two(float low, float high);
+template <> __device__ inline unsigned narrow_two<bf16>(float low, float high)
+{
+    const __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
+    return *(const unsigned *)&x;
+}
+template <> __device__ inline unsigned narrow_two<f16>(float low, float high)
+{
+    const __half2 x = __floats2half2_rn(low, high);
+    return *(const unsigned *)&x;
+}
+
 // N neighbouring elements that move in one access: 16 bytes is the widest there is.
 template <typename T, int N> struct alignas(sizeof(T) * N) Pack {
     T at[N];
