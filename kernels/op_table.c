@@ -13,18 +13,19 @@ static const char *const names_rmsnorm_bwd[] = {"dy", "x",       "weight",  "rst
 static const char *const names_head_norm[] = {"x", "q_weight", "k_weight", "y", "rstd"};
 static const char *const names_head_norm_bwd[] = {
     "dy", "x", "q_weight", "k_weight", "rstd", "dx", "dq_weight", "dk_weight", "ws"};
-static const char *const names_linear[] = {"x",   "w",      "w_scale", "bias", "a", "b",
-                                           "rng", "places", "y",       "u",    "ws"};
-static const char *const names_linear_bwd[] = {"dy", "x",   "w",      "w_scale", "a",  "b",
-                                               "u",  "rng", "places", "dx",      "dw", "dbias",
-                                               "da", "db",  "v",      "ws"};
+static const char *const names_linear[] = {"x",   "w",      "w_scale", "bias", "a",       "b",
+                                           "rng", "places", "y",       "u",    "x_scale", "ws"};
+static const char *const names_linear_bwd[] = {"dy", "x",   "w",      "w_scale",  "a",  "b",
+                                               "u",  "rng", "places", "dx",       "dw", "dbias",
+                                               "da", "db",  "v",      "dy_scale", "ws"};
 static const char *const names_rope[] = {"x", "pos", "table"};
 static const char *const names_attention[] = {"q", "k", "v", "cu_q", "cu_k", "o", "lse", "ws"};
 static const char *const names_attention_bwd[] = {"dout", "q",    "k",  "v",  "o",  "lse",
                                                   "cu_q", "cu_k", "dq", "dk", "dv", "ws"};
-static const char *const names_swiglu[] = {"gate_up", "h", "a", "u", "ws"};
-static const char *const names_swiglu_bwd[] = {"dh", "gate_up", "dgate_up", "h",  "u", "b",
-                                               "v",  "db",      "v_down",   "da", "ws"};
+static const char *const names_swiglu[] = {"gate_up", "h", "a", "u", "h_scale", "ws"};
+static const char *const names_swiglu_bwd[] = {"dh",      "gate_up", "dgate_up", "h",      "u",
+                                               "b",       "v",       "db",       "v_down", "da",
+                                               "w_scale", "scale",   "ws"};
 static const char *const names_head_loss[] = {"x",    "w",  "rows", "labels", "scale",
                                               "loss", "dx", "dw",   "ws"};
 static const char *const names_sum[] = {"x", "total", "ws"};
@@ -44,6 +45,7 @@ static const char *const names_offload[] = {"x", "y"};
 static const char *const names_fetch[] = {"x", "y"};
 static const char *const names_await[] = {"x"};
 static const char *const names_fp8_quantise[] = {"x", "codes", "scale", "ws"};
+static const char *const names_fp8_turn[] = {"x", "y"};
 static const char *const names_allreduce[] = {"x"};
 
 #define ROW(name, signature, sentence)                                                             \

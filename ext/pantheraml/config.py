@@ -399,6 +399,7 @@ class Settings:
             if wanted in ("bfloat16", "float16"):
                 raise NotInThisVersion(f'not in this version: dtype="{wanted}" on the CPU')
             return "float32"
+        self._refuse_fp8(devices)
         without = [name for name in devices if "bfloat16" not in _gpu_dtypes(name)]
         if wanted == "auto":
             return "float16" if without else "bfloat16"
@@ -408,6 +409,15 @@ class Settings:
                 'capability 8.0; "float16" is what "auto" chooses there'
             )
         return wanted
+
+    def _refuse_fp8(self, devices: list[str]) -> None:
+        """Refuse 8 bits on GPUs that do not multiply them: here, so that a plan says it, too."""
+        for name in devices if self.quant == "fp8" else ():
+            if "float8" not in _gpu_dtypes(name):
+                raise InvalidError(
+                    f'quant="fp8": {name} does not multiply 8-bit numbers, which needs compute '
+                    'capability 8.9; "nf4" takes less memory still'
+                )
 
     def _refuse_what_is_not_built(self) -> None:
         choice("method", self.method, ("lora", "full"))
@@ -581,7 +591,7 @@ def _gpu_dtypes(device: str) -> list[str]:
     try:
         return _native.gpu_dtypes(int(device.partition(":")[2]))
     except NotFoundError:
-        return ["float32", "bfloat16", "float16"]
+        return ["float32", "bfloat16", "float16", "float8"]
 
 
 def _template_text(value: str | os.PathLike[str]) -> str:

@@ -140,7 +140,7 @@ def _gpu() -> Finding:
         found.append(
             f"cuda:{index} {info['name']}, {size(info['memory_free'])} of "
             f"{size(info['memory_total'])} free, {info['libraries']}, {info['instructions']}, "
-            f'dtype="auto" is {_auto(index)}; {_gauges(info["bus"])}'
+            f'dtype="auto" is {_auto(index)}{_narrow(index)}; {_gauges(info["bus"])}'
         )
         do += [info["lacks"]] if info["lacks"] else []
     return Finding("note" if do else "ok", "GPU", "; ".join(found), "; ".join(do))
@@ -156,6 +156,13 @@ def _libraries() -> str:
     if not found:
         return ""
     return "; libraries for one: " + ", ".join(found + [text for there, text in said if not there])
+
+
+def _narrow(index: int) -> str:
+    """Whether ``quant="fp8"`` is refused there."""
+    if "float8" in _native.gpu_dtypes(index):
+        return ""
+    return '; no quant="fp8", which needs compute capability 8.9'
 
 
 def _auto(index: int) -> str:

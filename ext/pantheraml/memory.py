@@ -46,9 +46,10 @@ class Plan:
     moments_8bit
         With ``optim="adamw_auto"``: AdamW's moments are in 8 bits.
     unpacked
-        With ``quant="nf4"`` on a GPU: so many linear layers (four a layer of the model) have
-        their numbers in memory that was left, in place of codes to unpack at each use. The
-        numbers, and so the run's bits, are the same.
+        With a ``quant`` on a GPU: so many linear layers (four a layer of the model) have their
+        weights in memory that was left as products read them: of NF4 the numbers, in place of
+        codes to unpack at each use; of FP8 the codes turned round, beside them. The numbers, and
+        so the run's bits, are the same.
     offload_layers
         Layers of which what the backward pass reads waits in host memory, copied there and
         back while other layers run.
@@ -94,7 +95,11 @@ class Plan:
             )
             + (f"; micro-batches in {self.pieces} pieces" if self.pieces > 1 else "")
             + ("; AdamW's moments in 8 bits" if self.moments_8bit else "")
-            + (f"; NF4 unpacked for good in {self.unpacked} linear layers" if self.unpacked else "")
+            + (
+                f"; weights of {self.unpacked} linear layers unpacked for good"
+                if self.unpacked
+                else ""
+            )
             + (
                 f"; activations of {self.offload_layers} layers wait in {size(self.host)}"
                 " of host memory"

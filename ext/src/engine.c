@@ -476,7 +476,8 @@ static PyObject *gpu_dtypes(PyObject *module, PyObject *argument)
     static const struct {
         pml_dtype dtype;
         const char *name;
-    } names[] = {{PML_F32, "float32"}, {PML_BF16, "bfloat16"}, {PML_F16, "float16"}};
+    } names[] = {
+        {PML_F32, "float32"}, {PML_BF16, "bfloat16"}, {PML_F16, "float16"}, {PML_U8, "float8"}};
     const pml_backend *backend;
     pml_error err = PML_ERROR_INIT;
     unsigned dtypes = 0;

@@ -193,7 +193,7 @@ static pml_status cpu_devices(int *count, pml_error *err)
 static pml_status cpu_dtypes_of(int index, unsigned *dtypes, pml_error *err)
 {
     (void)index, (void)err;
-    *dtypes = 1U << PML_F32;
+    *dtypes = 1U << PML_F32 | 1U << PML_U8;
     return PML_OK;
 }
 
@@ -209,6 +209,8 @@ static size_t cpu_workspace(pml_device *device, pml_op op, const pml_op_args *ar
         return pmli_cpu_linear_ws(&args->linear);
     case PML_OP_linear_bwd:
         return pmli_cpu_linear_bwd_ws(&args->linear_bwd);
+    case PML_OP_swiglu:
+        return pmli_cpu_swiglu_ws(&args->swiglu);
     case PML_OP_swiglu_bwd:
         return pmli_cpu_swiglu_bwd_ws(&args->swiglu_bwd);
     case PML_OP_head_loss:

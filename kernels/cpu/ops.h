@@ -16,6 +16,7 @@ size_t pmli_cpu_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a);
 size_t pmli_cpu_head_norm_bwd_ws(const pml_head_norm_bwd_args *a);
 size_t pmli_cpu_linear_ws(const pml_linear_args *a);
 size_t pmli_cpu_linear_bwd_ws(const pml_linear_bwd_args *a);
+size_t pmli_cpu_swiglu_ws(const pml_swiglu_args *a);
 size_t pmli_cpu_swiglu_bwd_ws(const pml_swiglu_bwd_args *a);
 size_t pmli_cpu_head_loss_ws(const pml_head_loss_args *a);
 

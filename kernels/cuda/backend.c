@@ -69,7 +69,11 @@ static pml_status devices(int *count, pml_error *err)
     return status;
 }
 
-enum { DTYPES = 1 << PML_F32 | 1 << PML_BF16 | 1 << PML_F16, FIRST_WITH_BF16 = 80 };
+enum {
+    DTYPES = 1 << PML_F32 | 1 << PML_BF16 | 1 << PML_F16,
+    FIRST_WITH_BF16 = 80,
+    FIRST_WITH_E4M3 = 89
+};
 
 static pml_status dtypes_of(int index, unsigned *dtypes, pml_error *err)
 {
@@ -81,7 +85,8 @@ static pml_status dtypes_of(int index, unsigned *dtypes, pml_error *err)
     if (status == PML_OK)
         status = pmli_cuda_has_code(capability, "the GPU", err);
     if (status == PML_OK)
-        *dtypes = capability >= FIRST_WITH_BF16 ? DTYPES : DTYPES & ~(1 << PML_BF16);
+        *dtypes = (capability >= FIRST_WITH_BF16 ? DTYPES : DTYPES & ~(1 << PML_BF16)) |
+                  (capability >= FIRST_WITH_E4M3 ? 1 << PML_U8 : 0);
     return status;
 }
 
@@ -158,6 +163,7 @@ static const pml_backend backend = {
             .fetch = pmli_cuda_fetch,
             .await = pmli_cuda_await,
             .fp8_quantise = pmli_cuda_fp8_quantise,
+            .fp8_turn = pmli_cuda_fp8_turn,
         },
 };
 

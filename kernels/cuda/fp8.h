@@ -5,7 +5,7 @@
  *   backward   codes of dy w_scale [T,N], likewise   x  w turned round [K,N], ones   = dx
  *
  * cuBLASLt multiplies 8-bit operands in one arrangement only, the rows of both along the inner
- * dimension: so the backward's weight is turned round first, into workspace. On sm_90 it takes the
+ * dimension: so the backward's weight comes turned round (fp8_turn). On sm_90 it takes the
  * rows' scales itself; elsewhere, and for float32 results, it multiplies codes alone, times
  * 2^-FP8_DOWN, and a kernel of ours applies them.
  *
@@ -18,9 +18,9 @@
  *        └─────────────┴──────────────┘        └─────────────┴──────────────┘
  *                        high low high                         high high low
  *
- * f = the largest |b| / s_n over 448: so all of b has codes. s_t is top / 448 of x, times the least
- * power of two under which f u has codes. The backward likewise, with v for u, a for b and 1 for
- * s_n. */
+ * f = the largest |b| / s_n over 448, of each adapter its own: so all of b has codes. s_t is top /
+ * 448 of x, times the least power of two under which f u has codes. The backward likewise, with v
+ * for u, a for b and 1 for s_n. */
 #ifndef PMLI_CUDA_FP8_H
 #define PMLI_CUDA_FP8_H
 
@@ -33,12 +33,24 @@
 size_t pmli_fp8_ws(const pml_linear_args *a);
 size_t pmli_fp8_bwd_ws(const pml_linear_bwd_args *a);
 
-/* w and w_scale of a layer of these widths, in units that 8-bit products come in. */
-void pmli_fp8_need(pmli_check *c, const pml_view *w, const pml_view *w_scale, int64_t outputs,
-                   int64_t inputs);
+/* Codes of a weight [rows,cols], in units that 8-bit products come in. */
+void pmli_fp8_need(pmli_check *c, const pml_view *w, int64_t rows, int64_t cols);
 
 /* Whether u, or v, is to stand in a border of so many columns: there is room, and it pays. */
 bool pmli_fp8_takes(const pml_view *u, int32_t border);
+
+/* Codes in pieces (pml_op/ops.h) of so many parts, each as wide, with their scales: in units that
+ * kernels and products come in. */
+void pmli_fp8_need_pieces(pmli_check *c, const char *name, const pml_view *codes,
+                          const char *scale_name, const pml_view *scale, int64_t parts);
+
+/* x [T,N] in 16 or 32 bits, times by [N] where that is given, to pieces. */
+typedef struct pmli_fp8_in_pieces {
+    pml_view x, codes, scale;
+    const float *by;
+    int64_t parts;
+} pmli_fp8_in_pieces;
+pml_status pmli_fp8_round(pml_queue *queue, const pmli_fp8_in_pieces *p, pml_error *err);
 
 /* y written whole (with the bias); dx likewise. With u: and what the adapters add; v: likewise. */
 pml_status pmli_fp8_linear(pml_queue *queue, const pml_linear_args *a, const pml_view *u, void *ws,

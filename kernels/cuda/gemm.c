@@ -394,7 +394,7 @@ static pml_status look_up(pml_queue *queue, const pmli_gemm *g, product **p, pml
 bool pmli_gemm_scales_rows(const pml_device *device)
 {
     enum { FROM = 120900 };
-    return device->capability == 90 && pmli_lt.cublasLtGetVersion() >= FROM;
+    return PML_CUDA_ROW_SCALES && device->capability == 90 && pmli_lt.cublasLtGetVersion() >= FROM;
 }
 
 pml_status pmli_gemm_run(pml_queue *queue, const pmli_gemm *g, pml_error *err)

@@ -133,10 +133,14 @@
     X(low_rank, low_rank_sum_f16)                                                                  \
     X(mlp, mlp_bf16)                                                                               \
     X(mlp, mlp_f16)                                                                                \
+    X(mlp, mlp_codes_bf16)                                                                         \
+    X(mlp, mlp_codes_f16)                                                                          \
     X(mlp, mlp_sum_bf16)                                                                           \
     X(mlp, mlp_sum_f16)                                                                            \
     X(mlp, mlp_bwd_bf16)                                                                           \
     X(mlp, mlp_bwd_f16)                                                                            \
+    X(mlp, mlp_bwd_codes_bf16)                                                                     \
+    X(mlp, mlp_bwd_codes_f16)                                                                      \
     X(mlp, mlp_bwd_sum_bf16)                                                                       \
     X(mlp, mlp_bwd_sum_f16)                                                                        \
     PMLI_OF_ROWS(X, few_rows, few_u_bf16)                                                          \
@@ -181,6 +185,8 @@
     X(nf4_quantise, nf4_mean)                                                                      \
     X(nf4_quantise, nf4_scales)                                                                    \
     PMLI_TYPED_WIDE(X, fp8, fp8_rows)                                                              \
+    PMLI_TYPED(X, fp8, fp8_pieces)                                                                 \
+    PMLI_TYPED(X, fp8, fp8_level)                                                                  \
     PMLI_TYPED(X, fp8, fp8_weight)                                                                 \
     PMLI_TYPED(X, fp8, fp8_largest)                                                                \
     PMLI_TYPED(X, fp8, fp8_border)                                                                 \

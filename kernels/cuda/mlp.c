@@ -40,7 +40,7 @@ static bool fits(pml_dtype dtype, int64_t tokens, int64_t cols)
 
 static bool forward_fits(const pml_swiglu_args *a)
 {
-    return a->u.rows > 0 && fits(a->h.dtype, a->h.rows, a->h.cols) && fits_rank(a->u.cols);
+    return a->u.rows > 0 && fits(a->gate_up.dtype, a->h.rows, a->h.cols) && fits_rank(a->u.cols);
 }
 
 static bool backward_fits(const pml_swiglu_bwd_args *a)
@@ -88,10 +88,11 @@ bool pmli_mlp_serves(const pml_device *device, const pml_swiglu_args *a)
 
 bool pmli_mlp_bwd_serves(const pml_device *device, const pml_swiglu_bwd_args *a)
 {
-    return backward_fits(a) && BACK_SHARED <= device->shared_most && device->code >= 80 &&
-           in_packs(&a->gate_up) && in_packs(&a->dgate_up) && in_packs(&a->dh) && in_packs(&a->h) &&
-           in_packs(&a->u) && in_packs(&a->v_down) && in_packs(&a->db) && in_packs(&a->da) &&
-           in_pairs(&a->v);
+    bool codes = a->scale.data != NULL; /* of which h is not written beside */
+    return backward_fits(a) && !(codes && a->h.data != NULL) &&
+           BACK_SHARED <= device->shared_most && device->code >= 80 && in_packs(&a->gate_up) &&
+           in_packs(&a->dgate_up) && in_packs(&a->dh) && in_packs(&a->h) && in_packs(&a->u) &&
+           in_packs(&a->v_down) && in_packs(&a->db) && in_packs(&a->da) && in_pairs(&a->v);
 }
 
 pml_status pmli_mlp_prepare(pml_device *d, pml_error *err)
@@ -101,10 +102,14 @@ pml_status pmli_mlp_prepare(pml_device *d, pml_error *err)
         int shared;
     } users[] = {{PMLI_mlp_bf16, SHARED},
                  {PMLI_mlp_f16, SHARED},
+                 {PMLI_mlp_codes_bf16, SHARED},
+                 {PMLI_mlp_codes_f16, SHARED},
                  {PMLI_mlp_bwd_bf16, BACK_SHARED},
-                 {PMLI_mlp_bwd_f16, BACK_SHARED}};
+                 {PMLI_mlp_bwd_f16, BACK_SHARED},
+                 {PMLI_mlp_bwd_codes_bf16, BACK_SHARED},
+                 {PMLI_mlp_bwd_codes_f16, BACK_SHARED}};
     pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && i < 4; i++)
+    for (size_t i = 0; status == PML_OK && i < sizeof users / sizeof *users; i++)
         if (users[i].shared <= d->shared_most)
             status = PMLI_CU(pmli_cu.cuFuncSetAttribute(
                                  d->kernels[users[i].kernel],
@@ -149,23 +154,26 @@ static pmli_launch items(int64_t count)
 
 pml_status pmli_mlp(pml_queue *queue, const pml_swiglu_args *a, pml_error *err)
 {
-    bool bf16 = a->h.dtype == PML_BF16;
+    bool bf16 = a->gate_up.dtype == PML_BF16, codes = a->h.dtype == PML_U8;
     pmli_mlp_params p = {.gate_up = a->gate_up.data,
                          .a = a->a.data,
                          .h = a->h.data,
                          .u = a->u.data,
                          .parts = a->ws.data,
+                         .pieces = a->h_scale.data,
                          .tokens = a->h.rows,
                          .cols = a->h.cols,
                          .ld_gate_up = a->gate_up.ld,
                          .ld_a = a->a.ld,
                          .ld_h = a->h.ld,
                          .ld_u = a->u.ld,
+                         .ld_pieces = a->h_scale.ld,
                          .rank = (int)a->u.cols,
                          .tiles = (int)column_tiles(a->h.cols),
                          .scale = a->lora_scale};
-    pml_status status = pmli_cuda_launch(queue, bf16 ? PMLI_mlp_bf16 : PMLI_mlp_f16,
-                                         grid(queue, p.tokens, p.cols, SHARED), &p, err);
+    pmli_kernel kernel = (codes ? PMLI_mlp_codes_bf16 : PMLI_mlp_bf16) + (bf16 ? 0 : 1);
+    pml_status status =
+        pmli_cuda_launch(queue, kernel, grid(queue, p.tokens, p.cols, SHARED), &p, err);
     if (status == PML_OK)
         status = pmli_cuda_launch(queue, bf16 ? PMLI_mlp_sum_bf16 : PMLI_mlp_sum_f16,
                                   items(p.tokens * (p.rank / 4)), &p, err);
@@ -204,15 +212,17 @@ static void find_parts(const pml_swiglu_bwd_args *a, pmli_mlp_bwd_params *p)
 
 pml_status pmli_mlp_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
 {
-    bool bf16 = a->dh.dtype == PML_BF16;
+    bool bf16 = a->dh.dtype == PML_BF16, codes = a->dgate_up.dtype == PML_U8;
     pmli_mlp_bwd_params p = {.gate_up = a->gate_up.data,
                              .dh = a->dh.data,
+                             .by = a->w_scale.data,
                              .dgate_up = a->dgate_up.data,
                              .h = a->h.data,
                              .da = a->da.data,
                              .v_parts = a->ws.data,
                              .row_parts =
                                  (float *)a->ws.data + 2 * token_floats(a->dh.rows, a->dh.cols),
+                             .pieces = a->scale.data,
                              .tokens = a->dh.rows,
                              .cols = a->dh.cols,
                              .ld_gate_up = a->gate_up.ld,
@@ -223,12 +233,13 @@ pml_status pmli_mlp_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_erro
                              .ld_v = a->v.ld,
                              .ld_db = a->db.ld,
                              .ld_da = a->da.ld,
+                             .ld_pieces = a->scale.ld,
                              .tiles = (int)column_tiles(a->dh.cols)};
     find_parts(a, &p);
     pmli_launch shape = grid(queue, p.tokens, p.cols, BACK_SHARED);
     p.parts = (int)shape.grid_y;
-    pml_status status =
-        pmli_cuda_launch(queue, bf16 ? PMLI_mlp_bwd_bf16 : PMLI_mlp_bwd_f16, shape, &p, err);
+    pmli_kernel kernel = (codes ? PMLI_mlp_bwd_codes_bf16 : PMLI_mlp_bwd_bf16) + (bf16 ? 0 : 1);
+    pml_status status = pmli_cuda_launch(queue, kernel, shape, &p, err);
     int64_t sums = (p.tokens + p.cols) * (p.rank[0] / 4 + p.rank[1] / 4) + p.cols / 4 * p.rank[2];
     if (status == PML_OK && sums > 0)
         status = pmli_cuda_launch(queue, bf16 ? PMLI_mlp_bwd_sum_bf16 : PMLI_mlp_bwd_sum_f16,

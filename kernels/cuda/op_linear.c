@@ -32,7 +32,7 @@ static int64_t lora_rows(const pml_linear_args *a)
 
 static size_t u_bytes(const pml_linear_args *a)
 {
-    return pmli_linear_units((size_t)a->x.rows * (size_t)lora_cols(a) * pml_dtype_size(a->x.dtype));
+    return pmli_linear_units((size_t)a->x.rows * (size_t)lora_cols(a) * pml_dtype_size(a->y.dtype));
 }
 
 size_t pmli_cuda_linear_ws(const pml_linear_args *a)
@@ -46,14 +46,24 @@ static void check_lora(pmli_check *c, const pml_linear_args *a)
 {
     pmli_need_that(c, a->rank > 0 && a->lora_parts >> a->parts == 0,
                    "rank %d with adapters on parts %#x of %d", a->rank, a->lora_parts, a->parts);
-    pmli_need_as(c, "a", &a->a, lora_cols(a), a->x.cols, a->x.dtype);
-    pmli_need_as(c, "b", &a->b, lora_rows(a), a->rank, a->x.dtype);
+    pmli_need_as(c, "a", &a->a, lora_cols(a), a->x.cols, a->y.dtype);
+    pmli_need_as(c, "b", &a->b, lora_rows(a), a->rank, a->y.dtype);
     if (a->u.data != NULL || a->u_made)
-        pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->x.dtype);
+        pmli_need_as(c, "u", &a->u, a->x.rows, lora_cols(a), a->y.dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->x.rows);
     if (a->w_scale.data == NULL)
         pmli_need_border(c, "x", &a->x, a->border);
     pmli_need_border(c, "w", &a->w, a->border);
+}
+
+/* x in codes: nothing but the product with a weight in codes can read it. */
+static void check_made(pmli_check *c, const pml_linear_args *a)
+{
+    pmli_fp8_need_pieces(c, "x", &a->x, "x_scale", &a->x_scale, 1);
+    pmli_need_that(c, a->x.ld >= a->x.cols + a->border, "operand 'x' has no border of %d",
+                   a->border);
+    pmli_need_that(c, a->w_scale.data != NULL && (a->lora_parts == 0 || a->u_made),
+                   "operand 'x_scale' needs w in 8 bits, and u made");
 }
 
 static pml_status check(const pml_linear_args *a, bool lora, pml_error *err)
@@ -65,15 +75,20 @@ static pml_status check(const pml_linear_args *a, bool lora, pml_error *err)
         pmli_need_that(&c, a->part_cols[p] > 0, "part %d has %d columns", p, a->part_cols[p]);
         outputs += a->part_cols[p];
     }
-    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
-    pmli_need_float(&c, "x", &a->x);
+    bool made = a->x_scale.data != NULL;
+    pmli_need_as(&c, "x", &a->x, PMLI_ANY, PMLI_ANY, made ? PML_U8 : a->y.dtype);
+    pmli_need_float(&c, "y", &a->y);
+    if (made)
+        check_made(&c, a);
     if (a->w_scale.data != NULL)
-        pmli_fp8_need(&c, &a->w, &a->w_scale, outputs, a->x.cols);
+        pmli_need_as(&c, "w_scale", &a->w_scale, 1, outputs, PML_F32);
+    if (a->w_scale.data != NULL)
+        pmli_fp8_need(&c, &a->w, outputs, a->x.cols);
     else
-        pmli_need_as(&c, "w", &a->w, outputs, a->x.cols, a->x.dtype);
+        pmli_need_as(&c, "w", &a->w, outputs, a->x.cols, a->y.dtype);
     if (a->bias.data != NULL)
-        pmli_need_as(&c, "bias", &a->bias, 1, outputs, a->x.dtype);
-    pmli_need_as(&c, "y", &a->y, a->x.rows, outputs, a->x.dtype);
+        pmli_need_as(&c, "bias", &a->bias, 1, outputs, a->y.dtype);
+    pmli_need_any(&c, "y", &a->y, a->x.rows, outputs);
     if (lora)
         check_lora(&c, a);
     pmli_need_ws(&c, &a->ws, pmli_cuda_linear_ws(a));

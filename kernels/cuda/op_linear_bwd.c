@@ -54,20 +54,47 @@ size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
            pmli_fp8_bwd_ws(a);
 }
 
+/* Of all operands in 16 or 32 bits, also where dy is none of them: there is dx then. */
+static pml_dtype dtype_of(const pml_linear_bwd_args *a)
+{
+    return a->dy_scale.data != NULL ? a->dx.dtype : a->dy.dtype;
+}
+
+/* dy in codes: nothing but dx can be made of it. */
+static void check_made(pmli_check *c, const pml_linear_bwd_args *a)
+{
+    pmli_need_as(c, "dy", &a->dy, PMLI_ANY, PMLI_ANY, PML_U8);
+    pmli_need_any(c, "dx", &a->dx, a->dy.rows, PMLI_ANY);
+    pmli_need_float(c, "dx", &a->dx);
+    for (int p = 1; p < a->parts; p++)
+        pmli_need_that(c, a->part_cols[p] == a->part_cols[0],
+                       "operand 'dy' is in codes, its parts %d and %d columns wide",
+                       a->part_cols[0], a->part_cols[p]);
+    pmli_fp8_need_pieces(c, "dy", &a->dy, "dy_scale", &a->dy_scale, a->parts);
+    pmli_need_that(c, a->dy.ld >= a->dy.cols + a->border, "operand 'dy' has no border of %d",
+                   a->border);
+    bool made = a->lora_parts == 0 || (a->kept & PML_V_MADE) != 0;
+    pmli_need_that(c,
+                   a->w_scale.data != NULL && made && a->lora_dropout == 0 && a->db.data == NULL &&
+                       a->dbias.data == NULL,
+                   "operand 'dy_scale' needs w in 8 bits, v made, no dropout, db or dbias");
+}
+
 static void check_lora(pmli_check *c, const pml_linear_bwd_args *a, int64_t inputs)
 {
     int64_t columns = pmli_lora_cols(a->rank, a->lora_parts);
     int64_t rows = pmli_lora_rows(a->part_cols, a->parts, a->lora_parts);
     pmli_need_that(c, a->rank > 0 && a->lora_parts >> a->parts == 0,
                    "rank %d with adapters on parts %#x of %d", a->rank, a->lora_parts, a->parts);
-    pmli_need_as(c, "a", &a->a, columns, inputs, a->dy.dtype);
-    pmli_need_as(c, "b", &a->b, rows, a->rank, a->dy.dtype);
+    pml_dtype dtype = dtype_of(a);
+    pmli_need_as(c, "a", &a->a, columns, inputs, dtype);
+    pmli_need_as(c, "b", &a->b, rows, a->rank, dtype);
     PMLI_MAY(c, a, da, columns, inputs, PML_F32);
     PMLI_MAY(c, a, db, rows, a->rank, PML_F32);
     if (a->db.data != NULL)
         pmli_need_as(c, "u", &a->u, a->dy.rows, columns, a->dy.dtype);
     if (a->v.data != NULL || (a->kept & PML_V_MADE) != 0)
-        pmli_need_as(c, "v", &a->v, a->dy.rows, columns, a->dy.dtype);
+        pmli_need_as(c, "v", &a->v, a->dy.rows, columns, dtype);
     pmli_need_dropout(c, &(pmli_dropout){&a->rng, &a->places, 0, a->lora_dropout}, a->dy.rows);
     if (a->w_scale.data == NULL)
         pmli_need_border(c, "dy", &a->dy, a->border);
@@ -81,18 +108,25 @@ static pml_status check(const pml_linear_bwd_args *a, pml_error *err)
     pmli_need_that(&c, a->parts >= 1 && a->parts <= PML_LINEAR_MAX_PARTS, "%d parts", a->parts);
     for (int p = 0; c.status == PML_OK && p < a->parts; p++)
         outputs += a->part_cols[p];
-    int64_t inputs = a->x.data != NULL ? a->x.cols : a->w.cols;
+    bool codes = a->w_scale.data != NULL; /* turned round */
+    int64_t inputs = a->x.data != NULL ? a->x.cols : codes ? a->w.rows : a->w.cols;
     pmli_need_any(&c, "dy", &a->dy, PMLI_ANY, outputs);
-    pmli_need_float(&c, "dy", &a->dy);
+    if (a->dy_scale.data != NULL)
+        check_made(&c, a);
+    else
+        pmli_need_float(&c, "dy", &a->dy);
+    pml_dtype dtype = dtype_of(a);
     if (a->x.data != NULL || a->dw.data != NULL || a->da.data != NULL)
-        pmli_need_as(&c, "x", &a->x, a->dy.rows, PMLI_ANY, a->dy.dtype);
+        pmli_need_as(&c, "x", &a->x, a->dy.rows, PMLI_ANY, dtype);
     if (a->dx.data != NULL) {
-        pmli_need_as(&c, "dx", &a->dx, a->dy.rows, inputs, a->dy.dtype);
+        pmli_need_as(&c, "dx", &a->dx, a->dy.rows, inputs, dtype);
         if (a->w_scale.data == NULL)
-            pmli_need_as(&c, "w", &a->w, outputs, inputs, a->dy.dtype);
+            pmli_need_as(&c, "w", &a->w, outputs, inputs, dtype);
     }
-    if (a->w_scale.data != NULL)
-        pmli_fp8_need(&c, &a->w, &a->w_scale, outputs, inputs);
+    if (codes)
+        pmli_need_as(&c, "w_scale", &a->w_scale, 1, outputs, PML_F32);
+    if (codes && a->dx.data != NULL)
+        pmli_fp8_need(&c, &a->w, inputs, outputs);
     pmli_need_that(&c, a->w_scale.data == NULL || a->dw.data == NULL,
                    "operand 'dw': a weight of 8 bits is not trained");
     PMLI_MAY(&c, a, dw, outputs, inputs, PML_F32);

@@ -4,16 +4,20 @@
  * The backward's products want h of a few hundred rows at a time, so that it needs no place of its
  * own size:
  *
- *   ws, forward:   | mlp's |            or  | products' own |
- *   ws, backward:  | mlp's |            or  | products' own, or v's and db's | h of some rows | */
+ * Likewise where results are codes of 8 bits and those kernels do not serve: some rows at a time
+ * are made in the workspace as they would be, and rounded from there.
+ *
+ *   ws, forward:   | mlp's |   or  | products' own | h of some rows |
+ *   ws, backward:  | mlp's |   or  | products' own, or v's and db's | h, dgate_up of some rows | */
 #include "device.h"
 #include "device/params.h"
+#include "fp8.h"
 #include "gemm.h"
 #include "linear.h"
 #include "mlp.h"
 #include "ops.h"
 
-enum { BLOCK = 256, GRID_LIMIT = 0x7fffffff, H_BYTES = 16 << 20 };
+enum { BLOCK = 256, GRID_LIMIT = 0x7fffffff, SOME_BYTES = 16 << 20 };
 
 /* A block stays in one row. */
 static pml_status launch_swiglu(pml_queue *queue, pmli_kernel first, pml_dtype dtype, bool wide,
@@ -69,12 +73,27 @@ static pml_status backward(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_e
     return launch_swiglu(queue, PMLI_swiglu_bwd_f32, a->dh.dtype, wide, &p, err);
 }
 
+/* Rows of so many columns that are in the workspace at a time. */
+static int64_t rows_at_once(int64_t all, int64_t cols, pml_dtype dtype)
+{
+    int64_t rows = SOME_BYTES / (cols * (int64_t)pml_dtype_size(dtype));
+    rows = rows < 1 ? 1 : rows;
+    return rows < all ? rows : all;
+}
+
+static size_t some_bytes(int64_t all, int64_t cols, pml_dtype dtype)
+{
+    return pmli_linear_units((size_t)(rows_at_once(all, cols, dtype) * cols) *
+                             pml_dtype_size(dtype));
+}
+
 size_t pmli_cuda_swiglu_ws(const pml_swiglu_args *a)
 {
-    size_t fused = pmli_mlp_ws(a);
-    if (a->u.rows == 0)
-        return 0;
-    return fused > PMLI_GEMM_WORKSPACE ? fused : PMLI_GEMM_WORKSPACE;
+    bool codes = a->h_scale.rows > 0;
+    size_t fused = pmli_mlp_ws(a), products = a->u.rows > 0 ? PMLI_GEMM_WORKSPACE : 0;
+    if (codes)
+        products += some_bytes(a->h.rows, a->h.cols, a->gate_up.dtype);
+    return fused > products ? fused : products;
 }
 
 /* u = scale h a^T, a product of its own. */
@@ -98,22 +117,58 @@ static pml_status multiply_u(pml_queue *queue, const pml_swiglu_args *a, pml_err
     return pmli_gemm_run(queue, &g, err);
 }
 
+/* h in codes, and u, by some rows at a time. */
+static pml_status forward_by_rows(pml_queue *queue, const pml_swiglu_args *a, pml_error *err)
+{
+    pml_dtype dtype = a->gate_up.dtype;
+    int64_t step = rows_at_once(a->h.rows, a->h.cols, dtype);
+    char *room = (char *)a->ws.data + (a->u.data != NULL ? PMLI_GEMM_WORKSPACE : 0);
+    pml_status status = PML_OK;
+    for (int64_t row = 0; status == PML_OK && row < a->h.rows; row += step) {
+        int64_t rows = row + step < a->h.rows ? step : a->h.rows - row;
+        pml_swiglu_args some = {.gate_up = pmli_rows_of(a->gate_up, row, rows),
+                                .h = pml_matrix(room, rows, a->h.cols, dtype),
+                                .a = a->a,
+                                .ws = a->ws,
+                                .lora_scale = a->lora_scale};
+        status = forward(queue, &some, err);
+        if (status == PML_OK && a->u.data != NULL) {
+            some.u = pmli_rows_of(a->u, row, rows);
+            status = multiply_u(queue, &some, err);
+        }
+        const pmli_fp8_in_pieces p = {.x = some.h,
+                                      .codes = pmli_rows_of(a->h, row, rows),
+                                      .scale = pmli_rows_of(a->h_scale, row, rows),
+                                      .parts = 1};
+        if (status == PML_OK)
+            status = pmli_fp8_round(queue, &p, err);
+    }
+    return status;
+}
+
 pml_status pmli_cuda_swiglu(pml_queue *queue, const pml_swiglu_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_swiglu, err);
-    pmli_need_any(&c, "h", &a->h, PMLI_ANY, PMLI_ANY);
-    pmli_need_float(&c, "h", &a->h);
-    pmli_need_as(&c, "gate_up", &a->gate_up, a->h.rows, 2 * a->h.cols, a->h.dtype);
+    pml_dtype d = a->gate_up.dtype;
+    bool codes = a->h_scale.data != NULL;
+    pmli_need_any(&c, "gate_up", &a->gate_up, PMLI_ANY, PMLI_ANY);
+    pmli_need_float(&c, "gate_up", &a->gate_up);
+    pmli_need_as(&c, "h", &a->h, a->gate_up.rows, a->gate_up.cols / 2, codes ? PML_U8 : d);
+    pmli_need_any(&c, "gate_up", &a->gate_up, a->h.rows, 2 * a->h.cols);
+    if (codes)
+        pmli_fp8_need_pieces(&c, "h", &a->h, "h_scale", &a->h_scale, 1);
     pmli_need_pair(&c, "a", &a->a, "u", &a->u);
     if (a->u.data != NULL) {
-        pmli_need_as(&c, "u", &a->u, a->h.rows, PMLI_ANY, a->h.dtype);
-        pmli_need_as(&c, "a", &a->a, a->u.cols, a->h.cols, a->h.dtype);
-        pmli_need_ws(&c, &a->ws, pmli_cuda_swiglu_ws(a));
+        pmli_need_as(&c, "u", &a->u, a->h.rows, PMLI_ANY, d);
+        pmli_need_as(&c, "a", &a->a, a->u.cols, a->h.cols, d);
     }
+    pmli_need_ws(&c, &a->ws, pmli_cuda_swiglu_ws(a));
     if (c.status != PML_OK || a->h.rows == 0 || a->h.cols == 0)
         return c.status;
     if (a->u.data != NULL && pmli_mlp_serves(queue->device, a))
         return pmli_mlp(queue, a, err);
+    if (codes)
+        return forward_by_rows(queue, a, err);
     pml_status status = forward(queue, a, err);
     if (status == PML_OK && a->u.data != NULL)
         status = multiply_u(queue, a, err);
@@ -143,26 +198,25 @@ static size_t products_ws(const pml_swiglu_bwd_args *a)
     return a->db.rows > 0 ? pmli_linear_back_ws(&linear) : PMLI_GEMM_WORKSPACE;
 }
 
-/* Rows whose h is there at a time. */
-static int64_t rows_at_once(const pml_swiglu_bwd_args *a)
+/* Whether some rows at a time are made, and which of their columns the workspace holds: h's where
+ * da wants it and nobody else, dgate_up's where that is codes. */
+static bool by_rows(const pml_swiglu_bwd_args *a)
 {
-    int64_t row = a->dh.cols * (int64_t)pml_dtype_size(a->dh.dtype), rows = H_BYTES / row;
-    rows = rows < 1 ? 1 : rows;
-    return rows < a->dh.rows ? rows : a->dh.rows;
+    return a->scale.rows > 0 || (a->da.rows > 0 && a->h.rows == 0);
 }
 
-static size_t h_bytes(const pml_swiglu_bwd_args *a)
+static int64_t columns_of_rows(const pml_swiglu_bwd_args *a)
 {
-    return a->da.rows > 0 && a->h.rows == 0
-               ? (size_t)(rows_at_once(a) * a->dh.cols) * pml_dtype_size(a->dh.dtype)
-               : 0;
+    return (a->da.rows > 0 && a->h.rows == 0 ? a->dh.cols : 0) +
+           (a->scale.rows > 0 ? 2 * a->dh.cols : 0);
 }
 
 size_t pmli_cuda_swiglu_bwd_ws(const pml_swiglu_bwd_args *a)
 {
-    if (a->db.rows == 0 && a->da.rows == 0)
-        return 0;
-    size_t fused = pmli_mlp_bwd_ws(a), products = products_ws(a) + h_bytes(a);
+    bool adapters = a->db.rows > 0 || a->da.rows > 0;
+    size_t fused = adapters ? pmli_mlp_bwd_ws(a) : 0, products = adapters ? products_ws(a) : 0;
+    if (by_rows(a))
+        products += some_bytes(a->dh.rows, columns_of_rows(a), a->dh.dtype);
     return fused > products ? fused : products;
 }
 
@@ -189,22 +243,54 @@ static pml_status add_da(pml_queue *queue, const pml_swiglu_bwd_args *a, const p
     return pmli_gemm_run(queue, &g, err);
 }
 
-/* dgate_up and da, where h has no place but a few rows in the workspace. */
+/* v and db of some rows' dgate_up. */
+static pml_status add_db(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
+{
+    const pml_linear_bwd_args linear = beside(a);
+    return pmli_linear_back(queue, &linear, a->v, err);
+}
+
+/* Rows [row, row + rows) of a call, whose dgate_up and h lie in `room` where they have no place of
+ * their own in 16 or 32 bits. */
+static pml_swiglu_bwd_args some_of(const pml_swiglu_bwd_args *a, int64_t row, int64_t rows,
+                                   char *room)
+{
+    pml_swiglu_bwd_args some = *a;
+    pml_view *cut[] = {&some.dh, &some.gate_up, &some.dgate_up, &some.h,
+                       &some.u,  &some.v,       &some.v_down,   &some.scale};
+    for (size_t i = 0; i < sizeof cut / sizeof *cut; i++)
+        if (cut[i]->data != NULL)
+            *cut[i] = pmli_rows_of(*cut[i], row, rows);
+    if (a->scale.data != NULL) {
+        some.dgate_up = pml_matrix(room, rows, 2 * a->dh.cols, a->dh.dtype);
+        room += (size_t)(rows * 2 * a->dh.cols) * pml_dtype_size(a->dh.dtype);
+    }
+    if (a->da.data != NULL && a->h.data == NULL)
+        some.h = pml_matrix(room, rows, a->dh.cols, a->dh.dtype);
+    return some;
+}
+
 static pml_status backward_by_rows(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
 {
-    int64_t step = rows_at_once(a);
-    void *room = (char *)a->ws.data + products_ws(a);
+    bool adapters = a->db.data != NULL || a->da.data != NULL, codes = a->scale.data != NULL;
+    int64_t step = rows_at_once(a->dh.rows, columns_of_rows(a), a->dh.dtype);
+    char *room = (char *)a->ws.data + (adapters ? products_ws(a) : 0);
     pml_status status = PML_OK;
     for (int64_t row = 0; status == PML_OK && row < a->dh.rows; row += step) {
         int64_t rows = row + step < a->dh.rows ? step : a->dh.rows - row;
-        pml_swiglu_bwd_args some = {.dh = pmli_rows_of(a->dh, row, rows),
-                                    .gate_up = pmli_rows_of(a->gate_up, row, rows),
-                                    .dgate_up = pmli_rows_of(a->dgate_up, row, rows),
-                                    .h = pml_matrix(room, rows, a->dh.cols, a->dh.dtype)};
-        pml_view v = pmli_rows_of(a->v_down, row, rows);
+        const pml_swiglu_bwd_args some = some_of(a, row, rows, room);
         status = backward(queue, &some, err);
-        if (status == PML_OK)
-            status = add_da(queue, a, &v, &some.h, err);
+        if (status == PML_OK && a->da.data != NULL)
+            status = add_da(queue, a, &some.v_down, &some.h, err);
+        if (status == PML_OK && codes && a->db.data != NULL)
+            status = add_db(queue, &some, err);
+        const pmli_fp8_in_pieces p = {.x = some.dgate_up,
+                                      .codes = pmli_rows_of(a->dgate_up, row, rows),
+                                      .scale = some.scale,
+                                      .by = a->w_scale.data,
+                                      .parts = 2};
+        if (status == PML_OK && codes)
+            status = pmli_fp8_round(queue, &p, err);
     }
     return status;
 }
@@ -212,13 +298,11 @@ static pml_status backward_by_rows(pml_queue *queue, const pml_swiglu_bwd_args *
 static pml_status backward_by_products(pml_queue *queue, const pml_swiglu_bwd_args *a,
                                        pml_error *err)
 {
-    bool room = a->da.data == NULL || a->h.data != NULL;
-    pml_status status = room ? backward(queue, a, err) : backward_by_rows(queue, a, err);
-    if (status == PML_OK && a->da.data != NULL && room)
+    pml_status status = by_rows(a) ? backward_by_rows(queue, a, err) : backward(queue, a, err);
+    if (status == PML_OK && a->da.data != NULL && !by_rows(a))
         status = add_da(queue, a, &a->v_down, &a->h, err);
-    const pml_linear_bwd_args linear = beside(a);
-    if (status == PML_OK && a->db.data != NULL)
-        status = pmli_linear_back(queue, &linear, a->v, err);
+    if (status == PML_OK && a->db.data != NULL && a->scale.data == NULL)
+        status = add_db(queue, a, err);
     return status;
 }
 
@@ -241,7 +325,6 @@ static void check_adapters(pmli_check *c, const pml_swiglu_bwd_args *a)
         PMLI_NEED(c, a, da, PMLI_ANY, a->dh.cols, PML_F32);
         pmli_need_as(c, "v_down", &a->v_down, tokens, a->da.rows, d);
     }
-    pmli_need_ws(c, &a->ws, pmli_cuda_swiglu_bwd_ws(a));
 }
 
 pml_status pmli_cuda_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
@@ -251,15 +334,22 @@ pml_status pmli_cuda_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, 
     pmli_need_any(&c, "dh", &a->dh, PMLI_ANY, PMLI_ANY);
     pmli_need_float(&c, "dh", &a->dh);
     pmli_need_as(&c, "gate_up", &a->gate_up, a->dh.rows, 2 * a->dh.cols, a->dh.dtype);
-    pmli_need_as(&c, "dgate_up", &a->dgate_up, a->dh.rows, 2 * a->dh.cols, a->dh.dtype);
+    bool codes = a->scale.data != NULL;
+    pmli_need_as(&c, "dgate_up", &a->dgate_up, a->dh.rows, 2 * a->dh.cols,
+                 codes ? PML_U8 : a->dh.dtype);
+    if (codes) {
+        pmli_fp8_need_pieces(&c, "dgate_up", &a->dgate_up, "scale", &a->scale, 2);
+        pmli_need_as(&c, "w_scale", &a->w_scale, 1, 2 * a->dh.cols, PML_F32);
+    }
     if (a->h.data != NULL)
         pmli_need_as(&c, "h", &a->h, a->dh.rows, a->dh.cols, a->dh.dtype);
     if (adapters)
         check_adapters(&c, a);
+    pmli_need_ws(&c, &a->ws, pmli_cuda_swiglu_bwd_ws(a));
     if (c.status != PML_OK || a->dh.rows == 0 || a->dh.cols == 0)
         return c.status;
     if (!adapters)
-        return backward(queue, a, err);
+        return codes ? backward_by_rows(queue, a, err) : backward(queue, a, err);
     return pmli_mlp_bwd_serves(queue->device, a) ? pmli_mlp_bwd(queue, a, err)
                                                  : backward_by_products(queue, a, err);
 }

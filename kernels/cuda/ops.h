@@ -37,6 +37,7 @@ pml_status pmli_cuda_offload(pml_queue *queue, const pml_offload_args *a, pml_er
 pml_status pmli_cuda_fetch(pml_queue *queue, const pml_fetch_args *a, pml_error *err);
 pml_status pmli_cuda_await(pml_queue *queue, const pml_await_args *a, pml_error *err);
 pml_status pmli_cuda_fp8_quantise(pml_queue *queue, const pml_fp8_quantise_args *a, pml_error *err);
+pml_status pmli_cuda_fp8_turn(pml_queue *queue, const pml_fp8_turn_args *a, pml_error *err);
 
 /* Depends on shapes alone, so that a plan made without a device holds on any. */
 size_t pmli_cuda_linear_ws(const pml_linear_args *a);

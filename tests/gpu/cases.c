@@ -258,7 +258,8 @@ pml_view cases_reach(const gpu_case *c, int operand)
     int64_t border = forward ? c->args.linear.border : backward ? c->args.linear_bwd.border : 0;
     const pml_view *scale = forward ? &c->args.linear.w_scale : &c->args.linear_bwd.w_scale;
     bool codes = border > 0 && scale->rows > 0; /* behind the weight alone */
-    bool activations = operand == 0 && !codes, weight = operand == (forward ? 1 : 2);
+    bool activations = operand == 0 && (!codes || views[0].dtype == PML_U8),
+         weight = operand == (forward ? 1 : 2);
     if (border > 0 && (activations || weight))
         v.cols += border;
     if (border > 0 && weight && !codes)

@@ -23,6 +23,9 @@ typedef struct gpu_case {
     int32_t indices; /* I32 operands hold numbers below this */
     bool distinct;   /* …each once, and some -1 */
     bool e4m3;       /* U8 operands hold codes of numbers, none of NaN */
+    int in_pieces; /* parts of an output in 8 bits, whose scales are operand `scales`: it is held */
+    int codes, scales; /* against the reference as the numbers that both mean; 0: there is none */
+    bool levelled;     /* operand 0 and its scales may be brought to one scale a row */
     const void *given[PML_OP_MAX_VIEWS]; /* I32 or F32 contents, rows end to end; NULL: drawn */
     int positive;                        /* this operand's numbers are; -1: none */
     double tolerance;                    /* of |difference| / |reference|; 0: the same bits */

@@ -30,6 +30,8 @@
 
 enum { SKIPPED = 77 };
 
+#define CODE_WIDTH 0.05 /* between neighbours in 8 bits, of what they mean */
+
 static bool report(session *s, bool good, const char *name, const char *words)
 {
     printf("%s  %-58s %s\n", good ? "ok  " : "FAIL", name, words);
@@ -150,7 +152,7 @@ static void expect_rest_untouched(session *s)
             if (v.data == NULL || letter == 'W')
                 continue;
             for (int64_t row = 0; row < reach.rows; row++)
-                put_back(s, reach, row, letter == 'I' && row < v.rows ? v.cols : 0);
+                put_back(s, reach, row, letter == 'I' && !c->levelled && row < v.rows ? v.cols : 0);
         }
     }
     size_t ws = s->cases.workspace;
@@ -207,6 +209,37 @@ static bool judge_output(const session *s, const gpu_case *c, pml_view got, pml_
     return error <= c->tolerance; /* false for NaN */
 }
 
+/* What codes in pieces mean, float32 without borders. */
+static pml_view meaning(const gpu_case *c, pml_view codes, pml_view scales)
+{
+    pml_view out = pml_matrix(must_alloc((size_t)(codes.rows * codes.cols) * sizeof(float)),
+                              codes.rows, codes.cols, PML_F32);
+    int64_t part = codes.cols / c->in_pieces, a_part = pml_fp8_pieces(part);
+    for (int64_t r = 0; r < codes.rows; r++)
+        for (int64_t i = 0; i < codes.cols; i++) {
+            int64_t piece = i / part * a_part + i % part / PML_FP8_PIECE;
+            ((float *)out.data)[r * codes.cols + i] =
+                pml_e4m3_value(((const uint8_t *)codes.data)[r * codes.ld + i]) *
+                ((const float *)scales.data)[r * scales.ld + piece];
+        }
+    return out;
+}
+
+static bool judge_codes(const session *s, const gpu_case *c, const pml_view *got,
+                        const pml_view *want, double *worst)
+{
+    pml_view g =
+        meaning(c, in_image(s, got[c->codes], s->eager), in_image(s, got[c->scales], s->eager));
+    pml_view w = meaning(c, want[c->codes], want[c->scales]);
+    /* Of numbers that are off by the tolerance so many get the next code as the tolerance is of a
+     * code's width, and are off by that width then. */
+    double error = distance(g, w, c->unit), share = error * error / CODE_WIDTH;
+    free(g.data);
+    free(w.data);
+    *worst = fmax(*worst, share);
+    return share <= c->tolerance;
+}
+
 static void judge(session *s, const gpu_case *c)
 {
     const pml_op_info *info = pml_op_describe(c->op);
@@ -221,7 +254,10 @@ static void judge(session *s, const gpu_case *c)
         pml_view got = pml_op_views(&ours)[i], want = pml_op_views(&twin)[i];
         if (got.data == NULL || letter == 'I' || letter == 'W')
             continue;
-        if (good && !judge_output(s, c, in_image(s, got, s->eager), want, &worst)) {
+        bool in_pieces = c->in_pieces > 0 && (i == c->codes || i == c->scales);
+        if (good &&
+            (in_pieces ? !judge_codes(s, c, pml_op_views(&ours), pml_op_views(&twin), &worst)
+                       : !judge_output(s, c, in_image(s, got, s->eager), want, &worst))) {
             good = false;
             snprintf(words, sizeof words, "operand '%s' is off, ", info->operands[i]);
         }

@@ -400,11 +400,18 @@ def test_the_dtype_is_what_the_gpus_compute_in(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(pm.InvalidError, match='cuda:1 does not compute in it.*"float16"'):
         chosen("bfloat16", "cuda:0", "cuda:1")
 
+    have[2] = [*have[0], "float8"]
+    assert Settings(quant="fp8")._dtype(["cuda:2"]) == "bfloat16"
+    assert Settings(quant="fp8")._dtype(["cpu"]) == "float32"  # the reference
+    with pytest.raises(pm.InvalidError, match=r'quant="fp8": cuda:0 does not .*8\.9'):
+        Settings(quant="fp8")._dtype(["cuda:2", "cuda:0"])
+
     def nowhere(index: int) -> list[str]:
         raise pm.NotFoundError("no driver")
 
     monkeypatch.setattr(_native, "gpu_dtypes", nowhere)
     assert chosen("auto", "cuda:0") == "bfloat16"  # a plan for a GPU elsewhere
+    assert Settings(quant="fp8")._dtype(["cuda:0"]) == "bfloat16"
 
 
 def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

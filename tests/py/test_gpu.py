@@ -118,7 +118,7 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor._native, "device_info", info)
     monkeypatch.setattr(doctor._native, "gauges", gauges)
     monkeypatch.setattr(
-        doctor._native, "gpu_dtypes", lambda index: ["float16"] if index else ["bfloat16"]
+        doctor._native, "gpu_dtypes", lambda index: ["float16"] if index else ["bfloat16", "float8"]
     )
     one = doctor._gpu()
     assert one.verdict == "ok" and one.do == ""
@@ -130,6 +130,7 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (two.verdict, two.do) == ("note", "pip install nvidia-cudnn-cu13")
     assert "no NVML" in two.found
     assert 'dtype="auto" is float16 (it has no bfloat16' in two.found
+    assert two.found.count('no quant="fp8"') == 1 and "fp8" not in one.found
 
 
 def test_a_run_on_the_cpu_has_no_gpus(start: Callable[..., pm.Run]) -> None:

@@ -13,6 +13,8 @@ status 1.
 With --adamw-8bit the first case is also trained with its moments in 8 bits, by ours, and by
 bitsandbytes' AdamW8bit where that can be imported. Their distances stand beside each other; 8 bits
 are not judged by the spread.
+With --outliers 128 a few channels of what the second case's linear layers read are so much larger,
+and the function the same.
 With --quant fp8 (or nf4) the second case has one more curve, over frozen weights stored so: what
 that costs in loss, not held to the spread.
 
@@ -49,6 +51,7 @@ SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
          "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
 FIRST_BYTE = 3  # ids below it are special
+OUTLIERS_APART = 97  # channels
 
 
 def text_rows(files: list[Path], rows: int, length: int) -> np.ndarray:
@@ -170,8 +173,29 @@ def in_8_bits(
         )[1]
 
 
+def plant_outliers(model: torch.nn.Module, factor: float) -> None:
+    """Make a few channels of what linear layers read `factor` times as large, the same function.
+
+    What trained models grow by themselves: a norm's weight, or a row of up_proj, is multiplied, the
+    columns that read it are divided. By a power of two no bit of any product changes.
+    """
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        attention, mlp = layer.self_attn, layer.mlp
+        readers = (
+            (layer.input_layernorm.weight, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm.weight, (mlp.gate_proj, mlp.up_proj)),
+            (mlp.up_proj.weight, (mlp.down_proj,)),
+        )
+        for made, reads in readers:
+            made.data[::OUTLIERS_APART] *= factor
+            for linear in reads:
+                linear.weight.data[:, ::OUTLIERS_APART] /= factor
+
+
 def make_base(args: argparse.Namespace, model: torch.nn.Module) -> None:
     """Save the float32 line's model, rounded, as the next case's."""
+    if args.outliers > 1:
+        plant_outliers(model, args.outliers)
     model.bfloat16().save_pretrained(args.folder / "lora" / "model")  # type: ignore[operator]
 
 
@@ -260,6 +284,9 @@ def main() -> None:
     )
     parser.add_argument("--fp16", action="store_true", help="float16 too, ours and autocast's")
     parser.add_argument("--quant", choices=["fp8", "nf4"], help="one more curve of the LoRA case")
+    parser.add_argument(
+        "--outliers", type=float, default=1, help="a few channels of the LoRA case so much larger"
+    )
     parser.add_argument("--cases", default="whole,lora", help="lora alone makes its model, too")
     args = parser.parse_args()
     logging.disable_progress_bar()

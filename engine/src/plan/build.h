@@ -24,9 +24,9 @@ typedef struct pmli_linear {
     int32_t border;      /* columns behind its activations and behind and below its weight */
     int32_t part_rank[PML_LINEAR_MAX_PARTS];
     double scale[PML_LINEAR_MAX_PARTS];
-    int32_t w, bias, a, b;        /* tensors; absent: PMLI_ABSENT */
-    int32_t w_scale;              /* where w is in 8 bits */
-    int32_t code_border;          /* columns behind its rows then; border is 0 */
+    int32_t w, bias, a, b;   /* tensors; absent: PMLI_ABSENT */
+    int32_t w_scale, turned; /* where w is in 8 bits; and it turned round, where that is kept */
+    int32_t code_border;     /* columns behind its rows then; border is 0 */
     int32_t nf4[PML_NF4_TENSORS]; /* in place of w; absent: PMLI_ABSENT */
     int32_t unpacked; /* while a layer's backward is built: its numbers, that the recompute made */
     int32_t dw, dbias, da, db; /* their gradients where trained */

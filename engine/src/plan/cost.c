@@ -3,6 +3,11 @@
  * measurement. */
 #include "pml/plan/program.h"
 
+static pml_cost cost_of(double flops, double bytes)
+{
+    return (pml_cost){flops, bytes, 0};
+}
+
 static double elements(pml_view v)
 {
     return v.data == NULL ? 0 : (double)v.rows * (double)v.cols;
@@ -61,13 +66,21 @@ static double linear_flops(const pml_linear_args *a)
 static double linear_bwd_flops(const pml_linear_bwd_args *a)
 {
     double tokens = (double)a->dy.rows, n = (double)a->dy.cols;
-    double k = (double)(a->x.data != NULL ? a->x.cols : a->w.cols);
+    bool codes = a->w_scale.data != NULL; /* turned round */
+    double k = (double)(a->x.data != NULL ? a->x.cols : codes ? a->w.rows : a->w.cols);
     double columns = adapter_columns(a->part_cols, a->parts, a->lora_parts);
     double dx = a->dx.data != NULL, dw = a->dw.data != NULL, da = a->da.data != NULL;
     double db = a->db.data != NULL, products = dx + dw;
     double v = (a->kept & PML_V_MADE) == 0 && (dx > 0 || da > 0 || a->v.data != NULL);
     double low_rank = columns * a->rank * (v + db) + elements(a->a) * (dx + da);
     return 2 * tokens * (products * n * k + low_rank);
+}
+
+/* The frozen product, where both its factors have 8 bits. */
+static double in_8_bits(const pml_view *w_scale, const pml_view *made, const pml_view *of)
+{
+    return w_scale->data == NULL ? 0
+                                 : 2 * (double)made->rows * (double)made->cols * (double)of->cols;
 }
 
 double pml_beside_flops(pml_op op, const pml_op_args *args)
@@ -89,7 +102,7 @@ static pml_cost head_cost(const pml_head_loss_args *a, double bytes)
     chunks = chunks < 1 ? 1 : (double)(int64_t)chunks;
     double again = (chunks - 1) * size(a->w) + chunks * size(a->w) * (a->dx.data != NULL);
     again += (chunks - 1) * 2 * size(a->dw);
-    return (pml_cost){2 * labels * elements(a->w) * products, bytes + again};
+    return cost_of(2 * labels * elements(a->w) * products, bytes + again);
 }
 
 pml_cost pml_node_cost(pml_op op, pml_op_args *args)
@@ -97,67 +110,72 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
     double bytes = operand_bytes(op, args);
     switch (op) {
     case PML_OP_embed: /* only the rows looked up are read */
-        return (pml_cost){0, bytes - size(args->embed.table) + size(args->embed.y)};
+        return cost_of(0, bytes - size(args->embed.table) + size(args->embed.y));
     case PML_OP_embed_bwd:
-        return (pml_cost){elements(args->embed_bwd.dy),
-                          bytes - 2 * size(args->embed_bwd.dtable) +
-                              2 * sizeof(float) * elements(args->embed_bwd.dy)};
+        return cost_of(elements(args->embed_bwd.dy),
+                       bytes - 2 * size(args->embed_bwd.dtable) +
+                           2 * sizeof(float) * elements(args->embed_bwd.dy));
     case PML_OP_gather_rows:
-        return (pml_cost){0, bytes - size(args->gather_rows.x) + size(args->gather_rows.y)};
+        return cost_of(0, bytes - size(args->gather_rows.x) + size(args->gather_rows.y));
     case PML_OP_scatter_rows:
-        return (pml_cost){0, bytes - 2 * size(args->scatter_rows.y) + size(args->scatter_rows.x)};
+        return cost_of(0, bytes - 2 * size(args->scatter_rows.y) + size(args->scatter_rows.x));
     case PML_OP_rmsnorm:
-        return (pml_cost){4 * elements(args->rmsnorm.y), bytes};
+        return cost_of(4 * elements(args->rmsnorm.y), bytes);
     case PML_OP_rmsnorm_bwd:
-        return (pml_cost){9 * elements(args->rmsnorm_bwd.dx), bytes};
+        return cost_of(9 * elements(args->rmsnorm_bwd.dx), bytes);
     case PML_OP_head_norm:
-        return (pml_cost){4 * elements(args->head_norm.y), bytes};
+        return cost_of(4 * elements(args->head_norm.y), bytes);
     case PML_OP_head_norm_bwd:
-        return (pml_cost){9 * elements(args->head_norm_bwd.dx), bytes};
+        return cost_of(9 * elements(args->head_norm_bwd.dx), bytes);
     case PML_OP_linear:
-        return (pml_cost){linear_flops(&args->linear), bytes};
+        return (pml_cost){linear_flops(&args->linear), bytes,
+                          in_8_bits(&args->linear.w_scale, &args->linear.y, &args->linear.x)};
     case PML_OP_linear_bwd:
-        return (pml_cost){linear_bwd_flops(&args->linear_bwd), bytes};
+        return (pml_cost){
+            linear_bwd_flops(&args->linear_bwd), bytes,
+            in_8_bits(&args->linear_bwd.w_scale, &args->linear_bwd.dx, &args->linear_bwd.dy)};
     case PML_OP_rope:
-        return (pml_cost){3 * elements(args->rope.x), bytes};
+        return cost_of(3 * elements(args->rope.x), bytes);
     case PML_OP_attention: {
         const pml_attention_args *a = &args->attention;
-        return (pml_cost){4 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,
-                          bytes};
+        return cost_of(4 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,
+                       bytes);
     }
     case PML_OP_attention_bwd: { /* five products where the forward has two */
         const pml_attention_bwd_args *a = &args->attention_bwd;
-        return (pml_cost){10 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,
-                          bytes};
+        return cost_of(10 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,
+                       bytes);
     }
     case PML_OP_swiglu:
-        return (pml_cost){5 * elements(args->swiglu.h) + pml_beside_flops(op, args), bytes};
+        return cost_of(5 * elements(args->swiglu.h) + pml_beside_flops(op, args), bytes);
     case PML_OP_swiglu_bwd:
-        return (pml_cost){10 * elements(args->swiglu_bwd.dh) + pml_beside_flops(op, args), bytes};
+        return cost_of(10 * elements(args->swiglu_bwd.dh) + pml_beside_flops(op, args), bytes);
     case PML_OP_head_loss:
         return head_cost(&args->head_loss, bytes);
     case PML_OP_sum:
-        return (pml_cost){elements(args->sum.x), bytes};
+        return cost_of(elements(args->sum.x), bytes);
     case PML_OP_sumsq:
-        return (pml_cost){2 * elements(args->sumsq.x), bytes};
+        return cost_of(2 * elements(args->sumsq.x), bytes);
     case PML_OP_adamw:
-        return (pml_cost){14 * elements(args->adamw.p), bytes};
+        return cost_of(14 * elements(args->adamw.p), bytes);
     case PML_OP_adamw_8bit:
-        return (pml_cost){40 * elements(args->adamw_8bit.p), bytes};
+        return cost_of(40 * elements(args->adamw_8bit.p), bytes);
     case PML_OP_sgd:
-        return (pml_cost){7 * elements(args->sgd.p), bytes};
+        return cost_of(7 * elements(args->sgd.p), bytes);
     case PML_OP_nf4_quantise:
-        return (pml_cost){6 * elements(args->nf4_quantise.x), bytes};
+        return cost_of(6 * elements(args->nf4_quantise.x), bytes);
     case PML_OP_fp8_quantise:
-        return (pml_cost){3 * elements(args->fp8_quantise.x), bytes};
+        return cost_of(3 * elements(args->fp8_quantise.x), bytes);
+    case PML_OP_fp8_turn:
+        return cost_of(0, bytes);
     case PML_OP_nf4_dequantise:
-        return (pml_cost){elements(args->nf4_dequantise.y), bytes};
+        return cost_of(elements(args->nf4_dequantise.y), bytes);
     case PML_OP_offload: /* over the link once; its other side is no bottleneck */
-        return (pml_cost){0, size(args->offload.x)};
+        return cost_of(0, size(args->offload.x));
     case PML_OP_fetch:
-        return (pml_cost){0, size(args->fetch.x)};
+        return cost_of(0, size(args->fetch.x));
     case PML_OP_await:
-        return (pml_cost){0, 0};
+        return cost_of(0, 0);
     case PML_OP_fill:
     case PML_OP_copy:
     case PML_OP_clip_scale:
@@ -165,5 +183,5 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
     case PML_OP_COUNT:
         break;
     }
-    return (pml_cost){0, bytes};
+    return cost_of(0, bytes);
 }

@@ -89,6 +89,8 @@ static void rmsnorm_bwd(pmli_builder *b, int32_t layer, const char *label, int32
 static const char *const forward_labels[PMLI_LINEARS] = {"qkv", "o", "gate_up", "down"};
 static const char *const unpack_labels[PMLI_LINEARS] = {"unpack qkv", "unpack o", "unpack gate_up",
                                                         "unpack down"};
+static const char *const turn_labels[PMLI_LINEARS] = {"turn qkv", "turn o", "turn gate_up",
+                                                      "turn down"};
 static const char *const backward_labels[PMLI_LINEARS] = {"qkv backward", "o backward",
                                                           "gate_up backward", "down backward"};
 
@@ -133,7 +135,23 @@ static int32_t unpacked(pmli_builder *b, int32_t layer, int which)
     return w;
 }
 
-int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y,
+/* A weight in 8 bits as dx's product takes it: turned round just before where it is not kept so. */
+static int32_t turned(pmli_builder *b, int32_t layer, int which)
+{
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    if (l->turned >= 0)
+        return l->turned;
+    int32_t w = pmli_transient(b, pmli_fixed(PML_U8, l->inputs, l->outputs), PML_CAUSE_WORKSPACE,
+                               "%s turned %d", forward_labels[which], layer);
+    pmli_border(b, w, l->code_border, 0);
+    pml_node *node = pmli_node(b, PML_OP_fp8_turn, layer, turn_labels[which]);
+    pmli_operand(node, 0, l->w);
+    pmli_operand(node, 1, w);
+    pmli_node_done(b, node);
+    return w;
+}
+
+int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, pmli_rows x, int32_t y,
                             int32_t u, bool u_made)
 {
     int32_t w = unpacked(b, layer, which);
@@ -148,7 +166,7 @@ int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, int32_t x
     args->border = l->border + l->code_border;
     args->u_made = u_made;
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
-    const int32_t operands[] = {x, w, l->w_scale, l->bias, l->a, l->b};
+    const int32_t operands[] = {x.x, w, l->w_scale, l->bias, l->a, l->b};
     for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
@@ -157,16 +175,25 @@ int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, int32_t x
     }
     pmli_operand(node, 8, y);
     pmli_operand(node, 9, u);
+    pmli_operand(node, PML_OPERAND(linear, x_scale), x.scale);
     pmli_node_done(b, node);
     return w;
 }
 
-void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradients part,
-                          int32_t dy, int32_t x, int32_t u, pml_operand v, int32_t dx)
+/* Only the gradient of the input reads the weight; where it is quantised it may not be there. */
+static int32_t weight_of_dx(pmli_builder *b, int32_t layer, int which, int32_t dx)
 {
-    /* Only the gradient of the input reads the weight. */
-    int32_t w = dx < 0 && b->layers[layer].linear[which].nf4[0] >= 0 ? PMLI_ABSENT
-                                                                     : unpacked(b, layer, which);
+    const pmli_linear *l = &b->layers[layer].linear[which];
+    bool quantised = l->nf4[0] >= 0 || l->w_scale >= 0;
+    return dx < 0 && quantised ? PMLI_ABSENT
+           : l->w_scale >= 0   ? turned(b, layer, which)
+                               : unpacked(b, layer, which);
+}
+
+void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradients part,
+                          pmli_rows dy, int32_t x, int32_t u, pml_operand v, int32_t dx)
+{
+    int32_t w = weight_of_dx(b, layer, which, dx);
     pml_node *node =
         pmli_node(b, PML_OP_linear_bwd, layer,
                   part == PMLI_OF_INPUT ? "down backward, weights" : backward_labels[which]);
@@ -184,7 +211,7 @@ void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradie
     args->kept = (filled ? PML_BORDER_OF_W : 0U) | (v_made ? PML_V_MADE : 0U);
     memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
     bool reads = of_input && (l->dw >= 0 || l->da >= 0);
-    const int32_t operands[] = {dy,   reads ? x : PMLI_ABSENT, w, l->w_scale, l->a,
+    const int32_t operands[] = {dy.x, reads ? x : PMLI_ABSENT, w, l->w_scale, l->a,
                                 l->b, db ? u : PMLI_ABSENT};
     for (int i = 0; i < 7; i++)
         pmli_operand(node, i, operands[i]);
@@ -197,6 +224,7 @@ void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradie
     for (int i = 0; i < 5; i++)
         pmli_operand(node, 9 + i, results[i]);
     node->operands[14] = v;
+    pmli_operand(node, PML_OPERAND(linear_bwd, dy_scale), dy.scale);
     pmli_node_done(b, node);
 }
 
@@ -392,7 +420,7 @@ static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t
     input_norm(b, layer, in, s);
     s->qkv = pmli_activation(b, w->linear[PMLI_QKV].outputs, "qkv", layer);
     s->u_qkv = pmli_low_rank_of(b, layer, PMLI_QKV, "qkv u");
-    pmli_linear_forward(b, layer, PMLI_QKV, s->y1, s->qkv, s->u_qkv, false);
+    pmli_linear_forward(b, layer, PMLI_QKV, pmli_plain(s->y1), s->qkv, s->u_qkv, false);
     s->qk = s->rstd_qk = PMLI_ABSENT;
     if (spec->qk_norm)
         normalised_qk(b, layer, s);
@@ -401,12 +429,12 @@ static void layer_inside(pmli_builder *b, int32_t layer, pmli_stream in, int32_t
     attend(b, layer, cache, s);
     s->mid = pmli_activation(b, spec->hidden, "middle", layer);
     s->u_o = pmli_low_rank_of(b, layer, PMLI_O, "o u");
-    pmli_linear_forward(b, layer, PMLI_O, s->o, s->mid, s->u_o, false);
+    pmli_linear_forward(b, layer, PMLI_O, pmli_plain(s->o), s->mid, s->u_o, false);
     post_norm(b, layer, (pmli_stream){s->h, s->mid}, s);
     s->gate_up = output_of(b, layer, PMLI_GATE_UP, "gate_up"); /* its gradient comes there */
     s->u_gate_up = pmli_low_rank_of(b, layer, PMLI_GATE_UP, "gate_up u");
-    s->w_gate_up =
-        pmli_linear_forward(b, layer, PMLI_GATE_UP, s->y2, s->gate_up, s->u_gate_up, false);
+    s->w_gate_up = pmli_linear_forward(b, layer, PMLI_GATE_UP, pmli_plain(s->y2), s->gate_up,
+                                       s->u_gate_up, false);
 }
 
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
@@ -430,9 +458,7 @@ bool pmli_layer_trained(const pmli_layer *layer)
     return found;
 }
 
-/* The first linear of this layer, in forward order, that has something to train; -1 where a norm
- * has, which wants the gradient of what it makes. */
-static int lowest_trained(const pmli_layer *layer)
+int pmli_lowest_trained(const pmli_layer *layer)
 {
     if (norm_trained(layer))
         return -1;
@@ -489,21 +515,22 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     const pmli_layer *w = &b->layers[layer];
     const pml_operand none = {PMLI_ABSENT, 0, 0};
     const int32_t d = res.d;
-    int stop = input_needed ? -1 : lowest_trained(w);
+    int stop = input_needed ? -1 : pmli_lowest_trained(w);
     if (stop == PMLI_DOWN) { /* swiglu's output is kept: no backward of swiglu makes it again */
-        pmli_linear_backward(b, layer, PMLI_DOWN, PMLI_ALL, d, s->act, s->u_down, none,
-                             PMLI_ABSENT);
+        pmli_linear_backward(b, layer, PMLI_DOWN, PMLI_ALL, pmli_plain(d), s->act.x, s->u_down,
+                             none, PMLI_ABSENT);
         return;
     }
     int32_t dact = pmli_activation(b, spec->intermediate, "d swiglu", layer);
     pml_operand v_down = pmli_down_backward(b, layer, s, d, dact);
     remake(b, layer, PMLI_DOWN, recompute, s); /* after it: down's weight is unpacked and gone */
-    pml_operand v = pmli_swiglu_backward(b, layer, s, d, dact, v_down);
+    const pmli_dgate_up dy =
+        pmli_swiglu_backward(b, layer, s, d, dact, v_down, stop != PMLI_GATE_UP);
     int32_t dy2 =
         stop == PMLI_GATE_UP ? PMLI_ABSENT : pmli_activation(b, spec->hidden, "d mlp input", layer);
     remake(b, layer, PMLI_GATE_UP, recompute, s);
-    pmli_linear_backward(b, layer, PMLI_GATE_UP, v.tensor >= 0 ? PMLI_AFTER_SWIGLU : PMLI_ALL,
-                         s->gate_up, s->y2, s->u_gate_up, v, dy2);
+    pmli_linear_backward(b, layer, PMLI_GATE_UP, dy.v.tensor >= 0 ? PMLI_AFTER_SWIGLU : PMLI_ALL,
+                         dy.rows, s->y2, s->u_gate_up, dy.v, dy2);
     b->layers[layer].linear[PMLI_GATE_UP].unpacked = PMLI_ABSENT;
     if (stop == PMLI_GATE_UP)
         return;
@@ -512,7 +539,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
                        ? PMLI_ABSENT
                        : pmli_activation(b, w->linear[PMLI_O].inputs, "d attention output", layer);
     remake(b, layer, PMLI_O, recompute, s);
-    pmli_linear_backward(b, layer, PMLI_O, PMLI_ALL, d, s->o, s->u_o, none, dout);
+    pmli_linear_backward(b, layer, PMLI_O, PMLI_ALL, pmli_plain(d), s->o, s->u_o, none, dout);
     if (stop == PMLI_O)
         return;
     int32_t dqkv = output_of(b, layer, PMLI_QKV, "d qkv");
@@ -523,7 +550,8 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     int32_t dy1 = stop == PMLI_QKV ? PMLI_ABSENT
                                    : pmli_activation(b, spec->hidden, "d attention input", layer);
     remake(b, layer, PMLI_QKV, recompute, s);
-    pmli_linear_backward(b, layer, PMLI_QKV, PMLI_ALL, dqkv, s->y1, s->u_qkv, none, dy1);
+    pmli_linear_backward(b, layer, PMLI_QKV, PMLI_ALL, pmli_plain(dqkv), s->y1, s->u_qkv, none,
+                         dy1);
     if (stop == PMLI_QKV)
         return;
     rmsnorm_bwd(b, layer, "input norm backward", dy1, s->h, &w->input_norm, s->rstd1, false, res);

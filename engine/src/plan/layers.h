@@ -16,6 +16,12 @@ typedef struct pmli_residual {
     int32_t sum, d;
 } pmli_residual;
 
+/* What a linear layer reads, or the gradient of what it writes; scale: of its pieces where it is in
+ * 8 bits already, or absent. */
+typedef struct pmli_rows {
+    int32_t x, scale;
+} pmli_rows;
+
 /* What a layer's forward leaves for its backward. */
 typedef struct pmli_saved {
     int32_t h; /* the layer's input: sum of the stream */
@@ -24,7 +30,8 @@ typedef struct pmli_saved {
     int32_t o, lse, u_o;
     int32_t mid; /* after attention: sum of the stream */
     int32_t y2, rstd2, gate_up, u_gate_up, w_gate_up;
-    int32_t act, u_down;
+    pmli_rows act;
+    int32_t u_down;
 } pmli_saved;
 
 /* [tokens, cols] of the segment being built. layer < 0: outside the layers. */
@@ -45,7 +52,7 @@ int32_t pmli_input_of(pmli_builder *b, int32_t layer, int which, const char *nam
 int32_t pmli_low_rank_of(pmli_builder *b, int32_t layer, int which, const char *name);
 /* y of x; u is kept. u_made: it is there, by the op that made x. Returns the weight that it read.
  */
-int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, int32_t x, int32_t y,
+int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, pmli_rows x, int32_t y,
                             int32_t u, bool u_made);
 
 /* Which of a linear layer's gradients: all; those that do not read its input; those that do; those
@@ -60,7 +67,13 @@ typedef enum pmli_gradients {
 /* dx may be absent. v: where it is to stand, if anywhere; made before where this call is one of two
  * or swiglu's backward has been there. */
 void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradients part,
-                          int32_t dy, int32_t x, int32_t u, pml_operand v, int32_t dx);
+                          pmli_rows dy, int32_t x, int32_t u, pml_operand v, int32_t dx);
+
+/* The same as an activation that is not in 8 bits. */
+static inline pmli_rows pmli_plain(int32_t x)
+{
+    return (pmli_rows){x, PMLI_ABSENT};
+}
 
 /* --- the middle of the MLP (layers_mlp.c) --- */
 
@@ -70,17 +83,24 @@ int32_t pmli_mlp_end(pmli_builder *b, int32_t layer, pmli_saved *saved);
  * act, written. Where v of down stands is returned. */
 pml_operand pmli_down_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t d,
                                int32_t dact);
-/* The rest of it, and swiglu's, in place of saved->gate_up. v of gate_up is returned where it is
- * made on the way, or an absent operand. */
-pml_operand pmli_swiglu_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t d,
-                                 int32_t dact, pml_operand v_down);
+/* The rest of it, and swiglu's, as dgate_up: in place of saved->gate_up, or in 8 bits where
+ * gate_up's backward multiplies it so and makes nothing else of it (input_needed: dx). v of gate_up
+ * where it is made on the way, or an absent operand. */
+typedef struct pmli_dgate_up {
+    pmli_rows rows;
+    pml_operand v;
+} pmli_dgate_up;
+pmli_dgate_up pmli_swiglu_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved,
+                                   int32_t d, int32_t dact, pml_operand v_down, bool input_needed);
 
 /* cache: this layer's keys and values from earlier calls, or absent. */
 pmli_stream pmli_layer_forward(pmli_builder *b, int32_t layer, pmli_stream in, int32_t cache,
                                pmli_saved *saved);
 
-/* Whether anything in this layer is trained. */
+/* Whether anything in this layer is trained; and the first of its linear layers, in forward order,
+ * that has something to train: -1 where a norm has, which wants the gradient of what it makes. */
 bool pmli_layer_trained(const pmli_layer *layer);
+int pmli_lowest_trained(const pmli_layer *layer);
 
 /* recompute: pml_recompute, what is made again first (saved is changed to it).
  * d: gradient of the layer's output, becomes that of its input, in place. Without input_needed the

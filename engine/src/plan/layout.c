@@ -138,8 +138,8 @@ static void describe_linear(const pmli_builder *b, int l, int which, pmli_linear
     } else if (unit > 0) {
         linear->border = (used + unit - 1) / unit * unit;
     }
-    linear->w = linear->w_scale = linear->bias = linear->a = linear->b = linear->unpacked =
-        PMLI_ABSENT;
+    linear->w = linear->w_scale = linear->turned = linear->bias = linear->a = linear->b =
+        linear->unpacked = PMLI_ABSENT;
     for (int k = 0; k < PML_NF4_TENSORS; k++)
         linear->nf4[k] = PMLI_ABSENT;
     linear->dw = linear->dbias = linear->da = linear->db = PMLI_ABSENT;
@@ -221,10 +221,27 @@ static void lay_nf4(pmli_builder *b, int l, int which, pmli_linear *linear)
     }
 }
 
-/* A stack in 8 bits and its rows' scales. */
+/* Which weights of what is quantised are there as their products read them, in memory that is left:
+ * NF4's numbers in place of its codes, 8-bit codes also turned round. First those of all layers
+ * that gain most a byte: short kernels are furthest from the memory's speed, and o and qkv are
+ * unpacked once more where a layer is made again. */
+static bool unpacked_for_good(const pmli_builder *b, int l, int which)
+{
+    static const int turn[PMLI_LINEARS] = {
+        [PMLI_O] = 0, [PMLI_QKV] = 1, [PMLI_DOWN] = 2, [PMLI_GATE_UP] = 3};
+    return turn[which] * b->program->spec.layers + l < b->program->choices.unpacked;
+}
+
+/* A stack in 8 bits and its rows' scales; and turned round, its parts side by side. */
 static void lay_fp8(pmli_builder *b, int l, int which, pmli_linear *linear)
 {
     char name[112];
+    if (unpacked_for_good(b, l, which)) {
+        linear->turned =
+            pmli_persistent(b, pmli_fixed(PML_U8, linear->inputs, linear->outputs),
+                            PML_CAUSE_WEIGHTS, "layers.%d.%s.turned", l, linear_names[which]);
+        pmli_border(b, linear->turned, linear->code_border, 0);
+    }
     linear->w = pmli_persistent(b, pmli_fixed(PML_U8, linear->outputs, linear->inputs),
                                 PML_CAUSE_WEIGHTS, "layers.%d.%s.codes", l, linear_names[which]);
     pmli_border(b, linear->w, linear->code_border, 0);
@@ -244,19 +261,10 @@ static void lay_fp8(pmli_builder *b, int l, int which, pmli_linear *linear)
             return;
         room_to_load(b, PML_OP_fp8_quantise, linear->part_cols[p], linear->inputs, false);
         parameter->fp8 = true;
+        parameter->fp8_turned = linear->turned;
         parameter->fp8_scale = pmli_part(b, linear->w_scale, row, 1, linear->part_cols[p],
                                          "layers.%d.%s.scales", l, part_names[which][p]);
     }
-}
-
-/* Which weights are unpacked for good first: those of all layers that gain most a byte. Short
- * kernels are furthest from the memory's speed, and o and qkv are unpacked once more where a
- * layer is made again. */
-static bool unpacked_for_good(const pmli_builder *b, int l, int which)
-{
-    static const int turn[PMLI_LINEARS] = {
-        [PMLI_O] = 0, [PMLI_QKV] = 1, [PMLI_DOWN] = 2, [PMLI_GATE_UP] = 3};
-    return turn[which] * b->program->spec.layers + l < b->program->choices.unpacked;
 }
 
 static void lay_weight(pmli_builder *b, int l, int which, pmli_linear *linear)

@@ -179,7 +179,7 @@ bool pmli_plan_fits(const pmli_search *s, const pml_plan *plan)
 
 bool pmli_may_unpack(const pmli_search *s)
 {
-    return s->config->quant == PML_QUANT_NF4 && s->available > 0 &&
+    return s->config->quant != PML_QUANT_NONE && s->available > 0 &&
            strcmp(s->backend->name, "cpu") != 0;
 }
 

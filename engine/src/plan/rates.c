@@ -19,6 +19,7 @@ typedef struct table {
     pml_rate other;
     const measured *rows;
     size_t n;
+    double narrow;
 } table;
 
 static const measured zen3[] = {
@@ -54,11 +55,13 @@ static const table tables[] = {
      "(docs/performance/cpu-ops.md)",
      {60e9, 40e9, 5e-6},
      zen3,
-     sizeof zen3 / sizeof *zen3},
+     sizeof zen3 / sizeof *zen3,
+     1},
     {"NVIDIA H200, bfloat16, 2026-11-21 (docs/performance/gpu.md and gpu-seed.md)",
      {600e12, 3.5e12, 4e-6},
      h200,
-     sizeof h200 / sizeof *h200},
+     sizeof h200 / sizeof *h200,
+     2},
 };
 
 static void built_in(const char *backend, pml_rates *rates)
@@ -66,6 +69,7 @@ static void built_in(const char *backend, pml_rates *rates)
     const table *t = &tables[strcmp(backend, "cpu") == 0 ? 0 : 1];
     for (int op = 0; op < PML_OP_COUNT; op++)
         rates->op[op] = t->other;
+    rates->narrow = t->narrow;
     for (size_t i = 0; i < t->n; i++) {
         rates->op[t->rows[i].op].flops = t->rows[i].gflops * 1e9;
         rates->op[t->rows[i].op].bytes = t->rows[i].gbytes * 1e9;
@@ -127,6 +131,7 @@ pml_status pml_rates_get(const char *backend, pml_rates *rates, pml_error *err)
 double pml_rates_seconds(const pml_rates *rates, pml_op op, pml_cost cost)
 {
     const pml_rate *rate = &rates->op[op];
-    double arithmetic = cost.flops / rate->flops, memory = cost.bytes / rate->bytes;
+    double wide = cost.flops - cost.narrow + cost.narrow / rates->narrow;
+    double arithmetic = wide / rate->flops, memory = cost.bytes / rate->bytes;
     return rate->seconds + (arithmetic > memory ? arithmetic : memory);
 }

@@ -61,9 +61,8 @@ pml_status pmli_least_recompute(const pmli_search *s, const pml_batch_limits *li
 pml_status pmli_chunk_matters(const pmli_search *s, const pml_batch_limits *limits,
                               const pml_plan *plan, bool *matters, pml_error *err);
 
-/* Whether weights in NF4 may be unpacked for good: not on the CPU, where what is left is the
- * host's.
- */
+/* Whether quantised weights may be unpacked, or turned round, for good: not on the CPU, where what
+ * is left is the host's. */
 bool pmli_may_unpack(const pmli_search *s);
 /* As many weights unpacked for good as what is left holds: all, or the most that fit. None where
  * not even all would bring *plan below so many seconds. */

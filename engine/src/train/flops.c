@@ -2,7 +2,8 @@
  * and backward, of the tokens that are there. Neither padding nor what is made again is counted, so
  * that the figure says how well the device is used for the model (MFU, as in Chowdhery et al.,
  * "PaLM", 2022, appendix B; a frozen layer has no product for its own gradient, and none is
- * counted). */
+ * counted). Of products in 8 bits half is counted: devices that have them multiply those twice as
+ * fast, and the peak that the figure is a share of is that of 16 bits. */
 #include "stepper_impl.h"
 
 static double elements(pml_view v)
@@ -34,9 +35,11 @@ void pmli_count_flops(const pml_program *p, void *arena, pmli_flops *f)
         const double tokens = counts.tokens;
         switch (p->nodes[n].op) {
         case PML_OP_linear:
-        case PML_OP_linear_bwd:
-            f->token += pml_node_cost(p->nodes[n].op, &args).flops / tokens;
+        case PML_OP_linear_bwd: {
+            const pml_cost cost = pml_node_cost(p->nodes[n].op, &args);
+            f->token += (cost.flops - cost.narrow / 2) / tokens;
             break;
+        }
         case PML_OP_swiglu:
         case PML_OP_swiglu_bwd:
             f->token += pml_beside_flops(p->nodes[n].op, &args) / tokens;

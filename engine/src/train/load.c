@@ -244,6 +244,19 @@ static void fp8_results(const pml_stepper *s, const pml_parameter *p, pml_fp8_qu
     a->scale = pml_vector(pml_program_data(s->program, p->fp8_scale, s->arena), p->rows, PML_F32);
 }
 
+/* Codes that were just made, also turned round where that is kept. */
+static pml_status turn(pml_stepper *s, const pml_parameter *p, const pml_view *codes,
+                       pml_error *err)
+{
+    if (p->fp8_turned < 0)
+        return PML_OK;
+    const pml_tensor *t = &s->program->tensors[p->fp8_turned];
+    char *at = pml_program_data(s->program, p->fp8_turned, s->arena);
+    pml_op_args args = {
+        .fp8_turn = {*codes, {at + p->row, p->cols, p->rows, pml_tensor_pitch(t), PML_U8}}};
+    return pml_op_run(s->backend, PML_OP_fp8_turn, s->queue, &args, err);
+}
+
 /* Into the place that the plan keeps for it, and from there into its tensors, or through NF4's four
  * to the numbers that they stand for: no memory beyond the plan. As it is in the file where the
  * backend takes that, else as float32, which is the same number. */
@@ -273,6 +286,8 @@ static pml_status quantise(pml_stepper *s, const pml_parameter *p, const pml_sto
         status = pml_op_run(s->backend, op, s->queue, &args, err);
     if (status == PML_OK && p->nf4 && p->tensor >= 0)
         status = unpack(s, p, &views, err);
+    if (status == PML_OK && p->fp8)
+        status = turn(s, p, &args.fp8_quantise.codes, err);
     return status;
 }
 

@@ -20,6 +20,10 @@ static pml_status open_device(pml_stepper *s, const pml_stepper_options *o, pml_
                         "this device does not compute in %s, which needs compute capability 8.0: "
                         "dtype=\"float16\" does what it is for",
                         pml_dtype_name(s->config.dtype));
+    if (status == PML_OK && s->config.quant == PML_QUANT_FP8 && (dtypes >> PML_U8 & 1) == 0)
+        return PML_FAIL(err, PML_UNSUPPORTED,
+                        "quant=\"fp8\": this device does not multiply 8-bit numbers, which needs "
+                        "compute capability 8.9: quant=\"nf4\" takes less memory still");
     if (status == PML_OK)
         status = s->backend->open(&options, &s->device, err);
     return status == PML_OK ? s->backend->queue_new(s->device, &s->queue, err) : status;

@@ -40,7 +40,10 @@ static void factors(pmli_pool *pool, const pml_linear_args *a, pml_view *x, pml_
     float *behind = (float *)a->ws.data + lora_floats(a);
     *x = pml_matrix(behind, a->x.rows, a->x.cols, PML_F32);
     *w = pml_matrix(behind + floats(x->rows, x->cols), a->w.rows, a->w.cols, PML_F32);
-    pmli_fp8_rounded(pool, a->x, NULL, *x);
+    if (a->x_scale.data != NULL)
+        pmli_fp8_of_pieces(pool, a->x, a->x_scale, 1, *x);
+    else
+        pmli_fp8_rounded(pool, a->x, NULL, *x);
     pmli_fp8_widen(pool, a->w, a->w_scale.data, *w);
 }
 
@@ -116,7 +119,13 @@ pml_status pmli_cpu_linear(pml_queue *queue, const pml_linear_args *a, pml_error
 {
     pmli_check c = pmli_check_begin(PML_OP_linear, err);
     pmli_lora lora = PMLI_LORA_OF(a);
-    PMLI_NEED(&c, a, x, PMLI_ANY, PMLI_ANY, PML_F32);
+    if (a->x_scale.data != NULL) {
+        pmli_need_pieces(&c, "x", &a->x, "x_scale", &a->x_scale, PMLI_ANY, PMLI_ANY, 1);
+        pmli_need_that(&c, a->w_scale.data != NULL && (a->lora_parts == 0 || a->u_made),
+                       "operand 'x_scale' needs w in 8 bits, and u made");
+    } else {
+        PMLI_NEED(&c, a, x, PMLI_ANY, PMLI_ANY, PML_F32);
+    }
     pmli_need_stored(&c, &a->w, &a->w_scale, PMLI_ANY, a->x.cols);
     PMLI_NEED(&c, a, y, a->x.rows, a->w.rows, PML_F32);
     PMLI_MAY(&c, a, bias, 1, a->w.rows, PML_F32);

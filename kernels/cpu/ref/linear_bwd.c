@@ -44,9 +44,12 @@ static void factors(pmli_pool *pool, const pml_linear_bwd_args *a, pml_view *dy,
         return;
     float *behind = (float *)a->ws.data + lora_floats(a);
     *dy = pml_matrix(behind, a->dy.rows, a->dy.cols, PML_F32);
-    *w = pml_matrix(behind + floats(dy->rows, dy->cols), a->w.rows, a->w.cols, PML_F32);
-    pmli_fp8_rounded(pool, a->dy, a->w_scale.data, *dy);
-    pmli_fp8_widen(pool, a->w, NULL, *w);
+    *w = pml_matrix(behind + floats(dy->rows, dy->cols), a->w.cols, a->w.rows, PML_F32);
+    if (a->dy_scale.data != NULL)
+        pmli_fp8_of_pieces(pool, a->dy, a->dy_scale, a->parts, *dy);
+    else
+        pmli_fp8_rounded(pool, a->dy, a->w_scale.data, *dy);
+    pmli_fp8_widen_turned(pool, a->w, *w);
 }
 
 /* dbias: pieces are columns, each summed over all tokens in order, in float64 because there are
@@ -143,22 +146,54 @@ static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pml
     branch_input(pool, a, lora, v, adapters, count);
 }
 
+/* dy in codes: nothing but dx can be made of it. */
+static void check_made(pmli_check *c, const pml_linear_bwd_args *a)
+{
+    int parts = a->parts < 1 ? 1 : a->parts;
+    pmli_need_pieces(c, "dy", &a->dy, "dy_scale", &a->dy_scale, PMLI_ANY, PMLI_ANY, parts);
+    for (int p = 1; p < a->parts && p < PML_LINEAR_MAX_PARTS; p++)
+        pmli_need_that(c, a->part_cols[p] == a->part_cols[0],
+                       "operand 'dy' is in codes, its parts %d and %d columns wide",
+                       a->part_cols[0], a->part_cols[p]);
+    bool made = a->lora_parts == 0 || (a->kept & PML_V_MADE) != 0;
+    pmli_need_that(c,
+                   a->w_scale.data != NULL && made && a->lora_dropout == 0 && a->db.data == NULL &&
+                       a->dbias.data == NULL,
+                   "operand 'dy_scale' needs w in 8 bits, v made, no dropout, db or dbias");
+}
+
+static void need_w(pmli_check *c, const pml_linear_bwd_args *a, int64_t n, int64_t k)
+{
+    if (a->w_scale.data == NULL) {
+        pmli_need_weight(c, "w", &a->w, n, k);
+        return;
+    }
+    PMLI_NEED(c, a, w, k, n, PML_U8);
+    PMLI_NEED(c, a, w_scale, 1, n, PML_F32);
+}
+
 static pml_status check(const pml_linear_bwd_args *a, const pmli_lora *lora, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_linear_bwd, err);
     /* x is needed by dw and da alone; without it w tells how wide it is. */
     int64_t rows = a->dy.rows, n = a->dy.cols;
-    int64_t k = a->x.data != NULL ? a->x.cols : a->w.data != NULL ? a->w.cols : PMLI_ANY;
-    PMLI_NEED(&c, a, dy, PMLI_ANY, PMLI_ANY, PML_F32);
+    bool codes = a->w_scale.data != NULL; /* turned round */
+    int64_t k = a->x.data != NULL   ? a->x.cols
+                : a->w.data != NULL ? (codes ? a->w.rows : a->w.cols)
+                                    : PMLI_ANY;
+    if (a->dy_scale.data != NULL)
+        check_made(&c, a);
+    else
+        PMLI_NEED(&c, a, dy, PMLI_ANY, PMLI_ANY, PML_F32);
     if (a->dw.data != NULL || a->da.data != NULL)
         PMLI_NEED(&c, a, x, rows, PMLI_ANY, PML_F32);
     PMLI_MAY(&c, a, x, rows, PMLI_ANY, PML_F32);
     if (a->dx.data != NULL) {
         PMLI_NEED(&c, a, dx, rows, k, PML_F32);
-        pmli_need_stored(&c, &a->w, &a->w_scale, n, k);
+        need_w(&c, a, n, k);
     }
     if (a->w.data != NULL)
-        pmli_need_stored(&c, &a->w, &a->w_scale, n, k);
+        need_w(&c, a, n, k);
     pmli_need_that(&c, a->w_scale.data == NULL || a->dw.data == NULL,
                    "operand 'dw': a weight of 8 bits is not trained");
     PMLI_MAY(&c, a, dw, n, k, PML_F32);

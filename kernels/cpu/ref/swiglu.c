@@ -1,7 +1,9 @@
 /* SwiGLU: h = silu(gate) * up. Shazeer, "GLU Variants Improve Transformer", 2020. And what the
  * adapters of the linear layers beside it want of gate, up and h, each a product of its own.
  *
- *   ws, backward: | h [T,I] where da wants it and nobody else | */
+ *   ws, forward:  | h [T,I] where it is wanted in codes |
+ *   ws, backward: | h [T,I] where da wants it and nobody else | dgate_up where it is in codes | */
+#include "fp8.h"
 #include "gemm.h"
 #include "lora.h"
 #include "ops.h"
@@ -27,22 +29,42 @@ static void swiglu_piece(void *arg, int64_t item, void *scratch)
     swiglu_rows(a, item * piece, pmli_min((item + 1) * piece, a->h.rows));
 }
 
+static size_t floats_of(const pml_view *v)
+{
+    return (size_t)v->rows * (size_t)v->cols;
+}
+
+size_t pmli_cpu_swiglu_ws(const pml_swiglu_args *a)
+{
+    return a->h_scale.rows > 0 ? floats_of(&a->h) * sizeof(float) : 0;
+}
+
 pml_status pmli_cpu_swiglu(pml_queue *queue, const pml_swiglu_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_swiglu, err);
-    PMLI_NEED(&c, a, h, PMLI_ANY, PMLI_ANY, PML_F32);
+    bool codes = a->h_scale.data != NULL;
+    if (codes)
+        pmli_need_pieces(&c, "h", &a->h, "h_scale", &a->h_scale, PMLI_ANY, PMLI_ANY, 1);
+    else
+        PMLI_NEED(&c, a, h, PMLI_ANY, PMLI_ANY, PML_F32);
     PMLI_NEED(&c, a, gate_up, a->h.rows, 2 * a->h.cols, PML_F32);
     pmli_need_pair(&c, "a", &a->a, "u", &a->u);
     PMLI_MAY(&c, a, a, PMLI_ANY, a->h.cols, PML_F32);
     PMLI_MAY(&c, a, u, a->h.rows, a->a.rows, PML_F32);
     pmli_need_blas(&c, "a", &a->a);
     pmli_need_blas(&c, "u", &a->u);
+    pmli_need_ws(&c, &a->ws, pmli_cpu_swiglu_ws(a));
     if (c.status != PML_OK)
         return c.status;
-    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->h.rows, pmli_piece_rows(a->h.cols)),
-                  swiglu_piece, (void *)a);
+    pmli_pool *pool = pmli_pool_of(queue);
+    pml_swiglu_args own = *a;
+    if (codes)
+        own.h = pml_matrix(a->ws.data, a->h.rows, a->h.cols, PML_F32);
+    pmli_pool_run(pool, pmli_div_up(a->h.rows, pmli_piece_rows(a->h.cols)), swiglu_piece, &own);
     if (a->u.data != NULL && a->h.rows > 0)
-        pmli_gemm(pmli_pool_of(queue), PMLI_NT, a->lora_scale, a->h, a->a, 0, a->u);
+        pmli_gemm(pool, PMLI_NT, a->lora_scale, own.h, a->a, 0, a->u);
+    if (codes)
+        pmli_fp8_to_pieces(pool, own.h, NULL, 1, a->h, a->h_scale);
     return PML_OK;
 }
 
@@ -82,11 +104,15 @@ static void swiglu_bwd_piece(void *arg, int64_t item, void *scratch)
     swiglu_bwd_rows(a, item * piece, pmli_min((item + 1) * piece, a->dh.rows));
 }
 
+static size_t own_h(const pml_swiglu_bwd_args *a)
+{
+    return a->da.rows > 0 && a->h.rows == 0 ? floats_of(&a->dh) : 0;
+}
+
 size_t pmli_cpu_swiglu_bwd_ws(const pml_swiglu_bwd_args *a)
 {
-    return a->da.rows > 0 && a->h.rows == 0
-               ? (size_t)a->dh.rows * (size_t)a->dh.cols * sizeof(float)
-               : 0;
+    size_t wide = a->scale.rows > 0 ? floats_of(&a->dgate_up) : 0;
+    return (own_h(a) + wide) * sizeof(float);
 }
 
 /* v and db of gate and up, da of down; h as it was made. */
@@ -140,7 +166,6 @@ static void check_adapters(pmli_check *c, const pml_swiglu_bwd_args *a)
     static const char *const names[] = {"dgate_up", "u", "b", "v", "db", "v_down", "da"};
     for (size_t i = 0; i < sizeof blas / sizeof *blas; i++)
         pmli_need_blas(c, names[i], blas[i]);
-    pmli_need_ws(c, &a->ws, pmli_cpu_swiglu_bwd_ws(a));
 }
 
 pml_status pmli_cpu_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, pml_error *err)
@@ -148,19 +173,33 @@ pml_status pmli_cpu_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, p
     pmli_check c = pmli_check_begin(PML_OP_swiglu_bwd, err);
     PMLI_NEED(&c, a, dh, PMLI_ANY, PMLI_ANY, PML_F32);
     PMLI_NEED(&c, a, gate_up, a->dh.rows, 2 * a->dh.cols, PML_F32);
-    PMLI_NEED(&c, a, dgate_up, a->dh.rows, 2 * a->dh.cols, PML_F32);
+    bool codes = a->scale.data != NULL;
+    if (codes) {
+        pmli_need_pieces(&c, "dgate_up", &a->dgate_up, "scale", &a->scale, a->dh.rows,
+                         2 * a->dh.cols, 2);
+        PMLI_NEED(&c, a, w_scale, 1, 2 * a->dh.cols, PML_F32);
+    } else {
+        PMLI_NEED(&c, a, dgate_up, a->dh.rows, 2 * a->dh.cols, PML_F32);
+    }
     PMLI_MAY(&c, a, h, a->dh.rows, a->dh.cols, PML_F32);
     bool adapters = a->db.data != NULL || a->da.data != NULL || a->lora_parts != 0;
     if (adapters)
         check_adapters(&c, a);
+    pmli_need_ws(&c, &a->ws, pmli_cpu_swiglu_bwd_ws(a));
     if (c.status != PML_OK)
         return c.status;
+    pmli_pool *pool = pmli_pool_of(queue);
     pml_swiglu_bwd_args own = *a;
+    if (codes)
+        own.dgate_up =
+            pml_matrix((float *)a->ws.data + own_h(a), a->dh.rows, 2 * a->dh.cols, PML_F32);
     if (a->da.data != NULL && a->h.data == NULL)
         own.h = pml_matrix(a->ws.data, a->dh.rows, a->dh.cols, PML_F32);
-    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->dh.rows, pmli_piece_rows(a->dh.cols)),
-                  swiglu_bwd_piece, &own);
+    pmli_pool_run(pool, pmli_div_up(a->dh.rows, pmli_piece_rows(a->dh.cols)), swiglu_bwd_piece,
+                  &own);
     if (adapters && a->dh.rows > 0)
-        adapters_beside(pmli_pool_of(queue), a, own.h);
+        adapters_beside(pool, &own, own.h);
+    if (codes)
+        pmli_fp8_to_pieces(pool, own.dgate_up, a->w_scale.data, 2, a->dgate_up, a->scale);
     return PML_OK;
 }

@@ -1,78 +1,12 @@
 // Rows to 8 bits (E4M3) with a scale each, to the bit as cpu/ref/fp8.c has them; a weight's codes
 // the other way round; and scales where the product itself takes none.
+#include "fp8.cuh"
 #include "params.h"
-#include "types.cuh"
-
-#define MOST     448.0f
-#define SMALLEST 0x1p-100f // below it rows are zeros
-
-__device__ inline float larger(float a, float b)
-{
-    return b > a ? b : a; // a NaN loses
-}
-
-// The largest of a block's threads, in every one of them.
-__device__ inline float block_top(float top)
-{
-    __shared__ float of_warp[32];
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2)
-        top = larger(top, __shfl_xor_sync(0xffffffffu, top, d));
-    __syncthreads(); // what a call before this one left has been read by all
-    if (threadIdx.x % 32 == 0)
-        of_warp[threadIdx.x / 32] = top;
-    __syncthreads();
-    top = threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0.0f;
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2)
-        top = larger(top, __shfl_xor_sync(0xffffffffu, top, d));
-    return top;
-}
-
-// As kernels/maps.c has it: what runs where the code was compiled for an older chip than its own.
-__device__ inline unsigned code_of(float x)
-{
-    const float magnitude = fabsf(x);
-    const unsigned bits = __float_as_uint(magnitude), sign = __float_as_uint(x) >> 24 & 0x80;
-    if (x != x)
-        return 0x7f;
-    if (magnitude >= MOST)
-        return sign | 0x7e;
-    if (magnitude < 0x1p-6f)
-        return sign | (unsigned)rintf(magnitude * 0x1p9f);
-    return sign | (((bits + 0x7ffff + (bits >> 20 & 1)) >> 20) - (120 << 3));
-}
-
-// Two codes, that of `low` in the low byte.
-__device__ inline unsigned two_codes(float low, float high)
-{
-#if __CUDA_ARCH__ >= 890
-    unsigned short both;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
-    return both;
-#else
-    return code_of(low) | code_of(high) << 8;
-#endif
-}
 
 __device__ inline float by_column(float x, const float *by, long long column)
 {
     return by != nullptr ? __fmul_rn(x, by[column]) : x;
 }
-
-// What a code means that is none of NaN's.
-__device__ inline float value_of(unsigned code)
-{
-    const unsigned exponent = code >> 3 & 15, fraction = code & 7;
-    const float magnitude = exponent == 0
-                                ? (float)fraction * 0x1p-9f
-                                : __uint_as_float((exponent + 120) << 23 | fraction << 20);
-    return code & 0x80 ? -magnitude : magnitude;
-}
-
-struct Scale {
-    float into, back;
-};
 
 __device__ inline Scale scale_of(float top)
 {
@@ -91,21 +25,19 @@ __device__ inline float largest_of(const float *parts)
 template <typename T> __device__ void largest(const pmli_fp8_largest_params &p)
 {
     float top = 0;
-    const long long count = p.rows * p.cols, step = (long long)gridDim.x * blockDim.x;
+    const int adapter = blockIdx.y;
+    const T *x = (const T *)p.x + p.first[adapter] * p.ld;
+    const float *over = p.over == nullptr ? nullptr : p.over + p.first[adapter] + p.shift[adapter];
+    const long long count = (p.end[adapter] - p.first[adapter]) * p.cols;
+    const long long step = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
         const long long row = i / p.cols;
-        float x = fabsf(widen(((const T *)p.x)[row * p.ld + i % p.cols]));
-        if (p.over != nullptr) {
-            int a = 0;
-            while (a + 1 < p.adapters.count && row >= p.adapters.at[a + 1])
-                a++;
-            x = __fdiv_rn(x, p.over[row - p.adapters.at[a] + p.adapters.first[a]]);
-        }
-        top = larger(top, x);
+        const float value = fabsf(widen(x[row * p.ld + i % p.cols]));
+        top = larger(top, over != nullptr ? __fdiv_rn(value, over[row]) : value);
     }
     top = block_top(top);
     if (threadIdx.x == 0)
-        p.parts[blockIdx.x] = top;
+        p.parts[adapter * FP8_PARTS + blockIdx.x] = top;
 }
 
 // ---- low-rank factors in borders ----
@@ -120,35 +52,31 @@ __device__ inline unsigned char part_of(float x, bool low)
     return (unsigned char)(low ? two_codes(left, 0.0f) & 0xff : high);
 }
 
-// Element c of a row of u, times its factor.
-template <typename T>
-__device__ float of_u(const pmli_fp8_rows_params &p, long long row, int c, float factor)
+// Element c of a row of u, times its adapter's factor, so that what stands beside the weight has
+// codes.
+template <typename T> __device__ float of_u(const pmli_fp8_rows_params &p, long long row, int c)
 {
-    return __fmul_rn(widen(((const T *)p.u)[row * p.ld_u + c]), factor);
+    return __fmul_rn(widen(((const T *)p.u)[row * p.ld_u + c]), p.factors[c / p.u_rank]);
 }
 
-// What u is multiplied by for the border, so that what stands beside the weight has codes; 0: no u.
-__device__ inline float factor_of(const pmli_fp8_rows_params &p)
-{
-    return p.u != nullptr ? __fdiv_rn(largest_of(p.parts), MOST) : 0.0f;
-}
-
+// What one of `threads` threads sees of it.
 template <typename T>
-__device__ float top_of_u(const pmli_fp8_rows_params &p, long long row, float factor)
+__device__ float top_of_u(const pmli_fp8_rows_params &p, long long row, int thread, int threads)
 {
     float top = 0;
-    for (int c = threadIdx.x; p.u != nullptr && c < p.u_cols; c += blockDim.x)
-        top = larger(top, fabsf(of_u<T>(p, row, c, factor)));
+    for (int c = thread; p.u != nullptr && c < p.u_cols; c += threads)
+        top = larger(top, fabsf(of_u<T>(p, row, c)));
     return top;
 }
 
 template <typename T>
-__device__ void put_u(const pmli_fp8_rows_params &p, long long row, float factor, float into)
+__device__ void put_u(const pmli_fp8_rows_params &p, long long row, float into, int thread,
+                      int threads)
 {
     unsigned char *to = p.codes + row * p.ld_codes + p.cols;
-    for (int c = threadIdx.x; p.u != nullptr && c < p.border; c += blockDim.x) {
+    for (int c = thread; p.u != nullptr && c < p.border; c += threads) {
         const int third = c / p.u_cols;
-        const float x = __fmul_rn(of_u<T>(p, row, c % p.u_cols, factor), into);
+        const float x = __fmul_rn(of_u<T>(p, row, c % p.u_cols), into);
         to[c] = third < 3 ? part_of(x, third == 1) : 0;
     }
 }
@@ -156,36 +84,38 @@ __device__ void put_u(const pmli_fp8_rows_params &p, long long row, float factor
 // The border of a weight. A thread has FP8_BESIDE columns of a row.
 template <typename T> __device__ void border(const pmli_fp8_border_params &p)
 {
-    const float most = largest_of(p.parts), back = most > 0 ? __fdiv_rn(MOST, most) : 0.0f;
+    __shared__ float factor[3];
+    for (int a = 0; a < p.adapters; a++) {
+        const float most = largest_of(p.parts + a * FP8_PARTS);
+        if (threadIdx.x == 0)
+            factor[a] = __fdiv_rn(most, MOST);
+    }
+    __syncthreads();
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x < p.adapters)
+        p.factors[threadIdx.x] = factor[threadIdx.x];
     const long long row = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const int first = (int)blockIdx.y * FP8_BESIDE;
     if (row >= p.rows)
         return;
-    int a = 0;
-    while (a < p.adapters.count && row >= p.adapters.end[a])
-        a++;
-    const bool adapted = a < p.adapters.count && row >= p.adapters.first[a];
-    const float scale = p.over != nullptr ? __fdiv_rn(back, p.over[row]) : back;
     for (int c = first; c < min(p.border, first + FP8_BESIDE); c++) {
-        const int third = c / p.u_cols, column = c % p.u_cols;
+        const int third = c / p.u_cols, column = c % p.u_cols, a = column / p.rank;
         float x = 0;
         if (p.over == nullptr)
             x = widen(((const T *)p.x)[column * p.ld + row]);
-        else if (adapted && column / p.adapters.rank == a)
-            x = widen(((const T *)p.x)[(row - p.adapters.first[a] + p.adapters.at[a]) * p.ld +
-                                       column % p.adapters.rank]);
-        p.codes[row * p.ld_codes + p.cols + c] =
-            third < 3 ? part_of(__fmul_rn(x, scale), third == 2) : 0;
+        else if (row >= p.first[a] && row < p.end[a])
+            x = __fdiv_rn(widen(((const T *)p.x)[(row - p.shift[a]) * p.ld + column % p.rank]),
+                          p.over[row]);
+        x = factor[a] > 0 ? __fdiv_rn(x, factor[a]) : 0.0f;
+        p.codes[row * p.ld_codes + p.cols + c] = third < 3 ? part_of(x, third == 2) : 0;
     }
 }
 
 // ---- rows ----
 
-// A row's scale for its largest magnitude, times the least power of two under which what stands in
-// the border has codes, too: so x has the codes that it has alone, but for the smallest.
-__device__ inline Scale scale_with(float top, float top_u)
+// A row's scale, times the least power of two under which what stands in the border has codes, too:
+// so x has the codes that it has alone, but for the smallest.
+__device__ inline Scale scale_with(Scale s, float top_u)
 {
-    Scale s = scale_of(top);
     const float over = __fmul_rn(top_u, s.into) * (1.0f / MOST);
     if (over > 1.0f) {
         const float power = __uint_as_float((__float_as_uint(over) + 0x7fffffu) & 0x7f800000u);
@@ -193,6 +123,14 @@ __device__ inline Scale scale_with(float top, float top_u)
         s.back = __fmul_rn(s.back, power);
     }
     return s;
+}
+
+// The other factor's scales, where they are 1: each block has a few of them.
+__device__ inline void put_ones(const pmli_fp8_rows_params &p)
+{
+    const long long all = (long long)gridDim.x * blockDim.x;
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < p.count_ones; i += all)
+        p.ones[i] = 1.0f;
 }
 
 // Pack c of a row, in float32 and times its columns' factors.
@@ -222,6 +160,7 @@ template <typename T> __device__ void rows_wide(const pmli_fp8_rows_params &p)
 {
     constexpr int N = 16 / sizeof(T);
     const long long row = blockIdx.x;
+    put_ones(p);
     const int packs = (int)(p.cols / N);
     const Pack<T, N> *x = (const Pack<T, N> *)((const T *)p.x + row * p.ld_x);
     Pack<float, N> held[FP8_HELD];
@@ -231,8 +170,8 @@ template <typename T> __device__ void rows_wide(const pmli_fp8_rows_params &p)
         if (c < packs)
             held[k] = numbers<T, N>(p, x, c);
     }
-    const float factor = factor_of(p);
-    const float top_u = p.u != nullptr ? block_top(top_of_u<T>(p, row, factor)) : 0.0f;
+    const float top_u =
+        p.u != nullptr ? block_top(top_of_u<T>(p, row, threadIdx.x, blockDim.x)) : 0.0f;
     float top = 0;
 #pragma unroll
     for (int k = 0; k < FP8_HELD; k++)
@@ -240,7 +179,7 @@ template <typename T> __device__ void rows_wide(const pmli_fp8_rows_params &p)
 #pragma unroll
             for (int e = 0; e < N; e++)
                 top = larger(top, fabsf(held[k].at[e]));
-    const Scale s = scale_with(block_top(top), top_u);
+    const Scale s = scale_with(power_for(block_top(top), 1), top_u);
     if (threadIdx.x == 0)
         p.scale[row] = s.back;
     typedef Pack<unsigned short, N / 2> codes;
@@ -257,7 +196,7 @@ template <typename T> __device__ void rows_wide(const pmli_fp8_rows_params &p)
                                                       __fmul_rn(held[k].at[e + 1], s.into));
         to[c] = out;
     }
-    put_u<T>(p, row, factor, s.into);
+    put_u<T>(p, row, s.into, threadIdx.x, blockDim.x);
 }
 
 // Any row, read twice.
@@ -265,22 +204,23 @@ template <typename T> __device__ void rows_any(const pmli_fp8_rows_params &p)
 {
     const long long row = blockIdx.x;
     const T *x = (const T *)p.x + row * p.ld_x;
-    const float factor = factor_of(p);
-    const float top_u = p.u != nullptr ? block_top(top_of_u<T>(p, row, factor)) : 0.0f;
+    put_ones(p);
+    const float top_u =
+        p.u != nullptr ? block_top(top_of_u<T>(p, row, threadIdx.x, blockDim.x)) : 0.0f;
     float top = 0;
     for (long long c = threadIdx.x; c < p.cols; c += blockDim.x)
         top = larger(top, fabsf(by_column(widen(x[c]), p.by, c)));
-    const Scale s = scale_with(block_top(top), top_u);
+    const Scale s = scale_with(power_for(block_top(top), 1), top_u);
     if (threadIdx.x == 0)
         p.scale[row] = s.back;
     for (long long c = threadIdx.x; c < p.cols; c += blockDim.x)
         p.codes[row * p.ld_codes + c] =
             (unsigned char)two_codes(__fmul_rn(by_column(widen(x[c]), p.by, c), s.into), 0.0f);
-    put_u<T>(p, row, factor, s.into);
+    put_u<T>(p, row, s.into, threadIdx.x, blockDim.x);
 }
 
-// A weight's: none counts as less than 2^-8 of the largest. parts: of all of it.
-template <typename T> __device__ void weight(const pmli_fp8_rows_params &p)
+// A weight's.
+template <typename T> __device__ void weight(const pmli_fp8_weight_params &p)
 {
     const long long row = blockIdx.x;
     const T *x = (const T *)p.x + row * p.ld_x;
@@ -296,6 +236,106 @@ template <typename T> __device__ void weight(const pmli_fp8_rows_params &p)
             (unsigned char)two_codes(__fmul_rn(widen(x[c]), s.into), 0.0f);
 }
 
+// ---- rows in pieces ----
+
+// Which columns piece `piece` of a row has: each part's begin anew.
+struct Piece {
+    long long column;
+    int columns;
+};
+
+__device__ inline Piece piece_of(const pmli_fp8_rows_params &p, int piece)
+{
+    const int a_part = (int)((p.part_cols + FP8_PIECE - 1) / FP8_PIECE);
+    const long long at = (long long)(piece % a_part) * FP8_PIECE;
+    return {piece / a_part * p.part_cols + at, (int)min((long long)FP8_PIECE, p.part_cols - at)};
+}
+
+// A warp a piece: its codes, and what they are worth.
+template <typename T> __device__ void pieces(const pmli_fp8_rows_params &p)
+{
+    const int lane = threadIdx.x % 32;
+    const long long item = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const long long row = item / p.pieces_a_row;
+    const int piece = (int)(item % p.pieces_a_row);
+    if (row >= p.rows)
+        return;
+    const Piece here = piece_of(p, piece);
+    const bool there = lane * 8 < here.columns; // they are whole eights
+    const long long column = here.column + (there ? lane * 8 : 0);
+    const T *x = (const T *)p.x + row * p.ld_x + column;
+    Pack<T, 8> in[1];
+#pragma unroll
+    for (int e = 0; e < 8; e++)
+        in[0].at[e] = x[e];
+    const bool written[1] = {there};
+    Factors by;
+    if (p.by != nullptr)
+        by = factors_at(p.by + column);
+    put_pieces<T, 1>(in, p.by != nullptr ? &by : nullptr, written,
+                     p.codes + row * p.ld_codes + column, 0, p.pieces + row * p.ld_pieces + piece,
+                     0);
+}
+
+// Eight codes times a power of two below 1.
+__device__ inline Pack<unsigned short, 4> times(Pack<unsigned short, 4> codes, float power)
+{
+    Pack<unsigned short, 4> out;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        float x[2];
+#if __CUDA_ARCH__ >= 890
+        unsigned both;
+        asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(both) : "h"(codes.at[e]));
+        const __half2 wide = *(const __half2 *)&both;
+        x[0] = __low2float(wide), x[1] = __high2float(wide);
+#else
+        for (int i = 0; i < 2; i++) {
+            const unsigned code = codes.at[e] >> 8 * i & 0xff;
+            x[i] = (code & 0x7f) == 0x7f ? NOT_A_NUMBER : value_of(code);
+        }
+#endif
+        out.at[e] = (unsigned short)two_codes(__fmul_rn(x[0], power), __fmul_rn(x[1], power));
+    }
+    return out;
+}
+
+// The pieces of a row to one scale, the largest of theirs, or that which the border needs; a warp a
+// row. Most have it already: they are not touched.
+template <typename T> __device__ void level(const pmli_fp8_rows_params &p)
+{
+    const int lane = threadIdx.x % 32;
+    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    put_ones(p);
+    if (row >= p.rows)
+        return;
+    float back = 0;
+    const float *scales = p.pieces + row * p.ld_pieces;
+    for (int i = lane; i < p.pieces_a_row; i += 32)
+        back = larger(back, scales[i]);
+    back = warp_top(back);
+    const bool any = back > 0 && is_finite(back);
+    const Scale s = scale_with({any ? __fdiv_rn(1.0f, back) : 0.0f, back},
+                               warp_top(top_of_u<T>(p, row, lane, 32)));
+    if (lane == 0)
+        p.scale[row] = s.back;
+    for (int first = 0; first < p.pieces_a_row; first += 32) {
+        const float own = first + lane < p.pieces_a_row ? scales[first + lane] : 0.0f;
+        unsigned low = __ballot_sync(0xffffffffu, own > 0.0f && own < s.back);
+        while (low != 0) {
+            const int i = __ffs(low) - 1;
+            const float power = __fmul_rn(__shfl_sync(0xffffffffu, own, i), s.into);
+            const Piece here = piece_of(p, first + i);
+            Pack<unsigned short, 4> *at =
+                (Pack<unsigned short, 4> *)(p.codes + row * p.ld_codes + here.column) + lane;
+            if (lane * 8 < here.columns)
+                *at = times(*at, power);
+            low &= low - 1;
+        }
+    }
+    put_u<T>(p, row, s.into, lane, 32);
+}
+
 #define KERNEL(name, params, most, body)                                                           \
     extern "C" __global__ void __launch_bounds__(most) name(const params p)                        \
     {                                                                                              \
@@ -304,7 +344,9 @@ template <typename T> __device__ void weight(const pmli_fp8_rows_params &p)
 #define ALL(T, suffix)                                                                             \
     KERNEL(fp8_rows_##suffix, pmli_fp8_rows_params, 512, rows_any<T>)                              \
     KERNEL(fp8_rows_##suffix##_wide, pmli_fp8_rows_params, 512, rows_wide<T>)                      \
-    KERNEL(fp8_weight_##suffix, pmli_fp8_rows_params, 256, weight<T>)                              \
+    KERNEL(fp8_pieces_##suffix, pmli_fp8_rows_params, 256, pieces<T>)                              \
+    KERNEL(fp8_level_##suffix, pmli_fp8_rows_params, 256, level<T>)                                \
+    KERNEL(fp8_weight_##suffix, pmli_fp8_weight_params, 256, weight<T>)                            \
     KERNEL(fp8_largest_##suffix, pmli_fp8_largest_params, 256, largest<T>)                         \
     KERNEL(fp8_border_##suffix, pmli_fp8_border_params, 256, border<T>)
 ALL(float, f32)
@@ -350,8 +392,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
         if (col0 + k < p.cols && row0 + lane * 4 < p.rows)
             *(unsigned *)(p.to + (col0 + k) * p.ld_to + row0 + lane * 4) =
                 turned[k][lane ^ (k / 4)];
-    if (blockIdx.y == 0 && threadIdx.x < TILE && col0 + threadIdx.x < p.cols)
-        p.ones[col0 + threadIdx.x] = 1.0f;
 }
 
 // y = y * 2^FP8_DOWN * row scale * column scale (+ bias), where cuBLASLt multiplied codes alone.

@@ -11,6 +11,7 @@
 // Sums over columns are added over the warps and left for each column tile, sums over rows for each
 // range; mlp_sum and mlp_bwd_sum add them in order.
 #include "attention.cuh"
+#include "fp8.cuh"
 #include "swiglu.cuh"
 
 static constexpr int ROWS = MLP_ROWS, COLUMNS = MLP_COLUMNS, RANK = MLP_RANK;
@@ -120,23 +121,43 @@ __device__ inline void sum_u(const pmli_mlp_params &p, const float *groups, long
     p.parts[(blockIdx.x * p.tokens + row) * RANK + at % RANK] = sum;
 }
 
-// A tile in shared memory, and h: gate becomes h.
-template <typename T>
-__device__ inline void forth(const pmli_mlp_params &p, const Unit &u, unsigned char *stage, T *h,
-                             int rows)
+// A warp has a piece of a row, as linear layers in 8 bits take it.
+static_assert(COLUMNS % FP8_PIECE == 0 && FP8_PIECE == 32 * 8, "units of a warp are a piece");
+
+// The same numbers, of which the compiler does not see how each was rounded: it would round those
+// that are used by themselves one by one, by an instruction a quarter as fast as that for a pair.
+template <typename T> __device__ inline Pack<T, 8> in_pairs(const Pack<T, 8> &x)
 {
+    Pack<unsigned, 4> pairs = *(const Pack<unsigned, 4> *)&x;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        asm("" : "+r"(pairs.at[i]));
+    return *(const Pack<T, 8> *)&pairs;
+}
+
+// A tile in shared memory, and h: gate becomes h. CODES: h are codes, an element a byte.
+template <typename T, bool CODES>
+__device__ inline void forth(const pmli_mlp_params &p, const Unit &u, unsigned char *stage,
+                             unsigned char *h, float *pieces, int rows)
+{
+    Pack<T, 8> made[PASSES];
+    bool there[PASSES];
 #pragma unroll
     for (int i = 0; i < PASSES; i++) {
         unsigned char *at = stage + u.place + i * ROWS_A_PASS * COLUMNS * 2;
         const Pack<T, 8> gate = *(Pack<T, 8> *)at, up = *(Pack<T, 8> *)(at + TILE);
-        const Pack<T, 8> made = swiglu_of<T, 8>(gate, up);
-        *(Pack<T, 8> *)at = made;
-        if (u.row + i * ROWS_A_PASS < rows)
-            *(Pack<T, 8> *)(h + i * ROWS_A_PASS * p.ld_h) = made;
+        made[i] = in_pairs(swiglu_of<T, 8>(gate, up));
+        *(Pack<T, 8> *)at = made[i];
+        there[i] = u.row + i * ROWS_A_PASS < rows;
+        if (!CODES && there[i])
+            *(Pack<T, 8> *)(h + i * ROWS_A_PASS * p.ld_h * sizeof(T)) = made[i];
     }
+    if constexpr (CODES)
+        put_pieces<T, PASSES>(made, nullptr, there, h, ROWS_A_PASS * p.ld_h, pieces,
+                              ROWS_A_PASS * p.ld_pieces);
 }
 
-template <typename T> __device__ void mlp(const pmli_mlp_params &p)
+template <typename T, bool CODES> __device__ void mlp(const pmli_mlp_params &p)
 {
     extern __shared__ __align__(128) unsigned char memory[];
     const unsigned base = shared_address(memory);
@@ -146,7 +167,9 @@ template <typename T> __device__ void mlp(const pmli_mlp_params &p)
     const Unit unit = unit_of(s);
     const long long first = s.first * ROWS + unit.row; // only looked at where the column is there
     const T *gate = (const T *)p.gate_up + first * p.ld_gate_up + unit.column;
-    T *h = (T *)p.h + first * p.ld_h + unit.column;
+    constexpr int SIZE = CODES ? 1 : sizeof(T);
+    unsigned char *h = (unsigned char *)p.h + (first * p.ld_h + unit.column) * SIZE;
+    float *pieces = CODES ? p.pieces + first * p.ld_pieces + unit.column / FP8_PIECE : nullptr;
     unsigned a[4][2];
     load_a<T>(p, s, a);
 #pragma unroll
@@ -166,8 +189,11 @@ template <typename T> __device__ void mlp(const pmli_mlp_params &p)
         if (at >= 2)
             sum_u(p, sums + at % 2 * GROUPS * ROWS * RANK, tile - 2);
         if (tile < s.end)
-            forth<T>(p, unit, memory + at % STAGES * STAGE, h, rows_of(p.tokens, tile));
-        h += ROWS * p.ld_h;
+            forth<T, CODES>(p, unit, memory + at % STAGES * STAGE, h, pieces,
+                            rows_of(p.tokens, tile));
+        h += ROWS * p.ld_h * SIZE;
+        if (CODES)
+            pieces += ROWS * p.ld_pieces;
         if (at > 0) {
             const unsigned stage = base + (at - 1) % STAGES * STAGE;
             float u[4] = {};
@@ -221,21 +247,23 @@ static constexpr int BACK_GROUPS = 4, ARRAYS = 3; // dgate, dup, h
 // piece of a factor.
 template <typename T> struct Places {
     const T *gate, *dh, *factor;
-    T *dgate, *h;
-    int factor_row; // 1 << 30: none
+    unsigned char *dgate; // an element is a byte where they are codes
+    T *h;                 // none then
+    int factor_row;       // 1 << 30: none
 };
 
-template <typename T>
+template <typename T, bool CODES>
 __device__ inline Places<T> places_of(const pmli_mlp_bwd_params &p, const Share &s, const Unit &u)
 {
+    constexpr int SIZE = CODES ? 1 : sizeof(T);
     const long long row = s.first * ROWS + u.row; // only looked at where the column is there
     const int array = threadIdx.x / (ROWS * RANK / 8), at = threadIdx.x % (ROWS * RANK / 8);
     const int r = at / (RANK / 8), column = at % (RANK / 8) * 8;
     Places<T> t = {(const T *)p.gate_up + row * p.ld_gate_up + u.column,
                    (const T *)p.dh + row * p.ld_dh + u.column,
                    nullptr,
-                   (T *)p.dgate_up + row * p.ld_dgate_up + u.column,
-                   p.h == nullptr ? nullptr : (T *)p.h + row * p.ld_h + u.column,
+                   (unsigned char *)p.dgate_up + (row * p.ld_dgate_up + u.column) * SIZE,
+                   CODES || p.h == nullptr ? nullptr : (T *)p.h + row * p.ld_h + u.column,
                    1 << 30};
     if (array < ARRAYS && p.factor[array] != nullptr && column < p.rank[array]) {
         t.factor = (const T *)p.factor[array] + (s.first * ROWS + r) * p.ld_factor[array] + column;
@@ -303,29 +331,48 @@ __device__ inline void sum_v(const pmli_mlp_bwd_params &p, const float *groups, 
 }
 
 // A tile in shared memory and dgate_up: gate, up, dh become dgate, dup, h.
-template <typename T>
+template <typename T, bool CODES>
 __device__ inline void back(const pmli_mlp_bwd_params &p, const Unit &u, unsigned char *stage,
-                            Places<T> &t, int rows)
+                            Places<T> &t, long long tile)
 {
+    constexpr int SIZE = CODES ? 1 : sizeof(T);
+    const int rows = rows_of(p.tokens, tile);
+    Pack<T, 8> dgate[PASSES], dup[PASSES];
+    bool there[PASSES];
 #pragma unroll
     for (int i = 0; i < PASSES; i++) {
         unsigned char *at = stage + u.place + i * ROWS_A_PASS * COLUMNS * 2;
         Pack<T, 8> gate = *(Pack<T, 8> *)at, up = *(Pack<T, 8> *)(at + TILE);
         Pack<T, 8> dh = *(Pack<T, 8> *)(at + 2 * TILE);
         swiglu_back<T, 8>(gate, up, dh);
+        gate = in_pairs(gate), up = in_pairs(up);
         *(Pack<T, 8> *)at = gate;
         *(Pack<T, 8> *)(at + TILE) = up;
         *(Pack<T, 8> *)(at + 2 * TILE) = dh;
-        if (u.row + i * ROWS_A_PASS >= rows)
+        there[i] = u.row + i * ROWS_A_PASS < rows;
+        dgate[i] = gate, dup[i] = up;
+        if (!there[i])
             continue;
-        T *out = t.dgate + i * ROWS_A_PASS * p.ld_dgate_up;
-        *(Pack<T, 8> *)out = gate;
-        *(Pack<T, 8> *)(out + p.cols) = up;
-        if (t.h != nullptr)
+        unsigned char *out = t.dgate + i * ROWS_A_PASS * p.ld_dgate_up * SIZE;
+        if (!CODES) {
+            *(Pack<T, 8> *)out = gate;
+            *(Pack<T, 8> *)(out + p.cols * SIZE) = up;
+        }
+        if (!CODES && t.h != nullptr)
             *(Pack<T, 8> *)(t.h + i * ROWS_A_PASS * p.ld_h) = dh;
     }
-    t.dgate += ROWS * p.ld_dgate_up;
-    if (t.h != nullptr)
+    if constexpr (CODES) {
+        const long long half = (p.cols + FP8_PIECE - 1) / FP8_PIECE; // up's first piece
+        const long long ld = ROWS_A_PASS * p.ld_dgate_up, ld_pieces = ROWS_A_PASS * p.ld_pieces;
+        const float *by = p.by + (u.row < ROWS ? u.column : 0);
+        Factors factors = factors_at(by);
+        float *pieces = p.pieces + (tile * ROWS + u.row) * p.ld_pieces + u.column / FP8_PIECE;
+        put_pieces<T, PASSES>(dgate, &factors, there, t.dgate, ld, pieces, ld_pieces);
+        factors = factors_at(by + p.cols);
+        put_pieces<T, PASSES>(dup, &factors, there, t.dgate + p.cols, ld, pieces + half, ld_pieces);
+    }
+    t.dgate += ROWS * p.ld_dgate_up * SIZE;
+    if (!CODES && t.h != nullptr)
         t.h += ROWS * p.ld_h;
 }
 
@@ -348,7 +395,7 @@ template <typename T> __device__ inline void add_rows(unsigned stage, float sums
     }
 }
 
-template <typename T> __device__ void mlp_bwd(const pmli_mlp_bwd_params &p)
+template <typename T, bool CODES> __device__ void mlp_bwd(const pmli_mlp_bwd_params &p)
 {
     extern __shared__ __align__(128) unsigned char memory[];
     const unsigned base = shared_address(memory);
@@ -357,7 +404,7 @@ template <typename T> __device__ void mlp_bwd(const pmli_mlp_bwd_params &p)
     const int warp = threadIdx.x / 32, array = warp / 8, group = warp / 2 % 4, half = warp % 2;
     const Share s = share_of(p.tokens, p.cols);
     const Unit unit = unit_of(s);
-    Places<T> places = places_of<T>(p, s, unit);
+    Places<T> places = places_of<T, CODES>(p, s, unit);
     unsigned b[8][2];
     float rows[ARRAYS][4][4] = {};
     load_b<T>(p, s, array, group, half, b);
@@ -378,8 +425,7 @@ template <typename T> __device__ void mlp_bwd(const pmli_mlp_bwd_params &p)
         if (at >= 2)
             sum_v(p, sums + at % 2 * SUMS, tile - 2);
         if (tile < s.end)
-            back<T>(p, unit, memory + at % BACK_STAGES * BACK_STAGE, places,
-                    rows_of(p.tokens, tile));
+            back<T, CODES>(p, unit, memory + at % BACK_STAGES * BACK_STAGE, places, tile);
         if (at > 0) {
             const unsigned stage = base + (at - 1) % BACK_STAGES * BACK_STAGE;
             add_rows<T>(stage, rows);
@@ -470,15 +516,17 @@ template <typename T> __device__ void mlp_bwd_sum(const pmli_mlp_bwd_params &p)
         add_da(p, (int)(item / fours), item % fours * 4);
 }
 
-#define KERNEL(name, T, suffix, threads, params)                                                   \
-    extern "C" __global__ void __launch_bounds__(threads, 1) name##_##suffix(const params p)       \
+#define KERNEL(name, body, threads, params)                                                        \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const params p)                  \
     {                                                                                              \
-        name<T>(p);                                                                                \
+        body(p);                                                                                   \
     }
-#define BOTH(name, threads, params)                                                                \
-    KERNEL(name, bf16, bf16, threads, params)                                                      \
-    KERNEL(name, f16, f16, threads, params)
-BOTH(mlp, 512, pmli_mlp_params)
-BOTH(mlp_sum, 256, pmli_mlp_params)
-BOTH(mlp_bwd, 512, pmli_mlp_bwd_params)
-BOTH(mlp_bwd_sum, 256, pmli_mlp_bwd_params)
+#define ALL(T, suffix)                                                                             \
+    KERNEL(mlp_##suffix, (mlp<T, false>), 512, pmli_mlp_params)                                    \
+    KERNEL(mlp_codes_##suffix, (mlp<T, true>), 512, pmli_mlp_params)                               \
+    KERNEL(mlp_sum_##suffix, mlp_sum<T>, 256, pmli_mlp_params)                                     \
+    KERNEL(mlp_bwd_##suffix, (mlp_bwd<T, false>), 512, pmli_mlp_bwd_params)                        \
+    KERNEL(mlp_bwd_codes_##suffix, (mlp_bwd<T, true>), 512, pmli_mlp_bwd_params)                   \
+    KERNEL(mlp_bwd_sum_##suffix, mlp_bwd_sum<T>, 256, pmli_mlp_bwd_params)
+ALL(bf16, bf16)
+ALL(f16, f16)

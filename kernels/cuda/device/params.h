@@ -158,12 +158,12 @@ typedef struct pmli_swiglu_params {
 #define MLP_BACK_STAGES 4
 
 /* h = silu(gate) up;  u = scale h a^T.  gate_up [tokens, 2 cols]; a [rank, cols]; parts
- * [tiles][tokens][16], tiles of 512 columns. */
+ * [tiles][tokens][16], tiles of 512 columns. mlp_codes: h are codes in pieces. */
 typedef struct pmli_mlp_params {
     const void *gate_up, *a;
     void *h, *u;
-    float *parts;
-    long long tokens, cols, ld_gate_up, ld_a, ld_h, ld_u;
+    float *parts, *pieces;
+    long long tokens, cols, ld_gate_up, ld_a, ld_h, ld_u, ld_pieces;
     int rank, tiles;
     float scale;
 } pmli_mlp_params;
@@ -171,13 +171,15 @@ typedef struct pmli_mlp_params {
 /* dgate_up (may be gate_up) and h (may be absent) of dh, and with them, of gate and up by
  * themselves,  v = scale dy b,  db += dy^T u,  and  da += v_down^T h.  factor: u of gate and of up,
  * and v_down; rank: columns of each; absent: none of that. v_parts [2][tiles][tokens][16],
- * row_parts [parts][16][3][tiles * 512]. */
+ * row_parts [parts][16][3][tiles * 512]. mlp_bwd_codes: dgate_up, times `by`, are codes in pieces,
+ * gate's before up's. */
 typedef struct pmli_mlp_bwd_params {
     const void *gate_up, *dh, *factor[3], *b[2];
+    const float *by;
     void *dgate_up, *h, *v[2];
-    float *db[2], *da, *v_parts, *row_parts;
+    float *db[2], *da, *v_parts, *row_parts, *pieces;
     long long tokens, cols, ld_gate_up, ld_dh, ld_dgate_up, ld_h, ld_factor[3], ld_b, ld_v, ld_db,
-        ld_da;
+        ld_da, ld_pieces;
     int rank[3], tiles, parts;
     float scale[2];
 } pmli_mlp_bwd_params;
@@ -289,50 +291,60 @@ typedef struct pmli_nf4_quantise_params {
 #define FP8_TILE   128 /* rows and columns of a tile that a block turns round */
 #define FP8_DOWN   18 /* codes alone are multiplied times 2^-18, so that float16 holds their sums */
 
+#define FP8_PIECE 256 /* as PML_FP8_PIECE */
+#define FP8_STEP  4   /* a piece's scale is a power of 2^4 */
+
 /* Rows of x, their columns times `by` where that is given, to codes and a scale each. Where u
- * [*,u_cols] is given its codes stand in the border behind them, times what parts says. */
+ * [*,u_cols] is given its codes stand in the border behind them, those of each adapter's u_rank
+ * columns times its factor.
+ * Or to pieces, [rows,pieces_a_row] scales, counted anew in each part_cols columns; or from those
+ * to a scale each. ones [count_ones] = 1, on the way. */
 typedef struct pmli_fp8_rows_params {
     const void *x, *u;
-    const float *by, *parts;
+    const float *by, *factors;
     unsigned char *codes;
-    float *scale;
-    long long cols, ld_x, ld_u, ld_codes;
-    int u_cols, border;
+    float *scale, *pieces, *ones;
+    long long rows, cols, part_cols, ld_x, ld_u, ld_codes, ld_pieces;
+    int u_cols, u_rank, border, pieces_a_row, count_ones;
 } pmli_fp8_rows_params;
 
-/* Where adapters' rows are: of a layer's outputs [first[i], end[i]), of the stacked b from at[i]
- * on. */
-typedef struct pmli_fp8_adapters {
-    long long first[3], end[3], at[3];
-    int count, rank;
-} pmli_fp8_adapters;
+/* A weight's rows to codes: none counts as less than 2^-8 of the largest, which parts [FP8_PARTS]
+ * say. */
+typedef struct pmli_fp8_weight_params {
+    const void *x;
+    const float *parts;
+    unsigned char *codes;
+    float *scale;
+    long long cols, ld_x, ld_codes;
+} pmli_fp8_weight_params;
 
-/* parts [FP8_PARTS] of the largest of |x| [rows,cols]; over: x is a stacked b, its rows are divided
- * by those of the layer's outputs. */
+/* parts [adapters][FP8_PARTS] of the largest of |x| in each adapter's rows [first, end), divided
+ * where `over` is given by over[row + shift], which belongs to the layer's output that the row of a
+ * stacked b is of. */
 typedef struct pmli_fp8_largest_params {
     const void *x;
     const float *over;
     float *parts;
-    long long rows, cols, ld;
-    pmli_fp8_adapters adapters;
+    long long cols, ld, first[3], end[3], shift[3];
 } pmli_fp8_largest_params;
 
-/* Columns [cols, cols + border) of codes' rows, from x times the inverse of what parts says: a
- * stacked b whose rows are divided by `over`; or where that is NULL, a [u_cols,rows]. */
+/* Columns [cols, cols + border) of codes' rows, from x times the inverse of its adapter's factor,
+ * which is the largest that parts say over 448 and is left in factors: a stacked b, on the layer's
+ * outputs [first, end) and less `shift` there, whose rows are divided by `over`; or where that is
+ * NULL, a [u_cols,rows]. */
 typedef struct pmli_fp8_border_params {
     const void *x;
     const float *over, *parts;
+    float *factors;
     unsigned char *codes;
-    long long rows, cols, ld, ld_codes;
-    int u_cols, border;
-    pmli_fp8_adapters adapters;
+    long long rows, cols, ld, ld_codes, first[3], end[3], shift[3];
+    int u_cols, border, adapters, rank;
 } pmli_fp8_border_params;
 
-/* to [cols,rows] = w [rows,cols]^T, both multiples of 16; ones [cols] = 1. */
+/* to [cols,rows] = w [rows,cols]^T, both multiples of 16. */
 typedef struct pmli_fp8_transpose_params {
     const unsigned char *w;
     unsigned char *to;
-    float *ones;
     long long rows, cols, ld_w, ld_to;
 } pmli_fp8_transpose_params;
 

@@ -65,8 +65,9 @@ typedef struct pml_backend {
     /* How many devices of this kind there are: at least one, or PML_NOT_FOUND and what to do. Makes
      * no context and takes no memory of a device. */
     pml_status (*devices)(int *count, pml_error *err);
-    /* Of dtypes those that this device multiplies: GPUs before sm_80 have no bfloat16. As devices,
-     * makes no context. PML_UNSUPPORTED: a GPU that nothing of this build runs on. */
+    /* Of dtypes those that this device multiplies: GPUs before sm_80 have no bfloat16. And U8 where
+     * it multiplies E4M3 codes: from sm_89 on. As devices, makes no context. PML_UNSUPPORTED: a GPU
+     * that nothing of this build runs on. */
     pml_status (*dtypes_of)(int index, unsigned *dtypes, pml_error *err);
 
     /* Libraries that such devices use beside their driver, without a device and without a driver:
@@ -133,7 +134,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 11, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 12, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

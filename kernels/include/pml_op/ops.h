@@ -44,14 +44,14 @@ extern "C" {
       "Gradient of rmsnorm, added to the one arriving along the residual.")                        \
     X(head_norm, "IIIOO", "Scales each head's query and key to unit root mean square.")            \
     X(head_norm_bwd, "IIIIIOuuw", "Gradient of head_norm.")                                        \
-    X(linear, "IIiiiiiiOuw", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")     \
-    X(linear_bwd, "Iiiiiiiiiouuuuuw",                                                              \
+    X(linear, "IIiiiiiiOuiw", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")    \
+    X(linear_bwd, "Iiiiiiiiiouuuuuiw",                                                             \
       "Gradients of linear with respect to its input and what is trained.")                        \
     X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
     X(attention_bwd, "IIIIIIIIOOOw", "Gradients of attention, with the scores computed again.")    \
-    X(swiglu, "IOiow", "h = silu(gate) * up.")                                                     \
-    X(swiglu_bwd, "IIOoiiouiuw", "Gradient of swiglu with respect to gate and up.")                \
+    X(swiglu, "IOioow", "h = silu(gate) * up.")                                                    \
+    X(swiglu_bwd, "IIOoiiouiuiow", "Gradient of swiglu with respect to gate and up.")              \
     X(head_loss, "IIIIiOouw",                                                                      \
       "Vocabulary logits and cross-entropy, chunk by chunk, for labelled rows only.")              \
     X(sum, "IUw", "Adds all elements to one float64.")                                             \
@@ -72,6 +72,7 @@ extern "C" {
     X(fetch, "IO", "Brings rows back from the host's memory, beside the ops that follow.")         \
     X(await, "U", "Waits until the copies to and from the host's memory have arrived.")            \
     X(fp8_quantise, "IOOw", "Stores a weight in 8 bits a number, each row with its scale.")        \
+    X(fp8_turn, "IO", "Turns an 8-bit weight round, as the product of the backward reads it.")     \
     X(allreduce, "U", "Sums a buffer over all workers; run by the collective, not the backend.")
 
 typedef enum pml_op {
@@ -80,7 +81,7 @@ typedef enum pml_op {
 #undef PML_OP_ENUM
 } pml_op;
 
-enum { PML_OP_MAX_VIEWS = 16, PML_LINEAR_MAX_PARTS = 3 };
+enum { PML_OP_MAX_VIEWS = 17, PML_LINEAR_MAX_PARTS = 3 };
 
 /* y[t,:] = table[ids[t],:].   ids [1,T] I32; table [V,H]; y [T,H]. */
 typedef struct pml_embed_args {
@@ -154,11 +155,16 @@ typedef struct pml_head_norm_bwd_args {
  * places [1,T] I64: which token of the data t is. So a token's mask is the same wherever it lies:
  * packed or not, in whichever micro-batch, on whichever worker, and when it is computed again.
  * w_scale [1,N] F32: w is U8 and holds what fp8_quantise made of the weight. Then x enters the
- * product with w, and only that one, in 8 bits, too, each token's row with its own scale (top /
- * 448, or a power of two times that where a backend needs it); so what a token gets does not depend
- * on those around it. border is then room behind the rows of w alone. */
+ * product with w, and only that one, in 8 bits, too, each token's row with its own scale: the least
+ * power of two that is no less than top / 448, or a larger one where a backend needs it, under
+ * which all codes but the smallest mean the same. So what a token gets does not depend on those
+ * around it. border is then room behind the rows of w alone.
+ * x_scale [T,P] F32: x is U8 and holds such codes already, in pieces (below), made by who had x in
+ * hand (swiglu); it has a border, too. u, where there is an adapter, is made then. A backend may
+ * bring a row's pieces to one scale, where they lie: what x and x_scale hold after means nothing.
+ */
 typedef struct pml_linear_args {
-    pml_view x, w, w_scale, bias, a, b, rng, places, y, u, ws;
+    pml_view x, w, w_scale, bias, a, b, rng, places, y, u, x_scale, ws;
     int32_t parts;                           /* 1..3 */
     int32_t part_cols[PML_LINEAR_MAX_PARTS]; /* N_p, sum = N */
     uint32_t lora_parts;                     /* bit p: part p has an adapter */
@@ -182,13 +188,16 @@ typedef struct pml_linear_args {
  * says what is there, as many rows long, since an earlier op made it from the same operands.
  * w_scale: as in the forward, with no dw; then dx = round(dy w_scale) codes + v a, where dy's
  * columns are multiplied by the weight's scales, in float32, before its rows are rounded to 8 bits.
- */
+ * w are the codes turned round, [K,N] (fp8_turn), with the border behind its rows; absent with dx.
+ * dy_scale: dy is U8 and holds that already, the weight's scales in it, in pieces of each part, all
+ * of which are as wide; all else as in the forward. Then there is no db and no dbias, and v, where
+ * there is an adapter, is made. */
 enum {
     PML_BORDER_OF_W = 1, /* a and b in w's border, by the forward: not needed again */
     PML_V_MADE = 2,      /* v, which is given: it is read */
 };
 typedef struct pml_linear_bwd_args {
-    pml_view dy, x, w, w_scale, a, b, u, rng, places, dx, dw, dbias, da, db, v, ws;
+    pml_view dy, x, w, w_scale, a, b, u, rng, places, dx, dw, dbias, da, db, v, dy_scale, ws;
     int32_t parts;
     int32_t part_cols[PML_LINEAR_MAX_PARTS];
     uint32_t lora_parts;
@@ -243,9 +252,11 @@ typedef struct pml_attention_bwd_args {
 /* gate_up [T, 2I] = gate | up;  h [T,I] = gate * sigmoid(gate) * up.
  * Shazeer, "GLU variants improve transformer", 2020.
  * a [R,I] and u [T,R], both or neither: u = lora_scale * h a^T, what the linear layer that h goes
- * to wants first (its u; no dropout), made while h is in hand. */
+ * to wants first (its u; no dropout), made while h is in hand.
+ * h_scale [T,P] F32: h is U8, and in pieces of 8 bits (below) as that layer multiplies it; u is
+ * made of h before that. */
 typedef struct pml_swiglu_args {
-    pml_view gate_up, h, a, u, ws;
+    pml_view gate_up, h, a, u, h_scale, ws;
     float lora_scale;
 } pml_swiglu_args;
 
@@ -257,9 +268,12 @@ typedef struct pml_swiglu_args {
  * are in hand, so that none of them is read a second time for it:
  *   db given: v and db of gate_up, as linear_bwd has them for dy = dgate_up, of two parts of I
  *             columns each. u [T,R], v [T,R] (may lie behind dgate_up's rows), b, db [Nb,rank].
- *   da given: da += v_down^T h, the next layer's.  v_down [T,Rd], da [Rd,I] F32. */
+ *   da given: da += v_down^T h, the next layer's.  v_down [T,Rd], da [Rd,I] F32.
+ * scale [T,2P] F32: dgate_up is U8, and in pieces of 8 bits as that layer's backward multiplies it,
+ * times w_scale [1,2I] first; the pieces of dgate before those of dup. It is then not gate_up's
+ * memory, and v lies elsewhere. v, db are made of dgate and dup before that. */
 typedef struct pml_swiglu_bwd_args {
-    pml_view dh, gate_up, dgate_up, h, u, b, v, db, v_down, da, ws;
+    pml_view dh, gate_up, dgate_up, h, u, b, v, db, v_down, da, w_scale, scale, ws;
     uint32_t lora_parts; /* bit 0: gate has an adapter, bit 1: up; 0 without db */
     int32_t rank;
     float lora_scale[2];
@@ -420,6 +434,21 @@ typedef struct pml_nf4_dequantise_args {
 typedef struct pml_fp8_quantise_args {
     pml_view x, codes, scale, ws;
 } pml_fp8_quantise_args;
+
+/* y [K,N] = x [N,K]^T, of codes: products of 8 bits want both factors' rows along the sum. */
+typedef struct pml_fp8_turn_args {
+    pml_view x, y;
+} pml_fp8_turn_args;
+
+/* Rows in 8 bits in pieces of so many columns, of which the last may be short, so that who makes a
+ * few columns of many rows at a time can round them: a scale each, the least power of 2^4 that is
+ * no less than top / 448. So most of a row's pieces have the same one. Where top is below 2^-100 it
+ * is 0. [T,N] has [T,P] scales, P = pml_fp8_pieces(N). */
+enum { PML_FP8_PIECE = 256 };
+static inline int64_t pml_fp8_pieces(int64_t n)
+{
+    return n / PML_FP8_PIECE + (n % PML_FP8_PIECE != 0);
+}
 
 /* Products of 8-bit numbers come in whole units of so many rows and columns of a weight. */
 enum { PML_FP8_UNIT = 16 };

@@ -149,6 +149,9 @@ static pml_op_args valid(pml_op op)
         a.fp8_quantise = (pml_fp8_quantise_args){
             random_view(T, H, 0), view_new(T, H, 0, PML_U8), random_view(1, T, 0), {0}};
         break;
+    case PML_OP_fp8_turn:
+        a.fp8_turn = (pml_fp8_turn_args){view_new(T, H, 0, PML_U8), view_new(H, T, 0, PML_U8)};
+        break;
     case PML_OP_nf4_dequantise:
         a.nf4_dequantise = (pml_nf4_dequantise_args){view_new(1, T * H / 2, 0, PML_U8),
                                                      view_new(1, 2, 0, PML_U8),

@@ -62,6 +62,7 @@ static const expectation expectations[] = {
     E(linear, places),
     E(linear, y),
     E(linear, u),
+    E(linear, x_scale),
     E(linear, ws),
     E(linear_bwd, dy),
     E(linear_bwd, x),
@@ -78,6 +79,7 @@ static const expectation expectations[] = {
     E(linear_bwd, da),
     E(linear_bwd, db),
     E(linear_bwd, v),
+    E(linear_bwd, dy_scale),
     E(linear_bwd, ws),
     E(rope, x),
     E(rope, pos),
@@ -106,6 +108,7 @@ static const expectation expectations[] = {
     E(swiglu, h),
     E(swiglu, a),
     E(swiglu, u),
+    E(swiglu, h_scale),
     E(swiglu, ws),
     E(swiglu_bwd, dh),
     E(swiglu_bwd, gate_up),
@@ -117,6 +120,8 @@ static const expectation expectations[] = {
     E(swiglu_bwd, db),
     E(swiglu_bwd, v_down),
     E(swiglu_bwd, da),
+    E(swiglu_bwd, w_scale),
+    E(swiglu_bwd, scale),
     E(swiglu_bwd, ws),
     E(head_loss, x),
     E(head_loss, w),
@@ -185,6 +190,8 @@ static const expectation expectations[] = {
     E(fp8_quantise, codes),
     E(fp8_quantise, scale),
     E(fp8_quantise, ws),
+    E(fp8_turn, x),
+    E(fp8_turn, y),
     E(allreduce, x),
 };
 
@@ -215,7 +222,7 @@ static void test_views_come_first(void **state)
     assert_true(sizeof(pml_##name##_args) >= (sizeof signature - 1) * sizeof(pml_view));
     PML_OPS(FIRST)
 #undef FIRST
-    assert_int_equal(offsetof(pml_linear_args, parts), 11 * sizeof(pml_view));
+    assert_int_equal(offsetof(pml_linear_args, parts), 12 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_attention_args, heads), 8 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_rmsnorm_args, eps), 6 * sizeof(pml_view));
     assert_int_equal(offsetof(pml_fill_args, value), sizeof(pml_view));

@@ -70,8 +70,16 @@ static void test_nf4_bytes(void **state)
     pml_program_destroy(&packed);
 }
 
-/* In 8 bits a layer takes a byte a number and a float a row, and nothing is unpacked. A border is
- * where the backend has borders. */
+static int count(const pml_program *p, pml_op op)
+{
+    int found = 0;
+    for (int i = 0; i < p->n_nodes; i++)
+        found += p->nodes[i].op == op;
+    return found;
+}
+
+/* In 8 bits a layer takes a byte a number and a float a row, and nothing is unpacked: codes are
+ * turned round before each dx. A border is where the backend has borders. */
 static void test_fp8_bytes(void **state)
 {
     (void)state;
@@ -90,7 +98,8 @@ static void test_fp8_bytes(void **state)
                      (size_t)small.layers * (was - is));
     assert_int_equal(packed->tensors[packed->loading].cols, 160 * 64 * 4);
     assert_int_equal(pml_program_check_places(packed, &err), PML_OK);
-    assert_int_equal(packed->n_nodes, plain->n_nodes);
+    assert_int_equal(packed->n_nodes, plain->n_nodes + count(packed, PML_OP_fp8_turn));
+    assert_int_equal(count(packed, PML_OP_fp8_turn), 4 * small.layers - 1); /* no d embedding */
     int with_scales = 0;
     for (int i = 0; i < packed->n_nodes; i++) {
         const pml_node *node = &packed->nodes[i];
@@ -166,13 +175,101 @@ static void test_nf4_unpacks(void **state)
     }
 }
 
+static pml_program *built_with(const pml_train_config *config, const pml_backend *backend,
+                               int32_t unpacked)
+{
+    pml_error err = PML_ERROR_INIT;
+    pml_program *p = NULL;
+    pml_program_options options = {.spec = &small,
+                                   .config = config,
+                                   .limits = limits,
+                                   .backend = backend,
+                                   .choices = {.head_chunk = 1, .pieces = 1, .unpacked = unpacked}};
+    assert_int_equal(pml_program_build(&options, &p, &err), PML_OK);
+    assert_int_equal(pml_program_check_places(p, &err), PML_OK);
+    return p;
+}
+
+/* Codes that are kept turned round cost a byte a number more, and no op. */
+static void test_fp8_turned_for_good(void **state)
+{
+    (void)state;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    config.quant = PML_QUANT_FP8;
+    const int all = 4 * small.layers;
+    pml_program *none = built_with(&config, pml_backend_cpu(), 0);
+    pml_program *some = built_with(&config, pml_backend_cpu(), 1); /* o of the first layer */
+    pml_program *every = built_with(&config, pml_backend_cpu(), all);
+    assert_int_equal(count(some, PML_OP_fp8_turn), count(none, PML_OP_fp8_turn) - 1);
+    assert_int_equal(count(every, PML_OP_fp8_turn), 0);
+    assert_int_equal(some->by_cause[PML_CAUSE_WEIGHTS] - none->by_cause[PML_CAUSE_WEIGHTS],
+                     rounded(64 * 64));
+    int kept = 0;
+    for (int i = 0; i < every->n_parameters; i++) {
+        const pml_parameter *p = &every->parameters[i];
+        if (!p->fp8)
+            continue;
+        const pml_tensor *t = &every->tensors[p->fp8_turned];
+        assert_int_equal(t->rows, p->cols);
+        assert_true(p->row + p->rows <= t->cols);
+        kept++;
+    }
+    assert_int_equal(kept, 7 * small.layers);
+    pml_program_destroy(&none);
+    pml_program_destroy(&some);
+    pml_program_destroy(&every);
+}
+
+/* Where swiglu works for adapters it makes codes, which nobody but the products reads; not where
+ * dropout keeps it from that, nor h where down alone is trained, whose da reads it again. */
+static void test_fp8_codes_of_swiglu(void **state)
+{
+    (void)state;
+    pml_backend backend = *pml_backend_cpu();
+    backend.mlp_adapters = true;
+    backend.border = 64;
+    for (int form = 0; form < 3; form++) {
+        pml_train_config config =
+            config_for(PML_METHOD_LORA, form == 2 ? PML_TARGET_DOWN : PML_TARGET_ALL_LINEAR);
+        config.quant = PML_QUANT_FP8;
+        config.lora_dropout = form == 1 ? 0.1 : 0;
+        pml_program *p = built_with(&config, &backend, 0);
+        int codes = 0, back = 0;
+        for (int i = p->segments[PML_SEGMENT_MICRO].first; i < p->segments[PML_SEGMENT_MICRO].end;
+             i++) {
+            const pml_node *node = &p->nodes[i];
+            const pml_operand *o = node->operands;
+            if (node->op == PML_OP_swiglu) {
+                int32_t h = o[PML_OPERAND(swiglu, h)].tensor;
+                bool made = p->tensors[h].dtype == PML_U8;
+                assert_int_equal(made, o[PML_OPERAND(swiglu, h_scale)].tensor >= 0);
+                codes += made;
+            } else if (node->op == PML_OP_swiglu_bwd) {
+                int32_t d = o[PML_OPERAND(swiglu_bwd, dgate_up)].tensor;
+                bool made = p->tensors[d].dtype == PML_U8;
+                assert_int_equal(made, o[PML_OPERAND(swiglu_bwd, w_scale)].tensor >= 0);
+                assert_int_equal(made, o[PML_OPERAND(swiglu_bwd, scale)].tensor >= 0);
+                back += made;
+            } else if (node->op == PML_OP_linear || node->op == PML_OP_linear_bwd) {
+                bool forward = node->op == PML_OP_linear;
+                int32_t scale =
+                    o[forward ? PML_OPERAND(linear, x_scale) : PML_OPERAND(linear_bwd, dy_scale)]
+                        .tensor;
+                assert_int_equal(p->tensors[o[0].tensor].dtype == PML_U8, scale >= 0);
+            }
+        }
+        assert_int_equal(codes, form == 0 ? small.layers : 0);
+        assert_int_equal(back, form == 1 ? 0 : form == 2 ? small.layers - 1 : small.layers);
+        pml_program_destroy(&p);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_frozen_as_stored),
-        cmocka_unit_test(test_nf4_bytes),
-        cmocka_unit_test(test_nf4_unpacks),
-        cmocka_unit_test(test_fp8_bytes),
+        cmocka_unit_test(test_frozen_as_stored),    cmocka_unit_test(test_nf4_bytes),
+        cmocka_unit_test(test_nf4_unpacks),         cmocka_unit_test(test_fp8_bytes),
+        cmocka_unit_test(test_fp8_turned_for_good), cmocka_unit_test(test_fp8_codes_of_swiglu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -197,10 +197,13 @@ static void test_rates(void **state)
     double before = rates.op[PML_OP_rope].flops;
     static const char text[] = "{\"linear\": {\"gflops\": 2, \"gbytes\": 4, \"microseconds\": 3}}";
     assert_int_equal(pml_rates_parse(text, sizeof text - 1, "t", &rates, &err), PML_OK);
-    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 4e9}) - 2.000003) <
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 4e9, 0}) - 2.000003) <
                 1e-9);
-    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 16e9}) - 4.000003) <
-                1e-9);
+    assert_true(
+        fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 16e9, 0}) - 4.000003) < 1e-9);
+    rates.narrow = 2; /* of 4 G operations 2 in 8 bits */
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 4e9, 2e9}) -
+                     1.500003) < 1e-9);
     assert_true(rates.op[PML_OP_rope].flops == before);
     assert_string_equal(rates.source, "t");
     for (int i = 0; i < 2; i++) { /* whose prices they are is told with them */

@@ -53,8 +53,8 @@ typedef struct pml_plan_choices {
     int32_t head_chunk;       /* labelled rows whose logits exist at one time */
     int32_t pieces;           /* a micro-batch is run in about so many, cut between documents */
     int32_t moments_8bit;     /* 1: an AdamW whose width was left open has moments of 8 bits */
-    int32_t unpacked;         /* NF4: of so many linear layers (all o, then qkv, down, gate_up) the
-                               * numbers are kept and not their codes */
+    int32_t unpacked;         /* of so many linear layers (all o, then qkv, down, gate_up) NF4 keeps
+                               * the numbers in place of codes, FP8 its codes turned round, too */
     /* What offload_layers of the layers keep for their backward waits in host memory meanwhile.
      * They are spread over those that stand at `recompute` (over all where that is none), but never
      * the last layer, and stand themselves at level `offload`, which is pml_recompute too. */

@@ -122,6 +122,7 @@ typedef struct pml_parameter {
     int32_t nf4_parts[PML_NF4_TENSORS]; /* -1 where the numbers are kept, in rows of tensor */
     bool fp8; /* tensor holds codes; and this is the weight's share of their scales: */
     int32_t fp8_scale;
+    int32_t fp8_turned; /* its columns [row, row + rows) are the codes turned round; or -1 */
 } pml_parameter;
 
 /* What one op of the update moves: a run of the flat buffer, whose moments are floats, at `state`
@@ -216,6 +217,7 @@ void *pml_program_data(const pml_program *program, int32_t tensor, void *base);
 /* Floating-point operations and bytes moved to and from memory of a bound node. */
 typedef struct pml_cost {
     double flops, bytes;
+    double narrow; /* of flops: of products whose factors have both 8 bits */
 } pml_cost;
 pml_cost pml_node_cost(pml_op op, pml_op_args *args);
 
