@@ -1,7 +1,7 @@
 """Crowds at a shared door: what they cost a step.
 
-Usage: tools/chaos/doors.py [--seconds S] [--phase S] [--cores N] [--hidden N] [--who NAME…]
-                            [--report-only]
+Usage: tools/chaos/doors.py [--seconds S] [--phase S] [--cores N] [--hidden N | --model FOLDER]
+                            [--who NAME…] [--report-only]
 
 A run is shared on loopback; its coordinator and its worker are pinned to `--cores` processors, the
 crowd, the viewers and this program to others (no sibling threads of the first). With one core the
@@ -10,7 +10,9 @@ short phases take turns: nobody, crowd, nobody, viewers, nobody, babble, nobody,
 connections that say nothing. Viewers are 30, ten of them in a stopped process. Babble are 500
 messages a second, with the run's own key, each of them wrong, from one who is turned out for it
 and comes again, and again. A phase begins when they are there:
-what it takes the coordinator to receive them, once, is told by itself.
+what it takes the coordinator to receive them, once, is told by itself. With --model, LoRA on a GPU
+(rows of 2,048 tokens) in place of a small model on the CPU: its steps hardly differ from each
+other, so that a small effect shows in few rounds.
 
 Each disturbed phase is held against the mean of its two undisturbed neighbours, so that a machine
 that slowly changes its pace changes nothing. Measures of a step: median and mean of the steps' own
@@ -55,6 +57,7 @@ CROWD, PROCESSES, EACH = 2000, 3, 10  # viewers: so many in each process; the fi
 RATE = 500  # of wrong messages, a second
 LEAST = 10  # steps in a phase, however slow the machine is
 LEAST_ROUNDS = 6
+SETTLED = 80  # steps on a GPU: graphs are recorded and products timed before
 
 # Many at a time: whom the queue of those who want to be accepted has no room for tries again a
 # second later, by the system's doing.
@@ -344,20 +347,33 @@ def take_turns(
     return alone, disturbed
 
 
+def start(args: argparse.Namespace, folder: Path) -> pm.Run:
+    """The run whose steps are measured."""
+    if args.model:
+        vocab = int(_native.check_model(args.model)["vocab"])
+        lists = [[(7 * i + 13 * j) % (vocab - 3) + 3 for j in range(2048)] for i in range(16)]
+        return pm.finetune(
+            args.model, [{"input_ids": ids, "labels": ids} for ids in lists], devices="cuda",
+            max_steps=10**6, max_length=2048, per_device_train_batch_size=1, lora=pm.LoRA(r=16),
+            save_strategy="no", name="doors",
+        )  # fmt: skip
+    model = TinyLlama(hidden=args.hidden, layers=4, intermediate=2 * args.hidden)
+    return pm.finetune(
+        model.write(folder / "model"), [{"text": "a panther climbs well " * 20}] * 50,
+        max_steps=10**6, max_length=256, threads=1, name="doors",
+    )  # fmt: skip
+
+
 def measure(
     args: argparse.Namespace, ours: set[int], theirs: set[int], folder: Path
 ) -> tuple[Measured, dict[str, Measured], str]:
     """Start a run, have them come and go; also says what was turned away."""
     work_in(folder)
-    model = TinyLlama(hidden=args.hidden, layers=4, intermediate=2 * args.hidden)
     pin(ours)
-    run = pm.finetune(
-        model.write(folder / "model"), [{"text": "a panther climbs well " * 20}] * 50,
-        max_steps=10**6, max_length=256, threads=1, name="doors",
-    )  # fmt: skip
+    run = start(args, folder)
     visitors: list[Visitors] = []
     try:
-        reach(run, 20)
+        reach(run, SETTLED if args.model else 20)
         pin(theirs)
         for pid in (run.coordinator_pid or 0, *(worker["pid"] for worker in run.workers)):
             if os.sched_getaffinity(pid) != ours:
@@ -393,6 +409,7 @@ def main() -> int:
     parser.add_argument("--phase", type=float, default=2.0, help="seconds")
     parser.add_argument("--cores", type=int, default=1, help="for coordinator and worker")
     parser.add_argument("--hidden", type=int, default=128, help="the model's size")
+    parser.add_argument("--model", help="a folder, trained on a GPU in place of the small one")
     parser.add_argument("--who", nargs="+", choices=GOALS, default=list(GOALS))
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args()
