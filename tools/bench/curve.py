@@ -20,6 +20,9 @@ that costs in loss, not held to the spread.
 
 With --resume the second case is also stopped at half, and gone on with from the checkpoint by
 another process: every file of both ends must be the same bytes.
+
+Models and curves are made in a folder of this call's own, in memory where that can be, which is
+gone at the end. --folder keeps them: one that is not there yet, or empty.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
-import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -269,28 +272,8 @@ def resume(args: argparse.Namespace, name: str, half: int) -> bool:
     return not other and not missing and "adapter_model.safetensors" in same
 
 
-def main() -> None:
-    """Parse arguments, make the cases, compare."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--curve", required=True, help="the program test_curve")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--folder", type=Path, default=Path("/dev/shm/pml-curve"))
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--small", action="store_true", help="a model for a try on a CPU")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--adamw-8bit", action="store_true")
-    parser.add_argument(
-        "--spread", type=int, default=3, help="transformers' bfloat16 runs; 0: none"
-    )
-    parser.add_argument("--fp16", action="store_true", help="float16 too, ours and autocast's")
-    parser.add_argument("--quant", choices=["fp8", "nf4"], help="one more curve of the LoRA case")
-    parser.add_argument(
-        "--outliers", type=float, default=1, help="a few channels of the LoRA case so much larger"
-    )
-    parser.add_argument("--cases", default="whole,lora", help="lora alone makes its model, too")
-    args = parser.parse_args()
-    logging.disable_progress_bar()
-    shutil.rmtree(args.folder, ignore_errors=True)
+def run(args: argparse.Namespace) -> bool:
+    """Make the cases in args.folder and compare; whether all is well."""
     shape, batch, length = (SMALL, 2, 64) if args.small else (SHAPE, 8, 512)
     common = {"max_steps": args.steps, "max_length": length, "per_device_train_batch_size": batch,
               "gradient_accumulation_steps": 1, "max_grad_norm": 1.0, "lr_scheduler_type": "cosine",
@@ -311,7 +294,7 @@ def main() -> None:
         write_case(args.folder / "whole", ids, whole)
         make_base(args, peer(args.folder / "whole", ids, whole, args.device, None, "sdpa")[0])
     if "lora" not in args.cases:
-        sys.exit(0 if good else 1)
+        return good
     lora = {**common, "method": "lora", "learning_rate": 5e-4, "weight_decay": 0.0, "lora_r": 16,
             "lora_alpha": 16.0, "lora_targets": TARGETS}  # fmt: skip
     torch.manual_seed(8)
@@ -323,6 +306,41 @@ def main() -> None:
     good = compare(args, "lora", ids, lora) and good
     if args.resume:
         good = resume(args, "lora", args.steps // 2) and good
+    return good
+
+
+def main() -> None:
+    """Parse arguments, make the cases, compare."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--curve", required=True, help="the program test_curve")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--folder", type=Path, help="made, and kept; else a temporary one")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--small", action="store_true", help="a model for a try on a CPU")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--adamw-8bit", action="store_true")
+    parser.add_argument(
+        "--spread", type=int, default=3, help="transformers' bfloat16 runs; 0: none"
+    )
+    parser.add_argument("--fp16", action="store_true", help="float16 too, ours and autocast's")
+    parser.add_argument("--quant", choices=["fp8", "nf4"], help="one more curve of the LoRA case")
+    parser.add_argument(
+        "--outliers", type=float, default=1, help="a few channels of the LoRA case so much larger"
+    )
+    parser.add_argument("--cases", default="whole,lora", help="lora alone makes its model, too")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    if args.folder is not None:
+        if args.folder.exists() and any(args.folder.iterdir()):
+            parser.error(f"--folder {args.folder} is not empty: give another, or remove it first")
+        good = run(args)
+    else:
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(
+            prefix="pml-curve-", dir=memory if memory.is_dir() else None
+        ) as made:
+            args.folder = Path(made)
+            good = run(args)
     sys.exit(0 if good else 1)
 
 
