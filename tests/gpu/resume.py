@@ -221,13 +221,20 @@ def main() -> int:
         return 0 if good else 1
     cases = args.cases.split(",")
     capability = _native.device_info(args.device)["capability"]
+    strange = sorted(set(cases) - set(CASES))
+    if strange:
+        parser.error(f"{', '.join(strange)}: there are {', '.join(CASES)}")
     if "fp8" in cases and 0 < capability < FIRST_WITH_E4M3:
         print(f"skip fp8: E4M3 begins with compute capability 8.9, this GPU has {capability / 10}")
         cases.remove("fp8")
     command = [sys.executable, os.path.abspath(__file__), "--alone", "--device", args.device]
     command += ["--steps", str(args.steps), "--cases"]
     children = [subprocess.Popen([*command, case]) for case in cases]
-    return max([child.wait() for child in children]) and 1
+    ends = [child.wait() for child in children]
+    for case, status in zip(cases, ends, strict=True):
+        if status < 0:  # below every other: a greatest one would hide it
+            print(f"FAIL {case:10} ended by {signal.Signals(-status).name}")
+    return 1 if any(ends) else 0
 
 
 if __name__ == "__main__":
