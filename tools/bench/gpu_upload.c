@@ -144,16 +144,16 @@ static bool read_options(int argc, char **argv, bench *b, bool *map)
                                           {NULL, 0, NULL, 0}};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         if (c == 'p')
-            b->piece = (size_t)atoi(optarg) << 20;
+            b->piece = atoi(optarg) > 0 ? (size_t)atoi(optarg) << 20 : 0;
         else if (c == 'r')
-            b->row = (size_t)atoi(optarg);
+            b->row = atoi(optarg) > 0 ? (size_t)atoi(optarg) : SIZE_MAX;
         else if (c == 'm')
             *map = true;
         else
             return false;
     }
     b->file.path = argv[optind];
-    return optind == argc - 1 && b->piece > 0;
+    return optind == argc - 1 && b->piece > 0 && b->row <= b->piece; /* a piece has a row */
 }
 
 int main(int argc, char **argv)
