@@ -16,7 +16,7 @@
 #include "pml/base/philox.h"
 #include "pml_op/backend.h"
 
-enum { MOST_CASES = 48, MOST_SETS = 32, TIMES = 99, PIECE = 1 << 20 };
+enum { MOST_CASES = 48, MOST_SETS = 32, TIMES = 99, PIECE = 1 << 20, MOST_LENGTH = 1 << 16 };
 static const size_t CACHE = (size_t)256 << 20, GIB = (size_t)1 << 30;
 
 typedef struct op_case {
@@ -45,6 +45,12 @@ typedef struct bench {
         }                                                                                          \
     } while (0)
 
+static void stop(const char *why)
+{
+    fprintf(stderr, "bench_gpu_ops: %s\n", why);
+    exit(EXIT_FAILURE);
+}
+
 /* A shape: any address but NULL, until there is one. */
 static pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype)
 {
@@ -61,7 +67,7 @@ static size_t span(const pml_view *v)
 static op_case *add(bench *b, pml_op op, const char *name)
 {
     if (b->count == MOST_CASES)
-        exit(EXIT_FAILURE);
+        stop("more cases than there is room for: MOST_CASES");
     op_case *c = &b->cases[b->count++];
     *c = (op_case){.op = op};
     snprintf(c->name, sizeof c->name, "%s", name);
@@ -104,14 +110,12 @@ static void add_embed(bench *b, int64_t tokens, int64_t hidden, int64_t vocab, p
 }
 
 /* beside: with what the adapters of rank 16 want, whose operands count as the others do. */
-static void add_swiglu(bench *b, int64_t tokens, int64_t hidden, int64_t inner, pml_dtype d,
-                       bool beside)
+static void add_swiglu(bench *b, int64_t tokens, int64_t inner, pml_dtype d, bool beside)
 {
     enum { RANK = 16, BORDER = 64 };
     int64_t border = beside ? BORDER : 0;
     pml_view half = shaped(tokens, inner, border, d), both = shaped(tokens, 2 * inner, border, d);
     pml_view low = shaped(tokens, RANK, 48, d), low2 = shaped(tokens, 2 * RANK, 32, d);
-    (void)hidden;
     op_case *c = add(b, PML_OP_swiglu, beside ? "swiglu, u" : "swiglu");
     c->args.swiglu = (pml_swiglu_args){.gate_up = both, .h = half};
     if (beside) {
@@ -160,8 +164,8 @@ static void add_model(bench *b, const char *what, int64_t tokens, int64_t hidden
     int first = b->count;
     add_norms(b, tokens, hidden, PML_BF16);
     add_embed(b, tokens, hidden, vocab, PML_BF16);
-    add_swiglu(b, tokens, hidden, inner, PML_BF16, false);
-    add_swiglu(b, tokens, hidden, inner, PML_BF16, true);
+    add_swiglu(b, tokens, inner, PML_BF16, false);
+    add_swiglu(b, tokens, inner, PML_BF16, true);
     add_updates(b, trained, PML_BF16);
     for (int i = first; i < b->count; i++) {
         char name[sizeof b->cases[i].name];
@@ -215,8 +219,9 @@ static void fill(bench *b, const op_case *c, int operand, const pml_view *v, uns
                                                  0.3F,  4e-3F, 0.02F, 1.5F,  0.7F};
     const pml_op_info *info = pml_op_describe(c->op);
     const char *name = info->operands[operand];
-    bool first_state = strcmp(name, "m_largest") == 0 || strcmp(name, "v_largest") == 0 ||
-                       (c->op == PML_OP_adamw && (operand == 2 || operand == 3));
+    bool moments = c->op == PML_OP_adamw &&
+                   (operand == PML_OPERAND(adamw, m) || operand == PML_OPERAND(adamw, v));
+    bool first_state = moments || strcmp(name, "m_largest") == 0 || strcmp(name, "v_largest") == 0;
     if (strcmp(name, "hyper") == 0) {
         MUST(b->gpu->upload(b->queue, v->data, hyper, sizeof hyper, err));
     } else if (first_state) {
@@ -291,7 +296,7 @@ static void run(bench *b, const op_case *c)
     unsigned char *piece = malloc(PIECE), *at;
     void *arena = NULL;
     if (piece == NULL)
-        exit(EXIT_FAILURE);
+        stop("no memory for a piece");
     MUST(b->gpu->alloc(b->device, ws + (size_t)sets * set, &arena, err));
     at = (unsigned char *)arena + ws;
     for (int s = 0; s < sets; s++) {
@@ -352,10 +357,10 @@ int main(int argc, char **argv)
         else if (c == 't')
             b.times = atoi(optarg);
         else
-            return EXIT_FAILURE;
+            b.times = 0;
     }
-    if (b.times < 1 || b.times > TIMES || length < 1)
-        return EXIT_FAILURE;
+    if (optind != argc || b.times < 1 || b.times > TIMES || length < 1 || length > MOST_LENGTH)
+        stop("[--only TEXT] [--length 1 to 65536] [--times 1 to 99]");
     MUST(pml_backend_cuda(&b.gpu, err));
     MUST(b.gpu->open(&(pml_device_options){.index = 0}, &b.device, err));
     MUST(b.gpu->queue_new(b.device, &b.queue, err));
@@ -363,9 +368,14 @@ int main(int argc, char **argv)
     add_model(&b, "1B", 8 * length, 2048, 8192, 128256, 500000000);
     measure_copy(&b, GIB);
     measure_copy(&b, (size_t)64 << 20);
+    int ran = 0;
     for (int i = 0; i < b.count; i++)
-        if (strstr(b.cases[i].name, only) != NULL)
+        if (strstr(b.cases[i].name, only) != NULL) {
             run(&b, &b.cases[i]);
+            ran++;
+        }
+    if (ran == 0)
+        stop("no case has this in its name");
     b.gpu->queue_destroy(&b.queue);
     b.gpu->close(&b.device);
     return EXIT_SUCCESS;

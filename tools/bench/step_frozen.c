@@ -175,12 +175,12 @@ pml_status step_frozen_compare(pml_stepper *s, int pairs, const pml_batch *batch
         whole[i + 1] = part(s, with, step, user);
         extra[i] = (whole[i] + whole[i + 1]) / 2 - frozen[i];
     }
-    double least = median(frozen, pairs), more = median(extra, pairs);
+    double alone = median(frozen, pairs), more = median(extra, pairs);
     print_lines(lines, n_lines);
     printf("adapters: %.3f ms a step with, %.3f without, %d pairs of %d steps: %.3f ms (%.3f to "
            "%.3f), %.2f %% of the step without, %.2f %% of its linear layers' %.3f ms\n",
-           median(whole, pairs + 1) * 1e3, least * 1e3, pairs, STEPS, more * 1e3, extra[0] * 1e3,
-           extra[pairs - 1] * 1e3, 100 * more / least, 100 * more / linears, linears * 1e3);
+           median(whole, pairs + 1) * 1e3, alone * 1e3, pairs, STEPS, more * 1e3, extra[0] * 1e3,
+           extra[pairs - 1] * 1e3, 100 * more / alone, 100 * more / linears, linears * 1e3);
 cleanup:
     if (with != NULL)
         memcpy(s->program->nodes, with, bytes);
