@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 LENGTH = 2048
+LONGEST = 120.0  # seconds that a first step may take
 #: Driver's folder, file of products: as they are found.
 STATES = [("empty", "absent"), ("filled", "present"), ("filled", "absent"), ("empty", "present")]
 
@@ -48,6 +49,8 @@ def child(model: str, rows: int, device: str, length: int) -> None:
     )  # fmt: skip
     started = time.monotonic() - begin
     while run.step < 1 and run.state not in ("failed", "stopped"):
+        if time.monotonic() - begin > LONGEST:
+            break
         run.wait_for_change(0.02)
     first = time.monotonic() - begin
     step = run.history[0]["seconds"] if run.step else 0.0
@@ -55,7 +58,8 @@ def child(model: str, rows: int, device: str, length: int) -> None:
     for event in run.events():  # the first of a kind
         kind = event.get("what") or event.get("state") or event["type"]
         words.setdefault(f"at {kind}", event["time"] - date)
-    print(json.dumps(words if run.step else {"error": run.reason}), flush=True)
+    error = run.reason or f"{run.state}, no step after {first:.0f} s"
+    print(json.dumps(words if run.step else {"error": error}), flush=True)
     pids = [run.coordinator_pid or 0, *(w["pid"] for w in run.workers)]
     run.close()
     for pid in filter(None, pids):  # without the last checkpoint
@@ -89,9 +93,12 @@ def by_bench(args: argparse.Namespace, model: Path, rows: int) -> dict[str, Any]
     """Seconds until the bench's stepper had its first step, by the bench's clock."""
     command = [args.bench, str(model), "--rows", str(rows), "--steps", "1", "--device", args.device]
     command += ["--length", str(args.length), "--cache", os.environ["PANTHERAML_CACHE"] + "/cuda"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return {"error": f"ended after {LONGEST:.0f} s"}
     if done.returncode != 0:
-        return {"error": done.stderr.strip()[-120:]}
+        return {"error": done.stderr.strip()[-120:] or f"status {done.returncode}"}
     found = json.loads(done.stdout.splitlines()[-1])
     return {"seconds": found["first_step"], "words": f"loaded at {found['load']:.2f}"}
 
@@ -120,6 +127,9 @@ def main() -> int:
     if args.child:
         child(args.child[0], int(args.child[1]), args.child[2], int(args.child[3]))
         return 0
+    ways = args.ways.split(",")
+    if not set(ways) <= {"bench", "finetune"} or ("bench" in ways and args.bench is None):
+        parser.error("--ways bench,finetune; bench wants --bench, where bench_gpu_step is")
     last, bad = time.monotonic() + args.seconds, 0
     with tempfile.TemporaryDirectory(prefix="pml-cold-") as place:
         os.environ["PANTHERAML_RUNS"] = str(Path(place) / "runs")
@@ -127,7 +137,7 @@ def main() -> int:
         os.environ["CUDA_CACHE_PATH"] = str(Path(place) / "driver")
         for case in args.only.split(","):
             name, rows = case.rsplit("x", maxsplit=1)
-            for way in args.ways.split(","):
+            for way in ways:
                 for compiled, timed in STATES[: args.states]:
                     if time.monotonic() > last:
                         print(f"{case} {way}: no time left")
