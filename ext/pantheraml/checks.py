@@ -119,7 +119,10 @@ def number(
     """
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InvalidError(f"{name} must be a number, it is {value!r}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:  # a whole number beyond all floats
+        result = math.inf
     inside = math.isfinite(result) and low <= result <= high
     if not inside or (above and result == low) or (below and result == high):
         first = f"above {low:g}" if above else f"at least {low:g}"

@@ -7,9 +7,9 @@ by name, before a run folder exists; the engine checks ``run.json`` again when i
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -453,7 +453,7 @@ def scheduler_kwargs(given: Mapping[str, Any] | None) -> dict[str, Any]:
     # Greedy's word for printing each change: every rate is in the run's history.
     given = {name: value for name, value in given.items() if name != "verbose"}
     for name, value in given.items():
-        finite = isinstance(value, int | float) and math.isfinite(value)
+        finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
         if not isinstance(name, str) or not (finite or isinstance(value, str) or value is None):
             raise InvalidError(
                 f"lr_scheduler_kwargs: {name!r} must be a finite number or a word, it is {value!r}"
@@ -472,6 +472,8 @@ def optimizer_args(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(given, str):
         pairs = [pair.partition("=") for pair in given.replace(" ", "").split(",") if pair]
         given = {name: value for name, _, value in pairs}
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidError(f"optim_args must be a dict or a text, it is {given!r}")
     result: dict[str, Any] = {}
     for name, value in (given or {}).items():
         choice("optim_args", name, ("momentum", "dampening", "nesterov"))
@@ -508,7 +510,7 @@ def memory(value: int | str | None, name: str = "memory_limit") -> int:
                 raise ValueError
             base = 1024 if match[3] else 1000
             value = int(float(match[1]) * base ** units[match[2].lower()])
-        except ValueError:
+        except (ValueError, OverflowError):
             raise InvalidError(f'{name} must look like "8GiB", it is {value!r}') from None
     return whole(name, value, 1, 2**53)
 

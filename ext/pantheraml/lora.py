@@ -100,7 +100,7 @@ class LoRA:
             a model of one layer is taken.
         """
         if self.init is not None:
-            return self._from_folder(Path(self.init).expanduser().absolute(), model)
+            return self._from_folder(self._init_folder(), model)
         known = model if model is not None else Model(Path(), 1, True)
         made = self._modules(known, checked=model is not None)
         return self._fields(made, known, self._saved(known), _pick(self.r, 16), self._alpha(16))
@@ -169,8 +169,13 @@ class LoRA:
 
     # ---- an adapter that is there ----------------------------------------------------------
 
+    def _init_folder(self) -> Path:
+        if not isinstance(self.init, str | os.PathLike):
+            raise InvalidError(f"LoRA(init) must be a folder, it is {self.init!r}")
+        return Path(self.init).expanduser().absolute()
+
     def _from_folder(self, folder: Path, model: Model | None) -> dict[str, Any]:
-        if not (folder / "adapter_config.json").is_file():
+        if not os.path.isfile(folder / "adapter_config.json"):  # False of what no path can be, too
             raise NotFoundError(f"LoRA(init): {folder} has no adapter_config.json")
         given = [
             name

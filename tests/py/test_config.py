@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -102,6 +103,29 @@ def test_unknown_parameter_suggests(name: str, near: str, runs: Path, model: Pat
 def test_wrong_values_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(pm.InvalidError, match=words):
         Settings.of(settings).resolve(POSITIONS)
+
+
+#: What a cell may hold by mistake; a whole number beyond all floats is among it.
+NONSENSE = (5, -1, True, 1.5, math.nan, math.inf, 10**400, 2**63, "", "x", "(", "9" * 400 + "GB",
+            b"x", [], [None], {}, {1: 2}, {"a": None}, {"x": 10**400}, object(), {"a"}, range(3),
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Settings, pm.LoRA])
+def test_nonsense_is_answered(kind: type[Settings] | type[pm.LoRA], tmp_path: Path) -> None:
+    """Whatever a setting is given, it is taken or refused by its name, by nothing of Python's."""
+    refused = 0
+    for field in dataclasses.fields(kind):
+        for value in NONSENSE:
+            try:
+                made = kind(**{field.name: value})
+                made.resolve(POSITIONS) if isinstance(made, Settings) else made.resolve()
+            except pm.Error as why:
+                assert field.name in str(why) or field.name in ("devices", "init", "lora"), str(why)
+                refused += 1
+            except Exception as why:
+                pytest.fail(f"{field.name}={value!r}: {type(why).__name__} {why}")
+    assert refused > 10 * len(dataclasses.fields(kind)) // 2
 
 
 @pytest.mark.parametrize(
