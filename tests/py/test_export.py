@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -91,6 +92,18 @@ def test_bfloat16_stays_bfloat16(start: Start, tmp_path: Path) -> None:
     assert {t.dtype for t in made.values()} == {np.dtype(np.float16)} and out.dtype == "float16"
     assert np.array_equal(made["model.embed_tokens.weight"], tensors["model.embed_tokens.weight"])
     assert out.difference is not None and 1e-7 < out.difference < 1e-2
+
+
+def test_an_empty_tensor_in_the_folder(model: Path, runs: Path, tmp_path: Path) -> None:
+    """One that came into the model's folder after the run is refused by name."""
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    run = pm.finetune(folder, [{"text": "a b"}], max_steps=1, max_length=64).wait(PATIENCE)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"nothing": np.zeros(0, np.float32)}, folder / "model.safetensors")
+    for format in ("merged", "gguf"):
+        with pytest.raises(pm.Error, match="'nothing' is empty; take it out"):
+            run.export(tmp_path / format, format)
 
 
 def test_nothing_is_written_over(trained: pm.Run, tmp_path: Path) -> None:

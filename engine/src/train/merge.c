@@ -98,6 +98,9 @@ static pml_status describe_original(const pml_merge *m, source *s, pml_error *er
     if (original->n_dims < 1 || original->n_dims > 2)
         return PML_FAIL(err, PML_UNSUPPORTED, "%s: '%s' has %d dimensions", original->path,
                         original->name, original->n_dims);
+    if (original->elements == 0)
+        return PML_FAIL(err, PML_INVALID, "%s: '%s' is empty; take it out of the model's folder",
+                        original->path, original->name);
     merged->rows = original->n_dims == 2 ? original->shape[0] : 1;
     merged->cols = original->n_dims == 2 ? original->shape[1] : original->elements;
     if (!pml_nf4_is_stored(m->model, original->name))
