@@ -60,7 +60,8 @@ typedef struct piece {
     size_t at, bytes;
 } piece;
 
-/* The next piece, with the mutex held; false: there is none. */
+/* The next piece, with the mutex held; false: there is none. Who carries a job's last piece comes
+ * here before it lets the mutex go: so `taking` is past a job whose place add() may take. */
 static bool take(pmli_staging *s, piece *p)
 {
     for (; s->taking < s->added; s->taking++) {

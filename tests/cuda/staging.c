@@ -321,6 +321,53 @@ static void a_file_is_cut(pmli_staging *staging, CUstream stream, pml_file_at fi
     free(device);
 }
 
+/* Where 32 bits do not reach, and from a file that has nothing but a hole before. */
+static void far_in_a_file(pmli_staging *staging, CUstream stream)
+{
+    enum { BYTES = 5 << 20 };
+    pml_error err = PML_ERROR_INIT;
+    pml_file_at file = {memfd_create("far", MFD_CLOEXEC), ((uint64_t)5 << 30) + 7, "far"};
+    char *device = malloc(BYTES);
+    if (file.fd < 0 || pwrite(file.fd, content, BYTES, (off_t)file.at) != BYTES)
+        abort();
+    pml_status status =
+        pmli_staging_upload_file(staging, stream, device, BYTES, &file, BYTES, 1, &err);
+    if (status == PML_OK)
+        status = pmli_staging_finish(staging, stream, &err);
+    stream_synchronize(stream);
+    check(status == PML_OK && memcmp(device, content, BYTES) == 0, "5 GiB from a file's begin");
+    close(file.fd);
+    free(device);
+}
+
+/* Two that cannot be read, among many: one of the errors, once, and all lanes go on. */
+static void two_files_fail(pmli_staging *staging, CUstream stream, pml_file_at file)
+{
+    enum { BYTES = 1 << 20 };
+    const pml_file_at closed = {-1, 0, "closed"}, ended = {file.fd, FILE_BYTES, "ended"};
+    pml_error err = PML_ERROR_INIT;
+    char *device = malloc(3 * BYTES);
+    for (int i = 0; i < 12; i++) {
+        const pml_file_at *from = i == 4 ? &closed : i == 5 ? &ended : &file;
+        pmli_staging_upload_file(staging, stream, device, BYTES, from, BYTES, 1, &err);
+    }
+    pml_status status = pmli_staging_finish(staging, stream, &err);
+    const char *told = status == PML_IO ? "closed at byte 0" : "ended has no byte";
+    check((status == PML_IO || status == PML_CORRUPT) && strstr(err.message, told) != NULL,
+          "of two files that cannot be read one is told");
+    bool good = pmli_staging_finish(staging, stream, &err) == PML_OK;
+    for (int i = 0; i < 3; i++)
+        good = pmli_staging_upload_file(staging, stream, device + (size_t)i * BYTES, BYTES, &file,
+                                        BYTES, 1, &err) == PML_OK &&
+               good;
+    good = pmli_staging_finish(staging, stream, &err) == PML_OK && good;
+    stream_synchronize(stream);
+    for (int i = 0; i < 3; i++)
+        good = good && memcmp(device + (size_t)i * BYTES, content + file.at, BYTES) == 0;
+    check(good, "and what comes after them is whole");
+    free(device);
+}
+
 static void a_copy_fails(pmli_staging *staging, CUstream stream)
 {
     pml_error err = PML_ERROR_INIT;
@@ -351,8 +398,11 @@ static void with_pinned(int most, CUstream stream)
     uploads_in_order(staging, stream);
     files_side_by_side(staging, stream, file);
     a_file_is_cut(staging, stream, file);
+    far_in_a_file(staging, stream);
+    two_files_fail(staging, stream, file);
     a_copy_fails(staging, stream);
-    pmli_staging_upload_file(staging, stream, content, 1, &file, 1 << 20, 1, &err);
+    for (int i = 0; i < 20; i++)
+        pmli_staging_upload_file(staging, stream, content, 1, &file, 1 << 20, 1, &err);
     pmli_staging_destroy(&staging); /* whatever is under way */
     check(pinned == 0 && pinned_top <= 16, "all pinned memory is given back, at most 64 MiB");
     close(file.fd);

@@ -233,6 +233,8 @@ static void test_read_at(void **state)
     place.at = 1000;
     EXPECT_OK(pml_file_at_read(&place, to, 0, e));
     EXPECT_FAIL(PML_CORRUPT, "1000", pml_file_at_read(&place, to, 1, e));
+    place.at = UINT64_MAX - 1; /* beyond all files: no loop, and not from the begin again */
+    EXPECT_FAIL(PML_IO, "18446744073709551614", pml_file_at_read(&place, to, 4, e));
     place = (pml_file_at){shut, 3, path};
     EXPECT_FAIL(PML_IO, "at at byte 3: Bad file", pml_file_at_read(&place, to, 4, e));
     close(fd);
