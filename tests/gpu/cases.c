@@ -121,7 +121,7 @@ static void add_norms(gpu_cases *cases)
                 if (form > 0)
                     a->add = a->sum = shaped(rows, cols, border, d);
                 if (form == 2)
-                    c->inside[3] = 0; /* sum is x */
+                    c->inside[PML_OPERAND(rmsnorm, sum)] = PML_OPERAND(rmsnorm, x);
                 c->shift = form == 1 && w % 2 == 0 ? 1 : 0;
             }
         }
@@ -258,8 +258,9 @@ pml_view cases_reach(const gpu_case *c, int operand)
     int64_t border = forward ? c->args.linear.border : backward ? c->args.linear_bwd.border : 0;
     const pml_view *scale = forward ? &c->args.linear.w_scale : &c->args.linear_bwd.w_scale;
     bool codes = border > 0 && scale->rows > 0; /* behind the weight alone */
-    bool activations = operand == 0 && (!codes || views[0].dtype == PML_U8),
-         weight = operand == (forward ? 1 : 2);
+    int x = forward ? PML_OPERAND(linear, x) : PML_OPERAND(linear_bwd, dy);
+    int w = forward ? PML_OPERAND(linear, w) : PML_OPERAND(linear_bwd, w);
+    bool activations = operand == x && (!codes || views[x].dtype == PML_U8), weight = operand == w;
     if (border > 0 && (activations || weight))
         v.cols += border;
     if (border > 0 && weight && !codes)

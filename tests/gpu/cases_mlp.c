@@ -57,13 +57,13 @@ static void add_backward(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t co
         a->da = shaped(b.down, cols, 8, PML_F32);
     }
     if (b.in_place) { /* as a step has it: v behind the rows of dgate_up */
-        c->inside[2] = 1;
-        c->inside[3] = b.h ? 0 : -1;
+        c->inside[PML_OPERAND(swiglu_bwd, dgate_up)] = PML_OPERAND(swiglu_bwd, gate_up);
+        c->inside[PML_OPERAND(swiglu_bwd, h)] = b.h ? PML_OPERAND(swiglu_bwd, dh) : -1;
     }
     if (b.in_place && count > 0 && border >= count * b.rank) {
         a->v.ld = a->dgate_up.ld;
-        c->inside[6] = 1;
-        c->column[6] = 2 * cols;
+        c->inside[PML_OPERAND(swiglu_bwd, v)] = PML_OPERAND(swiglu_bwd, gate_up);
+        c->column[PML_OPERAND(swiglu_bwd, v)] = 2 * cols;
     }
     c->tolerance = roundings(d);
 }
@@ -137,8 +137,8 @@ static void add_given_v(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, 
                                .kept = made ? PML_V_MADE : 0};
     if (inside) {
         a->v.ld = a->dy.ld;
-        c->inside[14] = 0;
-        c->column[14] = 2 * n;
+        c->inside[PML_OPERAND(linear_bwd, v)] = PML_OPERAND(linear_bwd, dy);
+        c->column[PML_OPERAND(linear_bwd, v)] = 2 * n;
     }
     if (!made) {
         a->u = shaped(rows, 2 * rank, 0, d);

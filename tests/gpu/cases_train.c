@@ -363,7 +363,7 @@ static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t
         if (trains) {
             c->args.head_norm_bwd.dq_weight = shaped(1, dim, 0, PML_F32);
             c->args.head_norm_bwd.dk_weight = shaped(1, dim, 0, PML_F32);
-            c->inside[5] = 0; /* dx is dy */
+            c->inside[PML_OPERAND(head_norm_bwd, dx)] = PML_OPERAND(head_norm_bwd, dy);
         }
     }
 }
