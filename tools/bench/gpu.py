@@ -21,7 +21,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from gpu_models import MODELS, write_model
 from gpu_peers import Peer
 
 LOADING, COMPILING, MEASURING = 90.0, 200.0, 40.0  # seconds at most
+KEPT = 4.0  # seconds a case, of what is left: who is late to be warm must not take others' time
 GIB = 1 << 30
 
 
@@ -57,8 +57,10 @@ CASES = [
     Case("0.5bx1", "0.5b", 1, rate=100e3),
     Case("tinyx1", "tiny", 1),  # for a try without a GPU
 ]
-#: Compiled side by side: what fits into the card together, the longest with the others.
-ROUNDS = [["8bx4", "1bx1", "0.5bx1", "tinyx1"], ["1bx8", "0.5bx8", "1bx2"]]
+#: Compiled side by side, the longest first. They are done compiling at different times and give
+#: their memory back then; who finds none waits for it (gpu_peers.py).
+ROUNDS = [["8bx4", "1bx8", "0.5bx8", "tinyx1"], ["1bx1", "1bx2", "0.5bx1"]]
+WAYS = ("ours", "packed", "cold", "plan", "run", "eager", "compile")
 Answer = dict[str, Any]
 
 
@@ -114,11 +116,11 @@ class Bench:
         )  # fmt: skip
         print(f"{case.name} {way}: {said}", flush=True)
 
-    def warm(self, peers: dict[str, Peer], cases: Iterable[Case]) -> dict[str, Answer]:
+    def warm(self, peers: dict[str, Peer], cases: list[Case]) -> dict[str, Answer]:
         """Let peers compile, or allocate, side by side; their answers by case."""
         for case in cases:
             peers[case.name].tell("warm", case.rows)
-        limit = time.monotonic() + min(COMPILING, self.left())
+        limit = time.monotonic() + min(COMPILING, self.left() - KEPT * len(cases))
         return {c.name: peers[c.name].hear(limit - time.monotonic()) for c in cases}
 
     def measure(self, peer: Peer, way: str, case: Case, warm: Answer) -> None:
@@ -148,7 +150,6 @@ class Bench:
 
     def eager(self, cases: list[Case], peers: dict[str, Peer]) -> None:
         """One case after the other; a peer that has no more of them goes."""
-        self.loaded("eager", peers)
         for at, case in enumerate(cases):
             peer = peers[case.name]
             self.measure(peer, "eager", case, self.warm(peers, [case])[case.name])
@@ -156,23 +157,33 @@ class Bench:
                 peer.end()
 
     def compiled(self, cases: list[Case], peers: dict[str, Peer]) -> None:
-        """Round after round."""
-        self.loaded("compile", peers)
-        for names in ROUNDS:
-            now = [c for c in cases if c.name in names]
-            warm = self.warm(peers, now)
-            for case in now:
-                self.measure(peers[case.name], "compile", case, warm[case.name])
-                peers[case.name].end()
+        """One round."""
+        warm = self.warm(peers, cases)
+        for case in cases:
+            self.measure(peers[case.name], "compile", case, warm[case.name])
+            peers[case.name].end()
 
-    def peers(self, way: str) -> None:
-        """All cases of transformers in one way."""
+    def peers(self) -> None:
+        """All cases of transformers; what is compiled first loads beside what is eager."""
         cases = [c for c in self.cases if not c.options]
-        peers = self.start(way, cases)
+        rounds = [[c for c in cases if c.name in names] for names in ROUNDS]
+        rounds = [now for now in rounds if now and "compile" in self.what]
+        eager = self.start("eager", cases) if "eager" in self.what else {}
+        compiled = self.start("compile", rounds[0]) if rounds else {}
         try:
-            (self.eager if way == "eager" else self.compiled)(cases, peers)
+            self.loaded("eager", eager)
+            self.loaded("compile", compiled)
+            if eager:
+                self.eager(cases, eager)
+            for now in rounds:
+                if now is not rounds[0]:
+                    if self.left() <= 0:
+                        break
+                    compiled = self.start("compile", now)
+                    self.loaded("compile", compiled)
+                self.compiled(now, compiled)
         finally:
-            for peer in peers.values():
+            for peer in [*eager.values(), *compiled.values()]:
                 peer.end()
 
     def script(self, name: str, *words: object) -> None:
@@ -207,7 +218,7 @@ def main() -> None:
     """Parse arguments and measure, or write a model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--bench", help="the program bench_gpu_step")
-    parser.add_argument("--what", default="ours,packed,cold,plan,run,eager,compile")
+    parser.add_argument("--what", default=",".join(WAYS))
     parser.add_argument("--only", help="cases, as 8bx4,1bx1; else all")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=600, help="for all")
@@ -220,6 +231,12 @@ def main() -> None:
     if args.write:
         write_model(Path(args.folder) / args.write, MODELS[args.write])
         return
+    for word, known in ((args.what, WAYS), (args.only or "", [c.name for c in CASES])):
+        strange = sorted({part for part in word.split(",") if part} - set(known))
+        if strange:
+            parser.error(f"{', '.join(strange)}: there are {', '.join(known)}")
+    if args.bench is None and {"ours", "cold", "run"} & set(args.what.split(",")):
+        parser.error("--bench: where bench_gpu_step is (tests/gpu/run bundle builds it)")
     bench = Bench(args)
     for name in dict.fromkeys(c.model for c in bench.cases):
         if not (bench.folder / name).exists():
@@ -237,9 +254,8 @@ def main() -> None:
     for what, (name, *words) in scripts.items():
         if what in bench.what:
             bench.script(str(name), *words)
-    for way in ("eager", "compile"):  # one after the other: both do not fit into the card
-        if way in bench.what and bench.left() > 0:
-            bench.peers(way)
+    if bench.left() > 0:
+        bench.peers()
     bench.table()
 
 

@@ -23,6 +23,7 @@ from typing import Any
 RANK = 16
 CONTEXT = 1 << 29  # bytes of a peer's CUDA context and libraries
 COMPILERS = 6  # processes of inductor's a peer, several peers compile side by side
+TRIES, PAUSE = 4, 5.0  # seconds, for memory that a peer beside it is about to give back
 
 
 class Trainer:
@@ -73,8 +74,17 @@ class Trainer:
     def warm(self, rows: int) -> dict[str, Any]:
         """Two steps, in which what is compiled is compiled; its memory goes back to the others."""
         begin = time.perf_counter()
-        for _ in range(2):
-            self.step(rows)
+        for tried in range(1, TRIES + 1):
+            try:
+                self.step(rows)
+                self.step(rows)
+                break
+            except self.torch.OutOfMemoryError:
+                if tried == TRIES:
+                    raise
+            self.optimizer.zero_grad()  # not where the error still holds what it failed with
+            self.torch.cuda.empty_cache()
+            time.sleep(PAUSE)
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
         return {"warm": time.perf_counter() - begin}
@@ -158,7 +168,7 @@ class Peer:
             line = self.lines.get(timeout=max(seconds, 0.1))
         except queue.Empty:
             self.end()
-            return {"error": f"ended after {seconds:.0f} s"}
+            return {"error": f"ended after {max(seconds, 0):.0f} s"}
         if line == "":
             self.lines.put("")
             return {"error": " ".join(self.words)[-120:] or "it ended"}
