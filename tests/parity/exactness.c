@@ -3,11 +3,12 @@
  *   packed = unpacked, accumulated = full batch, two workers = one:   loss 1e-6, gradients 5e-6
  *   recomputed = kept, restored = undisturbed:                        every bit
  *   frozen weights held as bfloat16 = as float32:                     every bit
+ *   quantised weights as codes = as products read them:               every bit
  *
  * with dropout too: a token's mask does not follow where it lies.
  *
  *   exactness FIXTURES
- *   exactness --cuda [--bf16] FIXTURES    recompute and offload on a GPU, alone */
+ *   exactness --cuda [--bf16] FIXTURES    recompute, offload and FP8 on a GPU, alone */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "made.h"
 #include "pml/base/file.h"
 #include "pml/model/convert.h"
 #include "pml_op/cpu.h"
@@ -179,20 +181,19 @@ static void check_recompute(const char *fixtures, const char *name, double dropo
     free(kept);
 }
 
-/* NF4 weights as codes, as numbers, and some of each: the same bits; with layers made again, where
- * a weight that was unpacked for that serves the backward, too. */
-static void check_unpacked(const char *fixtures, const char *name)
+/* Quantised weights as codes, as products read them (NF4's numbers; FP8's codes turned round, too),
+ * and some of each: the same bits; with layers made again, where a weight that was unpacked for
+ * that serves the backward, too. */
+static void check_unpacked(const char *name, const pml_train_config *config)
 {
     enum { RUNS = 4, LINEARS = 4 };
-    pml_train_config config;
-    load(fixtures, name, 0, &config);
     float *values[RUNS];
     pml_step_result results[RUNS];
     size_t n = 0, weights[RUNS];
     for (int i = 0; i < RUNS; i++) {
         session s;
         const int unpacked[RUNS] = {0, LINEARS + 1, 2 * LINEARS, LINEARS - 1};
-        session_open(&(session_options){.config = &config,
+        session_open(&(session_options){.config = config,
                                         .recompute = i == 3 ? PML_RECOMPUTE_LAYER : 0,
                                         .recompute_layers = i == 3 ? 2 : 0,
                                         .head_chunk = 16,
@@ -214,6 +215,31 @@ static void check_unpacked(const char *fixtures, const char *name)
           weights[2]);
     for (int i = 0; i < RUNS; i++)
         free(values[i]);
+}
+
+static void check_unpacked_nf4(const char *fixtures, const char *name)
+{
+    pml_train_config config;
+    load(fixtures, name, 0, &config);
+    check_unpacked(name, &config);
+}
+
+/* Over a model that is made here, for no fixture has sizes that products of 8 bits take; with rows
+ * enough that adapters stand in the codes' borders where there are borders. */
+static void check_unpacked_fp8(const char *fixtures)
+{
+    pml_train_config config;
+    char folder[] = "/tmp/pml-exactness-XXXXXX";
+    load(fixtures, "llama-untied-lora", 0, &config);
+    if (mkdtemp(folder) == NULL)
+        abort();
+    make_model_in_units(folder);
+    snprintf(config.model, sizeof config.model, "%s", folder);
+    config.lora_init[0] = '\0';
+    config.quant = PML_QUANT_FP8;
+    config.batch_size = 8;
+    check_unpacked("fp8", &config);
+    MUST(pml_tree_remove("/tmp", folder + strlen("/tmp/"), err));
 }
 
 /* A micro-batch run in pieces gives the loss and gradients of the whole, but for the order of sums.
@@ -391,6 +417,8 @@ static int on_gpu(const char *fixtures)
     check_recompute(fixtures, "llama-untied-lora", 0);
     check_recompute(fixtures, "llama-untied-lora", 0.3);
     check_recompute(fixtures, "qwen2-tied-lora", 0);
+    if (session_has(PML_U8))
+        check_unpacked_fp8(fixtures);
     return summary();
 }
 
@@ -420,8 +448,12 @@ int main(int argc, char **argv)
     check_pieces(argv[1], "llama-biased-full");
     check_pieces(argv[1], "qwen3-layers-lora");
     check_recompute(argv[1], "qwen3-tied-full", 0);
-    check_unpacked(argv[1], "llama-nf4-lora"); /* quantised while it is loaded */
-    check_unpacked(argv[1], "qwen2-nf4-lora"); /* quantised in its folder */
+    check_unpacked_nf4(argv[1], "llama-nf4-lora"); /* quantised while it is loaded */
+    check_unpacked_nf4(argv[1], "qwen2-nf4-lora"); /* quantised in its folder */
+    check_unpacked_fp8(argv[1]);
+    session_beside = true; /* swiglu makes codes */
+    check_unpacked_fp8(argv[1]);
+    session_beside = false;
     check_stored(argv[1], "llama-bf16-lora");
     return summary();
 }

@@ -44,6 +44,16 @@ bool session_is_skipped(void)
     return true;
 }
 
+bool session_has(pml_dtype dtype)
+{
+    const pml_backend *backend;
+    int device;
+    unsigned dtypes;
+    MUST(pml_backend_named(session_device, false, &backend, &device, err));
+    MUST(backend->dtypes_of(device, &dtypes, err));
+    return dtypes >> dtype & 1;
+}
+
 static int passed, failed;
 
 void check(bool good, const char *format, ...)

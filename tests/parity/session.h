@@ -16,9 +16,9 @@ typedef struct session {
     int64_t step; /* updates done */
 } session;
 
-/* Settings of fixtures/<name>/case.json, paths filled in. Ends the program when it cannot. */
 /* "nf4", "fp8"; anything else is none. */
 pml_quant quant_named(const char *name);
+/* Settings of fixtures/<name>/case.json, paths filled in. Ends the program when it cannot. */
 void load_case(const char *fixtures, const char *name, pml_train_config *config);
 
 /* What sessions are opened on; "cpu" and float32 unless a program says otherwise. */
@@ -32,6 +32,8 @@ void session_option(const char *option);
  */
 enum { SESSION_SKIPPED = 77 };
 bool session_is_skipped(void);
+/* Whether a device that is there multiplies it: pml_backend's dtypes_of. */
+bool session_has(pml_dtype dtype);
 
 typedef struct session_options {
     const pml_train_config *config;
