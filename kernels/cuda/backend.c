@@ -6,6 +6,7 @@
 #include "device.h"
 #include "driver.h"
 #include "find_library.h"
+#include "fp8.h"
 #include "ops.h"
 
 static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
@@ -69,11 +70,7 @@ static pml_status devices(int *count, pml_error *err)
     return status;
 }
 
-enum {
-    DTYPES = 1 << PML_F32 | 1 << PML_BF16 | 1 << PML_F16,
-    FIRST_WITH_BF16 = 80,
-    FIRST_WITH_E4M3 = 89
-};
+enum { DTYPES = 1 << PML_F32 | 1 << PML_BF16 | 1 << PML_F16, FIRST_WITH_BF16 = 80 };
 
 static pml_status dtypes_of(int index, unsigned *dtypes, pml_error *err)
 {
@@ -86,7 +83,7 @@ static pml_status dtypes_of(int index, unsigned *dtypes, pml_error *err)
         status = pmli_cuda_has_code(capability, "the GPU", err);
     if (status == PML_OK)
         *dtypes = (capability >= FIRST_WITH_BF16 ? DTYPES : DTYPES & ~(1 << PML_BF16)) |
-                  (capability >= FIRST_WITH_E4M3 ? 1 << PML_U8 : 0);
+                  (capability >= PMLI_FIRST_WITH_E4M3 ? 1 << PML_U8 : 0);
     return status;
 }
 

@@ -18,9 +18,9 @@
  *        └─────────────┴──────────────┘        └─────────────┴──────────────┘
  *                        high low high                         high high low
  *
- * f = the largest |b| / s_n over 448, of each adapter its own: so all of b has codes. s_t is top /
- * 448 of x, times the least power of two under which f u has codes. The backward likewise, with v
- * for u, a for b and 1 for s_n. */
+ * f = the largest |b| / s_n over 448, of each adapter its own: so all of b has codes. s_t is the
+ * least power of two that is no less than top / 448 of x, or a larger one under which f u has
+ * codes, too. The backward likewise, with v for u, a for b and 1 for s_n. */
 #ifndef PMLI_CUDA_FP8_H
 #define PMLI_CUDA_FP8_H
 
@@ -28,6 +28,8 @@
 
 #include "cpu/check.h"
 #include "pml_op/backend.h"
+
+enum { PMLI_FIRST_WITH_E4M3 = 89 /* compute capability that cuBLASLt multiplies E4M3 from */ };
 
 /* Scratch memory, behind that of products; 0 where the weight is not in 8 bits. */
 size_t pmli_fp8_ws(const pml_linear_args *a);

@@ -6,12 +6,7 @@
 #include "operand.h"
 #include "ops.h"
 
-enum {
-    WARP = 32,
-    BLOCK = 256,
-    BLOCK_MOST = 512,
-    LEAST_CAPABILITY = 89 /* what cuBLASLt multiplies E4M3 on */
-};
+enum { WARP = 32, BLOCK = 256, BLOCK_MOST = 512 };
 
 static int64_t div_up(int64_t a, int64_t b)
 {
@@ -66,11 +61,11 @@ size_t pmli_cuda_fp8_quantise_ws(void)
 pml_status pmli_cuda_fp8_quantise(pml_queue *queue, const pml_fp8_quantise_args *a, pml_error *err)
 {
     int capability = queue->device->capability;
-    if (capability < LEAST_CAPABILITY)
+    if (capability < PMLI_FIRST_WITH_E4M3)
         return PML_FAIL(err, PML_UNSUPPORTED,
                         "quant=\"fp8\" needs a GPU of compute capability %d.%d or later, %s has "
                         "%d.%d; use quant=\"nf4\"",
-                        LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10, queue->device->name,
+                        PMLI_FIRST_WITH_E4M3 / 10, PMLI_FIRST_WITH_E4M3 % 10, queue->device->name,
                         capability / 10, capability % 10);
     pmli_check c = pmli_check_begin(PML_OP_fp8_quantise, err);
     pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
@@ -125,7 +120,7 @@ void pmli_fp8_need(pmli_check *c, const pml_view *w, int64_t rows, int64_t cols)
 {
     pmli_need_as(c, "w", w, rows, cols, PML_U8);
     pmli_need_that(
-        c, rows % PML_FP8_UNIT == 0 && cols % PML_FP8_UNIT == 0 && w->ld % PML_FP8_UNIT == 0,
+        c, (rows | cols | w->ld) % PML_FP8_UNIT == 0 && (uintptr_t)w->data % PML_FP8_UNIT == 0,
         "operand 'w' is [%lld,%lld], %lld apart; 8-bit products come in units of %d",
         (long long)rows, (long long)cols, (long long)w->ld, PML_FP8_UNIT);
 }
@@ -133,6 +128,9 @@ void pmli_fp8_need(pmli_check *c, const pml_view *w, int64_t rows, int64_t cols)
 void pmli_fp8_need_pieces(pmli_check *c, const char *name, const pml_view *codes,
                           const char *scale_name, const pml_view *scale, int64_t parts)
 {
+    pmli_need_that(c, parts > 0, "operand '%s' has %lld parts", name, (long long)parts);
+    if (parts <= 0)
+        return;
     int64_t part = codes->cols / parts;
     pmli_need_any(c, name, codes, PMLI_ANY, parts * part);
     pmli_need_as(c, scale_name, scale, codes->rows, parts * pml_fp8_pieces(part), PML_F32);

@@ -66,7 +66,7 @@ static void check_made(pmli_check *c, const pml_linear_bwd_args *a)
     pmli_need_as(c, "dy", &a->dy, PMLI_ANY, PMLI_ANY, PML_U8);
     pmli_need_any(c, "dx", &a->dx, a->dy.rows, PMLI_ANY);
     pmli_need_float(c, "dx", &a->dx);
-    for (int p = 1; p < a->parts; p++)
+    for (int p = 1; c->status == PML_OK && p < a->parts; p++)
         pmli_need_that(c, a->part_cols[p] == a->part_cols[0],
                        "operand 'dy' is in codes, its parts %d and %d columns wide",
                        a->part_cols[0], a->part_cols[p]);

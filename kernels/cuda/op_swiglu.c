@@ -340,6 +340,8 @@ pml_status pmli_cuda_swiglu_bwd(pml_queue *queue, const pml_swiglu_bwd_args *a, 
     if (codes) {
         pmli_fp8_need_pieces(&c, "dgate_up", &a->dgate_up, "scale", &a->scale, 2);
         pmli_need_as(&c, "w_scale", &a->w_scale, 1, 2 * a->dh.cols, PML_F32);
+        pmli_need_that(&c, (uintptr_t)a->w_scale.data % 16 == 0,
+                       "operand 'w_scale' does not begin on 16 bytes");
     }
     if (a->h.data != NULL)
         pmli_need_as(&c, "h", &a->h, a->dh.rows, a->dh.cols, a->dh.dtype);

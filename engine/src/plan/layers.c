@@ -145,8 +145,8 @@ static int32_t turned(pmli_builder *b, int32_t layer, int which)
                                "%s turned %d", forward_labels[which], layer);
     pmli_border(b, w, l->code_border, 0);
     pml_node *node = pmli_node(b, PML_OP_fp8_turn, layer, turn_labels[which]);
-    pmli_operand(node, 0, l->w);
-    pmli_operand(node, 1, w);
+    pmli_operand(node, PML_OPERAND(fp8_turn, x), l->w);
+    pmli_operand(node, PML_OPERAND(fp8_turn, y), w);
     pmli_node_done(b, node);
     return w;
 }
@@ -170,11 +170,11 @@ int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, pmli_rows
     for (int i = 0; i < 6; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
-        pmli_operand(node, 6, b->program->rng);
-        pmli_operand(node, 7, b->program->places);
+        pmli_operand(node, PML_OPERAND(linear, rng), b->program->rng);
+        pmli_operand(node, PML_OPERAND(linear, places), b->program->places);
     }
-    pmli_operand(node, 8, y);
-    pmli_operand(node, 9, u);
+    pmli_operand(node, PML_OPERAND(linear, y), y);
+    pmli_operand(node, PML_OPERAND(linear, u), u);
     pmli_operand(node, PML_OPERAND(linear, x_scale), x.scale);
     pmli_node_done(b, node);
     return w;
@@ -216,14 +216,14 @@ void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradie
     for (int i = 0; i < 7; i++)
         pmli_operand(node, i, operands[i]);
     if (args->lora_dropout > 0) {
-        pmli_operand(node, 7, b->program->rng);
-        pmli_operand(node, 8, b->program->places);
+        pmli_operand(node, PML_OPERAND(linear_bwd, rng), b->program->rng);
+        pmli_operand(node, PML_OPERAND(linear_bwd, places), b->program->places);
     }
     const int32_t results[] = {dx, of_input ? l->dw : PMLI_ABSENT, others ? l->dbias : PMLI_ABSENT,
                                of_input ? l->da : PMLI_ABSENT, db ? l->db : PMLI_ABSENT};
     for (int i = 0; i < 5; i++)
-        pmli_operand(node, 9 + i, results[i]);
-    node->operands[14] = v;
+        pmli_operand(node, PML_OPERAND(linear_bwd, dx) + i, results[i]);
+    node->operands[PML_OPERAND(linear_bwd, v)] = v;
     pmli_operand(node, PML_OPERAND(linear_bwd, dy_scale), dy.scale);
     pmli_node_done(b, node);
 }

@@ -63,10 +63,10 @@ static bool swiglu(pmli_builder *b, int32_t layer, pmli_saved *s)
     pml_node *node = pmli_node(b, PML_OP_swiglu, layer, "swiglu");
     if (node == NULL)
         return false;
-    pmli_operand(node, 0, s->gate_up);
-    pmli_operand(node, 1, s->act.x);
-    pmli_operand(node, 2, helps ? down->a : PMLI_ABSENT);
-    pmli_operand(node, 3, helps ? s->u_down : PMLI_ABSENT);
+    pmli_operand(node, PML_OPERAND(swiglu, gate_up), s->gate_up);
+    pmli_operand(node, PML_OPERAND(swiglu, h), s->act.x);
+    pmli_operand(node, PML_OPERAND(swiglu, a), helps ? down->a : PMLI_ABSENT);
+    pmli_operand(node, PML_OPERAND(swiglu, u), helps ? s->u_down : PMLI_ABSENT);
     pmli_operand(node, PML_OPERAND(swiglu, h_scale), s->act.scale);
     node->args.swiglu.lora_scale = helps ? (float)down->scale[0] : 0;
     pmli_node_done(b, node);
@@ -100,14 +100,14 @@ static void swiglu_bwd(pmli_builder *b, int32_t layer, int32_t dact, const pmli_
         args->rank = l->rank;
         for (int p = 0; p < 2; p++)
             args->lora_scale[p] = (float)l->scale[p];
-        pmli_operand(node, 4, s->u_gate_up);
-        pmli_operand(node, 5, l->b);
-        node->operands[6] = beside->v_gate_up;
-        pmli_operand(node, 7, l->db);
+        pmli_operand(node, PML_OPERAND(swiglu_bwd, u), s->u_gate_up);
+        pmli_operand(node, PML_OPERAND(swiglu_bwd, b), l->b);
+        node->operands[PML_OPERAND(swiglu_bwd, v)] = beside->v_gate_up;
+        pmli_operand(node, PML_OPERAND(swiglu_bwd, db), l->db);
     }
     if (beside->down) {
-        node->operands[8] = beside->v_down;
-        pmli_operand(node, 9, linear[PMLI_DOWN].da);
+        node->operands[PML_OPERAND(swiglu_bwd, v_down)] = beside->v_down;
+        pmli_operand(node, PML_OPERAND(swiglu_bwd, da), linear[PMLI_DOWN].da);
     }
     pmli_node_done(b, node);
 }

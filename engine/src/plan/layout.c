@@ -232,11 +232,22 @@ static bool unpacked_for_good(const pmli_builder *b, int l, int which)
     return turn[which] * b->program->spec.layers + l < b->program->choices.unpacked;
 }
 
+/* Whether a gradient goes through it, to something trained before it: else there is no dx to turn
+ * it round for. Where anything is saved whole (norms, embeddings) one is taken to. */
+static bool passes_gradient(const pmli_builder *b, int l, int which)
+{
+    bool before = b->config->lora_saved != 0;
+    for (int k = 0; k <= l && !before; k++)
+        for (int w = 0; w < PMLI_LINEARS && !before && (k < l || w < which); w++)
+            before = b->layers[k].linear[w].lora_parts != 0;
+    return before;
+}
+
 /* A stack in 8 bits and its rows' scales; and turned round, its parts side by side. */
 static void lay_fp8(pmli_builder *b, int l, int which, pmli_linear *linear)
 {
     char name[112];
-    if (unpacked_for_good(b, l, which)) {
+    if (unpacked_for_good(b, l, which) && passes_gradient(b, l, which)) {
         linear->turned =
             pmli_persistent(b, pmli_fixed(PML_U8, linear->inputs, linear->outputs),
                             PML_CAUSE_WEIGHTS, "layers.%d.%s.turned", l, linear_names[which]);

@@ -209,12 +209,14 @@ static void test_fp8_turned_for_good(void **state)
         const pml_parameter *p = &every->parameters[i];
         if (!p->fp8)
             continue;
+        if (p->fp8_turned < 0) /* q, k and v of the first layer: nothing is trained before them */
+            continue;
         const pml_tensor *t = &every->tensors[p->fp8_turned];
         assert_int_equal(t->rows, p->cols);
         assert_true(p->row + p->rows <= t->cols);
         kept++;
     }
-    assert_int_equal(kept, 7 * small.layers);
+    assert_int_equal(kept, 7 * small.layers - 3);
     pml_program_destroy(&none);
     pml_program_destroy(&some);
     pml_program_destroy(&every);
