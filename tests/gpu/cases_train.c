@@ -230,7 +230,8 @@ static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads
                                              .max_q = p->equal > 0 ? p->equal : (int32_t)t,
                                              .equal = p->equal > 0,
                                              .scale = 1.0F / (float)h.dim};
-    c->given[3] = c->given[4] = bounds;
+    c->given[PML_OPERAND(attention, cu_q)] = bounds;
+    c->given[PML_OPERAND(attention, cu_k)] = bounds;
     c->tolerance = d == PML_F32 ? 3e-6 : tight(d);
     c = cases_add(cases, PML_OP_attention_bwd, "%s %d/%d of %d%s: %s", pml_dtype_name(d), h.heads,
                   h.kv_heads, h.dim, window, p->name);
@@ -252,7 +253,8 @@ static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads
                                                      .max_q = p->equal > 0 ? p->equal : (int32_t)t,
                                                      .equal = p->equal > 0,
                                                      .scale = 1.0F / (float)h.dim};
-    c->given[6] = c->given[7] = bounds;
+    c->given[PML_OPERAND(attention_bwd, cu_q)] = bounds;
+    c->given[PML_OPERAND(attention_bwd, cu_k)] = bounds;
     c->tolerance = loose(d);
     /* With one key dP - D is nothing: two sums of head_dim products of dO that cancel. */
     c->unit = sqrt(h.dim) * (double)c->args.attention_bwd.scale;
@@ -282,8 +284,8 @@ static void add_cached_attention(gpu_cases *cases, pml_dtype d, int32_t new_toke
                                              .head_dim = h.dim,
                                              .max_q = new_tokens,
                                              .scale = 0.125F};
-    c->given[3] = bounds;
-    c->given[4] = bounds + 2;
+    c->given[PML_OPERAND(attention, cu_q)] = bounds;
+    c->given[PML_OPERAND(attention, cu_k)] = bounds + 2;
     c->tolerance = d == PML_F32 ? 3e-6 : tight(d);
 }
 
@@ -325,7 +327,7 @@ static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t 
         a->dw = shaped(vocab, hidden, 0, PML_F32);
         a->scale = shaped(1, 1, 0, PML_F32);
     }
-    c->given[2] = rows;
+    c->given[PML_OPERAND(head_loss, rows)] = rows;
     c->indices = (int32_t)vocab;
     c->tolerance = d == PML_F32 ? loose(d) : 2 * loose(d); /* logits of up to 30, rounded to d */
 }
@@ -432,8 +434,8 @@ static void add_adamw_8bit(gpu_cases *cases, int64_t n, int copy, const float *h
         v, v, codes, codes, largest, largest, shaped(1, PML_HYPER_COUNT, 0, PML_F32), {0}};
     if (copy >= 0)
         c->args.adamw_8bit.copy = shaped(1, n, 0, floats[copy]);
-    c->positive = 5; /* v_largest */
-    c->given[6] = hyper;
+    c->positive = PML_OPERAND(adamw_8bit, v_largest);
+    c->given[PML_OPERAND(adamw_8bit, hyper)] = hyper;
     c->shift = n == 4096 && copy == 1 ? 1 : 0;
 }
 
@@ -461,8 +463,8 @@ static void add_update(gpu_cases *cases)
                 (pml_adamw_args){v, v, v, v, shaped(1, PML_HYPER_COUNT, 0, PML_F32), {0}};
             if (f >= 0)
                 c->args.adamw.copy = shaped(1, n, 0, floats[f]);
-            c->positive = 3; /* v */
-            c->given[4] = hyper;
+            c->positive = PML_OPERAND(adamw, v);
+            c->given[PML_OPERAND(adamw, hyper)] = hyper;
             c->tolerance = f > 0 ? tight(floats[f]) : 1e-6;
             c->shift = s == 3 ? 1 : 0;
         }
@@ -482,7 +484,7 @@ static void add_update(gpu_cases *cases)
                                      .nesterov = form == 2};
         if (form > 0)
             c->args.sgd.m = v;
-        c->given[3] = hyper;
+        c->given[PML_OPERAND(sgd, hyper)] = hyper;
         c->tolerance = tight(PML_BF16);
     }
     for (int groups = 1; groups < 3; groups++) {
@@ -493,8 +495,8 @@ static void add_update(gpu_cases *cases)
                                   .norm = shaped(1, 1, 0, PML_F32)};
         if (groups == 2)
             c->args.clip_scale.loss = shaped(1, 1, 0, PML_F64);
-        c->positive = 0;
-        c->given[1] = hyper;
+        c->positive = PML_OPERAND(clip_scale, sumsq);
+        c->given[PML_OPERAND(clip_scale, hyper)] = hyper;
         c->tolerance = 1e-6;
     }
 }
@@ -516,17 +518,17 @@ static void add_skipped(gpu_cases *cases)
             c->args.clip_scale = (pml_clip_scale_args){
                 shaped(1, 1, 0, PML_F64), shaped(1, PML_HYPER_COUNT, 0, PML_F32),
                 shaped(1, 1, 0, PML_F32), shaped(1, 1, 0, PML_F64)};
-            c->given[of_loss ? 3 : 0] = &numbers[i];
-            c->given[of_loss ? 0 : 3] = &numbers[0];
-            c->given[1] = skip;
+            c->given[PML_OPERAND(clip_scale, sumsq)] = &numbers[of_loss ? 0 : i];
+            c->given[PML_OPERAND(clip_scale, loss)] = &numbers[of_loss ? i : 0];
+            c->given[PML_OPERAND(clip_scale, hyper)] = skip;
         }
     pml_view v = shaped(1, 1001, 0, PML_F32), hyper = shaped(1, PML_HYPER_COUNT, 0, PML_F32);
     gpu_case *c = cases_add(cases, PML_OP_adamw, "[1,1001] skipped");
     c->args.adamw = (pml_adamw_args){v, v, v, v, hyper, {0}};
-    c->given[4] = skip;
+    c->given[PML_OPERAND(adamw, hyper)] = skip;
     c = cases_add(cases, PML_OP_sgd, "[1,1001] skipped");
     c->args.sgd = (pml_sgd_args){.p = v, .g = v, .m = v, .hyper = hyper};
-    c->given[3] = skip;
+    c->given[PML_OPERAND(sgd, hyper)] = skip;
     add_adamw_8bit(cases, 1001, -1, skip);
 }
 
