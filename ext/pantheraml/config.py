@@ -145,7 +145,9 @@ class Settings:
         finds itself, on one before compute capability 8.0) and float32 on the CPU. What is trained
         has float32 values in each.
     deterministic
-        The same bits on the same kind of machine, also when interrupted and resumed.
+        The same bits on the same kind of machine with as many threads and as much memory, also
+        when interrupted and resumed: a run keeps its plan, and does not go on where what decides
+        bits is another, unless that is accepted.
     restart
         ``"on-failure"``: when a worker or the coordinator dies or hangs, the run goes on by itself
         from its last snapshot in memory or checkpoint, and what was tuned is in force again at its

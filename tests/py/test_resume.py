@@ -156,6 +156,24 @@ def test_killed_anywhere_it_goes_on(
     assert adapter(run, tmp_path / "undying") == undisturbed[0]
 
 
+def test_a_run_that_goes_on_keeps_its_plan(tuned: Start) -> None:
+    """Also one that would not be made today, as on a machine with fewer cores or more memory."""
+    run = tuned(name="kept", stands=True)
+    creep(run, 3)
+    run.stop(wait=True)
+    path = run.folder / "run.json"
+    config = json.loads(path.read_text())
+    del config["sum"]
+    assert (config["identity"]["pieces"], config["identity"]["recompute"]) == (1, 0)
+    config["identity"]["pieces"] = 2
+    path.write_text(json.dumps(config))
+    run.resume(wait=True)
+    until(lambda: [e for e in run.events() if e["type"] == "plan"][1:], "another plan")
+    plans = [e for e in run.events() if e["type"] == "plan"]
+    assert [e["pieces"] for e in plans] == [1, 2]
+    assert run.state in ("running", "finished")
+
+
 def test_what_decides_bits_is_asked_about(tuned: Start) -> None:
     run = tuned(name="pinned", stands=True)
     creep(run, 3)
