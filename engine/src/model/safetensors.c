@@ -191,9 +191,12 @@ static pml_status map_file(const char *path, mapped *file, pml_error *err)
     struct stat info;
     pml_status status = PML_OK;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    const int why = errno;
     if (fd < 0)
-        return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "cannot open %s: %s", path,
-                        strerror(errno));
+        return PML_FAIL(err, why == ENOENT ? PML_NOT_FOUND : PML_IO, "cannot open %s: %s%s", path,
+                        strerror(why),
+                        why == EMFILE ? "; a folder's shards are open together: raise ulimit -n"
+                                      : "");
     if (fstat(fd, &info) != 0) {
         status = PML_FAIL(err, PML_IO, "cannot look at %s: %s", path, strerror(errno));
     } else if (!S_ISREG(info.st_mode)) {

@@ -1,6 +1,8 @@
 #include "scratch.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "pml/model/safetensors.h"
@@ -345,6 +347,27 @@ static void test_sharded_folder(void **state)
     pml_safetensors_close(&file);
 }
 
+/* No descriptor is left for the second shard: said, and the first is closed again. */
+static void test_shards_beyond_the_limit_of_files(void **state)
+{
+    (void)state;
+    pml_safetensors *file = NULL;
+    struct rlimit before, few;
+    const int next = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    assert_true(next >= 0 && getrlimit(RLIMIT_NOFILE, &before) == 0);
+    close(next);
+    few = before;
+    few.rlim_cur = (rlim_t)next + 1;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    EXPECT_FAIL(PML_IO, "raise ulimit -n",
+                pml_safetensors_open_folder(scratch("shards"), &file, e));
+    assert_null(file);
+    const int again = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(again, next);
+    close(again);
+}
+
 static void refuse_index(pml_status code, const char *map, const char *words)
 {
     pml_safetensors *file = NULL;
@@ -393,6 +416,7 @@ int main(void)
         cmocka_unit_test(test_writer_keeps_its_promises),
         cmocka_unit_test(test_survives_every_flipped_bit),
         cmocka_unit_test(test_sharded_folder),
+        cmocka_unit_test(test_shards_beyond_the_limit_of_files),
         cmocka_unit_test(test_index_and_shards_must_agree),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
