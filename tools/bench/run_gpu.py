@@ -34,6 +34,7 @@ LENGTH, SETTLED = 2048, 60  # graphs are recorded and products timed before that
 def bare(args: argparse.Namespace) -> float:
     """The median step of the stepper alone, in seconds."""
     command = [args.bench, args.model, "--rows", str(args.rows), "--steps", str(args.steps)]
+    command += ["--device", args.device]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
@@ -54,8 +55,8 @@ def whole(args: argparse.Namespace, name: str) -> float:
         while run.step < last:
             run.wait_for_change(0.2)
             pids = [w["pid"] for w in run.workers] or pids
-            if run.state == "failed":
-                raise SystemExit(run.reason)
+            if run.state in ("failed", "stopped"):
+                raise SystemExit(run.reason or run.state)
         steps = [row["seconds"] for row in run.history if SETTLED < row["step"] <= last]
     finally:
         pids.insert(0, run.coordinator_pid or 0)
