@@ -136,14 +136,24 @@ def _gpu() -> Finding:
         return Finding("note", "GPU", f"no NVIDIA GPU, runs use the CPU ({why}){_libraries()}")
     found, do = [], []
     for index in range(count):
-        info = _native.device_info(f"cuda:{index}")
-        found.append(
-            f"cuda:{index} {info['name']}, {size(info['memory_free'])} of "
-            f"{size(info['memory_total'])} free, {info['libraries']}, {info['instructions']}, "
-            f'dtype="auto" is {_auto(index)}{_narrow(index)}; {_gauges(info["bus"])}'
-        )
-        do += [info["lacks"]] if info["lacks"] else []
+        try:
+            text, lacks = _one_gpu(index)
+        except Error as why:  # an old one beside a new one
+            text, lacks = f"cuda:{index} cannot be used", str(why)
+        found.append(text)
+        do += [lacks] if lacks else []
     return Finding("note" if do else "ok", "GPU", "; ".join(found), "; ".join(do))
+
+
+def _one_gpu(index: int) -> tuple[str, str]:
+    """What a GPU is, and what it lacks."""
+    info = _native.device_info(f"cuda:{index}")
+    text = (
+        f"cuda:{index} {info['name']}, {size(info['memory_free'])} of "
+        f"{size(info['memory_total'])} free, {info['libraries']}, {info['instructions']}, "
+        f'dtype="auto" is {_auto(index)}{_narrow(index)}; {_gauges(info["bus"])}'
+    )
+    return text, info["lacks"]
 
 
 def _libraries() -> str:

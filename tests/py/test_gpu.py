@@ -132,6 +132,16 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'dtype="auto" is float16 (it has no bfloat16' in two.found
     assert two.found.count('no quant="fp8"') == 1 and "fp8" not in one.found
 
+    def old_beside_new(index: int) -> list[str]:
+        if index == 1:
+            raise pm.InvalidError("compute capability 5.0: runs need 7.0")
+        return ["bfloat16", "float8"]
+
+    monkeypatch.setattr(doctor._native, "gpu_dtypes", old_beside_new)
+    both = doctor._gpu()
+    assert (both.verdict, both.do) == ("note", "compute capability 5.0: runs need 7.0")
+    assert "cuda:0 NVIDIA H200" in both.found and both.found.endswith("cuda:1 cannot be used")
+
 
 def test_a_run_on_the_cpu_has_no_gpus(start: Callable[..., pm.Run]) -> None:
     run = start()
