@@ -21,9 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 MARK = "PML_REAPED_WITH"
-LONGEST = (
-    60.0  # seconds: what cannot be killed (it waits for a disk that is gone) is not waited for
-)
+LONGEST = 60.0  # seconds; what cannot be killed then waits for a disk that is gone
 _aside: list[object] = []  # the process that stands aside, and the end of the pipe that we keep
 
 
