@@ -4,6 +4,7 @@
  *   FAKE_NAN_STEP      loss of this step is not a number
  *   FAKE_FAIL_STEP     this step fails
  *   FAKE_LATE_MS       milliseconds from then until the last rank says so; the others have left
+ *   FAKE_MUTE          and what it reports from then on never arrives
  *   FAKE_LOAD_MS       milliseconds of loading, and for as long as the run folder has a file `slow`
  *   FAKE_SAVE_MS       milliseconds of writing a checkpoint, and while there is a file `held`
  *   FAKE_WAIT_STEP     ranks stand in this step while there is a file `wait`
@@ -22,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "fake_learns.h"
@@ -163,10 +165,25 @@ static void hang_once(const job *j, int64_t step)
         pause();
 }
 
+/* As where the threads that carry reports get no processor: our sockets are shut, but the lease,
+ * and what comes over a later connection is not heard as ours. */
+static void fall_mute(void)
+{
+    enum { DESCRIPTORS = 256 };
+    for (int fd = 0; fd < DESCRIPTORS; fd++) {
+        int type;
+        socklen_t size = sizeof type;
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM)
+            shutdown(fd, SHUT_RDWR);
+    }
+}
+
 static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result, pml_error *err)
 {
     pml_clock_sleep(number("FAKE_STEP_MS", 2) / 1e3);
     if (u->step == (int64_t)number("FAKE_FAIL_STEP", -1) && j->rank == j->world - 1) {
+        if (number("FAKE_MUTE", 0) != 0)
+            fall_mute();
         double late = number("FAKE_LATE_MS", 0); /* as one that is starved on its way out */
         if (late > 0)
             (void)pml_comm_shared_abort(COMM_FD, NULL);

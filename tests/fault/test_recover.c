@@ -177,20 +177,27 @@ static void delays_grow(void **state)
 }
 
 /* What a worker says would come again: also where the other one, which only saw it leave, has been
- * heard for long. */
+ * heard for long, and where its report does not arrive before its end, or never. */
 static void an_error_is_not_tried_again(void **state)
 {
     (void)state;
-    for (int late = 0; late < 2; late++) {
+    static const struct {
+        const char *late_ms, *mute;
+    } ways[] = {{"0", "0"}, {"1500", "0"}, {"0", "1"}, {"1500", "1"}};
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
         harness *h = harness_new(2, FOR_EVER, "\"restart\":\"on-failure\",\"max_restarts\":1");
         setenv("FAKE_FAIL_STEP", "9", 1);
-        setenv("FAKE_LATE_MS", late ? "1500" : "0", 1);
+        setenv("FAKE_LATE_MS", ways[i].late_ms, 1);
+        setenv("FAKE_MUTE", ways[i].mute, 1);
         assert_true(harness_start(h, NULL));
         harness_wait_state(h, "failed");
         unsetenv("FAKE_FAIL_STEP");
         unsetenv("FAKE_LATE_MS");
+        unsetenv("FAKE_MUTE");
         const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
-        assert_non_null(strstr(pml_message_string(m, "reason"), "made to fail at step 9"));
+        const char *reason = pml_message_string(m, "reason");
+        if (strstr(reason, "made to fail at step 9") == NULL)
+            fail_msg("after %s ms, mute %s: %s", ways[i].late_ms, ways[i].mute, reason);
         assert_int_equal(history_restarts(h), 0);
         harness_destroy(&h);
     }

@@ -98,7 +98,7 @@ typedef struct failure {
     pml_status code;
     int rank; /* -1: none */
     char reason[1000];
-    double decide_at; /* until then a better cause may come; see fail_is_decided */
+    double seen_at; /* by coordinator.attended; for a while a better cause may come */
 } failure;
 
 /* A restart on its way: the workers are being ended, or it waits. */
@@ -292,7 +292,7 @@ void workers_kill(coordinator *c, int signal);
 void workers_release(coordinator *c); /* close the leases */
 /* Remember a cause; the first of the greatest weight counts, once it is decided. */
 void fail_later(coordinator *c, pml_status code, int rank, const char *reason);
-bool fail_is_decided(const coordinator *c, double now);
+bool fail_is_decided(const coordinator *c);
 void fail_now(coordinator *c);
 /* The same for a worker that ended without a word, hung or fell silent (cause of event restart). */
 void fail_worker(coordinator *c, const worker *w, const char *cause, const char *reason);
@@ -305,6 +305,9 @@ void workers_free(coordinator *c);
 /* Sends `go` once all that was accepted before the workers were ready is committed. */
 void go_when_committed(coordinator *c);
 void handle_report(coordinator *c, const pml_inbound *in);
+/* What a worker said over its lease of why it ends. That it says as a report, too, which has to
+ * pass our sockets' thread and so may come after its end. */
+void hear_last_word(coordinator *c, worker *w);
 /* Tell workers which of their reports are in the log. */
 void workers_acknowledge(coordinator *c);
 

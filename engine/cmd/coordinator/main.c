@@ -262,7 +262,9 @@ static void tick(coordinator *c)
     if (c->waiting && handover_tick(c))
         take_up_and_begin(c);
     recover_tick(c, now);
-    if (fail_is_decided(c, now))
+    for (int r = 0; r < c->world && c->failure.seen; r++) /* it may be a consequence */
+        hear_last_word(c, &c->workers[r]);
+    if (fail_is_decided(c))
         fail_now(c);
     if (c->broken)
         begin_end(c);
@@ -293,7 +295,7 @@ static void loop(coordinator *c)
             pml_log(PML_LOG_ERROR, "%s", err.message);
             c->broken = true;
         }
-        take_messages(c); /* before the signals: a worker's last words come before its end */
+        take_messages(c);
         if (more[1].revents != 0)
             prepare_read(c);
         if (more[0].revents != 0)

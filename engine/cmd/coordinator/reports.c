@@ -1,6 +1,7 @@
 /* What workers report, and what becomes of it. */
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "coordinator.h"
 #include "pml/base/clock.h"
@@ -67,6 +68,8 @@ static void take_ready(coordinator *c, worker *w, pml_message **m)
 static void take_turn(coordinator *c, worker *w, const pml_message *m)
 {
     const char *state = pml_message_string(m, "state");
+    if (strcmp(w->state, "failed") == 0) /* heard already, over its lease */
+        return;
     worker_set_state(w, state);
     w->step = pml_message_int(m, "step");
     snprintf(w->said, sizeof w->said, "%s", pml_message_string(m, "reason"));
@@ -251,6 +254,27 @@ void handle_report(coordinator *c, const pml_inbound *in)
     } else if (is_of_now(w, in, m)) {
         take_report(c, w, in, &m);
     }
+    pml_message_destroy(&m);
+}
+
+void hear_last_word(coordinator *c, worker *w)
+{
+    static char text[PML_MESSAGE_MAX];
+    pml_error err = PML_ERROR_INIT;
+    pml_message *m;
+    ssize_t n = w->lease < 0 ? 0 : recv(w->lease, text, sizeof text, MSG_DONTWAIT);
+    if (n <= 0 || c->recovery.under_way) /* it has said nothing, or as in take_report */
+        return;
+    if (pml_message_parse(PML_CHANNEL_REPORT, text, (size_t)n, &m, &err) != PML_OK) {
+        c->bad_messages++;
+        pml_log(PML_LOG_ERROR, "worker %d: %s", w->rank, err.message);
+        return;
+    }
+    if (pml_message_type_of(m) == PML_REPORT_turn && pml_message_int(m, "rank") == w->rank &&
+        strcmp(pml_message_string(m, "state"), "failed") == 0)
+        take_turn(c, w, m);
+    else
+        c->bad_roles++;
     pml_message_destroy(&m);
 }
 

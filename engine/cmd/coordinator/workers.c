@@ -17,8 +17,10 @@
 #include "pml/train/slots.h"
 #include "spawn.h"
 
-static const double better_cause_seconds = 0.4; /* a worker's words may arrive after its end */
-static const double last_words_seconds = 10;    /* of one that is there, after a failure */
+/* What workers said before may arrive after an end; by the clock of watch.c and longer than one
+ * round counts, so that we have listened since. */
+static const double better_cause_seconds = 0.5;
+static const double last_words_seconds = 10; /* of one that is there, after a failure */
 
 void worker_set_state(worker *w, const char *state)
 {
@@ -275,8 +277,7 @@ static void remember(coordinator *c, failure_weight weight, pml_status code, int
     failure *f = &c->failure;
     if (f->seen && weight <= f->weight)
         return;
-    if (!f->seen)
-        f->decide_at = pml_clock_monotonic() + better_cause_seconds;
+    f->seen_at = c->attended;
     f->seen = true;
     f->weight = weight;
     f->code = code;
@@ -306,6 +307,7 @@ static void lose(coordinator *c, failure_weight weight, const worker *w, const c
 
 void fail_worker(coordinator *c, const worker *w, const char *cause, const char *reason)
 {
+    hear_last_word(c, &c->workers[w->rank]); /* what it says itself comes first */
     lose(c, FAILURE_CAUSE, w, cause, reason);
 }
 
@@ -313,10 +315,11 @@ void fail_worker(coordinator *c, const worker *w, const char *cause, const char 
  * waits for the word of each that is still there. One whose heart beats has had the time to speak;
  * one of which nothing is heard, stopped or starved, may do so as long as it is not called silent.
  */
-bool fail_is_decided(const coordinator *c, double now)
+bool fail_is_decided(const coordinator *c)
 {
     const failure *f = &c->failure;
-    if (!f->seen || now < f->decide_at)
+    double passed = watch_since(c, f->seen_at);
+    if (!f->seen || passed < better_cause_seconds)
         return false;
     if (f->weight == FAILURE_CAUSE)
         return true;
@@ -324,7 +327,7 @@ bool fail_is_decided(const coordinator *c, double now)
         const worker *w = &c->workers[r];
         bool has_spoken = w->pid == 0 || strcmp(w->state, "failed") == 0;
         if (!has_spoken &&
-            (now < f->decide_at + last_words_seconds || watch_may_speak(c, w, last_words_seconds)))
+            (passed < last_words_seconds || watch_may_speak(c, w, last_words_seconds)))
             return false;
     }
     return true;
@@ -378,6 +381,8 @@ void worker_ended(coordinator *c, worker *w, int status)
 {
     char reason[256];
     describe_end(w, status, reason, sizeof reason);
+    if (!w->asked_to_end)
+        hear_last_word(c, w);
     bool failed = strcmp(w->state, "failed") == 0;
     w->pid = 0;
     w->exit_status = status;

@@ -114,6 +114,21 @@ void link_report(worker_link *l, pml_message *report)
     outbox_send(l->outbox, report);
 }
 
+void link_last_word(worker_link *l, pml_message *report)
+{
+    char *text;
+    size_t size;
+    pml_error err = PML_ERROR_INIT;
+    pml_message_set_int(report, "rank", l->rank);
+    pml_status status = pml_message_print(report, &text, &size, &err);
+    if (status == PML_OK && send(l->lease, text, size, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 &&
+        errno != EPIPE && errno != ECONNRESET) /* nobody is there who would listen */
+        status = PML_FAIL(&err, PML_IO, "%s", strerror(errno));
+    if (status != PML_OK)
+        pml_log(PML_LOG_ERROR, "the last word does not go over the lease: %s", err.message);
+    free(text);
+}
+
 void link_event(worker_link *l, pml_message *event)
 {
     link_report(l, link_wrap(event));

@@ -24,6 +24,9 @@ void link_destroy(worker_link **link);
 void link_report(worker_link *link, pml_message *report);
 /* The same for an event. */
 void link_event(worker_link *link, pml_message *event);
+/* Say over the lease, at once and without waiting, why the worker ends. It is reported, too; but no
+ * socket or thread of either side can hold this back until after our end. Borrowed. */
+void link_last_word(worker_link *link, pml_message *report);
 /* The same without an allocation here: `write` makes the report of a copy of the facts, on another
  * thread. At most OUTBOX_FACTS bytes (outbox.h). */
 typedef pml_message *(*link_writer)(const void *facts);

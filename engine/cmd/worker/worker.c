@@ -174,24 +174,30 @@ static pml_status watch_gpu(worker *w, pml_error *err)
     return PML_OK;
 }
 
-static void report_failure(worker *w, const pml_error *err)
+static pml_message *failed(const worker *w, const pml_error *err)
 {
     pml_message *m = pml_message_new(PML_REPORT_turn);
     pml_message_set_string(m, "state", "failed");
     pml_message_set_int(m, "step", w->facts.state.step);
     pml_message_set_string(m, "reason", err->message);
     pml_message_set_string(m, "code", pml_status_name(err->code));
-    link_report(w->link, m);
+    return m;
 }
 
-/* The others must not wait for one who does not come, however long our own end takes. */
+/* The others must not wait for one who does not come, however long our own end takes; nor may what
+ * they say then be heard before our word. */
 static void fail(worker *w, const pml_error *err)
 {
     pml_log(PML_LOG_ERROR, "%s (%s:%d)", err->message, err->file, err->line);
+    pml_message *word = failed(w, err);
+    if (w->link != NULL)
+        link_last_word(w->link, word);
     if (w->world > 1)
         pml_comm_shared_abort(COMM_FD, NULL);
     if (w->link != NULL)
-        report_failure(w, err);
+        link_report(w->link, word);
+    else
+        pml_message_destroy(&word);
 }
 
 /* ---- the life of a worker ---- */
