@@ -236,6 +236,37 @@ static void who_sends_them_all_is_turned_out(void **state)
     harness_destroy(&h);
 }
 
+/* Who is about to be turned out is told so with the last answer. */
+static void the_last_answer_warns(void **state)
+{
+    (void)state;
+    static const char words[] = "{\"type\":\"fly\",\"id\":\"1\"}";
+    static char answer[PML_MESSAGE_MAX];
+    enum { FORGIVEN = 40, MANY = 10000 }; /* net/offenders.h; it forgives more as time goes on */
+    harness *h = harness_new(1, 1000000, NULL);
+    setenv("FAKE_STEP_MS", "20", 1);
+    assert_true(harness_start(h, NULL));
+    unsetenv("FAKE_STEP_MS");
+    pml_connection own;
+    assert_int_equal(pml_connection_read(h->connection_file, &own, NULL), PML_OK);
+    void *context = zmq_ctx_new(), *socket = dealer(context, &own);
+    int sent = 0;
+    for (bool warned = false; !warned && sent < MANY; sent++) {
+        assert_int_equal(zmq_send(socket, words, sizeof words - 1, 0), sizeof words - 1);
+        int n = zmq_recv(socket, answer, sizeof answer, 0);
+        assert_true(n > 0 && n < (int)sizeof answer);
+        warned = memmem(answer, (size_t)n, "closes this connection", 22) != NULL;
+    }
+    assert_true(sent >= FORGIVEN && sent < MANY);
+    assert_int_equal(count(h, "turned_out"), 0);
+    for (int i = 0; i < MANY && count(h, "turned_out") == 0; i++)
+        zmq_send(socket, words, sizeof words - 1, ZMQ_DONTWAIT);
+    assert_true(count(h, "turned_out") > 0);
+    zmq_close(socket);
+    zmq_ctx_term(context);
+    harness_destroy(&h);
+}
+
 /* Every request that the table has, whole and right, with a key that may not send it. */
 static void a_view_key_changes_nothing(void **state)
 {
@@ -371,6 +402,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_messages_are_refused_and_counted),
         cmocka_unit_test(who_sends_them_all_is_turned_out),
+        cmocka_unit_test(the_last_answer_warns),
         cmocka_unit_test(a_view_key_changes_nothing),
         cmocka_unit_test(replayed_messages_have_no_effect),
         cmocka_unit_test(what_is_no_message_gets_no_answer),
