@@ -79,8 +79,12 @@ static pml_status plan_for_less(pml_stepper *s, const pml_stepper_options *o, pm
     size_t free_now = info.memory_free + info.held, less = wanted - wanted / 16;
     size_t available = free_now < less ? free_now : less;
     pml_program_destroy(&s->program);
+    s->config.optimizer =
+        o->config->optimizer; /* the first plan's choice of moments, too, is open */
     status = pml_plan_make(&s->spec, &s->config, &o->limits, s->backend, pml_plan_room(available),
                            &s->plan, err);
+    if (status == PML_OK)
+        pml_plan_settle(&s->plan.choices, &s->config);
     if (status == PML_OK)
         status = pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
     s->plan.available = available;
