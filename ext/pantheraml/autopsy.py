@@ -10,8 +10,10 @@ import json
 import shlex
 import time
 from dataclasses import asdict, dataclass, field
+from errno import EINVAL
 from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from pantheraml import _native, folders, sums
@@ -91,8 +93,8 @@ def _run_json(folder: Path, found: Autopsy) -> dict[str, Any]:
     except CorruptError as error:
         found.parts.append(Part("run.json", "bad", str(error)))
         try:  # what can be read of it helps to say more
-            text = json.loads((folder / "run.json").read_bytes())
-        except ValueError:
+            text = json.loads(_bytes(folder / "run.json"))
+        except (OSError, ValueError, RecursionError):
             return {}
         return text if isinstance(text, dict) else {}
     edited = not sums.carries((folder / "run.json").read_bytes())
@@ -143,7 +145,7 @@ def _log(folder: Path, found: Autopsy) -> tuple[list[Event], int | None]:
 def _why_damaged(checkpoint: Path) -> str:
     """Which file of a checkpoint is not what was written; "" when all are."""
     try:
-        text = (checkpoint / "MANIFEST").read_bytes().decode()
+        text = _bytes(checkpoint / "MANIFEST").decode()
     except (OSError, ValueError):
         return "MANIFEST is missing or damaged"
     listed = set()
@@ -158,6 +160,8 @@ def _why_damaged(checkpoint: Path) -> str:
             right = _hash(checkpoint / name) == digest
         except OSError as error:
             return f"{name}: {error.strerror}"
+        except ValueError:  # no file has such a name
+            return "MANIFEST is damaged"
         if not right:
             return f"{name} is not what was written"
         listed.add(name)
@@ -167,7 +171,19 @@ def _why_damaged(checkpoint: Path) -> str:
     return ""
 
 
+def _bytes(path: Path) -> bytes:
+    """What a file has; of a pipe or a device nothing is read, which could take for ever."""
+    _must_be_a_file(path)
+    return path.read_bytes()
+
+
+def _must_be_a_file(path: Path) -> None:
+    if not S_ISREG(path.stat().st_mode):
+        raise OSError(EINVAL, "it is no file")
+
+
 def _hash(path: Path) -> str:
+    _must_be_a_file(path)
     digest = blake2b(digest_size=32)
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -178,15 +194,17 @@ def _hash(path: Path) -> str:
 def _order(checkpoint: Path) -> tuple[float, int]:
     """By timeline, then step: whose state cannot be read is looked at first."""
     try:
-        timeline = float(json.loads((checkpoint / "state.json").read_bytes())["timeline"])
-    except (OSError, ValueError, KeyError, TypeError):
+        timeline = float(json.loads(_bytes(checkpoint / "state.json"))["timeline"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         timeline = float("inf")
     return timeline, _step(checkpoint.name)
 
 
 def _step(name: str) -> int:
     digits = name.removeprefix("step-").split("-", 1)[0]
-    return int(digits) if name.startswith("step-") and digits.isdigit() else -1
+    return (
+        int(digits) if name.startswith("step-") and digits.isdecimal() and digits.isascii() else -1
+    )
 
 
 def _checkpoints(
@@ -221,7 +239,7 @@ def _shards(folder: Path, config: dict[str, Any], found: Autopsy) -> bool:
     good = True
     for key in ("train_data", "eval_data"):
         name = config.get(key) or ""
-        if not name:
+        if not name or not isinstance(name, str):  # a run.json that is damaged is told of already
             continue
         path, recorded = folder / name, folder / f"{name}.b2sum"
         if not path.is_file():

@@ -190,6 +190,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         It is not what was written. A file without a sum was edited, and is taken as it is.
     """
     path = folder / "run.json"
+    if path.exists() and not path.is_file():  # of a pipe one would wait for ever
+        raise CorruptError(f"{path} is no file")
     try:
         text = path.read_bytes()
         if sums.carries(text) and not sums.is_right(text):
@@ -200,7 +202,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(text)
     except FileNotFoundError:
         raise NotFoundError(f"{folder} is no run folder: it has no run.json") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not JSON ({error})") from None
     if not isinstance(config, dict):
         raise CorruptError(f"{path}: not a JSON object")

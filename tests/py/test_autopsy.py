@@ -162,3 +162,52 @@ def test_a_damaged_shard_is_not_loaded(folder: Path) -> None:
     run = pm.resume("patient")
     until(lambda: run.state in ("running", "failed"), "it to go on")
     assert run.state == "running", run.reason
+
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("where", "content", "part", "verdict"),
+    [
+        ("run.json", None, "run.json", "bad"),
+        ("run.json", "pipe", "run.json", "bad"),
+        ("run.json", DEEP, "run.json", "bad"),
+        ("run.json", b'{"train_data":5,"eval_data":["x"]}', "run.json", "note"),
+        ("events.jsonl", bytes(range(256)) * 50, "events.jsonl", "note"),
+        ("checkpoints/step-²/x", b"", "checkpoints/step-²", "note"),
+        ("checkpoints/step-5/MANIFEST", "pipe", "checkpoints/step-5", "bad"),
+        ("checkpoints/step-5/MANIFEST", b"0  a\0b\n", "checkpoints/step-5", "bad"),
+        ("checkpoints/step-5/state.json", DEEP, "checkpoints/step-5", "bad"),
+        ("checkpoints/step-5/state.json", b'{"timeline":1' + b"0" * 400 + b"}",
+         "checkpoints/step-5", "bad"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_told_of_by_name(
+    tmp_path: Path, where: str, content: bytes | str | None, part: str, verdict: str
+) -> None:
+    """What no run ever wrote ends neither the doctor nor its patience."""
+    folder = tmp_path / "odd"
+    path = folder / where
+    path.parent.mkdir(parents=True)
+    (folder / "run.json").write_bytes(b"{}")
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    elif content == "pipe":
+        os.mkfifo(path)
+    else:
+        assert isinstance(content, bytes)
+        path.write_bytes(content)
+    found = {one.name: one.verdict for one in autopsy.examine_run(folder).parts}
+    assert found[part] == verdict
+
+
+def test_a_pipe_that_a_manifest_names_is_not_read(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "odd" / "checkpoints" / "step-5"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "odd" / "run.json").write_bytes(b"{}")
+    os.mkfifo(checkpoint / "state.json")
+    (checkpoint / "MANIFEST").write_text("0" * 64 + "  state.json\n")
+    found = {one.name: one.found for one in autopsy.examine_run(tmp_path / "odd").parts}
+    assert found["checkpoints/step-5"] == "state.json: it is no file"
