@@ -4,7 +4,7 @@
 #include "operand.h"
 #include "ops.h"
 
-enum { THREADS = 512, BLOCKS_A_GROUP = THREADS / 32, GROUPS = 132 * 2 };
+enum { THREADS = 384, BLOCKS_A_GROUP = THREADS / 32, GROUPS = 132 * 2 };
 
 pml_status pmli_cuda_adamw_8bit(pml_queue *queue, const pml_adamw_8bit_args *a, pml_error *err)
 {

@@ -6,7 +6,7 @@
 
 #define BLOCK    256
 #define RUNS     2
-#define THREADS  512
+#define THREADS  384 // twice a processor: 80 registers each, for a block that is on its way
 #define SMALLEST 1.17549435e-38f // FLT_MIN
 
 // The nearest code is the number of middles below x. What the exponent and seven bits of the
@@ -37,16 +37,27 @@ __device__ inline int count_below(const float *middle, int n, float x)
     return low;
 }
 
-// The word of a cell of numbers without (sign = 0) or with a sign (0x80000000), of which no code is
-// above `most`: a negative number keeps its sign.
-__device__ inline unsigned word_of(const float *middle, int cell, unsigned sign, int most)
+// The words of a run of cells, of numbers without (sign = 0) or with a sign (0x80000000), of which
+// no code is above `most`: a negative number keeps its sign. One search a run: from a cell to the
+// next the middles that are below it are followed.
+__device__ inline void make_words(const float *middle, unsigned *words, unsigned sign, int most)
 {
-    const unsigned high = sign | (unsigned)(cell + FIRST_CELL) << 16;
-    const int n = count_below(middle, 255, __uint_as_float(sign != 0 ? high | 0xffff : high));
-    const unsigned bits = __float_as_uint(middle[min(n, 254)]);
-    const bool inside = n < most && (bits ^ high) >> 16 == 0;
-    const unsigned low = sign != 0 ? ~bits & 0xffff : bits & 0xffff;
-    return (unsigned)min(n, most) << 24 | (inside ? NO_MIDDLE - low : 0);
+    const int run = (CELLS + THREADS - 1) / THREADS, first = threadIdx.x * run;
+    int n = -1;
+    for (int cell = first; cell < min(first + run, CELLS); cell++) {
+        const unsigned high = sign | (unsigned)(cell + FIRST_CELL) << 16;
+        const float least = __uint_as_float(sign != 0 ? high | 0xffff : high);
+        if (n < 0)
+            n = count_below(middle, 255, least);
+        while (n < 255 && middle[n] < least)
+            n++;
+        while (n > 0 && !(middle[n - 1] < least))
+            n--;
+        const unsigned bits = __float_as_uint(middle[min(n, 254)]);
+        const bool inside = n < most && (bits ^ high) >> 16 == 0;
+        const unsigned low = sign != 0 ? ~bits & 0xffff : bits & 0xffff;
+        words[cell] = (unsigned)min(n, most) << 24 | (inside ? NO_MIDDLE - low : 0);
+    }
 }
 
 // Of |x|'s first 16 bits. Cells [0, CELLS) are of numbers from 0 on, behind them come those of
@@ -181,39 +192,56 @@ __device__ inline Step step_of(const float *hyper)
 
 typedef Pack<unsigned char, 4> Codes;
 
-// One block: all its loads first, then the new moments and numbers, then the codes.
-template <bool WHOLE, typename T>
-__device__ inline void update_block(const pmli_adamw_8bit_params &p, const Tables &tables,
-                                    const Step &s, long long block)
-{
-    const int lane = threadIdx.x % 32;
-    const long long first = block * BLOCK + lane * 4;
-    Pack<float, 4> value[RUNS], g[RUNS], m[RUNS], v[RUNS];
+// What is read of a block.
+struct Loaded {
+    Pack<float, 4> value[RUNS], g[RUNS];
     Codes m_code[RUNS], v_code[RUNS];
+    float m_largest, v_largest;
+};
+
+template <bool WHOLE>
+__device__ inline Loaded load_block(const pmli_adamw_8bit_params &p, long long block)
+{
+    Loaded x;
+    const long long first = block * BLOCK + threadIdx.x % 32 * 4;
 #pragma unroll
     for (int run = 0; run < RUNS; run++) {
         const long long at = first + run * (BLOCK / RUNS);
-        m_code[run] = load_four<WHOLE>(p.m, at, p.count);
-        v_code[run] = load_four<WHOLE>(p.v, at, p.count);
-        g[run] = load_four<WHOLE>(p.g, at, p.count);
-        value[run] = load_four<WHOLE>(p.p, at, p.count);
+        x.m_code[run] = load_four<WHOLE>(p.m, at, p.count);
+        x.v_code[run] = load_four<WHOLE>(p.v, at, p.count);
+        x.g[run] = load_four<WHOLE>(p.g, at, p.count);
+        x.value[run] = load_four<WHOLE>(p.p, at, p.count);
     }
-    const float m_was = __fmul_rn(s.beta1, p.m_largest[block]);
-    const float v_was = __fmul_rn(s.beta2, p.v_largest[block]);
+    x.m_largest = p.m_largest[block];
+    x.v_largest = p.v_largest[block];
+    return x;
+}
+
+// The new moments and numbers of a block, then the codes.
+template <bool WHOLE, typename T>
+__device__ inline void update_block(const pmli_adamw_8bit_params &p, const Tables &tables,
+                                    const Step &s, long long block, const Loaded &x)
+{
+    const int lane = threadIdx.x % 32;
+    const long long first = block * BLOCK + lane * 4;
+    Pack<float, 4> m[RUNS], v[RUNS];
+    const float m_was = __fmul_rn(s.beta1, x.m_largest);
+    const float v_was = __fmul_rn(s.beta2, x.v_largest);
     float m_top = 0, v_top = 0;
 #pragma unroll
     for (int run = 0; run < RUNS; run++) {
         const long long at = first + run * (BLOCK / RUNS);
+        Pack<float, 4> value;
         Pack<T, 4> copy;
         bool rare = !s.plain;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const bool there = WHOLE || at + e < p.count;
-            const float grad = __fmul_rn(g[run].at[e], s.scale);
+            const float grad = __fmul_rn(x.g[run].at[e], s.scale);
             const float new_m =
-                __fmaf_rn(s.new1, grad, __fmul_rn(tables.m_map[m_code[run].at[e]], m_was));
+                __fmaf_rn(s.new1, grad, __fmul_rn(tables.m_map[x.m_code[run].at[e]], m_was));
             const float new_v = __fmaf_rn(__fmul_rn(s.new2, grad), grad,
-                                          __fmul_rn(tables.v_map[v_code[run].at[e]], v_was));
+                                          __fmul_rn(tables.v_map[x.v_code[run].at[e]], v_was));
             m[run].at[e] = there ? new_m : 0.0f;
             v[run].at[e] = there ? new_v : 0.0f;
             m_top = fmaxf(m_top, fabsf(m[run].at[e]));
@@ -233,10 +261,10 @@ __device__ inline void update_block(const pmli_adamw_8bit_params &p, const Table
         }
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            value[run].at[e] = __fmaf_rn(value[run].at[e], s.keep, -q.at[e]);
-            copy.at[e] = narrow<T>(value[run].at[e]);
+            value.at[e] = __fmaf_rn(x.value[run].at[e], s.keep, -q.at[e]);
+            copy.at[e] = narrow<T>(value.at[e]);
         }
-        store_four<WHOLE>(p.p, value[run], at, p.count);
+        store_four<WHOLE>(p.p, value, at, p.count);
         if (p.copy != nullptr)
             store_four<WHOLE>((T *)p.copy, copy, at, p.count);
     }
@@ -265,41 +293,50 @@ __device__ inline void update_block(const pmli_adamw_8bit_params &p, const Table
     }
 }
 
+// Maps come from the kernel's arguments, of which a warp reads one number at a time: once each.
 __device__ inline void make_tables(const pmli_adamw_8bit_params &p, Tables &tables)
 {
     __shared__ float m_middle[255], v_middle[255];
-    for (int i = threadIdx.x; i < 256; i += blockDim.x) {
-        tables.m_map[i] = p.m_map[i];
-        tables.v_map[i] = p.v_map[i];
-        if (i < 255) {
-            m_middle[i] = (p.m_map[i] + p.m_map[i + 1]) * 0.5f;
-            v_middle[i] = (p.v_map[i] + p.v_map[i + 1]) * 0.5f;
-        }
+    for (int i = threadIdx.x; i < 512; i += THREADS)
+        if (i < 256)
+            tables.m_map[i] = p.m_map[i];
+        else
+            tables.v_map[i - 256] = p.v_map[i - 256];
+    __syncthreads();
+    for (int i = threadIdx.x; i < 255; i += THREADS) {
+        m_middle[i] = (tables.m_map[i] + tables.m_map[i + 1]) * 0.5f;
+        v_middle[i] = (tables.v_map[i] + tables.v_map[i + 1]) * 0.5f;
     }
     __syncthreads();
-    for (int cell = threadIdx.x; cell < CELLS; cell += blockDim.x) {
-        tables.m_words[cell] = word_of(m_middle, cell, 0, 255);
-        tables.m_words[CELLS + cell] = word_of(m_middle, cell, 0x80000000u, 126);
-        tables.v_words[cell] = word_of(v_middle, cell, 0, 255);
-    }
+    make_words(m_middle, tables.m_words, 0, 255);
+    make_words(m_middle, tables.m_words + CELLS, 0x80000000u, 126);
+    make_words(v_middle, tables.v_words, 0, 255);
     __syncthreads();
 }
 
+// A block's loads are under way while the one before it is worked on, the first ones while tables
+// are made.
 template <typename T> __device__ void adamw_8bit(const pmli_adamw_8bit_params &p)
 {
     __shared__ Tables tables;
     if (!is_finite(p.hyper[HYPER_GRAD_SCALE]))
         return;
+    const long long blocks = (p.count + BLOCK - 1) / BLOCK, whole = p.wide ? p.count / BLOCK : 0;
+    const long long step = (long long)gridDim.x * (THREADS / 32);
+    long long block = (long long)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    Loaded next = {};
+    if (block < whole)
+        next = load_block<true>(p, block);
     make_tables(p, tables);
     const Step s = step_of(p.hyper);
-    const int warps = THREADS / 32;
-    const long long blocks = (p.count + BLOCK - 1) / BLOCK;
-    for (long long block = (long long)blockIdx.x * warps + threadIdx.x / 32; block < blocks;
-         block += (long long)gridDim.x * warps)
-        if (p.wide && (block + 1) * BLOCK <= p.count)
-            update_block<true, T>(p, tables, s, block);
-        else
-            update_block<false, T>(p, tables, s, block);
+    for (; block < whole; block += step) {
+        const Loaded now = next;
+        if (block + step < whole)
+            next = load_block<true>(p, block + step);
+        update_block<true, T>(p, tables, s, block, now);
+    }
+    for (; block < blocks; block += step)
+        update_block<false, T>(p, tables, s, block, load_block<false>(p, block));
 }
 
 #define ADAMW_8BIT(name, T)                                                                        \
