@@ -197,7 +197,8 @@ static void check_unpacked(const char *name, const pml_train_config *config)
                                         .recompute = i == 3 ? PML_RECOMPUTE_LAYER : 0,
                                         .recompute_layers = i == 3 ? 2 : 0,
                                         .head_chunk = 16,
-                                        .unpacked = unpacked[i]},
+                                        .unpacked = unpacked[i],
+                                        .unpacked_as_given = true},
                      &s);
         for (int step = 0; step < 3; step++)
             results[i] = session_step(&s, NULL);

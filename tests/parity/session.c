@@ -238,7 +238,8 @@ void session_open(const session_options *o, session *s)
                                                .pieces = o->pieces > 0 ? o->pieces : 1,
                                                .unpacked = o->unpacked,
                                                .offload = o->offload,
-                                               .offload_layers = o->offload_layers}};
+                                               .offload_layers = o->offload_layers},
+                                   .unpacked_as_given = o->unpacked_as_given};
     pml_sampler_bounds(s->sampler, &options.limits.tokens, &options.limits.docs,
                        &options.limits.labels);
     options.limits.max_doc = pml_sampler_max_doc(s->sampler);

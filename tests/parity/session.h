@@ -40,6 +40,7 @@ typedef struct session_options {
     pml_comm *comm;
     /* As pml_plan_choices; head_chunk 0: the planner's, pieces 0: one. */
     int recompute, recompute_layers, head_chunk, pieces, unpacked, offload, offload_layers;
+    bool unpacked_as_given; /* as pml_stepper_options */
     int threads;
 } session_options;
 

@@ -40,7 +40,7 @@ static pml_status repeat_plan(pml_stepper *s, const pml_stepper_options *o, size
                           "the plan of the earlier run needs %zu MiB and %zu MiB are available; "
                           "another plan gives other bits",
                           s->plan.total >> 20, available >> 20);
-    if (status == PML_OK) /* decides no bits: as many as fit today */
+    if (status == PML_OK && !o->unpacked_as_given) /* decides no bits: as many as fit today */
         status = pml_plan_unpack(&s->spec, &s->config, &o->limits, s->backend,
                                  pml_plan_room(available), &s->plan, err);
     return status;

@@ -32,6 +32,9 @@ typedef struct pml_stepper_options {
     /* The planner's choices of an earlier run, whose bits are to be repeated (its plan event and
      * identity have them); head_chunk 0: the planner chooses. */
     pml_plan_choices choices;
+    /* Quantised weights in memory that is left, which decide no bits, are as many as those choices
+     * say: for a test of just that. False: as many as fit today. */
+    bool unpacked_as_given;
     /* Called while loading (0..1), may be NULL. */
     void (*progress)(void *user, const char *what, double fraction);
     /* Called before each op, for who wants to see it come on. May be NULL. */
