@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -54,13 +55,19 @@ class Asking(Standing):
         events = self._record.notes
         looked = next(i for i, e in enumerate(events) if e.get("command") == command.number)
 
+        before = sys.maxsize  # the step before which it was applied
+
         def shows() -> bool:
-            nonlocal looked
+            nonlocal looked, before
             for event in events[looked:]:
                 if event["type"] == "state" and event["state"] == state:
                     return True
+                if event["type"] == "applied" and event["command"] == command.number:
+                    before = event["step"]
             looked = len(events)
-            return self.state == state or self._is_over()
+            # One that went on and stands again before all workers have said so was never "running".
+            went_on = state == "running" and self.step >= before
+            return went_on or self.state == state or self._is_over()
 
         with self._leave_alone():
             self._wait_for(shows, None, command.verb)
