@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,19 @@ from pantheraml.commands import Command
 from pantheraml.errors import BusyError, Error, NotFoundError, PeerError
 from pantheraml.record import Event
 from pantheraml.standing import Standing
+
+_OPPOSITE = {"pause": "resume", "resume": "pause"}
+
+
+def _undoes(event: Event, command: Command) -> bool:
+    """Whether it tells that a later command was applied, which took this one's effect back.
+
+    Where both were in force between the same two steps, the run was never in the state that the
+    first one asked for.
+    """
+    if event["type"] != "applied" or event["command"] <= command.number:
+        return False
+    return bool(event["verb"] == _OPPOSITE.get(command.verb))
 
 
 class Asking(Standing):
@@ -55,19 +67,15 @@ class Asking(Standing):
         events = self._record.notes
         looked = next(i for i, e in enumerate(events) if e.get("command") == command.number)
 
-        before = sys.maxsize  # the step before which it was applied
-
         def shows() -> bool:
-            nonlocal looked, before
+            nonlocal looked
             for event in events[looked:]:
                 if event["type"] == "state" and event["state"] == state:
                     return True
-                if event["type"] == "applied" and event["command"] == command.number:
-                    before = event["step"]
+                if _undoes(event, command):
+                    return True
             looked = len(events)
-            # One that went on and stands again before all workers have said so was never "running".
-            went_on = state == "running" and self.step >= before
-            return went_on or self.state == state or self._is_over()
+            return self.state == state or self._is_over()
 
         with self._leave_alone():
             self._wait_for(shows, None, command.verb)

@@ -2,6 +2,7 @@
  *
  *   FAKE_STEP_MS       milliseconds of a step (2)
  *   FAKE_NAN_STEP      loss of this step is not a number
+ *   FAKE_NAN_FROM      nor that of any from this one on
  *   FAKE_FAIL_STEP     this step fails
  *   FAKE_LATE_MS       milliseconds from then until the last rank says so; the others have left
  *   FAKE_MUTE          and what it reports from then on never arrives
@@ -208,7 +209,8 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
     fflush(j->used);
     j->tick(j->user);
     j->learnt = fake_learns(j->learnt, u->step, u->learning_rate, u->weight_decay);
-    bool bad = u->step == (int64_t)number("FAKE_NAN_STEP", -1);
+    bool bad = u->step == (int64_t)number("FAKE_NAN_STEP", -1) ||
+               (double)u->step >= number("FAKE_NAN_FROM", HUGE_VAL);
     const double begin = number("FAKE_SCALE", 0); /* float16: too large in the steps 3 to 5 */
     bool overflow = begin > 0 && u->step >= 3 && u->step <= 5;
     double halved = u->step < 3 ? 0 : (double)(u->step > 6 ? 3 : u->step - 3);

@@ -228,6 +228,36 @@ static void not_a_number_pauses(void **state)
     harness_destroy(&h);
 }
 
+static int count_states(const harness *h, const char *state)
+{
+    int n = 0;
+    for (int i = 0; i < h->n_events; i++)
+        n += pml_message_type_of(h->events[i]) == PML_EVENT_state &&
+             strcmp(text_of(h->events[i], "state"), state) == 0;
+    return n;
+}
+
+/* A run that goes on and stands again at once has run, though one worker may stand again before
+ * the other has said that it goes on. */
+static void who_stands_again_at_once_has_run(void **state)
+{
+    (void)state;
+    enum { TURNS = 60 };
+    harness *h = harness_new(2, 1000, NULL);
+    setenv("FAKE_STEP_MS", "0", 1);
+    setenv("FAKE_NAN_FROM", "1", 1);
+    assert_true(harness_start(h, NULL));
+    unsetenv("FAKE_NAN_FROM");
+    for (int i = 0, at = -1; i < TURNS; i++) {
+        harness_event(h, at + 1, PML_EVENT_log, "level", "warning", &at); /* it stands */
+        harness_command(h, i < TURNS - 1 ? "resume" : "stop", "");
+    }
+    harness_event(h, 0, PML_EVENT_state, "state", "stopped", NULL);
+    assert_int_equal(count_states(h, "running"), TURNS);
+    assert_int_equal(count_states(h, "paused"), TURNS);
+    harness_destroy(&h);
+}
+
 /* A loss that float16 could not hold stands too, and says what would. */
 static void float16_ends(void **state)
 {
@@ -384,6 +414,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_hundred_random_commands),
         cmocka_unit_test(a_repeated_id_has_one_effect),
         cmocka_unit_test(not_a_number_pauses),
+        cmocka_unit_test(who_stands_again_at_once_has_run),
         cmocka_unit_test(float16_ends),
         cmocka_unit_test(an_overflow_goes_on),
         cmocka_unit_test(nothing_is_left_open),

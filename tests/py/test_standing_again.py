@@ -1,4 +1,4 @@
-"""resume(wait=True) where a run goes on and stands again before all workers have said so."""
+"""pause(wait=True) and resume(wait=True) where somebody else asks for the opposite at once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,35 @@ import pytest
 from pantheraml.asking import Asking
 
 
-@pytest.mark.parametrize(("step", "over"), [(1, False), (2, True)])
-def test_a_step_made_since_is_enough(step: int, over: bool) -> None:
-    # As logged: the step, not finite, was heard of before the second worker's "applied".
-    notes = [{"type": "command", "command": 2}, {"type": "applied", "command": 2, "step": 2}]
+@pytest.mark.parametrize(
+    ("verb", "state", "later", "over"),
+    [
+        ("resume", "running", "pause", True),
+        ("resume", "running", "resume", False),
+        ("resume", "running", "set", False),
+        ("pause", "paused", "resume", True),
+        ("pause", "paused", "pause", False),
+    ],
+)
+def test_what_was_taken_back_is_not_waited_for(
+    verb: str, state: str, later: str, over: bool
+) -> None:
+    # Both in force between the same two steps: the run was never in the state that was asked for.
+    notes = [
+        {"type": "command", "command": 2, "verb": verb},
+        {"type": "command", "command": 3, "verb": later},
+        {"type": "applied", "command": 2, "verb": verb, "step": 2},
+    ]
     heard: list[bool] = []
     run: Any = SimpleNamespace(
-        _record=SimpleNamespace(notes=notes), state="paused", step=step,
-        _is_over=lambda: False, _leave_alone=nullcontext,
+        _record=SimpleNamespace(notes=notes), state="neither", step=2, _is_over=lambda: False,
+        _leave_alone=nullcontext,
         _wait_for=lambda shows, timeout, what: heard.append(shows()),
     )  # fmt: skip
-    command: Any = SimpleNamespace(number=2, verb="resume")
-    Asking._stand(run, command, "running", wait=True)
-    Asking._stand(run, command, "paused", wait=True)
-    assert heard == [over, True]
+    command: Any = SimpleNamespace(number=2, verb=verb)
+    Asking._stand(run, command, state, wait=True)
+    notes.append({"type": "applied", "command": 3, "verb": later, "step": 2})
+    Asking._stand(run, command, state, wait=True)
+    notes.append({"type": "state", "state": state})
+    Asking._stand(run, command, state, wait=True)
+    assert heard == [False, over, True]

@@ -37,11 +37,11 @@ typedef enum run_state {
 
 typedef struct worker {
     int rank;
-    const char *device; /* borrowed from run.json's message */
-    pid_t pid;          /* 0: not there */
-    int lease;          /* our end of the socket pair */
-    char state[12];     /* as in record worker */
-    char said[512];     /* the reason it gave with that state */
+    const char *device;         /* borrowed from run.json's message */
+    pid_t pid;                  /* 0: not there */
+    int lease;                  /* our end of the socket pair */
+    char state[12];             /* as in record worker */
+    int turns[RUN_STOPPED + 1]; /* how often it has said each of the run's states */
     pml_keypair keys;
     pml_peer peer;
     bool joined, ready, asked_to_end;
@@ -144,7 +144,8 @@ typedef struct coordinator {
     pml_reach reach; /* of the network doors, PML_REACH_NOBODY: closed */
 
     worker *workers;
-    int world, comm; /* comm: the memfd of the collectives, -1: none */
+    char said[RUN_STOPPED + 1][512]; /* the reason that worker 0 gave with each state */
+    int world, comm;                 /* comm: the memfd of the collectives, -1: none */
     int slots, slot; /* the memfd of the snapshots; the one to go on from, -1: none */
     bool ready;      /* all workers are, and get commands */
     size_t go_after; /* commands that must be committed before `go` */

@@ -64,7 +64,18 @@ static void take_ready(coordinator *c, worker *w, pml_message **m)
     go_when_all_are_ready(c);
 }
 
-/* The run is what all its workers are. */
+static void take_failure(coordinator *c, const worker *w, const pml_message *m)
+{
+    const char *code = pml_message_string(m, "code");
+    pml_status status = PML_INTERNAL;
+    for (int i = 1; i < PML_STATUS_COUNT; i++)
+        if (strcmp(pml_status_name((pml_status)i), code) == 0)
+            status = (pml_status)i;
+    fail_later(c, status, w->rank, pml_message_string(m, "reason"));
+}
+
+/* All workers make the same turns: the run makes its nth when the last of them has made its nth,
+ * where the first may be a turn ahead by then. */
 static void take_turn(coordinator *c, worker *w, const pml_message *m)
 {
     const char *state = pml_message_string(m, "state");
@@ -72,27 +83,24 @@ static void take_turn(coordinator *c, worker *w, const pml_message *m)
         return;
     worker_set_state(w, state);
     w->step = pml_message_int(m, "step");
-    snprintf(w->said, sizeof w->said, "%s", pml_message_string(m, "reason"));
     if (strcmp(state, "failed") == 0) {
-        const char *code = pml_message_string(m, "code");
-        pml_status status = PML_INTERNAL;
-        for (int i = 1; i < PML_STATUS_COUNT; i++)
-            if (strcmp(pml_status_name((pml_status)i), code) == 0)
-                status = (pml_status)i;
-        fail_later(c, status, w->rank, pml_message_string(m, "reason"));
+        take_failure(c, w, m);
         return;
     }
+    int s = RUN_RUNNING;
+    while (s < RUN_STOPPED && strcmp(run_state_names[s], state) != 0)
+        s++;
+    w->turns[s]++;
+    if (w->rank == 0) /* it alone writes, and so can name, checkpoints */
+        snprintf(c->said[s], sizeof c->said[s], "%s", pml_message_string(m, "reason"));
     for (int r = 0; r < c->world; r++)
-        if (strcmp(c->workers[r].state, state) != 0)
+        if (c->workers[r].turns[s] < w->turns[s])
             return;
     if (w->step > c->step) /* the last to say so may be behind a step that rank 0 has told since */
         c->step = w->step;
-    const char *reason = c->workers[0].said; /* it alone writes, and so can name, checkpoints */
-    for (int s = RUN_RUNNING; s <= RUN_STOPPED; s++)
-        /* a finished run that is stopped releases its workers, and is finished still */
-        if (strcmp(run_state_names[s], state) == 0 &&
-            !(c->state == RUN_FINISHED && s == RUN_STOPPED))
-            set_state(c, (run_state)s, PML_OK, -1, reason);
+    /* a finished run that is stopped releases its workers, and is finished still */
+    if (!(c->state == RUN_FINISHED && s == RUN_STOPPED))
+        set_state(c, (run_state)s, PML_OK, -1, c->said[s]);
     workers_publish(c);
 }
 
