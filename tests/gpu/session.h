@@ -15,6 +15,7 @@ typedef struct session {
     unsigned char *arena;                  /* on the device */
     unsigned char *start, *eager, *replay; /* its images on the host */
     int passed, failed, skipped;
+    int threads; /* of the CPU; 0: one a core */
     bool fast, eagerly, sparse, starve;
     gpu_choice choice;
 } session;

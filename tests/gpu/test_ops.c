@@ -13,6 +13,7 @@
  *   --only TEXT   the cases that have this in their names
  *   --without TEXT  not those; up to eight times
  *   --part I/N    of these the I-th, the I+N-th…, for programs side by side; I counts from 0
+ *   --threads N   the reference's; else one for each core that this program may use
  *   --eager       ops one by one only, no graphs
  *   --sparse      as --eager, and only inputs are in the arena: what else an op reads was never
  * written, which compute-sanitizer's initcheck tells (tests/gpu/sanitize)
@@ -340,18 +341,17 @@ static void second_device(session *s)
            "a second handle comes and goes", "");
 }
 
-/* What this GPU cannot do of a case; NULL: nothing. */
-static const char *lacking(const gpu_case *c, const pml_device_info *info)
+/* What a GPU of these dtypes cannot do of a case; NULL: nothing. */
+static const char *lacking(const gpu_case *c, unsigned dtypes)
 {
-    enum { FIRST_WITH_BF16 = 80, FIRST_WITH_E4M3 = 89 };
     const pml_view *views = pml_op_views((pml_op_args *)(uintptr_t)&c->args);
     bool bf16 = false;
     for (int i = 0; i < pml_op_describe(c->op)->n_views; i++)
         bf16 = bf16 || (views[i].rows > 0 && views[i].dtype == PML_BF16);
-    if (bf16 && info->capability < FIRST_WITH_BF16)
-        return "bfloat16 begins with compute capability 8.0";
-    if ((c->e4m3 || c->op == PML_OP_fp8_quantise) && info->capability < FIRST_WITH_E4M3)
-        return "E4M3 begins with compute capability 8.9";
+    if (bf16 && (dtypes >> PML_BF16 & 1) == 0)
+        return "no bfloat16";
+    if ((c->e4m3 || c->op == PML_OP_fp8_quantise) && (dtypes >> PML_U8 & 1) == 0)
+        return "no products of fp8";
     return NULL;
 }
 
@@ -359,10 +359,12 @@ static const char *lacking(const gpu_case *c, const pml_device_info *info)
 static void skip_lacking(session *s, const pml_device_info *info)
 {
     int kept = 0;
+    unsigned dtypes;
+    MUST(s->gpu->dtypes_of(0, &dtypes, err));
     for (int n = 0; n < s->cases.count; n++) {
-        const char *why = lacking(&s->cases.at[n], info);
+        const char *why = lacking(&s->cases.at[n], dtypes);
         if (why != NULL) {
-            printf("skip  %-58s %s, this GPU has %d.%d\n", s->cases.at[n].name, why,
+            printf("skip  %-58s %s on this GPU of %d.%d\n", s->cases.at[n].name, why,
                    info->capability / 10, info->capability % 10);
             s->skipped++;
         } else {
@@ -374,7 +376,7 @@ static void skip_lacking(session *s, const pml_device_info *info)
 
 static void set_up(session *s)
 {
-    pml_device_options options = {0};
+    pml_device_options options = {.threads = s->threads};
     pml_device_info info;
     s->cpu = pml_backend_cpu();
     MUST(s->cpu->open(&options, &s->cpu_device, err));
@@ -440,6 +442,8 @@ static void read_options(session *s, int argc, char **argv)
             s->choice.only = argv[++i];
         else if (strcmp(argv[i], "--without") == 0 && more && without < 8)
             s->choice.without[without++] = argv[++i];
+        else if (strcmp(argv[i], "--threads") == 0 && more)
+            good = sscanf(argv[++i], "%d", &s->threads) == 1 && s->threads > 0;
         else if (strcmp(argv[i], "--part") == 0 && more)
             good = sscanf(argv[++i], "%d/%d", &s->choice.part, &s->choice.parts) == 2 &&
                    s->choice.part >= 0 && s->choice.part < s->choice.parts;
@@ -449,7 +453,7 @@ static void read_options(session *s, int argc, char **argv)
     if (!good) {
         fprintf(stderr,
                 "usage: %s [--fast] [--only TEXT] [--without TEXT]… "
-                "[--part I/N] [--eager | --sparse [--starve]]\n",
+                "[--part I/N] [--threads N] [--eager | --sparse [--starve]]\n",
                 argv[0]);
         exit(2);
     }
