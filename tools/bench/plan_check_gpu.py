@@ -7,8 +7,9 @@ For every configuration a model with random bfloat16 weights is written (Llama, 
 Qwen3, 0.3 to 3 GiB), a run is started with ``pm.finetune`` and its worker is watched: the peak of
 what NVML says that its process has, read every 10 ms. A plan is good when the peak is within 2 % of
 its total, and never above a limit that it was made for. Half of the configurations have one of
-8.5, 16, 24 or 40 GiB in turn, and rows until their plan without a limit takes more; what cannot
-reach its limit is drawn again. Runs stand side by side as long as their plans fit together.
+8.5, 16, 24 or 40 GiB in turn, and rows until their plan without a limit takes more; a quarter have
+one that is so tight that activations wait on the host; what cannot reach its limit is drawn again.
+A third generate text while they train. Runs stand side by side as long as their plans fit together.
 
 NVML must list processes by the ids that they have here: in a container it often does not, and then
 nothing can be measured and this says so. Prints a line for each and the worst at the end; exits
@@ -45,6 +46,9 @@ LIMITS = (8.5, 16.0, 24.0, 40.0)
 MOST_ROWS = 256
 SPARE = 8 * GIB  # of the device: left to what others have, and to plans that are a little off
 STEPS = 6  # op by op, timed op by op twice, op by op, recorded, replayed
+WARM = 3.0  # seconds from the first step, at least: recorded when all kernels are compiled
+PROMPTS = 2  # a sample's, and its tokens
+TOKENS = 16
 
 #: (hidden, inner, layers, heads, key and value heads, width of a head)
 SIZES = [
@@ -133,6 +137,7 @@ def settings(draw: random.Random) -> dict[str, Any]:
     method = draw.choice(["lora", "lora", "lora", "full"])
     chosen: dict[str, Any] = {
         "method": method,
+        "optim": draw.choice(["adamw", "adamw", "adamw_8bit"]),
         "max_length": draw.choice([512, 1024, 2048, 4096]),
         "per_device_train_batch_size": draw.choice([1, 2, 4, 8]),
         "gradient_accumulation_steps": draw.choice([1, 1, 2]),
@@ -181,6 +186,20 @@ def limited(folder: Path, chosen: dict[str, Any], limit: int) -> dict[str, Any] 
     except MemoryError:  # even the smallest plan is larger
         return None
     return most
+
+
+def offloading(folder: Path, chosen: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings with a limit within which activations wait on the host; None: there is none."""
+    free = pm.plan(folder, **chosen).total
+    for share in (0.75, 0.65, 0.55, 0.45, 0.35):
+        within = {**chosen, "memory_limit": int(share * free)}
+        try:
+            plan = pm.plan(folder, **within)
+        except MemoryError:
+            return None
+        if plan.offload_layers > 0:
+            return within
+    return None
 
 
 def end_now(run: pm.Run, pid: int) -> None:
@@ -248,21 +267,31 @@ def draw_one(
 ) -> tuple[str, Shapes, dict[str, Any], int]:
     """Title, shapes, settings and planned bytes of a configuration; its model is not filled."""
     limit = int(LIMITS[number // 2 % len(LIMITS)] * GIB) if number % 2 == 1 else 0
+    waits = number % 4 == 2
     while True:
         title, shapes = describe_model(folder, draw, NARROW if limit else SIZES)
         chosen = settings(draw)
-        within = limited(folder, chosen, limit) if limit else chosen
+        within: dict[str, Any] | None = chosen
+        if limit:
+            within = limited(folder, chosen, limit)
+        elif waits:
+            within = offloading(folder, chosen)
         if within is not None:
             return title, shapes, within, pm.plan(folder, **within).total
 
 
-def watched(run: pm.Run) -> tuple[int, int]:
-    """Let it make its steps; its worker's process, and the steps made."""
-    pid, begun = 0, time.monotonic()
-    while run.state not in ("finished", "failed", "stopped") and run.step < STEPS:
-        pid = next((w["pid"] for w in run.workers if w["pid"]), pid)
-        if time.monotonic() - begun > 60:
+def watched(run: pm.Run, samples: bool) -> tuple[int, int]:
+    """Let it make its steps, and generate among them; its worker's process, and the steps made."""
+    pid, begun, first = 0, time.monotonic(), 0.0
+    while run.state not in ("finished", "failed", "stopped"):
+        now = time.monotonic()
+        first = first or (now if run.step > 0 else 0.0)
+        if now - begun > 60 or (run.step >= STEPS and now - first > WARM):
             break
+        pid = next((w["pid"] for w in run.workers if w["pid"]), pid)
+        if samples and run.step > 1:
+            made: Any = run.sample(input_ids=[[5, 6, 7]] * PROMPTS, max_new_tokens=TOKENS)
+            samples = not all(one.token_ids for one in made)
         run.wait_for_change(0.05)
     time.sleep(0.05)  # a few readings more
     return pid, run.step
@@ -281,7 +310,7 @@ def check(draw: random.Random, number: int, watch: Watch, room: Room, place: str
                 folder, data=rows, max_steps=10**6, shuffle=False, save_strategy="no",
                 restart="never", name=f"check-{number}", **chosen,
             )  # fmt: skip
-            pid, steps = watched(run)
+            pid, steps = watched(run, samples=number % 3 == 0)
             plan, state, reason = run.plan, run.state, run.reason
             peak = watch.peaks.get(pid, 0)
             end_now(run, pid)
@@ -292,7 +321,11 @@ def check(draw: random.Random, number: int, watch: Watch, room: Room, place: str
     off = peak - planned
     measured = state == "running" and steps >= STEPS and peak > 0
     good = measured and abs(off) <= SHARE * planned and (not limit or peak <= limit)
-    how = " ".join(str(chosen[key]) for key in ("method", "quant", "dtype") if key in chosen)
+    how = " ".join(
+        [str(chosen[key]) for key in ("method", "quant", "dtype") if key in chosen]
+        + [chosen["optim"]] * (chosen["optim"] != "adamw")
+        + ["sampled"] * (number % 3 == 0)
+    )
     print(
         f"{number:2} {'ok ' if good else 'BAD'} planned {planned / MIB:8.0f} NVML "
         f"{peak / MIB:8.0f} MiB {100 * off / planned if planned else 0:+6.2f} %"
