@@ -12,11 +12,14 @@ static void check_rows(const pml_shard *shard)
 {
     int64_t total = 0;
     for (int64_t row = 0; row < pml_shard_rows(shard); row++) {
-        const int32_t *ids, *labels;
-        int32_t n = pml_shard_row(shard, row, &ids, &labels);
+        int32_t n = pml_shard_length(shard, row);
         for (int32_t t = 0; t < n; t++) {
-            FUZZ_EXPECT(ids[t] >= 0 && ids[t] < VOCAB);
-            FUZZ_EXPECT(labels[t] == -100 || (labels[t] >= 0 && labels[t] < VOCAB));
+            int32_t id, label;
+            pml_error err = {0};
+            FUZZ_EXPECT(pml_shard_read(shard, pml_shard_offset(shard, row) + t, 1, &id, &label,
+                                       &err) == PML_OK);
+            FUZZ_EXPECT(id >= 0 && id < VOCAB);
+            FUZZ_EXPECT(label == -100 || (label >= 0 && label < VOCAB));
         }
         total += n;
     }

@@ -372,8 +372,11 @@ static void widen_model(const char *from, const char *to)
     for (size_t i = 0; i < pml_safetensors_count(file); i++) {
         const pml_stored *t = pml_safetensors_at(file, i);
         float *values = malloc((size_t)t->elements * sizeof *values);
-        MUST(pml_convert_to_f32(t->data, t->dtype, (size_t)t->elements, values, err));
+        void *data = malloc(t->bytes);
+        MUST(pml_stored_read(t, 0, t->bytes, data, err));
+        MUST(pml_convert_to_f32(data, t->dtype, (size_t)t->elements, values, err));
         MUST(pml_safetensors_writer_write(w, values, (size_t)t->elements * sizeof *values, err));
+        free(data);
         free(values);
     }
     MUST(pml_safetensors_writer_finish(w, err));

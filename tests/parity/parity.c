@@ -43,33 +43,51 @@ static const double least_lead = 1e-5;
 static bool narrow;
 static double least_cosine = 0.995;
 
-static const void *expected(const pml_safetensors *file, const char *name, size_t *n)
+static const pml_stored *stored_as(const pml_safetensors *file, const char *name)
 {
     const pml_stored *stored = pml_safetensors_find(file, name);
     if (stored == NULL) {
         printf("fixture has no '%s'\n", name);
         exit(EXIT_FAILURE);
     }
+    return stored;
+}
+
+/* A tensor's data, the caller's to free. */
+static void *copy_of(const pml_stored *stored)
+{
+    void *copy = malloc(stored->bytes > 0 ? stored->bytes : 1);
+    if (copy == NULL)
+        exit(EXIT_FAILURE);
+    MUST(pml_stored_read(stored, 0, stored->bytes, copy, err));
+    return copy;
+}
+
+static void *expected(const pml_safetensors *file, const char *name, size_t *n)
+{
+    const pml_stored *stored = stored_as(file, name);
     *n = (size_t)stored->elements;
-    return stored->data;
+    return copy_of(stored);
+}
+
+static double double_of(const pml_stored *stored, size_t index)
+{
+    double value;
+    MUST(pml_stored_read(stored, index * sizeof value, sizeof value, &value, err));
+    return value;
 }
 
 static double expected_double(const pml_safetensors *file, const char *name, size_t index)
 {
-    size_t n;
-    const char *data = expected(file, name, &n);
-    double value;
-    memcpy(&value, data + index * sizeof value, sizeof value);
-    return value;
+    return double_of(stored_as(file, name), index);
 }
 
 /* The float64 result of the same name; NULL where the fixture has none. */
-static const void *truth_of(const pml_safetensors *file, const char *name)
+static const pml_stored *truth_of(const pml_safetensors *file, const char *name)
 {
     char key[256];
     snprintf(key, sizeof key, "float64.%s", name);
-    const pml_stored *stored = pml_safetensors_find(file, key);
-    return stored != NULL ? stored->data : NULL;
+    return pml_safetensors_find(file, key);
 }
 
 /* ours and theirs: distances from the float64 result. */
@@ -83,11 +101,10 @@ static void close_to(const char *what, double got, const pml_safetensors *file, 
                      size_t index, double limit)
 {
     double want = expected_double(file, name, index), distance = fabs(got - want) / fabs(want);
-    const char *truth = truth_of(file, name);
+    const pml_stored *truth = truth_of(file, name);
     bool good = distance <= limit || (isnan(got) && isnan(want)) || got == want;
     if (!good && truth != NULL) {
-        double exact;
-        memcpy(&exact, truth + index * sizeof exact, sizeof exact);
+        double exact = double_of(truth, index);
         good = judged(fabs(got - exact), fabs(want - exact), limit * fabs(exact));
     }
     check(good, "%s is %.9g, expected %.9g (%.1e apart)", what, got, want, distance);
@@ -140,16 +157,6 @@ static double distance64(const float *a, const double *b, size_t n)
     return sqrt(sum);
 }
 
-/* malloc'ed and so aligned; the file's data need not be. */
-static void *copy_of(const void *data, size_t bytes)
-{
-    void *copy = malloc(bytes > 0 ? bytes : 1);
-    if (copy == NULL)
-        exit(EXIT_FAILURE);
-    memcpy(copy, data, bytes);
-    return copy;
-}
-
 /* One tensor's gradient, to at most `slack` besides the limit; returns the measure for the table.
  */
 static double check_gradient(const pml_safetensors *file, const char *name, const char *tensor,
@@ -158,10 +165,10 @@ static double check_gradient(const pml_safetensors *file, const char *name, cons
     char key[192];
     size_t n;
     snprintf(key, sizeof key, "grad.%s", tensor);
-    const void *stored = expected(file, key, &n), *truth = truth_of(file, key);
+    const pml_stored *truth = truth_of(file, key);
+    float *want = expected(file, key, &n);
     if (n != size)
         exit(EXIT_FAILURE);
-    float *want = copy_of(stored, n * sizeof *want);
     float *zero = calloc(n, sizeof *zero);
     if (zero == NULL)
         exit(EXIT_FAILURE);
@@ -169,7 +176,7 @@ static double check_gradient(const pml_safetensors *file, const char *name, cons
     double measure = narrow ? 1 - cosine(got, want, n) : norm > 0 ? apart / norm : 0;
     bool good = narrow ? measure <= 1 - least_cosine : apart <= gradient_limit * norm + slack;
     if (!good && truth != NULL) {
-        double *exact = copy_of(truth, n * sizeof *exact);
+        double *exact = copy_of(truth);
         good = judged(distance64(got, exact, n), distance64(want, exact, n),
                       gradient_limit * norm + slack);
         free(exact);
@@ -207,13 +214,13 @@ enum { NEW_TOKENS = 20 }; /* as the fixtures were made */
 static size_t expected_ints(const pml_safetensors *file, const char *name, int32_t *out,
                             size_t capacity)
 {
-    size_t n;
-    const void *stored = expected(file, name, &n);
+    const pml_stored *stored = stored_as(file, name);
+    size_t n = (size_t)stored->elements;
     if (n == 0 || n > capacity) {
         printf("fixture's '%s' has %zu tokens, not 1 to %zu\n", name, n, capacity);
         exit(EXIT_FAILURE);
     }
-    memcpy(out, stored, n * sizeof *out);
+    MUST(pml_stored_read(stored, 0, n * sizeof *out, out, err));
     return n;
 }
 
@@ -267,20 +274,20 @@ static void check_greedy(session *s, const char *name, const pml_safetensors *fi
     check(good, "%s: greedy tokens %s training differ after %d of %zu", name, when, same, n_want);
 }
 
-static double largest_apart(const float *a, const char *b, bool wide, size_t n)
+/* From zero, where a is NULL. */
+static double largest_apart32(const float *a, const float *b, size_t n)
 {
     double most = 0;
-    for (size_t i = 0; i < n; i++) {
-        double want;
-        float single;
-        if (wide) {
-            memcpy(&want, b + i * sizeof want, sizeof want);
-        } else {
-            memcpy(&single, b + i * sizeof single, sizeof single);
-            want = single;
-        }
-        most = fmax(most, fabs((a != NULL ? a[i] : 0) - want));
-    }
+    for (size_t i = 0; i < n; i++)
+        most = fmax(most, fabs((a != NULL ? (double)a[i] : 0) - (double)b[i]));
+    return most;
+}
+
+static double largest_apart64(const float *a, const double *b, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmax(most, fabs((double)a[i] - b[i]));
     return most;
 }
 
@@ -289,8 +296,10 @@ static bool has_no_gradient(const pml_safetensors *file, const char *tensor)
     char key[192];
     size_t n;
     snprintf(key, sizeof key, "grad.%s", tensor);
-    const char *stored = expected(file, key, &n);
-    return largest_apart(NULL, stored, false, n) == 0;
+    float *want = expected(file, key, &n);
+    double largest = largest_apart32(NULL, want, n);
+    free(want);
+    return largest == 0;
 }
 
 /* What was trained after the last step, tensor by tensor. */
@@ -305,21 +314,23 @@ static void check_trained(session *s, const char *name, const pml_safetensors *f
         size_t n;
         pml_stepper_trainable(s->stepper, i, &tensor, &rows, &cols, NULL);
         snprintf(key, sizeof key, "final.%s", tensor);
-        const char *stored = expected(file, key, &n), *truth = truth_of(file, key);
+        const pml_stored *truth = truth_of(file, key);
+        float *want = expected(file, key, &n);
         check(n == (size_t)(rows * cols), "%s: %s has another size", name, key);
-        double largest = largest_apart(NULL, stored, false, n);
-        double apart = largest_apart(at, stored, false, n);
+        double largest = largest_apart32(NULL, want, n);
+        double apart = largest_apart32(at, want, n);
         bool good = apart <= adapter_limit * largest;
         if (!good && strcmp(session_device, "cpu") != 0 && has_no_gradient(file, tensor)) {
             printf("\n%s: %s followed what rounding left of no gradient\n", name, tensor);
             good = true; /* AdamW does; only the CPU's attention knows that it is none */
         }
         if (!good && truth != NULL) {
-            float *want = copy_of(stored, n * sizeof *want);
-            good = judged(largest_apart(at, truth, true, n), largest_apart(want, truth, true, n),
+            double *exact = copy_of(truth);
+            good = judged(largest_apart64(at, exact, n), largest_apart64(want, exact, n),
                           adapter_limit * largest);
-            free(want);
+            free(exact);
         }
+        free(want);
         check(good, "%s: final %s is %.1e of %.1e apart", name, tensor, apart, largest);
         worst = fmax(worst, apart / largest);
         at += rows * cols;
@@ -336,11 +347,10 @@ static size_t horizon_of(const pml_safetensors *file, size_t steps)
     static const char *const curves[] = {"loss", "grad_norm"};
     for (size_t step = 0; step < steps; step++)
         for (size_t i = 0; i < sizeof curves / sizeof *curves; i++) {
-            const char *truth = truth_of(file, curves[i]);
+            const pml_stored *truth = truth_of(file, curves[i]);
             if (truth == NULL)
                 continue;
-            double exact, want = expected_double(file, curves[i], step);
-            memcpy(&exact, truth + step * sizeof exact, sizeof exact);
+            double exact = double_of(truth, step), want = expected_double(file, curves[i], step);
             if (fabs(want - exact) > curve_limit * fabs(exact))
                 return step;
         }

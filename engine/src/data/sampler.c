@@ -6,7 +6,7 @@
 #include "pml/base/philox.h"
 #include "pml/data/packing.h"
 
-enum { NO_LABEL = -100, MAX_LENGTH_LIMIT = 1 << 24 };
+enum { NO_LABEL = -100, MAX_LENGTH_LIMIT = 1 << 24, MEASURED_AT_ONCE = 1 << 14 };
 
 /* Of bins that are rows, longer first; the place in the permutation decides between equals. */
 typedef struct placed {
@@ -35,6 +35,7 @@ struct pml_sampler {
     int32_t max_tokens, max_docs, max_labels, max_doc;
     int32_t *ids, *positions, *cu_seqlens, *label_rows, *labels; /* room for the bounds */
     int64_t *places;
+    int32_t *row_labels; /* of the row being laid down, [max_doc] */
 };
 
 /* ---- construction ---- */
@@ -59,26 +60,64 @@ static void *room_for(int64_t n, size_t element)
     return calloc(n > 0 ? (size_t)n : 1, element);
 }
 
+/* Labels of a stretch of the shard, which its rows are passed in order with. */
+typedef struct stretch {
+    int32_t *labels;
+    int64_t first, n, room;
+} stretch;
+
+/* The labels of a row's first n tokens. */
+static pml_status labels_of(const pml_shard *shard, int64_t row, int32_t n, stretch *s,
+                            const int32_t **labels, pml_error *err)
+{
+    const int64_t at = pml_shard_offset(shard, row);
+    pml_status status = PML_OK;
+    if (at + n > s->first + s->n) {
+        const int64_t left = pml_shard_tokens(shard) - at;
+        s->first = at;
+        s->n = left < s->room ? left : s->room;
+        status = pml_shard_read(shard, at, s->n, NULL, s->labels, err);
+    }
+    *labels = s->labels + (at - s->first);
+    return status;
+}
+
+/* What each row has to learn, added to *total. */
+static pml_status count_labels(pml_sampler *s, int64_t *total, pml_error *err)
+{
+    stretch read = {.room = s->max_doc > MEASURED_AT_ONCE ? s->max_doc : MEASURED_AT_ONCE};
+    read.labels = room_for(read.room, sizeof *read.labels);
+    if (read.labels == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for %lld labels", (long long)read.room);
+    pml_status status = PML_OK;
+    for (int64_t row = 0; status == PML_OK && row < s->n_rows; row++) {
+        const int32_t *labels;
+        status = labels_of(s->shard, row, s->length[row], &read, &labels, err);
+        for (int32_t i = 1; status == PML_OK && i < s->length[row]; i++)
+            s->learns[row] += labels[i] != NO_LABEL;
+        *total += s->learns[row];
+    }
+    free(read.labels);
+    return status;
+}
+
 /* One pass over the shard: lengths after cutting, and what each row has to learn. */
 static pml_status measure_rows(pml_sampler *s, pml_error *err)
 {
     int64_t total = 0;
     for (int64_t row = 0; row < s->n_rows; row++) {
-        const int32_t *ids, *labels;
-        int32_t n = pml_shard_row(s->shard, row, &ids, &labels);
+        int32_t n = pml_shard_length(s->shard, row);
         if (n > s->options.max_length) {
             n = s->options.max_length;
             s->rows_cut++;
         }
-        int32_t count = 0;
-        for (int32_t i = 1; i < n; i++)
-            count += labels[i] != NO_LABEL;
         s->length[row] = n;
-        s->learns[row] = count;
         if (n > s->max_doc)
             s->max_doc = n;
-        total += count;
     }
+    pml_status status = count_labels(s, &total, err);
+    if (status != PML_OK)
+        return status;
     if (total == 0)
         return PML_FAIL(err, PML_INVALID,
                         "no row of the data has a label: there is nothing to learn (all labels are "
@@ -204,8 +243,9 @@ static pml_status make_buffers(pml_sampler *s, pml_error *err)
     s->cu_seqlens = room_for((int64_t)s->max_docs + 1, sizeof *s->cu_seqlens);
     s->label_rows = room_for(s->max_labels, sizeof *s->label_rows);
     s->labels = room_for(s->max_labels, sizeof *s->labels);
+    s->row_labels = room_for(s->max_doc, sizeof *s->row_labels);
     if (s->ids == NULL || s->positions == NULL || s->cu_seqlens == NULL || s->label_rows == NULL ||
-        s->labels == NULL || s->places == NULL)
+        s->labels == NULL || s->places == NULL || s->row_labels == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for a micro-batch of %d tokens",
                         (int)s->max_tokens);
     return PML_OK;
@@ -265,6 +305,7 @@ void pml_sampler_destroy(pml_sampler **sampler)
     free(s->label_rows);
     free(s->labels);
     free(s->places);
+    free(s->row_labels);
     free(s);
     *sampler = NULL;
 }
@@ -404,15 +445,17 @@ int32_t pml_sampler_micros(const pml_sampler *sampler, pml_cursor cursor)
     return mine < sampler->options.accumulation ? (int32_t)mine : sampler->options.accumulation;
 }
 
-static void put_row(pml_sampler *s, int64_t row, pml_batch *b)
+static pml_status put_row(pml_sampler *s, int64_t row, pml_batch *b, pml_error *err)
 {
-    const int32_t *ids, *labels;
-    int32_t n = s->length[row], at = b->n_tokens;
-    pml_shard_row(s->shard, row, &ids, &labels);
-    memcpy(s->ids + at, ids, (size_t)n * sizeof *ids);
+    const int32_t *labels = s->row_labels;
+    const int32_t n = s->length[row], at = b->n_tokens;
+    const int64_t place = pml_shard_offset(s->shard, row);
+    pml_status status = pml_shard_read(s->shard, place, n, s->ids + at, s->row_labels, err);
+    if (status != PML_OK)
+        return status;
     for (int32_t i = 0; i < n; i++) {
         s->positions[at + i] = i;
-        s->places[at + i] = pml_shard_offset(s->shard, row) + i;
+        s->places[at + i] = place + i;
     }
     for (int32_t i = 0; i + 1 < n; i++) {
         if (labels[i + 1] == NO_LABEL)
@@ -424,6 +467,7 @@ static void put_row(pml_sampler *s, int64_t row, pml_batch *b)
     s->cu_seqlens[++b->n_docs] = b->n_tokens;
     if (n > b->max_doc)
         b->max_doc = n;
+    return PML_OK;
 }
 
 pml_status pml_sampler_batch(pml_sampler *sampler, pml_cursor cursor, int32_t index,
@@ -449,12 +493,13 @@ pml_status pml_sampler_batch(pml_sampler *sampler, pml_cursor cursor, int32_t in
     s->cu_seqlens[0] = 0;
     int64_t first, last;
     micro_range(s, cursor, index, &first, &last);
+    pml_status status = PML_OK;
     for (int64_t place = first; place < last; place++) {
         int64_t bin = s->order[place];
-        for (int64_t i = s->bin_first[bin]; i < s->bin_first[bin + 1]; i++)
-            put_row(s, s->bin_rows[i], batch);
+        for (int64_t i = s->bin_first[bin]; status == PML_OK && i < s->bin_first[bin + 1]; i++)
+            status = put_row(s, s->bin_rows[i], batch, err);
     }
-    return PML_OK;
+    return status;
 }
 
 pml_share pml_sampler_share(pml_sampler *sampler, pml_cursor cursor)

@@ -9,16 +9,16 @@
 #include "pml/base/path.h"
 #include "pml/model/safetensors.h"
 
-enum { NO_LABEL = -100 };
+enum { NO_LABEL = -100, CHECKED_AT_ONCE = 1 << 14 };
 
 struct pml_shard {
     pml_safetensors *file;
-    const int32_t *ids, *labels;
-    const int64_t *offsets;
+    const pml_stored *ids, *labels;
+    int64_t *offsets; /* [rows + 1] */
     int64_t rows, tokens;
 };
 
-/* A vector of n elements (n < 0: any length) of dtype, aligned so that it can be read in place. */
+/* A vector of n elements (n < 0: any length) of dtype. */
 static pml_status vector_of(const pml_safetensors *file, const char *path, const char *name,
                             pml_dtype dtype, int64_t n, const pml_stored **out, pml_error *err)
 {
@@ -28,35 +28,35 @@ static pml_status vector_of(const pml_safetensors *file, const char *path, const
     if (t->dtype != dtype || t->n_dims != 1 || (n >= 0 && t->shape[0] != n))
         return PML_FAIL(err, PML_CORRUPT, "%s: %s is not a vector of %s of the right length", path,
                         name, pml_dtype_name(dtype));
-    if ((uintptr_t)t->data % pml_dtype_size(dtype) != 0)
-        return PML_FAIL(err, PML_CORRUPT, "%s: %s is not aligned", path, name);
     *out = t;
     return PML_OK;
 }
 
 static pml_status find_tensors(pml_shard *shard, const char *path, pml_error *err)
 {
-    const pml_stored *ids, *labels, *offsets;
+    const pml_stored *offsets = NULL;
     const char *format = pml_safetensors_metadata(shard->file, "format");
     if (format == NULL || strcmp(format, "pml-shard-1") != 0)
         return PML_FAIL(err, PML_CORRUPT,
                         "%s is not a token shard of this version (format %.40s, not pml-shard-1)",
                         path, format != NULL ? format : "none");
-    pml_status status = vector_of(shard->file, path, "input_ids", PML_I32, -1, &ids, err);
+    pml_status status = vector_of(shard->file, path, "input_ids", PML_I32, -1, &shard->ids, err);
     if (status == PML_OK)
-        status = vector_of(shard->file, path, "labels", PML_I32, ids->elements, &labels, err);
+        status = vector_of(shard->file, path, "labels", PML_I32, shard->ids->elements,
+                           &shard->labels, err);
     if (status == PML_OK)
         status = vector_of(shard->file, path, "offsets", PML_I64, -1, &offsets, err);
     if (status != PML_OK)
         return status;
     if (offsets->elements < 1)
         return PML_FAIL(err, PML_CORRUPT, "%s: offsets is empty", path);
-    shard->ids = ids->data;
-    shard->labels = labels->data;
-    shard->offsets = offsets->data;
-    shard->tokens = ids->elements;
+    shard->tokens = shard->ids->elements;
     shard->rows = offsets->elements - 1;
-    return PML_OK;
+    shard->offsets = malloc(offsets->bytes);
+    if (shard->offsets == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the %lld rows of %s",
+                        (long long)shard->rows, path);
+    return pml_stored_read(offsets, 0, offsets->bytes, shard->offsets, err);
 }
 
 static pml_status check_offsets(const pml_shard *shard, const char *path, pml_error *err)
@@ -78,24 +78,49 @@ static pml_status check_offsets(const pml_shard *shard, const char *path, pml_er
     return PML_OK;
 }
 
-static pml_status check_row(const pml_shard *shard, int64_t row, int32_t vocab, const char *path,
-                            pml_error *err)
+/* The row of a token. */
+static int64_t row_of(const pml_shard *shard, int64_t token)
 {
-    const int32_t *ids, *labels;
-    int32_t n = pml_shard_row(shard, row, &ids, &labels);
-    for (int32_t i = 0; i < n; i++) {
-        if (ids[i] < 0 || ids[i] >= vocab)
-            return PML_FAIL(err, PML_INVALID,
-                            "%s: row %lld has token id %d at position %d, the model's vocabulary "
-                            "has %d; the data was tokenised for another model",
-                            path, (long long)row, (int)ids[i], (int)i, (int)vocab);
-        if (labels[i] != NO_LABEL && (labels[i] < 0 || labels[i] >= vocab))
-            return PML_FAIL(err, PML_INVALID,
-                            "%s: row %lld has label %d at position %d; a label is a token id below "
-                            "%d, or -100 for none",
-                            path, (long long)row, (int)labels[i], (int)i, (int)vocab);
+    int64_t row = 0;
+    while (shard->offsets[row + 1] <= token)
+        row++;
+    return row;
+}
+
+static pml_status check_token(const pml_shard *shard, int64_t token, int32_t id, int32_t label,
+                              int32_t vocab, const char *path, pml_error *err)
+{
+    const bool known = id >= 0 && id < vocab;
+    if (known && (label == NO_LABEL || (label >= 0 && label < vocab)))
+        return PML_OK;
+    const int64_t row = row_of(shard, token), position = token - shard->offsets[row];
+    if (!known)
+        return PML_FAIL(err, PML_INVALID,
+                        "%s: row %lld has token id %d at position %lld, the model's vocabulary "
+                        "has %d; the data was tokenised for another model",
+                        path, (long long)row, (int)id, (long long)position, (int)vocab);
+    return PML_FAIL(err, PML_INVALID,
+                    "%s: row %lld has label %d at position %lld; a label is a token id below "
+                    "%d, or -100 for none",
+                    path, (long long)row, (int)label, (long long)position, (int)vocab);
+}
+
+static pml_status check_tokens(const pml_shard *shard, int32_t vocab, const char *path,
+                               pml_error *err)
+{
+    int32_t *ids = malloc(2 * CHECKED_AT_ONCE * sizeof *ids);
+    if (ids == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to check %s", path);
+    const int32_t *labels = ids + CHECKED_AT_ONCE;
+    pml_status status = PML_OK;
+    for (int64_t at = 0; status == PML_OK && at < shard->tokens; at += CHECKED_AT_ONCE) {
+        int64_t left = shard->tokens - at, n = left < CHECKED_AT_ONCE ? left : CHECKED_AT_ONCE;
+        status = pml_shard_read(shard, at, n, ids, ids + CHECKED_AT_ONCE, err);
+        for (int64_t i = 0; status == PML_OK && i < n; i++)
+            status = check_token(shard, at + i, ids[i], labels[i], vocab, path, err);
     }
-    return PML_OK;
+    free(ids);
+    return status;
 }
 
 pml_status pml_shard_verify(const char *path, pml_error *err)
@@ -134,8 +159,8 @@ pml_status pml_shard_open(const char *path, int32_t vocab, pml_shard **shard, pm
         status = find_tensors(s, path, err);
     if (status == PML_OK)
         status = check_offsets(s, path, err);
-    for (int64_t row = 0; status == PML_OK && row < s->rows; row++)
-        status = check_row(s, row, vocab, path, err);
+    if (status == PML_OK)
+        status = check_tokens(s, vocab, path, err);
     if (status != PML_OK) {
         pml_shard_close(&s);
         return status;
@@ -146,8 +171,10 @@ pml_status pml_shard_open(const char *path, int32_t vocab, pml_shard **shard, pm
 
 void pml_shard_close(pml_shard **shard)
 {
-    if (*shard != NULL)
-        pml_safetensors_close(&(*shard)->file);
+    if (*shard == NULL)
+        return;
+    pml_safetensors_close(&(*shard)->file);
+    free((*shard)->offsets);
     free(*shard);
     *shard = NULL;
 }
@@ -162,16 +189,24 @@ int64_t pml_shard_tokens(const pml_shard *shard)
     return shard->tokens;
 }
 
-int32_t pml_shard_row(const pml_shard *shard, int64_t row, const int32_t **ids,
-                      const int32_t **labels)
+int32_t pml_shard_length(const pml_shard *shard, int64_t row)
 {
-    int64_t first = shard->offsets[row];
-    *ids = shard->ids + first;
-    *labels = shard->labels + first;
-    return (int32_t)(shard->offsets[row + 1] - first);
+    return (int32_t)(shard->offsets[row + 1] - shard->offsets[row]);
 }
 
 int64_t pml_shard_offset(const pml_shard *shard, int64_t row)
 {
     return shard->offsets[row];
+}
+
+pml_status pml_shard_read(const pml_shard *shard, int64_t first, int64_t n, int32_t *ids,
+                          int32_t *labels, pml_error *err)
+{
+    const size_t skip = (size_t)first * sizeof *ids, bytes = (size_t)n * sizeof *ids;
+    pml_status status = PML_OK;
+    if (ids != NULL)
+        status = pml_stored_read(shard->ids, skip, bytes, ids, err);
+    if (status == PML_OK && labels != NULL)
+        status = pml_stored_read(shard->labels, skip, bytes, labels, err);
+    return status;
 }

@@ -4,24 +4,29 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "pml/model/convert.h"
 #include "pml/model/gguf.h"
 
-enum { NESTING_MAX = 4 };
+enum { NESTING_MAX = 4, WINDOW = 1 << 16 };
+
+/* No key, name or template is longer; arrays, where most of a header is, are not kept. */
+enum { TEXT_MAX = 16 << 20 };
 
 typedef struct pair {
-    const char *key, *value;
-    uint64_t key_length, value_length; /* of a string */
+    char *key, *value;                 /* ours; value: of a string */
+    uint64_t key_length, value_length; /* not terminated */
     uint32_t kind;
 } pair;
 
 struct pml_gguf {
-    unsigned char *base;
-    size_t size, at;
+    int fd;
+    uint64_t size, at;
+    unsigned char *window; /* of the file, while its header is read */
+    uint64_t window_at;
+    size_t window_bytes;
     pair *pairs;
     size_t n_pairs;
     pml_gguf_tensor *tensors;
@@ -33,37 +38,64 @@ struct pml_gguf {
 
 static pml_status cut_off(const pml_gguf *g, pml_error *err)
 {
-    return PML_FAIL(err, PML_CORRUPT, "%s ends in the middle of its header, at byte %zu", g->name,
-                    g->at);
+    return PML_FAIL(err, PML_CORRUPT, "%s ends in the middle of its header, at byte %llu", g->name,
+                    (unsigned long long)g->at);
 }
 
-static pml_status take(pml_gguf *g, uint64_t bytes, const unsigned char **out, pml_error *err)
+static pml_status skip(pml_gguf *g, uint64_t bytes, pml_error *err)
 {
     if (bytes > g->size - g->at)
         return cut_off(g, err);
-    *out = g->base + g->at;
-    g->at += (size_t)bytes;
+    g->at += bytes;
     return PML_OK;
+}
+
+/* The next bytes, at most a window of them, which stay until more are taken. */
+static pml_status take(pml_gguf *g, size_t bytes, const unsigned char **out, pml_error *err)
+{
+    const uint64_t from = g->at;
+    pml_status status = skip(g, bytes, err);
+    if (status != PML_OK)
+        return status;
+    if (from < g->window_at || g->at > g->window_at + g->window_bytes) {
+        const pml_file_at place = {g->fd, from, g->name};
+        g->window_at = from;
+        g->window_bytes = g->size - from < WINDOW ? (size_t)(g->size - from) : WINDOW;
+        status = pml_file_at_read(&place, g->window, g->window_bytes, err);
+        if (status != PML_OK)
+            g->window_bytes = 0;
+    }
+    *out = g->window + (from - g->window_at);
+    return status;
 }
 
 static pml_status take_number(pml_gguf *g, int bytes, uint64_t *value, pml_error *err)
 {
     const unsigned char *from = NULL;
-    pml_status status = take(g, (uint64_t)bytes, &from, err);
+    pml_status status = take(g, (size_t)bytes, &from, err);
     *value = 0;
     for (int i = 0; status == PML_OK && i < bytes; i++)
         *value |= (uint64_t)from[i] << (8 * i);
     return status;
 }
 
-static pml_status take_string(pml_gguf *g, const char **text, uint64_t *length, pml_error *err)
+/* The caller's to free. */
+static pml_status take_string(pml_gguf *g, char **text, uint64_t *length, pml_error *err)
 {
-    const unsigned char *from = NULL;
+    *text = NULL;
     pml_status status = take_number(g, 8, length, err);
+    const pml_file_at place = {g->fd, g->at, g->name};
     if (status == PML_OK)
-        status = take(g, *length, &from, err);
-    *text = (const char *)from;
-    return status;
+        status = skip(g, *length, err);
+    if (status == PML_OK && *length > TEXT_MAX)
+        return PML_FAIL(err, PML_UNSUPPORTED, "%s: a text of %llu bytes in its header", g->name,
+                        (unsigned long long)*length);
+    if (status != PML_OK)
+        return status;
+    *text = malloc(*length > 0 ? (size_t)*length : 1);
+    if (*text == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the header of %s", g->name);
+    return pml_file_at_read(&place, *text, (size_t)*length, err);
 }
 
 /* ---- pairs ---- */
@@ -74,6 +106,7 @@ static int kind_bytes(uint64_t kind)
     return kind < PMLI_KIND_COUNT ? bytes[kind] : 0;
 }
 
+/* p: whose value a string is; NULL: an array's item. */
 static pml_status skip_value(pml_gguf *g, uint64_t kind, int depth, pair *p, pml_error *err);
 
 static pml_status skip_array(pml_gguf *g, int depth, pml_error *err)
@@ -87,11 +120,9 @@ static pml_status skip_array(pml_gguf *g, int depth, pml_error *err)
     if (depth == NESTING_MAX)
         return PML_FAIL(err, PML_CORRUPT, "%s: arrays within arrays, %d deep", g->name, depth);
     int size = kind_bytes(kind);
-    if (size > 0) {
-        const unsigned char *from;
+    if (size > 0)
         return __builtin_mul_overflow(count, (uint64_t)size, &bytes) ? cut_off(g, err)
-                                                                     : take(g, bytes, &from, err);
-    }
+                                                                     : skip(g, bytes, err);
     for (uint64_t i = 0; status == PML_OK && i < count; i++)
         status = skip_value(g, kind, depth + 1, NULL, err);
     return status;
@@ -99,24 +130,19 @@ static pml_status skip_array(pml_gguf *g, int depth, pml_error *err)
 
 static pml_status skip_value(pml_gguf *g, uint64_t kind, int depth, pair *p, pml_error *err)
 {
-    const unsigned char *from = NULL;
-    const char *text;
     uint64_t length;
-    pml_status status;
     if (kind == PMLI_KIND_ARRAY)
         return skip_array(g, depth, err);
+    if (kind == PMLI_KIND_STRING && p != NULL)
+        return take_string(g, &p->value, &p->value_length, err);
     if (kind == PMLI_KIND_STRING) {
-        status = take_string(g, &text, &length, err);
-        if (p != NULL && status == PML_OK) {
-            p->value = text;
-            p->value_length = length;
-        }
-        return status;
+        pml_status status = take_number(g, 8, &length, err);
+        return status == PML_OK ? skip(g, length, err) : status;
     }
     if (kind_bytes(kind) == 0)
         return PML_FAIL(err, PML_CORRUPT, "%s: a value of unknown type %llu", g->name,
                         (unsigned long long)kind);
-    return take(g, (uint64_t)kind_bytes(kind), &from, err);
+    return skip(g, (uint64_t)kind_bytes(kind), err);
 }
 
 static pml_status read_pairs(pml_gguf *g, uint64_t count, pml_error *err)
@@ -144,12 +170,14 @@ static pml_status read_pairs(pml_gguf *g, uint64_t count, pml_error *err)
 
 static pml_status read_record(pml_gguf *g, pml_gguf_tensor *t, uint64_t *offset, pml_error *err)
 {
-    const char *name = NULL;
+    const unsigned char *name = NULL;
     uint64_t length = 0, n_dims = 0, type = 0;
-    pml_status status = take_string(g, &name, &length, err);
+    pml_status status = take_number(g, 8, &length, err);
     if (status == PML_OK && (length == 0 || length >= sizeof t->name))
         return PML_FAIL(err, PML_CORRUPT, "%s: a tensor's name has %llu bytes", g->name,
                         (unsigned long long)length);
+    if (status == PML_OK)
+        status = take(g, (size_t)length, &name, err);
     if (status == PML_OK && memchr(name, '\0', (size_t)length) != NULL) /* ours would end there */
         return PML_FAIL(err, PML_CORRUPT, "%s: a tensor's name has a zero byte in it", g->name);
     if (status == PML_OK)
@@ -178,8 +206,8 @@ static pml_status read_record(pml_gguf *g, pml_gguf_tensor *t, uint64_t *offset,
     return status;
 }
 
-static pml_status place(const pml_gguf *g, pml_gguf_tensor *t, size_t data, uint64_t offset,
-                        pml_error *err)
+static pml_status put_place(const pml_gguf *g, pml_gguf_tensor *t, uint64_t data, uint64_t offset,
+                            pml_error *err)
 {
     uint64_t row = pml_gguf_row_bytes(t->type, t->size[0]), end;
     if (row == 0)
@@ -192,7 +220,7 @@ static pml_status place(const pml_gguf *g, pml_gguf_tensor *t, size_t data, uint
         end > g->size - data)
         return PML_FAIL(err, PML_CORRUPT, "%s: tensor '%s' lies beyond the file's end", g->name,
                         t->name);
-    t->data = g->base + data + offset;
+    t->place = (pml_file_at){g->fd, data + offset, g->name};
     return PML_OK;
 }
 
@@ -207,47 +235,39 @@ static pml_status read_tensors(pml_gguf *g, uint64_t count, pml_error *err)
         status = PML_FAIL(err, PML_NO_MEMORY, "no memory for the header of %s", g->name);
     for (uint64_t i = 0; status == PML_OK && i < count; i++)
         status = read_record(g, &g->tensors[g->n_tensors++], &offsets[i], err);
-    size_t data = (g->at + PML_GGUF_ALIGN - 1) / PML_GGUF_ALIGN * PML_GGUF_ALIGN;
+    uint64_t data = (g->at + PML_GGUF_ALIGN - 1) / PML_GGUF_ALIGN * PML_GGUF_ALIGN;
     if (status == PML_OK && count > 0 && data > g->size)
         status = cut_off(g, err);
     for (uint64_t i = 0; status == PML_OK && i < count; i++)
-        status = place(g, &g->tensors[i], data, offsets[i], err);
+        status = put_place(g, &g->tensors[i], data, offsets[i], err);
     free(offsets);
     return status;
 }
 
 /* ---- opening ---- */
 
-static pml_status map_file(pml_gguf *g, const char *path, pml_error *err)
+static pml_status open_file(pml_gguf *g, const char *path, pml_error *err)
 {
     struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+    g->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (g->fd < 0)
         return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", path,
                         strerror(errno));
-    pml_status status = PML_OK;
-    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < PMLI_GGUF_HEADER) {
-        status = PML_FAIL(err, PML_CORRUPT, "%s is no GGUF file: it is too short", path);
-    } else {
-        void *base = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (base == MAP_FAILED) {
-            status = PML_FAIL(err, PML_IO, "cannot map %s: %s", path, strerror(errno));
-        } else {
-            g->base = base;
-            g->size = (size_t)info.st_size;
-        }
-    }
-    close(fd);
-    return status;
+    if (fstat(g->fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < PMLI_GGUF_HEADER)
+        return PML_FAIL(err, PML_CORRUPT, "%s is no GGUF file: it is too short", path);
+    g->size = (uint64_t)info.st_size;
+    return PML_OK;
 }
 
 static pml_status read_all(pml_gguf *g, pml_error *err)
 {
     uint64_t version = 0, tensors = 0, pairs = 0;
-    if (memcmp(g->base, "GGUF", 4) != 0)
+    const unsigned char *magic = NULL;
+    pml_status status = take(g, 4, &magic, err);
+    if (status == PML_OK && memcmp(magic, "GGUF", 4) != 0)
         return PML_FAIL(err, PML_CORRUPT, "%s is no GGUF file", g->name);
-    g->at = 4;
-    pml_status status = take_number(g, 4, &version, err);
+    if (status == PML_OK)
+        status = take_number(g, 4, &version, err);
     if (status == PML_OK && version != PMLI_GGUF_VERSION)
         return PML_FAIL(err, PML_UNSUPPORTED, "%s is GGUF of version %llu; read is 3", g->name,
                         (unsigned long long)version);
@@ -267,9 +287,15 @@ pml_status pml_gguf_open(const char *path, pml_gguf **file, pml_error *err)
     if (g == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to read %s", path);
     strncpy(g->name, path, sizeof g->name - 1);
-    pml_status status = map_file(g, path, err);
+    g->fd = -1;
+    g->window = malloc(WINDOW);
+    pml_status status = g->window != NULL
+                            ? open_file(g, path, err)
+                            : PML_FAIL(err, PML_NO_MEMORY, "no memory to read %s", path);
     if (status == PML_OK)
         status = read_all(g, err);
+    free(g->window);
+    g->window = NULL;
     if (status != PML_OK) {
         pml_gguf_close(&g);
         return status;
@@ -280,13 +306,18 @@ pml_status pml_gguf_open(const char *path, pml_gguf **file, pml_error *err)
 
 void pml_gguf_close(pml_gguf **file)
 {
-    if (*file == NULL)
+    pml_gguf *g = *file;
+    if (g == NULL)
         return;
-    if ((*file)->base != NULL)
-        munmap((*file)->base, (*file)->size);
-    free((*file)->pairs);
-    free((*file)->tensors);
-    free(*file);
+    if (g->fd >= 0)
+        close(g->fd);
+    for (size_t i = 0; i < g->n_pairs; i++) {
+        free(g->pairs[i].key);
+        free(g->pairs[i].value);
+    }
+    free(g->pairs);
+    free(g->tensors);
+    free(g);
     *file = NULL;
 }
 
@@ -338,16 +369,10 @@ static void unpack_q8(const unsigned char *from, uint64_t n, float *to)
     }
 }
 
-pml_status pml_gguf_to_f32(const pml_gguf_tensor *t, uint64_t first, uint64_t n, float *to,
-                           pml_error *err)
+static pml_status unpack(pml_gguf_type type, const unsigned char *from, uint64_t n, float *to,
+                         pml_error *err)
 {
-    uint64_t skip = pml_gguf_row_bytes(t->type, first);
-    if (first > t->elements || n > t->elements - first || (first > 0 && skip == 0) ||
-        (n > 0 && pml_gguf_row_bytes(t->type, n) == 0))
-        return PML_FAIL(err, PML_INVALID, "'%s' has no elements %llu to %llu", t->name,
-                        (unsigned long long)first, (unsigned long long)(first + n));
-    const unsigned char *from = (const unsigned char *)t->data + skip;
-    switch (t->type) {
+    switch (type) {
     case PML_GGUF_F32:
         return pml_convert_to_f32(from, PML_F32, (size_t)n, to, err);
     case PML_GGUF_F16:
@@ -358,5 +383,29 @@ pml_status pml_gguf_to_f32(const pml_gguf_tensor *t, uint64_t first, uint64_t n,
         unpack_q8(from, n, to);
         return PML_OK;
     }
-    return PML_FAIL(err, PML_UNSUPPORTED, "'%s' has type %d", t->name, (int)t->type);
+    return PML_FAIL(err, PML_INTERNAL, "type %d of a tensor was let in", (int)type);
+}
+
+pml_status pml_gguf_to_f32(const pml_gguf_tensor *t, uint64_t first, uint64_t n, float *to,
+                           pml_error *err)
+{
+    enum { AT_ONCE = 64 * PML_GGUF_Q8_BLOCK };
+    unsigned char piece[AT_ONCE * sizeof(float)];
+    const uint64_t skipped = pml_gguf_row_bytes(t->type, first);
+    if (first > t->elements || n > t->elements - first || (first > 0 && skipped == 0) ||
+        (n > 0 && pml_gguf_row_bytes(t->type, n) == 0))
+        return PML_FAIL(err, PML_INVALID, "'%s' has no elements %llu to %llu", t->name,
+                        (unsigned long long)first, (unsigned long long)(first + n));
+    pml_status status = PML_OK;
+    pml_file_at from = t->place;
+    from.at += skipped;
+    for (uint64_t done = 0; status == PML_OK && done < n; done += AT_ONCE) {
+        const uint64_t part = n - done < AT_ONCE ? n - done : AT_ONCE;
+        const size_t bytes = (size_t)pml_gguf_row_bytes(t->type, part);
+        status = pml_file_at_read(&from, piece, bytes, err);
+        if (status == PML_OK)
+            status = unpack(t->type, piece, part, to + done, err);
+        from.at += bytes;
+    }
+    return status;
 }

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,18 +22,16 @@ static const pml_json_limits index_limits = {100 * 1000 * 1000, 8};
 
 enum { SHARDS_MAX = 4096 };
 
-/* One open file and its mapping. Names and metadata point into its parsed header, which therefore
- * stays. */
-typedef struct mapped {
+/* One open file. Names and metadata point into its parsed header, which therefore stays. */
+typedef struct opened {
     char *path;
     int fd;
-    unsigned char *base;
-    size_t size, begin; /* of the file; where its data section begins */
+    uint64_t size, begin; /* of the file; where its data section begins */
     pml_json *header;
-} mapped;
+} opened;
 
 struct pml_safetensors {
-    mapped *files;
+    opened *files;
     size_t n_files, files_capacity;
     pml_stored *tensors; /* in order of name */
     size_t n_tensors, tensors_capacity;
@@ -60,7 +57,7 @@ static unsigned dtype_bits(const char *name)
 
 /* ---- one tensor's entry ---- */
 
-static pml_status read_shape(const mapped *file, const pml_json *entry, pml_stored *t,
+static pml_status read_shape(const opened *file, const pml_json *entry, pml_stored *t,
                              pml_error *err)
 {
     const pml_json *shape = pml_json_field(entry, "shape");
@@ -83,7 +80,7 @@ static pml_status read_shape(const mapped *file, const pml_json *entry, pml_stor
     return PML_OK;
 }
 
-static pml_status read_dtype(const mapped *file, const pml_json *entry, pml_stored *t,
+static pml_status read_dtype(const opened *file, const pml_json *entry, pml_stored *t,
                              pml_error *err)
 {
     t->dtype_name = pml_json_as_string(pml_json_field(entry, "dtype"));
@@ -102,10 +99,10 @@ static pml_status read_dtype(const mapped *file, const pml_json *entry, pml_stor
     return PML_OK;
 }
 
-/* data: where the data section begins; space: its bytes. */
-static pml_status read_entry(const mapped *file, const char *name, const pml_json *entry,
-                             const unsigned char *data, size_t space, pml_stored *t, pml_error *err)
+static pml_status read_entry(const opened *file, const char *name, const pml_json *entry,
+                             pml_stored *t, pml_error *err)
 {
+    const uint64_t space = file->size - file->begin;
     *t = (pml_stored){.name = name, .path = file->path};
     if (pml_json_kind_of(entry) != PML_JSON_OBJECT)
         return PML_FAIL(err, PML_CORRUPT, "%s: header entry %.200s is not an object", file->path,
@@ -122,27 +119,27 @@ static pml_status read_entry(const mapped *file, const char *name, const pml_jso
         !pml_json_as_int(pml_json_item(offsets, 1), &last))
         return PML_FAIL(err, PML_CORRUPT, "%s: tensor %s has no data_offsets", file->path, name);
     if (first < 0 || last < first || (uint64_t)last > space)
-        return PML_FAIL(err, PML_CORRUPT,
-                        "%s: tensor %s lies outside the file (bytes %lld to %lld of %zu); the file "
-                        "is cut short or damaged, fetch it again",
-                        file->path, name, (long long)first, (long long)last, space);
+        return PML_FAIL(
+            err, PML_CORRUPT,
+            "%s: tensor %s lies outside the file (bytes %lld to %lld of %llu); the file "
+            "is cut short or damaged, fetch it again",
+            file->path, name, (long long)first, (long long)last, (unsigned long long)space);
     if ((uint64_t)(last - first) != t->bytes)
         return PML_FAIL(err, PML_CORRUPT,
                         "%s: tensor %s has %lld bytes where its shape and dtype need %zu",
                         file->path, name, (long long)(last - first), t->bytes);
-    t->data = data + first;
     t->fd = file->fd;
-    t->at = (uint64_t)(data + first - file->base);
+    t->at = file->begin + (uint64_t)first;
     return PML_OK;
 }
 
 /* ---- one file ---- */
 
-static int by_address(const void *a, const void *b)
+static int by_place(const void *a, const void *b)
 {
     const pml_stored *x = a, *y = b;
-    if (x->data != y->data)
-        return (const char *)x->data < (const char *)y->data ? -1 : 1;
+    if (x->at != y->at)
+        return x->at < y->at ? -1 : 1;
     return (x->bytes > y->bytes) - (x->bytes < y->bytes); /* empty tensors first */
 }
 
@@ -152,25 +149,23 @@ static int by_name(const void *a, const void *b)
 }
 
 /* The tensors tile the data section: no hole, no overlap, nothing after the last. */
-static pml_status check_tiling(const mapped *file, pml_stored *tensors, size_t n,
-                               const unsigned char *data, size_t space, pml_error *err)
+static pml_status check_tiling(const opened *file, pml_stored *tensors, size_t n, pml_error *err)
 {
-    qsort(tensors, n, sizeof *tensors, by_address);
-    const unsigned char *at = data;
+    qsort(tensors, n, sizeof *tensors, by_place);
+    uint64_t at = file->begin;
     for (size_t i = 0; i < n; i++) {
-        const unsigned char *begin = tensors[i].data;
-        if (begin != at)
+        if (tensors[i].at != at)
             return PML_FAIL(err, PML_CORRUPT, "%s: %s before tensor %s", file->path,
-                            begin < at ? "overlapping data" : "a hole", tensors[i].name);
-        at = begin + tensors[i].bytes;
+                            tensors[i].at < at ? "overlapping data" : "a hole", tensors[i].name);
+        at += tensors[i].bytes;
     }
-    if (at != data + space)
-        return PML_FAIL(err, PML_CORRUPT, "%s: %zu bytes after the last tensor, %s", file->path,
-                        (size_t)(data + space - at), tensors[n - 1].name);
+    if (at != file->size)
+        return PML_FAIL(err, PML_CORRUPT, "%s: %llu bytes after the last tensor, %s", file->path,
+                        (unsigned long long)(file->size - at), tensors[n - 1].name);
     return PML_OK;
 }
 
-static pml_status check_metadata(const mapped *file, const pml_json *metadata, pml_error *err)
+static pml_status check_metadata(const opened *file, const pml_json *metadata, pml_error *err)
 {
     const char *key;
     const pml_json *value;
@@ -186,7 +181,7 @@ static pml_status check_metadata(const mapped *file, const pml_json *metadata, p
     return PML_OK;
 }
 
-static pml_status map_file(const char *path, mapped *file, pml_error *err)
+static pml_status open_file(const char *path, opened *file, pml_error *err)
 {
     struct stat info;
     pml_status status = PML_OK;
@@ -205,21 +200,15 @@ static pml_status map_file(const char *path, mapped *file, pml_error *err)
         status = PML_FAIL(err, PML_CORRUPT, "%s: %lld bytes are too few for a safetensors file",
                           path, (long long)info.st_size);
     } else {
-        void *base = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (base == MAP_FAILED)
-            status = PML_FAIL(err, errno == ENOMEM ? PML_NO_MEMORY : PML_IO, "cannot map %s: %s",
-                              path, strerror(errno));
-        else
-            *file = (mapped){.fd = fd, .base = base, .size = (size_t)info.st_size};
+        *file = (opened){.fd = fd, .size = (uint64_t)info.st_size};
     }
     if (status != PML_OK)
         close(fd);
     return status;
 }
 
-static void unmap_file(mapped *file)
+static void close_file(opened *file)
 {
-    munmap(file->base, file->size);
     close(file->fd);
     pml_json_destroy(&file->header);
     free(file->path);
@@ -233,8 +222,7 @@ static uint64_t load_u64(const unsigned char *bytes)
     return value;
 }
 
-/* Read, not looked at in the mapping: a file may be cut short at any time. */
-static pml_status read_header(mapped *file, pml_error *err)
+static pml_status read_header(opened *file, pml_error *err)
 {
     pml_file_at from = {file->fd, 0, file->path};
     unsigned char length[9];
@@ -244,16 +232,16 @@ static pml_status read_header(mapped *file, pml_error *err)
     uint64_t n = load_u64(length);
     if (n > header_limits.bytes || n > file->size - 8)
         return PML_FAIL(err, PML_CORRUPT,
-                        "%s: a header of %llu bytes cannot be in a file of %zu; it is cut short, "
+                        "%s: a header of %llu bytes cannot be in a file of %llu; it is cut short, "
                         "damaged, or not a safetensors file",
-                        file->path, (unsigned long long)n, file->size);
+                        file->path, (unsigned long long)n, (unsigned long long)file->size);
     if (length[8] != '{')
         return PML_FAIL(err, PML_CORRUPT, "%s is not a safetensors file", file->path);
     char *text = malloc((size_t)n + 1); /* n may be 0 */
     if (text == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the header of %s", file->path);
     from.at = 8;
-    file->begin = 8 + (size_t)n;
+    file->begin = 8 + n;
     status = pml_file_at_read(&from, text, (size_t)n, err);
     if (status == PML_OK)
         status = pml_json_parse(text, (size_t)n, file->path, &header_limits, &file->header, err);
@@ -276,14 +264,12 @@ static pml_status reserve_tensors(pml_safetensors *st, size_t n, pml_error *err)
     return PML_OK;
 }
 
-static pml_status add_tensors(pml_safetensors *st, mapped *file, pml_error *err)
+static pml_status add_tensors(pml_safetensors *st, opened *file, pml_error *err)
 {
     const char *key;
     const pml_json *value;
     void *cursor = NULL;
     size_t first = st->n_tensors;
-    const unsigned char *data = file->base + file->begin;
-    size_t space = file->size - file->begin;
     while (pml_json_next(file->header, &cursor, &key, &value)) {
         pml_status status;
         if (strcmp(key, "__metadata__") == 0) {
@@ -291,28 +277,28 @@ static pml_status add_tensors(pml_safetensors *st, mapped *file, pml_error *err)
         } else {
             status = reserve_tensors(st, 1, err);
             if (status == PML_OK)
-                status =
-                    read_entry(file, key, value, data, space, &st->tensors[st->n_tensors], err);
+                status = read_entry(file, key, value, &st->tensors[st->n_tensors], err);
             st->n_tensors += status == PML_OK;
         }
         if (status != PML_OK)
             return status;
     }
     if (st->n_tensors == first) /* nothing to sort; qsort wants an array */
-        return space == 0 ? PML_OK
-                          : PML_FAIL(err, PML_CORRUPT, "%s: data without tensors", file->path);
-    return check_tiling(file, st->tensors + first, st->n_tensors - first, data, space, err);
+        return file->begin == file->size
+                   ? PML_OK
+                   : PML_FAIL(err, PML_CORRUPT, "%s: data without tensors", file->path);
+    return check_tiling(file, st->tensors + first, st->n_tensors - first, err);
 }
 
-/* Map path, check it, add its tensors (in order of address). */
+/* Open path, check it, add its tensors (in order of place). */
 static pml_status add_file(pml_safetensors *st, const char *path, pml_error *err)
 {
-    mapped *wider = pml_table_room(st->files, &st->files_capacity, st->n_files + 1, sizeof *wider);
+    opened *wider = pml_table_room(st->files, &st->files_capacity, st->n_files + 1, sizeof *wider);
     if (wider == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to open %s", path);
     st->files = wider;
-    mapped *file = &st->files[st->n_files];
-    pml_status status = map_file(path, file, err);
+    opened *file = &st->files[st->n_files];
+    pml_status status = open_file(path, file, err);
     if (status != PML_OK)
         return status;
     st->n_files++;
@@ -487,7 +473,7 @@ void pml_safetensors_close(pml_safetensors **file)
     if (st == NULL)
         return;
     for (size_t i = 0; i < st->n_files; i++)
-        unmap_file(&st->files[i]);
+        close_file(&st->files[i]);
     free(st->files);
     free(st->tensors);
     free(st);

@@ -1,15 +1,21 @@
 #include "shard_file.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "pml/data/sampler.h"
+
 static void test_rows_as_written(void **state)
 {
     (void)state;
     const int32_t lengths[] = {3, 1, 4};
     pml_shard *shard = made_shard("good", lengths, 3);
-    const int32_t *ids, *labels;
+    int32_t ids[4], labels[4];
     assert_int_equal(pml_shard_rows(shard), 3);
     assert_int_equal(pml_shard_tokens(shard), 8);
     for (int32_t r = 0; r < 3; r++) {
-        assert_int_equal(pml_shard_row(shard, r, &ids, &labels), lengths[r]);
+        assert_int_equal(pml_shard_length(shard, r), lengths[r]);
+        EXPECT_OK(pml_shard_read(shard, pml_shard_offset(shard, r), lengths[r], ids, labels, e));
         for (int32_t t = 0; t < lengths[r]; t++) {
             assert_int_equal(ids[t], r * 1000 + t);
             assert_int_equal(labels[t], (r + t) % 5 == 4 ? -100 : r * 1000 + t);
@@ -83,8 +89,8 @@ static void test_refuses_other_files(void **state)
     assert_null(shard);
 }
 
-/* Data that does not begin at a multiple of its element must not be read in place. */
-static void test_refuses_misaligned_data(void **state)
+/* Data may begin at any byte. */
+static void test_reads_misaligned_data(void **state)
 {
     (void)state;
     static const char header[] =
@@ -95,28 +101,60 @@ static void test_refuses_misaligned_data(void **state)
     for (size_t pad = 0; pad < 8; pad++) {
         unsigned char bytes[512] = {0};
         pml_shard *shard = NULL;
+        int32_t id = 0, label = 0;
         size_t n = strlen(header) + pad;
         bytes[0] = (unsigned char)n;
         bytes[1] = (unsigned char)(n >> 8);
         memset(bytes + 8, ' ', n);
         memcpy(bytes + 8, header, strlen(header));
         bytes[8 + n + 8] = 1; /* offsets 0, 1 */
+        bytes[8 + n + 16] = 7;
+        bytes[8 + n + 20] = 9;
         put_file(scratch("pad"), bytes, 8 + n + 24);
-        if ((8 + n) % 8 == 0)
-            EXPECT_OK(pml_shard_open(scratch("pad"), 10, &shard, e));
-        else
-            EXPECT_FAIL(PML_CORRUPT, "aligned", pml_shard_open(scratch("pad"), 10, &shard, e));
+        EXPECT_OK(pml_shard_open(scratch("pad"), 10, &shard, e));
+        EXPECT_OK(pml_shard_read(shard, 0, 1, &id, &label, e));
+        assert_int_equal(id, 7);
+        assert_int_equal(label, 9);
         pml_shard_close(&shard);
     }
+}
+
+/* Cut short in place after it was opened: what is still there can be drawn, what is not is an error
+ * that names the file and the byte. */
+static void test_cut_short_while_open(void **state)
+{
+    (void)state;
+    enum { ROWS = 5, LENGTH = 4096 };
+    const int32_t lengths[ROWS] = {LENGTH, LENGTH, LENGTH, LENGTH, LENGTH};
+    pml_shard *shard = made_shard("cut", lengths, ROWS);
+    const pml_sampler_options options = {
+        .batch_size = 1, .accumulation = 1, .world = 1, .max_length = LENGTH};
+    pml_sampler *sampler = NULL;
+    pml_batch batch;
+    pml_cursor at = {0, 0};
+    char words[64];
+    EXPECT_OK(pml_sampler_new(shard, &options, &sampler, e));
+    struct stat about;
+    assert_int_equal(stat(scratch("cut"), &about), 0);
+    const long long end = about.st_size - (long long)(2 * LENGTH * sizeof(int32_t)); /* of row 2 */
+    assert_int_equal(truncate(scratch("cut"), end), 0);
+    for (int row = 0; row < 3; row++, at = pml_sampler_next(sampler, at)) {
+        EXPECT_OK(pml_sampler_batch(sampler, at, 0, &batch, e));
+        assert_int_equal(batch.ids[LENGTH - 1], row * 1000 + LENGTH - 1);
+    }
+    snprintf(words, sizeof words, "cut has no byte %lld", end);
+    EXPECT_FAIL(PML_CORRUPT, words, pml_sampler_batch(sampler, at, 0, &batch, e));
+    pml_sampler_destroy(&sampler);
+    EXPECT_FAIL(PML_CORRUPT, words, pml_sampler_new(shard, &options, &sampler, e));
+    pml_shard_close(&shard);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows_as_written),
-        cmocka_unit_test(test_refuses_contents),
-        cmocka_unit_test(test_refuses_other_files),
-        cmocka_unit_test(test_refuses_misaligned_data),
+        cmocka_unit_test(test_rows_as_written),      cmocka_unit_test(test_refuses_contents),
+        cmocka_unit_test(test_refuses_other_files),  cmocka_unit_test(test_reads_misaligned_data),
+        cmocka_unit_test(test_cut_short_while_open),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

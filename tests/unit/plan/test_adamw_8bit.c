@@ -18,15 +18,22 @@ static pml_safetensors *open_fixture(void)
 }
 
 /* A copy of a tensor as an operand. */
+static pml_view named(const pml_safetensors *file, const char *key)
+{
+    const pml_stored *t = pml_safetensors_find(file, key);
+    assert_non_null(t);
+    pml_view v = view_new(1, t->elements, 0, t->dtype);
+    pml_error err = PML_ERROR_INIT;
+    if (pml_stored_read(t, 0, t->bytes, v.data, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    return v;
+}
+
 static pml_view tensor(const pml_safetensors *file, const char *what, int k, const char *name)
 {
     char key[64];
     snprintf(key, sizeof key, "%s%d%s", what, k, name);
-    const pml_stored *t = pml_safetensors_find(file, key);
-    assert_non_null(t);
-    pml_view v = view_new(1, t->elements, 0, t->dtype);
-    memcpy(v.data, t->data, t->bytes);
-    return v;
+    return named(file, key);
 }
 
 static pml_view hyper_of(const pml_safetensors *file, int k)
@@ -56,10 +63,7 @@ static void test_update(void **state)
     static const char *const names[OPERANDS] = {".p", NULL, ".m", ".v", ".m_largest", ".v_largest"};
     pml_safetensors *file = open_fixture();
     int64_t apart = 0, kept_sign = 0;
-    const pml_stored *m_map = pml_safetensors_find(file, "m_map");
-    assert_non_null(m_map);
-    pml_view map = view_new(1, m_map->elements, 0, PML_F32);
-    memcpy(map.data, m_map->data, m_map->bytes);
+    pml_view map = named(file, "m_map");
     for (int k = 0; k < UPDATES; k++) {
         pml_op_args args = {0};
         pml_view *views = pml_op_views(&args), want[OPERANDS];

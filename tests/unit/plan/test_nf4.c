@@ -24,7 +24,9 @@ static pml_view tensor(const pml_safetensors *file, const char *name)
     assert_non_null(t);
     int64_t cols = t->n_dims == 2 ? t->shape[1] : t->elements;
     pml_view v = view_new(t->elements / cols, cols, 0, t->dtype);
-    memcpy(v.data, t->data, t->bytes);
+    pml_error err = PML_ERROR_INIT;
+    if (pml_stored_read(t, 0, t->bytes, v.data, &err) != PML_OK)
+        fail_msg("%s", err.message);
     return v;
 }
 

@@ -17,14 +17,19 @@
 
 enum { CASES = 12, VOCAB_MAX = 1000 };
 
-static const void *tensor(const pml_safetensors *file, const char *what, int i, int32_t *n)
+/* Its elements, at most `room` bytes of them. */
+static int32_t read_tensor(const pml_safetensors *file, const char *what, int i, void *to,
+                           size_t room)
 {
+    pml_error err = PML_ERROR_INIT;
     char name[32];
     snprintf(name, sizeof name, "%s.%d", what, i);
     const pml_stored *t = pml_safetensors_find(file, name);
     assert_non_null(t);
-    *n = (int32_t)t->elements;
-    return t->data;
+    assert_true(t->bytes <= room);
+    if (pml_stored_read(t, 0, t->bytes, to, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    return (int32_t)t->elements;
 }
 
 static void test_processors(void **state)
@@ -36,16 +41,12 @@ static void test_processors(void **state)
     if (pml_safetensors_open(path, &file, &err) != PML_OK)
         fail_msg("%s", err.message);
     for (int i = 0; i < CASES; i++) {
-        int32_t vocab, n, four, same, said[64], scratch[VOCAB_MAX];
+        int32_t said[64], scratch[VOCAB_MAX];
         float logits[VOCAB_MAX], want[VOCAB_MAX], settings[4];
-        const void *before = tensor(file, "logits", i, &vocab);
-        memcpy(logits, before, sizeof(float) * (size_t)vocab);
-        const void *after = tensor(file, "after", i, &same);
-        memcpy(want, after, sizeof(float) * (size_t)same);
-        const void *words = tensor(file, "said", i, &n);
-        memcpy(said, words, sizeof *said * (size_t)n);
-        memcpy(settings, tensor(file, "settings", i, &four), sizeof settings);
-        assert_int_equal(vocab, same);
+        int32_t vocab = read_tensor(file, "logits", i, logits, sizeof logits);
+        assert_int_equal(read_tensor(file, "after", i, want, sizeof want), vocab);
+        int32_t n = read_tensor(file, "said", i, said, sizeof said);
+        assert_int_equal(read_tensor(file, "settings", i, settings, sizeof settings), 4);
         assert_true(pmli_choose_scratch(vocab) <= VOCAB_MAX);
         const pml_generate_options options = {.repetition_penalty = (double)settings[0],
                                               .temperature = (double)settings[1],

@@ -66,7 +66,8 @@ int32_t pml_sampler_max_doc(const pml_sampler *sampler);
 int32_t pml_sampler_micros(const pml_sampler *sampler, pml_cursor cursor);
 
 /* Micro-batch `index` (0-based) of the step at cursor for this rank. The batch points into the
- * sampler's own buffers, valid until the next call. Never allocates. */
+ * sampler's own buffers, valid until the next call. Never allocates. Errors as pml_file_at_read,
+ * too: rows are read here. */
 pml_status pml_sampler_batch(pml_sampler *sampler, pml_cursor cursor, int32_t index,
                              pml_batch *batch, pml_error *err);
 

@@ -5,7 +5,8 @@
  *   offsets    I64 [rows + 1]   where each row begins; first 0, ascending, last = tokens
  *   metadata: {"format": "pml-shard-1", "max_id": "…", "source": "…"}
  *
- * Mapped, not read: files may be larger than memory. */
+ * Tokens are read when they are asked for: files may be larger than memory, and one that is cut
+ * short meanwhile is an error that names file and byte. */
 #ifndef PML_DATA_SHARD_H
 #define PML_DATA_SHARD_H
 
@@ -28,11 +29,15 @@ void pml_shard_close(pml_shard **shard);
 int64_t pml_shard_rows(const pml_shard *shard);
 int64_t pml_shard_tokens(const pml_shard *shard);
 
-/* Row i: its length; ids and labels point into the mapping. */
-int32_t pml_shard_row(const pml_shard *shard, int64_t row, const int32_t **ids,
-                      const int32_t **labels);
+/* Tokens of row i. */
+int32_t pml_shard_length(const pml_shard *shard, int64_t row);
 
 /* Tokens before row i. */
 int64_t pml_shard_offset(const pml_shard *shard, int64_t row);
+
+/* Tokens [first, first + n) of the shard, across rows: ids and labels [n], either NULL where it is
+ * not wanted. Errors as pml_file_at_read. */
+pml_status pml_shard_read(const pml_shard *shard, int64_t first, int64_t n, int32_t *ids,
+                          int32_t *labels, pml_error *err);
 
 #endif

@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "pml/base/error.h"
+#include "pml/base/file_at.h"
 #include "pml/json/json.h"
 
 typedef enum pml_gguf_type {
@@ -73,13 +74,13 @@ typedef struct pml_gguf_tensor {
     int n_dims;
     uint64_t size[PML_GGUF_MAX_DIMS]; /* innermost first, 1 beyond n_dims */
     uint64_t elements, bytes;
-    const void *data; /* into the mapping */
+    pml_file_at place; /* its first byte; the file is open until close */
 } pml_gguf_tensor;
 
 typedef struct pml_gguf pml_gguf;
 
-/* Map a file and check it whole: every length, type and place. PML_CORRUPT says what is wrong,
- * PML_UNSUPPORTED names another version, byte order or tensor type. */
+/* Open a file and check it whole: every length, type and place. PML_CORRUPT says what is wrong,
+ * PML_UNSUPPORTED names another version, byte order or tensor type. Nothing is mapped. */
 pml_status pml_gguf_open(const char *path, pml_gguf **file, pml_error *err);
 void pml_gguf_close(pml_gguf **file);
 
@@ -93,7 +94,8 @@ size_t pml_gguf_pairs(const pml_gguf *file);
 /* The value of a string pair, not terminated; NULL when there is none of that key and kind. */
 const char *pml_gguf_string(const pml_gguf *file, const char *key, size_t *length);
 
-/* Elements [first, first + n) as float32; for Q8_0 both are multiples of 32. */
+/* Elements [first, first + n) as float32; for Q8_0 both are multiples of 32. Errors of reading as
+ * pml_file_at_read. */
 pml_status pml_gguf_to_f32(const pml_gguf_tensor *tensor, uint64_t first, uint64_t n, float *to,
                            pml_error *err);
 

@@ -8,10 +8,10 @@
  * their last byte is the file's last. All of that is checked before the first tensor is given out.
  * A damaged file is PML_CORRUPT and the message names file and tensor.
  *
- * What goes through a file once (weights, a checkpoint) reads it: pml_stored_read, or the place in
- * the file for a backend to read from. What comes back to it again and again, as to the tokens, has
- * it mapped: `data`. A file that is replaced by rename stays readable either way; one that another
- * process cuts short in place is an error to the former and kills the latter (SIGBUS). */
+ * Nothing is mapped: data is read when it is wanted (pml_stored_read), or a backend is given its
+ * place in the file. A file that is replaced by rename stays readable; one that another process
+ * cuts short in place, or that its disk does not give, is an error of that reading, which names
+ * file and byte. */
 #ifndef PML_MODEL_SAFETENSORS_H
 #define PML_MODEL_SAFETENSORS_H
 
@@ -32,11 +32,10 @@ typedef struct pml_stored {
     int n_dims;
     int64_t shape[PML_STORED_MAX_DIMS];
     int64_t elements;
-    const void *data; /* into the mapping; alignment is the file's, perhaps none */
     size_t bytes;
     const char *path; /* the file it lies in … */
     int fd;           /* … open until the reader is closed … */
-    uint64_t at;      /* … and its first byte there */
+    uint64_t at;      /* … and its first byte there; a multiple of nothing */
 } pml_stored;
 
 /* Where its bytes from `skip` on lie. */

@@ -8,7 +8,7 @@
  * adapter holds the embedding or the head of a model whose head is tied, each is a tensor of its
  * own then, and spec's tied_head is false.
  *
- * The original weights stay in their mapped files and are read once, a piece at a time: a merge
+ * The original weights stay in their files and are read once, a piece at a time: a merge
  * holds two pieces and one transposed A, whatever the model's size. Tensors that only repeat others
  * (a tied head, tables of angles) are left out. */
 #ifndef PML_TRAIN_MERGE_H
