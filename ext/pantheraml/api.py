@@ -22,7 +22,7 @@ from pantheraml.data.handover import Data, Given, look_at
 from pantheraml.errors import Error, InvalidError, NotInThisVersion
 from pantheraml.lora import Model
 from pantheraml.memory import Plan
-from pantheraml.record import ENDED, first_damaged
+from pantheraml.record import ENDED
 from pantheraml.run import Run, open_run, start_run
 from pantheraml.steps import Program
 
@@ -396,7 +396,8 @@ def _last_state(folder: Path) -> tuple[str, int]:
             if size > 1 << 17:
                 lines = lines[1:]  # begins somewhere in a line
                 state = "running"
-    for line in lines[: first_damaged(lines)]:
+    damaged = _native.first_damaged(b"".join(line + b"\n" for line in lines), 0)
+    for line in lines[: None if damaged is None else damaged[0]]:
         event = json.loads(line)
         if event["type"] == "state":
             state, step = event["state"], event["step"]

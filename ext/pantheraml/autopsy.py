@@ -12,15 +12,16 @@ import time
 from dataclasses import asdict, dataclass, field
 from errno import EINVAL
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any
 
 from pantheraml import _native, folders, sums
-from pantheraml.errors import CorruptError, Error
-from pantheraml.record import ENDED, Event, is_torn
+from pantheraml.errors import CorruptError, Error, NotFoundError
+from pantheraml.record import ENDED, Event, is_torn, names_a_checkpoint
 
 _NEEDED = ("state.json", "optimizer.safetensors")
+_PARTS = ("run.json", "events.jsonl", "checkpoints")  # by any of them a run's folder is known
 
 
 @dataclass
@@ -70,6 +71,24 @@ class Autopsy:
         return json.dumps(asdict(self), indent=1)
 
 
+def find(name: str) -> Path:
+    """Find what is left of a run: its folder, also without a run.json.
+
+    Raises
+    ------
+    NotFoundError
+        There is none; the nearest name is suggested.
+    """
+    try:
+        return folders.find(name)
+    except NotFoundError:
+        path = Path(name).expanduser()
+        for folder in (folders.runs_folder() / path, path.absolute()):
+            if any(_there(folder / part) for part in _PARTS):
+                return folder
+        raise
+
+
 def examine_run(folder: Path) -> Autopsy:
     """Read a run folder and say what happened to it."""
     found = Autopsy(folder.name, str(folder))
@@ -90,14 +109,17 @@ def examine_run(folder: Path) -> Autopsy:
 def _run_json(folder: Path, found: Autopsy) -> dict[str, Any]:
     try:
         config = folders.read_config(folder)
-    except CorruptError as error:
-        found.parts.append(Part("run.json", "bad", str(error)))
+        edited = not sums.carries(_bytes(folder / "run.json"))
+    except NotFoundError:
+        found.parts.append(Part("run.json", "bad", "it is not there"))
+        return {}
+    except (CorruptError, OSError) as error:
+        found.parts.append(Part("run.json", "bad", _words(error)))
         try:  # what can be read of it helps to say more
             text = json.loads(_bytes(folder / "run.json"))
         except (OSError, ValueError, RecursionError):
             return {}
         return text if isinstance(text, dict) else {}
-    edited = not sums.carries((folder / "run.json").read_bytes())
     words = "edited by hand: it has no sum" if edited else "whole"
     found.parts.append(Part("run.json", "note" if edited else "ok", words))
     return config
@@ -106,31 +128,34 @@ def _run_json(folder: Path, found: Autopsy) -> dict[str, Any]:
 def _log(folder: Path, found: Autopsy) -> tuple[list[Event], int | None]:
     """Events that are what was written, and how many lines can be kept (None: all)."""
     path = folder / "events.jsonl"
-    if not path.is_file():
+    try:
+        data = _bytes(path)
+    except FileNotFoundError:
         found.parts.append(Part("events.jsonl", "note", "there is none: the run never began"))
         return [], None
-    data = path.read_bytes()
+    except OSError as error:
+        found.parts.append(Part("events.jsonl", "bad", _words(error)))
+        return [], None
     lines = data.split(b"\n")
     rest = lines.pop()
     events: list[Event] = []
-    bad: list[int] = []
+    bad: dict[int, str] = {}  # by line: what is wrong with it
     for number, line in enumerate(lines, 1):
-        if sums.is_right(line):
-            event = json.loads(line)
-            if event["seq"] == number:
-                events.append(event)
-                continue
-        bad.append(number)
-    kept = bad[0] - 1 if bad else len(lines)
+        damaged = _native.first_damaged(line + b"\n", number)
+        if damaged is None:
+            events.append(json.loads(line))
+        else:
+            bad[number] = damaged[1]
+    kept = min(bad) - 1 if bad else len(lines)
     size = sum(len(line) + 1 for line in lines[:kept])
     if bad and not is_torn(lines[kept:], not rest):
-        names = ", ".join(map(str, bad[:8])) + (" …" if len(bad) > 8 else "")
+        names = ", ".join(map(str, list(bad)[:8])) + (" …" if len(bad) > 8 else "")
         found.parts.append(
             Part(
                 "events.jsonl",
                 "bad",
-                f"line {names} of {len(lines)}: not what was written, and no crash leaves that; "
-                f"{len(events)} lines are whole",
+                f"line {names} of {len(lines)}: not what was written, and no crash leaves that "
+                f"(line {kept + 1}: {bad[kept + 1]}); {len(events)} lines are whole",
             )
         )
         return events, kept
@@ -177,6 +202,20 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _words(error: Exception) -> str:
+    """What an error says, without the name of what it is said of already."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _there(path: Path) -> bool:
+    """Whether something has that name; a name that no file can have has nothing."""
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _must_be_a_file(path: Path) -> None:
     if not S_ISREG(path.stat().st_mode):
         raise OSError(EINVAL, "it is no file")
@@ -212,7 +251,13 @@ def _checkpoints(
 ) -> list[str]:
     """Names of the whole ones, the newest first."""
     parent = folder / "checkpoints"
-    there = [p for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    try:
+        there = [p for p in parent.iterdir() if p.is_dir()]
+    except FileNotFoundError:
+        there = []
+    except OSError as error:
+        found.parts.append(Part("checkpoints", "bad", _words(error)))
+        there = []
     whole = []
     announced = {event["path"]: event for event in events if event["type"] == "checkpoint"}
     for path in sorted((p for p in there if _step(p.name) >= 0), key=_order, reverse=True):
@@ -229,7 +274,9 @@ def _checkpoints(
             found.parts.append(Part(f"checkpoints/{path.name}", "note", words))
     limit = config.get("save_total_limit", 0)
     for name, event in announced.items():
-        if not (folder / name).is_dir() and (not limit or "name" in event):
+        if not names_a_checkpoint(name):
+            found.parts.append(Part("events.jsonl", "bad", f"it names {name!r} a checkpoint"))
+        elif not (folder / name).is_dir() and (not limit or "name" in event):
             found.parts.append(Part(name, "bad", "it was announced, and somebody removed it"))
     return whole
 
@@ -241,18 +288,36 @@ def _shards(folder: Path, config: dict[str, Any], found: Autopsy) -> bool:
         name = config.get(key) or ""
         if not name or not isinstance(name, str):  # a run.json that is damaged is told of already
             continue
+        if not _below(name):
+            good = False
+            found.parts.append(Part(key, "bad", f"run.json names {name!r}, outside of the folder"))
+            continue
         path, recorded = folder / name, folder / f"{name}.b2sum"
-        if not path.is_file():
+        try:
+            right = _hash(path)
+            wanted = _bytes(recorded).decode(errors="replace").split("  ")[0]
+        except FileNotFoundError as error:
             words = "not there: it is made again from the data"
+            if error.filename != str(path):
+                words = "there; nothing says what it should be"
             found.parts.append(Part(name, "note", words))
-        elif not recorded.is_file():
-            found.parts.append(Part(name, "note", "there; nothing says what it should be"))
-        elif recorded.read_text(errors="replace").split("  ")[0] != _hash(path):
+            continue
+        except OSError as error:
+            good = False
+            found.parts.append(Part(name, "bad", _words(error)))
+            continue
+        if wanted != right:
             good = False
             found.parts.append(Part(name, "bad", "it is not what was written"))
         else:
             found.parts.append(Part(name, "ok", "whole"))
     return good
+
+
+def _below(name: str) -> bool:
+    """Whether a name of run.json is one of a file in the run's own folder."""
+    path = PurePosixPath(name)
+    return "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
 def _coordinator(folder: Path) -> int | None:
@@ -342,12 +407,23 @@ def _advise(
     shards: bool,
 ) -> None:
     say = found.advice.append
-    name = shlex.quote(found.name)
+    known = folder.parent == folders.runs_folder()  # else its name alone would not be found
+    name = shlex.quote(found.name if known else str(folder))
     if pid is not None:
         say(f"it has a coordinator: pantheraml attach {name}")
         return
-    blocked = False
-    if any(part.name == "run.json" for part in found.damaged):
+    bad = {part.name for part in found.damaged}
+    if not _there(folder / "run.json"):
+        say("without its run.json it cannot be resumed: put that back from a copy, if there is one")
+        if whole:
+            say(
+                f"what was trained is whole in checkpoints/{whole[0]}: other tools load that folder"
+            )
+        return
+    blocked = "events.jsonl" in bad
+    if blocked and log_lines is None:
+        say("the log cannot be read: put that right first")
+    if "run.json" in bad:
         blocked = True
         say(
             'run.json is damaged: put right what is wrong in it, remove its field "sum", and it is '
@@ -389,7 +465,7 @@ def _limit(events: list[Event]) -> float:
     for event in events:
         if event["type"] == "checkpoint":
             limit = event["step"]
-        elif event["type"] == "state" and event.get("rewound"):
+        elif event["type"] == "state" and event.get("rewound") and "checkpoint" in event:
             limit = _step(event["checkpoint"].rsplit("/", 1)[-1])
     return limit
 

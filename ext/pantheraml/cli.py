@@ -225,10 +225,9 @@ def _stop(args: argparse.Namespace) -> None:
 
 def _doctor(args: argparse.Namespace) -> int:
     if args.run is not None:
-        from pantheraml import folders
-        from pantheraml.autopsy import examine_run, show
+        from pantheraml.autopsy import examine_run, find, show
 
-        found = examine_run(folders.find(args.run))
+        found = examine_run(find(args.run))
         if not args.json:
             return show(found)
         print(found.to_json())

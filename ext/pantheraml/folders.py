@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pantheraml import sums
+from pantheraml import _native, sums
 from pantheraml.errors import (
     BusyError,
     CorruptError,
@@ -187,7 +187,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     NotFoundError
         It is no run folder.
     CorruptError
-        It is not what was written. A file without a sum was edited, and is taken as it is.
+        It is not what was written, or no run's configuration. A file without a sum was edited, and
+        is taken as it is.
     """
     path = folder / "run.json"
     if path.exists() and not path.is_file():  # of a pipe one would wait for ever
@@ -199,13 +200,15 @@ def read_config(folder: Path) -> dict[str, Any]:
                 f"{path} is not what was written (its sum does not match); pantheraml doctor says "
                 "what can be done"
             )
-        config = json.loads(text)
+        _native.check_message("run", text)
+        config: dict[str, Any] = json.loads(text)
     except FileNotFoundError:
         raise NotFoundError(f"{folder} is no run folder: it has no run.json") from None
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise CorruptError(f"{path}: not a JSON object")
+    except InvalidError as error:
+        raise CorruptError(f"{path}: {error}") from None
+    except CorruptError as error:
+        named = str(path) in str(error)
+        raise CorruptError(str(error) if named else f"{path}: {error}") from None
     config.pop("sum", None)
     return config
 

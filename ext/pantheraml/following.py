@@ -21,6 +21,7 @@ from typing import Any
 from pantheraml import _native, folders, programs
 from pantheraml.errors import (
     BusyError,
+    CorruptError,
     DeniedError,
     Error,
     NotFoundError,
@@ -41,6 +42,8 @@ PATIENCE = 5.0
 # a long log on a busy machine. So many seconds are waited for it.
 STARTING = 60.0
 LATE = 15.0  # the same for one who attaches, and is told then
+# What ended a link and would end the next one, too.
+_FOR_EVER = (DeniedError, CorruptError)
 
 
 class Following:
@@ -193,7 +196,7 @@ class Following:
             if self._link is not link:
                 return  # we follow another one already
             self._link, self._gone = None, True
-        if not isinstance(link.error, DeniedError):  # it would be denied for ever
+        if not isinstance(link.error, _FOR_EVER):
             self._go_on()
         with self._changed:
             self._changed.notify_all()
@@ -258,7 +261,7 @@ class Following:
                 link.close()
                 self._link, self._gone = None, True
                 raise TimedOut(f"the coordinator of {self.name} does not answer")
-        if isinstance(link.error, DeniedError):
+        if isinstance(link.error, _FOR_EVER):
             raise link.error
         return self._link is not None
 

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pantheraml import _native
-from pantheraml.errors import BusyError, Error, NoMemoryError, PeerError, TimedOut, from_code
+from pantheraml.errors import (
+    BusyError,
+    CorruptError,
+    Error,
+    InvalidError,
+    NoMemoryError,
+    PeerError,
+    TimedOut,
+    from_code,
+)
 from pantheraml.record import Event
 
 # Seconds for an answer. A coordinator on a busy machine or a slow disk is late, not gone; one that
@@ -37,6 +46,22 @@ class Listener(Protocol):
 
     def on_gone(self, link: Link) -> None:
         """Hear that the coordinator is gone; the link's thread ends. Not after close()."""
+
+
+def parsed(kind: str, text: str) -> dict[str, Any]:
+    """Parse an ``answer`` or an ``event`` that fits the message table.
+
+    Raises
+    ------
+    CorruptError
+        It does not. Whoever answers is no coordinator of ours, or of another version.
+    """
+    try:
+        _native.check_message(kind, text)
+    except (InvalidError, CorruptError) as problem:
+        raise CorruptError(f"the coordinator sent what is no {kind}: {problem}") from None
+    made: dict[str, Any] = json.loads(text)
+    return made
 
 
 class _Pending:
@@ -174,9 +199,9 @@ class Link:
         events: list[Event] = []
         for kind, text in batch:
             if kind == "event":
-                self._event(json.loads(text), events)
+                self._event(parsed(kind, text), events)
             elif kind == "answer":
-                self._answer(json.loads(text), events)
+                self._answer(parsed(kind, text), events)
             elif kind == "up":
                 self._up = True
                 self._replaying = False

@@ -7,12 +7,13 @@ from them, so whoever has all events has the whole state.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pantheraml import columns, sums
+from pantheraml import _native, columns
 from pantheraml.errors import CorruptError
 
 Event = dict[str, Any]
@@ -22,7 +23,8 @@ ENDED = frozenset({"finished", "stopped", "failed"})
 
 _PIECE = 1 << 20  # bytes of the log that are parsed together
 _DURABLE = tuple(
-    b',"type":"%s",' % kind for kind in (b"state", b"applied", b"refused", b"checkpoint")
+    b',"type":"%s",' % kind
+    for kind in (b"state", b"applied", b"refused", b"checkpoint", b"restart")
 )
 _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
@@ -134,7 +136,8 @@ class RunRecord:
 
     def _begin_again(self, event: Event) -> None:
         # Commands without an end are carried out by the new workers: an answer begins again.
-        for row in [row for row in self.samples if self.commands[row[0]].state == "accepted"]:
+        open_ones = {c.number for c in self.commands.values() if c.state == "accepted"}
+        for row in [row for row in self.samples if row[0] in open_ones]:
             del self.samples[row]
             self.samples_done.discard(row)
         # With a checkpoint, the next state says at which step it stands.
@@ -173,6 +176,8 @@ class RunRecord:
         self.evals.append(event)
 
     def _checkpoint(self, event: Event) -> None:
+        if not names_a_checkpoint(event["path"]):
+            return  # no coordinator wrote that: nothing is looked for outside of the folder
         path = self.folder / event["path"]
         self.checkpoints = [c for c in self.checkpoints if c.path != path]
         self.checkpoints.append(Checkpoint(event["step"], path, event.get("name"), event["bytes"]))
@@ -251,23 +256,20 @@ class LogReader:
 
     def _sound(self, data: bytes, file: BinaryIO) -> tuple[list[bytes], bool]:
         """Give the lines up to a torn or damaged one, and whether there was none."""
-        lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
-        bad = first_damaged(lines)
-        if bad is None:
+        whole = data[: data.rfind(b"\n") + 1]
+        lines = whole.split(b"\n")[:-1]
+        damaged = _native.first_damaged(whole, self._lines + 1)
+        if damaged is None:
             return lines, data.endswith(b"\n")
+        bad, why = damaged
         rest = data + file.read()  # what follows it tells a tear from damage
         behind = rest[: rest.rfind(b"\n") + 1].split(b"\n")[bad:-1]
         if not is_torn(behind, rest.endswith(b"\n")):
             raise CorruptError(
-                f"{self._path}, line {self._lines + bad + 1} is not what was written: "
-                "pantheraml doctor says what can be done"
+                f"{self._path}, line {self._lines + bad + 1}: {why}; pantheraml doctor says what "
+                "can be done"
             )
         return lines[:bad], False
-
-
-def first_damaged(lines: Sequence[bytes]) -> int | None:
-    """Give the index of the first line that is not what was written; None: all are."""
-    return next((i for i, line in enumerate(lines) if not sums.is_right(line)), None)
 
 
 def is_torn(lines: Sequence[bytes], ends: bool) -> bool:
@@ -285,6 +287,12 @@ def is_torn(lines: Sequence[bytes], ends: bool) -> bool:
     """
     before_the_end = lines[:-1] if ends else lines
     return not any(mark in line for line in before_the_end for mark in _DURABLE)
+
+
+def names_a_checkpoint(path: str) -> bool:
+    """Whether a path in an event is that of a checkpoint in the run's own folder."""
+    folder, _, name = path.partition("/")
+    return folder == "checkpoints" and re.fullmatch(r"[\w-][\w.-]{0,199}", name) is not None
 
 
 def numbered(event: Event) -> Event:

@@ -22,6 +22,7 @@ from typing import Any
 
 from pantheraml import _native
 from pantheraml.errors import (
+    CorruptError,
     DeniedError,
     InvalidError,
     NotFoundError,
@@ -29,7 +30,7 @@ from pantheraml.errors import (
     TimedOut,
     from_code,
 )
-from pantheraml.link import ANSWER, Link
+from pantheraml.link import ANSWER, Link, parsed
 from pantheraml.record import Event
 from pantheraml.run import Run
 
@@ -171,9 +172,13 @@ def parse(given: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises
     ------
     InvalidError
-        It is one that was damaged on its way.
+        It is one that was damaged on its way, or nothing that could name a run.
     """
-    text = os.fspath(given)
+    if not isinstance(given, str | os.PathLike):
+        raise InvalidError(
+            f"a run is named by its name, its folder or a shared key, not by {type(given).__name__}"
+        )
+    text = os.fsdecode(given)
     if text.startswith(_PREFIX):
         try:
             data = base64.b64decode(text[len(_PREFIX) :], altchars=b"-_", validate=True)
@@ -185,7 +190,7 @@ def parse(given: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     try:
         connection = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidError("this is no connection: not JSON") from None
     if not isinstance(connection, dict) or "secret_key" not in connection:
         raise InvalidError("this is no connection: it has no key")
@@ -226,7 +231,7 @@ class SharedRun(Run):
     def __init__(self, connection: Mapping[str, Any]) -> None:
         self._connection = dict(connection)
         config = _ask_configuration(json.dumps(self._connection))
-        self._begin(Path(self._connection["run"]), {**config, "data": {}})
+        self._begin(Path(self._connection["run"]), config)
         self._why = ""
 
     @property
@@ -285,8 +290,13 @@ def _ask_configuration(connection: str) -> dict[str, Any]:
                     raise from_code("denied", "this key is not, or no longer, let in")
                 if kind != "answer":
                     continue
-                answer = json.loads(text)
+                answer = parsed(kind, text)
                 if answer["type"] == "error":
                     raise from_code(answer["code"], answer["message"])
-                return dict(answer["run"])
+                config = {**answer["run"], "data": {}}
+                try:
+                    _native.check_message("run", json.dumps(config))
+                except InvalidError as problem:
+                    raise CorruptError(f"the coordinator sent what is no run: {problem}") from None
+                return config
     raise TimedOut("nobody answers at the address of this connection")

@@ -169,10 +169,10 @@ class Standing(Following):
                 limits["generate_length"],
             ),
             choices=(
-                levels.index(plan["recompute"]),
+                levels.index(plan.get("recompute", "none")),
                 plan["recompute_layers"],
                 plan["head_chunk"],
-                plan["pieces"],
+                plan.get("pieces", 1),
                 int(plan.get("moments_8bit", False)),
                 plan.get("unpacked", 0),
                 levels.index(plan.get("offload", "none")),

@@ -527,8 +527,8 @@ static PyObject *gpu_libraries(PyObject *module, PyObject *Py_UNUSED(ignored))
         if (status != PML_OK && status != PML_NOT_FOUND)
             break;
         bool found = status == PML_OK;
-        PyObject *pair =
-            Py_BuildValue("(Os)", found ? Py_True : Py_False, found ? path : err.message);
+        PyObject *pair = Py_BuildValue("(ON)", found ? Py_True : Py_False,
+                                       found ? PyUnicode_DecodeFSDefault(path) : pmli_words(&err));
         if (pair == NULL || PyList_Append(list, pair) != 0)
             Py_CLEAR(list);
         Py_XDECREF(pair);

@@ -1,15 +1,26 @@
 /* The module: its state, its error classes, its table of contents. */
 #include "native.h"
 
+#include <string.h>
+
 #include "pml_op/ops.h"
+
+PyObject *pmli_words(const pml_error *err)
+{
+    return PyUnicode_DecodeUTF8(err->message, (Py_ssize_t)strlen(err->message), "backslashreplace");
+}
 
 PyObject *pmli_raise(const pmli_state *state, const pml_error *err)
 {
     pml_status code = err->code > PML_OK && err->code < PML_STATUS_COUNT ? err->code : PML_INTERNAL;
+    PyObject *words = pmli_words(err);
+    if (words == NULL)
+        return NULL;
     if (code == PML_INTERNAL)
-        PyErr_Format(state->errors[code], "%s (%s:%d)", err->message, err->file, err->line);
+        PyErr_Format(state->errors[code], "%U (%s:%d)", words, err->file, err->line);
     else
-        PyErr_SetString(state->errors[code], err->message);
+        PyErr_SetObject(state->errors[code], words);
+    Py_DECREF(words);
     return NULL;
 }
 
@@ -45,7 +56,8 @@ static int module_exec(PyObject *module)
         return -1;
     if (PyModule_AddFunctions(module, pmli_engine_methods) < 0 ||
         PyModule_AddFunctions(module, pmli_export_methods) < 0 ||
-        PyModule_AddFunctions(module, pmli_control_methods) < 0)
+        PyModule_AddFunctions(module, pmli_control_methods) < 0 ||
+        PyModule_AddFunctions(module, pmli_events_methods) < 0)
         return -1;
     if (PyModule_AddIntConstant(module, "FP8_UNIT", PML_FP8_UNIT) < 0)
         return -1;

@@ -21,6 +21,10 @@ typedef struct pmli_state {
     PyObject *client_type;
 } pmli_state;
 
+/* What err says, as str. A message that names a file has its bytes, which need not be UTF-8. New
+ * reference, NULL with an exception. */
+PyObject *pmli_words(const pml_error *err);
+
 /* Raise err as its class of pantheraml.errors. Returns NULL. */
 PyObject *pmli_raise(const pmli_state *state, const pml_error *err);
 
@@ -30,7 +34,8 @@ PyObject *pmli_client_type_new(PyObject *module);
 /* Module functions, one table a file, each ending with a row of NULLs. */
 extern PyMethodDef pmli_engine_methods[];  /* plan, program, check_model, device_info, hash_file */
 extern PyMethodDef pmli_export_methods[];  /* merge, gguf, compare_export */
-extern PyMethodDef pmli_control_methods[]; /* launch, connection_file, connection_check */
+extern PyMethodDef pmli_control_methods[]; /* launch, connection_file, coordinator_pid, keypair */
+extern PyMethodDef pmli_events_methods[];  /* first_damaged, check_message */
 
 static inline pmli_state *pmli_state_of(PyObject *module)
 {

@@ -173,7 +173,7 @@ DEEP = b"[" * 100_000
         ("run.json", None, "run.json", "bad"),
         ("run.json", "pipe", "run.json", "bad"),
         ("run.json", DEEP, "run.json", "bad"),
-        ("run.json", b'{"train_data":5,"eval_data":["x"]}', "run.json", "note"),
+        ("run.json", b'{"train_data":5,"eval_data":["x"]}', "run.json", "bad"),
         ("events.jsonl", bytes(range(256)) * 50, "events.jsonl", "note"),
         ("checkpoints/step-²/x", b"", "checkpoints/step-²", "note"),
         ("checkpoints/step-5/MANIFEST", "pipe", "checkpoints/step-5", "bad"),

@@ -24,6 +24,22 @@ def step(seq: int, number: int, timeline: int = 0, **also: Any) -> Event:
     }  # fmt: skip
 
 
+REFUSED = dict.fromkeys(
+    ("keys", "handshakes", "connections", "turned_out", "messages", "roles", "hurried"), 0
+)
+WELCOME: dict[str, Any] = {
+    "type": "welcome", "run": "test", "state": "running", "reason": "", "step": 1, "max_steps": 9,
+    "timeline": 0, "pid": 7, "role": "control", "workers": [], "refused": REFUSED,
+}  # fmt: skip
+
+
+def heartbeat(last: int) -> Event:
+    return {
+        "type": "heartbeat", "time": 1.0, "state": "running", "step": last, "last": last,
+        "workers": [],
+    }  # fmt: skip
+
+
 class LossyClient:
     """Stands in for `_native.Client`: answers as a coordinator does, and loses events."""
 
@@ -56,7 +72,7 @@ class LossyClient:
             elif request["type"] == "silence":
                 return
             else:
-                answer |= {"type": "welcome", "seq": len(self.log)}
+                answer |= WELCOME | {"seq": len(self.log)}
             self.inbox.append(("answer", json.dumps(answer)))
 
     def receive(self, timeout: float = 0.0) -> list[tuple[str, str]]:
@@ -121,9 +137,9 @@ def test_nothing_is_missed_and_nothing_comes_twice(
     for n in range(40, 300):
         client.publish(step(n, n))
         if n % 50 == 0:
-            client.publish({"type": "heartbeat", "last": n, "state": "running"})
+            client.publish(heartbeat(n))
     client.lose = 0
-    client.publish({"type": "heartbeat", "last": 299, "state": "running"})
+    client.publish(heartbeat(299))
     until(lambda: follower.record.seq >= 299, "the last event")
     assert follower.record.history.column("seq") == list(range(1, 300))
     assert follower.heartbeats >= 1
@@ -235,6 +251,30 @@ def test_the_log_is_read_in_pieces(tmp_path: Path) -> None:
     assert log.read() == []
     (tmp_path / "events.jsonl").write_text("".join(lines))
     assert [event["seq"] for event in log.read()] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("event", {"type": "heartbeat"}),
+        ("event", {"seq": 1, "type": "step"}),
+        ("answer", {"type": "error", "id": "?"}),
+        ("answer", {"type": "accepted", "id": 5}),
+        ("event", []),
+    ],
+)
+def test_who_speaks_otherwise_is_left(
+    kind: str, message: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no message of ours ends the link with a word, and not its thread with a KeyError."""
+    client, follower = LossyClient([], 0.0, 1), Follower()
+    made = follow(client, follower, monkeypatch)
+    assert made.caught_up.wait(PATIENCE)
+    with client.lock:
+        client.inbox.append((kind, json.dumps(message)))
+    with pytest.raises(errors.CorruptError, match=f"sent what is no {kind}"):
+        made.request("silence", timeout=PATIENCE)
+    assert follower.gone.wait(PATIENCE)
 
 
 def test_no_memory_ends_the_link_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

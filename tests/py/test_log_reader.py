@@ -7,15 +7,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import examples
 import pytest
 from pantheraml import folders, sums
 from pantheraml.errors import CorruptError
 from pantheraml.record import LogReader
 
 
-def line(seq: int, kind: str = "step", **fields: Any) -> bytes:
-    event = {"seq": seq, "time": 1.5, "timeline": 0, "type": kind, **fields}
-    return sums.add(json.dumps(event, separators=(",", ":")).encode()) + b"\n"
+def line(seq: int, kind: str = "progress", **fields: Any) -> bytes:
+    return examples.line(examples.event(seq, kind, **fields))
 
 
 def read(folder: Path) -> list[int]:
@@ -25,7 +25,7 @@ def read(folder: Path) -> list[int]:
 def test_a_torn_end_is_left_for_later(tmp_path: Path) -> None:
     """Whatever a crash leaves of the last lines, those before it are read."""
     log = tmp_path / "events.jsonl"
-    lines = [line(n, loss=1.0 / n) for n in range(1, 6)]
+    lines = [line(n, fraction=1.0 / n) for n in range(1, 6)]
     whole = b"".join(lines)
     reader = LogReader(tmp_path)
     taken = 0
@@ -54,7 +54,11 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
     """Nothing is read that was not written, whichever bit is flipped."""
     chance = random.Random(5)
     log = tmp_path / "events.jsonl"
-    lines = [line(n, "state" if n % 4 == 0 else "step", loss=chance.random()) for n in range(1, 13)]
+    lines = [
+        line(n, "refused", step=chance.randrange(99)) if n % 3 == 0
+        else line(n, fraction=chance.random())
+        for n in range(1, 8)
+    ]  # fmt: skip
     whole = b"".join(lines)
     events = [json.loads(text) for text in lines]
     for bit in range(8 * len(whole)):
@@ -69,19 +73,23 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
 
 
 def test_run_json(tmp_path: Path) -> None:
+    """Whichever bit is flipped, it is no run.json any more; nor is it with a field wrong."""
     path = tmp_path / "run.json"
-    good = sums.add(json.dumps({"name": "x", "seed": 42}, indent=1).encode()) + b"\n"
+    good = sums.add(json.dumps(examples.RUN, indent=1).encode()) + b"\n"
     path.write_bytes(good)
-    assert folders.read_config(tmp_path) == {"name": "x", "seed": 42}
+    assert folders.read_config(tmp_path) == examples.RUN
     for bit in range(8 * (len(good) - 1)):
         text = bytearray(good)
         text[bit // 8] ^= 1 << bit % 8
         path.write_bytes(text)
-        try:
-            config = folders.read_config(tmp_path)
-        except CorruptError:
-            continue
-        # A flip within the frame of the sum: no engine takes that file, the field is unknown.
-        assert set(config) - {"name", "seed"}, (bit, text)
-    path.write_text('{"name": "y"}')  # edited by hand
-    assert folders.read_config(tmp_path) == {"name": "y"}
+        with pytest.raises(CorruptError, match=r"run\.json"):
+            folders.read_config(tmp_path)
+    path.write_text(json.dumps(examples.RUN | {"seed": 43}))  # edited by hand
+    assert folders.read_config(tmp_path)["seed"] == 43
+    for name in examples.RUN:
+        for value in (None, {"x": 1}, [[]]):
+            if name == "data" and value == {"x": 1}:
+                continue
+            path.write_text(json.dumps(examples.RUN | {name: value}))
+            with pytest.raises(CorruptError, match=rf"run\.json: run\.{name}"):
+                folders.read_config(tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import examples
 import pantheraml as pm
 import pytest
 from pantheraml import sums
@@ -27,9 +28,8 @@ def run(runs: Path, tmp_path: Path, model: Path) -> pm.Run:
     """A run that ended long ago: only its log is there."""
     folder = runs / "old"
     (folder / "data").mkdir(parents=True)
-    config: dict[str, Any] = {
-        "name": "old", "model": str(model), "model_id": EVIL, "method": "lora", "lora_r": 16,
-        "lora_alpha": 16, "max_steps": 3000, "devices": ["cpu"], "eval_data": "", "created": 1.0,
+    config = examples.RUN | {
+        "name": "old", "model": str(model), "model_id": EVIL, "max_steps": 3000,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(config))
     base = {"time": 1.0, "timeline": 0}
