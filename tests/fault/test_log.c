@@ -137,6 +137,70 @@ static void torn_at_every_byte(void **state)
     free(text);
 }
 
+/* What a disk may have put behind a tear: something or nothing, other files' text, noise. */
+static size_t garbage(int kind, const char *text, char out[300])
+{
+    size_t n = 1 + (size_t)random() % 299;
+    for (size_t i = 0; i < n; i++)
+        out[i] = (char)(kind == 0 ? 0 : kind == 1 ? random() % 255 + 1 : text[i + 90]);
+    for (size_t i = 0; i < n && kind == 1; i++)
+        out[i] = out[i] == '\n' ? ' ' : out[i];
+    if (kind == 3)
+        out[n / 2] = '\n';
+    return n;
+}
+
+/* Garbage behind a tear is cut with it; where a line break in it ends a torn line that would have
+ * been synced before anything was written behind it, that line is named, and nothing is cut. */
+static void garbage_behind_a_tear(void **state)
+{
+    (void)state;
+    char *text, *image;
+    size_t size, cut;
+    int cuts = 0, refused = 0;
+    write_whole_log(&text, &size);
+    image = malloc(size + 300);
+    srandom(5);
+    const char *from = text + size - 1;
+    for (int lines = 0; lines < 3; from--)
+        lines += from[-1] == '\n';
+    for (size_t at = 4 * (size_t)(from - text); at <= 4 * size; at++) {
+        size_t end = at / 4, whole = 0, begin = 0, n = end;
+        for (size_t i = 0; i < end; i++)
+            if (text[i] == '\n')
+                whole++, begin = i + 1;
+        memcpy(image, text, end);
+        n += garbage((int)(at % 4), text, image + end);
+        put_file(scratch("events.jsonl"), image, n);
+        const char *stop = memchr(image + begin, '\n', n - begin);
+        bool synced = stop != NULL && stop + 1 < image + n &&
+                      memmem(image + begin, (size_t)(stop - image) - begin, ",\"type\":\"state\",",
+                             16) != NULL;
+        eventlog *log = NULL;
+        pml_error err = PML_ERROR_INIT;
+        n_seen = 0;
+        pml_status status = eventlog_open(scratch_root, expect_next, NULL, &log, &cut, &err);
+        assert_int_equal(n_seen, whole);
+        assert_int_equal(status, synced ? PML_CORRUPT : PML_OK);
+        if (synced) {
+            char words[32], *after;
+            snprintf(words, sizeof words, "line %zu:", whole + 1);
+            assert_non_null(strstr(err.message, words));
+            EXPECT_OK(pml_file_read(scratch("events.jsonl"), 1 << 20, false, &after, &n, e));
+            assert_memory_equal(after, image, n);
+            free(after);
+            refused++;
+        } else {
+            assert_int_equal(cut, n - begin);
+            eventlog_close(&log);
+            cuts++;
+        }
+    }
+    free(image);
+    free(text);
+    assert_true(cuts > 100 && refused > 10);
+}
+
 /* What was not synced may be there in any pages; all that was synced is. */
 static void pages_out_of_order(void **state)
 {
@@ -372,9 +436,10 @@ static int fast_scratch(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(torn_at_every_byte),          cmocka_unit_test(pages_out_of_order),
-        cmocka_unit_test(every_flip_is_seen),          cmocka_unit_test(every_operation_fails_once),
-        cmocka_unit_test(a_full_disk_gets_room_again), cmocka_unit_test(opening_fails_by_name),
+        cmocka_unit_test(torn_at_every_byte),         cmocka_unit_test(garbage_behind_a_tear),
+        cmocka_unit_test(pages_out_of_order),         cmocka_unit_test(every_flip_is_seen),
+        cmocka_unit_test(every_operation_fails_once), cmocka_unit_test(a_full_disk_gets_room_again),
+        cmocka_unit_test(opening_fails_by_name),
     };
     return cmocka_run_group_tests(tests, fast_scratch, scratch_teardown);
 }

@@ -305,6 +305,82 @@ static void argv_and_environment_hold_no_secret(void **state)
     harness_destroy(&h);
 }
 
+/* The number of the newest event that an event or a heartbeat tells of. */
+static int64_t newest_told(const char *text)
+{
+    static const char *const fields[] = {"{\"seq\":", "\"last\":"};
+    for (int i = 0; i < 2; i++) {
+        const char *at = strstr(text, fields[i]);
+        if (at != NULL)
+            return strtoll(at + strlen(fields[i]), NULL, 10);
+    }
+    fail_msg("neither an event nor a heartbeat: %s", text);
+    return 0;
+}
+
+/* Where somebody else gets in with these keys, once they are shared. */
+static pml_client *share_with(harness *h, const pml_keypair *keys, const char *role)
+{
+    char fields[300];
+    pml_client *guest;
+    pml_connection c = {.keys = *keys};
+    snprintf(fields, sizeof fields,
+             "\"bind\":\"tcp://127.0.0.1:*\",\"role\":\"%s\",\"public_key\":\"%s\"", role,
+             keys->public_key);
+    pml_message *shared = harness_ask(h, "share", fields);
+    pml_message *where = pml_message_part(shared, "sharing", 0);
+    snprintf(c.control, sizeof c.control, "%s", pml_message_string(where, "control"));
+    snprintf(c.telemetry, sizeof c.telemetry, "%s", pml_message_string(where, "telemetry"));
+    snprintf(c.server_key, sizeof c.server_key, "%s", pml_message_string(shared, "server_key"));
+    pml_message_destroy(&where);
+    pml_message_destroy(&shared);
+    assert_int_equal(pml_client_connect(&c, &guest, NULL), PML_OK);
+    return guest;
+}
+
+/* Steps come all the time when the key goes: none that was published since is received, and what
+ * is asked then has no effect. */
+static void a_key_is_revoked_in_the_midst_of_a_stream(void **state)
+{
+    (void)state;
+    for (int control = 0; control < 2; control++) {
+        static const char stop[] = "{\"type\":\"stop\",\"id\":\"late\"}";
+        harness *h = running();
+        pml_keypair keys;
+        pml_received *r;
+        char fields[100];
+        assert_int_equal(pml_keypair_new(&keys, NULL), PML_OK);
+        pml_client *guest = share_with(h, &keys, control ? "control" : "view");
+        for (int events = 0; events < 50; free(r)) {
+            assert_int_equal(pml_client_receive(guest, 200000, &r, NULL), PML_OK);
+            events += r->kind == PML_RECEIVED_EVENT;
+        }
+        snprintf(fields, sizeof fields, "\"public_key\":\"%s\"", keys.public_key);
+        pml_message *m = harness_ask(h, "unshare", fields);
+        assert_int_equal(pml_message_type_of(m), PML_ANSWER_unshared);
+        pml_message_destroy(&m);
+        assert_int_equal(pml_client_send(guest, stop, sizeof stop - 1, NULL), PML_OK);
+        m = harness_ask(h, "status", "");
+        int64_t gone = pml_message_int(m, "seq");
+        pml_message_destroy(&m);
+        undisturbed(h);
+        for (bool denied = false; !denied; free(r)) {
+            assert_int_equal(pml_client_receive(guest, 200000, &r, NULL), PML_OK);
+            denied = r->kind == PML_RECEIVED_DENIED;
+            assert_true(r->kind != PML_RECEIVED_ANSWER || strstr(r->text, "late") == NULL);
+            if (r->kind == PML_RECEIVED_EVENT)
+                assert_true(newest_told(r->text) <= gone);
+        }
+        undisturbed(h);
+        while (pml_client_receive(guest, 0, &r, NULL) == PML_OK) {
+            assert_int_not_equal(r->kind, PML_RECEIVED_EVENT);
+            free(r);
+        }
+        pml_client_close(&guest);
+        harness_destroy(&h);
+    }
+}
+
 /* What somebody else's run folder says is to be run is not run, with shards or without. */
 static void a_folder_runs_nothing(void **state)
 {
@@ -391,6 +467,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(doors_are_for_their_roles),
         cmocka_unit_test(raw_bytes_are_refused),
         cmocka_unit_test(garbage_messages_are_answered),
+        cmocka_unit_test(a_key_is_revoked_in_the_midst_of_a_stream),
         cmocka_unit_test(a_folder_runs_nothing),
         cmocka_unit_test(a_folder_names_nothing_outside),
         cmocka_unit_test(a_link_is_not_followed),
