@@ -380,7 +380,9 @@ def _planned(
     # Without data: full rows; with packing, documents of 64 tokens or more.
     docs = max(rows, tokens // 64) if resolved["packing"] else rows
     limits = (tokens, docs, tokens, length, resolved["generate_length"])
-    return json.dumps(run), limits, int(resolved["memory_limit"])
+    text = json.dumps(run)
+    _native.check_run(text)  # what a run would be refused for, a plan is, too
+    return text, limits, int(resolved["memory_limit"])
 
 
 def _last_state(folder: Path) -> tuple[str, int]:

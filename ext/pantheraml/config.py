@@ -10,20 +10,18 @@ import json
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pantheraml import _native
 from pantheraml.checks import choice as choice
 from pantheraml.checks import number as number
 from pantheraml.checks import truth as truth
 from pantheraml.checks import unknown_parameter as unknown_parameter
 from pantheraml.checks import whole as whole
-from pantheraml.errors import Error, InvalidError, NotFoundError, NotInThisVersion
+from pantheraml.devices import device_list, gpu_dtypes
+from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
 from pantheraml.lora import LoRA, Model
 
 DTYPES = ("auto", "float32", "fp32", "bfloat16", "bf16", "float16", "fp16")
@@ -402,7 +400,7 @@ class Settings:
                 raise NotInThisVersion(f'not in this version: dtype="{wanted}" on the CPU')
             return "float32"
         self._refuse_fp8(devices)
-        without = [name for name in devices if "bfloat16" not in _gpu_dtypes(name)]
+        without = [name for name in devices if "bfloat16" not in gpu_dtypes(name)]
         if wanted == "auto":
             return "float16" if without else "bfloat16"
         if wanted == "bfloat16" and without:
@@ -415,7 +413,7 @@ class Settings:
     def _refuse_fp8(self, devices: list[str]) -> None:
         """Refuse 8 bits on GPUs that do not multiply them: here, so that a plan says it, too."""
         for name in devices if self.quant == "fp8" else ():
-            if "float8" not in _gpu_dtypes(name):
+            if "float8" not in gpu_dtypes(name):
                 raise InvalidError(
                     f'quant="fp8": {name} does not multiply 8-bit numbers, which needs compute '
                     'capability 8.9; "nf4" takes less memory still'
@@ -515,87 +513,6 @@ def memory(value: int | str | None, name: str = "memory_limit") -> int:
         except (ValueError, OverflowError):
             raise InvalidError(f'{name} must look like "8GiB", it is {value!r}') from None
     return whole(name, value, 1, 2**53)
-
-
-def device_list(devices: str | int | Sequence[str]) -> list[str]:
-    """Turn `devices` into one entry a worker, all of one kind.
-
-    Raises
-    ------
-    InvalidError
-        There are none, they are of two kinds, or more than the machine has.
-    """
-    if isinstance(devices, bool):
-        raise InvalidError(f"devices must be names or a number, it is {devices!r}")
-    if isinstance(devices, int):
-        count = whole("devices", devices, 1, 512)
-        gpus = _gpus()
-        if gpus == 0:
-            return ["cpu"] * count
-        if count > gpus:
-            raise InvalidError(f"devices={count}: this machine has {gpus} GPUs for runs")
-        return [f"cuda:{index}" for index in range(count)]
-    if isinstance(devices, str):
-        if devices == "auto":
-            devices = "cuda" if _gpus() > 0 else "cpu"
-        devices = [devices]
-    if not isinstance(devices, Sequence):
-        raise InvalidError(f'devices must be "auto", names or a number, it is {devices!r}')
-    names = [_device(name) for name in devices]
-    if not names:
-        raise InvalidError("devices is empty; one worker is the least")
-    if len({name.partition(":")[0] for name in names}) > 1:
-        raise InvalidError(f"devices must be of one kind, they are {', '.join(names)}")
-    whole("number of devices", len(names), 1, 512)
-    return names
-
-
-def _device(name: object) -> str:
-    if name == "cpu":
-        return "cpu"
-    if isinstance(name, str) and name.partition(":")[0] == "tpu":
-        raise NotInThisVersion(f"not in this version: devices={name!r}")
-    match = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", name) if isinstance(name, str) else None
-    if match is None:
-        raise InvalidError(f'devices: {name!r} is no device; there are "cpu" and "cuda:0"')
-    return f"cuda:{int(match[1] or 0)}"
-
-
-#: In Windows' Linux NVIDIA's driver lies here, and no device shows.
-_WINDOWS_DRIVER = "/usr/lib/wsl/lib/libcuda.so.1"
-
-
-def nvidia_there(system: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether this machine has an NVIDIA GPU, with a driver or without."""
-    if any(os.path.exists(path) for path in ("/dev/nvidiactl", _WINDOWS_DRIVER)):
-        return True
-    for device in system.glob("*"):
-        with suppress(OSError):
-            vendor, kind = (device / "vendor").read_text(), (device / "class").read_text()
-            if vendor.strip() == "0x10de" and kind.startswith("0x03"):  # a display controller
-                return True
-    return False
-
-
-def _gpus() -> int:
-    """Count the GPUs that runs can use; where one is there and cannot be used, say why."""
-    count = 0
-    try:
-        count = _native.gpus()
-        _native.gpu_dtypes(0)  # one that is too old has none
-    except Error as why:
-        if count > 0 or nvidia_there():
-            warnings.warn(f"this run uses the CPU: {why}", stacklevel=2)
-        return 0
-    return count
-
-
-def _gpu_dtypes(device: str) -> list[str]:
-    """Say what a GPU computes in; one that is not here, only planned for, in all there is."""
-    try:
-        return _native.gpu_dtypes(int(device.partition(":")[2]))
-    except NotFoundError:
-        return ["float32", "bfloat16", "float16", "float8"]
 
 
 def _template_text(value: str | os.PathLike[str]) -> str:

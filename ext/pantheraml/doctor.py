@@ -20,7 +20,7 @@ from rich.markup import escape
 import pantheraml as pm
 from pantheraml import _native, folders, programs
 from pantheraml.aside import end, runs_in
-from pantheraml.config import nvidia_there
+from pantheraml.devices import nvidia_there
 from pantheraml.errors import Error
 from pantheraml.memory import size
 from pantheraml.tiny import TinyLlama

@@ -22,11 +22,11 @@ INCLUDES = ["-Ikernels/cuda", "-Iengine/include", "-Ibuild/cuda/toolkit/include"
 #: What a child says: of "auto" (devices, warnings), of the doctor's line, of the GPU itself.
 CHILD = """
 import json, warnings
-from pantheraml import Error, _native, config, doctor
-config.nvidia_there = doctor.nvidia_there = lambda: True
+from pantheraml import Error, _native, devices as names, doctor
+names.nvidia_there = doctor.nvidia_there = lambda: True
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    devices = config.device_list("auto")
+    devices = names.device_list("auto")
 finding = doctor._gpu()
 try:
     _native.device_info("cuda")

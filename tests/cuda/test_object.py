@@ -17,7 +17,7 @@ from pathlib import Path
 import pantheraml as pm
 import pytest
 from pantheraml import _native, doctor
-from pantheraml.config import device_list, nvidia_there
+from pantheraml.devices import device_list, nvidia_there
 from pantheraml.tiny import TinyLlama
 
 OBJECT = Path(__file__).parents[2] / "build/cuda/object/pml_cuda.so"
@@ -69,7 +69,7 @@ def test_asked_for_it_is_refused_before_a_run_exists(
 @pytest.mark.parametrize("gpu", [False, True])
 def test_auto_takes_the_cpu(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a word about it where there is a GPU, without one where there is none."""
-    monkeypatch.setattr("pantheraml.config.nvidia_there", lambda: gpu)
+    monkeypatch.setattr("pantheraml.devices.nvidia_there", lambda: gpu)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert device_list("auto") == ["cpu"]

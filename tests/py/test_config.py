@@ -15,7 +15,8 @@ import pantheraml as pm
 import pytest
 from pantheraml import _native, api, folders, hub
 from pantheraml.checks import ELSEWHERE
-from pantheraml.config import Settings, device_list, memory
+from pantheraml.config import Settings, memory
+from pantheraml.devices import device_list
 from pantheraml.lora import Model
 
 POSITIONS = 4096
@@ -379,6 +380,19 @@ def test_what_a_schedule_cannot_have_is_named_as_it_was_given(model: Path) -> No
     greedy = {"smooth": True, "window_size": 3, "verbose": True}
     kept = Settings(lr_scheduler_type="greedy", lr_scheduler_kwargs=greedy).resolve(POSITIONS)
     assert kept["lr_scheduler_kwargs"] == {"smooth": True, "window_size": 3}
+
+
+def test_a_plan_is_refused_the_schedules_that_a_run_is(model: Path) -> None:
+    refused: list[tuple[dict[str, object], str]] = [
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs one of min_lr and min_lr_rate"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "needs num_decay_steps"),
+        ({"lr_scheduler_kwargs": {"power": 2}}, "cosine has no keyword power"),
+        ({"lr_scheduler_type": "polynomial", "learning_rate": 1e-9}, "must be below learning_rate"),
+    ]
+    for settings, why in refused:
+        for ask in (pm.plan, pm.program):
+            with pytest.raises(pm.InvalidError, match=why):
+                ask(model, devices="cpu", **settings)
 
 
 @pytest.mark.parametrize("place", ["file", "file/inside", "/proc/none", "/sys/kernel"])
