@@ -34,6 +34,8 @@
 #include "pml/base/path.h"
 #include "worker.h"
 
+enum { STAGE_BYTES = 4096 };
+
 struct job {
     pml_comm *comm;
     int rank, world;
@@ -43,6 +45,7 @@ struct job {
     char held[4096], wait[4096];
     int64_t step, max_steps;
     uint64_t learnt;
+    unsigned char *stage; /* of one worker alone: what a step leaves nothing of as it was */
     void (*tick)(void *user);
     void *user;
 };
@@ -118,6 +121,11 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     }
     facts->payload_bytes = sizeof j->learnt;
     facts->slots = true;
+    if (status == PML_OK && j->world == 1) {
+        facts->stage = j->stage = aligned_alloc(STAGE_BYTES, STAGE_BYTES);
+        if (j->stage == NULL)
+            return PML_FAIL(err, PML_NO_MEMORY, "no memory");
+    }
     if (setup->kept != NULL) {
         facts->state = *setup->kept;
         memcpy(&j->learnt, setup->payload, sizeof j->learnt);
@@ -133,6 +141,7 @@ static void fake_close(job **j)
 {
     if ((*j)->used != NULL)
         fclose((*j)->used);
+    free((*j)->stage);
     free(*j);
     *j = NULL;
 }
@@ -191,6 +200,8 @@ static pml_status fake_step(job *j, const pml_update *u, pml_step_result *result
         pml_clock_sleep(late / 1e3);
         return PML_FAIL(err, PML_NO_MEMORY, "made to fail at step %lld", (long long)u->step);
     }
+    if (j->stage != NULL)
+        memset(j->stage, (int)(u->step & 0xff), STAGE_BYTES);
     hang_once(j, u->step);
     while (u->step == (int64_t)number("FAKE_WAIT_STEP", -1) && access(j->wait, F_OK) == 0) {
         pml_clock_sleep(0.005);

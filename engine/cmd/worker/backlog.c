@@ -92,6 +92,11 @@ bool backlog_wait(backlog *b, int64_t number, double seconds)
     struct timespec end;
     clock_gettime(CLOCK_MONOTONIC, &end);
     end.tv_sec += (time_t)seconds;
+    end.tv_nsec += (long)((seconds - (double)(time_t)seconds) * 1e9);
+    if (end.tv_nsec >= 1000000000) {
+        end.tv_nsec -= 1000000000;
+        end.tv_sec++;
+    }
     pthread_mutex_lock(&b->mutex);
     int rc = 0;
     while (b->heard < number && !b->woken && rc != ETIMEDOUT)

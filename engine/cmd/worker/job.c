@@ -227,14 +227,19 @@ static pml_status train_tune(job *j, const pml_train_state *s, pml_error *err)
                : status;
 }
 
-/* Two of them beside everything else, within a quarter of what is free; else recovery goes back to
- * the last checkpoint. */
+/* Two of them beside everything else, or one and the stage, within a quarter of what is free; else
+ * recovery goes back to the last checkpoint. */
 static pml_status room_for_snapshots(const job *j, job_facts *facts, pml_error *err)
 {
-    size_t total, free;
+    size_t total, free, staged;
     pml_status status = pml_cpu_memory(&total, &free, err);
     facts->payload_bytes = pml_snapshot_bytes(j->stepper);
-    facts->slots = j->config.restarts && facts->payload_bytes <= free / 8;
+    facts->stage = pml_stepper_stage(j->stepper, &staged);
+    if (status == PML_OK && facts->stage != NULL && staged < facts->payload_bytes)
+        status = PML_FAIL(err, PML_INTERNAL, "the plan has %zu bytes for a snapshot of %zu", staged,
+                          facts->payload_bytes);
+    facts->slots =
+        j->config.restarts && facts->payload_bytes <= free / (facts->stage != NULL ? 4 : 8);
     return status;
 }
 

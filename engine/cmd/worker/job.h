@@ -44,7 +44,8 @@ typedef struct job_facts {
     int32_t max_length;        /* of a row, as configured */
     size_t available;          /* bytes that the plan had to fit in */
     size_t payload_bytes;      /* of a snapshot by put */
-    bool slots;                /* the run goes on by itself, and there is room for two snapshots */
+    bool slots;                /* the run goes on by itself, and there is room for its snapshots */
+    void *stage;               /* whole pages for one that steps alone use otherwise; NULL: none */
     char note[160];            /* pml_stepper_note */
     char lacks[400];           /* as pml_device_info */
     char device[128], bus[20]; /* name and PCI address of a GPU; bus "": it is none */

@@ -8,9 +8,14 @@
 
 static const double least_seconds = 1, ages = 200;
 
+/* How long a snapshot waits for the log to have its steps: one that is taken in passing, and one
+ * for a state that is to be left, or saved. Without them the one before it stands. */
+static const double passing_seconds = 0.02, standing_seconds = 2;
+
 struct keeper {
     const job_kind *kind;
     job *j;
+    worker_link *link;
     pml_slots *slots;
     void *own;             /* without slots */
     int64_t step, command; /* of the last one; -1: none */
@@ -18,18 +23,20 @@ struct keeper {
     pml_train_state whole;
 };
 
-pml_status keeper_new(const job_kind *kind, job *j, int fd, size_t bytes, keeper **out,
-                      pml_error *err)
+pml_status keeper_new(const job_kind *kind, job *j, const job_facts *facts, int fd,
+                      worker_link *link, keeper **out, pml_error *err)
 {
+    const size_t bytes = facts->payload_bytes;
     keeper *k = *out = calloc(1, sizeof *k);
     if (k == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the keeper of snapshots");
     k->kind = kind;
     k->j = j;
+    k->link = link;
     k->step = -1;
     pml_status status = PML_OK;
     if (fd >= 0)
-        status = pml_slots_open(fd, bytes, &k->slots, err);
+        status = pml_slots_open(fd, bytes, facts->stage, &k->slots, err);
     else if ((k->own = malloc(bytes)) == NULL)
         status =
             PML_FAIL(err, PML_NO_MEMORY, "a snapshot needs %zu MiB of host memory", bytes >> 20);
@@ -51,8 +58,21 @@ void keeper_destroy(keeper **out)
     free(k);
 }
 
-static pml_status put(keeper *k, const pml_train_state *state, pml_error *err)
+/* From the stage into its slot; must: also where the log has not got so far. *taken = false: it has
+ * not, and what was there before stands. */
+static pml_status settle(keeper *k, double seconds, bool must, bool *taken, pml_error *err)
 {
+    *taken = link_logged(k->link, seconds) || must;
+    if (*taken)
+        return pml_slots_settle(k->slots, err);
+    pml_slots_drop(k->slots);
+    return PML_OK;
+}
+
+static pml_status put(keeper *k, const pml_train_state *state, double seconds, bool must,
+                      pml_error *err)
+{
+    bool taken = true;
     void *memory = k->own;
     pml_status status = k->slots != NULL ? pml_slots_begin(k->slots, &memory, err) : PML_OK;
     if (status == PML_OK)
@@ -61,18 +81,22 @@ static pml_status put(keeper *k, const pml_train_state *state, pml_error *err)
         return status;
     if (k->slots != NULL)
         pml_slots_commit(k->slots, &k->whole);
-    k->step = state->step;
-    k->command = state->command;
-    return PML_OK;
+    if (k->slots != NULL && pml_slots_staged(k->slots))
+        status = settle(k, seconds, must, &taken, err);
+    if (status == PML_OK && taken) {
+        k->step = state->step;
+        k->command = state->command;
+    }
+    return status;
 }
 
 pml_status keeper_keep(keeper *k, const pml_train_state *state, bool at_once, pml_error *err)
 {
     double begin = pml_clock_monotonic();
     bool same = k->step == state->step && k->command == state->command;
-    if (k->slots == NULL || same || (!at_once && begin < k->next_at))
+    if (k->slots == NULL || same || (!at_once && begin < k->next_at) || !pml_slots_room(k->slots))
         return PML_OK;
-    pml_status status = put(k, state, err);
+    pml_status status = put(k, state, at_once ? standing_seconds : passing_seconds, false, err);
     double end = pml_clock_monotonic(), wait = ages * (end - begin);
     k->next_at = end + (wait > least_seconds ? wait : least_seconds);
     return status;
@@ -81,7 +105,7 @@ pml_status keeper_keep(keeper *k, const pml_train_state *state, bool at_once, pm
 pml_status keeper_hold(keeper *k, const pml_train_state *state, const pml_train_state **whole,
                        const void **memory, pml_error *err)
 {
-    pml_status status = put(k, state, err);
+    pml_status status = put(k, state, standing_seconds, true, err);
     if (status != PML_OK)
         return status;
     *whole = &k->whole;

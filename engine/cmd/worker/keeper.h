@@ -4,18 +4,23 @@
  * on, or there is no room for two, one buffer of this process. Checkpoints are written from the
  * same memory, while training goes on beside them.
  *
+ * Where the job has memory that it uses only in a step, the second slot is there (its stage,
+ * pml/train/slots.h). Then there is one snapshot to go on from, and the log must have its steps:
+ * the one before it is gone. So it is taken when the log has them, a moment after the step.
+ *
  * Into the slots a snapshot is taken when the last is a second old and 200 times as old as it took
  * to take: at most half a percent of the time goes into them, and little is to be made again. */
 #ifndef PML_WORKER_KEEPER_H
 #define PML_WORKER_KEEPER_H
 
 #include "job.h"
+#include "link.h"
 
 typedef struct keeper keeper;
 
-/* fd: the slots' memfd, -1: none; bytes: of a snapshot of this job. Everything is borrowed. */
-pml_status keeper_new(const job_kind *kind, job *j, int fd, size_t bytes, keeper **k,
-                      pml_error *err);
+/* fd: the slots' memfd, -1: none; facts: of this job. Everything is borrowed. */
+pml_status keeper_new(const job_kind *kind, job *j, const job_facts *facts, int fd,
+                      worker_link *link, keeper **k, pml_error *err);
 void keeper_destroy(keeper **k);
 
 /* Between two steps: take a snapshot to go on from if it is time; at_once: if there is none of this

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,8 +30,8 @@ struct worker_link {
 
     orders *orders;
     outbox *outbox;
-    backlog *backlog; /* rank 0 */
-    int64_t reported; /* number of the last report; of the outbox's thread */
+    backlog *backlog;         /* rank 0 */
+    _Atomic int64_t reported; /* number of the last report; the outbox's thread counts */
 
     pthread_t thread;
     bool running;
@@ -458,6 +459,14 @@ bool link_flush(worker_link *l)
     if (err.code != PML_OK)
         pml_log(PML_LOG_ERROR, "%s", err.message);
     return false;
+}
+
+bool link_logged(worker_link *l, double seconds)
+{
+    if (l->backlog == NULL)
+        return true;
+    outbox_drain(l->outbox);
+    return backlog_wait(l->backlog, atomic_load(&l->reported), seconds);
 }
 
 pml_status link_hand_over(worker_link *l, pml_error *err)

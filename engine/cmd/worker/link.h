@@ -45,6 +45,9 @@ void link_set_gpu(worker_link *link, gpu_watch *gpu);
  * is gone, hand it over. False: neither. What is made to last must not tell of steps that the log
  * does not have. */
 bool link_flush(worker_link *link);
+/* Rank 0: wait, so long at most, until all that was reported is in the log, on disk or not; whether
+ * it is. */
+bool link_logged(worker_link *link, double seconds);
 /* Rank 0: what the coordinator has not heard, for the next one. */
 pml_status link_hand_over(worker_link *link, pml_error *err);
 

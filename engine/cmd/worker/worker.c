@@ -239,8 +239,8 @@ static pml_status make_savers(worker *w, const job_kind *kind, loop *l, pml_erro
     if (w->rank != 0)
         return PML_OK;
     const char *from = pml_message_string(w->start, "checkpoint");
-    pml_status status = keeper_new(kind, w->j, w->facts.slots ? SLOTS_FD : -1,
-                                   w->facts.payload_bytes, &l->keeper, err);
+    pml_status status =
+        keeper_new(kind, w->j, &w->facts, w->facts.slots ? SLOTS_FD : -1, w->link, &l->keeper, err);
     return status != PML_OK
                ? status
                : saver_new(kind, w->j, l->keeper, w->link, pml_message_string(w->start, "folder"),

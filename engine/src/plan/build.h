@@ -4,7 +4,7 @@
 
 #include "pml/plan/program.h"
 
-enum { PMLI_ALIGN = 256, PMLI_ABSENT = -1 };
+enum { PMLI_ALIGN = 256, PMLI_PAGE = 4096, PMLI_ABSENT = -1 };
 
 /* The four stacked linear layers of a transformer layer, in forward order. */
 typedef enum pmli_linear_index {

@@ -22,6 +22,16 @@ static int64_t blocks_of(int64_t n)
     return (n + BLOCK - 1) / BLOCK;
 }
 
+size_t pml_program_snapshot_bytes(const pml_program *p, const pml_train_config *c)
+{
+    size_t bytes = 0;
+    for (int32_t i = 0; i < p->n_parameters; i++) {
+        int64_t n = p->parameters[i].trained ? p->parameters[i].rows * p->parameters[i].cols : 0;
+        bytes += (size_t)n * sizeof(float) + pml_optimizer_bytes(c, n);
+    }
+    return bytes;
+}
+
 size_t pml_optimizer_bytes(const pml_train_config *c, int64_t n)
 {
     size_t floats = (size_t)n * sizeof(float);

@@ -230,12 +230,20 @@ static void share_causes(pml_program *p, size_t region, size_t workspace)
     p->by_cause[PML_CAUSE_ACTIVATIONS] += region - workspace;
 }
 
+/* What transient tensors share holds a snapshot, too, on the edge of a page. */
+static size_t with_stage(const pml_program *p, size_t region)
+{
+    size_t least = p->stage_bytes > 0 ? p->stage_bytes + PMLI_PAGE : 0;
+    return region > least ? region : least;
+}
+
 pml_status pml_program_estimate(pml_program *program, pml_error *err)
 {
     size_t still, most, workspace;
     pml_status status = begin(program, &still, &most, &workspace, err);
     if (status != PML_OK)
         return status;
+    most = with_stage(program, most);
     program->arena = still + most;
     share_causes(program, most, workspace);
     return PML_OK;
@@ -247,9 +255,12 @@ pml_status pml_program_place(pml_program *program, pml_error *err)
     pml_status status = begin(program, &still, &most, &workspace, err);
     if (status == PML_OK)
         status = place_transient(program, still, &program->arena, err);
-    if (status == PML_OK)
-        share_causes(program, program->arena - still, workspace);
-    return status;
+    if (status != PML_OK)
+        return status;
+    program->arena = still + with_stage(program, program->arena - still);
+    program->stage = program->arena / PMLI_PAGE * PMLI_PAGE - program->stage_bytes;
+    share_causes(program, program->arena - still, workspace);
+    return PML_OK;
 }
 
 pml_status pml_program_check_places(const pml_program *p, pml_error *err)

@@ -45,26 +45,19 @@ static int32_t least_count(int32_t a, int32_t b)
     return a < b ? a : b;
 }
 
-/* Where the device's memory is the host's, the snapshot that checkpoints are written from counts
- * too: values and what the optimizer keeps of each, float32; twice where a run goes on by itself
- * after a failure, for one has to be whole while the other is written. */
+/* Where the device's memory is the host's, the snapshot that checkpoints are written from, and a
+ * run goes on from, counts too. A second one, while it is written, is in the arena. */
 static size_t runtime_bytes(const pmli_search *s, const pml_program *p, const pml_plan *plan)
 {
     if (strcmp(s->backend->name, "cpu") != 0)
         return gpu_reserve;
     pml_train_config settled = *s->config;
     pml_plan_settle(&plan->choices, &settled);
-    size_t trained = 0;
-    for (int32_t i = 0; i < p->n_parameters; i++) {
-        int64_t n = p->parameters[i].trained ? p->parameters[i].rows * p->parameters[i].cols : 0;
-        trained += (size_t)n * sizeof(float) + pml_optimizer_bytes(&settled, n);
-    }
+    size_t snapshot = pml_program_snapshot_bytes(p, &settled);
     size_t largest = (size_t)s->spec->vocab * (size_t)s->spec->hidden * sizeof(float);
-    size_t snapshots = trained * (s->config->restarts ? 2 : 1);
     size_t loading = least_size(loading_bytes, largest);
     return process_bytes + shared_bytes + pml_program_bytes(p) + plan->host +
-           thread_bytes * (size_t)threads_of(s->config) +
-           (snapshots > loading ? snapshots : loading);
+           thread_bytes * (size_t)threads_of(s->config) + (snapshot > loading ? snapshot : loading);
 }
 
 /* Gradients on their way through the collective: a piece of them in the worker, and the shared

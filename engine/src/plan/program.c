@@ -396,6 +396,9 @@ pml_status pml_program_build(const pml_program_options *options, pml_program **p
     build_segment(&b, PML_SEGMENT_EVAL, pmli_build_eval);
     if (limits.generate_length > 0)
         build_segment(&b, PML_SEGMENT_GENERATE, pmli_build_generate);
+    if (settled.restarts && strcmp(options->backend->name, "cpu") == 0)
+        p->stage_bytes =
+            (pml_program_snapshot_bytes(p, &settled) + PMLI_PAGE - 1) / PMLI_PAGE * PMLI_PAGE;
     if (b.status == PML_OK)
         b.status = options->estimate ? pml_program_estimate(p, err) : pml_program_place(p, err);
 cleanup:

@@ -9,8 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, SLOTS = 2 };
-static const uint64_t magic = 0x313053544f4c5350; /* "PSLOTS01" */
+enum { PAGE = 4096, SLOTS = 2, SETTLED = 0, STAGE = 1 /* where there is one */ };
+static const uint64_t magic = 0x323053544f4c5350; /* "PSLOTS02" */
 
 /* order 0: nothing whole is in the slot; else the higher one is the newer. */
 typedef struct slot_head {
@@ -19,7 +19,7 @@ typedef struct slot_head {
 } slot_head;
 
 typedef struct header {
-    uint64_t magic, bytes;
+    uint64_t magic, bytes, staged;
     slot_head slots[SLOTS];
 } header;
 _Static_assert(sizeof(header) <= PAGE, "the header is one page");
@@ -28,10 +28,11 @@ struct pml_slots {
     int fd;
     size_t bytes; /* of a payload */
     header *header;
-    int writing;     /* slot, -1: none */
-    int last;        /* slot committed last by us, -1: none */
-    atomic_int held; /* slot, -1: none */
-    char *mapping[SLOTS];
+    int writing;          /* slot, -1: none */
+    int last;             /* slot committed last by us, -1: none */
+    atomic_int held;      /* slot, -1: none */
+    char *mapping[SLOTS]; /* its state, and behind it its payload; of a stage the state alone */
+    void *stage;          /* NULL: none */
 };
 
 static size_t up_to_page(size_t bytes)
@@ -47,6 +48,11 @@ static size_t slot_bytes(size_t payload)
 static off_t slot_at(size_t payload, int slot)
 {
     return (off_t)(PAGE + (size_t)slot * slot_bytes(payload));
+}
+
+static off_t payload_at(size_t payload, int slot)
+{
+    return slot_at(payload, slot) + (off_t)up_to_page(sizeof(pml_train_state));
 }
 
 pml_status pml_slots_create(int *fd, pml_error *err)
@@ -97,6 +103,22 @@ static int newest(const header *h, int64_t most)
     return found;
 }
 
+/* Slot 1 as it is in the memfd into slot 0, which is nothing until its last byte is there. */
+static pml_status settle_left(int fd, header *h, pml_error *err)
+{
+    const size_t bytes = slot_bytes(h->bytes);
+    char *to = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, PAGE);
+    if (to == MAP_FAILED)
+        return PML_FAIL(err, PML_NO_MEMORY, "cannot map a snapshot: %s", strerror(errno));
+    int64_t order = atomic_load(&h->slots[STAGE].order);
+    atomic_store(&h->slots[SETTLED].order, 0);
+    memcpy(to, to + bytes, bytes);
+    h->slots[SETTLED].step = h->slots[STAGE].step;
+    atomic_store(&h->slots[SETTLED].order, order);
+    munmap(to, 2 * bytes);
+    return PML_OK;
+}
+
 pml_status pml_slots_choose(int fd, int64_t most, int *slot, int64_t *step, pml_error *err)
 {
     header *h;
@@ -106,6 +128,14 @@ pml_status pml_slots_choose(int fd, int64_t most, int *slot, int64_t *step, pml_
     if (status != PML_OK || h == NULL)
         return status;
     *slot = newest(h, most);
+    if (*slot == STAGE && h->staged) {
+        status = settle_left(fd, h, err);
+        *slot = status == PML_OK ? SETTLED : -1;
+        if (status != PML_OK) { /* what is there stays as it is */
+            munmap(h, PAGE);
+            return status;
+        }
+    }
     for (int i = 0; i < SLOTS; i++)
         if (i != *slot)
             atomic_store(&h->slots[i].order, 0);
@@ -125,8 +155,10 @@ static pml_status prepare(pml_slots *s, pml_error *err)
     if (s->header != NULL && s->header->bytes != s->bytes)
         return PML_FAIL(err, PML_INVALID, "the snapshots' memory is for %llu bytes, not %zu",
                         (unsigned long long)s->header->bytes, s->bytes);
-    if (s->header != NULL)
+    if (s->header != NULL) {
+        s->header->staged = s->stage != NULL;
         return PML_OK;
+    }
     size_t slots, all;
     if (s->bytes > (SIZE_MAX >> 8) ||
         __builtin_mul_overflow(slot_bytes(s->bytes), (size_t)SLOTS, &slots) ||
@@ -141,29 +173,53 @@ static pml_status prepare(pml_slots *s, pml_error *err)
         return PML_FAIL(err, PML_NO_MEMORY, "cannot map the snapshots' header: %s",
                         strerror(errno));
     }
-    *s->header = (header){.bytes = s->bytes};
+    *s->header = (header){.bytes = s->bytes, .staged = s->stage != NULL};
     atomic_thread_fence(memory_order_seq_cst);
     s->header->magic = magic;
     return PML_OK;
 }
 
+static bool is_stage(const pml_slots *s, int slot)
+{
+    return s->stage != NULL && slot == STAGE;
+}
+
+/* Of what s->mapping[slot] is the beginning of. */
+static size_t mapped_bytes(const pml_slots *s, int slot)
+{
+    return is_stage(s, slot) ? up_to_page(sizeof(pml_train_state)) : slot_bytes(s->bytes);
+}
+
+static void *payload_of(const pml_slots *s, int slot)
+{
+    return is_stage(s, slot) ? s->stage : s->mapping[slot] + up_to_page(sizeof(pml_train_state));
+}
+
 static pml_status map_slot(pml_slots *s, int slot, pml_error *err)
 {
-    void *mapping = mmap(NULL, slot_bytes(s->bytes), PROT_READ, MAP_SHARED | MAP_POPULATE, s->fd,
+    int protection = is_stage(s, slot) ? PROT_READ | PROT_WRITE : PROT_READ;
+    void *mapping = mmap(NULL, mapped_bytes(s, slot), protection, MAP_SHARED | MAP_POPULATE, s->fd,
                          slot_at(s->bytes, slot));
     if (mapping == MAP_FAILED)
         return PML_FAIL(err, PML_NO_MEMORY, "cannot map a snapshot: %s", strerror(errno));
     s->mapping[slot] = mapping;
+    if (is_stage(s, slot) &&
+        mmap(s->stage, up_to_page(s->bytes), protection, MAP_SHARED | MAP_POPULATE | MAP_FIXED,
+             s->fd, payload_at(s->bytes, slot)) == MAP_FAILED)
+        return PML_FAIL(err, PML_NO_MEMORY, "cannot map the snapshots' stage: %s", strerror(errno));
     return PML_OK;
 }
 
-pml_status pml_slots_open(int fd, size_t bytes, pml_slots **out, pml_error *err)
+pml_status pml_slots_open(int fd, size_t bytes, void *stage, pml_slots **out, pml_error *err)
 {
     *out = NULL;
     pml_slots *s = calloc(1, sizeof *s);
     if (s == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the snapshots");
-    *s = (pml_slots){.fd = fd, .bytes = bytes, .writing = -1, .last = -1, .held = -1};
+    *s = (pml_slots){
+        .fd = fd, .bytes = bytes, .stage = stage, .writing = -1, .last = -1, .held = -1};
+    if (stage != NULL) /* its own pages first: there need not be room for both */
+        madvise(stage, up_to_page(bytes), MADV_DONTNEED);
     pml_status status = prepare(s, err);
     for (int i = 0; status == PML_OK && i < SLOTS; i++)
         status = map_slot(s, i, err);
@@ -176,7 +232,7 @@ pml_status pml_slots_open(int fd, size_t bytes, pml_slots **out, pml_error *err)
 /* Nobody can write there any more; the pages stay. */
 static void leave_writing(pml_slots *s)
 {
-    if (s->writing >= 0)
+    if (s->writing >= 0 && !is_stage(s, s->writing))
         mprotect(s->mapping[s->writing], slot_bytes(s->bytes), PROT_READ);
     s->writing = -1;
 }
@@ -189,23 +245,36 @@ void pml_slots_close(pml_slots **out)
         return;
     for (int i = 0; i < SLOTS; i++)
         if (s->mapping[i] != NULL)
-            munmap(s->mapping[i], slot_bytes(s->bytes));
+            munmap(s->mapping[i], mapped_bytes(s, i));
+    if (s->stage != NULL) /* private memory again */
+        mmap(s->stage, up_to_page(s->bytes), PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     if (s->header != NULL)
         munmap(s->header, PAGE);
     free(s);
+}
+
+/* What slot `slot` holds is about to change: it is nothing, and can be written. */
+static pml_status open_slot(pml_slots *s, int slot, pml_error *err)
+{
+    if (!is_stage(s, slot) &&
+        mprotect(s->mapping[slot], slot_bytes(s->bytes), PROT_READ | PROT_WRITE) != 0)
+        return PML_FAIL(err, PML_NO_MEMORY, "cannot open a snapshot: %s", strerror(errno));
+    atomic_store(&s->header->slots[slot].order, 0);
+    s->writing = slot;
+    return PML_OK;
 }
 
 pml_status pml_slots_begin(pml_slots *s, void **payload, pml_error *err)
 {
     leave_writing(s); /* one that was begun and never committed */
     int held = atomic_load(&s->held);
-    int slot = held >= 0 ? 1 - held : newest(s->header, INT64_MAX) == 0 ? 1 : 0;
-    if (mprotect(s->mapping[slot], slot_bytes(s->bytes), PROT_READ | PROT_WRITE) != 0)
-        return PML_FAIL(err, PML_NO_MEMORY, "cannot open a snapshot: %s", strerror(errno));
-    atomic_store(&s->header->slots[slot].order, 0);
-    s->writing = slot;
-    *payload = s->mapping[slot] + up_to_page(sizeof(pml_train_state));
-    return PML_OK;
+    int slot = s->stage != NULL                    ? STAGE
+               : held >= 0                         ? 1 - held
+               : newest(s->header, INT64_MAX) == 0 ? 1
+                                                   : 0;
+    *payload = payload_of(s, slot);
+    return open_slot(s, slot, err);
 }
 
 void pml_slots_commit(pml_slots *s, const pml_train_state *state)
@@ -219,11 +288,42 @@ void pml_slots_commit(pml_slots *s, const pml_train_state *state)
     leave_writing(s);
 }
 
+pml_status pml_slots_settle(pml_slots *s, pml_error *err)
+{
+    if (s->stage == NULL)
+        return PML_OK;
+    const pml_train_state *state = (const pml_train_state *)(const void *)s->mapping[STAGE];
+    pml_status status = open_slot(s, SETTLED, err);
+    if (status != PML_OK)
+        return status;
+    memcpy(payload_of(s, SETTLED), s->stage, s->bytes);
+    pml_slots_commit(s, state);
+    pml_slots_drop(s);
+    return PML_OK;
+}
+
+void pml_slots_drop(pml_slots *s)
+{
+    if (s->stage == NULL)
+        return;
+    leave_writing(s);
+    atomic_store(&s->header->slots[STAGE].order, 0);
+}
+
+bool pml_slots_room(const pml_slots *s)
+{
+    return s->stage == NULL || atomic_load(&s->held) < 0;
+}
+
+bool pml_slots_staged(const pml_slots *s)
+{
+    return s->stage != NULL;
+}
+
 void pml_slots_hold(pml_slots *s, const pml_train_state **state, const void **payload)
 {
-    char *mapping = s->mapping[s->last];
-    *state = (const pml_train_state *)(const void *)mapping;
-    *payload = mapping + up_to_page(sizeof(pml_train_state));
+    *state = (const pml_train_state *)(const void *)s->mapping[s->last];
+    *payload = payload_of(s, s->last);
     atomic_store(&s->held, s->last);
 }
 

@@ -275,6 +275,12 @@ static void set_hyper(pml_stepper *s, const pml_update *u)
     }
 }
 
+void *pml_stepper_stage(const pml_stepper *s, size_t *bytes)
+{
+    *bytes = s->program->stage_bytes;
+    return *bytes > 0 ? (char *)s->arena + s->program->stage : NULL;
+}
+
 /* Once: what the process holds beside the arena. Only where host memory is the device's. */
 static void measure_runtime(pml_stepper *s)
 {

@@ -103,6 +103,44 @@ static void test_places_of_every_method(void **state)
         }
 }
 
+/* Where a run goes on by itself, whole pages at the arena's end hold a snapshot between two steps,
+ * where nothing lies still; and where activations take less than one there is room for it. */
+static void test_a_stage_for_snapshots(void **state)
+{
+    (void)state;
+    for (int tokens = 512; tokens >= 2; tokens /= 16) {
+        pml_train_config config = config_for(PML_METHOD_FULL, 0);
+        const pml_batch_limits few = {tokens, 1, tokens - 1, tokens, 0};
+        const pml_plan_choices choices = {.head_chunk = 8, .pieces = 1};
+        pml_plan without, with;
+        pml_program *p;
+        assert_int_equal(
+            pml_plan_given(&small, &config, &few, pml_backend_cpu(), &choices, &without, NULL),
+            PML_OK);
+        config.restarts = true;
+        assert_int_equal(
+            pml_plan_given(&small, &config, &few, pml_backend_cpu(), &choices, &with, NULL),
+            PML_OK);
+        assert_int_equal(pml_plan_build(&with, &small, &config, pml_backend_cpu(), &p, NULL),
+                         PML_OK);
+        size_t snapshot = pml_program_snapshot_bytes(p, &config), still = 0;
+        assert_int_equal(snapshot, 3 * sizeof(float) * (size_t)with.trainable);
+        for (int i = 0; i < p->n_tensors; i++) {
+            const pml_tensor *t = &p->tensors[i];
+            size_t end = t->offset + (size_t)(t->rows * t->cols) * pml_dtype_size(t->dtype);
+            still = t->persistent && end > still ? end : still;
+        }
+        assert_in_range(p->stage_bytes, snapshot, snapshot + 4095);
+        assert_int_equal(p->stage % 4096, 0);
+        assert_in_range(p->stage, still, p->arena - p->stage_bytes);
+        if (tokens == 512) /* more than a snapshot anyway */
+            assert_int_equal(with.total, without.total);
+        else
+            assert_true(with.arena > without.arena);
+        pml_program_destroy(&p);
+    }
+}
+
 /* A frozen weight never costs a product, and nothing below the lowest adapter is computed. */
 static void test_lora_computes_only_what_it_needs(void **state)
 {
@@ -462,6 +500,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_places_of_every_method),
+        cmocka_unit_test(test_a_stage_for_snapshots),
         cmocka_unit_test(test_lora_computes_only_what_it_needs),
         cmocka_unit_test(test_output_of_swiglu_is_not_kept),
         cmocka_unit_test(test_swiglu_beside),

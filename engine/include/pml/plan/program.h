@@ -172,6 +172,9 @@ typedef struct pml_program {
 
     size_t by_cause[PML_CAUSE_COUNT]; /* of the arena; runtime is 0 here */
     size_t arena;
+    size_t stage,
+        stage_bytes;   /* whole pages at the arena's end, that no tensor lives in between two
+                          steps: where a snapshot is first (pml/train/slots.h); or none */
     size_t host_bytes; /* of the host block: what is offloaded */
     void *host;        /* it; whoever runs the program takes it and gives it back */
 } pml_program;
@@ -210,6 +213,10 @@ const pml_range *pml_program_range(const pml_program *program, int64_t at);
 /* What the optimizer keeps for n parameters of one tensor, in bytes, beside the parameters and
  * their gradients. */
 size_t pml_optimizer_bytes(const pml_train_config *config, int64_t n);
+
+/* Values of all that is trained, and what the optimizer keeps of each: a snapshot. config: settled.
+ */
+size_t pml_program_snapshot_bytes(const pml_program *program, const pml_train_config *config);
 
 /* A tensor's place in an arena at base, or in the program's host block. */
 void *pml_program_data(const pml_program *program, int32_t tensor, void *base);

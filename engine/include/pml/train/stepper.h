@@ -175,6 +175,9 @@ pml_status pml_stepper_set_dropout(pml_stepper *stepper, double dropout, pml_err
  * measured), and what decides bits (printed into run.json). */
 const pml_plan *pml_stepper_plan(const pml_stepper *stepper);
 pml_status pml_stepper_identity(pml_stepper *stepper, char *json, size_t capacity, pml_error *err);
+/* Whole pages that nothing lives in between two steps (pml/train/slots.h), and how many bytes: of a
+ * snapshot at least. NULL: the plan has none. */
+void *pml_stepper_stage(const pml_stepper *stepper, size_t *bytes);
 /* That the plan is not the first one, since the device refused its memory; "": it is. */
 const char *pml_stepper_note(const pml_stepper *stepper);
 /* What its device says of itself now. */
