@@ -75,10 +75,11 @@ class Asking(Standing):
                 if _undoes(event, command):
                     return True
             looked = len(events)
-            return self.state == state or self._is_over()
+            return self.state == state or self._nothing_comes()
 
         with self._leave_alone():
             self._wait_for(shows, None, command.verb)
+        self._connected()
         return command
 
     def _event_of(
@@ -110,6 +111,7 @@ class Asking(Standing):
         if found and found[0]["type"] == "log":
             raise Error(f"{command.verb}: {found[0]['message']}")
         if not found:
+            self._connected()
             command.wait(0)
             raise PeerError(f"the run is {self.state}; {command.verb} has no result")
         return found[0]

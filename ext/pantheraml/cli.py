@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pantheraml as pm
+from pantheraml import folders
 from pantheraml.config import OVERLONG, Settings
 
 _DATA = ".jsonl, .json, .parquet or .txt file"
@@ -76,7 +77,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _profile(args: argparse.Namespace) -> None:
-    if args.subject is None or _is_run(args.subject):
+    if args.subject is None or folders.named(args.subject) is not None:
         found = pm.attach(args.subject, restart=False).profile()
     else:
         settings = {**_given(args), "method": args.method}
@@ -86,16 +87,6 @@ def _profile(args: argparse.Namespace) -> None:
     if args.trace is not None:
         print(f"a step for chrome://tracing: {found.to_trace(args.trace)}", file=sys.stderr)
     print(json.dumps(found.rows(), indent=1) if args.json else found, end="")
-
-
-def _is_run(name: str) -> bool:
-    from pantheraml import folders
-
-    try:
-        folders.find(name)
-    except pm.NotFoundError:
-        return False
-    return True
 
 
 def _preview(args: argparse.Namespace) -> None:

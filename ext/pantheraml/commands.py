@@ -79,16 +79,19 @@ class Command:
         ------
         BusyError
             It was refused, or the run ended before it could be applied.
+        PeerError, DeniedError
+            Of a run that is elsewhere: the connection was lost, or the key revoked, meanwhile.
         TimedOut
             The timeout (seconds) passed.
         """
         self._run._wait_for(
-            lambda: self.state != "accepted" or self._run._is_over(), timeout, f"{self.verb}"
+            lambda: self.state != "accepted" or self._run._nothing_comes(), timeout, f"{self.verb}"
         )
         if self.state == "refused":
             record = self._record
             raise BusyError(f"{self.verb} was refused: {record.reason if record else ''}")
         if self.state != "applied":
+            self._run._connected()
             raise BusyError(f"the run is {self._run.state}; {self.verb} was not applied")
         return self
 

@@ -133,14 +133,22 @@ def find(name: str | os.PathLike[str] | None) -> Path:
         if not folders:
             raise NotFoundError(f"there are no runs in {parent}")
         return folders[0]
-    path = Path(name).expanduser()
-    for folder in (parent / path, path.absolute()):
-        with suppress(OSError):  # a name that is too long for any folder
-            if (folder / "run.json").is_file():
-                return folder
+    found = named(name)
+    if found is not None:
+        return found
     near = difflib.get_close_matches(str(name), [f.name for f in every()], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise NotFoundError(f"there is no run {str(name)!r} in {parent}{hint}")
+
+
+def named(name: str | os.PathLike[str]) -> Path | None:
+    """Give the folder of the run that is meant by a name or a path; None: there is none."""
+    path = Path(name).expanduser()
+    for folder in (runs_folder() / path, path.absolute()):
+        with suppress(OSError):  # a name that is too long for any folder
+            if (folder / "run.json").is_file():
+                return folder
+    return None
 
 
 def every() -> list[Path]:

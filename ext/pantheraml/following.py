@@ -424,11 +424,19 @@ class Following:
             since = record.state_seq > self._resumed_at
             return record.state == "paused" and bool(record.reason) and since and not self._gone
 
+    def _nothing_comes(self) -> bool:
+        """Whether no event will come any more, at which somebody who waits for one gives up."""
+        return self._is_over()
+
+    def _connected(self) -> None:
+        """Raise why nothing comes, where that is not the run's end."""
+
     def _will_not_end(self) -> bool:
         """Whether there is nothing to wait for: it has ended, or stands for good."""
-        return self._is_over() or self._stands()
+        return self._nothing_comes() or self._stands()
 
     def _raise_failure(self) -> None:
+        self._connected()
         if self.state == "failed":
             raise RunFailed(f"run {self.name} failed: {self.reason}")
         if self._stands():

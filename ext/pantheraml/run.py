@@ -164,12 +164,14 @@ class Run(Asking):
 
     def stop(self, wait: bool = False) -> Command | None:
         """End the run with a checkpoint. A run that has ended stays as it is."""
+        self._connected()
         if self._link is None or self.state in ENDED:
             return None
         command = self._command("stop", wait=False)
         if wait:
             with self._leave_alone():
-                self._wait_for(self._is_over, None, "stop")
+                self._wait_for(self._nothing_comes, None, "stop")
+            self._connected()
         return command
 
     def evaluate(self) -> Evaluation:
@@ -420,6 +422,11 @@ class Run(Asking):
         -------
         Share
             Has ``save(path)`` and ``text()`` for ``pm.attach``, ``reach``, ``revoke()``.
+
+        Raises
+        ------
+        InvalidError, IOFailed
+            What cannot be listened on, and what to take instead.
         """
         from pantheraml.sharing import share
 
@@ -434,7 +441,18 @@ class Run(Asking):
         -------
         int
             Keys revoked.
+
+        Raises
+        ------
+        NotFoundError
+            The key was not given out, or is revoked already.
+        InvalidError
+            It is nothing that :meth:`share` gave.
         """
+        from pantheraml.sharing import Share
+
+        if share is not None and not isinstance(share, Share):
+            raise InvalidError(f"unshare() takes what share() gave, not {share!r}")
         fields = {} if share is None else {"public_key": share.public_key}
         return int(self._ask("unshare", **fields)["keys"])
 

@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -20,18 +21,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pantheraml import _native
+from pantheraml import _native, folders
 from pantheraml.errors import (
     CorruptError,
     DeniedError,
+    Error,
     InvalidError,
+    IOFailed,
     NotFoundError,
     PeerError,
     TimedOut,
     from_code,
 )
 from pantheraml.link import ANSWER, Link, parsed
-from pantheraml.record import Event
+from pantheraml.record import ENDED, Event
 from pantheraml.run import Run
 
 _PREFIX = "pantheraml:"
@@ -76,6 +79,8 @@ class Share:
         ------
         InvalidError
             There is one already.
+        IOFailed
+            It cannot be written there.
         """
         target = Path(path).expanduser().absolute()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -84,6 +89,8 @@ class Share:
                 file.write(self._json())
         except FileExistsError:
             raise InvalidError(f"{target} is there already; remove it, or take another") from None
+        except OSError as error:
+            raise IOFailed(f"{target}: {error.strerror or error}") from None
         return target
 
     def text(self) -> str:
@@ -117,12 +124,26 @@ def share(run: Run, bind: str, role: str, name: str | None, address: str | None)
     ------
     InvalidError
         The role is unknown, or nothing can listen there.
+    IOFailed
+        The address is not this machine's, or a port is taken.
     """
     if role not in ("view", "control"):
         raise InvalidError(f'role must be "view" or "control", it is {role!r}')
+    if not isinstance(bind, str):
+        raise InvalidError(f'bind must be a text as "tcp://127.0.0.1:*", it is {bind!r}')
+    if address is not None and not _is_host(address):
+        raise InvalidError(
+            f"address must be a host's name or number alone, as viewers reach it, it is {address!r}"
+        )
     public, secret = _native.keypair()
     fields = {} if name is None else {"name": name}
-    answer = run._ask("share", bind=bind, role=role, public_key=public, **fields)
+    try:
+        answer = run._ask("share", bind=bind, role=role, public_key=public, **fields)
+    except IOFailed as error:
+        raise IOFailed(
+            f"{error}; take an address of this machine (0.0.0.0 is all of them), and a port that "
+            "is free together with the next one (* takes any)"
+        ) from None
     where = answer["sharing"]
     connection = {
         "format": 1,
@@ -138,6 +159,16 @@ def share(run: Run, bind: str, role: str, name: str | None, address: str | None)
     made = Share(run, connection, name or "", where["reach"])
     print(f"{run.name} listens on {where['control']}: {made.reach}.", file=sys.stderr)
     return made
+
+
+def _is_host(address: object) -> bool:
+    """Whether it can stand before ``:PORT``: a name, or an address in numbers."""
+    if not isinstance(address, str):
+        return False
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(address)
+        return True
+    return re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", address) is not None and len(address) < 200
 
 
 def _reachable(endpoint: str, address: str | None) -> str:
@@ -179,22 +210,30 @@ def parse(given: str | os.PathLike[str]) -> dict[str, Any] | None:
             f"a run is named by its name, its folder or a shared key, not by {type(given).__name__}"
         )
     text = os.fsdecode(given)
-    if text.startswith(_PREFIX):
+    if _PREFIX in text:  # copied with quotes, spaces or line breaks around it, perhaps
+        text = "".join(text[text.index(_PREFIX) + len(_PREFIX) :].split()).rstrip("\"'")
         try:
-            data = base64.b64decode(text[len(_PREFIX) :], altchars=b"-_", validate=True)
+            data = base64.b64decode(text, altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise InvalidError("this is not a whole connection text; copy it again") from None
-    elif text.endswith(".json") and Path(text).expanduser().is_file():
-        data = _read_private(Path(text).expanduser())
+    elif folders.named(text) is None and _is_file(path := Path(text).expanduser()):
+        data = _read_private(path)
     else:
         return None
     try:
         connection = json.loads(data)
     except (ValueError, RecursionError):
-        raise InvalidError("this is no connection: not JSON") from None
+        raise InvalidError("this is no key that was shared: not JSON") from None
     if not isinstance(connection, dict) or "secret_key" not in connection:
-        raise InvalidError("this is no connection: it has no key")
+        raise InvalidError("this is no key that was shared: there is none in it")
     return connection
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long for any name
+        return False
 
 
 def _read_private(path: Path) -> bytes:
@@ -233,6 +272,7 @@ class SharedRun(Run):
         config = _ask_configuration(json.dumps(self._connection))
         self._begin(Path(self._connection["run"]), config)
         self._why = ""
+        self._denied = False
 
     @property
     def state(self) -> str:
@@ -242,9 +282,11 @@ class SharedRun(Run):
 
     @property
     def reason(self) -> str:
-        """As in :class:`Run`."""
+        """As in :class:`Run`; while there is no connection, that, and why."""
         with self._changed:
-            return self._why if self._gone and self._why else self._record.reason
+            if self._gone and self._record.state not in ENDED:
+                return f"not connected any more, this is the last that was heard: {self._why}"
+            return super().reason
 
     def decode(self, token_ids: list[int]) -> str:
         """Make text of token ids where the model's tokenizer is at hand, else show the ids."""
@@ -258,9 +300,34 @@ class SharedRun(Run):
             if self._link is not link:
                 return
             self._link, self._gone = None, True
-            self._why = str(link.error or "not connected")
+            self._denied = isinstance(link.error, DeniedError)
+            self._why = self._explained(link.error)
             self._changed.notify_all()
         self._tell({"type": "gone", "state": self.state, "step": self._record.step})
+
+    def _explained(self, error: Error | None) -> str:
+        if self._denied:
+            return "its key is not let in any more; somebody who has the run can share another"
+        if isinstance(error, PeerError):
+            return (
+                f"nobody answers at {self._connection['control']}; the run has ended, or is shared "
+                "no more"
+            )
+        return str(error)
+
+    def _there(self) -> Link:
+        if self._link is None and self._gone:
+            kind = DeniedError if self._denied else PeerError
+            raise kind(f"run {self.name} is elsewhere, and not connected any more: {self._why}")
+        return super()._there()
+
+    def _nothing_comes(self) -> bool:
+        """Without a connection nothing is heard, whatever happens there."""
+        return self._gone or super()._nothing_comes()
+
+    def _connected(self) -> None:
+        if self._gone and not self._is_over():
+            self._there()
 
     def _read_log(self) -> None:
         """There is none here: everything comes by replay."""
@@ -299,4 +366,8 @@ def _ask_configuration(connection: str) -> dict[str, Any]:
                 except InvalidError as problem:
                     raise CorruptError(f"the coordinator sent what is no run: {problem}") from None
                 return config
-    raise TimedOut("nobody answers at the address of this connection")
+    where = json.loads(connection)["control"]
+    raise TimedOut(
+        f"nobody answers at {where}: the run has ended or listens there no more, or something "
+        "between here and there lets nobody through"
+    )

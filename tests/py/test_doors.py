@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -136,16 +139,68 @@ def test_a_shared_run_is_seen_and_not_touched(
     assert run.state == "running"
 
 
+def test_who_is_shut_out_is_told(start: Callable[..., pm.Run]) -> None:
+    """Whoever waits for something hears of it, and is not told that the run had ended."""
+    run = start(max_steps=10**6, gradient_accumulation_steps=100)
+    at_step(run, 1)
+    given = run.share("tcp://127.0.0.1:*", role="control", name="assistant")
+    seen = pm.attach(given.text())
+    run.pause(wait=True)
+    until(lambda: seen.state == "paused", "the pause to show there")
+    answers: list[object] = []
+
+    def wait() -> None:
+        try:
+            answers.append(seen.wait())
+        except pm.Error as error:
+            answers.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    given.revoke()
+    waiting.join(PATIENCE)
+    assert isinstance(answers[0], pm.DeniedError), answers
+    assert "not let in any more" in str(answers[0]) and "elsewhere" in str(answers[0])
+    assert seen.state == "paused" and seen.reason.startswith("not connected any more")
+    for verb in (seen.pause, seen.stop, seen.wait, lambda: seen.refused, lambda: run_async(seen)):
+        with pytest.raises(pm.DeniedError, match="not let in any more"):
+            verb()
+    with pytest.raises(pm.DeniedError):
+        seen.resume()
+    assert seen.history == run.history  # what was heard stays
+    assert run.state == "paused" and run.unshare() == 0
+
+
+def run_async(run: pm.Run) -> None:
+    asyncio.run(run.wait_async())
+
+
 def test_share_says_what_is_wrong(start: Callable[..., pm.Run]) -> None:
     run = start(max_steps=10**6)
     at_step(run, 1)
-    for bind in ("tcp://localhost:4000", "127.0.0.1:4000", "tcp://127.0.0.1", "ipc:///tmp/x"):
-        with pytest.raises(pm.InvalidError):
-            run.share(bind)
+    for bind, words in (
+        ("tcp://localhost:4000", "in numbers"), ("127.0.0.1:4000", "tcp://ADDRESS:PORT"),
+        ("tcp://127.0.0.1", "tcp://ADDRESS:PORT"), ("ipc:///tmp/x", "tcp://ADDRESS:PORT"),
+        ("tcp://127.0.0.1:65535", "port"), ("tcp://127.0.0.1:http", "port"), ("", "bind"),
+        ("tcp://256.1.1.1:*", "in numbers"), (None, "bind must be a text"), (5, "a text"),
+    ):  # fmt: skip
+        with pytest.raises(pm.InvalidError, match=words):
+            run.share(bind)  # type: ignore[arg-type]
     with pytest.raises(pm.InvalidError, match="role"):
         run.share("tcp://127.0.0.1:*", role="worker")
-    with pytest.raises(pm.IOFailed):
+    for address in ("", 5, "http://host", "a b", "host:99", "host/x", "x" * 300, "host\n"):
+        with pytest.raises(pm.InvalidError, match="alone, as viewers reach it"):
+            run.share("tcp://127.0.0.1:*", address=address)  # type: ignore[arg-type]
+    with pytest.raises(pm.IOFailed, match=r"0\.0\.0\.0 is all of them"):
         run.share("tcp://203.0.113.7:4000")  # not an address of ours
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(pm.IOFailed, match=r"in use; .*\(\* takes any"):
+            run.share(f"tcp://127.0.0.1:{taken.getsockname()[1]}")
+    for share in ("x", 5):
+        with pytest.raises(pm.InvalidError, match="takes what share"):
+            run.unshare(share)  # type: ignore[arg-type]
     assert run.sharing is None and run.unshare() == 0
     run.share("tcp://127.0.0.1:*")
     with pytest.raises(pm.BusyError, match="listens"):
@@ -154,11 +209,55 @@ def test_share_says_what_is_wrong(start: Callable[..., pm.Run]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("bind", "listens", "reach"),
+    [
+        ("tcp://[::1]:*", "tcp://[::1]:", "every user of this machine"),
+        ("tcp://0.0.0.0:*", "tcp://0.0.0.0:", "everyone who can route to this machine"),
+        ("tcp://[::]:*", "tcp://[::]:", "everyone who can route to this machine"),
+        ("tcp://*:*", "tcp://0.0.0.0:", "everyone who can route to this machine"),
+    ],
+)
+def test_share_says_who_can_reach_it(
+    bind: str, listens: str, reach: str, start: Callable[..., pm.Run],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    """And the address that is handed on is one that somebody can connect to."""
+    if "[" in bind and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    run = start(max_steps=10**6)
+    at_step(run, 1)
+    given = run.share(bind)
+    assert f"listens on {listens}" in (said := capsys.readouterr().err) and reach in said
+    assert reach in repr(given) and "0.0.0.0" not in given.address and "[::]" not in given.address
+    # Whatever the file is called, and however the text was copied.
+    seen = pm.attach(given.save(tmp_path / "key"))
+    until(lambda: seen.step >= 1, "its steps")
+    seen.close()
+    text = given.text()
+    pm.attach(f' "{text[:40]}\n  {text[40:]}" \n').close()
+    with pytest.raises(pm.IOFailed, match="No such file"):
+        given.save(tmp_path / "none" / "key.json")
+    assert run.unshare() == 1
+    with pytest.raises(pm.NotFoundError, match="no such key"):
+        given.revoke()
+
+
+@pytest.mark.parametrize(
     "text", ["pantheraml:", "pantheraml:e30=", "pantheraml:!!", "pantheraml:W10="]
 )
 def test_a_damaged_connection_text(text: str) -> None:
-    with pytest.raises(pm.InvalidError):
-        pm.attach(f"pantheraml:{text}")
+    """It is not repeated: what is damaged may be a whole key, and the notebook is saved."""
+    for around in ("pantheraml:{}", " pantheraml:{}\n", "'pantheraml:{}'", "xpantheraml:{}"):
+        with pytest.raises(pm.InvalidError) as caught:
+            pm.attach(around.format(text))
+        assert text.removeprefix("pantheraml:") in ("", "!!") or text not in str(caught.value)
+        assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("name", [5, None, [], b"\xff", object()])
+def test_what_names_no_run(name: object, runs: Path) -> None:
+    with pytest.raises((pm.InvalidError, pm.NotFoundError), match="named by|no run"):
+        pm.attach(name)  # type: ignore[arg-type]
 
 
 def test_a_key_that_others_could_read(tmp_path: Path) -> None:

@@ -220,11 +220,19 @@ static bool set_int(void *socket, int option, int value)
     return zmq_setsockopt(socket, option, &value, sizeof value) == 0;
 }
 
+/* An address of IPv6 stands in brackets. A name is looked up as IPv4, by which a door on all
+ * addresses listens wherever the machine has it. */
+static bool is_six(const pml_connection *connection)
+{
+    return strchr(connection->control, '[') != NULL;
+}
+
 static bool prepare_socket(void *socket, const pml_connection *connection)
 {
     int64_t largest = PML_MESSAGE_MAX + SEAL_MAX;
     const pml_keypair *keys = &connection->keys;
     return socket != NULL && set_int(socket, ZMQ_LINGER, FLUSH_MS) &&
+           set_int(socket, ZMQ_IPV6, is_six(connection)) &&
            set_int(socket, ZMQ_RECONNECT_IVL, RECONNECT_MS) &&
            set_int(socket, ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS) &&
            set_int(socket, ZMQ_RCVHWM, RECEIVE_AHEAD) &&
