@@ -102,7 +102,7 @@ class Settings:
     adam_beta1, adam_beta2, adam_epsilon
         Of AdamW.
     max_grad_norm
-        Gradients are scaled down to this norm; 0 for no limit.
+        Gradients are scaled down to this norm; 0 or None for no limit.
     optim
         ``"adamw"`` (also as ``"adamw_torch"``) or ``"sgd"``, as torch.optim has them; or
         ``"adamw_8bit"`` (also as ``"adamw_bnb_8bit"``), whose moments take 2 bytes a parameter
@@ -194,7 +194,7 @@ class Settings:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     optim: str = "adamw"
     optim_args: Mapping[str, Any] | str | None = None
     seed: int = 42
@@ -289,7 +289,7 @@ class Settings:
             "adam_beta1": number("adam_beta1", self.adam_beta1, 0, 1, below=True),
             "adam_beta2": number("adam_beta2", self.adam_beta2, 0, 1, below=True),
             "adam_epsilon": number("adam_epsilon", self.adam_epsilon, 0, 1, above=True),
-            "max_grad_norm": number("max_grad_norm", self.max_grad_norm, 0, 1e9),
+            "max_grad_norm": number("max_grad_norm", _pick(self.max_grad_norm, 0.0), 0, 1e9),
             "per_device_train_batch_size": whole(
                 "per_device_train_batch_size", self.per_device_train_batch_size, 1, 65536
             ),

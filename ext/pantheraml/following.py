@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml import _native, folders, programs
+from pantheraml.checks import number
 from pantheraml.errors import (
     BusyError,
     CorruptError,
@@ -443,6 +444,8 @@ class Following:
             raise RunFailed(f"run {self.name} stands: {self.reason}")
 
     def _wait_for(self, over: Callable[[], bool], timeout: float | None, what: str) -> None:
+        if timeout is not None:
+            timeout = number("timeout", timeout, 0, threading.TIMEOUT_MAX)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while not over():

@@ -269,12 +269,20 @@ class _Matcher:
             try:
                 self._pattern = re.compile(value)
             except re.error as error:
-                raise InvalidError(f"LoRA({what}): {value!r} is no pattern: {error}") from None
+                hint = f"; any path is '.*', so: {'.' + value!r}" if value[:1] == "*" else ""
+                raise InvalidError(
+                    f"LoRA({what}): {value!r} is no regular expression: {error}{hint}"
+                ) from None
             if what == "target_modules" and value.replace("_", "").isalnum():
                 choice(f"LoRA({what})", value, ("all-linear", *TARGETS))
         elif isinstance(value, Iterable):
             self._names = [str(name) for name in value]
             for name in self._names:
+                if name in ("embed_tokens", "lm_head"):
+                    raise InvalidError(
+                        f"LoRA({what}): an adapter does not sit on {name}; "
+                        f"modules_to_save=[{name!r}] trains it whole"
+                    )
                 if name.rpartition(".")[2] not in TARGETS:
                     choice(f"LoRA({what})", name, TARGETS)
             if not self._names and what == "target_modules":

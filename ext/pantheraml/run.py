@@ -132,6 +132,10 @@ class Run(Asking):
             raise TypeError(f"set() needs one of {', '.join(known)}")
         fields: dict[str, Any] = {}
         for name, value in settings.items():
+            if name not in known and name in config.Settings.__dataclass_fields__:
+                raise TypeError(
+                    f"{name} is settled when a run begins; set() takes {', '.join(known)}"
+                )
             if name not in known:
                 raise config.unknown_parameter(name, known)
             if name == "lr_scheduler_type":
@@ -143,8 +147,10 @@ class Run(Asking):
             low, high = TUNABLE[name]
             if name.endswith("_steps"):  # evaluation, saving, warmup, accumulation
                 fields[name] = config.whole(name, value, int(low), int(high))
+            elif name == "max_grad_norm" and value is None:  # as Trainer: no limit
+                fields[name] = 0.0
             else:
-                fields[name] = config.number(name, value, low, high)
+                fields[name] = config.number(name, value, low, high, below=name == "lora_dropout")
         return self._command("set", wait=wait, **fields)
 
     @overload

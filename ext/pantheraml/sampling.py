@@ -48,7 +48,8 @@ def prompts(
         several = not isinstance(text, str)
         found = [run._text.encode(one) for one in ([text] if isinstance(text, str) else text)]
     elif messages is not None:
-        several = bool(messages) and not isinstance(messages[0], Mapping)
+        listed = isinstance(messages, Sequence) and not isinstance(messages, str)
+        several = listed and bool(messages) and not isinstance(messages[0], Mapping)
         found = [run._text.encode_messages(one) for one in (messages if several else [messages])]
     else:
         given = list(input_ids or ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,12 @@ class Text:
         """Tokenise a conversation up to where the assistant begins."""
         from pantheraml.data import chat
 
-        turns = chat.check([dict(turn) for turn in messages])
+        many = isinstance(messages, Iterable) and not isinstance(messages, str)
+        turns = chat.check(
+            [dict(turn) if isinstance(turn, Mapping) else turn for turn in messages]
+            if many
+            else messages
+        )
         given = chat.of_run(self._run, self._data)
         prompt = chat.load(self._folder, *given).render(turns, prompt=True)
         return list(self._tokenizer.encode(_whole(prompt), add_special_tokens=False).ids)

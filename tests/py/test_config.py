@@ -44,6 +44,10 @@ def test_optimizers_have_transformers_names(given: str, made: str) -> None:
     assert Settings(optim=given).resolve(POSITIONS)["optim"] == made
 
 
+def test_no_norm_is_no_limit() -> None:
+    assert Settings(max_grad_norm=None).resolve(POSITIONS)["max_grad_norm"] == 0
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [
@@ -244,7 +248,9 @@ def test_projections_are_matched_as_peft_matches_them(lora: dict[str, Any], path
     ("lora", "words"),
     [
         ({"target_modules": r".*layers\.7\..*q_proj"}, "no projection of this model"),
-        ({"target_modules": "(q_proj"}, "no pattern"),
+        ({"target_modules": "(q_proj"}, "no regular expression"),
+        ({"target_modules": "*.q_proj"}, r"any path is '\.\*', so: '\.\*\.q_proj'"),
+        ({"target_modules": ["q_proj", "lm_head"]}, r"modules_to_save=\['lm_head'\]"),
         ({"target_modules": "q_prj"}, "did you mean 'q_proj'"),
         ({"layers_to_transform": [2]}, "layers_to_transform"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
@@ -362,6 +368,8 @@ def test_names_of_every_call_are_suggested(model: Path) -> None:
         ("load_in_4bit", 'quant="nf4"'),
         ("gradient_checkpointing", "memory_limit="),
         ("output_dir", "PANTHERAML_RUNS"),
+        ("greater_is_better", "the least eval_loss"),
+        ("args", "settings are keywords"),
     ],
 )
 def test_names_of_others_are_known(name: str, words: str, model: Path) -> None:

@@ -93,8 +93,15 @@ def test_wrong_commands(start: Start) -> None:
         run.set(learning_rat=1)
     with pytest.raises(TypeError, match="needs one of"):
         run.set()
+    with pytest.raises(TypeError, match="max_steps is settled when a run begins; set.. takes"):
+        run.set(max_steps=5)
     with pytest.raises(ValueError, match="learning_rate must be at least 0"):
         run.set(learning_rate=-1)
+    with pytest.raises(ValueError, match="lora_dropout must be at least 0 and below 1"):
+        run.set(lora_dropout=1)
+    for seconds in ("soon", -1, float("nan"), 1e300):
+        with pytest.raises(ValueError, match="timeout must be"):
+            run.wait(seconds)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no eval_data"):
         run.evaluate()
     with pytest.raises(TypeError, match="one of text"):

@@ -156,6 +156,9 @@ def test_refused_by_name(run: pm.Run) -> None:
     for prompt, words in ((5, "a prompt must be text"), ([5], "must be text"), ("\ud800", "half")):
         with pytest.raises(pm.InvalidError, match=words):
             run.sample(prompt)  # type: ignore[call-overload]
+    for turns in ("hi", 5, [5], ["hi"], [{"role": "user"}]):
+        with pytest.raises(pm.InvalidError, match="messages must be|turn 1|must be text"):
+            run.sample(messages=turns)  # type: ignore[call-overload]
 
 
 def test_what_may_become_a_stop_string_is_held_back() -> None:

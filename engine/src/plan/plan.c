@@ -371,11 +371,15 @@ static pml_status does_not_fit(const pmli_search *s, const pml_batch_limits *lim
     if (advice[0] == '\0')
         snprintf(advice, sizeof advice, "no batch does; %stake a smaller model",
                  s->config->method == PML_METHOD_FULL ? "method=\"lora\" needs less, or " : "");
+    /* What a person gave, or what is free: the margin is in what is needed. */
+    char room[48] = "less than that is";
+    if (s->available > 1)
+        snprintf(room, sizeof room, "%.1f MiB are", mib(s->available + margin));
     return PML_FAIL(err, PML_NO_MEMORY,
-                    "the smallest plan needs %.1f MiB (%.1f MiB of it weights) and %.1f MiB are "
-                    "available: %s",
-                    mib(least.total), mib(least.by_cause[PML_CAUSE_WEIGHTS]), mib(s->available),
-                    advice);
+                    "the smallest plan needs %.1f MiB (%.1f MiB of it weights, %.0f MiB to spare) "
+                    "and %s available: %s",
+                    mib(least.total + margin), mib(least.by_cause[PML_CAUSE_WEIGHTS]), mib(margin),
+                    room, advice);
 }
 
 /* All of recompute, head chunk and pieces, by sizes from below. The first that keeps everything is

@@ -98,14 +98,28 @@ double pmli_keyword(const pml_schedule *s, pml_keyword keyword)
     return s->given >> keyword & 1 ? s->keyword[keyword] : default_of(s->type, keyword);
 }
 
+/* "a, b", or "none". */
+static const char *show_keywords(pml_schedule_type type, char *out, size_t capacity)
+{
+    size_t used = 0;
+    snprintf(out, capacity, "none");
+    for (int k = 0; k < PML_KEYWORD_COUNT && used < capacity; k++)
+        if (takes[type] >> k & 1)
+            used += (size_t)snprintf(out + used, capacity - used, "%s%s", used > 0 ? ", " : "",
+                                     pmli_keywords[k].name);
+    return out;
+}
+
 pml_status pml_schedule_check(const pml_schedule *s, pml_error *err)
 {
+    char known[256];
     if ((unsigned)s->type >= PML_SCHEDULE_COUNT)
         return PML_FAIL(err, PML_INVALID, "lr_scheduler_type %d is not known", (int)s->type);
     for (int k = 0; k < PML_KEYWORD_COUNT; k++)
         if ((s->given & ~takes[s->type]) >> k & 1)
-            return PML_FAIL(err, PML_INVALID, "lr_scheduler_kwargs: %s has no keyword %s",
-                            names[s->type], pmli_keywords[k].name);
+            return PML_FAIL(err, PML_INVALID,
+                            "lr_scheduler_kwargs: %s has no keyword %s; it has %s", names[s->type],
+                            pmli_keywords[k].name, show_keywords(s->type, known, sizeof known));
     bool minimum = s->type == PML_SCHEDULE_COSINE_WITH_MIN_LR ||
                    s->type == PML_SCHEDULE_COSINE_WARMUP_WITH_MIN_LR;
     uint32_t which = s->given & MINIMUM;

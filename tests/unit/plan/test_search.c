@@ -266,6 +266,11 @@ static void test_nothing_fits(void **state)
     pml_error err = PML_ERROR_INIT;
     assert_int_equal(plan_within(1 << 20, &plan, &err), PML_NO_MEMORY);
     assert_non_null(strstr(err.message, "smaller model"));
+    /* What is available is said as it was given; the margin is part of what is needed. */
+    assert_non_null(strstr(err.message, "5.0 MiB are available"));
+    assert_non_null(strstr(err.message, "4 MiB to spare"));
+    assert_int_equal(plan_within(pml_plan_room(1 << 20), &plan, &err), PML_NO_MEMORY);
+    assert_non_null(strstr(err.message, "less than that is available"));
 }
 
 static void test_impossible_limits(void **state)

@@ -163,8 +163,8 @@ static void refuse(const char *name, const char *keywords, const char *word)
 static void test_keywords(void **state)
 {
     (void)state;
-    refuse("linear", "{\"num_cycles\": 1}", "linear has no keyword num_cycles");
-    refuse("cosine", "{\"min_lr\": 1e-5}", "cosine has no keyword min_lr");
+    refuse("linear", "{\"num_cycles\": 1}", "linear has no keyword num_cycles; it has none");
+    refuse("cosine", "{\"min_lr\": 1e-5}", "cosine has no keyword min_lr; it has num_cycles");
     refuse("cosine_with_min_lr", "{}", "min_lr and min_lr_rate");
     refuse("cosine_with_min_lr", "{\"min_lr\": 0, \"min_lr_rate\": 0}", "one of min_lr");
     refuse("polynomial", "{\"lr_end\": 0.01}", "lr_end");
