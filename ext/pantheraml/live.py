@@ -70,7 +70,7 @@ def view(run: Run) -> RenderableType:
     parts += [Text(line, style="dim") for line in gpu_lines(run.gpus)]
     if run.state == "starting" or not history:
         parts += [Text(line, style="dim") for line in notes(run)[-4:]]
-    if run.reason and run.state != "running":
+    if run.reason:
         parts.append(Text(run.reason, style=colour))
     return Panel(Group(*parts), title=title, title_align="left", border_style=colour)
 

@@ -71,6 +71,11 @@ test("events as lines", () => {
   const failed = format.describe({ ...at, type: "state", state: "failed", step: 3, reason: "disk" });
   assert.deepEqual(failed, { text: "failed at step 3: disk", level: "error" });
   assert.equal(format.describe({ ...at, type: "workers" }), null);
+  const restart = { type: "restart", cause: "died", attempt: 2, most: 3, delay: 0.5, step: 40 };
+  assert.deepEqual(format.describe({ ...at, ...restart, from: "snapshot", reason: "killed" }), {
+    text: "restart 2 of 3: goes on by itself in 0.5 s, from the snapshot of step 40",
+    level: "warning",
+  });
 });
 
 test("the learning-rate field takes what people type and says what it does not take", () => {

@@ -49,6 +49,20 @@ test("a snapshot and contiguous ticks make the curve", (t) => {
   assert.equal(sent.length, 0);
 });
 
+test("what a run says of itself without an event is shown, and goes when it no longer holds", (t) => {
+  const { store } = make(t);
+  const paused = { seq: 9, time: 1, type: "state", state: "paused", step: 8, reason: "NaN" };
+  store.load(snapshot(10, range(1, 8), [paused]));
+  assert.equal(store.reason, "NaN"); // of a notebook that was saved before panels said it
+  store.load({ ...snapshot(10, range(1, 8), [paused]), reason: "the disk is full" });
+  assert.equal(store.reason, "the disk is full");
+  store.receive(tick(10, 11, [9]));
+  assert.equal(store.reason, "the disk is full");
+  store.receive({ ...tick(11, 11, []), reason: "" });
+  assert.equal(store.reason, "");
+  assert.equal(store.phase, "paused");
+});
+
 test("readings of GPUs come live, without a step", (t) => {
   const { store, sent } = make(t);
   store.load(snapshot(10, range(1, 8)));

@@ -71,6 +71,22 @@ def test_the_loss_scale_comes_when_it_changes_or_a_step_is_skipped() -> None:
     assert f.snapshot()["scale"] == {"value": 256.0, "skipped": 0}
 
 
+def test_what_no_event_tells_is_said(run: FakeRun) -> None:
+    """A disk that takes no events: the next heartbeat brings the reason, and takes it away."""
+    panel = RunPanel(run)
+    sent: list[dict[str, Any]] = []
+    panel.send = lambda content, *_: sent.append(content)  # type: ignore[method-assign]
+    for reason in ("the disk is full: make room", ""):
+        run.reason = reason
+        panel._on_event({"type": "heartbeat", "workers": []})
+        wait_for(lambda reason=reason: any(tick.get("reason") == reason for tick in sent))
+        assert panel._feed.snapshot()["reason"] == reason
+        sent.clear()
+    panel.close()
+    f = feed()
+    assert f.say("x") and not f.say("x") and (f.tick() or {})["reason"] == "x" and f.tick() is None
+
+
 def test_gpus_come_live_and_from_the_log() -> None:
     f = feed()
     f.add(step(1, 1, gpus=[{"rank": 0, "power": 100.0}]))

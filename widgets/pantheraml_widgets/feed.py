@@ -113,6 +113,8 @@ class Feed:
         self._scale: float | str | None = None  # float16's loss scale; None: there is none
         self._skipped: list[int] = []  # steps that updated nothing
         self._state = ""
+        self._reason = ""
+        self._new_reason = False
         self._new_rows = 0  # rows at the end of the columns that no tick has had
         self._new_events: list[dict[str, Any]] = []
         self._new_memory = False
@@ -156,10 +158,22 @@ class Feed:
             self._add_event({"seq": self._seq, "time": now, "type": "state", **fields})
             return True
 
+    def say(self, reason: str) -> bool:
+        """Take what the run says of how it stands, which not every event tells.
+
+        A full disk, a lost connection: then no event comes. Returns False where nothing changed.
+        """
+        with self._lock:
+            if reason == self._reason:
+                return False
+            self._reason, self._new_reason = reason, True
+            return True
+
     def tick(self) -> dict[str, Any] | None:
         """What is new since the last tick or snapshot, or None."""
         with self._lock:
-            if self._seq == self._sent and not self._new_events and not self._new_gpus:
+            quiet = not (self._new_events or self._new_gpus or self._new_reason)
+            if self._seq == self._sent and quiet:
                 return None
             start = len(self._columns["step"]) - self._new_rows
             new = {
@@ -170,6 +184,7 @@ class Feed:
                 "memory": self._memory if self._new_memory else None,
                 "gpus": self._gpus if self._new_gpus else None,
                 "scale": self._scale_now() if self._new_scale else None,
+                "reason": self._reason,
             }
             self._mark_sent()
             return new
@@ -187,6 +202,7 @@ class Feed:
                 "memory": self._memory,
                 "gpus": self._gpus,
                 "scale": self._scale_now(),
+                "reason": self._reason,
             }
             self._mark_sent()
             return whole
@@ -198,6 +214,7 @@ class Feed:
         self._new_memory = False
         self._new_gpus = False
         self._new_scale = False
+        self._new_reason = False
 
     def _scale_now(self) -> dict[str, Any] | None:
         """Give the loss scale and how many steps were skipped; None: not a run in float16."""

@@ -126,6 +126,7 @@ class RunPanel(anywidget.AnyWidget):
             for event in early:
                 self._feed.add(event)
             opened = True
+        self._feed.say(run.reason)
         if run.state in _OVER:
             self._feed.settle(run.state, run.reason, time.time())
         self._ended = self._feed.state in _OVER
@@ -183,7 +184,7 @@ class RunPanel(anywidget.AnyWidget):
             news = self._feed.settle(self._run.state, self._run.reason, time.time())
         else:
             news = self._feed.add(event)
-        if news:
+        if self._feed.say(self._run.reason) or news:
             with self._wake:
                 self._dirty = True
                 self._wake.notify()

@@ -92,6 +92,12 @@ export function describe(event: RunEvent): { text: string; level: Level } | null
       const level = state === "failed" ? "error" : state === "finished" ? "good" : "plain";
       return { text: `${state}${where}${reason === "" ? "" : `: ${reason}`}`, level };
     }
+    case "restart": {
+      const from = `from the ${toText(event["from"])} of step ${count(step)}`;
+      const which = `restart ${String(event["attempt"])} of ${String(event["most"])}`;
+      const wait = `in ${String(toNumber(event["delay"]))} s`;
+      return { text: `${which}: goes on by itself ${wait}, ${from}`, level: "warning" };
+    }
     case "command":
       return {
         text: `${command(toText(event["verb"]), event["args"])}: accepted`,

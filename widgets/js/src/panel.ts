@@ -133,7 +133,7 @@ class Announcer implements Part {
   }
 }
 
-/** One line under the header when the panel is not live, or the run ended badly. */
+/** One line under the header when the panel is not live, or there is a reason for how it stands. */
 class Notice implements Part {
   readonly node = el("p", { class: "pml-notice" });
 
@@ -144,12 +144,10 @@ class Notice implements Part {
     const text =
       connection === "offline"
         ? "Not connected: this is the last state seen. pm.attach() in a cell brings the live panel back."
-        : phase === "failed"
-          ? reason
-          : "";
+        : reason;
     setText(this.node, text);
     this.node.hidden = text === "";
-    this.node.classList.toggle("pml-error", connection !== "offline");
+    this.node.classList.toggle("pml-error", connection !== "offline" && phase === "failed");
   }
 }
 

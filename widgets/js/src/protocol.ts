@@ -42,6 +42,8 @@ export interface Snapshot {
   gpus: JsonObject[];
   /** null: the run is not in float16. */
   scale: Scale | null;
+  /** Why it stands as it does; null: as its events say. */
+  reason: string | null;
 }
 
 /** What is new since `after`, the sequence number up to which the receiver knows everything. */
@@ -53,6 +55,7 @@ export interface Tick {
   memory: JsonObject[] | null;
   gpus: JsonObject[] | null;
   scale: Scale | null;
+  reason: string | null;
 }
 
 export type Verb = "pause" | "resume" | "checkpoint" | "stop" | "set";
@@ -113,6 +116,10 @@ function toObjects(value: unknown): JsonObject[] {
   return Array.isArray(value) ? value.filter(isObject) : [];
 }
 
+function toReason(value: unknown): string | null {
+  return typeof value === "string" ? value : null;
+}
+
 function toScale(value: unknown): Scale | null {
   if (!isObject(value)) return null;
   return { value: toNumber(value["value"]), skipped: toNumber(value["skipped"]) };
@@ -132,6 +139,7 @@ export function parseSnapshot(value: unknown): Snapshot | null {
     memory: toObjects(value["memory"]),
     gpus: toObjects(value["gpus"]),
     scale: toScale(value["scale"]),
+    reason: toReason(value["reason"]),
   };
 }
 
@@ -164,6 +172,7 @@ export function parseIncoming(value: unknown): Incoming | null {
           memory: Array.isArray(memory) ? toObjects(memory) : null,
           gpus: Array.isArray(gpus) ? toObjects(gpus) : null,
           scale: toScale(value["scale"]),
+          reason: toReason(value["reason"]),
         },
       };
     }

@@ -218,6 +218,7 @@ export class Store {
     this.curve.clear();
     this.curve.append(snapshot.columns);
     for (const event of snapshot.events) this.reduce(event);
+    this.reason = snapshot.reason ?? this.reason;
     this.step = this.curve.last("step") || this.step;
     this.seq = snapshot.seq;
   }
@@ -238,6 +239,7 @@ export class Store {
     if (tick.gpus !== null) this.gpus = tick.gpus;
     if (tick.scale !== null) this.scale = tick.scale;
     for (const event of tick.events) this.reduce(event);
+    this.reason = tick.reason ?? this.reason;
     if (tick.columns.step.length > 0 && Number.isFinite(step)) {
       this.step = step;
       if (this.progress?.beside === false) this.progress = null;
