@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from examples import RUN
 from pantheraml.data import prepare, shard
 from pantheraml.data.shard import IGNORE
 from pantheraml.tiny import TinyLlama
@@ -33,7 +34,8 @@ class Job:
         path = self.folder / f"rows{suffix}"
         path.write_bytes(source.encode() if isinstance(source, str) else source)
         described = {"path": str(path), "format": suffix[1:]}
-        config = {
+        config: dict[str, Any] = RUN | {
+            "seed": 42,
             "model": str(self.model),
             "train_data": "data/train.safetensors",
             "eval_data": "",

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import environment
+from examples import RUN
 from pantheraml.data import readers
 from pantheraml.data.handover import look_at
 from pantheraml.data.readers import read, source_of, text_pieces
@@ -327,7 +328,7 @@ print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def peak(folder: Path, model: Path, source: Path) -> int:
     """Peak resident memory, in MiB, of a preparation in a process of its own."""
     (folder / "data").mkdir(parents=True)
-    config = {
+    config = RUN | {
         "model": str(model), "train_data": "data/train.safetensors", "max_length": 128,
         "eval_data": "data/eval.safetensors", "packing": True, "seed": 1,
         "data": {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from examples import RUN
 from pantheraml.data import prepare
 from pantheraml.data.handover import look_at
 from pyarrow import parquet
@@ -24,7 +25,7 @@ from tokenizers import Tokenizer
 def shard(folder: Path, model: Path, data: Any, capsys: pytest.CaptureFixture[str]) -> Any:
     """Ids and labels that a run would get, and what it would say."""
     (folder / "data").mkdir(parents=True)
-    run = {
+    run = RUN | {
         "model": str(model), "train_data": "data/train.safetensors", "eval_data": "",
         "max_length": 512, "packing": True, "data": {"train": look_at(data).hand_over(folder, "s")},
     }  # fmt: skip

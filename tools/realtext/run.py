@@ -26,6 +26,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/py"))
+from examples import RUN  # noqa: E402
 from real_text import KINDS, model_folder, sources  # noqa: E402
 
 MARKED = (
@@ -150,7 +151,7 @@ def prepared(folder: Path, model: Path, rows: list[Any], way: str) -> dict[str, 
     if way in ("marked", "prefixes"):
         (folder / "data/t.jinja").write_text(MARKED if way == "marked" else PLAIN, "utf-8")
         described["chat_template"] = "data/t.jinja"  # type: ignore[assignment]
-    run = {
+    run = RUN | {
         "model": str(model), "train_data": "data/train.safetensors", "eval_data": "",
         "max_length": 1024, "packing": True, "data": described | {"overlong": "split"},
     }  # fmt: skip
