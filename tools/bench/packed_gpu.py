@@ -30,6 +30,7 @@ from pantheraml import _native
 from pantheraml.aside import is_alive
 
 WARM = {"full rows": 12, "packed": 30}
+LONGEST = 1 << 15  # documents are pieces of twice as many numbers
 
 
 def lengths_of(draw: random.Random, tokens: int, shortest: int, longest: int) -> list[int]:
@@ -127,6 +128,10 @@ def main() -> int:
     parser.add_argument("--shortest", type=int, default=50)
     parser.add_argument("--longest", type=int, default=2048)
     args = parser.parse_args()
+    if min(args.rows, args.turns, args.steps) < 1:
+        parser.error("--rows, --turns and --steps are at least 1")
+    if not 2 <= args.shortest <= args.longest <= LONGEST:
+        parser.error(f"2 <= --shortest <= --longest <= {LONGEST}")
     # Half of what is trained on; the second half comes again.
     tokens = args.rows * args.longest * (WARM["packed"] + args.turns * (args.steps + 2)) // 2
     spread = lengths_of(random.Random(0), tokens, args.shortest, args.longest)
