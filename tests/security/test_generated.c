@@ -18,6 +18,17 @@
 
 /* ---- doors ---- */
 
+/* A run that goes on as long as a test may take, and its owner's way in. */
+static harness *running(pml_connection *own)
+{
+    harness *h = harness_new(1, 1000000, NULL);
+    setenv("FAKE_STEP_MS", "20", 1);
+    assert_true(harness_start(h, NULL));
+    unsetenv("FAKE_STEP_MS");
+    assert_int_equal(pml_connection_read(h->connection_file, own, NULL), PML_OK);
+    return h;
+}
+
 static void *dealer(void *context, const pml_connection *c)
 {
     void *socket = zmq_socket(context, ZMQ_DEALER);
@@ -178,13 +189,9 @@ static void bad_messages_are_refused_and_counted(void **state)
 {
     (void)state;
     enum { PART = 30 };
-    harness *h = harness_new(1, 1000000, NULL);
-    setenv("FAKE_STEP_MS", "20", 1);
-    assert_true(harness_start(h, NULL));
-    unsetenv("FAKE_STEP_MS");
-    harness_event(h, 0, PML_EVENT_step, "step", "2", NULL);
     pml_connection own;
-    assert_int_equal(pml_connection_read(h->connection_file, &own, NULL), PML_OK);
+    harness *h = running(&own);
+    harness_event(h, 0, PML_EVENT_step, "step", "2", NULL);
     pml_connection seen = view_key(h, &own);
     int64_t before = count(h, "messages") + count(h, "roles") + count(h, "hurried");
     int64_t commands = commands_logged(h);
@@ -215,12 +222,8 @@ static void bad_messages_are_refused_and_counted(void **state)
 static void who_sends_them_all_is_turned_out(void **state)
 {
     (void)state;
-    harness *h = harness_new(1, 1000000, NULL);
-    setenv("FAKE_STEP_MS", "20", 1);
-    assert_true(harness_start(h, NULL));
-    unsetenv("FAKE_STEP_MS");
     pml_connection own;
-    assert_int_equal(pml_connection_read(h->connection_file, &own, NULL), PML_OK);
+    harness *h = running(&own);
     int64_t commands = commands_logged(h), before = count(h, "messages");
     pid_t pid = a_sender(&own, &own, flood_option, 0, 0);
     int64_t out = 0;
@@ -243,12 +246,8 @@ static void the_last_answer_warns(void **state)
     static const char words[] = "{\"type\":\"fly\",\"id\":\"1\"}";
     static char answer[PML_MESSAGE_MAX];
     enum { FORGIVEN = 40, MANY = 10000 }; /* net/offenders.h; it forgives more as time goes on */
-    harness *h = harness_new(1, 1000000, NULL);
-    setenv("FAKE_STEP_MS", "20", 1);
-    assert_true(harness_start(h, NULL));
-    unsetenv("FAKE_STEP_MS");
     pml_connection own;
-    assert_int_equal(pml_connection_read(h->connection_file, &own, NULL), PML_OK);
+    harness *h = running(&own);
     void *context = zmq_ctx_new(), *socket = dealer(context, &own);
     int sent = 0;
     for (bool warned = false; !warned && sent < MANY; sent++) {
@@ -272,12 +271,8 @@ static void a_view_key_changes_nothing(void **state)
 {
     (void)state;
     static text t;
-    harness *h = harness_new(1, 1000000, NULL);
-    setenv("FAKE_STEP_MS", "20", 1);
-    assert_true(harness_start(h, NULL));
-    unsetenv("FAKE_STEP_MS");
     pml_connection own;
-    assert_int_equal(pml_connection_read(h->connection_file, &own, NULL), PML_OK);
+    harness *h = running(&own);
     pml_connection seen = view_key(h, &own);
     void *context = zmq_ctx_new(), *view = dealer(context, &seen);
     int64_t commands = commands_logged(h), roles = count(h, "roles");
@@ -316,12 +311,8 @@ static void replayed_messages_have_no_effect(void **state)
     static const char words[] = "{\"type\":\"set\",\"id\":\"once\",\"learning_rate\":0.5}";
     static text t;
     char answers[2][512], code[33];
-    harness *h = harness_new(1, 1000000, NULL);
-    setenv("FAKE_STEP_MS", "20", 1);
-    assert_true(harness_start(h, NULL));
-    unsetenv("FAKE_STEP_MS");
     pml_connection own;
-    assert_int_equal(pml_connection_read(h->connection_file, &own, NULL), PML_OK);
+    harness *h = running(&own);
     pml_connection seen = view_key(h, &own);
     void *context = zmq_ctx_new(), *view = dealer(context, &seen);
     for (int i = 0; i < 200; i++) {
@@ -356,12 +347,8 @@ static void what_is_no_message_gets_no_answer(void **state)
 {
     (void)state;
     static char large[PML_MESSAGE_MAX * 4];
-    harness *h = harness_new(1, 1000000, NULL);
-    setenv("FAKE_STEP_MS", "20", 1);
-    assert_true(harness_start(h, NULL));
-    unsetenv("FAKE_STEP_MS");
     pml_connection own, strange;
-    assert_int_equal(pml_connection_read(h->connection_file, &own, NULL), PML_OK);
+    harness *h = running(&own);
     void *context = zmq_ctx_new(), *control = dealer(context, &own);
     memset(large, ' ', sizeof large);
     int short_patience = 300;
