@@ -345,15 +345,16 @@ class Following:
         deadline = time.monotonic() + 30
         asked = None
         while True:
-            _, started = _native.launch(
-                programs.coordinator(),
-                self.folder,
-                checkpoint,
-                accept_changes,
-                prepare=programs.prepare(),
-            )
-            if started:
-                break
+            with suppress(BusyError):  # it was there when asked, and gone when looked for
+                _, started = _native.launch(
+                    programs.coordinator(),
+                    self.folder,
+                    checkpoint,
+                    accept_changes,
+                    prepare=programs.prepare(),
+                )
+                if started:
+                    break
             if time.monotonic() > deadline:
                 raise BusyError(f"the coordinator of {self.name} has not gone; try again")
             # It waits for viewers that may still ask; a termination signal says not to.

@@ -20,6 +20,7 @@ import numpy as np
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, PATIENCE, ROWS, alive, at_step, end, environment, hear_ctrl_c, until
+from pantheraml import _native
 from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
 
@@ -85,6 +86,28 @@ def test_commands(start: Start) -> None:
     assert run.stop() is None
     with pytest.raises(pm.Error):
         run.pause()
+
+
+def test_gone_on_with_while_the_coordinator_goes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(max_steps=FOREVER)
+    at_step(run, 2)
+    run.stop(wait=True)
+    launch, asked = _native.launch, 0
+
+    def gone_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 1:  # it holds the lock, and is found nowhere
+            raise pm.BusyError("this run has a coordinator already: attach to it")
+        return launch(*args, **kwargs)
+
+    monkeypatch.setattr(_native, "launch", gone_meanwhile)
+    run.resume(wait=True)
+    assert asked > 1
+    at_step(run, run.step + 2)
+    run.stop(wait=True)
 
 
 def test_wrong_commands(start: Start) -> None:
