@@ -5,7 +5,7 @@
 
 static pml_cost cost_of(double flops, double bytes)
 {
-    return (pml_cost){flops, bytes, 0};
+    return (pml_cost){.flops = flops, .bytes = bytes};
 }
 
 static double elements(pml_view v)
@@ -102,7 +102,9 @@ static pml_cost head_cost(const pml_head_loss_args *a, double bytes)
     chunks = chunks < 1 ? 1 : (double)(int64_t)chunks;
     double again = (chunks - 1) * size(a->w) + chunks * size(a->w) * (a->dx.data != NULL);
     again += (chunks - 1) * 2 * size(a->dw);
-    return cost_of(2 * labels * elements(a->w) * products, bytes + again);
+    pml_cost cost = cost_of(2 * labels * elements(a->w) * products, bytes + again);
+    cost.laid = chunks * elements(a->w) * (1 + (a->dx.data != NULL));
+    return cost;
 }
 
 pml_cost pml_node_cost(pml_op op, pml_op_args *args)
@@ -128,12 +130,18 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
     case PML_OP_head_norm_bwd:
         return cost_of(9 * elements(args->head_norm_bwd.dx), bytes);
     case PML_OP_linear:
-        return (pml_cost){linear_flops(&args->linear), bytes,
-                          in_8_bits(&args->linear.w_scale, &args->linear.y, &args->linear.x)};
+        return (pml_cost){.flops = linear_flops(&args->linear),
+                          .bytes = bytes,
+                          .narrow =
+                              in_8_bits(&args->linear.w_scale, &args->linear.y, &args->linear.x),
+                          .laid = elements(args->linear.w)};
     case PML_OP_linear_bwd:
         return (pml_cost){
-            linear_bwd_flops(&args->linear_bwd), bytes,
-            in_8_bits(&args->linear_bwd.w_scale, &args->linear_bwd.dx, &args->linear_bwd.dy)};
+            .flops = linear_bwd_flops(&args->linear_bwd),
+            .bytes = bytes,
+            .narrow =
+                in_8_bits(&args->linear_bwd.w_scale, &args->linear_bwd.dx, &args->linear_bwd.dy),
+            .laid = args->linear_bwd.dx.data != NULL ? elements(args->linear_bwd.w) : 0};
     case PML_OP_rope:
         return cost_of(3 * elements(args->rope.x), bytes);
     case PML_OP_attention: {

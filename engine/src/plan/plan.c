@@ -88,9 +88,6 @@ const char *pml_recompute_name(pml_recompute recompute)
 
 enum { SHORTEST_LENGTH = 32 };
 
-/* Tokens of a piece where memory is spared, at the least: in all, and for each thread. */
-enum { SHORTEST_PIECE = 1024, PIECE_SHARE = 64 };
-
 static int32_t div_up(int32_t a, int32_t b)
 {
     return a / b + (a % b != 0);
@@ -425,9 +422,7 @@ static pml_status search(const pmli_search *s, const pml_batch_limits *limits, p
 }
 
 /* Of all plans next to as fast as *plan the smallest, where the device's memory is the host's,
- * which others want too; a GPU's is the run's alone. All layers at one level, and pieces and chunks
- * of the head no smaller than their products need: what those of few rows lose, the table of rates
- * does not know. */
+ * which others want too; a GPU's is the run's alone. All layers at one level. */
 static pml_status spare_memory(const pmli_search *s, const pml_batch_limits *limits, pml_plan *plan,
                                pml_error *err)
 {
@@ -436,9 +431,7 @@ static pml_status spare_memory(const pmli_search *s, const pml_batch_limits *lim
     if (strcmp(s->backend->name, "cpu") != 0)
         return PML_OK;
     const double longest = plan->seconds * (1 + little);
-    const int32_t most =
-        least_count(least_count(pmli_most_pieces(limits), limits->tokens / SHORTEST_PIECE),
-                    limits->tokens / (PIECE_SHARE * threads_of(s->config)));
+    const int32_t most = pmli_most_pieces(limits);
     pml_plan least = *plan, candidate;
     pml_plan_choices choices = plan->choices;
     bool in_time = true;
@@ -489,6 +482,17 @@ static pml_status placed(pmli_search s, const pml_batch_limits *limits, pml_plan
     return PML_OK;
 }
 
+/* Prices are those of TABLE_THREADS; arithmetic of more of them takes so much less, but a weight is
+ * laid out in memory that all of them share, which takes as long with 16 as with two. */
+static pml_status get_rates(pmli_search *s, pml_error *err)
+{
+    enum { TABLE_THREADS = 2 };
+    pml_status status = pml_rates_get(s->backend->name, &s->rates, err);
+    int threads = threads_of(s->config);
+    s->rates.laid *= threads > TABLE_THREADS ? (double)threads / TABLE_THREADS : 1;
+    return status;
+}
+
 pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *config,
                          const pml_batch_limits *limits, const pml_backend *backend,
                          size_t available, pml_plan *plan, pml_error *err)
@@ -496,7 +500,7 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
     pmli_search s = {.spec = spec, .config = config, .backend = backend, .available = available};
     pml_status status = pmli_check_limits(limits, err);
     if (status == PML_OK)
-        status = pml_rates_get(backend->name, &s.rates, err);
+        status = get_rates(&s, err);
     bool any = false, narrow_fits = false;
     if (status == PML_OK)
         status = pmli_host_room(config, backend, &s.host, err);
@@ -538,7 +542,7 @@ pml_status pml_plan_given(const pml_model_spec *spec, const pml_train_config *co
     pmli_search s = {.spec = spec, .config = config, .backend = backend};
     pml_status status = pmli_check_limits(limits, err);
     if (status == PML_OK)
-        status = pml_rates_get(backend->name, &s.rates, err);
+        status = get_rates(&s, err);
     if (status == PML_OK && (choices->pieces < 1 || choices->pieces > pmli_most_pieces(limits)))
         status =
             PML_FAIL(err, PML_INVALID, "a micro-batch cannot be run in %d pieces", choices->pieces);
@@ -554,7 +558,7 @@ pml_status pml_plan_unpack(const pml_model_spec *spec, const pml_train_config *c
                      .backend = backend,
                      .available = available,
                      .host = plan->host};
-    pml_status status = pml_rates_get(backend->name, &s.rates, err);
+    pml_status status = get_rates(&s, err);
     return status == PML_OK ? pmli_unpack_most(&s, limits, false, HUGE_VAL, plan, err) : status;
 }
 

@@ -74,6 +74,7 @@ static void test_memory_that_is_spared(void **state)
     gpu.name = "cuda";
     gpu.op.offload = NULL;
     const pml_batch_limits rows = {2048, 4, 2000, 512, 0}, row = {2048, 1, 2000, 2048, 0};
+    const pml_batch_limits many = {16384, 32, 16000, 512, 0};
     const struct {
         const pml_model_spec *spec;
         const pml_batch_limits *batch;
@@ -82,9 +83,9 @@ static void test_memory_that_is_spared(void **state)
         int threads, pieces, recompute;
     } cases[] = {{&small, &rows, pml_backend_cpu(), 0, 2, 1, PML_RECOMPUTE_NONE},
                  {&wide, &rows, &gpu, 0, 2, 1, PML_RECOMPUTE_NONE},
-                 {&wide, &rows, pml_backend_cpu(), 128, 2, 2, PML_RECOMPUTE_NORMS},
-                 {&wide, &rows, pml_backend_cpu(), 128, 16, 2, PML_RECOMPUTE_NORMS},
-                 {&wide, &rows, pml_backend_cpu(), 48, 32, 1, PML_RECOMPUTE_NORMS},
+                 {&wide, &rows, pml_backend_cpu(), 48, 2, 1, PML_RECOMPUTE_NORMS},
+                 {&wide, &many, pml_backend_cpu(), 512, 2, 2, PML_RECOMPUTE_NORMS},
+                 {&wide, &many, pml_backend_cpu(), 256, 16, 1, PML_RECOMPUTE_NORMS},
                  {&wide, &row, pml_backend_cpu(), 48, 2, 1, PML_RECOMPUTE_NORMS}};
     const pml_plan_choices all_kept = {.pieces = 1, .head_chunk = 512};
     pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
@@ -197,12 +198,15 @@ static void test_rates(void **state)
     double before = rates.op[PML_OP_rope].flops;
     static const char text[] = "{\"linear\": {\"gflops\": 2, \"gbytes\": 4, \"microseconds\": 3}}";
     assert_int_equal(pml_rates_parse(text, sizeof text - 1, "t", &rates, &err), PML_OK);
-    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 4e9, 0}) - 2.000003) <
-                1e-9);
-    assert_true(
-        fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 16e9, 0}) - 4.000003) < 1e-9);
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear,
+                                       (pml_cost){.flops = 4e9, .bytes = 4e9, .narrow = 0}) -
+                     2.000003) < 1e-9);
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear,
+                                       (pml_cost){.flops = 4e9, .bytes = 16e9, .narrow = 0}) -
+                     4.000003) < 1e-9);
     rates.narrow = 2; /* of 4 G operations 2 in 8 bits */
-    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear, (pml_cost){4e9, 4e9, 2e9}) -
+    assert_true(fabs(pml_rates_seconds(&rates, PML_OP_linear,
+                                       (pml_cost){.flops = 4e9, .bytes = 4e9, .narrow = 2e9}) -
                      1.500003) < 1e-9);
     assert_true(rates.op[PML_OP_rope].flops == before);
     assert_string_equal(rates.source, "t");

@@ -225,6 +225,7 @@ void *pml_program_data(const pml_program *program, int32_t tensor, void *base);
 typedef struct pml_cost {
     double flops, bytes;
     double narrow; /* of flops: of products whose factors have both 8 bits */
+    double laid;   /* elements of weights that products lay out anew, however few rows they have */
 } pml_cost;
 pml_cost pml_node_cost(pml_op op, pml_op_args *args);
 

@@ -17,6 +17,7 @@ typedef struct pml_rate {
 
 typedef struct pml_rates {
     pml_rate op[PML_OP_COUNT];
+    double laid;      /* seconds an element of a weight that a product lays out anew */
     double narrow;    /* so many times as fast are products of two factors in 8 bits */
     char source[256]; /* what was measured, when, and where that is written; or a file's name */
 } pml_rates;
