@@ -2,14 +2,14 @@
 
 #include <string.h>
 
+#include "few.h"
 #include "pack.h"
 #include "simd/tile.h"
 #include "split.h"
 
 /* A panel of B, PANEL_K deep, and a few rows of A share the first-level cache; a block of A,
  * BLOCK_ROWS high, lies in the second. */
-enum { LINE = 64, PANEL_K = 256, BLOCK_ROWS = 384, FEW_ROWS = 8, PACK_ROWS = 16, MAX_PAIRS = 2 };
-enum { VECTOR_PIECE = 1 << 16 }; /* floats of a matrix that is multiplied with a vector */
+enum { LINE = 64, PANEL_K = 256, BLOCK_ROWS = 384, PACK_ROWS = 16, MAX_PAIRS = 2 };
 enum { WIDE = 1024, MANY_THREADS = 8 };
 /* Where there is a matrix unit: columns of C that it takes at a time, cells of a block of A that
  * are split at a time, and products too small for that to pay. */
@@ -106,9 +106,6 @@ static void by_blas(pmli_pool *pool, gemm_job *job)
     int64_t threads = pmli_pool_threads(pool);
     job->rows = div_up(job->c.rows, threads);
     job->columns = div_up(div_up(job->c.cols, threads), PMLI_TILE_COLS) * PMLI_TILE_COLS;
-    if (job->c.rows == 1) /* small pieces: a thread that is held up does not hold up the others */
-        job->columns =
-            min64(job->columns, div_up(VECTOR_PIECE, depth(job->form, &job->pairs[0].a) + 1));
     if (job->c.rows >= job->c.cols && job->rows > 0)
         pmli_pool_run(pool, div_up(job->c.rows, job->rows), blas_piece, job);
     else if (job->columns > 0)
@@ -488,7 +485,7 @@ static int64_t prepare(gemm_job *job, need *of, int threads)
     job->width = pmli_tile_width();
     of->row = sizeof(float);
     of->column = of->deep * of->row;
-    if (job->c.rows < FEW_ROWS || of->deep == 0 || job->width == 0 || tiled == 0)
+    if (of->deep == 0 || job->width == 0 || tiled == 0)
         return 0;
     job->tile = pmli_tile_pick();
     bool unit = pmli_gemm_on_unit(threads, job->pairs[0].b.dtype);
@@ -542,8 +539,18 @@ void pmli_gemm_all(pmli_pool *pool, const pmli_product *products, int count)
 {
     gemm_job ready[PMLI_PRODUCTS];
     int64_t taken = 0;
-    int waiting = 0;
+    int waiting = 0, few = 0;
+    while (few < count && products[few].c.rows < PMLI_FEW_ROWS)
+        few++;
+    if (few == count) {
+        pmli_few_all(pool, products, count);
+        return;
+    }
     for (int i = 0; i < count; i++) {
+        if (products[i].c.rows < PMLI_FEW_ROWS) {
+            pmli_few_all(pool, &products[i], 1);
+            continue;
+        }
         gemm_job job = job_of(&products[i]);
         need of;
         int64_t tiled = prepare(&job, &of, pmli_pool_threads(pool));

@@ -3,7 +3,7 @@
  * B is copied into panels as wide as the register tile (simd/tile.h): once, for all threads to
  * read, or, in products that are deep and not wide (TN), by each thread as it goes. Each thread
  * takes blocks of C. There each element is summed over k in the same order however the work is cut.
- * Few rows, columns beyond a multiple of 16, and machines without AVX2 are OpenBLAS'.
+ * Few rows (few.h), columns beyond a multiple of 16, and machines without AVX2 are OpenBLAS'.
  */
 #ifndef PMLI_CPU_GEMM_H
 #define PMLI_CPU_GEMM_H

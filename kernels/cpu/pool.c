@@ -146,14 +146,19 @@ static void raise_job(pmli_pool *pool)
         futex_wake(&pool->job);
 }
 
+void pmli_pool_run_here(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
+{
+    for (int64_t i = 0; i < items; i++)
+        task(arg, i, pool->scratch);
+}
+
 void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
 {
     if (items <= 0)
         return;
     assert(items <= UINT32_MAX);
     if (pool->threads == 1 || items == 1) {
-        for (int64_t i = 0; i < items; i++)
-            task(arg, i, pool->scratch);
+        pmli_pool_run_here(pool, items, task, arg);
         return;
     }
     pool->task = task;

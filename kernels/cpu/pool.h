@@ -33,4 +33,7 @@ void *pmli_pool_common(pmli_pool *pool);
 /* Run every item, return when all are done. One caller at a time; not from within a task. */
 void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg);
 
+/* The same on the calling thread alone: for what is done before another thread has come. */
+void pmli_pool_run_here(pmli_pool *pool, int64_t items, pmli_task *task, void *arg);
+
 #endif

@@ -234,8 +234,12 @@ pml_status pmli_cpu_attention(pml_queue *queue, const pml_attention_args *a, pml
     PMLI_NEED(&c, a, lse, a->heads, a->q.rows, PML_F32);
     if (c.status != PML_OK)
         return c.status;
+    enum { LITTLE = 1 << 14 }; /* multiplications: a token that is sampled with few before it */
     attention_job job = {a, queue->device->tile};
-    pmli_pool_run(pmli_pool_of(queue), pmli_div_up(a->q.rows, PMLI_BLOCK) * a->heads,
-                  attention_piece, &job);
+    const int64_t pieces = pmli_div_up(a->q.rows, PMLI_BLOCK) * a->heads;
+    if (a->q.rows * a->k.rows * a->q.cols < LITTLE)
+        pmli_pool_run_here(pmli_pool_of(queue), pieces, attention_piece, &job);
+    else
+        pmli_pool_run(pmli_pool_of(queue), pieces, attention_piece, &job);
     return PML_OK;
 }
