@@ -6,45 +6,48 @@
 >>> run = pm.attach()          # after a restart of the kernel
 """
 
-from pantheraml.api import (
-    RunInfo,
-    attach,
-    finetune,
-    monitor,
-    package_version,
-    plan,
-    preview,
-    profile,
-    program,
-    resume,
-    runs,
-)
-from pantheraml.commands import Command, Evaluation, Sample
-from pantheraml.comparing import Comparison, compare
-from pantheraml.errors import (
-    BusyError,
-    CorruptError,
-    DeniedError,
-    Error,
-    InternalError,
-    InvalidError,
-    IOFailed,
-    NoMemoryError,
-    NotFoundError,
-    NotInThisVersion,
-    PeerError,
-    RunFailed,
-    TimedOut,
-)
-from pantheraml.lora import LoRA
-from pantheraml.memory import Plan
-from pantheraml.profiles import Profile
-from pantheraml.record import Checkpoint
-from pantheraml.run import Run
-from pantheraml.sharing import Share
-from pantheraml.steps import Program
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = package_version()
+if TYPE_CHECKING:
+    from pantheraml.api import (
+        RunInfo,
+        attach,
+        finetune,
+        monitor,
+        plan,
+        preview,
+        profile,
+        program,
+        resume,
+        runs,
+    )
+    from pantheraml.commands import Command, Evaluation, Sample
+    from pantheraml.comparing import Comparison, compare
+    from pantheraml.errors import (
+        BusyError,
+        CorruptError,
+        DeniedError,
+        Error,
+        InternalError,
+        InvalidError,
+        IOFailed,
+        NoMemoryError,
+        NotFoundError,
+        NotInThisVersion,
+        PeerError,
+        RunFailed,
+        TimedOut,
+    )
+    from pantheraml.lora import LoRA
+    from pantheraml.memory import Plan
+    from pantheraml.profiles import Profile
+    from pantheraml.record import Checkpoint
+    from pantheraml.run import Run
+    from pantheraml.sharing import Share
+    from pantheraml.steps import Program
+
+    __version__: str
 
 __all__ = [
     "BusyError",
@@ -83,3 +86,59 @@ __all__ = [
     "resume",
     "runs",
 ]
+
+#: Where each is. What only prepares data, or only reads a log, loads nothing else.
+_HOMES = {
+    "BusyError": "errors",
+    "Checkpoint": "record",
+    "Command": "commands",
+    "Comparison": "comparing",
+    "CorruptError": "errors",
+    "DeniedError": "errors",
+    "Error": "errors",
+    "Evaluation": "commands",
+    "IOFailed": "errors",
+    "InternalError": "errors",
+    "InvalidError": "errors",
+    "LoRA": "lora",
+    "NoMemoryError": "errors",
+    "NotFoundError": "errors",
+    "NotInThisVersion": "errors",
+    "PeerError": "errors",
+    "Plan": "memory",
+    "Profile": "profiles",
+    "Program": "steps",
+    "Run": "run",
+    "RunFailed": "errors",
+    "RunInfo": "api",
+    "Sample": "commands",
+    "Share": "sharing",
+    "TimedOut": "errors",
+    "attach": "api",
+    "compare": "comparing",
+    "finetune": "api",
+    "monitor": "api",
+    "plan": "api",
+    "preview": "api",
+    "profile": "api",
+    "program": "api",
+    "resume": "api",
+    "runs": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is asked for (PEP 562)."""
+    if name == "__version__":
+        value: Any = import_module("pantheraml.api").package_version()
+    elif name in _HOMES:
+        value = getattr(import_module(f"pantheraml.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Say what there is, loaded or not."""
+    return sorted({*globals(), *__all__, "__version__"})

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
@@ -148,3 +149,26 @@ def truth(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise InvalidError(f"{name} must be True or False, it is {value!r}")
     return value
+
+
+def memory(value: int | str | None, name: str = "memory_limit") -> int:
+    """Bytes of ``8GiB``, ``500MB`` or a number; 0 for None.
+
+    Raises
+    ------
+    InvalidError
+        It looks like none of these.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, str):
+        units = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", value, re.IGNORECASE)
+        try:
+            if match is None:
+                raise ValueError
+            base = 1024 if match[3] else 1000
+            value = int(float(match[1]) * base ** units[match[2].lower()])
+        except (ValueError, OverflowError):
+            raise InvalidError(f'{name} must look like "8GiB", it is {value!r}') from None
+    return whole(name, value, 1, 2**53)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml.checks import choice as choice
+from pantheraml.checks import memory as memory
 from pantheraml.checks import number as number
 from pantheraml.checks import truth as truth
 from pantheraml.checks import unknown_parameter as unknown_parameter
@@ -490,29 +490,6 @@ def optimizer_args(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
         else:
             result[name] = number(f"optim_args: {name}", value, 0, 1, below=True)
     return result
-
-
-def memory(value: int | str | None, name: str = "memory_limit") -> int:
-    """Bytes of ``8GiB``, ``500MB`` or a number; 0 for None.
-
-    Raises
-    ------
-    InvalidError
-        It looks like none of these.
-    """
-    if value is None:
-        return 0
-    if isinstance(value, str):
-        units = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", value, re.IGNORECASE)
-        try:
-            if match is None:
-                raise ValueError
-            base = 1024 if match[3] else 1000
-            value = int(float(match[1]) * base ** units[match[2].lower()])
-        except (ValueError, OverflowError):
-            raise InvalidError(f'{name} must look like "8GiB", it is {value!r}') from None
-    return whole(name, value, 1, 2**53)
 
 
 def _template_text(value: str | os.PathLike[str]) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import json
 import math
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
 import pytest
 from pantheraml import _native, api, folders, hub
-from pantheraml.checks import ELSEWHERE
-from pantheraml.config import Settings, memory
+from pantheraml.checks import ELSEWHERE, memory
+from pantheraml.config import Settings
 from pantheraml.devices import device_list
 from pantheraml.lora import Model
 
@@ -388,6 +392,26 @@ def test_what_a_schedule_cannot_have_is_named_as_it_was_given(model: Path) -> No
     greedy = {"smooth": True, "window_size": 3, "verbose": True}
     kept = Settings(lr_scheduler_type="greedy", lr_scheduler_kwargs=greedy).resolve(POSITIONS)
     assert kept["lr_scheduler_kwargs"] == {"smooth": True, "window_size": 3}
+
+
+def test_the_package_loads_what_is_asked_for() -> None:
+    """What prepares data loads no API, and what type checkers read is what is given."""
+    child = "import sys, pantheraml.data.prepare as p; print('pantheraml.api' in sys.modules)"
+    said = subprocess.run([sys.executable, "-P", "-c", child], capture_output=True, check=True)
+    assert said.stdout.split() == [b"False"]
+    tree = ast.parse(Path(pm.__file__).read_text(encoding="utf-8"))
+    typed = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pantheraml.")
+        for alias in node.names
+    }
+    assert set(typed) == set(pm.__all__) <= set(dir(pm))
+    for name, home in typed.items():
+        assert getattr(pm, name) is getattr(importlib.import_module(str(home)), name)
+    with pytest.raises(AttributeError, match="no attribute 'finetun'"):
+        pm.finetun  # noqa: B018
+    assert pm.__version__
 
 
 def test_a_plan_is_refused_the_schedules_that_a_run_is(model: Path) -> None:

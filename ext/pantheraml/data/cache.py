@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml import folders
-from pantheraml.config import memory
+from pantheraml.checks import memory
 from pantheraml.data.shard import write_sum
 
 #: Counts up when the same input makes other tokens than it did before.
