@@ -83,7 +83,10 @@ def _profile(args: argparse.Namespace) -> None:
         settings = {**_given(args), "method": args.method}
         if args.method == "lora" and args.lora_r is not None:
             settings["lora"] = pm.LoRA(r=args.lora_r)
-        found = pm.profile(args.subject, **settings)
+        try:
+            found = pm.profile(args.subject, **settings)
+        except (pm.NotFoundError, pm.PeerError) as error:
+            raise type(error)(f"there is no run {args.subject!r} here, and {error}") from None
     if args.trace is not None:
         print(f"a step for chrome://tracing: {found.to_trace(args.trace)}", file=sys.stderr)
     print(json.dumps(found.rows(), indent=1) if args.json else found, end="")

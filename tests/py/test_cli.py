@@ -88,6 +88,7 @@ def test_ctrl_c_detaches(start: Callable[..., pm.Run]) -> None:
         (("set", "x"), "is not NAME=VALUE"),
         (("set", "learning_rate=x"), "learning_rate must be a number"),
         (("monitor",), "not in this version"),
+        (("profile", "./nowhere"), "there is no run './nowhere' here, and model: "),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments: tuple[str, ...], words: str, runs: Path) -> None:

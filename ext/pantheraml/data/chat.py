@@ -61,7 +61,7 @@ class ChatTemplate:
         try:
             self._template = self._sandbox.make(source)
         except jinja2.TemplateError as error:
-            raise InvalidError(f"the model's chat template cannot be read: {error}") from None
+            raise InvalidError(f"the chat template cannot be read: {error}") from None
         self._special = dict(special_tokens)
 
     def render(
@@ -109,7 +109,7 @@ class ChatTemplate:
         text, spans = self._strip(self._render(messages, False, tools, variables))
         if self._sandbox.asked_date:
             raise InvalidError(
-                "the model's chat template prints today's date, so the same row would be other "
+                "the chat template prints today's date, so the same row would be other "
                 "tokens tomorrow; say which date it is to print, as in "
                 f'chat_template_kwargs={{"{DATE}": "2024-07-26"}}'
             )
@@ -145,15 +145,15 @@ class ChatTemplate:
         try:
             return self._sandbox.render(self._template, given)
         except TooMuch as error:
-            raise InvalidError(f"the model's chat template was stopped: {error}") from None
+            raise InvalidError(f"the chat template was stopped: {error}") from None
         except jinja2.TemplateError as error:
-            raise InvalidError(f"the model's chat template refuses it: {error}") from None
+            raise InvalidError(f"the chat template refuses it: {error}") from None
         except MemoryError:
-            raise InvalidError("the model's chat template was stopped: out of memory") from None
+            raise InvalidError("the chat template was stopped: out of memory") from None
         except (
             TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
         ) as error:  # fmt: skip
-            raise InvalidError(f"the model's chat template fails on it: {error}") from None
+            raise InvalidError(f"the chat template fails on it: {error}") from None
 
     def _strip(self, raw: str) -> tuple[str, list[Span]]:
         """Take the marks out and remember where they were."""
@@ -304,7 +304,7 @@ def _rewritten(whole: str, part: str, what: str) -> str:
         min(len(whole), len(part)),
     )
     return (
-        "the model's chat template renders earlier turns differently once later ones follow (some "
+        "the chat template renders earlier turns differently once later ones follow (some "
         f"drop earlier reasoning): {what} it gives {part[same : same + 40]!r} where the whole "
         f"conversation has {whole[same : same + 40]!r}, so what is to be learned cannot be told; "
         "split conversations so that each ends with the turn to learn, or give chat_template= "
