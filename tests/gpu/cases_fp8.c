@@ -194,7 +194,8 @@ static void add_swiglu(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t cols
     }
     c->codes = PML_OPERAND(swiglu, h), c->scales = PML_OPERAND(swiglu, h_scale);
     c->in_pieces = 1;
-    c->tolerance = d == PML_F32 ? 5e-6 : d == PML_BF16 ? 1.2e-2 : 1.5e-3;
+    /* Four times what large ones come to: in a small one a few of its largest numbers decide. */
+    c->tolerance = d == PML_F32 ? 5e-6 : d == PML_BF16 ? 2e-2 : 3e-3;
 
     gpu_case *g = cases_add(cases, PML_OP_swiglu_bwd, "%s fp8 [%d,%d] codes of dgate_up, r %d",
                             pml_dtype_name(d), (int)rows, (int)cols, rank);

@@ -45,4 +45,11 @@ void draw_start(session *s);
 void twin_of(const session *s, const gpu_case *c, pml_op_args *twin);
 void free_views(pml_op op, pml_op_args *args);
 
+/* Hold what s->eager has of a case against the reference, and print a line. */
+void judge(session *s, const gpu_case *c);
+
+/* Attention while another thread compiles it, and when that is done, two cases of those that there
+ * are; on a device of its own without fixed orders of sums. */
+void attention_compiled_aside(session *s);
+
 #endif

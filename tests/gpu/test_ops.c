@@ -241,7 +241,7 @@ static bool judge_codes(const session *s, const gpu_case *c, const pml_view *got
     return share <= c->tolerance;
 }
 
-static void judge(session *s, const gpu_case *c)
+void judge(session *s, const gpu_case *c)
 {
     const pml_op_info *info = pml_op_describe(c->op);
     pml_op_args twin, ours = c->args;
@@ -484,6 +484,8 @@ int main(int argc, char **argv)
         refusals(&s);
         second_device(&s);
     }
+    if (s.fast && !s.sparse && !s.eagerly)
+        attention_compiled_aside(&s);
     if (s.choice.part == 0)
         copies(&s);
     tear_down(&s);
