@@ -5,6 +5,7 @@
 #include <cudnn_frontend.h>
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -179,15 +180,29 @@ pml_status failed(pml_error *err, const char *what, const std::string &why)
 
 } // namespace
 
+struct Raised {
+    explicit Raised(std::atomic<bool> &it) : flag(it)
+    {
+        flag = true;
+    }
+    ~Raised()
+    {
+        flag = false;
+    }
+    std::atomic<bool> &flag;
+};
+
+// One handle, which serves one thread at a time: a second one would be 12 MiB of the device.
 struct pmli_sdpa {
     cudnnHandle_t handle = nullptr;
     std::mutex lock;
     std::vector<std::unique_ptr<Plan>> plans;
+    std::atomic<bool> compiles{false};
 };
 
 // NVIDIA's engines need the run-time compiler beside cuDNN; without it no plan is built and the
 // backend's own kernels serve. Said, because what serves then is slower and its result the same.
-static void build(pmli_sdpa *sdpa, Plan *plan)
+static void build(const pmli_sdpa *sdpa, Plan *plan)
 {
     Builder builder(plan->shape);
     Graph graph = plan->shape.backward ? builder.backward() : builder.forward();
@@ -215,6 +230,7 @@ static void build(pmli_sdpa *sdpa, Plan *plan)
             result.get_message().c_str());
 }
 
+// With the lock held.
 static Plan *plan_of(pmli_sdpa *sdpa, const pmli_sdpa_shape &shape)
 {
     for (auto &plan : sdpa->plans)
@@ -223,6 +239,7 @@ static Plan *plan_of(pmli_sdpa *sdpa, const pmli_sdpa_shape &shape)
     sdpa->plans.emplace_back(new Plan);
     Plan *plan = sdpa->plans.back().get();
     std::memcpy(&plan->shape, &shape, sizeof shape);
+    const Raised compiles(sdpa->compiles);
     build(sdpa, plan);
     return plan;
 }
@@ -288,9 +305,11 @@ static std::unordered_map<int64_t, void *> operands(const pmli_sdpa_call *c)
 }
 
 extern "C" pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call,
-                                    bool *done, pml_error *err)
+                                    bool waits, bool *done, pml_error *err)
 {
     *done = false;
+    if (!waits && sdpa->compiles)
+        return PML_OK;
     try {
         std::lock_guard<std::mutex> guard(sdpa->lock);
         Plan *plan = plan_of(sdpa, call->shape);

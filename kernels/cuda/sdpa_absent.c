@@ -18,10 +18,10 @@ size_t pmli_sdpa_version(const pmli_sdpa *sdpa)
     return 0;
 }
 
-pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call, bool *done,
-                         pml_error *err)
+pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call, bool waits,
+                         bool *done, pml_error *err)
 {
-    (void)sdpa, (void)stream, (void)call, (void)err;
+    (void)sdpa, (void)stream, (void)call, (void)waits, (void)err;
     *done = false;
     return PML_OK;
 }
@@ -29,5 +29,5 @@ pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *ca
 pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *call, bool *done,
                              pml_error *err)
 {
-    return pmli_sdpa_run(sdpa, NULL, call, done, err);
+    return pmli_sdpa_run(sdpa, NULL, call, true, done, err);
 }

@@ -110,11 +110,14 @@ static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype,
                              .backward = backward};
 }
 
+/* While cuDNN compiles, a first step is made by our own kernels: the same but for the order of
+ * sums. Not where bits must repeat, nor for a recording, which keeps what it gets. */
 static pml_status put(pml_queue *queue, const pmli_sdpa_call *call, bool *done, pml_error *err)
 {
     pmli_sdpa *sdpa = queue->device->sdpa;
+    bool waits = queue->device->deterministic || queue->recording;
     return queue->preparing ? pmli_sdpa_compile(sdpa, call, done, err)
-                            : pmli_sdpa_run(sdpa, queue->stream, call, done, err);
+                            : pmli_sdpa_run(sdpa, queue->stream, call, waits, done, err);
 }
 
 /* Its backward takes statistics of equal documents only as [slots, heads, longest] (before 9.26).

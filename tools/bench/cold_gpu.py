@@ -100,7 +100,10 @@ def by_bench(args: argparse.Namespace, model: Path, rows: int) -> dict[str, Any]
     if done.returncode != 0:
         return {"error": done.stderr.strip()[-120:] or f"status {done.returncode}"}
     found = json.loads(done.stdout.splitlines()[-1])
-    return {"seconds": found["first_step"], "words": f"loaded at {found['load']:.2f}"}
+    words = f"opened {found['open']:.2f}, loaded {found['load']:.2f}"
+    if found["compiled"] > 0:  # else before the first step
+        words += f", attention compiled {found['compiled']:.2f}"
+    return {"seconds": found["first_step"], "words": words}
 
 
 def prepare(compiled: str, timed: str) -> None:

@@ -41,6 +41,7 @@ typedef struct bench {
     const char *model, *device, *cache;
     int32_t rows, length, rank, sample, prompts;
     int steps, gauges, frozen;
+    int64_t done; /* steps so far */
     bool full, float32, float16, profile, deterministic, adamw_8bit;
     pml_quant quant;
     size_t limit;
@@ -191,7 +192,7 @@ static void measure_gauges(bench *b, pml_device *device, const pml_backend *back
 {
     pml_device_info info;
     MUST(backend->info(device, &info, err));
-    next_step next = {b, batches, WARM_UP + b->steps + 1};
+    next_step next = {b, batches, b->done + 1};
     MUST(step_gauges_compare(info.bus, 1, b->gauges, one_more, &next, err));
     MUST(step_gauges_compare(info.bus, 0, b->gauges, one_more, &next, err));
 }
@@ -282,14 +283,20 @@ static void measure(bench *b)
     int32_t vocab = pml_stepper_spec(b->stepper)->vocab;
     pml_batch batches[2] = {make_batch(b, vocab, 1), make_batch(b, vocab, 2)};
     pml_step_result result;
-    double *seconds = must_alloc((size_t)b->steps, sizeof *seconds), first = 0, all = 0;
-    for (int i = 0; i < WARM_UP; i++) {
-        step(b, &batches[i % 2], i + 1, &result);
-        if (i == 0)
+    double *seconds = must_alloc((size_t)b->steps, sizeof *seconds), first = 0, compiled = 0,
+           all = 0;
+    for (int more = WARM_UP; more > 0;) { /* steps that count have all that is compiled aside */
+        bool compiles = pml_stepper_is_compiling(b->stepper);
+        step(b, &batches[b->done % 2], b->done + 1, &result);
+        if (++b->done == 1)
             first = pml_clock_monotonic() - begin;
+        if (compiles)
+            compiled = pml_clock_monotonic() - begin;
+        else
+            more--;
     }
-    for (int i = 0; i < b->steps; i++) {
-        seconds[i] = step(b, &batches[i % 2], WARM_UP + i + 1, &result);
+    for (int i = 0; i < b->steps; i++, b->done++) {
+        seconds[i] = step(b, &batches[b->done % 2], b->done + 1, &result);
         all += seconds[i];
     }
     size_t used = before - free_memory(backend, device);
@@ -302,7 +309,7 @@ static void measure(bench *b)
     if (b->gauges > 0)
         measure_gauges(b, device, backend, batches);
     if (b->frozen > 0) {
-        next_step next = {b, batches, WARM_UP + b->steps + 1};
+        next_step next = {b, batches, b->done + 1};
         MUST(step_frozen_compare(b->stepper, b->frozen, &batches[0], one_more, &next, err));
     }
     double token = b->sample > 0 ? sampled(b, vocab) : 0;
@@ -313,14 +320,14 @@ static void measure(bench *b)
            "\"offload_layers\": %d, "
            "\"offload\": \"%s\", \"host\": %zu, \"link\": %.4f, \"waited\": %.4f, "
            "\"open\": %.3f, \"weights\": [%.3f, %.3f], \"load\": %.3f, "
-           "\"first_step\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
+           "\"first_step\": %.2f, \"compiled\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
            token, tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
            pml_recompute_name((pml_recompute)plan->choices.recompute),
            plan->choices.recompute_layers, plan->choices.pieces, plan->choices.head_chunk,
            plan->choices.unpacked, plan->seconds, plan->choices.offload_layers,
            pml_recompute_name((pml_recompute)plan->choices.offload), plan->host, plan->link,
            plan->waited, opened, weights.begin - begin, weights.end - begin, loaded, first,
-           plan->flops / median * 1e-12, (size_t)usage.ru_maxrss << 10);
+           compiled, plan->flops / median * 1e-12, (size_t)usage.ru_maxrss << 10);
     for (int i = 0; i < 2; i++) {
         free((void *)(uintptr_t)batches[i].ids);
         free((void *)(uintptr_t)batches[i].places);

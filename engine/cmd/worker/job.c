@@ -422,6 +422,11 @@ static pml_status train_sample(job *j, const pml_generate_options *options, pml_
 
 /* ---- where the time goes ---- */
 
+static bool train_is_compiling(const job *j)
+{
+    return pml_stepper_is_compiling(j->stepper);
+}
+
 static void train_timing(job *j, bool on)
 {
     pml_stepper_timing(j->stepper, on);
@@ -478,6 +483,7 @@ const job_kind job_train = {
     .step = train_step,
     .evaluate = train_evaluate,
     .sample = train_sample,
+    .is_compiling = train_is_compiling,
     .timing = train_timing,
     .times = train_times,
     .peak = train_peak,

@@ -71,7 +71,9 @@ typedef struct job_kind {
     pml_status (*evaluate)(job *j, double *loss_sum, double *labels, pml_error *err);
     pml_status (*sample)(job *j, const pml_generate_options *options, pml_error *err);
 
-    /* As pml_stepper_timing, _times and _peak. NULL, all three: the job has no ops. */
+    /* As pml_stepper_is_compiling, _timing, _times and _peak. NULL, all four: the job has no ops.
+     */
+    bool (*is_compiling)(const job *j);
     void (*timing)(job *j, bool on);
     const pml_op_time *(*times)(const job *j, int32_t *n_nodes);
     pml_status (*peak)(job *j, double seconds, pml_peak *peak, pml_error *err);

@@ -10,7 +10,7 @@ void timing_before(timing *t, const job_kind *kind, job *j, worker_link *link)
     if (t->mark == 0)
         t->mark = FIRST_MARK;
     t->step++;
-    if (t->on || t->step == 1 || t->step + WINDOW <= t->mark)
+    if (t->on || t->step == 1 || t->step + WINDOW <= t->mark || kind->is_compiling(j))
         return;
     link_drain(link); /* the times of the last mark are read by then */
     kind->timing(j, true);

@@ -5,7 +5,8 @@
  *   told                                ▲         ▲     ▲       ▲
  *
  * So a program can be shown with its times soon, and later ones cost nearly nothing: on the CPU two
- * looks at the clock an op, on a GPU 8 steps without graphs out of ever more. */
+ * looks at the clock an op, on a GPU 8 steps without graphs out of ever more. No step is timed
+ * while the backend still compiles what later ones will have: the next one is, and told of. */
 #ifndef PML_WORKER_TIMING_H
 #define PML_WORKER_TIMING_H
 

@@ -1,6 +1,6 @@
 /* What a backend compiles at an op's first use, compiled on a thread of its own while weights are
- * on their way: cuDNN's attention takes half a second a kernel where the driver does not have it
- * kept, as long as a small model loads. */
+ * on their way and the first steps are made: cuDNN's attention takes more than half a second a
+ * kernel where the driver does not have it kept, longer than a small model loads. */
 #include "stepper_impl.h"
 
 /* Attention's shapes depend on how many documents a batch has (pmli_bucket), which nobody knows
@@ -27,13 +27,20 @@ static void *compile(void *user)
         if ((int64_t)most.docs * most.max_doc <= most.tokens)
             break; /* full rows: every batch but the last has as many */
     }
+    atomic_store(&s->ahead_done, true);
     return NULL;
 }
 
 void pmli_ahead_begin(pml_stepper *s)
 {
     atomic_store(&s->ahead_enough, false);
+    atomic_store(&s->ahead_done, false);
     s->is_ahead = s->backend->prepare != NULL && pthread_create(&s->ahead, NULL, compile, s) == 0;
+}
+
+bool pml_stepper_is_compiling(const pml_stepper *s)
+{
+    return s->is_ahead && !atomic_load(&s->ahead_done);
 }
 
 void pmli_ahead_end(pml_stepper *s)

@@ -81,10 +81,11 @@ pml_status pmli_run_recorded(pml_stepper *s, pml_segment segment, const pml_coun
     if (!records(s) || s->timing)
         return pmli_run_segment(s, segment, counts, err);
     pmli_recorded *slot = slot_of(s, segment, counts);
-    bool first = slot->last_used == 0;
     slot->last_used = ++s->launches;
-    if (first)
+    if (!slot->is_warm) {
+        slot->is_warm = !pml_stepper_is_compiling(s);
         return pmli_run_segment(s, segment, counts, err);
+    }
     pml_status status = slot->graph == NULL ? record(s, slot, err) : PML_OK;
     return status == PML_OK ? s->backend->graph_launch(s->queue, slot->graph, err) : status;
 }

@@ -14,8 +14,9 @@
 typedef struct pmli_recorded {
     pml_segment segment;
     pml_counts counts;
-    pml_graph *graph;  /* NULL: has run once, op by op */
+    pml_graph *graph;  /* NULL: has run op by op alone */
     int64_t last_used; /* by the stepper's count of launches; 0: a free slot */
+    bool is_warm;      /* has run with all compiled that it asks for, and may be recorded */
 } pmli_recorded;
 
 enum { PMLI_RECORDED = 12 };
@@ -59,9 +60,9 @@ struct pml_stepper {
     bool timing;        /* segments run node by node between marks, and */
     pml_op_time *times; /* … what each node of the program took is added up here */
 
-    pthread_t ahead; /* compiles while weights load, see ahead.c */
-    bool is_ahead;
-    atomic_bool ahead_enough;
+    pthread_t ahead; /* compiles while weights load and first steps are made, see ahead.c */
+    bool is_ahead;   /* a thread to be joined */
+    atomic_bool ahead_enough, ahead_done;
 
     bool runtime_measured;
     pmli_recorded recorded[PMLI_RECORDED];
@@ -100,8 +101,8 @@ pml_status pmli_set_scale(pml_stepper *s, pml_error *err);
 pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *counts,
                            pml_error *err);
 
-/* Run a segment as a graph: op by op the first time, recorded the second, replayed from then on. Op
- * by op always where the backend does not record. */
+/* Run a segment as a graph: op by op the first time, and as long as something is compiled aside,
+ * recorded then, replayed from then on. Op by op always where the backend does not record. */
 pml_status pmli_run_recorded(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                              pml_error *err);
 void pmli_drop_recorded(pml_stepper *s);

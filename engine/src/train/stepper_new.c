@@ -217,7 +217,6 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     if (status == PML_OK) {
         pmli_ahead_begin(s);
         status = pmli_load(s, o->spec == NULL, err);
-        pmli_ahead_end(s);
     }
     if (status != PML_OK) {
         pml_stepper_destroy(&s);
@@ -232,6 +231,7 @@ void pml_stepper_destroy(pml_stepper **stepper)
     if (stepper == NULL || *stepper == NULL)
         return;
     pml_stepper *s = *stepper;
+    pmli_ahead_end(s);
     pmli_drop_recorded(s);
     give_logits(s);
     if (s->program != NULL && s->program->host != NULL)

@@ -1,6 +1,6 @@
-/* What is compiled while weights load: attention alone, for the most documents and for the next
- * smaller size that graphs have; once where rows are full; and an end that does not wait for all.
- */
+/* What is compiled while weights load and the first steps are made: attention alone, for the most
+ * documents and for the next smaller size that graphs have; once where rows are full; an end that
+ * does not wait for all; and that nothing is recorded before. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,37 +15,72 @@
 
 enum { NODES = 5, MOST = 64 };
 
-static struct {
-    pml_op op;
+enum { FORWARD, BACKWARD, WAYS };
+
+typedef struct asking {
     int32_t max_q, equal;
     int64_t slots;
-} asked[MOST];
-static atomic_int n_asked;
+} asking;
+
+static asking asked[WAYS][MOST];
+static atomic_int n_asked[WAYS];
 static atomic_bool slow; /* until the end is asked for */
 static pml_stepper stepper;
 
 static pml_status prepare(pml_device *device, pml_op op, const pml_op_args *args, pml_error *err)
 {
     (void)device;
-    bool forward = op == PML_OP_attention;
-    int at = atomic_load(&n_asked);
-    asked[at].op = op;
-    asked[at].max_q = forward ? args->attention.max_q : args->attention_bwd.max_q;
-    asked[at].equal = forward ? args->attention.equal : args->attention_bwd.equal;
-    asked[at].slots = (forward ? args->attention.cu_q : args->attention_bwd.cu_q).cols - 1;
-    atomic_store(&n_asked, at + 1);
+    const pml_attention_args *f = &args->attention;
+    const pml_attention_bwd_args *b = &args->attention_bwd;
+    if (op == PML_OP_attention)
+        asked[FORWARD][atomic_load(&n_asked[FORWARD])] =
+            (asking){f->max_q, f->equal, f->cu_q.cols - 1};
+    else if (op == PML_OP_attention_bwd)
+        asked[BACKWARD][atomic_load(&n_asked[BACKWARD])] =
+            (asking){b->max_q, b->equal, b->cu_q.cols - 1};
+    else
+        return PML_FAIL(err, PML_INTERNAL, "nothing else is compiled late");
+    atomic_fetch_add(&n_asked[op == PML_OP_attention ? FORWARD : BACKWARD], 1);
     while (atomic_load(&slow) && !atomic_load(&stepper.ahead_enough))
         pml_clock_sleep(0.001);
     return PML_FAIL(err, PML_INTERNAL, "the op will say so itself");
 }
 
+static int n_begun, n_launched;
+
 static pml_status begin(pml_queue *queue, pml_error *err)
 {
     (void)queue, (void)err;
+    n_begun++;
     return PML_OK;
 }
 
-static const pml_backend compiles = {.name = "late", .graph_begin = begin, .prepare = prepare};
+static pml_status end(pml_queue *queue, pml_graph **graph, pml_error *err)
+{
+    (void)queue, (void)err;
+    *graph = (pml_graph *)(void *)&n_begun; /* some address */
+    return PML_OK;
+}
+
+static pml_status launch(pml_queue *queue, pml_graph *graph, pml_error *err)
+{
+    (void)queue, (void)err;
+    assert_ptr_equal(graph, &n_begun);
+    n_launched++;
+    return PML_OK;
+}
+
+static void drop(pml_graph **graph)
+{
+    *graph = NULL;
+}
+
+static const pml_backend compiles = {.name = "late",
+                                     .graph_begin = begin,
+                                     .graph_end = end,
+                                     .graph_launch = launch,
+                                     .graph_destroy = drop,
+                                     .prepare = prepare};
 static const pml_backend compiles_nothing = {.name = "early", .graph_begin = begin};
 
 static pml_tensor bounds;
@@ -80,16 +115,17 @@ static void set_up(const pml_backend *backend, int32_t docs)
     stepper.program = &program;
     stepper.backend = backend;
     stepper.arena = &bounds; /* looked at by nobody */
-    atomic_store(&n_asked, 0);
+    for (int way = 0; way < WAYS; way++)
+        atomic_store(&n_asked[way], 0);
 }
 
 /* The thread's own end, not one that pmli_ahead_end brings about. */
 static void let_it_end(void)
 {
     pmli_ahead_begin(&stepper);
-    assert_true(stepper.is_ahead);
-    pthread_join(stepper.ahead, NULL);
-    stepper.is_ahead = false;
+    while (pml_stepper_is_compiling(&stepper))
+        pml_clock_sleep(0.001);
+    pmli_ahead_end(&stepper);
 }
 
 static void test_full_rows_are_asked_once(void **state)
@@ -97,13 +133,11 @@ static void test_full_rows_are_asked_once(void **state)
     (void)state;
     set_up(&compiles, 4);
     let_it_end();
-    assert_int_equal(n_asked, 2);
-    assert_int_equal(asked[0].op, PML_OP_attention);
-    assert_int_equal(asked[1].op, PML_OP_attention_bwd);
-    for (int i = 0; i < 2; i++) {
-        assert_int_equal(asked[i].equal, 1);
-        assert_int_equal(asked[i].slots, 4);
-        assert_int_equal(asked[i].max_q, 2048);
+    for (int way = 0; way < WAYS; way++) {
+        assert_int_equal(n_asked[way], 1);
+        assert_int_equal(asked[way][0].equal, 1);
+        assert_int_equal(asked[way][0].slots, 4);
+        assert_int_equal(asked[way][0].max_q, 2048);
     }
 }
 
@@ -112,12 +146,19 @@ static void test_packed_rows_are_asked_for_two_sizes(void **state)
     (void)state;
     set_up(&compiles, 40);
     let_it_end();
-    assert_int_equal(n_asked, 4);
-    for (int i = 0; i < 4; i++) {
-        assert_int_equal(asked[i].op, i % 2 == 0 ? PML_OP_attention : PML_OP_attention_bwd);
-        assert_int_equal(asked[i].equal, 0);
-        assert_int_equal(asked[i].slots, i < 2 ? 40 : 32);
+    for (int way = 0; way < WAYS; way++) {
+        assert_int_equal(n_asked[way], 2);
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(asked[way][i].equal, 0);
+            assert_int_equal(asked[way][i].slots, i == 0 ? 40 : 32);
+        }
     }
+}
+
+static void wait_for_the_first(void)
+{
+    while (atomic_load(&n_asked[FORWARD]) < 1)
+        pml_clock_sleep(0.001);
 }
 
 static void test_the_end_waits_for_one_alone(void **state)
@@ -126,11 +167,11 @@ static void test_the_end_waits_for_one_alone(void **state)
     set_up(&compiles, 40);
     atomic_store(&slow, true);
     pmli_ahead_begin(&stepper);
-    while (atomic_load(&n_asked) < 1)
-        pml_clock_sleep(0.001);
+    wait_for_the_first();
     pmli_ahead_end(&stepper); /* says that it is enough, which the first waits for */
     atomic_store(&slow, false);
-    assert_int_equal(n_asked, 1);
+    assert_int_equal(n_asked[FORWARD], 1);
+    assert_int_equal(n_asked[BACKWARD], 0);
 }
 
 static void test_nothing_to_compile(void **state)
@@ -138,9 +179,35 @@ static void test_nothing_to_compile(void **state)
     (void)state;
     set_up(&compiles_nothing, 40);
     pmli_ahead_begin(&stepper);
-    assert_false(stepper.is_ahead);
+    assert_false(pml_stepper_is_compiling(&stepper));
     pmli_ahead_end(&stepper);
-    assert_int_equal(n_asked, 0);
+    assert_int_equal(n_asked[FORWARD] + n_asked[BACKWARD], 0);
+}
+
+/* An empty segment: begun, ended and launched is what counts. */
+static void test_nothing_is_recorded_before(void **state)
+{
+    (void)state;
+    const pml_counts counts = {.tokens = 8192, .docs = 40, .labels = 8188, .max_doc = 2048};
+    pml_error err = PML_ERROR_INIT;
+    set_up(&compiles, 40);
+    n_begun = n_launched = 0;
+    atomic_store(&slow, true);
+    pmli_ahead_begin(&stepper);
+    wait_for_the_first();
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(pmli_run_recorded(&stepper, PML_SEGMENT_NORM, &counts, &err), PML_OK);
+    assert_int_equal(n_begun, 0);
+    pmli_ahead_end(&stepper);
+    atomic_store(&slow, false);
+    /* Once more op by op: now with what was compiled. */
+    assert_int_equal(pmli_run_recorded(&stepper, PML_SEGMENT_NORM, &counts, &err), PML_OK);
+    assert_int_equal(n_begun, 0);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pmli_run_recorded(&stepper, PML_SEGMENT_NORM, &counts, &err), PML_OK);
+    assert_int_equal(n_begun, 1);
+    assert_int_equal(n_launched, 2);
+    pmli_drop_recorded(&stepper);
 }
 
 int main(void)
@@ -150,6 +217,7 @@ int main(void)
         cmocka_unit_test(test_packed_rows_are_asked_for_two_sizes),
         cmocka_unit_test(test_the_end_waits_for_one_alone),
         cmocka_unit_test(test_nothing_to_compile),
+        cmocka_unit_test(test_nothing_is_recorded_before),
     };
     return cmocka_run_group_tests_name("train.ahead", tests, NULL, NULL);
 }

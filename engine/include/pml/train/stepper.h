@@ -51,6 +51,10 @@ pml_status pml_stepper_new(const pml_stepper_options *options, pml_stepper **ste
                            pml_error *err);
 void pml_stepper_destroy(pml_stepper **stepper);
 
+/* Whether the backend still compiles, on a thread of its own, kernels that steps will have (CUDA:
+ * cuDNN's attention): steps until then are slower, and are made op by op. For who measures. */
+bool pml_stepper_is_compiling(const pml_stepper *stepper);
+
 /* Before the first micro-batch of a step: finds the loss scale where it is to be found (float16, no
  * update yet and none restored), by running this one a few times; else does nothing. Every worker
  * calls it, with the first micro-batch of its own, which may be empty. */
