@@ -46,6 +46,7 @@ LIMITS = (8.5, 16.0, 24.0, 40.0)
 MOST_ROWS = 256
 SPARE = 8 * GIB  # of the device: left to what others have, and to plans that are a little off
 STEPS = 6  # op by op, timed op by op twice, op by op, recorded, replayed
+GRACE = 15.0  # seconds beyond --seconds that a run may still have
 WARM = 3.0  # seconds from the first step, at least: recorded when all kernels are compiled
 PROMPTS = 2  # a sample's, and its tokens
 TOKENS = 16
@@ -280,15 +281,36 @@ def draw_one(
             return title, shapes, within, pm.plan(folder, **within).total
 
 
+class Alive:
+    """Runs under way, whose processes would go on without this one."""
+
+    def __init__(self) -> None:
+        """There are none."""
+        self.runs: dict[pm.Run, int] = {}
+        self.until = float("inf")  # nobody is waited for beyond that
+
+    def end(self, number: int, frame: object) -> None:
+        """A signal's handler: end with all of them."""
+        for run, pid in list(self.runs.items()):
+            for process in (run.coordinator_pid, pid):
+                if process:
+                    with suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+        os._exit(128 + number)
+
+
+ALIVE = Alive()
+
+
 def watched(run: pm.Run, samples: bool) -> tuple[int, int]:
     """Let it make its steps, and generate among them; its worker's process, and the steps made."""
     pid, begun, first = 0, time.monotonic(), 0.0
     while run.state not in ("finished", "failed", "stopped"):
         now = time.monotonic()
         first = first or (now if run.step > 0 else 0.0)
-        if now - begun > 60 or (run.step >= STEPS and now - first > WARM):
+        if now > min(begun + 60, ALIVE.until) or (run.step >= STEPS and now - first > WARM):
             break
-        pid = next((w["pid"] for w in run.workers if w["pid"]), pid)
+        pid = ALIVE.runs[run] = next((w["pid"] for w in run.workers if w["pid"]), pid)
         if samples and run.step > 1:
             made: Any = run.sample(input_ids=[[5, 6, 7]] * PROMPTS, max_new_tokens=TOKENS)
             samples = not all(one.token_ids for one in made)
@@ -310,10 +332,12 @@ def check(draw: random.Random, number: int, watch: Watch, room: Room, place: str
                 folder, data=rows, max_steps=10**6, shuffle=False, save_strategy="no",
                 restart="never", name=f"check-{number}", **chosen,
             )  # fmt: skip
+            ALIVE.runs[run] = 0
             pid, steps = watched(run, samples=number % 3 == 0)
             plan, state, reason = run.plan, run.state, run.reason
             peak = watch.peaks.get(pid, 0)
             end_now(run, pid)
+            del ALIVE.runs[run]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     limit = chosen.get("memory_limit", 0)
@@ -350,7 +374,10 @@ def main() -> int:
     parser.add_argument("--room", type=float, help="GiB for all plans; else what is free")
     parser.add_argument("--folder", default="/dev/shm", help="where models are written")
     args = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ALIVE.end)
     last = time.monotonic() + args.seconds
+    ALIVE.until = last + GRACE
     watch = Watch()
     room = Room(int(args.room * GIB) if args.room else watch.free() - SPARE)
     with tempfile.TemporaryDirectory(prefix="pml-plan-runs-") as runs:
