@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from errno import EDQUOT, ENOSPC, EROFS
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -19,7 +20,7 @@ from pantheraml import _native, folders, hub, sharing, sums
 from pantheraml.checks import names_checked
 from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
-from pantheraml.errors import Error, InvalidError, NotInThisVersion
+from pantheraml.errors import Error, InvalidError, IOFailed, NotInThisVersion
 from pantheraml.lora import Model
 from pantheraml.memory import Plan
 from pantheraml.record import ENDED
@@ -92,6 +93,8 @@ def finetune(
         What is wrong, by name.
     BusyError
         There is a run of that name.
+    IOFailed
+        The run cannot be written there.
     """
     chosen = Settings.of(settings, _ALSO)
     if name is not None:
@@ -108,8 +111,13 @@ def finetune(
     folder = folders.create(name, os.fspath(model))
     try:
         _write_run(folder, model, resolved | about, options, given)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)  # nothing but what we have just made is in it
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS):
+            raise IOFailed(
+                f"the run could not be written to {folder} ({error.strerror or error}): make room, "
+                "or set PANTHERAML_RUNS to another folder"
+            ) from error
         raise
     run = start_run(folder)
     if _nobody_is_there():

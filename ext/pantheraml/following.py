@@ -448,8 +448,12 @@ class Following:
         if timeout is not None:
             timeout = number("timeout", timeout, 0, threading.TIMEOUT_MAX)
         deadline = None if timeout is None else time.monotonic() + timeout
+        told = ""
         with self._changed:
             while not over():
+                if self._trouble and not told:  # what is waited for is not told of before that ends
+                    told = self._trouble
+                    print(f"{self.name}: {what} waits: {told}", file=sys.stderr)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimedOut(f"{what}: not within {timeout:g} s; the run goes on")

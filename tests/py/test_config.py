@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
 import importlib
 import json
 import math
@@ -384,6 +385,20 @@ def test_names_of_others_are_known(name: str, words: str, model: Path) -> None:
 def test_names_of_others_are_none_of_ours() -> None:
     ours = {*Settings.__dataclass_fields__, *pm.LoRA.__dataclass_fields__}
     assert not ours & set(ELSEWHERE)
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS"])
+def test_a_full_disk_leaves_no_run(
+    code: str, runs: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _: bytes) -> None:
+        number = getattr(errno, code)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(folders, "write_private", full)
+    with pytest.raises(pm.IOFailed, match="could not be written .* make room"):
+        pm.finetune(model, [{"text": "panther"}], name="none", max_length=64)
+    assert not (runs / "none").exists()
 
 
 def test_what_a_schedule_cannot_have_is_named_as_it_was_given(model: Path) -> None:

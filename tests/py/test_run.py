@@ -441,6 +441,23 @@ def test_rows_and_samples_beyond_the_models_positions(start: Start, tmp_path: Pa
     assert "20 prompt tokens" in told[1]
 
 
+def test_who_waits_while_the_disk_is_full_is_told(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is waited for is announced after it is on disk: the wait has a reason that is said."""
+    run = start(max_steps=FOREVER)
+    at_step(run, 1)
+    with run._changed:  # no heartbeat comes in between
+        run._trouble = "the disk is full: make room"
+        with pytest.raises(pm.TimedOut):
+            run._wait_for(lambda: False, 0.01, "checkpoint")
+    assert "checkpoint waits: the disk is full" in capsys.readouterr().err
+    until(lambda: run._trouble == "", "a heartbeat without trouble")
+    with pytest.raises(pm.TimedOut):
+        run._wait_for(lambda: False, 0.01, "checkpoint")
+    assert capsys.readouterr().err == ""
+
+
 def test_fixture_ends_what_it_began(start: Start) -> None:
     run = start(max_steps=FOREVER)
     pid = run.coordinator_pid
