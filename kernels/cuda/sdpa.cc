@@ -192,7 +192,7 @@ struct Raised {
     std::atomic<bool> &flag;
 };
 
-// One handle, which serves one thread at a time: a second one would be 12 MiB of the device.
+// One handle, which serves one thread at a time: a second one would be 10 MiB of the device.
 struct pmli_sdpa {
     cudnnHandle_t handle = nullptr;
     std::mutex lock;
