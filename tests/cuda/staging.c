@@ -160,22 +160,19 @@ static CUresult copy_rows(const CUDA_MEMCPY2D *c, CUstream stream)
     return good ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
-static CUresult host_alloc(void **memory, size_t bytes, unsigned flags)
+static CUresult host_register(void *memory, size_t bytes, unsigned flags)
 {
-    (void)flags;
     pthread_mutex_lock(&mutex);
-    bool good = pinned < pinned_most;
+    bool good = pinned < pinned_most && memory != NULL && bytes == 4 << 20 && flags == 0;
     pinned += good;
     pinned_top = pinned > pinned_top ? pinned : pinned_top;
     pthread_mutex_unlock(&mutex);
-    *memory = good ? malloc(bytes) : NULL;
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-static CUresult host_free(void *memory)
+static CUresult host_unregister(void *memory)
 {
-    pinned--;
-    free(memory);
+    pinned -= memory != NULL;
     return CUDA_SUCCESS;
 }
 
@@ -423,8 +420,8 @@ int main(void)
                             .cuEventSynchronize = event_synchronize,
                             .cuMemcpyHtoDAsync = copy_in,
                             .cuMemcpy2DAsync = copy_rows,
-                            .cuMemHostAlloc = host_alloc,
-                            .cuMemFreeHost = host_free};
+                            .cuMemHostRegister = host_register,
+                            .cuMemHostUnregister = host_unregister};
     stream_create(&stream, 0);
     with_pinned(1000, stream);
     check(warnings == 0, "without a warning");
