@@ -41,7 +41,7 @@ struct pml_queue {
     CUevent join;             /* … and where in `copies` what is awaited ends */
     bool under_way;           /* copies were put there since the last await */
     CUevent marks[PML_MARKS]; /* made when first used */
-    pmli_staging *staging;    /* made for the first large upload, or the first of a file */
+    pmli_staging *staging;    /* made with the queue: weights come soon */
 };
 
 struct pml_graph {

@@ -16,6 +16,8 @@ pml_status pmli_cuda_queue_new(pml_device *device, pml_queue **queue, pml_error 
     if (status == PML_OK)
         status = PMLI_CU(pmli_cu.cuStreamCreate(&q->stream, CU_STREAM_NON_BLOCKING),
                          "making a queue", err);
+    if (status == PML_OK) /* weights come soon */
+        status = pmli_staging_new(device->context, &q->staging, err);
     if (status != PML_OK)
         pmli_cuda_queue_destroy(&q);
     *queue = q;
@@ -47,12 +49,6 @@ static pml_status enter_running(pml_queue *queue, const char *what, pml_error *e
     return pmli_cuda_enter(queue->device, err);
 }
 
-static pml_status need_staging(pml_queue *queue, pml_error *err)
-{
-    return queue->staging != NULL ? PML_OK
-                                  : pmli_staging_new(queue->device->context, &queue->staging, err);
-}
-
 pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t bytes,
                             pml_error *err)
 {
@@ -63,18 +59,13 @@ pml_status pmli_cuda_upload(pml_queue *queue, void *to, const void *from, size_t
         return PMLI_CU(
             pmli_cu.cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)to, from, bytes, queue->stream),
             "copying to the GPU", err);
-    status = need_staging(queue, err);
-    return status == PML_OK
-               ? pmli_staging_upload(queue->staging, queue->stream, to, from, bytes, err)
-               : status;
+    return pmli_staging_upload(queue->staging, queue->stream, to, from, bytes, err);
 }
 
 pml_status pmli_cuda_upload_file(pml_queue *queue, void *to, size_t pitch, const pml_file_at *from,
                                  size_t width, size_t rows, pml_error *err)
 {
     pml_status status = enter_running(queue, "an upload", err);
-    if (status == PML_OK)
-        status = need_staging(queue, err);
     return status == PML_OK ? pmli_staging_upload_file(queue->staging, queue->stream, to, pitch,
                                                        from, width, rows, err)
                             : status;
@@ -83,9 +74,7 @@ pml_status pmli_cuda_upload_file(pml_queue *queue, void *to, size_t pitch, const
 pml_status pmli_cuda_uploaded(pml_queue *queue, pml_error *err)
 {
     pml_status status = enter_running(queue, "an upload", err);
-    return status == PML_OK && queue->staging != NULL
-               ? pmli_staging_finish(queue->staging, queue->stream, err)
-               : status;
+    return status == PML_OK ? pmli_staging_finish(queue->staging, queue->stream, err) : status;
 }
 
 pml_status pmli_cuda_download(pml_queue *queue, void *to, const void *from, size_t bytes,
@@ -104,8 +93,7 @@ pml_status pmli_cuda_sync(pml_queue *queue, pml_error *err)
     pml_status status = enter_running(queue, "a wait", err);
     if (status != PML_OK)
         return status;
-    if (queue->staging != NULL)
-        status = pmli_staging_finish(queue->staging, queue->stream, err);
+    status = pmli_staging_finish(queue->staging, queue->stream, err);
     pml_status waited = PMLI_CU(pmli_cu.cuStreamSynchronize(queue->stream), "waiting for the GPU",
                                 status == PML_OK ? err : NULL);
     return status == PML_OK ? waited : status;

@@ -147,6 +147,10 @@ static void *serve(void *argument)
     const CUresult entered = pmli_cu.cuCtxSetCurrent(s->context);
     int slot = 0;
     piece p;
+    /* While the caller plans and takes its arena. One that is refused is asked for again when it is
+     * needed, and then there is somebody to tell. */
+    for (int i = 0; entered == CUDA_SUCCESS && i < SLOTS; i++)
+        need_piece(l, i, NULL);
     pthread_mutex_lock(&s->mutex);
     while (!s->over) {
         if (!take(s, &p)) {

@@ -24,9 +24,9 @@ typedef struct pmli_staging pmli_staging;
 /* Uploads of fewer bytes of memory are not worth the threads. */
 enum { PMLI_STAGED_LEAST = 8 << 20 };
 
-/* Threads that sleep until there is an upload, at most eight. They pin 4 MiB whenever one of them
- * needs a piece and has none free, two for each thread at the most; where that is refused ordinary
- * memory serves, more slowly, and a warning says so. PML_NO_MEMORY: not even threads. */
+/* Threads that sleep until there is an upload, at most eight. Each pins two pieces of 4 MiB while
+ * the caller goes on; where that is refused ordinary memory serves, more slowly, and a warning says
+ * so. PML_NO_MEMORY: not even threads. */
 pml_status pmli_staging_new(CUcontext context, pmli_staging **staging, pml_error *err);
 /* Waits for what is on its way; what has not begun does not. */
 void pmli_staging_destroy(pmli_staging **staging);
