@@ -37,6 +37,8 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
         return pmli_cuda_sum_ws(&args->sum.x);
     case PML_OP_sumsq:
         return pmli_cuda_sum_ws(&args->sumsq.x);
+    case PML_OP_rope:
+        return pmli_cuda_rope_ws(&args->rope);
     case PML_OP_nf4_quantise:
         return pmli_cuda_nf4_quantise_ws(&args->nf4_quantise);
     case PML_OP_fp8_quantise:
@@ -102,7 +104,7 @@ static const pml_backend backend = {
     .dtypes = DTYPES,
     .drops_out = true,
     .border = PMLI_BORDER,
-    .mlp_adapters = true,
+    .adapters_beside = true,
     .devices = devices,
     .dtypes_of = dtypes_of,
     .library = pmli_find_library,

@@ -210,7 +210,7 @@ void session_open(const session_options *o, session *s)
     if (session_beside) {
         static pml_backend beside;
         beside = *backend;
-        beside.mlp_adapters = true;
+        beside.adapters_beside = true;
         backend = &beside;
     }
     pml_model_spec spec;

@@ -228,7 +228,7 @@ static void test_fp8_codes_of_swiglu(void **state)
 {
     (void)state;
     pml_backend backend = *pml_backend_cpu();
-    backend.mlp_adapters = true;
+    backend.adapters_beside = true;
     backend.border = 64;
     for (int form = 0; form < 3; form++) {
         pml_train_config config =

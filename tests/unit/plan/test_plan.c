@@ -27,8 +27,17 @@ static int64_t border_of(const pml_node *node, int operand)
     return -1;
 }
 
+/* What attention writes: o, or dq, dk and dv. */
+static bool of_attention(const pml_node *node, int operand)
+{
+    return node->op == PML_OP_attention       ? operand == PML_OPERAND(attention, o)
+           : node->op == PML_OP_attention_bwd ? operand >= PML_OPERAND(attention_bwd, dq) &&
+                                                    operand <= PML_OPERAND(attention_bwd, dv)
+                                              : false;
+}
+
 /* Where a backend has borders, a linear layer's adapters have room behind what they multiply and
- * what they make, and nobody else reads it. */
+ * what they make, and nobody else reads it; attention's rows begin on whole 128s. */
 static void test_borders(void **state)
 {
     (void)state;
@@ -66,6 +75,7 @@ static void test_borders(void **state)
                 assert_int_equal(v.ld, t->cols + t->border);
                 assert_true(border < 0 || (t->border >= border && border % 24 == 0));
                 assert_true(border <= 0 || !weight || t->below >= border);
+                assert_true(!of_attention(node, i) || v.ld % 128 == 0);
                 wide += border == 48;
                 narrow += border == 24;
             }
@@ -194,13 +204,14 @@ static double all_flops(const pml_program *p)
 }
 
 /* A backend that gains by it: swiglu makes u of down, its backward v and db of gate_up and da of
- * down; each is made once, v stands in a border where there is one. Not with dropout. */
-static void test_swiglu_beside(void **state)
+ * down, rope's v and db of qkv; each is made once, v stands in a border where there is one. Not
+ * with dropout. */
+static void test_beside(void **state)
 {
     (void)state;
     for (int form = 0; form < 4; form++) {
         pml_backend backend = *pml_backend_cpu();
-        backend.mlp_adapters = true;
+        backend.adapters_beside = true;
         backend.border = form == 1 ? 64 : 0;
         pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
         config.lora_dropout = form == 2 ? 0.1 : 0;
@@ -215,7 +226,7 @@ static void test_swiglu_beside(void **state)
         pml_error err = PML_ERROR_INIT;
         if (pml_program_build(&options, &p, &err) != PML_OK)
             fail_msg("%s", err.message);
-        int u = 0, v = 0, da = 0, kept = 0, weights = 0;
+        int u = 0, v = 0, da = 0, kept = 0, weights = 0, turned = 0;
         for (int i = p->segments[PML_SEGMENT_MICRO].first; i < p->segments[PML_SEGMENT_MICRO].end;
              i++) {
             const pml_node *node = &p->nodes[i];
@@ -227,6 +238,14 @@ static void test_swiglu_beside(void **state)
                 kept++;
                 assert_true(at[PML_OPERAND(linear_bwd, v)].tensor >= 0 &&
                             at[PML_OPERAND(linear_bwd, db)].tensor < 0);
+            }
+            if (node->op == PML_OP_rope && node->args.rope.lora_parts != 0) {
+                const pml_operand *qkv = p->nodes[i + 1].operands;
+                turned++;
+                assert_true(node->args.rope.inverse && at[PML_OPERAND(rope, db)].tensor >= 0);
+                assert_int_equal(at[PML_OPERAND(rope, v)].tensor,
+                                 qkv[PML_OPERAND(linear_bwd, v)].tensor);
+                assert_int_equal(at[PML_OPERAND(rope, v)].tensor == at[0].tensor, form == 1);
             }
             if (node->op != PML_OP_swiglu_bwd || node->args.swiglu_bwd.lora_parts == 0)
                 continue;
@@ -245,9 +264,11 @@ static void test_swiglu_beside(void **state)
         assert_int_equal(v, layers);
         assert_int_equal(da, layers);
         assert_int_equal(weights, form == 2 ? small.layers : 0);
-        assert_int_equal(kept, small.layers); /* gate_up's; with dropout down's, in two calls */
+        assert_int_equal(turned, layers);
+        /* gate_up's and qkv's; with dropout down's, in two calls */
+        assert_int_equal(kept, form == 2 ? small.layers : 2 * layers);
         /* Who makes them does not change what is to be made. */
-        backend.mlp_adapters = false;
+        backend.adapters_beside = false;
         pml_program *apart = NULL;
         assert_int_equal(pml_program_build(&options, &apart, &err), PML_OK);
         assert_true(all_flops(p) > 0 && all_flops(p) == all_flops(apart));
@@ -503,7 +524,7 @@ int main(void)
         cmocka_unit_test(test_a_stage_for_snapshots),
         cmocka_unit_test(test_lora_computes_only_what_it_needs),
         cmocka_unit_test(test_output_of_swiglu_is_not_kept),
-        cmocka_unit_test(test_swiglu_beside),
+        cmocka_unit_test(test_beside),
         cmocka_unit_test(test_lengths_beyond_the_models_positions),
         cmocka_unit_test(test_full_trains_everything),
         cmocka_unit_test(test_ranges_of_8_bits),
