@@ -31,8 +31,8 @@ def test_what_was_taken_back_is_not_waited_for(
     ]
     heard: list[bool] = []
     run: Any = SimpleNamespace(
-        _record=SimpleNamespace(notes=notes), state="neither", step=2, _is_over=lambda: False,
-        _leave_alone=nullcontext,
+        _record=SimpleNamespace(notes=notes), state="neither", step=2, _nothing_comes=lambda: False,
+        _leave_alone=nullcontext, _connected=lambda: None,
         _wait_for=lambda shows, timeout, what: heard.append(shows()),
     )  # fmt: skip
     command: Any = SimpleNamespace(number=2, verb=verb)
