@@ -149,12 +149,61 @@ static void test_cut_short_while_open(void **state)
     pml_shard_close(&shard);
 }
 
+/* Behind what is checked at once, too. */
+static void test_refuses_contents_far_behind(void **state)
+{
+    (void)state;
+    enum { TOKENS = 40000, ROW_1 = 9999, WRONG = 33000 };
+    const int64_t at[] = {0, ROW_1, TOKENS};
+    int32_t *good = calloc(TOKENS, sizeof *good), *wrong = calloc(TOKENS, sizeof *wrong);
+    assert_true(good != NULL && wrong != NULL);
+    wrong[WRONG] = 10;
+    refuse(PML_INVALID, "row 1 has token id 10 at position 23001", wrong, good, TOKENS, at, 2);
+    refuse(PML_INVALID, "row 1 has label 10 at position 23001", good, wrong, TOKENS, at, 2);
+    free(good);
+    free(wrong);
+}
+
+/* What a sampler has counted, a stretch of the shard at a time, is what is drawn: rows that lie
+ * across the end of a stretch, one that is longer than any, and one that is cut. */
+static void test_counts_over_many_stretches(void **state)
+{
+    (void)state;
+    enum { ROWS = 7, MOST = 18000 };
+    const int32_t lengths[ROWS] = {10000, 6000, 5000, 1, 20000, 17000, 7};
+    pml_shard *shard = made_shard("long", lengths, ROWS);
+    const pml_sampler_options options = {
+        .batch_size = 1, .accumulation = 1, .world = 1, .max_length = MOST};
+    pml_sampler *sampler = NULL;
+    pml_batch batch;
+    pml_cursor at = {0, 0};
+    EXPECT_OK(pml_sampler_new(shard, &options, &sampler, e));
+    assert_int_equal(pml_sampler_rows_cut(sampler), 1);
+    for (int32_t r = 0; r < ROWS; r++, at = pml_sampler_next(sampler, at)) {
+        const int32_t n = lengths[r] < MOST ? lengths[r] : MOST;
+        int32_t learned = 0;
+        for (int32_t t = 1; t < n; t++)
+            learned += (r + t) % 5 != 4;
+        EXPECT_OK(pml_sampler_batch(sampler, at, 0, &batch, e));
+        assert_int_equal(batch.n_tokens, n);
+        assert_int_equal(batch.ids[n - 1], r * 1000 + n - 1);
+        assert_int_equal(batch.n_labels, learned);
+        assert_int_equal(pml_sampler_share(sampler, at).labels, learned);
+    }
+    pml_sampler_destroy(&sampler);
+    pml_shard_close(&shard);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows_as_written),      cmocka_unit_test(test_refuses_contents),
-        cmocka_unit_test(test_refuses_other_files),  cmocka_unit_test(test_reads_misaligned_data),
+        cmocka_unit_test(test_rows_as_written),
+        cmocka_unit_test(test_refuses_contents),
+        cmocka_unit_test(test_refuses_other_files),
+        cmocka_unit_test(test_reads_misaligned_data),
         cmocka_unit_test(test_cut_short_while_open),
+        cmocka_unit_test(test_refuses_contents_far_behind),
+        cmocka_unit_test(test_counts_over_many_stretches),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
