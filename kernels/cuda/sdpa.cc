@@ -178,8 +178,6 @@ pml_status failed(pml_error *err, const char *what, const std::string &why)
     return PML_FAIL(err, PML_INTERNAL, "cuDNN, %s: %s", what, why.c_str());
 }
 
-} // namespace
-
 struct Raised {
     explicit Raised(std::atomic<bool> &it) : flag(it)
     {
@@ -191,6 +189,8 @@ struct Raised {
     }
     std::atomic<bool> &flag;
 };
+
+} // namespace
 
 // One handle, which serves one thread at a time: a second one would be 10 MiB of the device.
 struct pmli_sdpa {

@@ -160,9 +160,12 @@ static CUresult copy_rows(const CUDA_MEMCPY2D *c, CUstream stream)
     return good ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
+static int asked; /* for pinned memory */
+
 static CUresult host_register(void *memory, size_t bytes, unsigned flags)
 {
     pthread_mutex_lock(&mutex);
+    asked++;
     bool good = pinned < pinned_most && memory != NULL && bytes == 4 << 20 && flags == 0;
     pinned += good;
     pinned_top = pinned > pinned_top ? pinned : pinned_top;
@@ -381,6 +384,21 @@ static void a_copy_fails(pmli_staging *staging, CUstream stream)
     free(device);
 }
 
+/* Each lane's two pieces, before there is an upload. */
+static void pieces_are_taken(void)
+{
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1, now = 0;
+    const int wanted = 2 * (cores < 8 ? cores : 8);
+    for (int i = 0; i < 60000 && now < wanted; i++) {
+        pthread_mutex_lock(&mutex);
+        now = asked;
+        pthread_mutex_unlock(&mutex);
+        usleep(1000);
+    }
+    check(now == wanted, "pieces are asked for before there is an upload");
+}
+
 /* All of it with so much pinned memory. */
 static void with_pinned(int most, CUstream stream)
 {
@@ -389,8 +407,10 @@ static void with_pinned(int most, CUstream stream)
     pml_file_at file = make_file();
     pinned_most = most;
     pinned_top = 0;
+    asked = 0;
     if (pmli_staging_new((CUcontext)1, &staging, &err) != PML_OK)
         abort();
+    pieces_are_taken();
     uploads_in_order(staging, stream);
     files_side_by_side(staging, stream, file);
     a_file_is_cut(staging, stream, file);

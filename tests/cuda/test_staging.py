@@ -23,4 +23,4 @@ def test_uploads_through_pinned_pieces(tmp_path: Path, sanitizer: str) -> None:
     )  # fmt: skip
     done = subprocess.run([program], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok  ") == 28
+    assert done.stdout.count("ok  ") == 30

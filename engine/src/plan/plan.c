@@ -19,9 +19,9 @@ static const size_t shared_bytes = (size_t)4 << 20, loading_bytes = (size_t)4 <<
 static const size_t process_bytes = (size_t)11 << 18, thread_bytes = (size_t)384 << 10;
 
 /* On a GPU: the context, cuBLASLt, kernels and recorded graphs. By NVML a worker on an H200 (driver
- * 580) has 534 to 539 MiB beside its arena, and up to 28 more where our own attention has served
- * while cuDNN compiled (tools/bench/plan_check_gpu.py). */
-static const size_t gpu_reserve = (size_t)568 << 20;
+ * 580) has 534 to 578 MiB beside its arena, the more where our own attention has served while cuDNN
+ * compiled (tools/bench/plan_check_gpu.py, docs/performance/gpu.md). */
+static const size_t gpu_reserve = (size_t)580 << 20;
 
 /* The most that a process was found to take beyond its plan is 3.6 MiB. */
 static const size_t margin = (size_t)4 << 20;
