@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pantheraml import _native, folders, hub, sharing, sums
-from pantheraml.checks import names_checked
+from pantheraml.checks import names_checked, path_of
 from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
 from pantheraml.errors import Error, InvalidError, IOFailed, NotInThisVersion
@@ -334,7 +334,7 @@ def _resolve(
     if resolved["quant"] == "fp8":
         _check_units(known)
     # A relative path would say nothing to whoever reads it elsewhere.
-    here = Path(model).expanduser().is_dir()
+    here = path_of(model).is_dir()
     return resolved, {"model": str(folder), "model_id": str(folder) if here else os.fspath(model)}
 
 

@@ -17,6 +17,7 @@ from stat import S_ISREG
 from typing import Any
 
 from pantheraml import _native, folders, sums
+from pantheraml.checks import path_of
 from pantheraml.errors import CorruptError, Error, NotFoundError
 from pantheraml.record import ENDED, Event, is_torn, names_a_checkpoint
 
@@ -82,7 +83,7 @@ def find(name: str) -> Path:
     try:
         return folders.find(name)
     except NotFoundError:
-        path = Path(name).expanduser()
+        path = path_of(name)
         for folder in (folders.runs_folder() / path, path.absolute()):
             if any(_there(folder / part) for part in _PARTS):
                 return folder

@@ -6,8 +6,10 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pantheraml.errors import InvalidError
@@ -151,6 +153,20 @@ def truth(name: str, value: object) -> bool:
     return value
 
 
+def path_of(given: str | os.PathLike[str]) -> Path:
+    """Make a path of what somebody wrote; ``~`` and ``~name`` are homes.
+
+    Raises
+    ------
+    InvalidError
+        Nobody of that name has a home here.
+    """
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise InvalidError(f"{os.fspath(given)!r}: nobody of that name has a home here") from None
+
+
 def memory(value: int | str | None, name: str = "memory_limit") -> int:
     """Bytes of ``8GiB``, ``500MB`` or a number; 0 for None.
 
@@ -163,12 +179,12 @@ def memory(value: int | str | None, name: str = "memory_limit") -> int:
         return 0
     if isinstance(value, str):
         units = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", value, re.IGNORECASE)
+        match = re.fullmatch(r"\s*([0-9.]+)\s*(?:([kmgt])(i?))?b?\s*", value, re.IGNORECASE)
         try:
             if match is None:
                 raise ValueError
             base = 1024 if match[3] else 1000
-            value = int(float(match[1]) * base ** units[match[2].lower()])
+            value = int(float(match[1]) * base ** units[(match[2] or "").lower()])
         except (ValueError, OverflowError):
             raise InvalidError(f'{name} must look like "8GiB", it is {value!r}') from None
     return whole(name, value, 1, 2**53)

@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pantheraml.checks import choice as choice
 from pantheraml.checks import memory as memory
 from pantheraml.checks import number as number
+from pantheraml.checks import path_of
 from pantheraml.checks import truth as truth
 from pantheraml.checks import unknown_parameter as unknown_parameter
 from pantheraml.checks import whole as whole
@@ -500,7 +500,7 @@ def _template_text(value: str | os.PathLike[str]) -> str:
         raise InvalidError("chat_template is empty; None takes the model's own")
     if "{{" in text or "{%" in text:
         return text
-    path = Path(text).expanduser()
+    path = path_of(text)
     if not path.is_file():
         raise NotFoundError(f"chat_template: there is no file {path}")
     return path.read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pantheraml import _native, sums
+from pantheraml.checks import path_of
 from pantheraml.errors import (
     BusyError,
     CorruptError,
@@ -34,7 +35,7 @@ _ADJECTIVES = (
 
 def runs_folder() -> Path:
     """``$PANTHERAML_RUNS``, else ``runs`` in the current folder; absolute."""
-    return Path(os.environ.get("PANTHERAML_RUNS") or "runs").expanduser().absolute()
+    return path_of(os.environ.get("PANTHERAML_RUNS") or "runs").absolute()
 
 
 def check_name(name: str) -> str:
@@ -143,7 +144,7 @@ def find(name: str | os.PathLike[str] | None) -> Path:
 
 def named(name: str | os.PathLike[str]) -> Path | None:
     """Give the folder of the run that is meant by a name or a path; None: there is none."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     for folder in (runs_folder() / path, path.absolute()):
         with suppress(OSError):  # a name that is too long for any folder
             if (folder / "run.json").is_file():

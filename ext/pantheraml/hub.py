@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pantheraml.checks import path_of
 from pantheraml.errors import InvalidError, NotFoundError, PeerError
 
 #: What fine-tuning reads of a repository.
@@ -26,7 +27,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(model, str | os.PathLike) or not os.fspath(model):
         raise InvalidError(f"model must be a folder or a name on the hub, it is {model!r}")
-    path = Path(model).expanduser()
+    path = path_of(model)
     if path.is_dir():
         _refuse_adapter(path)
         return path.absolute()

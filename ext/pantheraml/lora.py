@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml import _native
-from pantheraml.checks import choice, names_checked, number, truth, whole
+from pantheraml.checks import choice, names_checked, number, path_of, truth, whole
 from pantheraml.errors import InvalidError, NotFoundError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -172,7 +172,7 @@ class LoRA:
     def _init_folder(self) -> Path:
         if not isinstance(self.init, str | os.PathLike):
             raise InvalidError(f"LoRA(init) must be a folder, it is {self.init!r}")
-        return Path(self.init).expanduser().absolute()
+        return path_of(self.init).absolute()
 
     def _from_folder(self, folder: Path, model: Model | None) -> dict[str, Any]:
         if not os.path.isfile(folder / "adapter_config.json"):  # False of what no path can be, too

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from pantheraml import config, folders
 from pantheraml.asking import Asking
-from pantheraml.checks import names_checked
+from pantheraml.checks import names_checked, path_of
 from pantheraml.commands import Command, Evaluation, Sample
 from pantheraml.errors import BusyError, InvalidError, NotFoundError, NotInThisVersion, PeerError
 from pantheraml.following import followed, remember
@@ -341,7 +341,7 @@ class Run(Asking):
             shard_bytes=config.memory(max_shard_size, "max_shard_size"),
             verify=verify,
         )
-        made = export.write(request, Path(folder).expanduser().absolute())
+        made = export.write(request, path_of(folder).absolute())
         self._note_export(made)
         return made
 

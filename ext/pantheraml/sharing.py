@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml import _native, folders
+from pantheraml.checks import path_of
 from pantheraml.errors import (
     CorruptError,
     DeniedError,
@@ -82,7 +83,7 @@ class Share:
         IOFailed
             It cannot be written there.
         """
-        target = Path(path).expanduser().absolute()
+        target = path_of(path).absolute()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with open(os.open(target, flags, 0o600), "w", encoding="utf-8") as file:
@@ -216,7 +217,7 @@ def parse(given: str | os.PathLike[str]) -> dict[str, Any] | None:
             data = base64.b64decode(text, altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise InvalidError("this is not a whole connection text; copy it again") from None
-    elif folders.named(text) is None and _is_file(path := Path(text).expanduser()):
+    elif folders.named(text) is None and _is_file(path := path_of(text)):
         data = _read_private(path)
     else:
         return None

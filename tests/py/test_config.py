@@ -13,14 +13,16 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
 import pytest
-from pantheraml import _native, api, folders, hub
-from pantheraml.checks import ELSEWHERE, memory
+from pantheraml import _native, api, autopsy, folders, hub, sharing
+from pantheraml.checks import ELSEWHERE, memory, path_of
 from pantheraml.config import Settings
+from pantheraml.data import handover
 from pantheraml.devices import device_list
 from pantheraml.lora import Model
 
@@ -160,6 +162,25 @@ def test_devices_and_memory() -> None:
         device_list(["cpu", "cuda"])
     assert memory("8GiB") == 8 << 30 and memory("1.5 GB") == 1_500_000_000
     assert memory(123) == 123 and memory(None) == 0
+    for wrong in ("8i", "8iB", "1e3", "nan", "-1", "0", "..", "9" * 400, ""):
+        with pytest.raises(pm.InvalidError, match="memory_limit must"):
+            memory(wrong)
+
+
+def test_a_home_that_nobody_has_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is named by a path: it is said by its name, not by Python's error for it."""
+    asked: list[Callable[[str], object]] = [
+        pm.attach, pm.plan, sharing.parse, autopsy.find, hub.resolve, path_of,
+        handover.look_at, lambda path: pm.LoRA(init=path).resolve(None),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(pm.InvalidError, match="'~nobody here/x': nobody .* has a home here"):
+            ask("~nobody here/x")
+    monkeypatch.setenv("PANTHERAML_RUNS", "~nobody here/x")
+    with pytest.raises(pm.InvalidError, match="has a home here"):
+        folders.runs_folder()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_of("~/x") == tmp_path / "x" and path_of("x~") == Path("x~")
 
 
 def test_lengths_may_go_beyond_the_models_positions() -> None:

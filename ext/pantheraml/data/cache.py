@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml import folders
-from pantheraml.checks import memory
+from pantheraml.checks import memory, path_of
 from pantheraml.data.shard import write_sum
 
 #: Counts up when the same input makes other tokens than it did before.
@@ -39,9 +39,9 @@ def location() -> Path:
     """Give the folder that entries are in."""
     own = os.environ.get("PANTHERAML_CACHE")
     if own:
-        return Path(own).expanduser().absolute() / "shards"
+        return path_of(own).absolute() / "shards"
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "pantheraml" / "shards"
+    return path_of(base).absolute() / "pantheraml" / "shards"
 
 
 def bound() -> int:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pantheraml.checks import path_of
 from pantheraml.data.readers import need_pyarrow, read, source_of, without_nulls
 from pantheraml.data.rows import FIELDS, Row, Source, kind_of
 from pantheraml.errors import InvalidError, NotFoundError
@@ -173,7 +174,7 @@ def look_at(data: Data, name: str = "data") -> Given:
     if isinstance(data, str):
         _refuse_what_is_elsewhere(data, name)
     if isinstance(data, str | os.PathLike):
-        return GivenFile(name, Path(data).expanduser().absolute())
+        return GivenFile(name, path_of(data).absolute())
     if isinstance(data, Mapping):
         parts = ", ".join(map(repr, data))
         if all(_is_table(value) or isinstance(value, Mapping) for value in data.values()):
