@@ -56,7 +56,23 @@ static PyObject *first_damaged(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* `event` stands for what is published: events of the log, and heartbeats. */
+/* What is published: an event of the log, or a signal, such as a heartbeat. */
+static pml_status check_published(const char *text, size_t size, pml_message **m, pml_error *err)
+{
+    pml_error event = PML_ERROR_INIT, signal = PML_ERROR_INIT;
+    pml_status status = pml_message_parse(PML_CHANNEL_EVENT, text, size, m, &event);
+    if (status != PML_INVALID) {
+        *err = event;
+        return status;
+    }
+    status = pml_message_parse(PML_CHANNEL_SIGNAL, text, size, m, &signal);
+    if (status == PML_INVALID) /* its type is unknown to one of them, at least */
+        return PML_FAIL(err, PML_INVALID, "as an event: %s; as a signal: %s", event.message,
+                        signal.message);
+    *err = signal;
+    return status;
+}
+
 static pml_status check_as(const char *kind, const char *text, size_t size, pml_error *err)
 {
     pml_message *message = NULL;
@@ -65,13 +81,10 @@ static pml_status check_as(const char *kind, const char *text, size_t size, pml_
         status = pml_message_parse_as(PML_FILE_run, text, size, &message, err);
     else if (strcmp(kind, "answer") == 0)
         status = pml_message_parse(PML_CHANNEL_ANSWER, text, size, &message, err);
-    else {
-        pml_error other = PML_ERROR_INIT;
-        status = pml_message_parse(PML_CHANNEL_EVENT, text, size, &message, err);
-        if (status == PML_INVALID &&
-            pml_message_parse(PML_CHANNEL_SIGNAL, text, size, &message, &other) == PML_OK)
-            status = PML_OK;
-    }
+    else if (strcmp(kind, "event") == 0)
+        status = check_published(text, size, &message, err);
+    else
+        status = PML_FAIL(err, PML_INVALID, "kind is event, answer or run, not %s", kind);
     pml_message_destroy(&message);
     return status;
 }

@@ -36,6 +36,10 @@ SHIM.nomem_python_refuse.argtypes = (ctypes.c_long,)
 FOLDER, MODEL, POINTS = Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])
 PART, PARTS = map(int, sys.argv[6:8] or (0, 1))
 LIMITS = (64, 4, 32, 64, 16)
+HEARTBEAT = (
+    '{"type":"heartbeat","time":1.0,"state":"running","step":1,"last":2,"workers":[{"rank":0,'
+    '"rss":1,"cpu":0.5}]}'
+)
 PATIENCE = 60.0
 LIVES = 20  # in which an allocation may be, before it is taken for one that is not always there
 
@@ -91,6 +95,17 @@ def engine() -> None:
     newest = max((FOLDER / "checkpoints").iterdir())
     _native.read_adapter(newest, MODEL)
     _native.coordinator_pid(_native.connection_file(FOLDER))
+
+
+def messages() -> None:
+    """What comes from outside, held against the table: no memory is no fault of its own."""
+    with (FOLDER / "events.jsonl").open("rb") as log:
+        line = log.readline()
+    assert _native.first_damaged(line, 1) is None
+    _native.check_message("event", line.decode())
+    _native.check_message("event", HEARTBEAT)
+    _native.check_message("answer", '{"type":"accepted","id":"1","command":1}')
+    _native.check_message("run", (FOLDER / "run.json").read_text())
 
 
 # ---- refusals of ours and Jansson's ------------------------------------------------------------
@@ -228,4 +243,4 @@ if __name__ == "__main__":
     if scenario == "python":
         pythons()
     else:
-        ours({"client": client, "run": run, "engine": engine}[scenario])
+        ours({"client": client, "run": run, "engine": engine, "messages": messages}[scenario])

@@ -24,7 +24,13 @@ LIVES = Path(__file__).with_name("out_of_memory.py")
 # Scenario, so many points in the short form, at least so many allocations in a life.
 @pytest.mark.parametrize(
     ("scenario", "points", "least"),
-    [("client", 15, 50), ("run", 8, 50), ("engine", 200, 500), ("python", 0, 100)],
+    [
+        ("client", 15, 50),
+        ("run", 8, 50),
+        ("engine", 200, 500),
+        ("messages", 0, 50),
+        ("python", 0, 100),
+    ],
 )
 def test_every_allocation(
     start: Callable[..., pm.Run], model: Path, scenario: str, points: int, least: int

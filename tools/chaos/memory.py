@@ -24,7 +24,7 @@ from reap import at_end
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "release"
-SCENARIOS = ("client", "run", "engine", "python")
+SCENARIOS = ("client", "run", "engine", "messages", "python")
 
 
 def live(number: int) -> tuple[bool, str]:
