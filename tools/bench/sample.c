@@ -2,10 +2,13 @@
  *
  *   bench_sample MODEL [THREADS [TOKENS]]
  *
- * The floor is measured by the op `sum` over as many bytes as a token reads (all linear layers and
- * the head; of the embedding one row), in turns with the tokens, so that a busy machine harms both
- * alike. By the wall clock, medians and the best of each: what the kernel counts as a process's
- * time is as old as the last tick of each processor that another thread of it runs on. */
+ * The floor is as many bytes as a token reads (all linear layers and the head; of the embedding one
+ * row), read in turns with the tokens, so that a busy machine harms all alike, by the threads that
+ * make the token: on a host whose cores are not alike, or share their paths to memory, others would
+ * measure other cores. They are read in two ways, by the op `sum` and by one product of a matrix
+ * and a row, which fetches ahead; the share is of the faster one. By the wall clock, medians and
+ * the best of each: what the kernel counts as a process's time is as old as the last tick of each
+ * processor that another thread of it runs on. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,9 +25,20 @@
         }                                                                                          \
     } while (0)
 
-static pml_error err = PML_ERROR_INIT;
+enum { TOKEN, SUM, PRODUCT, WAYS };
 
-static pml_stepper *open_model(const char *folder, int threads, int32_t tokens)
+static pml_error err = PML_ERROR_INIT;
+static pml_device *device; /* the stepper's own */
+
+static pml_status open_and_keep(const pml_device_options *options, pml_device **out, pml_error *e)
+{
+    pml_status status = pml_backend_cpu()->open(options, out, e);
+    device = *out;
+    return status;
+}
+
+static pml_stepper *open_model(const pml_backend *cpu, const char *folder, int threads,
+                               int32_t tokens)
 {
     static pml_train_config config = {.method = PML_METHOD_LORA,
                                       .dtype = PML_F32,
@@ -41,7 +55,7 @@ static pml_stepper *open_model(const char *folder, int threads, int32_t tokens)
     snprintf(config.model, sizeof config.model, "%s", folder);
     const pml_stepper_options options = {
         .config = &config,
-        .backend = pml_backend_cpu(),
+        .backend = cpu,
         .threads = threads,
         .limits = {.tokens = 8, .docs = 1, .labels = 1, .max_doc = 8, .generate_length = tokens}};
     pml_stepper *s = NULL;
@@ -55,12 +69,14 @@ static int by_size(const void *left, const void *right)
     return *a < *b ? -1 : *a > *b;
 }
 
-static void print_line(const char *what, double token, double read, double bytes)
+/* The i-th of each way's sorted times. */
+static void print_line(const char *what, double *const times[WAYS], int i, double bytes)
 {
-    printf("%s: a token %.2f ms (%.1f tok/s, %.1f GB/s), reading its weights %.2f ms (%.1f GB/s), "
-           "share %.0f%%\n",
-           what, token * 1e3, 1 / token, bytes / token / 1e9, read * 1e3, bytes / read / 1e9,
-           100 * read / token);
+    const double token = times[TOKEN][i], sum = times[SUM][i], product = times[PRODUCT][i];
+    printf("%s: a token %.2f ms (%.1f tok/s, %.1f GB/s); its weights read by sum %.2f ms (%.1f "
+           "GB/s), by one product %.2f ms (%.1f GB/s); share %.0f%%\n",
+           what, token * 1e3, 1 / token, bytes / token / 1e9, sum * 1e3, bytes / sum / 1e9,
+           product * 1e3, bytes / product / 1e9, 100 * (sum < product ? sum : product) / token);
 }
 
 /* Bytes that a token reads: of a folder in bfloat16 matrices are held as they are stored. */
@@ -68,6 +84,59 @@ static int64_t bytes_of(const pml_model_spec *s)
 {
     int64_t table = (int64_t)s->vocab * s->hidden;
     return (pml_model_parameters(s) - (s->tied_head ? 0 : table)) * (s->dtype == PML_BF16 ? 2 : 4);
+}
+
+/* One product that reads `bytes` in weights as the folder has them, and a sum over the same. */
+static void reading_args(void *memory, double *total, int64_t bytes, pml_dtype dtype,
+                         pml_op_args *sum, pml_op_args *product)
+{
+    enum { COLS = 1024 };
+    static float x[COLS];
+    const int64_t rows = bytes / COLS / (int64_t)pml_dtype_size(dtype);
+    float *y = calloc((size_t)rows, sizeof *y);
+    if (y == NULL)
+        exit(EXIT_FAILURE);
+    *sum = (pml_op_args){.sum = {.x = pml_matrix(memory, bytes / COLS / 4, COLS, PML_F32),
+                                 .total = pml_vector(total, 1, PML_F64)}};
+    *product = (pml_op_args){.linear = {.x = pml_matrix(x, 1, COLS, PML_F32),
+                                        .w = pml_matrix(memory, rows, COLS, dtype),
+                                        .y = pml_matrix(y, 1, rows, PML_F32),
+                                        .parts = 1,
+                                        .part_cols = {(int32_t)rows}}};
+}
+
+static void measure(pml_stepper *s, const pml_backend *cpu, int tokens, double *const times[WAYS])
+{
+    const pml_model_spec *spec = pml_stepper_spec(s);
+    const int64_t bytes = bytes_of(spec);
+    float *logits = malloc((size_t)spec->vocab * sizeof *logits);
+    void *memory = NULL;
+    pml_queue *queue = NULL;
+    double total = 0;
+    pml_op_args sum, product;
+    if (logits == NULL)
+        exit(EXIT_FAILURE);
+    MUST(cpu->alloc(device, (size_t)bytes, &memory, &err)); /* in pages like the weights' */
+    memset(memory, 1, (size_t)bytes);
+    MUST(cpu->queue_new(device, &queue, &err));
+    reading_args(memory, &total, bytes, spec->dtype == PML_BF16 ? PML_BF16 : PML_F32, &sum,
+                 &product);
+    for (int i = 0; i < tokens; i++) {
+        const int32_t one = i % spec->vocab;
+        const double begin = pml_clock_monotonic();
+        MUST(pml_stepper_logits(s, &one, 1, logits, &err));
+        const double token = pml_clock_monotonic();
+        MUST(pml_op_run(cpu, PML_OP_sum, queue, &sum, &err));
+        const double read = pml_clock_monotonic();
+        MUST(pml_op_run(cpu, PML_OP_linear, queue, &product, &err));
+        times[TOKEN][i] = token - begin;
+        times[SUM][i] = read - token;
+        times[PRODUCT][i] = pml_clock_monotonic() - read;
+    }
+    free(product.linear.y.data);
+    cpu->queue_destroy(&queue);
+    cpu->free(device, &memory, (size_t)bytes);
+    free(logits);
 }
 
 int main(int argc, char **argv)
@@ -78,48 +147,24 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: bench_sample MODEL [THREADS [TOKENS]]\n");
         return EXIT_FAILURE;
     }
-    pml_stepper *s = open_model(argv[1], threads, 2);
-    const pml_model_spec *spec = pml_stepper_spec(s);
-    int64_t floats = bytes_of(spec) / (int64_t)sizeof(float); /* that take as much */
-    float *logits = malloc(2 * (size_t)spec->vocab * sizeof *logits);
-    float *memory = malloc((size_t)floats * sizeof *memory);
-    if (logits == NULL || memory == NULL)
-        return EXIT_FAILURE;
-    memset(memory, 1, (size_t)floats * sizeof *memory); /* zeros would share one page */
-
-    const pml_backend *cpu = pml_backend_cpu();
-    const pml_device_options options = {.threads = threads};
-    pml_device *device = NULL;
-    pml_queue *queue = NULL;
-    MUST(cpu->open(&options, &device, &err));
-    MUST(cpu->queue_new(device, &queue, &err));
-    double total = 0, *times = calloc(2 * (size_t)tokens, sizeof *times);
-    if (times == NULL)
-        return EXIT_FAILURE;
-    pml_op_args sum = {.sum = {.x = pml_matrix(memory, floats / 1024, 1024, PML_F32),
-                               .total = pml_vector(&total, 1, PML_F64)}};
-    for (int i = 0; i < tokens; i++) {
-        const int32_t one = i % spec->vocab;
-        double begin = pml_clock_monotonic();
-        MUST(pml_stepper_logits(s, &one, 1, logits, &err));
-        double middle = pml_clock_monotonic();
-        MUST(pml_op_run(cpu, PML_OP_sum, queue, &sum, &err));
-        times[i] = middle - begin;
-        times[tokens + i] = pml_clock_monotonic() - middle;
-    }
+    pml_backend cpu = *pml_backend_cpu();
+    cpu.open = open_and_keep;
+    pml_stepper *s = open_model(&cpu, argv[1], threads, 2);
+    double *times[WAYS];
+    for (int way = 0; way < WAYS; way++)
+        if ((times[way] = calloc((size_t)tokens, sizeof **times)) == NULL)
+            return EXIT_FAILURE;
+    measure(s, &cpu, tokens, times);
+    for (int way = 0; way < WAYS; way++)
+        qsort(times[way], (size_t)tokens, sizeof **times, by_size);
     pml_device_info info;
-    MUST(cpu->info(device, &info, &err));
-    qsort(times, (size_t)tokens, sizeof *times, by_size);
-    qsort(times + tokens, (size_t)tokens, sizeof *times, by_size);
-    double bytes = (double)floats * sizeof *memory;
+    MUST(cpu.info(device, &info, &err));
+    const double bytes = (double)bytes_of(pml_stepper_spec(s));
     printf("%.0f MB of weights, %d threads; ", bytes / 1e6, info.threads);
-    print_line("medians", times[tokens / 2], times[tokens + tokens / 2], bytes);
-    print_line("best", times[0], times[tokens], bytes);
-    free(times);
-    cpu->queue_destroy(&queue);
-    cpu->close(&device);
+    print_line("medians", times, tokens / 2, bytes);
+    print_line("best", times, 0, bytes);
+    for (int way = 0; way < WAYS; way++)
+        free(times[way]);
     pml_stepper_destroy(&s);
-    free(memory);
-    free(logits);
     return EXIT_SUCCESS;
 }
