@@ -247,6 +247,7 @@ static void who_stands_again_at_once_has_run(void **state)
     setenv("FAKE_STEP_MS", "0", 1);
     setenv("FAKE_NAN_FROM", "1", 1);
     assert_true(harness_start(h, NULL));
+    unsetenv("FAKE_STEP_MS");
     unsetenv("FAKE_NAN_FROM");
     for (int i = 0, at = -1; i < TURNS; i++) {
         harness_event(h, at + 1, PML_EVENT_log, "level", "warning", &at); /* it stands */
