@@ -74,16 +74,22 @@ def nvidia_there(system: Path = Path("/sys/bus/pci/devices")) -> bool:
     return False
 
 
-def _gpus() -> int:
-    """Count the GPUs that runs can use; where one is there and cannot be used, say why."""
+def usable_gpus() -> tuple[int, str, bool]:
+    """Count the GPUs that runs can use; where that is none, also why, and whether there is one."""
     count = 0
     try:
         count = _native.gpus()
         _native.gpu_dtypes(0)  # one that is too old has none
     except Error as why:
-        if count > 0 or nvidia_there():
-            warnings.warn(f"this run uses the CPU: {why}", stacklevel=2)
-        return 0
+        return 0, str(why), count > 0 or nvidia_there()
+    return count, "", True
+
+
+def _gpus() -> int:
+    """Count the GPUs that runs can use; where one is there and cannot be used, say why."""
+    count, why, there = usable_gpus()
+    if count == 0 and there:
+        warnings.warn(f"this run uses the CPU: {why}", stacklevel=2)
     return count
 
 

@@ -20,7 +20,7 @@ from rich.markup import escape
 import pantheraml as pm
 from pantheraml import _native, folders, programs
 from pantheraml.aside import end, runs_in
-from pantheraml.devices import nvidia_there
+from pantheraml.devices import usable_gpus
 from pantheraml.errors import Error
 from pantheraml.memory import size
 from pantheraml.tiny import TinyLlama
@@ -126,13 +126,10 @@ def _runtime_folder() -> Finding:
 
 def _gpu() -> Finding:
     """Whether runs can use a GPU; else the reason and what to do about it."""
-    count = 0
-    try:
-        count = _native.gpus()
-        _native.gpu_dtypes(0)  # one that is too old has none
-    except Error as why:
-        if count > 0 or nvidia_there():
-            return Finding("note", "GPU", "there is an NVIDIA GPU, and runs use the CPU", str(why))
+    count, why, there = usable_gpus()
+    if count == 0 and there:
+        return Finding("note", "GPU", "there is an NVIDIA GPU, and runs use the CPU", why)
+    if count == 0:
         return Finding("note", "GPU", f"no NVIDIA GPU, runs use the CPU ({why}){_libraries()}")
     found, do = [], []
     for index in range(count):

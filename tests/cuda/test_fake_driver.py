@@ -23,7 +23,7 @@ INCLUDES = ["-Ikernels/cuda", "-Iengine/include", "-Ibuild/cuda/toolkit/include"
 CHILD = """
 import json, warnings
 from pantheraml import Error, _native, devices as names, doctor
-names.nvidia_there = doctor.nvidia_there = lambda: True
+names.nvidia_there = lambda: True
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     devices = names.device_list("auto")
