@@ -77,10 +77,11 @@ void cases_place(gpu_cases *cases, const pml_backend *backend);
 /* Turn offsets into addresses. */
 void cases_rebase(gpu_cases *cases, unsigned char *base);
 
-/* Offload, await and fetch of a block (copies.c), op by op (way 0), or from a graph that is
- * replayed `way` times: how many elements are not what they must be. Ends the program when a call
- * fails. */
-int64_t copies_wrong(const pml_backend *gpu, pml_device *device, pml_queue *queue, int way);
+/* Offload, await and fetch of a block of so many rows (copies.c), op by op (way 0), or from a graph
+ * that is replayed `way` times: how many elements are not what they must be. Ends the program when
+ * a call fails. */
+int64_t copies_wrong(const pml_backend *gpu, pml_device *device, pml_queue *queue, int64_t rows,
+                     int way);
 
 /* Bytes from a view's first element to behind its last. */
 size_t view_span(const pml_view *v);

@@ -1,13 +1,14 @@
 /* Copies to and from the host beside other ops: what arrives, and that what follows an await
  * follows the copies. The block is large enough that a copy takes a millisecond, so that an op
- * which does not wait for it is there first. */
+ * which does not wait for it is there first; initcheck needs milliseconds a row and sees no more in
+ * many. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cases.h"
 
-enum { ROWS = 8192, COLS = 4032, PITCH = 4096 };
+enum { COLS = 4032, PITCH = 4096 };
 
 #define MUST(call)                                                                                 \
     do {                                                                                           \
@@ -21,6 +22,7 @@ enum { ROWS = 8192, COLS = 4032, PITCH = 4096 };
 typedef struct trip {
     const pml_backend *gpu;
     pml_queue *queue;
+    int64_t rows;
     pml_view x, y, host;
 } trip;
 
@@ -53,9 +55,9 @@ static void there_and_back(const trip *t)
 static int64_t wrong(const trip *t, pml_view v, float *image, float value, float between)
 {
     int64_t count = 0;
-    MUST(t->gpu->download(t->queue, image, v.data, (size_t)ROWS * PITCH * sizeof *image, err));
+    MUST(t->gpu->download(t->queue, image, v.data, (size_t)t->rows * PITCH * sizeof *image, err));
     MUST(t->gpu->sync(t->queue, err));
-    for (int64_t i = 0; i < (int64_t)ROWS * PITCH; i++)
+    for (int64_t i = 0; i < t->rows * PITCH; i++)
         count += image[i] != (i % PITCH < COLS ? value : between);
     return count;
 }
@@ -64,7 +66,7 @@ static int64_t judge(const trip *t, float *image)
 {
     int64_t count = wrong(t, t->x, image, 1, 7) + wrong(t, t->y, image, 1, 7);
     const float *host = t->host.data;
-    for (int64_t i = 0; i < (int64_t)ROWS * COLS; i++)
+    for (int64_t i = 0; i < t->rows * COLS; i++)
         count += host[i] != 1;
     return count;
 }
@@ -74,25 +76,28 @@ static void forget(const trip *t)
 {
     const pml_view blocks[] = {t->x, t->y};
     for (int i = 0; i < 2; i++)
-        fill(t, (pml_view){blocks[i].data, ROWS, PITCH, PITCH, PML_F32}, 7);
+        fill(t, (pml_view){blocks[i].data, t->rows, PITCH, PITCH, PML_F32}, 7);
     MUST(t->gpu->sync(t->queue, err));
-    memset(t->host.data, 0, (size_t)ROWS * COLS * sizeof(float));
+    memset(t->host.data, 0, (size_t)t->rows * COLS * sizeof(float));
 }
 
-int64_t copies_wrong(const pml_backend *gpu, pml_device *device, pml_queue *queue, int way)
+int64_t copies_wrong(const pml_backend *gpu, pml_device *device, pml_queue *queue, int64_t rows,
+                     int way)
 {
-    const size_t block = (size_t)ROWS * PITCH * sizeof(float);
+    const size_t block = (size_t)rows * PITCH * sizeof(float);
+    const size_t there = (size_t)rows * COLS * sizeof(float);
     void *base = NULL, *host = NULL;
     float *image = malloc(block);
     pml_graph *graph = NULL;
     MUST(image != NULL ? PML_OK : PML_FAIL(err, PML_NO_MEMORY, "no host memory"));
     MUST(gpu->alloc(device, 2 * block, &base, err));
-    MUST(gpu->host_alloc(device, (size_t)ROWS * COLS * sizeof(float), &host, err));
+    MUST(gpu->host_alloc(device, there, &host, err));
     const trip t = {.gpu = gpu,
                     .queue = queue,
-                    .x = {base, ROWS, COLS, PITCH, PML_F32},
-                    .y = {(char *)base + block, ROWS, COLS, PITCH, PML_F32},
-                    .host = {host, ROWS, COLS, COLS, PML_F32}};
+                    .rows = rows,
+                    .x = {base, rows, COLS, PITCH, PML_F32},
+                    .y = {(char *)base + block, rows, COLS, PITCH, PML_F32},
+                    .host = {host, rows, COLS, COLS, PML_F32}};
     forget(&t);
     if (way > 0)
         MUST(gpu->graph_begin(queue, err));
@@ -108,7 +113,7 @@ int64_t copies_wrong(const pml_backend *gpu, pml_device *device, pml_queue *queu
     int64_t count = judge(&t, image);
     if (graph != NULL)
         gpu->graph_destroy(&graph);
-    gpu->host_free(device, &host, (size_t)ROWS * COLS * sizeof(float));
+    gpu->host_free(device, &host, there);
     gpu->free(device, &base, 2 * block);
     free(image);
     return count + (host != NULL) + (base != NULL);
