@@ -320,8 +320,7 @@ static void copies(session *s)
 {
     for (int way = 0; way < 3; way++) {
         char name[64], words[64];
-        int64_t bad =
-            copies_wrong(s->gpu, s->device, s->queue, s->sparse ? FEW_ROWS : ROWS, way);
+        int64_t bad = copies_wrong(s->gpu, s->device, s->queue, s->sparse ? FEW_ROWS : ROWS, way);
         snprintf(name, sizeof name, "to the host and back, %s %d",
                  way == 0 ? "op by op" : "graph, replay", way);
         snprintf(words, sizeof words, "%lld elements wrong", (long long)bad);
