@@ -19,7 +19,7 @@ extern "C" {
 typedef struct pmli_sdpa pmli_sdpa;
 
 /* PML_NOT_FOUND without cuDNN 9; the message says what to install. Its plans are compiled at their
- * first use and kept in the driver's cache folder. */
+ * first use and kept in the driver's cache folder, which is one of ours in a worker. */
 pml_status pmli_sdpa_new(pmli_sdpa **sdpa, pml_error *err);
 void pmli_sdpa_destroy(pmli_sdpa **sdpa);
 size_t pmli_sdpa_version(const pmli_sdpa *sdpa); /* 91900 */

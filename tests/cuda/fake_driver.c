@@ -3,6 +3,7 @@
  *   FAKE_CUDA_INIT=100         what cuInit answers
  *   FAKE_CUDA_VERSION=11080    the newest CUDA that it serves
  *   FAKE_CUDA_CAPABILITY=75    of its one GPU
+ *   FAKE_CUDA_TOLD=FILE        where CUDA_CACHE_PATH is written as it is when the driver starts
  *
  * It can do nothing else: test_fake_driver.py fills in every other function that the backend looks
  * for with one that answers 0. */
@@ -19,6 +20,12 @@ static int told(const char *name, int otherwise)
 CUresult cuInit(unsigned flags)
 {
     (void)flags;
+    const char *file = getenv("FAKE_CUDA_TOLD"), *kept = getenv("CUDA_CACHE_PATH");
+    FILE *out = file != NULL ? fopen(file, "we") : NULL;
+    if (out != NULL) {
+        fputs(kept != NULL ? kept : "", out);
+        fclose(out);
+    }
     return (CUresult)told("FAKE_CUDA_INIT", CUDA_SUCCESS);
 }
 

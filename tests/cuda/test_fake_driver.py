@@ -128,3 +128,38 @@ def test_one_that_is_enough(fakes: Path) -> None:
     assert (devices, warned, why) == (["cuda:0"], [], "")
     assert "Fake GPU" in found and 'dtype="auto" is bfloat16' in found
     assert verdict == "note" and "our own kernels do attention: libcudnn.so.9" in do
+
+
+#: A run on the fake: its worker starts the driver, and fails where the driver gives it no memory.
+RUN = """
+import sys
+from pathlib import Path
+import pantheraml as pm
+from pantheraml.tiny import TinyLlama
+run = pm.finetune(TinyLlama().write(Path(sys.argv[1]) / "model"), [{"text": "a panther"}] * 8,
+                  devices="cuda", max_steps=3, max_length=32, restart="never", name="fake")
+while run.state in ("starting", "running"):
+    run.wait_for_change(1.0)
+print(run.state)
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_the_driver_compiles_is_kept_in_our_folder(
+    fakes: Path, tmp_path: Path, own: bool
+) -> None:
+    """And where the user says, when the user says where."""
+    env = {k: v for k, v in os.environ.items() if k != "CUDA_CACHE_PATH"}
+    env |= {
+        "LD_LIBRARY_PATH": str(fakes / "driver"), "PML_CUDA_LIBS": str(fakes / "blas"),
+        "PML_CUDA_BACKEND": str(OBJECT), "FAKE_CUDA_TOLD": str(tmp_path / "told"),
+        "PANTHERAML_RUNS": str(tmp_path / "runs"), "PANTHERAML_CACHE": str(tmp_path / "cache"),
+    } | ({"CUDA_CACHE_PATH": str(tmp_path / "own")} if own else {})  # fmt: skip
+    made = subprocess.run(
+        [sys.executable, "-P", "-c", RUN, tmp_path], env=env, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert made.stdout.strip() == "failed", made.stdout + made.stderr
+    ours = tmp_path / "cache/cuda/compiled"
+    assert (tmp_path / "told").read_text() == str(tmp_path / "own" if own else ours)
+    assert ours.is_dir() != own

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pml/base/file.h"
+#include "pml/base/log.h"
 #include "pml/data/shard.h"
 #include "pml/model/spec.h"
 #include "pml/train/run.h"
@@ -119,6 +121,39 @@ static int sharing(const job_setup *setup)
     return n;
 }
 
+/* Where the Python side keeps its shards, too (pantheraml/data/cache.py); NULL: nowhere. */
+static const char *cache_folder(char *path, size_t capacity)
+{
+    const char *own = getenv("PANTHERAML_CACHE"), *base = getenv("XDG_CACHE_HOME");
+    const char *home = getenv("HOME");
+    int n = -1;
+    if (own != NULL && own[0] != '\0')
+        n = snprintf(path, capacity, "%s/cuda", own);
+    else if (base != NULL && base[0] != '\0')
+        n = snprintf(path, capacity, "%s/pantheraml/cuda", base);
+    else if (home != NULL && home[0] != '\0')
+        n = snprintf(path, capacity, "%s/.cache/pantheraml/cuda", home);
+    return n > 0 && (size_t)n < capacity ? path : NULL;
+}
+
+/* What a GPU's driver compiles, cuDNN's attention and code for what is newer than ours, it keeps in
+ * our folder, too, unless the user has said where. It looks once, when it is started. */
+static void keep_compiled(const char *device)
+{
+    char cache[PATH_MAX], folder[PATH_MAX];
+    pml_error err = PML_ERROR_INIT;
+    if (strcmp(device, "cpu") == 0 || getenv("CUDA_CACHE_PATH") != NULL ||
+        cache_folder(cache, sizeof cache) == NULL ||
+        snprintf(folder, sizeof folder, "%s/compiled", cache) >= (int)sizeof folder)
+        return;
+    pml_status status = pml_folder_make(folder, &err);
+    if (status == PML_OK && setenv("CUDA_CACHE_PATH", folder, 1) != 0)
+        status = PML_FAIL(&err, PML_NO_MEMORY, "no memory for CUDA_CACHE_PATH");
+    if (status != PML_OK)
+        pml_log(PML_LOG_WARNING, "compiled kernels are kept where the driver keeps them: %s",
+                err.message);
+}
+
 static pml_status free_memory(const job *j, size_t *bytes, pml_error *err)
 {
     size_t total;
@@ -151,21 +186,6 @@ static pml_status divide_memory(job *j, const job_setup *setup, pml_error *err)
     if (status == PML_OK)
         j->config.memory_limit = (size_t)(bytes / sharing(setup));
     return status;
-}
-
-/* Where the Python side keeps its shards, too (pantheraml/data/cache.py); NULL: nowhere. */
-static const char *cache_folder(char *path, size_t capacity)
-{
-    const char *own = getenv("PANTHERAML_CACHE"), *base = getenv("XDG_CACHE_HOME");
-    const char *home = getenv("HOME");
-    int n = -1;
-    if (own != NULL && own[0] != '\0')
-        n = snprintf(path, capacity, "%s/cuda", own);
-    else if (base != NULL && base[0] != '\0')
-        n = snprintf(path, capacity, "%s/pantheraml/cuda", base);
-    else if (home != NULL && home[0] != '\0')
-        n = snprintf(path, capacity, "%s/.cache/pantheraml/cuda", home);
-    return n > 0 && (size_t)n < capacity ? path : NULL;
 }
 
 /* A run that goes on repeats its plan: recompute and chunks decide bits. */
@@ -296,6 +316,7 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
                               pml_sampler_steps_per_epoch(j->train.sampler));
     pml_batch_limits limits = limits_of(j, (int32_t)pml_message_int(setup->run, "generate_length"));
     status = pml_train_config_check(&j->config, err);
+    keep_compiled(device_of(setup));
     if (status == PML_OK)
         status = pml_backend_named(device_of(setup), false, &j->backend, &j->device, err);
     if (status == PML_OK)
