@@ -36,17 +36,25 @@ static const char *shape_text(char *out, size_t size, int64_t rows, int64_t cols
     return out;
 }
 
+/* The words are made where they are needed: some 40 operands a layer are looked at, and of a token
+ * that is sampled all of that is one thread's. */
+static void need_shape(pmli_check *c, const char *name, const pml_view *v, int64_t rows,
+                       int64_t cols)
+{
+    if ((rows < 0 || v->rows == rows) && (cols < 0 || v->cols == cols) && v->rows >= 0 &&
+        v->cols >= 0)
+        return;
+    char want[64];
+    pmli_need_that(c, false, "operand '%s' is [%" PRId64 ",%" PRId64 "], must be %s", name, v->rows,
+                   v->cols, shape_text(want, sizeof want, rows, cols));
+}
+
 void pmli_need_any(pmli_check *c, const char *name, const pml_view *v, int64_t rows, int64_t cols)
 {
-    char want[64];
     size_t size = pml_dtype_size(v->dtype);
     pmli_need_that(c, v->data != NULL, "operand '%s' is missing", name);
     pmli_need_that(c, size != 0, "operand '%s' has no known dtype (%d)", name, (int)v->dtype);
-    pmli_need_that(c,
-                   (rows < 0 || v->rows == rows) && (cols < 0 || v->cols == cols) && v->rows >= 0 &&
-                       v->cols >= 0,
-                   "operand '%s' is [%" PRId64 ",%" PRId64 "], must be %s", name, v->rows, v->cols,
-                   shape_text(want, sizeof want, rows, cols));
+    need_shape(c, name, v, rows, cols);
     int64_t bytes;
     pmli_need_that(c,
                    v->ld >= v->cols && !__builtin_mul_overflow(v->rows, v->ld, &bytes) &&
