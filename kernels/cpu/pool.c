@@ -19,9 +19,12 @@
 enum { SPINS = 2000 };
 
 /* A thread's share of a job, of which the others may take some, too: items [next, end), both in one
- * word, so that who takes one knows that it is still of the job whose end it looked at. */
+ * word, so that who takes one knows that it is still of the job whose end it looked at. And how
+ * many items the thread has done, of all jobs (modulo 2^32): its own line, since a word that all
+ * count down passes from core to core at the end of every job, when the caller waits. */
 typedef struct share {
     _Alignas(64) _Atomic uint64_t range; /* next << 32 | end */
+    _Alignas(64) _Atomic uint32_t done;
 } share;
 
 struct pmli_pool {
@@ -33,15 +36,15 @@ struct pmli_pool {
 
     /* The job. The caller writes it before the shares and those before `job`; nothing of it changes
      * while an item is not done. */
-    pmli_task *task;
+    _Alignas(64) pmli_task *task;
     void *arg;
     share *shares; /* one a thread */
+    uint32_t goal; /* items of all jobs (modulo 2^32) */
 
     _Alignas(64) _Atomic uint32_t job; /* futex: number of the current job */
     _Atomic uint32_t sleepers;
     _Atomic bool stop;
-    _Alignas(64) _Atomic uint32_t left; /* futex: items that are not done */
-    _Atomic uint32_t caller_sleeps;
+    _Alignas(64) _Atomic uint32_t caller_sleeps; /* futex: 1 while the caller waits asleep */
 };
 
 typedef struct helper {
@@ -77,20 +80,30 @@ static int64_t take(share *from)
     return -1;
 }
 
+/* n more items are done. The caller announces its sleep, then looks at `done` once more (both
+ * sequentially consistent, as here), so one of the two sees the other. */
+static void tell_done(pmli_pool *pool, int index, uint32_t n)
+{
+    _Atomic uint32_t *done = &pool->shares[index].done; /* written by this thread alone */
+    atomic_store(done, atomic_load_explicit(done, memory_order_relaxed) + n);
+    if (atomic_load(&pool->caller_sleeps) != 0 && atomic_exchange(&pool->caller_sleeps, 0) != 0)
+        futex_wake(&pool->caller_sleeps);
+}
+
 /* Whatever there is to do. A helper that comes late, or was held up, may be at the job after the
- * one that it was woken for: an item and its job belong together, whoever takes it. */
+ * one that it was woken for: an item and its job belong together, whoever takes it. What is done is
+ * told before the next share is looked at, which takes a while where another core has it. */
 static void work(pmli_pool *pool, int index)
 {
     void *scratch = pool->scratch + (size_t)index * PMLI_SCRATCH_BYTES;
-    uint32_t done = 0;
     for (int i = 0; i < pool->threads; i++) {
         share *from = &pool->shares[(index + i) % pool->threads];
+        uint32_t done = 0;
         for (int64_t item; (item = take(from)) >= 0; done++)
             pool->task(pool->arg, item, scratch);
+        if (done > 0)
+            tell_done(pool, index, done);
     }
-    if (done > 0 && atomic_fetch_sub(&pool->left, done) == done &&
-        atomic_load(&pool->caller_sleeps))
-        futex_wake(&pool->left);
 }
 
 /* Wait until the job's number differs from `seen`. */
@@ -121,21 +134,33 @@ static void *helper_main(void *argument)
         job = wait_job(pool, job);
         if (atomic_load_explicit(&pool->stop, memory_order_relaxed))
             return NULL;
+        __builtin_prefetch(&pool->task); /* comes while the share does */
         work(pool, self.index);
     }
+}
+
+static bool all_done(const pmli_pool *pool)
+{
+    uint32_t done = 0;
+    for (int i = 0; i < pool->threads; i++)
+        done += atomic_load(&pool->shares[i].done);
+    return done == pool->goal;
 }
 
 /* Until every item is done: not until every helper has come, which may be waiting for a core. */
 static void wait_done(pmli_pool *pool)
 {
     for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&pool->left, memory_order_acquire) == 0)
+        if (all_done(pool))
             return;
         relax();
     }
-    atomic_store(&pool->caller_sleeps, 1);
-    for (uint32_t left; (left = atomic_load(&pool->left)) != 0;)
-        futex_wait(&pool->left, left);
+    for (;;) {
+        atomic_store(&pool->caller_sleeps, 1);
+        if (all_done(pool))
+            break;
+        futex_wait(&pool->caller_sleeps, 1);
+    }
     atomic_store(&pool->caller_sleeps, 0);
 }
 
@@ -163,7 +188,7 @@ void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
     }
     pool->task = task;
     pool->arg = arg;
-    atomic_store_explicit(&pool->left, (uint32_t)items, memory_order_relaxed);
+    pool->goal += (uint32_t)items;
     for (int i = 0; i < pool->threads; i++) {
         uint64_t next = (uint64_t)(items * i / pool->threads);
         uint64_t end = (uint64_t)(items * (i + 1) / pool->threads);
@@ -249,8 +274,10 @@ pml_status pmli_pool_new(int threads, pmli_pool **out, pml_error *err)
         pool->shares == NULL)
         status = PML_FAIL(err, PML_NO_MEMORY, "no memory for %d threads' scratch", threads);
     if (status == PML_OK) { /* no share has anything yet when the first helper looks */
-        for (int i = 0; i < threads; i++)
+        for (int i = 0; i < threads; i++) {
             atomic_init(&pool->shares[i].range, 0);
+            atomic_init(&pool->shares[i].done, 0);
+        }
         status = start_helpers(pool, err);
     }
     if (status == PML_OK) /* all of it now: how much an op touches differs with its shapes */
