@@ -143,6 +143,105 @@ PMLI_CLONES static void fade_rows(attention_tile *s, int64_t queries, int64_t wi
             s->o[i * width + c] *= s->fade[i];
 }
 
+/* ---- one query: a token that is sampled ---- */
+
+enum { ROW_KEYS = 1024, AT_A_TIME = 4 };
+
+/* What is known of a query after some of the keys: o is the sum of what they weigh, not divided. */
+typedef struct attention_row {
+    float scores[ROW_KEYS];
+    float o[PMLI_HEAD_DIM_MAX];
+    float top, sum;
+} attention_row;
+_Static_assert(sizeof(attention_row) <= PMLI_SCRATCH_BYTES, "scratch too small");
+
+/* scale q k of n <= AT_A_TIME keys, whose rows are ld apart; the last stands for those that are not
+ * there. Side by side they hide the latency of additions. */
+PMLI_INLINE void score_keys(const float *q, const float *k, int64_t ld, int64_t n, int64_t dim,
+                            float scale, float *out)
+{
+    const float *k0 = k, *k1 = k + pmli_min(1, n - 1) * ld, *k2 = k + pmli_min(2, n - 1) * ld,
+                *k3 = k + (n - 1) * ld;
+    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int64_t c = 0; c < dim; c++) {
+        s0 += q[c] * k0[c];
+        s1 += q[c] * k1[c];
+        s2 += q[c] * k2[c];
+        s3 += q[c] * k3[c];
+    }
+    const float all[AT_A_TIME] = {s0, s1, s2, s3};
+    for (int64_t j = 0; j < n; j++)
+        out[j] = all[j] * scale;
+}
+
+/* o += p v of n <= AT_A_TIME keys. */
+PMLI_INLINE void add_values(const float *p, const float *v, int64_t ld, int64_t n, int64_t dim,
+                            float *o)
+{
+    if (n == AT_A_TIME) {
+#pragma omp simd
+        for (int64_t c = 0; c < dim; c++)
+            o[c] += p[0] * v[c] + p[1] * v[ld + c] + p[2] * v[2 * ld + c] + p[3] * v[3 * ld + c];
+        return;
+    }
+    for (int64_t j = 0; j < n; j++)
+#pragma omp simd
+        for (int64_t c = 0; c < dim; c++)
+            o[c] += p[j] * v[j * ld + c];
+}
+
+/* `keys` more of them. */
+PMLI_CLONES static void attend_keys(attention_row *s, const float *q, const float *k, int64_t k_ld,
+                                    const float *v, int64_t v_ld, int64_t keys, int64_t dim,
+                                    float scale)
+{
+    float top = s->top, sum = 0;
+    for (int64_t j = 0; j < keys; j += AT_A_TIME)
+        score_keys(q, k + j * k_ld, k_ld, pmli_min(AT_A_TIME, keys - j), dim, scale, s->scores + j);
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < keys; j++)
+        top = s->scores[j] > top ? s->scores[j] : top;
+    const float base = top == -INFINITY ? 0.0F : top, fade = pmli_exp(s->top - base);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < keys; j++) {
+        s->scores[j] = pmli_exp(s->scores[j] - base);
+        sum += s->scores[j];
+    }
+    s->sum = s->sum * fade + sum;
+    s->top = top;
+    for (int64_t c = 0; c < dim; c++)
+        s->o[c] *= fade;
+    for (int64_t j = 0; j < keys; j += AT_A_TIME)
+        add_values(s->scores + j, v + j * v_ld, v_ld, pmli_min(AT_A_TIME, keys - j), dim, s->o);
+}
+
+/* The query of a document that has one and more keys, in one head: of a tile 15 parts of 16 would
+ * be nothing. Rows that are trained have as many keys as queries, and are not among them: the
+ * backward makes their scores again, by tiles. */
+static void attend_alone(const pml_attention_args *a, attention_row *s, const pmli_document *doc,
+                         int64_t head)
+{
+    const int64_t row = doc->q0, dim = a->head_dim, kv = head / (a->heads / a->kv_heads) * dim;
+    const int64_t end = pmli_end_key(doc, row + 1);
+    const float *q = (const float *)a->q.data + row * a->q.ld + head * dim;
+    s->top = -INFINITY;
+    s->sum = 0;
+    memset(s->o, 0, (size_t)dim * sizeof *s->o);
+    for (int64_t key = pmli_first_key(doc, row); key < end; key += ROW_KEYS)
+        attend_keys(s, q, (const float *)a->k.data + key * a->k.ld + kv, a->k.ld,
+                    (const float *)a->v.data + key * a->v.ld + kv, a->v.ld,
+                    pmli_min(ROW_KEYS, end - key), dim, a->scale);
+    const bool none = s->top == -INFINITY;
+    const float inverse = none ? 0.0F : 1.0F / s->sum;
+    float *o = (float *)a->o.data + row * a->o.ld + head * dim;
+    for (int64_t c = 0; c < dim; c++)
+        o[c] = s->o[c] * inverse;
+    ((float *)a->lse.data)[head * a->lse.ld + row] = none ? 0.0F : s->top + logf(s->sum);
+}
+
+/* ---- many: a tile of them ---- */
+
 /* Queries in rows [first, last) of one document, one head. */
 static void attend(const attention_job *job, attention_tile *s, const pmli_document *doc,
                    int64_t head, int64_t first, int64_t last)
@@ -218,11 +317,24 @@ static void attention_piece(void *arg, int64_t item, void *scratch)
     for (int64_t d = document_of(cu_q, documents, row); d < documents && row < end; d++) {
         pmli_document doc = pmli_document_at(cu_q, cu_k, d, a->window);
         int64_t last = pmli_min(doc.q1, end);
-        if (last > row)
+        if (doc.q1 - doc.q0 == 1 && doc.k1 - doc.k0 > 1)
+            attend_alone(a, scratch, &doc, head);
+        else if (last > row)
             attend(job, scratch, &doc, head, row, last);
         row = last > row ? last : row;
     }
     clear(a, head, row, end);
+}
+
+/* Multiplications of the scores, and as many again of the values: by what documents have, since the
+ * keys of a token that is sampled are all that were planned for. */
+static int64_t work_of(const pml_attention_args *a)
+{
+    const int32_t *q = a->cu_q.data, *k = a->cu_k.data;
+    int64_t pairs = 0;
+    for (int64_t d = 0; d + 1 < a->cu_q.cols; d++)
+        pairs += (int64_t)(q[d + 1] - q[d]) * (k[d + 1] - k[d]);
+    return pairs * a->q.cols;
 }
 
 pml_status pmli_cpu_attention(pml_queue *queue, const pml_attention_args *a, pml_error *err)
@@ -234,10 +346,10 @@ pml_status pmli_cpu_attention(pml_queue *queue, const pml_attention_args *a, pml
     PMLI_NEED(&c, a, lse, a->heads, a->q.rows, PML_F32);
     if (c.status != PML_OK)
         return c.status;
-    enum { LITTLE = 1 << 14 }; /* multiplications: a token that is sampled with few before it */
+    enum { LITTLE = 1 << 15 }; /* a token that is sampled with few before it */
     attention_job job = {a, queue->device->tile};
     const int64_t pieces = pmli_div_up(a->q.rows, PMLI_BLOCK) * a->heads;
-    if (a->q.rows * a->k.rows * a->q.cols < LITTLE)
+    if (work_of(a) < LITTLE)
         pmli_pool_run_here(pmli_pool_of(queue), pieces, attention_piece, &job);
     else
         pmli_pool_run(pmli_pool_of(queue), pieces, attention_piece, &job);

@@ -34,7 +34,7 @@ static double attend_one(const problem *p, int d, int head, int row)
     int dim = s->head_dim, kv = head / (s->heads / s->kv_heads);
     int shift = (p->cu_k[d + 1] - p->cu_k[d]) - (p->cu_q[d + 1] - p->cu_q[d]);
     int i = row - p->cu_q[d] + shift;
-    double score[512], top = -INFINITY, sum = 0, result = 0;
+    double score[1100], top = -INFINITY, sum = 0, result = 0;
     const double *q = p->q + ((int64_t)row * s->heads + head) * dim;
     int first = s->window > 0 && i - s->window + 1 > 0 ? i - s->window + 1 : 0, count = 0;
     for (int j = first; j <= i; j++, count++) {
@@ -167,6 +167,10 @@ static void test_shapes(void **state)
         {3, 1, 16, 0, 3, {1, 1, 1}, {1, 77, 130}, 0, 0},
         {4, 2, 32, 0, 2, {5, 70}, {150, 71}, 2, 0},
         {4, 2, 32, 20, 2, {5, 1}, {150, 71}, 0, 0},
+        {6, 2, 24, 0, 5, {1, 1, 0, 1, 1}, {2, 3, 9, 4, 5}, 0, 2},
+        {2, 1, 10, 7, 2, {1, 1}, {40, 6}, 1, 0},
+        {1, 1, 256, 0, 1, {1}, {33}, 0, 3},
+        {1, 1, 16, 0, 1, {1}, {1027}, 0, 0}, /* more than are scored at a time */
         /* fewer keys than queries: the first queries see nothing */
         {2, 1, 16, 0, 2, {10, 80}, {4, 9}, 0, 0},
         {1, 1, 16, 0, 2, {3, 2}, {0, 2}, 0, 0},
