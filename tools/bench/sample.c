@@ -2,6 +2,10 @@
  *
  *   bench_sample MODEL [THREADS [TOKENS]]
  *
+ * One answer of TOKENS tokens to a prompt of one, greedy, as a run samples it: from one token to
+ * the next, the choice and all keys before it included. (An answer that ends sooner is followed by
+ * another one.)
+ *
  * The floor is as many bytes as a token reads (all linear layers and the head; of the embedding one
  * row), read in turns with the tokens, so that a busy machine harms all alike, by the threads that
  * make the token: on a host whose cores are not alike, or share their paths to memory, others would
@@ -105,38 +109,62 @@ static void reading_args(void *memory, double *total, int64_t bytes, pml_dtype d
                                         .part_cols = {(int32_t)rows}}};
 }
 
+/* What goes on between two tokens. */
+typedef struct bench {
+    const pml_backend *cpu;
+    pml_queue *queue;
+    pml_op_args sum, product;
+    double *const *times; /* of each way */
+    int done, tokens;
+    double since; /* when the last token was over, or 0 */
+} bench;
+
+/* Reads, in turns with the tokens. */
+static bool on_token(void *user, int32_t row, int32_t token)
+{
+    (void)row, (void)token;
+    bench *b = user;
+    const double now = pml_clock_monotonic();
+    if (b->since > 0) { /* the first of an answer is its prompt's, too */
+        MUST(pml_op_run(b->cpu, PML_OP_sum, b->queue, &b->sum, &err));
+        const double read = pml_clock_monotonic();
+        MUST(pml_op_run(b->cpu, PML_OP_linear, b->queue, &b->product, &err));
+        b->times[TOKEN][b->done] = now - b->since;
+        b->times[SUM][b->done] = read - now;
+        b->times[PRODUCT][b->done++] = pml_clock_monotonic() - read;
+    }
+    b->since = pml_clock_monotonic();
+    return b->done < b->tokens;
+}
+
 static void measure(pml_stepper *s, const pml_backend *cpu, int tokens, double *const times[WAYS])
 {
     const pml_model_spec *spec = pml_stepper_spec(s);
     const int64_t bytes = bytes_of(spec);
-    float *logits = malloc((size_t)spec->vocab * sizeof *logits);
     void *memory = NULL;
-    pml_queue *queue = NULL;
     double total = 0;
-    pml_op_args sum, product;
-    if (logits == NULL)
+    bench b = {.cpu = cpu, .times = times, .tokens = tokens};
+    int32_t prompt = 0, told, *answer = malloc((size_t)(tokens + 1) * sizeof *answer);
+    if (answer == NULL)
         exit(EXIT_FAILURE);
     MUST(cpu->alloc(device, (size_t)bytes, &memory, &err)); /* in pages like the weights' */
     memset(memory, 1, (size_t)bytes);
-    MUST(cpu->queue_new(device, &queue, &err));
-    reading_args(memory, &total, bytes, spec->dtype == PML_BF16 ? PML_BF16 : PML_F32, &sum,
-                 &product);
-    for (int i = 0; i < tokens; i++) {
-        const int32_t one = i % spec->vocab;
-        const double begin = pml_clock_monotonic();
-        MUST(pml_stepper_logits(s, &one, 1, logits, &err));
-        const double token = pml_clock_monotonic();
-        MUST(pml_op_run(cpu, PML_OP_sum, queue, &sum, &err));
-        const double read = pml_clock_monotonic();
-        MUST(pml_op_run(cpu, PML_OP_linear, queue, &product, &err));
-        times[TOKEN][i] = token - begin;
-        times[SUM][i] = read - token;
-        times[PRODUCT][i] = pml_clock_monotonic() - read;
+    MUST(cpu->queue_new(device, &b.queue, &err));
+    reading_args(memory, &total, bytes, spec->dtype == PML_BF16 ? PML_BF16 : PML_F32, &b.sum,
+                 &b.product);
+    for (; b.done < tokens; prompt++) { /* to the vocabulary's end */
+        const pml_generate_options options = {.prompt = &prompt,
+                                              .n_prompt = 1,
+                                              .max_new_tokens = tokens + 1,
+                                              .on_token = on_token,
+                                              .user = &b};
+        b.since = 0;
+        MUST(pml_stepper_generate(s, &options, answer, &told, &err));
     }
-    free(product.linear.y.data);
-    cpu->queue_destroy(&queue);
+    free(b.product.linear.y.data);
+    cpu->queue_destroy(&b.queue);
     cpu->free(device, &memory, (size_t)bytes);
-    free(logits);
+    free(answer);
 }
 
 int main(int argc, char **argv)
@@ -149,7 +177,7 @@ int main(int argc, char **argv)
     }
     pml_backend cpu = *pml_backend_cpu();
     cpu.open = open_and_keep;
-    pml_stepper *s = open_model(&cpu, argv[1], threads, 2);
+    pml_stepper *s = open_model(&cpu, argv[1], threads, tokens + 2);
     double *times[WAYS];
     for (int way = 0; way < WAYS; way++)
         if ((times[way] = calloc((size_t)tokens, sizeof **times)) == NULL)
