@@ -15,6 +15,7 @@
  *   FAKE_FLOPS         operations of a step
  *   FAKE_LACKS         what that GPU lacks
  *
+ * An evaluation lasts while the run folder has a file `examined`, and makes one `examining` then.
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
  * used, one line a step, to used-RANK.txt in the run folder: the oracle for "on all workers at one
  * step". */
@@ -42,7 +43,7 @@ struct job {
     pml_train_state tuned; /* as of the last set */
     FILE *used;
     char hung[4096]; /* path of the mark */
-    char held[4096], wait[4096];
+    char held[4096], wait[4096], examined[4096], examining[4096];
     int64_t step, max_steps;
     uint64_t learnt;
     unsigned char *stage; /* of one worker alone: what a step leaves nothing of as it was */
@@ -66,13 +67,16 @@ static pml_status restore(job *j, const char *checkpoint, pml_train_state *state
     if (file == NULL)
         return PML_FAIL(err, PML_NOT_FOUND, "%s: %s", path, strerror(errno));
     unsigned long long learnt = 0;
-    int n =
-        fscanf(file, "{\"step\":%lld,\"learning_rate\":%lf,\"weight_decay\":%lf,\"learnt\":%llu",
-               &step, &state->learning_rate, &state->weight_decay, &learnt);
+    int owes;
+    int n = fscanf(
+        file,
+        "{\"step\":%lld,\"learning_rate\":%lf,\"weight_decay\":%lf,\"owes\":%d,\"learnt\":%llu",
+        &step, &state->learning_rate, &state->weight_decay, &owes, &learnt);
     fclose(file);
     state->step = step;
+    state->owes_evaluation = n == 5 && owes != 0;
     j->learnt = learnt;
-    return n == 4 ? PML_OK : PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
+    return n == 5 ? PML_OK : PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
 }
 
 static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts, pml_error *err)
@@ -90,6 +94,8 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     snprintf(j->hung, sizeof j->hung, "%.4000s/hung", setup->folder);
     snprintf(j->held, sizeof j->held, "%.4000s/held", setup->folder);
     snprintf(j->wait, sizeof j->wait, "%.4000s/wait", setup->folder);
+    snprintf(j->examined, sizeof j->examined, "%.4000s/examined", setup->folder);
+    snprintf(j->examining, sizeof j->examining, "%.4000s/examining", setup->folder);
     j->used = fopen(path, "a");
     if (j->used == NULL)
         return PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
@@ -102,6 +108,8 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     }
     facts->max_steps = j->max_steps;
     facts->has_eval = pml_message_string(setup->run, "eval_data")[0] != '\0';
+    facts->policy.eval_epochs =
+        strcmp(pml_message_string(setup->run, "eval_strategy"), "epoch") == 0;
     facts->available = 1 << 20;
     facts->plan.by_cause[PML_CAUSE_WEIGHTS] = 1000;
     facts->plan.choices.pieces = 1;
@@ -242,9 +250,18 @@ static pml_status fake_tune(job *j, const pml_train_state *state, pml_error *err
     return PML_OK;
 }
 
-static pml_status fake_evaluate(job *j, double *loss_sum, double *labels, pml_error *err)
+static pml_status fake_evaluate(job *j, bool (*goes_on)(void *user), void *user, double *loss_sum,
+                                double *labels, pml_error *err)
 {
-    (void)err;
+    while (goes_on(user) && access(j->examined, F_OK) == 0) {
+        if (access(j->examining, F_OK) != 0) {
+            pml_status status = pml_file_write(j->examining, "examining", 9, 0600, err);
+            if (status != PML_OK)
+                return status;
+        }
+        pml_clock_sleep(0.005);
+        j->tick(j->user);
+    }
     *loss_sum = 3.0 * (j->rank + 1);
     *labels = j->rank + 1;
     return PML_OK;
@@ -300,11 +317,11 @@ static pml_status fake_write(job *j, const pml_train_state *whole, const void *m
     memcpy(&learnt, memory, sizeof learnt);
     char temporary[4200], text[256], manifest[1000] = "";
     snprintf(temporary, sizeof temporary, "%.4000s.part", folder);
-    *bytes = (size_t)snprintf(
-        text, sizeof text,
-        "{\"step\":%lld,\"learning_rate\":%.17g,\"weight_decay\":%.17g,\"learnt\":%llu}",
-        (long long)whole->step, whole->learning_rate, whole->weight_decay,
-        (unsigned long long)learnt);
+    *bytes = (size_t)snprintf(text, sizeof text,
+                              "{\"step\":%lld,\"learning_rate\":%.17g,\"weight_decay\":%.17g,"
+                              "\"owes\":%d,\"learnt\":%llu}",
+                              (long long)whole->step, whole->learning_rate, whole->weight_decay,
+                              whole->owes_evaluation, (unsigned long long)learnt);
     enum { PIECES = 8, MIB = 1 << 20 };
     for (int i = 1; i <= PIECES; i++) {
         pml_clock_sleep(number("FAKE_SAVE_MS", 0) / 1e3 / PIECES);

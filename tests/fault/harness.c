@@ -259,6 +259,15 @@ void harness_mark(const harness *h, const char *name, bool there)
         assert_int_equal(unlink(path), 0);
 }
 
+void harness_wait_mark(harness *h, const char *name)
+{
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", h->folder, name);
+    while (access(path, F_OK) != 0)
+        harness_receive_for(h, 0.02);
+    harness_mark(h, name, false);
+}
+
 static void check_logs(const harness *h)
 {
     static const char *const signs[] = {"Sanitizer", "runtime error"};

@@ -92,6 +92,9 @@ void harness_wait_gone(pid_t pid, double seconds);
 /* An empty file in the run folder, or none: what the fake worker looks at. */
 void harness_mark(const harness *h, const char *name, bool there);
 
+/* Wait until such a file is there, and take it away. */
+void harness_wait_mark(harness *h, const char *name);
+
 /* The whole of a file in the run folder; "" when it is not there. The caller frees it. */
 char *harness_read(const harness *h, const char *name);
 

@@ -337,6 +337,52 @@ static void nothing_is_left_open(void **state)
     harness_destroy(&h);
 }
 
+/* However long it would take: one that was asked for is refused. */
+static void a_stop_breaks_an_evaluation_off(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 50, "\"eval_data\":\"data/eval.safetensors\"");
+    harness_mark(h, "examined", true); /* what training has to beat, before the first step */
+    assert_true(harness_start(h, NULL));
+    harness_wait_mark(h, "examining");
+    char number[32];
+    int64_t asked = harness_command(h, "evaluate", ""), stop = harness_command(h, "stop", "");
+    snprintf(number, sizeof number, "%lld", (long long)asked);
+    const pml_message *m = harness_event(h, 0, PML_EVENT_refused, "command", number, NULL);
+    assert_non_null(strstr(text_of(m, "reason"), "stopped while it evaluated"));
+    snprintf(number, sizeof number, "%lld", (long long)stop);
+    m = harness_event(h, 0, PML_EVENT_applied, "command", number, NULL);
+    assert_int_equal(pml_message_int(m, "step"), 1);
+    harness_wait_state(h, "stopped");
+    harness_destroy(&h);
+}
+
+/* A run whose last evaluation was broken off is stopped and not finished; it is made when the run
+ * goes on. */
+static void a_last_evaluation_is_made_again(void **state)
+{
+    (void)state;
+    harness *h = harness_new(2, 20, "\"eval_data\":\"data/eval.safetensors\"");
+    setenv("FAKE_WAIT_STEP", "20", 1);
+    harness_mark(h, "wait", true);
+    assert_true(harness_start(h, NULL));
+    harness_event(h, 0, PML_EVENT_step, "step", "19", NULL);
+    harness_mark(h, "examined", true);
+    harness_mark(h, "wait", false);
+    harness_wait_mark(h, "examining");
+    harness_command(h, "stop", "");
+    harness_wait_state(h, "stopped");
+    harness_disconnect(h);
+    assert_int_equal(kill(h->coordinator, SIGTERM), 0);
+    assert_int_equal(harness_wait(h), 0);
+    harness_mark(h, "examined", false);
+    assert_true(harness_start(h, "--resume", NULL));
+    harness_event(h, 0, PML_EVENT_eval, "step", "20", NULL);
+    harness_wait_state(h, "finished");
+    check_log(h, 20);
+    harness_destroy(&h);
+}
+
 static void stopping_before_it_began(void **state)
 {
     (void)state;
@@ -419,6 +465,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(float16_ends),
         cmocka_unit_test(an_overflow_goes_on),
         cmocka_unit_test(nothing_is_left_open),
+        cmocka_unit_test(a_stop_breaks_an_evaluation_off),
+        cmocka_unit_test(a_last_evaluation_is_made_again),
         cmocka_unit_test(stopping_before_it_began),
         cmocka_unit_test(prepare_comes_first),
         cmocka_unit_test(bad_starts_say_why),

@@ -173,6 +173,46 @@ static void a_killed_coordinator_leaves_no_preparation(void **state)
     harness_destroy(&h);
 }
 
+/* However long it would take, the run's own evaluation holds nobody's end up; it is made again,
+ * once, before the next step: schedules and early stopping follow it. */
+static void an_evaluation_is_broken_off_and_made_again(void **state)
+{
+    (void)state;
+    harness *h =
+        harness_new(2, FOR_EVER,
+                    GOES_ON ",\"eval_strategy\":\"epoch\",\"eval_data\":\"data/eval.safetensors\"");
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 1);
+    harness_mark(h, "examined", true); /* from the next 100th step on */
+    harness_wait_mark(h, "examining");
+    pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
+    kill_coordinator(h);
+    harness_wait_gone(pids[0], 10);
+    harness_wait_gone(pids[1], 10);
+    harness_mark(h, "examined", false);
+    harness_adopt(h);
+    const pml_message *restart = history_restart(h, 1);
+    assert_string_equal(pml_message_string(restart, "from"), "checkpoint");
+    int64_t step = pml_message_int(restart, "step"), at = pml_message_int(restart, "seq");
+    assert_int_equal(step % 100, 0);
+    history_reach(h, (int)step + 5);
+    int made = 0;
+    for (int i = 0; i < h->n_events; i++) {
+        const pml_message *m = h->events[i];
+        if (pml_message_type_of(m) == PML_EVENT_eval && pml_message_int(m, "step") == step) {
+            assert_true(pml_message_int(m, "seq") > at);
+            made++;
+        }
+        if (pml_message_type_of(m) == PML_EVENT_step && pml_message_int(m, "step") == step + 1)
+            assert_int_equal(made, 1);
+    }
+    assert_int_equal(made, 1);
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    assert_true(history_learnt(h, steps) == history_undisturbed(steps));
+    harness_destroy(&h);
+}
+
 static void never_is_never(void **state)
 {
     (void)state;
@@ -201,6 +241,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_stop_while_old_workers_save_stops),
         cmocka_unit_test(a_stopped_worker_does_not_hold_up_the_next_coordinator),
         cmocka_unit_test(a_killed_coordinator_leaves_no_preparation),
+        cmocka_unit_test(an_evaluation_is_broken_off_and_made_again),
         cmocka_unit_test(never_is_never),
     };
     if (!harness_programs(argc, argv))

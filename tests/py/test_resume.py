@@ -192,6 +192,31 @@ def test_what_decides_bits_is_asked_about(tuned: Start) -> None:
     assert run.state in ("running", "finished")
 
 
+def test_stopped_in_the_midst_of_evaluations(start: Start, tmp_path: Path) -> None:
+    """What follows them (the rate, the best so far) is as if they had never been broken off."""
+    settings: dict[str, Any] = SETTINGS | {
+        "max_steps": 20, "eval_data": ROWS * 8, "eval_steps": 5, "max_length": 64,
+        "lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 0,
+        "lr_scheduler_kwargs": {"patience": 0, "threshold": 0.5}, "learning_rate": 1e-3,
+    }  # fmt: skip
+    plain = start(name="plain", **settings)
+    run = start(name="stopped", **settings)
+    owed = []
+    for step in (5, 10, 20):
+        at_step(run, step)
+        run.stop(wait=True)
+        newest = run.checkpoints[-1].path
+        owed.append(json.loads((newest / "state.json").read_text()).get("owes_evaluation", False))
+        run.resume()
+    run.wait(PATIENCE)
+    plain.wait(PATIENCE)
+    assert any(owed) and numbers(run) == numbers(plain)
+    assert len({row["learning_rate"] for row in run.history}) > 1  # the evaluations counted
+    measured = [[(e.step, e.loss) for e in each.evaluations] for each in (run, plain)]
+    assert measured[0] == measured[1] and [step for step, _ in measured[0]] == [0, 5, 10, 15, 20]
+    assert adapter(run, tmp_path / "a") == adapter(plain, tmp_path / "b")
+
+
 def test_a_damaged_checkpoint_is_passed_over(tuned: Start) -> None:
     run = tuned(name="damaged", save_steps=5, stands=True)
     creep(run, 12)

@@ -137,7 +137,7 @@ static bool on_token(void *user, int32_t row, int32_t token)
     a->tokens[a->n++] = token;
     if (a->n == CHUNK_TOKENS || pml_clock_monotonic() - a->sent_at >= chunk_seconds)
         send_chunk(s, row, false);
-    return !link_lost(s->l->link) && !orders_is_enough(link_orders(s->l->link), s->command, row);
+    return loop_has_reason(s->l) && !orders_is_enough(link_orders(s->l->link), s->command, row);
 }
 
 static void warn_of_long_sample(loop *l, const pml_generate_options *o)
@@ -214,16 +214,55 @@ cleanup:
 
 /* ---- evaluation ---- */
 
+bool loop_has_reason(const loop *l)
+{
+    return !link_lost(l->link) && !orders_stops(link_orders(l->link));
+}
+
+typedef struct asked {
+    const loop *l;
+    bool broken_off;
+} asked;
+
+static bool goes_on(void *user)
+{
+    asked *a = user;
+    a->broken_off = a->broken_off || !loop_has_reason(a->l);
+    return !a->broken_off;
+}
+
+/* One that was broken off measured nothing. Asked for, it is refused; the run's own is made when
+ * the run goes on, before the next step, as if it had never been begun. */
+static pml_status break_off(loop *l, int64_t command, pml_error *err)
+{
+    if (command > 0)
+        return PML_FAIL(err, PML_INVALID, "broken off: %s while it evaluated",
+                        link_lost(l->link) ? "the coordinator ended" : "the run was stopped");
+    l->state.owes_evaluation = l->state.step > 0;
+    return PML_OK;
+}
+
 pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
 {
-    double sums[2] = {0, 0}, begin = pml_clock_monotonic();
+    double sums[3] = {0, 0, 0}, begin = pml_clock_monotonic();
+    asked a = {.l = l};
     phase before = pulse_enter(link_pulse(l->link), PHASE_EVALUATING);
-    pml_status status = l->kind->evaluate(l->j, &sums[0], &sums[1], err);
+    pml_status status = l->kind->evaluate(l->j, goes_on, &a, &sums[0], &sums[1], err);
+    sums[2] =
+        a.broken_off; /* by one is by all of them: what they had to stop for differs in time */
     if (status == PML_OK)
-        status = pml_comm_allreduce_f64(l->comm, sums, 2, err);
+        status = pml_comm_allreduce_f64(l->comm, sums, 3, err);
     pulse_enter(link_pulse(l->link), before);
+    if (status == PML_PEER && link_lost(l->link)) { /* the others are gone with the coordinator */
+        sums[2] = 1;
+        status = PML_OK;
+    }
     if (status != PML_OK)
         return status;
+    if (sums[2] > 0)
+        return break_off(l, command, err);
+    if (command == 0)
+        l->state.owes_evaluation = false;
     l->evaluated = l->state.step;
     if (command == 0 && l->state.step > 0)
         loop_measured(l, sums[1] > 0 ? sums[0] / sums[1] : NAN);

@@ -414,10 +414,11 @@ static pml_status train_step(job *j, const pml_update *update, pml_step_result *
     return status;
 }
 
-static pml_status train_evaluate(job *j, double *loss_sum, double *labels, pml_error *err)
+static pml_status train_evaluate(job *j, bool (*goes_on)(void *user), void *user, double *loss_sum,
+                                 double *labels, pml_error *err)
 {
     pml_status status = PML_OK;
-    for (pml_cursor at = {0, 0}; at.epoch == 0 && status == PML_OK;
+    for (pml_cursor at = {0, 0}; at.epoch == 0 && status == PML_OK && goes_on(user);
          at = pml_sampler_next(j->eval.sampler, at)) {
         pml_batch batch;
         status = pml_sampler_batch(j->eval.sampler, at, 0, &batch, err);

@@ -67,8 +67,10 @@ typedef struct job_kind {
     pml_status (*tune)(job *j, const pml_train_state *state, pml_error *err);
     /* Micro-batches and update; moves the cursor. */
     pml_status (*step)(job *j, const pml_update *update, pml_step_result *result, pml_error *err);
-    /* Loss sum and labelled tokens of this rank's part of the held-out data. */
-    pml_status (*evaluate)(job *j, double *loss_sum, double *labels, pml_error *err);
+    /* Loss sum and labelled tokens of this rank's part of the held-out data. goes_on is asked
+     * before each micro-batch; once it says no, what is left of them is left out. */
+    pml_status (*evaluate)(job *j, bool (*goes_on)(void *user), void *user, double *loss_sum,
+                           double *labels, pml_error *err);
     pml_status (*sample)(job *j, const pml_generate_options *options, pml_error *err);
 
     /* As pml_stepper_is_compiling, _timing, _times and _peak. NULL, all four: the job has no ops.

@@ -186,8 +186,11 @@ static pml_status follow_up(loop *l, pml_error *err)
     double epoch = l->kind->epoch(l->j);
     bool ends = epoch == floor(epoch);
     pml_status status = PML_OK;
-    if (l->has_eval && (due(s->step, s->eval_steps) || (ends && l->policy.eval_epochs)))
+    if (l->has_eval &&
+        (s->owes_evaluation || due(s->step, s->eval_steps) || (ends && l->policy.eval_epochs)))
         status = loop_evaluate(l, 0, err);
+    if (s->owes_evaluation) /* the run ends here: what follows on an evaluation is owed, too */
+        return status;
     bool best = l->policy.save_best && s->best_step == s->step;
     if (status == PML_OK && l->saver != NULL &&
         (due(s->step, s->save_steps) || (ends && l->policy.save_epochs) || best))
@@ -306,16 +309,23 @@ static pml_status agree(loop *l, pml_header *h, pml_error *err)
     return status;
 }
 
+/* What was committed is in force from here on. */
+static pml_status heed(loop *l, pml_header *h, pml_error *err)
+{
+    pml_status status = agree(l, h, err);
+    if (status == PML_OK && !l->stopping)
+        status = apply_agains(l, err);
+    if (status == PML_OK && !l->stopping)
+        status = apply_up_to(l, h->committed, err);
+    return status;
+}
+
 static pml_status one_round(loop *l, pml_error *err)
 {
     double begin = pml_clock_monotonic();
     pml_header h;
     int64_t accumulation = l->state.accumulation;
-    pml_status status = agree(l, &h, err);
-    if (status == PML_OK && !l->stopping)
-        status = apply_agains(l, err);
-    if (status == PML_OK && !l->stopping)
-        status = apply_up_to(l, h.committed, err);
+    pml_status status = heed(l, &h, err);
     if (status != PML_OK || l->stopping)
         return status;
     if (l->paused)
@@ -376,6 +386,8 @@ static pml_status finish(loop *l, bool trained, pml_error *err)
     pml_status status = PML_OK;
     if (trained && l->has_eval && l->evaluated != l->state.step)
         status = loop_evaluate(l, 0, err);
+    if (status == PML_OK && l->state.owes_evaluation)
+        return PML_OK;  /* broken off: it is stopped, and not finished */
     l->finished = true; /* from here on all ranks take commands as they come */
     if (status == PML_OK && trained)
         status = save_last(l, err);
@@ -402,14 +414,23 @@ pml_status loop_run(loop *l, pml_error *err)
         turn(l, "running", "");
     if (status == PML_OK && first == 0 && l->has_eval) /* what training has to beat */
         status = loop_evaluate(l, 0, err);
+    bool trained = l->state.owes_evaluation; /* the last step of those before is not over yet */
+    if (status == PML_OK && trained)
+        status = follow_up(l, err);
     while (status == PML_OK && !l->stopping && l->state.step < l->max_steps &&
            !loop_out_of_patience(l))
         status = one_round(l, err);
     if (status != PML_OK)
         return status;
     if (!l->stopping)
-        return finish(l, l->state.step > first, err);
-    status = save_last(l, err);
+        status = finish(l, trained || l->state.step > first, err);
+    if (status != PML_OK || l->finished)
+        return status;
+    pml_header h;
+    if (!l->stopping) /* the last evaluation was broken off: what for is heard here */
+        status = heed(l, &h, err);
+    if (status == PML_OK)
+        status = save_last(l, err);
     if (status == PML_OK)
         turn(l, "stopped", link_lost(l->link) ? "the coordinator is gone" : "");
     return status;

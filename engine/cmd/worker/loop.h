@@ -52,7 +52,12 @@ pml_status loop_load_best(loop *l, pml_error *err);
 /* A log event of rank 0. */
 void loop_say(loop *l, const char *level, const char *text);
 
-/* Evaluate over all ranks and say so; command 0: nobody asked. */
+/* Whether anybody waits for what takes its time: false once the coordinator has gone, or a stop is
+ * committed. */
+bool loop_has_reason(const loop *l);
+
+/* Evaluate over all ranks and say so; command 0: nobody asked. Broken off where there is no reason
+ * for it any more: one that was asked for is refused, the run's own is owed (state). */
 pml_status loop_evaluate(loop *l, int64_t command, pml_error *err);
 
 #endif

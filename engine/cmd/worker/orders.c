@@ -147,6 +147,17 @@ bool orders_is_enough(orders *o, int64_t command, int64_t row)
     return found;
 }
 
+bool orders_stops(orders *o)
+{
+    bool found = false;
+    pthread_mutex_lock(&o->mutex);
+    const queue *q = &o->commands;
+    for (size_t i = q->first; i < q->n && q->items[i].number <= o->committed; i++)
+        found = found || q->items[i].verb == PML_REQUEST_stop;
+    pthread_mutex_unlock(&o->mutex);
+    return found;
+}
+
 static bool pop_if(queue *q, bool ready, order *one)
 {
     if (!ready)

@@ -40,6 +40,8 @@ void orders_end(orders *o);
 /* Highest command that was committed. */
 int64_t orders_committed(orders *o);
 bool orders_is_enough(orders *o, int64_t command, int64_t row);
+/* Whether a stop is among the commands that were committed and orders_next has not given yet. */
+bool orders_stops(orders *o);
 /* The next command with number <= limit; false when there is none. What it holds is the caller's.
  */
 bool orders_next(orders *o, int64_t limit, order *one);

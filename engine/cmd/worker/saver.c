@@ -296,8 +296,8 @@ static bool same(const pml_train_state *a, const pml_train_state *b)
     return a->step == b->step && a->learning_rate == b->learning_rate &&
            a->weight_decay == b->weight_decay && a->max_grad_norm == b->max_grad_norm &&
            a->eval_steps == b->eval_steps && a->save_steps == b->save_steps &&
-           a->lora_dropout == b->lora_dropout && a->accumulation == b->accumulation &&
-           pml_schedule_same(&a->schedule, &b->schedule);
+           a->owes_evaluation == b->owes_evaluation && a->lora_dropout == b->lora_dropout &&
+           a->accumulation == b->accumulation && pml_schedule_same(&a->schedule, &b->schedule);
 }
 
 /* "step-000412", or with its name behind: then pruning leaves it alone. */

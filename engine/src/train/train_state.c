@@ -51,6 +51,8 @@ pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_
     pml_json_put_double(w, "loss", state->best_loss);
     pml_json_put_int(w, "not_better", state->not_better);
     pml_json_end(w);
+    if (state->owes_evaluation)
+        pml_json_put_bool(w, "owes_evaluation", true);
     pml_json_put_string(w, "identity", state->identity);
     status = pml_json_writer_finish(w, 1, &text, &size, err);
     if (status == PML_OK)
@@ -127,6 +129,9 @@ static pml_status read_fields(const pml_json *document, const char *path, pml_tr
     if (status == PML_OK) /* not in checkpoints from before there was dynamic rope */
         status = pml_json_get_i32(at, "rope_length", PML_JSON_OPTIONAL, 0, INT32_MAX,
                                   &state->rope_length, err);
+    if (status == PML_OK) /* only where it is so */
+        status = pml_json_get_bool(at, "owes_evaluation", PML_JSON_OPTIONAL,
+                                   &state->owes_evaluation, err);
     if (status == PML_OK)
         status = read_scale(at, &state->loss_scale, err);
     if (status == PML_OK)

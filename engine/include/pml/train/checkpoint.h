@@ -34,7 +34,8 @@ typedef struct pml_train_state {
     /* Of the run's own evaluations; best_step -1: none yet. */
     double best_loss;
     int64_t best_step, not_better; /* not_better: evaluations in a row */
-    char identity[4096];           /* JSON object: what decides bits (pml_stepper_identity) */
+    bool owes_evaluation; /* the one that was due after `step` was broken off: it comes first */
+    char identity[4096];  /* JSON object: what decides bits (pml_stepper_identity) */
 } pml_train_state;
 
 typedef struct pml_snapshot pml_snapshot;
