@@ -79,6 +79,20 @@ static void ask_cell(harness *h, situation in, pml_message_type verb, int64_t *c
     }
 }
 
+/* What takes its time, and a stop came meanwhile. */
+static bool was_broken_off(harness *h, int64_t command)
+{
+    for (int i = 0; i < h->n_events; i++) {
+        const pml_message *m = h->events[i];
+        if (pml_message_type_of(m) == PML_EVENT_refused &&
+            pml_message_int(m, "command") == command &&
+            strstr(pml_message_string(m, "reason"), "broken off") != NULL)
+            return strcmp(pml_message_string(m, "verb"), "evaluate") == 0 ||
+                   strcmp(pml_message_string(m, "verb"), "sample") == 0;
+    }
+    return false;
+}
+
 /* All cells of a row, stop last: it leaves the state. */
 static void ask_row(harness *h, situation in, int64_t commands[VERBS])
 {
@@ -114,7 +128,7 @@ static void what_is_queued_waits(void **state)
         harness_mark(h, "slow", false);
         harness_event(h, 0, PML_EVENT_state, "state", "stopped", NULL);
         for (int v = 0; v < VERBS; v++) /* what was asked before the stop was carried out, or not */
-            if (states_verbs[v] != PML_REQUEST_stop)
+            if (states_verbs[v] != PML_REQUEST_stop && !was_broken_off(h, commands[v]))
                 assert_true(was_applied(h, commands[v]) == (again == 1));
         harness_destroy(&h);
     }

@@ -58,8 +58,9 @@ char *states_document(void)
           "Made from `engine/cmd/coordinator/states.def`, by which the coordinator acts. A command "
           "that is accepted may still\n"
           "be refused by the workers for what it asks (`evaluate` without held-out data, a prompt "
-          "longer than planned): then a\n"
-          "`refused` event says why. A repeated id gets its first answer in every state.\n\n"
+          "longer than planned), and an\n"
+          "`evaluate` or `sample` is broken off by a stop that comes meanwhile: then a `refused` "
+          "event says why. A repeated id gets its first answer in every state.\n\n"
           "| state | when |",
           out);
     for (int v = 0; v < VERBS; v++)

@@ -99,6 +99,17 @@ static pml_status apply_set(loop *l, const order *o, pml_error *err)
     return status;
 }
 
+bool loop_has_reason(const loop *l)
+{
+    return !link_lost(l->link) && !orders_stops(link_orders(l->link));
+}
+
+static pml_status broken_off(const loop *l, const char *what, pml_error *err)
+{
+    return PML_FAIL(err, PML_INVALID, "broken off: %s while it %s",
+                    link_lost(l->link) ? "the coordinator ended" : "the run was stopped", what);
+}
+
 /* ---- sampling ---- */
 
 /* Tokens of one prompt's answer on their way to whoever reads it. */
@@ -112,6 +123,7 @@ typedef struct stream {
     loop *l;
     int64_t command;
     answer *answers; /* one for each prompt */
+    bool broken_off;
 } stream;
 
 static void send_chunk(stream *s, int32_t row, bool done)
@@ -137,7 +149,8 @@ static bool on_token(void *user, int32_t row, int32_t token)
     a->tokens[a->n++] = token;
     if (a->n == CHUNK_TOKENS || pml_clock_monotonic() - a->sent_at >= chunk_seconds)
         send_chunk(s, row, false);
-    return loop_has_reason(s->l) && !orders_is_enough(link_orders(s->l->link), s->command, row);
+    s->broken_off = s->broken_off || !loop_has_reason(s->l);
+    return !s->broken_off && !orders_is_enough(link_orders(s->l->link), s->command, row);
 }
 
 static void warn_of_long_sample(loop *l, const pml_generate_options *o)
@@ -201,6 +214,8 @@ static pml_status sample(loop *l, int64_t command, const pml_message *args, pml_
     phase before = pulse_enter(link_pulse(l->link), PHASE_SAMPLING);
     status = l->kind->sample(l->j, &options, err);
     pulse_enter(link_pulse(l->link), before);
+    if (status == PML_OK && s.broken_off)
+        status = broken_off(l, "sampled", err);
     if (status == PML_OK)
         warn_of_long_sample(l, &options);
     for (size_t i = 0; status == PML_OK && i < prompts; i++)
@@ -213,11 +228,6 @@ cleanup:
 }
 
 /* ---- evaluation ---- */
-
-bool loop_has_reason(const loop *l)
-{
-    return !link_lost(l->link) && !orders_stops(link_orders(l->link));
-}
 
 typedef struct asked {
     const loop *l;
@@ -233,11 +243,10 @@ static bool goes_on(void *user)
 
 /* One that was broken off measured nothing. Asked for, it is refused; the run's own is made when
  * the run goes on, before the next step, as if it had never been begun. */
-static pml_status break_off(loop *l, int64_t command, pml_error *err)
+static pml_status owe(loop *l, int64_t command, pml_error *err)
 {
     if (command > 0)
-        return PML_FAIL(err, PML_INVALID, "broken off: %s while it evaluated",
-                        link_lost(l->link) ? "the coordinator ended" : "the run was stopped");
+        return broken_off(l, "evaluated", err);
     l->state.owes_evaluation = l->state.step > 0;
     return PML_OK;
 }
@@ -260,7 +269,7 @@ pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
     if (status != PML_OK)
         return status;
     if (sums[2] > 0)
-        return break_off(l, command, err);
+        return owe(l, command, err);
     if (command == 0)
         l->state.owes_evaluation = false;
     l->evaluated = l->state.step;
