@@ -6,6 +6,8 @@ import difflib
 import functools
 import inspect
 import math
+import numbers
+import operator
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -43,6 +45,7 @@ ELSEWHERE = {
     "lr": "it is learning_rate",
     "lr_scheduler": "it is lr_scheduler_type",
     "no_cuda": 'give devices="cpu"',
+    "max_memory": "it is memory_limit",
     "max_tokens": "it is max_new_tokens",
     "num_beams": "beams are not in this version",
     "num_epochs": "it is num_train_epochs",
@@ -52,12 +55,17 @@ ELSEWHERE = {
     "peft_config": "give lora=pantheraml.LoRA(…)",
     "per_device_eval_batch_size": "evaluation uses per_device_train_batch_size",
     "prompt": "it is the first argument, text",
+    "processing_class": "the tokenizer is the one in the model's folder",
+    "quantization_config": 'give quant="nf4"',
     "rank": "it is r",
     "report_to": "the run records every step itself, in run.history",
     "target_parameters": "experts are not in this version",
+    "task_type": "only causal language models are trained",
+    "tokenizer": "it is the one in the model's folder",
     "train_dataset": "it is data",
     "use_cpu": 'give devices="cpu"',
     "use_dora": "DoRA is not in this version",
+    "vram": "it is memory_limit",
 }
 
 
@@ -94,7 +102,7 @@ def choice(name: str, value: object, known: Sequence[str]) -> str:
     """
     if isinstance(value, str) and value in known:
         return value
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(value).lower(), known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InvalidError(f"{name} must be one of {', '.join(known)}; it is {value!r}{hint}")
 
@@ -107,10 +115,13 @@ def whole(name: str, value: object, low: int, high: int) -> int:
     InvalidError
         It is none; the message has the name and the value.
     """
-    fits = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not fits or not hasattr(value, "__int__"):
+    # NumPy's whole numbers are such, too.
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        result = operator.index(value)
+    elif isinstance(value, float) and value.is_integer():
+        result = int(value)
+    else:
         raise InvalidError(f"{name} must be a whole number, it is {value!r}")
-    result = int(value)
     if not low <= result <= high:
         raise InvalidError(f"{name} must be from {low} to {high}, it is {result}")
     return result
@@ -148,9 +159,12 @@ def truth(name: str, value: object) -> bool:
     InvalidError
         It is neither.
     """
-    if not isinstance(value, bool):
+    # NumPy has a truth value of its own, which is none of Python's.
+    kind = type(value)
+    of_numpy = kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")
+    if not isinstance(value, bool) and not of_numpy:
         raise InvalidError(f"{name} must be True or False, it is {value!r}")
-    return value
+    return bool(value)
 
 
 def path_of(given: str | os.PathLike[str]) -> Path:

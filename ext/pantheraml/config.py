@@ -28,6 +28,10 @@ DTYPES = ("auto", "float32", "fp32", "bfloat16", "bf16", "float16", "fp16")
 OVERLONG = ("cut", "split", "drop", "refuse")
 #: What max_length is where it is not given and the model has as many positions.
 USUAL_LENGTH = 2048
+#: Of a micro-batch: the engine counts them in 32 bits.
+MOST_TOKENS = 2**31 - 1
+#: Bytes. What is less as a limit was meant in another unit.
+LEAST_MEMORY = 1 << 20
 SCHEDULES = (
     "cosine",
     "linear",
@@ -236,6 +240,8 @@ class Settings:
         """
         known = list(cls.__dataclass_fields__)
         for name in given:
+            if name not in known and name in LoRA.__dataclass_fields__:
+                raise TypeError(f"{name!r} is not a parameter: give lora=pantheraml.LoRA({name}=…)")
             if name not in known:
                 raise unknown_parameter(name, [*known, *also])
         return cls(**given)
@@ -257,11 +263,17 @@ class Settings:
         """
         self._refuse_what_is_not_built()
         choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
-        steps, epochs = self.max_steps, self.num_train_epochs
+        epochs = self.num_train_epochs
         # By itself nothing goes beyond the positions that the model was trained for.
         usual = max(2, min(USUAL_LENGTH, positions))
         max_length = whole("max_length", _pick(self.max_length, usual), 2, 1 << 20)
         room = _pick(self.generate_length, None, max(max_length, min(512, positions)))
+        rows = whole("per_device_train_batch_size", self.per_device_train_batch_size, 1, 65536)
+        if rows * max_length > MOST_TOKENS:
+            raise InvalidError(
+                f"per_device_train_batch_size ({rows}) rows of max_length ({max_length}) are "
+                f"{rows * max_length:,} tokens of one micro-batch; {MOST_TOKENS:,} are possible"
+            )
         devices = device_list(self.devices)
         lora = self.lora if self.lora is not None else LoRA()
         if self.method == "full" and self.lora is not None:
@@ -276,7 +288,7 @@ class Settings:
             "dtype": self._dtype(devices),
             "quant": self.quant or "none",
             **adapter,
-            "max_steps": 0 if steps is None else whole("max_steps", steps, 1, 10**12),
+            "max_steps": self._max_steps(),
             "num_train_epochs": number(
                 "num_train_epochs", _pick(epochs, None, 1.0), 0, 1e9, above=True
             ),
@@ -290,9 +302,7 @@ class Settings:
             "adam_beta2": number("adam_beta2", self.adam_beta2, 0, 1, below=True),
             "adam_epsilon": number("adam_epsilon", self.adam_epsilon, 0, 1, above=True),
             "max_grad_norm": number("max_grad_norm", _pick(self.max_grad_norm, 0.0), 0, 1e9),
-            "per_device_train_batch_size": whole(
-                "per_device_train_batch_size", self.per_device_train_batch_size, 1, 65536
-            ),
+            "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": whole(
                 "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 65536
             ),
@@ -306,7 +316,7 @@ class Settings:
             **self._evaluation(),
             "group_by_length": truth("group_by_length", self.group_by_length),
             "save_total_limit": whole("save_total_limit", self.save_total_limit or 0, 0, 10**6),
-            "memory_limit": memory(self.memory_limit),
+            "memory_limit": self._memory_limit(),
             "restart": choice("restart", self.restart, ("never", "on-failure")),
             "max_restarts": whole("max_restarts", self.max_restarts, 0, 10**6),
             "hang_timeout": number("hang_timeout", self.hang_timeout, 0, 1e6),
@@ -348,6 +358,22 @@ class Settings:
                 "chat_template_kwargs", self.chat_template_kwargs
             )
         return found
+
+    def _max_steps(self) -> int:
+        if self.max_steps is None:
+            return 0
+        if self.max_steps == -1:  # what TrainingArguments have for None
+            raise InvalidError("max_steps is -1; None leaves it to num_train_epochs")
+        return whole("max_steps", self.max_steps, 1, 10**12)
+
+    def _memory_limit(self) -> int:
+        limit = memory(self.memory_limit)
+        if 0 < limit < LEAST_MEMORY:
+            raise InvalidError(
+                f"memory_limit: {self.memory_limit!r} is {limit:,} bytes, in which nothing runs; "
+                f'with its unit it looks like "{limit if limit < 10_000 else 8}GiB"'
+            )
+        return limit
 
     def _warmup(self) -> dict[str, Any]:
         steps = number("warmup_steps", self.warmup_steps, 0, 1e12)
@@ -420,7 +446,13 @@ class Settings:
                 )
 
     def _refuse_what_is_not_built(self) -> None:
+        if self.method == "qlora":
+            raise InvalidError('method is \'qlora\'; give method="lora" and quant="nf4"')
         choice("method", self.method, ("lora", "full"))
+        if self.quant in ("4bit", "8bit", "int4", "int8"):
+            raise InvalidError(
+                f'quant must be one of nf4, fp8, it is {self.quant!r}; "nf4" has 4 bits, "fp8" 8'
+            )
         if self.quant is not None:
             choice("quant", self.quant, ("nf4", "fp8"))
             if self.method == "full":
@@ -435,7 +467,10 @@ class Settings:
                 "not in this version: save_to; set PANTHERAML_RUNS to a folder that stays"
             )
         if self.lora is not None and not isinstance(self.lora, LoRA):
-            raise InvalidError("lora must be a pantheraml.LoRA(…)")
+            hint = "give lora=pantheraml.LoRA(r=…)"
+            if isinstance(self.lora, Mapping):
+                hint = "give lora=pantheraml.LoRA(**…) with it"
+            raise InvalidError(f"lora must be a pantheraml.LoRA, it is {self.lora!r}; {hint}")
 
 
 def scheduler_kwargs(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -450,11 +485,14 @@ def scheduler_kwargs(given: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     if not isinstance(given, Mapping):
         raise InvalidError(f"lr_scheduler_kwargs must be a dict, it is {given!r}")
-    # Greedy's word for printing each change: every rate is in the run's history.
-    given = {name: value for name, value in given.items() if name != "verbose"}
+    # Greedy's word for printing each change: every rate is in the run's history. None is what
+    # transformers has for a keyword that is not given.
+    given = {
+        name: value for name, value in given.items() if name != "verbose" and value is not None
+    }
     for name, value in given.items():
         finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
-        if not isinstance(name, str) or not (finite or isinstance(value, str) or value is None):
+        if not isinstance(name, str) or not (finite or isinstance(value, str)):
             raise InvalidError(
                 f"lr_scheduler_kwargs: {name!r} must be a finite number or a word, it is {value!r}"
             )

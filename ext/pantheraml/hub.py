@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pantheraml.checks import path_of
@@ -11,6 +12,8 @@ from pantheraml.errors import InvalidError, NotFoundError, PeerError
 #: What fine-tuning reads of a repository.
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _UNWANTED = ["*/*", "consolidated*.safetensors"]
+#: A model's page on the hub.
+_PAGE = r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?"
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:
@@ -33,7 +36,16 @@ def resolve(model: str | os.PathLike[str]) -> Path:
         return path.absolute()
     name = os.fspath(model)
     if path.is_file():
+        if path.suffix == ".gguf":
+            raise InvalidError(
+                f"model: {path} is a GGUF file, which is only written; give the folder or the hub "
+                "name of the model with safetensors that it was made from"
+            )
         raise InvalidError(f"model: {path} is a file; give the folder that config.json is in")
+    if isinstance(name, str) and (match := re.fullmatch(_PAGE, name)):
+        raise InvalidError(f"model: {name} is an address; give its hub name, {match[1]!r}")
+    if isinstance(name, str) and name != name.strip() and path_of(name.strip()).is_dir():
+        raise NotFoundError(f"model: there is no folder {name!r}; it has a space too many")
     if not isinstance(name, str) or path.is_absolute() or name.startswith((".", "~")):
         raise NotFoundError(f"model: there is no folder {path}")
     if name.count("/") > 1 or not name.strip("/"):

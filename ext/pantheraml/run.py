@@ -330,6 +330,8 @@ class Run(Asking):
         """
         from pantheraml import export
 
+        if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+            raise InvalidError(f"folder must be where the export goes, it is {folder!r}")
         wanted, kind = export.check(self.config["method"] == "full", format, dtype)
         checkpoint = self._newest(step)
         request = export.Request(

@@ -45,6 +45,8 @@ def prompts(
     if text is not None:
         if not isinstance(text, str | Sequence):
             raise InvalidError(f"a prompt must be text, or a list of texts, it is {text!r}")
+        if text and isinstance(text[0], Mapping):
+            raise InvalidError("a prompt must be text; a conversation is given as messages=")
         several = not isinstance(text, str)
         found = [run._text.encode(one) for one in ([text] if isinstance(text, str) else text)]
     elif messages is not None:
@@ -52,8 +54,12 @@ def prompts(
         several = listed and bool(messages) and not isinstance(messages[0], Mapping)
         found = [run._text.encode_messages(one) for one in (messages if several else [messages])]
     else:
-        given = list(input_ids or ())
-        several = bool(given) and isinstance(given[0], Sequence)
+        ids: Any = input_ids
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids  # NumPy's, PyTorch's
+        if not isinstance(ids, Iterable):
+            raise InvalidError(f"input_ids must be a list of token ids, it is {input_ids!r}")
+        given = list(ids)
+        several = bool(given) and isinstance(given[0], Sequence) and not isinstance(given[0], str)
         found = [
             [config.whole("input_ids", i, 0, 2**31 - 1) for i in one]
             for one in (given if several else [given])

@@ -330,7 +330,7 @@ def test_finding_runs(runs: Path) -> None:
         ("rows.csv", pm.InvalidError, "ends in .csv"),
         ("rows.jsonl.gz", pm.InvalidError, "ends in .gz"),
         (3, pm.InvalidError, "must be a file or a list"),
-        ({"text": ["a"]}, pm.InvalidError, "not one dict of columns"),
+        ({"text": ["a"]}, pm.InvalidError, "not one dict"),
         ([], pm.InvalidError, "no rows"),
         ("https://example.com/rows.jsonl", pm.InvalidError, "is an address; download it"),
         ("owner/rows", pm.NotFoundError, r'load_dataset\("owner/rows"'),

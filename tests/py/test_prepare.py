@@ -283,7 +283,7 @@ GOOD = '{"text": "a"}\n'
         ('{"input_ids": [1, 2], "labels": [1, -100]}\n', "no token of any row is learned"),
         ('{"messages": []}\n', "line 1: messages must be a list with at least one turn"),
         ('{"messages": [{"role": "user"}]}\n', 'line 1: turn 1 has no "content"'),
-        ('{"messages": [{"role": "user", "content": "a"}]}\n', "no token of any row is learned"),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "the roles are 'user'"),
         ('{"prompt": "a", "completion": 3}\n', "line 1: 'completion' must be a string"),
         ('{"text": ["a"]}\n', "line 1: 'text' must be a string, it is a list"),
         ('{"text": {"a": 1}}\n', "line 1: 'text' must be a string, it is an object"),

@@ -278,7 +278,7 @@ TABLE = Dataset(pa.table({"text": ["a"]}))
         ([{"txt": 1}], "data[0]: a row must be"),
         (["text"], "data[0] must be a dict, it is str"),
         ({"train": TABLE, "test": TABLE}, "data is a dict of 'train', 'test'; give one of them"),
-        ({"text": ["a"]}, "not one dict of columns ('text')"),
+        ({"text": ["a"]}, "not one dict ('text'); give datasets.Dataset.from_dict(data)"),
         (Frame(), 'data is a DataFrame; give data.to_dict("records")'),
         (Dataset(pa.table({"txt": ["a"]})), "data[0]: a row must be"),
         (Dataset(pa.table({"text": pa.array([], pa.string())})), "data: there are no rows in it"),

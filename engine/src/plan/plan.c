@@ -367,7 +367,8 @@ static pml_status does_not_fit(const pmli_search *s, const pml_batch_limits *lim
     char advice[256];
     nearest(s, limits, advice, sizeof advice);
     if (advice[0] == '\0')
-        snprintf(advice, sizeof advice, "no batch does; %stake a smaller model",
+        snprintf(advice, sizeof advice,
+                 "no batch does; %sgive it that much, or take a smaller model",
                  s->config->method == PML_METHOD_FULL ? "method=\"lora\" needs less, or " : "");
     /* What a person gave, or what is free: the margin is in what is needed. */
     char room[48] = "less than that is";

@@ -241,7 +241,8 @@ def check(messages: object) -> Messages:
         A turn has pictures or other content that is not text.
     """
     if not isinstance(messages, list) or not messages:
-        raise InvalidError("messages must be a list with at least one turn")
+        hint = "; it is a text: json.loads(…) makes a list of it" if _is_json(messages) else ""
+        raise InvalidError(f"messages must be a list with at least one turn{hint}")
     for number, turn in enumerate(messages, 1):
         if not isinstance(turn, dict):
             raise InvalidError(f'turn {number} must be {{"role", "content"}}')
@@ -249,11 +250,17 @@ def check(messages: object) -> Messages:
             raise InvalidError(f'turn {number} has no "role"')
         if "content" not in turn and "tool_calls" not in turn:
             raise InvalidError(f'turn {number} has no "content"')
+        if turn.get("content", "") is None and not turn.get("tool_calls"):
+            raise InvalidError(f'turn {number}: "content" is null')
         for part in turn["content"] if isinstance(turn.get("content"), list) else ():
             kind = part.get("type") if isinstance(part, dict) else None
             if kind != "text":
                 raise NotInThisVersion(f"turn {number}: not in this version: content of {kind!r}")
     return messages
+
+
+def _is_json(value: object) -> bool:
+    return isinstance(value, str) and value.lstrip()[:1] == "["
 
 
 def tools_of(value: object) -> Any:

@@ -10,6 +10,7 @@ in memory only the fields that are used are kept.
 from __future__ import annotations
 
 import json
+import numbers
 import os
 import re
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pantheraml.checks import path_of
-from pantheraml.data.readers import need_pyarrow, read, source_of, without_nulls
+from pantheraml.data.readers import SUFFIXES, need_pyarrow, read, source_of, without_nulls
 from pantheraml.data.rows import FIELDS, Row, Source, kind_of
 from pantheraml.errors import InvalidError, NotFoundError
 from pantheraml.folders import private_file
@@ -113,8 +114,7 @@ class GivenRows(Given):
     def _lines(self) -> Iterator[bytes]:
         for index, row in enumerate(self._data):
             if not isinstance(row, Mapping):
-                what = type(row).__name__
-                raise InvalidError(f"{self.name}[{index}] must be a dict, it is {what}")
+                raise InvalidError(_no_row(self.name, index, row))
             if index == 0:
                 kind_of(Row(self._source, 0, dict(row), 0.0))
             try:
@@ -182,7 +182,11 @@ def look_at(data: Data, name: str = "data") -> Given:
             raise InvalidError(
                 f"{name} is a dict of {parts or 'nothing'}; give one of them, such as [{first!r}]"
             )
-        raise InvalidError(f"{name} must be a list of dicts, not one dict of columns ({parts})")
+        if all(isinstance(value, list | tuple) for value in data.values()):
+            how = f"give datasets.Dataset.from_dict({name})"
+        else:
+            how = f"give [{name}] if it is one row"
+        raise InvalidError(f"{name} must be a list of dicts, not one dict ({parts}); {how}")
     if _is_table(data):
         return GivenDataset(name, data)
     if hasattr(data, "to_dict") and hasattr(data, "columns"):
@@ -199,11 +203,33 @@ def _refuse_what_is_elsewhere(text: str, name: str) -> None:
     """An address, or a data set's name on the hub, is no file here: say how to get it."""
     if re.match(r"[a-z0-9+]{2,}://", text):
         raise InvalidError(f"{name}: {text} is an address; download it, and give the file")
+    if re.search(r"[*?\[]", text) and not Path(text).exists():
+        raise NotFoundError(
+            f"{name}: there is no file {text}; patterns are not searched for: one file is read, "
+            "and datasets.load_dataset(…) reads several"
+        )
+    if re.search(r"\s\S+\s", text) and not path_of(text).suffix and not path_of(text).exists():
+        raise NotFoundError(
+            f"{name}: there is no file {text[:80]!r}; if it is the text itself, give "
+            f'[{{"text": …}}]'
+        )
     if re.fullmatch(r"[\w-]+/[\w-]+", text) and not Path(text).exists():
         raise NotFoundError(
             f"{name}: there is no file {text}; if it is a data set on the hub, give "
             f'datasets.load_dataset("{text}", split="train")'
         )
+
+
+def _no_row(name: str, index: int, row: object) -> str:
+    """Say what a row is that is no dict, and what it may have been meant as."""
+    what, how = type(row).__name__, ""
+    if isinstance(row, os.PathLike) or (isinstance(row, str) and Path(row).suffix in SUFFIXES):
+        how = "; one file is read: put several together, or give datasets.load_dataset(…)"
+    elif isinstance(row, str):
+        how = f'; for texts, give [{{"text": text}} for text in {name}]'
+    elif isinstance(row, Iterable) and all(isinstance(one, numbers.Integral) for one in row):
+        how = f'; for token ids, give [{{"input_ids": ids}} for ids in {name}]'
+    return f"{name}[{index}] must be a dict, it is {what}{how}"
 
 
 def _is_table(data: object) -> bool:

@@ -110,6 +110,7 @@ class Preparation:
     ) -> None:
         self._source, self._model, self._options, self._what = source, model, options, what
         self._counts = Counts()
+        self._roles: set[str] = set()  # of turns, until there is an assistant's
         self._documents = array("q")  # first row of each
         self._said: list[tuple[str, str]] = []
         self._told = 0.0
@@ -174,7 +175,7 @@ class Preparation:
                 self._one_text(writer)
             else:
                 self._rows(writer)
-            _check(title, writer)
+            _check(title, writer, self._roles)
             if held_out is None:
                 writer.finish()
                 made = [(self._what, writer)]
@@ -201,6 +202,8 @@ class Preparation:
             for row in batch:
                 same_kind(row, kind)
             for row, (ids, labels) in tokeniser.batch(batch):
+                if kind == "messages" and "assistant" not in self._roles:
+                    self._roles.update(turn["role"] for turn in row.fields["messages"])
                 if len(ids) == 0:
                     self._counts.empty += 1
                     continue
@@ -282,7 +285,7 @@ class Preparation:
         ):
             writer.divide(held, kept, out)
             for part, name in ((kept, "train"), (out, "held out")):
-                _check(f"{title} ({name}, eval_split={share})", part)
+                _check(f"{title} ({name}, eval_split={share})", part, self._roles)
             out.finish()
             kept.finish()
         return [("train", kept), ("eval", out)]
@@ -398,9 +401,14 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _check(title: str, writer: ShardWriter) -> None:
+def _check(title: str, writer: ShardWriter, roles: set[str]) -> None:
     if writer.rows == 0:
         raise InvalidError(f"{title}: there are no rows in it")
+    if writer.learned == 0 and roles and "assistant" not in roles:
+        raise InvalidError(
+            f'{title}: only turns of the role "assistant" are learned, and there is none: the '
+            f"roles are {', '.join(map(repr, sorted(roles)))[:200]}"
+        )
     if writer.learned == 0:
         raise InvalidError(
             f"{title}: no token of any row is learned (every label is -100, beyond max_length, or "
@@ -411,7 +419,9 @@ def _check(title: str, writer: ShardWriter) -> None:
 def _held_out(share: float, n: int, what: str) -> int:
     held = int(share) if share >= 1 else math.ceil(share * n)
     if held >= n:
-        raise InvalidError(f"eval_split={share:g} holds out all of the data, {n:,} {what}")
+        raise InvalidError(
+            f"eval_split={share:g} holds out all of the data, {n:,} {what}; hold out fewer"
+        )
     return held
 
 

@@ -28,7 +28,7 @@ MAX_ROW = 256 << 20
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 1 << 20
 _BATCH = 256  # rows of Arrow data made into Python's at once
-_SUFFIXES: dict[str, Format] = {
+SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".txt": "txt",
 }  # fmt: skip
 _READ = ".jsonl, .json, .parquet and .txt are read"
@@ -47,16 +47,31 @@ def source_of(path: Path, name: str = "data") -> Source:
     if not path.exists():
         raise NotFoundError(f"{name}: there is no file {path}")
     if not path.is_file():
-        raise InvalidError(f"{name}: {path} is not a file; {_READ}")
+        raise InvalidError(f"{name}: {path} is not a file; {_folder_hint(path) or _READ}")
     suffix = path.suffix.lower()
-    kind = _SUFFIXES.get(suffix)
+    kind = SUFFIXES.get(suffix)
     if kind is None:
-        raise InvalidError(f"{name}: {path} ends in {suffix or 'nothing'}; {_READ}")
+        hint = ""
+        if suffix in (".csv", ".tsv"):
+            sep = ', sep="\\t"' if suffix == ".tsv" else ""
+            hint = f'; datasets.load_dataset("csv", data_files=…{sep}, split="train") reads it'
+        elif suffix in (".gz", ".zst", ".xz", ".bz2", ".zip"):
+            hint = "; unpack it first"
+        raise InvalidError(f"{name}: {path} ends in {suffix or 'nothing'}; {_READ}{hint}")
     if kind == "parquet":
         need_pyarrow(f"{name}: reading {path}")
     if kind == "json" and _first_byte(path) == b"{":
         kind = "jsonl"
     return Source(path, kind, name)
+
+
+def _folder_hint(path: Path) -> str:
+    """Say what a folder is that was given as data, where that can be seen."""
+    if (path / "config.json").exists():
+        return "it is a model's folder: finetune(model, data), preview(data, model)"
+    if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+        return "it is a saved data set: give datasets.load_from_disk(…)"
+    return ""
 
 
 def read(source: Source) -> Iterator[Row]:

@@ -6,6 +6,7 @@ reads them, here is what they give.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,12 @@ KINDS: dict[Kind, tuple[str, ...]] = {
 FIELDS = (
     "text", "prompt", "completion", "messages", "tools", "chat_template_kwargs",
     "input_ids", "labels", "attention_mask",
+)  # fmt: skip
+
+#: Names that others have for a prompt and its completion.
+_PAIRS = (
+    ("instruction", "output"), ("instruction", "response"), ("question", "answer"),
+    ("input", "output"), ("query", "response"), ("prompt", "response"),
 )  # fmt: skip
 
 _EXPECTED = '{"text"}, {"prompt", "completion"}, {"messages"} or {"input_ids", "labels"}'
@@ -102,7 +109,21 @@ def kind_of(row: Row) -> Kind:
         if all(row.fields.get(name) is not None for name in needed):
             return kind
     have = ", ".join(map(_named, row.fields.items())) or "nothing"
-    raise row.fail(f"a row must be {_EXPECTED}; this one has {have[:300]}")
+    raise row.fail(f"a row must be {_EXPECTED}; this one has {have[:300]}{_meant(row.fields)}")
+
+
+def _meant(fields: Mapping[str, Any]) -> str:
+    """Say how rows as other tools have them are written here."""
+    if "conversations" in fields:
+        return '; "messages" is a list of {"role", "content"}, and "assistant" the role that learns'
+    if "chosen" in fields and "rejected" in fields:
+        return "; preferences are not trained on in this version"
+    for asked, said in _PAIRS:
+        if asked in fields and said in fields:
+            return f'; {asked!r} may be the "prompt", {said!r} the "completion"'
+    if isinstance(fields.get("content"), str) and "role" not in fields:
+        return '; "content" may be the "text"'
+    return ""
 
 
 def _named(field: tuple[str, Any]) -> str:
