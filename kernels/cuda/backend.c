@@ -89,6 +89,13 @@ static pml_status dtypes_of(int index, unsigned *dtypes, pml_error *err)
     return status;
 }
 
+static pml_status identity_of(int index, pml_device_identity *identity, pml_error *err)
+{
+    int count;
+    pml_status status = devices(&count, err);
+    return status == PML_OK ? pmli_cuda_identity(index, identity, err) : status;
+}
+
 static pml_status open_device(const pml_device_options *options, pml_device **device,
                               pml_error *err)
 {
@@ -107,6 +114,7 @@ static const pml_backend backend = {
     .adapters_beside = true,
     .devices = devices,
     .dtypes_of = dtypes_of,
+    .identity_of = identity_of,
     .library = pmli_find_library,
     .open = open_device,
     .close = pmli_cuda_close,

@@ -58,6 +58,38 @@ pml_status pmli_cuda_has_code(int capability, const char *name, pml_error *err)
                     name, capability / 10, capability % 10, targets);
 }
 
+/* As nvidia-smi writes it, without its "GPU-". */
+static void print_uuid(const CUuuid *uuid, char text[37])
+{
+    char *at = text;
+    for (int i = 0; i < 16; i++)
+        at += sprintf(at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "",
+                      (unsigned char)uuid->bytes[i]);
+}
+
+pml_status pmli_cuda_identity(int index, pml_device_identity *identity, pml_error *err)
+{
+    int count = 0;
+    CUdevice id = 0;
+    CUuuid uuid = {0};
+    *identity = (pml_device_identity){0};
+    pml_status status = PMLI_CU(pmli_cu.cuDeviceGetCount(&count), "counting GPUs", err);
+    if (status == PML_OK && (index < 0 || index >= count))
+        return PML_FAIL(err, PML_NOT_FOUND, "no GPU cuda:%d: the driver sees %d", index, count);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGet(&id, index), "opening a GPU", err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGetUuid_v2(&uuid, id), "GPU's uuid", err);
+    if (status == PML_OK)
+        status = PMLI_CU(pmli_cu.cuDeviceGetPCIBusId(identity->bus, (int)sizeof identity->bus, id),
+                         "GPU's PCI address", err);
+    if (status == PML_OK)
+        status =
+            PMLI_CU(pmli_cu.cuDeviceTotalMem(&identity->memory_total, id), "GPU's memory", err);
+    print_uuid(&uuid, identity->uuid);
+    return status;
+}
+
 static pml_status identify(pml_device *d, int index, pml_error *err)
 {
     int count = 0;

@@ -50,6 +50,7 @@ struct pml_graph {
 };
 
 /* Slots of pml_backend, which has their contracts (pml_op/backend.h). */
+pml_status pmli_cuda_identity(int index, pml_device_identity *identity, pml_error *err);
 pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device, pml_error *err);
 void pmli_cuda_close(pml_device **device);
 pml_status pmli_cuda_info(pml_device *device, pml_device_info *info, pml_error *err);

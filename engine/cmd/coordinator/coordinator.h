@@ -40,6 +40,7 @@ typedef struct worker {
     const char *device;         /* borrowed from run.json's message */
     pid_t pid;                  /* 0: not there */
     int lease;                  /* our end of the socket pair */
+    int reserved;               /* its device's memory, for who replaces it; -1: none */
     char state[12];             /* as in record worker */
     int turns[RUN_STOPPED + 1]; /* how often it has said each of the run's states */
     pml_keypair keys;
@@ -146,12 +147,13 @@ typedef struct coordinator {
     worker *workers;
     char said[RUN_STOPPED + 1][512]; /* the reason that worker 0 gave with each state */
     int world, comm;                 /* comm: the memfd of the collectives, -1: none */
-    int slots, slot; /* the memfd of the snapshots; the one to go on from, -1: none */
-    bool ready;      /* all workers are, and get commands */
-    size_t go_after; /* commands that must be committed before `go` */
-    bool went;       /* `go` was sent to the workers that are there */
-    bool begun;      /* ever: there may be something to save */
-    double gpus_at;  /* when a step told of the GPUs; 0: not yet */
+    int slots, slot;       /* the memfd of the snapshots; the one to go on from, -1: none */
+    bool ready;            /* all workers are, and get commands */
+    size_t go_after;       /* commands that must be committed before `go` */
+    bool went;             /* `go` was sent to the workers that are there */
+    bool begun;            /* ever: there may be something to save */
+    double memory_used_at; /* when workers_use_memory has something to do again */
+    double gpus_at;        /* when a step told of the GPUs; 0: not yet */
     int64_t memory_step, memory_rss;
     failure failure;
 
@@ -286,6 +288,10 @@ void worker_order(coordinator *c, worker *w, const pml_message *order);
 /* What it may miss, or is told again. False, and logged: it could not be sent. */
 bool worker_tell(coordinator *c, worker *w, const pml_message *word);
 void workers_publish(coordinator *c);
+/* Nobody is there, or to come, who needs the devices' memory. */
+void workers_give_memory_back(coordinator *c);
+/* Now and then: that its files are in use. */
+void workers_use_memory(coordinator *c, double now);
 /* A process has ended; pid is ours. */
 void worker_ended(coordinator *c, worker *w, int status);
 bool workers_gone(const coordinator *c);

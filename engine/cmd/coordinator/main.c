@@ -269,12 +269,15 @@ static void tick(coordinator *c)
     if (c->broken)
         begin_end(c);
     journal_tick(c, now);
+    workers_use_memory(c, now);
     if (now - c->beat_at >= 1) {
         c->beat_at = now;
         heartbeat(c);
     }
-    if (run_is_over(c) && workers_gone(c)) /* nobody is left to carry them out */
+    if (run_is_over(c) && workers_gone(c)) { /* nobody is left to carry them out */
         commands_refuse_open(c, "the run has ended");
+        workers_give_memory_back(c);
+    }
     end_in_time(c, now);
     if (c->ending && c->ending_since == 0)
         begin_end(c);

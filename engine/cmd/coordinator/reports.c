@@ -1,11 +1,13 @@
 /* What workers report, and what becomes of it. */
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #include "coordinator.h"
 #include "pml/base/clock.h"
 #include "pml/base/log.h"
+#include "pml/net/pass.h"
 
 static void go_when_all_are_ready(coordinator *c)
 {
@@ -53,6 +55,7 @@ static void take_ready(coordinator *c, worker *w, pml_message **m)
     if (w->ready)
         return;
     w->ready = true;
+    hear_last_word(c, w); /* not its last: what it has reserved, before it was ready */
     w->step = pml_message_int(*m, "step");
     w->max_steps = pml_message_int(*m, "max_steps");
     pml_message *plan = pml_message_part(*m, "plan", 0);
@@ -265,15 +268,11 @@ void handle_report(coordinator *c, const pml_inbound *in)
     pml_message_destroy(&m);
 }
 
-void hear_last_word(coordinator *c, worker *w)
+static void take_last_word(coordinator *c, worker *w, const char *text, size_t size)
 {
-    static char text[PML_MESSAGE_MAX];
     pml_error err = PML_ERROR_INIT;
     pml_message *m;
-    ssize_t n = w->lease < 0 ? 0 : recv(w->lease, text, sizeof text, MSG_DONTWAIT);
-    if (n <= 0 || c->recovery.under_way) /* it has said nothing, or as in take_report */
-        return;
-    if (pml_message_parse(PML_CHANNEL_REPORT, text, (size_t)n, &m, &err) != PML_OK) {
+    if (pml_message_parse(PML_CHANNEL_REPORT, text, size, &m, &err) != PML_OK) {
         c->bad_messages++;
         pml_log(PML_LOG_ERROR, "worker %d: %s", w->rank, err.message);
         return;
@@ -284,6 +283,25 @@ void hear_last_word(coordinator *c, worker *w)
     else
         c->bad_roles++;
     pml_message_destroy(&m);
+}
+
+/* A descriptor is that of its device's memory: kept for who replaces it. */
+void hear_last_word(coordinator *c, worker *w)
+{
+    static char text[PML_MESSAGE_MAX];
+    int descriptor;
+    for (ssize_t n = 1; n > 0;) {
+        n = w->lease < 0 ? 0 : pml_pass_receive(w->lease, text, sizeof text, &descriptor);
+        if (n <= 0)
+            return;
+        if (descriptor >= 0) {
+            if (w->reserved >= 0)
+                close(w->reserved);
+            w->reserved = descriptor;
+        } else if (!c->recovery.under_way) { /* else as in take_report */
+            take_last_word(c, w, text, (size_t)n);
+        }
+    }
 }
 
 void workers_acknowledge(coordinator *c)

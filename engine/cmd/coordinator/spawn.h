@@ -7,7 +7,7 @@
 
 #include "pml/base/error.h"
 
-enum { SPAWN_FDS = 5, SPAWN_END = -1, SPAWN_NULL = -2 };
+enum { SPAWN_FDS = 6, SPAWN_END = -1, SPAWN_NULL = -2 };
 
 typedef struct spawn {
     const char *const *argv; /* NULL at the end; argv[0] is the program, looked up in PATH */

@@ -78,7 +78,7 @@ static pml_status make_workers(coordinator *c, pml_error *err)
         worker *w = &c->workers[r];
         w->rank = r;
         w->device = pml_message_string_at(c->run, "devices", (size_t)r);
-        w->lease = -1;
+        w->lease = w->reserved = -1;
         snprintf(w->state, sizeof w->state, "starting");
     }
     return PML_OK;

@@ -13,6 +13,7 @@
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/dist/comm.h"
+#include "pml/net/reserve.h"
 #include "pml/train/run.h"
 #include "pml/train/slots.h"
 #include "spawn.h"
@@ -20,6 +21,7 @@
 /* What workers said before may arrive after an end; by the clock of watch.c and longer than one
  * round counts, so that we have listened since. */
 static const double better_cause_seconds = 0.5;
+static const double touch_seconds = 3600;    /* cleaners of /tmp go by days */
 static const double last_words_seconds = 10; /* of one that is there, after a failure */
 
 void worker_set_state(worker *w, const char *state)
@@ -139,7 +141,8 @@ static pml_status start_one(coordinator *c, worker *w, const char *program, pml_
                .log_path = log_path,
                .out = -1,
                .fds = {pair[1], c->comm >= 0 ? c->comm : SPAWN_NULL, c->slots,
-                       lock >= 0 ? lock : SPAWN_NULL, SPAWN_END}};
+                       lock >= 0 ? lock : SPAWN_NULL, w->reserved >= 0 ? w->reserved : SPAWN_NULL,
+                       SPAWN_END}};
     if (status == PML_OK)
         status = spawn_process(&s, &w->pid, err);
     if (s.unlogged != 0)
@@ -257,17 +260,40 @@ void workers_forget(coordinator *c)
     for (int r = 0; r < c->world; r++) {
         worker *w = &c->workers[r];
         shut_out(c, w);
+        hear_last_word(c, w); /* where it has passed us its memory, that is there */
         if (w->lease >= 0)
             close(w->lease);
         pml_message_destroy(&w->plan);
         pml_message_destroy(&w->identity);
         pml_message_destroy(&w->gpu);
-        *w = (worker){.rank = r, .device = w->device, .lease = -1};
+        *w = (worker){.rank = r, .device = w->device, .lease = -1, .reserved = w->reserved};
         worker_set_state(w, "starting");
     }
     if (c->comm >= 0)
         close(c->comm);
     c->comm = -1;
+}
+
+void workers_give_memory_back(coordinator *c)
+{
+    for (int r = 0; r < c->world; r++) {
+        worker *w = &c->workers[r];
+        if (w->reserved >= 0)
+            close(w->reserved);
+        if (w->lease >= 0) /* where it may be still on its way */
+            close(w->lease);
+        w->reserved = w->lease = -1;
+    }
+}
+
+void workers_use_memory(coordinator *c, double now)
+{
+    if (now < c->memory_used_at)
+        return;
+    c->memory_used_at = now + touch_seconds;
+    for (int r = 0; r < c->world; r++)
+        if (c->workers[r].reserved >= 0)
+            pml_reservation_touch(c->workers[r].reserved);
 }
 
 /* The first of the weightiest counts. */
@@ -402,9 +428,8 @@ void worker_ended(coordinator *c, worker *w, int status)
 
 void workers_free(coordinator *c)
 {
+    workers_give_memory_back(c);
     for (int r = 0; r < c->world; r++) {
-        if (c->workers[r].lease >= 0)
-            close(c->workers[r].lease);
         pml_message_destroy(&c->workers[r].plan);
         pml_message_destroy(&c->workers[r].identity);
         pml_message_destroy(&c->workers[r].gpu);

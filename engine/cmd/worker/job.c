@@ -1,6 +1,8 @@
 /* The job of a real run: token shards through the stepper, snapshots to checkpoints. */
 #include "job.h"
 
+#include "claim.h"
+
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
@@ -26,6 +28,7 @@ struct job {
     const pml_backend *backend;
     int device; /* which of its kind */
     pml_comm *comm;
+    claim *memory; /* NULL: the device's is the host's */
     source train, eval;
     pml_stepper *stepper;
     pml_snapshot *frame; /* rank 0: what checkpoints are written through */
@@ -154,38 +157,38 @@ static void keep_compiled(const char *device)
                 err.message);
 }
 
-static pml_status free_memory(const job *j, size_t *bytes, pml_error *err)
-{
-    size_t total;
-    if (j->backend == pml_backend_cpu())
-        return pml_cpu_memory(&total, bytes, err);
-    const pml_device_options options = {.index = j->device, .threads = 1};
-    pml_device *device = NULL;
-    pml_device_info info = {0};
-    pml_status status = j->backend->open(&options, &device, err);
-    if (status == PML_OK)
-        status = j->backend->info(device, &info, err);
-    if (device != NULL)
-        j->backend->close(&device);
-    *bytes = info.memory_free;
-    return status;
-}
-
-/* Without a limit the workers of a device divide what is free before the first of them takes its
- * arena; rank 0's figure counts, so that all make the same plan. One that has a GPU
- * to itself asks when it has opened it. */
+/* Without a limit the workers of this machine divide what is free before the first of them takes
+ * its arena; rank 0's figure counts, so that all make the same plan. */
 static pml_status divide_memory(job *j, const job_setup *setup, pml_error *err)
 {
-    if (j->config.memory_limit > 0 || (setup->world == 1 && j->backend != pml_backend_cpu()))
+    if (j->config.memory_limit > 0)
         return PML_OK;
-    size_t free = 0;
-    pml_status status = setup->rank == 0 ? free_memory(j, &free, err) : PML_OK;
+    size_t total, free = 0;
+    pml_status status = setup->rank == 0 ? pml_cpu_memory(&total, &free, err) : PML_OK;
     double bytes = (double)free;
     if (status == PML_OK)
         status = pml_comm_allreduce_f64(setup->comm, &bytes, 1, err);
     if (status == PML_OK)
         j->config.memory_limit = (size_t)(bytes / sharing(setup));
     return status;
+}
+
+/* A GPU's memory is reserved among all runs, and its workers divide what is left; the host's is not
+ * (docs/decisions/0117): it is divided among this run's. */
+static pml_status claim_memory(job *j, const job_setup *setup, pml_error *err)
+{
+    if (j->backend->identity_of == NULL)
+        return divide_memory(j, setup, err);
+    const claim_options options = {.backend = j->backend,
+                                   .index = j->device,
+                                   .device = device_of(setup),
+                                   .run = setup->folder,
+                                   .inherited = setup->reserved,
+                                   .comm = setup->comm,
+                                   .keep = setup->keep,
+                                   .tick = setup->tick,
+                                   .user = setup->user};
+    return claim_new(&options, &j->memory, err);
 }
 
 /* A run that goes on repeats its plan: recompute and chunks decide bits. */
@@ -212,6 +215,7 @@ static pml_status make_stepper(job *j, const job_setup *setup, const pml_batch_l
         .progress = setup->progress,
         .move = setup->move,
         .user = setup->user,
+        .claim = j->memory != NULL ? claim_of_stepper(j->memory) : NULL,
     };
     pml_message_destroy(&identity);
     pml_status status = pml_stepper_new(&options, &j->stepper, err);
@@ -320,7 +324,7 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     if (status == PML_OK)
         status = pml_backend_named(device_of(setup), false, &j->backend, &j->device, err);
     if (status == PML_OK)
-        status = divide_memory(j, setup, err);
+        status = claim_memory(j, setup, err);
     if (status == PML_OK)
         status = make_stepper(j, setup, &limits, err);
     if (status != PML_OK)
@@ -343,6 +347,8 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     if (status != PML_OK)
         return status;
     snprintf(facts->note, sizeof facts->note, "%s", pml_stepper_note(j->stepper));
+    if (j->memory != NULL)
+        snprintf(facts->unreserved, sizeof facts->unreserved, "%s", claim_trouble(j->memory));
     memcpy(facts->lacks, info.lacks, sizeof facts->lacks);
     memcpy(facts->device, info.name, sizeof facts->device);
     memcpy(facts->bus, info.bus, sizeof facts->bus);
@@ -356,6 +362,7 @@ static void train_close(job **out)
     *out = NULL;
     pml_snapshot_destroy(&j->frame);
     pml_stepper_destroy(&j->stepper);
+    claim_destroy(&j->memory); /* when the device's memory is free */
     close_source(&j->eval);
     close_source(&j->train);
     free(j);

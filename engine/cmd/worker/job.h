@@ -25,6 +25,9 @@ typedef struct job_setup {
     /* Called after each micro-batch, of training and of evaluation. */
     void (*tick)(void *user);
     void (*move)(void *user); /* before each op */
+    int reserved; /* descriptor of the reservation of the worker that this one replaces, which the
+                     job takes over; -1 */
+    void (*keep)(void *user, int descriptor); /* to hold this reservation beyond our end */
     void *user;
 } job_setup;
 
@@ -48,6 +51,7 @@ typedef struct job_facts {
     void *stage;               /* whole pages for one that steps alone use otherwise; NULL: none */
     char note[160];            /* pml_stepper_note */
     char lacks[400];           /* as pml_device_info */
+    char unreserved[400];      /* claim_trouble; "": what the plan takes is reserved, if need be */
     char device[128], bus[20]; /* name and PCI address of a GPU; bus "": it is none */
     pml_train_state state; /* from the checkpoint, or from the configuration; with its identity */
 } job_facts;

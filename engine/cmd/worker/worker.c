@@ -16,6 +16,7 @@
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/net/connection.h"
+#include "pml/net/pass.h"
 #include "pml/train/run.h"
 #include "pml/train/slots.h"
 
@@ -35,7 +36,7 @@ typedef struct worker {
 static pml_status read_start(worker *w, pml_error *err)
 {
     static char text[PML_MESSAGE_MAX];
-    for (int fd = LEASE_FD; fd <= LOCK_FD; fd++)
+    for (int fd = LEASE_FD; fd <= RESERVED_FD; fd++)
         if (fcntl(fd, F_SETFD, FD_CLOEXEC) != 0)
             return PML_FAIL(err, PML_INVALID, "a worker is started by a coordinator, not by hand");
     ssize_t n = recv(LEASE_FD, text, sizeof text, 0);
@@ -141,6 +142,20 @@ static void warn(worker *w, const char *text)
     link_event(w->link, event);
 }
 
+/* The coordinator holds it for the worker that may have to replace us. */
+static void keep(void *user, int descriptor)
+{
+    worker *w = user;
+    char text[300];
+    pml_error err = PML_ERROR_INIT;
+    if (pml_pass_send(LEASE_FD, descriptor, &err) == PML_OK)
+        return;
+    snprintf(text, sizeof text,
+             "should this worker die, its GPU's memory is free to all until it is replaced: %.200s",
+             err.message);
+    warn(w, text);
+}
+
 /* Rotary angles have no end, so transformers trains such rows too, and so do we. */
 static void warn_of_long_rows(worker *w)
 {
@@ -219,6 +234,8 @@ static pml_status open_job(worker *w, const job_kind *kind, pml_error *err)
                        .progress = progress,
                        .tick = tick,
                        .move = move,
+                       .reserved = RESERVED_FD,
+                       .keep = keep,
                        .user = w};
     int slot = (int)pml_message_int(w->start, "slot");
     pml_slot_view view = {0};
@@ -269,6 +286,8 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
             warn(w, w->facts.note);
         if (w->facts.lacks[0] != '\0')
             warn(w, w->facts.lacks);
+        if (w->facts.unreserved[0] != '\0')
+            warn(w, w->facts.unreserved);
         warn_of_long_rows(w);
         report_ready(w);
         pulse_enter(link_pulse(w->link), PHASE_STANDING);

@@ -84,6 +84,25 @@ static pml_status make_private(const char *path, pml_error *err)
     return check_private(path, err);
 }
 
+static pml_status make_with_parent(char *path, pml_error *err)
+{
+    char *slash = strrchr(path, '/');
+    *slash = '\0';
+    pml_status status = make_private(path, err);
+    *slash = '/';
+    return status == PML_OK ? make_private(path, err) : status;
+}
+
+/* Not below XDG_RUNTIME_DIR: runs of one user must come to one folder, whatever their environment,
+ * and it has to stay when the last session ends. */
+pml_status pml_runtime_devices(char *path, size_t capacity, pml_error *err)
+{
+    int n = snprintf(path, capacity, "/tmp/pml-%u/devices", (unsigned)geteuid());
+    if (n < 0 || (size_t)n >= capacity)
+        return PML_FAIL(err, PML_INTERNAL, "no room for the path of device files");
+    return make_with_parent(path, err);
+}
+
 /* ---- the lock ---- */
 
 /* An open-file-description lock: like flock it goes with the descriptor, whatever ends the process;
@@ -188,15 +207,6 @@ static void remove_left_over(int fd, const char *hex)
 }
 
 /* ---- taking, finding, leaving ---- */
-
-static pml_status make_with_parent(char *path, pml_error *err)
-{
-    char *slash = strrchr(path, '/');
-    *slash = '\0';
-    pml_status status = make_private(path, err);
-    *slash = '/';
-    return status == PML_OK ? make_private(path, err) : status;
-}
 
 pml_status pml_runtime_take(const char *run_folder, char *path, size_t capacity, int *lock,
                             pml_error *err)

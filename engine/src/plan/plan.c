@@ -26,6 +26,11 @@ static const size_t gpu_reserve = (size_t)580 << 20;
 /* The most that a process was found to take beyond its plan is 3.6 MiB. */
 static const size_t margin = (size_t)4 << 20;
 
+size_t pml_plan_beside(const pml_backend *backend)
+{
+    return strcmp(backend->name, "cpu") == 0 ? 0 : gpu_reserve;
+}
+
 static int threads_of(const pml_train_config *config)
 {
     cpu_set_t set;
@@ -51,7 +56,7 @@ static int32_t least_count(int32_t a, int32_t b)
 static size_t runtime_bytes(const pmli_search *s, const pml_program *p, const pml_plan *plan)
 {
     if (strcmp(s->backend->name, "cpu") != 0)
-        return gpu_reserve;
+        return pml_plan_beside(s->backend);
     pml_train_config settled = *s->config;
     pml_plan_settle(&plan->choices, &settled);
     size_t snapshot = pml_program_snapshot_bytes(p, &settled);

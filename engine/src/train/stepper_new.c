@@ -46,23 +46,53 @@ static pml_status repeat_plan(pml_stepper *s, const pml_stepper_options *o, size
     return status;
 }
 
-static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
+/* What may be planned with, our own context's memory included. With a claim others wait until
+ * settle. */
+static pml_status ask(pml_stepper *s, const pml_stepper_options *o, size_t *bytes, pml_error *err)
 {
-    size_t available = s->config.memory_limit;
-    if (available == 0) {
-        pml_device_info info;
-        pml_status status = s->backend->info(s->device, &info, err);
-        if (status != PML_OK)
-            return status;
-        available = info.memory_free + info.held;
-    }
-    pml_status status = o->choices.head_chunk > 0
-                            ? repeat_plan(s, o, available, err)
-                            : pml_plan_make(&s->spec, &s->config, &o->limits, s->backend,
-                                            pml_plan_room(available), &s->plan, err);
+    pml_device_info info;
+    pml_status status = o->claim != NULL ? o->claim->begin(o->claim->user, err) : PML_OK;
+    if (status == PML_OK)
+        status = s->backend->info(s->device, &info, err);
     if (status != PML_OK)
         return status;
+    *bytes = info.memory_free + info.held;
+    return o->claim != NULL ? o->claim->ask(o->claim->user, &info, bytes, err) : PML_OK;
+}
+
+/* What `planned` says of s->plan is what is reserved. */
+static pml_status settle(pml_stepper *s, const pml_stepper_options *o, pml_status planned,
+                         pml_error *err)
+{
+    if (o->claim == NULL)
+        return planned;
+    if (planned == PML_OK)
+        return o->claim->settle(o->claim->user, s->plan.total, err);
+    o->claim->give_up(o->claim->user, err);
+    return planned;
+}
+
+static pml_status find_plan(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
+{
+    size_t available = s->config.memory_limit, there = 0;
+    pml_status status = PML_OK;
+    if (available == 0 || o->claim != NULL)
+        status = ask(s, o, &there, err);
+    if (status != PML_OK)
+        return status;
+    available = available > 0 ? available : there;
+    status = o->choices.head_chunk > 0 ? repeat_plan(s, o, available, err)
+                                       : pml_plan_make(&s->spec, &s->config, &o->limits, s->backend,
+                                                       pml_plan_room(available), &s->plan, err);
     s->plan.available = available;
+    return status;
+}
+
+static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
+{
+    pml_status status = settle(s, o, find_plan(s, o, err), err);
+    if (status != PML_OK)
+        return status;
     pml_plan_settle(&s->plan.choices, &s->config);
     return pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
 }
@@ -71,18 +101,17 @@ static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_er
  * not (memory in pieces, or kept by the driver), a sixteenth less is asked for. */
 static pml_status plan_for_less(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
 {
-    const size_t wanted = s->plan.total;
-    pml_device_info info;
-    pml_status status = s->backend->info(s->device, &info, err);
-    if (status != PML_OK)
-        return status;
-    size_t free_now = info.memory_free + info.held, less = wanted - wanted / 16;
-    size_t available = free_now < less ? free_now : less;
+    const size_t wanted = s->plan.total, less = wanted - wanted / 16;
+    size_t available = 0;
     pml_program_destroy(&s->program);
     s->config.optimizer =
         o->config->optimizer; /* the first plan's choice of moments, too, is open */
-    status = pml_plan_make(&s->spec, &s->config, &o->limits, s->backend, pml_plan_room(available),
-                           &s->plan, err);
+    pml_status status = ask(s, o, &available, err);
+    available = available < less ? available : less;
+    if (status == PML_OK)
+        status = pml_plan_make(&s->spec, &s->config, &o->limits, s->backend,
+                               pml_plan_room(available), &s->plan, err);
+    status = settle(s, o, status, err);
     if (status == PML_OK)
         pml_plan_settle(&s->plan.choices, &s->config);
     if (status == PML_OK)
@@ -210,6 +239,8 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
         status = make_plan(s, o, err);
     if (status == PML_OK)
         status = take_arena(s, o, err);
+    if (status == PML_OK && o->claim != NULL)
+        status = o->claim->taken(o->claim->user, s->program->arena, err);
     if (status == PML_OK)
         status = take_host_memory(s, err);
     if (status == PML_OK)

@@ -45,6 +45,13 @@ typedef struct pml_device_info {
     int capability; /* a GPU's: 90 is compute capability 9.0 (PML_CUDA_CAPABILITY); else 0 */
 } pml_device_info;
 
+/* What a device is before it is opened. */
+typedef struct pml_device_identity {
+    char uuid[37]; /* of the device, or of the part of one that this process sees (MIG) */
+    char bus[20];  /* as pml_device_info */
+    size_t memory_total;
+} pml_device_identity;
+
 #define PML_OP_SLOT(name, signature, sentence)                                                     \
     pml_status (*name)(pml_queue *, const pml_##name##_args *, pml_error *);
 
@@ -69,6 +76,8 @@ typedef struct pml_backend {
      * it multiplies E4M3 codes: from sm_89 on. As devices, makes no context. PML_UNSUPPORTED: a GPU
      * that nothing of this build runs on. */
     pml_status (*dtypes_of)(int index, unsigned *dtypes, pml_error *err);
+    /* Which device it is; as devices, makes no context. NULL: there is only the host. */
+    pml_status (*identity_of)(int index, pml_device_identity *identity, pml_error *err);
 
     /* Libraries that such devices use beside their driver, without a device and without a driver:
      * where the one of this number (from 0) lies. PML_NOT_FOUND: what to install; PML_INVALID:
@@ -134,7 +143,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 13, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 14, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

@@ -59,6 +59,10 @@ pml_status pml_runtime_take(const char *run_folder, char *path, size_t capacity,
  * or on another machine; PML_DENIED: the folder that the lock names is not ours alone. */
 pml_status pml_runtime_find(const char *run_folder, char *path, size_t capacity, pml_error *err);
 
+/* Where device files are (pml/net/reserve.h), /tmp/pml-<uid>/devices; made, 0700. PML_DENIED as for
+ * pml_runtime_take. */
+pml_status pml_runtime_devices(char *path, size_t capacity, pml_error *err);
+
 /* The holder's end: remove the runtime folder, then let go of the lock. */
 void pml_runtime_leave(const char *path, int *lock);
 

@@ -105,6 +105,10 @@ pml_status pml_plan_unpack(const pml_model_spec *spec, const pml_train_config *c
                            const pml_batch_limits *limits, const pml_backend *backend,
                            size_t available, pml_plan *plan, pml_error *err);
 
+/* What a worker on such a device takes beside its arena: of a plan's runtime all that is not
+ * counted from its program. 0: the CPU. */
+size_t pml_plan_beside(const pml_backend *backend);
+
 /* Capacity of a piece when a micro-batch of `limits` is run in `pieces`: a document is never cut.
  */
 pml_batch_limits pml_piece_limits(const pml_batch_limits *limits, int32_t pieces);

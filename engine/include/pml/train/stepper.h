@@ -21,6 +21,21 @@
 
 typedef struct pml_stepper pml_stepper;
 
+/* Others plan with the device's memory, too: between begin and settle they wait. Each returns
+ * PML_OK, or the error that the stepper is not made for. */
+typedef struct pml_memory_claim {
+    pml_status (*begin)(void *user, pml_error *err);
+    /* What may be planned with, when the device says that it has so much. */
+    pml_status (*ask)(void *user, const pml_device_info *info, size_t *bytes, pml_error *err);
+    /* The plan takes so many: they are ours from now on. */
+    pml_status (*settle)(void *user, size_t bytes, pml_error *err);
+    /* There is no plan, for the reason in err, which may get words. */
+    void (*give_up)(void *user, pml_error *err);
+    /* Of them so many are allocated. */
+    pml_status (*taken)(void *user, size_t bytes, pml_error *err);
+    void *user;
+} pml_memory_claim;
+
 typedef struct pml_stepper_options {
     const pml_train_config *config;
     const pml_backend *backend;
@@ -40,6 +55,7 @@ typedef struct pml_stepper_options {
     /* Called before each op, for who wants to see it come on. May be NULL. */
     void (*move)(void *user);
     void *user;
+    const pml_memory_claim *claim; /* NULL: what the device says is ours */
     /* Instead of what config.json says, and of the folder's weights: the caller brings some
      * (pml_gguf_load). NULL: as the folder has them. */
     const pml_model_spec *spec;

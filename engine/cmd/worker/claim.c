@@ -1,0 +1,334 @@
+#include "claim.h"
+
+#include <limits.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pml/net/connection.h"
+#include "pml/net/reserve.h"
+
+/* Somebody plans: a second or two, with a context to be made, and as many in the line as a GPU has
+ * room for. Longer than that nobody plans who is not stopped. */
+static const double patience_seconds = 60;
+
+enum { KEY_DIGITS = 12 }; /* of a uuid, in hexadecimal: a double has all of them */
+
+struct claim {
+    pml_reservation *r; /* NULL: in trouble */
+    pml_comm *comm;
+    const pml_backend *backend;
+    char device[16];
+    double key;     /* of the device, among workers */
+    double *values; /* one a worker */
+    int sharing;    /* workers on this device */
+    bool first;     /* of them: the turn is ours for all */
+    size_t left;    /* bytes that our plan may take, as of ask */
+    size_t held;    /* what the open device takes beside the arena */
+    void (*tick)(void *user);
+    void *user;
+    char trouble[400];
+    pml_memory_claim of_stepper;
+};
+
+/* ---- among workers ---- */
+
+/* Everybody's value, by rank. */
+static pml_status share(claim *c, double value, pml_error *err)
+{
+    int world = pml_comm_world(c->comm);
+    memset(c->values, 0, (size_t)world * sizeof *c->values);
+    c->values[pml_comm_rank(c->comm)] = value;
+    return pml_comm_allreduce_f64(c->comm, c->values, (size_t)world, err);
+}
+
+static pml_status find_sharers(claim *c, pml_error *err)
+{
+    int rank = pml_comm_rank(c->comm);
+    pml_status status = share(c, c->key, err);
+    c->sharing = 0;
+    c->first = true;
+    for (int r = 0; status == PML_OK && r < pml_comm_world(c->comm); r++) {
+        bool same = c->values[r] == c->key;
+        c->sharing += same;
+        c->first = c->first && !(same && r < rank);
+    }
+    return status;
+}
+
+/* The least key above this one; 0: there is none. */
+static double next_key(const claim *c, double after)
+{
+    double next = 0;
+    for (int r = 0; r < pml_comm_world(c->comm); r++)
+        if (c->values[r] > after && (next == 0 || c->values[r] < next))
+            next = c->values[r];
+    return next;
+}
+
+/* ---- turns ---- */
+
+static pml_status take_turn(claim *c, pml_error *err)
+{
+    if (c->r == NULL || !c->first)
+        return PML_OK;
+    pml_status status = pml_reservation_turn(c->r, patience_seconds, c->tick, c->user, err);
+    return status == PML_OK ? status : pml_error_prefix(err, "%s", c->device);
+}
+
+static void end_turn(claim *c)
+{
+    if (c->r != NULL)
+        pml_reservation_turn_end(c->r);
+}
+
+/* One device after the other, in an order that all runs have. */
+static pml_status begin(void *user, pml_error *err)
+{
+    claim *c = user;
+    if (pml_comm_world(c->comm) == 1)
+        return take_turn(c, err);
+    pml_status status = find_sharers(c, err);
+    for (double key = next_key(c, 0); status == PML_OK && key > 0; key = next_key(c, key)) {
+        if (key == c->key)
+            status = take_turn(c, err);
+        if (status == PML_OK)
+            status = share(c, c->key, err); /* it has it now, and the keys are as they were */
+    }
+    return status;
+}
+
+/* ---- what is left ---- */
+
+static size_t less(size_t a, size_t b)
+{
+    return a > b ? a - b : 0;
+}
+
+static pml_status read_left(claim *c, const pml_device_info *info, pml_error *err)
+{
+    pml_reserved now = {0};
+    pml_status status = c->r != NULL ? pml_reservation_read(c->r, &now, err) : PML_OK;
+    size_t unpromised = less(info->memory_free + info->held, now.pending);
+    size_t unreserved = less(info->memory_total, now.others);
+    c->held = info->held;
+    c->left = unpromised < unreserved || c->r == NULL ? unpromised : unreserved;
+    return status;
+}
+
+static pml_status ask(void *user, const pml_device_info *info, size_t *bytes, pml_error *err)
+{
+    claim *c = user;
+    pml_status status = read_left(c, info, err);
+    if (status == PML_OK && pml_comm_world(c->comm) > 1) {
+        status = share(c, (double)c->left / c->sharing, err);
+        for (int r = 0; status == PML_OK && r < pml_comm_world(c->comm); r++)
+            if (c->values[r] < (double)c->left)
+                c->left = (size_t)c->values[r];
+    }
+    *bytes = c->left;
+    if (status != PML_OK)
+        end_turn(c);
+    return status;
+}
+
+/* ---- words ---- */
+
+static const char what_to_do[] = "wait until that ends, or take another device (devices=)";
+
+static void say_who(const claim *c, char *words, size_t capacity)
+{
+    words[0] = '\0';
+    if (c->r != NULL)
+        pml_reservation_words(c->r, words, capacity);
+    if (words[0] == '\0')
+        snprintf(words, capacity, "other processes have the rest");
+}
+
+/* What an error about memory needs beside its figures. */
+static pml_status refuse(const claim *c, pml_error *err)
+{
+    char words[500];
+    say_who(c, words, sizeof words);
+    return pml_error_prefix(err, "%s has %.1f GiB left for this run (%s; %s)", c->device,
+                            (double)c->left / (1 << 30), words, what_to_do);
+}
+
+static void give_up(void *user, pml_error *err)
+{
+    claim *c = user;
+    if (err != NULL && err->code == PML_NO_MEMORY && c->left > 0)
+        refuse(c, err);
+    end_turn(c);
+}
+
+/* ---- reserving ---- */
+
+static pml_status reserve(claim *c, size_t bytes, pml_error *err)
+{
+    if (bytes > c->left) {
+        (void)PML_FAIL(err, PML_NO_MEMORY,
+                       "its plan takes %.1f GiB; a smaller memory_limit=, or none, gives one that "
+                       "fits",
+                       (double)bytes / (1 << 30));
+        return refuse(c, err);
+    }
+    pml_status status = c->r != NULL ? pml_reservation_resize(c->r, bytes, err) : PML_OK;
+    return status == PML_NO_MEMORY ? refuse(c, err) : status;
+}
+
+/* Whose turn it is waits for those that reserve in it. */
+static pml_status settle(void *user, size_t bytes, pml_error *err)
+{
+    claim *c = user;
+    pml_status status = reserve(c, bytes, err);
+    if (status == PML_OK && pml_comm_world(c->comm) > 1)
+        status = pml_comm_barrier(c->comm, err);
+    end_turn(c);
+    return status;
+}
+
+static pml_status taken(void *user, size_t bytes, pml_error *err)
+{
+    claim *c = user;
+    return c->r != NULL ? pml_reservation_take(c->r, bytes + c->held, err) : PML_OK;
+}
+
+/* ---- a claim's life ---- */
+
+static double key_of(const char *uuid)
+{
+    uint64_t key = 0;
+    int digits = 0;
+    for (; *uuid != '\0' && digits < KEY_DIGITS; uuid++)
+        if (*uuid != '-') {
+            char digit[2] = {*uuid, '\0'};
+            key = key << 4 | strtoul(digit, NULL, 16);
+            digits++;
+        }
+    return (double)key + 1; /* 0 is nobody's */
+}
+
+static pml_status open_reservation(claim *c, const claim_options *o,
+                                   const pml_device_identity *identity, pml_error *err)
+{
+    char folder[PATH_MAX];
+    pml_status status = PML_OK;
+    if (o->devices == NULL)
+        status = pml_runtime_devices(folder, sizeof folder, err);
+    else
+        snprintf(folder, sizeof folder, "%s", o->devices);
+    pml_reservation_options options = {.folder = folder,
+                                       .device = identity->uuid,
+                                       .run = o->run,
+                                       .total = identity->memory_total,
+                                       .inherited = o->inherited};
+    if (status == PML_OK)
+        return pml_reservation_new(&options, &c->r, err);
+    if (o->inherited >= 0)
+        close(o->inherited);
+    return status;
+}
+
+/* What a context takes, so that nobody who asks meanwhile plans with it; of one that goes on the
+ * whole of what it had stays. */
+static pml_status reserve_context(claim *c, const pml_device_identity *identity, pml_error *err)
+{
+    pml_reserved now;
+    size_t least = pml_plan_beside(c->backend);
+    pml_status status = take_turn(c, err);
+    if (status == PML_OK)
+        status = pml_reservation_read(c->r, &now, err);
+    if (status == PML_OK && now.ours < least) {
+        c->left = less(identity->memory_total, now.others);
+        status = pml_reservation_resize(c->r, least, err);
+        if (status == PML_NO_MEMORY)
+            refuse(c, err);
+    }
+    end_turn(c);
+    return status;
+}
+
+static pml_status open_claim(claim *c, const claim_options *o, pml_error *err)
+{
+    pml_error why = PML_ERROR_INIT;
+    pml_device_identity identity;
+    c->values = calloc((size_t)pml_comm_world(o->comm), sizeof *c->values);
+    pml_status status = c->values != NULL ? o->backend->identity_of(o->index, &identity, err)
+                                          : PML_FAIL(err, PML_NO_MEMORY, "no memory for a claim");
+    if (status != PML_OK) {
+        if (o->inherited >= 0)
+            close(o->inherited);
+        return status;
+    }
+    c->key = key_of(identity.uuid);
+    status = open_reservation(c, o, &identity, &why);
+    if (status == PML_OK)
+        status = reserve_context(c, &identity, &why);
+    if (status == PML_NO_MEMORY || status == PML_BUSY) {
+        if (err != NULL)
+            *err = why;
+        return status;
+    }
+    if (status != PML_OK) { /* training does not depend on it */
+        pml_reservation_destroy(&c->r);
+        snprintf(c->trouble, sizeof c->trouble,
+                 "memory of %s is not reserved: another run that starts now may plan with it, too "
+                 "(%.200s)",
+                 c->device, why.message);
+        return PML_OK;
+    }
+    if (o->keep != NULL)
+        o->keep(o->user, pml_reservation_descriptor(c->r));
+    return PML_OK;
+}
+
+pml_status claim_new(const claim_options *o, claim **out, pml_error *err)
+{
+    claim *c = calloc(1, sizeof *c);
+    *out = c;
+    if (c == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a claim");
+    *c = (claim){.comm = o->comm,
+                 .backend = o->backend,
+                 .sharing = 1,
+                 .first = true,
+                 .tick = o->tick,
+                 .user = o->user,
+                 .of_stepper = {.begin = begin,
+                                .ask = ask,
+                                .settle = settle,
+                                .give_up = give_up,
+                                .taken = taken,
+                                .user = c}};
+    snprintf(c->device, sizeof c->device, "%s", o->device);
+    pml_status status = open_claim(c, o, err);
+    if (status != PML_OK)
+        claim_destroy(out);
+    return status;
+}
+
+void claim_destroy(claim **out)
+{
+    claim *c = *out;
+    *out = NULL;
+    if (c == NULL)
+        return;
+    pml_reservation_destroy(&c->r);
+    free(c->values);
+    free(c);
+}
+
+const char *claim_trouble(const claim *c)
+{
+    if (c->trouble[0] != '\0' || c->r == NULL)
+        return c->trouble;
+    return pml_reservation_unnamed(c->r);
+}
+
+const pml_memory_claim *claim_of_stepper(claim *c)
+{
+    return &c->of_stepper;
+}

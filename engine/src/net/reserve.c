@@ -1,0 +1,478 @@
+#include "pml/net/reserve.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/base/path.h"
+#include "reserve_bytes.h"
+
+enum {
+    MIB = 20,       /* as a shift */
+    OWN_FROM = 512, /* see open_own */
+    TURN_PLACE = PML_HOLDERS_MAX
+};
+
+enum { FREE = 0, OTHERS = 1, OURS = 2, TAKEN = 4, BEFORE = 8 /* not taken when our turn began */ };
+
+static const double look_first = 1e-4, look_longest = 5e-3; /* seconds between looks for a turn */
+
+struct pml_reservation {
+    char folder[PATH_MAX], device[PML_DEVICE_NAME_MAX], run[PML_HOLDER_RUN_MAX];
+    int held, own;
+    size_t total; /* MiB */
+    size_t place; /* PML_HOLDERS_MAX: all were taken, we have no name */
+    bool turn;
+    bool inherited;     /* which bytes of the map are OURS is still to be found */
+    unsigned char *map; /* of each MiB: FREE, or whose it is and whether it is TAKEN */
+    size_t beyond;      /* MiB that others have reserved where a device of this size has none */
+    char unnamed[300];
+};
+
+/* ---- the file ---- */
+
+static bool is_device_name(const char *name)
+{
+    size_t n = strlen(name);
+    for (size_t i = 0; i < n; i++)
+        if (!isalnum((unsigned char)name[i]) && name[i] != '-')
+            return false;
+    return n > 0 && n < PML_DEVICE_NAME_MAX;
+}
+
+static pml_status open_file(const char *folder, const char *device, int flags, int *fd,
+                            pml_error *err)
+{
+    struct stat st;
+    *fd = -1;
+    if (!is_device_name(device))
+        return PML_FAIL(err, PML_INVALID, "\"%.60s\" is no name of a device", device);
+    pml_status status = pml_file_open_regular(folder, device, flags, fd, err);
+    if (status != PML_OK)
+        return status;
+    if (fstat(*fd, &st) != 0 || st.st_uid != geteuid() || (st.st_mode & 0077) != 0)
+        status = PML_FAIL(err, PML_DENIED, "%s/%s is not yours alone; remove it", folder, device);
+    if (status != PML_OK) {
+        close(*fd);
+        *fd = -1;
+    }
+    return status;
+}
+
+/* Descriptors of a process that is killed are closed in the order of their numbers, and what that
+ * sets off is done in the opposite one: with a number above those of the driver's files, the bytes
+ * that are taken are given up before the memory is free, not after. In between the memory is
+ * counted as missing twice, and never as free twice. */
+static pml_status open_own(pml_reservation *r, pml_error *err)
+{
+    int fd;
+    pml_status status = open_file(r->folder, r->device, O_RDWR | O_CREAT, &fd, err);
+    if (status != PML_OK)
+        return status;
+    r->own = fcntl(fd, F_DUPFD_CLOEXEC, OWN_FROM);
+    if (r->own < 0) /* a limit below it: any number will do */
+        r->own = fd;
+    else
+        close(fd);
+    return PML_OK;
+}
+
+/* An inherited description counts when it is of the file that is there now. */
+static pml_status open_held(pml_reservation *r, int inherited, pml_error *err)
+{
+    struct stat ours, theirs;
+    if (inherited >= 0 && fstat(inherited, &theirs) == 0 && fstat(r->own, &ours) == 0 &&
+        S_ISREG(theirs.st_mode) && theirs.st_dev == ours.st_dev && theirs.st_ino == ours.st_ino &&
+        fcntl(inherited, F_SETFD, FD_CLOEXEC) == 0) {
+        r->held = inherited;
+        r->inherited = true;
+        return PML_OK;
+    }
+    if (inherited >= 0)
+        close(inherited);
+    return open_file(r->folder, r->device, O_RDWR | O_CREAT, &r->held, err);
+}
+
+/* ---- what is locked ---- */
+
+static void mark(pml_reservation *r, size_t from, size_t to, unsigned char what)
+{
+    r->beyond += to > r->total ? to - (from > r->total ? from : r->total) : 0;
+    for (size_t i = from; i < to && i < r->total; i++)
+        r->map[i] |= what;
+}
+
+static void mark_others(void *user, size_t from, size_t to)
+{
+    mark(user, from, to, OTHERS);
+}
+
+static void mark_taken(void *user, size_t from, size_t to)
+{
+    mark(user, from, to, TAKEN);
+}
+
+static void mark_all(void *user, size_t from, size_t to)
+{
+    mark(user, from, to, OURS);
+}
+
+static void keep_bits(pml_reservation *r, unsigned char bits)
+{
+    for (size_t i = 0; i < r->total; i++)
+        r->map[i] &= bits;
+    r->beyond = 0;
+}
+
+static pml_status look(pml_reservation *r, pml_error *err)
+{
+    keep_bits(r, OURS | BEFORE);
+    pml_status status =
+        pmli_bytes_walk(r->held, PMLI_RESERVED_AT, 0, PMLI_SPAN, mark_others, r, err);
+    return status == PML_OK
+               ? pmli_bytes_walk(r->own, PMLI_TAKEN_AT, 0, r->total, mark_taken, r, err)
+               : status;
+}
+
+/* What was inherited: seen from `own`, `held` is another, and seen from `held` it is not. In our
+ * turn, when nobody else reserves anything. */
+static pml_status find_ours(pml_reservation *r, pml_error *err)
+{
+    keep_bits(r, FREE);
+    pml_status status = pmli_bytes_walk(r->own, PMLI_RESERVED_AT, 0, r->total, mark_all, r, err);
+    if (status == PML_OK)
+        status = look(r, err);
+    for (size_t i = 0; i < r->total; i++)
+        if ((r->map[i] & (OTHERS | OURS)) == (OTHERS | OURS))
+            r->map[i] &= (unsigned char)~OURS;
+    return status;
+}
+
+/* The driver is asked after this and before the next look: what others take, or give up, meanwhile
+ * must not be counted as free by both. */
+static pml_status look_before(pml_reservation *r, pml_error *err)
+{
+    keep_bits(r, OURS);
+    pml_status status = r->inherited ? find_ours(r, err) : look(r, err);
+    r->inherited = r->inherited && status != PML_OK;
+    for (size_t i = 0; i < r->total; i++)
+        r->map[i] |= (r->map[i] & (OTHERS | TAKEN)) == OTHERS ? BEFORE : 0;
+    return status;
+}
+
+static size_t count(const pml_reservation *r, unsigned char mask, unsigned char value)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < r->total; i++)
+        n += (r->map[i] & mask) == value;
+    return n;
+}
+
+/* Our bytes from the highest down, or free ones from the lowest up, until it is n of them: they are
+ * locked or unlocked a stretch at a time. */
+static pml_status change(pml_reservation *r, int fd, off_t region, unsigned char which, size_t n,
+                         bool locked, pml_error *err)
+{
+    pml_status status = PML_OK;
+    for (size_t done = 0, i = 0; done < n && i < r->total && status == PML_OK;) {
+        size_t run = 0;
+        while (i + run < r->total && done + run < n) {
+            size_t at = locked ? i + run : r->total - 1 - i - run;
+            if ((r->map[at] & (OTHERS | OURS)) != which)
+                break;
+            run++;
+        }
+        size_t from = locked ? i : r->total - i - run;
+        if (run > 0)
+            status = pmli_bytes_set(fd, region, from, from + run, locked, err);
+        for (size_t at = from; region == PMLI_RESERVED_AT && status == PML_OK && at < from + run;)
+            r->map[at++] ^= OURS;
+        done += run;
+        i += run > 0 ? run : 1;
+    }
+    return status;
+}
+
+/* ---- names ---- */
+
+static void set_first(void *user, size_t from, size_t to)
+{
+    size_t *first = user;
+    (void)to;
+    *first = from < *first ? from : *first;
+}
+
+/* The byte of a holder that `held` has already, else a free one. */
+static void find_place(pml_reservation *r)
+{
+    unsigned char all[PML_HOLDERS_MAX] = {0};
+    r->place = PML_HOLDERS_MAX;
+    for (size_t i = 0; i < PML_HOLDERS_MAX; i++) {
+        size_t others = PML_HOLDERS_MAX, any = PML_HOLDERS_MAX;
+        if (pmli_bytes_walk(r->held, PMLI_HOLDERS_AT, i, i + 1, set_first, &others, NULL) ||
+            pmli_bytes_walk(r->own, PMLI_HOLDERS_AT, i, i + 1, set_first, &any, NULL))
+            return;
+        all[i] = others != PML_HOLDERS_MAX;
+        if (any != PML_HOLDERS_MAX && !all[i]) { /* ours */
+            r->place = i;
+            return;
+        }
+    }
+    for (size_t i = 0; i < PML_HOLDERS_MAX; i++)
+        if (!all[i] && pmli_bytes_set(r->held, PMLI_HOLDERS_AT, i, i + 1, true, NULL) == PML_OK) {
+            r->place = i;
+            return;
+        }
+}
+
+static void say_who(pml_reservation *r, size_t mib)
+{
+    pml_error why = PML_ERROR_INIT;
+    if (r->place == PML_HOLDERS_MAX)
+        find_place(r);
+    r->unnamed[0] = '\0';
+    if (r->place == PML_HOLDERS_MAX)
+        snprintf(r->unnamed, sizeof r->unnamed, "%d others have reserved memory of this device",
+                 PML_HOLDERS_MAX);
+    else if (pmli_text_write(r->held, r->place, mib, (int)getpid(), r->run, &why) != PML_OK)
+        snprintf(r->unnamed, sizeof r->unnamed, "%.290s", why.message);
+}
+
+const char *pml_reservation_unnamed(const pml_reservation *r)
+{
+    return r->unnamed;
+}
+
+/* ---- a reservation's life ---- */
+
+pml_status pml_reservation_new(const pml_reservation_options *o, pml_reservation **out,
+                               pml_error *err)
+{
+    pml_reservation *r = calloc(1, sizeof *r);
+    *out = NULL;
+    if (r == NULL) {
+        if (o->inherited >= 0)
+            close(o->inherited);
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for a reservation");
+    }
+    *r = (pml_reservation){.held = -1, .own = -1, .place = PML_HOLDERS_MAX};
+    r->total = o->total >> MIB < PMLI_SPAN ? o->total >> MIB : PMLI_SPAN;
+    snprintf(r->folder, sizeof r->folder, "%s", o->folder);
+    snprintf(r->device, sizeof r->device, "%s", o->device);
+    snprintf(r->run, sizeof r->run, "%s", o->run);
+    r->map = calloc(r->total > 0 ? r->total : 1, 1);
+    pml_status status =
+        r->map != NULL ? PML_OK : PML_FAIL(err, PML_NO_MEMORY, "no memory for a reservation");
+    if (status == PML_OK)
+        status = open_own(r, err);
+    if (status == PML_OK)
+        status = open_held(r, o->inherited, err);
+    else if (o->inherited >= 0)
+        close(o->inherited);
+    if (status == PML_OK)
+        status = look(r, err); /* whether there are such locks */
+    if (status != PML_OK)
+        pml_reservation_destroy(&r);
+    *out = r;
+    return status;
+}
+
+void pml_reservation_destroy(pml_reservation **out)
+{
+    pml_reservation *r = *out;
+    *out = NULL;
+    if (r == NULL)
+        return;
+    if (r->held >= 0)
+        close(r->held);
+    if (r->own >= 0)
+        close(r->own);
+    free(r->map);
+    free(r);
+}
+
+int pml_reservation_descriptor(const pml_reservation *r)
+{
+    return r->held;
+}
+
+void pml_reservation_touch(int descriptor)
+{
+    futimens(descriptor, NULL);
+}
+
+/* ---- turns ---- */
+
+static pml_status nobody_ends(const pml_reservation *r, double seconds, pml_error *err)
+{
+    pml_holder holder;
+    if (!pmli_text_read(r->own, TURN_PLACE, &holder))
+        return PML_FAIL(err, PML_BUSY,
+                        "another run has been planning with this GPU's memory for %.0f s: look "
+                        "whether it is stopped, or take another device",
+                        seconds);
+    return PML_FAIL(err, PML_BUSY,
+                    "the run %s (process %d) has been planning with this GPU's memory for %.0f s: "
+                    "look whether it is stopped, or take another device",
+                    pml_path_name(holder.run), holder.pid, seconds);
+}
+
+pml_status pml_reservation_turn(pml_reservation *r, double seconds, void (*tick)(void *user),
+                                void *user, pml_error *err)
+{
+    const double end = pml_clock_monotonic() + seconds;
+    for (double pause = look_first;; pause = pause < look_longest ? 2 * pause : look_longest) {
+        pml_error why = PML_ERROR_INIT;
+        pml_status status = pmli_bytes_set(r->own, PMLI_TURN_AT, 0, 1, true, &why);
+        if (status == PML_OK) {
+            r->turn = true;
+            /* Without it who waits for us in vain does not hear our name. */
+            pmli_text_write(r->own, TURN_PLACE, 0, (int)getpid(), r->run, NULL);
+            status = look_before(r, err);
+            if (status != PML_OK)
+                pml_reservation_turn_end(r);
+            return status;
+        }
+        if (status == PML_BUSY && pml_clock_monotonic() >= end)
+            return nobody_ends(r, seconds, err);
+        if (status != PML_BUSY) {
+            if (err != NULL)
+                *err = why;
+            return status;
+        }
+        if (tick != NULL)
+            tick(user);
+        pml_clock_sleep(pause);
+    }
+}
+
+void pml_reservation_turn_end(pml_reservation *r)
+{
+    if (r->turn)
+        pmli_bytes_set(r->own, PMLI_TURN_AT, 0, 1, false, NULL);
+    r->turn = false;
+    keep_bits(r, OURS);
+}
+
+/* ---- reading and changing ---- */
+
+pml_status pml_reservation_read(pml_reservation *r, pml_reserved *now, pml_error *err)
+{
+    *now = (pml_reserved){0};
+    pml_status status = look(r, err);
+    if (status != PML_OK)
+        return status;
+    now->ours = count(r, OURS, OURS) << MIB;
+    now->others = (count(r, OTHERS, OTHERS) + r->beyond) << MIB;
+    size_t taken = count(r, OTHERS | TAKEN | BEFORE, OTHERS | TAKEN);
+    now->pending = now->others - (taken << MIB);
+    return PML_OK;
+}
+
+pml_status pml_reservation_resize(pml_reservation *r, size_t bytes, pml_error *err)
+{
+    size_t wanted = (bytes >> MIB) + ((bytes & (((size_t)1 << MIB) - 1)) != 0);
+    pml_status status = look(r, err);
+    if (status != PML_OK)
+        return status;
+    size_t ours = count(r, OURS, OURS), others = count(r, OTHERS, OTHERS) + r->beyond;
+    if (wanted > ours && (others > r->total || wanted > r->total - others))
+        return PML_FAIL(err, PML_NO_MEMORY,
+                        "of the device's %zu MiB other runs have reserved %zu, and %zu are wanted",
+                        r->total, others, wanted);
+    if (wanted > ours)
+        status = change(r, r->held, PMLI_RESERVED_AT, FREE, wanted - ours, true, err);
+    else
+        status = change(r, r->held, PMLI_RESERVED_AT, OURS, ours - wanted, false, err);
+    if (status == PML_OK)
+        say_who(r, wanted);
+    return status;
+}
+
+pml_status pml_reservation_take(pml_reservation *r, size_t bytes, pml_error *err)
+{
+    size_t n = bytes >> MIB;
+    pml_status status = pmli_bytes_set(r->own, PMLI_TAKEN_AT, 0, PMLI_SPAN, false, err);
+    if (status == PML_OK)
+        status = change(r, r->own, PMLI_TAKEN_AT, OURS, n, true, err);
+    return status;
+}
+
+/* ---- who has it ---- */
+
+static pml_status list(int fd, pml_holder *holders, size_t capacity, size_t *n, pml_error *err)
+{
+    for (size_t i = 0; i < PML_HOLDERS_MAX; i++) {
+        pml_holder holder;
+        struct flock byte = {.l_type = F_WRLCK,
+                             .l_whence = SEEK_SET,
+                             .l_start = PMLI_HOLDERS_AT + (off_t)i,
+                             .l_len = (off_t)(PML_HOLDERS_MAX - i)};
+        if (fcntl(fd, F_OFD_GETLK, &byte) == 0 && byte.l_type == F_UNLCK)
+            break; /* nor any after it */
+        byte = (struct flock){.l_type = F_WRLCK,
+                              .l_whence = SEEK_SET,
+                              .l_start = PMLI_HOLDERS_AT + (off_t)i,
+                              .l_len = 1};
+        if (fcntl(fd, F_OFD_GETLK, &byte) != 0)
+            return PML_FAIL(err, PML_IO, "cannot ask who has reserved memory: %s", strerror(errno));
+        if (byte.l_type == F_UNLCK || !pmli_text_read(fd, i, &holder))
+            continue;
+        if (*n < capacity)
+            holders[*n] = holder;
+        ++*n;
+    }
+    return PML_OK;
+}
+
+pml_status pml_reservation_look(const char *folder, const char *device, pml_holder *holders,
+                                size_t capacity, size_t *n, pml_reserved *sum, pml_error *err)
+{
+    int fd;
+    size_t reserved = 0, taken = 0;
+    *n = 0;
+    if (sum != NULL)
+        *sum = (pml_reserved){0};
+    pml_status status = open_file(folder, device, O_RDONLY, &fd, err);
+    if (status == PML_NOT_FOUND)
+        return PML_OK;
+    if (status != PML_OK)
+        return status;
+    status = list(fd, holders, capacity, n, err);
+    if (status == PML_OK) /* taken first: what is taken meanwhile is pending, what ends is not */
+        status = pmli_bytes_count(fd, PMLI_TAKEN_AT, &taken, err);
+    if (status == PML_OK)
+        status = pmli_bytes_count(fd, PMLI_RESERVED_AT, &reserved, err);
+    if (status == PML_OK && sum != NULL)
+        *sum = (pml_reserved){.others = reserved << MIB,
+                              .pending = (reserved > taken ? reserved - taken : 0) << MIB};
+    close(fd);
+    return status;
+}
+
+void pml_reservation_words(const pml_reservation *r, char *words, size_t capacity)
+{
+    pml_holder holders[4]; /* as many as a sentence bears */
+    size_t n = 0, used = 0, most = sizeof holders / sizeof *holders;
+    words[0] = '\0';
+    if (list(r->held, holders, most, &n, NULL) != PML_OK)
+        return;
+    for (size_t i = 0; i < n && i < most && used < capacity; i++) {
+        int added = snprintf(words + used, capacity - used,
+                             "%sthe run %.100s (process %d) has reserved %.1f GiB",
+                             i > 0 ? ", " : "", pml_path_name(holders[i].run), holders[i].pid,
+                             (double)holders[i].bytes / (1 << 30));
+        used += added > 0 ? (size_t)added : 0;
+    }
+    if (n > most && used < capacity)
+        snprintf(words + used, capacity - used, ", and %zu more", n - most);
+}

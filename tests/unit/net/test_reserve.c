@@ -1,0 +1,493 @@
+/* Device memory that runs reserve: between processes, across their deaths, and where it cannot be.
+ */
+#include "pml/net/reserve.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "pml/net/pass.h"
+#include "scratch.h"
+
+#define MIB ((size_t)1 << 20)
+static const char uuid[] = "3f2a0c00-0000-4000-8000-00000000000a";
+static const double long_enough = 60; /* only a failure waits so long */
+
+static pml_reservation *open_as(const char *run, size_t total, int inherited)
+{
+    pml_reservation *r = NULL;
+    const pml_reservation_options options = {.folder = scratch_root,
+                                             .device = uuid,
+                                             .run = run,
+                                             .total = total * MIB,
+                                             .inherited = inherited};
+    EXPECT_OK(pml_reservation_new(&options, &r, e));
+    return r;
+}
+
+static pml_reserved read_of(pml_reservation *r)
+{
+    pml_reserved now = {0};
+    EXPECT_OK(pml_reservation_read(r, &now, e));
+    return now;
+}
+
+static void expect(pml_reservation *r, size_t ours, size_t others, size_t pending)
+{
+    pml_reserved now = read_of(r);
+    assert_int_equal(now.ours / MIB, ours);
+    assert_int_equal(now.others / MIB, others);
+    assert_int_equal(now.pending / MIB, pending);
+}
+
+static size_t holders(pml_reserved *sum)
+{
+    size_t n = 0;
+    EXPECT_OK(pml_reservation_look(scratch_root, uuid, NULL, 0, &n, sum, e));
+    return n;
+}
+
+static int remove_file(void **state)
+{
+    (void)state;
+    return pml_tree_remove(scratch_root, uuid, NULL) == PML_OK ? 0 : -1;
+}
+
+/* ---- counting ---- */
+
+static void what_is_not_taken_is_pending(void **state)
+{
+    (void)state;
+    pml_reservation *a = open_as("/runs/a", 1000, -1), *b = open_as("/runs/b", 1000, -1);
+    EXPECT_OK(pml_reservation_resize(a, 600 * MIB, e));
+    expect(a, 600, 0, 0);
+    expect(b, 0, 600, 600);
+    EXPECT_FAIL(PML_NO_MEMORY, "other runs have reserved 600, and 401 are wanted",
+                pml_reservation_resize(b, 401 * MIB, e));
+    expect(b, 0, 600, 600);
+    EXPECT_OK(pml_reservation_take(a, 550 * MIB, e));
+    expect(b, 0, 600, 50);
+    EXPECT_OK(pml_reservation_resize(b, 399 * MIB + 1, e)); /* a part is a whole one */
+    expect(b, 400, 600, 50);
+    expect(a, 600, 400, 400);
+
+    /* It shrinks, and another's grows into what lies between. */
+    EXPECT_OK(pml_reservation_resize(a, 300 * MIB, e));
+    EXPECT_OK(pml_reservation_take(a, 300 * MIB, e));
+    EXPECT_OK(pml_reservation_resize(b, 700 * MIB, e));
+    expect(a, 300, 700, 700);
+    EXPECT_OK(pml_reservation_resize(b, 350 * MIB, e));
+    EXPECT_OK(pml_reservation_resize(a, 650 * MIB, e));
+    expect(b, 350, 650, 350);
+    EXPECT_OK(pml_reservation_take(a, 0, e));
+    expect(b, 350, 650, 650);
+    pml_reservation_destroy(&a);
+    expect(b, 350, 0, 0);
+    pml_reservation_destroy(&b);
+    assert_int_equal(holders(NULL), 0);
+}
+
+static void it_says_who_has_it(void **state)
+{
+    (void)state;
+    char words[500];
+    pml_holder found[2];
+    pml_reserved sum;
+    size_t n;
+    pml_reservation *a = open_as("/runs/a b", 10000, -1), *b = open_as("/runs/b", 10000, -1);
+    pml_reservation_words(b, words, sizeof words);
+    assert_string_equal(words, "");
+    EXPECT_OK(pml_reservation_resize(a, 2048 * MIB, e));
+    EXPECT_OK(pml_reservation_resize(a, 3072 * MIB, e));
+    pml_reservation_words(a, words, sizeof words);
+    assert_string_equal(words, "");
+    pml_reservation_words(b, words, sizeof words);
+    assert_non_null(strstr(words, "the run a b (process "));
+    assert_non_null(strstr(words, ") has reserved 3.0 GiB"));
+    EXPECT_OK(pml_reservation_resize(b, 5 * MIB, e));
+    EXPECT_OK(pml_reservation_look(scratch_root, uuid, found, 2, &n, &sum, e));
+    assert_int_equal(n, 2);
+    assert_string_equal(found[0].run, "/runs/a b");
+    assert_int_equal(found[0].pid, getpid());
+    assert_int_equal(found[1].bytes, 5 * MIB);
+    assert_int_equal(sum.others, 3077 * MIB);
+    assert_int_equal(sum.pending, 3077 * MIB);
+    pml_reservation_destroy(&a);
+    EXPECT_OK(pml_reservation_look(scratch_root, uuid, found, 2, &n, NULL, e));
+    assert_int_equal(n, 1); /* behind a byte that nobody has */
+    assert_string_equal(found[0].run, "/runs/b");
+    pml_reservation_destroy(&b);
+    EXPECT_OK(pml_reservation_look(scratch_root, "another", found, 2, &n, &sum, e));
+    assert_int_equal(n + sum.others, 0);
+}
+
+/* ---- deaths ---- */
+
+/* A worker: reserves and takes, passes its reservation on, says when, and waits to be killed. */
+static pid_t begin_worker(int lease, int said, int inherited, bool turn)
+{
+    pid_t pid = fork();
+    if (pid != 0)
+        return pid;
+    pml_reservation *r = open_as("/runs/worker", 1000, inherited);
+    bool well = inherited >= 0 || (pml_reservation_resize(r, 600 * MIB, NULL) == PML_OK &&
+                                   pml_reservation_take(r, 500 * MIB, NULL) == PML_OK);
+    if (turn)
+        well = well && pml_reservation_turn(r, long_enough, NULL, NULL, NULL) == PML_OK;
+    well = well && pml_pass_send(lease, pml_reservation_descriptor(r), NULL) == PML_OK;
+    if (well && inherited >= 0) {
+        pml_reserved now;
+        well = pml_reservation_turn(r, long_enough, NULL, NULL, NULL) == PML_OK &&
+               pml_reservation_read(r, &now, NULL) == PML_OK && now.ours == 600 * MIB &&
+               now.others == 0;
+        pml_reservation_turn_end(r);
+    }
+    if (well && write(said, "", 1) == 1)
+        pause();
+    _exit(1);
+}
+
+static void end_worker(pid_t pid)
+{
+    int status;
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
+static void it_ends_with_its_last_holder(void **state)
+{
+    (void)state;
+    int lease[2], said[2], held;
+    char byte[8];
+    pml_reservation *other = open_as("/runs/other", 1000, -1);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, lease), 0);
+    assert_int_equal(pipe(said), 0);
+    pid_t worker = begin_worker(lease[1], said[1], -1, true);
+    assert_int_equal(read(said[0], byte, 1), 1);
+    expect(other, 0, 600, 100);
+
+    /* Killed before anybody looked: its turn is over, and what it had taken is the driver's again,
+     * so all of the reservation is pending. */
+    end_worker(worker);
+    EXPECT_OK(pml_reservation_turn(other, long_enough, NULL, NULL, e));
+    pml_reservation_turn_end(other);
+    expect(other, 0, 600, 600);
+    assert_int_equal(pml_pass_receive(lease[0], byte, sizeof byte, &held), 1);
+    assert_true(held >= 0);
+    expect(other, 0, 600, 600);
+    assert_int_equal(holders(NULL), 1);
+
+    /* Who replaces it has it again, under one name, and nothing of it is missing for itself. */
+    worker = begin_worker(lease[1], said[1], held, false);
+    assert_int_equal(read(said[0], byte, 1), 1);
+    assert_int_equal(holders(NULL), 1);
+    expect(other, 0, 600, 600);
+
+    /* The coordinator dies: the worker keeps it. */
+    int again;
+    assert_int_equal(pml_pass_receive(lease[0], byte, sizeof byte, &again), 1);
+    close(held);
+    close(again);
+    expect(other, 0, 600, 600);
+    end_worker(worker);
+    expect(other, 0, 0, 0);
+    assert_int_equal(holders(NULL), 0);
+    pml_reservation_destroy(&other);
+    for (int i = 0; i < 2; i++) {
+        close(lease[i]);
+        close(said[i]);
+    }
+}
+
+static void a_stopped_one_is_named(void **state)
+{
+    (void)state;
+    int lease[2], said[2];
+    char byte, words[100];
+    pml_reservation *other = open_as("/runs/other", 1000, -1);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, lease), 0);
+    assert_int_equal(pipe(said), 0);
+    pid_t worker = begin_worker(lease[1], said[1], -1, true);
+    assert_int_equal(read(said[0], &byte, 1), 1);
+    kill(worker, SIGSTOP);
+    snprintf(words, sizeof words, "the run worker (process %d) has been planning", (int)worker);
+    EXPECT_FAIL(PML_BUSY, words, pml_reservation_turn(other, 0.02, NULL, NULL, e));
+    EXPECT_FAIL(PML_BUSY, "stopped, or take another device",
+                pml_reservation_turn(other, 0, NULL, NULL, e));
+    end_worker(worker);
+    EXPECT_OK(pml_reservation_turn(other, long_enough, NULL, NULL, e));
+    pml_reservation_destroy(&other);
+    for (int i = 0; i < 2; i++) {
+        close(lease[i]);
+        close(said[i]);
+    }
+}
+
+/* ---- places that do not do ---- */
+
+static pml_status try(const char *folder, const char *device, pml_error *err)
+{
+    pml_reservation *r = NULL;
+    const pml_reservation_options options = {
+        .folder = folder, .device = device, .run = "/runs/a", .total = MIB, .inherited = -1};
+    pml_status status = pml_reservation_new(&options, &r, err);
+    assert_true((status == PML_OK) == (r != NULL));
+    pml_reservation_destroy(&r);
+    return status;
+}
+
+static void a_strangers_file_is_not_used(void **state)
+{
+    (void)state;
+    const char *path = scratch(uuid);
+    char target[600], kept[8] = "";
+    snprintf(target, sizeof target, "%s", scratch("target"));
+    put_text(target, "kept");
+    assert_int_equal(symlink(target, path), 0);
+    EXPECT_FAIL(PML_DENIED, "is a link; remove it", try(scratch_root, uuid, e));
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    EXPECT_FAIL(PML_DENIED, "is not a regular file", try(scratch_root, uuid, e));
+    assert_int_equal(unlink(path), 0);
+    put_text(path, "");
+    assert_int_equal(chmod(path, 0644), 0);
+    EXPECT_FAIL(PML_DENIED, "is not yours alone", try(scratch_root, uuid, e));
+    assert_int_equal(chmod(path, 0600), 0);
+    EXPECT_OK(try(scratch_root, uuid, e));
+    if (geteuid() == 0) { /* else nobody can give a file away */
+        assert_int_equal(chown(path, 12345, 12345), 0);
+        EXPECT_FAIL(PML_DENIED, "is not yours alone", try(scratch_root, uuid, e));
+    }
+    EXPECT_FAIL(PML_INVALID, "is no name", try(scratch_root, "../target", e));
+    EXPECT_FAIL(PML_INVALID, "is no name", try(scratch_root, "", e));
+    FILE *file = fopen(target, "r");
+    assert_non_null(fgets(kept, sizeof kept, file));
+    fclose(file);
+    assert_string_equal(kept, "kept");
+}
+
+/* As a read-only disk answers: nothing can be made there, by root neither. */
+static void a_folder_that_takes_no_file(void **state)
+{
+    (void)state;
+    EXPECT_FAIL(PML_NOT_FOUND, uuid, try("/proc/self/fdinfo", uuid, e));
+    EXPECT_FAIL(PML_NOT_FOUND, uuid, try(scratch("nowhere"), uuid, e));
+}
+
+/* The bytes of text are refused, as by a full disk; bytes that are locked take none. */
+static void a_full_disk_takes_the_name_only(void **state)
+{
+    (void)state;
+    const struct rlimit none = {0, 0};
+    pml_reservation *other = open_as("/runs/other", 1000, -1);
+    int said[2], status;
+    char byte;
+    assert_int_equal(pipe(said), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        signal(SIGXFSZ, SIG_IGN);
+        pml_reservation *r = open_as("/runs/full", 1000, -1);
+        if (setrlimit(RLIMIT_FSIZE, &none) != 0 ||
+            pml_reservation_turn(r, long_enough, NULL, NULL, NULL) != PML_OK ||
+            pml_reservation_resize(r, 400 * MIB, NULL) != PML_OK ||
+            strstr(pml_reservation_unnamed(r), "cannot say in the device's file") == NULL ||
+            write(said[1], "", 1) != 1)
+            _exit(1);
+        pause();
+    }
+    assert_int_equal(read(said[0], &byte, 1), 1);
+    expect(other, 0, 400, 400);
+    assert_int_equal(holders(NULL), 0); /* that have a name */
+    EXPECT_FAIL(PML_BUSY, "another run has been planning",
+                pml_reservation_turn(other, 0, NULL, NULL, e));
+    kill(pid, SIGKILL);
+    waitpid(pid, &status, 0);
+    expect(other, 0, 0, 0);
+    pml_reservation_destroy(&other);
+    close(said[0]);
+    close(said[1]);
+}
+
+/* In a process whose kernel answers as NFS without a lock service does. */
+static int without_locks(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, 4),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, F_OFD_GETLK, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, F_OFD_SETLK, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOLCK),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog program = {sizeof code / sizeof *code, code};
+    pml_error err = PML_ERROR_INIT;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) != 0)
+        return 2;
+    pml_status status = try(scratch_root, uuid, &err);
+    return status == PML_UNSUPPORTED && strstr(err.message, "does not lock") != NULL ? 0 : 1;
+}
+
+static void a_disk_without_locks_is_told(void **state)
+{
+    (void)state;
+    int status;
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(without_locks());
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 2)
+        skip(); /* no system call can be refused here */
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* The name has come to be a smaller device's, and its file has an older one's text. */
+static void a_recycled_name(void **state)
+{
+    (void)state;
+    pml_holder stale = {0};
+    size_t n;
+    pml_reservation *large = open_as("/runs/large", 1000, -1);
+    EXPECT_OK(pml_reservation_resize(large, 900 * MIB, e));
+    pml_reservation *small = open_as("/runs/small", 500, -1);
+    expect(small, 0, 900, 900);
+    EXPECT_FAIL(PML_NO_MEMORY, "500 MiB other runs have reserved 900",
+                pml_reservation_resize(small, MIB, e));
+    pml_reservation_destroy(&large);
+    EXPECT_OK(pml_reservation_look(scratch_root, uuid, &stale, 1, &n, NULL, e));
+    assert_int_equal(n, 0); /* its words are there, and it is not */
+    EXPECT_OK(pml_reservation_resize(small, 500 * MIB, e));
+
+    /* The file was swept away and is another: what is inherited is of the old one. */
+    int old = fcntl(pml_reservation_descriptor(small), F_DUPFD_CLOEXEC, 0);
+    pml_reservation_destroy(&small);
+    assert_int_equal(unlink(scratch(uuid)), 0);
+    small = open_as("/runs/small", 500, old);
+    expect(small, 0, 0, 0);
+    pml_reservation_destroy(&small);
+}
+
+/* ---- all at once ---- */
+
+enum { PROCESSES = 100, ROUNDS = 6, DEVICE = 3000 };
+
+/* A driver: who has allocated how much, and whether it was ever more than there is. */
+typedef struct driver {
+    _Atomic long free, refused, planned;
+    _Atomic int had[PROCESSES];
+} driver;
+
+static unsigned draw(unsigned *seed, unsigned below)
+{
+    *seed = *seed * 1664525 + 1013904223;
+    return (*seed >> 8) % below;
+}
+
+/* One run: asks, plans, allocates a while later, is done or dies at any of these points. */
+static bool one_run(driver *d, int who, pml_reservation *r, unsigned *seed, bool dies)
+{
+    pml_reserved now;
+    unsigned death = dies ? draw(seed, 4) : 4;
+    if (pml_reservation_turn(r, long_enough, NULL, NULL, NULL) != PML_OK)
+        return false;
+    if (death == 0)
+        raise(SIGKILL);
+    long left = atomic_load(&d->free);
+    usleep(draw(seed, 100));
+    if (pml_reservation_read(r, &now, NULL) != PML_OK)
+        return false;
+    left -= (long)(now.pending / MIB);
+    long unreserved = DEVICE - (long)(now.others / MIB);
+    left = left < unreserved ? left : unreserved;
+    long wanted = 1 + (long)draw(seed, 200);
+    bool fits = wanted <= left;
+    if (fits && pml_reservation_resize(r, (size_t)wanted * MIB, NULL) != PML_OK)
+        return false; /* what is left can be reserved */
+    pml_reservation_turn_end(r);
+    if (!fits)
+        return true;
+    if (death == 1)
+        raise(SIGKILL);
+    usleep(draw(seed, 2000));
+    atomic_fetch_add(&d->planned, 1);
+    if (atomic_fetch_sub(&d->free, wanted) < wanted)
+        atomic_fetch_add(&d->refused, 1);
+    atomic_store(&d->had[who], (int)wanted);
+    if (death == 2)
+        raise(SIGKILL);
+    if (pml_reservation_take(r, (size_t)wanted * MIB, NULL) != PML_OK)
+        return false;
+    usleep(draw(seed, 2000));
+    if (death == 3)
+        raise(SIGKILL);
+    bool well = pml_reservation_take(r, 0, NULL) == PML_OK;
+    atomic_store(&d->had[who], 0);
+    atomic_fetch_add(&d->free, wanted);
+    return well && pml_reservation_resize(r, 0, NULL) == PML_OK;
+}
+
+static void a_hundred_never_plan_the_same(void **state)
+{
+    (void)state;
+    pml_reserved sum;
+    driver *d = mmap(NULL, sizeof *d, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(d != MAP_FAILED);
+    atomic_store(&d->free, DEVICE);
+    pid_t pids[PROCESSES];
+    for (int i = 0; i < PROCESSES; i++) {
+        pids[i] = fork();
+        if (pids[i] == 0) {
+            unsigned seed = (unsigned)i * 7919 + 1;
+            pml_reservation *r = open_as("/runs/one", DEVICE, -1);
+            bool well = true;
+            for (int n = 0; n < ROUNDS && well; n++)
+                well = one_run(d, i, r, &seed, n == ROUNDS - 1 && i % 4 == 0);
+            _exit(well ? 0 : 1);
+        }
+    }
+    int killed = 0;
+    for (int i = 0, status; i < PROCESSES; i++) {
+        assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+        killed += WIFSIGNALED(status);
+        if (!WIFSIGNALED(status))
+            assert_int_equal(WEXITSTATUS(status), 0);
+        atomic_fetch_add(&d->free, atomic_exchange(&d->had[i], 0)); /* as a driver does */
+    }
+    assert_int_equal(atomic_load(&d->refused), 0);
+    assert_true(atomic_load(&d->planned) > PROCESSES);
+    assert_true(killed > 0);
+    assert_int_equal(holders(&sum), 0);
+    assert_int_equal(sum.others, 0);
+    munmap(d, sizeof *d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(what_is_not_taken_is_pending, remove_file),
+        cmocka_unit_test_teardown(it_says_who_has_it, remove_file),
+        cmocka_unit_test_teardown(it_ends_with_its_last_holder, remove_file),
+        cmocka_unit_test_teardown(a_stopped_one_is_named, remove_file),
+        cmocka_unit_test_teardown(a_strangers_file_is_not_used, remove_file),
+        cmocka_unit_test(a_folder_that_takes_no_file),
+        cmocka_unit_test_teardown(a_full_disk_takes_the_name_only, remove_file),
+        cmocka_unit_test_teardown(a_disk_without_locks_is_told, remove_file),
+        cmocka_unit_test_teardown(a_recycled_name, remove_file),
+        cmocka_unit_test_teardown(a_hundred_never_plan_the_same, remove_file),
+    };
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
+}
