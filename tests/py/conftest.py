@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
+from pantheraml import programs
 from pantheraml.tiny import TinyLlama
 
 sys.path.append(str(Path(__file__).parents[2] / "tools" / "chaos"))
@@ -112,6 +114,23 @@ def start(runs: Path, model: Path) -> Callable[..., pm.Run]:
         return pm.finetune(given.pop("model", model), data, **given)
 
     return begin
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that workers wait for before they begin: what is asked until then is so at step 1.
+
+    However slow this process is.
+    """
+    gate, script = tmp_path / "gate", tmp_path / "pml-worker"
+    worker = programs.coordinator().with_name("pml-worker")
+    script.write_text(
+        f"#!/bin/sh\nwhile [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.01; done\n"
+        f"exec {shlex.quote(str(worker))}\n"
+    )
+    script.chmod(0o700)
+    monkeypatch.setenv("PML_WORKER", str(script))
+    return gate
 
 
 def environment(**also: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE, ROWS, alive, at_step, until
-from pantheraml import programs
 
 Start = Callable[..., pm.Run]
 STEPS = 240
@@ -37,19 +35,8 @@ def numbers(run: pm.Run) -> list[tuple[float, ...]]:
 
 
 @pytest.fixture
-def tuned(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Start a run that is tuned before its first step; with `stands`, it is paused there.
-
-    However slow this process is: its worker waits outside until that has been said.
-    """
-    gate, script = tmp_path / "gate", tmp_path / "pml-worker"
-    worker = programs.coordinator().with_name("pml-worker")
-    script.write_text(
-        f"#!/bin/sh\nwhile [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.01; done\n"
-        f"exec {shlex.quote(str(worker))}\n"
-    )
-    script.chmod(0o700)
-    monkeypatch.setenv("PML_WORKER", str(script))
+def tuned(start: Start, gate: Path) -> Start:
+    """Start a run that is tuned before its first step; with `stands`, it is paused there."""
 
     def begin(stands: bool = False, **settings: Any) -> pm.Run:
         gate.unlink(missing_ok=True)

@@ -238,6 +238,44 @@ def test_everything_that_can_be_tuned(start: Start, workers: int) -> None:
     assert last["learning_rate"] == pytest.approx(1e-3 / math.sqrt(last["step"] - 1), rel=1e-6)
 
 
+def test_what_is_set_is_as_if_it_had_been_given(start: Start, gate: Path, tmp_path: Path) -> None:
+    """Every setting that can be tuned, set before step 1: to the bit the run that was given it."""
+    fixed: dict[str, Any] = {
+        "max_steps": 12, "deterministic": True, "eval_data": ROWS[:4], "warmup_steps": 0,
+    }  # fmt: skip
+    given = {
+        "learning_rate": 1e-3, "lr_scheduler_type": "cosine_with_min_lr", "weight_decay": 0.5,
+        "lr_scheduler_kwargs": {"min_lr": 2e-4}, "max_grad_norm": 0.05, "eval_steps": 5,
+        "save_steps": 4, "gradient_accumulation_steps": 3, "lora": pm.LoRA(r=4, lora_dropout=0.25),
+    }  # fmt: skip
+    before = {
+        "learning_rate": 2e-3, "lr_scheduler_type": "linear", "weight_decay": 0.0,
+        "max_grad_norm": 1.0, "gradient_accumulation_steps": 1, "eval_steps": 12, "save_steps": 12,
+        "lora": pm.LoRA(r=4, lora_dropout=0.5),
+    }  # fmt: skip
+    kept = {}
+    for name, settings in (("given", given), ("set", before), ("left", before)):
+        gate.unlink(missing_ok=True)
+        run = start(name=name, **fixed, **settings)
+        if name == "set":
+            words = {key: value for key, value in given.items() if key != "lora"}
+            rate = {"learning_rate": words.pop("learning_rate"), "lora_dropout": 0.25}
+            commands = [run.set(**rate), run.set(**words)]
+        gate.touch()
+        run.wait(PATIENCE)
+        if name == "set":
+            assert [command.step for command in commands] == [1, 1]
+        kept[name] = (
+            [(r["step"], r["loss"], r["learning_rate"], r["grad_norm"]) for r in run.history],
+            [(e["step"], e["loss"]) for e in run.events() if e["type"] == "eval"],
+            [checkpoint.step for checkpoint in run.checkpoints],
+            (run.export(tmp_path / name) / "adapter_model.safetensors").read_bytes(),
+        )
+    assert kept["given"] == kept["set"]
+    assert kept["set"][2] == [4, 8, 12] and [step for step, _ in kept["set"][1]] == [0, 5, 10, 12]
+    assert kept["left"][0] != kept["set"][0] and kept["left"][3] != kept["set"][3]
+
+
 def test_dropout_that_was_not_planned_is_refused(start: Start) -> None:
     run = start(max_steps=FOREVER)
     at_step(run, 1)
