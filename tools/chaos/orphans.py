@@ -10,7 +10,7 @@ moment to the end of the last process that the run has started; where viewers ha
 
 Which processes are the run's is told by a mark in their environment, which all inherit that are
 started for it, and each is held by a process descriptor: never by name, never by number alone. Who
-is gone has to have left nothing: no lock that is held, no socket in /proc/net/unix, nothing new in
+is gone has to have left nothing: no lock that is held, no socket in /proc/net/unix, nothing in
 /dev/shm, no half of a checkpoint; nor a runtime folder, once another run has begun.
 
 The workers of a killed coordinator save and start another one where the run is to go on by itself:
@@ -295,7 +295,18 @@ def is_locked(path: Path) -> bool:
     return struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK
 
 
-def left_behind(run: pm.Run, runtime: Path, shared: set[str], killed: Take) -> list[str]:
+def named_memory(pid: int) -> list[str]:
+    """Shared memory of a process that has a name, and so could outlive it."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:  # it has just gone
+        return []
+    fields = (line.split(maxsplit=5) for line in maps.splitlines())
+    paths = {line[5] for line in fields if len(line) == 6}
+    return [path for path in paths if path.startswith(("/dev/shm/", "/SYSV"))]
+
+
+def left_behind(run: pm.Run, runtime: Path, shared: list[str], killed: Take) -> list[str]:
     """What a run whose processes are all gone still has.
 
     The folder of a killed coordinator goes when the next one of this user starts, the half of a
@@ -304,7 +315,7 @@ def left_behind(run: pm.Run, runtime: Path, shared: set[str], killed: Take) -> l
     found = [f"{name} is locked" for name in ("lock", "workers") if is_locked(run.folder / name)]
     if str(runtime) in Path("/proc/net/unix").read_text():
         found.append(f"sockets in {runtime}")
-    found += [f"/dev/shm/{name}" for name in set(os.listdir("/dev/shm")) - shared]
+    found += [path for path in shared if Path(path).exists()]
     if killed not in (kill_workers, kill_one_worker):
         found += [str(path) for path in unfinished(run.folder)]
     if killed is not kill_coordinator and runtime.exists():
@@ -343,7 +354,6 @@ def settings(case: Case) -> dict[str, Any]:
 
 def measure(case: Case, model: Path, name: str, chance: random.Random) -> tuple[float, list[str]]:
     """Take a run's reason to live: how long its processes stayed, and what is left of it."""
-    shared = set(os.listdir("/dev/shm"))
     with marked() as entry:
         rows = MANY if case.state == "tokenising" else ROWS
         run = pm.finetune(model, rows, name=name, **settings(case))
@@ -351,7 +361,9 @@ def measure(case: Case, model: Path, name: str, chance: random.Random) -> tuple[
         try:
             runtime = Path(_native.connection_file(run.folder)).parent
             bring_about(subject, case.state, chance)
-            pids, date, begin = subject.processes(), time.time(), time.monotonic()
+            pids = subject.processes()
+            shared = [path for pid in pids for path in named_memory(pid)]
+            date, begin = time.time(), time.monotonic()
             grace = case.take(subject)
             if case.goes_on:
                 watched = Subject(run, "")
