@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import html
 import json
 import os
 import socket
@@ -16,7 +18,10 @@ from pathlib import Path
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE, at_step, environment, until
+from leaks import Leaks, below, of_processes, open_to_others
 from pantheraml import _native
+from reap import processes_with
+from zmq.utils import z85
 
 FINDER = """
 import os, sys
@@ -398,20 +403,40 @@ def test_no_secret_leaves_its_file(start: Callable[..., pm.Run], tmp_path: Path)
     at_step(run, 2)
     file = Path(_native.connection_file(run.folder))
     given = run.share("tcp://127.0.0.1:*", name="class")
-    secrets = [json.loads(file.read_text())["secret_key"], given._connection["secret_key"]]
+    own = json.loads(file.read_text())
+    leaks = Leaks(
+        [own["secret_key"], given._connection["secret_key"]],
+        [each[half] for each in (own, given._connection) for half in ("server_key", "public_key")],
+    )
     run.checkpoint(wait=True)
     page = run.to_html()
     shown = repr(run) + repr(given) + str(run.events()) + page + json.dumps(run.config)
-    texts = {"shown": shown.encode()}
-    for path in run.folder.rglob("*"):
-        if path.is_file():
-            texts[str(path)] = path.read_bytes()
-    for pid in [run.coordinator_pid, *(worker["pid"] for worker in run.workers)]:
-        for name in ("cmdline", "environ"):
-            texts[f"{pid} {name}"] = Path(f"/proc/{pid}/{name}").read_bytes()
-    assert len(texts) > 12 and any(b"shared at" in text for text in texts.values())
+    texts = {"shown": shown.encode()} | below(run.folder)
+    texts |= of_processes(processes_with(f"PML_TEST_RUNS={run.folder.parent}"))
+    assert len(texts) > 18 and any(b"shared at" in text for text in texts.values())
     for where, text in texts.items():
-        for secret in secrets:
-            assert secret.encode() not in text, where
+        assert not leaks.are_in(text), where
+    assert leaks.are_in(file.read_bytes()) and open_to_others(run.folder) == []
     holders = [path for path in file.parent.iterdir() if path.is_file()]
     assert holders == [file] and file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_key_is_found_in_any_clothes(alone: bool) -> None:
+    """Or the test before this one, and that of the saved notebook, could not fail."""
+    public, secret = _native.keypair()
+    raw = z85.decode(secret.encode())
+    around = "" if alone else '{"address": "tcp://127.0.0.1:4000", "key": "%s"}'
+    within = (around % secret if around else secret).encode()
+    leaks = Leaks([secret], [])
+    for text in (
+        within, raw, raw.hex().encode(), base64.b64encode(within), base64.urlsafe_b64encode(within),
+        b"x" + raw + b"y", base64.b64encode(b"x" + raw), base64.b64encode(b"xy" + raw + b"z"),
+        html.escape(within.decode()).encode(), json.dumps({"a": within.decode()}).encode(),
+        json.dumps(html.escape(secret)).encode(),
+    ):  # fmt: skip
+        assert leaks.are_in(text), text
+    assert not leaks.are_in(public.encode()) and not leaks.are_in(secret[:-1].encode())
+    # One that nobody here knows is known by its public half.
+    assert Leaks([], [public]).are_in(b"key: " + secret.encode() + b"\n")
+    assert not Leaks([], [public]).are_in(b"key: " + public.encode() + b"\n")
