@@ -323,6 +323,8 @@ class Run(Asking):
 
         Raises
         ------
+        InvalidError
+            `folder`, `format` or `dtype` is nothing that can be exported to.
         BusyError
             There is something else under that name; only an earlier export is written over.
         IOFailed
