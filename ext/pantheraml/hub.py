@@ -33,6 +33,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     path = path_of(model)
     if path.is_dir():
         _refuse_adapter(path)
+        _refuse_pointers(path)
         return path.absolute()
     name = os.fspath(model)
     if path.is_file():
@@ -60,6 +61,18 @@ def _refuse_adapter(folder: Path) -> None:
         f"model: {folder} is an adapter; give the model that it sits on, and "
         "lora=pm.LoRA(init=…) with this folder to train it further"
     )
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """A clone made without Git LFS has a few words where the weights should be."""
+    for path in folder.glob("*.safetensors"):
+        if path.is_file() and path.stat().st_size < 1024:
+            with path.open("rb") as file:
+                if file.read(24) == b"version https://git-lfs.":
+                    raise InvalidError(
+                        f"model: {path} is only Git LFS's pointer to the weights; git lfs pull "
+                        "fetches them"
+                    )
 
 
 def _fetch(name: str) -> Path:

@@ -27,12 +27,18 @@ COMPLETED = 'may be the "prompt", \'{}\' the "completion"'
         ("https://www.huggingface.co/a/b-c.d/tree/main", "hub name, 'a/b-c.d'"),
         ("{tiny} ", "a space too many"),
         ("{tiny}/../m.gguf", "GGUF file, which is only written"),
+        ("{tiny}/../pointer", "git lfs pull fetches them"),
         ("{tiny}/model.safetensors", "give the folder that config.json is in"),
     ],
 )
 def test_models(model: str, words: str, tmp_path: Path, runs: Path) -> None:
     tiny = pm.tiny.TinyLlama().write(tmp_path / "tiny")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "pointer").mkdir()
+    (tmp_path / "pointer" / "config.json").write_text("{}")
+    (tmp_path / "pointer" / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+    )
     with pytest.raises(pm.Error, match=words):
         pm.finetune(model.format(tiny=tiny), ROWS)
     assert not runs.exists()
