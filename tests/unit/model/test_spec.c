@@ -338,6 +338,70 @@ static void test_rope_both_ways(void **state)
                     .rope.theta == 7e4);
 }
 
+/* What config.json says of a published model of each family, with fields that decide nothing, and
+ * the number of parameters that its files have. */
+static void test_published_models(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *config;
+        int64_t parameters;
+    } models[] = {
+        {"Llama-2-7b",
+         "{\"model_type\":\"llama\",\"hidden_size\":4096,\"intermediate_size\":11008,"
+         "\"num_hidden_layers\":32,\"num_attention_heads\":32,\"num_key_value_heads\":32,"
+         "\"vocab_size\":32000,\"rms_norm_eps\":1e-05,\"rope_scaling\":null,\"pretraining_tp\":1,"
+         "\"tie_word_embeddings\":false,\"torch_dtype\":\"float16\",\"hidden_act\":\"silu\"}",
+         6738415616},
+        {"Llama-3.2-1B",
+         "{\"model_type\":\"llama\",\"hidden_size\":2048,\"intermediate_size\":8192,\"head_dim\":"
+         "64,"
+         "\"num_hidden_layers\":16,\"num_attention_heads\":32,\"num_key_value_heads\":8,"
+         "\"vocab_size\":128256,\"rms_norm_eps\":1e-05,\"rope_theta\":500000.0,\"rope_scaling\":"
+         "{\"factor\":32.0,\"high_freq_factor\":4.0,\"low_freq_factor\":1.0,"
+         "\"original_max_position_embeddings\":8192,\"rope_type\":\"llama3\"},"
+         "\"max_position_embeddings\":131072,\"eos_token_id\":[128001,128008,128009],"
+         "\"tie_word_embeddings\":true,\"attention_dropout\":0.0,\"mlp_bias\":false}",
+         1235814400},
+        {"SmolLM2-135M",
+         "{\"model_type\":\"llama\",\"hidden_size\":576,\"intermediate_size\":1536,"
+         "\"num_hidden_layers\":30,\"num_attention_heads\":9,\"num_key_value_heads\":3,"
+         "\"vocab_size\":49152,\"is_llama_config\":true,\"rope_interleaved\":false,"
+         "\"rope_theta\":100000,\"tie_word_embeddings\":true,\"transformers.js_config\":"
+         "{\"kv_cache_dtype\":{\"fp16\":\"float16\"}},\"max_position_embeddings\":8192}",
+         134515008},
+        {"Mistral-7B-v0.1",
+         "{\"model_type\":\"mistral\",\"hidden_size\":4096,\"intermediate_size\":14336,"
+         "\"num_hidden_layers\":32,\"num_attention_heads\":32,\"num_key_value_heads\":8,"
+         "\"vocab_size\":32000,\"sliding_window\":4096,\"tie_word_embeddings\":false,"
+         "\"max_position_embeddings\":32768,\"rope_theta\":10000.0}",
+         7241732096},
+        {"Qwen2.5-0.5B",
+         "{\"model_type\":\"qwen2\",\"hidden_size\":896,\"intermediate_size\":4864,"
+         "\"num_hidden_layers\":24,\"num_attention_heads\":14,\"num_key_value_heads\":2,"
+         "\"vocab_size\":151936,\"max_window_layers\":21,\"sliding_window\":32768,"
+         "\"use_sliding_window\":false,\"use_mrope\":false,\"tie_word_embeddings\":true,"
+         "\"rope_theta\":1000000.0,\"max_position_embeddings\":32768}",
+         494032768},
+        {"Qwen3-0.6B",
+         "{\"model_type\":\"qwen3\",\"hidden_size\":1024,\"intermediate_size\":3072,"
+         "\"head_dim\":128,\"num_hidden_layers\":28,\"num_attention_heads\":16,"
+         "\"num_key_value_heads\":8,\"vocab_size\":151936,\"max_window_layers\":28,"
+         "\"sliding_window\":null,\"use_sliding_window\":false,\"attention_bias\":false,"
+         "\"tie_word_embeddings\":true,\"rope_theta\":1000000,\"max_position_embeddings\":40960}",
+         596049920},
+    };
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        pml_model_spec spec;
+        EXPECT_OK(pml_model_spec_parse(models[i].config, strlen(models[i].config), models[i].name,
+                                       &spec, e));
+        if (pml_model_parameters(&spec) != models[i].parameters)
+            fail_msg("%s has %lld parameters, not %lld", models[i].name,
+                     (long long)models[i].parameters, (long long)pml_model_parameters(&spec));
+        assert_true((spec.window > 0) == (strcmp(models[i].name, "Mistral-7B-v0.1") == 0));
+    }
+}
+
 static void test_folder(void **state)
 {
     (void)state;
@@ -380,6 +444,7 @@ int main(void)
         cmocka_unit_test(test_rope_types),
         cmocka_unit_test(test_wrong_values),
         cmocka_unit_test(test_rope_both_ways),
+        cmocka_unit_test(test_published_models),
         cmocka_unit_test(test_folder),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
