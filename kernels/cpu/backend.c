@@ -175,6 +175,14 @@ static pml_status cpu_mark(pml_queue *queue, int index, pml_error *err)
     return PML_OK;
 }
 
+static pml_status cpu_passed(pml_queue *queue, int index, pml_error *err)
+{
+    (void)queue;
+    return index >= 0 && index < PML_MARKS
+               ? PML_OK
+               : PML_FAIL(err, PML_INVALID, "mark %d: there are %d", index, PML_MARKS);
+}
+
 static pml_status cpu_between(pml_queue *queue, int from, int to, double *seconds, pml_error *err)
 {
     if (from < 0 || from >= PML_MARKS || to < 0 || to >= PML_MARKS)
@@ -246,6 +254,7 @@ static const pml_backend backend = {
     .upload_file = cpu_upload_file,
     .uploaded = cpu_sync,
     .mark = cpu_mark,
+    .passed = cpu_passed,
     .between = cpu_between,
     .workspace = cpu_workspace,
     .op = {PML_OPS(SLOT)},

@@ -135,6 +135,7 @@ static const pml_backend backend = {
     .graph_launch = pmli_cuda_graph_launch,
     .graph_destroy = pmli_cuda_graph_destroy,
     .mark = pmli_cuda_mark,
+    .passed = pmli_cuda_passed,
     .between = pmli_cuda_between,
     .workspace = workspace,
     .prepare = prepare,

@@ -73,6 +73,7 @@ pml_status pmli_cuda_graph_end(pml_queue *queue, pml_graph **graph, pml_error *e
 pml_status pmli_cuda_graph_launch(pml_queue *queue, pml_graph *graph, pml_error *err);
 void pmli_cuda_graph_destroy(pml_graph **graph);
 pml_status pmli_cuda_mark(pml_queue *queue, int index, pml_error *err);
+pml_status pmli_cuda_passed(pml_queue *queue, int index, pml_error *err);
 pml_status pmli_cuda_between(pml_queue *queue, int from, int to, double *seconds, pml_error *err);
 
 /* 75 for 7.5, of one of `count` devices; makes no context. $PML_CUDA_CAPABILITY, where it is less,

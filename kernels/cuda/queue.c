@@ -180,6 +180,19 @@ pml_status pmli_cuda_mark(pml_queue *queue, int index, pml_error *err)
     return status;
 }
 
+pml_status pmli_cuda_passed(pml_queue *queue, int index, pml_error *err)
+{
+    if (index < 0 || index >= PML_MARKS || queue->marks[index] == NULL)
+        return PML_FAIL(err, PML_INVALID, "mark %d has not been made", index);
+    pml_status status = enter_running(queue, "a wait", err);
+    if (status == PML_OK)
+        status = pmli_staging_finish(queue->staging, queue->stream, err);
+    if (status == PML_OK)
+        status =
+            PMLI_CU(pmli_cu.cuEventSynchronize(queue->marks[index]), "waiting for the GPU", err);
+    return status;
+}
+
 pml_status pmli_cuda_between(pml_queue *queue, int from, int to, double *seconds, pml_error *err)
 {
     float milliseconds = 0;

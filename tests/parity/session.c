@@ -11,6 +11,7 @@
 const char *session_device = "cpu";
 pml_dtype session_dtype = PML_F32;
 bool session_beside;
+const pml_backend *session_backend;
 
 void session_option(const char *option)
 {
@@ -207,6 +208,8 @@ void session_open(const session_options *o, session *s)
     const pml_backend *backend;
     int device;
     MUST(pml_backend_named(session_device, false, &backend, &device, err));
+    if (session_backend != NULL)
+        backend = session_backend;
     if (session_beside) {
         static pml_backend beside;
         beside = *backend;

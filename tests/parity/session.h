@@ -24,6 +24,8 @@ void load_case(const char *fixtures, const char *name, pml_train_config *config)
 /* What sessions are opened on; "cpu" and float32 unless a program says otherwise. */
 extern const char *session_device;
 extern pml_dtype session_dtype;
+/* Stands before that device's own; NULL: nothing does. */
+extern const pml_backend *session_backend;
 /* swiglu works for the adapters beside it, where the backend would not. */
 extern bool session_beside;
 /* "--bf16", "--fp16", "--beside", or a device as "--cuda". */

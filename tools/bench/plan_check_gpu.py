@@ -1,7 +1,7 @@
 """The plan against NVML: random configurations on a GPU, each run for a few steps.
 
-    python3 tools/bench/plan_check_gpu.py [--runs 20] [--seed 1] [--side-by-side 5]
-                                          [--seconds 100] [--folder /dev/shm]
+    python3 tools/bench/plan_check_gpu.py [--runs 20 | --only 7,13] [--seed 1]
+                                          [--side-by-side 5] [--seconds 100] [--folder /dev/shm]
 
 For every configuration a model with random bfloat16 weights is written (Llama, Mistral, Qwen2 or
 Qwen3, 0.3 to 3 GiB), a run is started with ``pm.finetune`` and its worker is watched: the peak of
@@ -368,14 +368,16 @@ def main() -> int:
     """Check as many configurations as asked for, and as there is time for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--only", help="these of a seed's, as 7,13: what had no time in a call")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--side-by-side", type=int, default=5, help="runs at one time")
     parser.add_argument("--seconds", type=float, default=100, help="none is begun after that")
     parser.add_argument("--room", type=float, help="GiB for all plans; else what is free")
     parser.add_argument("--folder", default="/dev/shm", help="where models are written")
     args = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ALIVE.end)
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, ALIVE.end)
+    numbers = [int(n) for n in args.only.split(",")] if args.only else list(range(args.runs))
     last = time.monotonic() + args.seconds
     ALIVE.until = last + GRACE
     watch = Watch()
@@ -390,7 +392,7 @@ def main() -> int:
             return check(draw, number, watch, room, args.folder)
 
         with ThreadPoolExecutor(args.side_by_side) as pool:
-            results = [made for made in pool.map(one, range(args.runs)) if made is not None]
+            results = [made for made in pool.map(one, numbers) if made is not None]
     watch.over = True
     watch.join()
     if not watch.peaks:
@@ -401,12 +403,12 @@ def main() -> int:
     worst = max((abs(m["peak"] / m["planned"] - 1) for m in results if m["planned"]), default=0.0)
     limits = sorted(made["limit"] / GIB for made in results if made["limit"])
     print(
-        f"{len(results)} configurations of {args.runs}, {bad} bad, furthest off "
+        f"{len(results)} configurations of {len(numbers)}, {bad} bad, furthest off "
         f"{100 * worst:.2f} %, limits {', '.join(f'{limit:g}' for limit in limits)} GiB, {over} of "
         f"them exceeded; "
         f"{watch.readings} readings"
     )
-    return 1 if bad or len(results) < args.runs else 0
+    return 1 if bad or len(results) < len(numbers) else 0
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ static pml_status run_stretch(pml_stepper *s, int32_t first, int32_t end, const 
 pml_status pmli_run_timed(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                           pml_error *err)
 {
-    const int32_t most = PML_MARKS - 1;
+    const int32_t most = PMLI_MARKS - 1;
     pml_status status = PML_OK;
     int32_t end = s->program->segments[segment].end;
     for (int32_t at = s->program->segments[segment].first; status == PML_OK && at < end; at += most)

@@ -111,12 +111,20 @@ static size_t stage(int32_t *to, const int32_t *from, int32_t n, int32_t less, i
     return (size_t)padded;
 }
 
-/* Copy a batch, padded to `counts`, to staged host memory and upload it. It may be a piece of one:
- * its rows are counted from its own first. */
-static pml_status upload_batch(pml_stepper *s, const pml_batch *batch, const pml_counts *counts,
-                               pml_error *err)
+/* The next of the places of batches, which the device has read. */
+static pml_status next_inputs(pml_stepper *s, const pmli_inputs **inputs, pml_error *err)
 {
-    pml_status status = s->backend->sync(s->queue, err); /* the last upload has read `staged` */
+    const int slot = (int)(s->taken % PMLI_INPUTS);
+    *inputs = &s->inputs[slot];
+    return s->taken++ < PMLI_INPUTS ? PML_OK : s->backend->passed(s->queue, PMLI_MARKS + slot, err);
+}
+
+/* Copy a batch, padded to `counts`, to its place and upload it. It may be a piece of one: its rows
+ * are counted from its own first. */
+static pml_status upload_batch(pml_stepper *s, const pmli_inputs *to, const pml_batch *batch,
+                               const pml_counts *counts, pml_error *err)
+{
+    pml_status status = PML_OK;
     const pml_program *p = s->program;
     const int32_t first = batch->cu_seqlens[0];
     const struct {
@@ -129,7 +137,7 @@ static pml_status upload_batch(pml_stepper *s, const pml_batch *batch, const pml
         {p->bounds, batch->cu_seqlens, batch->n_docs + 1, first, counts->docs + 1, batch->n_tokens},
         {p->label_rows, batch->label_rows, batch->n_labels, first, counts->labels, -1},
         {p->labels, batch->labels, batch->n_labels, 0, counts->labels, 0}};
-    int32_t *at = s->staged;
+    int32_t *at = to->ints;
     for (size_t i = 0; status == PML_OK && i < sizeof inputs / sizeof *inputs; i++) {
         size_t n = stage(at, inputs[i].from, inputs[i].n, inputs[i].less, inputs[i].padded,
                          inputs[i].filler);
@@ -162,18 +170,19 @@ static pml_counts counts_of(const pml_batch *batch)
 
 /* Dropout's masks: a function of the seed, the update and each token's place in the data, and so of
  * nothing that cuts a step up. */
-static pml_status choose_masks(pml_stepper *s, const pml_batch *batch, pml_error *err)
+static pml_status choose_masks(pml_stepper *s, const pmli_inputs *to, const pml_batch *batch,
+                               pml_error *err)
 {
     if (s->program->places < 0)
         return PML_OK;
     if (batch->places == NULL)
         return PML_FAIL(err, PML_INVALID, "dropout needs the places of a batch's tokens");
-    size_t bytes = (size_t)batch->n_tokens * sizeof *s->places; /* tokens of padding: any place */
-    s->rng[0] = (int64_t)s->config.seed;
-    s->rng[1] = s->updates;
-    memcpy(s->places, batch->places, bytes);
-    pml_status status = pmli_upload(s, s->program->rng, s->rng, sizeof s->rng, err);
-    return status == PML_OK ? pmli_upload(s, s->program->places, s->places, bytes, err) : status;
+    size_t bytes = (size_t)batch->n_tokens * sizeof *to->places; /* tokens of padding: any place */
+    to->rng[0] = (int64_t)s->config.seed;
+    to->rng[1] = s->updates;
+    memcpy(to->places, batch->places, bytes);
+    pml_status status = pmli_upload(s, s->program->rng, to->rng, 2 * sizeof *to->rng, err);
+    return status == PML_OK ? pmli_upload(s, s->program->places, to->places, bytes, err) : status;
 }
 
 /* The next piece of a micro-batch: documents from `doc` on, as many as the program has room for.
@@ -200,6 +209,20 @@ static pml_batch piece_of(const pml_stepper *s, const pml_batch *whole, int32_t 
     return piece;
 }
 
+/* With masks where it is trained on. */
+static pml_status put_batch(pml_stepper *s, const pml_batch *batch, const pml_counts *counts,
+                            bool masked, pml_error *err)
+{
+    const pmli_inputs *to;
+    pml_status status = next_inputs(s, &to, err);
+    if (status == PML_OK)
+        status = upload_batch(s, to, batch, counts, err);
+    if (status == PML_OK && masked)
+        status = choose_masks(s, to, batch, err);
+    return status == PML_OK ? s->backend->mark(s->queue, PMLI_MARKS + (int)(to - s->inputs), err)
+                            : status;
+}
+
 pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *counts,
                            pml_error *err)
 {
@@ -208,8 +231,7 @@ pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *c
         return status;
     pml_batch piece = piece_of(s, batch, 0, 0);
     *counts = pmli_bucket(s, counts_of(&piece));
-    status = upload_batch(s, &piece, counts, err);
-    return status == PML_OK ? choose_masks(s, &piece, err) : status;
+    return put_batch(s, &piece, counts, true, err);
 }
 
 /* Runs a segment over a checked batch, piece by piece. A piece without labels teaches nothing. */
@@ -224,9 +246,7 @@ static pml_status run_pieces(pml_stepper *s, pml_segment segment, const pml_batc
         if (piece.n_labels == 0)
             continue;
         pml_counts counts = pmli_bucket(s, counts_of(&piece));
-        status = upload_batch(s, &piece, &counts, err);
-        if (status == PML_OK && segment == PML_SEGMENT_MICRO)
-            status = choose_masks(s, &piece, err);
+        status = put_batch(s, &piece, &counts, segment == PML_SEGMENT_MICRO, err);
         if (status == PML_OK)
             status = pmli_run_recorded(s, segment, &counts, err);
         if (segment == PML_SEGMENT_MICRO)
@@ -308,8 +328,6 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
 {
     const pml_program *p = s->program;
     const pml_counts none = {0};
-    double loss_sum = 0;
-    float norm = 0;
     if (u->step < 1)
         return PML_FAIL(err, PML_INVALID, "updates are counted from 1, not %lld",
                         (long long)u->step);
@@ -323,15 +341,17 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
     if (status == PML_OK)
         status = pmli_run_segment(s, PML_SEGMENT_UPDATE, &none, err);
     if (status == PML_OK)
-        status = download(s, p->loss_sum, &loss_sum, sizeof loss_sum, err);
+        status = download(s, p->loss_sum, &s->told->loss_sum, sizeof s->told->loss_sum, err);
     if (status == PML_OK)
-        status = download(s, p->norm, &norm, sizeof norm, err);
+        status = download(s, p->norm, &s->told->norm, sizeof s->told->norm, err);
     if (status == PML_OK)
         status = pmli_run_segment(s, PML_SEGMENT_CLEAR, &none, err);
     if (status == PML_OK)
         status = s->backend->sync(s->queue, err);
     if (status != PML_OK)
         return status;
+    const double loss_sum = s->told->loss_sum;
+    const float norm = s->told->norm;
     /* Without a label there is no loss, but a gradient: zero. Momentum and weight decay go on, as
      * they do in transformers' Trainer. */
     bool finite = isfinite(norm), sound = isfinite(loss_sum);

@@ -28,6 +28,22 @@ typedef struct pmli_flops {
     int32_t window;
 } pmli_flops;
 
+enum {
+    PMLI_INPUTS = 2,
+    PMLI_MARKS = PML_MARKS - PMLI_INPUTS /* below: the profile's */
+};
+
+typedef struct pmli_inputs {
+    int32_t *ints;   /* of one batch, end to end */
+    int64_t *places; /* one for each of its tokens */
+    int64_t *rng;    /* two */
+} pmli_inputs;
+
+typedef struct pmli_told {
+    double loss_sum;
+    float norm;
+} pmli_told;
+
 struct pml_stepper {
     pml_train_config config;
     pml_model_spec spec;
@@ -71,11 +87,14 @@ struct pml_stepper {
     int32_t n_trained;
     size_t trained_floats; /* their elements, gaps not counted */
 
-    /* Host memory that uploads read and downloads fill: it must live until the queue is synced. */
-    int32_t *staged; /* inputs of one batch, end to end */
+    /* Host memory that uploads read and downloads fill: until the queue is beyond them it stays as
+     * it is. Two batches, each with a mark behind it: one is filled while the device has the other
+     * before it. What a GPU reads is page-locked, or it would be waited for. */
+    pmli_inputs inputs[PMLI_INPUTS];
+    int64_t taken; /* batches so far */
+    pmli_told *told;
+    int32_t *staged; /* the first one's numbers, for what begins with a sync */
     size_t staged_ints;
-    int64_t *places; /* one for each of its tokens */
-    int64_t rng[2];
     float hyper[2][PML_HYPER_COUNT];
     float *reduced;  /* a piece of the gradients on its way through the collective */
     float *logits;   /* generate_rows rows */

@@ -149,27 +149,48 @@ static size_t logits_bytes(const pml_stepper *s)
     return (size_t)s->program->generate_rows * (size_t)s->spec.vocab * sizeof *s->logits;
 }
 
-/* They come once a token, and a GPU writes page-locked memory without a stop on the way. */
-static pml_status take_logits(pml_stepper *s, pml_error *err)
+/* Page-locked where that is something: a GPU reads and writes it without a stop on the way. */
+static pml_status take_locked(pml_stepper *s, size_t bytes, void **memory, pml_error *err)
 {
-    if (strcmp(s->backend->name, "cpu") != 0) {
-        void *memory = NULL;
-        pml_status status = s->backend->host_alloc(s->device, logits_bytes(s), &memory, err);
-        s->logits = memory;
-        return status;
-    }
-    s->logits = calloc(1, logits_bytes(s));
-    return s->logits != NULL ? PML_OK : PML_FAIL(err, PML_NO_MEMORY, "no host memory for logits");
+    if (strcmp(s->backend->name, "cpu") != 0)
+        return s->backend->host_alloc(s->device, bytes, memory, err);
+    *memory = calloc(1, bytes);
+    return *memory != NULL ? PML_OK
+                           : PML_FAIL(err, PML_NO_MEMORY, "no host memory for the stepper");
 }
 
-static void give_logits(pml_stepper *s)
+static void give_locked(pml_stepper *s, void *memory, size_t bytes)
 {
-    void *memory = s->logits;
     if (memory != NULL && strcmp(s->backend->name, "cpu") != 0)
-        s->backend->host_free(s->device, &memory, logits_bytes(s));
+        s->backend->host_free(s->device, &memory, bytes);
     else
         free(memory);
-    s->logits = NULL;
+}
+
+static size_t inputs_bytes(const pml_stepper *s)
+{
+    const size_t longs = (size_t)s->program->limits.tokens + 2;
+    const size_t ints = s->staged_ints + s->staged_ints % 2; /* longs behind them are aligned */
+    return longs * sizeof(int64_t) + ints * sizeof(int32_t);
+}
+
+/* What is told of a step, then the batches: places, seed and step, numbers. */
+static pml_status take_inputs(pml_stepper *s, pml_error *err)
+{
+    void *memory = NULL;
+    const size_t batch = inputs_bytes(s);
+    pml_status status = take_locked(s, sizeof *s->told + PMLI_INPUTS * batch, &memory, err);
+    if (status != PML_OK)
+        return status;
+    s->told = memory;
+    for (int i = 0; i < PMLI_INPUTS; i++) {
+        pmli_inputs *to = &s->inputs[i];
+        to->places = (int64_t *)(void *)((char *)(s->told + 1) + (size_t)i * batch);
+        to->rng = to->places + s->program->limits.tokens;
+        to->ints = (int32_t *)(void *)(to->rng + 2);
+    }
+    s->staged = s->inputs[0].ints;
+    return PML_OK;
 }
 
 static pml_status take_host_memory(pml_stepper *s, pml_error *err)
@@ -179,8 +200,6 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     size_t inputs = 2 * (size_t)l->tokens + (size_t)l->docs + 1 + 2 * (size_t)l->labels;
     size_t sampling = 3 * (size_t)p->generate_chunk + 5 * (size_t)p->generate_rows + 2;
     s->staged_ints = inputs > sampling ? inputs : sampling;
-    s->staged = calloc(s->staged_ints, sizeof *s->staged);
-    s->places = calloc((size_t)l->tokens, sizeof *s->places);
     s->reduced = s->comm != NULL && pml_comm_world(s->comm) > 1
                      ? calloc(PMLI_REDUCE_FLOATS, sizeof *s->reduced)
                      : calloc(1, sizeof *s->reduced);
@@ -188,8 +207,8 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     s->said = calloc((size_t)l->generate_length + 1, sizeof *s->said);
     s->times = calloc((size_t)p->n_nodes, sizeof *s->times);
     s->trained = calloc((size_t)p->n_parameters, sizeof *s->trained);
-    if (s->staged == NULL || s->places == NULL || s->reduced == NULL || s->chosen == NULL ||
-        s->said == NULL || s->times == NULL || s->trained == NULL)
+    if (s->reduced == NULL || s->chosen == NULL || s->said == NULL || s->times == NULL ||
+        s->trained == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the stepper's buffers");
     for (int32_t i = 0; i < p->n_parameters; i++) {
         if (!p->parameters[i].trained)
@@ -197,7 +216,11 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
         s->trained[s->n_trained++] = i;
         s->trained_floats += (size_t)(p->parameters[i].rows * p->parameters[i].cols);
     }
-    pml_status status = take_logits(s, err);
+    void *logits = NULL;
+    pml_status status = take_locked(s, logits_bytes(s), &logits, err);
+    s->logits = logits;
+    if (status == PML_OK)
+        status = take_inputs(s, err);
     if (status != PML_OK || p->host_bytes == 0)
         return status;
     status = s->backend->host_alloc(s->device, p->host_bytes, &p->host, err);
@@ -264,7 +287,10 @@ void pml_stepper_destroy(pml_stepper **stepper)
     pml_stepper *s = *stepper;
     pmli_ahead_end(s);
     pmli_drop_recorded(s);
-    give_logits(s);
+    if (s->program != NULL) {
+        give_locked(s, s->logits, logits_bytes(s));
+        give_locked(s, s->told, sizeof *s->told + PMLI_INPUTS * inputs_bytes(s));
+    }
     if (s->program != NULL && s->program->host != NULL)
         s->backend->host_free(s->device, &s->program->host, s->program->host_bytes);
     if (s->arena != NULL)
@@ -277,8 +303,6 @@ void pml_stepper_destroy(pml_stepper **stepper)
     free(s->angles);
     free(s->times);
     free(s->trained);
-    free(s->staged);
-    free(s->places);
     free(s->reduced);
     free(s->chosen);
     free(s->said);

@@ -126,9 +126,10 @@ typedef struct pml_backend {
     void (*graph_destroy)(pml_graph **graph);
 
     /* Moments of a queue: mark remembers when the queue comes to this point (index below
-     * PML_MARKS), between gives the seconds from one mark to another, after a sync. Not recorded.
-     */
+     * PML_MARKS), passed waits until it is beyond one that was made, between gives the seconds from
+     * one mark to another, after a sync. Not recorded. */
     pml_status (*mark)(pml_queue *queue, int index, pml_error *err);
+    pml_status (*passed)(pml_queue *queue, int index, pml_error *err);
     pml_status (*between)(pml_queue *queue, int from, int to, double *seconds, pml_error *err);
 
     /* Bytes of `ws` this op wants for args: shapes and attributes, data pointers are not read (here
