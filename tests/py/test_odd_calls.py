@@ -15,6 +15,7 @@ import numpy as np
 import pantheraml as pm
 import pytest
 from conftest import ROWS
+from pantheraml.data import chat
 
 IDS = [[1, 2, 3], [4, 5, 6]]
 COMPLETED = 'may be the "prompt", \'{}\' the "completion"'
@@ -109,6 +110,13 @@ def test_files(name: str, words: str, model: Path, tmp_path: Path) -> None:
 def test_conversations(turns: Any, words: str, model: Path) -> None:
     with pytest.raises(pm.InvalidError, match=rf"data\[0\]: .*{words}"):
         pm.preview([{"messages": turns}], model)
+
+
+def test_turns_that_say_something_else() -> None:
+    """A call of a tool, or reasoning, stands where the content is null."""
+    for what in ({"tool_calls": [{}]}, {"reasoning_content": "hm"}):
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, **what}]
+        assert chat.check(turns) == turns
 
 
 @pytest.mark.parametrize(

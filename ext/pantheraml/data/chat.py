@@ -250,7 +250,8 @@ def check(messages: object) -> Messages:
             raise InvalidError(f'turn {number} has no "role"')
         if "content" not in turn and "tool_calls" not in turn:
             raise InvalidError(f'turn {number} has no "content"')
-        if turn.get("content", "") is None and not turn.get("tool_calls"):
+        says = (key for key, value in turn.items() if key != "role" and value is not None)
+        if next(says, None) is None:  # no tool_calls either, nor reasoning beside it
             raise InvalidError(f'turn {number}: "content" is null')
         for part in turn["content"] if isinstance(turn.get("content"), list) else ():
             kind = part.get("type") if isinstance(part, dict) else None
