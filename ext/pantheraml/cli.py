@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 import warnings
@@ -13,24 +14,19 @@ from typing import Any, NoReturn
 
 import pantheraml as pm
 from pantheraml import folders
+from pantheraml.checks import unknown_parameter
 from pantheraml.config import OVERLONG, Settings
 
 _DATA = ".jsonl, .json, .parquet or .txt file"
-_SETTINGS_OF_TRAIN = (
-    "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing",
-    "weight_decay", "max_grad_norm", "seed", "eval_steps", "save_steps", "save_total_limit",
-    "memory_limit", "shuffle", "deterministic", "threads", "devices", "quant",
-    "restart", "max_restarts", "hang_timeout",
-    "eval_split", "overlong", "chat_template",
-)  # fmt: skip
+#: Settings that are made of several options, or read in another way.
+_MADE = ("method", "lora", "chat_template_kwargs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     warnings.formatwarning = _warning
     try:
-        args = _parser().parse_args(arguments)
+        args = _parsed(_parser(), sys.argv[1:] if arguments is None else arguments)
         result = args.call(args)
     except BrokenPipeError:
         return 0
@@ -40,6 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return int(result or 0)
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; options may have underlines, as those of transformers' scripts, and other names."""
+    dashed = [
+        re.sub(r"^--\w[\w-]*", lambda name: name[0].replace("_", "-"), one) for one in arguments
+    ]
+    args, others = parser.parse_known_args(dashed)
+    if others:
+        hint = ""
+        if others[0].startswith("--"):
+            known = [name for name in vars(args) if name not in ("call", "model_option")]
+            name = others[0][2:].partition("=")[0].replace("-", "_")
+            hint = f"; {unknown_parameter(name, known)}".replace("_", "-")
+        parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
+    return args
 
 
 def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
@@ -56,8 +68,8 @@ def _train(args: argparse.Namespace) -> int:
         settings["chat_template_kwargs"] = _json_argument(args.chat_template_kwargs)
     if args.method == "lora":
         settings["lora"] = pm.LoRA(
-            r=args.lora_r, lora_alpha=args.lora_alpha, target_modules=args.target_modules,
-            init=args.lora_init,
+            r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
+            target_modules=args.target_modules, init=args.lora_init,
         )  # fmt: skip
     run = pm.finetune(_model(args), args.data, eval_data=args.eval_data, name=args.name, **settings)
     print(f"run {run.name} in {run.folder}", flush=True)
@@ -260,7 +272,8 @@ def _waited(command: pm.Command, args: argparse.Namespace) -> pm.Command:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    found = {name: getattr(args, name, None) for name in _SETTINGS_OF_TRAIN}
+    names = [name for name in Settings.__dataclass_fields__ if name not in _MADE]
+    found = {name: getattr(args, name, None) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -295,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     def verb(
         name: str, call: Callable[[argparse.Namespace], int | None], text: str, *, run: bool = True
     ) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=text, description=text)
+        made = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.set_defaults(call=call)
         if run:
             made.add_argument("run", nargs="?", metavar="RUN")
@@ -309,6 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", help="of the run")
     train.add_argument("--detach", action="store_true", help="start it and return at once")
     train.add_argument("--lora-alpha", type=float)
+    train.add_argument("--lora-dropout", type=float)
     train.add_argument("--target-modules", nargs="+", metavar="NAME")
     train.add_argument("--lora-init", metavar="FOLDER", help="adapter to start from")
     plan = verb("plan", _plan, "Plan the memory of a run, without starting it.", run=False)
@@ -415,11 +429,12 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
         int: (
             "max_steps", "warmup_steps", "per_device_train_batch_size",
             "gradient_accumulation_steps", "max_length", "seed", "eval_steps", "save_steps",
-            "save_total_limit", "early_stopping_patience", "threads",
+            "save_total_limit", "early_stopping_patience", "threads", "max_restarts",
+            "generate_length",
         ),
         float: (
             "num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio",
-            "early_stopping_threshold",
+            "early_stopping_threshold", "adam_beta1", "adam_beta2", "adam_epsilon", "hang_timeout",
         ),
     }  # fmt: skip
     for kind, names in numbers.items():
@@ -434,6 +449,8 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval-strategy", choices=("no", "steps", "epoch"))
     parser.add_argument("--save-strategy", choices=("no", "steps", "epoch", "best"))
     parser.add_argument("--memory-limit", help='such as "8GiB"')
+    parser.add_argument("--dtype", help='of weights and activations; default "auto"')
+    parser.add_argument("--restart", choices=("never", "on-failure"), help="where a worker ends")
     parser.add_argument("--devices", type=_devices, help='"cpu", a number of workers, "cpu,cpu"')
     for name in (
         "packing", "shuffle", "deterministic", "group_by_length", "load_best_model_at_end"

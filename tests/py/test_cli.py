@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE, ROWS, at_step, hear_ctrl_c
 from pantheraml import cli
+from pantheraml.config import Settings
 
 
 def shell(*arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
@@ -60,6 +63,60 @@ def test_steering(start: Callable[..., pm.Run]) -> None:
     assert "stopped at step" in shell("stop", "two").stdout
     assert "goes on from its checkpoint" in shell("resume", "two").stdout
     at_step(pm.attach("two"), run.step + 1)
+
+
+def test_every_option_of_train_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for in the shell reaches the run: each option that names a setting."""
+    values = {
+        "lr_scheduler_type": "linear", "lr_scheduler_kwargs": '{"min_lr": 1}', "optim": "sgd",
+        "optim_args": "momentum=0.9", "eval_strategy": "epoch", "save_strategy": "best",
+        "memory_limit": "8GiB", "devices": "cpu,cpu", "quant": "nf4", "overlong": "drop",
+        "chat_template": "x.jinja", "chat_template_kwargs": '{"a": 1}', "method": "full",
+        "restart": "never", "dtype": "float32",
+    }  # fmt: skip
+    read = {
+        "lr_scheduler_kwargs": {"min_lr": 1}, "devices": ["cpu", "cpu"],
+        "chat_template_kwargs": {"a": 1},
+    }  # fmt: skip
+    asked: dict[str, Any] = {}
+
+    def finetune(model: str, data: str, **settings: Any) -> pm.Run:
+        asked.update(settings)
+        raise pm.InvalidError("asked")
+
+    monkeypatch.setattr(pm, "finetune", finetune)
+    options = {
+        name.removeprefix("--").replace("-", "_")
+        for name in re.findall(r"--[a-z][a-z0-9-]*", shell("train", "--help").stdout)
+    }
+    known = set(Settings.__dataclass_fields__) - {"lora", "metric_for_best_model", "save_to"}
+    assert known <= options
+    for name in known:
+        value = values.get(name, "3")
+        flag = f"--no-{name}".replace("_", "-")
+        negated = f"no_{name}" in options
+        for option in (f"--{name}", f"--{name}".replace("_", "-")):
+            asked.clear()
+            given = [flag] if negated else [option, value]
+            assert cli.main(["train", "m", "--data", "d", *given]) == 1
+            if negated:
+                assert asked[name] is False
+            else:
+                wanted = read[name] if name in read else type(asked[name])(value)
+                assert asked[name] == wanted, name
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--lr", "it is learning-rate"), ("--max-step", "did you mean max-steps"),
+        ("--epochs=3", "it is num-train-epochs"), ("stray", "unrecognized arguments: stray"),
+    ],
+)  # fmt: skip
+def test_options_that_are_none(option: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "m", "--data", "d", option])
+    assert words in capsys.readouterr().err
 
 
 def test_ctrl_c_detaches(start: Callable[..., pm.Run]) -> None:
