@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from errno import EDQUOT, ENOSPC, EROFS
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,8 @@ from pantheraml import _native, folders, hub, sharing, sums
 from pantheraml.checks import names_checked, path_of
 from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
-from pantheraml.errors import Error, InvalidError, IOFailed, NotInThisVersion
+from pantheraml.devices import room
+from pantheraml.errors import Error, InvalidError, IOFailed, NotFoundError, NotInThisVersion
 from pantheraml.lora import Model
 from pantheraml.memory import Plan
 from pantheraml.record import ENDED
@@ -184,7 +186,13 @@ def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
         No plan fits in ``memory_limit``; the nearest setting that would is named.
     """
     config, limits, available = _planned(model, settings)
-    return Plan.of({**_native.plan(config, limits, available), "available": available})
+    made = {**_native.plan(config, limits, available), "available": available}
+    device = json.loads(config)["devices"][0]
+    if device != "cpu":
+        with suppress(NotFoundError):  # a plan needs no GPU
+            there = room(int(device.partition(":")[2]))
+            made |= {"left": there.left, "reserved": there.reserved}
+    return Plan.of(made)
 
 
 @_with_settings

@@ -7,11 +7,13 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pantheraml import _native
 from pantheraml.checks import whole
 from pantheraml.errors import Error, InvalidError, NotFoundError, NotInThisVersion
+from pantheraml.memory import size
 
 
 def device_list(devices: str | int | Sequence[str]) -> list[str]:
@@ -34,7 +36,8 @@ def device_list(devices: str | int | Sequence[str]) -> list[str]:
         return [f"cuda:{index}" for index in range(count)]
     if isinstance(devices, str):
         if devices == "auto":
-            devices = "cuda" if _gpus() > 0 else "cpu"
+            gpus = _gpus()
+            devices = f"cuda:{_roomiest(gpus)}" if gpus > 0 else "cpu"
         devices = [devices]
     if not isinstance(devices, Sequence):
         raise InvalidError(f'devices must be "auto", names or a number, it is {devices!r}')
@@ -91,6 +94,46 @@ def _gpus() -> int:
     if count == 0 and there:
         warnings.warn(f"this run uses the CPU: {why}", stacklevel=2)
     return count
+
+
+@dataclass(frozen=True)
+class Room:
+    """What runs may still plan with of a GPU, in bytes, and which of them have the rest."""
+
+    left: int
+    reserved: str
+
+
+def room(index: int) -> Room:
+    """Ask a GPU's driver and the reservations of this user's runs.
+
+    Raises
+    ------
+    Error
+        There is no such GPU, or what is reserved of it cannot be read.
+    """
+    gpu = _native.gpu_reserved(index)
+    left = gpu["memory_total"] - gpu["reserved"]
+    with suppress(Error):  # without NVML what others have is not known
+        used = _native.gauges(gpu["bus"])["memory_used"]
+        if isinstance(used, float):
+            left = min(left, gpu["memory_total"] - int(used) - gpu["pending"])
+    words = [f"{Path(one['run']).name} {size(one['bytes'])}" for one in gpu["holders"]]
+    return Room(max(left, 0), ", ".join(words))
+
+
+def _roomiest(gpus: int) -> int:
+    """Choose the GPU with most left for a run; the first where they are equal."""
+    if gpus == 1:
+        return 0
+    left = []
+    for index in range(gpus):
+        try:
+            _native.gpu_dtypes(index)  # an old one beside a new one has none
+            left.append(room(index).left)
+        except Error:
+            left.append(-1)
+    return left.index(max(left))
 
 
 def gpu_dtypes(device: str) -> list[str]:

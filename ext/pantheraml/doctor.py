@@ -20,7 +20,7 @@ from rich.markup import escape
 import pantheraml as pm
 from pantheraml import _native, folders, programs
 from pantheraml.aside import end, runs_in
-from pantheraml.devices import usable_gpus
+from pantheraml.devices import room, usable_gpus
 from pantheraml.errors import Error
 from pantheraml.memory import size
 from pantheraml.tiny import TinyLlama
@@ -147,10 +147,20 @@ def _one_gpu(index: int) -> tuple[str, str]:
     info = _native.device_info(f"cuda:{index}")
     text = (
         f"cuda:{index} {info['name']}, {size(info['memory_free'])} of "
-        f"{size(info['memory_total'])} free, {info['libraries']}, {info['instructions']}, "
+        f"{size(info['memory_total'])} free{_reserved(index)}, {info['libraries']}, "
+        f"{info['instructions']}, "
         f'dtype="auto" is {_auto(index)}{_narrow(index)}; {_gauges(info["bus"])}'
     )
     return text, info["lacks"]
+
+
+def _reserved(index: int) -> str:
+    """Which runs have reserved its memory."""
+    try:
+        there = room(index)
+    except Error as why:
+        return f" (what runs have reserved cannot be read: {why})"
+    return f" ({size(there.left)} for a run; reserved: {there.reserved})" if there.reserved else ""
 
 
 def _libraries() -> str:

@@ -57,6 +57,10 @@ class Plan:
         What those layers make again all the same.
     host
         Bytes of host memory, page-locked, that it waits in.
+    left
+        Bytes that a run may still plan with of its GPU, where that is here; else 0.
+    reserved
+        Which runs have how much of that GPU, in words.
     """
 
     by_cause: Mapping[str, int]
@@ -73,6 +77,8 @@ class Plan:
     offload_layers: int = 0
     offload: str = "none"
     host: int = 0
+    left: int = 0
+    reserved: str = ""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Plan:
@@ -107,6 +113,11 @@ class Plan:
                 else ""
             )
         )
+        if self.left:
+            lines.append(
+                f"the GPU has {size(self.left)} left"
+                + (f"; reserved by runs: {self.reserved}" if self.reserved else "")
+            )
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

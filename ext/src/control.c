@@ -6,6 +6,8 @@
 
 #include "pml/net/connection.h"
 #include "pml/net/launch.h"
+#include "pml/net/reserve.h"
+#include "pml_op/backend.h"
 
 /* Paths come as str, bytes or os.PathLike; converted to bytes that the caller owns. */
 static const char *text(PyObject *bytes)
@@ -184,7 +186,68 @@ static PyObject *keypair(PyObject *module, PyObject *Py_UNUSED(ignored))
     return pair;
 }
 
+/* ---- device memory that runs have reserved ---- */
+
+enum { HOLDERS_TOLD = 16 };
+
+static pml_status look_at_gpu(int index, pml_device_identity *identity, pml_holder *holders,
+                              size_t *n, pml_reserved *sum, pml_error *err)
+{
+    const pml_backend *backend;
+    char folder[PATH_MAX];
+    pml_status status = pml_backend_cuda(&backend, err);
+    if (status == PML_OK)
+        status = backend->identity_of(index, identity, err);
+    if (status == PML_OK)
+        status = pml_runtime_devices(folder, sizeof folder, err);
+    return status == PML_OK
+               ? pml_reservation_look(folder, identity->uuid, holders, HOLDERS_TOLD, n, sum, err)
+               : status;
+}
+
+static PyObject *list_holders(const pml_holder *holders, size_t n)
+{
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list != NULL && i < n; i++) {
+        PyObject *one =
+            Py_BuildValue("{sN si sn}", "run", PyUnicode_DecodeFSDefault(holders[i].run), "pid",
+                          holders[i].pid, "bytes", (Py_ssize_t)holders[i].bytes);
+        if (one == NULL || PyList_Append(list, one) != 0)
+            Py_CLEAR(list);
+        Py_XDECREF(one);
+    }
+    return list;
+}
+
+PyDoc_STRVAR(gpu_reserved_doc,
+             "gpu_reserved(index, /)\n--\n\n"
+             "Which GPU it is (uuid, bus, memory_total), and what runs have reserved of it: bytes\n"
+             "(reserved, and of them pending: not allocated yet) and holders (run, pid, bytes).");
+
+static PyObject *gpu_reserved(PyObject *module, PyObject *argument)
+{
+    pml_holder holders[HOLDERS_TOLD];
+    pml_device_identity identity;
+    pml_reserved sum = {0};
+    pml_error err = PML_ERROR_INIT;
+    size_t n = 0;
+    long index = PyLong_AsLong(argument);
+    if (PyErr_Occurred() != NULL)
+        return NULL;
+    PyThreadState *gil = PyEval_SaveThread();
+    pml_status status =
+        look_at_gpu(index < INT_MAX ? (int)index : INT_MAX, &identity, holders, &n, &sum, &err);
+    PyEval_RestoreThread(gil);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    return Py_BuildValue("{ss ss sn sn sn sN}", "uuid", identity.uuid, "bus", identity.bus,
+                         "memory_total", (Py_ssize_t)identity.memory_total, "reserved",
+                         (Py_ssize_t)sum.others, "pending", (Py_ssize_t)sum.pending, "holders",
+                         list_holders(holders, n < HOLDERS_TOLD ? n : HOLDERS_TOLD));
+}
+
 PyMethodDef pmli_control_methods[] = {
+    {"gpu_reserved", gpu_reserved, METH_O, gpu_reserved_doc},
     {"launch", (PyCFunction)(void (*)(void))launch, METH_VARARGS | METH_KEYWORDS, launch_doc},
     {"connection_file", connection_file, METH_O, connection_file_doc},
     {"runtime_folder", runtime_folder, METH_O, runtime_folder_doc},

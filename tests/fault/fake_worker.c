@@ -14,6 +14,8 @@
  *   FAKE_GPU           its device is a GPU of that name, whose driver is tests/shim/nvml.c
  *   FAKE_FLOPS         operations of a step
  *   FAKE_LACKS         what that GPU lacks
+ *   FAKE_RESERVE_MIB   what its plan takes of a device of 4,000 MiB that is all free to its driver
+ *   FAKE_DEVICES       folder of device files
  *
  * An evaluation lasts while the run folder has a file `examined`, and makes one `examining` then.
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
@@ -28,6 +30,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "claim.h"
 #include "fake_learns.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
@@ -39,6 +42,7 @@ enum { STAGE_BYTES = 4096 };
 
 struct job {
     pml_comm *comm;
+    claim *memory;
     int rank, world;
     pml_train_state tuned; /* as of the last set */
     FILE *used;
@@ -79,6 +83,51 @@ static pml_status restore(job *j, const char *checkpoint, pml_train_state *state
     return n == 5 ? PML_OK : PML_FAIL(err, PML_CORRUPT, "%s is damaged", path);
 }
 
+/* ---- a device's memory ---- */
+
+enum { DEVICE_MIB = 4000, CONTEXT_MIB = 530 };
+
+static pml_status fake_identity(int index, pml_device_identity *identity, pml_error *err)
+{
+    (void)index, (void)err;
+    *identity =
+        (pml_device_identity){.uuid = "fake-device", .memory_total = (size_t)DEVICE_MIB << 20};
+    return PML_OK;
+}
+
+/* As pml_stepper_new does. Of what others have taken the driver knows nothing: what is left is less
+ * only because it is reserved. */
+static pml_status reserve(job *j, const job_setup *setup, job_facts *facts, pml_error *err)
+{
+    static const pml_backend backend = {.name = "fake", .identity_of = fake_identity};
+    const claim_options options = {.backend = &backend,
+                                   .device = "fake",
+                                   .run = setup->folder,
+                                   .devices = getenv("FAKE_DEVICES"),
+                                   .inherited = setup->reserved,
+                                   .comm = setup->comm,
+                                   .keep = setup->keep,
+                                   .tick = setup->tick,
+                                   .user = setup->user};
+    const pml_device_info info = {.memory_total = (size_t)DEVICE_MIB << 20,
+                                  .memory_free = (size_t)(DEVICE_MIB - CONTEXT_MIB) << 20,
+                                  .held = (size_t)CONTEXT_MIB << 20};
+    size_t wanted = (size_t)number("FAKE_RESERVE_MIB", 0) << 20, left;
+    pml_status status = claim_new(&options, &j->memory, err);
+    if (status != PML_OK)
+        return status;
+    const pml_memory_claim *claim = claim_of_stepper(j->memory);
+    status = claim->begin(claim->user, err);
+    if (status == PML_OK)
+        status = claim->ask(claim->user, &info, &left, err);
+    if (status == PML_OK)
+        status = claim->settle(claim->user, wanted, err);
+    if (status == PML_OK)
+        status = claim->taken(claim->user, wanted - info.held, err);
+    snprintf(facts->unreserved, sizeof facts->unreserved, "%s", claim_trouble(j->memory));
+    return status;
+}
+
 static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts, pml_error *err)
 {
     char path[4096];
@@ -105,6 +154,11 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     while (access(path, F_OK) == 0) {
         pml_clock_sleep(0.005);
         setup->tick(setup->user);
+    }
+    if (getenv("FAKE_RESERVE_MIB") != NULL) {
+        pml_status reserved = reserve(j, setup, facts, err);
+        if (reserved != PML_OK)
+            return reserved;
     }
     facts->max_steps = j->max_steps;
     facts->has_eval = pml_message_string(setup->run, "eval_data")[0] != '\0';
@@ -149,6 +203,7 @@ static void fake_close(job **j)
 {
     if ((*j)->used != NULL)
         fclose((*j)->used);
+    claim_destroy(&(*j)->memory);
     free((*j)->stage);
     free(*j);
     *j = NULL;

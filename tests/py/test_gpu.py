@@ -14,7 +14,7 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, until
-from pantheraml import doctor, programs
+from pantheraml import devices, doctor, programs
 from pantheraml.live import gpu_lines
 
 BUILD = Path(__file__).parents[2] / "build" / "release"
@@ -101,6 +101,78 @@ def test_what_a_gpu_lacks_is_told_with_what_to_install(
     until(lambda: any(e.get("message", "").endswith("install it") for e in run.events()), "it")
 
 
+GIB = 1 << 30
+
+
+def reservations(
+    gpus: list[list[tuple[str, int]]], pending: int = 0
+) -> Callable[[int], dict[str, Any]]:
+    """What `_native.gpu_reserved` says of GPUs of 141 GiB with these runs."""
+
+    def said(index: int) -> dict[str, Any]:
+        if index >= len(gpus):
+            raise pm.NotFoundError(f"no GPU cuda:{index}")
+        holders = [{"run": run, "pid": 1, "bytes": bytes_} for run, bytes_ in gpus[index]]
+        return {
+            "uuid": str(index), "bus": str(index), "memory_total": 141 * GIB, "pending": pending,
+            "reserved": sum(one["bytes"] for one in holders), "holders": holders,
+        }  # fmt: skip
+
+    return said
+
+
+def test_a_run_gets_the_gpu_with_most_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {"0": 20.0 * GIB, "1": 10.0 * GIB, "2": 0.0}
+
+    def gauges(bus: str) -> dict[str, float | str]:
+        if bus == "2":
+            raise pm.NotFoundError("no NVML: it is not there")
+        return {"memory_used": used[bus]}
+
+    native = devices._native
+    monkeypatch.setattr(native, "gpus", lambda: 3)
+    monkeypatch.setattr(native, "gpu_dtypes", lambda index: ["bfloat16"])
+    monkeypatch.setattr(native, "gauges", gauges)
+    taken = [[("/runs/a", 5 * GIB)], [("/runs/b", 5 * GIB)], [("/runs/c", 60 * GIB)]]
+    monkeypatch.setattr(native, "gpu_reserved", reservations(taken))
+    assert [devices.room(index).left // GIB for index in range(3)] == [121, 131, 81]
+    assert devices.room(2).reserved == "c 60.0 GiB"
+    assert devices.device_list("auto") == ["cuda:1"]
+    monkeypatch.setattr(native, "gpu_reserved", reservations(taken, pending=5 * GIB))
+    assert devices.room(1).left == 126 * GIB
+    taken[1] += [("/runs/d", 130 * GIB)]  # what it says is free is promised
+    assert devices.device_list("auto") == ["cuda:0"]
+    assert devices.device_list("cuda") == ["cuda:0"] and devices.device_list(2)[1] == "cuda:1"
+
+    def old(index: int) -> list[str]:
+        if index == 0:
+            raise pm.InvalidError("compute capability 5.0: runs need 7.0")
+        return ["bfloat16"]
+
+    monkeypatch.setattr(native, "gpu_dtypes", old)
+    assert devices._roomiest(3) == 2
+
+
+def test_a_plan_tells_what_is_left(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices._native, "gauges", lambda bus: {"memory_used": 1.0 * GIB})
+    monkeypatch.setattr(devices._native, "gpu_reserved", reservations([[("/runs/a", 100 * GIB)]]))
+    monkeypatch.setattr(devices._native, "plan", lambda *given: api_plan())
+    plan = pm.plan(model, devices="cuda", max_length=64)
+    assert (plan.left, plan.reserved) == (41 * GIB, "a 100.0 GiB")
+    assert "the GPU has 41.0 GiB left; reserved by runs: a 100.0 GiB" in str(plan)
+    elsewhere = pm.plan(model, devices="cuda:1", max_length=64)
+    assert elsewhere.left == 0 and "left" not in str(elsewhere)
+    assert pm.plan(model, devices="cpu", max_length=64).left == 0
+
+
+def api_plan() -> dict[str, Any]:
+    """Answer as the engine does; a plan for a GPU needs the CUDA backend's object."""
+    return {
+        "by_cause": {"weights": 1}, "total": 1, "recompute_layers": 0, "head_chunk": 1,
+        "parameters": 1, "trainable": 1,
+    }  # fmt: skip
+
+
 def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def info(device: str) -> dict[str, Any]:
         return {
@@ -112,7 +184,10 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def gauges(bus: str) -> dict[str, float | str]:
         if bus == "cuda:1":
             raise pm.NotFoundError("no NVML: it is not there")
-        return {"temperature": 40.0, "power": "this GPU does not support it", "clock": 345.0}
+        return {
+            "temperature": 40.0, "power": "this GPU does not support it", "clock": 345.0,
+            "memory_used": 1.0 * GIB,
+        }  # fmt: skip
 
     monkeypatch.setattr(doctor._native, "gpus", lambda: 1)
     monkeypatch.setattr(doctor._native, "device_info", info)
@@ -120,9 +195,18 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         doctor._native, "gpu_dtypes", lambda index: ["float16"] if index else ["bfloat16", "float8"]
     )
+    monkeypatch.setattr(
+        devices._native, "gpu_reserved", reservations([[("/runs/a", 100 * GIB)]] * 2)
+    )
     one = doctor._gpu()
     assert one.verdict == "ok" and one.do == ""
-    assert "cuda:0 NVIDIA H200, 140.0 GiB of 141.0 GiB free, cuBLASLt 13.1.0" in one.found
+    assert (
+        "cuda:0 NVIDIA H200, 140.0 GiB of 141.0 GiB free (41.0 GiB for a run; reserved: a "
+        "100.0 GiB), cuBLASLt 13.1.0"
+    ) in one.found
+    monkeypatch.setattr(devices._native, "gpu_reserved", reservations([[], []]))
+    assert "140.0 GiB of 141.0 GiB free, cuBLASLt 13.1.0" in doctor._gpu().found
+    one = doctor._gpu()
     assert one.found.endswith("40 °C, 345 MHz; NVML does not say: power")
     assert 'dtype="auto" is bfloat16;' in one.found
     monkeypatch.setattr(doctor._native, "gpus", lambda: 2)

@@ -1,0 +1,204 @@
+/* Device memory that a run has reserved, when its processes die: with real coordinators, and
+ * workers whose device has 4,000 MiB and is otherwise made up (fake_worker.c). */
+#include "history.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/net/reserve.h"
+
+#define MIB ((size_t)1 << 20)
+
+static char folder[] = "/tmp/pml-reserve-XXXXXX";
+static const char device[] = "fake-device"; /* as fake_worker.c has it */
+
+static int make_folder(void **state)
+{
+    (void)state;
+    return mkdtemp(folder) == NULL || setenv("FAKE_DEVICES", folder, 1) != 0;
+}
+
+static int remove_folder(void **state)
+{
+    (void)state;
+    unsetenv("FAKE_DEVICES");
+    return pml_tree_remove("/tmp", folder + 5, NULL) != PML_OK;
+}
+
+static harness *start(const char *mib, const char *extra)
+{
+    setenv("FAKE_RESERVE_MIB", mib, 1);
+    harness *h = harness_new(1, FOR_EVER, extra);
+    if (!harness_start(h, NULL))
+        fail_msg("%s", h->error);
+    return h;
+}
+
+/* What is reserved, in MiB; *pending likewise. */
+static size_t reserved(size_t *pending)
+{
+    size_t n;
+    pml_reserved sum;
+    pml_error err = PML_ERROR_INIT;
+    if (pml_reservation_look(folder, device, NULL, 0, &n, &sum, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    *pending = sum.pending / MIB;
+    return sum.others / MIB;
+}
+
+static void wait_until_free(void)
+{
+    size_t pending;
+    for (double end = pml_clock_monotonic() + 240; reserved(&pending) != 0;) {
+        if (pml_clock_monotonic() > end)
+            fail_msg("%zu MiB are still reserved", reserved(&pending));
+        pml_clock_sleep(0.002);
+    }
+}
+
+/* From a death on until the next one stands in its place, at no moment is less reserved; and who
+ * asks before the next one has it knows that it is not to be had. */
+static void a_replaced_worker_finds_its_own(void **state)
+{
+    (void)state;
+    size_t pending;
+    harness *h = start("1000", GOES_ON);
+    history_reach(h, 20);
+    assert_int_equal(reserved(&pending), 1000);
+    assert_int_equal(pending, 0);
+    for (int i = 0; i < 3; i++) {
+        pid_t pid = harness_worker_pid(h, 0);
+        harness_mark(h, "slow", true); /* the next one loads for as long as it is there */
+        kill(pid, SIGKILL);
+        for (double end = pml_clock_monotonic() + 240; process_is_there(pid) || pending != 1000;) {
+            assert_int_equal(reserved(&pending), 1000);
+            assert_true(pml_clock_monotonic() < end);
+        }
+        harness_mark(h, "slow", false);
+        history_restart(h, i + 1);
+        harness_wait_state(h, "running");
+        assert_int_equal(reserved(&pending), 1000);
+        assert_int_equal(pending, 0);
+    }
+    history_stop(h);
+    wait_until_free(); /* though the coordinator stays */
+    harness_destroy(&h);
+}
+
+static void a_worker_keeps_what_its_coordinator_held(void **state)
+{
+    (void)state;
+    size_t pending;
+    harness *h = start("1000", NULL);
+    history_reach(h, 5);
+    pid_t pid = harness_worker_pid(h, 0);
+    kill(pid, SIGSTOP); /* or it would save, and end */
+    harness_disconnect(h);
+    kill(h->coordinator, SIGKILL);
+    harness_wait(h);
+    assert_int_equal(reserved(&pending), 1000);
+    kill(pid, SIGKILL);
+    wait_until_free();
+    harness_destroy(&h);
+}
+
+static const char *reason_of(harness *h)
+{
+    return pml_message_string(harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL),
+                              "reason");
+}
+
+/* As another run has it: this process, with so many MiB. */
+static pml_reservation *reserve(size_t mib)
+{
+    pml_error err = PML_ERROR_INIT;
+    pml_reservation *r = NULL;
+    const pml_reservation_options options = {.folder = folder,
+                                             .device = device,
+                                             .run = "/runs/other",
+                                             .total = 4000 * MIB,
+                                             .inherited = -1};
+    if (pml_reservation_new(&options, &r, &err) != PML_OK ||
+        pml_reservation_turn(r, 240, NULL, NULL, &err) != PML_OK ||
+        pml_reservation_resize(r, mib * MIB, &err) != PML_OK)
+        fail_msg("%s", err.message);
+    pml_reservation_turn_end(r);
+    return r;
+}
+
+static void expect_refusal(const char *mib, const char *begin, const char *end)
+{
+    char who[100];
+    harness *h = start(mib, NULL);
+    harness_wait_state(h, "failed");
+    const char *reason = reason_of(h);
+    snprintf(who, sizeof who, "(the run other (process %d) has reserved ", (int)getpid());
+    if (strstr(reason, begin) == NULL || strstr(reason, who) == NULL ||
+        strstr(reason, end) == NULL ||
+        strstr(reason, "wait until that ends, or take another device") == NULL)
+        fail_msg("%s", reason);
+    harness_destroy(&h);
+}
+
+static void another_run_is_told_who_has_it(void **state)
+{
+    (void)state;
+    size_t pending;
+    pml_reservation *other = reserve(3000);
+    harness *h = start("1000", NULL);
+    history_reach(h, 5); /* beside it */
+    assert_int_equal(reserved(&pending), 4000);
+    assert_int_equal(pending, 3000);
+    history_stop(h);
+    harness_destroy(&h);
+
+    /* There is room for its context, but not for its plan; and for neither. */
+    expect_refusal("1001", "fake has 1.0 GiB left for this run ",
+                   "its plan takes 1.0 GiB; a smaller");
+    pml_reservation_destroy(&other);
+    other = reserve(3500);
+    expect_refusal("1001", "fake has 0.5 GiB left for this run ", "and 580 are wanted");
+    assert_int_equal(reserved(&pending), 3500); /* and of who was refused nothing stays */
+    pml_reservation_destroy(&other);
+    assert_int_equal(reserved(&pending), 0);
+}
+
+/* It trains, and its log says what is not so. */
+static void without_a_reservation_it_trains(void **state)
+{
+    (void)state;
+    char path[128];
+    size_t pending;
+    snprintf(path, sizeof path, "%s/%s", folder, device);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(symlink("/nowhere", path), 0);
+    harness *h = start("1000", NULL);
+    history_reach(h, 5);
+    const pml_message *warning = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
+    const char *text = pml_message_string(warning, "message");
+    if (strstr(text, "memory of fake is not reserved") == NULL ||
+        strstr(text, "is a link; remove it") == NULL)
+        fail_msg("%s", text);
+    history_stop(h);
+    harness_destroy(&h);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(reserved(&pending), 0);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_replaced_worker_finds_its_own),
+        cmocka_unit_test(a_worker_keeps_what_its_coordinator_held),
+        cmocka_unit_test(another_run_is_told_who_has_it),
+        cmocka_unit_test(without_a_reservation_it_trains),
+    };
+    if (!harness_programs(argc, argv))
+        return 2;
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
