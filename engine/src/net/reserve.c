@@ -15,14 +15,13 @@
 #include "pml/base/file.h"
 #include "pml/base/path.h"
 #include "reserve_bytes.h"
+#include "reserve_map.h"
 
 enum {
     MIB = 20,       /* as a shift */
     OWN_FROM = 512, /* see open_own */
     TURN_PLACE = PML_HOLDERS_MAX
 };
-
-enum { FREE = 0, OTHERS = 1, OURS = 2, TAKEN = 4, BEFORE = 8 /* not taken when our turn began */ };
 
 static const double look_first = 1e-4, look_longest = 5e-3; /* seconds between looks for a turn */
 
@@ -32,9 +31,13 @@ struct pml_reservation {
     size_t total; /* MiB */
     size_t place; /* PML_HOLDERS_MAX: all were taken, we have no name */
     bool turn;
-    bool inherited;     /* which bytes of the map are OURS is still to be found */
-    unsigned char *map; /* of each MiB: FREE, or whose it is and whether it is TAKEN */
-    size_t beyond;      /* MiB that others have reserved where a device of this size has none */
+    bool inherited;  /* which bytes of the map are OURS is still to be found */
+    pmli_map ours;   /* reserved by `held`; known, once `inherited` is false */
+    pmli_map others; /* reserved by others, and … */
+    pmli_map taken;  /* … allocated by them, at the last look */
+    pmli_map before; /* others' that was not taken when our turn began */
+    pmli_map room;   /* free, while we look for some */
+    size_t beyond;   /* MiB that others have reserved where a device of this size has none */
     char unnamed[300];
 };
 
@@ -104,42 +107,27 @@ static pml_status open_held(pml_reservation *r, int inherited, pml_error *err)
 
 /* ---- what is locked ---- */
 
-static void mark(pml_reservation *r, size_t from, size_t to, unsigned char what)
+static void mark(void *user, size_t from, size_t to)
 {
-    r->beyond += to > r->total ? to - (from > r->total ? from : r->total) : 0;
-    for (size_t i = from; i < to && i < r->total; i++)
-        r->map[i] |= what;
+    pmli_map_put(user, from, to, true);
 }
 
 static void mark_others(void *user, size_t from, size_t to)
 {
-    mark(user, from, to, OTHERS);
-}
-
-static void mark_taken(void *user, size_t from, size_t to)
-{
-    mark(user, from, to, TAKEN);
-}
-
-static void mark_all(void *user, size_t from, size_t to)
-{
-    mark(user, from, to, OURS);
-}
-
-static void keep_bits(pml_reservation *r, unsigned char bits)
-{
-    for (size_t i = 0; i < r->total; i++)
-        r->map[i] &= bits;
-    r->beyond = 0;
+    pml_reservation *r = user;
+    mark(&r->others, from, to);
+    r->beyond += to > r->total ? to - (from > r->total ? from : r->total) : 0;
 }
 
 static pml_status look(pml_reservation *r, pml_error *err)
 {
-    keep_bits(r, OURS | BEFORE);
+    pmli_map_clear(&r->others);
+    pmli_map_clear(&r->taken);
+    r->beyond = 0;
     pml_status status =
         pmli_bytes_walk(r->held, PMLI_RESERVED_AT, 0, PMLI_SPAN, mark_others, r, err);
     return status == PML_OK
-               ? pmli_bytes_walk(r->own, PMLI_TAKEN_AT, 0, r->total, mark_taken, r, err)
+               ? pmli_bytes_walk(r->own, PMLI_TAKEN_AT, 0, r->total, mark, &r->taken, err)
                : status;
 }
 
@@ -147,13 +135,12 @@ static pml_status look(pml_reservation *r, pml_error *err)
  * turn, when nobody else reserves anything. */
 static pml_status find_ours(pml_reservation *r, pml_error *err)
 {
-    keep_bits(r, FREE);
-    pml_status status = pmli_bytes_walk(r->own, PMLI_RESERVED_AT, 0, r->total, mark_all, r, err);
+    pmli_map_clear(&r->ours);
+    pml_status status = pmli_bytes_walk(r->own, PMLI_RESERVED_AT, 0, r->total, mark, &r->ours, err);
     if (status == PML_OK)
         status = look(r, err);
-    for (size_t i = 0; i < r->total; i++)
-        if ((r->map[i] & (OTHERS | OURS)) == (OTHERS | OURS))
-            r->map[i] &= (unsigned char)~OURS;
+    for (size_t w = 0; w < pmli_map_words(&r->ours); w++)
+        r->ours.words[w] &= ~r->others.words[w];
     return status;
 }
 
@@ -161,77 +148,82 @@ static pml_status find_ours(pml_reservation *r, pml_error *err)
  * must not be counted as free by both. */
 static pml_status look_before(pml_reservation *r, pml_error *err)
 {
-    keep_bits(r, OURS);
     pml_status status = r->inherited ? find_ours(r, err) : look(r, err);
     r->inherited = r->inherited && status != PML_OK;
-    for (size_t i = 0; i < r->total; i++)
-        r->map[i] |= (r->map[i] & (OTHERS | TAKEN)) == OTHERS ? BEFORE : 0;
+    for (size_t w = 0; w < pmli_map_words(&r->before); w++)
+        r->before.words[w] = r->others.words[w] & ~r->taken.words[w];
     return status;
 }
 
-static size_t count(const pml_reservation *r, unsigned char mask, unsigned char value)
+static size_t count_pending(const pml_reservation *r)
 {
-    size_t n = 0;
-    for (size_t i = 0; i < r->total; i++)
-        n += (r->map[i] & mask) == value;
+    size_t n = r->beyond;
+    for (size_t w = 0; w < pmli_map_words(&r->others); w++)
+        n += (size_t)__builtin_popcountll(r->others.words[w] &
+                                          (~r->taken.words[w] | r->before.words[w]));
     return n;
 }
 
-/* Our bytes from the highest down, or free ones from the lowest up, until it is n of them: they are
- * locked or unlocked a stretch at a time. */
-static pml_status change(pml_reservation *r, int fd, off_t region, unsigned char which, size_t n,
-                         bool locked, pml_error *err)
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* n bytes that nobody has, from the lowest up. */
+static pml_status reserve(pml_reservation *r, size_t n, pml_error *err)
 {
     pml_status status = PML_OK;
-    for (size_t done = 0, i = 0; done < n && i < r->total && status == PML_OK;) {
-        size_t run = 0;
-        while (i + run < r->total && done + run < n) {
-            size_t at = locked ? i + run : r->total - 1 - i - run;
-            if ((r->map[at] & (OTHERS | OURS)) != which)
-                break;
-            run++;
-        }
-        size_t from = locked ? i : r->total - i - run;
-        if (run > 0)
-            status = pmli_bytes_set(fd, region, from, from + run, locked, err);
-        for (size_t at = from; region == PMLI_RESERVED_AT && status == PML_OK && at < from + run;)
-            r->map[at++] ^= OURS;
-        done += run;
-        i += run > 0 ? run : 1;
+    for (size_t w = 0; w < pmli_map_words(&r->room); w++)
+        r->room.words[w] = r->others.words[w] | r->ours.words[w];
+    for (size_t at = 0; n > 0 && status == PML_OK;) {
+        size_t from = pmli_map_next(&r->room, at, false);
+        size_t to = least(pmli_map_next(&r->room, from, true), from + n);
+        if (from == to)
+            return PML_FAIL(err, PML_INTERNAL, "%zu MiB were to be free and are not", n);
+        status = pmli_bytes_set(r->held, PMLI_RESERVED_AT, from, to, true, err);
+        if (status == PML_OK)
+            pmli_map_put(&r->ours, from, to, true);
+        n -= to - from;
+        at = to;
+    }
+    return status;
+}
+
+/* n bytes of ours, from the highest down. */
+static pml_status give_back(pml_reservation *r, size_t n, pml_error *err)
+{
+    pml_status status = PML_OK;
+    while (n > 0 && status == PML_OK) {
+        size_t to = pmli_map_end(&r->ours, r->total, true);
+        size_t from = pmli_map_end(&r->ours, to, false);
+        from = to - least(to - from, n);
+        status = pmli_bytes_set(r->held, PMLI_RESERVED_AT, from, to, false, err);
+        if (status == PML_OK)
+            pmli_map_put(&r->ours, from, to, false);
+        n -= to - from;
     }
     return status;
 }
 
 /* ---- names ---- */
 
-static void set_first(void *user, size_t from, size_t to)
-{
-    size_t *first = user;
-    (void)to;
-    *first = from < *first ? from : *first;
-}
-
 /* The byte of a holder that `held` has already, else a free one. */
 static void find_place(pml_reservation *r)
 {
-    unsigned char all[PML_HOLDERS_MAX] = {0};
+    uint64_t others_words[PML_HOLDERS_MAX / 64] = {0}, all_words[PML_HOLDERS_MAX / 64] = {0};
+    pmli_map others = {others_words, PML_HOLDERS_MAX}, all = {all_words, PML_HOLDERS_MAX};
     r->place = PML_HOLDERS_MAX;
-    for (size_t i = 0; i < PML_HOLDERS_MAX; i++) {
-        size_t others = PML_HOLDERS_MAX, any = PML_HOLDERS_MAX;
-        if (pmli_bytes_walk(r->held, PMLI_HOLDERS_AT, i, i + 1, set_first, &others, NULL) ||
-            pmli_bytes_walk(r->own, PMLI_HOLDERS_AT, i, i + 1, set_first, &any, NULL))
-            return;
-        all[i] = others != PML_HOLDERS_MAX;
-        if (any != PML_HOLDERS_MAX && !all[i]) { /* ours */
+    if (pmli_bytes_walk(r->held, PMLI_HOLDERS_AT, 0, PML_HOLDERS_MAX, mark, &others, NULL) ||
+        pmli_bytes_walk(r->own, PMLI_HOLDERS_AT, 0, PML_HOLDERS_MAX, mark, &all, NULL))
+        return;
+    for (size_t i = 0; i < PML_HOLDERS_MAX / 64; i++)
+        all_words[i] &= ~others_words[i];
+    r->place = pmli_map_next(&all, 0, true);
+    for (size_t i = pmli_map_next(&others, 0, false);
+         r->place == PML_HOLDERS_MAX && i < PML_HOLDERS_MAX;
+         i = pmli_map_next(&others, i + 1, false))
+        if (pmli_bytes_set(r->held, PMLI_HOLDERS_AT, i, i + 1, true, NULL) == PML_OK)
             r->place = i;
-            return;
-        }
-    }
-    for (size_t i = 0; i < PML_HOLDERS_MAX; i++)
-        if (!all[i] && pmli_bytes_set(r->held, PMLI_HOLDERS_AT, i, i + 1, true, NULL) == PML_OK) {
-            r->place = i;
-            return;
-        }
 }
 
 static void say_who(pml_reservation *r, size_t mib)
@@ -254,6 +246,18 @@ const char *pml_reservation_unnamed(const pml_reservation *r)
 
 /* ---- a reservation's life ---- */
 
+static pml_status make_maps(pml_reservation *r, pml_error *err)
+{
+    pmli_map *maps[] = {&r->ours, &r->others, &r->taken, &r->before, &r->room};
+    for (size_t i = 0; i < sizeof maps / sizeof *maps; i++) {
+        maps[i]->n = r->total;
+        maps[i]->words = calloc(pmli_map_words(maps[i]) + 1, sizeof *maps[i]->words);
+        if (maps[i]->words == NULL)
+            return PML_FAIL(err, PML_NO_MEMORY, "no memory for a reservation");
+    }
+    return PML_OK;
+}
+
 pml_status pml_reservation_new(const pml_reservation_options *o, pml_reservation **out,
                                pml_error *err)
 {
@@ -269,9 +273,7 @@ pml_status pml_reservation_new(const pml_reservation_options *o, pml_reservation
     snprintf(r->folder, sizeof r->folder, "%s", o->folder);
     snprintf(r->device, sizeof r->device, "%s", o->device);
     snprintf(r->run, sizeof r->run, "%s", o->run);
-    r->map = calloc(r->total > 0 ? r->total : 1, 1);
-    pml_status status =
-        r->map != NULL ? PML_OK : PML_FAIL(err, PML_NO_MEMORY, "no memory for a reservation");
+    pml_status status = make_maps(r, err);
     if (status == PML_OK)
         status = open_own(r, err);
     if (status == PML_OK)
@@ -296,7 +298,9 @@ void pml_reservation_destroy(pml_reservation **out)
         close(r->held);
     if (r->own >= 0)
         close(r->own);
-    free(r->map);
+    pmli_map *maps[] = {&r->ours, &r->others, &r->taken, &r->before, &r->room};
+    for (size_t i = 0; i < sizeof maps / sizeof *maps; i++)
+        free(maps[i]->words);
     free(r);
 }
 
@@ -360,7 +364,7 @@ void pml_reservation_turn_end(pml_reservation *r)
     if (r->turn)
         pmli_bytes_set(r->own, PMLI_TURN_AT, 0, 1, false, NULL);
     r->turn = false;
-    keep_bits(r, OURS);
+    pmli_map_clear(&r->before);
 }
 
 /* ---- reading and changing ---- */
@@ -371,10 +375,9 @@ pml_status pml_reservation_read(pml_reservation *r, pml_reserved *now, pml_error
     pml_status status = look(r, err);
     if (status != PML_OK)
         return status;
-    now->ours = count(r, OURS, OURS) << MIB;
-    now->others = (count(r, OTHERS, OTHERS) + r->beyond) << MIB;
-    size_t taken = count(r, OTHERS | TAKEN | BEFORE, OTHERS | TAKEN);
-    now->pending = now->others - (taken << MIB);
+    now->ours = pmli_map_count(&r->ours) << MIB;
+    now->others = (pmli_map_count(&r->others) + r->beyond) << MIB;
+    now->pending = count_pending(r) << MIB;
     return PML_OK;
 }
 
@@ -384,15 +387,12 @@ pml_status pml_reservation_resize(pml_reservation *r, size_t bytes, pml_error *e
     pml_status status = look(r, err);
     if (status != PML_OK)
         return status;
-    size_t ours = count(r, OURS, OURS), others = count(r, OTHERS, OTHERS) + r->beyond;
+    size_t ours = pmli_map_count(&r->ours), others = pmli_map_count(&r->others) + r->beyond;
     if (wanted > ours && (others > r->total || wanted > r->total - others))
         return PML_FAIL(err, PML_NO_MEMORY,
                         "of the device's %zu MiB other runs have reserved %zu, and %zu are wanted",
                         r->total, others, wanted);
-    if (wanted > ours)
-        status = change(r, r->held, PMLI_RESERVED_AT, FREE, wanted - ours, true, err);
-    else
-        status = change(r, r->held, PMLI_RESERVED_AT, OURS, ours - wanted, false, err);
+    status = wanted > ours ? reserve(r, wanted - ours, err) : give_back(r, ours - wanted, err);
     if (status == PML_OK)
         say_who(r, wanted);
     return status;
@@ -400,10 +400,14 @@ pml_status pml_reservation_resize(pml_reservation *r, size_t bytes, pml_error *e
 
 pml_status pml_reservation_take(pml_reservation *r, size_t bytes, pml_error *err)
 {
-    size_t n = bytes >> MIB;
+    size_t n = least(bytes >> MIB, pmli_map_count(&r->ours));
     pml_status status = pmli_bytes_set(r->own, PMLI_TAKEN_AT, 0, PMLI_SPAN, false, err);
-    if (status == PML_OK)
-        status = change(r, r->own, PMLI_TAKEN_AT, OURS, n, true, err);
+    for (size_t at = 0; n > 0 && status == PML_OK;) {
+        size_t from = pmli_map_next(&r->ours, at, true);
+        at = least(pmli_map_next(&r->ours, from, false), from + n);
+        status = pmli_bytes_set(r->own, PMLI_TAKEN_AT, from, at, true, err);
+        n -= at - from;
+    }
     return status;
 }
 
