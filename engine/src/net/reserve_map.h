@@ -16,9 +16,11 @@ static inline size_t pmli_map_words(const pmli_map *m)
     return (m->n + 63) / 64;
 }
 
+/* All of it nobody's. */
 void pmli_map_clear(pmli_map *m);
 /* What of the stretch is below n. */
 void pmli_map_put(pmli_map *m, size_t from, size_t to, bool value);
+/* How many bits are set. */
 size_t pmli_map_count(const pmli_map *m);
 
 /* The first bit of this value at `from` or above; n: none. */
