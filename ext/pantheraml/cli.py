@@ -40,10 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse; options may have underlines, as those of transformers' scripts, and other names."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)  # then: as it is
     dashed = [
-        re.sub(r"^--\w[\w-]*", lambda name: name[0].replace("_", "-"), one) for one in arguments
+        re.sub(r"^--\w[\w-]*", lambda name: name[0].replace("_", "-"), one)
+        for one in arguments[:end]
     ]
-    args, others = parser.parse_known_args(dashed)
+    args, others = parser.parse_known_args([*dashed, *arguments[end:]])
     if others:
         hint = ""
         if others[0].startswith("--"):

@@ -119,6 +119,13 @@ def test_options_that_are_none(option: str, words: str, capsys: pytest.CaptureFi
     assert words in capsys.readouterr().err
 
 
+def test_what_stands_behind_two_dashes_is_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(cli, "_sample", lambda args: asked.append((args.text, args.top_k)))
+    assert cli.main(["sample", "--top_k", "3", "--", "--an_option"]) == 0
+    assert asked == [("--an_option", 3)]
+
+
 def test_ctrl_c_detaches(start: Callable[..., pm.Run]) -> None:
     run = start(name="three", max_steps=10**6)
     at_step(run, 1)
