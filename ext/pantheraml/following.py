@@ -73,6 +73,7 @@ class Following:
         self._heartbeat: Event | None = None
         self._welcome: dict[str, Any] | None = None
         self._trouble = ""  # why the log is not written now
+        self._untold: Event | None = None  # the state and step that it would have
         self._link: Link | None = None
         self._gone = False  # it has no coordinator, as far as we know
         self._lost = False  # its coordinator died, and another one is on its way
@@ -86,10 +87,14 @@ class Following:
         """``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``.
 
         A run whose coordinator has gone without a word (its machine went down) is ``starting``
-        while another one takes over, and ``stopped`` where none does.
+        while another one takes over, and ``stopped`` where none does. While the disk does not take
+        the run's events it is what they would say.
         """
         with self._changed:
             state = self._record.state
+            said = self._unlogged()
+            if said is not None and not {state, said["state"]} & ENDED:
+                return str(said["state"])
             if state not in ENDED and self._lost:
                 return "starting"
             return "stopped" if self._gone and state not in ENDED else state
@@ -178,16 +183,24 @@ class Following:
                     self._record.apply(event)
                 else:
                     self._heartbeat = event
-                    self._trouble = event.get("trouble", "")
+                    self._note_trouble(event)
             self._changed.notify_all()
         for event in events:
             self._tell(event)
+
+    def _unlogged(self) -> Event | None:
+        """The state and the step that the coordinator says, where its log cannot say so now."""
+        return self._untold if self._link is not None else None
+
+    def _note_trouble(self, said: Event) -> None:
+        self._trouble = said.get("trouble", "")
+        self._untold = said if self._trouble else None
 
     def on_welcome(self, welcome: dict[str, Any]) -> None:
         """Hear that the coordinator has let us in (for the link)."""
         with self._changed:
             self._welcome = welcome
-            self._trouble = welcome.get("trouble", "")
+            self._note_trouble(welcome)
             self._changed.notify_all()
 
     def on_gone(self, link: Link) -> None:

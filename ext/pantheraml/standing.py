@@ -25,8 +25,9 @@ class Standing(Following):
 
     @property
     def step(self) -> int:
-        """Optimizer steps made."""
-        return self._record.step
+        """Optimizer steps made; `history` has them once the disk has taken what tells of them."""
+        said = self._unlogged()
+        return self._record.step if said is None else max(self._record.step, int(said["step"]))
 
     @property
     def max_steps(self) -> int:

@@ -464,3 +464,26 @@ def test_fixture_ends_what_it_began(start: Start) -> None:
     end(run)
     assert pid is not None and not alive(pid)
     assert environment()["PANTHERAML_RUNS"]
+
+
+def test_what_a_full_disk_keeps_from_the_log_is_told(start: Callable[..., pm.Run]) -> None:
+    """A run that stands by itself, since too much waits, says so; it is no end, nor news of one."""
+    run = start(max_steps=FOREVER)
+    at_step(run, 1)
+    run.pause(wait=True)
+    step = run.step
+    beat = {"type": "heartbeat", "time": 0.0, "last": run.last_seq(), "workers": []}
+    full = beat | {"state": "running", "step": step + 7, "trouble": "No space left on device"}
+    seen: list[tuple[str, int, str]] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["type"] == "heartbeat":  # before the coordinator's next one
+            seen.append((run.state, run.step, run.reason))
+
+    unsubscribe = run.subscribe(hear)
+    for event in (full, full | {"state": "finished"}, beat | {"state": "paused", "step": step}):
+        run.on_events([event])
+    assert ("running", step + 7, "No space left on device") in seen
+    assert ("paused", step + 7, "No space left on device") in seen  # no end before its events
+    assert seen[-1][:2] == ("paused", step) and [row["step"] for row in run.history][-1] == step
+    unsubscribe()
