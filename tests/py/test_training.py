@@ -295,6 +295,7 @@ def test_steps_that_are_not_finite_can_be_left_out(
     run = start(model=folder, max_steps=6, devices=["cpu"] * 2, threads=1)
     until(lambda: run.state == "paused", "the run to stand still")
     assert run.step == 1 and "resume() leaves this batch out" in run.reason
+    assert "loss nan, gradient norm nan" in run.reason
     saved = run.checkpoint(wait=True)
     run.resume(wait=True)
     until(lambda: run.state == "paused" and run.step == 2, "the next to stand still")

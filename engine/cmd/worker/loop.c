@@ -206,6 +206,12 @@ static const char *float16_note(const pml_step_result *r)
                                 : " at the smallest loss scale";
 }
 
+/* A NaN has a sign, which says nothing and is printed. */
+static double shown(double x)
+{
+    return isnan(x) ? fabs(x) : x;
+}
+
 /* The same numbers on every rank, so all of them stand at this step; what can be done about it. */
 static void not_finite(const loop *l, const pml_update *u, const pml_step_result *r, char *text,
                        size_t size)
@@ -213,7 +219,7 @@ static void not_finite(const loop *l, const pml_update *u, const pml_step_result
     const char *saved = l->saver != NULL ? saver_last(l->saver) : "";
     snprintf(text, size,
              "step %lld is not finite (loss %g, gradient norm %g)%s: nothing was updated%s%s%s%s",
-             (long long)u->step, r->loss, r->grad_norm, float16_note(r),
+             (long long)u->step, shown(r->loss), shown(r->grad_norm), float16_note(r),
              l->skip_nonfinite ? "" : ", paused; resume() leaves this batch out and goes on",
              saved[0] != '\0' ? "; the last checkpoint is " : "", saved,
              saved[0] != '\0' ? " (stop(), then resume(checkpoint=…) goes back to it)" : "");
