@@ -149,7 +149,8 @@ class Settings:
     deterministic
         The same bits on the same kind of machine with as many threads and as much memory, also
         when interrupted and resumed: a run keeps its plan, and does not go on where what decides
-        bits is another, unless that is accepted.
+        bits is another, unless that is accepted. On a GPU the first step then waits until
+        attention is compiled; else other kernels, with other last bits, serve meanwhile.
     restart
         ``"on-failure"``: when a worker or the coordinator dies or hangs, the run goes on by itself
         from its last snapshot in memory or checkpoint, and what was tuned is in force again at its

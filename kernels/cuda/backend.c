@@ -60,6 +60,12 @@ static pml_status prepare(pml_device *device, pml_op op, const pml_op_args *args
     return status;
 }
 
+static void prepares(pml_device *device, bool on)
+{
+    if (device->sdpa != NULL)
+        pmli_sdpa_ahead(device->sdpa, on);
+}
+
 /* Driver and cuBLASLt are looked for here and not at the entry: a plan needs neither. */
 static pml_status devices(int *count, pml_error *err)
 {
@@ -139,6 +145,7 @@ static const pml_backend backend = {
     .between = pmli_cuda_between,
     .workspace = workspace,
     .prepare = prepare,
+    .prepares = prepares,
     .op =
         {
             .embed = pmli_cuda_embed,

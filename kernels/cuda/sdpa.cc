@@ -5,17 +5,14 @@
 #include <cudnn_frontend.h>
 #include <dlfcn.h>
 
-#include <atomic>
-#include <cstring>
+#include <cstdio>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <unordered_map>
-#include <vector>
 
 extern "C" {
 #include "find_library.h"
-#include "pml/base/log.h"
+#include "sdpa_plans.h"
 }
 
 namespace fe = cudnn_frontend;
@@ -52,12 +49,6 @@ enum Name : int64_t {
     AT_DK,
     AT_DV,
     AT_STATS
-};
-
-struct Plan {
-    pmli_sdpa_shape shape;
-    Graph graph; // empty: cuDNN has none
-    size_t workspace = 0;
 };
 
 // One attention as a cuDNN graph: a batch of `slots` documents, heads, `longest` rows, head_dim;
@@ -178,31 +169,17 @@ pml_status failed(pml_error *err, const char *what, const std::string &why)
     return PML_FAIL(err, PML_INTERNAL, "cuDNN, %s: %s", what, why.c_str());
 }
 
-struct Raised {
-    explicit Raised(std::atomic<bool> &it) : flag(it)
-    {
-        flag = true;
-    }
-    ~Raised()
-    {
-        flag = false;
-    }
-    std::atomic<bool> &flag;
-};
-
 } // namespace
 
-// One handle, which serves one thread at a time: a second one would be 10 MiB of the device.
+// One handle, which serves who has the plans: a second one would be 10 MiB of the device.
 struct pmli_sdpa {
     cudnnHandle_t handle = nullptr;
-    std::mutex lock;
-    std::vector<std::unique_ptr<Plan>> plans;
-    std::atomic<bool> compiles{false};
+    pmli_sdpa_plans *plans = nullptr;
 };
 
 // NVIDIA's engines need the run-time compiler beside cuDNN; without it no plan is built and the
-// backend's own kernels serve. Said, because what serves then is slower and its result the same.
-static void build(const pmli_sdpa *sdpa, Plan *plan)
+// backend's own kernels serve.
+static fe::error_t try_to_build(const pmli_sdpa *sdpa, pmli_sdpa_plan *plan)
 {
     Builder builder(plan->shape);
     Graph graph = plan->shape.backward ? builder.backward() : builder.forward();
@@ -219,29 +196,27 @@ static void build(const pmli_sdpa *sdpa, Plan *plan)
     if (result.is_good())
         result = graph->get_workspace_size(bytes);
     if (result.is_good()) {
-        plan->graph = graph;
+        plan->graph = new Graph(graph);
         plan->workspace = (size_t)bytes;
-        return;
     }
-    const pmli_sdpa_shape &s = plan->shape;
-    pml_log(PML_LOG_INFO,
-            "cuDNN has no plan for attention%s, %d %sdocuments of at most %d rows: %s",
-            s.backward ? "'s backward" : "", (int)s.slots, s.equal ? "equal " : "", (int)s.longest,
-            result.get_message().c_str());
+    return result;
 }
 
-// With the lock held.
-static Plan *plan_of(pmli_sdpa *sdpa, const pmli_sdpa_shape &shape)
+static bool build(void *user, pmli_sdpa_plan *plan, char why[PMLI_SDPA_WHY])
 {
-    for (auto &plan : sdpa->plans)
-        if (std::memcmp(&plan->shape, &shape, sizeof shape) == 0)
-            return plan.get();
-    sdpa->plans.emplace_back(new Plan);
-    Plan *plan = sdpa->plans.back().get();
-    std::memcpy(&plan->shape, &shape, sizeof shape);
-    const Raised compiles(sdpa->compiles);
-    build(sdpa, plan);
-    return plan;
+    try {
+        auto result = try_to_build((const pmli_sdpa *)user, plan);
+        snprintf(why, PMLI_SDPA_WHY, "%s", result.get_message().c_str());
+        return result.is_good();
+    } catch (const std::exception &e) {
+        snprintf(why, PMLI_SDPA_WHY, "%s", e.what());
+        return false;
+    }
+}
+
+static void drop(void *graph)
+{
+    delete (Graph *)graph;
 }
 
 extern "C" pml_status pmli_sdpa_new(pmli_sdpa **out, pml_error *err)
@@ -254,11 +229,16 @@ extern "C" pml_status pmli_sdpa_new(pmli_sdpa **out, pml_error *err)
     fe::cudnn_dlhandle = handle;
     try {
         auto made = std::make_unique<pmli_sdpa>();
+        const pmli_sdpa_builder builder = {build, drop, made.get()};
         cudnnStatus_t result = fe::detail::create_handle(&made->handle);
         if (result != CUDNN_STATUS_SUCCESS)
             return failed(err, "starting", fe::detail::get_error_string(result));
-        *out = made.release();
-        return PML_OK;
+        status = pmli_sdpa_plans_new(&builder, &made->plans, err);
+        if (status == PML_OK)
+            *out = made.release();
+        else
+            fe::detail::destroy_handle(made->handle);
+        return status;
     } catch (const std::exception &e) {
         return failed(err, "starting", e.what());
     }
@@ -268,7 +248,7 @@ extern "C" void pmli_sdpa_destroy(pmli_sdpa **sdpa)
 {
     if (*sdpa == nullptr)
         return;
-    (*sdpa)->plans.clear();
+    pmli_sdpa_plans_destroy(&(*sdpa)->plans);
     fe::detail::destroy_handle((*sdpa)->handle);
     delete *sdpa;
     *sdpa = nullptr;
@@ -304,41 +284,50 @@ static std::unordered_map<int64_t, void *> operands(const pmli_sdpa_call *c)
     return pack;
 }
 
-extern "C" pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call,
-                                    bool waits, bool *done, pml_error *err)
+// With the plans to the caller alone.
+static pml_status execute(const pmli_sdpa *sdpa, const pmli_sdpa_plan *plan, void *stream,
+                          const pmli_sdpa_call *call, pml_error *err)
 {
-    *done = false;
-    if (!waits && sdpa->compiles)
-        return PML_OK;
     try {
-        std::lock_guard<std::mutex> guard(sdpa->lock);
-        Plan *plan = plan_of(sdpa, call->shape);
-        if (!plan->graph || plan->workspace > call->workspace_size)
-            return PML_OK;
         cudnnStatus_t result = fe::detail::set_stream(sdpa->handle, (cudaStream_t)stream);
         if (result != CUDNN_STATUS_SUCCESS)
             return failed(err, "choosing a stream", fe::detail::get_error_string(result));
         auto pack = operands(call);
-        auto executed = plan->graph->execute(sdpa->handle, pack, call->workspace);
-        if (executed.is_bad())
-            return failed(err, "attention", executed.get_message());
-        *done = true;
-        return PML_OK;
+        auto executed = (*(Graph *)plan->graph)->execute(sdpa->handle, pack, call->workspace);
+        return executed.is_good() ? PML_OK : failed(err, "attention", executed.get_message());
     } catch (const std::exception &e) {
         return failed(err, "attention", e.what());
     }
 }
 
+extern "C" pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call,
+                                    bool waits, bool *done, pml_error *err)
+{
+    const pmli_sdpa_plan *plan;
+    *done = false;
+    pml_status status =
+        pmli_sdpa_plans_take(sdpa->plans, &call->shape, call->workspace_size, waits, &plan, err);
+    if (status != PML_OK || plan == nullptr)
+        return status;
+    status = execute(sdpa, plan, stream, call, err);
+    pmli_sdpa_plans_release(sdpa->plans);
+    *done = status == PML_OK;
+    return status;
+}
+
 extern "C" pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *call, bool *done,
                                         pml_error *err)
 {
-    *done = false;
-    try {
-        std::lock_guard<std::mutex> guard(sdpa->lock);
-        const Plan *plan = plan_of(sdpa, call->shape);
-        *done = plan->graph && plan->workspace <= call->workspace_size;
-        return PML_OK;
-    } catch (const std::exception &e) {
-        return failed(err, "attention", e.what());
-    }
+    const pmli_sdpa_plan *plan;
+    pml_status status =
+        pmli_sdpa_plans_take(sdpa->plans, &call->shape, call->workspace_size, true, &plan, err);
+    *done = status == PML_OK && plan != nullptr;
+    if (*done)
+        pmli_sdpa_plans_release(sdpa->plans);
+    return status;
+}
+
+extern "C" void pmli_sdpa_ahead(pmli_sdpa *sdpa, bool on)
+{
+    pmli_sdpa_plans_ahead(sdpa->plans, on);
 }

@@ -49,14 +49,17 @@ typedef struct pmli_sdpa_call {
 } pmli_sdpa_call;
 
 /* Put it on a stream. *done = false, and nothing on the stream, where cuDNN has no kernel for the
- * shape or wants more workspace than there is; and, unless `waits`, while another thread
- * compiles. */
+ * shape or wants more workspace than there is, which is logged once; and, unless `waits`, while
+ * another thread compiles, or is about to and this shape has not been. */
 pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *call, bool waits,
                          bool *done, pml_error *err);
 
 /* The same but for the stream: what would be compiled is. */
 pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *call, bool *done,
                              pml_error *err);
+
+/* From on to off a thread compiles, one shape after the other. */
+void pmli_sdpa_ahead(pmli_sdpa *sdpa, bool on);
 
 #ifdef __cplusplus
 }

@@ -27,6 +27,7 @@ static void *compile(void *user)
         if ((int64_t)most.docs * most.max_doc <= most.tokens)
             break; /* full rows: every batch but the last has as many */
     }
+    s->backend->prepares(s->device, false);
     atomic_store(&s->ahead_done, true);
     return NULL;
 }
@@ -35,7 +36,12 @@ void pmli_ahead_begin(pml_stepper *s)
 {
     atomic_store(&s->ahead_enough, false);
     atomic_store(&s->ahead_done, false);
-    s->is_ahead = s->backend->prepare != NULL && pthread_create(&s->ahead, NULL, compile, s) == 0;
+    if (s->backend->prepare == NULL)
+        return;
+    s->backend->prepares(s->device, true); /* before the first op, not when the thread begins */
+    s->is_ahead = pthread_create(&s->ahead, NULL, compile, s) == 0;
+    if (!s->is_ahead)
+        s->backend->prepares(s->device, false);
 }
 
 bool pml_stepper_is_compiling(const pml_stepper *s)

@@ -141,10 +141,15 @@ typedef struct pml_backend {
      * nothing is compiled late. */
     pml_status (*prepare)(pml_device *device, pml_op op, const pml_op_args *args, pml_error *err);
 
+    /* Some calls of prepare come (on), or are through. Ops between may do without what is not
+     * compiled yet, by something slower, unless the device is deterministic or they are recorded:
+     * those compile or wait. NULL with prepare. */
+    void (*prepares)(pml_device *device, bool on);
+
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 14, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 15, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

@@ -46,6 +46,19 @@ static pml_status prepare(pml_device *device, pml_op op, const pml_op_args *args
     return PML_FAIL(err, PML_INTERNAL, "the op will say so itself");
 }
 
+static atomic_int n_on, n_off;
+
+/* Off comes before anybody may take the thread for through. */
+static void prepares(pml_device *device, bool on)
+{
+    (void)device;
+    if (!on)
+        assert_true(pml_stepper_is_compiling(&stepper));
+    else
+        assert_int_equal(n_asked[FORWARD] + n_asked[BACKWARD], 0);
+    atomic_fetch_add(on ? &n_on : &n_off, 1);
+}
+
 static int n_begun, n_launched;
 
 static pml_status begin(pml_queue *queue, pml_error *err)
@@ -80,7 +93,8 @@ static const pml_backend compiles = {.name = "late",
                                      .graph_end = end,
                                      .graph_launch = launch,
                                      .graph_destroy = drop,
-                                     .prepare = prepare};
+                                     .prepare = prepare,
+                                     .prepares = prepares};
 static const pml_backend compiles_nothing = {.name = "early", .graph_begin = begin};
 
 static pml_tensor bounds;
@@ -117,6 +131,8 @@ static void set_up(const pml_backend *backend, int32_t docs)
     stepper.arena = &bounds; /* looked at by nobody */
     for (int way = 0; way < WAYS; way++)
         atomic_store(&n_asked[way], 0);
+    atomic_store(&n_on, 0);
+    atomic_store(&n_off, 0);
 }
 
 /* The thread's own end, not one that pmli_ahead_end brings about. */
@@ -146,6 +162,8 @@ static void test_packed_rows_are_asked_for_two_sizes(void **state)
     (void)state;
     set_up(&compiles, 40);
     let_it_end();
+    assert_int_equal(n_on, 1);
+    assert_int_equal(n_off, 1);
     for (int way = 0; way < WAYS; way++) {
         assert_int_equal(n_asked[way], 2);
         for (int i = 0; i < 2; i++) {
@@ -172,6 +190,8 @@ static void test_the_end_waits_for_one_alone(void **state)
     atomic_store(&slow, false);
     assert_int_equal(n_asked[FORWARD], 1);
     assert_int_equal(n_asked[BACKWARD], 0);
+    assert_int_equal(n_on, 1);
+    assert_int_equal(n_off, 1); /* this way, too */
 }
 
 static void test_nothing_to_compile(void **state)
