@@ -30,6 +30,7 @@ typedef struct pmli_sdpa_builder {
     void *user; /* outlives the plans */
 } pmli_sdpa_builder;
 
+/* Without any plan yet. PML_NO_MEMORY. */
 pml_status pmli_sdpa_plans_new(const pmli_sdpa_builder *builder, pmli_sdpa_plans **plans,
                                pml_error *err);
 void pmli_sdpa_plans_destroy(pmli_sdpa_plans **plans);

@@ -190,14 +190,45 @@ __device__ inline Step step_of(const float *hyper)
     return s;
 }
 
-typedef Pack<unsigned char, 4> Codes;
-
-// What is read of a block.
+// What is read of a block. Four codes are a word until they are used: the compiler takes packs of
+// bytes apart where they are loaded, and would wait for them there.
 struct Loaded {
     Pack<float, 4> value[RUNS], g[RUNS];
-    Codes m_code[RUNS], v_code[RUNS];
+    unsigned m_codes[RUNS], v_codes[RUNS];
     float m_largest, v_largest;
 };
+
+template <bool WHOLE>
+__device__ inline unsigned load_codes(const unsigned char *from, long long at, long long count)
+{
+    unsigned codes = 0;
+    if constexpr (WHOLE) {
+        codes = __ldcs((const unsigned *)(from + at));
+    } else {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            codes |= at + e < count ? (unsigned)from[at + e] << 8 * e : 0;
+    }
+    return codes;
+}
+
+template <bool WHOLE>
+__device__ inline void store_codes(unsigned char *to, unsigned codes, long long at, long long count)
+{
+    if constexpr (WHOLE) {
+        __stcs((unsigned *)(to + at), codes);
+    } else {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (at + e < count)
+                to[at + e] = (unsigned char)(codes >> 8 * e);
+    }
+}
+
+__device__ inline unsigned code_of(unsigned codes, int e)
+{
+    return codes >> 8 * e & 255;
+}
 
 template <bool WHOLE>
 __device__ inline Loaded load_block(const pmli_adamw_8bit_params &p, long long block)
@@ -207,8 +238,8 @@ __device__ inline Loaded load_block(const pmli_adamw_8bit_params &p, long long b
 #pragma unroll
     for (int run = 0; run < RUNS; run++) {
         const long long at = first + run * (BLOCK / RUNS);
-        x.m_code[run] = load_four<WHOLE>(p.m, at, p.count);
-        x.v_code[run] = load_four<WHOLE>(p.v, at, p.count);
+        x.m_codes[run] = load_codes<WHOLE>(p.m, at, p.count);
+        x.v_codes[run] = load_codes<WHOLE>(p.v, at, p.count);
         x.g[run] = load_four<WHOLE>(p.g, at, p.count);
         x.value[run] = load_four<WHOLE>(p.p, at, p.count);
     }
@@ -239,9 +270,10 @@ __device__ inline void update_block(const pmli_adamw_8bit_params &p, const Table
             const bool there = WHOLE || at + e < p.count;
             const float grad = __fmul_rn(x.g[run].at[e], s.scale);
             const float new_m =
-                __fmaf_rn(s.new1, grad, __fmul_rn(tables.m_map[x.m_code[run].at[e]], m_was));
-            const float new_v = __fmaf_rn(__fmul_rn(s.new2, grad), grad,
-                                          __fmul_rn(tables.v_map[x.v_code[run].at[e]], v_was));
+                __fmaf_rn(s.new1, grad, __fmul_rn(tables.m_map[code_of(x.m_codes[run], e)], m_was));
+            const float new_v =
+                __fmaf_rn(__fmul_rn(s.new2, grad), grad,
+                          __fmul_rn(tables.v_map[code_of(x.v_codes[run], e)], v_was));
             m[run].at[e] = there ? new_m : 0.0f;
             v[run].at[e] = there ? new_v : 0.0f;
             m_top = fmaxf(m_top, fabsf(m[run].at[e]));
@@ -287,9 +319,8 @@ __device__ inline void update_block(const pmli_adamw_8bit_params &p, const Table
             m_word[e] = nearest_signed(tables.m_words, __fmaf_rn(m[run].at[e], m_inverse, 0.0f));
             v_word[e] = nearest_of(tables.v_words, __fmul_rn(v[run].at[e], v_inverse));
         }
-        const unsigned new_m = highest_bytes(m_word), new_v = highest_bytes(v_word);
-        store_four<WHOLE>(p.m, *(const Codes *)&new_m, at, p.count);
-        store_four<WHOLE>(p.v, *(const Codes *)&new_v, at, p.count);
+        store_codes<WHOLE>(p.m, highest_bytes(m_word), at, p.count);
+        store_codes<WHOLE>(p.v, highest_bytes(v_word), at, p.count);
     }
 }
 
