@@ -283,13 +283,15 @@ static void measure(bench *b)
     int32_t vocab = pml_stepper_spec(b->stepper)->vocab;
     pml_batch batches[2] = {make_batch(b, vocab, 1), make_batch(b, vocab, 2)};
     pml_step_result result;
-    double *seconds = must_alloc((size_t)b->steps, sizeof *seconds), first = 0, compiled = 0,
-           all = 0;
+    double *seconds = must_alloc((size_t)b->steps, sizeof *seconds), first = 0, first_loss = 0,
+           compiled = 0, all = 0;
     for (int more = WARM_UP; more > 0;) { /* steps that count have all that is compiled aside */
         bool compiles = pml_stepper_is_compiling(b->stepper);
         step(b, &batches[b->done % 2], b->done + 1, &result);
-        if (++b->done == 1)
+        if (++b->done == 1) {
             first = pml_clock_monotonic() - begin;
+            first_loss = result.loss;
+        }
         if (compiles)
             compiled = pml_clock_monotonic() - begin;
         else
@@ -314,15 +316,15 @@ static void measure(bench *b)
     }
     double token = b->sample > 0 ? sampled(b, vocab) : 0;
     printf("{\"token\": %.6f, \"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, "
-           "\"loss\": %.4f, "
+           "\"loss\": %.4f, \"first_loss\": %.9g, "
            "\"planned\": %zu, \"used\": %zu, \"recompute\": \"%s\", \"recompute_layers\": %d, "
            "\"pieces\": %d, \"head_chunk\": %d, \"unpacked\": %d, \"priced\": %.5f, "
            "\"offload_layers\": %d, "
            "\"offload\": \"%s\", \"host\": %zu, \"link\": %.4f, \"waited\": %.4f, "
            "\"open\": %.3f, \"weights\": [%.3f, %.3f], \"load\": %.3f, "
            "\"first_step\": %.2f, \"compiled\": %.2f, \"tflops\": %.1f, \"host_peak\": %zu}\n",
-           token, tokens / median, tokens * b->steps / all, median, result.loss, plan->arena, used,
-           pml_recompute_name((pml_recompute)plan->choices.recompute),
+           token, tokens / median, tokens * b->steps / all, median, result.loss, first_loss,
+           plan->arena, used, pml_recompute_name((pml_recompute)plan->choices.recompute),
            plan->choices.recompute_layers, plan->choices.pieces, plan->choices.head_chunk,
            plan->choices.unpacked, plan->seconds, plan->choices.offload_layers,
            pml_recompute_name((pml_recompute)plan->choices.offload), plan->host, plan->link,
