@@ -64,7 +64,7 @@ __device__ inline void make_words(const float *middle, unsigned *words, unsigned
 // negative ones.
 __device__ inline int cell_of(unsigned high)
 {
-    return min(max((int)high - FIRST_CELL, 0), CELLS - 1);
+    return __viaddmin_s32_relu((int)high, -FIRST_CELL, CELLS - 1);
 }
 
 // The code in the highest byte. -0 is negative.
@@ -86,12 +86,17 @@ __device__ inline unsigned highest_bytes(const unsigned w[4])
     return __byte_perm(__byte_perm(w[0], w[1], 0x73), __byte_perm(w[2], w[3], 0x73), 0x5410);
 }
 
+// Of numbers from 0 on (not -0), which as words have the same order.
 __device__ inline float warp_largest(float x)
 {
+#if __CUDA_ARCH__ >= 800
+    return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
+#else
 #pragma unroll
     for (int d = 16; d > 0; d /= 2)
         x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
     return x;
+#endif
 }
 
 // step m / (root(v) + eps), rounded as the operators round. What the compiler makes of division and
