@@ -60,7 +60,7 @@ def library(path: Path, stubs: list[str], *more: Path) -> None:
 
 @pytest.fixture(scope="module")
 def fakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """driver/libcuda.so.1, old/libcuda.so.1 without a function, blas/libcublasLt.so.13."""
+    """driver/libcuda.so.1, old/libcuda.so.1 without a function, and a folder for each library."""
     if not OBJECT.is_file():
         pytest.fail(f"{OBJECT} is not there: tools/cuda/build makes it")
     folder = tmp_path_factory.mktemp("fakes")
@@ -74,6 +74,8 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library(folder / "driver/libcuda.so.1", rest, played)
     library(folder / "old/libcuda.so.1", [n for n in rest if n != "cuLibraryLoadData"], played)
     library(folder / "blas/libcublasLt.so.13", names("cublas.h", "PMLI_CUBLAS"))
+    library(folder / "dnn/libcudnn.so.9", ["cudnnCreate", "cudnnDestroy", "cudnnGetVersion"])
+    library(folder / "nvrtc/libnvrtc.so.13", [])
     return folder
 
 
@@ -115,11 +117,22 @@ def test_what_is_missing_is_said(
     assert re.search(words, why) and not why.startswith("InternalError"), why
 
 
-def test_one_that_is_enough(fakes: Path) -> None:
-    """The fake is a GPU like any other, as long as nobody computes on it."""
+@pytest.mark.parametrize(
+    ("libraries", "lacks"),
+    [
+        (["blas"], r"^our own kernels do attention: libcudnn\.so\.9 is not in "),
+        (
+            ["blas", "dnn"],
+            r"^cuDNN has no compiler for its attention, .*libnvrtc\.so\.13 .*pip ins",
+        ),
+        (["blas", "dnn", "nvrtc"], r"^$"),
+    ],
+)
+def test_one_that_is_enough(fakes: Path, libraries: list[str], lacks: str) -> None:
+    """The fake is a GPU like any other, as long as nobody computes on it; what it lacks is told."""
     env = os.environ | {
-        "LD_LIBRARY_PATH": str(fakes / "driver"), "PML_CUDA_LIBS": str(fakes / "blas"),
-        "PML_CUDA_BACKEND": str(OBJECT),
+        "LD_LIBRARY_PATH": str(fakes / "driver"), "PML_CUDA_BACKEND": str(OBJECT),
+        "PML_CUDA_LIBS": ":".join(str(fakes / name) for name in libraries),
     }  # fmt: skip
     made = subprocess.run(
         [sys.executable, "-P", "-c", CHILD], env=env, capture_output=True, text=True, check=True
@@ -127,7 +140,8 @@ def test_one_that_is_enough(fakes: Path) -> None:
     devices, warned, verdict, found, do, why = json.loads(made.stdout)
     assert (devices, warned, why) == (["cuda:0"], [], "")
     assert "Fake GPU" in found and 'dtype="auto" is bfloat16' in found
-    assert verdict == "note" and "our own kernels do attention: libcudnn.so.9" in do
+    assert verdict == ("note" if do else "ok")
+    assert re.search(lacks, do), do
 
 
 #: A run on the fake: its worker starts the driver, and fails where the driver gives it no memory.
