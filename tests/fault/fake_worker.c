@@ -16,6 +16,7 @@
  *   FAKE_LACKS         what that GPU lacks
  *   FAKE_RESERVE_MIB   what its plan takes of a device of 4,000 MiB that is all free to its driver
  *   FAKE_DEVICES       folder of device files
+ *   FAKE_EACH          each rank has such a device of its own
  *
  * An evaluation lasts while the run folder has a file `examined`, and makes one `examining` then.
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
@@ -89,9 +90,12 @@ enum { DEVICE_MIB = 4000, CONTEXT_MIB = 530 };
 
 static pml_status fake_identity(int index, pml_device_identity *identity, pml_error *err)
 {
-    (void)index, (void)err;
-    *identity =
-        (pml_device_identity){.uuid = "fake-device", .memory_total = (size_t)DEVICE_MIB << 20};
+    (void)err;
+    *identity = (pml_device_identity){.memory_total = (size_t)DEVICE_MIB << 20};
+    if (getenv("FAKE_EACH") != NULL) /* in another order than ranks */
+        snprintf(identity->uuid, sizeof identity->uuid, "%d0-fake-device", 9 - index);
+    else
+        snprintf(identity->uuid, sizeof identity->uuid, "fake-device");
     return PML_OK;
 }
 
@@ -101,6 +105,7 @@ static pml_status reserve(job *j, const job_setup *setup, job_facts *facts, pml_
 {
     static const pml_backend backend = {.name = "fake", .identity_of = fake_identity};
     const claim_options options = {.backend = &backend,
+                                   .index = setup->rank,
                                    .device = "fake",
                                    .run = setup->folder,
                                    .devices = getenv("FAKE_DEVICES"),

@@ -30,25 +30,35 @@ static int remove_folder(void **state)
     return pml_tree_remove("/tmp", folder + 5, NULL) != PML_OK;
 }
 
-static harness *start(const char *mib, const char *extra)
+static harness *start_workers(int workers, const char *mib, const char *extra)
 {
     setenv("FAKE_RESERVE_MIB", mib, 1);
-    harness *h = harness_new(1, FOR_EVER, extra);
+    harness *h = harness_new(workers, FOR_EVER, extra);
     if (!harness_start(h, NULL))
         fail_msg("%s", h->error);
     return h;
 }
 
-/* What is reserved, in MiB; *pending likewise. */
-static size_t reserved(size_t *pending)
+static harness *start(const char *mib, const char *extra)
+{
+    return start_workers(1, mib, extra);
+}
+
+/* What is reserved of a device, in MiB; *pending likewise. */
+static size_t reserved_of(const char *name, size_t *pending)
 {
     size_t n;
     pml_reserved sum;
     pml_error err = PML_ERROR_INIT;
-    if (pml_reservation_look(folder, device, NULL, 0, &n, &sum, &err) != PML_OK)
+    if (pml_reservation_look(folder, name, NULL, 0, &n, &sum, &err) != PML_OK)
         fail_msg("%s", err.message);
     *pending = sum.pending / MIB;
     return sum.others / MIB;
+}
+
+static size_t reserved(size_t *pending)
+{
+    return reserved_of(device, pending);
 }
 
 static void wait_until_free(void)
@@ -105,6 +115,43 @@ static void a_worker_keeps_what_its_coordinator_held(void **state)
     kill(pid, SIGKILL);
     wait_until_free();
     harness_destroy(&h);
+}
+
+/* They plan with half of it each, also when they are replaced and have half of it each already. */
+static void workers_divide_a_device(void **state)
+{
+    (void)state;
+    size_t pending;
+    harness *h = start_workers(2, "2000", GOES_ON);
+    history_reach(h, 5);
+    assert_int_equal(reserved(&pending), 4000);
+    assert_int_equal(pending, 0);
+    kill(harness_worker_pid(h, 1), SIGKILL);
+    history_restart(h, 1);
+    harness_wait_state(h, "running");
+    assert_int_equal(reserved(&pending), 4000);
+    assert_int_equal(pending, 0);
+    history_stop(h);
+    wait_until_free();
+    harness_destroy(&h);
+}
+
+static void workers_have_a_device_each(void **state)
+{
+    (void)state;
+    size_t pending;
+    setenv("FAKE_EACH", "1", 1);
+    harness *h = start_workers(3, "3000", NULL);
+    history_reach(h, 5);
+    for (int i = 7; i <= 9; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "%d0-fake-device", i);
+        assert_int_equal(reserved_of(name, &pending), 3000);
+        assert_int_equal(pending, 0);
+    }
+    history_stop(h);
+    harness_destroy(&h);
+    unsetenv("FAKE_EACH");
 }
 
 static const char *reason_of(harness *h)
@@ -195,6 +242,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_replaced_worker_finds_its_own),
         cmocka_unit_test(a_worker_keeps_what_its_coordinator_held),
+        cmocka_unit_test(workers_divide_a_device),
+        cmocka_unit_test(workers_have_a_device_each),
         cmocka_unit_test(another_run_is_told_who_has_it),
         cmocka_unit_test(without_a_reservation_it_trains),
     };

@@ -22,7 +22,8 @@ struct claim {
     const pml_backend *backend;
     char device[16];
     double key;     /* of the device, among workers */
-    double *values; /* one a worker */
+    double *values; /* one a worker, and … */
+    double *keys;   /* … of its device, as find_sharers left them */
     int sharing;    /* workers on this device */
     bool first;     /* of them: the turn is ours for all */
     size_t left;    /* bytes that our plan may take, as of ask */
@@ -52,6 +53,7 @@ static pml_status find_sharers(claim *c, pml_error *err)
     c->first = true;
     for (int r = 0; status == PML_OK && r < pml_comm_world(c->comm); r++) {
         bool same = c->values[r] == c->key;
+        c->keys[r] = c->values[r];
         c->sharing += same;
         c->first = c->first && !(same && r < rank);
     }
@@ -63,8 +65,8 @@ static double next_key(const claim *c, double after)
 {
     double next = 0;
     for (int r = 0; r < pml_comm_world(c->comm); r++)
-        if (c->values[r] > after && (next == 0 || c->values[r] < next))
-            next = c->values[r];
+        if (c->keys[r] > after && (next == 0 || c->keys[r] < next))
+            next = c->keys[r];
     return next;
 }
 
@@ -95,7 +97,7 @@ static pml_status begin(void *user, pml_error *err)
         if (key == c->key)
             status = take_turn(c, err);
         if (status == PML_OK)
-            status = share(c, c->key, err); /* it has it now, and the keys are as they were */
+            status = pml_comm_barrier(c->comm, err);
     }
     return status;
 }
@@ -107,12 +109,30 @@ static size_t less(size_t a, size_t b)
     return a > b ? a - b : 0;
 }
 
+/* Of what others have reserved that of this run's other workers on the device: none of it is
+ * allocated yet but their contexts, and it is divided with them. */
+static pml_status read_sharers(claim *c, size_t ours, size_t *theirs, pml_error *err)
+{
+    *theirs = 0;
+    if (pml_comm_world(c->comm) == 1)
+        return PML_OK;
+    pml_status status = share(c, (double)ours, err);
+    for (int r = 0; status == PML_OK && r < pml_comm_world(c->comm); r++)
+        if (r != pml_comm_rank(c->comm) && c->keys[r] == c->key)
+            *theirs += (size_t)c->values[r];
+    return status;
+}
+
 static pml_status read_left(claim *c, const pml_device_info *info, pml_error *err)
 {
     pml_reserved now = {0};
+    size_t theirs = 0;
     pml_status status = c->r != NULL ? pml_reservation_read(c->r, &now, err) : PML_OK;
-    size_t unpromised = less(info->memory_free + info->held, now.pending);
-    size_t unreserved = less(info->memory_total, now.others);
+    if (status == PML_OK)
+        status = read_sharers(c, now.ours, &theirs, err);
+    size_t there = info->memory_free + info->held * (size_t)c->sharing;
+    size_t unpromised = less(there, less(now.pending, theirs));
+    size_t unreserved = less(info->memory_total, less(now.others, theirs));
     c->held = info->held;
     c->left = unpromised < unreserved || c->r == NULL ? unpromised : unreserved;
     return status;
@@ -179,13 +199,18 @@ static pml_status reserve(claim *c, size_t bytes, pml_error *err)
     return status == PML_NO_MEMORY ? refuse(c, err) : status;
 }
 
-/* Whose turn it is waits for those that reserve in it. */
+/* Workers that share a turn reserve one after the other in it. */
 static pml_status settle(void *user, size_t bytes, pml_error *err)
 {
     claim *c = user;
-    pml_status status = reserve(c, bytes, err);
-    if (status == PML_OK && pml_comm_world(c->comm) > 1)
-        status = pml_comm_barrier(c->comm, err);
+    int world = pml_comm_world(c->comm);
+    pml_status status = PML_OK;
+    for (int r = 0; r < world && status == PML_OK; r++) {
+        if (r == pml_comm_rank(c->comm))
+            status = reserve(c, bytes, err);
+        if (world > 1 && status == PML_OK)
+            status = pml_comm_barrier(c->comm, err);
+    }
     end_turn(c);
     return status;
 }
@@ -256,8 +281,10 @@ static pml_status open_claim(claim *c, const claim_options *o, pml_error *err)
     pml_error why = PML_ERROR_INIT;
     pml_device_identity identity;
     c->values = calloc((size_t)pml_comm_world(o->comm), sizeof *c->values);
-    pml_status status = c->values != NULL ? o->backend->identity_of(o->index, &identity, err)
-                                          : PML_FAIL(err, PML_NO_MEMORY, "no memory for a claim");
+    c->keys = calloc((size_t)pml_comm_world(o->comm), sizeof *c->keys);
+    pml_status status = c->values != NULL && c->keys != NULL
+                            ? o->backend->identity_of(o->index, &identity, err)
+                            : PML_FAIL(err, PML_NO_MEMORY, "no memory for a claim");
     if (status != PML_OK) {
         if (o->inherited >= 0)
             close(o->inherited);
@@ -317,6 +344,7 @@ void claim_destroy(claim **out)
     if (c == NULL)
         return;
     pml_reservation_destroy(&c->r);
+    free(c->keys);
     free(c->values);
     free(c);
 }
