@@ -48,6 +48,9 @@ test("numbers as text", () => {
   assert.equal(format.decimal(123.456), "123.46");
   assert.equal(format.decimal(NaN), format.NONE);
   assert.equal(format.decimal(NaN, true), "NaN");
+  assert.equal(format.lossScale({ value: 2048, skipped: 0 }), "2048");
+  assert.equal(format.lossScale({ value: 512, skipped: 1200 }), "512 · 1,200 skipped");
+  assert.equal(format.lossScale(null), format.NONE);
   assert.equal(format.decimal(-Infinity, true), "−∞");
   assert.equal(format.rate(0.000183), "1.83e-4");
   assert.equal(format.shortRate(1e-4), "1e-4");

@@ -1,6 +1,6 @@
 /** Numbers and events as text. Every function takes NaN for "not known yet". */
 
-import { isObject, toNumber, toText, type RunEvent } from "./protocol";
+import { isObject, toNumber, toText, type RunEvent, type Scale } from "./protocol";
 
 export const NONE = "–";
 
@@ -34,6 +34,12 @@ const integer = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 
 export function count(value: number): string {
   return Number.isFinite(value) ? integer.format(value) : NONE;
+}
+
+/** float16's loss scale, and how often it was too large. */
+export function lossScale(scale: Scale | null): string {
+  if (scale === null) return NONE;
+  return `${scale.value}${scale.skipped > 0 ? ` · ${count(scale.skipped)} skipped` : ""}`;
 }
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -4,7 +4,7 @@ import { Charts } from "./chart";
 import { outcome, RateField, Toolbar } from "./controls";
 import { el, setText } from "./dom";
 import { EventList, Samples } from "./feed";
-import { count, decimal, duration, NONE, rate } from "./format";
+import { count, decimal, duration, lossScale, NONE, rate } from "./format";
 import { MemoryBars } from "./memory";
 import type { Store } from "./store";
 import { currentTheme, watchTheme } from "./theme";
@@ -97,8 +97,7 @@ class Figures implements Part {
     this.set("Gradient norm", decimal(curve.last("grad_norm"), some));
     this.set("Tokens/s", count(curve.last("tokens_per_second")));
     this.set("Time left", duration(eta));
-    const skipped = scale !== null && scale.skipped > 0 ? ` · ${count(scale.skipped)} skipped` : "";
-    this.set("Loss scale", `${scale === null ? NONE : scale.value}${skipped}`);
+    this.set("Loss scale", lossScale(scale));
     const box = this.values.get("Loss scale")?.parentElement;
     if (box) box.hidden = scale === null; // float16 alone has one
     this.node.classList.toggle("pml-figures-float16", scale !== null);
