@@ -5,10 +5,10 @@
  *
  * Random Llamas: one of 8 M parameters, 8 rows of 256 tokens a step, and one of SmolLM2-135M's
  * shape, 2 rows; float32 arithmetic, from a folder of float32 or bfloat16, LoRA with r = 16 on all
- * linear layers. Beside the clock's time stands the processor's, which a busy machine harms less.
- * With `timed` every other step is one whose ops are timed, as `pantheraml profile` has it, and
- * what that costs is printed; with `ops` a table of where a step's time goes follows, ops of one
- * name together. */
+ * linear layers. Beside the clock's time stands the processor's, which a busy machine harms less,
+ * and below it what part of the fastest product on the same threads a step has. With `timed` every
+ * other step is one whose ops are timed, as `pantheraml profile` has it, and what that costs is
+ * printed; with `ops` a table of where a step's time goes follows, ops of one name together. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -226,6 +226,16 @@ static void print_ops(pml_stepper *stepper, const pml_batch *batch)
     printf("%-24s %-14s %5d %9.3f\n", "all", "", n, total * 1e3);
 }
 
+/* Of the fastest product of two square matrices on the same threads, measured beside the steps. */
+static void print_share(pml_stepper *stepper, double flops)
+{
+    pml_peak peak;
+    MUST(pml_stepper_peak(stepper, 1, &peak, err));
+    if (peak.gemm_size > 0)
+        printf("a product of %d x %d: %.1f GFLOP/s, of which a step has %.0f%%\n", peak.gemm_size,
+               peak.gemm_size, peak.gemm_flops * 1e-9, 100 * flops / peak.gemm_flops);
+}
+
 static void measure(const model *m, const char *folder, pml_method method, int steps, int threads,
                     size_t limit, const char *wish)
 {
@@ -281,6 +291,7 @@ static void measure(const model *m, const char *folder, pml_method method, int s
            tokens * threads / least, result.loss, (double)plan->arena / (1 << 20),
            (double)plan->by_cause[PML_CAUSE_RUNTIME] / (1 << 20), plan->choices.recompute_layers,
            plan->choices.head_chunk, plan->flops / middle * 1e-9);
+    print_share(stepper, plan->flops / middle);
     for (int i = 0; timed && i < 2; i++) {
         double usual = median(work[i], n_work[i]) / threads;
         printf("%s steps: median %.3f ms of processor time a thread, least %.3f\n",
