@@ -228,6 +228,11 @@ static size_t cpu_workspace(pml_device *device, pml_op op, const pml_op_args *ar
     }
 }
 
+static void cpu_ahead(pml_queue *queue, const void *data, size_t bytes)
+{
+    pmli_pool_ahead(pmli_pool_of(queue), data, bytes);
+}
+
 #define pmli_cpu_allreduce              NULL /* the collective's */
 #define SLOT(name, signature, sentence) .name = pmli_cpu_##name,
 
@@ -257,6 +262,7 @@ static const pml_backend backend = {
     .passed = cpu_passed,
     .between = cpu_between,
     .workspace = cpu_workspace,
+    .ahead = cpu_ahead,
     .op = {PML_OPS(SLOT)},
 };
 

@@ -2,9 +2,12 @@
 
 #include "simd/tile.h"
 
-/* Elements of B that a piece has: no more, so that a thread that is held up does not hold up the
- * others; no fewer, since they would be multiplied before another thread has come. */
-enum { MOST = 1 << 16, LEAST = 1 << 14 };
+/* Elements of B that a piece has: no more than MOST, so that a thread that is held up does not hold
+ * up the others; nor than a part of a thread's share, as cores of a shared host are not equally
+ * fast, down to SMALL, which is read in the time that a piece takes to pass to another thread some
+ * ten times over. Multiplications of a product below LEAST would be done before another thread has
+ * come. */
+enum { MOST = 1 << 16, SMALL = 1 << 13, PARTS = 8, LEAST = 1 << 14 };
 
 typedef struct few_job {
     const pmli_product *products;
@@ -69,8 +72,11 @@ void pmli_few_all(pmli_pool *pool, const pmli_product *products, int count)
         read += p->c.cols * deep;
         work += p->c.cols * deep * p->c.rows;
     }
-    const int64_t threads = pmli_pool_threads(pool);
-    job.items = min64(threads * div_up(read, threads * MOST), div_up(work, LEAST));
+    const int64_t threads = pmli_pool_threads(pool), parts = min64(read / (threads * SMALL), PARTS);
+    const int64_t least = div_up(read, threads * MOST);
+    job.items = threads * (parts > least ? parts : least);
+    if (job.items <= threads)
+        job.items = min64(threads, div_up(work, LEAST));
     job.items = min64(job.items > 1 ? job.items : 1, job.units);
     pmli_pool_run(pool, job.items, piece, &job);
 }

@@ -41,6 +41,11 @@ struct pmli_pool {
     share *shares; /* one a thread */
     uint32_t goal; /* items of all jobs (modulo 2^32) */
 
+    /* What is to be fetched, seen no earlier than the next job; a helper that reads half of a new
+     * pair fetches what nobody needs. */
+    _Alignas(64) _Atomic uintptr_t ahead;
+    _Atomic size_t ahead_bytes;
+
     _Alignas(64) _Atomic uint32_t job; /* futex: number of the current job */
     _Atomic uint32_t sleepers;
     _Atomic bool stop;
@@ -106,15 +111,36 @@ static void work(pmli_pool *pool, int index)
     }
 }
 
+/* How far a helper has come with what is to be fetched. */
+typedef struct fetched {
+    uintptr_t of, at, end; /* `of`: where all of it begins */
+} fetched;
+
+/* A page or so of it, into the second-level cache; whether there was something left. */
+static bool fetch_some(pmli_pool *pool, int index, fetched *f)
+{
+    enum { LINE = 64, AT_A_TIME = 16 };
+    const uintptr_t of = atomic_load_explicit(&pool->ahead, memory_order_relaxed);
+    if (of != f->of) {
+        const size_t bytes = atomic_load_explicit(&pool->ahead_bytes, memory_order_relaxed);
+        const size_t part = bytes / (size_t)pool->threads;
+        *f = (fetched){of, of + part * (size_t)index, of + part * (size_t)(index + 1)};
+    }
+    for (int i = 0; i < AT_A_TIME && f->at < f->end; i++, f->at += LINE)
+        __builtin_prefetch((const void *)f->at, 0, 2);
+    return f->at < f->end;
+}
+
 /* Wait until the job's number differs from `seen`. */
-static uint32_t wait_job(pmli_pool *pool, uint32_t seen)
+static uint32_t wait_job(pmli_pool *pool, uint32_t seen, int index, fetched *f)
 {
     uint32_t job;
     for (int i = 0; i < SPINS; i++) {
         job = atomic_load_explicit(&pool->job, memory_order_acquire);
         if (job != seen)
             return job;
-        relax();
+        if (!fetch_some(pool, index, f))
+            relax();
     }
     /* Announce the sleep before looking once more: the caller raises `job`, then looks for sleepers
      * (both sequentially consistent), so one of the two sees the other. */
@@ -130,8 +156,9 @@ static void *helper_main(void *argument)
     helper self = *(helper *)argument;
     free(argument);
     pmli_pool *pool = self.pool;
+    fetched f = {0};
     for (uint32_t job = 0;;) {
-        job = wait_job(pool, job);
+        job = wait_job(pool, job, self.index, &f);
         if (atomic_load_explicit(&pool->stop, memory_order_relaxed))
             return NULL;
         __builtin_prefetch(&pool->task); /* comes while the share does */
@@ -197,6 +224,12 @@ void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg)
     raise_job(pool);
     work(pool, 0);
     wait_done(pool);
+}
+
+void pmli_pool_ahead(pmli_pool *pool, const void *data, size_t bytes)
+{
+    atomic_store_explicit(&pool->ahead_bytes, bytes, memory_order_relaxed);
+    atomic_store_explicit(&pool->ahead, (uintptr_t)data, memory_order_relaxed);
 }
 
 /* Where threads take every core they may, each helper gets one of its own: what preempts it for a

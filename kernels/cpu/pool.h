@@ -36,4 +36,9 @@ void pmli_pool_run(pmli_pool *pool, int64_t items, pmli_task *task, void *arg);
 /* The same on the calling thread alone: for what is done before another thread has come. */
 void pmli_pool_run_here(pmli_pool *pool, int64_t items, pmli_task *task, void *arg);
 
+/* What jobs to come will read, in as many equal parts as there are threads: from the next job on a
+ * helper that waits fetches its own into its cache, as far as it comes. An address is no more than
+ * a hint, and may be unmapped any time. */
+void pmli_pool_ahead(pmli_pool *pool, const void *data, size_t bytes);
+
 #endif

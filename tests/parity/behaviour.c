@@ -514,6 +514,63 @@ static void check_second_plan(const char *fixtures)
     refusals = 0;
 }
 
+/* What was told to be read after the product that comes, and before that one; how often it was. */
+static struct {
+    const void *data[2];
+    size_t bytes[2];
+    int told, kept, broken;
+    bool fresh; /* told of since the last product */
+} ahead;
+
+static void hear_ahead(pml_queue *queue, const void *data, size_t bytes)
+{
+    ahead.data[0] = ahead.data[1];
+    ahead.bytes[0] = ahead.bytes[1];
+    ahead.data[1] = data;
+    ahead.bytes[1] = bytes;
+    ahead.told++;
+    ahead.fresh = true;
+    pml_backend_cpu()->ahead(queue, data, bytes);
+}
+
+static pml_status linear_as_told(pml_queue *queue, const pml_linear_args *a, pml_error *e)
+{
+    const size_t bytes = (size_t)a->w.rows * (size_t)a->w.cols * pml_dtype_size(a->w.dtype);
+    if (ahead.fresh && ahead.data[0] != NULL) {
+        const bool same = ahead.data[0] == a->w.data && ahead.bytes[0] == bytes;
+        ahead.kept += same;
+        ahead.broken += !same;
+    }
+    ahead.fresh = false;
+    return pml_backend_cpu()->op.linear(queue, a, e);
+}
+
+/* Of tokens after the prompt each product's weight is told before the product in front of it runs,
+ * the first one's during the last of the token before; of a prompt none. */
+static void check_ahead(const char *fixtures)
+{
+    pml_train_config config;
+    load_case(fixtures, "llama-tied-full", &config);
+    pml_backend backend = *pml_backend_cpu();
+    backend.ahead = hear_ahead;
+    backend.op.linear = linear_as_told;
+    const pml_stepper_options options = {
+        .config = &config, .backend = &backend, .threads = 2, .limits = {30, 4, 30, 30, 32}};
+    pml_stepper *s;
+    int32_t told[NEW], usual[NEW];
+    MUST(pml_stepper_new(&options, &s, err));
+    const int32_t n = generate(s, 0, 0, told);
+    const int products = 4 * pml_stepper_spec(s)->layers + 1;
+    check(ahead.told == (n - 1) * products && ahead.kept == ahead.told - 1 && ahead.broken == 0,
+          "of %d weights read for %d tokens %d were told, %d were others", (n - 1) * products,
+          n - 1, ahead.told, ahead.broken);
+    pml_stepper_destroy(&s);
+    s = open_stepper(&config, 30);
+    check(generate(s, 0, 0, usual) == n && memcmp(told, usual, (size_t)n * sizeof *told) == 0,
+          "what is fetched ahead changes tokens");
+    pml_stepper_destroy(&s);
+}
+
 int main(int argc, char **argv)
 {
     pml_cpu_prepare_process(argc, argv);
@@ -522,6 +579,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     check_sampling(argv[1]);
+    check_ahead(argv[1]);
     check_not_finite(argv[1]);
     check_dropout(argv[1]);
     check_fresh_adapter(argv[1]);

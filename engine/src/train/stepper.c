@@ -83,6 +83,28 @@ pml_status pmli_run_node(pml_stepper *s, const pml_node *node, const pml_op_args
                             : pml_error_prefix(err, "%s", node->label);
 }
 
+/* Of a token that is sampled products cost what they read, and one thread makes most of what is
+ * between them: the others fetch the next one's weight meanwhile, after the last the first's. */
+static void tell_ahead(pml_stepper *s, const pml_node *node)
+{
+    const pml_program *p = s->program;
+    const int32_t first = p->segments[PML_SEGMENT_GENERATE].first,
+                  end = p->segments[PML_SEGMENT_GENERATE].end;
+    const int32_t n = (int32_t)(node - p->nodes);
+    for (int32_t next = n + 1; next != n; next++) {
+        next = next == end ? first : next;
+        if (p->nodes[next].op != PML_OP_linear)
+            continue;
+        const pml_operand *w = &p->nodes[next].operands[PML_OPERAND(linear, w)];
+        const pml_tensor *t = &p->tensors[w->tensor];
+        if (t->persistent) /* else it is made on the way */
+            s->backend->ahead(s->queue, pml_program_data(p, w->tensor, s->arena),
+                              (size_t)t->rows * (size_t)pml_tensor_pitch(t) *
+                                  pml_dtype_size(t->dtype));
+        return;
+    }
+}
+
 /* Nodes are bound anew each time: that is some hundred small copies. */
 pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                             pml_error *err)
@@ -90,9 +112,13 @@ pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_count
     const pml_program *p = s->program;
     if (s->timing)
         return pmli_run_timed(s, segment, counts, err);
+    const bool sampled = s->backend->ahead != NULL && segment == PML_SEGMENT_GENERATE &&
+                         counts->tokens == counts->labels;
     for (int32_t n = p->segments[segment].first; n < p->segments[segment].end; n++) {
         pml_op_args args;
         pml_program_bind(p, &p->nodes[n], s->arena, counts, &args);
+        if (sampled && p->nodes[n].op == PML_OP_linear)
+            tell_ahead(s, &p->nodes[n]);
         pml_status status = pmli_run_node(s, &p->nodes[n], &args, err);
         if (status != PML_OK)
             return status;

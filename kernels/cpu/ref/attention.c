@@ -346,7 +346,7 @@ pml_status pmli_cpu_attention(pml_queue *queue, const pml_attention_args *a, pml
     PMLI_NEED(&c, a, lse, a->heads, a->q.rows, PML_F32);
     if (c.status != PML_OK)
         return c.status;
-    enum { LITTLE = 1 << 15 }; /* a token that is sampled with few before it */
+    enum { LITTLE = 1 << 13 }; /* a token that is sampled with few before it */
     attention_job job = {a, queue->device->tile};
     const int64_t pieces = pmli_div_up(a->q.rows, PMLI_BLOCK) * a->heads;
     if (work_of(a) < LITTLE)

@@ -146,10 +146,17 @@ typedef struct pml_backend {
      * those compile or wait. NULL with prepare. */
     void (*prepares)(pml_device *device, bool on);
 
+    /* That ops will soon read `bytes` at `data` from the beginning to the end, cut evenly to the
+     * threads, after the op that comes next: threads that wait may fetch it. Where what is read is
+     * what an op costs (a sampled token's products) and others are made by one thread between
+     * them. Changes no result. It need not be there any more when it is fetched. NULL: gains
+     * nothing. */
+    void (*ahead)(pml_queue *queue, const void *data, size_t bytes);
+
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 15, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 16, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

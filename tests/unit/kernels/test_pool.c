@@ -4,6 +4,7 @@
 
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "../../../kernels/cpu/pool.h"
@@ -167,10 +168,33 @@ static void test_places(void **state)
     unsetenv("OMP_PROC_BIND");
 }
 
+/* What is to be fetched may end, and be unmapped, at any time: no job notices. */
+static void test_ahead(void **state)
+{
+    (void)state;
+    enum { BYTES = 1 << 22 };
+    static job j = {.items = 100};
+    pml_error err = PML_ERROR_INIT;
+    pmli_pool *pool = NULL;
+    assert_int_equal(pmli_pool_new(3, &pool, &err), PML_OK);
+    for (int round = 0; round < 30; round++) {
+        void *there = mmap(NULL, BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        assert_true(there != MAP_FAILED);
+        pmli_pool_ahead(pool, there, round % 2 ? BYTES : 65);
+        atomic_store(&j.total, 0);
+        pmli_pool_run(pool, j.items, count_item, &j);
+        assert_int_equal(munmap(there, BYTES), 0);
+        pmli_pool_run(pool, j.items, count_item, &j);
+        assert_int_equal(atomic_load(&j.bad), 0);
+        assert_int_equal(atomic_load(&j.total), j.items * (j.items - 1));
+    }
+    pmli_pool_destroy(&pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_pools),
                                        cmocka_unit_test(test_late_helpers),
-                                       cmocka_unit_test(test_places)};
+                                       cmocka_unit_test(test_ahead), cmocka_unit_test(test_places)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
