@@ -57,7 +57,7 @@ static const table tables[] = {
      zen3,
      sizeof zen3 / sizeof *zen3,
      1,
-     0.35e-9}, /* a further piece of 8M's and 135M's step, by ops (docs/performance/cpu.md) */
+     1.0e-9}, /* a further piece of 8M's and 135M's steps, whole (docs/performance/cpu.md) */
     {"NVIDIA H200, bfloat16, 2026-11-21 (docs/performance/gpu.md and gpu-seed.md)",
      {600e12, 3.5e12, 4e-6},
      h200,

@@ -105,6 +105,19 @@ static void tell_ahead(pml_stepper *s, const pml_node *node)
     }
 }
 
+/* A sampled token's arguments, in the order of its nodes: bound anew they were a twentieth of a
+ * token with many threads, for what nodes and tensors lie apart in memory. */
+static const pml_op_args *bound_for(pml_stepper *s, const pml_counts *counts)
+{
+    const pml_program *p = s->program;
+    const int32_t first = p->segments[PML_SEGMENT_GENERATE].first;
+    if (memcmp(&s->bound_for, counts, sizeof *counts) != 0)
+        for (int32_t n = first; n < p->segments[PML_SEGMENT_GENERATE].end; n++)
+            pml_program_bind(p, &p->nodes[n], s->arena, counts, &s->bound[n - first]);
+    s->bound_for = *counts;
+    return s->bound;
+}
+
 /* Nodes are bound anew each time: that is some hundred small copies. */
 pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                             pml_error *err)
@@ -112,14 +125,17 @@ pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_count
     const pml_program *p = s->program;
     if (s->timing)
         return pmli_run_timed(s, segment, counts, err);
-    const bool sampled = s->backend->ahead != NULL && segment == PML_SEGMENT_GENERATE &&
-                         counts->tokens == counts->labels;
+    const bool sampled =
+        s->bound != NULL && segment == PML_SEGMENT_GENERATE && counts->tokens == counts->labels;
+    const pml_op_args *bound = sampled ? bound_for(s, counts) : NULL;
     for (int32_t n = p->segments[segment].first; n < p->segments[segment].end; n++) {
         pml_op_args args;
-        pml_program_bind(p, &p->nodes[n], s->arena, counts, &args);
-        if (sampled && p->nodes[n].op == PML_OP_linear)
+        const pml_op_args *at = sampled ? bound++ : &args;
+        if (!sampled)
+            pml_program_bind(p, &p->nodes[n], s->arena, counts, &args);
+        else if (p->nodes[n].op == PML_OP_linear)
             tell_ahead(s, &p->nodes[n]);
-        pml_status status = pmli_run_node(s, &p->nodes[n], &args, err);
+        pml_status status = pmli_run_node(s, &p->nodes[n], at, err);
         if (status != PML_OK)
             return status;
     }

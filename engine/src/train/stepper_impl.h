@@ -80,6 +80,11 @@ struct pml_stepper {
     bool is_ahead;   /* a thread to be joined */
     atomic_bool ahead_enough, ahead_done;
 
+    /* A sampled token's nodes as they were bound last: its sizes are those of the token before, but
+     * for the number of prompts. NULL where segments are recorded. */
+    pml_op_args *bound;
+    pml_counts bound_for;
+
     bool runtime_measured;
     pmli_recorded recorded[PMLI_RECORDED];
     int64_t launches;

@@ -207,8 +207,12 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     s->said = calloc((size_t)l->generate_length + 1, sizeof *s->said);
     s->times = calloc((size_t)p->n_nodes, sizeof *s->times);
     s->trained = calloc((size_t)p->n_parameters, sizeof *s->trained);
+    const bool binds = s->backend->ahead != NULL; /* what does not record its segments */
+    const int32_t sampled =
+        p->segments[PML_SEGMENT_GENERATE].end - p->segments[PML_SEGMENT_GENERATE].first;
+    s->bound = binds ? calloc((size_t)sampled + 1, sizeof *s->bound) : NULL;
     if (s->reduced == NULL || s->chosen == NULL || s->said == NULL || s->times == NULL ||
-        s->trained == NULL)
+        s->trained == NULL || (binds && s->bound == NULL))
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for the stepper's buffers");
     for (int32_t i = 0; i < p->n_parameters; i++) {
         if (!p->parameters[i].trained)
@@ -303,6 +307,7 @@ void pml_stepper_destroy(pml_stepper **stepper)
     free(s->angles);
     free(s->times);
     free(s->trained);
+    free(s->bound);
     free(s->reduced);
     free(s->chosen);
     free(s->said);
