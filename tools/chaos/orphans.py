@@ -11,7 +11,9 @@ moment to the end of the last process that the run has started; where viewers ha
 Which processes are the run's is told by a mark in their environment, which all inherit that are
 started for it, and each is held by a process descriptor: never by name, never by number alone. Who
 is gone has to have left nothing: no lock that is held, no socket in /proc/net/unix, nothing in
-/dev/shm, no half of a checkpoint; nor a runtime folder, once another run has begun.
+/dev/shm, no half of a checkpoint, no runtime folder. Only who was killed leaves files that nobody
+holds: a coordinator its runtime folder, which the run's next one removes, a worker the half of a
+checkpoint, which goes with the next whole one.
 
 The workers of a killed coordinator save and start another one where the run is to go on by itself:
 then it is they who are timed, and the run has to make further steps.
@@ -307,11 +309,7 @@ def named_memory(pid: int) -> list[str]:
 
 
 def left_behind(run: pm.Run, runtime: Path, shared: list[str], killed: Take) -> list[str]:
-    """What a run whose processes are all gone still has.
-
-    The folder of a killed coordinator goes when the next one of this user starts, the half of a
-    checkpoint of a killed worker with the run's next one.
-    """
+    """What a run whose processes are all gone still has, but for what who was killed leaves."""
     found = [f"{name} is locked" for name in ("lock", "workers") if is_locked(run.folder / name)]
     if str(runtime) in Path("/proc/net/unix").read_text():
         found.append(f"sockets in {runtime}")
