@@ -396,7 +396,7 @@ static void describe_end(const worker *w, int status, char *text, size_t capacit
     if (WIFSIGNALED(status))
         snprintf(text, capacity, "worker %d (process %d) was killed by signal %d (%s)%s", w->rank,
                  (int)w->pid, WTERMSIG(status), strsignal(WTERMSIG(status)),
-                 WTERMSIG(status) == SIGKILL ? ": out of memory, or by hand" : "");
+                 WTERMSIG(status) == SIGKILL ? ": perhaps out of memory, or by hand" : "");
     else
         snprintf(text, capacity,
                  "worker %d (process %d) ended with status %d; see log/worker-%d.log", w->rank,
