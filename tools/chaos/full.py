@@ -144,12 +144,14 @@ def campaign(times: int) -> int:
 
 
 def main() -> int:
-    """Do it, in a namespace of our own where we may not mount otherwise."""
+    """Do it, in a namespace of our own: the disk goes with the last process that has it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if os.geteuid() != 0:
-        return subprocess.run(["unshare", "-rm", sys.executable, *sys.argv], check=False).returncode
+    if "--apart" not in sys.argv:
+        apart = ["unshare", "-m" if os.geteuid() == 0 else "-rm", sys.executable, *sys.argv]
+        return subprocess.run([*apart, "--apart"], check=False).returncode
     at_end()
     return campaign(args.times)
 
