@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from errno import EDQUOT, ENOSPC, EROFS
 from importlib.metadata import PackageNotFoundError, version
@@ -189,9 +188,15 @@ def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
     made = {**_native.plan(config, limits, available), "available": available}
     device = json.loads(config)["devices"][0]
     if device != "cpu":
-        with suppress(NotFoundError):  # a plan needs no GPU
+        try:
             there = room(int(device.partition(":")[2]))
             made |= {"left": there.left, "reserved": there.reserved}
+        except NotFoundError:
+            pass  # a plan needs no GPU
+        except Error as why:
+            warnings.warn(
+                f"what runs have reserved of {device} cannot be read: {why}", stacklevel=3
+            )
     return Plan.of(made)
 
 

@@ -113,7 +113,7 @@ class Plan:
                 else ""
             )
         )
-        if self.left:
+        if self.left or self.reserved:
             lines.append(
                 f"the GPU has {size(self.left)} left"
                 + (f"; reserved by runs: {self.reserved}" if self.reserved else "")

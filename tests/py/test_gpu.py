@@ -163,6 +163,16 @@ def test_a_plan_tells_what_is_left(model: Path, monkeypatch: pytest.MonkeyPatch)
     elsewhere = pm.plan(model, devices="cuda:1", max_length=64)
     assert elsewhere.left == 0 and "left" not in str(elsewhere)
     assert pm.plan(model, devices="cpu", max_length=64).left == 0
+    monkeypatch.setattr(devices._native, "gpu_reserved", reservations([[("/runs/a", 141 * GIB)]]))
+    full = pm.plan(model, devices="cuda", max_length=64)
+    assert full.left == 0 and "reserved by runs: a 141.0 GiB" in str(full)
+
+    def strangers(index: int) -> dict[str, Any]:
+        raise pm.DeniedError("it is a link; remove it")
+
+    monkeypatch.setattr(devices._native, "gpu_reserved", strangers)
+    with pytest.warns(UserWarning, match=r"reserved of cuda:0 cannot be read: it is a link"):
+        assert pm.plan(model, devices="cuda", max_length=64).total == 1
 
 
 def api_plan() -> dict[str, Any]:

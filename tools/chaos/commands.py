@@ -92,11 +92,11 @@ def begin(code: str, *arguments: object) -> subprocess.Popen[str]:
     return process
 
 
-def command(number: int, chance: random.Random) -> dict[str, Any]:
+def command(number: int) -> dict[str, Any]:
     """One that leaves a trace which no other one leaves."""
     if number % 5 == 4:
         return {"type": "checkpoint", "name": f"kill-{number}"}
-    return {"type": "set", "learning_rate": (1 + number) * 1e-6 * chance.choice([1, 3])}
+    return {"type": "set", "learning_rate": (1 + number) * 1e-6}
 
 
 def ask_again(client: _native.Client, message: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def strike(run: pm.Run, kills: int, chance: random.Random) -> tuple[list[Sent], 
     with _native.Client(file) as here:
         for number in range(kills):
             process = begin(CLIENT, file)
-            message = {"id": f"killed-{number}", **command(number, chance)}
+            message = {"id": f"killed-{number}", **command(number)}
             delay = 0.0 if chance.random() < 0.3 else chance.uniform(0, LONGEST)
             again = number % 2 == 1
             process.communicate(f"{delay} {json.dumps(message)}\n")

@@ -409,6 +409,10 @@ def main() -> int:
     chosen = [case for case in cases() if args.only in f"{case.reason} while {case.state}"]
     if args.short:
         chosen = [case for case in chosen if (case.reason, case.state) in SHORT]
+        if not args.only and len(chosen) != len(SHORT):
+            parser.error(f"some of {SHORT} are no cases any more")
+    if not chosen:
+        parser.error(f"no case has the words {args.only!r}")
     number, bad, longest = 0, 0, 0.0
     with tempfile.TemporaryDirectory(prefix="pml-orphans-") as name:
         work_in(Path(name))
