@@ -129,8 +129,12 @@ def campaign(times: int) -> int:
                     bad.append("the log has a gap")
                 if [row["step"] for row in run.history] != list(range(1, run.step + 1)):
                     bad.append("the history has a gap")
+                newest = run.checkpoints[-1].path
                 again = pm.resume(run.folder)
-                reach(again, run.step + 1)
+                reach(again, again.step + 1)
+                begun = [e for e in again.events() if e.get("state") == "starting"][-1]
+                if run.folder / begun.get("checkpoint", "") != newest:
+                    bad.append(f"it does not go on from {newest}: {begun}")
             finally:
                 end(run)
     for what in dict.fromkeys(bad):
