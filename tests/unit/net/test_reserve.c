@@ -133,6 +133,33 @@ static void it_says_who_has_it(void **state)
     assert_int_equal(n + sum.others, 0);
 }
 
+/* One more than there are names for: it counts, and says why it is not told of; a name that is free
+ * again is its. */
+static void there_are_fewer_names_than_runs(void **state)
+{
+    (void)state;
+    pml_reserved sum;
+    pml_reservation *all[PML_HOLDERS_MAX + 1], *last;
+    for (int i = 0; i <= PML_HOLDERS_MAX; i++) {
+        last = all[i] = open_as("/runs/one", 1000, -1);
+        EXPECT_OK(pml_reservation_resize(last, MIB, e));
+        if (i < PML_HOLDERS_MAX)
+            assert_string_equal(pml_reservation_unnamed(last), "");
+    }
+    assert_string_equal(pml_reservation_unnamed(last),
+                        "256 others have reserved memory of this device");
+    assert_int_equal(holders(&sum), PML_HOLDERS_MAX);
+    assert_int_equal(sum.others / MIB, PML_HOLDERS_MAX + 1);
+    pml_reservation_destroy(&all[7]);
+    EXPECT_OK(pml_reservation_resize(last, 3 * MIB, e));
+    assert_string_equal(pml_reservation_unnamed(last), "");
+    assert_int_equal(holders(&sum), PML_HOLDERS_MAX);
+    assert_int_equal(sum.others / MIB, PML_HOLDERS_MAX + 2);
+    for (int i = 0; i <= PML_HOLDERS_MAX; i++)
+        pml_reservation_destroy(&all[i]);
+    assert_int_equal(holders(NULL), 0);
+}
+
 /* ---- deaths ---- */
 
 /* A worker: reserves and takes, passes its reservation on, says when, and waits to be killed. */
@@ -480,6 +507,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(what_is_not_taken_is_pending, remove_file),
         cmocka_unit_test_teardown(it_says_who_has_it, remove_file),
+        cmocka_unit_test_teardown(there_are_fewer_names_than_runs, remove_file),
         cmocka_unit_test_teardown(it_ends_with_its_last_holder, remove_file),
         cmocka_unit_test_teardown(a_stopped_one_is_named, remove_file),
         cmocka_unit_test_teardown(a_strangers_file_is_not_used, remove_file),
