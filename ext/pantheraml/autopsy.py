@@ -218,7 +218,7 @@ def _there(path: Path) -> bool:
 
 
 def _must_be_a_file(path: Path) -> None:
-    if not S_ISREG(path.stat().st_mode):
+    if not S_ISREG(path.lstat().st_mode):  # a link is none: a run makes none, and follows none
         raise OSError(EINVAL, "it is no file")
 
 

@@ -550,7 +550,7 @@ static PyObject *hash_file(PyObject *module, PyObject *argument)
     const char *name = PyBytes_AsString(path);
     pml_status status;
     PyThreadState *gil = PyEval_SaveThread();
-    status = pml_hash_file(name, hash, &err);
+    status = pml_hash_file(name, true, hash, &err);
     PyEval_RestoreThread(gil);
     Py_DECREF(path);
     if (status != PML_OK)

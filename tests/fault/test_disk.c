@@ -442,7 +442,7 @@ static void make_it_long(harness *h)
     assert_true(fd >= 0);
     assert_int_equal(ftruncate(fd, BYTES), 0);
     close(fd);
-    if (pml_hash_file(path, hash, &err) != PML_OK)
+    if (pml_hash_file(path, false, hash, &err) != PML_OK)
         fail_msg("%s", err.message);
     pml_hash_hex(hash, sizeof hash, hex);
     char *longer = malloc(strlen(manifest) + 200);

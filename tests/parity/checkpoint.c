@@ -289,6 +289,17 @@ static void check_damage(writer *w)
     if (unlink(path) != 0)
         abort();
     check(pml_checkpoint_verify(folder, NULL) == PML_CORRUPT, "a missing file passes");
+    /* A link in its place is refused, though what it leads to is what was written. */
+    MUST(pml_tree_remove(root, "damaged", err));
+    write_step(w, folder);
+    if (rename(path, in_root("elsewhere")) != 0 || symlink(in_root("elsewhere"), path) != 0)
+        abort();
+    pml_error refused = PML_ERROR_INIT;
+    check(pml_checkpoint_verify(folder, &refused) == PML_INVALID, "a link passes");
+    check(strstr(refused.message, "optimizer.safetensors is a symbolic link") != NULL,
+          "a link is told as: %s", refused.message);
+    if (unlink(in_root("elsewhere")) != 0)
+        abort();
     MUST(pml_tree_remove(root, "damaged", err));
     check(pml_checkpoint_verify(in_root("nowhere"), NULL) == PML_NOT_FOUND, "no folder passes");
 }

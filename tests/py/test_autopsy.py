@@ -172,6 +172,7 @@ DEEP = b"[" * 100_000
     [
         ("run.json", None, "run.json", "bad"),
         ("run.json", "pipe", "run.json", "bad"),
+        ("run.json", "link", "run.json", "bad"),
         ("run.json", DEEP, "run.json", "bad"),
         ("run.json", b'{"train_data":5,"eval_data":["x"]}', "run.json", "bad"),
         ("events.jsonl", bytes(range(256)) * 50, "events.jsonl", "note"),
@@ -196,6 +197,9 @@ def test_nonsense_is_told_of_by_name(
         path.mkdir()
     elif content == "pipe":
         os.mkfifo(path)
+    elif content == "link":
+        (tmp_path / "whole").write_bytes(b"{}")
+        path.symlink_to(tmp_path / "whole")
     else:
         assert isinstance(content, bytes)
         path.write_bytes(content)
@@ -203,11 +207,15 @@ def test_nonsense_is_told_of_by_name(
     assert found[part] == verdict
 
 
-def test_a_pipe_that_a_manifest_names_is_not_read(tmp_path: Path) -> None:
+def test_pipes_and_links_that_a_manifest_names_are_not_read(tmp_path: Path) -> None:
     checkpoint = tmp_path / "odd" / "checkpoints" / "step-5"
     checkpoint.mkdir(parents=True)
     (tmp_path / "odd" / "run.json").write_bytes(b"{}")
     os.mkfifo(checkpoint / "state.json")
     (checkpoint / "MANIFEST").write_text("0" * 64 + "  state.json\n")
+    found = {one.name: one.found for one in autopsy.examine_run(tmp_path / "odd").parts}
+    assert found["checkpoints/step-5"] == "state.json: it is no file"
+    (checkpoint / "state.json").unlink()
+    (checkpoint / "state.json").symlink_to(tmp_path / "odd" / "run.json")
     found = {one.name: one.found for one in autopsy.examine_run(tmp_path / "odd").parts}
     assert found["checkpoints/step-5"] == "state.json: it is no file"

@@ -54,20 +54,24 @@ static pml_status hash_descriptor(int fd, const char *path, void (*moved)(void *
     return status;
 }
 
-pml_status pml_hash_file(const char *path, uint8_t hash[PML_HASH_BYTES], pml_error *err)
+pml_status pml_hash_file(const char *path, bool follow, uint8_t hash[PML_HASH_BYTES],
+                         pml_error *err)
 {
-    return pml_hash_file_watched(path, NULL, NULL, hash, err);
+    return pml_hash_file_watched(path, follow, NULL, NULL, hash, err);
 }
 
-pml_status pml_hash_file_watched(const char *path, void (*moved)(void *user), void *user,
-                                 uint8_t hash[PML_HASH_BYTES], pml_error *err)
+pml_status pml_hash_file_watched(const char *path, bool follow, void (*moved)(void *user),
+                                 void *user, uint8_t hash[PML_HASH_BYTES], pml_error *err)
 {
     pml_hasher *hasher = NULL;
     struct stat info;
     pml_status status;
     /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (follow ? 0 : O_NOFOLLOW));
     if (fd < 0) {
+        if (errno == ELOOP && !follow)
+            return PML_FAIL(err, PML_INVALID, "%s is a symbolic link, which is not followed here",
+                            path);
         pml_status code = errno == ENOENT ? PML_NOT_FOUND : PML_IO;
         return PML_FAIL(err, code, "cannot open %s: %s", path, strerror(errno));
     }

@@ -137,7 +137,7 @@ pml_status pml_shard_verify(const char *path, pml_error *err)
     if (status == PML_NOT_FOUND)
         return PML_FAIL(err, PML_CORRUPT, "%s is missing: %s", sum_path, again);
     if (status == PML_OK)
-        status = pml_hash_file(path, hash, err);
+        status = pml_hash_file(path, false, hash, err);
     if (status == PML_OK) {
         pml_hash_hex(hash, sizeof hash, hex);
         if (size < PML_HASH_HEX - 1 || strncmp(line, hex, PML_HASH_HEX - 1) != 0)

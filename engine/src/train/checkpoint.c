@@ -84,7 +84,7 @@ static pml_status write_manifest(const char *folder, size_t *bytes, pml_error *e
         if (status == PML_OK && files[i]->d_name[0] != '.') {
             status = pml_path_join(path, sizeof path, folder, files[i]->d_name, err);
             if (status == PML_OK)
-                status = pml_hash_file(path, hash, err);
+                status = pml_hash_file(path, false, hash, err);
             if (status == PML_OK && stat(path, &info) != 0)
                 status = PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
             if (status == PML_OK) {

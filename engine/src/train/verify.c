@@ -23,7 +23,7 @@ static pml_status verify_line(const char *folder, const char *line, void (*moved
         return PML_FAIL(err, PML_CORRUPT, "%s/" PMLI_MANIFEST " is damaged", folder);
     pml_status status = pml_path_join(path, sizeof path, folder, name, err);
     if (status == PML_OK)
-        status = pml_hash_file_watched(path, moved, user, hash, err);
+        status = pml_hash_file_watched(path, false, moved, user, hash, err);
     if (status == PML_NOT_FOUND)
         return PML_FAIL(err, PML_CORRUPT, "%s is missing, MANIFEST lists it", path);
     if (status != PML_OK)

@@ -81,10 +81,16 @@ static void test_hashes(void **state)
     assert_null(hasher);
 
     put_text(scratch("abc"), "abc");
-    EXPECT_OK(pml_hash_file(scratch("abc"), hash, e));
+    EXPECT_OK(pml_hash_file(scratch("abc"), false, hash, e));
     expect_hash(hash, hash_of_abc);
-    EXPECT_FAIL(PML_NOT_FOUND, "none", pml_hash_file(scratch("none"), hash, e));
-    EXPECT_FAIL(PML_INVALID, "regular", pml_hash_file(scratch_root, hash, e));
+    EXPECT_FAIL(PML_NOT_FOUND, "none", pml_hash_file(scratch("none"), false, hash, e));
+    EXPECT_FAIL(PML_INVALID, "regular", pml_hash_file(scratch_root, false, hash, e));
+
+    assert_int_equal(symlink("abc", scratch("link")), 0);
+    memset(hash, 0, sizeof hash);
+    EXPECT_OK(pml_hash_file(scratch("link"), true, hash, e));
+    expect_hash(hash, hash_of_abc);
+    EXPECT_FAIL(PML_INVALID, "symbolic link", pml_hash_file(scratch("link"), false, hash, e));
 }
 
 static void test_hash_of_a_large_file(void **state)
@@ -98,7 +104,7 @@ static void test_hash_of_a_large_file(void **state)
         data[i] = (char)(i * 31 >> 3);
     put_file(scratch("large"), data, SIZE);
     EXPECT_OK(pml_hash_memory(data, SIZE, whole, e));
-    EXPECT_OK(pml_hash_file(scratch("large"), read, e));
+    EXPECT_OK(pml_hash_file(scratch("large"), false, read, e));
     assert_memory_equal(whole, read, sizeof whole);
     free(data);
 }

@@ -57,7 +57,7 @@ static pml_status read_everything(pml_error *e)
     if (status == PML_OK)
         status = pml_sampler_new(shard, &options, &sampler, e);
     if (status == PML_OK)
-        status = pml_hash_file(rows, hash, e);
+        status = pml_hash_file(rows, false, hash, e);
     pml_sampler_destroy(&sampler);
     pml_shard_close(&shard);
     pml_safetensors_close(&tensors);

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "pml/base/hash.h"
 #include "pml/data/sampler.h"
 
 static void test_rows_as_written(void **state)
@@ -24,6 +25,30 @@ static void test_rows_as_written(void **state)
     pml_shard_close(&shard);
     assert_null(shard);
     pml_shard_close(&shard);
+}
+
+static void test_verify(void **state)
+{
+    (void)state;
+    const int32_t length = 3;
+    uint8_t hash[PML_HASH_BYTES];
+    char hex[PML_HASH_HEX];
+    pml_shard *shard = made_shard("sound", &length, 1);
+    pml_shard_close(&shard);
+    EXPECT_FAIL(PML_CORRUPT, "b2sum is missing", pml_shard_verify(scratch("sound"), e));
+    EXPECT_OK(pml_hash_file(scratch("sound"), false, hash, e));
+    pml_hash_hex(hash, sizeof hash, hex);
+    put_text(scratch("sound.b2sum"), hex);
+    EXPECT_OK(pml_shard_verify(scratch("sound"), e));
+
+    /* A link in its place is refused, though what it leads to is what was written. */
+    put_text(scratch("led.b2sum"), hex);
+    assert_int_equal(symlink("sound", scratch("led")), 0);
+    EXPECT_FAIL(PML_INVALID, "led is a symbolic link", pml_shard_verify(scratch("led"), e));
+
+    hex[0] = hex[0] == '0' ? '1' : '0';
+    put_text(scratch("sound.b2sum"), hex);
+    EXPECT_FAIL(PML_CORRUPT, "not what was written", pml_shard_verify(scratch("sound"), e));
 }
 
 static void refuse(pml_status code, const char *words, const int32_t *ids, const int32_t *labels,
@@ -198,6 +223,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows_as_written),
+        cmocka_unit_test(test_verify),
         cmocka_unit_test(test_refuses_contents),
         cmocka_unit_test(test_refuses_other_files),
         cmocka_unit_test(test_reads_misaligned_data),

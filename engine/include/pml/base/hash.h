@@ -3,6 +3,7 @@
 #ifndef PML_BASE_HASH_H
 #define PML_BASE_HASH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,12 +15,14 @@ enum { PML_HASH_BYTES = 32, PML_HASH_HEX = 2 * PML_HASH_BYTES + 1 };
 pml_status pml_hash_memory(const void *data, size_t size, uint8_t hash[PML_HASH_BYTES],
                            pml_error *err);
 
-/* BLAKE2b-256 of a regular file's content; symbolic links are followed. */
-pml_status pml_hash_file(const char *path, uint8_t hash[PML_HASH_BYTES], pml_error *err);
+/* BLAKE2b-256 of a regular file's content. A symbolic link in its place is followed where `follow`
+ * says so, else refused (PML_INVALID): a run's folder has none of its own. */
+pml_status pml_hash_file(const char *path, bool follow, uint8_t hash[PML_HASH_BYTES],
+                         pml_error *err);
 
 /* The same, for files that take long: `moved` (may be NULL) is called with each megabyte read. */
-pml_status pml_hash_file_watched(const char *path, void (*moved)(void *user), void *user,
-                                 uint8_t hash[PML_HASH_BYTES], pml_error *err);
+pml_status pml_hash_file_watched(const char *path, bool follow, void (*moved)(void *user),
+                                 void *user, uint8_t hash[PML_HASH_BYTES], pml_error *err);
 
 /* bytes of hash as lower-case hex digits with a NUL: text has room for 2 * bytes + 1. */
 void pml_hash_hex(const uint8_t *hash, size_t bytes, char *text);
