@@ -47,6 +47,7 @@ typedef struct nvml_process {
     X(nvmlDeviceGetGraphicsRunningProcesses_v3, unsigned *, nvml_process *)                        \
     X(nvmlDeviceGetTemperature, int, unsigned *)                                                   \
     X(nvmlDeviceGetPowerUsage, unsigned *)                                                         \
+    X(nvmlDeviceGetTotalEnergyConsumption, unsigned long long *)                                   \
     X(nvmlDeviceGetEnforcedPowerLimit, unsigned *)                                                 \
     X(nvmlDeviceGetClockInfo, int, unsigned *)                                                     \
     X(nvmlDeviceGetMaxClockInfo, int, unsigned *)                                                  \
@@ -276,6 +277,18 @@ void pml_gauges_read(pml_gauges *g, pml_reading *r)
     read_kind(g, r, PML_GAUGE_clock_most, nvml.nvmlDeviceGetMaxClockInfo, NVML_CLOCK_SM);
     read_kind(g, r, PML_GAUGE_memory_clock, nvml.nvmlDeviceGetClockInfo, NVML_CLOCK_MEM);
     read_throttle(g, r);
+}
+
+pml_status pml_gauges_energy(pml_gauges *g, double *joules, pml_error *err)
+{
+    unsigned long long millijoules = 0;
+    if (nvml.nvmlDeviceGetTotalEnergyConsumption == NULL)
+        return PML_FAIL(err, PML_UNSUPPORTED, "a GPU's energy: %s", too_old);
+    nvml_result result = nvml.nvmlDeviceGetTotalEnergyConsumption(g->device, &millijoules);
+    if (result != 0)
+        return PML_FAIL(err, PML_UNSUPPORTED, "a GPU's energy: %s", meaning(result));
+    *joules = (double)millijoules * 1e-3;
+    return PML_OK;
 }
 
 /* ---- words ---- */

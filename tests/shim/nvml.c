@@ -182,7 +182,16 @@ int nvmlDeviceGetMaxClockInfo(void *device, int clock, unsigned *value)
     return answer(clock == 1 ? "clock_most" : "?", value);
 }
 
-#ifndef FAKE_NVML_OLD /* one that is too old for it */
+#ifndef FAKE_NVML_OLD /* one that is too old for these */
+EXPORT int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules);
+int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules)
+{
+    double found = look_up("millijoules");
+    (void)device;
+    *millijoules = found < 0 ? 0 : (unsigned long long)found;
+    return found < 0 ? (int)-found : 0;
+}
+
 EXPORT int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons);
 int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons)
 {

@@ -9,6 +9,7 @@
  *                        [--sample 128 [--prompts 1]]   (and so many tokens generated)
  *                        [--gauges PAIRS]   (what reading NVML beside the steps costs)
  *                        [--frozen PAIRS]   (what adapters cost over the frozen layers)
+ *                        [--energy SECONDS]   (joules of every op, in a loop of so long)
  *                        [--choices RECOMPUTE,LAYERS,CHUNK,PIECES]   (in place of the planner's)
  *
  * All tokens of full rows are counted; every token but each row's last has a label. Prints one JSON
@@ -23,6 +24,7 @@
 #include "pml/base/philox.h"
 #include "pml/train/profile.h"
 #include "pml_op/cpu.h"
+#include "step_energy.h"
 #include "step_frozen.h"
 #include "step_gauges.h"
 
@@ -45,7 +47,7 @@ typedef struct bench {
     bool full, float32, float16, profile, deterministic, adamw_8bit;
     pml_quant quant;
     size_t limit;
-    double dropout;
+    double dropout, energy;
     pml_plan_choices choices;
     pml_train_config config;
     pml_stepper *stepper;
@@ -314,6 +316,12 @@ static void measure(bench *b)
         next_step next = {b, batches, b->done + 1};
         MUST(step_frozen_compare(b->stepper, b->frozen, &batches[0], one_more, &next, err));
     }
+    if (b->energy > 0) {
+        pml_device_info info;
+        next_step next = {b, batches, b->done + 1};
+        MUST(backend->info(device, &info, err));
+        MUST(step_energy_print(b->stepper, info.bus, b->energy, &batches[0], one_more, &next, err));
+    }
     double token = b->sample > 0 ? sampled(b, vocab) : 0;
     printf("{\"token\": %.6f, \"tokens_per_second\": %.0f, \"mean\": %.0f, \"seconds\": %.5f, "
            "\"loss\": %.4f, \"first_loss\": %.9g, "
@@ -341,18 +349,29 @@ static void measure(bench *b)
 
 static void read_options(int argc, char **argv, bench *b)
 {
-    static const struct option known[] = {
-        {"device", required_argument, NULL, 'd'},  {"rows", required_argument, NULL, 'r'},
-        {"length", required_argument, NULL, 'l'},  {"steps", required_argument, NULL, 's'},
-        {"limit", required_argument, NULL, 'm'},   {"full", no_argument, NULL, 'f'},
-        {"float16", no_argument, NULL, 'h'},       {"float32", no_argument, NULL, 'x'},
-        {"profile", no_argument, NULL, 'p'},       {"nf4", no_argument, NULL, 'n'},
-        {"deterministic", no_argument, NULL, 't'}, {"rank", required_argument, NULL, 'k'},
-        {"cache", required_argument, NULL, 'c'},   {"dropout", required_argument, NULL, 'o'},
-        {"adamw-8bit", no_argument, NULL, '8'},    {"gauges", required_argument, NULL, 'g'},
-        {"frozen", required_argument, NULL, 'z'},  {"choices", required_argument, NULL, 'w'},
-        {"fp8", no_argument, NULL, 'q'},           {"sample", required_argument, NULL, 'S'},
-        {"prompts", required_argument, NULL, 'P'}, {NULL, 0, NULL, 0}};
+    static const struct option known[] = {{"device", required_argument, NULL, 'd'},
+                                          {"rows", required_argument, NULL, 'r'},
+                                          {"length", required_argument, NULL, 'l'},
+                                          {"steps", required_argument, NULL, 's'},
+                                          {"limit", required_argument, NULL, 'm'},
+                                          {"full", no_argument, NULL, 'f'},
+                                          {"float16", no_argument, NULL, 'h'},
+                                          {"float32", no_argument, NULL, 'x'},
+                                          {"profile", no_argument, NULL, 'p'},
+                                          {"nf4", no_argument, NULL, 'n'},
+                                          {"deterministic", no_argument, NULL, 't'},
+                                          {"rank", required_argument, NULL, 'k'},
+                                          {"cache", required_argument, NULL, 'c'},
+                                          {"dropout", required_argument, NULL, 'o'},
+                                          {"adamw-8bit", no_argument, NULL, '8'},
+                                          {"gauges", required_argument, NULL, 'g'},
+                                          {"frozen", required_argument, NULL, 'z'},
+                                          {"choices", required_argument, NULL, 'w'},
+                                          {"fp8", no_argument, NULL, 'q'},
+                                          {"sample", required_argument, NULL, 'S'},
+                                          {"prompts", required_argument, NULL, 'P'},
+                                          {"energy", required_argument, NULL, 'e'},
+                                          {NULL, 0, NULL, 0}};
     *b =
         (bench){.prompts = 1, .device = "cuda", .rows = 4, .length = 2048, .steps = 10, .rank = 16};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
@@ -383,6 +402,9 @@ static void read_options(int argc, char **argv, bench *b)
             break;
         case 'o':
             b->dropout = atof(optarg);
+            break;
+        case 'e':
+            b->energy = atof(optarg);
             break;
         case 'c':
             b->cache = optarg;

@@ -55,6 +55,10 @@ void pml_gauges_destroy(pml_gauges **gauges);
 /* All of them now; one that cannot be read says why in `missing`. */
 void pml_gauges_read(pml_gauges *gauges, pml_reading *reading);
 
+/* What the card has taken since its driver was loaded. The driver counts on in steps of some
+ * milliseconds, so look for a step's edge to time it. PML_UNSUPPORTED where it does not count. */
+pml_status pml_gauges_energy(pml_gauges *gauges, double *joules, pml_error *err);
+
 const char *pml_gauge_name(pml_gauge gauge); /* "utilisation", … */
 
 /* Words for the bits of a throttle gauge, the i-th of them that is set; NULL: there are no more.

@@ -112,6 +112,22 @@ static void a_process_that_is_not_listed(void **state)
     assert_null(pml_throttle_reason(&r, 0));
 }
 
+static void energy(void **state)
+{
+    (void)state;
+    pml_gauges *gauges = NULL;
+    pml_error err = PML_ERROR_INIT;
+    double joules = -1;
+    driver_says("millijoules 5000000000125\n"); /* more than 32 bits hold */
+    assert_int_equal(pml_gauges_new("0000:0f:00.0", &gauges, &err), PML_OK);
+    assert_int_equal(pml_gauges_energy(gauges, &joules, &err), PML_OK);
+    assert_true(joules > 5000000000.1249 && joules < 5000000000.1251);
+    driver_says("millijoules -4\n");
+    assert_int_equal(pml_gauges_energy(gauges, &joules, &err), PML_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "does not permit"));
+    pml_gauges_destroy(&gauges);
+}
+
 static void too_many_processes(void **state)
 {
     (void)state;
@@ -169,6 +185,7 @@ int main(void)
         cmocka_unit_test(all_gauges),
         cmocka_unit_test(what_a_card_has_not),
         cmocka_unit_test(a_process_that_is_not_listed),
+        cmocka_unit_test(energy),
         cmocka_unit_test(too_many_processes),
         cmocka_unit_test(no_such_gpu),
         cmocka_unit_test(peaks_of_cards),
