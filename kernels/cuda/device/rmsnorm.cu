@@ -55,9 +55,11 @@ template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsno
             const int c = k * blockDim.x + threadIdx.x;
             if (c >= packs)
                 continue;
+            Floats<N> of_both = widened(held[k]), more = widened(other[k]);
 #pragma unroll
             for (int e = 0; e < N; e++)
-                held[k].at[e] = narrow<T>(widen(held[k].at[e]) + widen(other[k].at[e]));
+                of_both.at[e] += more.at[e];
+            held[k] = narrowed<T>(of_both);
             sum[c] = held[k];
         }
     }
@@ -65,9 +67,10 @@ template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsno
     for (int k = 0; k < PACKS; k++) {
         if ((int)(k * blockDim.x + threadIdx.x) >= packs)
             continue;
+        const Floats<N> s = widened(held[k]);
 #pragma unroll
         for (int e = 0; e < N; e++)
-            squares += widen(held[k].at[e]) * widen(held[k].at[e]);
+            squares += s.at[e] * s.at[e];
     }
     const float rstd = rstd_of(row_total(squares), p);
     if (threadIdx.x == 0 && row < p.rows)
@@ -77,11 +80,12 @@ template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsno
         const int c = k * blockDim.x + threadIdx.x;
         if (c >= packs)
             continue;
-        const pack w = weight[c];
+        Floats<N> s = widened(held[k]);
+        const Floats<N> w = widened(weight[c]);
 #pragma unroll
         for (int e = 0; e < N; e++)
-            held[k].at[e] = narrow<T>(widen(held[k].at[e]) * rstd * widen(w.at[e]));
-        y[c] = held[k];
+            s.at[e] = s.at[e] * rstd * w.at[e];
+        y[c] = narrowed<T>(s);
     }
 }
 

@@ -46,10 +46,10 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
         const int c = k * blockDim.x + threadIdx.x;
         if (c >= packs)
             continue;
-        const pack w = weight[c];
+        const Floats<N> g = widened(held_dy[k]), w = widened(weight[c]), s = widened(held_x[k]);
 #pragma unroll
         for (int e = 0; e < N; e++)
-            dot += widen(held_dy[k].at[e]) * widen(w.at[e]) * widen(held_x[k].at[e]);
+            dot += g.at[e] * w.at[e] * s.at[e];
     }
     const float rstd = row < p.rows ? p.rstd[row] : 0.0f;
     const float back = row_total(dot) * rstd * rstd * rstd / (float)p.cols;
@@ -58,23 +58,20 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
         const int c = k * blockDim.x + threadIdx.x;
         if (c >= packs)
             continue;
-        const pack w = weight[c];
-        sum_pack out, res;
-        pack less;
-        if (dres != nullptr)
-            res = narrow_sum ? held_res[narrow_sum ? k : 0] : dres[c];
+        Floats<N> d = widened(held_dy[k]);
+        const Floats<N> w = widened(weight[c]), s = widened(held_x[k]);
 #pragma unroll
-        for (int e = 0; e < N; e++) {
-            float d =
-                widen(held_dy[k].at[e]) * widen(w.at[e]) * rstd - widen(held_x[k].at[e]) * back;
-            if (dres != nullptr)
-                d += widen(res.at[e]);
-            out.at[e] = narrow<R>(d);
-            less.at[e] = narrow<T>(d);
+        for (int e = 0; e < N; e++)
+            d.at[e] = d.at[e] * w.at[e] * rstd - s.at[e] * back;
+        if (dres != nullptr) {
+            const Floats<N> res = widened(narrow_sum ? held_res[narrow_sum ? k : 0] : dres[c]);
+#pragma unroll
+            for (int e = 0; e < N; e++)
+                d.at[e] += res.at[e];
         }
-        write_once<R, N>((R *)&dx[c], out);
+        write_once<R, N>((R *)&dx[c], narrowed<R>(d));
         if (rounded != nullptr)
-            write_once<T, N>((T *)&rounded[c], less);
+            write_once<T, N>((T *)&rounded[c], narrowed<T>(d));
     }
 }
 
