@@ -18,7 +18,7 @@ static const char *const names_linear[] = {"x",   "w",      "w_scale", "bias", "
 static const char *const names_linear_bwd[] = {"dy", "x",   "w",      "w_scale",  "a",  "b",
                                                "u",  "rng", "places", "dx",       "dw", "dbias",
                                                "da", "db",  "v",      "dy_scale", "ws"};
-static const char *const names_rope[] = {"x", "pos", "table", "u", "b", "v", "db", "ws"};
+static const char *const names_rope[] = {"x", "pos", "table"};
 static const char *const names_attention[] = {"q", "k", "v", "cu_q", "cu_k", "o", "lse", "ws"};
 static const char *const names_attention_bwd[] = {"dout", "q",    "k",  "v",  "o",  "lse",
                                                   "cu_q", "cu_k", "dq", "dk", "dv", "ws"};

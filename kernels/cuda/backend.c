@@ -37,8 +37,6 @@ static size_t workspace(pml_device *device, pml_op op, const pml_op_args *args)
         return pmli_cuda_sum_ws(&args->sum.x);
     case PML_OP_sumsq:
         return pmli_cuda_sum_ws(&args->sumsq.x);
-    case PML_OP_rope:
-        return pmli_cuda_rope_ws(&args->rope);
     case PML_OP_nf4_quantise:
         return pmli_cuda_nf4_quantise_ws(&args->nf4_quantise);
     case PML_OP_fp8_quantise:

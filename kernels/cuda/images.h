@@ -129,8 +129,6 @@
     PMLI_TYPED_WIDE(X, border, border)                                                             \
     X(low_rank, low_rank_bf16)                                                                     \
     X(low_rank, low_rank_f16)                                                                      \
-    X(low_rank, low_rank_turned_bf16)                                                              \
-    X(low_rank, low_rank_turned_f16)                                                               \
     X(low_rank, low_rank_sum_bf16)                                                                 \
     X(low_rank, low_rank_sum_f16)                                                                  \
     X(mlp, mlp_bf16)                                                                               \

@@ -61,25 +61,11 @@ bool pmli_low_rank_serves(const pml_device *device, const pml_linear_bwd_args *a
            in_packs(v);
 }
 
-/* A thread's angles serve all heads that it turns, and every head that is turned lies in one tile
- * of an adapter's part: nobody else would turn it. */
-bool pmli_low_rank_turns(const pml_linear_bwd_args *a, const pmli_turn *turn)
-{
-    int64_t dim = turn->head_dim, turned = dim * turn->heads, column = 0;
-    bool ok =
-        (dim == 16 || dim == 32 || dim == 64 || dim == 128) && (uintptr_t)turn->table % 16 == 0;
-    for (int p = 0; ok && p < a->parts && column < turned; column += a->part_cols[p++])
-        ok = (a->lora_parts >> p & 1) && a->part_cols[p] % dim == 0 &&
-             column + a->part_cols[p] <= turned;
-    return ok;
-}
-
 pml_status pmli_low_rank_prepare(pml_device *d, pml_error *err)
 {
-    static const pmli_kernel users[] = {PMLI_low_rank_bf16, PMLI_low_rank_f16,
-                                        PMLI_low_rank_turned_bf16, PMLI_low_rank_turned_f16};
+    static const pmli_kernel users[] = {PMLI_low_rank_bf16, PMLI_low_rank_f16};
     pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && i < 4 && SHARED <= d->shared_most; i++)
+    for (int i = 0; status == PML_OK && i < 2 && SHARED <= d->shared_most; i++)
         status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
                                                     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                     SHARED),
@@ -124,11 +110,8 @@ static void find_parts(const pml_linear_bwd_args *a, pmli_low_rank_params *p)
 }
 
 pml_status pmli_low_rank(pml_queue *queue, const pml_linear_bwd_args *a, const pml_view *v,
-                         const pmli_turn *turn, void *ws, pml_error *err)
+                         void *ws, pml_error *err)
 {
-    static const pmli_kernel kernels[2][2] = {
-        {PMLI_low_rank_f16, PMLI_low_rank_bf16},
-        {PMLI_low_rank_turned_f16, PMLI_low_rank_turned_bf16}};
     bool bf16 = a->dy.dtype == PML_BF16;
     pmli_low_rank_params p = {.dy = a->dy.data,
                               .u = a->u.data,
@@ -144,12 +127,6 @@ pml_status pmli_low_rank(pml_queue *queue, const pml_linear_bwd_args *a, const p
                               .ld_v = v->ld,
                               .ld_db = a->db.ld,
                               .rank = a->rank};
-    if (turn != NULL) {
-        p.pos = turn->pos;
-        p.table = turn->table;
-        p.turned = turn->heads * turn->head_dim;
-        p.half = turn->head_dim / 2;
-    }
     find_parts(a, &p);
     int64_t columns = p.tile[p.adapters];
     int64_t n = ranges(queue->device, columns, div_up(a->dy.rows, LOW_RANK_ROWS));
@@ -159,7 +136,8 @@ pml_status pmli_low_rank(pml_queue *queue, const pml_linear_bwd_args *a, const p
                          .block_x = BLOCK,
                          .block_y = 1,
                          .shared = SHARED};
-    pml_status status = pmli_cuda_launch(queue, kernels[turn != NULL][bf16], shape, &p, err);
+    pml_status status =
+        pmli_cuda_launch(queue, bf16 ? PMLI_low_rank_bf16 : PMLI_low_rank_f16, shape, &p, err);
     int64_t fours =
         p.tokens * p.adapters * (p.rank / 4) + columns * LOW_RANK_COLUMNS * (LOW_RANK_RANK / 4);
     shape = (pmli_launch){

@@ -191,9 +191,8 @@ static pml_status back_by_products(pml_queue *queue, const pml_linear_bwd_args *
 pml_status pmli_linear_back(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
                             pml_error *err)
 {
-    return pmli_low_rank_serves(queue->device, a, &v)
-               ? pmli_low_rank(queue, a, &v, NULL, a->ws.data, err)
-               : back_by_products(queue, a, v, err);
+    return pmli_low_rank_serves(queue->device, a, &v) ? pmli_low_rank(queue, a, &v, a->ws.data, err)
+                                                      : back_by_products(queue, a, v, err);
 }
 
 /* Where v stands, or is to: where it is given, in dy's border, or in the workspace. */

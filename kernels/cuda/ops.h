@@ -50,7 +50,6 @@ size_t pmli_cuda_head_norm_bwd_ws(const pml_head_norm_bwd_args *a);
 size_t pmli_cuda_attention_ws(const pml_attention_args *a);
 size_t pmli_cuda_attention_bwd_ws(const pml_attention_bwd_args *a);
 size_t pmli_cuda_head_loss_ws(const pml_head_loss_args *a);
-size_t pmli_cuda_rope_ws(const pml_rope_args *a);
 size_t pmli_cuda_sum_ws(const pml_view *x);
 size_t pmli_cuda_nf4_quantise_ws(const pml_nf4_quantise_args *a);
 size_t pmli_cuda_fp8_quantise_ws(void);

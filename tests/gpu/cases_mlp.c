@@ -1,6 +1,5 @@
-/* Cases of what ops make for the adapters of linear layers beside them: SwiGLU u, v, db and da
- * while gate, up and h are in hand, rope's transpose v and db; and the linear ops that are given
- * them. */
+/* Cases of what passes between SwiGLU and the linear layers beside it: u, v, db and da made while
+ * gate, up and h are in hand, and the linear ops that are given them. */
 #include <stdio.h>
 #include <string.h>
 
@@ -148,44 +147,6 @@ static void add_given_v(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, 
     c->tolerance = roundings(d);
 }
 
-/* rope's transpose over queries and keys of a fused gradient, with v and db of its three parts. */
-static void add_turned(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t heads, int32_t kv_heads,
-                       int32_t dim, uint32_t parts, int32_t rank, bool inside)
-{
-    int32_t part_cols[] = {heads * dim, kv_heads * dim, kv_heads * dim}, cols = 0, b_rows = 0;
-    for (int p = 0; p < 3; p++) {
-        cols += part_cols[p];
-        b_rows += parts >> p & 1 ? part_cols[p] : 0;
-    }
-    gpu_case *c = cases_add(cases, PML_OP_rope, "%s [%d] %d, %d heads of %d, v, db %#x of %d%s",
-                            pml_dtype_name(d), (int)rows, heads, kv_heads, dim, parts, rank,
-                            inside ? " in place" : "");
-    int64_t columns = (int64_t)rank * __builtin_popcount(parts);
-    pml_rope_args *a = &c->args.rope;
-    *a = (pml_rope_args){.x = shaped(rows, cols, inside ? 64 : 24, d),
-                         .pos = shaped(1, rows, 0, PML_I32),
-                         .table = shaped(50, dim, 0, PML_F32),
-                         .u = shaped(rows, columns, 8, d),
-                         .b = shaped(b_rows, rank, 0, d),
-                         .v = shaped(rows, columns, 0, d),
-                         .db = shaped(b_rows, rank, 0, PML_F32),
-                         .heads = heads + kv_heads,
-                         .head_dim = dim,
-                         .inverse = 1,
-                         .parts = 3,
-                         .part_cols = {part_cols[0], part_cols[1], part_cols[2]},
-                         .lora_parts = parts,
-                         .rank = rank,
-                         .lora_scale = {0.75F, 0.5F, 1.25F}};
-    if (inside) {
-        a->v.ld = a->x.ld;
-        c->inside[PML_OPERAND(rope, v)] = PML_OPERAND(rope, x);
-        c->column[PML_OPERAND(rope, v)] = cols;
-    }
-    c->indices = 50;
-    c->tolerance = roundings(d);
-}
-
 void cases_of_mlp(gpu_cases *cases)
 {
     static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
@@ -202,13 +163,5 @@ void cases_of_mlp(gpu_cases *cases)
                 add_given_v(cases, d, 37, 64, 96, 8, 64, inside, made);   /* too few tokens */
             }
         add_given_v(cases, d, 130, 64, 96, 40, 0, false, true);
-        add_turned(cases, d, 300, 32, 8, 128, 7, 16, true);
-        add_turned(cases, d, 1000, 14, 2, 64, 7, 8, true);
-        add_turned(cases, d, 1, 3, 1, 32, 7, 16, false);
-        add_turned(cases, d, 130, 7, 5, 16, 3, 16, false);
-        add_turned(cases, d, 77, 6, 2, 64, 5, 16, true);  /* keys have none */
-        add_turned(cases, d, 77, 6, 2, 64, 4, 3, false);  /* nor have queries; by products */
-        add_turned(cases, d, 40, 4, 2, 80, 7, 16, false); /* no power of two */
-        add_turned(cases, d, 33, 2, 1, 256, 7, 8, false);
     }
 }

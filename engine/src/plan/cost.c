@@ -87,9 +87,6 @@ double pml_beside_flops(pml_op op, const pml_op_args *args)
 {
     if (op == PML_OP_swiglu)
         return 2 * elements(args->swiglu.u) * (double)args->swiglu.h.cols;
-    if (op == PML_OP_rope)
-        return 4 * adapter_columns(args->rope.part_cols, args->rope.parts, args->rope.lora_parts) *
-               args->rope.rank * (double)args->rope.x.rows * (args->rope.db.data != NULL);
     if (op != PML_OP_swiglu_bwd)
         return 0;
     const pml_swiglu_bwd_args *a = &args->swiglu_bwd;
@@ -146,9 +143,7 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
                 in_8_bits(&args->linear_bwd.w_scale, &args->linear_bwd.dx, &args->linear_bwd.dy),
             .laid = args->linear_bwd.dx.data != NULL ? elements(args->linear_bwd.w) : 0};
     case PML_OP_rope:
-        return cost_of(3.0 * (double)args->rope.x.rows * args->rope.heads * args->rope.head_dim +
-                           pml_beside_flops(op, args),
-                       bytes);
+        return cost_of(3 * elements(args->rope.x), bytes);
     case PML_OP_attention: {
         const pml_attention_args *a = &args->attention;
         return cost_of(4 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,

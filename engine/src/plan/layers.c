@@ -209,7 +209,7 @@ void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradie
         return;
     const pmli_linear *l = &b->layers[layer].linear[which];
     bool of_input = part != PMLI_BEFORE_INPUT, others = part != PMLI_OF_INPUT;
-    bool db = others && part != PMLI_AFTER_V, v_made = !db && v.tensor >= 0;
+    bool db = others && part != PMLI_AFTER_SWIGLU, v_made = !db && v.tensor >= 0;
     pml_linear_bwd_args *args = &node->args.linear_bwd;
     lora_attributes(b, layer, which, &args->lora_parts, &args->rank, args->lora_scale,
                     &args->lora_dropout, &args->lora_purpose);
@@ -394,7 +394,7 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     int32_t dy2 =
         stop == PMLI_GATE_UP ? PMLI_ABSENT : pmli_activation(b, spec->hidden, "d mlp input", layer);
     remake(b, layer, PMLI_GATE_UP, recompute, s);
-    pmli_linear_backward(b, layer, PMLI_GATE_UP, dy.v.tensor >= 0 ? PMLI_AFTER_V : PMLI_ALL,
+    pmli_linear_backward(b, layer, PMLI_GATE_UP, dy.v.tensor >= 0 ? PMLI_AFTER_SWIGLU : PMLI_ALL,
                          dy.rows, s->y2, s->u_gate_up, dy.v, dy2);
     b->layers[layer].linear[PMLI_GATE_UP].unpacked = PMLI_ABSENT;
     if (stop == PMLI_GATE_UP)
@@ -408,12 +408,12 @@ void pmli_layer_backward(pmli_builder *b, int32_t layer, pmli_saved *s, int32_t 
     if (stop == PMLI_O)
         return;
     int32_t dqkv = output_of(b, layer, PMLI_QKV, "d qkv");
-    const pml_operand v = pmli_attention_backward(b, layer, s, dout, dqkv);
+    pmli_attention_backward(b, layer, s, dout, dqkv);
     int32_t dy1 = stop == PMLI_QKV ? PMLI_ABSENT
                                    : pmli_activation(b, spec->hidden, "d attention input", layer);
     remake(b, layer, PMLI_QKV, recompute, s);
-    pmli_linear_backward(b, layer, PMLI_QKV, v.tensor >= 0 ? PMLI_AFTER_V : PMLI_ALL,
-                         pmli_plain(dqkv), s->y1, s->u_qkv, v, dy1);
+    pmli_linear_backward(b, layer, PMLI_QKV, PMLI_ALL, pmli_plain(dqkv), s->y1, s->u_qkv, none,
+                         dy1);
     if (stop == PMLI_QKV)
         return;
     rmsnorm_bwd(b, layer, "input norm backward", dy1, s->h, &w->input_norm, s->rstd1, false, res);

@@ -56,24 +56,18 @@ int32_t pmli_linear_forward(pmli_builder *b, int32_t layer, int which, pmli_rows
                             int32_t u, bool u_made);
 
 /* Which of a linear layer's gradients: all; those that do not read its input; those that do; those
- * but v and db, which the op that made dy has made. */
+ * that swiglu's backward has not made. */
 typedef enum pmli_gradients {
     PMLI_ALL = 0,
     PMLI_BEFORE_INPUT,
     PMLI_OF_INPUT,
-    PMLI_AFTER_V
+    PMLI_AFTER_SWIGLU
 } pmli_gradients;
 
 /* dx may be absent. v: where it is to stand, if anywhere; made before where this call is one of two
- * or the op that made dy has been there. */
+ * or swiglu's backward has been there. */
 void pmli_linear_backward(pmli_builder *b, int32_t layer, int which, pmli_gradients part,
                           pmli_rows dy, int32_t x, int32_t u, pml_operand v, int32_t dx);
-
-/* Whether ops work for the adapters of linear layers beside them: swiglu and its backward, rope's
- * backward. Dropped-out inputs are not what they have in hand. */
-bool pmli_helps_adapters(const pmli_builder *b);
-/* v of a linear layer whose output's gradient is dy: in dy's border where there is one. */
-pml_operand pmli_place_of_v(pmli_builder *b, int32_t layer, int which, int32_t dy);
 
 /* The same as an activation that is not in 8 bits. */
 static inline pmli_rows pmli_plain(int32_t x)
@@ -89,10 +83,9 @@ void pmli_head_norm(pmli_builder *b, int32_t layer, const pmli_saved *saved);
 void pmli_rope(pmli_builder *b, int32_t layer, int32_t qkv);
 /* saved->o and lse. cache: as pmli_layer_forward has it. */
 void pmli_attention(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t cache);
-/* dqkv, the gradient of qkv's output, from that of o's input. Where v of qkv stands, if it and db
- * are made on the way, or an absent operand. */
-pml_operand pmli_attention_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved,
-                                    int32_t dout, int32_t dqkv);
+/* dqkv, the gradient of qkv's output, from that of o's input. */
+void pmli_attention_backward(pmli_builder *b, int32_t layer, const pmli_saved *saved, int32_t dout,
+                             int32_t dqkv);
 
 /* --- the middle of the MLP (layers_mlp.c) --- */
 

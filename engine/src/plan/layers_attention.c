@@ -1,11 +1,7 @@
-/* The middle of a layer's attention block: heads' norms, rope and attention, forward and backward,
- * with what rope's backward does for qkv's adapters where a backend gains by that.
+/* The middle of a layer's attention block: heads' norms, rope and attention, forward and backward.
  *
  *   qkv ► (head norm) ► rope ► attention ► o
- *   d o ► attention backward ► rope backward ► (head norm backward) ► dqkv
- *                                    └──────► v, db of qkv                                  */
-#include <string.h>
-
+ *   d o ► attention backward ► rope backward ► (head norm backward) ► dqkv                  */
 #include "layers.h"
 
 /* Queries and keys of qkv, each head on its own, into qk. */
@@ -53,57 +49,26 @@ static void head_norm_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, i
     pmli_node_done(b, node);
 }
 
-static pml_node *rope_node(pmli_builder *b, int32_t layer, const char *label)
+/* On the queries' and keys' columns of qkv, or of its gradient. */
+static void rope(pmli_builder *b, int32_t layer, int32_t qkv, bool inverse)
 {
     const pml_model_spec *spec = &b->program->spec;
-    pml_node *node = pmli_node(b, PML_OP_rope, layer, label);
+    pml_node *node = pmli_node(b, PML_OP_rope, layer, inverse ? "rope backward" : "rope");
     if (node == NULL)
-        return NULL;
+        return;
+    int32_t heads = spec->heads + spec->kv_heads; /* queries and keys, side by side */
+    pmli_operand_slice(node, PML_OPERAND(rope, x), qkv, 0, heads * spec->head_dim);
     pmli_operand(node, PML_OPERAND(rope, pos), b->program->positions_in);
     pmli_operand(node, PML_OPERAND(rope, table), b->program->rope);
-    node->args.rope.heads = spec->heads + spec->kv_heads; /* side by side */
+    node->args.rope.heads = heads;
     node->args.rope.head_dim = spec->head_dim;
-    return node;
+    node->args.rope.inverse = inverse;
+    pmli_node_done(b, node);
 }
 
 void pmli_rope(pmli_builder *b, int32_t layer, int32_t qkv)
 {
-    pml_node *node = rope_node(b, layer, "rope");
-    if (node == NULL)
-        return;
-    pmli_operand_slice(node, 0, qkv, 0, node->args.rope.heads * node->args.rope.head_dim);
-    pmli_node_done(b, node);
-}
-
-/* On the queries' and keys' columns of dqkv. Where it is the last that turns dqkv and a backend
- * gains by it, with v and db of qkv; where that v stands is returned, or an absent operand. */
-static pml_operand rope_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t dqkv)
-{
-    const pmli_linear *l = &b->layers[layer].linear[PMLI_QKV];
-    bool beside = pmli_helps_adapters(b) && l->db >= 0 && !b->program->spec.qk_norm;
-    pml_operand v = {PMLI_ABSENT, 0, 0};
-    if (beside)
-        v = pmli_place_of_v(b, layer, PMLI_QKV, dqkv);
-    pml_node *node = rope_node(b, layer, "rope backward");
-    if (node == NULL)
-        return v;
-    pml_rope_args *args = &node->args.rope;
-    args->inverse = true;
-    pmli_operand_slice(node, 0, dqkv, 0, beside ? l->outputs : args->heads * args->head_dim);
-    if (beside) {
-        args->parts = l->parts;
-        memcpy(args->part_cols, l->part_cols, sizeof args->part_cols);
-        args->lora_parts = l->lora_parts;
-        args->rank = l->rank;
-        for (int p = 0; p < l->parts; p++)
-            args->lora_scale[p] = (float)l->scale[p];
-        pmli_operand(node, PML_OPERAND(rope, u), s->u_qkv);
-        pmli_operand(node, PML_OPERAND(rope, b), l->b);
-        node->operands[PML_OPERAND(rope, v)] = v;
-        pmli_operand(node, PML_OPERAND(rope, db), l->db);
-    }
-    pmli_node_done(b, node);
-    return v;
+    rope(b, layer, qkv, false);
 }
 
 /* q, k and v as slices at operands index, +1, +2: v of the fused buffer qkv, q and k of qk, or of
@@ -188,12 +153,11 @@ static void attention_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, i
     pmli_node_done(b, node);
 }
 
-pml_operand pmli_attention_backward(pmli_builder *b, int32_t layer, const pmli_saved *s,
-                                    int32_t dout, int32_t dqkv)
+void pmli_attention_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t dout,
+                             int32_t dqkv)
 {
     attention_bwd(b, layer, s, dout, dqkv);
-    const pml_operand v = rope_bwd(b, layer, s, dqkv);
+    rope(b, layer, dqkv, true);
     if (b->program->spec.qk_norm)
         head_norm_bwd(b, layer, s, dqkv);
-    return v;
 }

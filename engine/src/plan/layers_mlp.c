@@ -6,7 +6,9 @@
  *                                                                   da of down                  */
 #include "layers.h"
 
-bool pmli_helps_adapters(const pmli_builder *b)
+/* Whether swiglu and its backward work for the adapters beside them. Dropped-out inputs are not
+ * what they have in hand. */
+static bool helps_adapters(const pmli_builder *b)
 {
     return b->backend->adapters_beside &&
            (b->segment != PML_SEGMENT_MICRO || b->config->lora_dropout == 0);
@@ -17,7 +19,7 @@ bool pmli_helps_adapters(const pmli_builder *b)
  * once, in a byte, in place of written in two, read and written again. */
 static bool in_8_bits(const pmli_builder *b)
 {
-    return b->config->quant == PML_QUANT_FP8 && pmli_helps_adapters(b);
+    return b->config->quant == PML_QUANT_FP8 && helps_adapters(b);
 }
 
 /* [tokens, cols] in 8 bits with room for linear layer `which`'s adapters, and scales of its parts'
@@ -36,7 +38,8 @@ static pmli_rows codes_for(pmli_builder *b, int32_t layer, int which, int64_t co
     return rows;
 }
 
-pml_operand pmli_place_of_v(pmli_builder *b, int32_t layer, int which, int32_t dy)
+/* v of a linear layer whose output's gradient is dy: in dy's border where there is one. */
+static pml_operand place_of_v(pmli_builder *b, int32_t layer, int which, int32_t dy)
 {
     static const char *const names[] = {"qkv v", "o v", "gate_up v", "down v"};
     const pmli_linear *l = &b->layers[layer].linear[which];
@@ -56,7 +59,7 @@ static bool swiglu(pmli_builder *b, int32_t layer, pmli_saved *s)
     s->act = in_8_bits(b) && !kept ? codes_for(b, layer, PMLI_DOWN, down->inputs, 1, "swiglu")
                                    : pmli_plain(pmli_input_of(b, layer, PMLI_DOWN, "swiglu"));
     s->u_down = pmli_low_rank_of(b, layer, PMLI_DOWN, "down u");
-    bool helps = s->u_down >= 0 && pmli_helps_adapters(b);
+    bool helps = s->u_down >= 0 && helps_adapters(b);
     pml_node *node = pmli_node(b, PML_OP_swiglu, layer, "swiglu");
     if (node == NULL)
         return false;
@@ -120,7 +123,7 @@ int32_t pmli_mlp_end(pmli_builder *b, int32_t layer, pmli_saved *s)
 pml_operand pmli_down_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t d,
                                int32_t dact)
 {
-    pml_operand v = pmli_place_of_v(b, layer, PMLI_DOWN, d);
+    pml_operand v = place_of_v(b, layer, PMLI_DOWN, d);
     pmli_linear_backward(b, layer, PMLI_DOWN, PMLI_BEFORE_INPUT, pmli_plain(d), PMLI_ABSENT,
                          s->u_down, v, dact);
     return v;
@@ -131,7 +134,7 @@ pmli_dgate_up pmli_swiglu_backward(pmli_builder *b, int32_t layer, const pmli_sa
 {
     const pmli_linear *linear = b->layers[layer].linear, *down = &linear[PMLI_DOWN];
     const pmli_linear *gate_up = &linear[PMLI_GATE_UP];
-    bool helps = pmli_helps_adapters(b);
+    bool helps = helps_adapters(b);
     pmli_beside beside = {.gate_up = helps && gate_up->db >= 0,
                           .down = helps && down->da >= 0,
                           .v_gate_up = {PMLI_ABSENT, 0, 0},
@@ -140,7 +143,7 @@ pmli_dgate_up pmli_swiglu_backward(pmli_builder *b, int32_t layer, const pmli_sa
     if (in_8_bits(b) && input_needed)
         made.rows = codes_for(b, layer, PMLI_GATE_UP, gate_up->outputs, 2, "d gate_up");
     if (beside.gate_up)
-        beside.v_gate_up = pmli_place_of_v(b, layer, PMLI_GATE_UP, s->gate_up);
+        beside.v_gate_up = place_of_v(b, layer, PMLI_GATE_UP, s->gate_up);
     bool again = down->dw >= 0 || (down->da >= 0 && !beside.down);
     swiglu_bwd(b, layer, dact, s, made.rows, &beside, again);
     if (again)

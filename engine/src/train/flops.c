@@ -40,7 +40,6 @@ void pmli_count_flops(const pml_program *p, void *arena, pmli_flops *f)
             f->token += (cost.flops - cost.narrow / 2) / tokens;
             break;
         }
-        case PML_OP_rope:
         case PML_OP_swiglu:
         case PML_OP_swiglu_bwd:
             f->token += pml_beside_flops(p->nodes[n].op, &args) / tokens;

@@ -114,16 +114,35 @@ static void branch_input(pmli_pool *pool, const pml_linear_bwd_args *a, const pm
     }
 }
 
+/* v and db, none of which needs another. */
 static void lora_branch(pmli_pool *pool, const pml_linear_bwd_args *a, const pmli_lora *lora)
 {
     pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
-    int count = pmli_adapters(lora, adapters);
+    pmli_product products[2 * PML_LINEAR_MAX_PARTS];
+    int count = pmli_adapters(lora, adapters), n = 0;
     bool makes_v = (a->kept & PML_V_MADE) == 0 &&
                    (a->dx.data != NULL || a->da.data != NULL || a->v.data != NULL);
     pml_view v = a->v.data != NULL
                      ? a->v
                      : pml_matrix(a->ws.data, a->dy.rows, pmli_lora_width(lora), PML_F32);
-    pmli_lora_back(pool, lora, a->dy, a->b, a->u, makes_v ? v : (pml_view){0}, a->db);
+    for (int i = 0; i < count; i++) {
+        const pmli_adapter *at = &adapters[i];
+        pml_view part_dy = pml_view_columns(a->dy, at->y_col, at->cols);
+        if (makes_v)
+            products[n++] = (pmli_product){.form = PMLI_NN,
+                                           .alpha = lora->scale[at->part],
+                                           .a = part_dy,
+                                           .b = pmli_rows(a->b, at->b_row, at->cols),
+                                           .c = pml_view_columns(v, at->u_col, lora->rank)};
+        if (a->db.data != NULL)
+            products[n++] = (pmli_product){.form = PMLI_TN,
+                                           .alpha = 1,
+                                           .beta = 1,
+                                           .a = part_dy,
+                                           .b = pml_view_columns(a->u, at->u_col, lora->rank),
+                                           .c = pmli_rows(a->db, at->b_row, at->cols)};
+    }
+    pmli_gemm_all(pool, products, n);
     branch_input(pool, a, lora, v, adapters, count);
 }
 

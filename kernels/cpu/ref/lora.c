@@ -1,6 +1,5 @@
 #include "lora.h"
 
-#include "gemm.h"
 #include "pml/base/philox.h"
 
 #include "vec.h"
@@ -27,35 +26,26 @@ int64_t pmli_lora_width(const pmli_lora *lora)
     return (int64_t)lora->rank * __builtin_popcount(lora->lora_parts);
 }
 
-void pmli_lora_check_parts(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t *rows)
+void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t k,
+                     const pml_view *a, const pml_view *b, const pml_view *rng,
+                     const pml_view *places, int64_t rows)
 {
-    *rows = 0;
     pmli_need_that(c, lora->parts >= 1 && lora->parts <= PML_LINEAR_MAX_PARTS,
                    "parts is %d, must be 1 to %d", lora->parts, PML_LINEAR_MAX_PARTS);
     if (c->status != PML_OK)
         return;
-    int64_t sum = 0;
+    int64_t sum = 0, adapted = 0;
     for (int p = 0; p < lora->parts; p++) {
         pmli_need_that(c, lora->part_cols[p] > 0, "part_cols[%d] is %d, must be positive", p,
                        lora->part_cols[p]);
         sum += lora->part_cols[p];
-        *rows += lora->lora_parts >> p & 1 ? lora->part_cols[p] : 0;
+        adapted += lora->lora_parts >> p & 1 ? lora->part_cols[p] : 0;
     }
     pmli_need_that(c, sum == cols, "part_cols add up to %lld, the layer has %lld columns",
                    (long long)sum, (long long)cols);
     pmli_need_that(c, lora->lora_parts >> lora->parts == 0,
                    "lora_parts 0x%x names a part beyond the %d there are",
                    (unsigned)lora->lora_parts, lora->parts);
-}
-
-void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t k,
-                     const pml_view *a, const pml_view *b, const pml_view *rng,
-                     const pml_view *places, int64_t rows)
-{
-    int64_t adapted;
-    pmli_lora_check_parts(c, lora, cols, &adapted);
-    if (c->status != PML_OK)
-        return;
     if (lora->lora_parts == 0) {
         pmli_need_that(c, a->data == NULL, "operand 'a' is given but lora_parts is 0");
         pmli_need_that(c, b->data == NULL, "operand 'b' is given but lora_parts is 0");
@@ -72,32 +62,6 @@ void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t
         pmli_need(c, "rng", rng, 1, 2, PML_I64);
         pmli_need(c, "places", places, 1, rows, PML_I64);
     }
-}
-
-void pmli_lora_back(pmli_pool *pool, const pmli_lora *lora, pml_view dy, pml_view b, pml_view u,
-                    pml_view v, pml_view db)
-{
-    pmli_adapter adapters[PML_LINEAR_MAX_PARTS];
-    pmli_product products[2 * PML_LINEAR_MAX_PARTS];
-    int count = pmli_adapters(lora, adapters), n = 0;
-    for (int i = 0; i < count; i++) {
-        const pmli_adapter *at = &adapters[i];
-        pml_view part_dy = pml_view_columns(dy, at->y_col, at->cols);
-        if (v.data != NULL)
-            products[n++] = (pmli_product){.form = PMLI_NN,
-                                           .alpha = lora->scale[at->part],
-                                           .a = part_dy,
-                                           .b = pmli_rows(b, at->b_row, at->cols),
-                                           .c = pml_view_columns(v, at->u_col, lora->rank)};
-        if (db.data != NULL)
-            products[n++] = (pmli_product){.form = PMLI_TN,
-                                           .alpha = 1,
-                                           .beta = 1,
-                                           .a = part_dy,
-                                           .b = pml_view_columns(u, at->u_col, lora->rank),
-                                           .c = pmli_rows(db, at->b_row, at->cols)};
-    }
-    pmli_gemm_all(pool, products, n);
 }
 
 bool pmli_one_scale(const pmli_lora *lora, const pmli_adapter *adapters, int count)

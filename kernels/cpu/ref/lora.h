@@ -36,10 +36,7 @@ int pmli_adapters(const pmli_lora *lora, pmli_adapter out[PML_LINEAR_MAX_PARTS])
 /* R: columns of u, rows of a. */
 int64_t pmli_lora_width(const pmli_lora *lora);
 
-/* The attributes against N = cols; *rows are those of b. */
-void pmli_lora_check_parts(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t *rows);
-
-/* That, and a [R,K], b [Nb,rank], rng and places against the
+/* The attributes against N = cols, and a [R,K], b [Nb,rank], rng and places against the
  * attributes. */
 void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t k,
                      const pml_view *a, const pml_view *b, const pml_view *rng,
@@ -48,11 +45,6 @@ void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t
 /* y = m x, or y += m x with add: m is the dropout mask of that part, 0 or 1/(1 - dropout). */
 void pmli_lora_mask(pmli_pool *pool, const pmli_lora *lora, int part, const pml_view *rng,
                     const pml_view *places, pml_view x, bool add, pml_view y);
-
-/* v_p = scale_p dy_p b_p and db_p += dy_p^T u_p, each where it has a place; none needs another.
- */
-void pmli_lora_back(pmli_pool *pool, const pmli_lora *lora, pml_view dy, pml_view b, pml_view u,
-                    pml_view v, pml_view db);
 
 /* Whether all parts with an adapter have the same scale; it is then that of adapters[0].part. */
 bool pmli_one_scale(const pmli_lora *lora, const pmli_adapter *adapters, int count);

@@ -6,8 +6,6 @@
 //   │ ▓ │   │  │      a warp's 64 columns give 32 x 16 of v's partial sums, added over the warps,
 //   ├───┼───┼──┤      and stay as 16 x 64 partial sums of db^T in registers.
 //   └───┴───┴──┘   low_rank_sum adds the blocks' sums in order.
-//
-// low_rank_turned turns heads of dy back first (rope's transpose), in place, where the tile lies.
 #include "attention.cuh"
 
 static constexpr int ROWS = LOW_RANK_ROWS, COLUMNS = LOW_RANK_COLUMNS, RANK = LOW_RANK_RANK;
@@ -84,78 +82,6 @@ __device__ inline void load(const pmli_low_rank_params &p, Places<T> &t, unsigne
     }
 }
 
-// Where a thread turns: eight pairs (x_i, x_{i+half}) of one row of a tile, in every 8 /
-// packs_a_half heads; so its angles are the same in all of them. They are read a tile ahead, the
-// row's position two.
-struct Turn {
-    int row, i, head, heads, packs; // first pack of a half, first head, heads apart, packs a half
-    int pos;                        // of the next tile's row
-    float cosine[8], sine[8];
-};
-
-__device__ inline int position(const pmli_low_rank_params &p, const Turn &t, long long tile)
-{
-    const long long token = tile * ROWS + t.row;
-    return token < p.tokens ? p.pos[token] : 0;
-}
-
-__device__ inline void load_angles(const pmli_low_rank_params &p, Turn &t)
-{
-    const float4 *row = (const float4 *)(p.table + (long long)t.pos * 2 * p.half + t.i * 8);
-    *(float4 *)t.cosine = row[0];
-    *(float4 *)(t.cosine + 4) = row[1];
-    *(float4 *)t.sine = row[p.half / 4];
-    *(float4 *)(t.sine + 4) = row[p.half / 4 + 1];
-}
-
-__device__ inline Turn first_turn(const pmli_low_rank_params &p, const Share &s)
-{
-    const int thread = threadIdx.x % 8;
-    Turn t;
-    t.packs = p.half / 8; // 1, 2, 4 or 8
-    t.row = threadIdx.x / 8;
-    t.i = thread % t.packs;
-    t.head = thread / t.packs;
-    t.heads = 8 / t.packs;
-    t.pos = position(p, t, s.first);
-    load_angles(p, t);
-    t.pos = position(p, t, s.first + 1);
-    return t;
-}
-
-// A tile in shared memory, and its place in dy.
-template <typename T>
-__device__ inline void turn(const pmli_low_rank_params &p, const Share &s, Turn &t,
-                            unsigned char *stage, long long tile)
-{
-    const long long token = tile * ROWS + t.row;
-    T *row = (T *)p.dy + token * p.ld_dy + s.column;
-#pragma unroll
-    for (int pass = 0; pass < UNITS / 16; pass++) {
-        const int unit = (t.head + pass * t.heads) * 2 * t.packs + t.i;
-        uint4 *low = (uint4 *)(stage + place<COLUMNS>(0, t.row, unit));
-        uint4 *high = (uint4 *)(stage + place<COLUMNS>(0, t.row, unit + t.packs));
-        uint4 a = *low, b = *high;
-        unsigned *x = (unsigned *)&a, *y = (unsigned *)&b;
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const float2 l = widen_two<T>(x[e]), h = widen_two<T>(y[e]);
-            const float c0 = t.cosine[2 * e], c1 = t.cosine[2 * e + 1];
-            const float s0 = t.sine[2 * e], s1 = t.sine[2 * e + 1];
-            x[e] = narrow_two<T>(l.x * c0 + h.x * s0, l.y * c1 + h.y * s1);
-            y[e] = narrow_two<T>(h.x * c0 - l.x * s0, h.y * c1 - l.y * s1);
-        }
-        *low = a;
-        *high = b;
-        if (token < p.tokens && unit * 8 < s.columns) {
-            *(uint4 *)(row + unit * 8) = a;
-            *(uint4 *)(row + (unit + t.packs) * 8) = b;
-        }
-    }
-    load_angles(p, t);
-    t.pos = position(p, t, tile + 2);
-}
-
 // b of this warp's columns as right operands [16 columns, 8 of rank].
 template <typename T>
 __device__ inline void load_b(const pmli_low_rank_params &p, const Share &s,
@@ -225,7 +151,7 @@ __device__ inline void store(float *to, long long ld, const float sums[4])
     *(float2 *)(at + 8 * ld) = make_float2(sums[2], sums[3]);
 }
 
-template <typename T, bool TURNS> __device__ void low_rank(const pmli_low_rank_params &p)
+template <typename T> __device__ void low_rank(const pmli_low_rank_params &p)
 {
     extern __shared__ __align__(128) unsigned char memory[];
     const unsigned base = shared_address(memory);
@@ -236,10 +162,6 @@ template <typename T, bool TURNS> __device__ void low_rank(const pmli_low_rank_p
     float db[STEPS * 2][4] = {};
     Places<T> places = places_of<T>(p, s);
     load_b<T>(p, s, b);
-    const bool turns = TURNS && s.column < p.turned;
-    Turn angles;
-    if (turns)
-        angles = first_turn(p, s);
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         if (s.first + i < s.end)
@@ -253,10 +175,6 @@ template <typename T, bool TURNS> __device__ void low_rank(const pmli_low_rank_p
         if (s.first + next < s.end)
             load<T>(p, places, base + next % STAGES * STAGE, s.first + next);
         copy_commit();
-        if (turns) {
-            turn<T>(p, s, angles, memory + at % STAGES * STAGE, tile);
-            __syncthreads();
-        }
         if (at > 0)
             sum_v(p, sums + (at - 1) % 2 * WARPS * ROWS * RANK, tile - 1);
         float v[2][2][4] = {};
@@ -329,12 +247,7 @@ template <typename T> __device__ void low_rank_sum(const pmli_low_rank_params &p
     extern "C" __global__ void __launch_bounds__(256, 1)                                           \
         low_rank_##suffix(const pmli_low_rank_params p)                                            \
     {                                                                                              \
-        low_rank<T, false>(p);                                                                     \
-    }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256, 1)                                           \
-        low_rank_turned_##suffix(const pmli_low_rank_params p)                                     \
-    {                                                                                              \
-        low_rank<T, true>(p);                                                                      \
+        low_rank<T>(p);                                                                            \
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(256)                                              \
         low_rank_sum_##suffix(const pmli_low_rank_params p)                                        \

@@ -81,18 +81,14 @@ typedef struct pmli_few_rows_params {
 /* v_p = scale[p] dy_p b_p;  db_p += dy_p^T u_p, for each adapter p: its part of dy are columns
  * [column, column + columns), its part of b and db the rows from b_row on, its part of u and v
  * `rank` columns. tile[p]: its first tile of columns, tile[adapters]: how many there are. v_parts
- * [tiles][tokens][16], b_parts [parts][16][tiles * 512]. low_rank_turned: dy's first `turned`
- * columns, whole parts of heads 2 half wide, are turned back first, in place (pmli_rope_params). */
+ * [tiles][tokens][16], b_parts [parts][16][tiles * 512]. */
 typedef struct pmli_low_rank_params {
-    void *dy;
-    const void *u, *b;
-    const int *pos;
-    const float *table;
+    const void *dy, *u, *b;
     void *v;
     float *db, *v_parts, *b_parts;
     long long tokens, ld_dy, ld_u, ld_b, ld_v, ld_db, b_row[3];
     int column[3], columns[3], tile[4];
-    int adapters, rank, parts, turned, half;
+    int adapters, rank, parts;
     float scale[3];
 } pmli_low_rank_params;
 

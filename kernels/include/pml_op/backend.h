@@ -67,7 +67,7 @@ typedef struct pml_backend {
     unsigned frozen;      /* the same bits: matrices that are not trained may have it beside F32 */
     bool drops_out;       /* linear and its backward know lora_dropout */
     int32_t border;       /* they use borders, of whole multiples of so many columns; 0: none */
-    bool adapters_beside; /* swiglu, its backward and rope's gain by working for adapters, too */
+    bool adapters_beside; /* swiglu and its backward gain by working for adapters, too */
 
     /* How many devices of this kind there are: at least one, or PML_NOT_FOUND and what to do. Makes
      * no context and takes no memory of a device. */
@@ -156,7 +156,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 16, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 17, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

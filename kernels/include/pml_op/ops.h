@@ -47,7 +47,7 @@ extern "C" {
     X(linear, "IIiiiiiiOuiw", "y = x W^T + bias, plus the low-rank LoRA branch (s x A^T) B^T.")    \
     X(linear_bwd, "Iiiiiiiiiouuuuuiw",                                                             \
       "Gradients of linear with respect to its input and what is trained.")                        \
-    X(rope, "UIIiiouw", "Rotates queries and keys by an angle that grows with the position.")      \
+    X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
     X(attention_bwd, "IIIIIIIIOOOw", "Gradients of attention, with the scores computed again.")    \
     X(swiglu, "IOioow", "h = silu(gate) * up.")                                                    \
@@ -214,20 +214,11 @@ typedef struct pml_linear_bwd_args {
  *   (x_i, x_{i+hd/2}) -> (x_i c - x_{i+hd/2} s,  x_{i+hd/2} c + x_i s)
  * x [T, heads*head_dim] (queries and keys side by side: the front of a fused q,k,v buffer);
  * pos [1,T] I32; table [P, head_dim] F32, attention scaling (yarn) folded in.
- * inverse: the transpose, for the backward. Su et al., RoFormer, 2021.
- * db given, with inverse: x [T,N] is the whole gradient of a linear layer's output, whose further
- * columns stay as they are, and v and db of that layer are made of it when it is turned back and in
- * hand, as linear_bwd has them for dy = x (no dropout): u [T,R], b [Nb,rank], v [T,R] (may lie
- * behind x's rows), db [Nb,rank] F32. */
+ * inverse: the transpose, for the backward. Su et al., RoFormer, 2021. */
 typedef struct pml_rope_args {
-    pml_view x, pos, table, u, b, v, db, ws;
+    pml_view x, pos, table;
     int32_t heads, head_dim;
     int32_t inverse;
-    int32_t parts; /* from here on: with db */
-    int32_t part_cols[PML_LINEAR_MAX_PARTS];
-    uint32_t lora_parts;
-    int32_t rank;
-    float lora_scale[PML_LINEAR_MAX_PARTS];
 } pml_rope_args;
 
 /* Causal attention within documents, without a T x T matrix (Dao et al., FlashAttention, 2022):

@@ -197,80 +197,11 @@ static void test_given(void **state)
     free_views(PML_OP_linear_bwd, &whole); /* x, w, a, b and u are the forward's */
 }
 
-/* rope's transpose with v and db of the layer before, against the op without and linear_bwd. */
-static void check_turned(int64_t rows, int heads, int dim, int32_t behind, uint32_t parts)
-{
-    int32_t first = (heads - 1) * dim, cols = heads * dim + behind;
-    pml_op_args args = {.rope = {.x = random_view(rows, cols, 5),
-                                 .pos = view_new(1, rows, 0, PML_I32),
-                                 .table = random_view(40, dim, 3),
-                                 .heads = heads,
-                                 .head_dim = dim,
-                                 .inverse = 1,
-                                 .parts = 3,
-                                 .part_cols = {first, dim, behind},
-                                 .lora_parts = parts,
-                                 .rank = 5,
-                                 .lora_scale = {0.75F, 0.5F, 1.25F}}};
-    pml_rope_args *a = &args.rope;
-    int64_t columns = 5 * __builtin_popcount(parts), b_rows = 0;
-    for (int p = 0; p < 3; p++)
-        b_rows += parts >> p & 1 ? a->part_cols[p] : 0;
-    for (int64_t t = 0; t < rows; t++)
-        ((int32_t *)a->pos.data)[t] = (int32_t)(random_bits() % 40);
-    a->u = random_view(rows, columns, 1);
-    a->b = random_view(b_rows, 5, 2);
-    a->v = view_new(rows, columns, 3, PML_F32);
-    a->db = random_view(b_rows, 5, 0);
-    pml_op_args plain = {.rope = {.x = random_view(rows, cols, 5),
-                                  .pos = a->pos,
-                                  .table = a->table,
-                                  .heads = heads,
-                                  .head_dim = dim,
-                                  .inverse = 1}};
-    memcpy(plain.rope.x.data, a->x.data, span_bytes(&a->x));
-    pml_view whole = plain.rope.x;
-    plain.rope.x.cols = heads * dim;
-    pml_op_args linear = {.linear_bwd = {.dy = whole,
-                                         .a = random_view(columns, 7, 0),
-                                         .b = a->b,
-                                         .u = a->u,
-                                         .v = view_new(rows, columns, 3, PML_F32),
-                                         .db = random_view(b_rows, 5, 0),
-                                         .parts = 3,
-                                         .part_cols = {first, dim, behind},
-                                         .lora_parts = parts,
-                                         .rank = 5,
-                                         .lora_scale = {0.75F, 0.5F, 1.25F}}};
-    memcpy(linear.linear_bwd.db.data, a->db.data, span_bytes(&a->db));
-    run_op(PML_OP_rope, &plain);
-    run_op(PML_OP_linear_bwd, &linear);
-    run_op(PML_OP_rope, &args);
-    assert_memory_equal(a->x.data, whole.data, span_bytes(&whole));
-    for (int64_t t = 0; t < rows; t++)
-        assert_memory_equal(at(&a->v, t, 0), at(&linear.linear_bwd.v, t, 0),
-                            (size_t)columns * sizeof(float));
-    assert_memory_equal(a->db.data, linear.linear_bwd.db.data, span_bytes(&a->db));
-    linear.linear_bwd.b.data = linear.linear_bwd.u.data = NULL; /* args' */
-    free_views(PML_OP_linear_bwd, &linear);                     /* dy is plain's x */
-    free_views(PML_OP_rope, &args);
-}
-
-static void test_turned(void **state)
-{
-    (void)state;
-    check_turned(1, 2, 2, 3, 7);
-    check_turned(37, 3, 24, 24, 7);
-    check_turned(130, 5, 64, 64, 5); /* keys are turned, and have no adapter */
-    check_turned(9, 4, 16, 40, 4);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_swiglu_beside),
         cmocka_unit_test(test_given),
-        cmocka_unit_test(test_turned),
     };
     return run_groups(tests, sizeof tests / sizeof *tests);
 }
