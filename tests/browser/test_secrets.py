@@ -90,7 +90,7 @@ def test_a_saved_notebook_holds_no_key(page: Page, lab: Lab) -> None:
 
     everywhere = below(lab.folder.parent)  # the lab's own files are there, too
     assert everywhere.pop(str(key)) and key.stat().st_mode & 0o777 == 0o600
-    notebooks = [name for name in everywhere if name.endswith(".ipynb")]
+    notebooks = [name for name in everywhere if Path(name).match("shared*.ipynb")]
     assert len(notebooks) == 2 and any(".ipynb_checkpoints" in name for name in notebooks)
     for name in notebooks:
         document = json.loads(Path(name).read_text("utf-8"))

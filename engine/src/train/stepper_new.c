@@ -289,7 +289,10 @@ void pml_stepper_destroy(pml_stepper **stepper)
     if (stepper == NULL || *stepper == NULL)
         return;
     pml_stepper *s = *stepper;
+    pml_error late = PML_ERROR_INIT; /* a device that is lost reads nothing any more */
     pmli_ahead_end(s);
+    if (s->queue != NULL) /* an upload under way reads memory that ends here */
+        (void)s->backend->sync(s->queue, &late);
     pmli_drop_recorded(s);
     if (s->program != NULL) {
         give_locked(s, s->logits, logits_bytes(s));
