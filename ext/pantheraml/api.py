@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from errno import EDQUOT, ENOSPC, EROFS
 from importlib.metadata import PackageNotFoundError, version
@@ -409,10 +410,9 @@ def _planned(
 def _last_state(folder: Path) -> tuple[str, int]:
     """State and step by the end of the log; a run without a coordinator does not run."""
     state, step = "starting", 0
-    path = folder / "events.jsonl"
     lines: list[bytes] = []
-    if path.is_file():
-        with path.open("rb") as file:
+    with suppress(OSError):  # there is none, or none that a run has made
+        with folders.reading(folder, "events.jsonl") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - (1 << 17)))
             lines = file.read().split(b"\n")[:-1]

@@ -7,13 +7,13 @@ nothing in the folder is changed, so it may be asked of a run that is running.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from dataclasses import asdict, dataclass, field
-from errno import EINVAL
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
 from typing import Any
 
 from pantheraml import _native, folders, sums
@@ -110,14 +110,14 @@ def examine_run(folder: Path) -> Autopsy:
 def _run_json(folder: Path, found: Autopsy) -> dict[str, Any]:
     try:
         config = folders.read_config(folder)
-        edited = not sums.carries(_bytes(folder / "run.json"))
+        edited = not sums.carries(_bytes(folder, "run.json"))
     except NotFoundError:
         found.parts.append(Part("run.json", "bad", "it is not there"))
         return {}
     except (CorruptError, OSError) as error:
         found.parts.append(Part("run.json", "bad", _words(error)))
         try:  # what can be read of it helps to say more
-            text = json.loads(_bytes(folder / "run.json"))
+            text = json.loads(_bytes(folder, "run.json"))
         except (OSError, ValueError, RecursionError):
             return {}
         return text if isinstance(text, dict) else {}
@@ -128,9 +128,8 @@ def _run_json(folder: Path, found: Autopsy) -> dict[str, Any]:
 
 def _log(folder: Path, found: Autopsy) -> tuple[list[Event], int | None]:
     """Events that are what was written, and how many lines can be kept (None: all)."""
-    path = folder / "events.jsonl"
     try:
-        data = _bytes(path)
+        data = _bytes(folder, "events.jsonl")
     except FileNotFoundError:
         found.parts.append(Part("events.jsonl", "note", "there is none: the run never began"))
         return [], None
@@ -168,10 +167,12 @@ def _log(folder: Path, found: Autopsy) -> tuple[list[Event], int | None]:
     return events, None
 
 
-def _why_damaged(checkpoint: Path) -> str:
+def _why_damaged(folder: Path, checkpoint: str) -> str:
     """Which file of a checkpoint is not what was written; "" when all are."""
     try:
-        text = _bytes(checkpoint / "MANIFEST").decode()
+        text = _bytes(folder, f"{checkpoint}/MANIFEST").decode()
+    except folders.NotOurs as error:
+        return f"{Path(error.filename).relative_to(folder)}: {error.strerror}"
     except (OSError, ValueError):
         return "MANIFEST is missing or damaged"
     listed = set()
@@ -183,7 +184,7 @@ def _why_damaged(checkpoint: Path) -> str:
         if not two or "/" in name or name in ("", ".", ".."):
             return "MANIFEST is damaged"
         try:
-            right = _hash(checkpoint / name) == digest
+            right = _hash(folder, f"{checkpoint}/{name}") == digest
         except OSError as error:
             return f"{name}: {error.strerror}"
         except ValueError:  # no file has such a name
@@ -197,10 +198,9 @@ def _why_damaged(checkpoint: Path) -> str:
     return ""
 
 
-def _bytes(path: Path) -> bytes:
-    """What a file has; of a pipe or a device nothing is read, which could take for ever."""
-    _must_be_a_file(path)
-    return path.read_bytes()
+def _bytes(folder: Path, name: str) -> bytes:
+    with folders.reading(folder, name) as file:
+        return file.read()
 
 
 def _words(error: Exception) -> str:
@@ -217,27 +217,32 @@ def _there(path: Path) -> bool:
     return True
 
 
-def _must_be_a_file(path: Path) -> None:
-    if not S_ISREG(path.lstat().st_mode):  # a link is none: a run makes none, and follows none
-        raise OSError(EINVAL, "it is no file")
-
-
-def _hash(path: Path) -> str:
-    _must_be_a_file(path)
+def _hash(folder: Path, name: str) -> str:
     digest = blake2b(digest_size=32)
-    with path.open("rb") as file:
+    with folders.reading(folder, name) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
 
 
-def _order(checkpoint: Path) -> tuple[float, int]:
+def _order(folder: Path, name: str) -> tuple[float, int]:
     """By timeline, then step: whose state cannot be read is looked at first."""
     try:
-        timeline = float(json.loads(_bytes(checkpoint / "state.json"))["timeline"])
+        state = json.loads(_bytes(folder, f"checkpoints/{name}/state.json"))
+        timeline = float(state["timeline"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         timeline = float("inf")
-    return timeline, _step(checkpoint.name)
+    return timeline, _step(name)
+
+
+def _folders_in(folder: Path, name: str) -> list[str]:
+    """Names of the folders, and of the links, in one below a run's."""
+    fd = folders.opened(folder, name, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with os.scandir(fd) as found:
+            return [e.name for e in found if e.is_dir(follow_symlinks=False) or e.is_symlink()]
+    finally:
+        os.close(fd)
 
 
 def _step(name: str) -> int:
@@ -251,9 +256,8 @@ def _checkpoints(
     folder: Path, events: list[Event], config: dict[str, Any], found: Autopsy
 ) -> list[str]:
     """Names of the whole ones, the newest first."""
-    parent = folder / "checkpoints"
     try:
-        there = [p for p in parent.iterdir() if p.is_dir()]
+        there = _folders_in(folder, "checkpoints")
     except FileNotFoundError:
         there = []
     except OSError as error:
@@ -261,18 +265,19 @@ def _checkpoints(
         there = []
     whole = []
     announced = {event["path"]: event for event in events if event["type"] == "checkpoint"}
-    for path in sorted((p for p in there if _step(p.name) >= 0), key=_order, reverse=True):
-        name = f"checkpoints/{path.name}"
-        if why := _why_damaged(path):
+    steps = [name for name in there if _step(name) >= 0]
+    for step in sorted(steps, key=partial(_order, folder), reverse=True):
+        name = f"checkpoints/{step}"
+        if why := _why_damaged(folder, name):
             found.parts.append(Part(name, "bad", why))
             continue
-        whole.append(path.name)
+        whole.append(step)
         words = "whole" if name in announced else "whole; written as the run ended, not announced"
         found.parts.append(Part(name, "ok", words))
-    for path in sorted(there):
-        if _step(path.name) < 0:
+    for name in sorted(there):
+        if _step(name) < 0:
             words = "left over by a write that was cut off; the next save removes it"
-            found.parts.append(Part(f"checkpoints/{path.name}", "note", words))
+            found.parts.append(Part(f"checkpoints/{name}", "note", words))
     limit = config.get("save_total_limit", 0)
     for name, event in announced.items():
         if not names_a_checkpoint(name):
@@ -293,13 +298,12 @@ def _shards(folder: Path, config: dict[str, Any], found: Autopsy) -> bool:
             good = False
             found.parts.append(Part(key, "bad", f"run.json names {name!r}, outside of the folder"))
             continue
-        path, recorded = folder / name, folder / f"{name}.b2sum"
         try:
-            right = _hash(path)
-            wanted = _bytes(recorded).decode(errors="replace").split("  ")[0]
+            right = _hash(folder, name)
+            wanted = _bytes(folder, f"{name}.b2sum").decode(errors="replace").split("  ")[0]
         except FileNotFoundError as error:
             words = "not there: it is made again from the data"
-            if error.filename != str(path):
+            if error.filename == str(folder / f"{name}.b2sum"):
                 words = "there; nothing says what it should be"
             found.parts.append(Part(name, "note", words))
             continue

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import Any
 
-from pantheraml import _native, config, gguf
+from pantheraml import _native, config, folders, gguf
 from pantheraml.errors import (
     BusyError,
+    DeniedError,
     Error,
     InvalidError,
     IOFailed,
@@ -301,11 +302,27 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _copy_adapter(request: Request, folder: Path) -> dict[str, Any]:
-    names = [path.name for path in request.checkpoint.iterdir() if path.name not in _OURS]
+    try:
+        return _copy_files(request.checkpoint, folder)
+    except folders.NotOurs as error:
+        raise DeniedError(f"{error.filename}: {error.strerror}") from None
+
+
+def _copy_files(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    # RUN/checkpoints/step-000412: a link in it could bring any file of ours to whoever gets this.
+    root, path = checkpoint.parent.parent, "/".join(checkpoint.parts[-2:])
+    inside = folders.opened(root, path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        names = [name for name in os.listdir(inside) if name not in _OURS]
+    finally:
+        os.close(inside)
     if not any(name.endswith(".safetensors") for name in names):
-        raise NotFoundError(f"{request.checkpoint} holds no weights")
+        raise NotFoundError(f"{checkpoint} holds no weights")
     for name in sorted(names):
-        _copy(request.checkpoint / name, folder)
+        with folders.reading(root, f"{path}/{name}") as source, (folder / name).open("xb") as copy:
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
     return {"dtype": "float32", "notes": []}
 
 

@@ -11,7 +11,8 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from stat import S_ISLNK, S_ISREG
 from typing import Any, BinaryIO
 
 from pantheraml import _native, sums
@@ -200,10 +201,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         is taken as it is.
     """
     path = folder / "run.json"
-    if path.exists() and not path.is_file():  # of a pipe one would wait for ever
-        raise CorruptError(f"{path} is no file")
     try:
-        text = path.read_bytes()
+        with reading(folder, path.name) as file:
+            text = file.read()
         if sums.carries(text) and not sums.is_right(text):
             raise CorruptError(
                 f"{path} is not what was written (its sum does not match); pantheraml doctor says "
@@ -213,6 +213,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(text)
     except FileNotFoundError:
         raise NotFoundError(f"{folder} is no run folder: it has no run.json") from None
+    except NotOurs as error:
+        raise CorruptError(f"{path}: {error.strerror}") from None
     except InvalidError as error:
         raise CorruptError(f"{path}: {error}") from None
     except CorruptError as error:
@@ -220,6 +222,87 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CorruptError(str(error) if named else f"{path}: {error}") from None
     config.pop("sum", None)
     return config
+
+
+class NotOurs(OSError):
+    """In the place of a run's own file or folder is something that a run does not make."""
+
+
+def opened(folder: Path, name: str, flags: int = os.O_RDONLY) -> int:
+    """Open something below a run's folder, part by part; no part of its name may be a link.
+
+    The folder may be from somebody else: what a link in it led to would not be the run's.
+
+    Raises
+    ------
+    NotOurs
+        A part of it is a link; it says which, and what to do.
+    OSError
+        It is not there, or cannot be opened.
+    """
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise NotOurs(errno.EINVAL, "it does not name something in its folder", str(folder / name))
+    way = os.O_RDONLY | os.O_DIRECTORY
+    at = os.open(folder, way | os.O_CLOEXEC)
+    for n, part in enumerate(parts, 1):
+        wanted = flags if n == len(parts) else way
+        try:
+            below = os.open(part, wanted | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+        except OSError as error:
+            path = str(folder.joinpath(*parts[:n]))
+            if _is_link(part, at):
+                words = "it is a link, which is not followed here: remove it, or put what it leads "
+                raise NotOurs(errno.ELOOP, words + "to in its place", path) from None
+            raise OSError(error.errno, error.strerror, path) from None
+        finally:
+            os.close(at)
+        at = below
+    return at
+
+
+def _is_link(name: str, at: int) -> bool:
+    with suppress(OSError):
+        return S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
+    return False
+
+
+def reading(folder: Path, name: str) -> BinaryIO:
+    """Open a file below a run's folder to read it, as :func:`opened` does.
+
+    Raises
+    ------
+    NotOurs
+        It is no file (a pipe or a device could take for ever), or a part of its name is a link.
+    OSError
+        It is not there, or cannot be opened.
+    """
+    fd = opened(folder, name)
+    if S_ISREG(os.fstat(fd).st_mode):
+        return open(fd, "rb")
+    os.close(fd)
+    raise NotOurs(errno.EINVAL, "it is no file", str(folder / name))
+
+
+@contextmanager
+def entered(folder: Path, name: str) -> Iterator[Path]:
+    """Make the folder that `name` is in, below `folder`, the current one; gives the name in it.
+
+    What is written by that alone lands where it should, whatever becomes of the path meanwhile. For
+    processes that do nothing else: the current folder is that of all threads.
+    """
+    before = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        path = PurePosixPath(name)
+        inside = opened(folder, str(path.parent), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fchdir(inside)
+        finally:
+            os.close(inside)
+        yield Path(path.name)
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 def sync(folder: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pantheraml import _native, columns
+from pantheraml import _native, columns, folders
 from pantheraml.errors import CorruptError
 
 Event = dict[str, Any]
@@ -224,7 +224,7 @@ class LogReader:
     """Reads a run folder's log, each time from where it ended before."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "events.jsonl"
+        self._folder, self._path = folder, folder / "events.jsonl"
         self._offset = 0
         self._lines = 0
 
@@ -234,15 +234,26 @@ class LogReader:
         Raises
         ------
         CorruptError
-            A line is not what was written, and no crash can have left it so.
+            A line is not what was written, and no crash can have left it so; or there is no file,
+            but something else.
         """
         return [event for piece in self.pieces() for event in piece]
 
     def pieces(self) -> Iterator[list[Event]]:
-        """Give them some at a time, so that a long log is never in memory as a whole."""
-        if not self._path.is_file():
+        """Give them some at a time, so that a long log is never in memory as a whole.
+
+        Raises
+        ------
+        CorruptError
+            As :meth:`read` says.
+        """
+        try:
+            opened = folders.reading(self._folder, self._path.name)
+        except FileNotFoundError:
             return
-        with self._path.open("rb") as file:
+        except folders.NotOurs as error:
+            raise CorruptError(f"{self._path}: {error.strerror}") from None
+        with opened as file:
             file.seek(self._offset)
             while data := file.read(_PIECE):
                 data += file.readline()

@@ -1,8 +1,11 @@
 /* Export: merged weights, GGUF, and the comparison of what was written with what was trained. */
 #include "native.h"
 
+#include <limits.h>
 #include <string.h>
 
+#include "pml/base/hold.h"
+#include "pml/base/path.h"
 #include "pml/json/messages.h"
 #include "pml/train/compare.h"
 #include "pml/train/gguf.h"
@@ -21,6 +24,17 @@ static pml_status read_run(const char *text, Py_ssize_t size, pml_train_config *
         status = pml_train_config_from_run(run, "/", config, err);
     pml_message_destroy(&run);
     return status;
+}
+
+/* Holds the run folder that a checkpoint is in, two levels above it: what a link in either led to
+ * would not be what was trained. */
+static pml_status hold_run(const char *checkpoint, pml_hold **hold, pml_error *err)
+{
+    char parent[PATH_MAX], run[PATH_MAX];
+    pml_status status = pml_path_folder(parent, sizeof parent, checkpoint, err);
+    if (status == PML_OK)
+        status = pml_path_folder(run, sizeof run, parent, err);
+    return status == PML_OK ? pml_hold_new(run, hold, err) : status;
 }
 
 static pml_status dtype_named(const char *name, pml_dtype *dtype, pml_error *err)
@@ -57,6 +71,7 @@ static PyObject *export_merge(PyObject *module, PyObject *args)
     pml_error err = PML_ERROR_INIT;
     pml_train_config config;
     pml_merge *merge = NULL;
+    pml_hold *hold = NULL;
     pml_merge_options options = {.shard_bytes = shard_bytes};
     pml_merge_result result;
     PyThreadState *gil = PyEval_SaveThread();
@@ -64,10 +79,13 @@ static PyObject *export_merge(PyObject *module, PyObject *args)
     if (status == PML_OK)
         status = dtype_named(dtype, &options.dtype, &err);
     if (status == PML_OK)
+        status = hold_run(checkpoint, &hold, &err);
+    if (status == PML_OK)
         status = pml_merge_open(&config, checkpoint, THREADS_OF_AN_EXPORT, &merge, &err);
     if (status == PML_OK)
         status = pml_merge_write(merge, folder, &options, &result, &err);
     pml_merge_close(&merge);
+    pml_hold_destroy(&hold);
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
@@ -110,6 +128,7 @@ static PyObject *export_gguf(PyObject *module, PyObject *args)
     pml_error err = PML_ERROR_INIT;
     pml_train_config config;
     pml_merge *merge = NULL;
+    pml_hold *hold = NULL;
     pml_json *document = NULL;
     pml_gguf_options options = {0};
     pml_gguf_result result;
@@ -120,11 +139,14 @@ static PyObject *export_gguf(PyObject *module, PyObject *args)
     if (status == PML_OK)
         status = pml_json_parse(pairs, (size_t)pairs_size, "GGUF pairs", &limits, &document, &err);
     if (status == PML_OK)
+        status = hold_run(checkpoint, &hold, &err);
+    if (status == PML_OK)
         status = pml_merge_open(&config, checkpoint, THREADS_OF_AN_EXPORT, &merge, &err);
     options.pairs = document;
     if (status == PML_OK)
         status = pml_gguf_export(merge, path, &options, &result, &err);
     pml_merge_close(&merge);
+    pml_hold_destroy(&hold);
     pml_json_destroy(&document);
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
@@ -148,6 +170,7 @@ static PyObject *export_compare(PyObject *module, PyObject *args)
     pml_error err = PML_ERROR_INIT;
     pml_train_config config;
     pml_comparison result;
+    pml_hold *hold = NULL;
     int kind = 0;
     while (kind < 3 && strcmp(formats[kind], format) != 0)
         kind++;
@@ -155,8 +178,11 @@ static PyObject *export_compare(PyObject *module, PyObject *args)
     pml_status status = kind < 3 ? read_run(run, size, &config, &err)
                                  : PML_FAIL(&err, PML_INVALID, "there is no format %s", format);
     if (status == PML_OK)
+        status = hold_run(checkpoint, &hold, &err);
+    if (status == PML_OK)
         status = pml_compare_export(&config, checkpoint, (pml_exported)kind, path,
                                     THREADS_OF_AN_EXPORT, &result, &err);
+    pml_hold_destroy(&hold);
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);

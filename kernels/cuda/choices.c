@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 
 enum {
@@ -69,13 +70,18 @@ static bool parse(const char *line, pmli_choice *c)
 
 static void read_all(pmli_choices *choices)
 {
-    FILE *file = fopen(choices->path, "re");
     char line[LINE + 2];
-    int bad = 0, lines = 0;
+    int fd, bad = 0, lines = 0;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = pml_open(choices->path, O_RDONLY | O_NOFOLLOW, &fd, &err);
+    if (status == PML_NOT_FOUND)
+        return;
+    FILE *file = status == PML_OK ? fdopen(fd, "r") : NULL;
     if (file == NULL) {
-        if (errno != ENOENT)
-            pml_log(PML_LOG_WARNING, "%s: %s; products are timed again", choices->path,
-                    strerror(errno));
+        if (status == PML_OK)
+            close(fd);
+        pml_log(PML_LOG_WARNING, "%s; products are timed again",
+                status == PML_OK ? "no memory for kept times" : err.message);
         return;
     }
     while (lines++ < MOST_LINES && fgets(line, sizeof line, file) != NULL) {
@@ -140,10 +146,14 @@ void pmli_choices_keep(pmli_choices *choices, const pmli_choice *choice)
         snprintf(line + (ptrdiff_t)17 * i, 18, "%016" PRIx64 "%c", words[i],
                  i < WORDS ? ' ' : '\n');
     remember(choices, choice); /* else it is timed once more */
-    int file = open(choices->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (file < 0 || write(file, line, LINE) != LINE)
-        pml_log(PML_LOG_WARNING, "%s: %s; the next process times this product again", choices->path,
-                strerror(errno));
+    int file;
+    pml_error err = PML_ERROR_INIT;
+    if (pml_open(choices->path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, &file, &err) ==
+            PML_OK &&
+        write(file, line, LINE) != LINE)
+        PML_FAIL(&err, PML_IO, "cannot write %s: %s", choices->path, strerror(errno));
+    if (err.code != PML_OK)
+        pml_log(PML_LOG_WARNING, "%s; the next process times this product again", err.message);
     if (file >= 0)
         close(file);
 }

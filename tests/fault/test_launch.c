@@ -131,6 +131,30 @@ static void a_failed_start_says_why(void **state)
     harness_destroy(&h);
 }
 
+/* A folder from somebody else may have a link where the log goes. */
+static void a_linked_log_is_not_written(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"log", "log/coordinator.log"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        pml_error err = PML_ERROR_INIT;
+        harness *h = harness_new(1, 5, NULL);
+        char elsewhere[200], path[200];
+        snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", h->root);
+        snprintf(path, sizeof path, "%s/log", h->folder);
+        assert_int_equal(mkdir(elsewhere, 0700), 0);
+        if (i > 0)
+            assert_int_equal(mkdir(path, 0700), 0);
+        snprintf(path, sizeof path, "%s/%s", h->folder, names[i]);
+        assert_int_equal(symlink(elsewhere, path), 0);
+        assert_int_equal(launch(h, NULL, &err), PML_DENIED);
+        assert_non_null(strstr(err.message, "is a link"));
+        assert_non_null(strstr(err.message, names[i]));
+        assert_int_equal(rmdir(elsewhere), 0); /* it is empty */
+        harness_destroy(&h);
+    }
+}
+
 /* A service manager that does not work costs an attempt, not the run. */
 static void a_broken_scope_is_passed_over(void **state)
 {
@@ -159,6 +183,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_launched_coordinator_is_on_its_own),
         cmocka_unit_test(a_failed_start_says_why),
+        cmocka_unit_test(a_linked_log_is_not_written),
         cmocka_unit_test(a_broken_scope_is_passed_over),
     };
     if (!harness_programs(argc, argv))

@@ -229,7 +229,7 @@ static void without_a_reservation_it_trains(void **state)
     const pml_message *warning = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
     const char *text = pml_message_string(warning, "message");
     if (strstr(text, "memory of fake is not reserved") == NULL ||
-        strstr(text, "is a link; remove it") == NULL)
+        strstr(text, "is a link, which is not followed here: remove it") == NULL)
         fail_msg("%s", text);
     history_stop(h);
     harness_destroy(&h);

@@ -108,19 +108,19 @@ def test_every_flip_of_a_manifest_is_seen(tmp_path: Path) -> None:
     names = ("optimizer.safetensors", "state.json")
     for name in names:
         (checkpoint / name).write_bytes(name.encode())
-    lines = (f"{autopsy._hash(checkpoint / name)}  {name}\n" for name in names)
+    lines = (f"{autopsy._hash(checkpoint, name)}  {name}\n" for name in names)
     whole = "".join(lines).encode()
     manifest = checkpoint / "MANIFEST"
     manifest.write_bytes(whole)
-    assert autopsy._why_damaged(checkpoint) == ""
+    assert autopsy._why_damaged(tmp_path, checkpoint.name) == ""
     for bit in range(8 * len(whole)):
         text = bytearray(whole)
         text[bit // 8] ^= 1 << bit % 8
         manifest.write_bytes(text)
-        assert autopsy._why_damaged(checkpoint), f"bit {bit}: {bytes(text)!r}"
+        assert autopsy._why_damaged(tmp_path, checkpoint.name), f"bit {bit}: {bytes(text)!r}"
     for size in range(len(whole)):
         manifest.write_bytes(whole[:size])
-        assert autopsy._why_damaged(checkpoint), f"cut after {size}"
+        assert autopsy._why_damaged(tmp_path, checkpoint.name), f"cut after {size}"
 
 
 def test_it_resumes_from_where_it_says(folder: Path) -> None:
@@ -218,4 +218,18 @@ def test_pipes_and_links_that_a_manifest_names_are_not_read(tmp_path: Path) -> N
     (checkpoint / "state.json").unlink()
     (checkpoint / "state.json").symlink_to(tmp_path / "odd" / "run.json")
     found = {one.name: one.found for one in autopsy.examine_run(tmp_path / "odd").parts}
-    assert found["checkpoints/step-5"] == "state.json: it is no file"
+    assert found["checkpoints/step-5"].startswith("state.json: it is a link, which is not followed")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step-5", "data"])
+def test_folders_that_are_links_are_not_entered(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "odd"
+    for inside in ("checkpoints/step-5", "data"):
+        (folder / inside).mkdir(parents=True)
+    (folder / "run.json").write_bytes(b'{"train_data":"data/shard.safetensors"}')
+    (folder / "data/shard.safetensors").write_bytes(b"rows")
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    bad = {one.name: one.found for one in autopsy.examine_run(folder).damaged}
+    part = "data/shard.safetensors" if name == "data" else name
+    assert "it is a link, which is not followed here: remove it" in bad[part]

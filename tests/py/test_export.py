@@ -54,6 +54,19 @@ def test_merged_is_base_plus_adapter(trained: pm.Run, model: Path, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("what", ["adapter_config.json", "adapter_model.safetensors", "", ".."])
+def test_no_link_is_followed(trained: pm.Run, tmp_path: Path, what: str) -> None:
+    """In a folder from somebody else it would bring a file of ours to whoever gets the export."""
+    checkpoint = trained.checkpoints[-1].path
+    path = Path(os.path.normpath(checkpoint / what))
+    path.rename(tmp_path / "secret")
+    path.symlink_to(tmp_path / "secret")
+    for format in ("peft", "merged", "gguf"):
+        with pytest.raises(pm.DeniedError, match=rf"{path.name}.* is a link, which is not"):
+            trained.export(tmp_path / "out", format)
+        assert {path.name for path in tmp_path.iterdir()} <= {"secret", "runs"}
+
+
 def test_the_log_tells_of_it(trained: pm.Run, tmp_path: Path) -> None:
     out = trained.export(tmp_path / "out")
     until(lambda: any(e["type"] == "export" for e in trained.events()), "the event")

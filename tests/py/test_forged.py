@@ -131,7 +131,7 @@ def test_without_its_run_json(
         for name in ("state.json", "optimizer.safetensors"):
             (checkpoint / name).write_text("{}")
         names = sorted(path.name for path in checkpoint.iterdir())
-        digests = (f"{autopsy._hash(checkpoint / name)}  {name}\n" for name in names)
+        digests = (f"{autopsy._hash(checkpoint, name)}  {name}\n" for name in names)
         (checkpoint / "MANIFEST").write_text("".join(digests))
     else:
         (folder / left).write_bytes(line(event(1, "state", state="paused")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,24 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
         except CorruptError:
             continue
         assert found == events[: len(found)] and len(found) < len(events)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_only_a_file_is_read(tmp_path: Path, kind: str) -> None:
+    """What a link leads to is not the run's; of a pipe one would wait for ever."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").write_bytes(line(1))
+    for name in ("events.jsonl", "run.json"):
+        path = tmp_path / "run" / name
+        if kind == "link":
+            path.symlink_to(tmp_path / "elsewhere")
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+        words = "is a link, which is not followed here" if kind == "link" else "is no file"
+        with pytest.raises(CorruptError, match=rf"{name}: it {words}"):
+            read(tmp_path / "run") if name == "events.jsonl" else folders.read_config(path.parent)
 
 
 def test_run_json(tmp_path: Path) -> None:

@@ -323,6 +323,16 @@ def test_bad_txt(job: Job) -> None:
     assert "rows.txt, line 2: not UTF-8" in job.error(b"a\n\xff", ".txt")
 
 
+def test_nothing_is_written_where_a_link_leads(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (job.folder / "data").rmdir()
+    (job.folder / "data").symlink_to(tmp_path / "elsewhere")
+    status, lines = job.run(GOOD)
+    assert status == 1
+    assert "run/data: it is a link, which is not followed here: remove it" in lines[-1]["message"]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_progress_ends_at_one(job: Job) -> None:
     _, lines = job.run(GOOD * 3000)
     fractions = [line["fraction"] for line in lines if line.get("what") == "tokenising train"]

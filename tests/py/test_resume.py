@@ -97,6 +97,18 @@ def test_paused_checkpointed_stopped_and_resumed(
     assert identity
 
 
+@pytest.mark.parametrize("what", ["data", "data/train.safetensors"])
+def test_shards_that_are_links_are_not_trained_on(start: Start, tmp_path: Path, what: str) -> None:
+    run = start(max_steps=100_000, restart="never")
+    at_step(run, 2)
+    run.stop(wait=True)
+    (run.folder / what).rename(tmp_path / "elsewhere")
+    (run.folder / what).symlink_to(tmp_path / "elsewhere")
+    run.resume()
+    with pytest.raises(pm.RunFailed, match=f"{what} is a link, which is not followed here"):
+        run.wait(PATIENCE)
+
+
 def test_killed_anywhere_and_resumed(
     undisturbed: tuple[bytes, list[tuple[float, ...]]], tuned: Start, tmp_path: Path
 ) -> None:

@@ -460,6 +460,121 @@ static void a_link_is_not_followed(void **state)
     harness_destroy(&h);
 }
 
+/* What is planted, and what the coordinator says of it when it starts. */
+static const struct planted {
+    const char *name;
+    bool folder; /* it leads to one */
+} planted[] = {{"run.json", false}, {"events.jsonl", false}, {"lock", false},
+               {"workers", false},  {"log", true},           {"handover.jsonl", false}};
+
+static void put(const char *path, const char *text)
+{
+    assert_int_equal(pml_file_write(path, text, strlen(text), 0600, NULL), PML_OK);
+}
+
+static void expect_untouched(const char *folder)
+{
+    char path[PATH_MAX], *text = NULL;
+    size_t size;
+    snprintf(path, sizeof path, "%s/file", folder);
+    assert_int_equal(pml_file_read(path, 100, false, &text, &size, NULL), PML_OK);
+    assert_string_equal(text, "theirs");
+    free(text);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(rmdir(folder), 0); /* nothing else has come */
+}
+
+/* Links in the place of each of a run's own files and of its folder for logs. */
+static void a_link_stands_in_nobodys_place(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof planted / sizeof planted[0]; i++) {
+        const struct planted *p = &planted[i];
+        harness *h = harness_new(1, 5, NULL);
+        char elsewhere[PATH_MAX], file[PATH_MAX], link[PATH_MAX], words[200];
+        snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", h->root);
+        snprintf(file, sizeof file, "%s/elsewhere/file", h->root);
+        snprintf(link, sizeof link, "%s/%s", h->folder, p->name);
+        snprintf(words, sizeof words, "%s is a link", p->name);
+        assert_int_equal(mkdir(elsewhere, 0700), 0);
+        put(file, "theirs");
+        unlink(link);
+        assert_int_equal(symlink(p->folder ? elsewhere : file, link), 0);
+        if (strcmp(p->name, "workers") == 0) { /* looked at when there is one to start */
+            assert_true(harness_start(h, NULL));
+            harness_wait_state(h, "failed");
+            const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "failed", NULL);
+            assert_non_null(strstr(pml_message_string(m, "reason"), words));
+        } else {
+            assert_false(harness_start(h, "--resume", NULL));
+            if (strstr(h->error, words) == NULL)
+                fail_msg("%s: %s", p->name, h->error);
+        }
+        if (p->folder) { /* the harness's own hand, which stands for the launcher's */
+            strcat(elsewhere, "/coordinator.log");
+            unlink(elsewhere);
+            *strrchr(elsewhere, '/') = '\0';
+        }
+        expect_untouched(elsewhere);
+        harness_destroy(&h);
+    }
+}
+
+/* A worker's log that is one costs its words, which is told; the run goes on. */
+static void a_linked_log_is_not_written(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, 5, NULL);
+    char elsewhere[PATH_MAX], file[PATH_MAX], path[PATH_MAX];
+    snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", h->root);
+    snprintf(file, sizeof file, "%s/elsewhere/file", h->root);
+    snprintf(path, sizeof path, "%s/log", h->folder);
+    assert_int_equal(mkdir(elsewhere, 0700), 0);
+    put(file, "theirs");
+    assert_int_equal(mkdir(path, 0700), 0);
+    strcat(path, "/worker-0.log");
+    assert_int_equal(symlink(file, path), 0);
+    assert_true(harness_start(h, NULL));
+    harness_wait_state(h, "finished");
+    const pml_message *m = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
+    assert_non_null(strstr(pml_message_string(m, "message"), "worker-0.log is a link"));
+    expect_untouched(elsewhere);
+    harness_destroy(&h);
+}
+
+/* One in a checkpoint's place is not gone on from, and what is saved under its name takes its
+ * place. */
+static void a_linked_checkpoint_is_not_used(void **state)
+{
+    (void)state;
+    char elsewhere[PATH_MAX], step[PATH_MAX], words[] = "step-000005 is a link";
+    harness *h = harness_new(1, 5, NULL);
+    assert_true(harness_start(h, NULL));
+    harness_wait_state(h, "finished");
+    kill(h->coordinator, SIGTERM);
+    assert_int_equal(harness_wait(h), 0);
+    harness_disconnect(h);
+    snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", h->root);
+    snprintf(step, sizeof step, "%s/checkpoints/step-000005", h->folder);
+    assert_int_equal(rename(step, elsewhere), 0);
+    assert_int_equal(symlink(elsewhere, step), 0);
+    assert_false(harness_start(h, "--resume", "step-000005", NULL));
+    assert_non_null(strstr(h->error, words));
+    assert_true(harness_start(h, "--resume", NULL)); /* from the beginning */
+    harness_wait_state(h, "finished");
+    harness_catch_up(h);
+    const pml_message *m = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
+    assert_non_null(strstr(pml_message_string(m, "message"), words));
+    struct stat info;
+    assert_int_equal(lstat(step, &info), 0);
+    assert_true(S_ISDIR(info.st_mode));
+    assert_int_equal(stat(elsewhere, &info), 0);
+    assert_int_equal(info.st_nlink, 2);
+    strcat(elsewhere, "/MANIFEST");
+    assert_int_equal(access(elsewhere, F_OK), 0);
+    harness_destroy(&h);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -471,6 +586,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_folder_runs_nothing),
         cmocka_unit_test(a_folder_names_nothing_outside),
         cmocka_unit_test(a_link_is_not_followed),
+        cmocka_unit_test(a_link_stands_in_nobodys_place),
+        cmocka_unit_test(a_linked_log_is_not_written),
+        cmocka_unit_test(a_linked_checkpoint_is_not_used),
         cmocka_unit_test(the_connection_file_is_ours_alone),
         cmocka_unit_test(nothing_listens_on_a_network),
         cmocka_unit_test(argv_and_environment_hold_no_secret),

@@ -22,7 +22,7 @@
 #include <sys/types.h>
 
 #include "eventlog.h"
-#include "pml/base/error.h"
+#include "pml/base/hold.h"
 #include "pml/json/messages.h"
 #include "pml/net/hub.h"
 
@@ -128,6 +128,7 @@ typedef struct coordinator {
 
     char runtime[PATH_MAX];
     int lock, signals;
+    pml_hold *hold; /* of the run folder */
     pml_message *run;
     pml_hub *hub;
     eventlog *log;

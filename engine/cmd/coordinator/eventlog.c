@@ -53,8 +53,8 @@ static pml_status add_offset(void *user, int64_t offset, pml_error *err)
 static pml_status recover_file(eventlog *log, recovered *r, size_t *cut, pml_error *err)
 {
     struct stat st;
-    if (fstat(log->fd, &st) != 0 || !S_ISREG(st.st_mode))
-        return PML_FAIL(err, PML_INVALID, "%s is not a file", log->path);
+    if (fstat(log->fd, &st) != 0)
+        return PML_FAIL(err, PML_IO, "cannot look at %s: %s", log->path, strerror(errno));
     size_t size = (size_t)st.st_size, whole = 0;
     if (size == 0)
         return PML_OK;
@@ -79,12 +79,12 @@ static pml_status recover_file(eventlog *log, recovered *r, size_t *cut, pml_err
 
 static pml_status open_file(eventlog *log, const char *folder, pml_error *err)
 {
-    pml_status status = pml_path_join(log->path, sizeof log->path, folder, "events.jsonl", err);
+    static const char name[] = "events.jsonl";
+    pml_status status = pml_path_join(log->path, sizeof log->path, folder, name, err);
+    if (status == PML_OK)
+        status = pml_file_open_regular(folder, name, O_RDWR | O_CREAT, &log->fd, err);
     if (status != PML_OK)
         return status;
-    log->fd = open(log->path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (log->fd < 0)
-        return PML_FAIL(err, PML_IO, "cannot open %s: %s", log->path, strerror(errno));
     log->offsets = calloc(FIRST_LINES, sizeof *log->offsets);
     log->tail = malloc(FIRST_TAIL);
     log->is_durable = calloc(FIRST_LINES, sizeof *log->is_durable);

@@ -4,11 +4,9 @@
  *
  * A step is taken when it is beyond the log's last one, the end of a command when the log has none.
  * Answers to `sample` and `evaluate` are not taken: they may lack their beginning. */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "coordinator.h"
 #include "pml/base/clock.h"
@@ -95,8 +93,8 @@ pml_status handover_take(coordinator *c, pml_error *err)
     if (status == PML_NOT_FOUND)
         return PML_OK;
     status = eventlog_sync(c->log, err); /* before the only other copy goes */
-    if (status == PML_OK && unlink(path) != 0)
-        status = PML_FAIL(err, PML_IO, "cannot remove %s: %s", path, strerror(errno));
+    if (status == PML_OK)
+        status = pml_tree_remove(c->folder, "handover.jsonl", err);
     /* If it came back after a power cut, its checkpoints would be the log's newest once more. */
     return status == PML_OK ? pml_folder_sync(c->folder, err) : status;
 }

@@ -382,6 +382,7 @@ static void tear_down(coordinator *c)
     if (c->signals >= 0)
         close(c->signals);
     pml_runtime_leave(c->runtime, &c->lock);
+    pml_hold_destroy(&c->hold);
 }
 
 int main(int argc, char **argv)

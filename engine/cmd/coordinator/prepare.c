@@ -36,9 +36,8 @@ pml_status prepare_start(coordinator *c, pml_error *err)
     spawn s = {
         .argv = argv, .log_path = log_path, .out = out[1], .fds = {-1}, .dies_with_us = true};
     status = spawn_process(&s, &c->prepare, err);
-    if (s.unlogged != 0)
-        emit_log(c, "warning", -1, "%s cannot be written (%s): what is said there is lost",
-                 s.log_path, strerror(s.unlogged));
+    if (s.unlogged.code != PML_OK)
+        emit_log(c, "warning", -1, "%s: what is said there is lost", s.unlogged.message);
     close(out[1]);
     c->prepare_out = out[0];
     if (status != PML_OK)

@@ -9,6 +9,7 @@
 #include "coordinator.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/base/table.h"
@@ -58,11 +59,10 @@ static pml_status list_checkpoints(const char *parent, candidate **list, int *n,
     char path[PATH_MAX];
     *list = NULL;
     *n = 0;
-    int count = scandir(parent, &found, is_checkpoint, NULL);
-    if (count < 0 && errno == ENOENT)
-        return PML_OK;
-    if (count < 0)
-        return PML_FAIL(err, PML_IO, "cannot read %s: %s", parent, strerror(errno));
+    int count;
+    pml_status status = pml_folder_list(parent, &found, is_checkpoint, NULL, &count, err);
+    if (status != PML_OK)
+        return status == PML_NOT_FOUND ? PML_OK : status;
     *list = calloc((size_t)count + 1, sizeof **list);
     for (int i = 0; i < count; i++) {
         if (*list != NULL &&
@@ -242,13 +242,7 @@ static pml_status choose_named(coordinator *c, pml_error *err)
                         "not \"%s\"",
                         c->wanted);
     snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", c->wanted);
-    pml_status status = pml_path_join(path, sizeof path, c->folder, "checkpoints", err);
-    if (status == PML_OK)
-        status = pml_folder_own(path, err);
-    if (status == PML_OK)
-        status = pml_path_join(path, sizeof path, c->folder, c->checkpoint, err);
-    if (status == PML_OK)
-        status = pml_folder_own(path, err);
+    pml_status status = pml_path_join(path, sizeof path, c->folder, c->checkpoint, err);
     if (status == PML_OK)
         status = verify(c, path, err);
     forget_after(c, step_of(c->wanted));
@@ -301,8 +295,6 @@ pml_status resume_choose_newest(coordinator *c, pml_error *err)
     candidate *list = NULL;
     int n;
     pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
-    if (status == PML_OK)
-        status = pml_folder_own(parent, err);
     if (status == PML_OK)
         status = list_checkpoints(parent, &list, &n, err);
     if (status == PML_OK)

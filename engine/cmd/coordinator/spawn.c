@@ -11,6 +11,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "pml/base/hold.h"
+
 /* Between fork and exec of a process with threads only async-signal-safe functions may be called,
  * so the program's path is looked up before. */
 static pml_status find_program(const char *name, char *path, size_t capacity, pml_error *err)
@@ -70,9 +72,10 @@ pml_status spawn_process(spawn *s, pid_t *pid, pml_error *err)
         return status;
     int tell[2] = {-1, -1};
     int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    int log_fd = open(s->log_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
-    s->unlogged = log_fd < 0 ? errno : 0;
-    if (log_fd < 0)
+    int log_fd;
+    s->unlogged = (pml_error)PML_ERROR_INIT;
+    if (pml_open(s->log_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, &log_fd, &s->unlogged) !=
+        PML_OK)
         log_fd = fcntl(null_fd, F_DUPFD_CLOEXEC, 0);
     if (null_fd < 0 || log_fd < 0 || pipe2(tell, O_CLOEXEC) != 0)
         status = PML_FAIL(err, PML_IO, "cannot start %s: %s", path, strerror(errno));

@@ -15,7 +15,7 @@ typedef struct spawn {
     int out;                 /* stdout; -1: like stderr */
     int fds[SPAWN_FDS];      /* become 3, 4, …; SPAWN_NULL: /dev/null; SPAWN_END ends the list */
     bool dies_with_us;       /* SIGKILL when the coordinator is gone */
-    int unlogged;            /* out: errno of log_path, whose words are lost then; 0: it is open */
+    pml_error unlogged;      /* out: why log_path is not open, whose words are lost then */
 } spawn;
 
 /* A log that cannot be opened (a full disk) does not keep a process from starting. */

@@ -10,6 +10,7 @@
 
 #include "coordinator.h"
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/train/run.h"
@@ -170,13 +171,13 @@ static pml_status take_over_signals(coordinator *c, pml_error *err)
 pml_status set_up(coordinator *c, pml_error *err)
 {
     char log_folder[PATH_MAX];
-    pml_status status = pml_runtime_take(c->folder, c->runtime, sizeof c->runtime, &c->lock, err);
+    pml_status status = pml_hold_new(c->folder, &c->hold, err);
+    if (status == PML_OK)
+        status = pml_runtime_take(c->folder, c->runtime, sizeof c->runtime, &c->lock, err);
     if (status == PML_OK)
         status = read_run(c, err);
     if (status == PML_OK)
         status = pml_path_join(log_folder, sizeof log_folder, c->folder, "log", err);
-    if (status == PML_OK)
-        status = pml_folder_own(log_folder, err);
     if (status == PML_OK)
         status = pml_folder_make(log_folder, err);
     if (status == PML_OK)

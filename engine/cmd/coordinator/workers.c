@@ -145,9 +145,8 @@ static pml_status start_one(coordinator *c, worker *w, const char *program, pml_
                        SPAWN_END}};
     if (status == PML_OK)
         status = spawn_process(&s, &w->pid, err);
-    if (s.unlogged != 0)
-        emit_log(c, "warning", w->rank, "%s cannot be written (%s): what is said there is lost",
-                 s.log_path, strerror(s.unlogged));
+    if (s.unlogged.code != PML_OK)
+        emit_log(c, "warning", w->rank, "%s: what is said there is lost", s.unlogged.message);
     close(pair[1]);
     if (lock >= 0)
         close(lock); /* the worker's copy holds it */

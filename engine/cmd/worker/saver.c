@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 
@@ -128,26 +128,24 @@ static pml_status exchange_in_two(saver *s, const char *folder, const char *besi
         status = pml_tree_remove(s->parent, name, err); /* left by a crash */
     if (status != PML_OK)
         return status;
-    if (rename(folder, old) != 0)
-        return PML_FAIL(err, PML_IO, "cannot put %s aside: %s", folder, strerror(errno));
-    if (rename(beside, folder) == 0)
-        return PML_OK;
-    int reason = errno;
-    if (rename(old, folder) != 0)
-        return PML_FAIL(err, PML_IO, "cannot replace %s (%s), and what was there is %s now", folder,
-                        strerror(reason), old);
-    return PML_FAIL(err, PML_IO, "cannot replace %s: %s", folder, strerror(reason));
+    status = pml_rename(folder, old, 0, err);
+    if (status == PML_OK) {
+        status = pml_rename(beside, folder, 0, err);
+        if (status != PML_OK && pml_rename(old, folder, 0, NULL) != PML_OK)
+            pml_error_prefix(err, "what was %s is %s now", folder, old);
+    }
+    return status;
 }
 
 /* PML_SAVE_EXCHANGE=0 does without, as on a file system that has none. */
-static int exchange_in_one(const char *folder, const char *beside)
+static pml_status exchange_in_one(const char *folder, const char *beside, pml_error *err)
 {
     const char *wish = getenv("PML_SAVE_EXCHANGE");
     if (wish != NULL && strcmp(wish, "0") == 0) {
         errno = ENOSYS;
-        return -1;
+        return PML_FAIL(err, PML_IO, "exchanging is switched off");
     }
-    return renameat2(AT_FDCWD, beside, AT_FDCWD, folder, RENAME_EXCHANGE);
+    return pml_rename(beside, folder, RENAME_EXCHANGE, err);
 }
 
 /* A folder of that name may be there: from before somebody went back, with other settings, or
@@ -157,13 +155,10 @@ static pml_status exchange(saver *s, const char *folder, const char *beside,
                            const char *beside_name, pml_error *err)
 {
     char name[200];
-    pml_status status = PML_OK;
     snprintf(name, sizeof name, "%s", beside_name);
-    if (exchange_in_one(folder, beside) != 0) {
-        if (errno != EINVAL && errno != ENOSYS && errno != ENOTSUP)
-            return PML_FAIL(err, PML_IO, "cannot replace %s: %s", folder, strerror(errno));
+    pml_status status = exchange_in_one(folder, beside, err);
+    if (status == PML_IO && (errno == EINVAL || errno == ENOSYS || errno == ENOTSUP))
         status = exchange_in_two(s, folder, beside, name, sizeof name, err);
-    }
     if (status == PML_OK)
         status = pml_folder_sync(s->parent, err);
     return status == PML_OK ? pml_tree_remove(s->parent, name, err) : status;
@@ -175,14 +170,12 @@ static pml_status write_one(saver *s, size_t *bytes, pml_error *err)
     pml_watch watch = {.moved = moved, .user = s};
     s->told = pml_clock_monotonic();
     snprintf(beside_name, sizeof beside_name, ".new-%s", s->folder);
-    pml_status status = pml_folder_own(s->parent, err);
-    if (status == PML_OK)
-        status = pml_folder_make(s->parent, err);
+    pml_status status = pml_folder_make(s->parent, err);
     if (status == PML_OK)
         status = pml_path_join(folder, sizeof folder, s->parent, s->folder, err);
     if (status == PML_OK)
         status = pml_path_join(beside, sizeof beside, s->parent, beside_name, err);
-    if (status == PML_OK && access(folder, F_OK) != 0)
+    if (status == PML_OK && !pml_is_there(folder))
         return s->kind->write(s->j, s->whole, s->memory, folder, &watch, bytes, err);
     if (status == PML_OK)
         status = pml_tree_remove(s->parent, beside_name, err); /* left by a crash */
@@ -319,7 +312,7 @@ static bool is_whole(const saver *s, const char *folder, char *path, size_t capa
     char manifest[PATH_MAX];
     return pml_path_join(path, capacity, s->parent, folder, NULL) == PML_OK &&
            pml_path_join(manifest, sizeof manifest, path, "MANIFEST", NULL) == PML_OK &&
-           access(manifest, F_OK) == 0;
+           pml_is_there(manifest);
 }
 
 pml_status saver_save(saver *s, const pml_train_state *state, const char *name, int64_t command,

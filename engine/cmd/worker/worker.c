@@ -13,6 +13,7 @@
 
 #include "loop.h"
 #include "pml/base/clock.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/net/connection.h"
@@ -320,6 +321,7 @@ static void leave_behind(worker *w)
 int worker_main(const job_kind *kind)
 {
     static worker w;
+    pml_hold *hold = NULL;
     pml_error err = PML_ERROR_INIT;
     char name[32];
     umask(0077);
@@ -341,6 +343,8 @@ int worker_main(const job_kind *kind)
     snprintf(name, sizeof name, "worker-%d", w.rank);
     pml_log_init(name, PML_LOG_INFO);
     status = link_new(w.start, LEASE_FD, &w.link, &err);
+    if (status == PML_OK)
+        status = pml_hold_new(pml_message_string(w.start, "folder"), &hold, &err);
     if (status == PML_OK)
         status = pml_run_read(pml_message_string(w.start, "folder"), &w.run, &err);
     if (status == PML_OK) {
@@ -364,6 +368,7 @@ int worker_main(const job_kind *kind)
     gpu_watch_destroy(&w.gpu);
     pml_comm_destroy(&w.comm);
     link_destroy(&w.link);
+    pml_hold_destroy(&hold);
     pml_message_destroy(&w.run);
     pml_message_destroy(&w.start);
     return status == PML_OK ? 0 : 1;

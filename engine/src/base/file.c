@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "pml/base/hold.h"
 #include "pml/base/path.h"
 
 static pml_status failed(pml_error *err, const char *what, const char *path)
@@ -23,7 +24,8 @@ static pml_status failed(pml_error *err, const char *what, const char *path)
 /* ---- writing ---- */
 
 struct pml_atomic_file {
-    int fd; /* -1 once closed: then there is no temporary file to remove either */
+    int fd;          /* -1 once closed: then there is no temporary file to remove either */
+    pml_place place; /* of path, from the beginning to the end */
     char path[PATH_MAX];
     char temporary[PATH_MAX];
 };
@@ -44,6 +46,12 @@ pml_status pml_file_write_all(int fd, const void *data, size_t size, const char 
     return PML_OK;
 }
 
+/* What the temporary file is called where `path` is. */
+static const char *temporary_name(const pml_atomic_file *file)
+{
+    return file->temporary + (file->place.name - file->path);
+}
+
 static pml_status open_temporary(pml_atomic_file *file, mode_t mode, pml_error *err)
 {
     /* Distinct among the threads and processes that write here now; a leftover of a crashed process
@@ -54,8 +62,8 @@ static pml_status open_temporary(pml_atomic_file *file, mode_t mode, pml_error *
                          (long)getpid(), atomic_fetch_add(&serial, 1));
         if (n < 0 || (size_t)n >= sizeof file->temporary)
             return PML_FAIL(err, PML_INVALID, "the path %s is too long", file->path);
-        file->fd =
-            open(file->temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        file->fd = openat(file->place.folder, temporary_name(file),
+                          O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         if (file->fd >= 0)
             break;
         if (errno != EEXIST)
@@ -75,10 +83,15 @@ pml_status pml_atomic_file_new(const char *path, mode_t mode, pml_atomic_file **
     if (f == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to write %s", path);
     f->fd = -1;
+    f->place = (pml_place){.folder = AT_FDCWD, .name = f->path};
     int n = snprintf(f->path, sizeof f->path, "%s", path);
     pml_status status = n < 0 || (size_t)n >= sizeof f->path
                             ? PML_FAIL(err, PML_INVALID, "the path %s is too long", path)
-                            : open_temporary(f, mode, err);
+                            : pml_place_find(f->path, &f->place, err);
+    if (status == PML_NOT_FOUND) /* nothing was asked for that could be missing */
+        status = PML_FAIL(err, PML_IO, "cannot create %s: %s", path, strerror(ENOENT));
+    if (status == PML_OK)
+        status = open_temporary(f, mode, err);
     if (status != PML_OK) {
         pml_atomic_file_destroy(&f);
         return status;
@@ -111,13 +124,14 @@ pml_status pml_atomic_file_commit(pml_atomic_file *file, pml_error *err)
     file->fd = -1;
     if (close(fd) != 0) {
         status = failed(err, "close", file->temporary);
-        unlink(file->temporary);
+        unlinkat(file->place.folder, temporary_name(file), 0);
         return status;
     }
-    if (rename(file->temporary, file->path) != 0) {
+    if (renameat(file->place.folder, temporary_name(file), file->place.folder, file->place.name) !=
+        0) {
         status = PML_FAIL(err, PML_IO, "cannot rename %s to %s: %s", file->temporary, file->path,
                           strerror(errno));
-        unlink(file->temporary);
+        unlinkat(file->place.folder, temporary_name(file), 0);
         return status;
     }
     return pml_folder_sync(folder, err);
@@ -130,8 +144,9 @@ void pml_atomic_file_destroy(pml_atomic_file **file)
         return;
     if (f->fd >= 0) {
         close(f->fd);
-        unlink(f->temporary);
+        unlinkat(f->place.folder, temporary_name(f), 0);
     }
+    pml_place_leave(&f->place);
     free(f);
     *file = NULL;
 }
@@ -198,38 +213,24 @@ pml_status pml_file_open_regular(const char *folder, const char *name, int flags
     pml_status status = pml_path_join(path, sizeof path, folder, name, err);
     if (status != PML_OK)
         return status;
-    /* Without O_NONBLOCK a pipe in the file's place would keep us here for ever. */
-    *fd = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
-    if (*fd >= 0 && fstat(*fd, &st) == 0 && S_ISREG(st.st_mode))
-        return PML_OK;
-    int reason = errno;
-    if (*fd >= 0) {
-        close(*fd);
-        *fd = -1;
-        return PML_FAIL(err, PML_DENIED, "%s is not a regular file; remove it", path);
-    }
-    if (reason == ELOOP)
-        return PML_FAIL(err, PML_DENIED, "%s is a link; remove it", path);
-    return PML_FAIL(err, reason == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", path,
-                    strerror(reason));
+    status = pml_open(path, flags | O_NOFOLLOW, fd, err);
+    if (status != PML_OK || (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)))
+        return status;
+    close(*fd);
+    *fd = -1;
+    return PML_FAIL(err, PML_DENIED, "%s is not a regular file; remove it", path);
 }
 
 pml_status pml_file_read(const char *path, size_t limit, bool follow, char **data, size_t *size,
                          pml_error *err)
 {
     struct stat info;
-    pml_status status;
+    int fd;
     if (limit > SIZE_MAX / 4)
         limit = SIZE_MAX / 4;
-    /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
-    int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | (follow ? 0 : O_NOFOLLOW);
-    int fd = open(path, flags);
-    if (fd < 0) {
-        if (errno == ELOOP && !follow)
-            return PML_FAIL(err, PML_INVALID, "%s is a symbolic link, which is not followed here",
-                            path);
-        return failed(err, "open", path);
-    }
+    pml_status status = pml_open(path, O_RDONLY | (follow ? 0 : O_NOFOLLOW), &fd, err);
+    if (status != PML_OK)
+        return status;
     if (fstat(fd, &info) != 0)
         status = failed(err, "look at", path);
     else if (!S_ISREG(info.st_mode))

@@ -8,17 +8,17 @@
 #include <unistd.h>
 
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/path.h"
 
 enum { TREE_DEPTH_MAX = 64, FOLDER_FLAGS = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC };
 
 pml_status pml_folder_sync(const char *path, pml_error *err)
 {
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "cannot open %s: %s", path,
-                        strerror(errno));
-    pml_status status = PML_OK;
+    int fd;
+    pml_status status = pml_open(path, O_RDONLY | O_DIRECTORY, &fd, err);
+    if (status != PML_OK)
+        return status;
     /* EINVAL: a file system (some FUSE mounts) that has no fsync of folders; nothing better exists
      * there, and failing would make such a place unusable. */
     if (fsync(fd) != 0 && errno != EINVAL)
@@ -31,19 +31,27 @@ pml_status pml_folder_sync(const char *path, pml_error *err)
 static pml_status make_one(const char *path, pml_error *err)
 {
     struct stat info;
-    if (mkdir(path, 0700) == 0) {
+    pml_place place;
+    pml_status status = pml_place_find(path, &place, err);
+    if (status != PML_OK)
+        return status;
+    int code = mkdirat(place.folder, place.name, 0700) == 0 ? 0 : errno;
+    /* Read-only mounts say EROFS and searched-only parents EACCES even where the folder exists. */
+    bool there = code != 0 && fstatat(place.folder, place.name, &info,
+                                      place.held ? AT_SYMLINK_NOFOLLOW : 0) == 0;
+    pml_place_leave(&place);
+    if (code == 0) {
         char parent[PATH_MAX];
-        pml_status status = pml_path_folder(parent, sizeof parent, path, err);
+        status = pml_path_folder(parent, sizeof parent, path, err);
         return status == PML_OK ? pml_folder_sync(parent, err) : status;
     }
-    int code = errno;
-    /* Read-only mounts say EROFS and searched-only parents EACCES even where the folder exists. */
-    if (stat(path, &info) == 0) {
-        if (S_ISDIR(info.st_mode))
-            return PML_OK;
+    if (!there)
+        return PML_FAIL(err, PML_IO, "cannot make the folder %s: %s", path, strerror(code));
+    if (S_ISLNK(info.st_mode))
+        return PML_FAIL(err, PML_DENIED, "%s is a link: put the folder itself in its place", path);
+    if (!S_ISDIR(info.st_mode))
         return PML_FAIL(err, PML_INVALID, "%s exists and is not a folder", path);
-    }
-    return PML_FAIL(err, PML_IO, "cannot make the folder %s: %s", path, strerror(code));
+    return PML_OK;
 }
 
 pml_status pml_folder_make(const char *path, pml_error *err)
@@ -63,14 +71,6 @@ pml_status pml_folder_make(const char *path, pml_error *err)
         part[i] = '/';
     }
     return make_one(part, err);
-}
-
-pml_status pml_folder_own(const char *path, pml_error *err)
-{
-    struct stat info;
-    if (lstat(path, &info) == 0 && S_ISLNK(info.st_mode))
-        return PML_FAIL(err, PML_DENIED, "%s is a link: put the folder itself in its place", path);
-    return PML_OK;
 }
 
 static pml_status remove_at(int parent, const char *name, const char *shown, int depth,
@@ -130,11 +130,10 @@ pml_status pml_tree_remove(const char *root, const char *name, pml_error *err)
 {
     if (!pml_path_is_below(name))
         return PML_FAIL(err, PML_INVALID, "\"%s\" is not a name below %s", name, root);
-    int fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "cannot open %s: %s", root,
-                        strerror(errno));
-    pml_status status = PML_OK;
+    int fd;
+    pml_status status = pml_open(root, O_RDONLY | O_DIRECTORY, &fd, err);
+    if (status != PML_OK)
+        return status;
     char part[NAME_MAX + 1];
     const char *rest = name;
     for (size_t n = strcspn(rest, "/"); rest[n] != '\0'; n = strcspn(rest, "/")) {
@@ -163,8 +162,12 @@ pml_status pml_tree_remove(const char *root, const char *name, pml_error *err)
 size_t pml_folder_bytes(const char *path)
 {
     size_t total = 0;
-    DIR *folder = opendir(path);
+    int fd;
+    pml_open(path, O_RDONLY | O_DIRECTORY, &fd, NULL);
+    DIR *folder = fd < 0 ? NULL : fdopendir(fd);
     struct stat info;
+    if (folder == NULL && fd >= 0)
+        close(fd);
     for (struct dirent *e = folder == NULL ? NULL : readdir(folder); e != NULL; e = readdir(folder))
         if (fstatat(dirfd(folder), e->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 &&
             S_ISREG(info.st_mode))

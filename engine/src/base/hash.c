@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "pml/base/hold.h"
+
 struct pml_hasher {
     crypto_generichash_state state; /* wants 64-byte alignment */
 };
@@ -65,16 +67,10 @@ pml_status pml_hash_file_watched(const char *path, bool follow, void (*moved)(vo
 {
     pml_hasher *hasher = NULL;
     struct stat info;
-    pml_status status;
-    /* O_NONBLOCK: opening a FIFO must not wait for its other end. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (follow ? 0 : O_NOFOLLOW));
-    if (fd < 0) {
-        if (errno == ELOOP && !follow)
-            return PML_FAIL(err, PML_INVALID, "%s is a symbolic link, which is not followed here",
-                            path);
-        pml_status code = errno == ENOENT ? PML_NOT_FOUND : PML_IO;
-        return PML_FAIL(err, code, "cannot open %s: %s", path, strerror(errno));
-    }
+    int fd;
+    pml_status status = pml_open(path, O_RDONLY | (follow ? 0 : O_NOFOLLOW), &fd, err);
+    if (status != PML_OK)
+        return status;
     if (fstat(fd, &info) != 0) {
         status = PML_FAIL(err, PML_IO, "cannot look at %s: %s", path, strerror(errno));
         goto done;

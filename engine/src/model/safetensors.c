@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "pml/base/table.h"
 #include "pml/json/json.h"
@@ -184,14 +185,14 @@ static pml_status check_metadata(const opened *file, const pml_json *metadata, p
 static pml_status open_file(const char *path, opened *file, pml_error *err)
 {
     struct stat info;
-    pml_status status = PML_OK;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    const int why = errno;
-    if (fd < 0)
-        return PML_FAIL(err, why == ENOENT ? PML_NOT_FOUND : PML_IO, "cannot open %s: %s%s", path,
-                        strerror(why),
-                        why == EMFILE ? "; a folder's shards are open together: raise ulimit -n"
-                                      : "");
+    int fd;
+    pml_status status = pml_open(path, O_RDONLY, &fd, err);
+    if (status != PML_OK)
+        return errno != EMFILE ? status
+                               : PML_FAIL(err, status,
+                                          "cannot open %s: %s; a folder's shards are open "
+                                          "together: raise ulimit -n",
+                                          path, strerror(EMFILE));
     if (fstat(fd, &info) != 0) {
         status = PML_FAIL(err, PML_IO, "cannot look at %s: %s", path, strerror(errno));
     } else if (!S_ISREG(info.st_mode)) {

@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #include "pml/base/clock.h"
+#include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "pml/net/connection.h"
 
@@ -173,10 +175,11 @@ static pml_status read_line(int fd, double seconds, char *line, size_t capacity,
 static void last_line(const char *path, char *line, size_t capacity)
 {
     line[0] = '\0';
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd;
     char tail[512];
     struct stat st;
-    if (fd >= 0 && fstat(fd, &st) == 0) {
+    pml_open(path, O_RDONLY | O_NOFOLLOW, &fd, NULL);
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
         off_t from = st.st_size > (off_t)sizeof tail - 1 ? st.st_size - (off_t)sizeof tail + 1 : 0;
         ssize_t n = pread(fd, tail, sizeof tail - 1, from);
         while (n > 0 && tail[n - 1] == '\n')
@@ -210,11 +213,14 @@ static pml_status attempt(const pml_launch *launch, const char *folder, const ch
     if (status != PML_OK)
         return status;
     int pipe_fds[2] = {-1, -1};
-    job j = {.null_fd = open("/dev/null", O_RDWR | O_CLOEXEC),
-             .log_fd =
-                 open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600)};
-    if (j.null_fd < 0 || j.log_fd < 0)
-        status = PML_FAIL(err, PML_IO, "cannot write %s: %s", log_path, strerror(errno));
+    job j = {.null_fd = -1};
+    status = pml_file_open_regular(folder, "log/coordinator.log", O_WRONLY | O_CREAT | O_APPEND,
+                                   &j.log_fd, err);
+    if (status != PML_OK)
+        return status;
+    j.null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (j.null_fd < 0)
+        status = PML_FAIL(err, PML_IO, "cannot open /dev/null: %s", strerror(errno));
     else if (pipe2(pipe_fds, O_CLOEXEC) != 0)
         status = PML_FAIL(err, PML_IO, "cannot make a pipe: %s", strerror(errno));
     if (status == PML_OK) {
@@ -253,9 +259,7 @@ static pml_status check_folder(const char *folder, pml_error *err)
         status = PML_FAIL(err, PML_NOT_FOUND, "%s: %s", path, strerror(errno));
     if (status == PML_OK)
         status = pml_path_join(path, sizeof path, folder, "log", err);
-    if (status == PML_OK && mkdir(path, 0700) != 0 && errno != EEXIST)
-        status = PML_FAIL(err, PML_IO, "cannot make %s: %s", path, strerror(errno));
-    return status;
+    return status == PML_OK ? pml_folder_make(path, err) : status;
 }
 
 /* Whether there is a coordinator, within a second, that we have not heard from. */
@@ -282,7 +286,10 @@ pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_fil
     if (folder == NULL)
         return PML_FAIL(err, PML_NOT_FOUND, "run folder %s: %s", launch->run_folder,
                         strerror(errno));
-    pml_status status = check_folder(folder, err);
+    pml_hold *hold;
+    pml_status status = pml_hold_new(folder, &hold, err);
+    if (status == PML_OK)
+        status = check_folder(folder, err);
     if (status == PML_OK && access(launch->program, X_OK) != 0)
         status = PML_FAIL(err, PML_NOT_FOUND, "%s: %s", launch->program, strerror(errno));
     if (status == PML_OK) {
@@ -298,6 +305,7 @@ pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_fil
         status = pml_connection_find(folder, connection_file, capacity, err);
     else if (status == PML_BUSY)
         appears(folder, connection_file, capacity);
+    pml_hold_destroy(&hold);
     free(folder);
     return status;
 }

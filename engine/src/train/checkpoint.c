@@ -12,6 +12,7 @@
 
 #include "pml/base/file.h"
 #include "pml/base/hash.h"
+#include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "pml/model/safetensors.h"
 #include "snapshot.h"
@@ -67,30 +68,28 @@ static pml_status write_optimizer(const pml_snapshot *s, const char *folder, pml
 }
 
 /* One line of MANIFEST for every file in the folder, in order of name. */
-static pml_status write_manifest(const char *folder, size_t *bytes, pml_error *err)
+static pml_status write_manifest(const char *folder, pml_error *err)
 {
     struct dirent **files = NULL;
     char path[PML_PATH_MAX], hex[PML_HASH_HEX];
     uint8_t hash[PML_HASH_BYTES];
     char *text = NULL;
     size_t size = 0;
-    pml_status status = PML_OK;
-    int n = scandir(folder, &files, NULL, alphasort);
+    int n;
+    pml_status status = pml_folder_list(folder, &files, NULL, alphasort, &n, err);
+    if (status != PML_OK)
+        return status;
     FILE *out = open_memstream(&text, &size);
-    if (n < 0 || out == NULL)
-        status = PML_FAIL(err, PML_IO, "%s: %s", folder, strerror(errno));
+    if (out == NULL)
+        status = PML_FAIL(err, PML_NO_MEMORY, "no host memory for MANIFEST");
     for (int i = 0; i < n; i++) {
-        struct stat info;
         if (status == PML_OK && files[i]->d_name[0] != '.') {
             status = pml_path_join(path, sizeof path, folder, files[i]->d_name, err);
             if (status == PML_OK)
                 status = pml_hash_file(path, false, hash, err);
-            if (status == PML_OK && stat(path, &info) != 0)
-                status = PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
             if (status == PML_OK) {
                 pml_hash_hex(hash, sizeof hash, hex);
                 fprintf(out, "%s  %s\n", hex, files[i]->d_name);
-                *bytes += (size_t)info.st_size;
             }
         }
         free(files[i]);
@@ -103,12 +102,11 @@ static pml_status write_manifest(const char *folder, size_t *bytes, pml_error *e
     if (status == PML_OK)
         status = pml_file_write(path, text, size, 0600, err);
     free(text);
-    *bytes += size;
     return status;
 }
 
 static pml_status write_contents(const pml_snapshot *s, const char *folder, bool checkpoint,
-                                 size_t *bytes, pml_error *err)
+                                 pml_error *err)
 {
     char path[PML_PATH_MAX];
     pml_status status = pmli_write_tensors(s, folder, err);
@@ -120,7 +118,19 @@ static pml_status write_contents(const pml_snapshot *s, const char *folder, bool
     if (status == PML_OK)
         status = pmli_state_write(path, &s->state, err);
     if (status == PML_OK)
-        status = write_manifest(folder, bytes, err);
+        status = write_manifest(folder, err);
+    return status;
+}
+
+static pml_status make_folder(const char *path, pml_error *err)
+{
+    pml_place place;
+    pml_status status = pml_place_find(path, &place, err);
+    if (status != PML_OK)
+        return status;
+    if (mkdirat(place.folder, place.name, 0700) != 0)
+        status = PML_FAIL(err, PML_IO, "cannot make the folder %s: %s", path, strerror(errno));
+    pml_place_leave(&place);
     return status;
 }
 
@@ -129,7 +139,6 @@ static pml_status write_folder(const pml_snapshot *s, const char *folder, bool c
                                size_t *bytes, pml_error *err)
 {
     char parent[PML_PATH_MAX], name[256], temporary[PML_PATH_MAX];
-    size_t counted = 0;
     pml_status status = pml_path_folder(parent, sizeof parent, folder, err);
     int length = snprintf(name, sizeof name, ".%s.tmp-%ld", pml_path_name(folder), (long)getpid());
     if (status == PML_OK && (size_t)length >= sizeof name)
@@ -138,22 +147,24 @@ static pml_status write_folder(const pml_snapshot *s, const char *folder, bool c
         status = pml_path_join(temporary, sizeof temporary, parent, name, err);
     if (status == PML_OK)
         status = pml_tree_remove(parent, name, err); /* of an earlier attempt of this process */
-    if (status == PML_OK && mkdir(temporary, 0700) != 0)
-        status = PML_FAIL(err, PML_IO, "%s: %s", temporary, strerror(errno));
+    if (status == PML_OK)
+        status = make_folder(temporary, err);
     if (status != PML_OK)
         return status;
-    status = write_contents(s, temporary, checkpoint, &counted, err);
+    status = write_contents(s, temporary, checkpoint, err);
     if (status == PML_OK)
         status = pml_folder_sync(temporary, err);
-    if (status == PML_OK && renameat2(AT_FDCWD, temporary, AT_FDCWD, folder, RENAME_NOREPLACE) != 0)
-        status =
-            PML_FAIL(err, errno == EEXIST ? PML_BUSY : PML_IO, "%s: %s", folder, strerror(errno));
+    if (status == PML_OK) {
+        status = pml_rename(temporary, folder, RENAME_NOREPLACE, err);
+        if (status == PML_IO && errno == EEXIST)
+            status = PML_FAIL(err, PML_BUSY, "%s is there already", folder);
+    }
     if (status == PML_OK)
         status = pml_folder_sync(parent, err);
     else
         pml_tree_remove(parent, name, NULL); /* the first failure is what is told */
     if (bytes != NULL)
-        *bytes = counted;
+        *bytes = pml_folder_bytes(folder);
     return status;
 }
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "snapshot.h"
 
@@ -64,11 +65,10 @@ static pml_status list_steps(const char *parent, step_folder **list, int *n, pml
     char path[PML_PATH_MAX];
     *list = NULL;
     *n = 0;
-    int count = scandir(parent, &found, is_step, NULL);
-    if (count < 0)
-        return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "%s: %s", parent,
-                        strerror(errno));
-    pml_status status = PML_OK;
+    int count;
+    pml_status status = pml_folder_list(parent, &found, is_step, NULL, &count, err);
+    if (status != PML_OK)
+        return status;
     step_folder *steps = calloc((size_t)count + 1, sizeof *steps);
     if (steps == NULL)
         status = PML_FAIL(err, PML_NO_MEMORY, "no memory to list %s", parent);
@@ -136,10 +136,8 @@ static int is_leftover(const struct dirent *entry)
 static pml_status remove_leftovers(const char *parent, pml_error *err)
 {
     struct dirent **list = NULL;
-    pml_status status = PML_OK;
-    int n = scandir(parent, &list, is_leftover, alphasort);
-    if (n < 0)
-        return PML_FAIL(err, PML_IO, "%s: %s", parent, strerror(errno));
+    int n;
+    pml_status status = pml_folder_list(parent, &list, is_leftover, alphasort, &n, err);
     for (int i = 0; status == PML_OK && i < n; i++)
         status = pml_tree_remove(parent, list[i]->d_name, err);
     for (int i = 0; i < n; i++)

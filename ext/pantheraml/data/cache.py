@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from pantheraml import folders
@@ -113,7 +114,9 @@ class Entry:
             for name in shards:
                 path = self._folder / f"{name}.safetensors"
                 wanted = described["files"][name]
-                if path.stat().st_size != wanted["bytes"] or hash_file(path) != wanted["blake2b"]:
+                seen = path.lstat()  # a link is nothing that was kept here
+                size = seen.st_size if S_ISREG(seen.st_mode) else -1
+                if size != wanted["bytes"] or hash_file(path) != wanted["blake2b"]:
                     raise ValueError(f"{path.name} does not have the hash it had")
             said = [(str(level), str(words)) for level, words in described["said"]]
             for name, shard in shards.items():

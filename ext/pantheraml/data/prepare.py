@@ -14,7 +14,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from pantheraml.data.readers import read, text_pieces
 from pantheraml.data.rows import Kind, Row, Source, kind_of, same_kind
 from pantheraml.data.shard import IGNORE, Ids, ShardWriter
 from pantheraml.errors import BY_CODE, Error, InvalidError
-from pantheraml.folders import read_config
+from pantheraml.folders import entered, read_config
 
 _ROWS = 1024  # tokenised at once,
 _BYTES = 1 << 20  # or fewer, where they have so many
@@ -349,7 +349,13 @@ def choose(n: int, k: int, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def prepare(folder: Path) -> None:
-    """Write the shards of the run in `folder`; those that are there already are kept."""
+    """Write the shards of the run in `folder`; those that are there already are kept.
+
+    Raises
+    ------
+    InvalidError
+        What is to be made is not for one folder, or the data is not as it has to be.
+    """
     config = read_config(folder)
     options = Options.of(config)
     model: tokenise.ModelFolder | None = None
@@ -365,7 +371,11 @@ def prepare(folder: Path) -> None:
         source = Source(folder / described["path"], described["format"], name)
         divided = what == "train" and options.eval_split is not None
         task = Preparation(source, model, options, what)
-        task.run(folder / relative, folder / config["eval_data"] if divided else None)
+        held_out = PurePosixPath(config["eval_data"])
+        if divided and held_out.parent != PurePosixPath(relative).parent:
+            raise InvalidError("run.json: train_data and eval_data are not in one folder")
+        with entered(folder, relative) as shard:
+            task.run(shard, Path(held_out.name) if divided else None)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -380,7 +390,8 @@ def main(arguments: list[str] | None = None) -> int:
         say("error", code=code, message=str(error))
         return 1
     except OSError as error:
-        say("error", code="io", message=f"{error.filename or folder}: {error.strerror or error}")
+        where = Path(folder) / (error.filename or "")  # a name alone is one in the run's folder
+        say("error", code="io", message=f"{where}: {error.strerror or error}")
         return 1
     except MemoryError:
         say("error", code="no memory", message="there is not enough memory to tokenise the data")

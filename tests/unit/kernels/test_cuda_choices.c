@@ -1,6 +1,7 @@
 /* Timed choices on disk: what is kept is found by the next process, and what is damaged is not. */
 #include "scratch.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cuda/choices.c"
@@ -131,6 +132,30 @@ static void torn_and_foreign_files(void **state)
     pmli_choices_destroy(&choices);
 }
 
+/* What a link leads to is neither read nor written; a pipe is not waited for. */
+static void a_link_or_a_pipe_is_no_file_of_ours(void **state)
+{
+    (void)state;
+    pmli_choices *choices = opened("linked", "GPU");
+    keep(choices, 1);
+    char path[PATH_MAX], moved[PATH_MAX + 8];
+    snprintf(path, sizeof path, "%s", choices->path);
+    snprintf(moved, sizeof moved, "%s.moved", path);
+    pmli_choices_destroy(&choices);
+    assert_int_equal(rename(path, moved), 0);
+    for (int pipe = 0; pipe < 2; pipe++) {
+        assert_int_equal(pipe ? mkfifo(path, 0600) : symlink(moved, path), 0);
+        choices = opened("linked", "GPU");
+        assert_int_equal(choices->count, 0);
+        keep(choices, 2); /* said in the log */
+        pmli_choices_destroy(&choices);
+        assert_int_equal(unlink(path), 0);
+    }
+    struct stat info;
+    assert_int_equal(stat(moved, &info), 0);
+    assert_int_equal(info.st_size, LINE);
+}
+
 static void no_folder_is_no_failure(void **state)
 {
     (void)state;
@@ -148,9 +173,12 @@ static void no_folder_is_no_failure(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(found_by_the_next_process), cmocka_unit_test(the_last_word_counts),
-        cmocka_unit_test(damage_is_left_out),        cmocka_unit_test(torn_and_foreign_files),
+        cmocka_unit_test(found_by_the_next_process),
+        cmocka_unit_test(the_last_word_counts),
+        cmocka_unit_test(damage_is_left_out),
+        cmocka_unit_test(torn_and_foreign_files),
         cmocka_unit_test(no_folder_is_no_failure),
+        cmocka_unit_test(a_link_or_a_pipe_is_no_file_of_ours),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

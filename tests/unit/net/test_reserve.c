@@ -284,7 +284,8 @@ static void a_strangers_file_is_not_used(void **state)
     snprintf(target, sizeof target, "%s", scratch("target"));
     put_text(target, "kept");
     assert_int_equal(symlink(target, path), 0);
-    EXPECT_FAIL(PML_DENIED, "is a link; remove it", try(scratch_root, uuid, e));
+    EXPECT_FAIL(PML_DENIED, "is a link, which is not followed here: remove it",
+                try(scratch_root, uuid, e));
     assert_int_equal(unlink(path), 0);
     assert_int_equal(mkfifo(path, 0600), 0);
     EXPECT_FAIL(PML_DENIED, "is not a regular file", try(scratch_root, uuid, e));

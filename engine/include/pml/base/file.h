@@ -7,7 +7,8 @@
  *
  * and a reader sees the old content or the new, never a part. Messages of PML_IO name the path and
  * the system's reason. No function here follows a symbolic link in the last component of a path,
- * unless it says so. All descriptors are close-on-exec. */
+ * unless it says so, nor in any other below a folder that is held (hold.h): PML_DENIED names it.
+ * All descriptors are close-on-exec. */
 #ifndef PML_BASE_FILE_H
 #define PML_BASE_FILE_H
 
@@ -45,7 +46,7 @@ pml_status pml_file_write_all(int fd, const void *data, size_t size, const char 
 /* Read a whole regular file of at most `limit` bytes; *data is malloc'ed, has a NUL after the last
  * byte (not counted in *size), and is the caller's to free. PML_NOT_FOUND when there is none,
  * PML_INVALID when it is larger or not a regular file. follow: symbolic links too (a model folder
- * of the hub's cache consists of them; a run folder must not). */
+ * of the hub's cache consists of them), except below a folder that is held. */
 pml_status pml_file_read(const char *path, size_t limit, bool follow, char **data, size_t *size,
                          pml_error *err);
 
@@ -61,9 +62,6 @@ pml_status pml_folder_sync(const char *path, pml_error *err);
  * are left as they are.
  * PML_INVALID when something on the way is not a folder. */
 pml_status pml_folder_make(const char *path, pml_error *err);
-/* PML_DENIED: path is a link. For folders below one that somebody else may have made: what is
- * written or removed there must not be elsewhere. PML_OK also where there is nothing yet. */
-pml_status pml_folder_own(const char *path, pml_error *err);
 /* Bytes of the files in a folder, without those in folders below it; 0 where it cannot be read. */
 size_t pml_folder_bytes(const char *path);
 

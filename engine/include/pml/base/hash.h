@@ -16,7 +16,7 @@ pml_status pml_hash_memory(const void *data, size_t size, uint8_t hash[PML_HASH_
                            pml_error *err);
 
 /* BLAKE2b-256 of a regular file's content. A symbolic link in its place is followed where `follow`
- * says so, else refused (PML_INVALID): a run's folder has none of its own. */
+ * says so, except below a folder that is held (hold.h), else refused (PML_DENIED). */
 pml_status pml_hash_file(const char *path, bool follow, uint8_t hash[PML_HASH_BYTES],
                          pml_error *err);
 

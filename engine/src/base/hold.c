@@ -1,0 +1,237 @@
+#include "pml/base/hold.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "pml/base/path.h"
+
+enum { FOLDER = O_RDONLY | O_DIRECTORY | O_CLOEXEC };
+
+struct pml_hold {
+    pml_hold *next;
+    int fd;
+    size_t length;
+    char path[];
+};
+
+/* Few: a run's process has one, a client one for each that it starts or exports just then. */
+static pml_hold *holds;
+static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
+
+pml_status pml_hold_new(const char *folder, pml_hold **hold, pml_error *err)
+{
+    size_t length = strlen(folder);
+    *hold = NULL;
+    pml_hold *h = malloc(sizeof *h + length + 1);
+    if (h == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to hold %s", folder);
+    memcpy(h->path, folder, length + 1);
+    h->length = length;
+    h->fd = open(folder, FOLDER);
+    if (h->fd < 0) {
+        int code = errno;
+        free(h);
+        return PML_FAIL(err, code == ENOENT ? PML_NOT_FOUND : PML_IO, "cannot open %s: %s", folder,
+                        strerror(code));
+    }
+    pthread_mutex_lock(&guard);
+    h->next = holds;
+    holds = h;
+    pthread_mutex_unlock(&guard);
+    *hold = h;
+    return PML_OK;
+}
+
+void pml_hold_destroy(pml_hold **hold)
+{
+    pml_hold *h = *hold;
+    if (h == NULL)
+        return;
+    pthread_mutex_lock(&guard);
+    pml_hold **at = &holds;
+    while (*at != h)
+        at = &(*at)->next;
+    *at = h->next;
+    pthread_mutex_unlock(&guard);
+    close(h->fd);
+    free(h);
+    *hold = NULL;
+}
+
+/* ---- the way ---- */
+
+static pml_status refused(pml_error *err, int code, const char *path, int length)
+{
+    errno = code;
+    if (code == ELOOP)
+        return PML_FAIL(err, PML_DENIED,
+                        "%.*s is a link, which is not followed here: remove it, or put what it "
+                        "leads to in its place",
+                        length, path);
+    return PML_FAIL(err, code == ENOENT ? PML_NOT_FOUND : PML_IO, "cannot open %.*s: %s", length,
+                    path, strerror(code));
+}
+
+/* ELOOP for a link: of one that should be a folder the system says only that it is none. */
+static int reason(int folder, const char *name, int code)
+{
+    struct stat info;
+    bool link = code == ENOTDIR && fstatat(folder, name, &info, AT_SYMLINK_NOFOLLOW) == 0 &&
+                S_ISLNK(info.st_mode);
+    return link ? ELOOP : code;
+}
+
+/* A descriptor of the folder for the caller, or -errno. One that was removed under a run may have
+ * been made anew: that is it from then on. */
+static int folder_of(const pml_hold *h)
+{
+    struct stat info;
+    if (fstat(h->fd, &info) != 0 || info.st_nlink == 0) {
+        int again = open(h->path, FOLDER | O_NOFOLLOW);
+        if (again < 0)
+            return -reason(AT_FDCWD, h->path, errno);
+        dup3(again, h->fd, O_CLOEXEC);
+        close(again);
+    }
+    int fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
+    return fd < 0 ? -errno : fd;
+}
+
+/* Whether a path is below a folder that is held: that one's descriptor, and where the path's first
+ * part below it begins. */
+static bool find_hold(const char *path, const char **rest, int *fd)
+{
+    bool found = false;
+    pthread_mutex_lock(&guard);
+    for (const pml_hold *h = holds; h != NULL && !found; h = h->next) {
+        found = strncmp(path, h->path, h->length) == 0 && path[h->length] == '/';
+        if (found) {
+            *rest = path + h->length + 1;
+            *fd = folder_of(h);
+        }
+    }
+    pthread_mutex_unlock(&guard);
+    return found;
+}
+
+pml_status pml_place_find(const char *path, pml_place *place, pml_error *err)
+{
+    const char *rest;
+    int fd;
+    *place = (pml_place){.folder = AT_FDCWD, .name = path};
+    if (!find_hold(path, &rest, &fd))
+        return PML_OK;
+    if (fd < 0)
+        return refused(err, -fd, path, (int)(rest - path) - 1);
+    pml_status status = PML_OK;
+    if (!pml_path_is_below(rest))
+        status = PML_FAIL(err, PML_INVALID, "%s does not name something in its folder", path);
+    for (size_t n = strcspn(rest, "/"); status == PML_OK && rest[n] != '\0';
+         n = strcspn(rest, "/")) {
+        char part[NAME_MAX + 1];
+        int next = -1, code = ENAMETOOLONG;
+        if (n < sizeof part) {
+            memcpy(part, rest, n);
+            part[n] = '\0';
+            next = openat(fd, part, FOLDER | O_NOFOLLOW);
+            code = next < 0 ? reason(fd, part, errno) : 0;
+        }
+        rest += n;
+        if (next < 0) {
+            status = refused(err, code, path, (int)(rest - path));
+            break;
+        }
+        close(fd);
+        fd = next;
+        rest++;
+    }
+    if (status != PML_OK) {
+        int code = errno;
+        close(fd);
+        errno = code;
+        return status;
+    }
+    *place = (pml_place){.folder = fd, .name = rest, .held = true};
+    return PML_OK;
+}
+
+void pml_place_leave(pml_place *place)
+{
+    int code = errno;
+    if (place->folder >= 0)
+        close(place->folder);
+    *place = (pml_place){.folder = AT_FDCWD, .name = ""};
+    errno = code;
+}
+
+/* ---- what is done there ---- */
+
+pml_status pml_open(const char *path, int flags, int *fd, pml_error *err)
+{
+    pml_place place;
+    *fd = -1;
+    pml_status status = pml_place_find(path, &place, err);
+    if (status != PML_OK)
+        return status;
+    flags |= O_CLOEXEC | O_NONBLOCK | (place.held ? O_NOFOLLOW : 0);
+    *fd = openat(place.folder, place.name, flags, 0600);
+    if (*fd < 0) {
+        int code = (flags & O_NOFOLLOW) != 0 ? reason(place.folder, place.name, errno) : errno;
+        status = refused(err, code, path, (int)strlen(path));
+    }
+    pml_place_leave(&place);
+    return status;
+}
+
+pml_status pml_rename(const char *from, const char *to, unsigned flags, pml_error *err)
+{
+    pml_place old, new;
+    pml_status status = pml_place_find(from, &old, err);
+    if (status != PML_OK)
+        return status;
+    status = pml_place_find(to, &new, err);
+    if (status == PML_OK) {
+        if (renameat2(old.folder, old.name, new.folder, new.name, flags) != 0)
+            status = PML_FAIL(err, PML_IO, "cannot rename %s to %s: %s", from, to, strerror(errno));
+        pml_place_leave(&new);
+    }
+    pml_place_leave(&old);
+    return status;
+}
+
+bool pml_is_there(const char *path)
+{
+    pml_place place;
+    struct stat info;
+    if (pml_place_find(path, &place, NULL) != PML_OK)
+        return false;
+    bool there = fstatat(place.folder, place.name, &info, AT_SYMLINK_NOFOLLOW) == 0;
+    pml_place_leave(&place);
+    return there;
+}
+
+pml_status pml_folder_list(const char *path, struct dirent ***list,
+                           int (*wanted)(const struct dirent *entry),
+                           int (*order)(const struct dirent **a, const struct dirent **b), int *n,
+                           pml_error *err)
+{
+    int fd;
+    *list = NULL;
+    *n = 0;
+    pml_status status = pml_open(path, FOLDER, &fd, err);
+    if (status != PML_OK)
+        return status;
+    int count = scandirat(fd, ".", list, wanted, order);
+    if (count < 0)
+        status = PML_FAIL(err, PML_IO, "cannot list %s: %s", path, strerror(errno));
+    else
+        *n = count;
+    close(fd);
+    return status;
+}
