@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +68,6 @@ class Sent:
     id: str
     message: dict[str, Any]
     again: bool
-
-
-def wait_for(over: Callable[[], object], what: str) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not over():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"waited {PATIENCE:g} s for {what}")
-        time.sleep(0.005)
 
 
 def begin(code: str, *arguments: object) -> subprocess.Popen[str]:

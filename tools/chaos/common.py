@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,6 +43,16 @@ def reach(run: pm.Run, step: int, seconds: float = 36_000) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"step {step} is not there after {seconds} s")
         run.wait_for_change(0.5)
+
+
+def wait_for(over: Callable[[], object], what: str, patience: float) -> float:
+    """Wait until something is so, for at most so many seconds; for how many it was."""
+    begin = time.monotonic()
+    while not over():
+        if time.monotonic() > begin + patience:
+            raise SystemExit(f"waited {patience:g} s for {what}")
+        time.sleep(0.002)
+    return time.monotonic() - begin
 
 
 def end(run: pm.Run) -> None:

@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pantheraml as pm
-from common import end, make_model, reach, rows, work_in
+from common import end, make_model, reach, rows, wait_for, work_in
 from reap import at_end
 
 PATIENCE = 240.0
@@ -40,16 +40,6 @@ def small_disk(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
-
-
-def wait_for(over: Callable[[], object], what: str) -> float:
-    """Wait until something is so; for how long."""
-    begin = time.monotonic()
-    while not over():
-        if time.monotonic() > begin + PATIENCE:
-            raise SystemExit(f"waited {PATIENCE:g} s for {what}")
-        time.sleep(0.01)
-    return time.monotonic() - begin
 
 
 def fill(path: Path) -> None:
@@ -82,22 +72,22 @@ def once(run: pm.Run, disk: Path) -> tuple[float, float, float, list[str]]:
         fill(blob)
         return run.state == "paused" and "No space left" in run.reason
 
-    wait_for(stands, "the run to stand by itself")
+    wait_for(stands, "the run to stand by itself", PATIENCE)
     said = run.reason
     if "make room" not in said or "events wait in memory" not in said:
         bad.append(f"what is said is: {said}")
     refused = run.checkpoint()
-    wait_for(lambda: refused.trouble or refused.state != "accepted", "its answer")
+    wait_for(lambda: refused.trouble or refused.state != "accepted", "its answer", PATIENCE)
     if "No space left" not in refused.trouble:
         bad.append(f"a command that waits is answered without why: {refused.trouble!r}")
     seq, step = run.last_seq(), run.step
     blob.unlink()
     begin = time.monotonic()
-    wait_for(lambda: since(run, seq, "log", level="warning"), "the word that it is over")
+    wait_for(lambda: since(run, seq, "log", level="warning"), "the word that it is over", PATIENCE)
     told = time.monotonic() - begin
-    wait_for(lambda: run.state == "running" and run.step > step, "the next step")
+    wait_for(lambda: run.state == "running" and run.step > step, "the next step", PATIENCE)
     steps = time.monotonic() - begin
-    wait_for(lambda: since(run, seq, "checkpoint"), "the next checkpoint")
+    wait_for(lambda: since(run, seq, "checkpoint"), "the next checkpoint", PATIENCE)
     saved = time.monotonic() - begin
     messages = [e["message"] for e in run.events() if e["type"] == "log" and e["seq"] > seq]
     for words in ("events waited in memory and are in the log now", "the run goes on"):

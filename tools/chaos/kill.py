@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
-from common import load, work_in
+from common import load, wait_for, work_in
 from pantheraml import sums
 from pantheraml.tiny import TinyLlama
 from reap import at_end
@@ -66,21 +66,13 @@ SET: dict[str, Callable[[random.Random], Any]] = {
 }
 
 
-def wait_for(over: Callable[[], object], what: str) -> None:
-    """Wait until something is so, or end the campaign."""
-    deadline = time.monotonic() + PATIENCE
-    while not over():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"waited {PATIENCE:g} s for {what}")
-        time.sleep(0.005)
-
-
 def go_ahead(run: pm.Run, steps: int, also: Callable[[], bool] = lambda: False) -> None:
     """Wait until a run has made so many steps more, has ended, or something else is so."""
     goal = run.step + steps
     wait_for(
         lambda: run.step >= goal or run.state in ("finished", "failed") or also(),
         f"step {goal} of {run.name}, which is {run.state} at step {run.step}",
+        PATIENCE,
     )
 
 
@@ -159,7 +151,7 @@ class Client:
 
     def wait(self) -> None:
         """Let it give all of them."""
-        wait_for(self.is_done, "the client")
+        wait_for(self.is_done, "the client", PATIENCE)
         self._read()
         if self.process.returncode != 0:
             raise SystemExit(f"the client ended with status {self.process.returncode}")
@@ -245,7 +237,7 @@ def disturbed(model: Path, name: str, seed: int, steps: int, most: int) -> tuple
     )  # fmt: skip
     run.pause(wait=True)  # or it might be over before the client is there
     steering = Client(run.folder, seed)
-    wait_for(lambda: sets(run) >= FIRST_SETS or steering.is_done(), "the first settings")
+    wait_for(lambda: sets(run) >= FIRST_SETS or steering.is_done(), "the first settings", PATIENCE)
     strikes = allowed = 0
     while strikes < most and run.state not in ("finished", "failed"):
         go_ahead(run, chance.randint(0, steps // most), also=lambda: is_left(run, steering))
@@ -257,6 +249,7 @@ def disturbed(model: Path, name: str, seed: int, steps: int, most: int) -> tuple
             wait_for(
                 lambda: run.state in ("running", "paused", "finished", "failed"),
                 f"{name} to go on after strike {strikes}",
+                PATIENCE,
             )
     steering.wait()
     while run.state not in ("finished", "failed"):
@@ -348,7 +341,7 @@ def end(run: pm.Run) -> None:
     left = processes(run)
     if run.coordinator_pid is not None:
         os.kill(run.coordinator_pid, signal.SIGTERM)
-    wait_for(lambda: not any(is_ours(pid, run) for pid in left), f"the end of {left}")
+    wait_for(lambda: not any(is_ours(pid, run) for pid in left), f"the end of {left}", PATIENCE)
     run.close()
 
 

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
-from common import reach, work_in
+from common import reach, wait_for, work_in
 from pantheraml import _native
 from pantheraml.tiny import TinyLlama
 from reap import at_end, processes_with, reap
@@ -187,15 +187,6 @@ def cases() -> list[Case]:
 # ---- states --------------------------------------------------------------------------------------
 
 
-def wait_for(over: Callable[[], object], what: str) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not over():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"waited {PATIENCE:g} s for {what}")
-        time.sleep(0.002)
-
-
 def is_open(run: pm.Run, verb: str) -> bool:
     """Whether the last command of this verb was accepted, and has no end yet."""
     last, over = None, set()
@@ -211,11 +202,13 @@ def bring_about(subject: Subject, state: str, chance: random.Random) -> None:
     """Bring a run that was just started into a state."""
     run = subject.run
     if state == "tokenising":
-        wait_for(lambda: subject.program("python"), "the child that tokenises")
-        wait_for(lambda: any(e["type"] == "progress" for e in run.events()), "its first word")
+        wait_for(lambda: subject.program("python"), "the child that tokenises", PATIENCE)
+        wait_for(
+            lambda: any(e["type"] == "progress" for e in run.events()), "its first word", PATIENCE
+        )
         return
     if state == "loading":
-        wait_for(lambda: subject.program("pml-worker"), "a worker")
+        wait_for(lambda: subject.program("pml-worker"), "a worker", PATIENCE)
         time.sleep(chance.uniform(0, 0.02))
         return
     if state == "finished":
@@ -231,16 +224,18 @@ def bring_about(subject: Subject, state: str, chance: random.Random) -> None:
         run.pause(wait=True)
     elif state == "evaluating":
         run._command("evaluate", wait=False)
-        wait_for(lambda: is_open(run, "evaluate"), "the evaluation")
+        wait_for(lambda: is_open(run, "evaluate"), "the evaluation", PATIENCE)
         time.sleep(chance.uniform(0.05, 0.3))
     elif state == "sampling":
         run.pause(wait=True)  # a sample that is asked for next is begun at once
         run._command("sample", wait=False, input_ids=[5, 6], max_new_tokens=2000,
                      temperature=1.0, seed=1)  # fmt: skip
-        wait_for(lambda: any(e["type"] == "sample" for e in run.events()), "the first token")
+        wait_for(
+            lambda: any(e["type"] == "sample" for e in run.events()), "the first token", PATIENCE
+        )
     elif state == "saving":
         run.checkpoint()
-        wait_for(lambda: unfinished(run.folder), "a checkpoint that is being written")
+        wait_for(lambda: unfinished(run.folder), "a checkpoint that is being written", PATIENCE)
     time.sleep(chance.uniform(0, 0.05))
 
 
