@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from pantheraml.sharing import Share
     from pantheraml.steps import Program
 
-    __version__: str
+#: The one place where it stands: pyproject.toml reads it here.
+__version__ = "0.1.0"
 
 __all__ = [
     "BusyError",
@@ -129,16 +130,13 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Load what is asked for when it is asked for (PEP 562)."""
-    if name == "__version__":
-        value: Any = import_module("pantheraml.api").package_version()
-    elif name in _HOMES:
-        value = getattr(import_module(f"pantheraml.{_HOMES[name]}"), name)
-    else:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: Any = getattr(import_module(f"pantheraml.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     """Say what there is, loaded or not."""
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__})

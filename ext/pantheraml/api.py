@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from errno import EDQUOT, ENOSPC, EROFS
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pantheraml import _native, folders, hub, sharing, sums
+from pantheraml import __version__, _native, folders, hub, sharing, sums
 from pantheraml.checks import names_checked, path_of
 from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
@@ -303,14 +302,6 @@ def runs() -> list[RunInfo]:
     return found
 
 
-def package_version() -> str:
-    """Give the installed package's version."""
-    try:
-        return version("pantheraml")
-    except PackageNotFoundError:
-        return "0+source"
-
-
 # ---- helpers ---------------------------------------------------------------------------------
 
 
@@ -374,7 +365,7 @@ def _write_run(
         "eval_data": "data/eval.safetensors" if held_out else "",
         "data": described | options,
         "created": time.time(),
-        "version": package_version(),
+        "version": __version__,
     }
     _native.check_run(json.dumps(run))
     text = sums.add(json.dumps(run, indent=1, ensure_ascii=False).encode("utf-8")) + b"\n"
@@ -395,7 +386,7 @@ def _planned(
         "eval_data": "",
         "data": {},
         "created": time.time(),
-        "version": package_version(),
+        "version": __version__,
     }
     rows, length = resolved["per_device_train_batch_size"], resolved["max_length"]
     tokens = rows * length

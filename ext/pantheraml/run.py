@@ -7,7 +7,6 @@ changes nothing about the run.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -493,6 +492,8 @@ class Run(Asking):
 
     async def wait_async(self) -> Self:
         """Wait for the run's end without blocking the event loop."""
+        import asyncio  # a notebook has it; a script that does not wait so need not
+
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
 

@@ -137,10 +137,15 @@ def test_in_the_shell(model: Path, tmp_path: Path) -> None:
     assert bad.returncode == 1 and "not JSON" in bad.stderr
 
 
-def test_import_stays_light() -> None:
-    """Tokenizers and templates are loaded when they are needed, not with the package."""
-    code = (
-        "import pantheraml, sys; print(*(m for m in ('tokenizers', 'jinja2') if m in sys.modules))"
-    )
+@pytest.mark.parametrize(
+    ("used", "absent"),
+    [
+        ("pantheraml as pm; pm.finetune", ("tokenizers", "jinja2", "numpy", "asyncio", "email")),
+        ("pantheraml.data.prepare", ("tokenizers", "jinja2", "asyncio")),
+    ],
+)
+def test_import_stays_light(used: str, absent: tuple[str, ...]) -> None:
+    """What a run does not need is not loaded: its first step waits for both of these."""
+    code = f"import sys\nimport {used}\nprint(*(m for m in {absent} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

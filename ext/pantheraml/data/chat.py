@@ -21,9 +21,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from pantheraml.data.template import Sandbox, TooMuch
 from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
 
 Messages = list[dict[str, Any]]
@@ -53,6 +50,9 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         variables: Mapping[str, Any] | None = None,
     ) -> None:
+        # Here and not above: rows that are no conversations do without jinja2.
+        from pantheraml.data.template import Sandbox, TemplateError
+
         self._variables = dict(variables or {})
         # Random for each template, so no text can hold them by chance or intent, and they survive
         # what a template may do with a block's text afterwards.
@@ -60,7 +60,7 @@ class ChatTemplate:
         self._sandbox = Sandbox(self._marks, _date(self._variables.pop(DATE, None)))
         try:
             self._template = self._sandbox.make(source)
-        except jinja2.TemplateError as error:
+        except TemplateError as error:
             raise InvalidError(f"the chat template cannot be read: {error}") from None
         self._special = dict(special_tokens)
 
@@ -133,6 +133,8 @@ class ChatTemplate:
     def _render(
         self, messages: Messages, prompt: bool, tools: Any, variables: Mapping[str, Any] | None
     ) -> str:
+        from pantheraml.data.template import TemplateError, TooMuch
+
         given = {
             "messages": messages,
             "tools": tools,
@@ -146,7 +148,7 @@ class ChatTemplate:
             return self._sandbox.render(self._template, given)
         except TooMuch as error:
             raise InvalidError(f"the chat template was stopped: {error}") from None
-        except jinja2.TemplateError as error:
+        except TemplateError as error:
             raise InvalidError(f"the chat template refuses it: {error}") from None
         except MemoryError:
             raise InvalidError("the chat template was stopped: out of memory") from None

@@ -21,6 +21,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 import jinja2.visitor
+from jinja2 import TemplateError
 
 STEPS = 5_000_000  # turns of loops, calls and filters
 SECONDS = 10.0
@@ -30,6 +31,8 @@ _DIGITS = 8  # of a width in a format
 _BITS = 4096  # of a number
 _NESTED = r"\{[^{}]*:[^{}]*\{"  # a width that is a value too
 _MANY = 1 << 20  # a number that a filter or a text's method may be given
+
+__all__ = ["Sandbox", "TemplateError", "TooMuch"]
 
 
 class TooMuch(jinja2.TemplateRuntimeError):

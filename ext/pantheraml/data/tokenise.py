@@ -23,20 +23,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
-import tokenizers
-from tokenizers import Tokenizer
 
 from pantheraml.data import chat
 from pantheraml.data import long_text as long
 from pantheraml.data.rows import Kind, Row, string
 from pantheraml.data.shard import IGNORE, Ids
 from pantheraml.errors import Error, InvalidError, NotFoundError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Pair = tuple[Ids, Ids]
 
@@ -102,6 +103,8 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
+    from tokenizers import Tokenizer  # rows of ids do without
+
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -156,7 +159,10 @@ def identity(model: ModelFolder) -> dict[str, Any]:
         "special": chat.special_tokens(model.path),
         "template": template,
         "variables": dict(model.variables or {}),
-        "libraries": [tokenizers.__version__, jinja2.__version__],
+        "libraries": [
+            None if model.tokenizer is None else import_module("tokenizers").__version__,
+            None if template is None else import_module("jinja2").__version__,
+        ],
     }
 
 
