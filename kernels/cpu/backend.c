@@ -3,6 +3,7 @@
 
 #include <cblas.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,7 +100,6 @@ static pml_status cpu_info(pml_device *device, pml_device_info *info, pml_error 
  * not fit now is refused here. */
 static pml_status cpu_alloc(pml_device *device, size_t bytes, void **base, pml_error *err)
 {
-    (void)device;
     *base = NULL;
     size_t total, free;
     pml_status status = pml_cpu_memory(&total, &free, err);
@@ -108,7 +108,7 @@ static pml_status cpu_alloc(pml_device *device, size_t bytes, void **base, pml_e
     if (bytes > free)
         return PML_FAIL(err, PML_NO_MEMORY, "%zu MiB were asked for, %zu MiB are free", bytes >> 20,
                         free >> 20);
-    return pmli_memory_map(bytes, base, err);
+    return pmli_memory_map(device->pool, bytes, base, err);
 }
 
 static void cpu_free(pml_device *device, void **base, size_t bytes)
@@ -144,19 +144,57 @@ static pml_status cpu_transfer(pml_queue *queue, void *to, const void *from, siz
     return PML_OK;
 }
 
-/* Read before it returns, straight into place. */
+/* Rows of a file on their way, some of them a piece of work. */
+typedef struct reading {
+    const pml_file_at *from;
+    char *to;
+    size_t pitch, width, rows, at_once;
+    atomic_flag failed; /* whoever sets it writes `trouble` */
+    pml_error trouble;
+} reading;
+
+static void read_some(void *arg, int64_t item, void *scratch)
+{
+    (void)scratch;
+    reading *r = arg;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = PML_OK;
+    const size_t begin = (size_t)item * r->at_once, left = r->rows - begin;
+    const size_t end = begin + (left < r->at_once ? left : r->at_once);
+    const size_t step = r->pitch == r->width ? end - begin : 1; /* rows of one read */
+    for (size_t row = begin; status == PML_OK && row < end; row += step) {
+        const pml_file_at place = {r->from->fd, r->from->at + row * r->width, r->from->path};
+        status = pml_file_at_read(&place, r->to + row * r->pitch, step * r->width, &err);
+    }
+    if (status != PML_OK && !atomic_flag_test_and_set(&r->failed))
+        r->trouble = err;
+}
+
+/* Read before it returns, straight into place, by all threads: one copies from the page cache at a
+ * fraction of what memory takes. Rows without a gap are one run of bytes. */
 static pml_status cpu_upload_file(pml_queue *queue, void *to, size_t pitch, const pml_file_at *from,
                                   size_t width, size_t rows, pml_error *err)
 {
-    (void)queue;
-    if (pitch == width || rows == 1)
-        return pml_file_at_read(from, to, width * rows, err);
-    pml_status status = PML_OK;
-    for (size_t row = 0; status == PML_OK && row < rows; row++) {
-        const pml_file_at place = {from->fd, from->at + row * width, from->path};
-        status = pml_file_at_read(&place, (char *)to + row * pitch, width, err);
+    enum { PIECE = 512 << 10 };
+    if (width == 0 || rows == 0)
+        return PML_OK;
+    if (pitch == width || rows == 1) {
+        rows *= width;
+        pitch = width = 1;
     }
-    return status;
+    reading r = {.from = from,
+                 .to = to,
+                 .pitch = pitch,
+                 .width = width,
+                 .rows = rows,
+                 .at_once = (PIECE + width - 1) / width,
+                 .failed = ATOMIC_FLAG_INIT,
+                 .trouble = PML_ERROR_INIT};
+    pmli_pool_run(pmli_pool_of(queue), (int64_t)((rows + r.at_once - 1) / r.at_once), read_some,
+                  &r);
+    if (r.trouble.code != PML_OK && err != NULL)
+        *err = r.trouble;
+    return r.trouble.code;
 }
 
 static pml_status cpu_sync(pml_queue *queue, pml_error *err)

@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -128,24 +129,45 @@ pml_status pml_cpu_memory(size_t *total, size_t *free, pml_error *err)
     return status;
 }
 
-enum { HUGE_PAGE = 2 << 20 };
+enum { HUGE_PAGE = 2 << 20, PIECE = 8 * HUGE_PAGE };
 
-static pml_status make_present(void *base, size_t bytes, pml_error *err)
+typedef struct absent {
+    char *base;
+    size_t bytes;
+    _Atomic int trouble; /* errno of a piece that could not be had */
+} absent;
+
+static void fetch_piece(void *arg, int64_t item, void *scratch)
 {
-    madvise(base, bytes, MADV_HUGEPAGE); /* a wish: refused where huge pages are off */
-    if (madvise(base, bytes, MADV_POPULATE_WRITE) == 0)
-        return PML_OK;
-    if (errno != EINVAL)
-        return PML_FAIL(err, PML_NO_MEMORY, "the kernel cannot give %zu MiB of memory: %s",
-                        bytes >> 20, strerror(errno));
+    (void)scratch;
+    absent *a = arg;
+    char *begin = a->base + (size_t)item * PIECE;
+    const size_t left = a->bytes - (size_t)item * PIECE, bytes = left < PIECE ? left : PIECE;
+    if (madvise(begin, bytes, MADV_POPULATE_WRITE) == 0)
+        return;
+    if (errno != EINVAL) {
+        atomic_store(&a->trouble, errno);
+        return;
+    }
     /* Before Linux 5.14: touch each page. */
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     for (size_t at = 0; at < bytes; at += page)
-        ((volatile unsigned char *)base)[at] = 0;
-    return PML_OK;
+        ((volatile char *)begin)[at] = 0;
 }
 
-pml_status pmli_memory_map(size_t bytes, void **base, pml_error *err)
+static pml_status make_present(pmli_pool *pool, void *base, size_t bytes, pml_error *err)
+{
+    absent a = {.base = base, .bytes = bytes};
+    madvise(base, bytes, MADV_HUGEPAGE); /* a wish: refused where huge pages are off */
+    pmli_pool_run(pool, (int64_t)((bytes + PIECE - 1) / PIECE), fetch_piece, &a);
+    int trouble = atomic_load(&a.trouble);
+    return trouble == 0
+               ? PML_OK
+               : PML_FAIL(err, PML_NO_MEMORY, "the kernel cannot give %zu MiB of memory: %s",
+                          bytes >> 20, strerror(trouble));
+}
+
+pml_status pmli_memory_map(pmli_pool *pool, size_t bytes, void **base, pml_error *err)
 {
     *base = NULL;
     size_t page = (size_t)sysconf(_SC_PAGESIZE), length, mapped;
@@ -164,7 +186,7 @@ pml_status pmli_memory_map(size_t bytes, void **base, pml_error *err)
         munmap(start, before);
     if (HUGE_PAGE - before > 0)
         munmap(start + before + length, HUGE_PAGE - before);
-    pml_status status = make_present(start + before, length, err);
+    pml_status status = make_present(pool, start + before, length, err);
     if (status != PML_OK)
         munmap(start + before, length);
     else

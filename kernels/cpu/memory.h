@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include "pml/base/error.h"
+#include "pool.h"
 
 typedef struct pmli_memory {
     size_t total; /* of the machine, or the tightest control group's limit */
@@ -17,8 +18,9 @@ pml_status pmli_memory_read(const char *proc, const char *cgroup, pmli_memory *m
                             pml_error *err);
 
 /* A private mapping of its own, 256-byte aligned (2 MiB where it is that large), every page
- * present. PML_NO_MEMORY when the kernel refuses it, or the pages. */
-pml_status pmli_memory_map(size_t bytes, void **base, pml_error *err);
+ * present: the kernel clears them on the pool's threads, each some. PML_NO_MEMORY when it refuses
+ * the mapping, or the pages. */
+pml_status pmli_memory_map(pmli_pool *pool, size_t bytes, void **base, pml_error *err);
 void pmli_memory_unmap(void **base, size_t bytes);
 
 #endif

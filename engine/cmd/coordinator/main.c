@@ -412,6 +412,10 @@ int main(int argc, char **argv)
     if (held != NULL)
         c.held_max = strtoul(held, NULL, 10);
     umask(0077);
+    /* Of our children: each would start as many threads of OpenBLAS as there are cores, which turn
+     * for a tenth of a second before they sleep. Preparing multiplies nothing (it loads numpy), and
+     * workers' threads are their own. */
+    setenv("OPENBLAS_NUM_THREADS", "1", 1);
     pml_status status = parse_arguments(&c, argc, argv, &err);
     if (status == PML_OK)
         status = set_up(&c, &err);

@@ -119,6 +119,43 @@ static void test_rows_of_a_file(void **state)
     close(fd);
 }
 
+/* What is read by several threads, in many pieces, is the same bytes; a file's end within them is
+ * told once, and memory in pieces is all there and clear. */
+static void test_large_file(void **state)
+{
+    (void)state;
+    enum { BYTES = 37 << 20, WIDTH = 1000, PITCH = 1003, ROWS = 3001 };
+    const pml_backend *cpu = pml_backend_cpu();
+    pml_error err = PML_ERROR_INIT;
+    unsigned char *want = must_alloc(BYTES);
+    void *memory = NULL;
+    assert_int_equal(cpu->alloc(device, BYTES + 8, &memory, &err), PML_OK);
+    unsigned char *to = memory;
+    for (size_t i = 0; i < BYTES + 8; i++)
+        assert_int_equal(to[i], 0);
+    for (size_t i = 0; i < BYTES; i++)
+        want[i] = (unsigned char)(random_bits() >> 56 | 1);
+    int fd = memfd_create("large", MFD_CLOEXEC);
+    assert_int_equal(write(fd, want, BYTES), BYTES);
+    pml_file_at from = {fd, 0, "large"};
+    assert_int_equal(cpu->upload_file(queue, to, BYTES, &from, BYTES, 1, &err), PML_OK);
+    assert_memory_equal(to, want, BYTES);
+    assert_int_equal(to[BYTES], 0);
+    memset(to, 0, BYTES);
+    from.at = 77;
+    assert_int_equal(cpu->upload_file(queue, to, PITCH, &from, WIDTH, ROWS, &err), PML_OK);
+    for (size_t row = 0; row < ROWS; row++) {
+        assert_memory_equal(to + row * PITCH, want + 77 + row * WIDTH, WIDTH);
+        for (size_t i = WIDTH; i < PITCH; i++)
+            assert_int_equal(to[row * PITCH + i], 0);
+    }
+    assert_int_equal(cpu->upload_file(queue, to, BYTES, &from, BYTES, 1, &err), PML_CORRUPT);
+    assert_non_null(strstr(err.message, "large has no byte 38797312"));
+    close(fd);
+    cpu->free(device, &memory, BYTES + 8);
+    free(want);
+}
+
 /* A plan made without a device holds on this one. */
 static void test_workspace_without_device(void **state)
 {
@@ -199,6 +236,7 @@ int main(void)
         cmocka_unit_test(test_alloc_is_present),
         cmocka_unit_test(test_transfers),
         cmocka_unit_test(test_rows_of_a_file),
+        cmocka_unit_test(test_large_file),
         cmocka_unit_test(test_workspace_without_device),
         cmocka_unit_test(test_workspace_grows_with_rows),
         cmocka_unit_test(test_prepare_process_is_idle_when_told),
