@@ -24,6 +24,7 @@ enum {
 };
 
 static const double look_first = 1e-4, look_longest = 5e-3; /* seconds between looks for a turn */
+static const double look_most = 0.5; /* what one counts at most: we may have been stopped, too */
 
 struct pml_reservation {
     char folder[PATH_MAX], device[PML_DEVICE_NAME_MAX], run[PML_HOLDER_RUN_MAX];
@@ -235,7 +236,9 @@ static void say_who(pml_reservation *r, size_t mib)
     if (r->place == PML_HOLDERS_MAX)
         snprintf(r->unnamed, sizeof r->unnamed, "%d others have reserved memory of this device",
                  PML_HOLDERS_MAX);
-    else if (pmli_text_write(r->held, r->place, mib, (int)getpid(), r->run, &why) != PML_OK)
+    else if (mib == 0) /* nothing to be asked for */
+        pmli_name_clear(r->held, r->place);
+    else if (pmli_name_set(r->held, r->place, mib, (int)getpid(), r->run, &why) != PML_OK)
         snprintf(r->unnamed, sizeof r->unnamed, "%.290s", why.message);
 }
 
@@ -316,10 +319,9 @@ void pml_reservation_touch(int descriptor)
 
 /* ---- turns ---- */
 
-static pml_status nobody_ends(const pml_reservation *r, double seconds, pml_error *err)
+static pml_status nobody_ends(const pml_holder *who, double seconds, pml_error *err)
 {
-    pml_holder holder;
-    if (!pmli_text_read(r->own, TURN_PLACE, &holder))
+    if (who->pid == 0)
         return PML_FAIL(err, PML_BUSY,
                         "another run has been planning with this GPU's memory for %.0f s: look "
                         "whether it is stopped, or take another device",
@@ -327,32 +329,52 @@ static pml_status nobody_ends(const pml_reservation *r, double seconds, pml_erro
     return PML_FAIL(err, PML_BUSY,
                     "the run %s (process %d) has been planning with this GPU's memory for %.0f s: "
                     "look whether it is stopped, or take another device",
-                    pml_path_name(holder.run), holder.pid, seconds);
+                    pml_path_name(who->run), who->pid, seconds);
+}
+
+/* Whose turn it is; *waited begins anew with each that gets it: a long line is nobody's fault. */
+static void look_who(const pml_reservation *r, pml_holder *who, double *waited)
+{
+    pml_holder found;
+    pmli_name_read(r->own, TURN_PLACE, &found);
+    if (found.pid != who->pid || strcmp(found.run, who->run) != 0)
+        *waited = 0;
+    *who = found;
+}
+
+static pml_status take_turn(pml_reservation *r, pml_error *err)
+{
+    pml_status status = pmli_bytes_set(r->own, PMLI_TURN_AT, 0, 1, true, err);
+    if (status != PML_OK)
+        return status;
+    r->turn = true;
+    /* Without it who waits for us in vain does not hear our name. */
+    pmli_name_set(r->own, TURN_PLACE, 0, (int)getpid(), r->run, NULL);
+    status = look_before(r, err);
+    if (status != PML_OK)
+        pml_reservation_turn_end(r);
+    return status;
 }
 
 pml_status pml_reservation_turn(pml_reservation *r, double seconds, void (*tick)(void *user),
                                 void *user, pml_error *err)
 {
-    const double end = pml_clock_monotonic() + seconds;
+    pml_holder who = {0};
+    double waited = 0, looked_at = pml_clock_monotonic();
     for (double pause = look_first;; pause = pause < look_longest ? 2 * pause : look_longest) {
         pml_error why = PML_ERROR_INIT;
-        pml_status status = pmli_bytes_set(r->own, PMLI_TURN_AT, 0, 1, true, &why);
-        if (status == PML_OK) {
-            r->turn = true;
-            /* Without it who waits for us in vain does not hear our name. */
-            pmli_text_write(r->own, TURN_PLACE, 0, (int)getpid(), r->run, NULL);
-            status = look_before(r, err);
-            if (status != PML_OK)
-                pml_reservation_turn_end(r);
-            return status;
-        }
-        if (status == PML_BUSY && pml_clock_monotonic() >= end)
-            return nobody_ends(r, seconds, err);
+        pml_status status = take_turn(r, &why);
         if (status != PML_BUSY) {
-            if (err != NULL)
+            if (status != PML_OK && err != NULL)
                 *err = why;
             return status;
         }
+        double now = pml_clock_monotonic(), passed = now - looked_at;
+        looked_at = now;
+        waited += passed < look_most ? passed : look_most;
+        look_who(r, &who, &waited);
+        if (waited >= seconds)
+            return nobody_ends(&who, seconds, err);
         if (tick != NULL)
             tick(user);
         pml_clock_sleep(pause);
@@ -361,8 +383,10 @@ pml_status pml_reservation_turn(pml_reservation *r, double seconds, void (*tick)
 
 void pml_reservation_turn_end(pml_reservation *r)
 {
-    if (r->turn)
+    if (r->turn) {
+        pmli_name_clear(r->own, TURN_PLACE);
         pmli_bytes_set(r->own, PMLI_TURN_AT, 0, 1, false, NULL);
+    }
     r->turn = false;
     pmli_map_clear(&r->before);
 }
@@ -413,23 +437,21 @@ pml_status pml_reservation_take(pml_reservation *r, size_t bytes, pml_error *err
 
 /* ---- who has it ---- */
 
-static pml_status list(int fd, pml_holder *holders, size_t capacity, size_t *n, pml_error *err)
+/* but: a run that is left out; NULL: none. */
+static pml_status list(int fd, const char *but, pml_holder *holders, size_t capacity, size_t *n,
+                       pml_error *err)
 {
     for (size_t i = 0; i < PML_HOLDERS_MAX; i++) {
         pml_holder holder;
-        struct flock byte = {.l_type = F_WRLCK,
+        struct flock rest = {.l_type = F_WRLCK,
                              .l_whence = SEEK_SET,
-                             .l_start = PMLI_HOLDERS_AT + (off_t)i,
+                             .l_start = PMLI_NAMED_AT + (off_t)i,
                              .l_len = (off_t)(PML_HOLDERS_MAX - i)};
-        if (fcntl(fd, F_OFD_GETLK, &byte) == 0 && byte.l_type == F_UNLCK)
-            break; /* nor any after it */
-        byte = (struct flock){.l_type = F_WRLCK,
-                              .l_whence = SEEK_SET,
-                              .l_start = PMLI_HOLDERS_AT + (off_t)i,
-                              .l_len = 1};
-        if (fcntl(fd, F_OFD_GETLK, &byte) != 0)
+        if (fcntl(fd, F_OFD_GETLK, &rest) != 0)
             return PML_FAIL(err, PML_IO, "cannot ask who has reserved memory: %s", strerror(errno));
-        if (byte.l_type == F_UNLCK || !pmli_text_read(fd, i, &holder))
+        if (rest.l_type == F_UNLCK)
+            break; /* nor any after it */
+        if (!pmli_name_read(fd, i, &holder) || (but != NULL && strcmp(holder.run, but) == 0))
             continue;
         if (*n < capacity)
             holders[*n] = holder;
@@ -451,7 +473,7 @@ pml_status pml_reservation_look(const char *folder, const char *device, pml_hold
         return PML_OK;
     if (status != PML_OK)
         return status;
-    status = list(fd, holders, capacity, n, err);
+    status = list(fd, NULL, holders, capacity, n, err);
     if (status == PML_OK) /* taken first: what is taken meanwhile is pending, what ends is not */
         status = pmli_bytes_count(fd, PMLI_TAKEN_AT, &taken, err);
     if (status == PML_OK)
@@ -468,7 +490,7 @@ void pml_reservation_words(const pml_reservation *r, char *words, size_t capacit
     pml_holder holders[4]; /* as many as a sentence bears */
     size_t n = 0, used = 0, most = sizeof holders / sizeof *holders;
     words[0] = '\0';
-    if (list(r->held, holders, most, &n, NULL) != PML_OK)
+    if (list(r->held, r->run, holders, most, &n, NULL) != PML_OK)
         return;
     for (size_t i = 0; i < n && i < most && used < capacity; i++) {
         int added = snprintf(words + used, capacity - used,

@@ -21,8 +21,10 @@ static pml_status refused(int reason, pml_error *err)
     if (reason == EAGAIN || reason == EACCES)
         return PML_FAIL(err, PML_BUSY, "somebody else holds these bytes");
     bool none = reason == ENOLCK || reason == ENOSYS || reason == EOPNOTSUPP || reason == EINVAL;
-    return PML_FAIL(err, none ? PML_UNSUPPORTED : PML_IO,
-                    "the file system of device files does not lock them: %s", strerror(reason));
+    return none ? PML_FAIL(err, PML_UNSUPPORTED,
+                           "the file system of device files does not lock them: %s",
+                           strerror(reason))
+                : PML_FAIL(err, PML_IO, "cannot lock bytes of a device file: %s", strerror(reason));
 }
 
 /* The kernel names any lock in the way, not the first one: what lies left and right of it is asked
@@ -75,8 +77,10 @@ pml_status pmli_bytes_set(int fd, off_t region, size_t from, size_t to, bool loc
     return refused(errno, err);
 }
 
-pml_status pmli_text_write(int fd, size_t place, size_t mib, int pid, const char *run,
-                           pml_error *err)
+/* ---- names ---- */
+
+static pml_status write_text(int fd, size_t place, size_t mib, int pid, const char *run,
+                             pml_error *err)
 {
     char text[TEXT_BYTES] = "";
     int n = snprintf(text, sizeof text, "%zu %d %.*s\n", mib, pid, PML_HOLDER_RUN_MAX - 1, run);
@@ -89,14 +93,11 @@ pml_status pmli_text_write(int fd, size_t place, size_t mib, int pid, const char
     return PML_OK;
 }
 
-bool pmli_text_read(int fd, size_t place, pml_holder *holder)
+static bool parse(const char *text, pml_holder *holder)
 {
-    char text[TEXT_BYTES + 1] = "";
     size_t mib;
     int at = 0;
-    *holder = (pml_holder){0};
-    if (pread(fd, text, TEXT_BYTES, (off_t)(place * TEXT_BYTES)) != TEXT_BYTES ||
-        sscanf(text, "%8zu %d %n", &mib, &holder->pid, &at) != 2 || at == 0)
+    if (sscanf(text, "%8zu %d %n", &mib, &holder->pid, &at) != 2 || at == 0)
         return false;
     const char *end = strchr(text + at, '\n');
     size_t length = end == NULL ? PML_HOLDER_RUN_MAX : (size_t)(end - text) - (size_t)at;
@@ -106,4 +107,31 @@ bool pmli_text_read(int fd, size_t place, pml_holder *holder)
     memcpy(holder->run, text + at, length);
     holder->run[length] = '\0';
     return true;
+}
+
+void pmli_name_clear(int fd, size_t place)
+{
+    pmli_bytes_set(fd, PMLI_NAMED_AT, place, place + 1, false, NULL);
+}
+
+pml_status pmli_name_set(int fd, size_t place, size_t mib, int pid, const char *run, pml_error *err)
+{
+    pmli_name_clear(fd, place);
+    pml_status status = write_text(fd, place, mib, pid, run, err);
+    return status == PML_OK ? pmli_bytes_set(fd, PMLI_NAMED_AT, place, place + 1, true, err)
+                            : status;
+}
+
+/* Who takes a place over writes before it locks: a text that stands there before and after the lock
+ * is seen is of the one who has it. */
+bool pmli_name_read(int fd, size_t place, pml_holder *holder)
+{
+    char before[TEXT_BYTES + 1] = "", after[TEXT_BYTES + 1] = "";
+    const off_t at = (off_t)(place * TEXT_BYTES);
+    size_t named = 0;
+    *holder = (pml_holder){0};
+    return pread(fd, before, TEXT_BYTES, at) == TEXT_BYTES &&
+           pmli_bytes_walk(fd, PMLI_NAMED_AT, place, place + 1, add, &named, NULL) == PML_OK &&
+           named > 0 && pread(fd, after, TEXT_BYTES, at) == TEXT_BYTES &&
+           memcmp(before, after, sizeof before) == 0 && parse(after, holder);
 }

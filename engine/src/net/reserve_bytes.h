@@ -11,6 +11,7 @@
 /* Where regions of bytes begin, beyond any text. */
 #define PMLI_TURN_AT     ((off_t)1 << 30)
 #define PMLI_HOLDERS_AT  ((off_t)1 << 31)
+#define PMLI_NAMED_AT    ((off_t)3 << 30)
 #define PMLI_RESERVED_AT ((off_t)1 << 32)
 #define PMLI_TAKEN_AT    ((off_t)1 << 33)
 
@@ -29,10 +30,13 @@ pml_status pmli_bytes_count(int fd, off_t region, size_t *n, pml_error *err);
 pml_status pmli_bytes_set(int fd, off_t region, size_t from, size_t to, bool locked,
                           pml_error *err);
 
-/* The text of a place; holders' places and, one more, that of whose turn it is. */
-pml_status pmli_text_write(int fd, size_t place, size_t mib, int pid, const char *run,
-                           pml_error *err);
-/* False: it says nothing that makes sense. */
-bool pmli_text_read(int fd, size_t place, pml_holder *holder);
+/* The text of a place (holders' places and, one more, that of whose turn it is), for who has locked
+ * the place itself. Only a text whose byte of PMLI_NAMED_AT is locked is true: what somebody who is
+ * gone has left, or what a full disk did not take, is nobody's name. */
+pml_status pmli_name_set(int fd, size_t place, size_t mib, int pid, const char *run,
+                         pml_error *err);
+void pmli_name_clear(int fd, size_t place);
+/* False: nobody else has a name there. */
+bool pmli_name_read(int fd, size_t place, pml_holder *holder);
 
 #endif

@@ -18,7 +18,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "pml/base/clock.h"
 #include "pml/net/pass.h"
+#include "reserve_bytes.h"
 #include "scratch.h"
 
 #define MIB ((size_t)1 << 20)
@@ -133,6 +135,26 @@ static void it_says_who_has_it(void **state)
     assert_int_equal(n + sum.others, 0);
 }
 
+/* Of one run with several workers on a device each knows the others. */
+static void its_own_run_is_nobody_else(void **state)
+{
+    (void)state;
+    char words[500];
+    pml_reservation *a = open_as("/runs/a", 1000, -1), *b = open_as("/runs/a", 1000, -1);
+    EXPECT_OK(pml_reservation_resize(a, 600 * MIB, e));
+    pml_reservation_words(b, words, sizeof words);
+    assert_string_equal(words, "");
+    expect(b, 0, 600, 600);
+    EXPECT_OK(pml_reservation_resize(a, 0, e)); /* and who has nothing is not told of */
+    pml_reservation *c = open_as("/runs/c", 1000, -1);
+    pml_reservation_words(c, words, sizeof words);
+    assert_string_equal(words, "");
+    assert_int_equal(holders(NULL), 0);
+    pml_reservation_destroy(&a);
+    pml_reservation_destroy(&b);
+    pml_reservation_destroy(&c);
+}
+
 /* One more than there are names for: it counts, and says why it is not told of; a name that is free
  * again is its. */
 static void there_are_fewer_names_than_runs(void **state)
@@ -239,6 +261,80 @@ static void it_ends_with_its_last_holder(void **state)
     }
 }
 
+/* ---- the order in which a killed process gives up what it has ---- */
+
+enum { DRIVERS = 100, SLOW = 300, ABOVE = 700, SLOW_BYTES = 64 << 20 };
+
+/* A lock of `file` by descriptor `number` stands for memory that a driver frees when its file is
+ * closed; between it and what is taken lies a file whose end takes long (memory that nobody has
+ * mapped), so that who asks at the end of the one sees whether the other's is still to come. */
+static bool be_a_driver(const char *file, int number)
+{
+    int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int slow = memfd_create("slow", MFD_CLOEXEC);
+    const struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
+    return fd >= 0 && fcntl(fd, F_DUPFD_CLOEXEC, number) == number && close(fd) == 0 &&
+           fcntl(number, F_OFD_SETLK, &whole) == 0 && fallocate(slow, 0, 0, SLOW_BYTES) == 0 &&
+           fcntl(slow, F_DUPFD_CLOEXEC, SLOW) == SLOW && close(slow) == 0;
+}
+
+/* A worker with 500 MiB taken, whose driver's file has this descriptor, is killed: what others see
+ * as taken when its memory is free. */
+static size_t taken_when_free(int number)
+{
+    int said[2], lease[2], held, status;
+    char byte[8];
+    char file[600];
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
+    pml_reserved now;
+    snprintf(file, sizeof file, "%s", scratch("driver"));
+    pml_reservation *other = open_as("/runs/other", 1000, -1);
+    assert_int_equal(pipe(said), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, lease), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        pml_reservation *r = open_as("/runs/worker", 1000, -1);
+        if (be_a_driver(file, number) && pml_reservation_resize(r, 500 * MIB, NULL) == PML_OK &&
+            pml_reservation_take(r, 500 * MIB, NULL) == PML_OK &&
+            pml_pass_send(lease[1], pml_reservation_descriptor(r), NULL) == PML_OK &&
+            write(said[1], "", 1) == 1)
+            pause();
+        _exit(1);
+    }
+    assert_int_equal(read(said[0], byte, 1), 1);
+    assert_int_equal(pml_pass_receive(lease[0], byte, sizeof byte, &held), 1);
+    expect(other, 0, 500, 0);
+    int fd = open(file, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    kill(pid, SIGKILL);
+    assert_int_equal(fcntl(fd, F_OFD_SETLKW, &whole), 0);
+    now = read_of(other);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status));
+    expect(other, 0, 500, 500); /* the coordinator holds it */
+    for (int i = 0; i < 2; i++) {
+        close(said[i]);
+        close(lease[i]);
+    }
+    close(held);
+    close(fd);
+    pml_reservation_destroy(&other);
+    return (now.others - now.pending) / MIB;
+}
+
+/* Nobody plans with memory that is free and counted as taken, so as nobody's, too. With the
+ * driver's file above ours it would be so: the order is the kernel's, and this test sees it. */
+static void memory_is_not_free_before_it_is_pending(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(taken_when_free(DRIVERS), 0);
+    size_t taken = 0;
+    for (int i = 0; i < 50 && taken == 0; i++) /* where we get a processor in time */
+        taken = taken_when_free(ABOVE);
+    assert_int_equal(taken, 500);
+}
+
 static void a_stopped_one_is_named(void **state)
 {
     (void)state;
@@ -261,6 +357,70 @@ static void a_stopped_one_is_named(void **state)
         close(lease[i]);
         close(said[i]);
     }
+}
+
+/* A file that says who has the turn, and who has it by it. */
+typedef struct crowd {
+    int fd, looks, end;
+} crowd;
+
+/* Who has it ends, and another one has it, at each look; the last one ends. */
+static void next_in_the_line(void *user)
+{
+    crowd *c = user;
+    pml_error err = PML_ERROR_INIT;
+    pml_status status =
+        ++c->looks < c->end
+            ? pmli_name_set(c->fd, PML_HOLDERS_MAX, 0, 1000 + c->looks, "/runs/line", &err)
+            : pmli_bytes_set(c->fd, PMLI_TURN_AT, 0, 1, false, &err);
+    if (status != PML_OK)
+        fail_msg("%s", err.message);
+}
+
+static void begin_crowd(crowd *c)
+{
+    pml_error err = PML_ERROR_INIT;
+    c->fd = open(scratch(uuid), O_RDWR | O_CLOEXEC);
+    assert_true(c->fd >= 0);
+    if (pmli_bytes_set(c->fd, PMLI_TURN_AT, 0, 1, true, &err) != PML_OK ||
+        pmli_name_set(c->fd, PML_HOLDERS_MAX, 0, 1000, "/runs/line", &err) != PML_OK)
+        fail_msg("%s", err.message);
+}
+
+static void a_long_line_is_nobodys_fault(void **state)
+{
+    (void)state;
+    crowd c = {.end = 200};
+    pml_reservation *r = open_as("/runs/last", 1000, -1);
+    begin_crowd(&c);
+    EXPECT_OK(pml_reservation_turn(r, 1e-9, next_in_the_line, &c, e));
+    assert_int_equal(c.looks, c.end);
+    pml_reservation_turn_end(r);
+    pml_reservation_destroy(&r);
+    close(c.fd);
+}
+
+/* It is away for a second, and then the one who has the turn ends. */
+static void be_away(void *user)
+{
+    crowd *c = user;
+    if (++c->looks == 1)
+        pml_clock_sleep(1);
+    else
+        pmli_bytes_set(c->fd, PMLI_TURN_AT, 0, 1, false, NULL);
+}
+
+static void ones_own_absence_counts_for_nobody(void **state)
+{
+    (void)state;
+    crowd c = {0};
+    pml_reservation *r = open_as("/runs/away", 1000, -1);
+    begin_crowd(&c);
+    EXPECT_OK(pml_reservation_turn(r, 0.95, be_away, &c, e)); /* of which half a second counts */
+    assert_int_equal(c.looks, 2);
+    pml_reservation_turn_end(r);
+    pml_reservation_destroy(&r);
+    close(c.fd);
 }
 
 /* ---- places that do not do ---- */
@@ -320,9 +480,14 @@ static void a_full_disk_takes_the_name_only(void **state)
 {
     (void)state;
     const struct rlimit none = {0, 0};
-    pml_reservation *other = open_as("/runs/other", 1000, -1);
     int said[2], status;
     char byte;
+    pml_reservation *other = open_as("/runs/other", 1000, -1);
+    /* What another one has left in its place, and in that of the turn, is not its name. */
+    EXPECT_OK(pml_reservation_turn(other, long_enough, NULL, NULL, e));
+    EXPECT_OK(pml_reservation_resize(other, 300 * MIB, e));
+    pml_reservation_destroy(&other);
+    other = open_as("/runs/other", 1000, -1);
     assert_int_equal(pipe(said), 0);
     pid_t pid = fork();
     if (pid == 0) {
@@ -508,9 +673,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(what_is_not_taken_is_pending, remove_file),
         cmocka_unit_test_teardown(it_says_who_has_it, remove_file),
+        cmocka_unit_test_teardown(its_own_run_is_nobody_else, remove_file),
         cmocka_unit_test_teardown(there_are_fewer_names_than_runs, remove_file),
         cmocka_unit_test_teardown(it_ends_with_its_last_holder, remove_file),
+        cmocka_unit_test_teardown(memory_is_not_free_before_it_is_pending, remove_file),
         cmocka_unit_test_teardown(a_stopped_one_is_named, remove_file),
+        cmocka_unit_test_teardown(a_long_line_is_nobodys_fault, remove_file),
+        cmocka_unit_test_teardown(ones_own_absence_counts_for_nobody, remove_file),
         cmocka_unit_test_teardown(a_strangers_file_is_not_used, remove_file),
         cmocka_unit_test(a_folder_that_takes_no_file),
         cmocka_unit_test_teardown(a_full_disk_takes_the_name_only, remove_file),

@@ -3,9 +3,10 @@
  *
  *   /tmp/pml-<uid>/devices/<uuid>, of which only bytes are locked (open file description locks):
  *
- *      text  1 KiB a holder: "MIB PID RUN FOLDER", true while the holder's byte is locked
+ *      text  1 KiB a holder: "MIB PID RUN FOLDER", true while its byte of `named` is locked
  *      lock   turn      one byte: who asks for free memory, plans and reserves
- *             holders   a byte each
+ *             holders   a byte each: whose text it is
+ *             named     a byte each, once the text is written
  *             reserved  a byte a MiB of the device, held by the run
  *             taken     the same bytes, once they are allocated, held by the process
  *
@@ -72,8 +73,9 @@ void pml_reservation_destroy(pml_reservation **r);
 /* Of `held`: for who shall hold it, too. */
 int pml_reservation_descriptor(const pml_reservation *r);
 
-/* Our turn: nobody else asks and reserves until it ends. Waits at most so many seconds, and calls
- * `tick` (may be NULL) meanwhile. PML_BUSY names who has it. */
+/* Our turn: nobody else asks and reserves until it ends. Waits at most so many seconds for one who
+ * has it, those in which we were stopped ourselves not counted, and calls `tick` (may be NULL)
+ * meanwhile. PML_BUSY names who has it. */
 pml_status pml_reservation_turn(pml_reservation *r, double seconds, void (*tick)(void *user),
                                 void *user, pml_error *err);
 void pml_reservation_turn_end(pml_reservation *r);
@@ -94,8 +96,8 @@ const char *pml_reservation_unnamed(const pml_reservation *r);
  * most `capacity` of `n`. A device without a file has none. sum (may be NULL): ours is 0. */
 pml_status pml_reservation_look(const char *folder, const char *device, pml_holder *holders,
                                 size_t capacity, size_t *n, pml_reserved *sum, pml_error *err);
-/* The same but for ourselves, as words: "the run a (process 12) has reserved 30.0 GiB, …"; "" when
- * there are none. */
+/* Those of other runs, as words: "the run a (process 12) has reserved 30.0 GiB, …"; "" when there
+ * are none. */
 void pml_reservation_words(const pml_reservation *r, char *words, size_t capacity);
 
 /* Tell a cleaner of old files that it is in use. */
