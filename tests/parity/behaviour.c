@@ -468,52 +468,6 @@ static void check_refusals(const char *fixtures)
     pml_stepper_destroy(&stepper);
 }
 
-/* ---- a device that refuses the memory that was planned ---- */
-
-static int refusals; /* so many come */
-
-static pml_status refuse_first(pml_device *device, size_t bytes, void **base, pml_error *err)
-{
-    *base = NULL;
-    if (refusals-- > 0)
-        return PML_FAIL(err, PML_NO_MEMORY, "refused");
-    return pml_backend_cpu()->alloc(device, bytes, base, err);
-}
-
-static void check_second_plan(const char *fixtures)
-{
-    pml_backend refusing = *pml_backend_cpu();
-    refusing.alloc = refuse_first;
-    pml_train_config config;
-    pml_stepper *stepper;
-    load_case(fixtures, "llama-untied-lora", &config);
-    pml_stepper_options options = {
-        .config = &config, .backend = &refusing, .threads = 1, .limits = {6000, 200, 6000, 30, 0}};
-    MUST(pml_stepper_new(&options, &stepper, err));
-    const size_t first = pml_stepper_plan(stepper)->total;
-    check(pml_stepper_note(stepper)[0] == '\0', "a first plan has no note");
-    pml_plan_choices chosen = pml_stepper_plan(stepper)->choices;
-    pml_stepper_destroy(&stepper);
-
-    refusals = 1;
-    MUST(pml_stepper_new(&options, &stepper, err));
-    const size_t second = pml_stepper_plan(stepper)->total;
-    check(second < first - first / 16, "the second plan is smaller: %zu of %zu", second, first);
-    check(strstr(pml_stepper_note(stepper), "refused") != NULL, "and it says so: %s",
-          pml_stepper_note(stepper));
-    pml_stepper_destroy(&stepper);
-
-    refusals = 2;
-    pml_error why = PML_ERROR_INIT;
-    check(pml_stepper_new(&options, &stepper, &why) == PML_NO_MEMORY && stepper == NULL,
-          "refused twice it is told: %s", why.message);
-    refusals = 1;
-    options.choices = chosen; /* of an earlier run, whose bits are to be repeated */
-    check(pml_stepper_new(&options, &stepper, NULL) == PML_NO_MEMORY && refusals == 0,
-          "a plan that is given is not changed");
-    refusals = 0;
-}
-
 /* What was told to be read after the product that comes, and before that one; how often it was. */
 static struct {
     const void *data[2];
@@ -586,7 +540,6 @@ int main(int argc, char **argv)
     check_folders(argv[1]);
     check_refusals(argv[1]);
     check_cut_short(argv[1]);
-    check_second_plan(argv[1]);
     MUST(pml_tree_remove("/tmp", root + strlen("/tmp/"), err));
     return summary();
 }

@@ -133,11 +133,13 @@ static pml_status take_arena(pml_stepper *s, const pml_stepper_options *o, pml_e
     bool shared = s->comm != NULL && pml_comm_world(s->comm) > 1;
     if (status == PML_NO_MEMORY && !shared && o->choices.head_chunk == 0) {
         status = plan_for_less(s, o, err);
-        if (status == PML_OK)
-            return s->backend->alloc(s->device, s->program->arena, &s->arena, err);
-        pml_error_prefix(err, "%s; and nothing smaller will do", refusal.message);
-        return status;
+        if (status != PML_OK)
+            return pml_error_prefix(err, "%s; and nothing smaller will do", refusal.message);
+        refusal = (pml_error)PML_ERROR_INIT;
+        status = s->backend->alloc(s->device, s->program->arena, &s->arena, &refusal);
     }
+    if (status != PML_OK && o->claim != NULL)
+        o->claim->give_up(o->claim->user, &refusal);
     if (status != PML_OK && err != NULL)
         *err = refusal;
     return status;
@@ -260,8 +262,11 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
         s->spec.dtype = PML_F32; /* its weights come from elsewhere, as float32 */
     } else
         status = pml_model_spec_load(s->config.model, &s->spec, err);
-    if (status == PML_OK)
+    if (status == PML_OK) {
         status = open_device(s, o, err);
+        if (status != PML_OK && o->claim != NULL)
+            o->claim->give_up(o->claim->user, err);
+    }
     if (status == PML_OK)
         status = make_plan(s, o, err);
     if (status == PML_OK)

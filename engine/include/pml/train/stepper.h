@@ -29,7 +29,8 @@ typedef struct pml_memory_claim {
     pml_status (*ask)(void *user, const pml_device_info *info, size_t *bytes, pml_error *err);
     /* The plan takes so many: they are ours from now on. */
     pml_status (*settle)(void *user, size_t bytes, pml_error *err);
-    /* There is no plan, for the reason in err, which may get words. */
+    /* The device cannot be opened, there is no plan, or what was settled is refused, for the reason
+     * in err, which may get words. */
     void (*give_up)(void *user, pml_error *err);
     /* Of them so many are allocated. */
     pml_status (*taken)(void *user, size_t bytes, pml_error *err);
