@@ -16,6 +16,7 @@
  *   FAKE_LACKS         what that GPU lacks
  *   FAKE_RESERVE_MIB   what its plan takes of a device of 4,000 MiB that is all free to its driver
  *   FAKE_DEVICES       folder of device files
+ *   FAKE_PATIENCE      seconds that it waits for its turn to plan (a minute)
  *   FAKE_EACH          each rank has such a device of its own
  *
  * An evaluation lasts while the run folder has a file `examined`, and makes one `examining` then.
@@ -111,6 +112,8 @@ static pml_status reserve(job *j, const job_setup *setup, job_facts *facts, pml_
                                    .devices = getenv("FAKE_DEVICES"),
                                    .inherited = setup->reserved,
                                    .comm = setup->comm,
+                                   .patience = number("FAKE_PATIENCE", 0),
+                                   .crowded = &facts->crowded,
                                    .keep = setup->keep,
                                    .tick = setup->tick,
                                    .user = setup->user};
@@ -125,6 +128,8 @@ static pml_status reserve(job *j, const job_setup *setup, job_facts *facts, pml_
     status = claim->begin(claim->user, err);
     if (status == PML_OK)
         status = claim->ask(claim->user, &info, &left, err);
+    if (status != PML_OK)
+        claim->give_up(claim->user, err);
     if (status == PML_OK)
         status = claim->settle(claim->user, wanted, err);
     if (status == PML_OK)

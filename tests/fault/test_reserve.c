@@ -61,14 +61,19 @@ static size_t reserved(size_t *pending)
     return reserved_of(device, pending);
 }
 
-static void wait_until_free(void)
+static void wait_until(const char *name, size_t mib)
 {
     size_t pending;
-    for (double end = pml_clock_monotonic() + 240; reserved(&pending) != 0;) {
+    for (double end = pml_clock_monotonic() + 240; reserved_of(name, &pending) != mib;) {
         if (pml_clock_monotonic() > end)
-            fail_msg("%zu MiB are still reserved", reserved(&pending));
+            fail_msg("%zu MiB are still reserved", reserved_of(name, &pending));
         pml_clock_sleep(0.002);
     }
+}
+
+static void wait_until_free(void)
+{
+    wait_until(device, 0);
 }
 
 /* From a death on until the next one stands in its place, at no moment is less reserved; and who
@@ -161,12 +166,12 @@ static const char *reason_of(harness *h)
 }
 
 /* As another run has it: this process, with so many MiB. */
-static pml_reservation *reserve(size_t mib)
+static pml_reservation *reserve_of(const char *name, size_t mib)
 {
     pml_error err = PML_ERROR_INIT;
     pml_reservation *r = NULL;
     const pml_reservation_options options = {.folder = folder,
-                                             .device = device,
+                                             .device = name,
                                              .run = "/runs/other",
                                              .total = 4000 * MIB,
                                              .inherited = -1};
@@ -176,6 +181,11 @@ static pml_reservation *reserve(size_t mib)
         fail_msg("%s", err.message);
     pml_reservation_turn_end(r);
     return r;
+}
+
+static pml_reservation *reserve(size_t mib)
+{
+    return reserve_of(device, mib);
 }
 
 static void expect_refusal(const char *mib, const char *begin, const char *end)
@@ -215,6 +225,139 @@ static void another_run_is_told_who_has_it(void **state)
     assert_int_equal(reserved(&pending), 0);
 }
 
+/* ---- a run that goes on by itself waits for what others have ---- */
+
+/* Another one has 3,000 MiB where this one had 2,000: they were nobody's between its coordinator's
+ * death, which its workers follow, and the start of the next ones. */
+static harness *start_crowded_of(int workers, const char *name, pml_reservation **other)
+{
+    harness *h = start_workers(workers, "2000", "\"restart\":\"on-failure\",\"max_restarts\":1");
+    history_reach(h, 20);
+    harness_mark(h, "slow", true);
+    harness_disconnect(h);
+    kill(h->coordinator, SIGKILL);
+    harness_wait(h);
+    wait_until(name, 0);
+    *other = reserve_of(name, 3000);
+    harness_adopt(h);
+    history_restart(h, 1);
+    harness_mark(h, "slow", false);
+    return h;
+}
+
+static harness *start_crowded(pml_reservation **other)
+{
+    return start_crowded_of(1, device, other);
+}
+
+/* The reason of the n-th state `starting` that waits. */
+static const char *wait_for_waiting(harness *h, int n)
+{
+    for (int at = 0;; at++) {
+        const pml_message *m = harness_event(h, at, PML_EVENT_state, "state", "starting", &at);
+        const char *reason = pml_message_string(m, "reason");
+        if (strncmp(reason, "waiting for memory of ", 22) == 0 && --n == 0)
+            return reason;
+    }
+}
+
+static void a_restart_waits_for_memory(void **state)
+{
+    (void)state;
+    size_t pending;
+    char who[100];
+    pml_reservation *other;
+    harness *h = start_crowded(&other);
+    const char *reason = wait_for_waiting(h, 1);
+    snprintf(who, sizeof who, "(the run other (process %d) has reserved 2.9 GiB; ", (int)getpid());
+    if (strstr(reason, "memory of cpu: fake has 1.0 GiB left for this run ") == NULL ||
+        strstr(reason, who) == NULL)
+        fail_msg("%s", reason);
+
+    /* It is tried again and again, and each time refused; nothing is held by who waits. */
+    for (pid_t last = 0, n = 0; n < 3;) {
+        pid_t pid = harness_worker_pid(h, 0);
+        n += pid != 0 && pid != last;
+        last = pid != 0 ? pid : last;
+        harness_receive_for(h, 0.02);
+    }
+    wait_until(device, 3000);
+    pml_reservation_destroy(&other);
+    harness_wait_state(h, "running");
+    assert_int_equal(reserved(&pending), 2000);
+    assert_int_equal(history_restarts(h), 1); /* of 1: to wait is none */
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    assert_true(history_learnt(h, steps) == history_undisturbed(steps));
+    harness_destroy(&h);
+}
+
+static void who_waits_can_be_stopped(void **state)
+{
+    (void)state;
+    pml_reservation *other;
+    harness *h = start_crowded(&other);
+    wait_for_waiting(h, 1);
+    history_applied(h, harness_command(h, "stop", ""));
+    harness_wait_state(h, "stopped");
+    const char *reason = pml_message_string(
+        harness_event(h, 0, PML_EVENT_state, "state", "stopped", NULL), "reason");
+    if (strstr(reason, "the newest checkpoint is checkpoints/step-") == NULL ||
+        strstr(reason, "waiting for memory of cpu: ") == NULL)
+        fail_msg("%s", reason);
+    pml_reservation_destroy(&other);
+    harness_destroy(&h);
+}
+
+/* Two runs that wait for a device each, and have the other's, would do so for ever. */
+static void who_waits_for_one_device_has_no_other(void **state)
+{
+    (void)state;
+    size_t pending;
+    pml_reservation *other;
+    setenv("FAKE_EACH", "1", 1);
+    harness *h = start_crowded_of(2, "80-fake-device", &other); /* rank 1's */
+    wait_for_waiting(h, 1);
+    wait_until("90-fake-device", 0);
+    wait_until("80-fake-device", 3000);
+    pml_reservation_destroy(&other);
+    harness_wait_state(h, "running");
+    assert_int_equal(reserved_of("90-fake-device", &pending), 2000);
+    assert_int_equal(reserved_of("80-fake-device", &pending), 2000);
+    assert_int_equal(history_restarts(h), 1);
+    history_stop(h);
+    harness_destroy(&h);
+    unsetenv("FAKE_EACH");
+}
+
+/* And for who has the turn to plan: what it has itself stays reserved meanwhile. */
+static void a_restart_waits_for_its_turn(void **state)
+{
+    (void)state;
+    size_t pending;
+    char who[100];
+    setenv("FAKE_PATIENCE", "0.05", 1);
+    harness *h = start("1000", "\"restart\":\"on-failure\",\"max_restarts\":1");
+    history_reach(h, 20);
+    pml_reservation *other = reserve(3000);
+    assert_int_equal(pml_reservation_turn(other, 240, NULL, NULL, NULL), PML_OK);
+    kill(harness_worker_pid(h, 0), SIGKILL);
+    history_restart(h, 1);
+    const char *reason = wait_for_waiting(h, 1);
+    snprintf(who, sizeof who, "memory of cpu: fake: the run other (process %d) has been planning",
+             (int)getpid());
+    if (strstr(reason, who) == NULL)
+        fail_msg("%s", reason);
+    assert_int_equal(reserved(&pending), 4000);
+    pml_reservation_turn_end(other);
+    harness_wait_state(h, "running");
+    unsetenv("FAKE_PATIENCE");
+    assert_int_equal(reserved(&pending), 4000);
+    assert_int_equal(history_check(h), history_stop(h));
+    pml_reservation_destroy(&other);
+    harness_destroy(&h);
+}
+
 /* It trains, and its log says what is not so. */
 static void without_a_reservation_it_trains(void **state)
 {
@@ -245,9 +388,15 @@ int main(int argc, char **argv)
         cmocka_unit_test(workers_divide_a_device),
         cmocka_unit_test(workers_have_a_device_each),
         cmocka_unit_test(another_run_is_told_who_has_it),
+        cmocka_unit_test(a_restart_waits_for_memory),
+        cmocka_unit_test(who_waits_can_be_stopped),
+        cmocka_unit_test(who_waits_for_one_device_has_no_other),
+        cmocka_unit_test(a_restart_waits_for_its_turn),
         cmocka_unit_test(without_a_reservation_it_trains),
     };
     if (!harness_programs(argc, argv))
         return 2;
+    if (argc > 3)
+        cmocka_set_test_filter(argv[3]);
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -41,6 +41,7 @@ typedef struct worker {
     pid_t pid;                  /* 0: not there */
     int lease;                  /* our end of the socket pair */
     int reserved;               /* its device's memory, for who replaces it; -1: none */
+    bool inherits;              /* and it was reserved before the worker was started */
     char state[12];             /* as in record worker */
     int turns[RUN_STOPPED + 1]; /* how often it has said each of the run's states */
     pml_keypair keys;
@@ -95,7 +96,8 @@ typedef enum failure_weight { FAILURE_CONSEQUENCE, FAILURE_WORDLESS, FAILURE_CAU
 typedef struct failure {
     bool seen;
     failure_weight weight;
-    char cause[12]; /* of event restart; "": a worker said it, and it would come again */
+    char cause[12]; /* of event restart; "": a worker said it, and it would come again … */
+    bool crowded;   /* … as long as others have its device's memory */
     pml_status code;
     int rank; /* -1: none */
     char reason[1000];
@@ -105,6 +107,7 @@ typedef struct failure {
 /* A restart on its way: the workers are being ended, or it waits. */
 typedef struct recovery {
     bool under_way;
+    bool waits; /* for memory, not after a death: to be tried again as it was */
     char cause[12], reason[1000];
     int rank;
     double delay, at; /* seconds; not before, monotonic */
@@ -177,6 +180,7 @@ typedef struct coordinator {
     int64_t restarts, restarted_in; /* by itself; timeline of the last one */
     int64_t furthest;               /* step, before the last one */
     int futile;                     /* restarts that came no further than the one before */
+    int crowded;                    /* times, one after the other, that others had the memory */
     double looked_at, hurry_at;
     double attended; /* seconds that we were there to look after workers: see watch.c */
     bool waiting;    /* for the workers of the coordinator before */
@@ -300,6 +304,8 @@ void workers_kill(coordinator *c, int signal);
 void workers_release(coordinator *c); /* close the leases */
 /* Remember a cause; the first of the greatest weight counts, once it is decided. */
 void fail_later(coordinator *c, pml_status code, int rank, const char *reason);
+/* The same, of a worker that finds its device's memory with others. */
+void fail_crowded(coordinator *c, pml_status code, const worker *w, const char *reason);
 bool fail_is_decided(const coordinator *c);
 void fail_now(coordinator *c);
 /* The same for a worker that ended without a word, hung or fell silent (cause of event restart). */
@@ -359,6 +365,11 @@ bool recover_wanted(const coordinator *c, const failure *f);
 /* End the workers, to start them again; or the run, where a stop waited for one that hangs. False:
  * it has gone on often enough. */
 bool recover_begin(coordinator *c, const failure *f);
+/* Whether a failure is one to wait out: a run that goes on by itself finds that others have its
+ * device's memory, or plan with it. What a person starts is refused instead. */
+bool recover_waits(const coordinator *c, const failure *f);
+/* End the workers, to try again in a while, for as long as it takes. */
+void recover_wait(coordinator *c, const failure *f);
 /* Take over from a coordinator that died. */
 void recover_lost_coordinator(coordinator *c);
 /* A person or a signal wants the run to end. */

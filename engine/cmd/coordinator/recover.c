@@ -4,6 +4,9 @@
  *     ──► all workers are ended ──► delay ──► snapshot in memory, else checkpoint, else the start
  *     ──► `restart` event, a new timeline, the workers start again
  *
+ *     ──► the device's memory is with others by then ──► delay ──► the workers start again, as
+ *         often as it takes: that is no failure of the run's making, and is not counted
+ *
  * What a worker says before it ends (no memory, a damaged file) would come again, so it is the end
  * of the run; what ends without a word, or comes on no more, is replaced. */
 #include <signal.h>
@@ -34,20 +37,25 @@ bool recover_wanted(const coordinator *c, const failure *f)
     return training && silent_end && !c->ending && c->prepare == 0 && pml_run_restarts(c->run);
 }
 
+static double doubled(int times)
+{
+    double delay = first_delay;
+    for (int i = 0; i < times && delay < longest_delay; i++)
+        delay *= 2;
+    return delay < longest_delay ? delay : longest_delay;
+}
+
 /* 0.25 s, and twice as long for each time that it came no further than the time before. */
 static double delay_now(coordinator *c)
 {
     c->futile = c->step > c->furthest ? 0 : c->futile + 1;
     c->furthest = c->step > c->furthest ? c->step : c->furthest;
-    double delay = first_delay;
-    for (int i = 0; i < c->futile && delay < longest_delay; i++)
-        delay *= 2;
-    return delay < longest_delay ? delay : longest_delay;
+    return doubled(c->futile);
 }
 
 static void stop_by_force(coordinator *c, const char *reason)
 {
-    char text[1200];
+    char text[1600];
     workers_kill(c, SIGKILL);
     snprintf(text, sizeof text, "stopped by force, the newest checkpoint is %s: %s",
              c->newest[0] != '\0' ? c->newest : "none", reason);
@@ -76,6 +84,40 @@ bool recover_begin(coordinator *c, const failure *f)
     snprintf(r->cause, sizeof r->cause, "%s", f->cause[0] != '\0' ? f->cause : "died");
     snprintf(r->reason, sizeof r->reason, "%s", f->reason);
     c->ready = c->went = false;
+    return true;
+}
+
+/* ---- others have the memory ---- */
+
+bool recover_waits(const coordinator *c, const failure *f)
+{
+    return f->crowded && c->restarts > 0 && c->state == RUN_STARTING && !c->ending;
+}
+
+/* Between two tries it has of the device what its coordinator holds for it: all of it after the
+ * death of a worker, nothing after that of a coordinator. */
+void recover_wait(coordinator *c, const failure *f)
+{
+    char reason[sizeof c->reason];
+    workers_kill(c, SIGKILL);
+    recovery *r = &c->recovery;
+    *r = (recovery){.under_way = true, .waits = true, .delay = doubled(c->crowded++)};
+    r->at = pml_clock_monotonic() + r->delay;
+    c->ready = c->went = false;
+    snprintf(reason, sizeof reason, "waiting for memory of %s: %.900s", c->workers[f->rank].device,
+             f->reason);
+    if (strcmp(reason, c->reason) != 0) /* said once, however often it is tried */
+        begin_state(c, reason);
+}
+
+/* As after a hang: nobody is there who could save what the newest checkpoint lacks. */
+static bool stops_waiting(coordinator *c)
+{
+    char reason[sizeof c->reason];
+    if (!c->recovery.under_way || !c->recovery.waits || !stop_is_asked(c))
+        return false;
+    snprintf(reason, sizeof reason, "%s", c->reason);
+    stop_by_force(c, reason);
     return true;
 }
 
@@ -125,25 +167,32 @@ static void say(coordinator *c, const char *from)
     snprintf(reason, sizeof reason, "%s; restart %lld of %lld, from the %s of step %lld",
              c->recovery.reason, (long long)c->restarts, (long long)pml_run_max_restarts(c->run),
              from, (long long)c->step);
-    c->recovery.under_way = false;
     begin_state(c, reason);
+}
+
+/* Where it goes on was chosen when it went on first, and nothing has happened since. */
+static pml_status choose_and_say(coordinator *c, pml_error *err)
+{
+    const char *from;
+    if (c->recovery.waits)
+        return PML_OK;
+    pml_status status = choose(c, &from, err);
+    if (status != PML_OK)
+        return status;
+    c->timeline++;
+    say(c, from);
+    return PML_OK;
 }
 
 static void start_again(coordinator *c)
 {
     pml_error err = PML_ERROR_INIT;
-    const char *from;
     workers_forget(c);
     c->failure = (failure){0}; /* of those that are gone */
-    pml_status status = choose(c, &from, &err);
-    if (status != PML_OK) {
-        c->recovery.under_way = false;
-        fail_later(c, status, -1, err.message);
-        return;
-    }
-    c->timeline++;
-    say(c, from);
-    status = begin_work(c, &err);
+    pml_status status = choose_and_say(c, &err);
+    c->recovery.under_way = false;
+    if (status == PML_OK)
+        status = begin_work(c, &err);
     if (status != PML_OK)
         fail_later(c, status, -1, err.message);
 }
@@ -177,6 +226,8 @@ void recover_tick(coordinator *c, double now)
     if (c->hurry_at > 0 && now - c->hurry_at > hurry_seconds && !run_is_over(c))
         stop_by_force(c, "a second signal asked for the end at once");
     const recovery *r = &c->recovery;
+    if (stops_waiting(c))
+        return;
     if (r->under_way && !c->ending && workers_gone(c) && now >= r->at)
         start_again(c);
 }

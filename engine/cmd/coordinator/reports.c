@@ -33,6 +33,7 @@ static void go_when_all_are_ready(coordinator *c)
         commands_catch_up(c, &c->workers[r]);
     }
     c->ready = true;
+    c->crowded = 0;
     c->go_after = c->n_commands;
     go_when_committed(c);
 }
@@ -74,7 +75,10 @@ static void take_failure(coordinator *c, const worker *w, const pml_message *m)
     for (int i = 1; i < PML_STATUS_COUNT; i++)
         if (strcmp(pml_status_name((pml_status)i), code) == 0)
             status = (pml_status)i;
-    fail_later(c, status, w->rank, pml_message_string(m, "reason"));
+    if (pml_message_bool(m, "crowded"))
+        fail_crowded(c, status, w, pml_message_string(m, "reason"));
+    else
+        fail_later(c, status, w->rank, pml_message_string(m, "reason"));
 }
 
 /* All workers make the same turns: the run makes its nth when the last of them has made its nth,

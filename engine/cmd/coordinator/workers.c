@@ -152,6 +152,7 @@ static pml_status start_one(coordinator *c, worker *w, const char *program, pml_
         close(lock); /* the worker's copy holds it */
     if (status != PML_OK)
         w->pid = 0;
+    w->inherits = w->reserved >= 0;
     w->heard_at = c->attended;
     w->waits_for = -1;
     worker_set_state(w, status == PML_OK ? "starting" : "gone");
@@ -254,12 +255,23 @@ static void shut_out(coordinator *c, const worker *w)
         pml_log(PML_LOG_ERROR, "worker %d: its key is not revoked: %s", w->rank, err.message);
 }
 
+/* A run that waits with a part of the memory that it needs could wait for one that waits for that
+ * part. Who was refused has let go of it by itself, unless it was ended before. */
+static void let_go(const coordinator *c, worker *w)
+{
+    if (w->reserved < 0 || w->inherits || !c->recovery.waits)
+        return;
+    close(w->reserved);
+    w->reserved = -1;
+}
+
 void workers_forget(coordinator *c)
 {
     for (int r = 0; r < c->world; r++) {
         worker *w = &c->workers[r];
         shut_out(c, w);
         hear_last_word(c, w); /* where it has passed us its memory, that is there */
+        let_go(c, w);
         if (w->lease >= 0)
             close(w->lease);
         pml_message_destroy(&w->plan);
@@ -304,6 +316,7 @@ static void remember(coordinator *c, failure_weight weight, pml_status code, int
         return;
     f->seen_at = c->attended;
     f->seen = true;
+    f->crowded = false;
     f->weight = weight;
     f->code = code;
     f->rank = rank;
@@ -318,6 +331,14 @@ void fail_later(coordinator *c, pml_status code, int rank, const char *reason)
     if (c->comm >= 0) /* nobody shall wait for one who does not come */
         pml_comm_shared_abort(c->comm, NULL);
     remember(c, code == PML_PEER ? FAILURE_CONSEQUENCE : FAILURE_CAUSE, code, rank, "", reason);
+}
+
+void fail_crowded(coordinator *c, pml_status code, const worker *w, const char *reason)
+{
+    failure *f = &c->failure;
+    fail_later(c, code, w->rank, reason);
+    if (f->seen && f->rank == w->rank && f->cause[0] == '\0')
+        f->crowded = true;
 }
 
 static void lose(coordinator *c, failure_weight weight, const worker *w, const char *cause,
@@ -370,6 +391,10 @@ void fail_now(coordinator *c)
     c->failure.seen = false;
     if (f.rank >= 0 && ended_well(&c->workers[f.rank])) /* its word came after its end */
         return;
+    if (recover_waits(c, &f)) {
+        recover_wait(c, &f);
+        return;
+    }
     if (recover_wanted(c, &f) && recover_begin(c, &f))
         return;
     workers_kill(c, SIGKILL);

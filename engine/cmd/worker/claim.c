@@ -28,6 +28,11 @@ struct claim {
     bool first;     /* of them: the turn is ours for all */
     size_t left;    /* bytes that our plan may take, as of ask */
     size_t held;    /* what the open device takes beside the arena */
+    size_t had;     /* bytes that were reserved when we came */
+    bool asked;     /* `left` is known, and … */
+    bool settled;   /* … the plan's memory reserved */
+    double patience;
+    bool *crowded;
     void (*tick)(void *user);
     void *user;
     char trouble[400];
@@ -72,12 +77,21 @@ static double next_key(const claim *c, double after)
 
 /* ---- turns ---- */
 
-static pml_status take_turn(claim *c, pml_error *err)
+static pml_status take_turn(claim *c, double patience, pml_error *err)
 {
     if (c->r == NULL || !c->first)
         return PML_OK;
-    pml_status status = pml_reservation_turn(c->r, patience_seconds, c->tick, c->user, err);
+    pml_status status = pml_reservation_turn(c->r, patience, c->tick, c->user, err);
+    *c->crowded = *c->crowded || status == PML_BUSY;
     return status == PML_OK ? status : pml_error_prefix(err, "%s", c->device);
+}
+
+/* Refused. */
+static void let_go(claim *c)
+{
+    pml_reserved now;
+    if (c->r != NULL && pml_reservation_read(c->r, &now, NULL) == PML_OK && now.ours > c->had)
+        pml_reservation_resize(c->r, c->had, NULL);
 }
 
 static void end_turn(claim *c)
@@ -86,16 +100,20 @@ static void end_turn(claim *c)
         pml_reservation_turn_end(c->r);
 }
 
-/* One device after the other, in an order that all runs have. */
+/* One device after the other, in an order that all runs have. With half the patience for each that
+ * is ours already: who waits for that one shall not lose theirs first, and call us stopped. */
 static pml_status begin(void *user, pml_error *err)
 {
     claim *c = user;
+    double patience = c->patience;
+    c->asked = c->settled = false;
     if (pml_comm_world(c->comm) == 1)
-        return take_turn(c, err);
+        return take_turn(c, patience, err);
     pml_status status = find_sharers(c, err);
     for (double key = next_key(c, 0); status == PML_OK && key > 0; key = next_key(c, key)) {
         if (key == c->key)
-            status = take_turn(c, err);
+            status = take_turn(c, patience, err);
+        patience /= 2;
         if (status == PML_OK)
             status = pml_comm_barrier(c->comm, err);
     }
@@ -149,6 +167,7 @@ static pml_status ask(void *user, const pml_device_info *info, size_t *bytes, pm
                 c->left = (size_t)c->values[r];
     }
     *bytes = c->left;
+    c->asked = status == PML_OK;
     if (status != PML_OK)
         end_turn(c);
     return status;
@@ -172,15 +191,27 @@ static pml_status refuse(const claim *c, pml_error *err)
 {
     char words[500];
     say_who(c, words, sizeof words);
+    *c->crowded = true;
     return pml_error_prefix(err, "%s has %.1f GiB left for this run (%s; %s)", c->device,
                             (double)c->left / (1 << 30), words, what_to_do);
+}
+
+/* The driver refuses what nobody has reserved. */
+static pml_status refuse_unreserved(const claim *c, pml_error *err)
+{
+    *c->crowded = true;
+    return pml_error_prefix(err,
+                            "%s: a process that reserves nothing has its memory (nvidia-smi lists "
+                            "those that use a GPU; %s)",
+                            c->device, what_to_do);
 }
 
 static void give_up(void *user, pml_error *err)
 {
     claim *c = user;
-    if (err != NULL && err->code == PML_NO_MEMORY && c->left > 0)
-        refuse(c, err);
+    if (err != NULL && err->code == PML_NO_MEMORY)
+        (void)(c->asked && !c->settled ? refuse(c, err) : refuse_unreserved(c, err));
+    let_go(c);
     end_turn(c);
 }
 
@@ -211,6 +242,9 @@ static pml_status settle(void *user, size_t bytes, pml_error *err)
         if (world > 1 && status == PML_OK)
             status = pml_comm_barrier(c->comm, err);
     }
+    c->settled = status == PML_OK;
+    if (status != PML_OK)
+        let_go(c);
     end_turn(c);
     return status;
 }
@@ -261,11 +295,12 @@ static pml_status open_reservation(claim *c, const claim_options *o,
  * whole of what it had stays. */
 static pml_status reserve_context(claim *c, const pml_device_identity *identity, pml_error *err)
 {
-    pml_reserved now;
+    pml_reserved now = {0};
     size_t least = pml_plan_beside(c->backend);
-    pml_status status = take_turn(c, err);
+    pml_status status = take_turn(c, c->patience, err);
     if (status == PML_OK)
         status = pml_reservation_read(c->r, &now, err);
+    c->had = now.ours;
     if (status == PML_OK && now.ours < least) {
         c->left = less(identity->memory_total, now.others);
         status = pml_reservation_resize(c->r, least, err);
@@ -322,6 +357,8 @@ pml_status claim_new(const claim_options *o, claim **out, pml_error *err)
                  .backend = o->backend,
                  .sharing = 1,
                  .first = true,
+                 .patience = o->patience > 0 ? o->patience : patience_seconds,
+                 .crowded = o->crowded,
                  .tick = o->tick,
                  .user = o->user,
                  .of_stepper = {.begin = begin,

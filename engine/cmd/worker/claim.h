@@ -28,13 +28,18 @@ typedef struct claim_options {
     const char *devices; /* folder of device files; NULL: the one that all runs of a user have */
     int inherited;       /* descriptor of a reservation to go on with, taken over; -1 */
     pml_comm *comm;      /* borrowed */
+    double patience;     /* seconds that one other run's turn is waited for; 0: as many as nobody
+                            plans who is not stopped */
+    bool *crowded;       /* set where an error is that others have the device; lives as the claim */
     /* Told of the reservation's descriptor, to have it held beyond our end. May be NULL. */
     void (*keep)(void *user, int descriptor);
     void (*tick)(void *user); /* while it waits */
     void *user;
 } claim_options;
 
-/* PML_NO_MEMORY, PML_BUSY: who has the device, and what to do. */
+/* PML_NO_MEMORY, PML_BUSY: who has the device, and what to do. Of who is refused, here or by the
+ * stepper's claim, no more stays reserved than it had inherited: a run that waited with a part of
+ * what it needs could wait for one that waits for that part. */
 pml_status claim_new(const claim_options *options, claim **c, pml_error *err);
 void claim_destroy(claim **c);
 

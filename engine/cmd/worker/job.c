@@ -175,7 +175,7 @@ static pml_status divide_memory(job *j, const job_setup *setup, pml_error *err)
 
 /* A GPU's memory is reserved among all runs, and its workers divide what is left; the host's is not
  * (docs/decisions/0117): it is divided among this run's. */
-static pml_status claim_memory(job *j, const job_setup *setup, pml_error *err)
+static pml_status claim_memory(job *j, const job_setup *setup, job_facts *facts, pml_error *err)
 {
     if (j->backend->identity_of == NULL)
         return divide_memory(j, setup, err);
@@ -185,6 +185,7 @@ static pml_status claim_memory(job *j, const job_setup *setup, pml_error *err)
                                    .run = setup->folder,
                                    .inherited = setup->reserved,
                                    .comm = setup->comm,
+                                   .crowded = &facts->crowded,
                                    .keep = setup->keep,
                                    .tick = setup->tick,
                                    .user = setup->user};
@@ -324,7 +325,7 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     if (status == PML_OK)
         status = pml_backend_named(device_of(setup), false, &j->backend, &j->device, err);
     if (status == PML_OK)
-        status = claim_memory(j, setup, err);
+        status = claim_memory(j, setup, facts, err);
     if (status == PML_OK)
         status = make_stepper(j, setup, &limits, err);
     if (status != PML_OK)

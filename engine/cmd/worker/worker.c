@@ -197,6 +197,8 @@ static pml_message *failed(const worker *w, const pml_error *err)
     pml_message_set_int(m, "step", w->facts.state.step);
     pml_message_set_string(m, "reason", err->message);
     pml_message_set_string(m, "code", pml_status_name(err->code));
+    if (w->facts.crowded)
+        pml_message_set_bool(m, "crowded", true);
     return m;
 }
 
