@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -51,12 +52,14 @@ typedef struct nvml_process {
     X(nvmlDeviceGetEnforcedPowerLimit, unsigned *)                                                 \
     X(nvmlDeviceGetClockInfo, int, unsigned *)                                                     \
     X(nvmlDeviceGetMaxClockInfo, int, unsigned *)                                                  \
-    X(nvmlDeviceGetCurrentClocksThrottleReasons, unsigned long long *)
+    X(nvmlDeviceGetCurrentClocksThrottleReasons, unsigned long long *)                             \
+    X(nvmlDeviceGetMigMode, unsigned *, unsigned *)
 
 static struct {
     nvml_result (*nvmlInit_v2)(void);
     const char *(*nvmlErrorString)(nvml_result);
     nvml_result (*nvmlDeviceGetHandleByPciBusId_v2)(const char *, nvml_device **);
+    nvml_result (*nvmlDeviceGetHandleByUUID)(const char *, nvml_device **);
 #define MEMBER(name, ...) nvml_result (*name)(nvml_device *, __VA_ARGS__);
     NVML_FUNCTIONS(MEMBER)
 #undef MEMBER
@@ -66,7 +69,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static bool loaded;
 
 struct pml_gauges {
-    nvml_device *device;
+    nvml_device *device; /* the card, and … */
+    nvml_device *memory; /* … what of it is asked for memory: all, or a part; NULL: not known */
     nvml_process processes[MOST_PROCESSES];
 };
 
@@ -83,6 +87,7 @@ static pml_status load(pml_error *err)
     FIND(nvmlInit_v2, )
     FIND(nvmlErrorString, )
     FIND(nvmlDeviceGetHandleByPciBusId_v2, )
+    FIND(nvmlDeviceGetHandleByUUID, )
     NVML_FUNCTIONS(FIND) /* one that is not there: its gauges are missing */
 #undef FIND
     if (nvml.nvmlInit_v2 == NULL || nvml.nvmlErrorString == NULL ||
@@ -104,7 +109,23 @@ static pml_status load_once(pml_error *err)
     return status;
 }
 
-pml_status pml_gauges_new(const char *bus, pml_gauges **gauges, pml_error *err)
+/* Of a card that is divided (MIG) what the driver gives and takes is a part's, and what NVML says
+ * of the card is the sum of all parts. */
+static nvml_device *find_part(nvml_device *card, const char *uuid)
+{
+    unsigned divided = 0, soon = 0;
+    nvml_device *part = NULL;
+    char name[64];
+    if (nvml.nvmlDeviceGetMigMode == NULL ||
+        nvml.nvmlDeviceGetMigMode(card, &divided, &soon) != 0 || divided == 0)
+        return card;
+    snprintf(name, sizeof name, "MIG-%.40s", uuid != NULL ? uuid : "");
+    bool found = uuid != NULL && nvml.nvmlDeviceGetHandleByUUID != NULL &&
+                 nvml.nvmlDeviceGetHandleByUUID(name, &part) == 0;
+    return found ? part : NULL;
+}
+
+pml_status pml_gauges_new(const char *bus, const char *uuid, pml_gauges **gauges, pml_error *err)
 {
     *gauges = NULL;
     pml_status status = load_once(err);
@@ -119,6 +140,7 @@ pml_status pml_gauges_new(const char *bus, pml_gauges **gauges, pml_error *err)
     if (g == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for a GPU's gauges");
     g->device = device;
+    g->memory = find_part(device, uuid);
     *gauges = g;
     return PML_OK;
 }
@@ -153,12 +175,17 @@ static void put(pml_reading *r, pml_gauge gauge, nvml_result result, double valu
     r->value[gauge] = result == 0 ? value : 0;
 }
 
+static const char *const divided =
+    "the card is divided (MIG), and NVML does not say it of this part";
+
 static void read_memory(pml_gauges *g, pml_reading *r)
 {
     nvml_memory m = {.version = (unsigned)sizeof m | 2U << 24};
-    if (nvml.nvmlDeviceGetMemoryInfo_v2 == NULL)
+    if (g->memory == NULL)
+        r->missing[PML_GAUGE_memory_total] = r->missing[PML_GAUGE_memory_used] = divided;
+    if (g->memory == NULL || nvml.nvmlDeviceGetMemoryInfo_v2 == NULL)
         return;
-    nvml_result result = nvml.nvmlDeviceGetMemoryInfo_v2(g->device, &m);
+    nvml_result result = nvml.nvmlDeviceGetMemoryInfo_v2(g->memory, &m);
     put(r, PML_GAUGE_memory_total, result, (double)m.total);
     put(r, PML_GAUGE_memory_used, result, (double)m.used);
 }
@@ -173,7 +200,7 @@ static nvml_result add_processes(pml_gauges *g, list_processes list, unsigned *n
     unsigned count = MOST_PROCESSES;
     if (list == NULL)
         return NVML_NOT_SUPPORTED;
-    nvml_result result = list(g->device, &count, found);
+    nvml_result result = list(g->memory, &count, found);
     for (unsigned i = 0; result == 0 && i < count && *n < MOST_PROCESSES; i++) {
         unsigned k = 0;
         while (k < *n && g->processes[k].pid != found[i].pid)
@@ -190,7 +217,9 @@ static void read_processes(pml_gauges *g, pml_reading *r)
     const unsigned us = (unsigned)getpid();
     unsigned n = 0;
     double ours = -1, others = 0;
-    if (nvml.nvmlDeviceGetComputeRunningProcesses_v3 == NULL)
+    if (g->memory == NULL)
+        r->missing[PML_GAUGE_memory_ours] = r->missing[PML_GAUGE_memory_others] = divided;
+    if (g->memory == NULL || nvml.nvmlDeviceGetComputeRunningProcesses_v3 == NULL)
         return;
     nvml_result result = add_processes(g, nvml.nvmlDeviceGetComputeRunningProcesses_v3, &n);
     if (result == 0) /* none that draws is no failure of the others */

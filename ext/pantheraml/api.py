@@ -190,7 +190,7 @@ def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
     if device != "cpu":
         try:
             there = room(int(device.partition(":")[2]))
-            made |= {"left": there.left, "reserved": there.reserved}
+            made |= vars(there)
         except NotFoundError:
             pass  # a plan needs no GPU
         except Error as why:

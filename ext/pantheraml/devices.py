@@ -98,10 +98,15 @@ def _gpus() -> int:
 
 @dataclass(frozen=True)
 class Room:
-    """What runs may still plan with of a GPU, in bytes, and which of them have the rest."""
+    """What runs may still plan with of a GPU, in bytes, and which of them have the rest.
+
+    ``unknown`` says why nobody can tell what other processes have: `left` is what they leave at
+    most. It is empty where that is known.
+    """
 
     left: int
     reserved: str
+    unknown: str = ""
 
 
 def room(index: int) -> Room:
@@ -113,13 +118,17 @@ def room(index: int) -> Room:
         There is no such GPU, or what is reserved of it cannot be read.
     """
     gpu = _native.gpu_reserved(index)
-    left = gpu["memory_total"] - gpu["reserved"]
-    with suppress(Error):  # without NVML what others have is not known
-        used = _native.gauges(gpu["bus"])["memory_used"]
-        if isinstance(used, float):
-            left = min(left, gpu["memory_total"] - int(used) - gpu["pending"])
+    left, unknown = gpu["memory_total"] - gpu["reserved"], ""
+    try:
+        used = _native.gauges(gpu["bus"], gpu["uuid"])["memory_used"]
+    except Error as why:
+        used = str(why)
+    if isinstance(used, float):
+        left = min(left, gpu["memory_total"] - int(used) - gpu["pending"])
+    else:
+        unknown = used
     words = [f"{Path(one['run']).name} {size(one['bytes'])}" for one in gpu["holders"]]
-    return Room(max(left, 0), ", ".join(words))
+    return Room(max(left, 0), ", ".join(words), unknown)
 
 
 def _roomiest(gpus: int) -> int:

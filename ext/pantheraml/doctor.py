@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -149,7 +150,7 @@ def _one_gpu(index: int) -> tuple[str, str]:
         f"cuda:{index} {info['name']}, {size(info['memory_free'])} of "
         f"{size(info['memory_total'])} free{_reserved(index)}, {info['libraries']}, "
         f"{info['instructions']}, "
-        f'dtype="auto" is {_auto(index)}{_narrow(index)}; {_gauges(info["bus"])}'
+        f'dtype="auto" is {_auto(index)}{_narrow(index)}; {_gauges(info)}'
     )
     return text, info["lacks"]
 
@@ -160,7 +161,10 @@ def _reserved(index: int) -> str:
         there = room(index)
     except Error as why:
         return f" (what runs have reserved cannot be read: {why})"
-    return f" ({size(there.left)} for a run; reserved: {there.reserved})" if there.reserved else ""
+    most = "at most " if there.unknown else ""
+    if not there.reserved:
+        return ""
+    return f" ({most}{size(there.left)} for a run; reserved: {there.reserved})"
 
 
 def _libraries() -> str:
@@ -189,10 +193,10 @@ def _auto(index: int) -> str:
     return "float16 (it has no bfloat16, which begins with compute capability 8.0)"
 
 
-def _gauges(bus: str) -> str:
+def _gauges(info: dict[str, Any]) -> str:
     """What the driver says of a GPU now, and what it does not."""
     try:
-        said = _native.gauges(bus)
+        said = _native.gauges(info["bus"], info["uuid"])
     except Error as why:
         return str(why)
     numbers = {name: value for name, value in said.items() if isinstance(value, float)}

@@ -61,6 +61,8 @@ class Plan:
         Bytes that a run may still plan with of its GPU, where that is here; else 0.
     reserved
         Which runs have how much of that GPU, in words.
+    unknown
+        Why nobody can tell what other processes have of it; empty where that is known.
     """
 
     by_cause: Mapping[str, int]
@@ -79,6 +81,7 @@ class Plan:
     host: int = 0
     left: int = 0
     reserved: str = ""
+    unknown: str = ""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Plan:
@@ -115,8 +118,9 @@ class Plan:
         )
         if self.left or self.reserved:
             lines.append(
-                f"the GPU has {size(self.left)} left"
+                f"the GPU has {'at most ' if self.unknown else ''}{size(self.left)} left"
                 + (f"; reserved by runs: {self.reserved}" if self.reserved else "")
+                + (f"; what others have is not known: {self.unknown}" if self.unknown else "")
             )
         return "\n".join(lines)
 

@@ -388,8 +388,8 @@ static PyObject *packed(PyObject *module, PyObject *args)
 
 PyDoc_STRVAR(device_info_doc, "device_info(device='cpu', /)\n--\n\n"
                               "What a device is: name, libraries, instructions, memory in bytes, "
-                              "threads, what it lacks, its PCI address, a GPU's compute "
-                              "capability (90 is 9.0; else 0).");
+                              "threads, what it lacks, its PCI address and uuid, a GPU's "
+                              "compute capability (90 is 9.0; else 0).");
 
 static PyObject *device_info(PyObject *module, PyObject *args)
 {
@@ -399,11 +399,14 @@ static PyObject *device_info(PyObject *module, PyObject *args)
     const pml_backend *backend;
     pml_device_options options = {0};
     pml_device_info info = {0};
+    pml_device_identity identity = {0};
     pml_device *device = NULL;
     pml_error err = PML_ERROR_INIT;
     pml_status status;
     PyThreadState *gil = PyEval_SaveThread();
     status = pml_backend_named(name, false, &backend, &options.index, &err);
+    if (status == PML_OK && backend->identity_of != NULL)
+        status = backend->identity_of(options.index, &identity, &err);
     if (status == PML_OK)
         status = backend->open(&options, &device, &err);
     if (status == PML_OK)
@@ -413,27 +416,29 @@ static PyObject *device_info(PyObject *module, PyObject *args)
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
-    return Py_BuildValue("{ss ss ss sn sn si ss ss si}", "name", info.name, "libraries",
+    return Py_BuildValue("{ss ss ss sn sn si ss ss ss si}", "name", info.name, "libraries",
                          info.libraries, "instructions", info.instructions, "memory_total",
                          (Py_ssize_t)info.memory_total, "memory_free", (Py_ssize_t)info.memory_free,
-                         "threads", info.threads, "lacks", info.lacks, "bus", info.bus,
-                         "capability", info.capability);
+                         "threads", info.threads, "lacks", info.lacks, "bus", info.bus, "uuid",
+                         identity.uuid, "capability", info.capability);
 }
 
-PyDoc_STRVAR(gauges_doc, "gauges(bus, /)\n--\n\n"
-                         "What NVML says of the GPU at a PCI address: numbers by name; of what it "
-                         "does not say, why, as text. Raises without NVML.");
+PyDoc_STRVAR(gauges_doc,
+             "gauges(bus, uuid, /)\n--\n\n"
+             "What NVML says of the GPU at a PCI address, and of the memory of its part "
+             "with this uuid where it is divided (MIG): numbers by name; of what it "
+             "does not say, why, as text. Raises without NVML.");
 
 static PyObject *gauges(PyObject *module, PyObject *args)
 {
-    const char *bus;
+    const char *bus, *uuid;
     pml_gauges *found = NULL;
     pml_reading reading;
     pml_error err = PML_ERROR_INIT;
-    if (!PyArg_ParseTuple(args, "s:gauges", &bus))
+    if (!PyArg_ParseTuple(args, "ss:gauges", &bus, &uuid))
         return NULL;
     PyThreadState *gil = PyEval_SaveThread();
-    pml_status status = pml_gauges_new(bus, &found, &err);
+    pml_status status = pml_gauges_new(bus, uuid, &found, &err);
     if (status == PML_OK)
         pml_gauges_read(found, &reading);
     pml_gauges_destroy(&found);

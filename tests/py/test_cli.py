@@ -14,9 +14,11 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE, ROWS, at_step, hear_ctrl_c
-from pantheraml import cli
+from conftest import FOREVER, PATIENCE, ROWS, at_step, hear_ctrl_c
+from pantheraml import cli, devices
 from pantheraml.config import Settings
+
+BUILD = Path(__file__).parents[2] / "build" / "release"
 
 
 def shell(*arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
@@ -183,6 +185,59 @@ def test_plan_and_program(model: Path) -> None:
     full = pm.plan(model, method="full", max_length=128)
     assert full.by_cause["optimizer"] > pm.plan(model, max_length=128).by_cause["optimizer"]
     assert "parameters" in str(full) and full._repr_html_().startswith("<pre>")
+
+
+def test_plan_on_a_gpu_that_others_use(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 40 GiB runs have reserved 30, of which 6 are still free to the driver."""
+    native, gib = devices._native, 1 << 30
+    reserved = {
+        "uuid": "a", "bus": "0", "memory_total": 40 * gib, "reserved": 30 * gib,
+        "pending": 6 * gib, "holders": [{"run": "/runs/a", "pid": 1, "bytes": 30 * gib}],
+    }  # fmt: skip
+    made = {
+        "by_cause": {"weights": 1}, "total": 1, "recompute_layers": 0, "head_chunk": 1,
+        "parameters": 1, "trainable": 1,
+    }  # fmt: skip
+    used: dict[str, float | str] = {"memory_used": 24.5 * gib}
+    monkeypatch.setattr(native, "gpu_reserved", lambda index: reserved)
+    monkeypatch.setattr(native, "gauges", lambda bus, uuid: used)
+    monkeypatch.setattr(native, "plan", lambda *given: made)  # there is no such GPU to ask
+    given = ["plan", str(model), "--devices=cuda", "--max-length=64", "--memory-limit=9GiB"]
+    assert cli.main(given) == 0
+    assert "the GPU has 9.5 GiB left; reserved by runs: a 30.0 GiB\n" in capsys.readouterr().out
+    assert cli.main([*given, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["left"], told["reserved"], told["unknown"]) == (9.5 * gib, "a 30.0 GiB", "")
+    used["memory_used"] = "the card is divided"
+    assert cli.main(given) == 0
+    out = capsys.readouterr().out
+    assert "at most 10.0 GiB left" in out and "is not known: the card is divided" in out
+
+
+def test_profile_on_a_device_that_others_use(
+    start: Callable[..., pm.Run], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run is refused what a run that goes on has reserved, and leaves nothing reserved."""
+    (tmp_path / "devices").mkdir(mode=0o700)
+    monkeypatch.setenv("PML_WORKER", str(BUILD / "tests" / "fault" / "fake_worker"))
+    monkeypatch.setenv("FAKE_DEVICES", str(tmp_path / "devices"))  # one, of 4,000 MiB
+    monkeypatch.setenv("FAKE_RESERVE_MIB", "3000")
+    run = start(max_steps=FOREVER, gradient_accumulation_steps=1, name="other")
+    at_step(run, 5)
+    for wanted in ("2000", "3900"):
+        monkeypatch.setenv("FAKE_RESERVE_MIB", wanted)
+        made = shell("profile", str(model), "--max-length", "64")
+        assert made.returncode == 1 and "Traceback" not in made.stderr
+        (line,) = made.stderr.strip().splitlines()
+        (worker,) = run.workers
+        assert "fake has 1.0 GiB left for this run" in line
+        assert f"(the run other (process {worker['pid']}) has reserved 2.9 GiB; " in line
+        assert "wait until that ends, or take another device (devices=)" in line
+    monkeypatch.setenv("FAKE_RESERVE_MIB", "1000")
+    beside = start(max_steps=FOREVER, gradient_accumulation_steps=1, name="beside")
+    at_step(beside, 5)
 
 
 def test_doctor(runs: Path) -> None:

@@ -124,7 +124,7 @@ def reservations(
 def test_a_run_gets_the_gpu_with_most_left(monkeypatch: pytest.MonkeyPatch) -> None:
     used = {"0": 20.0 * GIB, "1": 10.0 * GIB, "2": 0.0}
 
-    def gauges(bus: str) -> dict[str, float | str]:
+    def gauges(bus: str, uuid: str) -> dict[str, float | str]:
         if bus == "2":
             raise pm.NotFoundError("no NVML: it is not there")
         return {"memory_used": used[bus]}
@@ -137,6 +137,7 @@ def test_a_run_gets_the_gpu_with_most_left(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(native, "gpu_reserved", reservations(taken))
     assert [devices.room(index).left // GIB for index in range(3)] == [121, 131, 81]
     assert devices.room(2).reserved == "c 60.0 GiB"
+    assert devices.room(2).unknown == "no NVML: it is not there" and devices.room(1).unknown == ""
     assert devices.device_list("auto") == ["cuda:1"]
     monkeypatch.setattr(native, "gpu_reserved", reservations(taken, pending=5 * GIB))
     assert devices.room(1).left == 126 * GIB
@@ -154,7 +155,7 @@ def test_a_run_gets_the_gpu_with_most_left(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_plan_tells_what_is_left(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices._native, "gauges", lambda bus: {"memory_used": 1.0 * GIB})
+    monkeypatch.setattr(devices._native, "gauges", lambda bus, uuid: {"memory_used": 1.0 * GIB})
     monkeypatch.setattr(devices._native, "gpu_reserved", reservations([[("/runs/a", 100 * GIB)]]))
     monkeypatch.setattr(devices._native, "plan", lambda *given: api_plan())
     plan = pm.plan(model, devices="cuda", max_length=64)
@@ -163,6 +164,12 @@ def test_a_plan_tells_what_is_left(model: Path, monkeypatch: pytest.MonkeyPatch)
     elsewhere = pm.plan(model, devices="cuda:1", max_length=64)
     assert elsewhere.left == 0 and "left" not in str(elsewhere)
     assert pm.plan(model, devices="cpu", max_length=64).left == 0
+    monkeypatch.setattr(devices._native, "gauges", lambda bus, uuid: {"memory_used": "divided"})
+    plan = pm.plan(model, devices="cuda", max_length=64)
+    assert str(plan).endswith(
+        "the GPU has at most 41.0 GiB left; reserved by runs: a 100.0 GiB; "
+        "what others have is not known: divided"
+    )
     monkeypatch.setattr(devices._native, "gpu_reserved", reservations([[("/runs/a", 141 * GIB)]]))
     full = pm.plan(model, devices="cuda", max_length=64)
     assert full.left == 0 and "reserved by runs: a 141.0 GiB" in str(full)
@@ -187,11 +194,11 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def info(device: str) -> dict[str, Any]:
         return {
             "name": "NVIDIA H200", "memory_free": 140 * 2**30, "memory_total": 141 * 2**30,
-            "libraries": "cuBLASLt 13.1.0", "instructions": "sm_90a", "bus": device,
+            "libraries": "cuBLASLt 13.1.0", "instructions": "sm_90a", "bus": device, "uuid": device,
             "lacks": "pip install nvidia-cudnn-cu13" if device == "cuda:1" else "",
         }  # fmt: skip
 
-    def gauges(bus: str) -> dict[str, float | str]:
+    def gauges(bus: str, uuid: str) -> dict[str, float | str]:
         if bus == "cuda:1":
             raise pm.NotFoundError("no NVML: it is not there")
         return {

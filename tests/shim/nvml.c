@@ -4,11 +4,13 @@
  *
  * A number below 0 is an NVML result, with its sign turned: "power -3" is not supported. A name
  * that is not in the file is not supported, either. `process PID BYTES` may come more than once;
- * PID 0 stands for the process that asks. `sleep SECONDS`: each reading of the temperature takes so
- * long.
+ * PID 0 stands for the process that asks. With `mig 1` the card is divided, and its part of the
+ * uuid below has part_total, part_reserved, part_used and part_process. `sleep SECONDS`: each
+ * reading of the temperature takes so long.
  *
  * Its types are written down here once more, from NVML's documentation, and not taken from
  * kernels/gauges.c: sizes and order of fields are part of what is tested. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,13 +73,28 @@ const char *nvmlErrorString(int result)
     return result == NOT_FOUND ? "Not Found" : result == NOT_SUPPORTED ? "Not Supported" : "Error";
 }
 
+static int gpu, part;
+
 /* There is one GPU, and its address is this. */
 EXPORT int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **device);
 int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **device)
 {
-    static int gpu;
     *device = &gpu;
     return strcmp(bus, "0000:0f:00.0") == 0 ? 0 : NOT_FOUND;
+}
+
+EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, void **device);
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device)
+{
+    *device = &part;
+    return strcmp(uuid, "MIG-3f2a0c00-0000-4000-8000-00000000000a") == 0 ? 0 : NOT_FOUND;
+}
+
+EXPORT int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending);
+int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending)
+{
+    *pending = 0;
+    return device == &gpu ? answer("mig", current) : NOT_SUPPORTED;
 }
 
 EXPORT int nvmlDeviceGetUtilizationRates(void *device, unsigned rates[2]);
@@ -91,15 +108,15 @@ int nvmlDeviceGetUtilizationRates(void *device, unsigned rates[2])
 EXPORT int nvmlDeviceGetMemoryInfo_v2(void *device, fake_memory *memory);
 int nvmlDeviceGetMemoryInfo_v2(void *device, fake_memory *memory)
 {
-    (void)device;
-    double total = look_up("total");
+    const bool whole = device == &gpu;
+    double total = look_up(whole ? "total" : "part_total");
     if (memory->version != 0x02000028)
         return ARGUMENT_VERSION_MISMATCH;
     if (total < 0)
         return (int)-total;
     memory->total = (unsigned long long)total;
-    memory->reserved = (unsigned long long)look_up("reserved");
-    memory->used = (unsigned long long)look_up("used");
+    memory->reserved = (unsigned long long)look_up(whole ? "reserved" : "part_reserved");
+    memory->used = (unsigned long long)look_up(whole ? "used" : "part_used");
     memory->free = memory->total - memory->reserved - memory->used;
     return 0;
 }
@@ -133,8 +150,7 @@ static int list(const char *name, unsigned *count, fake_process *processes)
 EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *n, fake_process *p);
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *n, fake_process *p)
 {
-    (void)device;
-    return list("process", n, p);
+    return list(device == &gpu ? "process" : "part_process", n, p);
 }
 
 EXPORT int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned *n, fake_process *p);

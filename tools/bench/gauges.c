@@ -17,7 +17,7 @@ int main(int argc, char **argv)
         fputs("bench_gauges BUS [READINGS]\n", stderr);
         return EXIT_FAILURE;
     }
-    if (pml_gauges_new(argv[1], &gauges, &err) != PML_OK) {
+    if (pml_gauges_new(argv[1], NULL, &gauges, &err) != PML_OK) {
         fprintf(stderr, "bench_gauges: %s\n", err.message);
         return EXIT_FAILURE;
     }

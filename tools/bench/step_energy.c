@@ -343,7 +343,7 @@ pml_status step_energy_print(pml_stepper *s, const char *bus, double seconds,
         return PML_FAIL(err, PML_UNSUPPORTED, "%s records no loops", s->backend->name);
     if (s->plan.arena < COPIED)
         return PML_FAIL(err, PML_INVALID, "a model this small tells nothing of energy");
-    pml_status status = pml_gauges_new(bus, &b.meter.gauges, err);
+    pml_status status = pml_gauges_new(bus, NULL, &b.meter.gauges, err);
     double joules;
     if (status == PML_OK)
         status = pml_gauges_energy(b.meter.gauges, &joules, err);

@@ -109,7 +109,7 @@ pml_status step_gauges_compare(const char *bus, double pause, int pairs, void (*
     if (pairs < 6 || pairs > PAIRS_MOST)
         return PML_FAIL(err, PML_INVALID, "%d pairs: 6 to %d say something", pairs, PAIRS_MOST);
     reader r = {.pause = pause};
-    pml_status status = pml_gauges_new(bus, &r.gauges, err);
+    pml_status status = pml_gauges_new(bus, NULL, &r.gauges, err);
     if (status != PML_OK)
         return status;
     pthread_mutex_init(&r.mutex, NULL);

@@ -68,8 +68,8 @@ static void init_waiting(gpu_watch *w)
     pthread_condattr_destroy(&clock);
 }
 
-pml_status gpu_watch_new(int rank, const char *bus, const char *name, gpu_watch **watch,
-                         pml_error *err)
+pml_status gpu_watch_new(int rank, const char *bus, const char *uuid, const char *name,
+                         gpu_watch **watch, pml_error *err)
 {
     pml_error why = PML_ERROR_INIT;
     gpu_watch *w = calloc(1, sizeof *w);
@@ -80,7 +80,7 @@ pml_status gpu_watch_new(int rank, const char *bus, const char *name, gpu_watch 
     snprintf(w->name, sizeof w->name, "%s", name);
     w->peak = pml_peak_flops(name);
     init_waiting(w);
-    if (pml_gauges_new(bus, &w->gauges, &why) != PML_OK)
+    if (pml_gauges_new(bus, uuid, &w->gauges, &why) != PML_OK)
         snprintf(w->trouble, sizeof w->trouble, "%s", why.message);
     else if (pthread_create(&w->thread, NULL, read_gauges, w) != 0)
         snprintf(w->trouble, sizeof w->trouble, "cannot start a thread to read NVML");

@@ -14,10 +14,10 @@
 
 typedef struct gpu_watch gpu_watch;
 
-/* bus: the device's PCI address; name: as the driver calls it. Without NVML the watch is there, and
- * its records say why they have no gauges. */
-pml_status gpu_watch_new(int rank, const char *bus, const char *name, gpu_watch **watch,
-                         pml_error *err);
+/* bus: the device's PCI address; uuid: of what this process has of it; name: as the driver calls
+ * it. Without NVML the watch is there, and its records say why they have no gauges. */
+pml_status gpu_watch_new(int rank, const char *bus, const char *uuid, const char *name,
+                         gpu_watch **watch, pml_error *err);
 /* Waits for a reading that is under way, a second at most: a driver that does not come back keeps
  * its thread and what that thread reads. */
 void gpu_watch_destroy(gpu_watch **watch);

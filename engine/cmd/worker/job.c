@@ -353,6 +353,13 @@ static pml_status open_all(job *j, const job_setup *setup, job_facts *facts, pml
     memcpy(facts->lacks, info.lacks, sizeof facts->lacks);
     memcpy(facts->device, info.name, sizeof facts->device);
     memcpy(facts->bus, info.bus, sizeof facts->bus);
+    if (j->backend->identity_of != NULL) {
+        pml_device_identity identity;
+        status = j->backend->identity_of(j->device, &identity, err);
+        if (status != PML_OK)
+            return status;
+        memcpy(facts->uuid, identity.uuid, sizeof facts->uuid);
+    }
     status = room_for_snapshots(j, facts, err);
     return status == PML_OK ? restore(j, setup, &facts->state, err) : status;
 }

@@ -54,6 +54,7 @@ typedef struct job_facts {
     char unreserved[400];      /* claim_trouble; "": what the plan takes is reserved, if need be */
     bool crowded;              /* it could not be opened for what others have of its device */
     char device[128], bus[20]; /* name and PCI address of a GPU; bus "": it is none */
+    char uuid[37];             /* as pml_device_identity */
     pml_train_state state; /* from the checkpoint, or from the configuration; with its identity */
 } job_facts;
 

@@ -176,7 +176,8 @@ static pml_status watch_gpu(worker *w, pml_error *err)
 {
     if (w->facts.bus[0] == '\0')
         return PML_OK;
-    pml_status status = gpu_watch_new(w->rank, w->facts.bus, w->facts.device, &w->gpu, err);
+    pml_status status =
+        gpu_watch_new(w->rank, w->facts.bus, w->facts.uuid, w->facts.device, &w->gpu, err);
     if (status != PML_OK)
         return status;
     link_set_gpu(w->link, w->gpu);

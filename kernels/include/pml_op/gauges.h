@@ -1,6 +1,6 @@
 /* Gauges: what an NVIDIA driver says of a GPU while it works, read by NVML.
  *
- *   pml_gauges_new(bus)  ──►  pml_gauges_read(): a few milliseconds of the driver's time at most,
+ *   pml_gauges_new()     ──►  pml_gauges_read(): a few milliseconds of the driver's time at most,
  *                             none of the GPU's; no context, no memory on the device
  *
  * NVML (libnvidia-ml.so.1) comes with the driver and is found at run time. What it does not say is
@@ -21,7 +21,7 @@ extern "C" {
 /* name and unit, as messages have them (messages.def, record gpu) */
 #define PML_GAUGES(X)                                                                              \
     X(utilisation)   /* share of the driver's last sample period in which a kernel ran */          \
-    X(memory_total)  /* bytes of the card */                                                       \
+    X(memory_total)  /* bytes of the card, or of the part of it that is asked for (MIG) */         \
     X(memory_used)   /* bytes: all processes together          */                                  \
     X(memory_ours)   /* bytes: this process */                                                     \
     X(memory_others) /* bytes: the other processes that the driver lists */                        \
@@ -48,8 +48,10 @@ typedef struct pml_reading {
 typedef struct pml_gauges pml_gauges;
 
 /* bus: PCI address of the GPU, "0000:0f:00.0", since NVML counts devices in an order of its own.
- * PML_NOT_FOUND: no NVML, or no such GPU; PML_UNSUPPORTED: one that is too old. */
-pml_status pml_gauges_new(const char *bus, pml_gauges **gauges, pml_error *err);
+ * uuid: of the device, as pml_device_identity has it: of a card that is divided (MIG) memory and
+ * processes are that part's; NULL: nobody's. All else is the card's. PML_NOT_FOUND: no NVML, or no
+ * such GPU; PML_UNSUPPORTED: one that is too old. */
+pml_status pml_gauges_new(const char *bus, const char *uuid, pml_gauges **gauges, pml_error *err);
 void pml_gauges_destroy(pml_gauges **gauges);
 
 /* All of them now; one that cannot be read says why in `missing`. */

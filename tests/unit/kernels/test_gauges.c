@@ -24,17 +24,22 @@ static void driver_says(const char *text)
     assert_int_equal(fclose(file), 0);
 }
 
-static pml_reading read_now(void)
+static pml_reading read_part(const char *part)
 {
     pml_gauges *gauges = NULL;
     pml_reading r;
     pml_error err = PML_ERROR_INIT;
-    if (pml_gauges_new("0000:0f:00.0", &gauges, &err) != PML_OK)
+    if (pml_gauges_new("0000:0f:00.0", part, &gauges, &err) != PML_OK)
         fail_msg("%s", err.message);
     pml_gauges_read(gauges, &r);
     pml_gauges_destroy(&gauges);
     assert_null(gauges);
     return r;
+}
+
+static pml_reading read_now(void)
+{
+    return read_part(NULL);
 }
 
 static void expect(const pml_reading *r, pml_gauge gauge, double value)
@@ -112,6 +117,38 @@ static void a_process_that_is_not_listed(void **state)
     assert_null(pml_throttle_reason(&r, 0));
 }
 
+/* What a divided card has and what its part has are two things; the part's counts, or none. */
+static void a_divided_card(void **state)
+{
+    (void)state;
+    static const char uuid[] = "3f2a0c00-0000-4000-8000-00000000000a";
+    static const char card[] = "total 150e9\nreserved 1e9\nused 140e9\nprocesses 1\nprocess 0 9e9\n"
+                               "process 1 130e9\ntemperature 64\n";
+    char text[400];
+    snprintf(text, sizeof text,
+             "%smig 1\npart_total 20e9\npart_reserved 1e8\npart_used 5e9\n"
+             "part_process 0 4e9\npart_process 7 5e8\n",
+             card);
+    driver_says(text);
+    pml_reading r = read_part(uuid);
+    expect(&r, PML_GAUGE_memory_total, 20e9);
+    expect(&r, PML_GAUGE_memory_used, 5e9);
+    expect(&r, PML_GAUGE_memory_ours, 4e9);
+    expect(&r, PML_GAUGE_memory_others, 5e8);
+    expect(&r, PML_GAUGE_temperature, 64);
+    const char *unknown[] = {NULL, "00000000-0000-0000-0000-000000000000"};
+    for (int i = 0; i < 2; i++) { /* no part is asked for, and one that NVML does not find */
+        r = read_part(unknown[i]);
+        for (int gauge = PML_GAUGE_memory_total; gauge <= PML_GAUGE_memory_others; gauge++)
+            expect_missing(&r, (pml_gauge)gauge, "the card is divided (MIG)");
+        expect(&r, PML_GAUGE_temperature, 64);
+    }
+    snprintf(text, sizeof text, "%smig 0\n", card);
+    driver_says(text);
+    r = read_part(uuid);
+    expect(&r, PML_GAUGE_memory_used, 140e9);
+}
+
 static void energy(void **state)
 {
     (void)state;
@@ -119,7 +156,7 @@ static void energy(void **state)
     pml_error err = PML_ERROR_INIT;
     double joules = -1;
     driver_says("millijoules 5000000000125\n"); /* more than 32 bits hold */
-    assert_int_equal(pml_gauges_new("0000:0f:00.0", &gauges, &err), PML_OK);
+    assert_int_equal(pml_gauges_new("0000:0f:00.0", NULL, &gauges, &err), PML_OK);
     assert_int_equal(pml_gauges_energy(gauges, &joules, &err), PML_OK);
     assert_true(joules > 5000000000.1249 && joules < 5000000000.1251);
     driver_says("millijoules -4\n");
@@ -147,7 +184,7 @@ static void no_such_gpu(void **state)
     (void)state;
     pml_gauges *gauges = NULL;
     pml_error err = PML_ERROR_INIT;
-    assert_int_equal(pml_gauges_new("0000:ff:00.0", &gauges, &err), PML_NOT_FOUND);
+    assert_int_equal(pml_gauges_new("0000:ff:00.0", NULL, &gauges, &err), PML_NOT_FOUND);
     assert_null(gauges);
     assert_non_null(strstr(err.message, "0000:ff:00.0"));
     assert_non_null(strstr(err.message, "Not Found"));
@@ -185,6 +222,7 @@ int main(void)
         cmocka_unit_test(all_gauges),
         cmocka_unit_test(what_a_card_has_not),
         cmocka_unit_test(a_process_that_is_not_listed),
+        cmocka_unit_test(a_divided_card),
         cmocka_unit_test(energy),
         cmocka_unit_test(too_many_processes),
         cmocka_unit_test(no_such_gpu),
