@@ -41,6 +41,7 @@ BLOCK = 512
 
 # A run with what changes its folder: saves and pruning, a name that is replaced, a full stop, a
 # resume. Three of its coordinators are killed right behind a change, and the next ones write on.
+# Its steps are long until that is done: a fast machine would end it before its client is back.
 VICTIM = """
 import os, signal, sys, time
 from contextlib import suppress
@@ -63,7 +64,8 @@ def strike(ask=lambda: None):
         assert time.monotonic() < deadline, run.reason
         run.wait_for_change(0.1)
 run = pm.finetune(sys.argv[1], rows, name="victim", max_steps=4000, max_length=64, save_steps=200,
-                  save_total_limit=2, threads=1, deterministic=True, generate_length=16)
+                  save_total_limit=2, threads=1, deterministic=True, generate_length=16,
+                  gradient_accumulation_steps=32)
 reach(60)
 strike()
 reach(90)
@@ -77,6 +79,8 @@ if run.state == "paused":
 reach(200)
 strike(lambda: run.checkpoint())
 reach(260)
+run.pause(wait=True)
+run.set(gradient_accumulation_steps=1).wait(600)
 run.stop(wait=True)
 run.resume()
 run.wait(600)
