@@ -12,7 +12,8 @@ typedef struct guest {
     int fd;
     uint64_t cookie;
     pmli_origin origin;
-    bool has_origin, out;   /* out: shut down for what it sent, or where it comes from */
+    bool has_origin, view;  /* view: it has shown a key, and not one that steers */
+    bool out;               /* shut down for what it sent, or where it comes from */
     char key[PML_KEY_TEXT]; /* "" = a stranger */
     pml_peer peer;          /* size 0 = unknown */
     double since, refilled_at;
@@ -199,9 +200,25 @@ static void turn_out(pmli_guests *guests, guest *g, double now)
     shut(g);
 }
 
+/* Whether one more with this key would be too many: of those who only look, half of all with one
+ * key, and three quarters together. Whoever steers finds a place, and other keys do. */
+static bool crowded(const pmli_guests *guests, const char *key)
+{
+    size_t same = 0, all = 0;
+    for (size_t i = 0; i < guests->n; i++) {
+        const guest *g = &guests->all[i];
+        if (!g->view || g->out)
+            continue;
+        all++;
+        same += strcmp(g->key, key) == 0;
+    }
+    return same >= guests->most / 2 || all >= guests->most / 4 * 3;
+}
+
 pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer, const char *key,
                                pml_role role, double now)
 {
+    const bool view = role != PML_ROLE_CONTROL;
     guest *g = find_sender(guests, fd, peer);
     if (g == NULL)
         return PMLI_HEARD; /* its last words */
@@ -209,11 +226,19 @@ pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer
         g->peer = *peer;
     if (g->out)
         return PMLI_UNHEARD;
-    if (g->key[0] == '\0')
-        snprintf(g->key, sizeof g->key, "%s", key);
-    else if (strcmp(g->key, key) != 0)
+    if (g->key[0] != '\0' && strcmp(g->key, key) != 0)
         return PMLI_HEARD; /* of the socket that had this number before */
-    bool view = role != PML_ROLE_CONTROL;
+    if (g->key[0] == '\0' && key[0] != '\0') {
+        if (view && crowded(guests, key)) {
+            guests->refused++;
+            g->out = true;
+            g->since = now;
+            shut(g);
+            return PMLI_UNHEARD;
+        }
+        snprintf(g->key, sizeof g->key, "%s", key);
+        g->view = view;
+    }
     g->tokens += (now - g->refilled_at) * pace[view].rate;
     g->tokens = g->tokens > pace[view].burst ? pace[view].burst : g->tokens;
     g->refilled_at = now;

@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "../../../engine/src/net/guests.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/net/client.h"
@@ -284,6 +285,60 @@ static void a_silent_crowd_keeps_nobody_out(void **state)
         close(fds[i]);
 }
 
+/* A connection at a door, which sends a message with this key; its other end is in *other. */
+static pmli_hearing comes(pmli_guests *guests, int *fd, int *other, const char *key, pml_role role)
+{
+    int pair[2];
+    double now = pml_clock_monotonic();
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    *fd = pair[0];
+    *other = pair[1];
+    pmli_guests_arrived(guests, *fd, now);
+    return pmli_guests_spoke(guests, *fd, NULL, key, role, now);
+}
+
+/* Connections that look, as many as there can be: with one key, with others, and who steers gets in
+ * still. */
+static void a_looking_crowd_keeps_nobody_out(void **state)
+{
+    (void)state;
+    static int fds[2 * PMLI_GUESTS_MAX][2];
+    size_t n = 0, with[4] = {0};
+    pmli_guests *guests;
+    assert_int_equal(pmli_guests_new(&guests, NULL), PML_OK);
+    for (size_t key = 0; key < 4; key++) {
+        char name[] = {(char)('a' + key), '\0'};
+        pml_role role = key < 3 ? PML_ROLE_VIEW : PML_ROLE_CONTROL;
+        pmli_hearing heard = PMLI_HEARD;
+        for (; heard == PMLI_HEARD && with[key] < PMLI_GUESTS_MAX / 5 * (key == 3 ? 1 : 5); n++) {
+            heard = comes(guests, &fds[n][0], &fds[n][1], name, role);
+            with[key] += heard == PMLI_HEARD;
+        }
+        assert_int_equal(heard, role == PML_ROLE_VIEW ? PMLI_UNHEARD : PMLI_HEARD);
+    }
+    assert_int_equal(with[1], with[0] / 2);
+    assert_int_equal(with[2], 0);
+    assert_int_equal(with[3], PMLI_GUESTS_MAX / 5);
+    assert_int_equal(pmli_guests_refused(guests), 3);
+    /* The one that was refused sees the end; those before it are as they were. */
+    char byte;
+    assert_int_equal(recv(fds[with[0]][1], &byte, 1, MSG_DONTWAIT), 0);
+    assert_int_equal(recv(fds[with[0] - 1][1], &byte, 1, MSG_DONTWAIT), -1);
+    /* Where one has ended there is room for another. */
+    close(fds[0][0]);
+    pmli_guests_sweep(guests, pml_clock_monotonic());
+    int again[2];
+    assert_int_equal(comes(guests, &again[0], &again[1], "c", PML_ROLE_VIEW), PMLI_HEARD);
+    close(again[0]);
+    close(again[1]);
+    pmli_guests_destroy(&guests);
+    for (size_t i = 0; i < n; i++) {
+        if (i > 0)
+            close(fds[i][0]);
+        close(fds[i][1]);
+    }
+}
+
 /* Faster than a viewer may: refused, and the connection of one that does not stop is cut. */
 static void a_flood_is_refused(void **state)
 {
@@ -501,6 +556,7 @@ int main(void)
         TEST(a_revoked_key_is_out_at_once),
         TEST(who_just_came_is_out_too),
         TEST(a_silent_crowd_keeps_nobody_out),
+        TEST(a_looking_crowd_keeps_nobody_out),
         TEST(a_flood_is_refused),
         TEST(who_sends_what_is_wrong_is_turned_out),
         TEST(who_was_turned_out_comes_back_later),
