@@ -119,14 +119,6 @@ static pml_status check_alive(const char *path, const pml_connection *c, pml_err
     return status;
 }
 
-pml_status pml_connection_find(const char *run_folder, char *path, size_t capacity, pml_error *err)
-{
-    char folder[PATH_MAX];
-    pml_status status = pml_runtime_find(run_folder, folder, sizeof folder, err);
-    return status == PML_OK ? pml_path_join(path, capacity, folder, "connection.json", err)
-                            : status;
-}
-
 pml_status pml_connection_parse(const char *text, size_t size, pml_connection *connection,
                                 pml_error *err)
 {
@@ -157,4 +149,40 @@ pml_status pml_connection_read(const char *path, pml_connection *connection, pml
     if (status != PML_OK)
         pml_keypair_forget(&connection->keys);
     return status;
+}
+
+/* By what they are, not by their paths: a bind mount gives a folder two. One that cannot be seen
+ * from here (a container's) is not told from another. */
+static bool differ(const char *a, const char *b)
+{
+    struct stat one, other;
+    return stat(a, &one) == 0 && stat(b, &other) == 0 &&
+           (one.st_dev != other.st_dev || one.st_ino != other.st_ino);
+}
+
+/* Where a coordinator is, the lock's holder says; of a folder from somebody else that may be
+ * anybody, and name the coordinator of another run of ours: who comes to steer this one must not
+ * steer that. */
+pml_status pml_connection_find(const char *run_folder, char *path, size_t capacity, pml_error *err)
+{
+    char folder[PATH_MAX];
+    pml_connection found;
+    pml_status status = pml_runtime_find(run_folder, folder, sizeof folder, err);
+    if (status == PML_OK)
+        status = pml_path_join(path, capacity, folder, "connection.json", err);
+    if (status != PML_OK)
+        return status;
+    status = pml_connection_read(path, &found, err);
+    if (status == PML_NOT_FOUND)
+        return PML_FAIL(err, PML_BUSY,
+                        "the coordinator of this run is just starting or ending; ask again");
+    if (status != PML_OK)
+        return status;
+    pml_keypair_forget(&found.keys);
+    if (differ(run_folder, found.run))
+        return PML_FAIL(err, PML_DENIED,
+                        "%s/lock leads to the coordinator of another run, %s: this folder is not "
+                        "what it seems; attach to that run by its own name",
+                        run_folder, found.run);
+    return PML_OK;
 }

@@ -3,6 +3,7 @@
  *   run folder/workers:   16 bytes of text for each rank, its process id …   lock bytes, from 1 MiB
  *
  * It is in the run folder, as the coordinator's lock is and for the same reasons. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -83,15 +84,33 @@ pml_status pml_runtime_workers(const char *run_folder, pml_error *err)
     return status;
 }
 
+/* Whether a process has the file open, as all workers of a run have. */
+static bool has_open(int pid, int file)
+{
+    char path[64];
+    struct stat wanted, info;
+    bool found = false;
+    snprintf(path, sizeof path, "/proc/%d/fd", pid);
+    DIR *dir = fstat(file, &wanted) == 0 ? opendir(path) : NULL;
+    for (struct dirent *e = dir == NULL ? NULL : readdir(dir); e != NULL && !found;
+         e = readdir(dir))
+        found = fstatat(dirfd(dir), e->d_name, &info, 0) == 0 && info.st_dev == wanted.st_dev &&
+                info.st_ino == wanted.st_ino;
+    if (dir != NULL)
+        closedir(dir);
+    return found;
+}
+
 /* The lock is still held and the signature the same after the process descriptor was opened: so it
- * is the holder's, and stays it. */
+ * is the holder's, and stays it. In a folder from somebody else both may be a stranger's, who names
+ * a process of ours: that one does not have the file. */
 static void kill_holder(int fd, int rank)
 {
     int pid = signature(fd, rank);
     int process = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
     struct flock lock = bytes_of(rank, 1, F_WRLCK);
-    if (process >= 0 && fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK &&
-        signature(fd, rank) == pid)
+    if (process >= 0 && has_open(pid, fd) && fcntl(fd, F_OFD_GETLK, &lock) == 0 &&
+        lock.l_type != F_UNLCK && signature(fd, rank) == pid)
         syscall(SYS_pidfd_send_signal, process, SIGKILL, NULL, 0);
     if (process >= 0)
         close(process);

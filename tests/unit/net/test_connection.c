@@ -284,6 +284,33 @@ static void a_prepared_lock_is_refused(void **state)
     }
 }
 
+/* Somebody's folder, whose lock somebody holds: it names the coordinator of a run of ours. */
+static void a_lock_leads_to_no_other_run(void **state)
+{
+    place *p = *state;
+    char theirs[120], path[200], file[256], link[120], text[300];
+    int lock;
+    pml_connection c = some_connection(p);
+    pml_error err = PML_ERROR_INIT;
+    take(p);
+    assert_int_equal(pml_connection_write(p->runtime, &c, NULL), PML_OK);
+    snprintf(theirs, sizeof theirs, "%s/theirs", p->root);
+    assert_int_equal(mkdir(theirs, 0700), 0);
+    assert_int_equal(pml_runtime_take(theirs, path, sizeof path, &lock, NULL), PML_OK);
+    int n = snprintf(text, sizeof text, "%s\n1 h\n", p->runtime);
+    assert_int_equal(ftruncate(lock, 0), 0);
+    assert_int_equal(pwrite(lock, text, (size_t)n, 0), n);
+    assert_int_equal(pml_connection_find(theirs, file, sizeof file, &err), PML_DENIED);
+    assert_non_null(strstr(err.message, "theirs/lock leads to the coordinator of another run"));
+    close(lock);
+    pml_tree_remove(p->root, path + strlen(p->root) + 1, NULL);
+    /* Another path to the run itself is none. */
+    snprintf(link, sizeof link, "%s/link", p->root);
+    assert_int_equal(symlink(p->run, link), 0);
+    assert_int_equal(pml_connection_find(link, file, sizeof file, NULL), PML_OK);
+    assert_string_equal(file, p->file);
+}
+
 static void the_file_reads_back(void **state)
 {
     place *p = *state;
@@ -293,10 +320,11 @@ static void the_file_reads_back(void **state)
     assert_int_equal(pml_connection_read(p->file, &back, NULL), PML_NOT_FOUND);
     assert_int_equal(pml_connection_find(p->run, file, sizeof file, NULL), PML_NOT_FOUND);
     take(p);
-    assert_int_equal(pml_connection_find(p->run, file, sizeof file, NULL), PML_OK);
-    assert_string_equal(file, p->file);
+    assert_int_equal(pml_connection_find(p->run, file, sizeof file, NULL), PML_BUSY);
     umask(0);
     assert_int_equal(pml_connection_write(p->runtime, &c, NULL), PML_OK);
+    assert_int_equal(pml_connection_find(p->run, file, sizeof file, NULL), PML_OK);
+    assert_string_equal(file, p->file);
     assert_int_equal(lstat(p->file, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0600);
     assert_int_equal(pml_connection_write(p->runtime, &c, NULL), PML_OK); /* replaces it */
@@ -354,6 +382,7 @@ int main(void)
         TEST(an_open_folder_is_refused),
         TEST(the_lock_ends_with_its_holder),
         TEST(one_place_whoever_asks),
+        TEST(a_lock_leads_to_no_other_run),
         TEST(a_copied_folder_takes_nothing_away),
         TEST(without_locks_there_is_another_place),
         TEST(a_prepared_lock_is_refused),

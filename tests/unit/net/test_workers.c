@@ -104,11 +104,35 @@ static void a_recycled_number_is_not_touched(void **state)
     waitpid(stranger, NULL, 0);
 }
 
+/* Somebody in whose folder we are holds the lock, and signs for a process of ours. */
+static void a_forged_signature_kills_nobody(void **state)
+{
+    (void)state;
+    int lock, status;
+    char line[32];
+    pid_t stranger = begin(-1, 0); /* before the file is open: it has it not */
+    assert_int_equal(pml_runtime_worker_lock(folder, 0, &lock, NULL), PML_OK);
+    int n = snprintf(line, sizeof line, "%15d\n", (int)stranger);
+    assert_int_equal(pwrite(lock, line, (size_t)n, 0), n);
+    assert_int_equal(pml_runtime_workers(folder, NULL), PML_OK);
+    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
+    assert_int_equal(waitpid(stranger, &status, WNOHANG), 0); /* it lives */
+    /* The same, of one that has the file: that is a worker. */
+    pid_t worker = begin(lock, 0);
+    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
+    assert_int_equal(waitpid(worker, &status, 0), worker);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    close(lock);
+    kill(stranger, SIGKILL);
+    waitpid(stranger, NULL, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(those_that_hold_a_lock_are_there),
         cmocka_unit_test(a_recycled_number_is_not_touched),
+        cmocka_unit_test(a_forged_signature_kills_nobody),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -93,8 +93,9 @@ pml_status pml_connection_read(const char *path, pml_connection *connection, pml
 pml_status pml_connection_parse(const char *text, size_t size, pml_connection *connection,
                                 pml_error *err);
 
-/* The connection file of the run's coordinator; errors of pml_runtime_find. It may be a moment
- * before the file is there. */
+/* The connection file of the run's coordinator; errors of pml_runtime_find and, but for
+ * PML_NOT_FOUND, of pml_connection_read. PML_BUSY: it is a moment before the file is there;
+ * PML_DENIED: it is another run's. */
 pml_status pml_connection_find(const char *run_folder, char *path, size_t capacity, pml_error *err);
 
 #ifdef __cplusplus
