@@ -154,7 +154,7 @@ class Settings:
     restart
         ``"on-failure"``: when a worker or the coordinator dies or hangs, the run goes on by itself
         from its last snapshot in memory or checkpoint, and what was tuned is in force again at its
-        steps. ``"never"``: it fails.
+        steps; where others have its GPU's memory by then, it waits for that. ``"never"``: it fails.
     max_restarts
         How often it does so before it fails, counted from its start or its last resume.
     hang_timeout
