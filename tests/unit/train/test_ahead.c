@@ -53,7 +53,7 @@ static void prepares(pml_device *device, bool on)
 {
     (void)device;
     if (!on)
-        assert_true(pml_stepper_is_compiling(&stepper));
+        assert_false(atomic_load(&stepper.ahead_done)); /* is_ahead is the other thread's own */
     else
         assert_int_equal(n_asked[FORWARD] + n_asked[BACKWARD], 0);
     atomic_fetch_add(on ? &n_on : &n_off, 1);
