@@ -60,6 +60,11 @@ static inline float random_float(void)
     return (float)(int64_t)(random_bits() >> 44) * 0x1p-19F - 1.0F;
 }
 
+/* Of a reference in double precision: one thread's own loops over what the test has just made.
+ * Watched by a sanitizer they are nearly all that a test does, and no line of the engine is in
+ * them. */
+#define UNWATCHED __attribute__((no_sanitize("address", "undefined", "thread")))
+
 static inline size_t span_bytes(const pml_view *v)
 {
     if (v->data == NULL || v->rows == 0 || v->cols == 0)

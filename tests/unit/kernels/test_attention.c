@@ -28,7 +28,7 @@ static int64_t rows_k(const problem *p)
 }
 
 /* One query: its scores over the keys it sees, softmax, weighted values. Returns sum o * dout. */
-static double attend_one(const problem *p, int d, int head, int row)
+UNWATCHED static double attend_one(const problem *p, int d, int head, int row)
 {
     const shape *s = p->s;
     int dim = s->head_dim, kv = head / (s->heads / s->kv_heads);
