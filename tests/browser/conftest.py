@@ -128,6 +128,22 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             server.wait()
 
 
+@pytest.fixture(autouse=True)
+def no_kernel_is_left(lab: Lab) -> Iterator[None]:
+    """A kernel outlives its page on purpose; its run must not slow the tests that follow."""
+    yield
+    sessions = f"{lab.url}api/sessions"
+    headers = {"Authorization": f"token {lab.token}"}
+
+    def asked(url: str, method: str) -> bytes:
+        request = urllib.request.Request(url, headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return bytes(answer.read())
+
+    for session in json.loads(asked(sessions, "GET")):
+        asked(f"{sessions}/{session['id']}", "DELETE")
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """The system's Chromium, headless."""

@@ -26,7 +26,9 @@ run = pm.finetune("model", rows, name="shared", max_steps=10**6, max_length=64, 
                   gradient_accumulation_steps=16, generate_length=16, devices=["cpu", "cpu"])
 run
 """
+# It stands wherever no step is waited for: one that goes on takes the processors from the browser.
 SHARE = """
+run.pause(wait=True)
 given = run.share("tcp://127.0.0.1:*", name="class")
 saved = given.save("class.json")
 display(given, saved, run.sharing, run.config, vars(pm), run.events(), run.workers)
@@ -41,7 +43,12 @@ for wrong in (given.text()[:-4], "x" + given.text(), {"key": 1}):
         print(type(error).__name__, error)
 pm.attach(given.text()[:-4])
 """
-SEEN = "seen = pm.attach(given.text()); run.set(weight_decay=0.5, wait=True); seen"
+SEEN = """
+seen = pm.attach(given.text())
+run.set(weight_decay=0.5, wait=True)
+run.resume(wait=True)
+seen
+"""
 
 
 def in_notebook(document: object) -> list[str]:
@@ -74,7 +81,9 @@ def test_a_saved_notebook_holds_no_key(page: Page, lab: Lab) -> None:
     notebook.run_cell(3)
     viewer = Panel(notebook.output(3))
     expect(viewer.state).to_have_text("running")
-    viewer.wait_for_step(8)
+    viewer.wait_for_step(panel.step() + 3)
+    panel.button("Pause").click()
+    expect(panel.state).to_have_text("paused")
     panel.button("Checkpoint").click()
     expect(panel.root.get_by_text("on disk").first).to_be_visible()
     notebook.command("docmanager:save")  # Jupyter makes its own copy, too
