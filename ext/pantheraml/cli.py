@@ -75,7 +75,7 @@ def _train(args: argparse.Namespace) -> int:
         )  # fmt: skip
     run = pm.finetune(_model(args), args.data, eval_data=args.eval_data, name=args.name, **settings)
     print(f"run {run.name} in {run.folder}", flush=True)
-    return 0 if args.detach else _watch(run)
+    return 0 if args.detach else _watch(run, whole=True)
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -253,11 +253,11 @@ def _monitor(_: argparse.Namespace) -> NoReturn:
 # ---- helpers ---------------------------------------------------------------------------------
 
 
-def _watch(run: pm.Run) -> int:
+def _watch(run: pm.Run, *, whole: bool = False) -> int:
     try:
         from pantheraml.live import watch
 
-        watch(run)
+        watch(run, whole=whole)
     except KeyboardInterrupt:
         print(f"\ndetached; the run goes on. Come back by: pantheraml attach {run.name}")
         return 0

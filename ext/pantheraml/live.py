@@ -29,7 +29,11 @@ _COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "stopped": 
 
 
 def watch(
-    run: Run, until: Callable[[], bool] | None = None, console: Console | None = None
+    run: Run,
+    until: Callable[[], bool] | None = None,
+    console: Console | None = None,
+    *,
+    whole: bool = False,
 ) -> None:
     """Show a run until it has ended, or until `until` says so.
 
@@ -41,6 +45,9 @@ def watch(
         Asked after each change.
     console
         Where to; without a terminal a line is printed every few seconds instead.
+    whole
+        Print what was said of the run before its first steps, too, however many it has made: for
+        who has just begun it. Who comes late has not asked for it.
     """
     console = console or Console()
 
@@ -48,7 +55,7 @@ def watch(
         return run.state in ENDED or (until is not None and until())
 
     if not console.is_terminal:
-        _lines(run, over, console)
+        _lines(run, over, console, whole)
         return
     with Live(view(run), console=console, refresh_per_second=8, transient=False) as live:
         while not over():
@@ -204,9 +211,9 @@ def notes(run: Run) -> list[str]:
     return [f"{marks.get(event['level'], '')}{event['message']}" for event in said]
 
 
-def _lines(run: Run, over: Callable[[], bool], console: Console) -> None:
+def _lines(run: Run, over: Callable[[], bool], console: Console, whole: bool) -> None:
     told = 0.0
-    noted = len(notes(run)) if run._curve(1) else 0  # who comes late has not asked for it
+    noted = 0 if whole or not run._curve(1) else len(notes(run))
     while not over():
         noted = _tell(run, noted, console)
         now = time.monotonic()

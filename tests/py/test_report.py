@@ -16,7 +16,7 @@ import examples
 import pantheraml as pm
 import pytest
 from pantheraml import sums
-from pantheraml.live import clock, sparkline, view, watch
+from pantheraml.live import clock, notes, sparkline, view, watch
 from pantheraml.report import Curve, chart_svg, page_html, record_html, smooth
 from rich.console import Console
 
@@ -97,6 +97,18 @@ def test_terminal_view(run: pm.Run) -> None:
     assert EVIL[:20] in shown  # a terminal takes it as text
     watch(run, console=Console(file=console.file, force_terminal=False))
     assert "old: failed, step 2000/3000, loss 0.0015" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_who_began_a_run_is_told_all_that_was_said(run: pm.Run) -> None:
+    """However many steps it had made before anybody looked; who comes late is told nothing old."""
+
+    def lines(whole: bool) -> list[str]:
+        console = Console(width=1000, file=io.StringIO(), force_terminal=False)
+        watch(run, console=console, whole=whole)
+        return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
+
+    said = [line for note in notes(run) for line in note.splitlines()]
+    assert said and lines(whole=True) == [*said, *lines(whole=False)]
 
 
 def test_figure(run: pm.Run) -> None:

@@ -54,7 +54,8 @@ def first_client(lesson: stdlib.Lesson, name: str, steps: int) -> None:
         max_steps=steps, learning_rate=1e-3, lr_scheduler_type="cosine", warmup_steps=10,
         per_device_train_batch_size=4, max_length=256, packing=True,
     )  # fmt: skip
-    watch(run, until=_until(run, steps * PAUSE_AT // STAGE1_STEPS), console=console)
+    at_pause = _until(run, steps * PAUSE_AT // STAGE1_STEPS)
+    watch(run, until=at_pause, console=console, whole=True)
     run.pause(wait=True)
     _say(f"paused at step {run.step}; the weights stay where they are")
     run.set(learning_rate=1.5e-3)
@@ -112,7 +113,7 @@ def stage2(lesson: stdlib.Lesson, model: Path, steps: int) -> tuple[pm.Run, list
         per_device_train_batch_size=4, max_length=256, packing=True,
     )  # fmt: skip
     before = _answers(run)
-    watch(run, console=console)
+    watch(run, console=console, whole=True)
     run.wait()
     after = _answers(run)
     return run, before, after
