@@ -8,7 +8,11 @@
  * bytes further apart on the device than in the file, as weights with a border are. --mapped: from
  * a mapping of the file, as from any memory, in place of the file itself. The link: the best of
  * five copies of 1 GiB from page-locked memory. Prints GB/s, and by how much the process's memory
- * grew. */
+ * grew.
+ *
+ * Then what was the machine's in it: how many pages the kernel put into its active list in each
+ * pass (whoever reads a page for the second time has it put there, under one lock for all threads;
+ * in a tmpfs writing it is the first), and how fast one thread fills memory that nobody had. */
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -136,6 +140,36 @@ static double resident(void)
     return (double)here * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
 }
 
+/* Thousands of pages that the kernel has made active since it began, -1 where it does not say. */
+static double activated(void)
+{
+    unsigned long long pages = 0;
+    char line[128];
+    bool found = false;
+    FILE *f = fopen("/proc/vmstat", "re");
+    while (f != NULL && !found && fgets(line, sizeof line, f) != NULL)
+        found = sscanf(line, "pgactivate %llu", &pages) == 1;
+    if (f != NULL)
+        fclose(f);
+    return found ? 1e-3 * (double)pages : -1;
+}
+
+/* Bytes a second of fresh memory, in the pages that the kernel gives by itself. */
+static double fresh_rate(void)
+{
+    enum { BYTES = 256 << 20 };
+    double begin = pml_clock_monotonic();
+    char *memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        perror("bench_gpu_upload: 256 MiB");
+        exit(EXIT_FAILURE);
+    }
+    memset(memory, 1, BYTES);
+    double seconds = pml_clock_monotonic() - begin;
+    munmap(memory, BYTES);
+    return BYTES / seconds;
+}
+
 static bool read_options(int argc, char **argv, bench *b, bool *map)
 {
     static const struct option known[] = {{"piece", required_argument, NULL, 'p'},
@@ -172,19 +206,27 @@ int main(int argc, char **argv)
     }
     MUST(pml_backend_cuda(&b.backend, err));
     MUST(b.backend->open(&open, &b.device, err));
-    MUST(b.backend->queue_new(b.device, &b.queue, err));
+    double before = resident();
+    MUST(b.backend->queue_new(b.device, &b.queue, err)); /* its lanes take their memory now */
     size_t most = b.row > 0 ? b.piece / b.row * (b.row + BORDER) : b.piece;
     size_t room = most > GIB ? most : GIB;
     MUST(b.backend->alloc(b.device, room, &b.place, err));
-    double rate[3], before = resident();
-    for (int i = 0; i < 3; i++)
+    double rate[3], active[3];
+    for (int i = 0; i < 3; i++) {
+        double begin = activated();
         rate[i] = upload_rate(&b);
+        active[i] = begin < 0 ? -1 : activated() - begin;
+    }
     double grown = resident() - before, link = link_rate(&b);
     printf("%.1f GiB in pieces of %zu MiB%s%s: %.1f GB/s, again %.1f, %.1f; the link %.1f GB/s: "
            "%.0f, %.0f, %.0f %% of it; %.0f MiB more in memory\n",
            (double)b.size / GIB, b.piece >> 20, map ? ", mapped" : "", b.row > 0 ? ", in rows" : "",
            rate[0] * 1e-9, rate[1] * 1e-9, rate[2] * 1e-9, link * 1e-9, 100 * rate[0] / link,
            100 * rate[1] / link, 100 * rate[2] / link, grown);
+    printf("thousands of pages made active: %.0f, %.0f, %.0f; the file has %.0f thousand; "
+           "one thread fills fresh memory at %.1f GB/s\n",
+           active[0], active[1], active[2], 1e-3 * (double)b.size / (double)sysconf(_SC_PAGESIZE),
+           fresh_rate() * 1e-9);
     b.backend->free(b.device, &b.place, room);
     b.backend->queue_destroy(&b.queue);
     b.backend->close(&b.device);
