@@ -9,8 +9,10 @@
 
 #include "pml/base/log.h"
 
-/* What was fastest on an H200's PCIe 5 link: 53 GB/s of 55 (four lanes 40, 64 MiB pieces 25). */
-enum { LANES_MOST = 8, SLOTS = 2, PIECE = 4 << 20, HUGE_PAGE = 2 << 20 };
+/* Of an H200's PCIe 5 link twelve lanes have 50 to 52 GB/s of 55 whether a core reads 5 GB/s from
+ * the page cache or 7, which differs from hour to hour; eight have 38 to 51, four 28. With pieces
+ * of 2 MiB it is 47, with 64 MiB 25. */
+enum { LANES_MOST = 12, SLOTS = 2, PIECE = 4 << 20, HUGE_PAGE = 2 << 20 };
 
 /* Uploads that may wait to be read: more than lanes can have in hand, so that small ones follow
  * each other without a pause. */

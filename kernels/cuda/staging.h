@@ -24,7 +24,7 @@ typedef struct pmli_staging pmli_staging;
 /* Uploads of fewer bytes of memory are not worth the threads. */
 enum { PMLI_STAGED_LEAST = 8 << 20 };
 
-/* Threads that sleep until there is an upload, at most eight. Each pins two pieces of 4 MiB while
+/* Threads that sleep until there is an upload, at most twelve. Each pins two pieces of 4 MiB while
  * the caller goes on; where that is refused ordinary memory serves, more slowly, and a warning says
  * so. PML_NO_MEMORY: not even threads. */
 pml_status pmli_staging_new(CUcontext context, pmli_staging **staging, pml_error *err);
