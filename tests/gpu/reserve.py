@@ -8,9 +8,8 @@
 * While a killed worker is replaced, a process that reserves nothing takes the memory that it had.
   The run must wait for it, say so, count no restart for that, and go on once it is free.
 
-It takes nearly all of the device's memory, so nothing else may use it meanwhile, and a minute or so.
-Exits with 1 when
-something is not so, 77 without a GPU.
+It takes a minute and a half, and nearly all of the device's memory: nothing else may use it
+meanwhile. Exits with 1 when something is not so, 77 without a GPU.
 """
 
 from __future__ import annotations
