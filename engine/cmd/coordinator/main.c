@@ -192,7 +192,9 @@ static void leave(coordinator *c)
     pml_message_set_string(stop, "id", id);
     int64_t number;
     pml_error err = PML_ERROR_INIT;
-    if (command_accept(c, stop, &number, &err) != PML_OK) {
+    pml_status status = stop == NULL ? PML_FAIL(&err, PML_NO_MEMORY, "no memory for the command")
+                                     : command_accept(c, stop, &number, &err);
+    if (status != PML_OK) {
         pml_log(PML_LOG_ERROR, "cannot stop in order: %s", err.message);
         begin_end(c);
     }
