@@ -235,8 +235,10 @@ void pmli_pool_ahead(pmli_pool *pool, const void *data, size_t bytes)
 /* Where threads take every core they may, each helper gets one of its own: what preempts it for a
  * moment then does not send it to another's, where two would share one until the scheduler notices.
  * The caller's thread is not the pool's to place; the core that is left is the first. Fewer threads
- * than cores are the scheduler's, as two runs side by side would else choose the same ones, and so
- * are PLACE_LEAST - 1 threads and the user's wish ($OMP_PROC_BIND as OpenMP has it). */
+ * than cores are the scheduler's: two runs side by side would else choose the same ones, and which
+ * of a virtual machine's cores share one of its host's changes by the second
+ * (docs/performance/cpu.md). So are PLACE_LEAST - 1 threads and the user's wish ($OMP_PROC_BIND as
+ * OpenMP has it). */
 static bool may_place(int threads, cpu_set_t *cores)
 {
     enum { PLACE_LEAST = 4 };
