@@ -206,10 +206,8 @@ static void abort_wakes_waiters(void **state)
     assert_int_equal(pml_comm_shared_create(2, &fd, NULL), PML_OK);
     pid_t waiter = start(fd, 0, 2, wait_for_nobody), other = start(fd, 1, 2, wait_for_nobody);
     pml_clock_sleep(0.3);
-    double begin = pml_clock_monotonic();
     assert_int_equal(pml_comm_shared_abort(fd, NULL), PML_OK);
-    assert_int_equal(wait_code(waiter), 3);
-    assert_true(pml_clock_monotonic() - begin < 1.0);
+    assert_int_equal(wait_code(waiter), 3); /* else it waits for ever */
     kill(other, SIGKILL);
     assert_int_equal(wait_code(other), 256 + SIGKILL);
     close(fd);
@@ -225,9 +223,7 @@ static void a_killed_peer_is_noticed(void **state)
         pids[r] = start(fd, r, 3, wait_for_nobody);
     pml_clock_sleep(0.3);
     kill(pids[1], SIGKILL); /* and stays a zombie: nobody reaps it before the waiter has noticed */
-    double begin = pml_clock_monotonic();
-    assert_int_equal(wait_code(pids[0]), 3);
-    assert_true(pml_clock_monotonic() - begin < 1.0);
+    assert_int_equal(wait_code(pids[0]), 3); /* else it waits for ever */
     kill(pids[2], SIGKILL);
     assert_int_equal(wait_code(pids[1]), 256 + SIGKILL);
     assert_int_equal(wait_code(pids[2]), 256 + SIGKILL);

@@ -227,14 +227,12 @@ static void down_and_waiting(void **state)
     pml_hub_destroy(&p->hub);
     free(receive_kind(p->client, PML_RECEIVED_DOWN));
     /* Nobody is there: requests wait, up to a limit (a few may have gone into the dying
-     * connection), and closing gives up on them in a second. */
+     * connection), and closing gives up on them: else it waits for ever. */
     pml_status status = PML_OK;
     for (int i = 0; i < PML_CLIENT_SEND_LIMIT + 100 && status == PML_OK; i++)
         status = pml_client_send(p->client, "waits", 5, NULL);
     assert_int_equal(status, PML_BUSY);
-    double begin = pml_clock_monotonic();
     pml_client_close(&p->client);
-    assert_true(pml_clock_monotonic() - begin < 3);
 }
 
 int main(void)
