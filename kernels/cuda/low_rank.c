@@ -73,11 +73,11 @@ pml_status pmli_low_rank_prepare(pml_device *d, pml_error *err)
     return status;
 }
 
-/* Into how many ranges the rows go: a block fills a processor, so what counts is how often all of
- * them are filled times what each does, in row tiles of about a microsecond; a block's beginning
- * and end cost about four, and every range's sums of db cost what they weigh and, eight at a time,
- * the way to memory. */
-static int64_t ranges(const pml_device *device, int64_t columns, int64_t rows)
+/* How many blocks share the rows of a column tile: a block fills a processor, so what counts is how
+ * often all of them are filled times what each does, in row tiles of about a microsecond; a block's
+ * beginning and end cost about four, and every block's sums of db cost what they weigh and, eight
+ * at a time, the way to memory. */
+static int64_t blocks_a_column(const pml_device *device, int64_t columns, int64_t rows)
 {
     int64_t best = 1;
     double least = 0;
@@ -129,7 +129,7 @@ pml_status pmli_low_rank(pml_queue *queue, const pml_linear_bwd_args *a, const p
                               .rank = a->rank};
     find_parts(a, &p);
     int64_t columns = p.tile[p.adapters];
-    int64_t n = ranges(queue->device, columns, div_up(a->dy.rows, LOW_RANK_ROWS));
+    int64_t n = blocks_a_column(queue->device, columns, div_up(a->dy.rows, LOW_RANK_ROWS));
     p.parts = (int)n;
     pmli_launch shape = {.grid_x = (unsigned)columns,
                          .grid_y = (unsigned)n,

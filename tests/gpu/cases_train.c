@@ -562,6 +562,7 @@ void cases_of_training(gpu_cases *cases)
         add_bordered_bwd(cases, d, 37, 130, 64, 4, 64);
         add_bordered_bwd(cases, d, 300, 1040, 96, 16, 64); /* v and db by one kernel: short tiles */
         add_bordered_bwd(cases, d, 1001, 1024, 72, 8, 64);
+        add_bordered_bwd(cases, d, 5001, 1040, 72, 16, 64); /* many tiles a block */
         add_linear_bwd(cases, d, 300, 1040, 96, 16, false);
         add_dropped_bwd(cases, d, 300, 1040, 96, 16, true);
         add_attentions(cases, d);

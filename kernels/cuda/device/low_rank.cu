@@ -1,11 +1,14 @@
 // v = dy b and db = dy^T u, both from one pass over dy, which is all that takes time here: one of
 // the two products alone is bound by reading it.
 //
-//   dy [T, N]      a block has COLUMNS columns of one adapter's part, and a range of 32-row tiles,
-//   ┌───┬───┬──┐   which pass through STAGES places in shared memory. Of each tile
-//   │ ▓ │   │  │      a warp's 64 columns give 32 x 16 of v's partial sums, added over the warps,
-//   ├───┼───┼──┤      and stay as 16 x 64 partial sums of db^T in registers.
+//   dy [T, N]      a block has COLUMNS columns of one adapter's part, and every n-th 32-row tile,
+//   ┌───┬───┬──┐   n blocks for all of them, which pass through STAGES places in shared memory. Of
+//   │ ▓ │   │  │   each tile a warp's 64 columns give 32 x 16 of v's partial sums, added over the
+//   ├───┼───┼──┤   warps, and stay as 16 x 64 partial sums of db^T in registers.
 //   └───┴───┴──┘   low_rank_sum adds the blocks' sums in order.
+//
+// All blocks begin with the last rows, which are in the second-level cache: dy has just been
+// written, the first row first.
 #include "attention.cuh"
 
 static constexpr int ROWS = LOW_RANK_ROWS, COLUMNS = LOW_RANK_COLUMNS, RANK = LOW_RANK_RANK;
@@ -16,7 +19,8 @@ static constexpr int WARP_COLUMNS = COLUMNS / WARPS, STEPS = WARP_COLUMNS / 16;
 // What a block works on.
 struct Share {
     int adapter, column, columns; // of dy; the last may be short
-    long long first, end;         // row tiles
+    long long first, step;        // row tiles: the first, and how far it is to the next
+    int count;                    // of them
 };
 
 __device__ inline Share share_of(const pmli_low_rank_params &p)
@@ -29,8 +33,9 @@ __device__ inline Share share_of(const pmli_low_rank_params &p)
     s.column = p.column[s.adapter] + at;
     s.columns = min(COLUMNS, p.columns[s.adapter] - at);
     const long long tiles = (p.tokens + ROWS - 1) / ROWS;
-    s.first = tiles * blockIdx.y / gridDim.y;
-    s.end = tiles * (blockIdx.y + 1) / gridDim.y;
+    s.first = tiles - 1 - blockIdx.y; // there are no more blocks than tiles
+    s.step = -(long long)gridDim.y;
+    s.count = (int)(s.first / gridDim.y) + 1;
     return s;
 }
 
@@ -62,10 +67,10 @@ __device__ inline Places<T> places_of(const pmli_low_rank_params &p, const Share
 }
 
 // A tile of dy and the same rows of u, which begin where its adapter's do; zeros around them. The
-// next tile's places are left in t.
+// next tile's places, `step` tiles on, are left in t.
 template <typename T>
 __device__ inline void load(const pmli_low_rank_params &p, Places<T> &t, unsigned stage,
-                            long long tile)
+                            long long tile, long long step)
 {
     const int rows = (int)min((long long)ROWS, p.tokens - tile * ROWS);
 #pragma unroll
@@ -74,11 +79,11 @@ __device__ inline void load(const pmli_low_rank_params &p, Places<T> &t, unsigne
         copy_16(stage + t.place[i % 2] + i / 2 * 2 * ROWS_A_PASS * COLUMNS * 2,
                 there ? t.dy + i * ROWS_A_PASS * p.ld_dy : (const T *)p.dy, there);
     }
-    t.dy += ROWS * p.ld_dy;
+    t.dy += step * ROWS * p.ld_dy;
     if (threadIdx.x < ROWS * RANK / 8) { // their places follow one another
         const bool there = t.u_row < rows;
         copy_16(stage + TILE + threadIdx.x * 16, there ? t.u : (const T *)p.u, there);
-        t.u += ROWS * p.ld_u;
+        t.u += step * ROWS * p.ld_u;
     }
 }
 
@@ -164,19 +169,20 @@ template <typename T> __device__ void low_rank(const pmli_low_rank_params &p)
     load_b<T>(p, s, b);
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
-        if (s.first + i < s.end)
-            load<T>(p, places, base + i * STAGE, s.first + i);
+        if (i < s.count)
+            load<T>(p, places, base + i * STAGE, s.first + i * s.step, s.step);
         copy_commit();
     }
-    for (long long tile = s.first; tile < s.end; tile++) {
-        const int at = (int)(tile - s.first), next = at + STAGES - 1;
+    for (int at = 0; at < s.count; at++) {
+        const long long tile = s.first + at * s.step;
+        const int next = at + STAGES - 1;
         copy_wait<STAGES - 2>();
         __syncthreads(); // the tile is there, and nobody reads the one before it
-        if (s.first + next < s.end)
-            load<T>(p, places, base + next % STAGES * STAGE, s.first + next);
+        if (next < s.count)
+            load<T>(p, places, base + next % STAGES * STAGE, s.first + next * s.step, s.step);
         copy_commit();
         if (at > 0)
-            sum_v(p, sums + (at - 1) % 2 * WARPS * ROWS * RANK, tile - 1);
+            sum_v(p, sums + (at - 1) % 2 * WARPS * ROWS * RANK, tile - s.step);
         float v[2][2][4] = {};
 #pragma unroll
         for (int half = 0; half < 2; half++)
@@ -189,8 +195,7 @@ template <typename T> __device__ void low_rank(const pmli_low_rank_params &p)
                 store(mine + half * 16 * RANK + r * 8, RANK, v[half][r]);
     }
     __syncthreads();
-    if (s.end > s.first)
-        sum_v(p, sums + (s.end - s.first - 1) % 2 * WARPS * ROWS * RANK, s.end - 1);
+    sum_v(p, sums + (s.count - 1) % 2 * WARPS * ROWS * RANK, s.first + (s.count - 1) * s.step);
     const long long width = (long long)gridDim.x * COLUMNS;
     float *out = p.b_parts + blockIdx.y * RANK * width + (long long)blockIdx.x * COLUMNS +
                  warp * WARP_COLUMNS;

@@ -69,9 +69,12 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
             for (int e = 0; e < N; e++)
                 d.at[e] += res.at[e];
         }
-        write_once<R, N>((R *)&dx[c], narrowed<R>(d));
-        if (rounded != nullptr)
-            write_once<T, N>((T *)&rounded[c], narrowed<T>(d));
+        if (rounded == nullptr) {
+            dx[c] = narrowed<R>(d); // what comes next reads it, out of the cache in part
+        } else {
+            write_once<R, N>((R *)&dx[c], narrowed<R>(d));
+            rounded[c] = narrowed<T>(d);
+        }
     }
 }
 
