@@ -10,8 +10,9 @@ same user, that follows the run all the while, has to see it as the log has it. 
 
 - there is one event `command` at most, and exactly one for each id that was sent again, by whose
   number the repeated one was answered;
-- each of those has one end, `applied` or `refused`, and each step was made with the rate that was
-  applied last before it, so none took effect twice or in secret;
+- each of those has one end, and it is `applied`, for there is nothing here that a run refuses; each
+  step was made with the rate that was applied last before it, so none took effect twice or in
+  secret;
 - there is one checkpoint of a name, and it is whole, or none.
 """
 
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,22 +142,24 @@ def wrong_rates(events: list[dict[str, Any]]) -> list[int]:
 
 def judge(
     run: pm.Run, sent: list[Sent], answered: dict[str, int], events: list[dict[str, Any]]
-) -> tuple[int, list[str]]:
-    """How many of the killed clients' own commands had their effect; what was not as promised."""
-    bad, effects = [f"step {step} has another rate" for step in wrong_rates(events)], 0
+) -> tuple[Counter[tuple[str, bool]], list[str]]:
+    """How many commands came to which end, by whether they were sent again; what was not so."""
+    bad = [f"step {step} has another rate" for step in wrong_rates(events)]
+    came: Counter[tuple[str, bool]] = Counter()
     for one in sent:
         taken = [e["command"] for e in events if e["type"] == "command" and e["id"] == one.id]
         if len(taken) > 1 or (one.again and taken != [answered[one.id]]):
             bad.append(f"{one.id} is command {taken}, answered {answered.get(one.id)}")
         ends = [e for e in events if e["type"] in ("applied", "refused") and e["command"] in taken]
-        if len(ends) != len(taken):
-            bad.append(f"{one.id} has {len(ends)} ends")
-        effects += not one.again and bool(taken)
+        kinds = [e["type"] for e in ends]
+        if kinds != ["applied"] * len(taken):
+            bad.append(f"{one.id} is command {taken}, and its ends are {ends}")
+        came[" ".join(kinds), one.again] += 1
         if one.message["type"] == "checkpoint":
-            made = [c for c in run.checkpoints if c.name == one.message["name"]]
-            if len({c.path for c in made}) != len(taken) or not all(c.path.exists() for c in made):
+            made = {c.path for c in run.checkpoints if c.name == one.message["name"]}
+            if len(made) != kinds.count("applied") or not all(path.exists() for path in made):
                 bad.append(f"{one.id} made {made}")
-    return effects, bad
+    return came, bad
 
 
 def campaign(folder: Path, kills: int, chance: random.Random) -> tuple[str, bool]:
@@ -176,7 +180,7 @@ def campaign(folder: Path, kills: int, chance: random.Random) -> tuple[str, bool
         last = run.last_seq()
         events = [event for event in run.events() if event["seq"] <= last]
         seen = json.loads(watcher.communicate(f"{last}\n", timeout=PATIENCE)[0])
-        effects, bad = judge(run, sent, answered, events)
+        came, bad = judge(run, sent, answered, events)
         if seen != events:
             bad.append("another client has seen something else")
         for what in bad:
@@ -186,11 +190,13 @@ def campaign(folder: Path, kills: int, chance: random.Random) -> tuple[str, bool
             watcher.kill()
             watcher.wait()
         end(run)
-    alone = sum(not one.again for one in sent)
+    once, again = came["applied", False], came["applied", True]
+    refused = sum(n for (ends, _), n in came.items() if "refused" in ends)
     return (
-        f"commands: {kills} clients killed; of {alone} that nobody sent again {effects} took effect"
-        f" once and {alone - effects} not at all, {kills - alone} sent again took effect once: "
-        f"{len(bad)} bad",
+        f"commands: {kills} clients killed; of {sum(not one.again for one in sent)} that nobody"
+        f" sent again {once} took effect once and {came['', False]} not at all, of"
+        f" {sum(one.again for one in sent)} sent again {again} took effect once; {refused} refused:"
+        f" {len(bad)} bad",
         not bad,
     )
 
