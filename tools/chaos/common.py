@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -13,7 +15,9 @@ from pathlib import Path
 
 import pantheraml as pm
 from pantheraml.tiny import TinyLlama
+from reap import reap
 
+MARK = "PML_OF_A_TRY"
 SHIMS = Path(__file__).resolve().parent.parent.parent / "build" / "release" / "tests" / "fault"
 
 
@@ -66,6 +70,44 @@ def end(run: pm.Run) -> None:
     deadline = time.monotonic() + 600
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+@contextmanager
+def marked() -> Iterator[str]:
+    """Have what is started meanwhile bear a mark of its own, and be killed if it is left."""
+    os.environ[MARK] = secrets.token_hex(8)
+    entry = f"{MARK}={os.environ[MARK]}"
+    try:
+        yield entry
+    finally:
+        del os.environ[MARK]
+        reap(entry)
+
+
+def wait_for_end(pids: list[int], others: Callable[[], list[int]], patience: float) -> float:
+    """Wait until these processes are gone, and all others that are found then; when that was.
+
+    One that is being started while we look is found at the next look.
+    """
+    last = time.monotonic()
+    quiet = 0
+    deadline = last + patience
+    while quiet < 3:
+        held = []
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                held.append(os.pidfd_open(pid))
+        for descriptor in held:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+                raise SystemExit(f"after {patience:g} s there are still {pids}")
+            os.close(descriptor)
+            last = time.monotonic()
+        quiet = 0 if held else quiet + 1
+        time.sleep(0.01)
+        pids = others()
+    return last
 
 
 def memory(pid: int) -> int:

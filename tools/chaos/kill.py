@@ -11,7 +11,8 @@ by itself, and then
 - its weights and optimizer state are bitwise those of an undisturbed run with the same settings
   from the same steps on, and so is every number of its history, which has no gap;
 - its log has every event once, and no more restarts than something of it was killed;
-- no process of it is left.
+- when nobody looks at it any more, every process that was started for it and for the undisturbed
+  run ends by itself: all that bear a mark that they inherit are looked for, whoever started them.
 
 The undisturbed run starts from a log that holds nothing but the settings, as `applied` at their
 steps. Which those are is worked out here from the disturbed run's log, not by the engine.
@@ -35,14 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
-from common import load, wait_for, work_in
+from common import load, marked, wait_for, wait_for_end, work_in
 from pantheraml import sums
 from pantheraml.tiny import TinyLlama
-from reap import at_end
+from reap import at_end, processes_with
 
 COMMANDS = 20  # a run
 FIRST_SETS = 3  # the first of them change settings, before the first strike
 KILLS = 10  # a run, at most
+GRACE = 1.0  # seconds that a coordinator serves after the last sign of its last viewer
 PATIENCE = 600.0  # seconds: longer than anything takes on a machine that works
 ROWS = [
     {"prompt": f"{a} plus {b} is ", "completion": f"{a + b}."} for a in range(8) for b in range(8)
@@ -336,15 +338,6 @@ def check(run: pm.Run, other: pm.Run, allowed: int) -> None:
         assert mine == theirs, f"{name} differs"
 
 
-def end(run: pm.Run) -> None:
-    """Stop what serves still, and see that nothing is left."""
-    left = processes(run)
-    if run.coordinator_pid is not None:
-        os.kill(run.coordinator_pid, signal.SIGTERM)
-    wait_for(lambda: not any(is_ours(pid, run) for pid in left), f"the end of {left}", PATIENCE)
-    run.close()
-
-
 def strike_runs(options: argparse.Namespace, root: Path) -> str:
     """Strike runs until there were enough strikes; what came of it."""
     model = TinyLlama().write(root / "model")
@@ -354,16 +347,19 @@ def strike_runs(options: argparse.Namespace, root: Path) -> str:
         number += 1
         most = max(1, min(KILLS, options.kills - done))
         name, seed = f"struck-{number}", options.seed + number
-        run, strikes, allowed = disturbed(model, name, seed, options.steps, most)
-        other = undisturbed(run, f"alone-{number}")
-        check(run, other, allowed)
-        restarts += sum(event["type"] == "restart" for event in run.events())
+        with marked() as entry:
+            run, strikes, allowed = disturbed(model, name, seed, options.steps, most)
+            other = undisturbed(run, f"alone-{number}")
+            check(run, other, allowed)
+            restarts += sum(event["type"] == "restart" for event in run.events())
+            applied += sets(run)
+            for each in (run, other):
+                each.close()
+            wait_for_end([], lambda: processes_with(entry), PATIENCE)
         done += strikes
         killed += allowed
-        applied += sets(run)
-        for each in (run, other):
-            end(each)
-            if not options.keep:
+        if not options.keep:
+            for each in (run, other):
                 shutil.rmtree(each.folder)
         print(
             f"run {number}: {done} strikes, {killed} processes killed, "
@@ -391,6 +387,7 @@ def main() -> None:
         client(options.client, options.seed, options.first)
         return
     at_end()
+    os.environ["PML_GRACE_SECONDS"] = str(GRACE)
     root = Path(tempfile.mkdtemp(prefix="pml-chaos-"))
     work_in(root)
     try:

@@ -28,30 +28,27 @@ import argparse
 import fcntl
 import os
 import random
-import secrets
-import select
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
-from common import reach, wait_for, work_in
+from common import marked, reach, wait_for, wait_for_end, work_in
 from pantheraml import _native
 from pantheraml.tiny import TinyLlama
-from reap import at_end, processes_with, reap
+from reap import at_end, processes_with
 
 GRACE = 1.0  # seconds that a coordinator serves after the last sign of its last viewer
 PATIENCE = 240.0
 TRIES = 20  # for one end in a state; a state that is missed as often cannot be hit
-MARK = "PML_ORPHANS"
 ROWS = [{"prompt": f"{n} and {n}", "completion": f" is {2 * n}."} for n in range(64)]
 MANY = [{"text": f"{n} and again {n}, as ever. " * 40} for n in range(4000)]
 SHORT = [("coordinator killed", "tokenising"), ("stopped by a command", "sampling")]
@@ -263,29 +260,6 @@ def was_in(state: str, run: pm.Run, taken: float) -> bool:
 # ---- what is left --------------------------------------------------------------------------------
 
 
-def wait_for_end(subject: Subject, pids: list[int]) -> float:
-    """Wait until these processes are gone, and all that they start; when that was."""
-    last = time.monotonic()
-    quiet = 0
-    deadline = last + PATIENCE
-    while quiet < 3:
-        held = []
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                held.append(os.pidfd_open(pid))
-        for descriptor in held:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
-                raise SystemExit(f"after {PATIENCE:g} s there are still {pids}")
-            os.close(descriptor)
-            last = time.monotonic()
-        quiet = 0 if held else quiet + 1
-        time.sleep(0.01)
-        pids = subject.processes()
-    return last
-
-
 def is_locked(path: Path) -> bool:
     """Whether any byte of a file is locked by an open file description."""
     if not path.exists():
@@ -323,18 +297,6 @@ def left_behind(run: pm.Run, runtime: Path, shared: list[str], killed: Take) -> 
 # ---- the campaign --------------------------------------------------------------------------------
 
 
-@contextmanager
-def marked() -> Iterator[str]:
-    """Have what is started meanwhile bear a mark of its own, and be killed if it is left."""
-    os.environ[MARK] = secrets.token_hex(8)
-    entry = f"{MARK}={os.environ[MARK]}"
-    try:
-        yield entry
-    finally:
-        del os.environ[MARK]
-        reap(entry)
-
-
 def settings(case: Case) -> dict[str, Any]:
     """What the run is started with."""
     given: dict[str, Any] = {
@@ -365,12 +327,10 @@ def measure(
             date, begin = time.time(), time.monotonic()
             grace = case.take(subject)
             if case.goes_on:
-                watched = Subject(run, "")
-                watched.processes = lambda: []  # type: ignore[method-assign]
-                took = wait_for_end(watched, pids) - begin
+                took = wait_for_end(pids, list, PATIENCE) - begin  # it has others then
                 left = went_on(run)
             else:
-                took = wait_for_end(subject, pids) - begin - grace
+                took = wait_for_end(pids, subject.processes, PATIENCE) - begin - grace
                 left = left_behind(run, runtime, shared, case.take)
         finally:
             for child in subject.children:
