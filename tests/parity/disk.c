@@ -174,6 +174,31 @@ static void check_order(pml_snapshot *snapshot, session *s, pml_train_state stat
     MUST(pml_tree_remove(root, "o", err));
 }
 
+/* A whole state.json is believed about its timeline, one with a 1 that became a 0 is not: the
+ * newest checkpoint would look old, and nobody would look at it. */
+static void check_timeline(pml_snapshot *snapshot, session *s, pml_train_state state)
+{
+    static const char before[] = "\"timeline\": 1";
+    char path[PML_PATH_MAX], *text;
+    size_t size;
+    state.timeline = 1;
+    MUST(pml_snapshot_take(snapshot, s->stepper, &state, err));
+    MUST(pml_checkpoint_write(snapshot, in_root("t"), NULL, err));
+    check(pml_checkpoint_timeline(in_root("t")) == 1, "a whole one's timeline is not read");
+    snprintf(path, sizeof path, "%s", in_root("t/state.json"));
+    MUST(pml_file_read(path, 1 << 20, false, &text, &size, err));
+    char *at = strstr(text, before);
+    FILE *file = fopen(path, "r+b");
+    if (at == NULL || file == NULL)
+        abort();
+    at[sizeof before - 2] = '0';
+    if (fwrite(text, 1, size, file) != size || fclose(file) != 0)
+        abort();
+    free(text);
+    check(pml_checkpoint_timeline(in_root("t")) == INT64_MAX, "a damaged timeline is believed");
+    MUST(pml_tree_remove(root, "t", err));
+}
+
 /* One bit of one file, anywhere. */
 static void check_flips(pml_snapshot *snapshot, int rounds)
 {
@@ -229,6 +254,7 @@ static void check_case(const char *fixtures, const char *name)
     if (config.method == PML_METHOD_LORA) {
         check_prune(snapshot);
         check_order(snapshot, &s, state);
+        check_timeline(snapshot, &s, state);
     }
     pml_snapshot_destroy(&snapshot);
     session_close(&s);

@@ -216,21 +216,37 @@ def test_stopped_in_the_midst_of_evaluations(start: Start, tmp_path: Path) -> No
     assert adapter(run, tmp_path / "a") == adapter(plain, tmp_path / "b")
 
 
-def test_a_damaged_checkpoint_is_passed_over(tuned: Start) -> None:
+def flip_a_moment(checkpoint: Path) -> None:
+    path = checkpoint / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def flip_the_timeline(checkpoint: Path) -> None:
+    """By its number it is older than the one before it, then."""
+    path = checkpoint / "state.json"
+    text = path.read_text()
+    assert text.count('"timeline": 1,') == 1
+    path.write_text(text.replace('"timeline": 1,', '"timeline": 0,'))
+
+
+@pytest.mark.parametrize("damage", [flip_a_moment, flip_the_timeline])
+def test_a_damaged_checkpoint_is_passed_over(tuned: Start, damage: Callable[[Path], None]) -> None:
     run = tuned(name="damaged", save_steps=5, stands=True)
+    creep(run, 7)
+    run.stop(wait=True)
+    run.resume(wait=True)
+    run.pause(wait=True)
     creep(run, 12)
     run.stop(wait=True)
     newest, before = run.checkpoints[-1], run.checkpoints[-2]
-    with (newest.path / "optimizer.safetensors").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last[0] ^ 1]))
+    damage(newest.path)
     run.resume(wait=True)
     starting = [e for e in run.events() if e["type"] == "state" and e["state"] == "starting"][-1]
     assert starting["checkpoint"] == f"checkpoints/{before.path.name}"
     logged = [e["message"] for e in run.events() if e["type"] == "log"]
-    assert any(newest.path.name in message for message in logged)
+    assert any(f"{newest.path.name} is not used" in message for message in logged), logged
 
 
 ATTACH = """

@@ -77,12 +77,31 @@ pml_status pml_checkpoint_verify_watched(const char *folder, void (*moved)(void 
     return status;
 }
 
+/* Whether state.json is what its line of MANIFEST says; both are small. */
+static bool state_is_whole(const char *folder)
+{
+    char path[PML_PATH_MAX];
+    char *text = NULL, *rest = NULL;
+    size_t size;
+    bool whole = false;
+    if (pml_path_join(path, sizeof path, folder, PMLI_MANIFEST, NULL) != PML_OK ||
+        pml_file_read(path, LARGEST_MANIFEST, false, &text, &size, NULL) != PML_OK)
+        return false;
+    for (char *line = strtok_r(text, "\n", &rest); line != NULL && !whole;
+         line = strtok_r(NULL, "\n", &rest))
+        whole = strlen(line) > LINE && strcmp(line + LINE, PMLI_STATE_FILE) == 0 &&
+                verify_line(folder, line, NULL, NULL, NULL) == PML_OK;
+    free(text);
+    return whole;
+}
+
 int64_t pml_checkpoint_timeline(const char *folder)
 {
     char path[PML_PATH_MAX];
     pml_json *document = NULL;
     int64_t timeline;
-    if (pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, NULL) != PML_OK ||
+    if (!state_is_whole(folder) ||
+        pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, NULL) != PML_OK ||
         pml_json_load(path, &pml_json_file_limits, &document, NULL) != PML_OK)
         return INT64_MAX;
     if (pml_json_get_int(pml_json_root(document, path), "timeline", PML_JSON_REQUIRED, 0, INT64_MAX,

@@ -107,9 +107,10 @@ pml_status pml_checkpoint_load(const char *folder, pml_snapshot *snapshot, pml_e
 /* state.json alone, after verifying. */
 pml_status pml_checkpoint_state(const char *folder, pml_train_state *state, pml_error *err);
 
-/* Of state.json, unverified: only to put checkpoints in order (by timeline, then step: who went
- * back and trained again has fewer steps, and the newer checkpoint). INT64_MAX when it cannot be
- * read: such a one is placed by its step among those of the newest timeline. */
+/* Of state.json, to put checkpoints in order (by timeline, then step: who went back and trained
+ * again has fewer steps, and the newer checkpoint). Only this file is verified. INT64_MAX when it
+ * is damaged or cannot be read: its number is nobody's word, and a newest one that looked old would
+ * be passed over in silence. Such a one is placed among those of the newest timeline. */
 int64_t pml_checkpoint_timeline(const char *folder);
 
 /* The newest folder step-* of `parent` that verifies, into path (capacity bytes). PML_NOT_FOUND
