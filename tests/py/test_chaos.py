@@ -29,3 +29,39 @@ def test_only_a_named_refusal_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judge(None, "state.json is damaged", "", part) == "refused"
     for status, said in ((-11, "state.json"), (127, "state.json"), (None, "state.json"), (1, "no")):
         assert judge(status, "", said, part) != "refused"
+
+
+def test_passed_over_is_only_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(KILL.parent))
+    flips = importlib.import_module("flips")
+    part = Path("checkpoints/step-000300/state.json")
+    said = "checkpoint step-000300 is not used, the one before it is: /r/step-000300/state.json"
+    one = "checkpoints/step-000200"
+    start = flips.Outcome(started=True, running=True, used=one, logged=said)
+    assert flips.passed_over(start, part, "step-000200") == flips.PASSED_OVER
+    assert flips.passed_over(start, part, "step-000299") != flips.PASSED_OVER
+    for used, logged, running in (
+        (one, "", True),
+        (one, said.replace("state", "other"), True),
+        ("checkpoints/step-000300", said, True),
+        ("", said, True),
+        (one, said, False),
+    ):
+        other = flips.Outcome(started=True, running=running, used=used, logged=logged)
+        assert flips.passed_over(other, part, "step-000200") != flips.PASSED_OVER
+
+
+def test_asked_for_by_name_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(KILL.parent))
+    flips = importlib.import_module("flips")
+    part = Path("checkpoints/step-000100/state.json")
+    said = f"/r/{part} is not what was written"
+    assert flips.by_name(flips.Outcome(status=1, stderr=said), part) == flips.BY_NAME
+    for bad in (
+        flips.Outcome(status=1, stderr=said, started=True),
+        flips.Outcome(status=1, stderr=said.replace("100", "200")),
+        flips.Outcome(status=1, stderr=said.replace("state", "other")),
+        flips.Outcome(status=-11, stderr=said),
+        flips.Outcome(status=None, stderr=said),
+    ):
+        assert flips.by_name(bad, part) != flips.BY_NAME
