@@ -199,6 +199,14 @@ static void check_timeline(pml_snapshot *snapshot, session *s, pml_train_state s
     MUST(pml_tree_remove(root, "t", err));
 }
 
+/* Whether it can be shown anywhere: what is damaged is not handed on to terminals. */
+static bool is_plain(const char *text)
+{
+    while (*text >= ' ' && *text <= '~')
+        text++;
+    return *text == '\0';
+}
+
 /* One bit of one file, anywhere. */
 static void check_flips(pml_snapshot *snapshot, int rounds)
 {
@@ -228,6 +236,7 @@ static void check_flips(pml_snapshot *snapshot, int rounds)
             pml_status status = pml_checkpoint_load(in_root("f"), snapshot, &err);
             check(status == (twice ? PML_OK : PML_CORRUPT), "bit %zu of %s: %s %s", bit, name,
                   pml_status_name(status), err.message);
+            check(is_plain(err.message), "bit %zu of %s is in what is said of it", bit, name);
         }
         free(text);
     }

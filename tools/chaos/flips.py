@@ -147,7 +147,7 @@ def resume(folder: Path, checkpoint: str = "") -> Outcome:
     before = (folder / "events.jsonl").read_bytes().count(b"\n")
     out = Outcome()
     named = [checkpoint] if checkpoint else []
-    with tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile("w+", errors="backslashreplace") as stderr:
         child = subprocess.Popen(
             [str(programs.coordinator()), str(folder), "--resume", *named],
             stdout=subprocess.DEVNULL, stderr=stderr,

@@ -11,6 +11,14 @@
 
 enum { LARGEST_MANIFEST = 64 << 10, LINE = PML_HASH_HEX - 1 + 2 };
 
+/* Names as we give them; a damaged one is not handed on to terminals. */
+static bool is_plain(const char *name)
+{
+    while (*name > ' ' && *name <= '~')
+        name++;
+    return *name == '\0';
+}
+
 /* One line "HEX  NAME" of MANIFEST against the file it names. */
 static pml_status verify_line(const char *folder, const char *line, void (*moved)(void *user),
                               void *user, pml_error *err)
@@ -18,7 +26,7 @@ static pml_status verify_line(const char *folder, const char *line, void (*moved
     char path[PML_PATH_MAX], hex[PML_HASH_HEX];
     uint8_t hash[PML_HASH_BYTES];
     const char *name = line + LINE;
-    if (strlen(line) <= LINE || line[LINE - 1] != ' ' || line[LINE - 2] != ' ' ||
+    if (strlen(line) <= LINE || line[LINE - 1] != ' ' || line[LINE - 2] != ' ' || !is_plain(name) ||
         !pml_path_is_below(name) || strchr(name, '/') != NULL)
         return PML_FAIL(err, PML_CORRUPT, "%s/" PMLI_MANIFEST " is damaged", folder);
     pml_status status = pml_path_join(path, sizeof path, folder, name, err);
