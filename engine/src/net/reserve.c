@@ -133,13 +133,14 @@ static pml_status look(pml_reservation *r, pml_error *err)
 }
 
 /* What was inherited: seen from `own`, `held` is another, and seen from `held` it is not. In our
- * turn, when nobody else reserves anything. */
+ * turn, when nobody else reserves anything; what others give back meanwhile is not ours, so theirs
+ * is looked for first. */
 static pml_status find_ours(pml_reservation *r, pml_error *err)
 {
     pmli_map_clear(&r->ours);
-    pml_status status = pmli_bytes_walk(r->own, PMLI_RESERVED_AT, 0, r->total, mark, &r->ours, err);
+    pml_status status = look(r, err);
     if (status == PML_OK)
-        status = look(r, err);
+        status = pmli_bytes_walk(r->own, PMLI_RESERVED_AT, 0, r->total, mark, &r->ours, err);
     for (size_t w = 0; w < pmli_map_words(&r->ours); w++)
         r->ours.words[w] &= ~r->others.words[w];
     return status;
