@@ -4,11 +4,11 @@
 #include <fcntl.h>
 #include <link.h>
 #include <malloc.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 extern void *__libc_malloc(size_t size);
@@ -18,8 +18,9 @@ extern void *__libc_memalign(size_t alignment, size_t size);
 extern void __libc_free(void *memory);
 
 static uintptr_t begin, end = 0; /* of the watched code; nothing is watched before it is set */
-static atomic_long wanted, seen, live;
-static atomic_bool for_good, refused_one;
+static nomem_counts own, *counts = &own;
+static atomic_long live;
+static atomic_bool for_good;
 
 /* ---- which code ---- */
 
@@ -64,19 +65,19 @@ void nomem_watch_nothing(void)
 void nomem_refuse(long number, bool and_all_that_follow)
 {
     atomic_store(&for_good, and_all_that_follow);
-    atomic_store(&wanted, number);
-    atomic_store(&seen, 0);
-    atomic_store(&refused_one, false);
+    atomic_store(&counts->wanted, number);
+    atomic_store(&counts->seen, 0);
+    atomic_store(&counts->refused, 0);
 }
 
 long nomem_seen(void)
 {
-    return atomic_load(&seen);
+    return atomic_load(&counts->seen);
 }
 
 bool nomem_refused(void)
 {
-    return atomic_load(&refused_one);
+    return atomic_load(&counts->refused) > 0;
 }
 
 long nomem_live(void)
@@ -88,23 +89,18 @@ long nomem_live(void)
 
 __attribute__((constructor)) static void start(void)
 {
-    const char *number = getenv("PML_NOMEM");
-    if (number == NULL || strcmp(program_invocation_short_name, "pml-coordinator") != 0)
+    const char *path = getenv("PML_NOMEM");
+    if (path == NULL || strcmp(program_invocation_short_name, "pml-coordinator") != 0)
         return;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    void *shared = mmap(NULL, sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (shared == MAP_FAILED) {
+        fprintf(stderr, "PML_NOMEM: %s: %s\n", path, strerror(errno));
+        abort();
+    }
+    close(fd);
+    counts = shared;
     nomem_watch("");
-    nomem_refuse(atol(number), false);
-}
-
-__attribute__((destructor)) static void tell(void)
-{
-    const char *path = getenv("PML_NOMEM_MARK");
-    char text[64];
-    if (end == 0 || path == NULL)
-        return;
-    int n = snprintf(text, sizeof text, "%ld %d\n", nomem_seen(), nomem_refused());
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd >= 0 && write(fd, text, (size_t)n) == n)
-        close(fd);
 }
 
 /* ---- the C library's ---- */
@@ -118,10 +114,10 @@ static bool is_refused(bool watched)
 {
     if (!watched)
         return false;
-    long number = atomic_fetch_add(&seen, 1) + 1, first = atomic_load(&wanted);
+    long number = atomic_fetch_add(&counts->seen, 1) + 1, first = atomic_load(&counts->wanted);
     if (first == 0 || number < first || (number > first && !atomic_load(&for_good)))
         return false;
-    atomic_store(&refused_one, true);
+    atomic_fetch_add(&counts->refused, 1);
     errno = ENOMEM;
     return true;
 }

@@ -1,16 +1,22 @@
 /* Memory that runs out: the Nth allocation of what is watched is refused, once, and what was
  * allocated and not freed is counted. Linked into a C test, or loaded (LD_PRELOAD) into a program:
  *
- *   pml-coordinator   by its environment: PML_NOMEM the number, PML_NOMEM_MARK a file that gets how
- *                     many there were and whether one was refused, at the end
+ *   pml-coordinator   by its environment: PML_NOMEM, a file of nomem_counts that it shares with who
+ *                     started it, who says there at any time which one is to be refused
  *   python            by these functions, through ctypes
  *
  * Not with a sanitizer, which has an allocator of its own in this place. */
 #ifndef PML_TESTS_NOMEM_H
 #define PML_TESTS_NOMEM_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+
+typedef struct nomem_counts {
+    atomic_long wanted;        /* the one to be refused, from 1 on; 0: none */
+    atomic_long seen, refused; /* how many there were of each */
+} nomem_counts;
 
 /* Watch what code asks for that lies in the object whose path ends so; NULL: whoever asks. What
  * libraries under it ask for is not watched then (libzmq ends the process without memory). Returns

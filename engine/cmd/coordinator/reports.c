@@ -145,12 +145,22 @@ static void add_gpus(coordinator *c, pml_message *step)
     }
 }
 
+/* What is not heard would be missing from the history, and what comes after it would be there: the
+ * run ends, as where there is no memory for its log. */
+static void lack_memory(coordinator *c, const worker *w, const char *reason)
+{
+    pml_log(PML_LOG_ERROR, "worker %d: %s: the run ends", w->rank, reason);
+    c->broken = true;
+}
+
 /* What a worker may put into the log; state, applied and the like are ours alone. */
 static void take_event(coordinator *c, worker *w, const pml_message *m)
 {
     pml_message *event = pml_message_part(m, "event", 0);
-    if (event == NULL)
+    if (event == NULL) {
+        lack_memory(c, w, "no memory for an event");
         return;
+    }
     pml_message_type type = pml_message_type_of(event);
     switch (type) {
     case PML_EVENT_step:
@@ -256,7 +266,12 @@ void handle_report(coordinator *c, const pml_inbound *in)
         return;
     }
     worker *w = &c->workers[in->tag];
-    if (pml_message_parse(PML_CHANNEL_REPORT, in->text, in->size, &m, &err) != PML_OK) {
+    pml_status status = pml_message_parse(PML_CHANNEL_REPORT, in->text, in->size, &m, &err);
+    if (status == PML_NO_MEMORY) {
+        lack_memory(c, w, err.message);
+        return;
+    }
+    if (status != PML_OK) {
         c->bad_messages++;
         pml_log(PML_LOG_ERROR, "worker %d: %s", w->rank, err.message);
         fail_later(c, PML_INTERNAL, w->rank, err.message);

@@ -99,6 +99,8 @@ static void keep(coordinator *c, int64_t step, pml_message *args)
                      : pml_table_room(c->tuned, &c->tuned_capacity, c->n_tuned + 1, sizeof *larger);
     if (larger == NULL) {
         pml_message_destroy(&args);
+        pml_log(PML_LOG_ERROR, "no memory to keep what was set at step %lld: the run ends",
+                (long long)step);
         c->broken = true;
         return;
     }
