@@ -90,6 +90,8 @@ pml_status pml_atomic_file_new(const char *path, mode_t mode, pml_atomic_file **
                             : pml_place_find(f->path, &f->place, err);
     if (status == PML_NOT_FOUND) /* nothing was asked for that could be missing */
         status = PML_FAIL(err, PML_IO, "cannot create %s: %s", path, strerror(ENOENT));
+    if (status == PML_OK && strcmp(f->place.name, ".") == 0)
+        status = PML_FAIL(err, PML_INVALID, "cannot create %s: it is a folder", path);
     if (status == PML_OK)
         status = open_temporary(f, mode, err);
     if (status != PML_OK) {

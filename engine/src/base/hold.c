@@ -28,10 +28,13 @@ pml_status pml_hold_new(const char *folder, pml_hold **hold, pml_error *err)
 {
     size_t length = strlen(folder);
     *hold = NULL;
+    while (length > 1 && folder[length - 1] == '/') /* paths below it have one there */
+        length--;
     pml_hold *h = malloc(sizeof *h + length + 1);
     if (h == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to hold %s", folder);
-    memcpy(h->path, folder, length + 1);
+    memcpy(h->path, folder, length);
+    h->path[length] = '\0';
     h->length = length;
     h->fd = open(folder, FOLDER);
     if (h->fd < 0) {
@@ -103,16 +106,18 @@ static int folder_of(const pml_hold *h)
     return fd < 0 ? -errno : fd;
 }
 
-/* Whether a path is below a folder that is held: that one's descriptor, and where the path's first
- * part below it begins. */
+/* Whether a path is a folder that is held, or below one: that one's descriptor, and where the
+ * path's first part below it begins. NULL: it is the folder itself, which may have been moved, and
+ * another made where it was. */
 static bool find_hold(const char *path, const char **rest, int *fd)
 {
     bool found = false;
     pthread_mutex_lock(&guard);
     for (const pml_hold *h = holds; h != NULL && !found; h = h->next) {
-        found = strncmp(path, h->path, h->length) == 0 && path[h->length] == '/';
+        found = strncmp(path, h->path, h->length) == 0 &&
+                (path[h->length] == '/' || path[h->length] == '\0');
         if (found) {
-            *rest = path + h->length + 1;
+            *rest = path[h->length] == '/' ? path + h->length + 1 : NULL;
             *fd = folder_of(h);
         }
     }
@@ -127,6 +132,11 @@ pml_status pml_place_find(const char *path, pml_place *place, pml_error *err)
     *place = (pml_place){.folder = AT_FDCWD, .name = path};
     if (!find_hold(path, &rest, &fd))
         return PML_OK;
+    if (rest == NULL) { /* one that was removed may be made anew, but not with a link's help */
+        *place = fd < 0 ? (pml_place){.folder = AT_FDCWD, .name = path, .held = true}
+                        : (pml_place){.folder = fd, .name = ".", .held = true};
+        return PML_OK;
+    }
     if (fd < 0)
         return refused(err, -fd, path, (int)(rest - path) - 1);
     pml_status status = PML_OK;

@@ -141,6 +141,57 @@ static void a_folder_made_anew_is_held(void **state)
     assert_int_equal(unlink(scratch("run")), 0);
 }
 
+static void expect_there(const char *name, bool there)
+{
+    if (pml_is_there(scratch(name)) != there)
+        fail_msg("%s is %sthere", name, there ? "not " : "");
+}
+
+/* Somebody moves a run's folder, and perhaps makes another where it was: the run is in the first.
+ */
+static void a_moved_folder_is_still_held(void **state)
+{
+    (void)state;
+    pml_hold *hold = held_run();
+    EXPECT_OK(pml_tree_remove(scratch_root, "elsewhere", e));
+    assert_int_equal(rename(scratch("run"), scratch("elsewhere")), 0);
+    EXPECT_OK(pml_file_write(scratch("run/made"), "x", 1, 0600, e)); /* it syncs its folder */
+    EXPECT_OK(pml_folder_make(scratch("run/new/er"), e));
+    EXPECT_OK(pml_folder_sync(scratch("run"), e));
+    expect_there("elsewhere/made", true);
+    expect_there("elsewhere/new/er", true);
+    assert_int_equal(access(scratch("run"), F_OK), -1);
+
+    assert_int_equal(mkdir(scratch("run"), 0700), 0);
+    int fd = open(scratch("run"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    assert_int_equal(mkdirat(fd, "made", 0700), 0);
+    assert_int_equal(names_in(scratch("run")), 4); /* inside, way, made, new */
+    EXPECT_OK(pml_tree_remove(scratch("run"), "made", e));
+    expect_there("elsewhere/made", false);
+    assert_int_equal(faccessat(fd, "made", F_OK, 0), 0);
+    EXPECT_OK(pml_folder_sync(scratch("run"), e));
+    EXPECT_FAIL(PML_INVALID, "run: it is a folder",
+                pml_file_write(scratch("run"), "x", 1, 0600, e));
+    close(fd);
+    pml_hold_destroy(&hold);
+    EXPECT_OK(pml_tree_remove(scratch_root, "elsewhere", e));
+}
+
+static void a_slash_at_its_end_changes_nothing(void **state)
+{
+    (void)state;
+    pml_hold *hold = held_run(), *slashed = NULL;
+    pml_hold_destroy(&hold);
+    char path[400];
+    snprintf(path, sizeof path, "%s/run//", scratch_root);
+    EXPECT_OK(pml_hold_new(path, &slashed, e));
+    EXPECT_FAIL(PML_DENIED, "run/way is a link",
+                pml_file_write(scratch("run/way/made"), "x", 1, 0600, e));
+    EXPECT_OK(pml_folder_sync(scratch("run"), e));
+    pml_hold_destroy(&slashed);
+    assert_int_equal(names_in(scratch("outside")), 2);
+}
+
 static void names_stay_below(void **state)
 {
     (void)state;
@@ -194,6 +245,8 @@ int main(void)
         cmocka_unit_test(a_link_in_the_place_is_refused),
         cmocka_unit_test(who_swaps_a_folder_leads_nowhere),
         cmocka_unit_test(a_folder_made_anew_is_held),
+        cmocka_unit_test(a_moved_folder_is_still_held),
+        cmocka_unit_test(a_slash_at_its_end_changes_nothing),
         cmocka_unit_test(names_stay_below),
         cmocka_unit_test(links_elsewhere_are_followed),
     };

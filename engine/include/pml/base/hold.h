@@ -19,7 +19,8 @@
 typedef struct pml_hold pml_hold;
 
 /* Holds `folder`, which may itself be reached by links, until it is destroyed. What counts as below
- * it is told by the text of paths: they begin with `folder` as it is given here and a slash. */
+ * it is told by the text of paths: they begin with `folder` as it is given here and a slash, and
+ * one that is `folder` means the folder itself, wherever it has been moved. */
 pml_status pml_hold_new(const char *folder, pml_hold **hold, pml_error *err);
 void pml_hold_destroy(pml_hold **hold);
 
@@ -27,7 +28,7 @@ void pml_hold_destroy(pml_hold **hold);
  * call must not follow a link where `held`. */
 typedef struct pml_place {
     int folder;       /* a descriptor, or AT_FDCWD */
-    const char *name; /* in it; points into the path */
+    const char *name; /* in it; points into the path, "." for the folder that is held itself */
     bool held;
 } pml_place;
 
