@@ -302,9 +302,41 @@ static void who_waits_can_be_stopped(void **state)
     harness_wait_state(h, "stopped");
     const char *reason = pml_message_string(
         harness_event(h, 0, PML_EVENT_state, "state", "stopped", NULL), "reason");
-    if (strstr(reason, "the newest checkpoint is checkpoints/step-") == NULL ||
+    if (strstr(reason, " 0 steps since the newest checkpoint, checkpoints/step-") == NULL ||
         strstr(reason, "waiting for memory of cpu: ") == NULL)
         fail_msg("%s", reason);
+    pml_reservation_destroy(&other);
+    harness_destroy(&h);
+}
+
+/* A stop that finds a worker gone and its memory with others: nobody can save what was made, and
+ * the reason says how much that is. */
+static void who_stops_what_waits_is_told_what_is_lost(void **state)
+{
+    (void)state;
+    char words[200];
+    setenv("FAKE_PATIENCE", "0.05", 1);
+    harness *h = start("1000", "\"restart\":\"on-failure\",\"save_steps\":1000000");
+    history_reach(h, 20);
+    pml_reservation *other = reserve(3000);
+    assert_int_equal(pml_reservation_turn(other, 240, NULL, NULL, NULL), PML_OK);
+    kill(harness_worker_pid(h, 0), SIGKILL);
+    wait_for_waiting(h, 1);
+    unsetenv("FAKE_PATIENCE");
+    history_applied(h, harness_command(h, "stop", ""));
+    harness_wait_state(h, "stopped");
+    int64_t made = 0;
+    for (int i = 0; i < h->n_events; i++)
+        if (pml_message_type_of(h->events[i]) == PML_EVENT_step)
+            made = pml_message_int(h->events[i], "step");
+    assert_true(made >= 20);
+    snprintf(words, sizeof words,
+             "%lld steps since the beginning, there is no checkpoint, are lost: waiting for",
+             (long long)made);
+    const char *reason = pml_message_string(
+        harness_event(h, 0, PML_EVENT_state, "state", "stopped", NULL), "reason");
+    if (strstr(reason, words) == NULL)
+        fail_msg("%s (%lld steps)", reason, (long long)made);
     pml_reservation_destroy(&other);
     harness_destroy(&h);
 }
@@ -391,6 +423,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(another_run_is_told_who_has_it),
         cmocka_unit_test(a_restart_waits_for_memory),
         cmocka_unit_test(who_waits_can_be_stopped),
+        cmocka_unit_test(who_stops_what_waits_is_told_what_is_lost),
         cmocka_unit_test(who_waits_for_one_device_has_no_other),
         cmocka_unit_test(a_restart_waits_for_its_turn),
         cmocka_unit_test(without_a_reservation_it_trains),

@@ -336,6 +336,8 @@ pml_status resume_choose(coordinator *c, pml_error *err);
 bool resume_is_checking(const coordinator *c, char *words, size_t capacity);
 /* The newest whole one of this run's past into c->checkpoint, "" when there is none; c->step. */
 pml_status resume_choose_newest(coordinator *c, pml_error *err);
+/* The step of the newest checkpoint that was announced, 0: there is none. */
+int64_t resume_newest_step(const coordinator *c);
 /* Every event passes here, from the log and as it is logged. */
 void resume_recover(coordinator *c, const pml_message *event);
 /* `again` orders for a worker that stands at step. */

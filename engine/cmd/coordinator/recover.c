@@ -53,12 +53,16 @@ static double delay_now(coordinator *c)
     return doubled(c->futile);
 }
 
+/* Nobody is there who could save what the newest checkpoint lacks. */
 static void stop_by_force(coordinator *c, const char *reason)
 {
-    char text[1600];
+    char text[1800], from[600] = "the beginning, there is no checkpoint,";
+    const int64_t lost = eventlog_step(c->log) - resume_newest_step(c);
     workers_kill(c, SIGKILL);
-    snprintf(text, sizeof text, "stopped by force, the newest checkpoint is %s: %s",
-             c->newest[0] != '\0' ? c->newest : "none", reason);
+    if (c->newest[0] != '\0')
+        snprintf(from, sizeof from, "the newest checkpoint, %s,", c->newest);
+    snprintf(text, sizeof text, "stopped by force, %lld step%s since %s are lost: %s",
+             (long long)(lost > 0 ? lost : 0), lost == 1 ? "" : "s", from, reason);
     c->recovery.under_way = false;
     commands_apply_stop(c);
     commands_refuse_open(c, "the run was stopped");
@@ -110,7 +114,6 @@ void recover_wait(coordinator *c, const failure *f)
         begin_state(c, reason);
 }
 
-/* As after a hang: nobody is there who could save what the newest checkpoint lacks. */
 static bool stops_waiting(coordinator *c)
 {
     char reason[sizeof c->reason];

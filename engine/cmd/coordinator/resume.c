@@ -30,6 +30,12 @@ static int64_t step_of(const char *name)
     return strtoll(digits, NULL, 10);
 }
 
+int64_t resume_newest_step(const coordinator *c)
+{
+    int64_t step = step_of(pml_path_name(c->newest));
+    return step < 0 ? 0 : step;
+}
+
 /* ---- which checkpoint ---- */
 
 static int is_checkpoint(const struct dirent *entry)
