@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "patience.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/net/reserve.h"
@@ -362,12 +363,28 @@ static void who_waits_for_one_device_has_no_other(void **state)
     unsetenv("FAKE_EACH");
 }
 
+/* Who waits for a device loses patience after the one who has it and waits for a later one; and
+ * eight devices leave the last one time for somebody who plans. */
+static void patience_lasts_for_the_last_device(void **state)
+{
+    (void)state;
+    for (int devices = 1; devices <= 16; devices++) {
+        assert_true(patience_with(60, 0, devices) == 60);
+        for (int held = 1; held < devices; held++) {
+            double less = patience_with(60, held - 1, devices) - patience_with(60, held, devices);
+            assert_true(less > 49.9 / devices);
+            assert_true(patience_with(60, held, devices) > 10);
+        }
+    }
+    assert_true(patience_with(60, 7, 8) > 16);
+}
+
 /* And for who has the turn to plan: what it has itself stays reserved meanwhile. */
 static void a_restart_waits_for_its_turn(void **state)
 {
     (void)state;
     size_t pending;
-    char who[100];
+    char who[160];
     setenv("FAKE_PATIENCE", "0.05", 1);
     harness *h = start("1000", "\"restart\":\"on-failure\",\"max_restarts\":1");
     history_reach(h, 20);
@@ -376,7 +393,9 @@ static void a_restart_waits_for_its_turn(void **state)
     kill(harness_worker_pid(h, 0), SIGKILL);
     history_restart(h, 1);
     const char *reason = wait_for_waiting(h, 1);
-    snprintf(who, sizeof who, "memory of cpu: fake: the run other (process %d) has been planning",
+    snprintf(who, sizeof who,
+             "memory of cpu: fake: the run other (process %d) has been planning with this GPU's "
+             "memory for 0.05 s: ",
              (int)getpid());
     if (strstr(reason, who) == NULL)
         fail_msg("%s", reason);
@@ -425,6 +444,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(who_waits_can_be_stopped),
         cmocka_unit_test(who_stops_what_waits_is_told_what_is_lost),
         cmocka_unit_test(who_waits_for_one_device_has_no_other),
+        cmocka_unit_test(patience_lasts_for_the_last_device),
         cmocka_unit_test(a_restart_waits_for_its_turn),
         cmocka_unit_test(without_a_reservation_it_trains),
     };

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "patience.h"
 #include "pml/net/connection.h"
 #include "pml/net/reserve.h"
 
@@ -75,6 +76,14 @@ static double next_key(const claim *c, double after)
     return next;
 }
 
+static int count_devices(const claim *c)
+{
+    int n = 0;
+    for (double key = next_key(c, 0); key > 0; key = next_key(c, key))
+        n++;
+    return n;
+}
+
 /* ---- turns ---- */
 
 static pml_status take_turn(claim *c, double patience, pml_error *err)
@@ -100,20 +109,20 @@ static void end_turn(claim *c)
         pml_reservation_turn_end(c->r);
 }
 
-/* One device after the other, in an order that all runs have. With half the patience for each that
- * is ours already: who waits for that one shall not lose theirs first, and call us stopped. */
+/* One device after the other, in an order that all runs have: nobody waits for one that comes
+ * before what they hold, so no two wait for each other. */
 static pml_status begin(void *user, pml_error *err)
 {
     claim *c = user;
-    double patience = c->patience;
     c->asked = c->settled = false;
     if (pml_comm_world(c->comm) == 1)
-        return take_turn(c, patience, err);
+        return take_turn(c, c->patience, err);
     pml_status status = find_sharers(c, err);
+    int held = 0, devices = status == PML_OK ? count_devices(c) : 0;
     for (double key = next_key(c, 0); status == PML_OK && key > 0; key = next_key(c, key)) {
         if (key == c->key)
-            status = take_turn(c, patience, err);
-        patience /= 2;
+            status = take_turn(c, patience_with(c->patience, held, devices), err);
+        held++;
         if (status == PML_OK)
             status = pml_comm_barrier(c->comm, err);
     }

@@ -322,15 +322,16 @@ void pml_reservation_touch(int descriptor)
 
 static pml_status nobody_ends(const pml_holder *who, double seconds, pml_error *err)
 {
+    const int digits = seconds < 1 ? 2 : 0;
     if (who->pid == 0)
         return PML_FAIL(err, PML_BUSY,
-                        "another run has been planning with this GPU's memory for %.0f s: look "
+                        "another run has been planning with this GPU's memory for %.*f s: look "
                         "whether it is stopped, or take another device",
-                        seconds);
+                        digits, seconds);
     return PML_FAIL(err, PML_BUSY,
-                    "the run %s (process %d) has been planning with this GPU's memory for %.0f s: "
+                    "the run %s (process %d) has been planning with this GPU's memory for %.*f s: "
                     "look whether it is stopped, or take another device",
-                    pml_path_name(who->run), who->pid, seconds);
+                    pml_path_name(who->run), who->pid, digits, seconds);
 }
 
 /* Whose turn it is; *waited begins anew with each that gets it: a long line is nobody's fault. */
