@@ -15,6 +15,8 @@
  *   FAKE_FLOPS         operations of a step
  *   FAKE_LACKS         what that GPU lacks
  *   FAKE_RESERVE_MIB   what its plan takes of a device of 4,000 MiB that is all free to its driver
+ *   FAKE_REFUSED       while the run folder has a file `refused`: memory is missing when the device
+ *                      is `open`ed, or for the `plan`, or the plan is too `large` for the device
  *   FAKE_DEVICES       folder of device files
  *   FAKE_PATIENCE      seconds that it waits for its turn to plan (a minute)
  *   FAKE_EACH          each rank has such a device of its own
@@ -92,7 +94,8 @@ enum { DEVICE_MIB = 4000, CONTEXT_MIB = 530 };
 static pml_status fake_identity(int index, pml_device_identity *identity, pml_error *err)
 {
     (void)err;
-    *identity = (pml_device_identity){.memory_total = (size_t)DEVICE_MIB << 20};
+    *identity =
+        (pml_device_identity){.memory_total = (size_t)DEVICE_MIB << 20, .bus = "0000:0f:00.0"};
     if (getenv("FAKE_EACH") != NULL) /* in another order than ranks */
         snprintf(identity->uuid, sizeof identity->uuid, "%d0-fake-device", 9 - index);
     else
@@ -125,11 +128,20 @@ static pml_status reserve(job *j, const job_setup *setup, job_facts *facts, pml_
     if (status != PML_OK)
         return status;
     const pml_memory_claim *claim = claim_of_stepper(j->memory);
-    status = claim->begin(claim->user, err);
+    char path[4096];
+    snprintf(path, sizeof path, "%.4000s/refused", setup->folder);
+    const char *refused = access(path, F_OK) == 0 ? getenv("FAKE_REFUSED") : NULL;
+    wanted = refused != NULL && strcmp(refused, "large") == 0 ? (size_t)5000 << 20 : wanted;
+    if (refused != NULL && strcmp(refused, "open") == 0)
+        status = PML_FAIL(err, PML_NO_MEMORY, "made to find no memory");
+    if (status == PML_OK)
+        status = claim->begin(claim->user, err);
     if (status == PML_OK)
         status = claim->ask(claim->user, &info, &left, err);
+    if (status == PML_OK && refused != NULL && strcmp(refused, "plan") == 0)
+        status = PML_FAIL(err, PML_NO_MEMORY, "made to find no memory");
     if (status != PML_OK)
-        claim->give_up(claim->user, err);
+        claim->give_up(claim->user, 0, err);
     if (status == PML_OK)
         status = claim->settle(claim->user, wanted, err);
     if (status == PML_OK)

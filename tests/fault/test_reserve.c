@@ -293,6 +293,68 @@ static void a_restart_waits_for_memory(void **state)
     harness_destroy(&h);
 }
 
+/* A worker whose successors are refused. */
+static harness *start_refused(const char *how)
+{
+    setenv("FAKE_REFUSED", how, 1);
+    harness *h = start("2000", "\"restart\":\"on-failure\",\"max_restarts\":1");
+    unsetenv("FAKE_REFUSED");
+    history_reach(h, 20);
+    harness_mark(h, "refused", true);
+    kill(harness_worker_pid(h, 0), SIGKILL);
+    history_restart(h, 1);
+    return h;
+}
+
+/* For what no other run can mend: it fails. */
+static void expect_failure(const char *how, const char *words)
+{
+    harness *h = start_refused(how);
+    harness_wait_state(h, "failed");
+    const char *reason = reason_of(h);
+    if (strstr(reason, words) == NULL || strstr(reason, "wait until") != NULL)
+        fail_msg("%s", reason);
+    harness_destroy(&h);
+}
+
+static void who_is_too_large_for_an_empty_device_does_not_wait(void **state)
+{
+    (void)state;
+    expect_failure("large", "fake has 3.9 GiB for this run: its plan takes 4.9 GiB");
+}
+
+static void who_lacks_the_hosts_memory_does_not_wait(void **state)
+{
+    (void)state;
+    expect_failure("open", "made to find no memory");
+    expect_failure("plan", "made to find no memory");
+}
+
+/* By NVML: a process that reserves nothing has it all. */
+static void a_restart_waits_for_a_full_device(void **state)
+{
+    (void)state;
+    char answers[64];
+    const char *libraries = getenv("TEST_NVML");
+    assert_non_null(libraries); /* a folder, from CMake */
+    snprintf(answers, sizeof answers, "%s-nvml", folder);
+    const char full[] = "total 4194304000\nreserved 0\nused 4000000000\n";
+    assert_int_equal(pml_file_write(answers, full, sizeof full - 1, 0600, NULL), PML_OK);
+    setenv("FAKE_NVML", answers, 1);
+    setenv("LD_LIBRARY_PATH", libraries, 1);
+    harness *h = start_refused("open");
+    const char *reason = wait_for_waiting(h, 1);
+    if (strstr(reason, "fake: a process that reserves nothing has its memory") == NULL)
+        fail_msg("%s", reason);
+    harness_mark(h, "refused", false);
+    harness_wait_state(h, "running");
+    history_stop(h);
+    harness_destroy(&h);
+    unsetenv("FAKE_NVML");
+    unsetenv("LD_LIBRARY_PATH");
+    assert_int_equal(unlink(answers), 0);
+}
+
 static void who_waits_can_be_stopped(void **state)
 {
     (void)state;
@@ -441,6 +503,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(workers_have_a_device_each),
         cmocka_unit_test(another_run_is_told_who_has_it),
         cmocka_unit_test(a_restart_waits_for_memory),
+        cmocka_unit_test(who_is_too_large_for_an_empty_device_does_not_wait),
+        cmocka_unit_test(who_lacks_the_hosts_memory_does_not_wait),
+        cmocka_unit_test(a_restart_waits_for_a_full_device),
         cmocka_unit_test(who_waits_can_be_stopped),
         cmocka_unit_test(who_stops_what_waits_is_told_what_is_lost),
         cmocka_unit_test(who_waits_for_one_device_has_no_other),

@@ -10,10 +10,14 @@
 #include "patience.h"
 #include "pml/net/connection.h"
 #include "pml/net/reserve.h"
+#include "pml_op/gauges.h"
 
 /* Somebody plans: a second or two, with a context to be made, and as many in the line as a GPU has
  * room for. Longer than that nobody plans who is not stopped. */
 static const double patience_seconds = 60;
+
+/* What a device that is nobody's may lack, beside the contexts on it. */
+static const size_t slack = (size_t)64 << 20;
 
 enum { KEY_DIGITS = 12 }; /* of a uuid, in hexadecimal: a double has all of them */
 
@@ -22,12 +26,14 @@ struct claim {
     pml_comm *comm;
     const pml_backend *backend;
     char device[16];
+    pml_device_identity identity;
     double key;     /* of the device, among workers */
     double *values; /* one a worker, and … */
     double *keys;   /* … of its device, as find_sharers left them */
     int sharing;    /* workers on this device */
     bool first;     /* of them: the turn is ours for all */
-    size_t left;    /* bytes that our plan may take, as of ask */
+    size_t left;    /* bytes that our plan may take, as of ask, and … */
+    size_t alone;   /* … at most, were the devices nobody else's */
     size_t held;    /* what the open device takes beside the arena */
     size_t had;     /* bytes that were reserved when we came */
     bool asked;     /* `left` is known, and … */
@@ -42,7 +48,7 @@ struct claim {
 
 /* ---- among workers ---- */
 
-/* Everybody's value, by rank. */
+/* Everybody's value, by rank, in c->values. */
 static pml_status share(claim *c, double value, pml_error *err)
 {
     int world = pml_comm_world(c->comm);
@@ -165,16 +171,28 @@ static pml_status read_left(claim *c, const pml_device_info *info, pml_error *er
     return status;
 }
 
+/* Of so much on the device of each worker, divided with those that share it, what the one who has
+ * least has. */
+static pml_status share_least(claim *c, size_t *bytes, pml_error *err)
+{
+    if (pml_comm_world(c->comm) == 1)
+        return PML_OK;
+    pml_status status = share(c, (double)*bytes / c->sharing, err);
+    for (int r = 0; status == PML_OK && r < pml_comm_world(c->comm); r++)
+        if (r == 0 || c->values[r] < (double)*bytes)
+            *bytes = (size_t)c->values[r];
+    return status;
+}
+
 static pml_status ask(void *user, const pml_device_info *info, size_t *bytes, pml_error *err)
 {
     claim *c = user;
     pml_status status = read_left(c, info, err);
-    if (status == PML_OK && pml_comm_world(c->comm) > 1) {
-        status = share(c, (double)c->left / c->sharing, err);
-        for (int r = 0; status == PML_OK && r < pml_comm_world(c->comm); r++)
-            if (c->values[r] < (double)c->left)
-                c->left = (size_t)c->values[r];
-    }
+    c->alone = info->memory_total;
+    if (status == PML_OK)
+        status = share_least(c, &c->left, err);
+    if (status == PML_OK)
+        status = share_least(c, &c->alone, err);
     *bytes = c->left;
     c->asked = status == PML_OK;
     if (status != PML_OK)
@@ -195,14 +213,18 @@ static void say_who(const claim *c, char *words, size_t capacity)
         snprintf(words, capacity, "other processes have the rest");
 }
 
-/* What an error about memory needs beside its figures. */
-static pml_status refuse(const claim *c, pml_error *err)
+/* What an error about memory needs beside its figures. Others are named where they have something;
+ * to wait for them helps who would find room without them. */
+static pml_status refuse(const claim *c, size_t wanted, pml_error *err)
 {
+    const double gib = (double)c->left / (1 << 30);
+    if (c->left + c->held + slack >= c->alone)
+        return pml_error_prefix(err, "%s has %.1f GiB for this run", c->device, gib);
     char words[500];
     say_who(c, words, sizeof words);
-    *c->crowded = true;
-    return pml_error_prefix(err, "%s has %.1f GiB left for this run (%s; %s)", c->device,
-                            (double)c->left / (1 << 30), words, what_to_do);
+    *c->crowded = *c->crowded || wanted <= c->alone;
+    return pml_error_prefix(err, "%s has %.1f GiB left for this run (%s; %s)", c->device, gib,
+                            words, what_to_do);
 }
 
 /* The driver refuses what nobody has reserved. */
@@ -215,11 +237,31 @@ static pml_status refuse_unreserved(const claim *c, pml_error *err)
                             c->device, what_to_do);
 }
 
-static void give_up(void *user, pml_error *err)
+/* Whether the device has no room for a context, by NVML, as there is no context to ask with. */
+static bool is_full(const claim *c)
+{
+    pml_gauges *gauges;
+    pml_reading now;
+    if (pml_gauges_new(c->identity.bus, c->identity.uuid, &gauges, NULL) != PML_OK)
+        return false;
+    pml_gauges_read(gauges, &now);
+    pml_gauges_destroy(&gauges);
+    /* Not of NVML's total, which has what the driver keeps for itself. */
+    return now.missing[PML_GAUGE_memory_used] == NULL &&
+           (double)c->identity.memory_total - now.value[PML_GAUGE_memory_used] <
+               (double)pml_plan_beside(c->backend);
+}
+
+/* Memory that is missing may also be the host's, which nobody who waits for a device finds. */
+static void give_up(void *user, size_t wanted, pml_error *err)
 {
     claim *c = user;
-    if (err != NULL && err->code == PML_NO_MEMORY)
-        (void)(c->asked && !c->settled ? refuse(c, err) : refuse_unreserved(c, err));
+    if (err != NULL && err->code == PML_NO_MEMORY) {
+        if (c->settled || (!c->asked && is_full(c)))
+            (void)refuse_unreserved(c, err);
+        else if (c->asked && wanted > c->left)
+            (void)refuse(c, wanted, err);
+    }
     let_go(c);
     end_turn(c);
 }
@@ -233,10 +275,10 @@ static pml_status reserve(claim *c, size_t bytes, pml_error *err)
                        "its plan takes %.1f GiB; a smaller memory_limit=, or none, gives one that "
                        "fits",
                        (double)bytes / (1 << 30));
-        return refuse(c, err);
+        return refuse(c, bytes, err);
     }
     pml_status status = c->r != NULL ? pml_reservation_resize(c->r, bytes, err) : PML_OK;
-    return status == PML_NO_MEMORY ? refuse(c, err) : status;
+    return status == PML_NO_MEMORY ? refuse(c, bytes, err) : status;
 }
 
 /* Workers that share a turn reserve one after the other in it. */
@@ -279,8 +321,7 @@ static double key_of(const char *uuid)
     return (double)key + 1; /* 0 is nobody's */
 }
 
-static pml_status open_reservation(claim *c, const claim_options *o,
-                                   const pml_device_identity *identity, pml_error *err)
+static pml_status open_reservation(claim *c, const claim_options *o, pml_error *err)
 {
     char folder[PATH_MAX];
     pml_status status = PML_OK;
@@ -289,9 +330,9 @@ static pml_status open_reservation(claim *c, const claim_options *o,
     else
         snprintf(folder, sizeof folder, "%s", o->devices);
     pml_reservation_options options = {.folder = folder,
-                                       .device = identity->uuid,
+                                       .device = c->identity.uuid,
                                        .run = o->run,
-                                       .total = identity->memory_total,
+                                       .total = c->identity.memory_total,
                                        .inherited = o->inherited};
     if (status == PML_OK)
         return pml_reservation_new(&options, &c->r, err);
@@ -302,7 +343,7 @@ static pml_status open_reservation(claim *c, const claim_options *o,
 
 /* What a context takes, so that nobody who asks meanwhile plans with it; of one that goes on the
  * whole of what it had stays. */
-static pml_status reserve_context(claim *c, const pml_device_identity *identity, pml_error *err)
+static pml_status reserve_context(claim *c, pml_error *err)
 {
     pml_reserved now = {0};
     size_t least = pml_plan_beside(c->backend);
@@ -311,10 +352,11 @@ static pml_status reserve_context(claim *c, const pml_device_identity *identity,
         status = pml_reservation_read(c->r, &now, err);
     c->had = now.ours;
     if (status == PML_OK && now.ours < least) {
-        c->left = less(identity->memory_total, now.others);
+        c->alone = c->identity.memory_total;
+        c->left = less(c->alone, now.others);
         status = pml_reservation_resize(c->r, least, err);
         if (status == PML_NO_MEMORY)
-            refuse(c, err);
+            refuse(c, least, err);
     }
     end_turn(c);
     return status;
@@ -323,21 +365,20 @@ static pml_status reserve_context(claim *c, const pml_device_identity *identity,
 static pml_status open_claim(claim *c, const claim_options *o, pml_error *err)
 {
     pml_error why = PML_ERROR_INIT;
-    pml_device_identity identity;
     c->values = calloc((size_t)pml_comm_world(o->comm), sizeof *c->values);
     c->keys = calloc((size_t)pml_comm_world(o->comm), sizeof *c->keys);
     pml_status status = c->values != NULL && c->keys != NULL
-                            ? o->backend->identity_of(o->index, &identity, err)
+                            ? o->backend->identity_of(o->index, &c->identity, err)
                             : PML_FAIL(err, PML_NO_MEMORY, "no memory for a claim");
     if (status != PML_OK) {
         if (o->inherited >= 0)
             close(o->inherited);
         return status;
     }
-    c->key = key_of(identity.uuid);
-    status = open_reservation(c, o, &identity, &why);
+    c->key = key_of(c->identity.uuid);
+    status = open_reservation(c, o, &why);
     if (status == PML_OK)
-        status = reserve_context(c, &identity, &why);
+        status = reserve_context(c, &why);
     if (status == PML_NO_MEMORY || status == PML_BUSY) {
         if (err != NULL)
             *err = why;

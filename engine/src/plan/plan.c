@@ -363,12 +363,14 @@ static void nearest(const pmli_search *s, const pml_batch_limits *limits, char *
         add_advice(advice, capacity, "quant=\"nf4\"");
 }
 
-static pml_status does_not_fit(const pmli_search *s, const pml_batch_limits *limits, pml_error *err)
+static pml_status does_not_fit(const pmli_search *s, const pml_batch_limits *limits, size_t *needed,
+                               pml_error *err)
 {
     pml_plan least;
     pml_status status = smallest(s, limits, &least, err);
     if (status != PML_OK)
         return status;
+    *needed = least.total + margin;
     char advice[256];
     nearest(s, limits, advice, sizeof advice);
     if (advice[0] == '\0')
@@ -524,9 +526,10 @@ pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *con
             *plan = narrow;
     }
     pmli_tried_destroy(&s.tried);
-    if (status != PML_OK || any || narrow_fits)
+    if (status == PML_OK && (any || narrow_fits))
         return status;
-    return does_not_fit(&s, limits, err);
+    plan->total = 0;
+    return status == PML_OK ? does_not_fit(&s, limits, &plan->total, err) : status;
 }
 
 void pml_plan_settle(const pml_plan_choices *choices, pml_train_config *config)

@@ -36,13 +36,15 @@ static pml_status repeat_plan(pml_stepper *s, const pml_stepper_options *o, size
     pml_status status =
         pml_plan_given(&s->spec, &s->config, &o->limits, s->backend, &o->choices, &s->plan, err);
     if (status == PML_OK && s->plan.total > available)
-        status = PML_FAIL(err, PML_NO_MEMORY,
-                          "the plan of the earlier run needs %zu MiB and %zu MiB are available; "
-                          "another plan gives other bits",
-                          s->plan.total >> 20, available >> 20);
+        return PML_FAIL(err, PML_NO_MEMORY,
+                        "the plan of the earlier run needs %zu MiB and %zu MiB are available; "
+                        "another plan gives other bits",
+                        s->plan.total >> 20, available >> 20);
     if (status == PML_OK && !o->unpacked_as_given) /* decides no bits: as many as fit today */
         status = pml_plan_unpack(&s->spec, &s->config, &o->limits, s->backend,
                                  pml_plan_room(available), &s->plan, err);
+    if (status != PML_OK)
+        s->plan.total = 0;
     return status;
 }
 
@@ -60,7 +62,8 @@ static pml_status ask(pml_stepper *s, const pml_stepper_options *o, size_t *byte
     return o->claim != NULL ? o->claim->ask(o->claim->user, &info, bytes, err) : PML_OK;
 }
 
-/* What `planned` says of s->plan is what is reserved. */
+/* What `planned` says of s->plan is what is reserved; where there is none, s->plan.total is what
+ * one needs, 0 where something else failed. */
 static pml_status settle(pml_stepper *s, const pml_stepper_options *o, pml_status planned,
                          pml_error *err)
 {
@@ -68,7 +71,7 @@ static pml_status settle(pml_stepper *s, const pml_stepper_options *o, pml_statu
         return planned;
     if (planned == PML_OK)
         return o->claim->settle(o->claim->user, s->plan.total, err);
-    o->claim->give_up(o->claim->user, err);
+    o->claim->give_up(o->claim->user, s->plan.total, err);
     return planned;
 }
 
@@ -106,6 +109,7 @@ static pml_status plan_for_less(pml_stepper *s, const pml_stepper_options *o, pm
     pml_program_destroy(&s->program);
     s->config.optimizer =
         o->config->optimizer; /* the first plan's choice of moments, too, is open */
+    s->plan.total = 0;
     pml_status status = ask(s, o, &available, err);
     available = available < less ? available : less;
     if (status == PML_OK)
@@ -139,7 +143,7 @@ static pml_status take_arena(pml_stepper *s, const pml_stepper_options *o, pml_e
         status = s->backend->alloc(s->device, s->program->arena, &s->arena, &refusal);
     }
     if (status != PML_OK && o->claim != NULL)
-        o->claim->give_up(o->claim->user, &refusal);
+        o->claim->give_up(o->claim->user, 0, &refusal);
     if (status != PML_OK && err != NULL)
         *err = refusal;
     return status;
@@ -265,7 +269,7 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     if (status == PML_OK) {
         status = open_device(s, o, err);
         if (status != PML_OK && o->claim != NULL)
-            o->claim->give_up(o->claim->user, err);
+            o->claim->give_up(o->claim->user, 0, err);
     }
     if (status == PML_OK)
         status = make_plan(s, o, err);

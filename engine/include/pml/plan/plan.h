@@ -79,8 +79,8 @@ typedef struct pml_plan {
 } pml_plan;
 
 /* The fastest plan whose total is at most `available` bytes (0: no limit). PML_NO_MEMORY names how
- * much the smallest plan needs and the nearest setting that fits. Needs no device: backend answers
- * workspace sizes with device == NULL. */
+ * much the smallest plan needs, also in plan->total (0: another failure), and the nearest setting
+ * that fits. Needs no device: backend answers workspace sizes with device == NULL. */
 pml_status pml_plan_make(const pml_model_spec *spec, const pml_train_config *config,
                          const pml_batch_limits *limits, const pml_backend *backend,
                          size_t available, pml_plan *plan, pml_error *err);

@@ -29,9 +29,9 @@ typedef struct pml_memory_claim {
     pml_status (*ask)(void *user, const pml_device_info *info, size_t *bytes, pml_error *err);
     /* The plan takes so many: they are ours from now on. */
     pml_status (*settle)(void *user, size_t bytes, pml_error *err);
-    /* The device cannot be opened, there is no plan, or what was settled is refused, for the reason
-     * in err, which may get words. */
-    void (*give_up)(void *user, pml_error *err);
+    /* The device cannot be opened, there is no plan (one needs `wanted` bytes; else 0), or what was
+     * settled is refused by the device: for the reason in err, which may get words. */
+    void (*give_up)(void *user, size_t wanted, pml_error *err);
     /* Of them so many are allocated. */
     pml_status (*taken)(void *user, size_t bytes, pml_error *err);
     void *user;
