@@ -285,6 +285,8 @@ void commands_hand_over(coordinator *c, int64_t number, int64_t step, const char
 void commands_free(coordinator *c);
 
 /* ---- workers.c ---- */
+/* The path of the program that workers_start starts. */
+pml_status workers_program(char *path, size_t capacity, pml_error *err);
 pml_status workers_start(coordinator *c, pml_error *err);
 void worker_set_state(worker *w, const char *state);
 /* Without an order a worker would wait for ever, or do something else than the others: one to which

@@ -101,9 +101,13 @@ pml_status handover_take(coordinator *c, pml_error *err)
 
 static void kill_them(coordinator *c, double seconds, const char *what)
 {
-    emit_log(c, "warning", -1, "workers of the coordinator before %s for %.0f s: killed", what,
-             seconds);
-    pml_runtime_workers_kill(c->folder, NULL);
+    char program[PATH_MAX];
+    pml_error err = PML_ERROR_INIT;
+    pml_status status = workers_program(program, sizeof program, &err);
+    if (status == PML_OK)
+        status = pml_runtime_workers_kill(c->folder, program, &err);
+    emit_log(c, "warning", -1, "workers of the coordinator before %s for %.0f s: %s", what, seconds,
+             status == PML_OK ? "killed" : err.message);
     c->waiting_since = c->moving_at = c->attended;
 }
 

@@ -50,7 +50,6 @@ void workers_publish(coordinator *c)
 
 /* ---- starting ---- */
 
-/* $PML_WORKER, else pml-worker beside our own program. */
 static pml_status our_program(char *path, size_t capacity, pml_error *err)
 {
     ssize_t n = readlink("/proc/self/exe", path, capacity - 1);
@@ -60,7 +59,8 @@ static pml_status our_program(char *path, size_t capacity, pml_error *err)
     return PML_OK;
 }
 
-static pml_status worker_program(char *path, size_t capacity, pml_error *err)
+/* $PML_WORKER, else pml-worker beside our own program. */
+pml_status workers_program(char *path, size_t capacity, pml_error *err)
 {
     const char *wish = getenv("PML_WORKER");
     if (wish != NULL) {
@@ -163,7 +163,7 @@ pml_status workers_start(coordinator *c, pml_error *err)
 {
     char program[PATH_MAX];
     commands_rewind(c);
-    pml_status status = worker_program(program, sizeof program, err);
+    pml_status status = workers_program(program, sizeof program, err);
     if (status == PML_OK && c->slots < 0)
         status = pml_slots_create(&c->slots, err);
     if (status == PML_OK && c->world > 1)

@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@
 #include <unistd.h>
 
 #include "pml/base/file.h"
+#include "pml/base/path.h"
 #include "pml/net/connection.h"
 
 enum { SIGN_BYTES = 16, LOCKS_AT = 1 << 20, RANKS_MAX = 65536 };
@@ -101,33 +103,56 @@ static bool has_open(int pid, int file)
     return found;
 }
 
+/* Whether it runs a program of that name. The name, not the file: a worker outlives the
+ * installation of the next version over its own, and /proc says " (deleted)" behind it then. */
+static bool runs(int pid, const char *program)
+{
+    static const char gone[] = " (deleted)";
+    char path[64], exe[PATH_MAX];
+    snprintf(path, sizeof path, "/proc/%d/exe", pid);
+    ssize_t got = readlink(path, exe, sizeof exe - 1);
+    size_t n = got > 0 ? (size_t)got : 0, tail = sizeof gone - 1;
+    exe[n] = '\0';
+    if (n > tail && strcmp(exe + n - tail, gone) == 0)
+        exe[n - tail] = '\0';
+    return strcmp(pml_path_name(exe), pml_path_name(program)) == 0;
+}
+
 /* The lock is still held and the signature the same after the process descriptor was opened: so it
  * is the holder's, and stays it. In a folder from somebody else both may be a stranger's, who names
- * a process of ours: that one does not have the file. */
-static void kill_holder(int fd, int rank)
+ * a process of ours: that one does not have the file, or is no worker. We that ask have it, too. */
+static void kill_holder(int fd, int rank, const char *program)
 {
     int pid = signature(fd, rank);
-    int process = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+    int process = pid > 0 && pid != getpid() ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
     struct flock lock = bytes_of(rank, 1, F_WRLCK);
-    if (process >= 0 && has_open(pid, fd) && fcntl(fd, F_OFD_GETLK, &lock) == 0 &&
-        lock.l_type != F_UNLCK && signature(fd, rank) == pid)
+    if (process >= 0 && has_open(pid, fd) && runs(pid, program) &&
+        fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK && signature(fd, rank) == pid)
         syscall(SYS_pidfd_send_signal, process, SIGKILL, NULL, 0);
     if (process >= 0)
         close(process);
 }
 
-pml_status pml_runtime_workers_kill(const char *run_folder, pml_error *err)
+pml_status pml_runtime_workers_kill(const char *run_folder, const char *program, pml_error *err)
 {
     int fd;
+    struct stat info;
     pml_status status = pml_file_open_regular(run_folder, "workers", O_RDWR, &fd, err);
     if (status != PML_OK)
         return status;
+    if (fstat(fd, &info) != 0 || info.st_nlink != 1) { /* who has it open has it as another file */
+        close(fd);
+        return PML_FAIL(err, PML_DENIED,
+                        "%s/workers is a hard link: nobody is killed for what it says; end the "
+                        "run's workers by hand, and remove it",
+                        run_folder);
+    }
     for (int rank = 0; rank < RANKS_MAX;) {
         struct flock lock = bytes_of(rank, RANKS_MAX - rank, F_WRLCK);
         if (fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK)
             break;
         rank = (int)lock.l_start - LOCKS_AT;
-        kill_holder(fd, rank++);
+        kill_holder(fd, rank++, program);
     }
     close(fd);
     return PML_OK;

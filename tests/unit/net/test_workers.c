@@ -13,9 +13,11 @@
 
 #include <cmocka.h>
 
+#include "pml/base/clock.h"
 #include "pml/base/file.h"
 
 static char folder[] = "/tmp/pml-workers-XXXXXX";
+static const char *our_program; /* the workers here are forked, and run what we do */
 
 static int make_folder(void **state)
 {
@@ -50,6 +52,13 @@ static pid_t begin(int lock, int rank)
     return pid;
 }
 
+/* A signal that was sent would have ended it by then. */
+static bool lives(pid_t pid)
+{
+    pml_clock_sleep(0.05);
+    return waitpid(pid, NULL, WNOHANG) == 0;
+}
+
 static void those_that_hold_a_lock_are_there(void **state)
 {
     (void)state;
@@ -69,7 +78,7 @@ static void those_that_hold_a_lock_are_there(void **state)
     waitpid(pids[0], NULL, 0);
     assert_int_equal(pml_runtime_workers(folder, NULL), PML_OK);
 
-    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
+    assert_int_equal(pml_runtime_workers_kill(folder, our_program, NULL), PML_OK);
     int status;
     assert_int_equal(waitpid(pids[1], &status, 0), pids[1]);
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
@@ -91,17 +100,23 @@ static void a_recycled_number_is_not_touched(void **state)
     fputs(line, file);
     fclose(file);
     assert_int_equal(pml_runtime_workers(folder, NULL), PML_PEER);
-    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
+    assert_int_equal(pml_runtime_workers_kill(folder, our_program, NULL), PML_OK);
 
     /* A worker that has its lock and has not signed: what its predecessor signed is gone. */
     assert_int_equal(pml_runtime_worker_lock(folder, 0, &lock, NULL), PML_OK);
     assert_int_equal(pml_runtime_workers(folder, NULL), PML_OK);
-    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
-    pid_t ended = waitpid(stranger, NULL, WNOHANG);
-    assert_int_equal(ended, 0); /* it lives */
+    assert_int_equal(pml_runtime_workers_kill(folder, our_program, NULL), PML_OK);
+    assert_true(lives(stranger));
     close(lock);
     kill(stranger, SIGKILL);
     waitpid(stranger, NULL, 0);
+}
+
+static void forge(int lock, pid_t pid)
+{
+    char line[32];
+    int n = snprintf(line, sizeof line, "%15d\n", (int)pid);
+    assert_int_equal(pwrite(lock, line, (size_t)n, 0), n);
 }
 
 /* Somebody in whose folder we are holds the lock, and signs for a process of ours. */
@@ -109,17 +124,28 @@ static void a_forged_signature_kills_nobody(void **state)
 {
     (void)state;
     int lock, status;
-    char line[32];
     pid_t stranger = begin(-1, 0); /* before the file is open: it has it not */
     assert_int_equal(pml_runtime_worker_lock(folder, 0, &lock, NULL), PML_OK);
-    int n = snprintf(line, sizeof line, "%15d\n", (int)stranger);
-    assert_int_equal(pwrite(lock, line, (size_t)n, 0), n);
+    forge(lock, stranger);
     assert_int_equal(pml_runtime_workers(folder, NULL), PML_OK);
-    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
-    assert_int_equal(waitpid(stranger, &status, WNOHANG), 0); /* it lives */
-    /* The same, of one that has the file: that is a worker. */
+    assert_int_equal(pml_runtime_workers_kill(folder, our_program, NULL), PML_OK);
+    assert_true(lives(stranger));
+    forge(lock, getpid()); /* we have the file, as whoever asks has */
+    assert_int_equal(pml_runtime_workers_kill(folder, our_program, NULL), PML_OK);
+    /* Of one that has the file, and runs something else. */
     pid_t worker = begin(lock, 0);
-    assert_int_equal(pml_runtime_workers_kill(folder, NULL), PML_OK);
+    assert_int_equal(pml_runtime_workers_kill(folder, "/usr/bin/pml-worker", NULL), PML_OK);
+    assert_true(lives(worker));
+    /* Of one that has it under another name. */
+    char path[64], other[64];
+    snprintf(path, sizeof path, "%s/workers", folder);
+    snprintf(other, sizeof other, "%s/other", folder);
+    assert_int_equal(link(path, other), 0);
+    assert_int_equal(pml_runtime_workers_kill(folder, our_program, NULL), PML_DENIED);
+    assert_true(lives(worker));
+    assert_int_equal(unlink(other), 0);
+    /* None of that: it is a worker. */
+    assert_int_equal(pml_runtime_workers_kill(folder, our_program, NULL), PML_OK);
     assert_int_equal(waitpid(worker, &status, 0), worker);
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
     close(lock);
@@ -127,8 +153,10 @@ static void a_forged_signature_kills_nobody(void **state)
     waitpid(stranger, NULL, 0);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    (void)argc;
+    our_program = argv[0];
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(those_that_hold_a_lock_are_there),
         cmocka_unit_test(a_recycled_number_is_not_touched),
