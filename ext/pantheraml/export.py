@@ -160,6 +160,7 @@ def write(request: Request, target: Path) -> Export:
     except OSError as error:
         raise IOFailed(f"{target.parent} cannot be written to: {error.strerror}") from None
     with _gone_afterwards(beside) as folder:
+        mask = _umask(folder)
         if request.format == "peft":
             made = _copy_adapter(request, folder)
         elif request.format == "merged":
@@ -171,7 +172,7 @@ def write(request: Request, target: Path) -> Export:
         size = sum(file.stat().st_size for file in folder.iterdir())
         if not one_file:
             _leave_note(request, folder, made["dtype"])
-        _publish(folder / made["file"] if one_file else folder, target, one_file)
+        _publish(folder / made["file"] if one_file else folder, target, one_file, mask)
     made |= {"format": request.format, "step": request.step, "bytes": size}
     made |= {"notes": tuple(made["notes"]), "seconds": time.monotonic() - begun}
     inside = request.format == "gguf" and not one_file
@@ -241,9 +242,8 @@ def _gone_afterwards(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(made: Path, target: Path, one_file: bool) -> None:
+def _publish(made: Path, target: Path, one_file: bool, mask: int) -> None:
     """Give it its name; an earlier export gives way, in one piece."""
-    mask = _umask()
     for file in made.iterdir() if made.is_dir() else [made]:
         file.chmod(0o644 & ~mask)
     _sync(made)
@@ -278,12 +278,18 @@ def _take_the_place(made: Path, target: Path) -> None:
         shutil.rmtree(old)
 
 
-def _umask() -> int:
-    """Read it: to set it and put it back would have another thread write with it meanwhile."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("Umask:"):
-            return int(line.split()[1], 8)
-    raise IOFailed("/proc/self/status does not say the umask; Linux says it since 4.7")
+def _umask(folder: Path) -> int:
+    """See what a new file lacks: to set it and put it back, other threads would write with it."""
+    probe = folder / "umask"
+    try:
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o777)
+        try:
+            return 0o777 & ~os.fstat(descriptor).st_mode
+        finally:
+            os.close(descriptor)
+            probe.unlink()
+    except OSError as error:
+        raise IOFailed(f"{folder.parent} cannot be written to: {error.strerror}") from None
 
 
 def _sync(path: Path) -> None:

@@ -203,6 +203,41 @@ def test_a_full_disk_leaves_nothing(trained: pm.Run, tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+MASKED = """
+import builtins, io, os, sys
+from pathlib import Path
+import pantheraml as pm
+opened = io.open
+def without_proc(file, *rest, **named):
+    if str(file).startswith("/proc/self/status"):
+        raise FileNotFoundError(file)
+    return opened(file, *rest, **named)
+def nobody_sets_it(mask):
+    raise AssertionError("the umask is every thread's")
+os.umask(int(sys.argv[3], 8))
+io.open = builtins.open = without_proc
+os.umask = nobody_sets_it
+run = pm.attach(sys.argv[1])
+for out in (run.export(sys.argv[2] + "/peft"), run.export(sys.argv[2] + "/one.gguf", "gguf")):
+    for path in (out, *(out.iterdir() if out.is_dir() else ())):
+        print(path.name, oct(path.stat().st_mode & 0o777))
+"""
+
+
+@pytest.mark.parametrize(("mask", "folder", "file"), [("027", 0o750, 0o640), ("077", 0o700, 0o600)])
+def test_modes_are_the_umask_s(
+    trained: pm.Run, tmp_path: Path, mask: str, folder: int, file: int
+) -> None:
+    """Also where there is no /proc to ask, and without setting it."""
+    child = subprocess.run(
+        [sys.executable, "-P", "-c", MASKED, str(trained.folder), str(tmp_path), mask],
+        capture_output=True, text=True, check=True, env={**os.environ},
+    )  # fmt: skip
+    modes = dict(line.split() for line in child.stdout.splitlines())
+    assert len(modes) >= 4 and modes.pop("peft") == oct(folder)
+    assert set(modes.values()) == {oct(file)}, modes
+
+
 # ---- GGUF ------------------------------------------------------------------------------------
 
 
