@@ -372,6 +372,35 @@ static void who_waits_can_be_stopped(void **state)
     harness_destroy(&h);
 }
 
+/* Though nothing is left of max_restarts: it is in the try that it was in. */
+static void a_coordinator_lost_while_it_waits_is_not_counted(void **state)
+{
+    (void)state;
+    int at;
+    pml_reservation *other;
+    harness *h = start_crowded(&other);
+    wait_for_waiting(h, 1);
+    harness_mark(h, "slow", true);
+    harness_catch_up(h);
+    at = h->n_events;
+    harness_event(h, at, PML_EVENT_progress, "what", "loading", NULL); /* one who takes over */
+    kill(h->adopted, SIGKILL);
+    harness_wait_gone(h->adopted, 5);
+    harness_adopt(h);
+    harness_catch_up(h);
+    const pml_message *again = harness_event(h, at, PML_EVENT_restart, NULL, NULL, NULL);
+    assert_string_equal(pml_message_string(again, "cause"), "coordinator");
+    assert_non_null(strstr(pml_message_string(again, "reason"), "waited for memory"));
+    assert_int_equal(pml_message_int(again, "attempt"), 1);
+    harness_mark(h, "slow", false);
+    pml_reservation_destroy(&other);
+    harness_wait_state(h, "running");
+    history_reach(h, pml_message_int(again, "step") + 10);
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    harness_destroy(&h);
+}
+
 /* A stop that finds a worker gone and its memory with others: nobody can save what was made, and
  * the reason says how much that is. */
 static void who_stops_what_waits_is_told_what_is_lost(void **state)
@@ -506,6 +535,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(who_is_too_large_for_an_empty_device_does_not_wait),
         cmocka_unit_test(who_lacks_the_hosts_memory_does_not_wait),
         cmocka_unit_test(a_restart_waits_for_a_full_device),
+        cmocka_unit_test(a_coordinator_lost_while_it_waits_is_not_counted),
         cmocka_unit_test(who_waits_can_be_stopped),
         cmocka_unit_test(who_stops_what_waits_is_told_what_is_lost),
         cmocka_unit_test(who_waits_for_one_device_has_no_other),

@@ -179,6 +179,7 @@ typedef struct coordinator {
     recovery recovery;
     int64_t restarts, restarted_in; /* by itself; timeline of the last one */
     int64_t furthest;               /* step, before the last one */
+    bool waited;                    /* by the log, which we opened: the last one has waited since */
     int futile;                     /* restarts that came no further than the one before */
     int crowded;                    /* times, one after the other, that others had the memory */
     double looked_at, hurry_at;

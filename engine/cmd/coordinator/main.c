@@ -88,6 +88,8 @@ static void emit_state(coordinator *c, pml_status code, int rank)
         if (c->named)
             pml_message_set_bool(event, "rewound", true);
     }
+    if (c->state == RUN_STARTING && c->recovery.waits)
+        pml_message_set_bool(event, "waits", true);
     emit(c, event, true);
 }
 

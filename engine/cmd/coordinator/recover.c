@@ -200,12 +200,15 @@ static void start_again(coordinator *c)
         fail_later(c, status, -1, err.message);
 }
 
+/* What is lost while a restart waits has not come further: it is made once more, not one more. */
 void recover_lost_coordinator(coordinator *c)
 {
-    static const char reason[] = "the coordinator was lost";
+    const char *reason = c->waited ? "the coordinator was lost while the run waited for memory, "
+                                     "which is not counted"
+                                   : "the coordinator was lost";
     int64_t most = pml_run_max_restarts(c->run);
     recovery *r = &c->recovery;
-    if (c->restarts >= most) {
+    if (c->restarts >= most && !c->waited) {
         char text[200];
         snprintf(text, sizeof text,
                  "%s, and the run has gone on by itself %lld times already "
@@ -215,7 +218,7 @@ void recover_lost_coordinator(coordinator *c)
         fail_later(c, PML_INTERNAL, -1, text);
         return;
     }
-    c->restarts++;
+    c->restarts += !c->waited;
     *r = (recovery){.under_way = true, .cause = "coordinator", .rank = -1, .delay = delay_now(c)};
     r->at = pml_clock_monotonic() + r->delay;
     snprintf(r->reason, sizeof r->reason, "%s", reason);
@@ -246,9 +249,10 @@ void recover_recover(coordinator *c, const pml_message *event)
         c->furthest = step > c->furthest ? step : c->furthest;
         c->restarts = pml_message_int(event, "attempt");
         c->restarted_in = pml_message_int(event, "timeline");
-    } else if (pml_message_type_of(event) == PML_EVENT_state &&
-               strcmp(pml_message_string(event, "state"), "starting") == 0 &&
-               pml_message_int(event, "timeline") != c->restarted_in) {
-        c->restarts = 0;
+    } else if (pml_message_type_of(event) == PML_EVENT_state) {
+        c->waited = pml_message_bool(event, "waits");
+        if (strcmp(pml_message_string(event, "state"), "starting") == 0 &&
+            pml_message_int(event, "timeline") != c->restarted_in)
+            c->restarts = 0;
     }
 }
