@@ -22,7 +22,7 @@ GPU = {
 KINDS: dict[str, Event] = {
     "state": {
         "state": "starting", "step": 3, "reason": "so", "code": "io", "rank": 0, "rewound": True,
-        "checkpoint": "checkpoints/step-000003",
+        "waits": True, "checkpoint": "checkpoints/step-000003",
     },
     "restart": {
         "cause": "died", "reason": "killed", "rank": 1, "attempt": 1, "most": 3, "delay": 0.5,
