@@ -129,7 +129,7 @@ def test_it_resumes_from_where_it_says(folder: Path) -> None:
     found = autopsy.examine_run(folder)
     assert part(found, f"checkpoints/{newest.name}").verdict == "bad"
     run = pm.resume("patient")
-    run.wait_for_change(0)
+    until(lambda: run.state not in ("starting", "stopped"), "it to go on")
     starting = [e for e in run.events() if e["type"] == "state" and e["state"] == "starting"][-1]
     assert starting["checkpoint"] == found.resume
 
