@@ -1,17 +1,25 @@
 /* NF4 against bitsandbytes (tools/fixtures/make_nf4.py): the same bytes, and the same numbers from
- * them. Here and not with the kernels, because a fixture is read by the model's reader. */
+ * them. Here and not with the kernels, because a fixture is read by the model's reader.
+ *
+ *   test_plan_nf4 [FOLDER NAME...]    these cases in place of the committed ones */
 #include "kernels/fixture.h"
 
 #include "pml/model/safetensors.h"
 
-static const char *const cases[] = {"whole", "groups", "cut", "partial", "odd", "one"};
+#define FIXTURES SOURCE_DIR "/tests/unit/plan/fixtures"
 
-static pml_safetensors *open_case(const char *name)
+static const char *const committed[] = {"whole", "groups", "cut", "partial", "odd", "one"};
+
+static const char *folder = FIXTURES;
+static const char *const *cases = committed;
+static size_t n_cases = sizeof committed / sizeof *committed;
+
+static pml_safetensors *open_case(const char *in, const char *name)
 {
     char path[512];
     pml_safetensors *file = NULL;
     pml_error err = PML_ERROR_INIT;
-    snprintf(path, sizeof path, "%s/tests/unit/plan/fixtures/nf4-%s.safetensors", SOURCE_DIR, name);
+    snprintf(path, sizeof path, "%s/nf4-%s.safetensors", in, name);
     if (pml_safetensors_open(path, &file, &err) != PML_OK)
         fail_msg("%s", err.message);
     return file;
@@ -49,8 +57,8 @@ static const char *const stored[] = {"codes", "absmax", "nested", "offset"};
 static void test_quantise(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        pml_safetensors *file = open_case(cases[i]);
+    for (size_t i = 0; i < n_cases; i++) {
+        pml_safetensors *file = open_case(folder, cases[i]);
         pml_view want[4];
         pml_op_args args = {0};
         pml_view *views = pml_op_views(&args);
@@ -73,8 +81,8 @@ static void test_quantise(void **state)
 static void test_dequantise(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        pml_safetensors *file = open_case(cases[i]);
+    for (size_t i = 0; i < n_cases; i++) {
+        pml_safetensors *file = open_case(folder, cases[i]);
         pml_op_args args = {0};
         pml_view *views = pml_op_views(&args), want = tensor(file, "y");
         for (int k = 0; k < 4; k++)
@@ -156,7 +164,7 @@ static void expect_refusal(pml_op op, pml_op_args *args, const char *word)
 static void test_refusals(void **state)
 {
     (void)state;
-    pml_safetensors *file = open_case("odd");
+    pml_safetensors *file = open_case(FIXTURES, "odd");
     pml_op_args args = {0};
     pml_view *views = pml_op_views(&args);
     for (int k = 0; k < 4; k++)
@@ -178,8 +186,13 @@ static void test_refusals(void **state)
     pml_safetensors_close(&file);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 2) {
+        folder = argv[1];
+        cases = (const char *const *)(argv + 2);
+        n_cases = (size_t)argc - 2;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quantise),
         cmocka_unit_test(test_dequantise),
