@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         PeerError,
         RunFailed,
         TimedOut,
+        TooManyViewers,
     )
     from pantheraml.lora import LoRA
     from pantheraml.memory import Plan
@@ -76,6 +77,7 @@ __all__ = [
     "Sample",
     "Share",
     "TimedOut",
+    "TooManyViewers",
     "attach",
     "compare",
     "finetune",
@@ -115,6 +117,7 @@ _HOMES = {
     "Sample": "commands",
     "Share": "sharing",
     "TimedOut": "errors",
+    "TooManyViewers": "errors",
     "attach": "api",
     "compare": "comparing",
     "finetune": "api",

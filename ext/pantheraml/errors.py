@@ -43,6 +43,10 @@ class BusyError(Error, RuntimeError):
     """Somebody else holds the lock, or the run's state does not allow it now."""
 
 
+class TooManyViewers(BusyError):  # noqa: N818
+    """As many are connected with this key, or with view keys, as there may be."""
+
+
 class TimedOut(Error, TimeoutError):  # noqa: N818
     """A deadline passed."""
 

@@ -29,6 +29,7 @@ from pantheraml.errors import (
     PeerError,
     RunFailed,
     TimedOut,
+    TooManyViewers,
 )
 from pantheraml.link import ANSWER, Link
 from pantheraml.record import ENDED, Event, LogReader, RunRecord
@@ -44,7 +45,7 @@ PATIENCE = 5.0
 STARTING = 60.0
 LATE = 15.0  # the same for one who attaches, and is told then
 # What ended a link and would end the next one, too.
-_FOR_EVER = (DeniedError, CorruptError)
+_FOR_EVER = (DeniedError, CorruptError, TooManyViewers)
 
 
 class Following:

@@ -24,6 +24,7 @@ from pantheraml.errors import (
     PeerError,
     TimedOut,
     from_code,
+    TooManyViewers,
 )
 from pantheraml.record import Event
 
@@ -69,6 +70,13 @@ class _Pending:
         self.done = threading.Event()
         self.answer: dict[str, Any] | None = None
         self.error: Error | None = None
+def problem_of(answer: dict[str, Any]) -> Error:
+    """Give what an answer of the type ``error`` says, as its class."""
+    if "viewers" in answer:
+        return TooManyViewers(answer["message"])
+    return from_code(answer["code"], answer["message"])
+
+
 
 
 class Link:
@@ -248,7 +256,7 @@ class Link:
             self._replaying = False  # nobody waits for a replay but this thread: ask again later
         if pending is not None:
             if answer["type"] == "error":
-                pending.error = from_code(answer["code"], answer["message"])
+                pending.error = problem_of(answer)
             pending.answer = answer
             pending.done.set()
 
@@ -269,3 +277,5 @@ class Link:
             return _native.coordinator_pid(self.file) == self.coordinator_pid
         except Error:
             return False
+        if answer["type"] == "error" and "viewers" in answer:
+            raise problem_of(answer)  # the coordinator closes this connection, and would the next

@@ -32,9 +32,10 @@ from pantheraml.errors import (
     NotFoundError,
     PeerError,
     TimedOut,
+    TooManyViewers,
     from_code,
 )
-from pantheraml.link import ANSWER, Link, parsed
+from pantheraml.link import ANSWER, Link, parsed, problem_of
 from pantheraml.record import ENDED, Event
 from pantheraml.run import Run
 
@@ -273,7 +274,7 @@ class SharedRun(Run):
         config = _ask_configuration(json.dumps(self._connection))
         self._begin(Path(self._connection["run"]), config)
         self._why = ""
-        self._denied = False
+        self._kind: type[Error] = PeerError  # what whoever asks hears without a connection
 
     @property
     def state(self) -> str:
@@ -301,13 +302,14 @@ class SharedRun(Run):
             if self._link is not link:
                 return
             self._link, self._gone = None, True
-            self._denied = isinstance(link.error, DeniedError)
+            told = isinstance(link.error, DeniedError | TooManyViewers)
+            self._kind = type(link.error) if link.error is not None and told else PeerError
             self._why = self._explained(link.error)
             self._changed.notify_all()
         self._tell({"type": "gone", "state": self.state, "step": self._record.step})
 
     def _explained(self, error: Error | None) -> str:
-        if self._denied:
+        if isinstance(error, DeniedError):
             return "its key is not let in any more; somebody who has the run can share another"
         if isinstance(error, PeerError):
             return (
@@ -318,8 +320,9 @@ class SharedRun(Run):
 
     def _there(self) -> Link:
         if self._link is None and self._gone:
-            kind = DeniedError if self._denied else PeerError
-            raise kind(f"run {self.name} is elsewhere, and not connected any more: {self._why}")
+            raise self._kind(
+                f"run {self.name} is elsewhere, and not connected any more: {self._why}"
+            )
         return super()._there()
 
     def _nothing_comes(self) -> bool:
@@ -360,7 +363,7 @@ def _ask_configuration(connection: str) -> dict[str, Any]:
                     continue
                 answer = parsed(kind, text)
                 if answer["type"] == "error":
-                    raise from_code(answer["code"], answer["message"])
+                    raise problem_of(answer)
                 config = {**answer["run"], "data": {}}
                 try:
                     _native.check_message("run", json.dumps(config))

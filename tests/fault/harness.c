@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -155,6 +156,9 @@ static _Noreturn void become_coordinator(harness *h, int ready, char *const *mor
     int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
     dup2(fd, 1);
     dup2(fd, 2);
+    struct rlimit few = {(rlim_t)h->descriptors, (rlim_t)h->descriptors};
+    if (h->descriptors > 0 && setrlimit(RLIMIT_NOFILE, &few) != 0)
+        _exit(126);
     execv(coordinator_program, (char *const *)argv);
     _exit(127);
 }

@@ -21,6 +21,7 @@ typedef struct harness {
     int workers, max_steps;
     pid_t coordinator; /* our child; -1: none */
     pid_t adopted;     /* another one that took over, 0: none */
+    int descriptors;   /* that the coordinator may have, set before the start; 0: as many as we */
     char *prepare[6];  /* what the coordinator runs first, set before the start; NULL-ended */
     pml_client *client;
     pml_message *events[HARNESS_KEPT]; /* all that were received, in order */

@@ -7,19 +7,23 @@ import base64
 import html
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE, at_step, environment, until
+from conftest import FOREVER, PATIENCE, at_step, environment, until
 from leaks import Leaks, below, of_processes, open_to_others
-from pantheraml import _native
+from pantheraml import _native, programs
+from pantheraml_widgets.run_panel import RunPanel
 from reap import processes_with
 from zmq.utils import z85
 
@@ -174,6 +178,74 @@ def test_who_is_shut_out_is_told(start: Callable[..., pm.Run]) -> None:
         seen.resume()
     assert seen.history == run.history  # what was heard stays
     assert run.state == "paused" and run.unshare() == 0
+
+
+def few_places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Have coordinators begin with few descriptors; gives how many viewers may have one key."""
+    descriptors, kept = 160, 128
+    real = programs.coordinator()
+    (folder / "bin").mkdir()
+    (folder / "bin" / "pml-worker").symlink_to(real.with_name("pml-worker"))
+    program = folder / "bin" / "pml-coordinator"
+    program.write_text(f'#!/bin/sh\nulimit -n {descriptors} && exec {real} "$@"\n')
+    program.chmod(0o700)
+    monkeypatch.setenv("PML_BIN", str(program.parent))
+    return (descriptors - kept) // 4
+
+
+def cut(address: str) -> None:
+    """Break this process's connections to an address, as a network does."""
+    port = int(address.rsplit(":", 1)[1])
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as seen:
+            if seen.family == socket.AF_INET and seen.getpeername()[1] == port:
+                seen.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_viewer_too_many_is_told(
+    start: Callable[..., pm.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it comes, and when it comes back and another one has taken its place."""
+    places = few_places(tmp_path, monkeypatch)
+    run = start(max_steps=FOREVER)
+    at_step(run, 1)
+    given = run.share("tcp://127.0.0.1:*", name="class")
+    seen = [pm.attach(given.text()) for _ in range(places)]
+    words = f"{places} viewers are connected with this key.*close one of them, or ask whoever"
+    with pytest.raises(pm.TooManyViewers, match=words):
+        pm.attach(given.text())
+    until(lambda: any("key for class was turned" in e["message"] for e in logged(run)), "the log")
+    another = run.share("tcp://127.0.0.1:*", name="guests")
+    pm.attach(another.text()).close()
+    seen.pop().close()
+    seen.append(pm.attach(given.text()))
+
+    panels = [RunPanel(viewer) for viewer in seen]
+    shown: list[list[str]] = [[] for _ in seen]
+    for panel, reasons in zip(panels, shown, strict=True):
+        panel.send = lambda content, *_, to=reasons: to.append(content.get("reason", ""))
+    late: list[pm.Run] = []
+    deadline = time.monotonic() + PATIENCE
+    while not late and time.monotonic() < deadline:
+        cut(given.address)
+        with suppress(pm.TooManyViewers):  # whoever was cut was back before
+            late.append(pm.attach(given.text()))
+    until(lambda: any(viewer.coordinator_pid is None for viewer in seen), "one to be left over")
+    at = next(i for i, viewer in enumerate(seen) if viewer.coordinator_pid is None)
+    assert re.search(f"not connected any more.*{words}", seen[at].reason)
+    until(lambda: any(re.search(words, said) for said in shown[at]), "the panel to say it")
+    for ask in (seen[at].wait, lambda: seen[at].refused):
+        with pytest.raises(pm.TooManyViewers, match=words):
+            ask()
+    for panel in panels:
+        panel.close()
+    for viewer in seen + late:
+        viewer.close()
+    assert run.state == "running" and run.refused["connections"] >= 2
+
+
+def logged(run: pm.Run) -> list[dict[str, Any]]:
+    return [event for event in run.kept_events() if event["type"] == "log"]
 
 
 def run_async(run: pm.Run) -> None:

@@ -71,6 +71,9 @@ static void a_strangers_key_is_refused(void **state)
     free(r);
     wait_refused(h, "keys", 1);
     undisturbed(h);
+    const pml_message *told = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
+    assert_non_null(strstr(pml_message_string(told, "message"), "turned away at the doors: "));
+    assert_non_null(strstr(pml_message_string(told, "message"), "not, or no longer, on the list"));
     pml_client_close(&stranger);
 
     /* Our key, but meant for another coordinator. */
@@ -145,6 +148,12 @@ static void raw_bytes_are_refused(void **state)
         wait_refused(h, "handshakes", before + 3);
         undisturbed(h);
     }
+    int64_t before = refused(h, "handshakes"); /* and when they are many the log has it */
+    for (int i = 0; i < 20; i++)
+        close(raw_connection(h, "ctl"));
+    wait_refused(h, "handshakes", before + 20);
+    const pml_message *told = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
+    assert_non_null(strstr(pml_message_string(told, "message"), "did not speak the protocol"));
     harness_destroy(&h);
 }
 
@@ -381,6 +390,90 @@ static void a_key_is_revoked_in_the_midst_of_a_stream(void **state)
     }
 }
 
+/* The answer to the last request of this guest. */
+static pml_message *answer_to(pml_client *guest, const char *request)
+{
+    pml_message *m = NULL;
+    assert_int_equal(pml_client_send(guest, request, strlen(request), NULL), PML_OK);
+    while (m == NULL) {
+        pml_received *r;
+        assert_int_equal(pml_client_receive(guest, 200000, &r, NULL), PML_OK);
+        if (r->kind == PML_RECEIVED_ANSWER)
+            assert_int_equal(pml_message_parse(PML_CHANNEL_ANSWER, r->text, r->size, &m, NULL),
+                             PML_OK);
+        free(r);
+    }
+    return m;
+}
+
+static void gets_in(pml_client *guest, bool in)
+{
+    pml_message *m = answer_to(guest, "{\"type\":\"hello\",\"id\":\"first\"}");
+    assert_string_equal(pml_message_string(m, "id"), "first");
+    assert_int_equal(pml_message_type_of(m), in ? PML_ANSWER_welcome : PML_ANSWER_error);
+    if (!in) {
+        assert_string_equal(pml_message_string(m, "code"), "busy");
+        assert_int_equal(pml_message_int(m, "viewers"), 8);
+        assert_non_null(strstr(pml_message_string(m, "message"), "8 viewers are connected with"));
+    }
+    pml_message_destroy(&m);
+}
+
+/* Lines of the log that say this. */
+static int said(const harness *h, const char *words)
+{
+    int n = 0;
+    for (int i = 0; i < h->n_events; i++)
+        if (pml_message_type_of(h->events[i]) == PML_EVENT_log)
+            n += strstr(pml_message_string(h->events[i], "message"), words) != NULL;
+    return n;
+}
+
+/* With few descriptors there are few places: eight for viewers with one key. Who finds none is
+ * told, then shut down; the owner is told once a minute; and who has another key, or finds a place
+ * again, gets in. */
+static void a_viewer_too_many_is_told(void **state)
+{
+    (void)state;
+    enum { PLACES = 8 };
+    pml_client *guests[PLACES];
+    pml_keypair keys, others;
+    pml_received *r;
+    double begin = pml_clock_monotonic();
+    harness *h = harness_new(1, 100000, NULL);
+    h->descriptors = 160;
+    assert_true(harness_start(h, NULL));
+    assert_int_equal(pml_keypair_new(&keys, NULL), PML_OK);
+    assert_int_equal(pml_keypair_new(&others, NULL), PML_OK);
+    for (int i = 0; i < PLACES; i++)
+        gets_in(guests[i] = share_with(h, &keys, "view"), true);
+    int64_t before = refused(h, "connections");
+    for (int i = 0; i < 2; i++) {
+        pml_client *late = share_with(h, &keys, "view");
+        gets_in(late, false);
+        for (bool down = false; !down; free(r)) { /* and nothing else is said to it */
+            assert_int_equal(pml_client_receive(late, 200000, &r, NULL), PML_OK);
+            assert_int_not_equal(r->kind, PML_RECEIVED_ANSWER);
+            down = r->kind == PML_RECEIVED_DOWN;
+        }
+        pml_client_close(&late);
+    }
+    assert_true(refused(h, "connections") >= before + 2);
+    harness_catch_up(h);
+    int lines = said(h, "8 viewers are connected with it");
+    assert_true(lines >= 1 && lines <= 1 + (int)((pml_clock_monotonic() - begin) / 60));
+
+    pml_client *other = share_with(h, &others, "view");
+    gets_in(other, true);
+    pml_client_close(&other);
+    pml_client_close(&guests[0]);
+    gets_in(guests[0] = share_with(h, &keys, "view"), true);
+    undisturbed(h);
+    for (int i = 0; i < PLACES; i++)
+        pml_client_close(&guests[i]);
+    harness_destroy(&h);
+}
+
 /* What somebody else's run folder says is to be run is not run, with shards or without. */
 static void a_folder_runs_nothing(void **state)
 {
@@ -583,6 +676,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(raw_bytes_are_refused),
         cmocka_unit_test(garbage_messages_are_answered),
         cmocka_unit_test(a_key_is_revoked_in_the_midst_of_a_stream),
+        cmocka_unit_test(a_viewer_too_many_is_told),
         cmocka_unit_test(a_folder_runs_nothing),
         cmocka_unit_test(a_folder_names_nothing_outside),
         cmocka_unit_test(a_link_is_not_followed),

@@ -30,6 +30,15 @@ static bool is_to_blame(pml_status code)
     return code == PML_CORRUPT || code == PML_INVALID || code == PML_DENIED;
 }
 
+static pml_message *error_message(const char *id, pml_status code, const char *words)
+{
+    pml_message *m = pml_message_new(PML_ANSWER_error);
+    pml_message_set_string(m, "id", id);
+    pml_message_set_string(m, "code", pml_status_name(code));
+    pml_message_set_string(m, "message", words);
+    return m;
+}
+
 void answer_error(coordinator *c, const pml_inbound *in, const char *id, const pml_error *err)
 {
     char words[sizeof err->message + 64];
@@ -39,10 +48,17 @@ void answer_error(coordinator *c, const pml_inbound *in, const char *id, const p
     snprintf(words, sizeof words, "%s%s",
              blame == PML_BLAME_LAST ? "(the next one that is wrong closes this connection) " : "",
              err->message);
-    pml_message *m = pml_message_new(PML_ANSWER_error);
-    pml_message_set_string(m, "id", id);
-    pml_message_set_string(m, "code", pml_status_name(err->code));
-    pml_message_set_string(m, "message", words);
+    answer(c, in, error_message(id, err->code, words));
+}
+
+static void answer_crowded(coordinator *c, const pml_inbound *in)
+{
+    char id[65];
+    pml_error err = PML_ERROR_INIT;
+    sharing_crowded(c, in, &err);
+    pml_message_find_id(in->text, in->size, id);
+    pml_message *m = error_message(id, err.code, err.message);
+    pml_message_set_int(m, "viewers", in->crowd.viewers);
     answer(c, in, m);
 }
 
@@ -193,6 +209,10 @@ void handle_request(coordinator *c, const pml_inbound *in)
     pml_error err = PML_ERROR_INIT;
     pml_message *m;
     char words[400];
+    if (in->crowd.viewers > 0) {
+        answer_crowded(c, in);
+        return;
+    }
     if (in->hurried) {
         char id[65];
         c->hurried++;

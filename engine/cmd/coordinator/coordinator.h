@@ -81,7 +81,15 @@ typedef struct command {
 typedef struct shared_key {
     char public_key[PML_KEY_TEXT], name[65];
     pml_role role;
+    int tag;           /* of messages that are sent with it */
+    double crowded_at; /* when the log was told that it has too many viewers; 0: never */
 } shared_key;
+
+/* What was turned away at the doors, as the log was told of it last. */
+typedef struct doorbook {
+    pml_refusals told;
+    double at; /* 0: never */
+} doorbook;
 
 /* A set that the log holds, or a resume with `nonfinite`: for recovery. */
 typedef struct tuned {
@@ -145,6 +153,8 @@ typedef struct coordinator {
 
     shared_key *shared;
     size_t n_shared;
+    int next_tag;
+    doorbook turned_away;
     char bound[136]; /* as it was asked for */
     pml_reach reach; /* of the network doors, PML_REACH_NOBODY: closed */
 
@@ -259,6 +269,11 @@ void handle_share(coordinator *c, const pml_inbound *in, const pml_message *requ
 void handle_unshare(coordinator *c, const pml_inbound *in, const pml_message *request);
 /* Record sharing; NULL while nothing listens on a network. */
 pml_message *sharing_record(const coordinator *c);
+/* A viewer came that is one too many with its key, or with all: *err is for it. Logged, at most
+ * once a minute for each key. */
+void sharing_crowded(coordinator *c, const pml_inbound *in, pml_error *err);
+/* Logs what else was turned away at the doors, at most once a minute. */
+void sharing_tick(coordinator *c, double now);
 
 /* ---- commands.c ---- */
 

@@ -272,6 +272,7 @@ static void tick(coordinator *c)
         fail_now(c);
     if (c->broken)
         begin_end(c);
+    sharing_tick(c, now);
     journal_tick(c, now);
     workers_use_memory(c, now);
     if (now - c->beat_at >= 1) {

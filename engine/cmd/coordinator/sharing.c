@@ -5,6 +5,12 @@
 #include <string.h>
 
 #include "coordinator.h"
+#include "pml/base/clock.h"
+
+/* A stranger who knocks all day must not fill the log. */
+static const double told_again = 60; /* seconds */
+/* A client of ours that leaves before it is in breaks a handshake off, too: so few are no news. */
+enum { HANDSHAKES_TOLD = 20 };
 
 pml_message *sharing_record(const coordinator *c)
 {
@@ -29,7 +35,7 @@ static shared_key *find_key(coordinator *c, const char *public_key)
 static pml_status let_in(coordinator *c, const pml_message *request, pml_error *err)
 {
     const char *public_key = pml_message_string(request, "public_key");
-    shared_key key = {.role = PML_ROLE_VIEW};
+    shared_key key = {.role = PML_ROLE_VIEW, .tag = c->next_tag};
     if (strcmp(pml_message_string(request, "role"), "control") == 0)
         key.role = PML_ROLE_CONTROL;
     snprintf(key.public_key, sizeof key.public_key, "%s", public_key);
@@ -43,9 +49,11 @@ static pml_status let_in(coordinator *c, const pml_message *request, pml_error *
     if (larger == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for one more key");
     c->shared = larger;
-    pml_status status = pml_hub_allow(c->hub, public_key, key.role, -1, err);
-    if (status == PML_OK)
+    pml_status status = pml_hub_allow(c->hub, public_key, key.role, key.tag, err);
+    if (status == PML_OK) {
         c->shared[c->n_shared++] = key;
+        c->next_tag++;
+    }
     return status;
 }
 
@@ -123,4 +131,63 @@ void handle_unshare(coordinator *c, const pml_inbound *in, const pml_message *re
     pml_message_set_string(m, "id", id);
     pml_message_set_int(m, "keys", revoked);
     answer(c, in, m);
+}
+
+/* ---- what is turned away ---- */
+
+void sharing_crowded(coordinator *c, const pml_inbound *in, pml_error *err)
+{
+    const pml_crowd *crowd = &in->crowd;
+    double now = pml_clock_monotonic();
+    PML_FAIL(err, PML_BUSY, "%d viewers are connected%s, as many as there may be: %s",
+             crowd->viewers, crowd->any_key ? "" : " with this key",
+             crowd->any_key ? "attach again when one of them has gone"
+                            : "close one of them, or ask whoever shared the run for another key");
+    for (size_t i = 0; i < c->n_shared; i++) {
+        shared_key *key = &c->shared[i];
+        if (key->tag != in->tag || (key->crowded_at > 0 && now - key->crowded_at < told_again))
+            continue;
+        key->crowded_at = now;
+        emit_log(
+            c, "warning", -1,
+            "a viewer with the key%s%s was turned away: %d viewers are connected%s, as many as "
+            "there may be; %s",
+            key->name[0] == '\0' ? "" : " for ", key->name, crowd->viewers,
+            crowd->any_key ? "" : " with it",
+            crowd->any_key ? "who is not needed can be closed, or a key be revoked"
+                           : "another key that is shared lets in more");
+    }
+}
+
+/* Each kind with its number, if there were any. */
+static size_t put_count(char *words, size_t n, size_t capacity, int64_t count, const char *of)
+{
+    if (count <= 0 || n >= capacity)
+        return n;
+    return n + (size_t)snprintf(words + n, capacity - n, "%s%lld %s", n == 0 ? "" : ", ",
+                                (long long)count, of);
+}
+
+void sharing_tick(coordinator *c, double now)
+{
+    doorbook *book = &c->turned_away;
+    pml_refusals is = pml_hub_refusals(c->hub), was = book->told;
+    int64_t strangers = is.connections - is.viewers - (was.connections - was.viewers);
+    int64_t handshakes = is.handshakes - was.handshakes;
+    char words[400] = "";
+    if (c->waiting || (book->at > 0 && now - book->at < told_again))
+        return;
+    size_t n = put_count(words, 0, sizeof words, is.keys - was.keys,
+                         "with a key that is not, or no longer, on the list");
+    if (handshakes >= HANDSHAKES_TOLD)
+        n = put_count(words, n, sizeof words, handshakes,
+                      "that said nothing, or did not speak the protocol");
+    n = put_count(words, n, sizeof words, strangers, "because there were too many");
+    n = put_count(words, n, sizeof words, is.turned_out - was.turned_out,
+                  "because of what came from there");
+    if (n == 0)
+        return;
+    book->told = is;
+    book->at = now;
+    emit_log(c, "warning", -1, "connections turned away at the doors: %s", words);
 }

@@ -1,6 +1,7 @@
 #include "guests.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,9 @@ typedef struct guest {
     uint64_t cookie;
     pmli_origin origin;
     bool has_origin, view;  /* view: it has shown a key, and not one that steers */
+    bool events;            /* at the door of events */
+    bool told;              /* that it is a viewer too many; it has no key here, and goes soon */
+    bool leaving;           /* the other end is closed */
     bool out;               /* shut down for what it sent, or where it comes from */
     char key[PML_KEY_TEXT]; /* "" = a stranger */
     pml_peer peer;          /* size 0 = unknown */
@@ -23,12 +27,15 @@ typedef struct guest {
 struct pmli_guests {
     guest *all; /* in the order of their arrival */
     size_t n, most;
-    int64_t refused, turned_out;
+    int64_t refused, crowded, turned_out;
+    double tellings, told_at; /* how many may be told that they are too many; as of then */
     pmli_offenders offenders;
 };
 
 /* What was on its way when its sender was shut down is there within so many seconds. */
 static const double last_words = 2;
+/* Until then who was told to go has read it, or does not read. */
+static const double farewell = 1;
 
 /* Messages a second that a connection may send for long, and at once. A notebook's panel sends one
  * a second; a program that steers a run in a loop waits for each answer. */
@@ -104,6 +111,7 @@ pml_status pmli_guests_new(pmli_guests **out, pml_error *err)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the list of connections");
     }
     guests->most = most;
+    guests->tellings = PMLI_TOLD_AT_ONCE;
     *out = guests;
     return PML_OK;
 }
@@ -200,23 +208,73 @@ static void turn_out(pmli_guests *guests, guest *g, double now)
     shut(g);
 }
 
-/* Whether one more with this key would be too many: of those who only look, half of all with one
- * key, and three quarters together. Whoever steers finds a place, and other keys do. */
-static bool crowded(const pmli_guests *guests, const char *key)
+/* Whether one more with this key at this door would be too many: of those who only look, a quarter
+ * of all connections with one key, and three eighths together. With both doors that is half of all,
+ * and three quarters. */
+static bool count_crowd(const pmli_guests *guests, const char *key, bool events, pml_crowd *crowd)
 {
     size_t same = 0, all = 0;
     for (size_t i = 0; i < guests->n; i++) {
         const guest *g = &guests->all[i];
-        if (!g->view || g->out)
+        if (!g->view || g->leaving || g->out || g->events != events)
             continue;
         all++;
         same += strcmp(g->key, key) == 0;
     }
-    return same >= guests->most / 2 || all >= guests->most / 4 * 3;
+    crowd->any_key = same < guests->most / 4;
+    crowd->viewers = (int)(crowd->any_key ? all : same);
+    return !crowd->any_key || all >= guests->most / 8 * 3;
+}
+
+/* Who goes and comes again at once must find its place empty: the kernel knows that it has gone
+ * before libzmq does. */
+static void note_leaving(pmli_guests *guests)
+{
+    struct pollfd ends[PMLI_GUESTS_MAX];
+    for (size_t i = 0; i < guests->n; i++)
+        ends[i] = (struct pollfd){guests->all[i].fd, POLLRDHUP, 0};
+    if (poll(ends, guests->n, 0) < 0)
+        return;
+    for (size_t i = 0; i < guests->n; i++)
+        guests->all[i].leaving = ends[i].revents != 0 || !is_there(&guests->all[i]);
+}
+
+static bool is_crowded(pmli_guests *guests, const char *key, bool events, pml_crowd *crowd)
+{
+    if (!count_crowd(guests, key, events, crowd))
+        return false;
+    note_leaving(guests);
+    return count_crowd(guests, key, events, crowd);
+}
+
+static bool may_tell(pmli_guests *guests, double now)
+{
+    guests->tellings += (now - guests->told_at) * PMLI_TOLD_RATE;
+    if (guests->tellings > PMLI_TOLD_AT_ONCE)
+        guests->tellings = PMLI_TOLD_AT_ONCE;
+    guests->told_at = now;
+    if (guests->tellings < 1)
+        return false;
+    guests->tellings--;
+    return true;
+}
+
+static pmli_hearing send_off(pmli_guests *guests, guest *g, bool tell, double now)
+{
+    guests->refused++;
+    guests->crowded++;
+    g->since = now;
+    if (tell && may_tell(guests, now)) {
+        g->told = true;
+        return PMLI_CROWDED;
+    }
+    g->out = true;
+    shut(g);
+    return PMLI_UNHEARD;
 }
 
 pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer, const char *key,
-                               pml_role role, double now)
+                               pml_role role, double now, pml_crowd *crowd)
 {
     const bool view = role != PML_ROLE_CONTROL;
     guest *g = find_sender(guests, fd, peer);
@@ -224,18 +282,14 @@ pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer
         return PMLI_HEARD; /* its last words */
     if (peer != NULL)
         g->peer = *peer;
-    if (g->out)
+    if (g->out || g->told)
         return PMLI_UNHEARD;
     if (g->key[0] != '\0' && strcmp(g->key, key) != 0)
         return PMLI_HEARD; /* of the socket that had this number before */
     if (g->key[0] == '\0' && key[0] != '\0') {
-        if (view && crowded(guests, key)) {
-            guests->refused++;
-            g->out = true;
-            g->since = now;
-            shut(g);
-            return PMLI_UNHEARD;
-        }
+        g->events = peer == NULL;
+        if (view && is_crowded(guests, key, g->events, crowd))
+            return send_off(guests, g, role == PML_ROLE_VIEW && !g->events, now);
         snprintf(g->key, sizeof g->key, "%s", key);
         g->view = view;
     }
@@ -277,7 +331,12 @@ void pmli_guests_turn_out(pmli_guests *guests, const char *key)
 void pmli_guests_sweep(pmli_guests *guests, double now)
 {
     for (size_t i = guests->n; i > 0; i--) {
-        const guest *g = &guests->all[i - 1];
+        guest *g = &guests->all[i - 1];
+        if (g->told && !g->out && now - g->since >= farewell) {
+            g->out = true;
+            g->since = now;
+            shut(g);
+        }
         bool expected = g->out && now - g->since < last_words;
         if (!expected && !is_there(g))
             forget(guests, i - 1);
@@ -292,6 +351,11 @@ size_t pmli_guests_count(const pmli_guests *guests)
 int64_t pmli_guests_refused(const pmli_guests *guests)
 {
     return guests->refused;
+}
+
+int64_t pmli_guests_crowded(const pmli_guests *guests)
+{
+    return guests->crowded;
 }
 
 int64_t pmli_guests_turned_out(const pmli_guests *guests)

@@ -8,6 +8,13 @@
  * A connection that has not shown a key by a message is a stranger; of strangers the oldest has to
  * go when there are too many, so that a crowd of silent ones does not keep others out.
  *
+ * Viewers come in pairs of connections, one at each door. So many pairs may have one key, and so
+ * many all view keys together: whoever steers finds a place, and other keys do. At the door of
+ * commands one too many is told, and has a second to hear it; meanwhile it is a stranger still. So
+ * that nobody can make us write by coming again and again, some are told at once and a few each
+ * second; the rest is shut down without a word, and libzmq brings it back until it is told. At the
+ * door of events there is nothing to answer.
+ *
  * Who sends what has to be refused, again and again, is shut down, and so is whatever comes from
  * there for a while (offenders.h). Until libzmq sees that, more of its messages may come: they are
  * unheard. */
@@ -27,7 +34,11 @@ enum {
     PMLI_GUESTS_MAX = 1024,   /* connections, of which                     */
     PMLI_STRANGERS_MAX = 128, /* may not have sent a message yet           */
     PMLI_RESERVED = 128,      /* descriptors that connections never take   */
-    PMLI_WANTED = 8192        /* descriptors to ask the system for         */
+    PMLI_WANTED = 8192,       /* descriptors to ask the system for         */
+    /* Told that they are too many: at once, and a second. Those that have not gone yet, two seconds
+     * later, are half of the strangers at most. */
+    PMLI_TOLD_AT_ONCE = 40,
+    PMLI_TOLD_RATE = 10
 };
 
 /* Raises the process's limit of descriptors up to PMLI_WANTED, where the system lets it; holds
@@ -44,13 +55,14 @@ bool pmli_guests_knows(const pmli_guests *guests, int fd);
 typedef enum pmli_hearing {
     PMLI_HEARD,
     PMLI_HURRIED, /* it came too fast after others of its connection and is to be refused */
-    PMLI_UNHEARD  /* of one that was turned out: to be dropped without a word            */
+    PMLI_CROWDED, /* of a viewer too many: it is to be told, and is shut down by a sweep   */
+    PMLI_UNHEARD  /* of one that was turned out, or told: to be dropped without a word     */
 } pmli_hearing;
 
-/* A message came on fd with this key ("" = unknown) and role, of this peer (NULL at a door that has
- * none). A connection that goes on in a hurry is turned out. */
+/* A message came on fd with this key ("" = unknown) and role, of this peer (NULL at the door of
+ * events). A connection that goes on in a hurry is turned out. *crowd: written at PMLI_CROWDED. */
 pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer, const char *key,
-                               pml_role role, double now);
+                               pml_role role, double now, pml_crowd *crowd);
 
 /* A message that came on fd, of this peer, was refused for what it was. PMLI_TURNED_OUT: that was
  * one too many. PMLI_LET_BE where it has gone already. */
@@ -62,13 +74,14 @@ void pmli_guests_close(pmli_guests *guests, int fd);
 /* Shut down the connections that have shown this key. */
 void pmli_guests_turn_out(pmli_guests *guests, const char *key);
 
-/* Forget the connections that have ended. */
+/* Forget the connections that have ended, and shut down those of viewers that were told to go. */
 void pmli_guests_sweep(pmli_guests *guests, double now);
 
-/* Connections now; those shut down so far because there were too many, and those because of what
- * came from there. */
+/* Connections now; those shut down so far because there were too many, of them viewers', and those
+ * because of what came from there. */
 size_t pmli_guests_count(const pmli_guests *guests);
 int64_t pmli_guests_refused(const pmli_guests *guests);
+int64_t pmli_guests_crowded(const pmli_guests *guests);
 int64_t pmli_guests_turned_out(const pmli_guests *guests);
 
 #endif

@@ -195,8 +195,11 @@ pml_status pml_hub_revoke(pml_hub *hub, const char *public_key, pml_error *err)
 
 pml_refusals pml_hub_refusals(const pml_hub *hub)
 {
-    return (pml_refusals){hub->refused_keys, hub->refused_handshakes,
-                          pmli_guests_refused(hub->guests), pmli_guests_turned_out(hub->guests)};
+    return (pml_refusals){.keys = hub->refused_keys,
+                          .handshakes = hub->refused_handshakes,
+                          .connections = pmli_guests_refused(hub->guests),
+                          .viewers = pmli_guests_crowded(hub->guests),
+                          .turned_out = pmli_guests_turned_out(hub->guests)};
 }
 
 /* ---- the network ---- */
@@ -284,7 +287,7 @@ static void take_all_news(pml_hub *hub, double now)
 /* The role of a message's sender now; one whose key was revoked is shut out. A connection may have
  * been accepted since the news was taken: its news is there before its messages are. */
 static pml_role sender(pml_hub *hub, zmq_msg_t *frame, const pml_peer *peer, bool guest, int *tag,
-                       pmli_hearing *hearing)
+                       pmli_hearing *hearing, pml_crowd *crowd)
 {
     const char *key = zmq_msg_gets(frame, "User-Id");
     pml_role role = pmli_zap_role(hub->zap, key, tag);
@@ -294,7 +297,7 @@ static pml_role sender(pml_hub *hub, zmq_msg_t *frame, const pml_peer *peer, boo
         if (!pmli_guests_knows(hub->guests, fd))
             take_all_news(hub, pml_clock_monotonic());
         *hearing = pmli_guests_spoke(hub->guests, fd, peer, key == NULL ? "" : key, role,
-                                     pml_clock_monotonic());
+                                     pml_clock_monotonic(), crowd);
         if (role == PML_ROLE_NOBODY)
             pmli_guests_close(hub->guests, fd);
     }
@@ -310,12 +313,13 @@ static void take_subscriptions(pml_hub *hub)
         zmq_msg_t frame;
         int tag;
         pmli_hearing hearing;
+        pml_crowd crowd; /* whoever is one too many here is not told, but at the other door */
         zmq_msg_init(&frame);
         if (zmq_msg_recv(&frame, socket, ZMQ_DONTWAIT) < 0) {
             zmq_msg_close(&frame);
             return;
         }
-        pml_role role = sender(hub, &frame, NULL, true, &tag, &hearing);
+        pml_role role = sender(hub, &frame, NULL, true, &tag, &hearing, &crowd);
         int fd = zmq_msg_get(&frame, ZMQ_SRCFD);
         const char *bytes = zmq_msg_data(&frame);
         size_t size = zmq_msg_size(&frame);
@@ -376,9 +380,12 @@ static pml_status hand_out(pml_hub *hub, pml_inbound **inbound, pml_error *err)
     if (in == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory to receive a message: it is tried again");
     pmli_hearing hearing;
+    pml_crowd crowd;
     *in = (pml_inbound){.door = hub->kept.door, .peer = hub->kept.peer, .size = n};
-    in->role = sender(hub, frame, &in->peer, doors[in->door].clients, &in->tag, &hearing);
+    in->role = sender(hub, frame, &in->peer, doors[in->door].clients, &in->tag, &hearing, &crowd);
     in->hurried = hearing == PMLI_HURRIED;
+    if (hearing == PMLI_CROWDED)
+        in->crowd = crowd;
     in->socket = zmq_msg_get(frame, ZMQ_SRCFD);
     memcpy(in->text, zmq_msg_data(frame), n);
     in->text[n] = '\0';

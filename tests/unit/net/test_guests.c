@@ -286,58 +286,152 @@ static void a_silent_crowd_keeps_nobody_out(void **state)
         close(fds[i]);
 }
 
-/* A connection at a door, which sends a message with this key; its other end is in *other. */
-static pmli_hearing comes(pmli_guests *guests, int *fd, int *other, const char *key, pml_role role)
+typedef struct guest {
+    int fd, other; /* ends of a connection: ours, and the guest's */
+    pml_peer peer;
+} guest;
+
+/* A list of connections as at a hub's doors, with a time of its own. */
+typedef struct party {
+    pmli_guests *guests;
+    guest all[PMLI_GUESTS_MAX + 200];
+    size_t n;
+    double now;
+    pml_crowd crowd; /* as it was told last */
+} party;
+
+static int begin_party(void **state)
 {
-    int pair[2];
-    double now = pml_clock_monotonic();
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
-    *fd = pair[0];
-    *other = pair[1];
-    pmli_guests_arrived(guests, *fd, now);
-    return pmli_guests_spoke(guests, *fd, NULL, key, role, now);
+    party *p = calloc(1, sizeof *p);
+    assert_int_equal(pmli_guests_new(&p->guests, NULL), PML_OK);
+    p->now = 1000;
+    *state = p;
+    return 0;
 }
 
-/* Connections that look, as many as there can be: with one key, with others, and who steers gets in
- * still. */
+static int end_party(void **state)
+{
+    party *p = *state;
+    pmli_guests_destroy(&p->guests);
+    for (size_t i = 0; i < p->n; i++) {
+        close(p->all[i].fd);
+        if (p->all[i].other >= 0)
+            close(p->all[i].other);
+    }
+    free(p);
+    return 0;
+}
+
+static pmli_hearing speaks(party *p, guest *g, bool events, const char *key, pml_role role)
+{
+    return pmli_guests_spoke(p->guests, g->fd, events ? NULL : &g->peer, key, role, p->now,
+                             &p->crowd);
+}
+
+/* One more comes to a door, and sends a message with this key. */
+static pmli_hearing comes(party *p, bool events, const char *key, pml_role role)
+{
+    int pair[2];
+    guest *g = &p->all[p->n];
+    assert_true(p->n < sizeof p->all / sizeof p->all[0]);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    *g = (guest){.fd = pair[0], .other = pair[1], .peer = {.size = sizeof p->n}};
+    memcpy(g->peer.id, &p->n, sizeof p->n);
+    p->n++;
+    pmli_guests_arrived(p->guests, g->fd, p->now);
+    return speaks(p, g, events, key, role);
+}
+
+static bool sees_the_end(const guest *g)
+{
+    char byte;
+    return recv(g->other, &byte, 1, MSG_DONTWAIT) == 0;
+}
+
+/* Viewers, as many as there can be: with one key, with others, and who steers gets in still. A door
+ * that is full for them leaves the other one as it was. */
 static void a_looking_crowd_keeps_nobody_out(void **state)
 {
-    (void)state;
-    static int fds[2 * PMLI_GUESTS_MAX][2];
-    size_t n = 0, with[4] = {0};
-    pmli_guests *guests;
-    assert_int_equal(pmli_guests_new(&guests, NULL), PML_OK);
-    for (size_t key = 0; key < 4; key++) {
-        char name[] = {(char)('a' + key), '\0'};
-        pml_role role = key < 3 ? PML_ROLE_VIEW : PML_ROLE_CONTROL;
-        pmli_hearing heard = PMLI_HEARD;
-        for (; heard == PMLI_HEARD && with[key] < PMLI_GUESTS_MAX / 5 * (key == 3 ? 1 : 5); n++) {
-            heard = comes(guests, &fds[n][0], &fds[n][1], name, role);
-            with[key] += heard == PMLI_HEARD;
+    party *p = *state;
+    enum { SOME = 20 };
+    for (int events = 0; events < 2; events++) {
+        size_t with[4] = {0};
+        for (size_t key = 0; key < 4; key++) {
+            char name[] = {(char)('a' + key), '\0'};
+            pml_role role = key < 3 ? PML_ROLE_VIEW : PML_ROLE_CONTROL;
+            pmli_hearing heard = PMLI_HEARD;
+            while (heard == PMLI_HEARD && with[key] < (key == 3 ? SOME : PMLI_GUESTS_MAX)) {
+                heard = comes(p, events, name, role);
+                with[key] += heard == PMLI_HEARD;
+            }
+            /* At the door of events nobody can be told. */
+            assert_int_equal(heard, role == PML_ROLE_CONTROL ? PMLI_HEARD
+                                    : events                 ? PMLI_UNHEARD
+                                                             : PMLI_CROWDED);
         }
-        assert_int_equal(heard, role == PML_ROLE_VIEW ? PMLI_UNHEARD : PMLI_HEARD);
+        assert_int_equal(with[0], PMLI_GUESTS_MAX / 4);
+        assert_int_equal(with[1], PMLI_GUESTS_MAX / 8);
+        assert_int_equal(with[2], 0);
+        assert_int_equal(with[3], SOME);
+        assert_int_equal(pmli_guests_refused(p->guests), 3 * (events + 1));
+        assert_int_equal(pmli_guests_crowded(p->guests), 3 * (events + 1));
     }
-    assert_int_equal(with[1], with[0] / 2);
-    assert_int_equal(with[2], 0);
-    assert_int_equal(with[3], PMLI_GUESTS_MAX / 5);
-    assert_int_equal(pmli_guests_refused(guests), 3);
-    /* The one that was refused sees the end; those before it are as they were. */
-    char byte;
-    assert_int_equal(recv(fds[with[0]][1], &byte, 1, MSG_DONTWAIT), 0);
-    assert_int_equal(recv(fds[with[0] - 1][1], &byte, 1, MSG_DONTWAIT), -1);
-    /* Where one has ended there is room for another. */
-    close(fds[0][0]);
-    pmli_guests_sweep(guests, pml_clock_monotonic());
-    int again[2];
-    assert_int_equal(comes(guests, &again[0], &again[1], "c", PML_ROLE_VIEW), PMLI_HEARD);
-    close(again[0]);
-    close(again[1]);
-    pmli_guests_destroy(&guests);
-    for (size_t i = 0; i < n; i++) {
-        if (i > 0)
-            close(fds[i][0]);
-        close(fds[i][1]);
-    }
+    /* Where one has ended there is room for another, though nobody has noticed yet. */
+    close(p->all[0].other);
+    p->all[0].other = -1;
+    assert_int_equal(comes(p, true, "a", PML_ROLE_VIEW), PMLI_UNHEARD);
+    assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_HEARD);
+}
+
+/* It hears how many there are, has time to read that, and nothing more is heard of it. */
+static void a_viewer_too_many_is_told(void **state)
+{
+    party *p = *state;
+    for (int i = 0; i < PMLI_GUESTS_MAX / 4; i++)
+        assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_HEARD);
+    assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_CROWDED);
+    assert_int_equal(p->crowd.viewers, PMLI_GUESTS_MAX / 4);
+    assert_false(p->crowd.any_key);
+    guest *told = &p->all[p->n - 1];
+    assert_int_equal(speaks(p, told, false, "a", PML_ROLE_VIEW), PMLI_UNHEARD);
+    p->now += 0.9;
+    pmli_guests_sweep(p->guests, p->now);
+    assert_false(sees_the_end(told));
+    assert_int_equal(speaks(p, told, false, "a", PML_ROLE_VIEW), PMLI_UNHEARD);
+    p->now += 0.2;
+    pmli_guests_sweep(p->guests, p->now);
+    assert_true(sees_the_end(told));
+    assert_false(sees_the_end(told - 1));
+    assert_int_equal(speaks(p, told, false, "a", PML_ROLE_VIEW), PMLI_UNHEARD);
+
+    for (int i = 0; i < PMLI_GUESTS_MAX / 8; i++)
+        assert_int_equal(comes(p, false, "b", PML_ROLE_VIEW), PMLI_HEARD);
+    assert_int_equal(comes(p, false, "c", PML_ROLE_VIEW), PMLI_CROWDED);
+    assert_int_equal(p->crowd.viewers, PMLI_GUESTS_MAX / 8 * 3);
+    assert_true(p->crowd.any_key);
+    /* Whose key went meanwhile hears nothing. */
+    assert_int_equal(comes(p, false, "d", PML_ROLE_NOBODY), PMLI_UNHEARD);
+}
+
+/* However many come, only some are told: the rest sees the end at once, and is told when it comes
+ * again later. */
+static void few_are_told_at_once(void **state)
+{
+    party *p = *state;
+    for (int i = 0; i < PMLI_GUESTS_MAX / 4; i++)
+        assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_HEARD);
+    for (int i = 0; i < PMLI_TOLD_AT_ONCE; i++)
+        assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_CROWDED);
+    assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_UNHEARD);
+    assert_true(sees_the_end(&p->all[p->n - 1]));
+    p->now += 1;
+    for (int i = 0; i < PMLI_TOLD_RATE; i++)
+        assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_CROWDED);
+    assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_UNHEARD);
+    p->now += 3600; /* nobody saves up */
+    for (int i = 0; i < PMLI_TOLD_AT_ONCE; i++)
+        assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_CROWDED);
+    assert_int_equal(comes(p, false, "a", PML_ROLE_VIEW), PMLI_UNHEARD);
 }
 
 /* Faster than a viewer may: refused, and the connection of one that does not stop is cut. */
@@ -551,13 +645,16 @@ static void a_stopped_viewer_costs_nothing(void **state)
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f)  cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define PARTY(f) cmocka_unit_test_setup_teardown(f, begin_party, end_party)
     const struct CMUnitTest tests[] = {
         TEST(doors_on_a_network_open_and_close),
         TEST(a_revoked_key_is_out_at_once),
         TEST(who_just_came_is_out_too),
         TEST(a_silent_crowd_keeps_nobody_out),
-        TEST(a_looking_crowd_keeps_nobody_out),
+        PARTY(a_looking_crowd_keeps_nobody_out),
+        PARTY(a_viewer_too_many_is_told),
+        PARTY(few_are_told_at_once),
         TEST(a_flood_is_refused),
         TEST(who_sends_what_is_wrong_is_turned_out),
         TEST(who_was_turned_out_comes_back_later),

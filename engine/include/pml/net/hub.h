@@ -6,8 +6,9 @@
  *
  * CURVE always; a thread answers libzmq's question (ZAP, RFC 27) whether a key may come in, from
  * the list that pml_hub_allow fills. The list is asked again at each message and each subscription.
- * Clients' connections are limited in number, their messages in size and rate, those that have to
- * be refused in particular, and what waits to be sent to one that does not read. Nothing listens on
+ * Clients' connections are limited in number, viewers' more than others', their messages in size
+ * and rate, those that have to be refused in particular, and what waits to be sent to one that does
+ * not read. Nothing listens on
  * a network but after pml_hub_listen. All other functions belong to one thread. */
 #ifndef PML_NET_HUB_H
 #define PML_NET_HUB_H
@@ -35,13 +36,22 @@ typedef struct pml_peer {
     uint8_t id[PML_PEER_MAX];
 } pml_peer;
 
+/* As many viewers as there may be. */
+typedef struct pml_crowd {
+    int viewers;  /* that are connected; 0: there is room */
+    bool any_key; /* with view keys of any kind; else with the one key */
+} pml_crowd;
+
 typedef struct pml_inbound {
     pml_door door;
     pml_peer peer;
     pml_role role; /* of the key, now */
     int tag;       /* as given to pml_hub_allow */
     bool hurried;  /* sent faster than a client may: to be refused */
-    int socket;    /* libzmq's, or -1: for pml_hub_blame */
+    /* viewers > 0: its sender is one too many. It is to be told, and is shut down soon; nothing
+     * more is heard of it. */
+    pml_crowd crowd;
+    int socket; /* libzmq's, or -1: for pml_hub_blame */
     size_t size;
     char text[]; /* with a NUL behind */
 } pml_inbound;
@@ -107,9 +117,10 @@ pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const
 pml_status pml_hub_publish(pml_hub *hub, const char *text, size_t size, pml_error *err);
 
 /* What was turned away so far: handshakes by key, for want of the right protocol, connections
- * because there were too many, and those because of what was sent from there. */
+ * because there were too many (of them viewers', beyond what their keys may have), and those
+ * because of what was sent from there. */
 typedef struct pml_refusals {
-    int64_t keys, handshakes, connections, turned_out;
+    int64_t keys, handshakes, connections, viewers, turned_out;
 } pml_refusals;
 
 /* Since pml_hub_new. */
