@@ -11,6 +11,7 @@ import json
 import secrets
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,14 +24,18 @@ from pantheraml.errors import (
     NoMemoryError,
     PeerError,
     TimedOut,
-    from_code,
     TooManyViewers,
+    from_code,
 )
 from pantheraml.record import Event
 
 # Seconds for an answer. A coordinator on a busy machine or a slow disk is late, not gone; one that
 # is gone is noticed by its process, long before.
 ANSWER = 30.0
+# Seconds without an event, of which a coordinator that is there sends one each second: something
+# between here and there lets the commands' port through and not the events'. They are asked for
+# then, as often.
+DEAF = 10.0
 
 
 class Listener(Protocol):
@@ -65,11 +70,6 @@ def parsed(kind: str, text: str) -> dict[str, Any]:
     return made
 
 
-class _Pending:
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.answer: dict[str, Any] | None = None
-        self.error: Error | None = None
 def problem_of(answer: dict[str, Any]) -> Error:
     """Give what an answer of the type ``error`` says, as its class."""
     if "viewers" in answer:
@@ -77,6 +77,11 @@ def problem_of(answer: dict[str, Any]) -> Error:
     return from_code(answer["code"], answer["message"])
 
 
+class _Pending:
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.answer: dict[str, Any] | None = None
+        self.error: Error | None = None
 
 
 class Link:
@@ -105,6 +110,9 @@ class Link:
         self._goal: int | None = None  # last number when we came: from there on it is live
         self._up = False
         self._down_since = time.monotonic()
+        self._heard = self._asked = time.monotonic()  # an event; or asked, where none comes
+        #: Whether it is let in and answered, and hears no events.
+        self.deaf = False
         self._closing = False
         self.caught_up = threading.Event()
         self.error: Error | None = None  # why the thread ended
@@ -191,6 +199,10 @@ class Link:
             if not self._up and now - checked > 0.4:
                 checked = now
                 gone = not self._is_there()
+            if self._up and now - max(self._heard, self._asked) > DEAF:
+                self._asked = now
+                with suppress(BusyError):  # a thousand requests wait: nobody answers either
+                    self._send("hello", {})
         left, self._closing = self._closing, True
         self._client.close()
         with self._lock:
@@ -212,6 +224,7 @@ class Link:
                 self._answer(parsed(kind, text), events)
             elif kind == "up":
                 self._up = True
+                self._heard = time.monotonic()
                 self._replaying = False
                 self._send("hello", {})
                 self._replay(events)
@@ -228,6 +241,7 @@ class Link:
             self.caught_up.set()
 
     def _event(self, event: Event, events: list[Event]) -> None:
+        self._heard, self.deaf = time.monotonic(), False
         if "seq" not in event:  # a heartbeat
             self._seen = max(self._seen, event["last"])
             events.append(event)
@@ -251,7 +265,11 @@ class Link:
                 self._replay(events)
         elif answer["type"] == "welcome":
             self._goal = answer["seq"] if self._goal is None else self._goal
+            self.deaf = time.monotonic() - self._heard > DEAF
             self._listener.on_welcome(answer)
+            self._seen = max(self._seen, answer["seq"])
+            if self.deaf and self._seen >= self._next(events):
+                self._replay(events)
         elif answer["type"] == "error" and pending is None:
             self._replaying = False  # nobody waits for a replay but this thread: ask again later
         if pending is not None:
@@ -259,6 +277,8 @@ class Link:
                 pending.error = problem_of(answer)
             pending.answer = answer
             pending.done.set()
+        if answer["type"] == "error" and "viewers" in answer:
+            raise problem_of(answer)  # the coordinator closes this connection, and would the next
 
     def _next(self, events: list[Event]) -> int:
         """Give the number of the event that must come next."""
@@ -277,5 +297,3 @@ class Link:
             return _native.coordinator_pid(self.file) == self.coordinator_pid
         except Error:
             return False
-        if answer["type"] == "error" and "viewers" in answer:
-            raise problem_of(answer)  # the coordinator closes this connection, and would the next

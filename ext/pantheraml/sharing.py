@@ -288,7 +288,14 @@ class SharedRun(Run):
         with self._changed:
             if self._gone and self._record.state not in ENDED:
                 return f"not connected any more, this is the last that was heard: {self._why}"
-            return super().reason
+            said, link = super().reason, self._link
+            if link is None or not link.deaf:
+                return said
+            deaf = (
+                f"no events come from {self._connection['telemetry']}, so news is late: something "
+                "between here and there must let this port through, too"
+            )
+            return f"{deaf}; {said}" if said else deaf
 
     def decode(self, token_ids: list[int]) -> str:
         """Make text of token ids where the model's tokenizer is at hand, else show the ids."""

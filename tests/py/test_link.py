@@ -289,3 +289,39 @@ def test_no_memory_ends_the_link_and_is_told(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(MemoryError, match="no memory"):
         made.request("silence", timeout=PATIENCE)
     assert follower.gone.wait(PATIENCE) and isinstance(made.error, errors.NoMemoryError)
+
+
+def test_events_that_do_not_come_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One port is let through and the other one is not: the truth comes late, and that is said."""
+    monkeypatch.setattr(link, "DEAF", 0.05)
+    client, follower = LossyClient([step(1, 1)], 1.0, 1), Follower()
+    made = follow(client, follower, monkeypatch)
+    for n in (2, 3):
+        client.publish(step(n, n))
+        until(lambda n=n: follower.record.seq == n, "what was published and never came")
+    assert made.deaf
+    monkeypatch.setattr(link, "DEAF", PATIENCE)
+    client.lose = 0
+    client.publish(heartbeat(3))
+    until(lambda: not made.deaf, "the heartbeat")
+    made.close()
+
+
+def test_who_is_one_too_many_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the caller whose request it was that got the answer, and nobody asks again."""
+    client, follower = LossyClient([], 0, 0), Follower()
+    made = follow(client, follower, monkeypatch)
+    assert made.caught_up.wait(PATIENCE)
+    words = "8 viewers are connected"
+    answer = {"type": "error", "id": "", "code": "busy", "message": words, "viewers": 8}
+
+    def send(text: str) -> None:
+        answer["id"] = json.loads(text)["id"]
+        with client.lock:
+            client.inbox.append(("answer", json.dumps(answer)))
+
+    monkeypatch.setattr(client, "send", send)
+    with pytest.raises(errors.TooManyViewers, match=words):
+        made.request("status", timeout=PATIENCE)
+    assert follower.gone.wait(PATIENCE) and isinstance(made.error, errors.TooManyViewers)
+    assert client.closed
