@@ -88,29 +88,39 @@ static void make_argv(job *j, const pml_launch *launch, const char *folder, cons
     j->argv[n] = NULL;
 }
 
-/* In the child. Reports why exec failed as the coordinator would report its own error. */
+/* As the coordinator would report its own error. */
+static _Noreturn void give_up(int ready)
+{
+    static char words[] = "0 cannot execute the coordinator's program\n";
+    words[0] = (char)('0' + PML_IO);
+    ssize_t ignored = write(ready, words, sizeof words - 1);
+    (void)ignored;
+    _exit(127);
+}
+
+/* In the child. What has the number READY_FD is our caller's until dup2 has put the pipe there. */
 static _Noreturn void become(const job *j)
 {
     /* Above the targets first, so that no dup2 overwrites what is still needed. */
-    int ready = fcntl(j->ready_fd, F_DUPFD, 16), log = fcntl(j->log_fd, F_DUPFD, 16);
-    if (ready >= 0 && log >= 0 && dup2(j->null_fd, 0) == 0 && dup2(log, 1) == 1 &&
-        dup2(log, 2) == 2 && dup2(ready, READY_FD) == READY_FD) {
-        if (syscall(SYS_close_range, READY_FD + 1, ~0U, 0) != 0)
-            for (int fd = READY_FD + 1; fd < 65536; fd++)
-                close(fd);
-        for (int s = 1; s < NSIG; s++)
-            signal(s, SIG_DFL);
-        sigset_t none;
-        sigemptyset(&none);
-        sigprocmask(SIG_SETMASK, &none, NULL);
-        if (chdir("/") == 0)
-            execv(j->argv[0], (char *const *)j->argv);
-    }
-    static char words[] = "0 cannot execute the coordinator's program\n";
-    words[0] = (char)('0' + PML_IO);
-    ssize_t ignored = write(READY_FD, words, sizeof words - 1);
-    (void)ignored;
-    _exit(127);
+    int ready = fcntl(j->ready_fd, F_DUPFD, READY_FD + 1);
+    int log = fcntl(j->log_fd, F_DUPFD, READY_FD + 1);
+    int null = fcntl(j->null_fd, F_DUPFD, READY_FD + 1);
+    if (ready < 0 || log < 0 || null < 0)
+        give_up(j->ready_fd);
+    if (dup2(null, 0) != 0 || dup2(log, 1) != 1 || dup2(log, 2) != 2 ||
+        dup2(ready, READY_FD) != READY_FD)
+        give_up(ready);
+    if (syscall(SYS_close_range, READY_FD + 1, ~0U, 0) != 0)
+        for (int fd = READY_FD + 1; fd < 65536; fd++)
+            close(fd);
+    for (int s = 1; s < NSIG; s++)
+        signal(s, SIG_DFL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    if (chdir("/") == 0)
+        execv(j->argv[0], (char *const *)j->argv);
+    give_up(READY_FD);
 }
 
 /* fork, setsid, fork: the grandchild has no terminal, cannot get one, and is not our child. */
