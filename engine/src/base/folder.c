@@ -39,8 +39,11 @@ static pml_status make_one(const char *path, pml_error *err)
     /* Read-only mounts say EROFS and searched-only parents EACCES even where the folder exists. */
     bool there = code != 0 && fstatat(place.folder, place.name, &info,
                                       place.held ? AT_SYMLINK_NOFOLLOW : 0) == 0;
+    bool held_itself = place.held && place.folder == AT_FDCWD;
     pml_place_leave(&place);
     if (code == 0) {
+        if (held_itself)
+            pml_hold_made(path);
         char parent[PATH_MAX];
         status = pml_path_folder(parent, sizeof parent, path, err);
         return status == PML_OK ? pml_folder_sync(parent, err) : status;

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,6 +78,10 @@ static pml_status refused(pml_error *err, int code, const char *path, int length
                         "%.*s is a link, which is not followed here: remove it, or put what it "
                         "leads to in its place",
                         length, path);
+    if (code == ESTALE)
+        return PML_FAIL(err, PML_IO,
+                        "%.*s was removed, and another folder of that name is not this run's",
+                        length, path);
     return PML_FAIL(err, code == ENOENT ? PML_NOT_FOUND : PML_IO, "cannot open %.*s: %s", length,
                     path, strerror(code));
 }
@@ -90,20 +95,50 @@ static int reason(int folder, const char *name, int code)
     return link ? ELOOP : code;
 }
 
-/* A descriptor of the folder for the caller, or -errno. One that was removed under a run may have
- * been made anew: that is it from then on. */
+/* A descriptor of the folder for the caller, or -errno; ESTALE where it was removed and something
+ * else has its name: that may be the next run's, in which we have nothing to look for. */
 static int folder_of(const pml_hold *h)
 {
     struct stat info;
     if (fstat(h->fd, &info) != 0 || info.st_nlink == 0) {
-        int again = open(h->path, FOLDER | O_NOFOLLOW);
-        if (again < 0)
-            return -reason(AT_FDCWD, h->path, errno);
-        dup3(again, h->fd, O_CLOEXEC);
-        close(again);
+        int other = open(h->path, FOLDER | O_NOFOLLOW);
+        int code = other < 0 ? reason(AT_FDCWD, h->path, errno) : ESTALE;
+        if (other >= 0)
+            close(other);
+        return -code;
     }
     int fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
     return fd < 0 ? -errno : fd;
+}
+
+void pml_hold_made(const char *path)
+{
+    struct stat info;
+    pthread_mutex_lock(&guard);
+    for (const pml_hold *h = holds; h != NULL; h = h->next) {
+        if (strcmp(path, h->path) != 0 || (fstat(h->fd, &info) == 0 && info.st_nlink > 0))
+            continue;
+        int made = open(path, FOLDER | O_NOFOLLOW);
+        if (made < 0)
+            continue;
+        dup3(made, h->fd, O_CLOEXEC);
+        close(made);
+    }
+    pthread_mutex_unlock(&guard);
+}
+
+pml_status pml_hold_where(const pml_hold *h, char *path, size_t capacity, pml_error *err)
+{
+    char link[64], found[PATH_MAX];
+    struct stat held, there;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", h->fd);
+    ssize_t n = readlink(link, found, sizeof found - 1);
+    found[n > 0 ? n : 0] = '\0';
+    bool same = n > 0 && fstat(h->fd, &held) == 0 && stat(found, &there) == 0 &&
+                held.st_dev == there.st_dev && held.st_ino == there.st_ino;
+    if (!same || snprintf(path, capacity, "%s", found) >= (int)capacity)
+        return PML_FAIL(err, PML_NOT_FOUND, "%s was removed", h->path);
+    return PML_OK;
 }
 
 /* Whether a path is a folder that is held, or below one: that one's descriptor, and where the

@@ -141,6 +141,26 @@ static void a_folder_made_anew_is_held(void **state)
     assert_int_equal(unlink(scratch("run")), 0);
 }
 
+/* A run's folder is removed, and the next run of that name is begun: it is not the first one's. */
+static void anothers_folder_is_not_held(void **state)
+{
+    (void)state;
+    pml_hold *hold = held_run();
+    char where[512];
+    EXPECT_OK(pml_hold_where(hold, where, sizeof where, e));
+    assert_string_equal(where, scratch("run"));
+    EXPECT_OK(pml_tree_remove(scratch_root, "run", e));
+    EXPECT_FAIL(PML_NOT_FOUND, "run was removed", pml_hold_where(hold, where, sizeof where, e));
+    assert_int_equal(mkdir(scratch("run"), 0700), 0);
+    EXPECT_FAIL(PML_IO, "another folder of that name",
+                pml_folder_make(scratch("run/checkpoints"), e));
+    EXPECT_FAIL(PML_IO, "another folder of that name",
+                pml_file_write(scratch("run/made"), "x", 1, 0600, e));
+    assert_int_equal(names_in(scratch("run")), 0);
+    EXPECT_FAIL(PML_NOT_FOUND, "run was removed", pml_hold_where(hold, where, sizeof where, e));
+    pml_hold_destroy(&hold);
+}
+
 static void expect_there(const char *name, bool there)
 {
     if (pml_is_there(scratch(name)) != there)
@@ -160,6 +180,9 @@ static void a_moved_folder_is_still_held(void **state)
     EXPECT_OK(pml_folder_sync(scratch("run"), e));
     expect_there("elsewhere/made", true);
     expect_there("elsewhere/new/er", true);
+    char where[512];
+    EXPECT_OK(pml_hold_where(hold, where, sizeof where, e));
+    assert_string_equal(where, scratch("elsewhere"));
     assert_int_equal(access(scratch("run"), F_OK), -1);
 
     assert_int_equal(mkdir(scratch("run"), 0700), 0);
@@ -245,6 +268,7 @@ int main(void)
         cmocka_unit_test(a_link_in_the_place_is_refused),
         cmocka_unit_test(who_swaps_a_folder_leads_nowhere),
         cmocka_unit_test(a_folder_made_anew_is_held),
+        cmocka_unit_test(anothers_folder_is_not_held),
         cmocka_unit_test(a_moved_folder_is_still_held),
         cmocka_unit_test(a_slash_at_its_end_changes_nothing),
         cmocka_unit_test(names_stay_below),
