@@ -224,6 +224,8 @@ void harness_adopt(harness *h)
     harness_disconnect(h);
     for (double end = pml_clock_monotonic() + patience; pml_clock_monotonic() < end;) {
         if (pml_runtime_find(h->folder, h->runtime, sizeof h->runtime, NULL) == PML_OK &&
+            snprintf(h->connection_file, sizeof h->connection_file, "%s/connection.json",
+                     h->runtime) > 0 &&
             pml_connection_read(h->connection_file, &found, NULL) == PML_OK) {
             pml_keypair_forget(&found.keys);
             h->adopted = found.pid;

@@ -137,6 +137,25 @@ static void torn_at_every_byte(void **state)
     free(text);
 }
 
+/* The run's lock is a file that somebody may take away. */
+static void two_do_not_write_one_log(void **state)
+{
+    (void)state;
+    eventlog *log, *another;
+    size_t cut;
+    unlink(scratch("events.jsonl"));
+    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
+    put(log, 0);
+    EXPECT_OK(eventlog_flush(log, e));
+    EXPECT_FAIL(PML_BUSY, "events.jsonl: this run has a coordinator already",
+                eventlog_open(scratch_root, ignore, NULL, &another, &cut, e));
+    assert_null(another);
+    eventlog_close(&log);
+    log = open_log(&cut);
+    assert_int_equal(n_seen, 1);
+    eventlog_close(&log);
+}
+
 /* What a disk may have put behind a tear: something or nothing, other files' text, noise. */
 static size_t garbage(int kind, const char *text, char out[300])
 {
@@ -436,10 +455,10 @@ static int fast_scratch(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(torn_at_every_byte),         cmocka_unit_test(garbage_behind_a_tear),
-        cmocka_unit_test(pages_out_of_order),         cmocka_unit_test(every_flip_is_seen),
-        cmocka_unit_test(every_operation_fails_once), cmocka_unit_test(a_full_disk_gets_room_again),
-        cmocka_unit_test(opening_fails_by_name),
+        cmocka_unit_test(two_do_not_write_one_log),    cmocka_unit_test(torn_at_every_byte),
+        cmocka_unit_test(garbage_behind_a_tear),       cmocka_unit_test(pages_out_of_order),
+        cmocka_unit_test(every_flip_is_seen),          cmocka_unit_test(every_operation_fails_once),
+        cmocka_unit_test(a_full_disk_gets_room_again), cmocka_unit_test(opening_fails_by_name),
     };
     return cmocka_run_group_tests(tests, fast_scratch, scratch_teardown);
 }

@@ -11,6 +11,7 @@
  *   watch.c     which worker hangs or is silent
  *   recover.c   going on after a worker died or hung      handover.c  after a coordinator died
  *   eventlog.c  the log     journal.c  on the way to it    spawn.c  child processes
+ *   upkeep.c    what others may take away under us
  *
  * One thread. What is not in the log is not announced; journal.c says what happens meanwhile. */
 #ifndef PML_COORDINATOR_H
@@ -216,8 +217,14 @@ typedef struct coordinator {
     double trouble_since, trouble_tried;
     double retry_seconds; /* between two attempts */
     size_t trouble_lines, held_max;
-    bool removed; /* the log's file is gone: said once */
-    double folder_looked_at;
+
+    struct {
+        bool removed; /* the log's file is gone: said once */
+        double looked_at;
+        char folder[PATH_MAX]; /* where the connection file says that it is */
+        char complained[1000]; /* the last complaint */
+    } upkeep;
+
     int64_t held_pause;   /* number of our pause command, 0: none */
     double run_unwritten; /* run.json lacks the identity: when it was tried last, 0: it does not */
 } coordinator;
@@ -247,6 +254,11 @@ pml_status set_up(coordinator *c, pml_error *err);
 pml_status take_up(coordinator *c, pml_error *err);
 /* Once: that the sockets are there (err NULL), or why not. */
 void say_ready(coordinator *c, const pml_error *err);
+/* The connection file, with a new control key. */
+pml_status write_connection(coordinator *c, pml_error *err);
+
+/* ---- upkeep.c ---- */
+void upkeep_tick(coordinator *c, double now);
 
 /* ---- journal.c ---- */
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -11,6 +12,7 @@
 #include "eventlog_recover.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "pml/base/table.h"
 #include "pml/json/sum.h"
@@ -77,12 +79,26 @@ static pml_status recover_file(eventlog *log, recovered *r, size_t *cut, pml_err
     return PML_OK;
 }
 
+/* Two that write one log write over each other's lines. The run's lock keeps them apart, but lies
+ * beside it as a file that can be taken away; this one goes with what it guards. Where the file
+ * system has no locks, the run's lock is elsewhere and has to do. */
+static pml_status hold_file(const eventlog *log, pml_error *err)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (fcntl(log->fd, F_OFD_SETLK, &whole) != 0 && (errno == EAGAIN || errno == EACCES))
+        return PML_FAIL(err, PML_BUSY,
+                        "somebody else writes %s: this run has a coordinator already", log->path);
+    return PML_OK;
+}
+
 static pml_status open_file(eventlog *log, const char *folder, pml_error *err)
 {
     static const char name[] = "events.jsonl";
     pml_status status = pml_path_join(log->path, sizeof log->path, folder, name, err);
     if (status == PML_OK)
         status = pml_file_open_regular(folder, name, O_RDWR | O_CREAT, &log->fd, err);
+    if (status == PML_OK)
+        status = hold_file(log, err);
     if (status != PML_OK)
         return status;
     log->offsets = calloc(FIRST_LINES, sizeof *log->offsets);
@@ -323,6 +339,40 @@ bool eventlog_removed(const eventlog *log)
 {
     struct stat st;
     return fstat(log->fd, &st) == 0 && st.st_nlink == 0;
+}
+
+/* By a second name for the open file, which then takes the first one's place. */
+static pml_status link_back(const eventlog *log, const pml_place *place, pml_error *err)
+{
+    static const char aside[] = ".events.jsonl.back";
+    char file[64];
+    snprintf(file, sizeof file, "/proc/self/fd/%d", log->fd);
+    unlinkat(place->folder, aside, 0); /* of an attempt that was cut off */
+    if (linkat(AT_FDCWD, file, place->folder, aside, AT_SYMLINK_FOLLOW) != 0 ||
+        renameat(place->folder, aside, place->folder, place->name) != 0 ||
+        fsync(place->folder) != 0)
+        return PML_FAIL(err, PML_IO, "cannot put the log back to %s: %s", log->path,
+                        strerror(errno));
+    return PML_OK;
+}
+
+pml_status eventlog_keep(const eventlog *log, bool *put_back, pml_error *err)
+{
+    struct stat ours, there;
+    pml_place place;
+    *put_back = false;
+    pml_status status = pml_place_find(log->path, &place, err);
+    if (status != PML_OK)
+        return status;
+    bool same = fstat(log->fd, &ours) == 0 &&
+                fstatat(place.folder, place.name, &there, AT_SYMLINK_NOFOLLOW) == 0 &&
+                ours.st_dev == there.st_dev && ours.st_ino == there.st_ino;
+    if (!same) {
+        status = link_back(log, &place, err);
+        *put_back = status == PML_OK;
+    }
+    pml_place_leave(&place);
+    return status;
 }
 
 pml_status eventlog_read(eventlog *log, int64_t from, char *out, size_t capacity, size_t *size,

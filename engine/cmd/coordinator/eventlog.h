@@ -55,6 +55,9 @@ size_t eventlog_waiting(const eventlog *log, size_t *bytes);
 
 /* Whether the file has been removed under us, so that nobody will read what is in it. */
 bool eventlog_removed(const eventlog *log);
+/* Whether the file still has its name; one that was moved away, or in whose place something else
+ * was put (a copy, by who synchronises folders), gets it back. */
+pml_status eventlog_keep(const eventlog *log, bool *put_back, pml_error *err);
 
 /* Announced lines from seq `from` on, joined by commas, as many as fit into out. *next: the first
  * seq that is not in it (= from when from is past the end). */

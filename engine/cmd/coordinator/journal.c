@@ -119,22 +119,8 @@ bool journal_keeps_us(const coordinator *c, double now)
     return c->trouble[0] != '\0' && !c->leaving && now - c->trouble_since < STAY_SECONDS;
 }
 
-/* A folder that was removed does not end a run, but nobody can come back to it: said once. */
-static void look_after_folder(coordinator *c, double now)
-{
-    if (c->removed || now - c->folder_looked_at < 1)
-        return;
-    c->folder_looked_at = now;
-    c->removed = eventlog_removed(c->log);
-    if (c->removed)
-        emit_log(c, "error", -1,
-                 "the run's folder has been removed: the run goes on, but its log is lost and "
-                 "nobody can attach to it any more; checkpoint() still saves what it has learned");
-}
-
 void journal_tick(coordinator *c, double now)
 {
-    look_after_folder(c, now);
     if (c->trouble[0] != '\0' && now - c->trouble_tried >= c->retry_seconds)
         journal_write(c);
     hold_or_let_go(c);

@@ -273,6 +273,7 @@ static void tick(coordinator *c)
     if (c->broken)
         begin_end(c);
     sharing_tick(c, now);
+    upkeep_tick(c, now);
     journal_tick(c, now);
     workers_use_memory(c, now);
     if (now - c->beat_at >= 1) {

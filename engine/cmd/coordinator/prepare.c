@@ -9,6 +9,7 @@
 
 #include "coordinator.h"
 #include "pml/base/clock.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "spawn.h"
@@ -24,11 +25,13 @@ pml_status prepare_start(coordinator *c, pml_error *err)
         argv[n] = c->prepare_argv[n];
         n++;
     }
-    argv[n] = c->folder;
-    argv[n + 1] = NULL;
-    char log_path[PATH_MAX];
+    char log_path[PATH_MAX], folder[PATH_MAX];
     int out[2];
-    pml_status status = pml_path_join(log_path, sizeof log_path, c->folder, "log/prepare.log", err);
+    pml_status status = pml_hold_where(c->folder, folder, sizeof folder, err);
+    argv[n] = folder;
+    argv[n + 1] = NULL;
+    if (status == PML_OK)
+        status = pml_path_join(log_path, sizeof log_path, c->folder, "log/prepare.log", err);
     if (status != PML_OK)
         return status;
     if (pipe2(out, O_CLOEXEC) != 0 || fcntl(out[0], F_SETFL, O_NONBLOCK) != 0)

@@ -97,6 +97,8 @@ static pml_status open_log(coordinator *c, pml_error *err)
 {
     size_t cut;
     pml_status status = eventlog_open(c->folder, recover_event, c, &c->log, &cut, err);
+    if (status == PML_BUSY) /* the runtime folder is of whoever writes it */
+        c->runtime[0] = '\0';
     if (status != PML_OK)
         return status;
     if (c->broken)
@@ -130,18 +132,19 @@ pml_status take_up(coordinator *c, pml_error *err)
     return resume_choose(c, err);
 }
 
-/* The connection file's key pair is the control key of this coordinator's life. */
-static pml_status open_doors(coordinator *c, pml_error *err)
+/* Its key pair is the control key of this coordinator's life, or from here on one more. */
+pml_status write_connection(coordinator *c, pml_error *err)
 {
     pml_connection connection = {.pid = (int)getpid(), .role = PML_ROLE_CONTROL};
-    pml_status status = pml_hub_new(c->runtime, &c->hub, err);
+    char folder[PATH_MAX];
+    pml_status status = pml_hold_where(c->folder, folder, sizeof folder, err);
     if (status == PML_OK)
         status = pml_keypair_new(&connection.keys, err);
     if (status == PML_OK)
         status = pml_hub_allow(c->hub, connection.keys.public_key, PML_ROLE_CONTROL, -1, err);
     if (status != PML_OK)
         return status;
-    snprintf(connection.run, sizeof connection.run, "%s", c->folder);
+    snprintf(connection.run, sizeof connection.run, "%s", folder);
     snprintf(connection.control, sizeof connection.control, "%s",
              pml_hub_endpoint(c->hub, PML_DOOR_CONTROL));
     snprintf(connection.telemetry, sizeof connection.telemetry, "%s",
@@ -149,7 +152,15 @@ static pml_status open_doors(coordinator *c, pml_error *err)
     snprintf(connection.server_key, sizeof connection.server_key, "%s", pml_hub_server_key(c->hub));
     status = pml_connection_write(c->runtime, &connection, err);
     pml_keypair_forget(&connection.keys);
+    if (status == PML_OK)
+        snprintf(c->upkeep.folder, sizeof c->upkeep.folder, "%s", folder);
     return status;
+}
+
+static pml_status open_doors(coordinator *c, pml_error *err)
+{
+    pml_status status = pml_hub_new(c->runtime, &c->hub, err);
+    return status == PML_OK ? write_connection(c, err) : status;
 }
 
 /* Signals come through a descriptor, in every thread's absence. */

@@ -10,6 +10,7 @@
 
 #include "coordinator.h"
 #include "pml/base/clock.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/dist/comm.h"
@@ -77,14 +78,16 @@ pml_status workers_program(char *path, size_t capacity, pml_error *err)
 /* The secrets travel over the lease, never in argv or the environment. */
 static pml_status send_start(coordinator *c, worker *w, pml_error *err)
 {
-    char checkpoint[PATH_MAX] = "", self[PATH_MAX] = "";
+    char checkpoint[PATH_MAX] = "", self[PATH_MAX] = "", folder[PATH_MAX];
     pml_status status = pml_run_restarts(c->run) ? our_program(self, sizeof self, err) : PML_OK;
+    if (status == PML_OK)
+        status = pml_hold_where(c->folder, folder, sizeof folder, err);
     if (status == PML_OK && c->checkpoint[0] != '\0')
-        status = pml_path_join(checkpoint, sizeof checkpoint, c->folder, c->checkpoint, err);
+        status = pml_path_join(checkpoint, sizeof checkpoint, folder, c->checkpoint, err);
     if (status != PML_OK)
         return status;
     pml_message *m = pml_message_new(PML_ORDER_start);
-    pml_message_set_string(m, "folder", c->folder);
+    pml_message_set_string(m, "folder", folder);
     pml_message_set_int(m, "rank", w->rank);
     pml_message_set_int(m, "world", c->world);
     pml_message_set_string(m, "device", w->device);

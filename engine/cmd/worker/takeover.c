@@ -3,6 +3,7 @@
 #include <limits.h>
 
 #include "pml/base/clock.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 #include "pml/net/connection.h"
 #include "pml/net/launch.h"
@@ -29,14 +30,19 @@ static bool somebody_was_quicker(const char *folder, pid_t dead)
 
 void take_over(const pml_message *start, pid_t dead)
 {
-    char file[PATH_MAX];
+    char file[PATH_MAX], folder[PATH_MAX];
+    pml_error err = PML_ERROR_INIT;
     const char *program = pml_message_string(start, "coordinator");
-    const char *folder = pml_message_string(start, "folder");
     if (program[0] == '\0')
         return;
+    /* It may have been moved, and the next run of that name be where it was. */
+    if (pml_hold_where(pml_message_string(start, "folder"), folder, sizeof folder, &err) !=
+        PML_OK) {
+        pml_log(PML_LOG_ERROR, "no other coordinator is started: %s", err.message);
+        return;
+    }
     if (somebody_was_quicker(folder, dead)) /* another worker, or a person */
         return;
-    pml_error err = PML_ERROR_INIT;
     const pml_launch launch = {.program = program, .run_folder = folder, .recover = 1};
     pml_status status = pml_launch_coordinator(&launch, file, sizeof file, &err);
     if (status != PML_OK && status != PML_BUSY)

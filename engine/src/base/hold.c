@@ -127,17 +127,34 @@ void pml_hold_made(const char *path)
     pthread_mutex_unlock(&guard);
 }
 
-pml_status pml_hold_where(const pml_hold *h, char *path, size_t capacity, pml_error *err)
+/* What the system calls a folder by now, "" where it cannot say or that is none of its names. */
+static void name_of(int fd, char *path, size_t capacity)
 {
-    char link[64], found[PATH_MAX];
+    char link[64];
     struct stat held, there;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", h->fd);
-    ssize_t n = readlink(link, found, sizeof found - 1);
-    found[n > 0 ? n : 0] = '\0';
-    bool same = n > 0 && fstat(h->fd, &held) == 0 && stat(found, &there) == 0 &&
-                held.st_dev == there.st_dev && held.st_ino == there.st_ino;
-    if (!same || snprintf(path, capacity, "%s", found) >= (int)capacity)
-        return PML_FAIL(err, PML_NOT_FOUND, "%s was removed", h->path);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, capacity - 1);
+    path[n > 0 ? n : 0] = '\0';
+    if (fstat(fd, &held) != 0 || stat(path, &there) != 0 || held.st_dev != there.st_dev ||
+        held.st_ino != there.st_ino)
+        path[0] = '\0';
+}
+
+pml_status pml_hold_where(const char *folder, char *path, size_t capacity, pml_error *err)
+{
+    char found[PATH_MAX];
+    snprintf(found, sizeof found, "%s", folder);
+    pthread_mutex_lock(&guard);
+    const pml_hold *h = holds;
+    while (h != NULL && strcmp(folder, h->path) != 0)
+        h = h->next;
+    if (h != NULL)
+        name_of(h->fd, found, sizeof found);
+    pthread_mutex_unlock(&guard);
+    if (found[0] == '\0')
+        return PML_FAIL(err, PML_NOT_FOUND, "the folder %s was removed", folder);
+    if (snprintf(path, capacity, "%s", found) >= (int)capacity)
+        return PML_FAIL(err, PML_INVALID, "no room for the path %s", found);
     return PML_OK;
 }
 

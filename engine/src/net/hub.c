@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <zmq.h>
 
 #include "guests.h"
@@ -91,6 +92,17 @@ static bool watch(pml_hub *hub, pml_door door)
            zmq_connect(hub->monitors[door], name) == 0;
 }
 
+static pml_status bind_door(pml_hub *hub, pml_door door, const char *folder, pml_error *err)
+{
+    char *endpoint = hub->endpoints[door];
+    int n = snprintf(endpoint, PML_ENDPOINT_MAX, "ipc://%s/%s", folder, doors[door].name);
+    if (n < 0 || n - (int)strlen("ipc://") > PML_SOCKET_PATH_MAX)
+        return PML_FAIL(err, PML_INVALID, "%s is too long a path for a socket", folder);
+    if (zmq_bind(hub->sockets[door], endpoint) != 0)
+        return PML_FAIL(err, PML_IO, "cannot open %s: %s", endpoint, zmq_strerror(zmq_errno()));
+    return PML_OK;
+}
+
 static pml_status open_door(pml_hub *hub, pml_door door, const char *folder, pml_error *err)
 {
     void *socket = zmq_socket(hub->context, doors[door].type);
@@ -107,14 +119,10 @@ static pml_status open_door(pml_hub *hub, pml_door door, const char *folder, pml
     if (ok)
         ok = doors[door].type == ZMQ_ROUTER ? set_int(socket, ZMQ_ROUTER_MANDATORY, 1)
                                             : set_int(socket, ZMQ_XPUB_MANUAL, 1);
-    int n =
-        snprintf(hub->endpoints[door], PML_ENDPOINT_MAX, "ipc://%s/%s", folder, doors[door].name);
-    if (n < 0 || n - (int)strlen("ipc://") > PML_SOCKET_PATH_MAX)
-        return PML_FAIL(err, PML_INVALID, "%s is too long a path for a socket", folder);
-    if (!ok || zmq_bind(socket, hub->endpoints[door]) != 0)
-        return PML_FAIL(err, PML_IO, "cannot open %s: %s", hub->endpoints[door],
+    if (!ok)
+        return PML_FAIL(err, PML_IO, "cannot make the socket %s: %s", doors[door].name,
                         zmq_strerror(zmq_errno()));
-    return PML_OK;
+    return bind_door(hub, door, folder, err);
 }
 
 pml_status pml_hub_new(const char *folder, pml_hub **out, pml_error *err)
@@ -138,6 +146,25 @@ pml_status pml_hub_new(const char *folder, pml_hub **out, pml_error *err)
     if (status != PML_OK)
         pml_hub_destroy(&hub);
     *out = hub;
+    return status;
+}
+
+bool pml_hub_is_open(const pml_hub *hub)
+{
+    bool open = true;
+    for (int door = 0; door < PML_DOORS; door++)
+        open = open && access(hub->endpoints[door] + strlen("ipc://"), F_OK) == 0;
+    return open;
+}
+
+/* What listened there listens on, unheard, and costs a descriptor: libzmq would end it in its own
+ * time, and remove whatever has the socket's name then, which would be the new one. */
+pml_status pml_hub_open_again(pml_hub *hub, const char *folder, pml_error *err)
+{
+    pml_status status = PML_OK;
+    for (int door = 0; door < PML_DOORS && status == PML_OK; door++)
+        if (access(hub->endpoints[door] + strlen("ipc://"), F_OK) != 0)
+            status = bind_door(hub, (pml_door)door, folder, err);
     return status;
 }
 

@@ -12,6 +12,7 @@
 
 #include "pml/base/file.h"
 #include "pml/base/hash.h"
+#include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "pml/net/connection.h"
 
@@ -50,23 +51,43 @@ static void parent_path(char *path, size_t capacity)
     snprintf(path, capacity, "/tmp/pml-%u", (unsigned)geteuid());
 }
 
-static pml_status hex_name(const char *run_folder, char hex[17], pml_error *err)
+/* The path that tells a run folder from all others, wherever it has been moved. */
+static pml_status real_path(const char *run_folder, char *path, struct stat *info, pml_error *err)
 {
-    char *real = realpath(run_folder, NULL);
-    if (real == NULL)
-        return PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "run folder %s: %s",
-                        run_folder, strerror(errno));
-    uint8_t hash[PML_HASH_BYTES];
-    pml_status status = pml_hash_memory(real, strlen(real), hash, err);
-    free(real);
-    if (status == PML_OK)
-        pml_hash_hex(hash, 8, hex);
+    char now[PATH_MAX];
+    pml_status status = pml_hold_where(run_folder, now, sizeof now, err);
+    if (status == PML_OK && (realpath(now, path) == NULL || stat(path, info) != 0))
+        status = PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "run folder %s: %s",
+                          run_folder, strerror(errno));
     return status;
+}
+
+static pml_status hex_of(const char *text, char hex[HEX_DIGITS + 1], pml_error *err)
+{
+    uint8_t hash[PML_HASH_BYTES];
+    pml_status status = pml_hash_memory(text, strlen(text), hash, err);
+    if (status == PML_OK)
+        pml_hash_hex(hash, HEX_DIGITS / 2, hex);
+    return status;
+}
+
+/* Of the folder itself and not only of its path: one that is moved or removed while its run goes on
+ * leaves its path to the next run, and each of the two has its own sockets. */
+static pml_status hex_name(const char *run_folder, char hex[HEX_DIGITS + 1], pml_error *err)
+{
+    char path[PATH_MAX], text[PATH_MAX + 64];
+    struct stat info;
+    pml_status status = real_path(run_folder, path, &info, err);
+    if (status != PML_OK)
+        return status;
+    snprintf(text, sizeof text, "%s %llx %llx", path, (unsigned long long)info.st_dev,
+             (unsigned long long)info.st_ino);
+    return hex_of(text, hex, err);
 }
 
 pml_status pml_runtime_path(const char *run_folder, char *path, size_t capacity, pml_error *err)
 {
-    char hex[17], parent[PML_SOCKET_PATH_MAX + 1];
+    char hex[HEX_DIGITS + 1], parent[PML_SOCKET_PATH_MAX + 1];
     pml_status status = hex_name(run_folder, hex, err);
     if (status != PML_OK)
         return status;
@@ -122,8 +143,11 @@ static bool has_no_locks(int reason)
  * user on this machine, whatever its environment. */
 static pml_status spare_folder(const char *run_folder, char *path, size_t capacity, pml_error *err)
 {
-    char hex[HEX_DIGITS + 1];
-    pml_status status = hex_name(run_folder, hex, err);
+    char hex[HEX_DIGITS + 1], real[PATH_MAX];
+    struct stat info;
+    pml_status status = real_path(run_folder, real, &info, err);
+    if (status == PML_OK)
+        status = hex_of(real, hex, err);
     if (status == PML_OK &&
         snprintf(path, capacity, "/tmp/pml-%u/%s", (unsigned)geteuid(), hex) >= (int)capacity)
         status = PML_FAIL(err, PML_INTERNAL, "no room for the lock's path");
@@ -206,27 +230,52 @@ static void remove_left_over(int fd, const char *hex)
         pml_tree_remove(parent, hex, NULL);
 }
 
-/* ---- taking, finding, leaving ---- */
+/* ---- taking ---- */
+
+/* In the run folder, or where that has no locks in the spare one. */
+static pml_status take_either_lock(const char *run_folder, int *fd, pml_error *err)
+{
+    char spare[PATH_MAX];
+    pml_status status = take_lock(run_folder, fd, err);
+    if (status != PML_UNSUPPORTED)
+        return status;
+    status = spare_folder(run_folder, spare, sizeof spare, err);
+    if (status == PML_OK)
+        status = make_with_parent(spare, err);
+    return status == PML_OK ? take_lock(spare, fd, err) : status;
+}
+
+/* A coordinator holds its log, too (eventlog.c): somebody may take away the file `lock`, or put a
+ * copy in its place, which nobody has locked. */
+static pml_status ask_log(const char *run_folder, pml_error *err)
+{
+    int fd;
+    struct flock lock = whole_file(F_WRLCK);
+    pml_status status = pml_file_open_regular(run_folder, "events.jsonl", O_RDONLY, &fd, err);
+    if (status != PML_OK)
+        return status == PML_NOT_FOUND ? PML_OK : status;
+    if (fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
+        status = PML_FAIL(err, PML_BUSY,
+                          "this run has a coordinator already, whose file %s/lock was taken away; "
+                          "it puts that back within seconds: attach to it then",
+                          run_folder);
+    close(fd);
+    return status;
+}
 
 pml_status pml_runtime_take(const char *run_folder, char *path, size_t capacity, int *lock,
                             pml_error *err)
 {
-    char spare[PATH_MAX];
     *lock = -1;
     pml_status status = pml_runtime_path(run_folder, path, capacity, err);
     if (status == PML_OK)
-        status = take_lock(run_folder, lock, err);
-    if (status == PML_UNSUPPORTED) {
-        status = spare_folder(run_folder, spare, sizeof spare, err);
-        if (status == PML_OK)
-            status = make_with_parent(spare, err);
-        if (status == PML_OK)
-            status = take_lock(spare, lock, err);
-    } else if (status == PML_OK) {
-        remove_left_over(*lock, pml_path_name(path));
-    }
+        status = take_either_lock(run_folder, lock, err);
     if (status == PML_OK)
+        status = ask_log(run_folder, err);
+    if (status == PML_OK) {
+        remove_left_over(*lock, pml_path_name(path));
         status = make_with_parent(path, err);
+    }
     if (status == PML_OK)
         status = write_place(*lock, path, err);
     if (status != PML_OK && *lock >= 0) {
@@ -235,6 +284,54 @@ pml_status pml_runtime_take(const char *run_folder, char *path, size_t capacity,
     }
     return status;
 }
+
+/* ---- keeping it ---- */
+
+static bool is_lock_of(const char *folder, int lock)
+{
+    int fd;
+    struct stat ours, there;
+    if (pml_file_open_regular(folder, "lock", O_RDONLY, &fd, NULL) != PML_OK)
+        return false;
+    bool same = fstat(lock, &ours) == 0 && fstat(fd, &there) == 0 && ours.st_dev == there.st_dev &&
+                ours.st_ino == there.st_ino;
+    close(fd);
+    return same;
+}
+
+static pml_status keep_lock(const char *run_folder, const char *path, int *lock, pml_error *err)
+{
+    char spare[PATH_MAX];
+    int fd;
+    if (is_lock_of(run_folder, *lock) ||
+        (spare_folder(run_folder, spare, sizeof spare, NULL) == PML_OK && is_lock_of(spare, *lock)))
+        return PML_OK;
+    pml_status status = take_either_lock(run_folder, &fd, err);
+    if (status != PML_OK)
+        return status;
+    status = write_place(fd, path, err);
+    if (status == PML_OK) {
+        close(*lock);
+        *lock = fd;
+    } else {
+        close(fd);
+    }
+    return status;
+}
+
+pml_status pml_runtime_keep(const char *run_folder, char *path, size_t capacity, int *lock,
+                            pml_error *err)
+{
+    pml_status status = keep_lock(run_folder, path, lock, err);
+    if (status != PML_OK || check_private(path, NULL) != PML_NOT_FOUND)
+        return status;
+    status = pml_runtime_path(run_folder, path, capacity, err);
+    if (status == PML_OK)
+        status = make_with_parent(path, err);
+    return status == PML_OK ? write_place(*lock, path, err) : status;
+}
+
+/* ---- finding, leaving ---- */
 
 pml_status pml_runtime_find(const char *run_folder, char *path, size_t capacity, pml_error *err)
 {

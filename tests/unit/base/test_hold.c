@@ -147,17 +147,19 @@ static void anothers_folder_is_not_held(void **state)
     (void)state;
     pml_hold *hold = held_run();
     char where[512];
-    EXPECT_OK(pml_hold_where(hold, where, sizeof where, e));
+    EXPECT_OK(pml_hold_where(scratch("run"), where, sizeof where, e));
     assert_string_equal(where, scratch("run"));
     EXPECT_OK(pml_tree_remove(scratch_root, "run", e));
-    EXPECT_FAIL(PML_NOT_FOUND, "run was removed", pml_hold_where(hold, where, sizeof where, e));
+    EXPECT_FAIL(PML_NOT_FOUND, "run was removed",
+                pml_hold_where(scratch("run"), where, sizeof where, e));
     assert_int_equal(mkdir(scratch("run"), 0700), 0);
     EXPECT_FAIL(PML_IO, "another folder of that name",
                 pml_folder_make(scratch("run/checkpoints"), e));
     EXPECT_FAIL(PML_IO, "another folder of that name",
                 pml_file_write(scratch("run/made"), "x", 1, 0600, e));
     assert_int_equal(names_in(scratch("run")), 0);
-    EXPECT_FAIL(PML_NOT_FOUND, "run was removed", pml_hold_where(hold, where, sizeof where, e));
+    EXPECT_FAIL(PML_NOT_FOUND, "run was removed",
+                pml_hold_where(scratch("run"), where, sizeof where, e));
     pml_hold_destroy(&hold);
 }
 
@@ -181,7 +183,7 @@ static void a_moved_folder_is_still_held(void **state)
     expect_there("elsewhere/made", true);
     expect_there("elsewhere/new/er", true);
     char where[512];
-    EXPECT_OK(pml_hold_where(hold, where, sizeof where, e));
+    EXPECT_OK(pml_hold_where(scratch("run"), where, sizeof where, e));
     assert_string_equal(where, scratch("elsewhere"));
     assert_int_equal(access(scratch("run"), F_OK), -1);
 

@@ -240,6 +240,24 @@ static void a_copied_folder_takes_nothing_away(void **state)
     pml_runtime_leave(path, &other);
 }
 
+/* A run folder is moved away under its coordinator, and another made where it was. */
+static void two_runs_of_one_path_have_two_places(void **state)
+{
+    place *p = *state;
+    char moved[120], path[200];
+    int other;
+    take(p);
+    snprintf(moved, sizeof moved, "%s/moved", p->root);
+    assert_int_equal(rename(p->run, moved), 0);
+    assert_int_equal(mkdir(p->run, 0700), 0);
+    assert_int_equal(pml_runtime_take(p->run, path, sizeof path, &other, NULL), PML_OK);
+    assert_string_not_equal(path, p->runtime);
+    pml_runtime_leave(path, &other);
+    assert_int_equal(access(p->runtime, F_OK), 0);
+    assert_int_equal(pml_runtime_find(moved, path, sizeof path, NULL), PML_OK);
+    assert_string_equal(path, p->runtime);
+}
+
 /* A run folder on a file system without locks: one place for every environment still. */
 static void without_locks_there_is_another_place(void **state)
 {
@@ -384,6 +402,7 @@ int main(void)
         TEST(one_place_whoever_asks),
         TEST(a_lock_leads_to_no_other_run),
         TEST(a_copied_folder_takes_nothing_away),
+        TEST(two_runs_of_one_path_have_two_places),
         TEST(without_locks_there_is_another_place),
         TEST(a_prepared_lock_is_refused),
         TEST(the_file_reads_back),

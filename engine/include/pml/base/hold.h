@@ -24,9 +24,9 @@ typedef struct pml_hold pml_hold;
 pml_status pml_hold_new(const char *folder, pml_hold **hold, pml_error *err);
 void pml_hold_destroy(pml_hold **hold);
 
-/* Where the folder is now: it may have been moved. PML_NOT_FOUND: it was removed (or is out of
- * sight, as from a container). */
-pml_status pml_hold_where(const pml_hold *hold, char *path, size_t capacity, pml_error *err);
+/* Where the folder that is held under this name is now: it may have been moved. One that is not
+ * held is where it was. PML_NOT_FOUND: it was removed, or is out of sight, as from a container. */
+pml_status pml_hold_where(const char *folder, char *path, size_t capacity, pml_error *err);
 
 /* A folder that was removed has been made anew by us, who hold it (pml_folder_make): it is that
  * from then on. One that somebody else made there is another run's. */

@@ -46,12 +46,20 @@ pml_status pml_runtime_path(const char *run_folder, char *path, size_t capacity,
 
 /* Become the run's one coordinator: take its lock, remove what an earlier one left, make the
  * runtime folder (0700) and say in the lock where it is. *lock holds it until it is closed or the
- * process ends, however it ends; it is not inherited. PML_BUSY: somebody has it. PML_DENIED: a part
- * of the folder's path is a link, somebody else's, or open to others.
+ * process ends, however it ends; it is not inherited. PML_BUSY: somebody has it, or the log, which
+ * whoever writes it has locked. PML_DENIED: a part of the folder's path is a link, somebody else's,
+ * or open to others.
  *
  * The lock is `run_folder`/lock; where that file system has no locks, /tmp/pml-<uid>/<16 hex>/lock.
  */
 pml_status pml_runtime_take(const char *run_folder, char *path, size_t capacity, int *lock,
+                            pml_error *err);
+
+/* The holder looks whether `lock` is still the file that it holds, and its runtime folder there,
+ * and puts right what is not: cleaners of /tmp take the folder, a logout all of $XDG_RUNTIME_DIR,
+ * hands the lock. `path` is where the folder is then; what was in it is the caller's to make again.
+ * PML_BUSY: somebody else has taken the lock meanwhile. */
+pml_status pml_runtime_keep(const char *run_folder, char *path, size_t capacity, int *lock,
                             pml_error *err);
 
 /* The runtime folder of the run's coordinator, whatever environment it was started in.
