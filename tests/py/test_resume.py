@@ -17,6 +17,7 @@ import pytest
 from conftest import PATIENCE, ROWS, alive, at_step, until
 
 Start = Callable[..., pm.Run]
+STANDING = Path(__file__).parents[2] / "build" / "release" / "tests" / "fault" / "standing_worker"
 STEPS = 240
 SETTINGS: dict[str, Any] = {
     "max_steps": STEPS, "deterministic": True, "seed": 11, "shuffle": True, "eval_data": ROWS[:4],
@@ -191,25 +192,31 @@ def test_what_decides_bits_is_asked_about(tuned: Start) -> None:
     assert run.state in ("running", "finished")
 
 
-def test_stopped_in_the_midst_of_evaluations(start: Start, tmp_path: Path) -> None:
+def test_stopped_in_the_midst_of_evaluations(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What follows them (the rate, the best so far) is as if they had never been broken off."""
     settings: dict[str, Any] = SETTINGS | {
-        "max_steps": 20, "eval_data": ROWS * 8, "eval_steps": 5, "max_length": 64,
+        "max_steps": 20, "eval_data": ROWS, "eval_steps": 5, "max_length": 64,
         "lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 0,
         "lr_scheduler_kwargs": {"patience": 0, "threshold": 0.5}, "learning_rate": 1e-3,
     }  # fmt: skip
     plain = start(name="plain", **settings)
+    # Evaluations after these steps stand until the stop that is sent there is heard in them.
+    stops = [5, 10, 20]
+    monkeypatch.setenv("PML_WORKER", str(STANDING))
+    monkeypatch.setenv("PML_STAND", " ".join(map(str, stops)))
     run = start(name="stopped", **settings)
-    owed = []
-    for step in (5, 10, 20):
+    for step in stops:
         at_step(run, step)
         run.stop(wait=True)
+        assert run.state == "stopped" and run.step == step
         newest = run.checkpoints[-1].path
-        owed.append(json.loads((newest / "state.json").read_text()).get("owes_evaluation", False))
+        assert json.loads((newest / "state.json").read_text())["owes_evaluation"]
         run.resume()
     run.wait(PATIENCE)
     plain.wait(PATIENCE)
-    assert any(owed) and numbers(run) == numbers(plain)
+    assert run.state == "finished" and numbers(run) == numbers(plain)
     assert len({row["learning_rate"] for row in run.history}) > 1  # the evaluations counted
     measured = [[(e.step, e.loss) for e in each.evaluations] for each in (run, plain)]
     assert measured[0] == measured[1] and [step for step, _ in measured[0]] == [0, 5, 10, 15, 20]
