@@ -211,7 +211,10 @@ class Following:
             if self._link is not link:
                 return  # we follow another one already
             self._link, self._gone = None, True
-        if not isinstance(link.error, _FOR_EVER):
+            goes_on = not isinstance(link.error, _FOR_EVER)
+            # Said in one breath: else who looks now finds a run that has stopped.
+            self._lost = goes_on and self._goes_on_by_itself()
+        if goes_on:
             self._go_on()
         with self._changed:
             self._changed.notify_all()

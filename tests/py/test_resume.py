@@ -14,7 +14,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE, ROWS, alive, at_step, until
+from conftest import FOREVER, PATIENCE, ROWS, alive, at_step, until
 
 Start = Callable[..., pm.Run]
 STANDING = Path(__file__).parents[2] / "build" / "release" / "tests" / "fault" / "standing_worker"
@@ -100,7 +100,7 @@ def test_paused_checkpointed_stopped_and_resumed(
 
 @pytest.mark.parametrize("what", ["data", "data/train.safetensors"])
 def test_shards_that_are_links_are_not_trained_on(start: Start, tmp_path: Path, what: str) -> None:
-    run = start(max_steps=100_000, restart="never")
+    run = start(max_steps=FOREVER, restart="never")
     at_step(run, 2)
     run.stop(wait=True)
     (run.folder / what).rename(tmp_path / "elsewhere")
@@ -328,8 +328,14 @@ def test_a_coordinator_that_is_late_is_not_gone(
     monkeypatch.setattr(run, "_connect", connect_late)
     pid = run.coordinator_pid
     assert pid is not None
+    states, goes_on = set(), run._go_on
+
+    def go_on() -> None:
+        states.add(run.state)  # of the moment in which it is known that the coordinator has gone
+        goes_on()
+
+    monkeypatch.setattr(run, "_go_on", go_on)
     os.kill(pid, signal.SIGKILL)
-    states = set()
     until(
         lambda: states.add(run.state) or run.coordinator_pid not in (None, pid),  # type: ignore[func-returns-value]
         "another coordinator",
