@@ -55,6 +55,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "runs"
     monkeypatch.setenv("PANTHERAML_RUNS", str(folder))
     monkeypatch.setenv("PML_TEST_RUNS", str(folder))  # of all that is started for it
+    monkeypatch.setenv("PML_GRACE_SECONDS", "600")  # a coordinator waits for us, however late
     try:
         yield folder
         for info in pm.runs():

@@ -40,7 +40,7 @@ HEARTBEAT = (
     '{"type":"heartbeat","time":1.0,"state":"running","step":1,"last":2,"workers":[{"rank":0,'
     '"rss":1,"cpu":0.5}]}'
 )
-PATIENCE = 60.0
+PATIENCE = 240.0
 LIVES = 20  # in which an allocation may be, before it is taken for one that is not always there
 
 

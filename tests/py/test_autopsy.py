@@ -9,19 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE, ROWS, at_step, environment, until
+from conftest import PATIENCE, ROWS, at_step, end, environment, until
 from pantheraml import autopsy
 
 Start = Callable[..., pm.Run]
 
 
 @pytest.fixture
-def folder(start: Start, tmp_path: Path) -> Iterator[Path]:
+def folder(start: Start) -> Path:
     """A run that was steered and stopped."""
     run = start(
         name="patient", max_steps=10**6, save_steps=20, eval_data=ROWS[:4],
@@ -31,12 +31,8 @@ def folder(start: Start, tmp_path: Path) -> Iterator[Path]:
     run.set(learning_rate=5e-4).wait(PATIENCE)
     run.checkpoint("kept", wait=True)
     run.stop(wait=True)
-    pid = run.coordinator_pid
-    run.close()
-    if pid is not None:
-        os.kill(pid, signal.SIGTERM)
-        until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
-    yield run.folder
+    end(run)
+    return run.folder
 
 
 def part(found: autopsy.Autopsy, name: str) -> autopsy.Part:
@@ -140,9 +136,11 @@ def test_a_killed_run(start: Start) -> None:
     at_step(run, 45)
     living = autopsy.examine_run(run.folder)
     assert f"process {run.coordinator_pid}" in living.state and "attach" in living.advice[0]
-    pids = [run.workers[0]["pid"], run.coordinator_pid]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    worker, coordinator = run.workers[0]["pid"], run.coordinator_pid
+    assert coordinator is not None
+    os.kill(worker, signal.SIGSTOP)  # it does not see the coordinator die, nor is seen dying by it
+    os.kill(coordinator, signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     until(lambda: run.state == "stopped", "its end")
     found = autopsy.examine_run(run.folder)
     assert found.state.startswith("it ended without a word at step")

@@ -141,11 +141,11 @@ def test_a_shared_run_is_seen_and_not_touched(
     link = steering._link
     until(lambda: link is None or not link._up, "the other one to be shut out")
     steering.close()
+    until(lambda: run.state == "running", "the resume to show here")
 
     logged = (run.folder / "events.jsonl").read_text()
     logs = "".join(path.read_text() for path in (run.folder / "log").iterdir())
     assert secret not in logged + logs and "shared at tcp://127.0.0.1" in logged
-    assert run.state == "running"
 
 
 def test_who_is_shut_out_is_told(start: Callable[..., pm.Run]) -> None:
@@ -367,12 +367,8 @@ print(json.dumps({"state": run.state, "events": [(e["seq"], e["type"]) for e in 
 """
 
 
-def test_many_clients_see_one_truth(
-    start: Callable[..., pm.Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_clients_see_one_truth(start: Callable[..., pm.Run]) -> None:
     """Two notebooks, a shell, and thirty viewers over TCP."""
-    # The coordinator of a stopped run stays until each of them has heard all, however slow it is.
-    monkeypatch.setenv("PML_GRACE_SECONDS", "600")
     run = start(max_steps=10**6, gradient_accumulation_steps=100)
     at_step(run, 1)
     given = run.share("tcp://127.0.0.1:*")

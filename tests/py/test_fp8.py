@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
+from conftest import PATIENCE
 
-PATIENCE = 60
 ODD = Path(__file__).parent.parent / "parity" / "fixtures" / "llama-bf16-lora" / "model"
 ROWS = [{"input_ids": [3 + (7 * i + j * j) % 50 for j in range(24)]} for i in range(8)]
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pantheraml as pm
-import pytest
 from conftest import PATIENCE, at_step
 from pantheraml.tiny import TinyLlama
 
@@ -65,11 +64,8 @@ def test_killed_ten_times(start: Callable[..., pm.Run]) -> None:
     assert {event["timeline"] for event in run.events()} == {0}
 
 
-def test_attach_to_a_long_history(
-    start: Callable[..., pm.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attach_to_a_long_history(start: Callable[..., pm.Run], tmp_path: Path) -> None:
     """All of it is there: a megabyte of log, where an answer has 64 KiB at most."""
-    monkeypatch.setenv("PML_GRACE_SECONDS", "600")  # its coordinator waits for us, however late
     shape = TinyLlama(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=16)
     run = start(
         [{"input_ids": [1, 2, 3, 4]}], model=shape.write(tmp_path / "m"), name="victim",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
+from conftest import PATIENCE
 from pantheraml import _native, api
 from pantheraml.steps import Program
 from test_cli import shell
@@ -58,7 +59,7 @@ def test_times_of_a_run(start: Start, tmp_path: Path) -> None:
     run = start(
         rows, max_steps=12, max_length=32, gradient_accumulation_steps=2, generate_length=32
     )
-    run.wait(60)
+    run.wait(PATIENCE)
     program, profile = run.program(), run.profile()
     # Steps 4 to 10: the mark is the tenth, and the third was the one before.
     assert (program.step, program.steps) == (10, 7) == (profile.step, profile.steps)
@@ -94,7 +95,7 @@ def test_times_of_a_run(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_run_that_timed_nothing_says_so(start: Start) -> None:
-    run = start(max_steps=2).wait(60)
+    run = start(max_steps=2).wait(PATIENCE)
     with pytest.raises(pm.NotFoundError, match="after their third step"):
         run.profile()
     assert run.program().steps == 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE
+from conftest import FOREVER, PATIENCE
 from pantheraml.sampling import MOST_TOKENS, _settled, together
 
 Start = Callable[..., pm.Run]
@@ -76,7 +76,7 @@ def test_choices_narrow_the_draw(run: pm.Run) -> None:
 
 
 def test_while_it_trains_and_while_it_stands(start: Start) -> None:
-    run = start(max_steps=100_000)
+    run = start(max_steps=FOREVER)
     running = run.sample(PROMPT, max_new_tokens=5)
     run.pause(wait=True)
     paused = run.sample([PROMPT, PROMPT], max_new_tokens=5, stop="\x00")
