@@ -66,10 +66,10 @@ def end(run: pm.Run) -> None:
     if pid is None:
         return
     with suppress(ProcessLookupError):
+        gone = os.pidfd_open(pid)  # readable from its end on, whoever reaps it and when
         os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 600
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        select.select([gone], [], [], 600)
+        os.close(gone)
 
 
 @contextmanager

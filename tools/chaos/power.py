@@ -43,7 +43,7 @@ BLOCK = 512
 # resume. Three of its coordinators are killed right behind a change, and the next ones write on.
 # Its steps are long until that is done: a fast machine would end it before its client is back.
 VICTIM = """
-import os, signal, sys, time
+import os, select, signal, sys, time
 from contextlib import suppress
 from pathlib import Path
 import pantheraml as pm
@@ -87,7 +87,9 @@ run.wait(600)
 assert run.state == "finished", run.reason
 restarts = [event for event in run.events() if event["type"] == "restart"]
 assert [event["cause"] for event in restarts] == ["coordinator"] * 3, restarts
+end = os.pidfd_open(run.coordinator_pid)
 os.kill(run.coordinator_pid, signal.SIGTERM)
+select.select([end], [], [])  # until then it may write
 """
 
 
@@ -350,7 +352,6 @@ def record(folder: Path) -> Disk:
         "PANTHERAML_CACHE": str(folder / "cache"),  # empty: the shards are made, not linked
     }  # fmt: skip
     subprocess.run([sys.executable, "-P", "-c", VICTIM, str(model)], env=environment, check=True)
-    time.sleep(1)
     return Disk(made, runs)
 
 
