@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,9 +69,9 @@ def _started(process: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
         for found in runtime.glob("jpserver-*.json"):
             try:
                 url = str(json.loads(found.read_text("utf-8"))["url"])
-                urllib.request.urlopen(f"{url}api", timeout=5).close()
+                urllib.request.urlopen(f"{url}api", timeout=PATIENCE).close()
                 return url
-            except (ValueError, urllib.error.URLError):
+            except (ValueError, OSError):
                 pass  # half written, or not listening yet
         time.sleep(0.1)
     pytest.fail(f"JupyterLab did not start:\n{log.read_text('utf-8')[-4000:]}")

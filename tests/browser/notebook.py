@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from conftest import AXE, PATIENCE, Lab
 from playwright.sync_api import Locator, Page, expect
 
-__all__ = ["Notebook", "Panel", "write_notebook"]
+__all__ = ["Notebook", "Panel", "eventually", "write_notebook"]
+
+
+def eventually(page: Page, over: Callable[[], object], what: str) -> None:
+    """Wait for something that no locator tells of."""
+    end = time.monotonic() + PATIENCE
+    while not over():
+        assert time.monotonic() < end, f"waited {PATIENCE} s for {what}"
+        page.wait_for_timeout(50)
 
 
 def write_notebook(path: Path, cells: Sequence[str]) -> None:
@@ -75,23 +83,45 @@ class Notebook:
         self.command("notebook:run-cell")
 
     def restart_kernel(self) -> None:
-        """Restart the kernel by the menu's command, and agree to it."""
+        """Restart the kernel by the menu's command, and agree to it.
+
+        It is idle before it restarts, too: what is waited for is that it was restarting and is
+        idle again.
+        """
+        self.page.evaluate(
+            """() => {
+                const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+                window.restarted = false;
+                let begun = false;
+                kernel.statusChanged.connect((_, status) => {
+                    begun ||= status === "restarting";
+                    window.restarted ||= begun && status === "idle";
+                });
+            }"""
+        )
         self.command("kernelmenu:restart")
         self.page.locator(".jp-Dialog button.jp-mod-accept").click()
-        self.page.wait_for_function(
-            "() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status"
-            " === 'idle'"
-        )
+        self.page.wait_for_function("() => window.restarted")
 
     def reload(self) -> None:
         self.page.reload()
         self._ready()
 
     def theme(self, name: str) -> None:
-        """Change Lab's theme and wait for it to be there."""
+        """Change Lab's theme and wait for it to be there, and in the panels."""
         self.command("apputils:change-theme", theme=name)
         self.page.wait_for_function("n => document.body.dataset.jpThemeName === n", arg=name)
-        self.page.wait_for_timeout(500)
+        shade = "dark" if name.endswith("Dark") else "light"
+        for panel in self.page.locator(".pml").all():
+            expect(panel).to_have_attribute("data-theme", shade)
+            expect(panel).to_be_visible()  # Lab hides everything for a moment
+        self.frames()
+
+    def frames(self) -> None:
+        """Wait until the page was laid out and drawn, with what is done at a change of size."""
+        self.page.evaluate(
+            "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
+        )
 
     def output(self, index: int) -> Locator:
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index).locator(".jp-Cell-outputArea")
@@ -103,10 +133,11 @@ class Notebook:
 
     def wait_until_saved(self, widgets: str) -> None:
         """Wait until the file has the state of widgets of this MIME type."""
-        end = time.monotonic() + PATIENCE
-        while widgets not in self.saved()["metadata"].get("widgets", {}):
-            assert time.monotonic() < end, "the notebook was not saved with its widgets"
-            self.page.wait_for_timeout(100)
+        eventually(
+            self.page,
+            lambda: widgets in self.saved()["metadata"].get("widgets", {}),
+            "the notebook to be saved with its widgets",
+        )
 
 
 class Panel:

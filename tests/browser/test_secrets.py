@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pantheraml as pm
 from conftest import ROOT, Lab
-from notebook import Notebook, Panel, write_notebook
+from notebook import Notebook, Panel, eventually, write_notebook
 from pantheraml import _native
 from pantheraml.tiny import TinyLlama
 from playwright.sync_api import Page, expect
@@ -89,6 +89,8 @@ def test_a_saved_notebook_holds_no_key(page: Page, lab: Lab) -> None:
     notebook.command("docmanager:save")  # Jupyter makes its own copy, too
     notebook.wait_until_saved(STATE)
     page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    copies = lab.folder / ".ipynb_checkpoints"
+    eventually(page, lambda: list(copies.glob("shared*.ipynb")), "Jupyter's copy")
 
     folder, key = lab.folder / "runs" / "shared", lab.folder / "class.json"
     file = Path(_native.connection_file(folder))

@@ -44,7 +44,7 @@ static void finish(harness *h)
 static pml_message *told(harness *h, int rank)
 {
     int event = 0;
-    for (double end = pml_clock_monotonic() + 60; pml_clock_monotonic() < end;) {
+    for (double end = pml_clock_monotonic() + 240; pml_clock_monotonic() < end;) {
         for (; event < h->n_events; event++)
             for (size_t i = 0; i < pml_message_count(h->events[event], "gpus"); i++) {
                 pml_message *gpu = pml_message_part(h->events[event], "gpus", i);

@@ -48,8 +48,8 @@ static void a_hung_worker_is_told_from_a_dead_one(void **state)
 static void who_waits_for_a_slow_save_does_not_hang(void **state)
 {
     (void)state;
-    setenv("FAKE_SAVE_MS", "2000", 1);
-    harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":1,\"save_steps\":5");
+    setenv("FAKE_SAVE_MS", "5000", 1);
+    harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":3,\"save_steps\":5");
     assert_true(harness_start(h, NULL));
     unsetenv("FAKE_SAVE_MS");
     history_reach(h, 11); /* the second one waits until the first is written */
@@ -110,14 +110,14 @@ static void a_stopped_worker_is_silent(void **state)
 static void absence_is_not_held_against_workers(void **state)
 {
     (void)state;
-    harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":2.5");
+    harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":5");
     assert_true(harness_start(h, NULL));
     history_reach(h, 5);
     pid_t all[] = {h->coordinator, harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
     for (int n = 1; n <= 3; n += 2) {
         for (int i = 0; i < n; i++)
             kill(all[i], SIGSTOP);
-        pml_clock_sleep(3);
+        pml_clock_sleep(6);
         for (int i = n - 1; i >= 0; i--)
             kill(all[i], SIGCONT);
         pml_message *m = harness_ask(h, "status", "");

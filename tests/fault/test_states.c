@@ -204,6 +204,17 @@ static void what_is_over_refuses(void **state)
     }
 }
 
+/* A signal is heard some time after it was sent. */
+static void wait_until_it_is_ending(harness *h)
+{
+    for (bool ending = false; !ending; harness_receive_for(h, 0.02)) {
+        pml_message *m = harness_ask(h, "pause", "");
+        assert_int_equal(pml_message_type_of(m), PML_ANSWER_error);
+        ending = strcmp(pml_message_string(m, "message"), "the run is ending") == 0;
+        pml_message_destroy(&m);
+    }
+}
+
 static void what_is_ending_refuses(void **state)
 {
     (void)state;
@@ -214,7 +225,7 @@ static void what_is_ending_refuses(void **state)
     harness_mark(h, "held", true);
     assert_true(was_applied(h, harness_command(h, "checkpoint", "\"name\":\"slow\"")));
     kill(h->coordinator, SIGTERM);
-    pml_clock_sleep(2); /* it has heard the signal, and its end waits for the checkpoint */
+    wait_until_it_is_ending(h); /* the checkpoint holds up its end */
     ask_row(h, IN_ENDING, commands);
     ask_stop(h, IN_ENDING);
     harness_destroy(&h);

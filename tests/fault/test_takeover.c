@@ -137,7 +137,7 @@ static void a_stop_while_old_workers_save_stops(void **state)
 static void a_stopped_worker_does_not_hold_up_the_next_coordinator(void **state)
 {
     (void)state;
-    harness *h = harness_new(1, FOR_EVER, GOES_ON ",\"hang_timeout\":1,\"save_steps\":5");
+    harness *h = harness_new(1, FOR_EVER, GOES_ON ",\"hang_timeout\":3,\"save_steps\":5");
     assert_true(harness_start(h, NULL));
     harness_event(h, 0, PML_EVENT_checkpoint, NULL, NULL, NULL);
     pid_t pid = harness_worker_pid(h, 0);
@@ -145,7 +145,7 @@ static void a_stopped_worker_does_not_hold_up_the_next_coordinator(void **state)
     kill_coordinator(h);
     assert_true(harness_start(h, "--recover", NULL)); /* nobody is there to do it by itself */
     const pml_message *m = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
-    assert_non_null(strstr(pml_message_string(m, "message"), "were stopped for 1 s"));
+    assert_non_null(strstr(pml_message_string(m, "message"), "were stopped for 3 s"));
     harness_wait_gone(pid, 5);
     history_restart(h, 1);
     harness_wait_state(h, "running");

@@ -11,6 +11,7 @@ import base64
 import html
 import json
 import re
+import stat
 import urllib.parse
 from collections.abc import Iterable
 from contextlib import suppress
@@ -101,8 +102,10 @@ def of_processes(pids: Iterable[int]) -> dict[str, bytes]:
 
 def open_to_others(folder: Path) -> list[str]:
     """Files and folders that anybody but their owner can do anything with."""
-    return [
-        f"{path}: {oct(path.stat().st_mode & 0o777)}"
-        for path in (folder, *folder.rglob("*"))
-        if not path.is_symlink() and path.stat().st_mode & 0o077
-    ]
+    found = []
+    for path in (folder, *folder.rglob("*")):
+        with suppress(FileNotFoundError):  # somebody's temporary file
+            mode = path.lstat().st_mode
+            if not stat.S_ISLNK(mode) and mode & 0o077:
+                found.append(f"{path}: {oct(mode & 0o777)}")
+    return found

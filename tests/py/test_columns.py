@@ -11,7 +11,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import FOREVER, at_step
+from conftest import FOREVER, at_step, until
 from pantheraml.columns import NAMES, Columns
 from pantheraml.record import RunRecord
 
@@ -98,6 +98,7 @@ def test_events_are_read_where_they_are(start: Start) -> None:
     run = start(max_steps=FOREVER)
     at_step(run, 3)
     run.stop(wait=True)
+    until(lambda: run.workers[0]["state"] == "stopped", "the last event: of the worker's end")
     whole = run.events()
     assert [event["seq"] for event in whole] == list(range(1, len(whole) + 1))
     lines = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]

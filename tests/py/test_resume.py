@@ -297,7 +297,7 @@ def test_two_attach_at_once_and_start_one(start: Start) -> None:
 
 def test_a_stopped_last_worker_keeps_nobody_waiting(start: Start) -> None:
     """The coordinator is dead and the only worker left is stopped: it saves nothing."""
-    run = start(name="frozen", hang_timeout=1, **SETTINGS | {"max_steps": 10**6})
+    run = start(name="frozen", hang_timeout=3, **SETTINGS | {"max_steps": 10**6})
     at_step(run, 5)
     coordinator, worker = run.coordinator_pid, run.workers[0]["pid"]
     assert coordinator is not None

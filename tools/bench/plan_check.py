@@ -107,9 +107,13 @@ class Watch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Read until told to stop."""
-        pid = 0
-        while not self.over:
+        """Read until told to stop, and once more: the worker of a finished run has it all still.
+
+        On a machine that does other things, too, the whole run may be over before the next look.
+        """
+        pid, last = 0, False
+        while not last:
+            last = self.over
             pid = pid or next((w["pid"] for w in self.run_watched.workers if w["pid"]), 0)
             try:
                 lines = Path(f"/proc/{pid}/status").read_text().splitlines() if pid else []
