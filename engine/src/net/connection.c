@@ -12,6 +12,7 @@
 
 #include "pml/base/file.h"
 #include "pml/base/path.h"
+#include "runtime.h"
 
 pml_status pml_connection_write(const char *folder, const pml_connection *connection,
                                 pml_error *err)
@@ -98,14 +99,16 @@ static void fill(const pml_message *m, pml_connection *c)
     snprintf(c->keys.secret_key, PML_KEY_TEXT, "%s", pml_message_string(m, "secret_key"));
 }
 
-/* The lock of the run tells for sure; where its folder cannot be seen there is only the process id,
- * and of a coordinator elsewhere only the connection itself. */
+/* The lock of the run tells for sure, as its text names who holds it: a file that was read a moment
+ * before may be of the coordinator before, whose keys open nothing. Where the run folder cannot be
+ * seen there is only the process id, and of a coordinator elsewhere only the connection itself. */
 static pml_status check_alive(const char *path, const pml_connection *c, pml_error *err)
 {
     char folder[PATH_MAX], control[PML_ENDPOINT_MAX];
+    int holder;
     if (strncmp(c->control, "ipc://", 6) != 0)
         return PML_OK;
-    pml_status status = pml_runtime_find(c->run, folder, sizeof folder, err);
+    pml_status status = pmli_runtime_holder(c->run, folder, sizeof folder, &holder, err);
     if (status == PML_NOT_FOUND)
         status = kill(c->pid, 0) != 0 && errno == ESRCH
                      ? PML_FAIL(err, PML_PEER, "its coordinator (process %d) has ended", c->pid)
@@ -114,6 +117,11 @@ static pml_status check_alive(const char *path, const pml_connection *c, pml_err
              (snprintf(control, sizeof control, "ipc://%s/ctl", folder) >= (int)sizeof control ||
               strcmp(control, c->control) != 0))
         status = PML_FAIL(err, PML_PEER, "the run's coordinator is now at %s", folder);
+    else if (status == PML_OK && holder != c->pid)
+        status = PML_FAIL(err, PML_BUSY,
+                          "%s is of process %d, and process %d is the run's coordinator now: ask "
+                          "again",
+                          path, c->pid, holder);
     if (status == PML_PEER)
         return pml_error_prefix(err, "%s is left over", path), PML_PEER;
     return status;

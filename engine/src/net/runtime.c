@@ -15,6 +15,7 @@
 #include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "pml/net/connection.h"
+#include "runtime.h"
 
 /* The longest name that a socket has in the folder. */
 #define SOCKET_SUFFIX "/0123456789abcdef/ctl"
@@ -126,11 +127,16 @@ pml_status pml_runtime_devices(char *path, size_t capacity, pml_error *err)
 
 /* ---- the lock ---- */
 
+/* Two bytes of the file, which need not be there: the run has a coordinator, and what the file says
+ * is that one's. Between the two it is what the one before has said, whose sockets and keys are
+ * still to be removed: who went there would be turned away for good. */
+enum { TAKEN_AT = 0, SAID_AT = 1 };
+
 /* An open-file-description lock: like flock it goes with the descriptor, whatever ends the process;
  * unlike flock others can ask for it without taking it, and NFS carries it to other machines. */
-static struct flock whole_file(short type)
+static struct flock one_byte(off_t at)
 {
-    return (struct flock){.l_type = type, .l_whence = SEEK_SET};
+    return (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1};
 }
 
 /* What a file system without locks answers. */
@@ -160,7 +166,7 @@ static pml_status take_lock(const char *folder, int *fd, pml_error *err)
     pml_status status = pml_file_open_regular(folder, "lock", O_RDWR | O_CREAT, fd, err);
     if (status != PML_OK)
         return status;
-    struct flock lock = whole_file(F_WRLCK);
+    struct flock lock = one_byte(TAKEN_AT);
     if (fcntl(*fd, F_OFD_SETLK, &lock) == 0)
         return PML_OK;
     int reason = errno;
@@ -178,7 +184,7 @@ static pml_status ask_lock(const char *folder, int *fd, pml_error *err)
     pml_status status = pml_file_open_regular(folder, "lock", O_RDONLY, fd, err);
     if (status != PML_OK)
         return status;
-    struct flock lock = whole_file(F_WRLCK);
+    struct flock lock = one_byte(TAKEN_AT);
     if (fcntl(*fd, F_OFD_GETLK, &lock) != 0)
         status = PML_FAIL(err, has_no_locks(errno) ? PML_UNSUPPORTED : PML_IO,
                           "cannot ask for %s/lock: %s", folder, strerror(errno));
@@ -190,6 +196,12 @@ static pml_status ask_lock(const char *folder, int *fd, pml_error *err)
 }
 
 /* ---- what it says: "FOLDER\nPID HOST\n" ---- */
+
+static bool is_said(int fd)
+{
+    struct flock lock = one_byte(SAID_AT);
+    return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
 
 /* The runtime folder of a lock file's text, "" when it names none. */
 static void read_place(int fd, char *path, size_t capacity, char *who, size_t room)
@@ -215,6 +227,9 @@ static pml_status write_place(int fd, const char *path, pml_error *err)
         pwrite(fd, text, (size_t)n, 0) != n)
         return PML_FAIL(err, PML_IO, "cannot say in the run's lock where its sockets are: %s",
                         strerror(errno));
+    struct flock lock = one_byte(SAID_AT);
+    if (fcntl(fd, F_OFD_SETLK, &lock) != 0)
+        return PML_FAIL(err, PML_IO, "cannot lock what the run's lock says: %s", strerror(errno));
     return PML_OK;
 }
 
@@ -250,7 +265,7 @@ static pml_status take_either_lock(const char *run_folder, int *fd, pml_error *e
 static pml_status ask_log(const char *run_folder, pml_error *err)
 {
     int fd;
-    struct flock lock = whole_file(F_WRLCK);
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET}; /* any byte of it */
     pml_status status = pml_file_open_regular(run_folder, "events.jsonl", O_RDONLY, &fd, err);
     if (status != PML_OK)
         return status == PML_NOT_FOUND ? PML_OK : status;
@@ -335,6 +350,13 @@ pml_status pml_runtime_keep(const char *run_folder, char *path, size_t capacity,
 
 pml_status pml_runtime_find(const char *run_folder, char *path, size_t capacity, pml_error *err)
 {
+    int pid;
+    return pmli_runtime_holder(run_folder, path, capacity, &pid, err);
+}
+
+pml_status pmli_runtime_holder(const char *run_folder, char *path, size_t capacity, int *pid,
+                               pml_error *err)
+{
     int fd;
     char spare[PATH_MAX], who[LOCK_TEXT_MAX];
     pml_status status = ask_lock(run_folder, &fd, err);
@@ -347,10 +369,13 @@ pml_status pml_runtime_find(const char *run_folder, char *path, size_t capacity,
         return PML_FAIL(err, PML_NOT_FOUND, "no coordinator has been there for %s", run_folder);
     if (status != PML_OK)
         return status;
-    read_place(fd, path, capacity, who, sizeof who);
+    path[0] = '\0';
+    if (is_said(fd))
+        read_place(fd, path, capacity, who, sizeof who);
     close(fd);
     if (path[0] == '\0')
         return PML_FAIL(err, PML_BUSY, "the coordinator of this run is just starting; ask again");
+    *pid = atoi(who);
     status = check_private(path, err);
     if (status == PML_NOT_FOUND)
         status = PML_FAIL(err, PML_BUSY,

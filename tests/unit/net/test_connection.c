@@ -26,6 +26,8 @@ typedef struct place {
 
 /* A file system that has no locks, for files below this prefix; "" = every one has them. */
 static char lockless[128];
+/* Called once, at the moment in which a lock was taken and nothing else was done. */
+static void (*when_locked)(void);
 
 int fcntl(int fd, int command, ...)
 {
@@ -42,7 +44,13 @@ int fcntl(int fd, int command, ...)
         errno = ENOLCK;
         return -1;
     }
-    return (int)syscall(SYS_fcntl, fd, command, argument);
+    int result = (int)syscall(SYS_fcntl, fd, command, argument);
+    void (*call)(void) = when_locked;
+    if (command == F_OFD_SETLK && result == 0 && call != NULL) {
+        when_locked = NULL;
+        call();
+    }
+    return result;
 }
 
 static void take(place *p)
@@ -187,6 +195,39 @@ static void the_lock_ends_with_its_holder(void **state)
     assert_true(WIFSIGNALED(status));
     assert_int_equal(pml_runtime_find(p->run, path, sizeof path, NULL), PML_PEER);
     take(p);
+}
+
+static const place *looked_at;
+
+static void nobody_is_found(void)
+{
+    char path[200];
+    pml_connection c;
+    assert_int_equal(pml_runtime_find(looked_at->run, path, sizeof path, NULL), PML_BUSY);
+    assert_int_equal(access(looked_at->file, F_OK), 0); /* of the one before */
+    assert_int_equal(pml_connection_read(looked_at->file, &c, NULL), PML_BUSY);
+    assert_int_equal(pml_connection_find(looked_at->run, path, sizeof path, NULL), PML_BUSY);
+}
+
+/* At no moment of a change of coordinators are the keys of the one before found: who came with them
+ * would be turned away for good. */
+static void what_was_left_leads_nowhere(void **state)
+{
+    place *p = *state;
+    pml_connection c = some_connection(p), found;
+    take(p);
+    assert_int_equal(pml_connection_write(p->runtime, &c, NULL), PML_OK);
+    assert_int_equal(pml_connection_read(p->file, &found, NULL), PML_OK);
+    close(p->lock); /* as SIGKILL does */
+    assert_int_equal(pml_connection_read(p->file, &found, NULL), PML_PEER);
+    looked_at = p;
+    when_locked = nobody_is_found;
+    take(p);
+    assert_true(when_locked == NULL);
+    assert_int_equal(pml_connection_read(p->file, &found, NULL), PML_NOT_FOUND);
+    c.pid++; /* as for one who has read the file before it went, and asks for the lock only now */
+    assert_int_equal(pml_connection_write(p->runtime, &c, NULL), PML_OK);
+    assert_int_equal(pml_connection_read(p->file, &found, NULL), PML_BUSY);
 }
 
 /* The lock and the folder are found from cron, from sudo and from a kernel, whatever each has for
@@ -399,6 +440,7 @@ int main(void)
         TEST(unusable_places_are_passed_over),
         TEST(an_open_folder_is_refused),
         TEST(the_lock_ends_with_its_holder),
+        TEST(what_was_left_leads_nowhere),
         TEST(one_place_whoever_asks),
         TEST(a_lock_leads_to_no_other_run),
         TEST(a_copied_folder_takes_nothing_away),

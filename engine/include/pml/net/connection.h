@@ -95,7 +95,8 @@ pml_status pml_connection_write(const char *folder, const pml_connection *connec
 
 /* Read a connection file. PML_NOT_FOUND: no coordinator has been there. PML_DENIED: not a regular
  * file of ours with mode 0600. PML_CORRUPT, PML_INVALID: its content. PML_PEER: its coordinator is
- * gone (left over), which only a file of this machine (ipc) can tell. */
+ * gone (left over), PML_BUSY: another is taking its place, which only a file of this machine (ipc)
+ * can tell. */
 pml_status pml_connection_read(const char *path, pml_connection *connection, pml_error *err);
 
 /* The content of a connection file, however it came. Whether anybody is there is not asked. */
