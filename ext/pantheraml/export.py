@@ -18,6 +18,7 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 from pantheraml import _native, config, folders, gguf
+from pantheraml.data import chat
 from pantheraml.errors import (
     BusyError,
     DeniedError,
@@ -353,6 +354,8 @@ def _merge(request: Request, folder: Path) -> dict[str, Any]:
         if (model / name).is_file():
             _copy(model / name, folder)
     notes = []
+    if chat.additional(model):
+        notes.append("the model's additional_chat_templates are not in it: copy them beside it")
     if made["rounding"] > 0:
         notes.append(f"rounded to {dtype}: a weight moved by at most {made['rounding']:.1e}")
     notes += _note_of_quant(request)

@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pantheraml.errors import InvalidError, NotInThisVersion
+from pantheraml.data import chat
+from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
 
 Pair = dict[str, Any]
 
@@ -206,13 +207,8 @@ def _special(
 
 
 def _chat(folder: Path) -> list[Pair]:
-    path = folder / "chat_template.jinja"
-    template: Any = path.read_text(encoding="utf-8") if path.is_file() else None
-    if template is None:
-        template = _read(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    if not isinstance(template, str):
+    try:
+        named = chat.stored(folder)
+    except NotFoundError:
         return []
-    return [_pair("tokenizer.chat_template", "string", template)]
+    return [_pair("tokenizer.chat_template", "string", named[chat.DEFAULT])]

@@ -11,7 +11,8 @@ from pantheraml.errors import InvalidError, NotFoundError, PeerError
 
 #: What fine-tuning reads of a repository.
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-_UNWANTED = ["*/*", "consolidated*.safetensors"]
+#: Of folders inside it, only templates: additional_chat_templates/tool_use.jinja.
+_UNWANTED = ["*/*.json", "*/*.safetensors", "consolidated*.safetensors"]
 #: A model's page on the hub.
 _PAGE = r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?"
 

@@ -66,6 +66,43 @@ def test_prefixes_find_the_assistants_turns(name: str, tmp_path: Path) -> None:
     assert len(learned) == sum(len(s.strip().encode()) + 1 for s in said)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("seen-")])
+def test_templates_see_what_transformers_shows_them(name: str, tmp_path: Path) -> None:
+    assert tokenised(tmp_path, CASES[name])[0] == CASES[name]["input_ids"]
+    assert "None" not in CASES[name]["text"]
+
+
+def test_tools_take_the_template_for_tools(tmp_path: Path) -> None:
+    named = [
+        {"name": "default", "template": "{{ messages[0].content }}"},
+        {"name": "tool_use", "template": "{{ tools | tojson }}{{ messages[0].content }}"},
+    ]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
+    tools = [{"name": "f"}]
+
+    def texts(template: chat.ChatTemplate) -> list[str]:
+        assert template.with_spans(turns, tools=tools)[0] == template.render(turns, tools=tools)
+        return [template.render(turns), template.render(turns, tools=tools)]
+
+    assert texts(chat.load(tmp_path)) == ["a", '[{"name": "f"}]a']
+    assert texts(chat.load(tmp_path, "{{ messages[0].content }}!")) == ["a!", "a!"]
+    (tmp_path / "chat_template.jinja").write_text("file {{ messages[0].content }}")
+    assert texts(chat.load(tmp_path)) == ["file a", "file a"]  # the files say it all
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools|length }}")
+    assert texts(chat.load(tmp_path)) == ["file a", "1"]
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages[0].content }}", "{% for m in messages %}{{ m.content }}{% endfor %}-"]
+)
+def test_who_begins_has_nothing_before(source: str) -> None:
+    turns = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+    with pytest.raises(InvalidError, match="begins with the assistant.*put a turn before it"):
+        chat.ChatTemplate(source, {}).with_spans(turns)
+
+
 def test_rewriting_template_is_refused() -> None:
     template = chat.ChatTemplate(
         "{% for m in messages %}{{ m.content if loop.last else '-' }}{% endfor %}",

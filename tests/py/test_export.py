@@ -89,7 +89,7 @@ def test_shards_and_types(trained: pm.Run, tmp_path: Path) -> None:
         assert np.array_equal(found[name], tensor.astype(np.float16)), name
         moved = max(moved, float(np.abs(tensor.astype(np.float16) - tensor).max()))
     assert out.rounding is not None and 0 < out.rounding <= moved
-    assert any("rounded to float16" in note for note in out.notes)
+    assert len(out.notes) == 1 and "rounded to float16" in out.notes[0]
 
 
 def test_bfloat16_stays_bfloat16(start: Start, tmp_path: Path) -> None:
@@ -99,8 +99,11 @@ def test_bfloat16_stays_bfloat16(start: Start, tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     described = json.loads((folder / "config.json").read_text()) | {"torch_dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(described))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     run = start(model=folder, max_steps=4, learning_rate=5e-3).wait(PATIENCE)
     out = run.export(tmp_path / "out", "merged")
+    assert any("additional_chat_templates" in note for note in out.notes)  # and is not copied
     made = load_file(out / "model.safetensors")
     assert {t.dtype for t in made.values()} == {np.dtype(np.float16)} and out.dtype == "float16"
     assert np.array_equal(made["model.embed_tokens.weight"], tensors["model.embed_tokens.weight"])

@@ -30,7 +30,7 @@ from pantheraml.checks import memory, path_of
 from pantheraml.data.shard import write_sum
 
 #: Counts up when the same input makes other tokens than it did before.
-FORMAT = 1
+FORMAT = 2
 
 _DEFAULT = "10GiB"
 _CHUNK = 1 << 22

@@ -30,6 +30,12 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 #: A variable of ours: the date that ``strftime_now`` tells.
 DATE = "strftime_now"
 
+#: The template that transformers takes, and the one in its place where there are tools.
+DEFAULT, TOOL_USE = "default", "tool_use"
+
+#: The names that a turn's reasoning goes by, as transformers looks for it.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
 
 class ChatTemplate:
     """A model's chat template.
@@ -42,6 +48,8 @@ class ChatTemplate:
         Names that templates use: ``bos_token``, ``eos_token`` and so on.
     variables
         What else it is given: `chat_template_kwargs`.
+    for_tools
+        The template that takes its place where there are tools.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class ChatTemplate:
         source: str,
         special_tokens: Mapping[str, str],
         variables: Mapping[str, Any] | None = None,
+        for_tools: ChatTemplate | None = None,
     ) -> None:
         # Here and not above: rows that are no conversations do without jinja2.
         from pantheraml.data.template import Sandbox, TemplateError
@@ -63,6 +72,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise InvalidError(f"the chat template cannot be read: {error}") from None
         self._special = dict(special_tokens)
+        self._for_tools = for_tools
 
     def render(
         self,
@@ -73,6 +83,8 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Render a conversation; with `prompt`, up to where the assistant would begin."""
+        if tools is not None and self._for_tools is not None:
+            return self._for_tools.render(messages, prompt=prompt, tools=tools, variables=variables)
         return self._strip(self._render(messages, prompt, tools, variables))[0]
 
     def with_spans(
@@ -105,6 +117,10 @@ class ChatTemplate:
             The template refused the conversation, does not let turns be told apart, prints the
             date, or does not come to an end.
         """
+        if tools is not None and self._for_tools is not None:
+            return self._for_tools.with_spans(
+                messages, first=first, tools=tools, variables=variables
+            )
         self._sandbox.asked_date = False
         text, spans = self._strip(self._render(messages, False, tools, variables))
         if self._sandbox.asked_date:
@@ -118,7 +134,7 @@ class ChatTemplate:
             return text, spans[max(0, len(spans) - len(turns)) :] if first else spans
         learned = []
         for turn in turns:
-            begin = self.render(messages[:turn], prompt=True, tools=tools, variables=variables)
+            begin = self._before(messages, turn, text, tools, variables)
             end = text
             if turn + 1 < len(messages):
                 end = self.render(messages[: turn + 1], tools=tools, variables=variables)
@@ -130,13 +146,32 @@ class ChatTemplate:
             learned.append((len(begin), len(end)))
         return text, learned
 
+    def _before(
+        self, messages: Messages, turn: int, text: str, tools: Any,
+        variables: Mapping[str, Any] | None,
+    ) -> str:  # fmt: skip
+        """Render what an assistant's turn is the answer to."""
+        if turn > 0:
+            return self.render(messages[:turn], prompt=True, tools=tools, variables=variables)
+        try:
+            begin = self.render([], prompt=True, tools=tools, variables=variables)
+        except InvalidError:
+            begin = None  # most templates look at the first turn
+        if begin is None or not text.startswith(begin):
+            raise InvalidError(
+                "the conversation begins with the assistant, and the chat template does not say "
+                "what stands before its first words, so what is to be learned cannot be told; put "
+                "a turn before it, or give chat_template= with {% generation %} marks"
+            )
+        return begin
+
     def _render(
         self, messages: Messages, prompt: bool, tools: Any, variables: Mapping[str, Any] | None
     ) -> str:
         from pantheraml.data.template import TemplateError, TooMuch
 
         given = {
-            "messages": messages,
+            "messages": [_as_templates_see_it(turn) for turn in messages],
             "tools": tools,
             "documents": None,
             "add_generation_prompt": prompt,
@@ -182,40 +217,55 @@ def of_run(folder: Path, data: Mapping[str, Any]) -> tuple[str | None, Mapping[s
 def load(
     folder: Path, source: str | None = None, variables: Mapping[str, Any] | None = None
 ) -> ChatTemplate:
-    """Find a model folder's chat template, or take the one that is given in its place.
+    """Find a model folder's chat template, or take the one that is given in its place."""
+    special = special_tokens(folder)
+    if source is not None:
+        return ChatTemplate(source, special, variables)
+    named = stored(folder)
+    tool_use = named.get(TOOL_USE)
+    for_tools = None if tool_use is None else ChatTemplate(tool_use, special, variables)
+    return ChatTemplate(named[DEFAULT], special, variables, for_tools)
 
-    ``chat_template.jinja`` goes before ``tokenizer_config.json``'s ``chat_template``; of several
-    named ones, ``default`` is taken.
-    """
-    config = special_tokens(folder)
-    if source is None:
-        source = stored(folder)
-    return ChatTemplate(source, config, variables)
 
+def stored(folder: Path) -> dict[str, str]:
+    """Give the texts of a model folder's chat templates by name, one of which is ``default``.
 
-def stored(folder: Path) -> str:
-    """Give the text of a model folder's chat template.
+    ``chat_template.jinja`` and ``additional_chat_templates/*.jinja`` go before
+    ``tokenizer_config.json``'s ``chat_template``, which may be a text or a list of named ones.
 
     Raises
     ------
     NotFoundError
-        It has none.
+        It has no default one.
     """
+    found: dict[object, object] = {}
     file = folder / "chat_template.jinja"
     if file.is_file():
-        source: object = file.read_text(encoding="utf-8")
+        found = {path.stem: path.read_text(encoding="utf-8") for path in additional(folder)}
+        found[DEFAULT] = file.read_text(encoding="utf-8")
     else:
-        source = _json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(source, list):
-        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-        source = named.get("default")
-    if not isinstance(source, str) or not source.strip():
+        given = _json(folder / "tokenizer_config.json").get("chat_template")
+        if isinstance(given, list):
+            found = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+        else:
+            found = {DEFAULT: given}
+    named = {
+        name: text
+        for name, text in found.items()
+        if isinstance(name, str) and isinstance(text, str) and text.strip()
+    }
+    if DEFAULT not in named:
         raise NotFoundError(
             f"the model folder {folder} has no chat template (chat_template.jinja, or chat_template"
             " in tokenizer_config.json), and rows with messages need one; give chat_template=, or "
             "use prompt/completion"
         )
-    return source
+    return named
+
+
+def additional(folder: Path) -> list[Path]:
+    """Give the files of a model folder's templates beside ``chat_template.jinja``."""
+    return sorted((folder / "additional_chat_templates").glob("*.jinja"))
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -260,6 +310,19 @@ def check(messages: object) -> Messages:
             if kind != "text":
                 raise NotInThisVersion(f"turn {number}: not in this version: content of {kind!r}")
     return messages
+
+
+def _as_templates_see_it(turn: dict[str, Any]) -> dict[str, Any]:
+    """Give a turn as transformers hands it to a template.
+
+    What is null is not there: templates print None, or fail on it, where they know what to do
+    without the key. Reasoning has the names that templates read, whichever it came under.
+    """
+    said = {name: value for name, value in turn.items() if value is not None}
+    reasoning = next((said[name] for name in _REASONING if name in said), None)
+    if reasoning is not None:
+        said = {"thinking": reasoning, **said, "reasoning_content": reasoning}
+    return said
 
 
 def _is_json(value: object) -> bool:

@@ -86,8 +86,9 @@ class ModelFolder:
         """
         if self.tokenizer is None:
             raise NotFoundError(
-                f"the model folder {self.path} has no tokenizer.json, which text needs; rows of "
-                '{"input_ids", "labels"} do without'
+                f"the model folder {self.path} has no tokenizer.json, which text needs; "
+                "transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one of "
+                'other files; rows of {"input_ids", "labels"} do without'
             )
         return self.tokenizer
 
@@ -149,7 +150,9 @@ def load_model_folder(
 def identity(model: ModelFolder) -> dict[str, Any]:
     """Give what decides how this model's rows become tokens, as JSON values."""
     try:
-        template = model.template if model.template is not None else chat.stored(model.path)
+        template: Any = model.template
+        if template is None:
+            template = chat.stored(model.path)
     except NotFoundError:
         template = None  # rows with messages are refused
     return {
