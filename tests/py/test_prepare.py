@@ -131,7 +131,8 @@ def test_tokens_need_no_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[
     rows = job.rows({"input_ids": [1, 2, 3], "labels": [-100, 2, -100]}, {"input_ids": [4, 5]})
     assert rows == [([1, 2, 3], [-100, 2, -100]), ([4, 5], [4, 5])]
     (job.folder / "data/train.safetensors").unlink()
-    assert "no tokenizer.json" in job.error('{"text": "a"}')
+    error = job.error('{"text": "a"}')
+    assert "no tokenizer.json" in error and "save_pretrained" in error
 
 
 def again(job: Job, **settings: Any) -> None:

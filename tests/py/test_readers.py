@@ -280,6 +280,7 @@ TABLE = Dataset(pa.table({"text": ["a"]}))
         ({"train": TABLE, "test": TABLE}, "data is a dict of 'train', 'test'; give one of them"),
         ({"text": ["a"]}, "not one dict ('text'); give datasets.Dataset.from_dict(data)"),
         (Frame(), 'data is a DataFrame; give data.to_dict("records")'),
+        (pa.table({"text": ["a"]}), "data is Arrow data; give data.to_pylist()"),
         (Dataset(pa.table({"txt": ["a"]})), "data[0]: a row must be"),
         (Dataset(pa.table({"text": pa.array([], pa.string())})), "data: there are no rows in it"),
         (b"x", "data must be a file or a list of dicts, it is bytes"),

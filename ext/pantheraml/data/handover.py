@@ -191,6 +191,8 @@ def look_at(data: Data, name: str = "data") -> Given:
         return GivenDataset(name, data)
     if hasattr(data, "to_dict") and hasattr(data, "columns"):
         raise InvalidError(f'{name} is a DataFrame; give {name}.to_dict("records")')
+    if hasattr(data, "to_pylist"):
+        raise InvalidError(f"{name} is Arrow data; give {name}.to_pylist(), or the file it is of")
     if isinstance(data, bytes) or not isinstance(data, Iterable):
         what = type(data).__name__
         raise InvalidError(f"{name} must be a file or a list of dicts, it is {what}")
