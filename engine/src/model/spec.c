@@ -185,8 +185,9 @@ static pml_status read_quantisation(pml_json_at at, pml_model_spec *s, pml_error
     return PML_OK;
 }
 
-/* Llama has no windows. Mistral's is in force in every layer, unless it is null; whatever else the
- * file says of windows has no effect there, as in transformers. */
+/* Llama has no windows. Mistral's is in force in every layer, unless it is null or layer_types says
+ * otherwise, which AutoModel takes for a Ministral; whatever else the file says of windows has no
+ * effect there, as in transformers. */
 static pml_status read_windows(pml_json_at at, const family *family, pml_model_spec *s,
                                pml_error *err)
 {
@@ -202,7 +203,7 @@ static pml_status read_windows(pml_json_at at, const family *family, pml_model_s
         TRY(pml_json_get_i32(at, "sliding_window", PML_JSON_OPTIONAL, 1, INT32_MAX, &s->window,
                              err));
     }
-    if (family->windows == WINDOW_BY_LAYER)
+    if (family->windows == WINDOW_BY_LAYER || pml_json_has(at, "layer_types"))
         return read_layer_types(at, s, err);
     if (s->window > 0)
         memset(s->sliding, 0xFF, sizeof s->sliding);

@@ -198,7 +198,11 @@ static void test_windows_in_force(void **state)
     } cases[] = {
         {mistral, "", 4096, 4096},
         {mistral, "\"sliding_window\":7,\"use_sliding_window\":false", 7, 7},
-        {mistral, "\"sliding_window\":7,\"layer_types\":[\"full_attention\",\"x\"]", 7, 7},
+        {mistral, "\"sliding_window\":7,\"layer_types\":null", 7, 7},
+        {mistral,
+         "\"sliding_window\":7,\"max_window_layers\":0,"
+         "\"layer_types\":[\"full_attention\",\"sliding_attention\"]",
+         0, 7},
         {qwen2, "\"use_sliding_window\":true,\"max_window_layers\":1", 0, 4096},
         {qwen2, "\"use_sliding_window\":true,\"max_window_layers\":0,\"sliding_window\":9", 9, 9},
         {qwen2,
