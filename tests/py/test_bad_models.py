@@ -105,6 +105,26 @@ def test_nf4_folder_with_a_whole_weight_is_named(tmp_path: Path, runs: Path) -> 
     assert not runs.exists() or not list(runs.iterdir())
 
 
+def test_a_tied_head_in_the_file_is_the_table(
+    model: Path, tmp_path: Path, start: Callable[..., pm.Run]
+) -> None:
+    """As some exporters write it; with another one it is not said which of the two is meant."""
+    folder = tmp_path / "tied"
+    shutil.copytree(model, folder)
+    table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    config_with(tie_word_embeddings=True)(folder)
+    weights_with(**{"lm_head.weight": table})(folder)
+    beside = start(model=folder, max_steps=2, seed=1).wait(PATIENCE)
+    weights_with(**{"lm_head.weight": ...})(folder)
+    alone = start(model=folder, max_steps=2, seed=1).wait(PATIENCE)
+    assert [r["loss"] for r in beside.history] == [r["loss"] for r in alone.history]
+    table = table.copy()
+    table[-1, -1] += 1
+    weights_with(**{"lm_head.weight": table})(folder)
+    with pytest.raises(pm.RunFailed, match="lm_head.weight is not model.embed_tokens.weight"):
+        start(model=folder, max_steps=2).wait(PATIENCE)
+
+
 def test_shards_are_read(model: Path, tmp_path: Path, start: Callable[..., pm.Run]) -> None:
     folder = tmp_path / "sharded"
     shutil.copytree(model, folder)

@@ -19,8 +19,8 @@ static char *place(const pml_stepper *s, const pml_parameter *p)
            (size_t)(p->row * pml_tensor_pitch(t) + p->col) * pml_dtype_size(t->dtype);
 }
 
-/* Host memory in which numbers are converted: `piece` floats at a time as the file has them (F64 at
- * the widest), as float32, and in the dtype of their place. */
+/* Host memory in which numbers are converted, and compared: `piece` floats at a time as the file
+ * has them (F64 at the widest), as float32, and in the dtype of their place. */
 typedef struct buffers {
     char *stored;
     float *piece, *rounded;
@@ -375,12 +375,42 @@ static pml_status refuse_extra(const pml_stepper *s, const pml_safetensors *file
     return PML_OK;
 }
 
+/* A tied head that the folder has beside the table is the table, or config.json is wrong: then
+ * transformers does not tie them, and who has the folder knows which of the two is meant. */
+static pml_status check_tied(const pml_stepper *s, const pml_safetensors *file, const buffers *b,
+                             pml_error *err)
+{
+    static const size_t most = PIECE_FLOATS * sizeof(float);
+    const pml_stored *head = pml_safetensors_find(file, "lm_head.weight");
+    const pml_stored *table = pml_safetensors_find(file, "model.embed_tokens.weight");
+    if (!s->spec.tied_head || head == NULL || table == NULL)
+        return PML_OK;
+    bool same = head->dtype == table->dtype && head->bytes == table->bytes;
+    for (size_t at = 0; same && at < head->bytes; at += most) {
+        size_t n = head->bytes - at < most ? head->bytes - at : most;
+        pml_status status = pml_stored_read(head, at, n, b->stored, err);
+        if (status == PML_OK)
+            status = pml_stored_read(table, at, n, b->stored + most, err);
+        if (status != PML_OK)
+            return status;
+        same = memcmp(b->stored, b->stored + most, n) == 0;
+    }
+    return same ? PML_OK
+                : PML_FAIL(err, PML_INVALID,
+                           "%s: lm_head.weight is not model.embed_tokens.weight, but config.json "
+                           "has tie_word_embeddings = true; set it to false there to train this "
+                           "head, or take the tensor out of the file",
+                           head->path);
+}
+
 static pml_status load_model(pml_stepper *s, const buffers *b, pml_error *err)
 {
     pml_safetensors *file = NULL;
     pml_status status = pml_safetensors_open_folder(s->config.model, &file, err);
     if (status == PML_OK)
         status = refuse_extra(s, file, err);
+    if (status == PML_OK)
+        status = check_tied(s, file, b, err);
     if (status == PML_OK)
         status = load_parameters(s, file, false, b, err);
     if (status == PML_OK)
