@@ -2,6 +2,7 @@
 #include "messages_table.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { ITEM_STRING_MAX = 4096 };
@@ -220,9 +221,27 @@ static pml_status check_fields(const json_t *object, const char *where, const pm
     return PML_OK;
 }
 
+/* "; it has a, b", as many as there is room for; "" where there are none. */
+static const char *show_fields(const pmli_type *t, char *out, size_t capacity)
+{
+    static const char more[] = ", …";
+    size_t used = 0;
+    out[0] = '\0';
+    for (const pmli_field *f = t->fields; f->name != NULL; f++) {
+        const char *before = used > 0 ? ", " : "; it has ";
+        if (used + strlen(before) + strlen(f->name) + sizeof more > capacity) {
+            strcpy(out + used, more);
+            break;
+        }
+        used += (size_t)snprintf(out + used, capacity - used, "%s%s", before, f->name);
+    }
+    return out;
+}
+
 pml_status pmli_check(const json_t *object, pml_message_type type, bool bare, pml_error *err)
 {
     const pmli_type *t = &pmli_types[type];
+    char names[512];
     bool stamped = t->channel == PML_CHANNEL_EVENT && !bare;
     bool enveloped =
         (t->channel == PML_CHANNEL_REQUEST || t->channel == PML_CHANNEL_ANSWER) && !bare;
@@ -245,7 +264,8 @@ pml_status pmli_check(const json_t *object, pml_message_type type, bool bare, pm
         for (const pmli_field *f = common; f != NULL && f->name != NULL; f++)
             in = in || strcmp(f->name, key) == 0;
         if (status == PML_OK && !typed && !in)
-            status = PML_FAIL(err, PML_INVALID, "%s has no field \"%.64s\"", t->name, key);
+            status = PML_FAIL(err, PML_INVALID, "%s has no field \"%.64s\"%s", t->name, key,
+                              show_fields(t, names, sizeof names));
     }
     if (status == PML_OK && type == PML_REQUEST_set && known == 0)
         status = PML_FAIL(err, PML_INVALID, "set needs at least one setting");

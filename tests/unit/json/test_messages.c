@@ -87,7 +87,7 @@ static void names_what_is_wrong(void **state)
             PML_INVALID, "eval.loss is missing");
     refused(PML_CHANNEL_ORDER,
             "{\"type\":\"command\",\"command\":1,\"verb\":\"set\",\"args\":{\"lr\":1}}",
-            PML_INVALID, "no field \"lr\"");
+            PML_INVALID, "no field \"lr\"; it has learning_rate, ");
     refused(PML_CHANNEL_ORDER, "{\"type\":\"command\",\"command\":1,\"verb\":\"fly\",\"args\":{}}",
             PML_INVALID, "command.verb must be one of");
     refused(PML_CHANNEL_REQUEST, "{\"type\":\"pause\",\"id\":\"\xff\"}", PML_CORRUPT, "decode");
