@@ -11,7 +11,7 @@ from typing import Any
 
 from pantheraml import _native
 from pantheraml.checks import choice, names_checked, number, path_of, truth, whole
-from pantheraml.errors import InvalidError, NotFoundError
+from pantheraml.errors import InvalidError, NotFoundError, NotInThisVersion
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: What may be trained whole beside the matrices, by the path of its module.
@@ -154,14 +154,11 @@ class LoRA:
         if not isinstance(given, str | Iterable):
             raise InvalidError(f"LoRA(modules_to_save) must be names, it is {given!r}")
         for entry in [given] if isinstance(given, str) else given:
-            matched = {
-                name
-                for name, path in SAVED.items()
-                if path.format(0).endswith(str(entry))
-                and entry
-                and (model.qk_norm or name not in ("q_norm", "k_norm"))
-            }
+            matched = _saved_by(str(entry))
+            if not model.qk_norm:
+                matched -= {"q_norm", "k_norm"}
             if not matched:
+                _refuse_one_layers_norm(str(entry))
                 choice("LoRA(modules_to_save)", entry, tuple(SAVED))
                 raise InvalidError(f"LoRA(modules_to_save): this model has no {entry}")
             found |= matched
@@ -232,6 +229,27 @@ class LoRA:
             "lora_modules_to_save": saved,
             "lora_init": "",
         }
+
+
+def _saved_by(end: str) -> set[str]:
+    """Names out of SAVED whose path has that end, in every layer."""
+    return {name for name, path in SAVED.items() if end and path.endswith(end)}
+
+
+def _refuse_one_layers_norm(entry: str) -> None:
+    """PEFT would train that one; what a run has of a name is trained in every layer.
+
+    Raises
+    ------
+    NotInThisVersion
+        It is one layer's.
+    """
+    of_each = re.sub(r"(^|\.)\d+\.", r"\1{}.", entry)
+    for name in sorted(_saved_by(of_each)) if of_each != entry else ():
+        raise NotInThisVersion(
+            f"not in this version: LoRA(modules_to_save) with a norm of one layer, {entry!r}; "
+            f"{name!r} is that of every layer"
+        )
 
 
 LoRA.__init__ = names_checked(LoRA.__init__)  # type: ignore[method-assign]

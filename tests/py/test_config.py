@@ -296,6 +296,13 @@ def test_what_an_adapter_cannot_sit_on(lora: dict[str, Any], words: str) -> None
         pm.LoRA(**lora).resolve(model_of("qwen2-tied-lora"))
 
 
+@pytest.mark.parametrize("entry", ["layers.1.input_layernorm", "0.post_attention_layernorm"])
+def test_a_norm_of_one_layer_is_not_taken_for_that_of_all(entry: str) -> None:
+    words = f"a norm of one layer, '{entry}'; '{entry.rpartition('.')[2]}' is that of every layer"
+    with pytest.raises(pm.NotInThisVersion, match=words):
+        pm.LoRA(modules_to_save=[entry]).resolve(model_of("qwen2-tied-lora"))
+
+
 def test_names(runs: Path) -> None:
     for bad in ("", ".", "..", "a/b", "-a", "a b", "é", "x" * 101):
         with pytest.raises(pm.InvalidError, match="name"):
