@@ -71,7 +71,7 @@ static void reap_failed(void)
     harness_entry(getpid(), entry);
     reap(entry);
     if (current->coordinator > 0)
-        harness_wait(current);
+        waitpid(current->coordinator, NULL, 0);
     current = NULL; /* its memory and its folder, with its logs, stay */
 }
 
@@ -228,9 +228,13 @@ void harness_adopt(harness *h)
                      h->runtime) > 0 &&
             pml_connection_read(h->connection_file, &found, NULL) == PML_OK) {
             pml_keypair_forget(&found.keys);
+            /* The next one has the run's lock a moment before it removes the dead one's file, and
+             * would not know the keys that are in there. */
             h->adopted = found.pid;
-            harness_connect(h);
-            return;
+            if (process_is_there(h->adopted)) {
+                harness_connect(h);
+                return;
+            }
         }
         pml_clock_sleep(0.01);
     }
@@ -240,7 +244,15 @@ void harness_adopt(harness *h)
 int harness_wait(harness *h)
 {
     int status;
-    assert_int_equal(waitpid(h->coordinator, &status, 0), h->coordinator);
+    pid_t ended = 0;
+    for (double end = pml_clock_monotonic() + patience; ended == 0;) {
+        ended = waitpid(h->coordinator, &status, WNOHANG);
+        if (ended == 0 && pml_clock_monotonic() > end)
+            fail_msg("the coordinator (process %d) does not end", (int)h->coordinator);
+        if (ended == 0)
+            pml_clock_sleep(0.005);
+    }
+    assert_int_equal(ended, h->coordinator);
     h->coordinator = -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
 }
@@ -269,8 +281,11 @@ void harness_wait_mark(harness *h, const char *name)
 {
     char path[200];
     snprintf(path, sizeof path, "%s/%s", h->folder, name);
-    while (access(path, F_OK) != 0)
+    for (double end = pml_clock_monotonic() + patience; access(path, F_OK) != 0;) {
+        if (pml_clock_monotonic() > end)
+            fail_msg("there is never a file %s", name);
         harness_receive_for(h, 0.02);
+    }
     harness_mark(h, name, false);
 }
 
@@ -344,9 +359,12 @@ static void keep_published(harness *h, const pml_received *r)
 
 void harness_catch_up(harness *h)
 {
+    double end = pml_clock_monotonic() + patience;
     /* To what had happened when it was asked first: steps may be quicker than who reads of them. */
     for (int64_t last, goal = -1; goal < 0 || h->last_seq < goal;) {
         char fields[64];
+        if (pml_clock_monotonic() > end)
+            fail_msg("event %lld never comes", (long long)h->last_seq + 1);
         snprintf(fields, sizeof fields, "\"from\":%lld", (long long)h->last_seq + 1);
         pml_message *m = harness_ask(h, "replay", fields);
         assert_int_equal(pml_message_type_of(m), PML_ANSWER_events);
@@ -476,6 +494,18 @@ pid_t harness_worker_pid(harness *h, int rank)
     pml_message_destroy(&w);
     pml_message_destroy(&m);
     return pid;
+}
+
+pid_t harness_wait_worker(harness *h, int rank)
+{
+    for (double end = pml_clock_monotonic() + patience; pml_clock_monotonic() < end;) {
+        pid_t pid = harness_worker_pid(h, rank);
+        if (pid > 0)
+            return pid;
+        harness_receive_for(h, 0.02);
+    }
+    fail_msg("worker %d is never there", rank);
+    return 0;
 }
 
 /* A zombie is not there any more. */

@@ -86,6 +86,8 @@ void harness_wait_state(harness *h, const char *state);
 
 /* Process of a worker now, from `status`. */
 pid_t harness_worker_pid(harness *h, int rank);
+/* The same of one that is being started. One that ends soon after may not be seen. */
+pid_t harness_wait_worker(harness *h, int rank);
 bool process_is_there(pid_t pid);
 /* On a quiet machine within so many seconds. */
 void harness_wait_gone(pid_t pid, double seconds);

@@ -114,8 +114,7 @@ static void killed_while_loading_leaves_nobody(void **state)
     assert_true(harness_start(h, NULL));
     pid_t pids[2];
     for (int r = 0; r < 2; r++)
-        while ((pids[r] = harness_worker_pid(h, r)) <= 0) /* it is being started */
-            harness_receive_for(h, 0.02);
+        pids[r] = harness_wait_worker(h, r);
     kill(h->coordinator, SIGKILL);
     harness_wait(h);
     harness_wait_gone(pids[0], 3);

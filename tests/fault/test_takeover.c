@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "pml/base/clock.h"
 #include "pml/net/connection.h"
 
 /* ---- the coordinator ---- */
@@ -162,7 +163,8 @@ static void a_killed_coordinator_leaves_no_preparation(void **state)
     h->prepare[2] = "echo $$ > $0/preparing; exec sleep 1000";
     assert_true(harness_start(h, NULL));
     pid_t pid = 0;
-    while (pid == 0) {
+    for (double end = pml_clock_monotonic() + harness_bound(20); pid == 0;) {
+        assert_true(pml_clock_monotonic() < end);
         harness_receive_for(h, 0.02);
         char *text = harness_read(h, "preparing");
         pid = (pid_t)atoi(text);
