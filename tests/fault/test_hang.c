@@ -58,6 +58,22 @@ static void who_waits_for_a_slow_save_does_not_hang(void **state)
     harness_destroy(&h);
 }
 
+/* Nor is a stop's last save one: it may take what saving may. */
+static void a_stop_waits_for_a_slow_save(void **state)
+{
+    (void)state;
+    setenv("FAKE_SAVE_MS", "6000", 1);
+    harness *h = harness_new(1, FOR_EVER, GOES_ON ",\"hang_timeout\":1");
+    assert_true(harness_start(h, NULL));
+    unsetenv("FAKE_SAVE_MS");
+    history_reach(h, 5);
+    int64_t steps = history_stop(h);
+    const pml_message *m = harness_event(h, 0, PML_EVENT_state, "state", "stopped", NULL);
+    assert_string_equal(pml_message_string(m, "reason"), "");
+    assert_true(history_learnt(h, steps) == history_undisturbed(steps));
+    harness_destroy(&h);
+}
+
 /* As it comes: within hang_timeout's 30 s, to the second. */
 static void a_hang_is_found_in_time(void **state)
 {
@@ -166,6 +182,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_hung_worker_is_told_from_a_dead_one),
         cmocka_unit_test(a_hang_is_found_in_time),
         cmocka_unit_test(who_waits_for_a_slow_save_does_not_hang),
+        cmocka_unit_test(a_stop_waits_for_a_slow_save),
         cmocka_unit_test(a_stopped_worker_is_silent),
         cmocka_unit_test(absence_is_not_held_against_workers),
         cmocka_unit_test(a_stop_does_not_wait_for_a_hung_worker),

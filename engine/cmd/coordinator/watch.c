@@ -88,10 +88,12 @@ bool watch_may_speak(const coordinator *c, const worker *w, double seconds)
     return timeout > 0 && !is_silent(c, w, timeout);
 }
 
-/* 0: it may take what it takes. */
+/* 0: it may take what it takes. A stop waits for the safe point after a step, and not for long; but
+ * the save that it is for has a save's time. */
 static double limit_of(const coordinator *c, const worker *w, double timeout)
 {
-    return stop_is_asked(c) && w->limit > 0 ? timeout + 2 * w->longest : w->limit;
+    bool hurries = stop_is_asked(c) && strcmp(w->phase, "saving") != 0;
+    return hurries && w->limit > 0 ? timeout + 2 * w->longest : w->limit;
 }
 
 static bool is_late(const coordinator *c, const worker *w, double timeout)
