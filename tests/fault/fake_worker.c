@@ -221,6 +221,17 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     return status;
 }
 
+static pml_status fake_open_left(const job_setup *setup, job **out, pml_error *err)
+{
+    job *j = *out = calloc(1, sizeof *j);
+    if (j == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory");
+    snprintf(j->held, sizeof j->held, "%.4000s/held", setup->folder);
+    return setup->payload_bytes == sizeof j->learnt
+               ? PML_OK
+               : PML_FAIL(err, PML_INVALID, "%zu bytes", setup->payload_bytes);
+}
+
 static void fake_close(job **j)
 {
     if ((*j)->used != NULL)
@@ -427,6 +438,7 @@ static pml_status fake_prune(job *j, const char *parent, int64_t best, pml_error
 
 static const job_kind fake = {
     .open = fake_open,
+    .open_left = fake_open_left,
     .close = fake_close,
     .share = fake_share,
     .epoch = fake_epoch,

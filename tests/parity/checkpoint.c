@@ -173,6 +173,76 @@ static void check_resume(const char *fixtures, const char *name, variant how)
     session_close(&s);
 }
 
+static char *manifest_of(const char *folder)
+{
+    char path[PML_PATH_MAX], *text;
+    size_t size;
+    snprintf(path, sizeof path, "%s/MANIFEST", folder);
+    MUST(pml_file_read(path, 1 << 20, false, &text, &size, err));
+    return text;
+}
+
+/* What a stepper has put, written without it: the same files. */
+static void check_left(const char *fixtures, const char *name, variant how)
+{
+    pml_train_config config;
+    load_case(fixtures, name, &config);
+    vary(&config, how);
+    session s;
+    session_open(&(session_options){.config = &config}, &s);
+    for (int i = 0; i < 2; i++)
+        session_step(&s, NULL);
+    static pml_train_state whole;
+    pml_train_state state = state_of(&s);
+    size_t bytes = pml_snapshot_bytes(s.stepper);
+    void *memory = malloc(bytes);
+    if (memory == NULL)
+        abort();
+    MUST(pml_snapshot_put(s.stepper, &state, &whole, memory, err));
+    pml_snapshot *frames[2];
+    char *manifests[2];
+    MUST(pml_snapshot_frame(s.stepper, &config, &frames[0], err));
+    session_close(&s);
+    MUST(pml_snapshot_frame_left(&config, false, pml_backend_cpu(), &frames[1], err));
+    for (int i = 0; i < 2; i++) {
+        char folder[100];
+        snprintf(folder, sizeof folder, "left-%s-%d-%d", name, (int)how, i);
+        check(pml_snapshot_frame_bytes(frames[i]) == bytes, "%s: %zu bytes, not %zu", folder,
+              pml_snapshot_frame_bytes(frames[i]), bytes);
+        pml_snapshot_view(frames[i], &whole, memory);
+        MUST(pml_checkpoint_write(frames[i], in_root(folder), NULL, err));
+        manifests[i] = manifest_of(in_root(folder));
+    }
+    check(strcmp(manifests[0], manifests[1]) == 0, "%s-%d: written without a stepper it differs",
+          name, (int)how);
+    for (int i = 0; i < 2; i++) {
+        free(manifests[i]);
+        pml_snapshot_destroy(&frames[i]);
+    }
+    free(memory);
+}
+
+/* Of a run that left the width of its moments open, the plan's choice counts. */
+static void check_left_width(const char *fixtures)
+{
+    size_t bytes[2];
+    for (int narrow = 0; narrow < 2; narrow++) {
+        pml_train_config config;
+        pml_snapshot *frame, *chosen;
+        load_case(fixtures, "llama-untied-lora", &config);
+        eight_bits(&config);
+        config.optimizer = PML_OPTIMIZER_ADAMW_AUTO;
+        MUST(pml_snapshot_frame_left(&config, narrow, pml_backend_cpu(), &frame, err));
+        config.optimizer = narrow ? PML_OPTIMIZER_ADAMW_8BIT : PML_OPTIMIZER_ADAMW;
+        MUST(pml_snapshot_frame_left(&config, false, pml_backend_cpu(), &chosen, err));
+        bytes[narrow] = pml_snapshot_frame_bytes(frame);
+        check(bytes[narrow] == pml_snapshot_frame_bytes(chosen), "a width of moments is not kept");
+        pml_snapshot_destroy(&frame);
+        pml_snapshot_destroy(&chosen);
+    }
+    check(bytes[1] < bytes[0], "moments of 8 bits take %zu bytes, of 32 %zu", bytes[1], bytes[0]);
+}
+
 /* Moments of 8 bits lead where those of 32 lead, in a third of their memory; and they are not they.
  */
 static void check_eight_bits(const char *fixtures)
@@ -375,8 +445,11 @@ int main(int argc, char **argv)
     static const char *const cases[] = {"llama-tied-full", "llama-untied-lora", "qwen2-tied-lora",
                                         "qwen2-untied-full", "qwen3-mixed-lora"};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        for (int how = 0; how < VARIANTS; how++)
+        for (int how = 0; how < VARIANTS; how++) {
             check_resume(argv[1], cases[i], (variant)how);
+            check_left(argv[1], cases[i], (variant)how);
+        }
+    check_left_width(argv[1]);
     check_eight_bits(argv[1]);
     check_full_is_a_model(argv[1]);
     pml_train_config config;

@@ -117,6 +117,7 @@ typedef struct failure {
 typedef struct recovery {
     bool under_way;
     bool waits; /* for memory, not after a death: to be tried again as it was */
+    bool saves; /* no more: a worker writes the snapshot that there is, and the run stops */
     char cause[12], reason[1000];
     int rank;
     double delay, at; /* seconds; not before, monotonic */
@@ -316,6 +317,8 @@ void commands_free(coordinator *c);
 /* The path of the program that workers_start starts. */
 pml_status workers_program(char *path, size_t capacity, pml_error *err);
 pml_status workers_start(coordinator *c, pml_error *err);
+/* One alone, which writes the snapshot in c->slot as a checkpoint, reports `stopped` and ends. */
+pml_status workers_save_left(coordinator *c, pml_error *err);
 void worker_set_state(worker *w, const char *state);
 /* Without an order a worker would wait for ever, or do something else than the others: one to which
  * it cannot be sent is replaced, as one that died. */
@@ -402,6 +405,11 @@ bool recover_begin(coordinator *c, const failure *f);
 bool recover_waits(const coordinator *c, const failure *f);
 /* End the workers, to try again in a while, for as long as it takes. */
 void recover_wait(coordinator *c, const failure *f);
+/* The worker that saved what others had left has done so. */
+void recover_saved(coordinator *c);
+/* What it is about to fail of, if that worker did not save: f says what is lost, too. True: it
+ * ended without a word, and the run has stopped. */
+bool recover_lost_saver(coordinator *c, failure *f);
 /* Take over from a coordinator that died. */
 void recover_lost_coordinator(coordinator *c);
 /* A person or a signal wants the run to end. */

@@ -6,6 +6,7 @@
  *
  *     ──► the device's memory is with others by then ──► delay ──► the workers start again, as
  *         often as it takes: that is no failure of the run's making, and is not counted
+ *         ──► a stop meanwhile ──► a worker without a device writes the snapshot in memory
  *
  * What a worker says before it ends (no memory, a damaged file) would come again, so it is the end
  * of the run; what ends without a word, or comes on no more, is replaced. */
@@ -53,20 +54,32 @@ static double delay_now(coordinator *c)
     return doubled(c->futile);
 }
 
+static void end_stopped(coordinator *c, const char *reason)
+{
+    c->recovery.under_way = c->recovery.saves = false;
+    commands_apply_stop(c);
+    commands_refuse_open(c, "the run was stopped");
+    set_state(c, RUN_STOPPED, PML_OK, -1, reason);
+}
+
+static void say_lost(const coordinator *c, char *words, size_t capacity)
+{
+    char from[600] = "the beginning, there is no checkpoint,";
+    const int64_t lost = eventlog_step(c->log) - resume_newest_step(c);
+    if (c->newest[0] != '\0')
+        snprintf(from, sizeof from, "the newest checkpoint, %s,", c->newest);
+    snprintf(words, capacity, "%lld step%s since %s are lost", (long long)(lost > 0 ? lost : 0),
+             lost == 1 ? "" : "s", from);
+}
+
 /* Nobody is there who could save what the newest checkpoint lacks. */
 static void stop_by_force(coordinator *c, const char *reason)
 {
-    char text[1800], from[600] = "the beginning, there is no checkpoint,";
-    const int64_t lost = eventlog_step(c->log) - resume_newest_step(c);
+    char text[1800], lost[700];
     workers_kill(c, SIGKILL);
-    if (c->newest[0] != '\0')
-        snprintf(from, sizeof from, "the newest checkpoint, %s,", c->newest);
-    snprintf(text, sizeof text, "stopped by force, %lld step%s since %s are lost: %s",
-             (long long)(lost > 0 ? lost : 0), lost == 1 ? "" : "s", from, reason);
-    c->recovery.under_way = false;
-    commands_apply_stop(c);
-    commands_refuse_open(c, "the run was stopped");
-    set_state(c, RUN_STOPPED, PML_OK, -1, text);
+    say_lost(c, lost, sizeof lost);
+    snprintf(text, sizeof text, "stopped by force, %s: %s", lost, reason);
+    end_stopped(c, text);
 }
 
 bool recover_begin(coordinator *c, const failure *f)
@@ -114,14 +127,65 @@ void recover_wait(coordinator *c, const failure *f)
         begin_state(c, reason);
 }
 
+/* The stop is in force: a coordinator that is lost meanwhile leaves it to the next one, for which
+ * the run still waits. Others may have the devices' memory now. */
+static pml_status save_left(coordinator *c, pml_error *err)
+{
+    char reason[sizeof c->reason + 100];
+    recovery *r = &c->recovery;
+    workers_forget(c);
+    workers_give_memory_back(c);
+    c->failure = (failure){0}; /* of those that are gone */
+    r->under_way = false;
+    r->saves = true;
+    commands_apply_stop(c);
+    snprintf(reason, sizeof reason, "saving the snapshot of step %lld to stop; it was %s",
+             (long long)c->step, c->reason);
+    begin_state(c, reason);
+    return workers_save_left(c, err);
+}
+
+/* No worker is there. What they have left in memory is saved by one that needs no device. */
 static bool stops_waiting(coordinator *c)
 {
     char reason[sizeof c->reason];
+    pml_error err = PML_ERROR_INIT;
     if (!c->recovery.under_way || !c->recovery.waits || !stop_is_asked(c))
         return false;
-    snprintf(reason, sizeof reason, "%s", c->reason);
-    stop_by_force(c, reason);
+    if (c->slot < 0) {
+        snprintf(reason, sizeof reason, "%s", c->reason);
+        stop_by_force(c, reason);
+    } else if (workers_gone(c) && save_left(c, &err) != PML_OK) {
+        stop_by_force(c, err.message);
+    }
     return true;
+}
+
+void recover_saved(coordinator *c)
+{
+    char reason[1400];
+    const long long lost = eventlog_step(c->log) - c->step;
+    int n = snprintf(reason, sizeof reason, "the snapshot in memory is %s", c->newest);
+    if (lost > 0)
+        snprintf(reason + n, sizeof reason - (size_t)n, "; %lld step%s after it %s lost", lost,
+                 lost == 1 ? "" : "s", lost == 1 ? "is" : "are");
+    end_stopped(c, reason);
+}
+
+bool recover_lost_saver(coordinator *c, failure *f)
+{
+    char lost[700];
+    if (!c->recovery.saves)
+        return false;
+    if (recover_wanted(c, f)) {
+        stop_by_force(c, f->reason);
+        return true;
+    }
+    size_t n = strlen(f->reason);
+    say_lost(c, lost, sizeof lost);
+    snprintf(f->reason + n, sizeof f->reason - n, "; %s", lost);
+    c->recovery.saves = false;
+    return false;
 }
 
 /* ---- from where ---- */

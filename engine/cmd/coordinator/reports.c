@@ -94,6 +94,10 @@ static void take_turn(coordinator *c, worker *w, const pml_message *m)
         take_failure(c, w, m);
         return;
     }
+    if (c->recovery.saves) { /* it is alone, and makes no other turn */
+        recover_saved(c);
+        return;
+    }
     int s = RUN_RUNNING;
     while (s < RUN_STOPPED && strcmp(run_state_names[s], state) != 0)
         s++;

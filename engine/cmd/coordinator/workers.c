@@ -89,7 +89,7 @@ static pml_status send_start(coordinator *c, worker *w, pml_error *err)
     pml_message *m = pml_message_new(PML_ORDER_start);
     pml_message_set_string(m, "folder", folder);
     pml_message_set_int(m, "rank", w->rank);
-    pml_message_set_int(m, "world", c->world);
+    pml_message_set_int(m, "world", c->recovery.saves ? 1 : c->world);
     pml_message_set_string(m, "device", w->device);
     pml_message_set_int(m, "share", c->world); /* all are CPU workers in this version */
     pml_message_set_string(m, "endpoint", pml_hub_endpoint(c->hub, PML_DOOR_WORKER));
@@ -98,6 +98,8 @@ static pml_status send_start(coordinator *c, worker *w, pml_error *err)
     pml_message_set_string(m, "secret_key", w->keys.secret_key);
     pml_message_set_string(m, "checkpoint", checkpoint);
     pml_message_set_int(m, "slot", c->slot);
+    if (c->recovery.saves)
+        pml_message_set_bool(m, "save", true);
     pml_message_set_int(m, "timeline", c->timeline);
     pml_message_set_string(m, "coordinator", self);
     char *text;
@@ -173,6 +175,16 @@ pml_status workers_start(coordinator *c, pml_error *err)
         status = pml_comm_shared_create(c->world, &c->comm, err);
     for (int r = 0; r < c->world && status == PML_OK; r++)
         status = start_one(c, &c->workers[r], program, err);
+    workers_publish(c);
+    return status;
+}
+
+pml_status workers_save_left(coordinator *c, pml_error *err)
+{
+    char program[PATH_MAX];
+    pml_status status = workers_program(program, sizeof program, err);
+    if (status == PML_OK)
+        status = start_one(c, &c->workers[0], program, err);
     workers_publish(c);
     return status;
 }
@@ -393,6 +405,8 @@ void fail_now(coordinator *c)
     failure f = c->failure;
     c->failure.seen = false;
     if (f.rank >= 0 && ended_well(&c->workers[f.rank])) /* its word came after its end */
+        return;
+    if (recover_lost_saver(c, &f))
         return;
     if (recover_waits(c, &f)) {
         recover_wait(c, &f);

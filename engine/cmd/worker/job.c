@@ -388,6 +388,42 @@ static pml_status train_open(const job_setup *setup, job **out, job_facts *facts
     return open_all(*out, setup, facts, err);
 }
 
+/* ---- what was left behind ---- */
+
+/* The plan is the one that it was taken with, which its own identity says. */
+static bool had_moments_8bit(const pml_train_state *kept)
+{
+    pml_message *holder = pml_message_new(PML_REPORT_ready);
+    pml_message_set_json(holder, "identity", kept->identity);
+    pml_message *identity = pml_message_part(holder, "identity", 0);
+    bool narrow = pml_message_bool(identity, "moments_8bit");
+    pml_message_destroy(&identity);
+    pml_message_destroy(&holder);
+    return narrow;
+}
+
+static pml_status train_open_left(const job_setup *setup, job **out, pml_error *err)
+{
+    job *j = *out = calloc(1, sizeof *j);
+    if (j == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the job");
+    pml_status status = pml_train_config_from_run(setup->run, setup->folder, &j->config, err);
+    if (status == PML_OK)
+        status = pml_backend_named(device_of(setup), true, &j->backend, &j->device, err);
+    if (status == PML_OK)
+        status = pml_snapshot_frame_left(&j->config, had_moments_8bit(setup->kept), j->backend,
+                                         &j->frame, err);
+    if (status != PML_OK)
+        return status;
+    size_t bytes = pml_snapshot_frame_bytes(j->frame);
+    return bytes == setup->payload_bytes
+               ? PML_OK
+               : PML_FAIL(err, PML_INVALID,
+                          "the snapshot in memory has %zu bytes, and this model and adapter %zu: "
+                          "was one of their files changed?",
+                          setup->payload_bytes, bytes);
+}
+
 /* ---- steps ---- */
 
 static pml_share train_share(job *j)
@@ -512,6 +548,7 @@ static pml_status train_prune(job *j, const char *parent, int64_t best, pml_erro
 
 const job_kind job_train = {
     .open = train_open,
+    .open_left = train_open_left,
     .close = train_close,
     .share = train_share,
     .epoch = train_epoch,

@@ -1,6 +1,7 @@
 /* Job: what a worker drives, behind function pointers, so that the worker's own logic (order of
  * commands, safe points, leases, checkpoints) can be tested without a model. One thread calls all
- * of them, except write and prune, which belong to the checkpoint thread. */
+ * of them, except write and prune, which belong to the checkpoint thread. *j is there to be closed
+ * also when it could not be opened, unless it is NULL. */
 #ifndef PML_WORKER_JOB_H
 #define PML_WORKER_JOB_H
 
@@ -60,6 +61,9 @@ typedef struct job_facts {
 
 typedef struct job_kind {
     pml_status (*open)(const job_setup *setup, job **j, job_facts *facts, pml_error *err);
+    /* What `setup` has of a snapshot that was left behind, to be written: a job for write, prune
+     * and close alone. Takes no device, and no memory to speak of. */
+    pml_status (*open_left)(const job_setup *setup, job **j, pml_error *err);
     void (*close)(job **j);
 
     /* This rank's share of the step at the cursor. */

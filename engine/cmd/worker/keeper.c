@@ -18,6 +18,7 @@ struct keeper {
     worker_link *link;
     pml_slots *slots;
     void *own;             /* without slots */
+    const void *left;      /* of a worker that is gone; then there is nothing else */
     int64_t step, command; /* of the last one; -1: none */
     double next_at;
     pml_train_state whole;
@@ -45,6 +46,15 @@ pml_status keeper_new(const job_kind *kind, job *j, const job_facts *facts, int 
     if (status != PML_OK)
         keeper_destroy(out);
     return status;
+}
+
+pml_status keeper_of_left(const void *payload, keeper **out, pml_error *err)
+{
+    keeper *k = *out = calloc(1, sizeof *k);
+    if (k == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory for the keeper of snapshots");
+    k->left = payload;
+    return PML_OK;
 }
 
 void keeper_destroy(keeper **out)
@@ -105,11 +115,15 @@ pml_status keeper_keep(keeper *k, const pml_train_state *state, bool at_once, pm
 pml_status keeper_hold(keeper *k, const pml_train_state *state, const pml_train_state **whole,
                        const void **memory, pml_error *err)
 {
-    pml_status status = put(k, state, standing_seconds, true, err);
+    pml_status status = PML_OK;
+    if (k->left != NULL)
+        k->whole = *state;
+    else
+        status = put(k, state, standing_seconds, true, err);
     if (status != PML_OK)
         return status;
     *whole = &k->whole;
-    *memory = k->own;
+    *memory = k->left != NULL ? k->left : k->own;
     if (k->slots != NULL)
         pml_slots_hold(k->slots, whole, memory);
     return PML_OK;

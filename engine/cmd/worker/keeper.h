@@ -21,6 +21,9 @@ typedef struct keeper keeper;
 /* fd: the slots' memfd, -1: none; facts: of this job. Everything is borrowed. */
 pml_status keeper_new(const job_kind *kind, job *j, const job_facts *facts, int fd,
                       worker_link *link, keeper **k, pml_error *err);
+/* A keeper of one snapshot that was left behind: hold gives it, as of the state that it is asked
+ * for, and nothing else is of use. payload is borrowed. */
+pml_status keeper_of_left(const void *payload, keeper **k, pml_error *err);
 void keeper_destroy(keeper **k);
 
 /* Between two steps: take a snapshot to go on from if it is time; at_once: if there is none of this

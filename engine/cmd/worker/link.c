@@ -361,6 +361,7 @@ pml_status link_new(const pml_message *start, int lease, worker_link **out, pml_
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the link");
     l->rank = (int)pml_message_int(start, "rank");
     l->lease = lease;
+    l->went = pml_message_bool(start, "save"); /* what it has to save is there already */
     l->start = start;
     l->parent = getppid();
     l->cpu_at = pml_clock_monotonic();

@@ -361,20 +361,19 @@ static const char *why_finished(const loop *l)
 }
 
 /* What the last steps made is only in memory: where the disk does not take it, it is tried again
- * each second, for as long as the run has reason to stay, and `patience` seconds once it has not.
+ * each second, for as long as the run has reason to stay, and SAVER_PATIENCE once it has not.
  * Commands are served meanwhile, as every other rank stands and serves them. */
 static pml_status save_last(loop *l, pml_error *err)
 {
     if (l->saver == NULL)
         return PML_OK;
-    const double patience = 8;
     double end = 0;
     pml_status status = save_once(l, err);
     while (status == PML_IO) {
         double now = pml_clock_monotonic();
         l->stopping = l->stopping || link_lost(l->link);
         if (l->stopping && end == 0)
-            end = now + patience;
+            end = now + SAVER_PATIENCE;
         if (l->stopping && now >= end)
             return status;
         phase before = pulse_enter(link_pulse(l->link), PHASE_STANDING);

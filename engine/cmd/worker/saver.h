@@ -7,6 +7,10 @@
 
 typedef struct saver saver;
 
+/* Seconds for which a disk that does not take a run's last checkpoint is tried again, once nobody
+ * waits for anything else. */
+enum { SAVER_PATIENCE = 8 };
+
 /* folder: of the run; its checkpoints/ is made by the first save. Everything is borrowed. from:
  * what the run goes on from and is on disk already, in from_folder of checkpoints/; NULL: nothing
  * is. */

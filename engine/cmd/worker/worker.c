@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include "left.h"
 #include "loop.h"
 #include "pml/base/clock.h"
 #include "pml/base/hold.h"
@@ -321,6 +322,16 @@ static void leave_behind(worker *w)
     link_take_over(w->link);
 }
 
+/* All that comes before training, or the whole of a life that only saves. */
+static pml_status set_out(worker *w, const job_kind *kind, bool saves, pml_error *err)
+{
+    pulse_set_timeout(link_pulse(w->link), pml_run_hang_timeout(w->run));
+    if (saves)
+        return left_save(kind, w->start, w->run, w->link, SLOTS_FD, err);
+    pml_status status = open_job(w, kind, err);
+    return status == PML_OK ? watch_gpu(w, err) : status;
+}
+
 int worker_main(const job_kind *kind)
 {
     static worker w;
@@ -350,16 +361,13 @@ int worker_main(const job_kind *kind)
         status = pml_hold_new(pml_message_string(w.start, "folder"), &hold, &err);
     if (status == PML_OK)
         status = pml_run_read(pml_message_string(w.start, "folder"), &w.run, &err);
-    if (status == PML_OK) {
-        pulse_set_timeout(link_pulse(w.link), pml_run_hang_timeout(w.run));
-        status = open_job(&w, kind, &err);
-    }
+    const bool saves = pml_message_bool(w.start, "save");
     if (status == PML_OK)
-        status = watch_gpu(&w, &err);
-    if (status == PML_OK)
-        status = train(&w, kind, &err);
-    else
+        status = set_out(&w, kind, saves, &err);
+    if (status != PML_OK)
         fail(&w, &err);
+    else if (!saves)
+        status = train(&w, kind, &err);
     if (w.link != NULL)
         leave_behind(&w);
     if (w.j != NULL)

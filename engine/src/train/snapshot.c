@@ -5,39 +5,83 @@
 
 #include "snapshot.h"
 
-static void list_entries(pml_snapshot *s, const pml_stepper *stepper)
+static void list_entries(pml_snapshot *s, const pml_program *program)
 {
-    for (int i = 0; i < s->n_entries; i++) {
-        pmli_entry *e = &s->entries[i];
-        const char *name;
-        int64_t rows, cols;
-        pml_stepper_trainable(stepper, i, &name, &rows, &cols, &e->n_dims);
-        snprintf(e->name, sizeof e->name, "%s", name);
-        e->shape[0] = e->n_dims == 1 ? cols : rows;
-        e->shape[1] = cols;
-        for (int k = 0; k < PMLI_SNAPSHOT_STATES; k++)
-            e->elements[k] = pml_stepper_state_elements(stepper, pmli_snapshot_states[k], i);
+    pmli_entry *e = s->entries;
+    for (int32_t i = 0; i < program->n_parameters; i++) {
+        const pml_parameter *p = &program->parameters[i];
+        if (!p->trained)
+            continue;
+        snprintf(e->name, sizeof e->name, "%s", p->name);
+        e->n_dims = p->rank;
+        e->shape[0] = p->rank == 1 ? p->cols : p->rows;
+        e->shape[1] = p->cols;
+        for (int k = 0; k < PMLI_SNAPSHOT_STATES; k++) {
+            e->elements[k] = pmli_state_elements(program, pmli_snapshot_states[k], p);
+            s->bytes[k] +=
+                e->elements[k] * pml_dtype_size(pml_state_dtype(pmli_snapshot_states[k]));
+        }
+        e++;
     }
 }
 
-pml_status pml_snapshot_frame(const pml_stepper *stepper, const pml_train_config *config,
-                              pml_snapshot **snapshot, pml_error *err)
+static pml_status make_frame(const pml_program *program, const pml_train_config *config,
+                             pml_snapshot **snapshot, pml_error *err)
 {
     pml_snapshot *s = *snapshot = calloc(1, sizeof *s);
     if (s == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for a snapshot");
     s->config = *config;
-    s->n_entries = pml_stepper_trainable_count(stepper);
-    s->layers = pml_stepper_spec(stepper)->layers;
-    for (int i = 0; i < PMLI_SNAPSHOT_STATES; i++)
-        s->bytes[i] = pml_stepper_state_bytes(stepper, pmli_snapshot_states[i]);
+    s->layers = program->spec.layers;
+    for (int32_t i = 0; i < program->n_parameters; i++)
+        s->n_entries += program->parameters[i].trained;
     s->entries = calloc((size_t)s->n_entries, sizeof *s->entries);
     if (s->entries == NULL) {
         pml_snapshot_destroy(snapshot);
         return PML_FAIL(err, PML_NO_MEMORY, "no host memory for a snapshot");
     }
-    list_entries(s, stepper);
+    list_entries(s, program);
     return PML_OK;
+}
+
+pml_status pml_snapshot_frame(const pml_stepper *stepper, const pml_train_config *config,
+                              pml_snapshot **snapshot, pml_error *err)
+{
+    return make_frame(pmli_stepper_program(stepper), config, snapshot, err);
+}
+
+/* Names, shapes and their order are the same for every batch, so the least of one will do. */
+pml_status pml_snapshot_frame_left(const pml_train_config *config, bool moments_8bit,
+                                   const pml_backend *backend, pml_snapshot **snapshot,
+                                   pml_error *err)
+{
+    const pml_plan_choices choices = {.head_chunk = 1, .pieces = 1, .moments_8bit = moments_8bit};
+    pml_train_config settled = *config;
+    pml_model_spec spec;
+    pml_program *program = NULL;
+    pml_plan_settle(&choices, &settled);
+    const pml_program_options options = {
+        .spec = &spec,
+        .config = &settled,
+        .limits = {.tokens = 1, .docs = 1, .labels = 1, .max_doc = 1},
+        .backend = backend,
+        .choices = choices};
+    *snapshot = NULL;
+    pml_status status = pml_model_spec_load(config->model, &spec, err);
+    if (status == PML_OK)
+        status = pml_program_build(&options, &program, err);
+    if (status == PML_OK)
+        status = make_frame(program, &settled, snapshot, err);
+    pml_program_destroy(&program);
+    return status;
+}
+
+size_t pml_snapshot_frame_bytes(const pml_snapshot *frame)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < PMLI_SNAPSHOT_STATES; i++)
+        bytes += frame->bytes[i];
+    return bytes;
 }
 
 void pml_snapshot_view(pml_snapshot *s, const pml_train_state *state, void *memory)

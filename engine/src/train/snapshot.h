@@ -3,6 +3,7 @@
 #define PML_TRAIN_SNAPSHOT_H
 
 #include "pml/model/safetensors.h"
+#include "pml/plan/program.h"
 #include "pml/train/checkpoint.h"
 
 /* Values, and what the optimizer keeps: floats before codes, so that a file's tensors are aligned.
@@ -80,6 +81,11 @@ static inline const char *pmli_tensor_file(const pml_snapshot *snapshot)
     return snapshot->config.method == PML_METHOD_LORA ? "adapter_model.safetensors"
                                                       : "model.safetensors";
 }
+
+/* What a program keeps of one of its trained parameters (state.c): as pml_stepper_state_elements.
+ */
+size_t pmli_state_elements(const pml_program *program, pml_state state, const pml_parameter *p);
+const pml_program *pmli_stepper_program(const pml_stepper *stepper);
 
 /* state.json, both ways (train_state.c). */
 pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_error *err);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "pml/json/json.h"
+#include "snapshot.h"
 #include "stepper_impl.h"
 
 static const pml_parameter *trained_at(const pml_stepper *s, int index)
@@ -32,9 +33,8 @@ size_t pml_stepper_state_floats(const pml_stepper *s)
     return s->trained_floats;
 }
 
-static int32_t flat_tensor(const pml_stepper *s, pml_state state)
+static int32_t flat_tensor(const pml_program *p, pml_state state)
 {
-    const pml_program *p = s->program;
     const int32_t tensors[PML_STATE_COUNT] = {[PML_STATE_VALUE] = p->values,
                                               [PML_STATE_GRAD] = p->grads,
                                               [PML_STATE_EXP_AVG] = p->exp_avg,
@@ -49,7 +49,7 @@ static int32_t flat_tensor(const pml_stepper *s, pml_state state)
 
 bool pml_stepper_has(const pml_stepper *s, pml_state state)
 {
-    return flat_tensor(s, state) >= 0;
+    return flat_tensor(s->program, state) >= 0;
 }
 
 pml_dtype pml_state_dtype(pml_state state)
@@ -60,9 +60,9 @@ pml_dtype pml_state_dtype(pml_state state)
 
 /* A tensor's rows lie one behind the other, but for a B whose rank is not the greatest of its
  * stack. */
-static int64_t pitch_of(const pml_stepper *s, const pml_parameter *p)
+static int64_t pitch_of(const pml_program *program, const pml_parameter *p)
 {
-    return p->rank == 1 ? p->cols : s->program->tensors[p->tensor].cols;
+    return p->rank == 1 ? p->cols : program->tensors[p->tensor].cols;
 }
 
 /* Where a tensor's part of a state buffer lies: `rows` of `cols` elements, `pitch` apart, from
@@ -72,12 +72,12 @@ typedef struct part {
 } part;
 
 /* Its moments are floats or codes, never both: of the other it has nothing. */
-static part part_of(const pml_stepper *s, pml_state state, const pml_parameter *p)
+static part part_of(const pml_program *program, pml_state state, const pml_parameter *p)
 {
-    part whole = {p->at, p->rows, p->cols, pitch_of(s, p)};
+    part whole = {p->at, p->rows, p->cols, pitch_of(program, p)};
     if (state == PML_STATE_VALUE || state == PML_STATE_GRAD)
         return whole;
-    const pml_range *r = pml_program_range(s->program, p->at);
+    const pml_range *r = pml_program_range(program, p->at);
     bool of_codes = state != PML_STATE_EXP_AVG && state != PML_STATE_EXP_AVG_SQ;
     if (r->codes != of_codes)
         return (part){0};
@@ -89,12 +89,22 @@ static part part_of(const pml_stepper *s, pml_state state, const pml_parameter *
     return (part){r->block + (p->at - r->at) / PML_ADAMW_8BIT_BLOCK, 1, blocks, blocks};
 }
 
+size_t pmli_state_elements(const pml_program *program, pml_state state, const pml_parameter *p)
+{
+    if (flat_tensor(program, state) < 0)
+        return 0;
+    part whole = part_of(program, state, p);
+    return (size_t)(whole.rows * whole.cols);
+}
+
+const pml_program *pmli_stepper_program(const pml_stepper *s)
+{
+    return s->program;
+}
+
 size_t pml_stepper_state_elements(const pml_stepper *s, pml_state state, int index)
 {
-    if (!pml_stepper_has(s, state))
-        return 0;
-    part whole = part_of(s, state, trained_at(s, index));
-    return (size_t)(whole.rows * whole.cols);
+    return pmli_state_elements(s->program, state, trained_at(s, index));
 }
 
 size_t pml_stepper_state_bytes(const pml_stepper *s, pml_state state)
@@ -127,11 +137,11 @@ static pml_status copy_all(pml_stepper *s, pml_state state, char *host, bool to_
 {
     if (!pml_stepper_has(s, state))
         return PML_FAIL(err, PML_INVALID, "the optimizer has no such buffer");
-    char *buffer = pml_program_data(s->program, flat_tensor(s, state), s->arena);
+    char *buffer = pml_program_data(s->program, flat_tensor(s->program, state), s->arena);
     size_t size = pml_dtype_size(pml_state_dtype(state));
     pml_status status = PML_OK;
     for (int i = 0; status == PML_OK && i < s->n_trained; i++) {
-        part whole = part_of(s, state, trained_at(s, i));
+        part whole = part_of(s->program, state, trained_at(s, i));
         status = copy_part(s, &whole, size, buffer, host, to_device, err);
         host += (size_t)(whole.rows * whole.cols) * size;
     }

@@ -57,8 +57,15 @@ void pml_snapshot_destroy(pml_snapshot **snapshot);
 /* The same without buffers: it is of use when pml_snapshot_view has shown it some. */
 pml_status pml_snapshot_frame(const pml_stepper *stepper, const pml_train_config *config,
                               pml_snapshot **snapshot, pml_error *err);
-/* From now on the frame's buffers are in `memory`, pml_snapshot_bytes of it, as pml_snapshot_put
- * lays them out; borrowed. Only loading and taking write there. */
+/* The same for what a run's stepper put before it was lost: from the run's configuration alone, so
+ * without a device, weights or rows. moments_8bit: as its plan chose (pml_plan_choices); backend:
+ * of its device, also where no driver is. */
+pml_status pml_snapshot_frame_left(const pml_train_config *config, bool moments_8bit,
+                                   const pml_backend *backend, pml_snapshot **snapshot,
+                                   pml_error *err);
+size_t pml_snapshot_frame_bytes(const pml_snapshot *frame);
+/* From now on the frame's buffers are in `memory`, pml_snapshot_frame_bytes of it, as
+ * pml_snapshot_put lays them out; borrowed. Only loading and taking write there. */
 void pml_snapshot_view(pml_snapshot *frame, const pml_train_state *state, void *memory);
 
 /* Copy the stepper's state and `state` into the snapshot. Does not allocate. */

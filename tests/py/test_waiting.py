@@ -1,0 +1,76 @@
+"""A run that waits for its device's memory, with the real worker: what a stop of it saves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pantheraml as pm
+import pytest
+from conftest import PATIENCE, until
+from pantheraml import programs
+
+WORKER = Path(__file__).parents[2] / "build" / "release" / "tests" / "fault" / "crowded_worker"
+STEPS = 60
+
+Start = Callable[..., pm.Run]
+
+
+@pytest.fixture
+def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs whose worker finds no memory while the run's folder has a file of that name."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    shutil.copy(programs.coordinator(), folder)  # it looks for the worker beside itself
+    (folder / "pml-worker").symlink_to(WORKER)
+    monkeypatch.setenv("PML_BIN", str(folder))
+
+
+def ended(run: pm.Run, folder: Path) -> tuple[bytes, list[tuple[float, ...]]]:
+    """Its weights, and its last steps, which it made after whatever happened to it."""
+    weights = next(run.export(folder).glob("*model.safetensors")).read_bytes()
+    return weights, [(r["step"], r["loss"], r["grad_norm"]) for r in run.history[-5:]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora": pm.LoRA(r=4, lora_dropout=0.1), "devices": 2},
+        {"lora": pm.LoRA(r=64), "optim": "adamw_8bit"},
+        {"method": "full"},
+        {"method": "full", "optim": "sgd", "optim_args": "momentum=0.9"},
+    ],
+    ids=["lora", "8 bits", "full", "sgd"],
+)
+def test_what_a_stop_saves_goes_on(
+    start: Start, crowded: None, gate: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    given = {"max_steps": STEPS, "deterministic": True, "shuffle": True} | settings
+    run = start(name="waits", **given)
+    pause = run.pause()
+    gate.touch()
+    pause.wait(PATIENCE)
+    while run.step < 10:
+        run.resume()  # the next pause is on its way before it goes on
+        run.pause(wait=True)
+    assert run.step < STEPS
+    (run.folder / "crowded").touch()
+    os.kill(run.workers[0]["pid"], signal.SIGKILL)
+    until(lambda: run.reason.startswith("waiting for memory of cpu: others have it"), "waiting")
+    restart = next(event for event in run.events() if event["type"] == "restart")
+    assert restart["from"] == "snapshot"
+    assert not (run.folder / "checkpoints").exists()
+    run.stop(wait=True)
+    folder = run.folder / "checkpoints" / f"step-{restart['step']:06}"
+    assert run.state == "stopped" and f"checkpoints/{folder.name}" in run.reason
+    assert (folder / "MANIFEST").exists()
+    (run.folder / "crowded").unlink()
+    run.resume()
+    run.wait(PATIENCE)
+    plain = start(name="plain", **given)
+    plain.wait(PATIENCE)
+    assert ended(run, tmp_path / "a") == ended(plain, tmp_path / "b")
