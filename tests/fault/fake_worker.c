@@ -19,7 +19,8 @@
  *                      is `open`ed, or for the `plan`, or the plan is too `large` for the device
  *   FAKE_DEVICES       folder of device files
  *   FAKE_PATIENCE      seconds that it waits for its turn to plan (a minute)
- *   FAKE_EACH          each rank has such a device of its own
+ *   FAKE_EACH          each rank has such a device of its own; rank 0 stays before its turn while
+ *                      the run folder has a file `stuck`
  *
  * An evaluation lasts while the run folder has a file `examined`, and makes one `examining` then.
  * A step all-reduces, so ranks hold each other up as real ones do. Each rank appends what it has
@@ -129,6 +130,11 @@ static pml_status reserve(job *j, const job_setup *setup, job_facts *facts, pml_
         return status;
     const pml_memory_claim *claim = claim_of_stepper(j->memory);
     char path[4096];
+    snprintf(path, sizeof path, "%.4000s/stuck", setup->folder);
+    while (getenv("FAKE_EACH") != NULL && j->rank == 0 && access(path, F_OK) == 0) {
+        pml_clock_sleep(0.005);
+        setup->tick(setup->user);
+    }
     snprintf(path, sizeof path, "%.4000s/refused", setup->folder);
     const char *refused = access(path, F_OK) == 0 ? getenv("FAKE_REFUSED") : NULL;
     wanted = refused != NULL && strcmp(refused, "large") == 0 ? (size_t)5000 << 20 : wanted;

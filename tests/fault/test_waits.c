@@ -254,6 +254,40 @@ static void who_waits_for_one_device_has_no_other(void **state)
     unsetenv("FAKE_EACH");
 }
 
+/* Nor has it what it was not started with: rank 0 finds that the file which its reservation was in
+ * is gone, and reserves in another one. What it has there when it is ended is its try's alone. */
+static void what_a_try_reserves_ends_with_it(void **state)
+{
+    (void)state;
+    static const char first[] = "90-fake-device", second[] = "80-fake-device";
+    char path[128];
+    enum { CONTEXT = 580 };
+    setenv("FAKE_EACH", "1", 1);
+    setenv("FAKE_PATIENCE", "0.05", 1);
+    harness *h = device_start(2, "1000", "\"restart\":\"on-failure\",\"max_restarts\":1");
+    history_reach(h, 20);
+    pml_reservation *other = device_reserve(second, 3000);
+    assert_int_equal(pml_reservation_turn(other, 240, NULL, NULL, NULL), PML_OK);
+    snprintf(path, sizeof path, "%s/%s", device_folder(), first);
+    assert_int_equal(unlink(path), 0);
+    harness_mark(h, "stuck", true); /* rank 0 stays, until it is ended because of rank 1 */
+    kill(harness_worker_pid(h, 0), SIGKILL);
+    device_wait(first, CONTEXT);
+    device_wait(first, 0);
+    wait_for_waiting(h, 1);
+    harness_mark(h, "stuck", false);
+    pml_reservation_turn_end(other);
+    harness_wait_state(h, "running");
+    pml_reservation_destroy(&other);
+    size_t pending;
+    assert_int_equal(device_reserved(first, &pending), 1000);
+    assert_int_equal(device_reserved(second, &pending), 1000);
+    history_stop(h);
+    harness_destroy(&h);
+    unsetenv("FAKE_EACH");
+    unsetenv("FAKE_PATIENCE");
+}
+
 /* ---- a stop while it waits ---- */
 
 /* A run whose workers were killed at a pause, and who else has the turn to plan. */
@@ -432,6 +466,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_coordinator_lost_after_it_waited_is_counted),
         cmocka_unit_test(a_restart_waits_for_its_turn),
         cmocka_unit_test(who_waits_for_one_device_has_no_other),
+        cmocka_unit_test(what_a_try_reserves_ends_with_it),
         cmocka_unit_test(a_stop_of_what_waits_saves_the_snapshot),
         cmocka_unit_test(who_does_not_wait_for_the_save_is_told_what_is_lost),
         cmocka_unit_test(a_disk_that_refuses_the_snapshot_is_told),

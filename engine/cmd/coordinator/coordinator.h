@@ -42,7 +42,7 @@ typedef struct worker {
     pid_t pid;                  /* 0: not there */
     int lease;                  /* our end of the socket pair */
     int reserved;               /* its device's memory, for who replaces it; -1: none */
-    bool inherits;              /* and it was reserved before the worker was started */
+    bool inherits;              /* and it is what the worker was started with, not its own */
     char state[12];             /* as in record worker */
     int turns[RUN_STOPPED + 1]; /* how often it has said each of the run's states */
     pml_keypair keys;

@@ -308,7 +308,20 @@ static void take_last_word(coordinator *c, worker *w, const char *text, size_t s
     pml_message_destroy(&m);
 }
 
-/* A descriptor is that of its device's memory: kept for who replaces it. */
+/* Of its device's memory: kept for who replaces it, in the place of what it was started with and
+ * could not go on with. */
+static void take_reserved(coordinator *c, worker *w, int descriptor)
+{
+    if (w->reserved >= 0)
+        close(w->reserved);
+    w->reserved = descriptor == PML_PASS_LOST ? -1 : descriptor;
+    w->inherits = false;
+    if (descriptor == PML_PASS_LOST)
+        emit_log(c, "warning", w->rank,
+                 "should this worker die, its GPU's memory is free to all until it is replaced: "
+                 "the coordinator has no descriptor left to hold it by");
+}
+
 void hear_last_word(coordinator *c, worker *w)
 {
     static char text[PML_MESSAGE_MAX];
@@ -317,13 +330,10 @@ void hear_last_word(coordinator *c, worker *w)
         n = w->lease < 0 ? 0 : pml_pass_receive(w->lease, text, sizeof text, &descriptor);
         if (n <= 0)
             return;
-        if (descriptor >= 0) {
-            if (w->reserved >= 0)
-                close(w->reserved);
-            w->reserved = descriptor;
-        } else if (!c->recovery.under_way) { /* else as in take_report */
+        if (descriptor != -1)
+            take_reserved(c, w, descriptor);
+        else if (!c->recovery.under_way) /* else as in take_report */
             take_last_word(c, w, text, (size_t)n);
-        }
     }
 }
 

@@ -392,7 +392,7 @@ static pml_status open_claim(claim *c, const claim_options *o, pml_error *err)
                  c->device, why.message);
         return PML_OK;
     }
-    if (o->keep != NULL)
+    if (o->keep != NULL && !pml_reservation_inherited(c->r))
         o->keep(o->user, pml_reservation_descriptor(c->r));
     return PML_OK;
 }

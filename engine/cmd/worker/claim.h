@@ -31,7 +31,8 @@ typedef struct claim_options {
     double patience;     /* seconds that one other run's turn is waited for; 0: as many as nobody
                             plans who is not stopped */
     bool *crowded;       /* set where an error is that others have the device; lives as the claim */
-    /* Told of the reservation's descriptor, to have it held beyond our end. May be NULL. */
+    /* Told of the reservation's descriptor, to have it held beyond our end; not of one that was
+     * inherited and can be gone on with. May be NULL. */
     void (*keep)(void *user, int descriptor);
     void (*tick)(void *user); /* while it waits */
     void *user;

@@ -43,5 +43,7 @@ ssize_t pml_pass_receive(int socket, char *text, size_t capacity, int *descripto
     if (head != NULL && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS &&
         head->cmsg_len == CMSG_LEN(sizeof *descriptor))
         memcpy(descriptor, CMSG_DATA(head), sizeof *descriptor);
+    else if (n >= 0 && (message.msg_flags & MSG_CTRUNC) != 0)
+        *descriptor = PML_PASS_LOST;
     return n;
 }

@@ -32,8 +32,9 @@ struct pml_reservation {
     size_t total; /* MiB */
     size_t place; /* PML_HOLDERS_MAX: all were taken, we have no name */
     bool turn;
-    bool inherited;  /* which bytes of the map are OURS is still to be found */
-    pmli_map ours;   /* reserved by `held`; known, once `inherited` is false */
+    bool inherited;  /* `held` was somebody's before us */
+    bool unread;     /* which bytes of the map are OURS is still to be found */
+    pmli_map ours;   /* reserved by `held`; known, once `unread` is false */
     pmli_map others; /* reserved by others, and … */
     pmli_map taken;  /* … allocated by them, at the last look */
     pmli_map before; /* others' that was not taken when our turn began */
@@ -98,7 +99,7 @@ static pml_status open_held(pml_reservation *r, int inherited, pml_error *err)
         S_ISREG(theirs.st_mode) && theirs.st_dev == ours.st_dev && theirs.st_ino == ours.st_ino &&
         fcntl(inherited, F_SETFD, FD_CLOEXEC) == 0) {
         r->held = inherited;
-        r->inherited = true;
+        r->inherited = r->unread = true;
         return PML_OK;
     }
     if (inherited >= 0)
@@ -150,8 +151,8 @@ static pml_status find_ours(pml_reservation *r, pml_error *err)
  * must not be counted as free by both. */
 static pml_status look_before(pml_reservation *r, pml_error *err)
 {
-    pml_status status = r->inherited ? find_ours(r, err) : look(r, err);
-    r->inherited = r->inherited && status != PML_OK;
+    pml_status status = r->unread ? find_ours(r, err) : look(r, err);
+    r->unread = r->unread && status != PML_OK;
     for (size_t w = 0; w < pmli_map_words(&r->before); w++)
         r->before.words[w] = r->others.words[w] & ~r->taken.words[w];
     return status;
@@ -311,6 +312,11 @@ void pml_reservation_destroy(pml_reservation **out)
 int pml_reservation_descriptor(const pml_reservation *r)
 {
     return r->held;
+}
+
+bool pml_reservation_inherited(const pml_reservation *r)
+{
+    return r->inherited;
 }
 
 void pml_reservation_touch(int descriptor)

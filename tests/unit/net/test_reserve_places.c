@@ -7,11 +7,13 @@
 #include <stddef.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "pml/net/pass.h"
 #include "reserve_fixture.h"
 
 static pml_status try(const char *folder, const char *device, pml_error *err)
@@ -160,7 +162,46 @@ static void a_recycled_name(void **state)
     assert_int_equal(unlink(scratch(uuid)), 0);
     small = open_as("/runs/small", 500, old);
     expect(small, 0, 0, 0);
+    assert_false(pml_reservation_inherited(small));
+
+    /* And of this one it is the same. */
+    EXPECT_OK(pml_reservation_resize(small, 300 * MIB, e));
+    old = fcntl(pml_reservation_descriptor(small), F_DUPFD_CLOEXEC, 0);
     pml_reservation_destroy(&small);
+    small = open_as("/runs/small", 500, old);
+    assert_true(pml_reservation_inherited(small));
+    EXPECT_OK(pml_reservation_turn(small, long_enough, NULL, NULL, e));
+    expect(small, 300, 0, 0);
+    assert_true(pml_reservation_inherited(small));
+    pml_reservation_destroy(&small);
+}
+
+/* It is told from words, and from nothing. */
+static void a_descriptor_without_room_is_lost(void **state)
+{
+    (void)state;
+    int lease[2], got;
+    char byte[8];
+    struct rlimit before, none;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, lease), 0);
+    EXPECT_OK(pml_pass_send(lease[1], lease[1], e));
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 0;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    ssize_t n = pml_pass_receive(lease[0], byte, sizeof byte, &got);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(n, 1);
+    assert_int_equal(got, PML_PASS_LOST);
+    assert_int_equal(send(lease[1], "word", 4, 0), 4);
+    assert_int_equal(pml_pass_receive(lease[0], byte, sizeof byte, &got), 4);
+    assert_int_equal(got, -1);
+    EXPECT_OK(pml_pass_send(lease[1], lease[1], e));
+    assert_int_equal(pml_pass_receive(lease[0], byte, sizeof byte, &got), 1);
+    assert_true(got >= 0);
+    close(got);
+    close(lease[0]);
+    close(lease[1]);
 }
 
 int main(void)
@@ -171,6 +212,7 @@ int main(void)
         cmocka_unit_test_teardown(a_full_disk_takes_the_name_only, remove_file),
         cmocka_unit_test_teardown(a_disk_without_locks_is_told, remove_file),
         cmocka_unit_test_teardown(a_recycled_name, remove_file),
+        cmocka_unit_test(a_descriptor_without_room_is_lost),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

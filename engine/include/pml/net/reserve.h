@@ -72,6 +72,8 @@ void pml_reservation_destroy(pml_reservation **r);
 
 /* Of `held`: for who shall hold it, too. */
 int pml_reservation_descriptor(const pml_reservation *r);
+/* Whether that is the one which was inherited: whoever passed it on has it still. */
+bool pml_reservation_inherited(const pml_reservation *r);
 
 /* Our turn: nobody else asks and reserves until it ends. Waits at most so many seconds for one who
  * has it, those in which we were stopped ourselves not counted, and calls `tick` (may be NULL)
