@@ -1,5 +1,5 @@
 /* A matrix times a vector, row by row: what a token of a sample is made of. Bound by reading the
- * matrix, so it reads four rows side by side and each of them once. */
+ * matrix: each row is read once, one after the other. */
 #ifndef PMLI_CPU_GEMV_H
 #define PMLI_CPU_GEMV_H
 

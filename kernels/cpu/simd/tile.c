@@ -23,8 +23,9 @@ enum { PLAIN_ROWS = 4, AVX2_ROWS = 6, AVX512_ROWS = 14, REST_ROWS = 4 };
 #include "tile_body.h"
 
 /* The levels that PMLI_CLONES names: x86-64-v4 and x86-64-v3. */
-static bool has_avx512(void)
+bool pmli_has_avx512(void)
 {
+    __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512cd");
@@ -32,35 +33,37 @@ static bool has_avx512(void)
 
 static bool has_avx2(void)
 {
+    __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __builtin_cpu_supports("bmi2");
 }
 
 pmli_tile_fn *pmli_tile_pick(void)
 {
-    __builtin_cpu_init();
-    return has_avx512() ? avx512_product : has_avx2() ? avx2_product : plain_product;
+    return pmli_has_avx512() ? avx512_product : has_avx2() ? avx2_product : plain_product;
 }
 
 int pmli_tile_width(void)
 {
-    __builtin_cpu_init();
-    return has_avx512() ? 32 : has_avx2() ? 16 : 0;
+    return pmli_has_avx512() ? 32 : has_avx2() ? 16 : 0;
 }
 
 int64_t pmli_tile_waste(int64_t rows)
 {
-    __builtin_cpu_init();
-    int64_t rest = rows % (has_avx512() ? AVX512_ROWS : has_avx2() ? AVX2_ROWS : PLAIN_ROWS);
+    int64_t rest = rows % (pmli_has_avx512() ? AVX512_ROWS : has_avx2() ? AVX2_ROWS : PLAIN_ROWS);
     return (REST_ROWS - rest % REST_ROWS) % REST_ROWS;
 }
 
 const char *pmli_instructions(void)
 {
-    __builtin_cpu_init();
-    return has_avx512() ? "avx512" : has_avx2() ? "avx2" : "x86-64";
+    return pmli_has_avx512() ? "avx512" : has_avx2() ? "avx2" : "x86-64";
 }
 #else
+bool pmli_has_avx512(void)
+{
+    return false;
+}
+
 pmli_tile_fn *pmli_tile_pick(void)
 {
     return plain_product;

@@ -26,6 +26,9 @@ int pmli_tile_width(void);
  * which count as a four: so many of its rows are missing. */
 int64_t pmli_tile_waste(int64_t rows);
 
+/* Whether the processor has what x86-64-v4 is. */
+bool pmli_has_avx512(void);
+
 /* "avx512", "avx2" or the architecture: also which clones of PMLI_CLONES functions run here. */
 const char *pmli_instructions(void);
 
