@@ -117,6 +117,17 @@ static int raw_connection(const harness *h, const char *name)
     return fd;
 }
 
+/* How many lines of the log say this. */
+static int said(harness *h, const char *words)
+{
+    int n = 0;
+    harness_catch_up(h);
+    for (int i = 0; i < h->n_events; i++)
+        if (pml_message_type_of(h->events[i]) == PML_EVENT_log)
+            n += strstr(pml_message_string(h->events[i], "message"), words) != NULL;
+    return n;
+}
+
 /* Bytes that are no ZMTP, a ZMTP 1.0 peer, ZMTP 3 with the NULL mechanism (no key), and a torn one.
  */
 static void raw_bytes_are_refused(void **state)
@@ -124,6 +135,7 @@ static void raw_bytes_are_refused(void **state)
     (void)state;
     static const char null_greeting[64] = "\xff\0\0\0\0\0\0\0\1\x7f\3\0NULL";
     static const char *const doors[] = {"ctl", "pub", "wrk"};
+    double begin = pml_clock_monotonic();
     harness *h = running();
     for (int door = 0; door < 3; door++) {
         int64_t before = refused(h, "handshakes");
@@ -149,12 +161,15 @@ static void raw_bytes_are_refused(void **state)
             close(fds[a]);
         undisturbed(h);
     }
-    int64_t before = refused(h, "handshakes"); /* and when they are many the log has it */
-    for (int i = 0; i < 20; i++)
-        close(raw_connection(h, "ctl"));
-    wait_refused(h, "handshakes", before + 20);
-    const pml_message *told = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
-    assert_non_null(strstr(pml_message_string(told, "message"), "did not speak the protocol"));
+    for (int round = 0; round < 2; round++) { /* and when they are many the log has it, once */
+        int64_t before = refused(h, "handshakes");
+        for (int i = 0; i < 40; i++)
+            close(raw_connection(h, "ctl"));
+        wait_refused(h, "handshakes", before + 40);
+        undisturbed(h);
+    }
+    int lines = said(h, "that said nothing, or did not speak the protocol");
+    assert_true(lines >= 1 && lines <= 1 + (int)((pml_clock_monotonic() - begin) / 60));
     harness_destroy(&h);
 }
 
@@ -420,16 +435,6 @@ static void gets_in(pml_client *guest, bool in)
     pml_message_destroy(&m);
 }
 
-/* Lines of the log that say this. */
-static int said(const harness *h, const char *words)
-{
-    int n = 0;
-    for (int i = 0; i < h->n_events; i++)
-        if (pml_message_type_of(h->events[i]) == PML_EVENT_log)
-            n += strstr(pml_message_string(h->events[i], "message"), words) != NULL;
-    return n;
-}
-
 /* With few descriptors there are few places: eight for viewers with one key. Who finds none is
  * told, then shut down; the owner is told once a minute; and who has another key, or finds a place
  * again, gets in. */
@@ -460,7 +465,6 @@ static void a_viewer_too_many_is_told(void **state)
         pml_client_close(&late);
     }
     assert_true(refused(h, "connections") >= before + 2);
-    harness_catch_up(h);
     int lines = said(h, "8 viewers are connected with it");
     assert_true(lines >= 1 && lines <= 1 + (int)((pml_clock_monotonic() - begin) / 60));
 
@@ -688,6 +692,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(nothing_listens_on_a_network),
         cmocka_unit_test(argv_and_environment_hold_no_secret),
     };
+    setenv("FAKE_STEP_MS", "20", 1); /* a test keeps all events, and some of these take a while */
     if (!harness_programs(argc, argv))
         return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);

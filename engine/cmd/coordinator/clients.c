@@ -17,7 +17,8 @@ void answer(coordinator *c, const pml_inbound *in, pml_message *m)
     pml_status status = pml_message_print(m, &text, &size, &err);
     if (status == PML_OK)
         status = pml_hub_send(c->hub, in->door, &in->peer, text, size, &err);
-    if (status != PML_OK && status != PML_PEER) /* a client that left needs no answer */
+    /* A client that left needs no answer; one that does not read must not fill our log. */
+    if (status != PML_OK && status != PML_PEER && status != PML_BUSY)
         pml_log(PML_LOG_ERROR, "cannot answer: %s", err.message);
     free(text);
     pml_message_destroy(&m);
@@ -118,6 +119,11 @@ static void answer_replay(coordinator *c, const pml_inbound *in, const char *id,
     pml_error err = PML_ERROR_INIT;
     size_t size;
     int64_t next;
+    if (!pml_hub_reads(c->hub, in)) {
+        PML_FAIL(&err, PML_BUSY, "answers wait to be read; read them, and ask again");
+        answer_error(c, in, id, &err);
+        return;
+    }
     pml_status status =
         eventlog_read(c->log, from, lines, sizeof lines - HEAD_MAX, &size, &next, &err);
     pml_message *m = NULL;

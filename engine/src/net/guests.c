@@ -21,13 +21,16 @@ typedef struct guest {
     char key[PML_KEY_TEXT]; /* "" = a stranger */
     pml_peer peer;          /* size 0 = unknown */
     double since, refilled_at;
-    double tokens; /* messages that it may send at once */
+    double tokens;  /* messages that it may send at once */
+    uint64_t waits; /* as the list's, when it was given a long answer; and how many since */
+    int long_answers;
 } guest;
 
 struct pmli_guests {
     guest *all; /* in the order of their arrival */
     size_t n, most;
     int64_t refused, crowded, turned_out;
+    uint64_t waits;
     double tellings, told_at; /* how many may be told that they are too many; as of then */
     pmli_offenders offenders;
 };
@@ -301,6 +304,24 @@ pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer
     if (g->tokens < -pace[view].burst) /* it does not listen either */
         turn_out(guests, g, now);
     return PMLI_HURRIED;
+}
+
+void pmli_guests_waited(pmli_guests *guests)
+{
+    guests->waits++;
+}
+
+/* Whoever reads has asked for this one after it had read the one before: its socket is empty. */
+bool pmli_guests_reads(pmli_guests *guests, int fd, const pml_peer *peer)
+{
+    guest *g = find_sender(guests, fd, peer);
+    if (g == NULL || !g->view)
+        return true;
+    if (g->waits != guests->waits)
+        g->long_answers = 0;
+    g->waits = guests->waits;
+    struct pollfd end = {fd, POLLOUT, 0};
+    return ++g->long_answers <= PMLI_LONG_AT_ONCE && poll(&end, 1, 0) == 1;
 }
 
 pmli_verdict pmli_guests_blame(pmli_guests *guests, int fd, const pml_peer *peer, double now)

@@ -38,7 +38,8 @@ enum {
     /* Told that they are too many: at once, and a second. Those that have not gone yet, two seconds
      * later, are half of the strangers at most. */
     PMLI_TOLD_AT_ONCE = 40,
-    PMLI_TOLD_RATE = 10
+    PMLI_TOLD_RATE = 10,
+    PMLI_LONG_AT_ONCE = 4 /* long answers to a viewer before libzmq has had time to send them */
 };
 
 /* Raises the process's limit of descriptors up to PMLI_WANTED, where the system lets it; holds
@@ -63,6 +64,13 @@ typedef enum pmli_hearing {
  * events). A connection that goes on in a hurry is turned out. *crowd: written at PMLI_CROWDED. */
 pmli_hearing pmli_guests_spoke(pmli_guests *guests, int fd, const pml_peer *peer, const char *key,
                                pml_role role, double now, pml_crowd *crowd);
+
+/* The caller has waited for messages: libzmq had time to send what it was given. */
+void pmli_guests_waited(pmli_guests *guests);
+
+/* Whether a long answer may go to whom a message came from on fd: not to a viewer whose socket is
+ * full of what it has not read, nor so many at once that the socket had no time to become full. */
+bool pmli_guests_reads(pmli_guests *guests, int fd, const pml_peer *peer);
 
 /* A message that came on fd, of this peer, was refused for what it was. PMLI_TURNED_OUT: that was
  * one too many. PMLI_LET_BE where it has gone already. */

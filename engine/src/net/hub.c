@@ -382,6 +382,7 @@ pml_status pml_hub_wait(pml_hub *hub, struct pollfd *more, size_t n, int timeout
         hub->swept_at = now;
     }
     take_subscriptions(hub);
+    pmli_guests_waited(hub->guests);
     hub->left = REQUESTS_AT_ONCE;
     return PML_OK;
 }
@@ -465,6 +466,11 @@ pml_status pml_hub_receive(pml_hub *hub, pml_inbound **inbound, pml_error *err)
             break;
     }
     return status == PML_OK && *inbound == NULL ? PML_TIMEOUT : status;
+}
+
+bool pml_hub_reads(pml_hub *hub, const pml_inbound *in)
+{
+    return in->socket < 0 || pmli_guests_reads(hub->guests, in->socket, &in->peer);
 }
 
 pml_blame pml_hub_blame(pml_hub *hub, const pml_inbound *in)

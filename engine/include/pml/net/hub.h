@@ -114,6 +114,10 @@ typedef enum pml_blame {
  * blamed. */
 pml_blame pml_hub_blame(pml_hub *hub, const pml_inbound *in);
 
+/* Whether a client reads what it is sent, as far as can be told. A long answer to a viewer that
+ * does not would wait in memory, hundreds of them for each connection. */
+bool pml_hub_reads(pml_hub *hub, const pml_inbound *in);
+
 /* Queue one message to a peer. One that is gone (PML_PEER), or has not read for long (PML_BUSY),
  * loses it. */
 pml_status pml_hub_send(pml_hub *hub, pml_door door, const pml_peer *peer, const char *text,
