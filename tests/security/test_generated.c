@@ -29,17 +29,22 @@ static harness *running(pml_connection *own)
     return h;
 }
 
-static void *dealer(void *context, const pml_connection *c)
+static void *connected(void *context, const pml_connection *c, int type, const char *endpoint)
 {
-    void *socket = zmq_socket(context, ZMQ_DEALER);
+    void *socket = zmq_socket(context, type);
     int linger = 0, patience = 200000;
     assert_int_equal(zmq_setsockopt(socket, ZMQ_LINGER, &linger, sizeof linger), 0);
     assert_int_equal(zmq_setsockopt(socket, ZMQ_RCVTIMEO, &patience, sizeof patience), 0);
     assert_int_equal(zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, c->server_key, 40), 0);
     assert_int_equal(zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, c->keys.public_key, 40), 0);
     assert_int_equal(zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, c->keys.secret_key, 40), 0);
-    assert_int_equal(zmq_connect(socket, c->control), 0);
+    assert_int_equal(zmq_connect(socket, endpoint), 0);
     return socket;
+}
+
+static void *dealer(void *context, const pml_connection *c)
+{
+    return connected(context, c, ZMQ_DEALER, c->control);
 }
 
 /* Send, and have an error back; its code goes into code. */
@@ -382,6 +387,28 @@ static void what_is_no_message_gets_no_answer(void **state)
     harness_destroy(&h);
 }
 
+/* At the door of events there is nothing to ask: whoever goes on is turned out there, too. */
+static void who_asks_at_the_door_of_events_is_turned_out(void **state)
+{
+    (void)state;
+    static const char stop[] = "{\"type\":\"stop\",\"id\":\"1\"}";
+    pml_connection own;
+    harness *h = running(&own);
+    void *context = zmq_ctx_new();
+    void *socket = connected(context, &own, ZMQ_XSUB, own.telemetry);
+    int64_t out = 0;
+    for (int i = 0; i < 10000 && out == 0; i++) {
+        (void)zmq_send(socket, stop, sizeof stop - 1, ZMQ_DONTWAIT); /* not before it is in */
+        harness_receive_for(h, 0.005);
+        out = i % 20 == 0 ? count(h, "turned_out") : 0;
+    }
+    assert_true(out > 0);
+    assert_int_equal(commands_logged(h), 0);
+    zmq_close(socket);
+    zmq_ctx_term(context);
+    harness_destroy(&h);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1 && (strcmp(argv[1], part_option) == 0 || strcmp(argv[1], flood_option) == 0))
@@ -393,6 +420,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_view_key_changes_nothing),
         cmocka_unit_test(replayed_messages_have_no_effect),
         cmocka_unit_test(what_is_no_message_gets_no_answer),
+        cmocka_unit_test(who_asks_at_the_door_of_events_is_turned_out),
     };
     if (!harness_programs(argc, argv))
         return 2;
