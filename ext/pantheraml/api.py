@@ -24,6 +24,7 @@ from pantheraml.devices import room
 from pantheraml.errors import Error, InvalidError, IOFailed, NotFoundError, NotInThisVersion
 from pantheraml.lora import Model
 from pantheraml.memory import Plan
+from pantheraml.plain import complain
 from pantheraml.record import ENDED
 from pantheraml.run import Run, open_run, start_run
 from pantheraml.steps import Program
@@ -298,7 +299,7 @@ def runs() -> list[RunInfo]:
                 )
             )
         except (Error, KeyError, TypeError, ValueError, OSError) as error:
-            print(f"pantheraml: {folder} cannot be read: {error}", file=sys.stderr)
+            complain(f"pantheraml: {folder} cannot be read: {error}")
     return found
 
 

@@ -477,11 +477,12 @@ def _limit(events: list[Event]) -> float:
 
 def show(found: Autopsy) -> int:
     """Print it for people; returns 0 when nothing is damaged."""
-    from rich.console import Console
     from rich.markup import escape
 
+    from pantheraml.terminal import Terminal
+
     marks = {"ok": "[green]✓[/]", "note": "[yellow]•[/]", "bad": "[red]✗[/]"}
-    console = Console()
+    console = Terminal()
     console.print(f"[bold]{escape(found.name)}[/]  {escape(found.state)}")
     for when, words in found.happened:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))

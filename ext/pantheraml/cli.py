@@ -16,6 +16,7 @@ import pantheraml as pm
 from pantheraml import folders
 from pantheraml.checks import unknown_parameter
 from pantheraml.config import OVERLONG, Settings
+from pantheraml.plain import complain, plain, say
 
 _DATA = ".jsonl, .json, .parquet or .txt file"
 #: Settings that are made of several options, or read in another way.
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except (pm.Error, TypeError, OSError) as error:
-        print(f"pantheraml: {error}", file=sys.stderr)
+        complain(f"pantheraml: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -58,7 +59,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpar
 
 def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
     """Word a warning for people: without the line of code that gave it."""
-    return f"pantheraml: warning: {message}\n"
+    return plain(f"pantheraml: warning: {message}\n")
 
 
 # ---- commands --------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def _train(args: argparse.Namespace) -> int:
             target_modules=args.target_modules, init=args.lora_init,
         )  # fmt: skip
     run = pm.finetune(_model(args), args.data, eval_data=args.eval_data, name=args.name, **settings)
-    print(f"run {run.name} in {run.folder}", flush=True)
+    say(f"run {run.name} in {run.folder}", flush=True)
     return 0 if args.detach else _watch(run, whole=True)
 
 
@@ -84,10 +85,10 @@ def _plan(args: argparse.Namespace) -> None:
         settings["lora"] = pm.LoRA(r=args.lora_r)
     if args.program:
         program = pm.program(_model(args), **settings)
-        print(json.dumps(program.document) if args.json else program, end="")
+        say(json.dumps(program.document) if args.json else program, end="")
         return
     plan = pm.plan(_model(args), **settings)
-    print(json.dumps(vars(plan), indent=1) if args.json else plan)
+    say(json.dumps(vars(plan), indent=1) if args.json else plan)
 
 
 def _profile(args: argparse.Namespace) -> None:
@@ -102,12 +103,12 @@ def _profile(args: argparse.Namespace) -> None:
         except (pm.NotFoundError, pm.PeerError) as error:
             raise type(error)(f"there is no run {args.subject!r} here, and {error}") from None
     if args.trace is not None:
-        print(f"a step for chrome://tracing: {found.to_trace(args.trace)}", file=sys.stderr)
-    print(json.dumps(found.rows(), indent=1) if args.json else found, end="")
+        complain(f"a step for chrome://tracing: {found.to_trace(args.trace)}")
+    say(json.dumps(found.rows(), indent=1) if args.json else found, end="")
 
 
 def _preview(args: argparse.Namespace) -> None:
-    from rich.console import Console
+    from pantheraml.terminal import Terminal
 
     settings = {
         name: value
@@ -116,7 +117,7 @@ def _preview(args: argparse.Namespace) -> None:
     }
     if args.chat_template_kwargs is not None:
         settings["chat_template_kwargs"] = _json_argument(args.chat_template_kwargs)
-    Console().print(pm.preview(args.data, _model(args), rows=args.rows, **settings))
+    Terminal().print(pm.preview(args.data, _model(args), rows=args.rows, **settings))
 
 
 def _json_argument(text: str) -> Any:
@@ -127,23 +128,25 @@ def _json_argument(text: str) -> Any:
 
 
 def _runs(args: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from pantheraml.terminal import Terminal
+
     found = pm.runs()
     if args.json:
-        print(json.dumps([{**vars(info), "folder": str(info.folder)} for info in found], indent=1))
+        say(json.dumps([{**vars(info), "folder": str(info.folder)} for info in found], indent=1))
         return
     if not found:
-        print("there are no runs yet; pantheraml train MODEL --data FILE starts one")
+        say("there are no runs yet; pantheraml train MODEL --data FILE starts one")
         return
     table = Table("run", "state", "step", "model", "begun", box=None)
     for info in found:
         of = f"/{info.max_steps}" if info.max_steps else ""
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.created))
-        table.add_row(escape(info.name), info.state, f"{info.step}{of}", escape(info.model), begun)
-    Console().print(table)
+        name, model = escape(plain(info.name)), escape(plain(info.model))
+        table.add_row(name, info.state, f"{info.step}{of}", model, begun)
+    Terminal().print(table)
 
 
 def _attach(args: argparse.Namespace) -> int:
@@ -151,13 +154,13 @@ def _attach(args: argparse.Namespace) -> int:
 
 
 def _pause(args: argparse.Namespace) -> None:
-    print(_waited(pm.attach(args.run).pause(), args))
+    say(_waited(pm.attach(args.run).pause(), args))
 
 
 def _resume(args: argparse.Namespace) -> None:
     run = pm.attach(args.run)
     command = run.resume(checkpoint=args.checkpoint, accept_changes=args.accept_changes)
-    print(f"{run.name} goes on from its checkpoint" if command is None else _waited(command, args))
+    say(f"{run.name} goes on from its checkpoint" if command is None else _waited(command, args))
 
 
 def _set(args: argparse.Namespace) -> None:
@@ -173,11 +176,11 @@ def _set(args: argparse.Namespace) -> None:
             settings[name] = json.loads(value) if name == "lr_scheduler_kwargs" else float(value)
         except ValueError:
             raise pm.InvalidError(f"{name} must be a number, it is {value!r}") from None
-    print(_waited(pm.attach(args.run).set(**settings), args))
+    say(_waited(pm.attach(args.run).set(**settings), args))
 
 
 def _checkpoint(args: argparse.Namespace) -> None:
-    print(pm.attach(args.run).checkpoint(args.name, wait=True))
+    say(pm.attach(args.run).checkpoint(args.name, wait=True))
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -190,13 +193,13 @@ def _sample(args: argparse.Namespace) -> None:
         top_k=args.top_k, top_p=args.top_p, repetition_penalty=args.repetition_penalty,
         stop=args.stop, stream=True,
     ):  # fmt: skip
-        print(piece, end="", flush=True)
-    print()
+        say(piece, end="", flush=True)
+    say()
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     made = pm.attach(args.run).evaluate()
-    print(f"held-out loss {made.loss:.5f} over {made.labels:,} tokens at step {made.step}")
+    say(f"held-out loss {made.loss:.5f} over {made.labels:,} tokens at step {made.step}")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -204,31 +207,31 @@ def _export(args: argparse.Namespace) -> None:
         args.folder, args.format, args.step, dtype=args.dtype, max_shard_size=args.max_shard_size,
         verify=not args.no_verify,
     )  # fmt: skip
-    print(made.describe())
+    say(made.describe())
 
 
 def _report(args: argparse.Namespace) -> None:
     run = pm.attach(args.run)
     target = Path(args.file or run.folder / "report.html")
     target.write_text(run.to_html(), encoding="utf-8")
-    print(target)
+    say(target)
 
 
 def _share(args: argparse.Namespace) -> None:
     made = pm.attach(args.run).share(
         args.bind, role=args.role, name=args.name, address=args.address
     )
-    print(f"{made.save(args.out)}: a {made.role} key for {made.address}")
+    say(f"{made.save(args.out)}: a {made.role} key for {made.address}")
 
 
 def _unshare(args: argparse.Namespace) -> None:
-    print(f"{pm.attach(args.run).unshare()} keys revoked; it listens on no network")
+    say(f"{pm.attach(args.run).unshare()} keys revoked; it listens on no network")
 
 
 def _stop(args: argparse.Namespace) -> None:
     run = pm.attach(args.run)
     run.stop(wait=True)
-    print(f"{run.name}: {run.state} at step {run.step}")
+    say(f"{run.name}: {run.state} at step {run.step}")
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -238,7 +241,7 @@ def _doctor(args: argparse.Namespace) -> int:
         found = examine_run(find(args.run))
         if not args.json:
             return show(found)
-        print(found.to_json())
+        say(found.to_json())
         return 1 if found.damaged else 0
     from pantheraml.doctor import examine
 
@@ -259,13 +262,13 @@ def _watch(run: pm.Run, *, whole: bool = False) -> int:
 
         watch(run, whole=whole)
     except KeyboardInterrupt:
-        print(f"\ndetached; the run goes on. Come back by: pantheraml attach {run.name}")
+        say(f"\ndetached; the run goes on. Come back by: pantheraml attach {run.name}")
         return 0
     if run.state == "failed":
-        print(f"pantheraml: run {run.name} failed: {run.reason}", file=sys.stderr)
+        complain(f"pantheraml: run {run.name} failed: {run.reason}")
         return 1
     for checkpoint in run.checkpoints[-1:]:
-        print(f"{run.state}: {checkpoint.path}")
+        say(f"{run.state}: {checkpoint.path}")
     return 0
 
 

@@ -13,6 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pantheraml.errors import InvalidError
+from pantheraml.plain import complain, say
 from pantheraml.report import Curve, chart_svg, smooth
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Comparison:
                         return
                     time.sleep(0.5)
         except KeyboardInterrupt:
-            print("The runs go on without you; run.stop() ends one.", file=sys.stderr)
+            complain("The runs go on without you; run.stop() ends one.")
             raise
 
     def plot(self) -> Figure:
@@ -211,10 +212,13 @@ def _shown_in_place() -> Iterator[Callable[[Comparison], None]]:
     if not sys.stdout.isatty():
         last: list[Comparison] = []
         yield last.append
-        print(*last[-1:])
+        for shown in last[-1:]:
+            say(shown)
         return
     from rich.live import Live
     from rich.text import Text
 
-    with Live(auto_refresh=False) as live:
+    from pantheraml.terminal import Terminal
+
+    with Live(console=Terminal(), auto_refresh=False) as live:
         yield lambda shown: live.update(Text(repr(shown)), refresh=True)

@@ -24,6 +24,7 @@ from pantheraml.aside import end, runs_in
 from pantheraml.devices import room, usable_gpus
 from pantheraml.errors import Error
 from pantheraml.memory import size
+from pantheraml.terminal import Terminal
 from pantheraml.tiny import TinyLlama
 
 _SECONDS, _STEPS = 10.0, 30  # of the run, and more where it is slower: fewer steps teach nothing
@@ -52,7 +53,7 @@ def examine(*, run: bool = True, console: Console | None = None) -> int:
     run
         Also train a tiny model for a few seconds, through every process of a real run.
     """
-    console = console or Console()
+    console = console or Terminal()
     checks: list[Callable[[], Finding]] = [
         _versions, _packages, _programs, _device, _runs_folder, _runtime_folder, _gpu, _notebook,
     ]  # fmt: skip

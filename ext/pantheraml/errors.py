@@ -6,9 +6,18 @@ expect, so ``except ValueError`` works. The C extension raises these same classe
 
 from __future__ import annotations
 
+from pantheraml.plain import plain
+
 
 class Error(Exception):
-    """Base of all errors of PantheraML."""
+    """Base of all errors of PantheraML.
+
+    Its words may be another's (a coordinator's elsewhere, a file's), and tracebacks show them on
+    terminals: as text they are plain.
+    """
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class InvalidError(Error, ValueError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -32,6 +31,7 @@ from pantheraml.errors import (
     TooManyViewers,
 )
 from pantheraml.link import ANSWER, Link
+from pantheraml.plain import complain
 from pantheraml.record import ENDED, Event, LogReader, RunRecord
 from pantheraml.text import Text
 
@@ -470,7 +470,7 @@ class Following:
             while not over():
                 if self._trouble and not told:  # what is waited for is not told of before that ends
                     told = self._trouble
-                    print(f"{self.name}: {what} waits: {told}", file=sys.stderr)
+                    complain(f"{self.name}: {what} waits: {told}")
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimedOut(f"{what}: not within {timeout:g} s; the run goes on")
@@ -482,10 +482,9 @@ class Following:
         try:
             yield
         except KeyboardInterrupt:
-            print(
+            complain(
                 f"The run goes on without you. Come back by pm.attach({self.name!r}); "
-                "run.stop() ends it.",
-                file=sys.stderr,
+                "run.stop() ends it."
             )
             raise
 

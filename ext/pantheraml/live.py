@@ -20,6 +20,7 @@ from pantheraml.columns import Columns
 from pantheraml.memory import CAUSES, size
 from pantheraml.record import ENDED
 from pantheraml.run import Run
+from pantheraml.terminal import Terminal
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _PERIOD = 0.25  # seconds between two pictures
@@ -49,7 +50,7 @@ def watch(
         Print what was said of the run before its first steps, too, however many it has made: for
         who has just begun it. Who comes late has not asked for it.
     """
-    console = console or Console()
+    console = console or Terminal()
 
     def over() -> bool:
         return run.state in ENDED or (until is not None and until())

@@ -19,6 +19,7 @@ from pantheraml.checks import names_checked, path_of
 from pantheraml.commands import Command, Evaluation, Sample
 from pantheraml.errors import BusyError, InvalidError, NotFoundError, NotInThisVersion, PeerError
 from pantheraml.following import followed, remember
+from pantheraml.plain import plain
 from pantheraml.record import ENDED, Checkpoint, Event
 
 if TYPE_CHECKING:
@@ -528,7 +529,7 @@ class Run(Asking):
 
     def __repr__(self) -> str:
         of = f"/{self.max_steps}" if self.max_steps else ""
-        return f"<Run {self.name}: {self.state}, step {self.step}{of}>"
+        return plain(f"<Run {self.name}: {self.state}, step {self.step}{of}>")
 
     def _ipython_display_(self) -> None:
         """Show the live panel; where there is none, the static record."""

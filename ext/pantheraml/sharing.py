@@ -15,7 +15,6 @@ import json
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from pantheraml.errors import (
     from_code,
 )
 from pantheraml.link import ANSWER, Link, parsed, problem_of
+from pantheraml.plain import complain
 from pantheraml.record import ENDED, Event
 from pantheraml.run import Run
 
@@ -159,7 +159,7 @@ def share(run: Run, bind: str, role: str, name: str | None, address: str | None)
         "secret_key": secret,
     }
     made = Share(run, connection, name or "", where["reach"])
-    print(f"{run.name} listens on {where['control']}: {made.reach}.", file=sys.stderr)
+    complain(f"{run.name} listens on {where['control']}: {made.reach}.")
     return made
 
 

@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import pantheraml as pm
 from pantheraml.lessons import stdlib
 from pantheraml.live import watch
+from pantheraml.terminal import Terminal
 
-console = Console()
+console = Terminal()
 
 #: Steps of each stage; the pause, the new rate, the checkpoint and the kill happen on the way.
 STAGE1_STEPS, STAGE2_STEPS = 240, 110

@@ -1,0 +1,38 @@
+"""Text of others on a terminal: models, data, folders and coordinators elsewhere write it.
+
+A terminal obeys what it is sent: an escape sequence in a run's name, or in what a model wrote,
+could clear the screen, change the window's title, or hide the words before it. So everything that
+is printed goes through :func:`say`, a :class:`pantheraml.terminal.Terminal`, or an
+:class:`pantheraml.Error`, which has plain words only.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+# What a terminal obeys, or shows in another place than it stands: control characters (C0 but tab
+# and line feed, DEL, C1), marks of writing direction, line and paragraph separators; and half
+# surrogates, which cannot be printed at all.
+_OBEYED = [
+    *range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F,
+    *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000),
+]  # fmt: skip
+_SHOWN = {c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _OBEYED}
+
+
+def plain(text: str) -> str:
+    """Give a text that a terminal shows and does not obey: what it would is written as escaped."""
+    return text.translate(_SHOWN)
+
+
+def say(
+    text: object = "", *, end: str = "\n", file: TextIO | None = None, flush: bool = False
+) -> None:
+    """Print, to standard output where no `file` is given, what a terminal only shows."""
+    print(plain(str(text)), end=end, file=file, flush=flush)
+
+
+def complain(text: object) -> None:
+    """Say something on standard error."""
+    say(text, file=sys.stderr)
