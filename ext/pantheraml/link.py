@@ -163,6 +163,11 @@ class Link:
             self._thread.join(timeout=5)
 
     def _send(self, kind: str, fields: dict[str, Any]) -> _Pending:
+        """Send a request that the coordinator can read.
+
+        Of one that it cannot (half a surrogate pair, a NUL in a text) it could not say whose answer
+        its error is.
+        """
         pending = _Pending()
         with self._lock:
             self._counter += 1
@@ -170,7 +175,12 @@ class Link:
             self._pending[number] = pending
         try:
             message = {"type": kind, "id": number, **fields}
-            self._client.send(json.dumps(message, separators=(",", ":"), allow_nan=False))
+            text = json.dumps(message, separators=(",", ":"), allow_nan=False)
+            try:
+                _native.check_message("request", text)
+            except CorruptError as problem:
+                raise InvalidError(f"{kind} cannot be sent: {problem}") from None
+            self._client.send(text)
         except BaseException as problem:
             with self._lock:
                 self._pending.pop(number, None)

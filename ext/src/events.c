@@ -1,5 +1,5 @@
-/* Events as they come from outside, out of a log or over a wire, held against the message table
- * before Python reads a field of them. */
+/* Messages held against the table: events as they come from outside, out of a log or over a wire,
+ * before Python reads a field of them, and requests before they are sent. */
 #include "native.h"
 
 #include <string.h>
@@ -83,8 +83,10 @@ static pml_status check_as(const char *kind, const char *text, size_t size, pml_
         status = pml_message_parse(PML_CHANNEL_ANSWER, text, size, &message, err);
     else if (strcmp(kind, "event") == 0)
         status = check_published(text, size, &message, err);
+    else if (strcmp(kind, "request") == 0)
+        status = pml_message_parse(PML_CHANNEL_REQUEST, text, size, &message, err);
     else
-        status = PML_FAIL(err, PML_INVALID, "kind is event, answer or run, not %s", kind);
+        status = PML_FAIL(err, PML_INVALID, "kind is event, answer, request or run, not %s", kind);
     pml_message_destroy(&message);
     return status;
 }
@@ -92,8 +94,8 @@ static pml_status check_as(const char *kind, const char *text, size_t size, pml_
 PyDoc_STRVAR(
     check_message_doc,
     "check_message(kind, text, /)\n--\n\n"
-    "Raise what is wrong, by name, with an 'event' or an 'answer' of a coordinator, or with\n"
-    "the text of run.json ('run').");
+    "Raise what is wrong, by name, with an 'event' or an 'answer' of a coordinator, with a\n"
+    "'request' to it, or with the text of run.json ('run').");
 
 static PyObject *check_message(PyObject *module, PyObject *args)
 {

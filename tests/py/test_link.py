@@ -69,7 +69,7 @@ class LossyClient:
                 answer |= {"last": len(self.log), "events": chunk}
             elif request["type"] == "pause":
                 answer |= {"type": "error", "code": "busy", "message": "no"}
-            elif request["type"] == "silence":
+            elif request["type"] == "evaluate":  # it takes for ever
                 return
             else:
                 answer |= WELCOME | {"seq": len(self.log)}
@@ -153,8 +153,21 @@ def test_answers_find_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.request("status")["type"] == "welcome"
     with pytest.raises(errors.BusyError, match="no"):
         made.request("pause")
-    with pytest.raises(TimeoutError, match="did not answer silence"):
-        made.request("silence", timeout=0.05)
+    with pytest.raises(TimeoutError, match="did not answer evaluate"):
+        made.request("evaluate", timeout=0.05)
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["half \udcff", "a\0b", "x" * 65])
+def test_what_cannot_be_read_is_not_sent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coordinator could not say whose answer its error is, and who asked waited in vain."""
+    client = LossyClient([], 0, 0)
+    made = follow(client, Follower(), monkeypatch)
+    key = "x" * 40
+    with pytest.raises(errors.InvalidError, match="share"):
+        made.request("share", bind="tcp://127.0.0.1:*", role="view", public_key=key, name=name)
+    assert made.request("status")["type"] == "welcome" and made._pending == {}
+    assert "share" not in [request["type"] for request in client.requests]
     made.close()
 
 
@@ -164,7 +177,7 @@ def test_who_waits_hears_that_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> Non
     made.caught_up.wait(PATIENCE)
     threading.Timer(0.1, client.close).start()
     with pytest.raises(errors.PeerError):
-        made.request("silence", timeout=PATIENCE)
+        made.request("evaluate", timeout=PATIENCE)
     assert follower.gone.wait(PATIENCE)
 
 
@@ -273,7 +286,7 @@ def test_who_speaks_otherwise_is_left(
     with client.lock:
         client.inbox.append((kind, json.dumps(message)))
     with pytest.raises(errors.CorruptError, match=f"sent what is no {kind}"):
-        made.request("silence", timeout=PATIENCE)
+        made.request("evaluate", timeout=PATIENCE)
     assert follower.gone.wait(PATIENCE)
 
 
@@ -287,7 +300,7 @@ def test_no_memory_ends_the_link_and_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(client, "receive", none)
     with pytest.raises(MemoryError, match="no memory"):
-        made.request("silence", timeout=PATIENCE)
+        made.request("evaluate", timeout=PATIENCE)
     assert follower.gone.wait(PATIENCE) and isinstance(made.error, errors.NoMemoryError)
 
 
