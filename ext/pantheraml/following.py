@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,8 @@ class Following:
     def _begin(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder = folder
         self.config = config
+        self._owner = os.getpid()
+        _every.add(self)
         self.name: str = self.config["name"]
         self._text = Text(Path(self.config["model"]), folder, self.config.get("data", {}))
         self._changed = threading.Condition()
@@ -416,7 +419,22 @@ class Following:
             else:
                 self._go_on()
 
+    def _not_forked(self) -> None:
+        """Refuse to wait in a child of fork(): the thread that listens is not there.
+
+        Raises
+        ------
+        BusyError
+            It is one.
+        """
+        if self._link is not None and self._owner != os.getpid():
+            raise BusyError(
+                f"run {self.name} is followed by the process that forked this one; "
+                f"pm.attach({self.name!r}) follows it here"
+            )
+
     def _there(self) -> Link:
+        self._not_forked()
         link = self._link
         if link is None:
             if not self._gone:
@@ -468,6 +486,7 @@ class Following:
         told = ""
         with self._changed:
             while not over():
+                self._not_forked()
                 if self._trouble and not told:  # what is waited for is not told of before that ends
                     told = self._trouble
                     complain(f"{self.name}: {what} waits: {told}")
@@ -492,6 +511,20 @@ class Following:
 # One object for each run that this process follows, so that attaching twice costs nothing.
 _followed: dict[tuple[int, Path], Following] = {}
 _followed_lock = threading.Lock()
+
+
+# A child of fork() has none of the threads, and may have any of their locks held: by nobody.
+_every: weakref.WeakSet[Following] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    global _followed_lock
+    _followed_lock = threading.Lock()
+    for run in list(_every):
+        run._changed = threading.Condition()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def followed(folder: Path) -> Following | None:

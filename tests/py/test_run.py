@@ -13,7 +13,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -380,22 +381,6 @@ def test_subscribers(start: Start, gate: Path) -> None:
     assert readable in ([], [run.fileno()])
 
 
-def test_a_forked_child_keeps_out(start: Start) -> None:
-    run = start(max_steps=FOREVER)
-    at_step(run, 1)
-    child = os.fork()
-    if child == 0:
-        try:
-            run._ask("status")
-        except pm.BusyError as error:
-            os._exit(0 if "forked child" in str(error) else 3)
-        except BaseException:
-            os._exit(4)
-        os._exit(5)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    at_step(run, run.step + 2)
-
-
 def test_nobody_waits_for_a_notebook_without_people(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,6 +461,55 @@ def test_fixture_ends_what_it_began(start: Start) -> None:
     end(run)
     assert pid is not None and not alive(pid)
     assert environment()["PANTHERAML_RUNS"]
+
+
+@contextmanager
+def held_elsewhere(lock: threading.Condition) -> Iterator[None]:
+    """Have another thread hold a lock."""
+    held, enough = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            enough.wait(PATIENCE)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join(PATIENCE)
+
+
+def test_a_forked_child_keeps_out(start: Start) -> None:
+    """It is told what to do: nobody listens there, and who waited would wait for ever."""
+    run = start(max_steps=FOREVER)
+    at_step(run, 1)
+    command = run.set(weight_decay=0.5, wait=True)
+    command.number = 10**6  # as if it was on its way still
+    calls = (lambda: run.sharing, run.pause, run.fileno, run.wait, command.wait)
+    for call in calls:
+        reader, writer = os.pipe()
+        with held_elsewhere(run._changed):  # nobody lets go of it in the child
+            child = os.fork()
+        if child == 0:  # nothing of the tests' may run in it
+            signal.alarm(int(PATIENCE))
+            words = "nothing"
+            with suppress(BaseException):
+                try:
+                    call()
+                except pm.Error as error:
+                    words = f"{type(error).__name__} {error}"
+                os.write(writer, words.encode())
+            os._exit(0)
+        os.close(writer)
+        with open(reader) as file:
+            said = file.read()
+        os.waitpid(child, 0)
+        assert said.startswith("BusyError") and "pm.attach" in said, said
+    at_step(run, run.step + 2)
 
 
 def test_what_a_full_disk_keeps_from_the_log_is_told(start: Callable[..., pm.Run]) -> None:
