@@ -173,12 +173,19 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     Raises
     ------
     InvalidError
-        Nobody of that name has a home here.
+        Nobody of that name has a home here; or it is no UTF-8, and so cannot stand in run.json.
     """
     try:
-        return Path(given).expanduser()
+        path = Path(given).expanduser()
+        os.fspath(path.absolute()).encode()
     except RuntimeError:
         raise InvalidError(f"{os.fspath(given)!r}: nobody of that name has a home here") from None
+    except UnicodeEncodeError:
+        raise InvalidError(
+            f"{os.fspath(path.absolute())!r}: a name that is no UTF-8 cannot be kept in a run's "
+            "files; rename it"
+        ) from None
+    return path
 
 
 def memory(value: int | str | None, name: str = "memory_limit") -> int:

@@ -6,17 +6,18 @@ import argparse
 import json
 import re
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pantheraml as pm
 from pantheraml import folders
-from pantheraml.checks import unknown_parameter
+from pantheraml.checks import number, path_of, unknown_parameter
 from pantheraml.config import OVERLONG, Settings
 from pantheraml.plain import complain, plain, say
+from pantheraml.sharing import SharedRun, share_into
 
 _DATA = ".jsonl, .json, .parquet or .txt file"
 #: Settings that are made of several options, or read in another way.
@@ -50,8 +51,8 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpar
     if others:
         hint = ""
         if others[0].startswith("--"):
-            known = [name for name in vars(args) if name not in ("call", "model_option")]
             name = others[0][2:].partition("=")[0].replace("-", "_")
+            known = [one for one in vars(args) if one not in ("call", "model_option", name)]
             hint = f"; {unknown_parameter(name, known)}".replace("_", "-")
         parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
     return args
@@ -68,7 +69,7 @@ def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
 def _train(args: argparse.Namespace) -> int:
     settings = {**_given(args), "method": args.method}
     if args.chat_template_kwargs is not None:
-        settings["chat_template_kwargs"] = _json_argument(args.chat_template_kwargs)
+        settings["chat_template_kwargs"] = args.chat_template_kwargs
     if args.method == "lora":
         settings["lora"] = pm.LoRA(
             r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
@@ -116,15 +117,15 @@ def _preview(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None
     }
     if args.chat_template_kwargs is not None:
-        settings["chat_template_kwargs"] = _json_argument(args.chat_template_kwargs)
+        settings["chat_template_kwargs"] = args.chat_template_kwargs
     Terminal().print(pm.preview(args.data, _model(args), rows=args.rows, **settings))
 
 
-def _json_argument(text: str) -> Any:
+def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise pm.InvalidError(f"--chat-template-kwargs: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
 
 
 def _runs(args: argparse.Namespace) -> None:
@@ -173,7 +174,9 @@ def _set(args: argparse.Namespace) -> None:
             settings[name] = value
             continue
         try:
-            settings[name] = json.loads(value) if name == "lr_scheduler_kwargs" else float(value)
+            settings[name] = _json(value) if name == "lr_scheduler_kwargs" else float(value)
+        except argparse.ArgumentTypeError as error:
+            raise pm.InvalidError(f"{name}: {error}") from None
         except ValueError:
             raise pm.InvalidError(f"{name} must be a number, it is {value!r}") from None
     say(_waited(pm.attach(args.run).set(**settings), args))
@@ -212,16 +215,22 @@ def _export(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     run = pm.attach(args.run)
-    target = Path(args.file or run.folder / "report.html")
-    target.write_text(run.to_html(), encoding="utf-8")
+    if args.file is None and isinstance(run, SharedRun):  # its folder is a path of somebody else's
+        raise pm.InvalidError(f"run {run.name} is elsewhere: say by --file where its page goes")
+    page = run.to_html().encode()
+    if args.file is None:
+        target = run.folder / "report.html"
+        folders.write_private(target, page)
+    else:
+        target = path_of(args.file)
+        target.write_bytes(page)
     say(target)
 
 
 def _share(args: argparse.Namespace) -> None:
-    made = pm.attach(args.run).share(
-        args.bind, role=args.role, name=args.name, address=args.address
-    )
-    say(f"{made.save(args.out)}: a {made.role} key for {made.address}")
+    run = pm.attach(args.run)
+    target, made = share_into(args.out, run, args.bind, args.role, args.name, args.address)
+    say(f"{target}: a {made.role} key for {made.address}")
 
 
 def _unshare(args: argparse.Namespace) -> None:
@@ -290,11 +299,24 @@ def _model(args: argparse.Namespace) -> str:
 
 
 def _part(text: str) -> float | int:
-    return int(text) if text.isdigit() else float(text)
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        words = f"must be a share such as 0.1, or a number of rows; it is {text!r}"
+        raise argparse.ArgumentTypeError(words) from None
+
+
+def _seconds(text: str) -> float:
+    """Read how long to wait: here, because a command that was sent has its effect."""
+    try:
+        return number("it", float(text), 0, threading.TIMEOUT_MAX)
+    except ValueError:
+        words = f"must be a number of seconds, 0 or more; it is {text!r}"
+        raise argparse.ArgumentTypeError(words) from None
 
 
 def _devices(text: str) -> str | int | list[str]:
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     return text.split(",") if "," in text else text
 
@@ -359,8 +381,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--overlong", choices=OVERLONG, help="rows above max-length")
         command.add_argument("--chat-template", metavar="FILE", help="in place of the model's")
         command.add_argument(
-            "--chat-template-kwargs", metavar="JSON", help='such as {"enable_thinking": false}'
-        )
+            "--chat-template-kwargs", type=_json, metavar="JSON",
+            help='such as {"enable_thinking": false}',
+        )  # fmt: skip
 
     verb("runs", _runs, "List runs, the latest first.", run=False).add_argument(
         "--json", action="store_true"
@@ -374,7 +397,7 @@ def _parser() -> argparse.ArgumentParser:
     change.add_argument("settings", nargs="+", metavar="NAME=VALUE")
     change.add_argument("--run", metavar="RUN")
     for command in (pause, resume, change):
-        command.add_argument("--timeout", type=float, default=600, help="seconds to wait")
+        command.add_argument("--timeout", type=_seconds, default=600.0, help="seconds to wait")
     checkpoint = verb("checkpoint", _checkpoint, "Write a checkpoint.")
     checkpoint.add_argument("--name", help="to remember it by")
     sample = verb("sample", _sample, "Let the model continue a prompt.", run=False)
@@ -448,7 +471,7 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
             shown = "" if default is None else f"default {default}"
             parser.add_argument("--" + name.replace("_", "-"), type=kind, help=shown, metavar="N")
     parser.add_argument("--lr-scheduler-type")
-    parser.add_argument("--lr-scheduler-kwargs", type=json.loads, metavar="JSON")
+    parser.add_argument("--lr-scheduler-kwargs", type=_json, metavar="JSON")
     parser.add_argument("--optim", help='"adamw", "adamw_8bit", "adamw_auto" or "sgd"')
     parser.add_argument("--optim-args", metavar="NAME=VALUE,…", help="of sgd")
     parser.add_argument("--eval-strategy", choices=("no", "steps", "epoch"))

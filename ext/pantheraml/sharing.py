@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pantheraml import _native, folders
 from pantheraml.checks import path_of
@@ -84,15 +84,8 @@ class Share:
         IOFailed
             It cannot be written there.
         """
-        target = path_of(path).absolute()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with open(os.open(target, flags, 0o600), "w", encoding="utf-8") as file:
-                file.write(self._json())
-        except FileExistsError:
-            raise InvalidError(f"{target} is there already; remove it, or take another") from None
-        except OSError as error:
-            raise IOFailed(f"{target}: {error.strerror or error}") from None
+        with _key_file(path) as (target, file):
+            file.write(self._json())
         return target
 
     def text(self) -> str:
@@ -117,6 +110,60 @@ class Share:
     def __repr__(self) -> str:
         of = f" of {self.name}" if self.name else ""
         return f"<Share of {self.run}: {self.role} key{of} for {self.address}; {self.reach}>"
+
+
+@contextlib.contextmanager
+def _key_file(path: str | os.PathLike[str]) -> Iterator[tuple[Path, TextIO]]:
+    """Make a file that is ours alone, mode 0600; where its writing fails, there is none."""
+    target = path_of(path).absolute()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        made = open(os.open(target, flags, 0o600), "w", encoding="utf-8")  # noqa: SIM115 - below
+    except FileExistsError:
+        raise InvalidError(f"{target} is there already; remove it, or take another") from None
+    except OSError as error:
+        raise IOFailed(f"{target}: {error.strerror or error}") from None
+    try:
+        with made:
+            yield target, made
+    except BaseException as error:
+        target.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, Error):
+            raise IOFailed(f"{target}: {error.strerror or error}") from None
+        raise
+
+
+def share_into(
+    path: str | os.PathLike[str],
+    run: Run,
+    bind: str,
+    role: str,
+    name: str | None,
+    address: str | None,
+) -> tuple[Path, Share]:
+    """Share a run and write the key; where there is no place for the key, nothing is shared.
+
+    Else a run would listen, and let somebody in with a key that nobody has.
+
+    Raises
+    ------
+    InvalidError, IOFailed
+        As :meth:`Run.share` and :meth:`Share.save`.
+    """
+    listened = run.sharing is not None
+    made: Share | None = None
+    try:
+        with _key_file(path) as (target, file):
+            made = share(run, bind, role, name, address)
+            file.write(made._json())
+        return target, made
+    except BaseException:  # Ctrl-C, too: whoever asked has no key then
+        with contextlib.suppress(Error):
+            if not listened:
+                run.unshare()
+            elif made is not None:
+                run.unshare(made)
+        raise
 
 
 def share(run: Run, bind: str, role: str, name: str | None, address: str | None) -> Share:

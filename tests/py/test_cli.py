@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, PATIENCE, ROWS, at_step, hear_ctrl_c
-from pantheraml import cli, devices
+from pantheraml import cli, devices, sharing
 from pantheraml.config import Settings
 
 BUILD = Path(__file__).parents[2] / "build" / "release"
@@ -113,12 +114,72 @@ def test_every_option_of_train_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("--lr", "it is learning-rate"), ("--max-step", "did you mean max-steps"),
         ("--epochs=3", "it is num-train-epochs"), ("stray", "unrecognized arguments: stray"),
+        ("--data-set=x", "did you mean data?"), ("--run", "'run' is not a parameter"),
+        ("--eval-split=²", "must be a share such as 0.1"), ("--lr-scheduler-kwargs=x", "not JSON"),
+        (f"--lr-scheduler-kwargs={'[' * 10**5}", "not JSON"),
+        (f"--chat-template-kwargs={'[' * 10**5}", "not JSON"),
     ],
 )  # fmt: skip
 def test_options_that_are_none(option: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", "m", "--data", "d", option])
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "set"])
+@pytest.mark.parametrize("seconds", ["nan", "-1", "1e300", "x"])
+def test_a_command_whose_timeout_is_none_is_not_sent(
+    verb: str, seconds: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pm, "attach", lambda _: pytest.fail("it went to the run"))
+    with pytest.raises(SystemExit):
+        cli.main([verb, "weight_decay=0", f"--timeout={seconds}"])
+    assert "must be a number of seconds" in capsys.readouterr().err
+
+
+def test_a_report_follows_no_link(start: Callable[..., pm.Run], tmp_path: Path) -> None:
+    """A run folder may be somebody else's; a shared run's is a path that somebody else chose."""
+    run = start(name="four", max_steps=10**6)
+    at_step(run, 1)
+    page, elsewhere = run.folder / "report.html", tmp_path / "precious"
+    elsewhere.write_text("mine")
+    page.symlink_to(elsewhere)
+    assert cli.main(["report", "four"]) == 0
+    assert elsewhere.read_text() == "mine" and not page.is_symlink()
+    assert page.read_text().startswith("<!doctype html>") and page.stat().st_mode & 0o777 == 0o600
+    page.write_text("mine")
+    key = run.share("tcp://127.0.0.1:*").save(tmp_path / "key.json")
+    assert cli.main(["report", str(key)]) == 1
+    assert page.read_text() == "mine"
+    assert cli.main(["report", str(key), "--file", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_key_that_finds_no_place_opens_no_door(
+    start: Callable[..., pm.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(name="five", max_steps=10**6)
+    at_step(run, 1)
+    there = tmp_path / "there.json"
+    there.write_text("")
+    share = ("share", "five", "--bind", "tcp://127.0.0.1:*", "--out")
+    for place in (there, tmp_path / "none" / "key.json"):
+        assert cli.main([*share, str(place)]) == 1
+        assert run.sharing is None
+    # The disk is full when the key is written: no half of it stays, and no door.
+    full, key = OSError(errno.ENOSPC, "No space left on device"), tmp_path / "key.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing.Share, "_json", lambda _: (_ for _ in ()).throw(full))
+        assert cli.main([*share, str(key)]) == 1
+        assert run.sharing is None and not key.exists()
+    assert cli.main([*share, str(key)]) == 0
+    found = run.sharing
+    assert found is not None and found["keys"] == 1
+    with monkeypatch.context() as patch:  # others look on: they stay
+        patch.setattr(sharing.Share, "_json", lambda _: (_ for _ in ()).throw(full))
+        assert cli.main([*share, str(tmp_path / "second.json")]) == 1
+    assert run.sharing == found
+    pm.attach(key).close()
 
 
 def test_what_stands_behind_two_dashes_is_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +214,10 @@ def test_ctrl_c_detaches(start: Callable[..., pm.Run]) -> None:
         (("plan",), "name one MODEL"),
         (("set", "x"), "is not NAME=VALUE"),
         (("set", "learning_rate=x"), "learning_rate must be a number"),
+        (("set", "lr_scheduler_kwargs=" + "[" * 10**5), "lr_scheduler_kwargs: not JSON"),
+        (("export", "x", "y\udcff"), "there is no run 'x'"),
+        (("attach", "x\udcff"), "a name that is no UTF-8"),
+        (("plan", "x\udcff"), "a name that is no UTF-8"),
         (("monitor",), "not in this version"),
         (("profile", "./nowhere"), "there is no run './nowhere' here, and model: "),
     ],
