@@ -49,6 +49,29 @@ _REACH = {
 _PATIENCE = 30.0
 
 
+class Key:
+    """A connection, the secret half of a key with it, that does not show what is in it.
+
+    Tracebacks that show variables (``%xmode Verbose``) are saved with a notebook.
+    """
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self._parts = dict(parts)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._parts[name]
+
+    def __or__(self, parts: Mapping[str, Any]) -> Key:
+        return Key(self._parts | dict(parts))
+
+    def __repr__(self) -> str:
+        return f"<a key for {self._parts.get('control', 'a run')}>"
+
+    def json(self) -> str:
+        """Give it as the text of a connection file."""
+        return json.dumps(self._parts, separators=(",", ":"))
+
+
 class Share:
     """A key that was given out, and where it is good for.
 
@@ -65,13 +88,13 @@ class Share:
         Who can connect, in words; the key decides who gets in.
     """
 
-    def __init__(self, run: Run, connection: Mapping[str, Any], name: str, reach: str) -> None:
+    def __init__(self, run: Run, key: Key, name: str, reach: str) -> None:
         self._run = run
-        self._connection = dict(connection)
+        self._key = key
         self.run = run.name
-        self.role = str(connection["role"])
+        self.role = str(key["role"])
         self.name = name
-        self.address = str(connection["control"])
+        self.address = str(key["control"])
         self.reach = _REACH[reach]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -102,10 +125,10 @@ class Share:
     @property
     def public_key(self) -> str:
         """The half by which the coordinator knows it."""
-        return str(self._connection["public_key"])
+        return str(self._key["public_key"])
 
     def _json(self) -> str:
-        return json.dumps(self._connection, separators=(",", ":"))
+        return self._key.json()
 
     def __repr__(self) -> str:
         of = f" of {self.name}" if self.name else ""
@@ -184,17 +207,17 @@ def share(run: Run, bind: str, role: str, name: str | None, address: str | None)
         raise InvalidError(
             f"address must be a host's name or number alone, as viewers reach it, it is {address!r}"
         )
-    public, secret = _native.keypair()
+    key = Key(dict(zip(("public_key", "secret_key"), _native.keypair(), strict=True)))
     fields = {} if name is None else {"name": name}
     try:
-        answer = run._ask("share", bind=bind, role=role, public_key=public, **fields)
+        answer = run._ask("share", bind=bind, role=role, public_key=key["public_key"], **fields)
     except IOFailed as error:
         raise IOFailed(
             f"{error}; take an address of this machine (0.0.0.0 is all of them), and a port that "
             "is free together with the next one (* takes any)"
         ) from None
     where = answer["sharing"]
-    connection = {
+    key = key | {
         "format": 1,
         "pid": run.coordinator_pid,
         "run": str(run.folder),
@@ -202,10 +225,8 @@ def share(run: Run, bind: str, role: str, name: str | None, address: str | None)
         "telemetry": _reachable(where["telemetry"], address),
         "server_key": answer["server_key"],
         "role": role,
-        "public_key": public,
-        "secret_key": secret,
     }
-    made = Share(run, connection, name or "", where["reach"])
+    made = Share(run, key, name or "", where["reach"])
     complain(f"{run.name} listens on {where['control']}: {made.reach}.")
     return made
 
@@ -246,7 +267,7 @@ def _own_address() -> str:
 # ---- the other side --------------------------------------------------------------------------
 
 
-def parse(given: str | os.PathLike[str]) -> dict[str, Any] | None:
+def parse(given: str | os.PathLike[str]) -> Key | None:
     """Read what :meth:`Share.text` or :meth:`Share.save` made; None when it is neither.
 
     Raises
@@ -270,12 +291,12 @@ def parse(given: str | os.PathLike[str]) -> dict[str, Any] | None:
     else:
         return None
     try:
-        connection = json.loads(data)
+        found = json.loads(data)
     except (ValueError, RecursionError):
         raise InvalidError("this is no key that was shared: not JSON") from None
-    if not isinstance(connection, dict) or "secret_key" not in connection:
+    if not isinstance(found, dict) or "secret_key" not in found:
         raise InvalidError("this is no key that was shared: there is none in it")
-    return connection
+    return Key(found)
 
 
 def _is_file(path: Path) -> bool:
@@ -296,13 +317,12 @@ def _read_private(path: Path) -> bytes:
 class _FarLink(Link):
     """A link to a coordinator whose process cannot be looked at."""
 
-    def __init__(self, connection: Mapping[str, Any], run: SharedRun) -> None:
-        self._text = json.dumps(dict(connection))
-        self._pid = int(connection["pid"])
+    def __init__(self, key: Key, run: SharedRun) -> None:
+        self._key = key
         super().__init__("", run, run.name)
 
     def _open(self) -> tuple[int, _native.Client]:
-        return self._pid, _native.Client(connection=self._text)
+        return int(self._key["pid"]), _native.Client(connection=self._key.json())
 
     def _is_there(self) -> bool:
         return time.monotonic() - self._down_since < _PATIENCE
@@ -316,10 +336,10 @@ class SharedRun(Run):
     key every command is a :class:`DeniedError`.
     """
 
-    def __init__(self, connection: Mapping[str, Any]) -> None:
-        self._connection = dict(connection)
-        config = _ask_configuration(json.dumps(self._connection))
-        self._begin(Path(self._connection["run"]), config)
+    def __init__(self, key: Key) -> None:
+        self._key = key
+        config = _ask_configuration(key)
+        self._begin(Path(key["run"]), config)
         self._why = ""
         self._kind: type[Error] = PeerError  # what whoever asks hears without a connection
 
@@ -367,8 +387,7 @@ class SharedRun(Run):
             return "its key is not let in any more; somebody who has the run can share another"
         if isinstance(error, PeerError):
             return (
-                f"nobody answers at {self._connection['control']}; the run has ended, or is shared "
-                "no more"
+                f"nobody answers at {self._key['control']}; the run has ended, or is shared no more"
             )
         return str(error)
 
@@ -394,7 +413,7 @@ class SharedRun(Run):
         return iter(())
 
     def _connect(self, timeout: float = ANSWER) -> bool:
-        return self._catch_up(_FarLink(self._connection, self), timeout)
+        return self._catch_up(_FarLink(self._key, self), timeout)
 
     def _follow(self, go_on: bool = False) -> None:
         if self._link is None:
@@ -404,9 +423,9 @@ class SharedRun(Run):
         raise PeerError(f"run {self.name} can be started again only where it lives")
 
 
-def _ask_configuration(connection: str) -> dict[str, Any]:
+def _ask_configuration(key: Key) -> dict[str, Any]:
     """Ask once for what a run folder's owner reads from run.json."""
-    with _native.Client(connection=connection) as client:
+    with _native.Client(connection=key.json()) as client:
         client.send('{"type":"configuration","id":"configuration"}')
         deadline = time.monotonic() + ANSWER
         while time.monotonic() < deadline:
@@ -424,8 +443,7 @@ def _ask_configuration(connection: str) -> dict[str, Any]:
                 except InvalidError as problem:
                     raise CorruptError(f"the coordinator sent what is no run: {problem}") from None
                 return config
-    where = json.loads(connection)["control"]
     raise TimedOut(
-        f"nobody answers at {where}: the run has ended or listens there no more, or something "
-        "between here and there lets nobody through"
+        f"nobody answers at {key['control']}: the run has ended or listens there no more, or "
+        "something between here and there lets nobody through"
     )

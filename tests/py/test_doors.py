@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import html
+import io
 import json
 import os
 import re
@@ -25,6 +26,8 @@ from leaks import Leaks, below, of_processes, open_to_others
 from pantheraml import _native, programs
 from pantheraml_widgets.run_panel import RunPanel
 from reap import processes_with
+from rich.console import Console
+from rich.traceback import Traceback
 from zmq.utils import z85
 
 FINDER = """
@@ -99,7 +102,7 @@ def test_a_shared_run_is_seen_and_not_touched(
     assert "every user of this machine" in capsys.readouterr().err
     assert len(listening(run.coordinator_pid)) == 2
     assert given.role == "view" and given.address.startswith("tcp://127.0.0.1:")
-    secret = given._connection["secret_key"]
+    secret = given._key["secret_key"]
     assert secret not in repr(given)
     file = given.save(tmp_path / "class.json")
     assert file.stat().st_mode & 0o777 == 0o600
@@ -472,8 +475,8 @@ def test_no_secret_leaves_its_file(start: Callable[..., pm.Run], tmp_path: Path)
     given = run.share("tcp://127.0.0.1:*", name="class")
     own = json.loads(file.read_text())
     leaks = Leaks(
-        [own["secret_key"], given._connection["secret_key"]],
-        [each[half] for each in (own, given._connection) for half in ("server_key", "public_key")],
+        [own["secret_key"], given._key["secret_key"]],
+        [each[half] for each in (own, given._key) for half in ("server_key", "public_key")],
     )
     run.checkpoint(wait=True)
     page = run.to_html()
@@ -486,6 +489,35 @@ def test_no_secret_leaves_its_file(start: Callable[..., pm.Run], tmp_path: Path)
     assert leaks.are_in(file.read_bytes()) and open_to_others(run.folder) == []
     holders = [path for path in file.parent.iterdir() if path.is_file()]
     assert holders == [file] and file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_traceback_shows_no_key(start: Callable[..., pm.Run], tmp_path: Path) -> None:
+    """Not even one with all variables, as a notebook that is saved may have it."""
+    run = start(max_steps=10**6)
+    at_step(run, 1)
+    given = run.share("tcp://127.0.0.1:*")
+    file, damaged = given.save(tmp_path / "key.json"), tmp_path / "damaged.json"
+    damaged.write_text(json.dumps(json.loads(file.read_text()) | {"server_key": "short"}))
+    damaged.chmod(0o600)
+    seen = pm.attach(file)
+    leaks = Leaks([given._key["secret_key"]], [])
+    given.revoke()
+    until(lambda: seen._gone, "the key to be shut out")
+    for call in (
+        lambda: pm.attach(file), lambda: pm.attach(damaged), lambda: seen.pause(),
+        lambda: run.share("tcp://127.0.0.1:4999"), lambda: given.revoke(),
+        lambda: given.save(tmp_path), lambda: seen.wait(),
+    ):  # fmt: skip
+        with pytest.raises(pm.Error) as caught:
+            call()
+        console = Console(file=io.StringIO(), width=400)
+        console.print(Traceback.from_exception(
+            caught.type, caught.value, caught.tb, show_locals=True, locals_max_string=None,
+            locals_hide_dunder=False, locals_hide_sunder=False,
+        ))  # fmt: skip
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "locals" in shown and not leaks.are_in(shown.encode()), shown
+    assert not leaks.are_in(repr(vars(given)).encode() + repr(vars(seen)).encode())
 
 
 @pytest.mark.parametrize("alone", [True, False])
