@@ -340,9 +340,10 @@ class Following:
 
     def _launch(self) -> None:
         """Start the coordinator of a new run and connect."""
-        file, started = _native.launch(
-            programs.coordinator(), self.folder, prepare=programs.prepare()
-        )
+        with self._leave_alone():
+            file, started = _native.launch(
+                programs.coordinator(), self.folder, prepare=programs.prepare()
+            )
         if not started:
             pid = _native.coordinator_pid(file)
             raise BusyError(

@@ -37,6 +37,16 @@ static PyObject *borrow_strings(PyObject *sequence, const char *strings[PREPARE_
     return list;
 }
 
+/* Whether a signal's handler has raised (Ctrl-C); `asked` is the thread's state, which has no GIL. */
+static bool interrupted(void *asked)
+{
+    PyThreadState **gil = asked;
+    PyEval_RestoreThread(*gil);
+    bool raised = PyErr_CheckSignals() < 0;
+    *gil = PyEval_SaveThread();
+    return raised;
+}
+
 PyDoc_STRVAR(
     launch_doc,
     "launch(program, run_folder, resume=None, accept_changes=False, timeout=20.0,\n"
@@ -45,6 +55,7 @@ PyDoc_STRVAR(
     "resume is None for a new run, '' for the newest whole checkpoint, or the name of\n"
     "one; recover: in the place of one that died, as often as the run allows.\n"
     "prepare: arguments of the program that makes the token shards where they are missing.\n"
+    "Ctrl-C ends the waiting; the coordinator starts nevertheless.\n"
     "Returns (connection_file, started); started is False when the run has a\n"
     "coordinator already.");
 
@@ -82,8 +93,12 @@ static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs)
     char file[PATH_MAX] = "";
     pml_status status;
     PyThreadState *gil = PyEval_SaveThread();
+    options.enough = interrupted;
+    options.asked = &gil;
     status = pml_launch_coordinator(&options, file, sizeof file, &err);
     PyEval_RestoreThread(gil);
+    if (PyErr_Occurred() != NULL)
+        goto done;
     if (status == PML_OK || (status == PML_BUSY && file[0] != '\0'))
         result = Py_BuildValue("(NO)", PyUnicode_DecodeFSDefault(file),
                                status == PML_OK ? Py_True : Py_False);

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE, at_step, until
+from conftest import PATIENCE, at_step, end, until
 from pantheraml import _native, errors, programs
 
 
@@ -97,6 +97,40 @@ def test_launch_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PML_BIN", str(tmp_path))
     with pytest.raises(pm.NotFoundError, match="pml-coordinator is missing"):
         programs.coordinator()
+
+
+#: A coordinator that comes on, and is never ready. It interrupts who waits for it, and says whether
+#: that one went (its sign of life is not taken any more) or had to be left.
+SLOW = """#!/bin/sh
+trap '' PIPE
+for i in $(seq 2400); do
+    [ $i = 3 ] && kill -INT "$PML_TEST_WAITS"
+    printf + >&3 2>/dev/null || { echo went >"$PML_TEST_SAID"; exit; }
+    sleep 0.1
+done
+echo stayed >"$PML_TEST_SAID"
+"""
+
+
+def test_ctrl_c_ends_the_wait_for_a_coordinator(
+    start: Callable[..., pm.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(max_steps=1).wait()
+    run.stop()
+    end(run)
+    program, said = tmp_path / "slow", tmp_path / "said"
+    program.write_text(SLOW)
+    program.chmod(0o700)
+    monkeypatch.setenv("PML_TEST_WAITS", str(os.getpid()))
+    monkeypatch.setenv("PML_TEST_SAID", str(said))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _native.launch(program, run.folder, "")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    until(lambda: said.exists() and said.read_text(), "what the coordinator has to say")
+    assert said.read_text() == "went\n"
 
 
 def test_client_by_hand(start: Callable[..., pm.Run]) -> None:

@@ -20,7 +20,7 @@
 #include "pml/base/path.h"
 #include "pml/net/connection.h"
 
-enum { TIMEOUT_MS = 20000, READY_FD = 3, ARGV_MAX = 40, WORDS_MAX = 1200 };
+enum { TIMEOUT_MS = 20000, READY_FD = 3, ARGV_MAX = 40, WORDS_MAX = 1200, SLICE_MS = 100 };
 
 /* Everything that the child needs, made before fork(): between fork and exec of a process with
  * threads only async-signal-safe functions may be called. */
@@ -146,19 +146,24 @@ static pml_status start(const job *j, pml_error *err)
 }
 
 /* One line from the pipe. A "+" before it is a sign of life: a large checkpoint takes its time, and
- * is given it. PML_TIMEOUT: `seconds` without one; PML_PEER at an end without a line. */
-static pml_status read_line(int fd, double seconds, char *line, size_t capacity, pml_error *err)
+ * is given it. PML_TIMEOUT: `seconds` without one, or enough; PML_PEER at an end without a line. */
+static pml_status read_line(int fd, double seconds, const pml_launch *launch, char *line,
+                            size_t capacity, pml_error *err)
 {
     size_t n = 0;
     double deadline = pml_clock_monotonic() + seconds;
     for (;;) {
         double left = deadline - pml_clock_monotonic();
         struct pollfd p = {fd, POLLIN, 0};
-        int ready = left <= 0 ? 0 : poll(&p, 1, (int)(left * 1e3) + 1);
-        if (ready < 0 && errno == EINTR)
-            continue;
-        if (ready <= 0)
+        if (launch->enough != NULL && launch->enough(launch->asked))
+            return PML_FAIL(err, PML_TIMEOUT, "nobody waits for the coordinator any more");
+        if (left <= 0)
             return PML_FAIL(err, PML_TIMEOUT, "the coordinator is not ready in time");
+        int ready = poll(&p, 1, left < SLICE_MS / 1e3 ? (int)(left * 1e3) + 1 : SLICE_MS);
+        if (ready == 0 || (ready < 0 && errno == EINTR))
+            continue;
+        if (ready < 0)
+            return PML_FAIL(err, PML_IO, "cannot wait for the coordinator: %s", strerror(errno));
         ssize_t got = read(fd, line + n, capacity - 1 - n);
         if (got < 0 && errno == EINTR)
             continue;
@@ -241,7 +246,7 @@ static pml_status attempt(const pml_launch *launch, const char *folder, const ch
     }
     if (status == PML_OK) {
         int ms = launch->timeout_ms > 0 ? launch->timeout_ms : TIMEOUT_MS;
-        status = read_line(pipe_fds[0], ms / 1e3, line, sizeof line, err);
+        status = read_line(pipe_fds[0], ms / 1e3, launch, line, sizeof line, err);
         if (status == PML_OK) {
             status = judge(line, err);
         } else {

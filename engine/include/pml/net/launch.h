@@ -2,6 +2,7 @@
 #ifndef PML_NET_LAUNCH_H
 #define PML_NET_LAUNCH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "pml/base/error.h"
@@ -22,6 +23,9 @@ typedef struct pml_launch {
                                    NULL: nothing. Never read from the run folder, which may be
                                    somebody else's                                            */
     int timeout_ms; /* without a sign of life, until the sockets are there; 0 = 20,000    */
+    bool (*enough)(void *asked); /* asked ten times a second: whoever waits wants no more (Ctrl-C);
+                                    NULL: waits to the end                                     */
+    void *asked;                 /* what it is given                                           */
 } pml_launch;
 
 /* Start `program` in its own session, with closed descriptors, standard input /dev/null, output and
@@ -31,7 +35,7 @@ typedef struct pml_launch {
  * An error of its start comes back with its own code and words; PML_BUSY means that the run has a
  * coordinator already (connection_file is filled in then too: attach). Blocks up to timeout_ms,
  * and longer while the coordinator shows that it comes on (hashing a checkpoint);
- * release the GIL. Safe in a process with threads. */
+ * release the GIL. PML_TIMEOUT also where `enough` said so: the coordinator starts nevertheless. Safe in a process with threads. */
 pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_file, size_t capacity,
                                   pml_error *err);
 
