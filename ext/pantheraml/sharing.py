@@ -359,7 +359,7 @@ class SharedRun(Run):
             if link is None or not link.deaf:
                 return said
             deaf = (
-                f"no events come from {self._connection['telemetry']}, so news is late: something "
+                f"no events come from {self._key['telemetry']}, so news is late: something "
                 "between here and there must let this port through, too"
             )
             return f"{deaf}; {said}" if said else deaf

@@ -37,7 +37,7 @@ static PyObject *borrow_strings(PyObject *sequence, const char *strings[PREPARE_
     return list;
 }
 
-/* Whether a signal's handler has raised (Ctrl-C); `asked` is the thread's state, which has no GIL. */
+/* Whether a signal's handler has raised (Ctrl-C). `asked`: the thread's state, without the GIL. */
 static bool interrupted(void *asked)
 {
     PyThreadState **gil = asked;

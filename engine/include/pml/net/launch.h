@@ -35,7 +35,8 @@ typedef struct pml_launch {
  * An error of its start comes back with its own code and words; PML_BUSY means that the run has a
  * coordinator already (connection_file is filled in then too: attach). Blocks up to timeout_ms,
  * and longer while the coordinator shows that it comes on (hashing a checkpoint);
- * release the GIL. PML_TIMEOUT also where `enough` said so: the coordinator starts nevertheless. Safe in a process with threads. */
+ * release the GIL. PML_TIMEOUT also where `enough` said so: the coordinator starts nevertheless.
+ * Safe in a process with threads. */
 pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_file, size_t capacity,
                                   pml_error *err);
 
