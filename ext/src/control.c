@@ -246,12 +246,11 @@ static PyObject *gpu_reserved(PyObject *module, PyObject *argument)
     pml_reserved sum = {0};
     pml_error err = PML_ERROR_INIT;
     size_t n = 0;
-    long index = PyLong_AsLong(argument);
-    if (PyErr_Occurred() != NULL)
+    int index;
+    if (!pmli_gpu_index(module, argument, &index))
         return NULL;
     PyThreadState *gil = PyEval_SaveThread();
-    pml_status status =
-        look_at_gpu(index < INT_MAX ? (int)index : INT_MAX, &identity, holders, &n, &sum, &err);
+    pml_status status = look_at_gpu(index, &identity, holders, &n, &sum, &err);
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);

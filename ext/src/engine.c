@@ -472,6 +472,22 @@ static PyObject *gpus(PyObject *module, PyObject *Py_UNUSED(ignored))
     return status == PML_OK ? PyLong_FromLong(count) : pmli_raise(pmli_state_of(module), &err);
 }
 
+bool pmli_gpu_index(PyObject *module, PyObject *argument, int *index)
+{
+    int beyond = 0;
+    long given = PyLong_AsLongAndOverflow(argument, &beyond);
+    if (PyErr_Occurred() != NULL)
+        return false;
+    if (beyond == 0 && given >= 0 && given <= INT_MAX) {
+        *index = (int)given;
+        return true;
+    }
+    pml_error err = PML_ERROR_INIT;
+    PML_FAIL(&err, PML_INVALID, "no GPU has such a number: they are counted from 0");
+    pmli_raise(pmli_state_of(module), &err);
+    return false;
+}
+
 PyDoc_STRVAR(gpu_dtypes_doc,
              "gpu_dtypes(index, /)\n--\n\nWhat a GPU computes in, by names as of run.json; "
              "raises what is missing.");
@@ -486,14 +502,14 @@ static PyObject *gpu_dtypes(PyObject *module, PyObject *argument)
     const pml_backend *backend;
     pml_error err = PML_ERROR_INIT;
     unsigned dtypes = 0;
-    long index = PyLong_AsLong(argument);
-    if (PyErr_Occurred() != NULL)
+    int index;
+    if (!pmli_gpu_index(module, argument, &index))
         return NULL;
     pml_status status;
     PyThreadState *gil = PyEval_SaveThread();
     status = pml_backend_cuda(&backend, &err);
     if (status == PML_OK)
-        status = backend->dtypes_of(index < INT_MAX ? (int)index : INT_MAX, &dtypes, &err);
+        status = backend->dtypes_of(index, &dtypes, &err);
     PyEval_RestoreThread(gil);
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);

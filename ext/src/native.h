@@ -13,6 +13,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <stdbool.h>
+
 #include "pml/base/error.h"
 
 typedef struct pmli_state {
@@ -27,6 +29,9 @@ PyObject *pmli_words(const pml_error *err);
 
 /* Raise err as its class of pantheraml.errors. Returns NULL. */
 PyObject *pmli_raise(const pmli_state *state, const pml_error *err);
+
+/* The number of a GPU as a device has it, 0 to INT_MAX; false with an exception. */
+bool pmli_gpu_index(PyObject *module, PyObject *argument, int *index);
 
 /* The Client type, made for this module. New reference, NULL with an exception. */
 PyObject *pmli_client_type_new(PyObject *module);

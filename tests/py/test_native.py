@@ -133,6 +133,14 @@ def test_ctrl_c_ends_the_wait_for_a_coordinator(
     assert said.read_text() == "went\n"
 
 
+@pytest.mark.parametrize("index", [-1, -(2**32), 2**31, 2**32, -(10**30)])
+def test_a_gpu_that_cannot_be(index: int) -> None:
+    """Cut to 32 bits, two of these would be GPU 0."""
+    for ask in (_native.gpu_dtypes, _native.gpu_reserved):
+        with pytest.raises(pm.InvalidError, match="no GPU has such a number"):
+            ask(index)
+
+
 def test_client_by_hand(start: Callable[..., pm.Run]) -> None:
     run = start(max_steps=10**6)
     at_step(run, 1)
