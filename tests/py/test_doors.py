@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -489,6 +490,21 @@ def test_no_secret_leaves_its_file(start: Callable[..., pm.Run], tmp_path: Path)
     assert leaks.are_in(file.read_bytes()) and open_to_others(run.folder) == []
     holders = [path for path in file.parent.iterdir() if path.is_file()]
     assert holders == [file] and file.stat().st_mode & 0o777 == 0o600
+
+
+def test_no_process_that_has_keys_leaves_a_core(start: Callable[..., pm.Run]) -> None:
+    before = _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if 0 <= hard < 2:
+        pytest.skip("nothing leaves a core file here")
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        run = start(max_steps=10**6, devices=["cpu", "cpu"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+    at_step(run, 1)
+    assert run.coordinator_pid is not None
+    for pid in (run.coordinator_pid, *(worker["pid"] for worker in run.workers)):
+        assert resource.prlimit(pid, resource.RLIMIT_CORE) == (1, hard)
 
 
 def test_a_traceback_shows_no_key(start: Callable[..., pm.Run], tmp_path: Path) -> None:

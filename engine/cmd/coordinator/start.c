@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -163,6 +164,22 @@ static pml_status open_doors(coordinator *c, pml_error *err)
     return status == PML_OK ? write_connection(c, err) : status;
 }
 
+/* Keys are in our memory, in libzmq's too, and in the workers', who inherit this: a core file would
+ * keep them, in a folder or a service of the machine's choice. One byte, not none: of the limits
+ * that leave no file, only this one also counts where a program takes cores (core(5)). The hard
+ * limit stays, so that who looks for a fault can raise this one with prlimit. */
+static pml_status leave_no_core(pml_error *err)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_CORE, &limit) != 0)
+        return PML_FAIL(err, PML_INTERNAL, "cannot ask for the limit of core files: %s",
+                        strerror(errno));
+    limit.rlim_cur = limit.rlim_max < 1 ? limit.rlim_max : 1;
+    if (setrlimit(RLIMIT_CORE, &limit) != 0)
+        return PML_FAIL(err, PML_INTERNAL, "cannot limit core files: %s", strerror(errno));
+    return PML_OK;
+}
+
 /* Signals come through a descriptor, in every thread's absence. */
 static pml_status take_over_signals(coordinator *c, pml_error *err)
 {
@@ -182,7 +199,9 @@ static pml_status take_over_signals(coordinator *c, pml_error *err)
 pml_status set_up(coordinator *c, pml_error *err)
 {
     char log_folder[PATH_MAX];
-    pml_status status = pml_hold_new(c->folder, &c->hold, err);
+    pml_status status = leave_no_core(err);
+    if (status == PML_OK)
+        status = pml_hold_new(c->folder, &c->hold, err);
     if (status == PML_OK)
         status = pml_runtime_take(c->folder, c->runtime, sizeof c->runtime, &c->lock, err);
     if (status == PML_OK)
