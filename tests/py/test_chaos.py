@@ -65,3 +65,31 @@ def test_asked_for_by_name_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
         flips.Outcome(status=None, stderr=said),
     ):
         assert flips.by_name(bad, part) != flips.BY_NAME
+
+
+def test_allocations_are_refused_until_no_life_comes_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However different lives are: all that the longest came to, and then it is over."""
+    monkeypatch.syspath_prepend(str(KILL.parent))
+    memory = importlib.import_module("memory")
+    lives: dict[int, int] = {}
+
+    def live(number: int) -> tuple[int, str]:  # three of four are short, and 7 is one that fails
+        lives[number] = lives.get(number, 0) + 1
+        came = 300 if (number + lives[number]) % 4 == 0 else 200
+        return (0 if number == 7 else came), "it hung"
+
+    whole = memory.Campaign()
+    whole.run(range(1, memory.MOST), 3, live)
+    assert whole.ended and whole.refused == 300 and whole.bad == [7] and not whole.absent
+    assert all(lives[number] == memory.TRIES for number in range(301, 301 + memory.BEYOND))
+    assert max(lives) <= 300 + memory.BEYOND + 2 * 3
+
+    def gap(number: int) -> tuple[int, str]:  # fewer in a row than would be the end
+        return (number - 1 if 40 <= number < 40 + memory.BEYOND - 1 else 100), ""
+
+    part = memory.Campaign()
+    part.run(range(30, 102), 2, gap)
+    assert not part.ended and part.refused == 72 - (memory.BEYOND - 1) - 1
+    assert part.absent == [*range(40, 40 + memory.BEYOND - 1), 101]
