@@ -5,6 +5,7 @@ from typing import Any
 
 _Path = str | bytes | os.PathLike[str]
 
+LOG_TORN_MAX: int  # bytes at a log's end that a power cut may have torn, at most
 FP8_UNIT: int  # rows and columns of weights that are multiplied in 8 bits come in such units
 
 class Client:

@@ -287,7 +287,7 @@ def is_torn(lines: Sequence[bytes], ends: bool) -> bool:
     """Whether lines that begin with a damaged one can be what a power cut left.
 
     Pages that were not synced reach the disk in any order; but a durable event with anything
-    behind it was synced, so there the damage came later.
+    behind it was synced, and so was what is far from the end: there the damage came later.
 
     Parameters
     ----------
@@ -296,6 +296,8 @@ def is_torn(lines: Sequence[bytes], ends: bool) -> bool:
     ends
         Whether nothing follows the last of them.
     """
+    if sum(map(len, lines)) + len(lines) > _native.LOG_TORN_MAX:
+        return False
     before_the_end = lines[:-1] if ends else lines
     return not any(mark in line for line in before_the_end for mark in _DURABLE)
 

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "pml/json/messages.h"
 #include "pml_op/ops.h"
 
 PyObject *pmli_words(const pml_error *err)
@@ -59,7 +60,8 @@ static int module_exec(PyObject *module)
         PyModule_AddFunctions(module, pmli_control_methods) < 0 ||
         PyModule_AddFunctions(module, pmli_events_methods) < 0)
         return -1;
-    if (PyModule_AddIntConstant(module, "FP8_UNIT", PML_FP8_UNIT) < 0)
+    if (PyModule_AddIntConstant(module, "FP8_UNIT", PML_FP8_UNIT) < 0 ||
+        PyModule_AddIntConstant(module, "LOG_TORN_MAX", PML_LOG_TORN_MAX) < 0)
         return -1;
     state->client_type = pmli_client_type_new(module);
     if (state->client_type == NULL)

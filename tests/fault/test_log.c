@@ -294,6 +294,52 @@ static void every_flip_is_seen(void **state)
     assert_true(refused > 1500 && cuts > 0);
 }
 
+/* A run that has not saved for long has no durable event behind its steps, and its log was synced
+ * all the same: damage far from the end is no tear. */
+static void no_tear_is_long(void **state)
+{
+    (void)state;
+    enum { MANY = 8000 };
+    eventlog *log;
+    size_t cut, size, line = 0;
+    char *text;
+    unlink(scratch("events.jsonl"));
+    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
+    for (int i = 0; i < MANY; i++) /* as while the disk is full */
+        put(log, 3 * i + 1);
+    disk_control *disk = disk_control_here();
+    disk->n = 0;
+    EXPECT_OK(eventlog_flush(log, e));
+    const int64_t operations = disk->n;
+    eventlog_close(&log);
+    EXPECT_OK(pml_file_read(scratch("events.jsonl"), 64 << 20, false, &text, &size, e));
+    assert_true(size > 4 * PML_LOG_TORN_MAX);
+    assert_true(operations >= 2 * (int64_t)(size / PML_LOG_TORN_MAX)); /* a write and a sync each */
+
+    const size_t places[] = {size / 9, size / 2, size - PML_LOG_TORN_MAX - 1000, size - 1000};
+    for (int i = 0; i < 4; i++) {
+        char words[32];
+        pml_error err = PML_ERROR_INIT;
+        line = 1;
+        for (size_t k = 0; k < places[i]; k++)
+            line += text[k] == '\n';
+        text[places[i]] ^= 1;
+        put_file(scratch("events.jsonl"), text, size);
+        text[places[i]] ^= 1;
+        pml_status status = eventlog_open(scratch_root, ignore, NULL, &log, &cut, &err);
+        snprintf(words, sizeof words, "line %zu:", line);
+        if (i < 3) {
+            assert_int_equal(status, PML_CORRUPT);
+            assert_non_null(strstr(err.message, words));
+        } else { /* here it may be one */
+            assert_int_equal(status, PML_OK);
+            assert_int_equal(eventlog_last(log), line - 1);
+            eventlog_close(&log);
+        }
+    }
+    free(text);
+}
+
 /* ---- a disk that does not take it ---- */
 
 static const int codes[] = {ENOSPC, EIO, EROFS, EDQUOT};
@@ -455,10 +501,15 @@ static int fast_scratch(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(two_do_not_write_one_log),    cmocka_unit_test(torn_at_every_byte),
-        cmocka_unit_test(garbage_behind_a_tear),       cmocka_unit_test(pages_out_of_order),
-        cmocka_unit_test(every_flip_is_seen),          cmocka_unit_test(every_operation_fails_once),
-        cmocka_unit_test(a_full_disk_gets_room_again), cmocka_unit_test(opening_fails_by_name),
+        cmocka_unit_test(two_do_not_write_one_log),
+        cmocka_unit_test(torn_at_every_byte),
+        cmocka_unit_test(garbage_behind_a_tear),
+        cmocka_unit_test(pages_out_of_order),
+        cmocka_unit_test(no_tear_is_long),
+        cmocka_unit_test(every_flip_is_seen),
+        cmocka_unit_test(every_operation_fails_once),
+        cmocka_unit_test(a_full_disk_gets_room_again),
+        cmocka_unit_test(opening_fails_by_name),
     };
     return cmocka_run_group_tests(tests, fast_scratch, scratch_teardown);
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import examples
 import pytest
-from pantheraml import folders, sums
+from pantheraml import _native, folders, sums
 from pantheraml.errors import CorruptError
 from pantheraml.record import LogReader
 
@@ -49,6 +49,18 @@ def test_damage_is_named(tmp_path: Path) -> None:
     log.write_bytes(line(1) + line(2)[:-4] + b'x"}\n' + durable + line(4))
     with pytest.raises(CorruptError, match="line 2"):
         read(tmp_path)
+
+
+def test_no_tear_is_long(tmp_path: Path) -> None:
+    """What is far from the end was synced: it is damaged, though no durable event is behind it."""
+    lines = [line(n, what="x" * 200) for n in range(1, 4000)]
+    lines[99] = lines[99].replace(b"xx", b"xy", 1)
+    assert sum(map(len, lines[99:])) > _native.LOG_TORN_MAX
+    (tmp_path / "events.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(CorruptError, match="line 100"):
+        read(tmp_path)
+    (tmp_path / "events.jsonl").write_bytes(b"".join(lines[:200]))
+    assert read(tmp_path) == list(range(1, 100))
 
 
 def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:

@@ -17,12 +17,7 @@
 #include "pml/base/table.h"
 #include "pml/json/sum.h"
 
-enum {
-    PATH_BYTES = 4096,
-    FIRST_LINES = 1024,
-    FIRST_TAIL = 64 << 10,
-    SYNC_BYTES = 256 << 10 /* unsynced steps that are kept in memory, at most */
-};
+enum { PATH_BYTES = 4096, FIRST_LINES = 1024, FIRST_TAIL = 64 << 10 };
 
 struct eventlog {
     int fd;
@@ -277,21 +272,32 @@ static pml_status sync_file(eventlog *log, pml_error *err)
     return PML_OK;
 }
 
-/* A durable line is synced before anything is written behind it: recovery tells by that what was
- * torn from what was damaged. */
+/* The lines that may be written now, and whether they must be synced before any more are: up to
+ * the first durable one, and not much more than PML_LOG_UNSYNCED bytes that are not on disk. */
+static size_t next_stop(const eventlog *log, bool *sync)
+{
+    const int64_t most = log->offsets[log->synced] + PML_LOG_UNSYNCED;
+    size_t stop = log->durable < log->n ? log->durable + 1 : log->n;
+    *sync = log->durable < log->n || log->offsets[stop] >= most;
+    if (log->offsets[stop] < most)
+        return stop;
+    for (stop = log->synced + 1; log->offsets[stop] < most;)
+        stop++;
+    return stop;
+}
+
+/* Recovery tells by two things what was torn from what was damaged: a durable line is synced before
+ * anything is written behind it, and no tear is longer than what may be unsynced. */
 pml_status eventlog_flush(eventlog *log, pml_error *err)
 {
     pml_status status = PML_OK;
     trim(log);
-    while (status == PML_OK && log->durable < log->n) {
-        status = write_up_to(log, log->offsets[log->durable + 1], err);
-        if (status == PML_OK)
+    for (bool sync = true; status == PML_OK && sync;) {
+        size_t stop = next_stop(log, &sync);
+        status = write_up_to(log, log->offsets[stop], err);
+        if (status == PML_OK && sync)
             status = sync_file(log, err);
     }
-    if (status == PML_OK)
-        status = write_up_to(log, log->offsets[log->n], err);
-    if (status == PML_OK && log->written - log->offsets[log->synced] >= SYNC_BYTES)
-        status = sync_file(log, err);
     return status;
 }
 

@@ -87,10 +87,13 @@ static bool is_durable(const char *line, const char *end)
 
 /* Whether `text`, which begins with a damaged line, can be what a power cut left: pages that were
  * not synced yet reach the disk in any order. A durable event with something behind it was synced,
- * and all before it with it; so there the damage came later. */
+ * and all before it with it; and what is far from the end was, too. So there the damage came later.
+ */
 static bool is_torn(const char *text, size_t size)
 {
     const char *end = text + size;
+    if (size > PML_LOG_TORN_MAX)
+        return false;
     for (const char *line = text; line < end;) {
         const char *stop = memchr(line, '\n', (size_t)(end - line));
         if (stop == NULL)

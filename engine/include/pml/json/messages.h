@@ -23,6 +23,10 @@ enum {
     PML_MESSAGE_MAX = 65536, /* bytes of any message                                */
     PML_EVENT_MAX = PML_MESSAGE_MAX - 1024, /* bytes of an event, so that a replay can carry it */
     PML_REQUEST_MAX = PML_EVENT_MAX - 1024, /* bytes of a request, so that an event can carry it */
+    /* Of the log at most so many bytes, and the rest of a line, are not synced … */
+    PML_LOG_UNSYNCED = 256 << 10,
+    /* … and so much of its end can a power cut have torn, with what a disk adds. */
+    PML_LOG_TORN_MAX = PML_LOG_UNSYNCED + PML_MESSAGE_MAX,
     PML_MESSAGE_DEPTH = 16 /* objects and arrays inside each other                 */
 };
 
