@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "pml/base/clock.h"
+#include "pml/base/file.h"
 #include "pml/net/connection.h"
 
 /* ---- the coordinator ---- */
@@ -88,6 +89,57 @@ static void a_coordinator_killed_while_workers_load_is_replaced(void **state)
     history_reach(h, 50);
     int64_t steps = history_stop(h);
     assert_int_equal(history_check(h), steps);
+    harness_destroy(&h);
+}
+
+/* What rank 0 hands over of a run that has ended at `step`, and a resume. */
+static void hand_over_and_resume(harness *h, int64_t step)
+{
+    char path[200], text[600];
+    kill(h->coordinator, SIGTERM);
+    harness_wait(h);
+    harness_disconnect(h);
+    int n = snprintf(text, sizeof text,
+                     "{\"type\":\"report\",\"rank\":0,\"number\":1,\"event\":{\"type\":\"eval\","
+                     "\"step\":%lld,\"loss\":1.5,\"labels\":1,\"seconds\":0.1}}\n"
+                     "{\"type\":\"report\",\"rank\":0,\"number\":2,\"event\":{\"type\":"
+                     "\"checkpoint\",\"step\":%lld,\"path\":\"checkpoints/step-%06lld\","
+                     "\"bytes\":1,\"seconds\":0.1}}\n",
+                     (long long)step, (long long)step, (long long)step);
+    snprintf(path, sizeof path, "%s/handover.jsonl", h->folder);
+    assert_int_equal(pml_file_write(path, text, (size_t)n, 0600, NULL), PML_OK);
+    assert_true(harness_start(h, "--resume", NULL));
+    harness_wait_state(h, "running");
+}
+
+static int events_at(harness *h, pml_message_type type, int64_t step)
+{
+    int n = 0;
+    harness_catch_up(h);
+    for (int i = 0; i < h->n_events; i++)
+        n += pml_message_type_of(h->events[i]) == type &&
+             pml_message_int(h->events[i], "step") == step;
+    return n;
+}
+
+/* A coordinator may die when a report is in its log and rank 0 has not heard of that yet: then it
+ * is handed over, too, and is no news. */
+static void what_was_logged_is_not_logged_again(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, FOR_EVER, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 5);
+    int64_t step = history_stop(h);
+    int saved = events_at(h, PML_EVENT_checkpoint, step);
+    hand_over_and_resume(h, step); /* the evaluation is not in the log yet, the checkpoint is */
+    assert_int_equal(events_at(h, PML_EVENT_eval, step), 1);
+    assert_int_equal(events_at(h, PML_EVENT_checkpoint, step), saved);
+    history_reach(h, step + 5);
+    history_stop(h);
+    hand_over_and_resume(h, step);
+    assert_int_equal(events_at(h, PML_EVENT_eval, step), 1);
+    history_stop(h);
     harness_destroy(&h);
 }
 
@@ -240,6 +292,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_killed_coordinator_is_replaced),
         cmocka_unit_test(a_coordinator_killed_at_the_end_is_replaced),
         cmocka_unit_test(a_coordinator_killed_while_workers_load_is_replaced),
+        cmocka_unit_test(what_was_logged_is_not_logged_again),
         cmocka_unit_test(what_was_open_is_refused),
         cmocka_unit_test(a_stop_while_old_workers_save_stops),
         cmocka_unit_test(a_stopped_worker_does_not_hold_up_the_next_coordinator),

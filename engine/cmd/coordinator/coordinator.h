@@ -187,6 +187,7 @@ typedef struct coordinator {
     } standing;
     char newest[512]; /* checkpoint of this timeline's past, relative; "" = none */
     char logged_state[12];
+    int64_t measured; /* step of the last evaluation that nobody asked for, -1: none */
 
     recovery recovery;
     int64_t restarts, restarted_in; /* by itself; timeline of the last one */
@@ -422,6 +423,7 @@ void recover_recover(coordinator *c, const pml_message *event);
 
 /* Whether workers of the coordinator before are still there: saving, most likely. */
 bool handover_workers(const coordinator *c);
+void handover_recover(coordinator *c, const pml_message *event);
 /* Log what that coordinator did not live to log, and refuse what it left open. */
 pml_status handover_take(coordinator *c, pml_error *err);
 /* While c->waiting: whether it is over. */

@@ -2,8 +2,10 @@
  *
  *   handover.jsonl: rank 0's reports that nobody had acknowledged, one line each, in their order
  *
- * A step is taken when it is beyond the log's last one, the end of a command when the log has none.
- * Answers to `sample` and `evaluate` are not taken: they may lack their beginning. */
+ * A step is taken when it is beyond the log's last one, an evaluation and a checkpoint likewise,
+ * the end of a command when the log has none: what was logged, though its reporter did not hear of
+ * it, is in the log once. Answers to `sample` and `evaluate` are not taken: they may lack their
+ * beginning. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,18 +25,49 @@ bool handover_workers(const coordinator *c)
     return pml_runtime_workers(c->folder, NULL) == PML_OK;
 }
 
+/* The run goes on from `step`: what was measured behind it will be measured again. */
+static void go_back(coordinator *c, int64_t step)
+{
+    if (c->measured > step)
+        c->measured = step;
+}
+
+void handover_recover(coordinator *c, const pml_message *event)
+{
+    switch (pml_message_type_of(event)) {
+    case PML_EVENT_eval:
+        if (!pml_message_has(event, "command"))
+            c->measured = pml_message_int(event, "step");
+        break;
+    case PML_EVENT_state:
+        if (strcmp(pml_message_string(event, "state"), "starting") == 0)
+            go_back(c, pml_message_int(event, "step"));
+        break;
+    case PML_EVENT_restart:
+        go_back(c, pml_message_int(event, "step"));
+        break;
+    default:
+        break;
+    }
+}
+
 static bool take_event(coordinator *c, pml_message *event)
 {
     pml_message_type type = pml_message_type_of(event);
     bool asked = pml_message_has(event, "command");
-    bool taken = (type == PML_EVENT_step && pml_message_int(event, "step") > c->step) ||
-                 (type == PML_EVENT_eval && !asked) || type == PML_EVENT_checkpoint;
+    int64_t step = pml_message_int(event, "step");
+    bool taken =
+        (type == PML_EVENT_step && step > c->step) ||
+        (type == PML_EVENT_eval && !asked && step > c->measured) ||
+        (type == PML_EVENT_checkpoint && strcmp(pml_message_string(event, "path"), c->newest) != 0);
     if (!taken) {
         pml_message_destroy(&event);
         return false;
     }
     if (type == PML_EVENT_step)
-        c->step = pml_message_int(event, "step");
+        c->step = step;
+    if (type == PML_EVENT_eval)
+        c->measured = step;
     emit(c, event, type == PML_EVENT_checkpoint); /* the log's reader counts on that */
     return true;
 }

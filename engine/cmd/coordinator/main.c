@@ -401,6 +401,7 @@ int main(int argc, char **argv)
                             .slot = -1,
                             .standing = {PML_MESSAGE_COUNT, 0},
                             .restarted_in = -1,
+                            .measured = -1,
                             .prepare_out = -1,
                             .next_number = 1,
                             .grace = GRACE_SECONDS,

@@ -92,6 +92,7 @@ static void recover_event(void *user, const pml_message *event)
     commands_recover(c, event);
     resume_recover(c, event);
     recover_recover(c, event);
+    handover_recover(c, event);
 }
 
 static pml_status open_log(coordinator *c, pml_error *err)
