@@ -288,7 +288,7 @@ def runs() -> list[RunInfo]:
             state, step = _last_state(folder)
             found.append(
                 RunInfo(
-                    config["name"],
+                    folder.name,  # by which it is attached to; run.json's may be another's
                     state,
                     step,
                     int(config["max_steps"]),

@@ -18,7 +18,7 @@ from typing import Any
 
 from pantheraml import _native, folders, sums
 from pantheraml.checks import path_of
-from pantheraml.errors import CorruptError, Error, NotFoundError
+from pantheraml.errors import BusyError, CorruptError, Error, NotFoundError
 from pantheraml.record import ENDED, Event, is_torn, names_a_checkpoint
 
 _NEEDED = ("state.json", "optimizer.safetensors")
@@ -95,12 +95,16 @@ def examine_run(folder: Path) -> Autopsy:
     found = Autopsy(folder.name, str(folder))
     config = _run_json(folder, found)
     events, log_lines = _log(folder, found)
-    pid = _coordinator(folder)
+    pid, out_of_reach = _coordinator(folder)
     _history(events, found)
-    whole = _checkpoints(folder, events, config, found)
+    lives = pid is not None or bool(out_of_reach)
+    whole = _checkpoints(folder, events, config, found, lives)
     shards = _shards(folder, config, found)
-    found.state = _state(events, pid)
-    _advise(found, folder, events, whole, pid, log_lines, shards)
+    found.state = _state(events, pid, out_of_reach)
+    if lives:
+        _advise_to_attach(found, folder, out_of_reach)
+    else:
+        _advise(found, folder, events, whole, log_lines, shards)
     return found
 
 
@@ -253,7 +257,7 @@ def _step(name: str) -> int:
 
 
 def _checkpoints(
-    folder: Path, events: list[Event], config: dict[str, Any], found: Autopsy
+    folder: Path, events: list[Event], config: dict[str, Any], found: Autopsy, lives: bool
 ) -> list[str]:
     """Names of the whole ones, the newest first."""
     try:
@@ -272,11 +276,14 @@ def _checkpoints(
             found.parts.append(Part(name, "bad", why))
             continue
         whole.append(step)
-        words = "whole" if name in announced else "whole; written as the run ended, not announced"
+        unknown = "not announced yet" if lives else "written as the run ended, not announced"
+        words = "whole" if name in announced else f"whole; {unknown}"
         found.parts.append(Part(name, "ok", words))
     for name in sorted(there):
         if _step(name) < 0:
             words = "left over by a write that was cut off; the next save removes it"
+            if lives:
+                words = "a checkpoint that is being written, or what was left of one"
             found.parts.append(Part(f"checkpoints/{name}", "note", words))
     limit = config.get("save_total_limit", 0)
     for name, event in announced.items():
@@ -325,11 +332,14 @@ def _below(name: str) -> bool:
     return "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
-def _coordinator(folder: Path) -> int | None:
+def _coordinator(folder: Path) -> tuple[int | None, str]:
+    """Its process; or, where it is there and cannot be reached, why not."""
     try:
-        return _native.coordinator_pid(_native.connection_file(folder))
+        return _native.coordinator_pid(_native.connection_file(folder)), ""
+    except BusyError as error:
+        return None, str(error)
     except Error:
-        return None
+        return None, ""
 
 
 # ---- what happened ---------------------------------------------------------------------------
@@ -383,14 +393,13 @@ def _say(event: Event) -> str:
     return ""
 
 
-def _state(events: list[Event], pid: int | None) -> str:
+def _state(events: list[Event], pid: int | None, out_of_reach: str) -> str:
     states = [event for event in events if event["type"] == "state"]
     steps = [event["step"] for event in events if event["type"] in ("step", "state")]
     at = f" at step {steps[-1]}" if steps else ""
-    if pid is not None:
-        return (
-            f"{states[-1]['state'] if states else 'starting'}{at}; its coordinator is process {pid}"
-        )
+    if pid is not None or out_of_reach:
+        words = f"its coordinator is process {pid}" if pid is not None else out_of_reach
+        return f"{states[-1]['state'] if states else 'starting'}{at}; {words}"
     if not states:
         return "it never began"
     if states[-1]["state"] in ENDED:
@@ -402,21 +411,29 @@ def _state(events: list[Event], pid: int | None) -> str:
 # ---- what can be done ------------------------------------------------------------------------
 
 
+def _named(found: Autopsy, folder: Path) -> str:
+    """What its commands are given: its name alone is found in the folder of runs only."""
+    known = folder.parent == folders.runs_folder()
+    return shlex.quote(found.name if known else str(folder))
+
+
+def _advise_to_attach(found: Autopsy, folder: Path, out_of_reach: str) -> None:
+    words = "it has a coordinator"
+    if out_of_reach:
+        words += ", which may be reached in a moment, or from where it was started"
+    found.advice.append(f"{words}: pantheraml attach {_named(found, folder)}")
+
+
 def _advise(
     found: Autopsy,
     folder: Path,
     events: list[Event],
     whole: list[str],
-    pid: int | None,
     log_lines: int | None,
     shards: bool,
 ) -> None:
     say = found.advice.append
-    known = folder.parent == folders.runs_folder()  # else its name alone would not be found
-    name = shlex.quote(found.name if known else str(folder))
-    if pid is not None:
-        say(f"it has a coordinator: pantheraml attach {name}")
-        return
+    name = _named(found, folder)
     bad = {part.name for part in found.damaged}
     if not _there(folder / "run.json"):
         say("without its run.json it cannot be resumed: put that back from a copy, if there is one")

@@ -64,13 +64,14 @@ class Following:
 
     def __init__(self, folder: Path) -> None:
         self._begin(folder, folders.read_config(folder))
+        self.name: str = folder.name  # by which it is attached to: it may be a copy, or moved
 
     def _begin(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder = folder
         self.config = config
         self._owner = os.getpid()
         _every.add(self)
-        self.name: str = self.config["name"]
+        self.name = config["name"]
         self._text = Text(Path(self.config["model"]), folder, self.config.get("data", {}))
         self._changed = threading.Condition()
         self._record = RunRecord(folder)
@@ -281,7 +282,11 @@ class Following:
             elif time.monotonic() > until:
                 link.close()
                 self._link, self._gone = None, True
-                raise TimedOut(f"the coordinator of {self.name} does not answer")
+                raise TimedOut(
+                    f"the coordinator of {self.name} (process {link.coordinator_pid}) does not "
+                    f"answer: it is stopped, or gets no processor; kill -CONT "
+                    f"{link.coordinator_pid} wakes one that was stopped"
+                )
         if isinstance(link.error, _FOR_EVER):
             raise link.error
         return self._link is not None

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE, ROWS, at_step, end, environment, until
+from conftest import FOREVER, PATIENCE, ROWS, at_step, end, environment, until
 from pantheraml import autopsy
 
 Start = Callable[..., pm.Run]
@@ -150,6 +151,33 @@ def test_a_killed_run(start: Start) -> None:
         capture_output=True, text=True, env=environment(), check=False,
     )  # fmt: skip
     assert made.returncode == 0 and "ended without a word" in made.stdout
+
+
+def test_a_run_out_of_reach_is_not_dead(start: Start) -> None:
+    """Its sockets are taken away, and it has not put them back yet: it is stopped just then."""
+    run = start(name="victim", max_steps=FOREVER)
+    at_step(run, 2)
+    pid = run.coordinator_pid
+    assert pid is not None
+    place = Path((run.folder / "lock").read_text().splitlines()[0])
+    run.close()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        shutil.rmtree(place)
+        (run.folder / "checkpoints" / ".step-000009.tmp-1").mkdir(parents=True)
+        found = autopsy.examine_run(run.folder)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert found.state.startswith("running at step") and f"{pid}" in found.state
+    assert "cannot be reached" in found.state and "attach victim" in found.advice[0]
+    assert "being written" in part(found, "checkpoints/.step-000009.tmp-1").found
+
+    def is_back() -> bool:
+        with suppress(pm.BusyError):
+            return pm.attach("victim").coordinator_pid == pid
+        return False
+
+    until(is_back, "its sockets to be there again")
 
 
 def test_a_damaged_shard_is_not_loaded(folder: Path) -> None:

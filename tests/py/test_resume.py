@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,3 +343,12 @@ def test_a_coordinator_that_is_late_is_not_gone(
     )  # fmt: skip
     assert "stopped" not in states and not late
     at_step(run, run.step + 5)
+
+
+def test_a_copy_has_its_own_name(start: Callable[..., pm.Run], runs: Path) -> None:
+    """What is listed is what can be attached to, also where run.json has the original's name."""
+    start(name="original", max_steps=2).wait(PATIENCE)
+    shutil.copytree(runs / "original", runs / "copy")
+    assert {info.name for info in pm.runs()} == {"original", "copy"}
+    run = pm.attach("copy", restart=False)
+    assert run.name == "copy" and run.folder == runs / "copy"
