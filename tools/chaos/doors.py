@@ -18,7 +18,8 @@ Each disturbed phase is held against the mean of its two undisturbed neighbours,
 that slowly changes its pace changes nothing. Measures of a step: median and mean of the steps' own
 seconds, and the worker's processor seconds. A fourth is a bound that other work on the machine
 hardly moves: what the coordinator uses more of a processor, as a share of it, is the most that it
-can take from a trainer on the same core. Of the rounds' values the median is given, with its
+can take from a trainer on the same core. It is one at the pace of these
+steps: what it comes to a step is said, too. Of the rounds' values the median is given, with its
 bootstrap interval of 95%.
 
 What others take of the run's processors, in user and system time, is counted in each phase: a round
@@ -474,7 +475,10 @@ def main() -> int:
         quiet = [values for values in alone if name == "bound" or values[OTHERS] <= args.others]
         base = statistics.median(values[at] for values in quiet or alone)
         unit = "ms a second" if name == "bound" else "ms a step"
-        print(f"{name:<10}alone    {base * 1e3:8.3f} {unit}, {len(quiet)} of {len(alone)} phases")
+        left = (
+            f"{len(quiet)} of {len(alone)} phases" if quiet else "in no phase left alone by others"
+        )
+        print(f"{name:<10}alone    {base * 1e3:8.3f} {unit}, {left}")
         for which, (who, phases) in enumerate(disturbed.items()):
             most = math.inf if name == "bound" else args.others
             ratios = compared(
@@ -483,6 +487,11 @@ def main() -> int:
             words, end = judged(ratios, GOALS[who])
             verdicts.append(end)
             words += f", {len(ratios)} of {len(phases)} rounds"
+            if (
+                name == "bound"
+            ):  # of a second; how many steps there are in one is the machine's pace
+                each = statistics.median(r * p[1] for r, p in zip(ratios, phases, strict=True))
+                words += f", {1e3 * each:.2f} ms a step"
             said.append(f"{who} {name} {words} {end}")
             print(f"{name:<10}{who:<9}{words}, goal {GOALS[who]:+.0%}: {end}")
     where = f"run on {sorted(ours)}, visitors on {len(theirs)} others"
