@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE
+from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
 
 Change = Callable[[Path], None]
@@ -169,6 +171,24 @@ def test_rows_whose_labels_are_beyond_the_cut(start: Callable[..., pm.Run]) -> N
     run = start([{"prompt": "x" * 100, "completion": "y"}], max_length=16)
     with pytest.raises(pm.RunFailed, match="label"):
         run.wait(PATIENCE)
+
+
+def test_what_is_said_to_fit_fits(tmp_path: Path) -> None:
+    """Every setting that a refusal names, with all that follows from it, such as room to sample."""
+    model = TinyLlama(hidden=256, layers=4, intermediate=700, vocab=4000, positions=2048)
+    folder = model.write(tmp_path / "m", tokenizer=False)
+    given: dict[str, Any] = {"devices": "cpu", "threads": 1, "max_length": 2048}
+    said = 0
+    for limit in range(24 << 20, 96 << 20, 3 << 20):
+        try:
+            pm.plan(folder, memory_limit=limit, **given)
+        except pm.NoMemoryError as error:
+            for advice in re.findall(r"([^,:]*) fits", str(error)):
+                pairs = re.findall(r'(\w+)=(?:"(\w+)"|(\d+))', advice)
+                changed = {name: word or int(number) for name, word, number in pairs}
+                pm.plan(folder, memory_limit=limit, **given | changed)
+                said += 1
+    assert said > 8
 
 
 def test_no_memory_names_what_would_fit(model: Path, start: Callable[..., pm.Run]) -> None:

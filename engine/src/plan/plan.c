@@ -92,7 +92,10 @@ const char *pml_recompute_name(pml_recompute recompute)
     return (unsigned)recompute < PML_RECOMPUTE_COUNT ? names[recompute] : "?";
 }
 
-enum { SHORTEST_LENGTH = 32 };
+enum {
+    SHORTEST_LENGTH = 32,
+    LEAST_GENERATED = 512 /* generate_length where neither it nor a longer max_length is given */
+};
 
 static int32_t div_up(int32_t a, int32_t b)
 {
@@ -291,7 +294,11 @@ static pml_batch_limits reduced(const pmli_search *s, const pml_batch_limits *li
     r.labels = scaled(scaled(limits->labels, rows, all_rows), length, all_length);
     r.max_doc = limits->max_doc < length ? limits->max_doc : length;
     r.tokens = r.tokens < r.max_doc ? r.max_doc : r.tokens;
-    r.generate_length = limits->generate_length < length ? limits->generate_length : length;
+    if (limits->generate_length == all_length && length < all_length) { /* not given: follows */
+        int32_t least =
+            LEAST_GENERATED < s->spec->max_positions ? LEAST_GENERATED : s->spec->max_positions;
+        r.generate_length = length > least ? length : least;
+    }
     return r;
 }
 
@@ -482,13 +489,18 @@ static pml_status placed(pmli_search s, const pml_batch_limits *limits, pml_plan
             status = spare_memory(&s, limits, &found, err);
         if (status == PML_OK && *any)
             status = pmli_try_plan(&s, limits, &found.choices, false, plan, err);
-        if (status != PML_OK || !*any || available == 0 || plan->total <= available)
+        if (status != PML_OK || (*any && (available == 0 || plan->total <= available)))
             return status;
+        if (!*any)
+            break;
         size_t apart = plan->total - found.total; /* so that this one does not come again */
         s.available = available > apart ? available - apart : 1;
     }
-    *any = false;
-    return PML_OK;
+    /* What was passed over by a little may have held the smallest, whose places fit as they are. */
+    s.available = available;
+    pml_status status = smallest(&s, limits, plan, err);
+    *any = status == PML_OK && pmli_plan_fits(&s, plan);
+    return status;
 }
 
 /* Prices are those of TABLE_THREADS; arithmetic of more of them takes so much less, but a weight is

@@ -59,6 +59,21 @@ static void test_search(void **state)
     check_search(&limits, 1U << PML_RECOMPUTE_NONE, 4);
 }
 
+/* What a refusal says is needed is enough. */
+static void test_what_is_needed_fits(void **state)
+{
+    (void)state;
+    for (int32_t n = 40; n < 1000; n += 67) {
+        const pml_batch_limits one = {n, 1, n, n, n};
+        pml_plan needed, plan;
+        pml_error err = PML_ERROR_INIT;
+        assert_int_equal(plan_batch(&one, 1, &needed, NULL), PML_NO_MEMORY);
+        size_t room = pml_plan_room(needed.total);
+        assert_int_equal(plan_batch(&one, room, &plan, &err), PML_OK);
+        assert_true(plan.total <= room);
+    }
+}
+
 /* Where many bytes cost next to no time they are not kept, limit or none: by pieces, or by norms
  * made again where one document cannot be cut; where few do, or the memory is a GPU's, all is kept.
  */
@@ -315,10 +330,15 @@ static void test_print(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_search),       cmocka_unit_test(test_memory_that_is_spared),
-        cmocka_unit_test(test_unpacked),     cmocka_unit_test(test_estimate),
-        cmocka_unit_test(test_rates),        cmocka_unit_test(test_optimizer_width),
-        cmocka_unit_test(test_nothing_fits), cmocka_unit_test(test_impossible_limits),
+        cmocka_unit_test(test_search),
+        cmocka_unit_test(test_memory_that_is_spared),
+        cmocka_unit_test(test_unpacked),
+        cmocka_unit_test(test_estimate),
+        cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_optimizer_width),
+        cmocka_unit_test(test_what_is_needed_fits),
+        cmocka_unit_test(test_nothing_fits),
+        cmocka_unit_test(test_impossible_limits),
         cmocka_unit_test(test_print),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
