@@ -159,6 +159,28 @@ def test_marks_survive_what_a_template_does_with_them() -> None:
     assert (text, spans) == ("a\x02b;", [(0, 3)])
 
 
+def test_marks_of_the_completion_only() -> None:
+    """A turn may have several, or none; the head of one may be the prompt's end."""
+    template = chat.ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'user' %}<{{ m.content }}>{% else %}"
+        "{% generation %}[{% if m.reasoning_content %}{{ m.reasoning_content }}{% endif %}"
+        "{% endgeneration %}|{% generation %}{{ m.content }}{% endgeneration %}]{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}[{% endif %}",
+        {},
+    )
+    asks = {"role": "user", "content": "a"}
+    says = {"role": "assistant", "content": "b", "reasoning_content": "r"}
+
+    def learned(turns: list[dict[str, str]], first: int) -> list[str]:
+        text, spans = template.with_spans(turns, first=first)
+        return [text[begin:end] for begin, end in spans]
+
+    assert learned([asks, says], 0) == ["[r", "b"]
+    assert learned([asks, says], 1) == ["r", "b"]
+    assert learned([asks, says, asks, says], 3) == ["r", "b"]
+    assert learned([asks, says, asks], 2) == []
+
+
 def test_conversational_prompt_and_completion(tmp_path: Path) -> None:
     folder = TinyLlama().write(tmp_path / "m")
     fields = {

@@ -102,7 +102,7 @@ class ChatTemplate:
         messages
             The turns.
         first
-            Turns before this one are context only.
+            Turns before this one, and what the template puts behind them, are context only.
         tools, variables
             Handed to the template.
 
@@ -129,9 +129,15 @@ class ChatTemplate:
                 "tokens tomorrow; say which date it is to print, as in "
                 f'chat_template_kwargs={{"{DATE}": "2024-07-26"}}'
             )
-        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
+        if self._sandbox.has_marks and first > 0:
+            answers = first < len(messages) and messages[first]["role"] == "assistant"
+            begin = self.render(messages[:first], prompt=answers, tools=tools, variables=variables)
+            if not text.startswith(begin):
+                raise InvalidError(_rewritten(text, begin, f"before turn {first + 1}"))
+            return text, [(max(at, len(begin)), end) for at, end in spans if end > len(begin)]
         if self._sandbox.has_marks:
-            return text, spans[max(0, len(spans) - len(turns)) :] if first else spans
+            return text, spans
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
         learned = []
         for turn in turns:
             begin = self._before(messages, turn, text, tools, variables)
