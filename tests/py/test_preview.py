@@ -134,7 +134,7 @@ def test_in_the_shell(model: Path, tmp_path: Path) -> None:
     bad = subprocess.run(
         [*command, "--chat-template-kwargs", "{"], capture_output=True, text=True, timeout=PATIENCE
     )
-    assert bad.returncode == 1 and "not JSON" in bad.stderr
+    assert bad.returncode == 2 and "not JSON" in bad.stderr
 
 
 @pytest.mark.parametrize(
