@@ -37,16 +37,6 @@ static PyObject *borrow_strings(PyObject *sequence, const char *strings[PREPARE_
     return list;
 }
 
-/* Whether a signal's handler has raised (Ctrl-C). `asked`: the thread's state, without the GIL. */
-static bool interrupted(void *asked)
-{
-    PyThreadState **gil = asked;
-    PyEval_RestoreThread(*gil);
-    bool raised = PyErr_CheckSignals() < 0;
-    *gil = PyEval_SaveThread();
-    return raised;
-}
-
 PyDoc_STRVAR(
     launch_doc,
     "launch(program, run_folder, resume=None, accept_changes=False, timeout=20.0,\n"
@@ -93,7 +83,7 @@ static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs)
     char file[PATH_MAX] = "";
     pml_status status;
     PyThreadState *gil = PyEval_SaveThread();
-    options.enough = interrupted;
+    options.enough = pmli_interrupted;
     options.asked = &gil;
     status = pml_launch_coordinator(&options, file, sizeof file, &err);
     PyEval_RestoreThread(gil);

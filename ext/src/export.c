@@ -75,6 +75,8 @@ static PyObject *export_merge(PyObject *module, PyObject *args)
     pml_merge_options options = {.shard_bytes = shard_bytes};
     pml_merge_result result;
     PyThreadState *gil = PyEval_SaveThread();
+    options.enough = pmli_interrupted;
+    options.asked = &gil;
     pml_status status = read_run(run, size, &config, &err);
     if (status == PML_OK)
         status = dtype_named(dtype, &options.dtype, &err);
@@ -87,6 +89,8 @@ static PyObject *export_merge(PyObject *module, PyObject *args)
     pml_merge_close(&merge);
     pml_hold_destroy(&hold);
     PyEval_RestoreThread(gil);
+    if (PyErr_Occurred() != NULL)
+        return NULL; /* of a signal's handler */
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
     return Py_BuildValue("{sK sL si sd sN}", "bytes", (unsigned long long)result.bytes,
@@ -133,6 +137,8 @@ static PyObject *export_gguf(PyObject *module, PyObject *args)
     pml_gguf_options options = {0};
     pml_gguf_result result;
     PyThreadState *gil = PyEval_SaveThread();
+    options.enough = pmli_interrupted;
+    options.asked = &gil;
     pml_status status = read_run(run, size, &config, &err);
     if (status == PML_OK)
         status = type_named(type, &options.type, &err);
@@ -149,6 +155,8 @@ static PyObject *export_gguf(PyObject *module, PyObject *args)
     pml_hold_destroy(&hold);
     pml_json_destroy(&document);
     PyEval_RestoreThread(gil);
+    if (PyErr_Occurred() != NULL)
+        return NULL; /* of a signal's handler */
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
     return Py_BuildValue("{sK sL si si ss}", "bytes", (unsigned long long)result.bytes,

@@ -25,6 +25,15 @@ PyObject *pmli_raise(const pmli_state *state, const pml_error *err)
     return NULL;
 }
 
+bool pmli_interrupted(void *asked)
+{
+    PyThreadState **gil = asked;
+    PyEval_RestoreThread(*gil);
+    bool raised = PyErr_CheckSignals() < 0;
+    *gil = PyEval_SaveThread();
+    return raised;
+}
+
 /* The classes are Python's (pantheraml/errors.py), so that they can be read, typed and documented
  * there; BY_CODE maps the names that pml_status_name gives. */
 static int load_errors(pmli_state *state)

@@ -30,6 +30,11 @@ PyObject *pmli_words(const pml_error *err);
 /* Raise err as its class of pantheraml.errors. Returns NULL. */
 PyObject *pmli_raise(const pmli_state *state, const pml_error *err);
 
+/* Whether a signal's handler has raised an exception (Ctrl-C): what long calls of the engine ask
+ * now and then. `asked`: PyThreadState **, of the thread that has given up the GIL. The exception
+ * is there when it has the GIL again. */
+bool pmli_interrupted(void *asked);
+
 /* The number of a GPU as a device has it, 0 to INT_MAX; false with an exception. */
 bool pmli_gpu_index(PyObject *module, PyObject *argument, int *index);
 

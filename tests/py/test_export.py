@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import numpy as np
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE, until
-from pantheraml import gguf
+from pantheraml import _native, gguf
 from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -225,6 +229,38 @@ for out in (run.export(sys.argv[2] + "/peft"), run.export(sys.argv[2] + "/one.gg
     for path in (out, *(out.iterdir() if out.is_dir() else ())):
         print(path.name, oct(path.stat().st_mode & 0o777))
 """
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_ctrl_c_is_heard_while_weights_are_written(
+    trained: pm.Run, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the call has begun: nothing of Python runs between it and the first piece."""
+    interrupt = partial(ctypes.CDLL(None)["raise"], signal.SIGINT)
+    written: list[int] = []
+
+    def in_the_midst(write: Callable[..., Any]) -> Callable[..., Any]:
+        def begun(*arguments: Any) -> Any:
+            try:  # the last of what is chained interrupts, and adds nothing
+                return write(*chain(arguments, iter(interrupt, 0)))
+            finally:
+                beside = Path(arguments[2])
+                found = beside.parent if form == "gguf" else beside
+                written.append(sum(file.stat().st_size for file in found.iterdir()))
+
+        return begun
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            for name in ("merge", "gguf"):
+                patch.setattr(_native, name, in_the_midst(getattr(_native, name)))
+            with pytest.raises(KeyboardInterrupt):
+                trained.export(tmp_path / "out", form)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert list(tmp_path.glob("*out*")) == []  # what was begun is gone
+    assert len(written) == 1 and written[0] < trained.export(tmp_path / "out", form).bytes / 2
 
 
 @pytest.mark.parametrize(("mask", "folder", "file"), [("027", 0o750, 0o640), ("077", 0o700, 0o600)])

@@ -20,7 +20,6 @@ typedef struct writing {
     pml_gguf_writer *out;
     float *piece, *ordered;
     unsigned char *packed;
-    uint64_t total;
 } writing;
 
 /* ---- names ---- */
@@ -221,7 +220,6 @@ static pml_status declare(writing *w, const pml_merged *t, pml_error *err)
     w->result->not_quantised += t->n_dims == 2 && type != w->options->type;
     w->result->tensors++;
     w->result->parameters += t->rows * t->cols;
-    w->total += pml_gguf_row_bytes(type, (uint64_t)t->cols) * (uint64_t)t->rows;
     return status == PML_OK ? pml_gguf_writer_add(w->out, name, type, size, t->n_dims, err)
                             : status;
 }
@@ -296,6 +294,8 @@ static pml_status write_tensor(writing *w, size_t index, pml_error *err)
     for (int64_t first = 0; first < t->rows; first += step) {
         int64_t rows = t->rows - first < step ? t->rows - first : step;
         const float *data = w->piece;
+        if (w->options->enough != NULL && w->options->enough(w->options->asked))
+            return PML_FAIL(err, PML_TIMEOUT, "nobody waits for the GGUF any more");
         TRY(pml_merge_rows(w->merge, index, first, rows, w->piece, err));
         if (reordered) {
             bool vector = t->n_dims == 1;
@@ -304,9 +304,6 @@ static pml_status write_tensor(writing *w, size_t index, pml_error *err)
         }
         TRY(write_piece(w, type_of(w, t), data, (size_t)(rows * t->cols), err));
     }
-    if (w->options->progress != NULL)
-        w->options->progress(w->options->user, "writing GGUF",
-                             (double)w->result->bytes / (double)w->total);
     return PML_OK;
 }
 

@@ -84,6 +84,8 @@ static pml_status write_tensor(writing *w, size_t index, pml_safetensors_writer 
         int64_t left = t->rows - first, step = pml_merge_step(t), rows = left < step ? left : step;
         size_t n = (size_t)(rows * t->cols);
         const void *data = w->piece;
+        if (w->options->enough != NULL && w->options->enough(w->options->asked))
+            return PML_FAIL(err, PML_TIMEOUT, "nobody waits for the merged weights any more");
         status = pml_merge_rows(w->merge, index, first, rows, w->piece, err);
         if (status == PML_OK && dtype != PML_F32) {
             status = pml_merge_round(w->merge, w->piece, n, dtype, w->rounded, err);
@@ -96,9 +98,6 @@ static pml_status write_tensor(writing *w, size_t index, pml_safetensors_writer 
         first += rows;
         w->result->bytes += n * pml_dtype_size(dtype);
     }
-    if (w->options->progress != NULL && w->total > 0)
-        w->options->progress(w->options->user, "merging",
-                             (double)w->result->bytes / (double)w->total);
     return status;
 }
 

@@ -10,8 +10,9 @@ typedef struct pml_gguf_options {
     pml_gguf_type type; /* of matrices; vectors are float32 always */
     const pml_json
         *pairs; /* general.name and the tokenizer's, as pml_gguf_writer_pairs takes them */
-    void (*progress)(void *user, const char *what, double fraction); /* may be NULL */
-    void *user;
+    bool (*enough)(void *asked); /* asked at each piece: whoever waits wants no more (Ctrl-C), and
+                                    it ends by PML_TIMEOUT; NULL: never                      */
+    void *asked;                 /* what it is given                                          */
 } pml_gguf_options;
 
 typedef struct pml_gguf_result {

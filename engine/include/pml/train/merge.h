@@ -56,8 +56,9 @@ pml_status pml_merge_round(pml_merge *merge, const float *from, size_t n, pml_dt
 typedef struct pml_merge_options {
     pml_dtype dtype;      /* of every tensor; PML_DTYPE_COUNT: each as the original is stored */
     uint64_t shard_bytes; /* a file has at most so many, but at least one tensor */
-    void (*progress)(void *user, const char *what, double fraction); /* may be NULL */
-    void *user;
+    bool (*enough)(void *asked); /* asked at each piece: whoever waits wants no more (Ctrl-C), and
+                                    it ends by PML_TIMEOUT; NULL: never                      */
+    void *asked;                 /* what it is given                                          */
 } pml_merge_options;
 
 typedef struct pml_merge_result {
