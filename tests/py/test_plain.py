@@ -35,7 +35,7 @@ def forged(start: Callable[..., pm.Run], runs: Path) -> Path:
     """A run folder from somebody else, with a trick wherever words stand."""
     run = start(name="mine", max_steps=3).wait()
     run.close()
-    folder = runs / "theirs"
+    folder = runs / f"n{TRICK}"  # a run in a copied folder is called as that is
     shutil.copytree(runs / "mine", folder)
     config = json.loads((folder / "run.json").read_text())
     del config["sum"]
