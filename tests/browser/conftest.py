@@ -106,6 +106,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         "JUPYTERLAB_WORKSPACES_DIR": str(base / "workspaces"),
         "JUPYTER_TOKEN": token,
         "PANTHERAML_RUNS": str(work / "runs"),
+        # A run is there for as long as a test is, and has no more steps than its curve has points,
+        # however fast this machine trains and however slowly it draws.
+        "PANTHERAML_LESSON_STEPS": os.environ.get("PANTHERAML_LESSON_STEPS", str(10**6)),
+        "PML_WORKER": str(ROOT / "build" / "release" / "tests" / "fault" / "slow_worker"),
+        "PML_SLOW": str(work),
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={work}"]

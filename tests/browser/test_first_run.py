@@ -3,7 +3,8 @@
 Run it, see the curve move, press Pause, change the learning rate, see where it was applied, reload
 the page, see the same curve, restart the kernel, attach, stop.
 
-``PANTHERAML_SCREENSHOTS=FOLDER`` keeps pictures of the panel in both themes there.
+``PANTHERAML_SCREENSHOTS=FOLDER`` keeps pictures of the panel in both themes there; for those of the
+documentation the run has the lesson's own length, ``PANTHERAML_LESSON_STEPS=220``.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ at_end()  # tests that are killed leave nothing behind either
 #: and tools/bench; no test asserts a time.
 PATIENCE = 240.0
 
+#: The worker that is as slow as a test needs it: tests/fault/slow_worker.c.
+SLOW_WORKER = Path(__file__).parents[2] / "build" / "release" / "tests" / "fault" / "slow_worker"
+
 #: Steps of a run that does not end by itself.
 FOREVER = 10**6
 
@@ -121,16 +124,17 @@ def start(runs: Path, model: Path) -> Callable[..., pm.Run]:
 def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that workers wait for before they begin: what is asked until then is so at step 1.
 
-    However slow this process is.
+    However slow this process is. PML_BEHIND_GATE names the worker.
     """
     gate, script = tmp_path / "gate", tmp_path / "pml-worker"
     worker = programs.coordinator().with_name("pml-worker")
     script.write_text(
         f"#!/bin/sh\nwhile [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.01; done\n"
-        f"exec {shlex.quote(str(worker))}\n"
+        'exec "$PML_BEHIND_GATE"\n'
     )
     script.chmod(0o700)
     monkeypatch.setenv("PML_WORKER", str(script))
+    monkeypatch.setenv("PML_BEHIND_GATE", str(worker))
     return gate
 
 

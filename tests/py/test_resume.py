@@ -15,10 +15,9 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import FOREVER, PATIENCE, ROWS, alive, at_step, until
+from conftest import FOREVER, PATIENCE, ROWS, SLOW_WORKER, alive, at_step, until
 
 Start = Callable[..., pm.Run]
-STANDING = Path(__file__).parents[2] / "build" / "release" / "tests" / "fault" / "standing_worker"
 STEPS = 240
 SETTINGS: dict[str, Any] = {
     "max_steps": STEPS, "deterministic": True, "seed": 11, "shuffle": True, "eval_data": ROWS[:4],
@@ -37,11 +36,24 @@ def numbers(run: pm.Run) -> list[tuple[float, ...]]:
 
 
 @pytest.fixture
-def tuned(start: Start, gate: Path) -> Start:
+def slow(tmp_path: Path) -> Path:
+    """A file: while it is there, runs that began to stand make twenty steps a second at most.
+
+    So they are not over before what is to happen to them, however seldom this process gets a turn.
+    """
+    path = tmp_path / "slow"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def tuned(start: Start, gate: Path, slow: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Start a run that is tuned before its first step; with `stands`, it is paused there."""
+    monkeypatch.setenv("PML_BEHIND_GATE", str(SLOW_WORKER))
 
     def begin(stands: bool = False, **settings: Any) -> pm.Run:
         gate.unlink(missing_ok=True)
+        monkeypatch.setenv("PML_SLOW", str(slow) if stands else "")
         run = start(**SETTINGS | settings)
         command = run.set(**TUNED)
         pause = run.pause() if stands else None
@@ -57,7 +69,7 @@ def tuned(start: Start, gate: Path) -> Start:
 def creep(run: pm.Run, step: int) -> None:
     """Let a run that stands make a few steps at a time until it has made so many; it stands again.
 
-    Its next pause is on its way before it goes on, so it cannot get to its end meanwhile.
+    Its next pause is on its way before it goes on, and it is slow.
     """
     while run.step < step:
         run.resume()
@@ -75,7 +87,7 @@ def undisturbed(tuned: Start, tmp_path: Path) -> tuple[bytes, list[tuple[float, 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_paused_checkpointed_stopped_and_resumed(
-    devices: int, tuned: Start, tmp_path: Path
+    devices: int, tuned: Start, slow: Path, tmp_path: Path
 ) -> None:
     plain = tuned(name="plain", devices=devices)
     run = tuned(name="steered", devices=devices, stands=True)
@@ -89,6 +101,7 @@ def test_paused_checkpointed_stopped_and_resumed(
     creep(run, 25)
     run.stop(wait=True)
     assert run.state == "stopped" and run.step < STEPS
+    slow.unlink()
     run.resume()
     run.wait(PATIENCE)
     plain.wait(PATIENCE)
@@ -112,7 +125,7 @@ def test_shards_that_are_links_are_not_trained_on(start: Start, tmp_path: Path, 
 
 
 def test_killed_anywhere_and_resumed(
-    undisturbed: tuple[bytes, list[tuple[float, ...]]], tuned: Start, tmp_path: Path
+    undisturbed: tuple[bytes, list[tuple[float, ...]]], tuned: Start, slow: Path, tmp_path: Path
 ) -> None:
     """kill -9 of the coordinator, then of a worker; each time somebody resumes it."""
     run = tuned(name="killed", save_steps=7, restart="never", stands=True)
@@ -129,6 +142,7 @@ def test_killed_anywhere_and_resumed(
     assert "worker" in run.reason
     with pytest.raises(pm.RunFailed, match="worker"):
         run.wait()
+    slow.unlink()
     run.resume()
     run.wait(PATIENCE)
     assert run.state == "finished"
@@ -137,7 +151,7 @@ def test_killed_anywhere_and_resumed(
 
 
 def test_killed_anywhere_it_goes_on(
-    undisturbed: tuple[bytes, list[tuple[float, ...]]], tuned: Start, tmp_path: Path
+    undisturbed: tuple[bytes, list[tuple[float, ...]]], tuned: Start, slow: Path, tmp_path: Path
 ) -> None:
     """The same without anybody: workers and coordinators are replaced, and not a bit is lost."""
     run = tuned(name="undying", max_restarts=20, stands=True)
@@ -149,6 +163,7 @@ def test_killed_anywhere_it_goes_on(
         os.kill(pid, signal.SIGKILL)
         until(lambda: run.events()[-1]["timeline"] > timeline, f"the next {victim}")  # noqa: B023
         until(lambda: run.state == "paused", "it to stand where it stood")
+    slow.unlink()
     run.resume()
     run.wait(PATIENCE)
     restarts = [e for e in run.events() if e["type"] == "restart"]
@@ -205,7 +220,7 @@ def test_stopped_in_the_midst_of_evaluations(
     plain = start(name="plain", **settings)
     # Evaluations after these steps stand until the stop that is sent there is heard in them.
     stops = [5, 10, 20]
-    monkeypatch.setenv("PML_WORKER", str(STANDING))
+    monkeypatch.setenv("PML_WORKER", str(SLOW_WORKER))
     monkeypatch.setenv("PML_STAND", " ".join(map(str, stops)))
     run = start(name="stopped", **settings)
     for step in stops:
