@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -201,9 +202,12 @@ def cut(address: str) -> None:
     """Break this process's connections to an address, as a network does."""
     port = int(address.rsplit(":", 1)[1])
     for entry in os.listdir("/proc/self/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as seen:
-            if seen.family == socket.AF_INET and seen.getpeername()[1] == port:
-                seen.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            if not stat.S_ISSOCK(os.stat(int(entry)).st_mode):
+                continue  # a copy of it would stay: socket() does not close what is none
+            with socket.socket(fileno=os.dup(int(entry))) as seen:
+                if seen.family == socket.AF_INET and seen.getpeername()[1] == port:
+                    seen.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_viewer_too_many_is_told(
