@@ -228,13 +228,9 @@ void harness_adopt(harness *h)
                      h->runtime) > 0 &&
             pml_connection_read(h->connection_file, &found, NULL) == PML_OK) {
             pml_keypair_forget(&found.keys);
-            /* The next one has the run's lock a moment before it removes the dead one's file, and
-             * would not know the keys that are in there. */
             h->adopted = found.pid;
-            if (process_is_there(h->adopted)) {
-                harness_connect(h);
-                return;
-            }
+            harness_connect(h);
+            return;
         }
         pml_clock_sleep(0.01);
     }
