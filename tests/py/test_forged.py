@@ -185,7 +185,7 @@ def test_what_came_over_a_wire_is_checked() -> None:
             _native.check_message(kind, json.dumps(message))
     with pytest.raises(pm.InvalidError, match="as a signal: .*last"):
         _native.check_message("event", json.dumps({**beat, "last": "2"}))
-    with pytest.raises(pm.InvalidError, match="kind is event, answer or run, not beat"):
+    with pytest.raises(pm.InvalidError, match="kind is event, answer, request or run, not beat"):
         _native.check_message("beat", json.dumps(beat))
     _native.check_message("answer", json.dumps(
         {"type": "events", "id": "a", "from": 1, "next": 2, "last": 1, "events": [event(1, "step")]}
