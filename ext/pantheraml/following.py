@@ -82,6 +82,7 @@ class Following:
         self._link: Link | None = None
         self._gone = False  # it has no coordinator, as far as we know
         self._lost = False  # its coordinator died, and another one is on its way
+        self._going_on = False  # a thread of ours sees to it, and to what becomes of its own links
         self._closed = False
         self._resumed_at = 0  # number of the last event when we let it go on
         self._subscribers: list[Subscriber] = []
@@ -215,14 +216,15 @@ class Following:
             if self._link is not link:
                 return  # we follow another one already
             self._link, self._gone = None, True
-            goes_on = not isinstance(link.error, _FOR_EVER)
+            going_on = self._going_on
+            goes_on = not isinstance(link.error, _FOR_EVER) and not going_on
             # Said in one breath: else who looks now finds a run that has stopped.
-            self._lost = goes_on and self._goes_on_by_itself()
+            self._lost = going_on or (goes_on and self._goes_on_by_itself())
         if goes_on:
             self._go_on()
         with self._changed:
             self._changed.notify_all()
-        if self._gone:
+        if self._gone and not going_on:
             self._tell({"type": "gone", "state": self.state, "step": self._record.step})
 
     def _tell(self, event: Event) -> None:
@@ -307,14 +309,20 @@ class Following:
         """Find the coordinator that takes over from one that died, or start it.
 
         Its workers save and start another one; where none of them is left, whoever looks after
-        the run does. Two at once start one: the run's lock lets one through.
+        the run does. Two at once start one: the run's lock lets one through. Of our threads one
+        does: a link that it opens may end at once, and must not begin all of this anew, or each
+        try would leave a thread that tries.
         """
+        with self._changed:
+            if self._going_on:
+                return
+            self._going_on = True
         try:
             with self._changed:
                 self._lost = self._goes_on_by_itself()
                 self._changed.notify_all()
             begin = time.monotonic()
-            while not self._connect_in_time(begin + STARTING):
+            while not (self._connect_in_time(begin + STARTING) and self._has_link()):
                 self._read_log()
                 if self._closed or not self._goes_on_by_itself():
                     return
@@ -335,8 +343,14 @@ class Following:
             warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
         finally:
             with self._changed:
-                self._lost = False
+                self._lost = self._going_on = False
                 self._changed.notify_all()
+
+    def _has_link(self) -> bool:
+        """Whether the link that was found is still there; from now on its end is one of its own."""
+        with self._changed:
+            self._going_on = self._link is None
+            return not self._going_on
 
     def _goes_on_by_itself(self) -> bool:
         """Whether a run that lost its coordinator now is to be gone on with."""

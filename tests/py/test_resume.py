@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, PATIENCE, ROWS, SLOW_WORKER, alive, at_step, until
+from pantheraml import following
+from pantheraml.link import Link
 
 Start = Callable[..., pm.Run]
 STEPS = 240
@@ -358,6 +361,39 @@ def test_a_coordinator_that_is_late_is_not_gone(
     )  # fmt: skip
     assert "stopped" not in states and not late
     at_step(run, run.step + 5)
+
+
+def test_links_that_end_at_once_leave_no_threads(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread looks for the coordinator that goes on, whatever becomes of what it finds."""
+    run = start(name="dropped", **SETTINGS | {"max_steps": 10**6})
+    link = run._link
+    assert link is not None
+    opened = []
+
+    class Dropped(Link):
+        def _listen(self) -> None:
+            opened.append(self.file)
+            self._client.close()
+            self._listener.on_gone(self)
+            self.caught_up.set()
+
+    link.close()  # its thread ends without a word; that the coordinator has gone is said below
+    before, most = threading.active_count(), 0
+    gone = threading.Thread(target=run.on_gone, args=(link,))
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(RuntimeWarning, match="no coordinator has taken over"),
+    ):
+        patch.setattr(following, "Link", Dropped)
+        patch.setattr(following, "STARTING", 3.0)
+        gone.start()
+        while gone.is_alive():
+            most = max(most, threading.active_count())
+            gone.join(0.01)
+    assert len(opened) > 5 and most <= before + 2
+    pm.attach("dropped").stop(wait=True)
 
 
 def test_a_copy_has_its_own_name(start: Callable[..., pm.Run], runs: Path) -> None:
