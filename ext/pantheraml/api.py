@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
@@ -21,7 +20,14 @@ from pantheraml.checks import names_checked, path_of
 from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
 from pantheraml.devices import room
-from pantheraml.errors import Error, InvalidError, IOFailed, NotFoundError, NotInThisVersion
+from pantheraml.errors import (
+    Error,
+    InvalidError,
+    IOFailed,
+    NoMemoryError,
+    NotFoundError,
+    NotInThisVersion,
+)
 from pantheraml.lora import Model
 from pantheraml.memory import Plan
 from pantheraml.plain import complain
@@ -403,7 +409,7 @@ def _last_state(folder: Path) -> tuple[str, int]:
     """State and step by the end of the log; a run without a coordinator does not run."""
     state, step = "starting", 0
     lines: list[bytes] = []
-    with suppress(OSError):  # there is none, or none that a run has made
+    try:
         with folders.reading(folder, "events.jsonl") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - (1 << 17)))
@@ -411,6 +417,9 @@ def _last_state(folder: Path) -> tuple[str, int]:
             if size > 1 << 17:
                 lines = lines[1:]  # begins somewhere in a line
                 state = "running"
+    except OSError as error:
+        if not folders.is_absent(error):  # there is none, or none that a run has made
+            raise
     damaged = _native.first_damaged(b"".join(line + b"\n" for line in lines), 0)
     for line in lines[: None if damaged is None else damaged[0]]:
         event = json.loads(line)
@@ -421,6 +430,8 @@ def _last_state(folder: Path) -> tuple[str, int]:
     if state not in ENDED:
         try:
             _native.coordinator_pid(_native.connection_file(folder))
+        except (IOFailed, NoMemoryError):
+            raise
         except Error:
             state = "stopped"
     return state, step

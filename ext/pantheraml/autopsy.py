@@ -18,7 +18,14 @@ from typing import Any
 
 from pantheraml import _native, folders, sums
 from pantheraml.checks import path_of
-from pantheraml.errors import BusyError, CorruptError, Error, NotFoundError
+from pantheraml.errors import (
+    BusyError,
+    CorruptError,
+    Error,
+    IOFailed,
+    NoMemoryError,
+    NotFoundError,
+)
 from pantheraml.record import ENDED, Event, is_torn, names_a_checkpoint
 
 _NEEDED = ("state.json", "optimizer.safetensors")
@@ -27,7 +34,10 @@ _PARTS = ("run.json", "events.jsonl", "checkpoints")  # by any of them a run's f
 
 @dataclass
 class Part:
-    """A part of the folder: ``ok``, ``note`` (nothing is lost) or ``bad``."""
+    """A part of the folder: ``ok``, ``note`` (nothing is lost), ``bad``, or ``unread``.
+
+    What could not be read just now (a disk that fails, no descriptors, no permission) may be whole.
+    """
 
     name: str
     verdict: str
@@ -67,6 +77,11 @@ class Autopsy:
         """The parts that are not what was written."""
         return [part for part in self.parts if part.verdict == "bad"]
 
+    @property
+    def unread(self) -> list[Part]:
+        """The parts of which nothing is known: they could not be read."""
+        return [part for part in self.parts if part.verdict == "unread"]
+
     def to_json(self) -> str:
         """Everything, for programs."""
         return json.dumps(asdict(self), indent=1)
@@ -95,12 +110,12 @@ def examine_run(folder: Path) -> Autopsy:
     found = Autopsy(folder.name, str(folder))
     config = _run_json(folder, found)
     events, log_lines = _log(folder, found)
-    pid, out_of_reach = _coordinator(folder)
+    pid, out_of_reach = _coordinator(folder, found)
     _history(events, found)
     lives = pid is not None or bool(out_of_reach)
     whole = _checkpoints(folder, events, config, found, lives)
     shards = _shards(folder, config, found)
-    found.state = _state(events, pid, out_of_reach)
+    found.state = _state(events, pid, out_of_reach, found)
     if lives:
         _advise_to_attach(found, folder, out_of_reach)
     else:
@@ -118,7 +133,10 @@ def _run_json(folder: Path, found: Autopsy) -> dict[str, Any]:
     except NotFoundError:
         found.parts.append(Part("run.json", "bad", "it is not there"))
         return {}
-    except (CorruptError, OSError) as error:
+    except OSError as error:
+        found.parts.append(Part("run.json", _verdict(error), _words(error)))
+        return {}
+    except CorruptError as error:
         found.parts.append(Part("run.json", "bad", _words(error)))
         try:  # what can be read of it helps to say more
             text = json.loads(_bytes(folder, "run.json"))
@@ -138,7 +156,7 @@ def _log(folder: Path, found: Autopsy) -> tuple[list[Event], int | None]:
         found.parts.append(Part("events.jsonl", "note", "there is none: the run never began"))
         return [], None
     except OSError as error:
-        found.parts.append(Part("events.jsonl", "bad", _words(error)))
+        found.parts.append(Part("events.jsonl", _verdict(error), _words(error)))
         return [], None
     lines = data.split(b"\n")
     rest = lines.pop()
@@ -172,12 +190,22 @@ def _log(folder: Path, found: Autopsy) -> tuple[list[Event], int | None]:
 
 
 def _why_damaged(folder: Path, checkpoint: str) -> str:
-    """Which file of a checkpoint is not what was written; "" when all are."""
+    """Which file of a checkpoint is not what was written; "" when all are.
+
+    Raises
+    ------
+    OSError
+        One cannot be read, which is no damage.
+    """
     try:
         text = _bytes(folder, f"{checkpoint}/MANIFEST").decode()
     except folders.NotOurs as error:
         return f"{Path(error.filename).relative_to(folder)}: {error.strerror}"
-    except (OSError, ValueError):
+    except OSError as error:
+        if not folders.is_absent(error):
+            raise
+        return "MANIFEST is missing or damaged"
+    except ValueError:
         return "MANIFEST is missing or damaged"
     listed = set()
     *lines, rest = text.split("\n")  # not splitlines(): one bit makes \v of a newline
@@ -190,6 +218,8 @@ def _why_damaged(folder: Path, checkpoint: str) -> str:
         try:
             right = _hash(folder, f"{checkpoint}/{name}") == digest
         except OSError as error:
+            if not folders.is_absent(error):
+                raise
             return f"{name}: {error.strerror}"
         except ValueError:  # no file has such a name
             return "MANIFEST is damaged"
@@ -212,12 +242,26 @@ def _words(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
+def _path_words(folder: Path, error: OSError) -> str:
+    """Likewise, with the name of the file in the folder that it is said of."""
+    path = Path(error.filename) if error.filename else folder
+    name = str(path.relative_to(folder)) if path.is_relative_to(folder) else ""
+    return f"{name}: {_words(error)}" if name not in ("", ".") else _words(error)
+
+
+def _verdict(error: OSError) -> str:
+    """On a part that could not be read."""
+    return "bad" if folders.is_absent(error) else "unread"
+
+
 def _there(path: Path) -> bool:
     """Whether something has that name; a name that no file can have has nothing."""
     try:
         path.lstat()
-    except (OSError, ValueError):
+    except ValueError:
         return False
+    except OSError as error:
+        return not folders.is_absent(error)
     return True
 
 
@@ -265,14 +309,19 @@ def _checkpoints(
     except FileNotFoundError:
         there = []
     except OSError as error:
-        found.parts.append(Part("checkpoints", "bad", _words(error)))
-        there = []
+        found.parts.append(Part("checkpoints", _verdict(error), _words(error)))
+        return []
     whole = []
     announced = {event["path"]: event for event in events if event["type"] == "checkpoint"}
     steps = [name for name in there if _step(name) >= 0]
     for step in sorted(steps, key=partial(_order, folder), reverse=True):
         name = f"checkpoints/{step}"
-        if why := _why_damaged(folder, name):
+        try:
+            why = _why_damaged(folder, name)
+        except OSError as error:
+            found.parts.append(Part(name, "unread", _path_words(folder / name, error)))
+            continue
+        if why:
             found.parts.append(Part(name, "bad", why))
             continue
         whole.append(step)
@@ -289,7 +338,7 @@ def _checkpoints(
     for name, event in announced.items():
         if not names_a_checkpoint(name):
             found.parts.append(Part("events.jsonl", "bad", f"it names {name!r} a checkpoint"))
-        elif not (folder / name).is_dir() and (not limit or "name" in event):
+        elif name.removeprefix("checkpoints/") not in there and (not limit or "name" in event):
             found.parts.append(Part(name, "bad", "it was announced, and somebody removed it"))
     return whole
 
@@ -315,8 +364,8 @@ def _shards(folder: Path, config: dict[str, Any], found: Autopsy) -> bool:
             found.parts.append(Part(name, "note", words))
             continue
         except OSError as error:
-            good = False
-            found.parts.append(Part(name, "bad", _words(error)))
+            good = good and not folders.is_absent(error)
+            found.parts.append(Part(name, _verdict(error), _words(error)))
             continue
         if wanted != right:
             good = False
@@ -332,12 +381,15 @@ def _below(name: str) -> bool:
     return "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
-def _coordinator(folder: Path) -> tuple[int | None, str]:
+def _coordinator(folder: Path, found: Autopsy) -> tuple[int | None, str]:
     """Its process; or, where it is there and cannot be reached, why not."""
     try:
         return _native.coordinator_pid(_native.connection_file(folder)), ""
     except BusyError as error:
         return None, str(error)
+    except (IOFailed, NoMemoryError) as error:
+        found.parts.append(Part("lock", "unread", str(error)))
+        return None, ""
     except Error:
         return None, ""
 
@@ -393,15 +445,20 @@ def _say(event: Event) -> str:
     return ""
 
 
-def _state(events: list[Event], pid: int | None, out_of_reach: str) -> str:
+def _state(events: list[Event], pid: int | None, out_of_reach: str, found: Autopsy) -> str:
     states = [event for event in events if event["type"] == "state"]
     steps = [event["step"] for event in events if event["type"] in ("step", "state")]
     at = f" at step {steps[-1]}" if steps else ""
     if pid is not None or out_of_reach:
         words = f"its coordinator is process {pid}" if pid is not None else out_of_reach
         return f"{states[-1]['state'] if states else 'starting'}{at}; {words}"
+    unread = {part.name for part in found.unread}
+    if "events.jsonl" in unread:
+        return "its log cannot be read just now"
     if not states:
         return "it never began"
+    if "lock" in unread:
+        return f"{states[-1]['state']}{at}, by its log; its lock cannot be read just now"
     if states[-1]["state"] in ENDED:
         reason = states[-1].get("reason", "")
         return f"{states[-1]['state']}{at}" + (f": {reason}" if reason else "")
@@ -435,6 +492,11 @@ def _advise(
     say = found.advice.append
     name = _named(found, folder)
     bad = {part.name for part in found.damaged}
+    for part in found.unread:
+        say(
+            f"{part.name} could not be read just now ({part.found}), which is no damage: ask again "
+            "when the disk answers, and the process has descriptors and permission"
+        )
     if not _there(folder / "run.json"):
         say("without its run.json it cannot be resumed: put that back from a copy, if there is one")
         if whole:
@@ -442,8 +504,10 @@ def _advise(
                 f"what was trained is whole in checkpoints/{whole[0]}: other tools load that folder"
             )
         return
-    blocked = "events.jsonl" in bad
-    if blocked and log_lines is None:
+    blocked = "events.jsonl" in bad or bool(found.unread)
+    if {"events.jsonl", "lock", "checkpoints"} & {part.name for part in found.unread}:
+        return
+    if "events.jsonl" in bad and log_lines is None:
         say("the log cannot be read: put that right first")
     if "run.json" in bad:
         blocked = True
@@ -464,6 +528,16 @@ def _advise(
         say("remove the damaged shard: it is made again from the data, as it was")
     past = _limit(events)
     usable = [n for n in whole if _step(n) <= past]
+    if _may_be_newest(found, events, usable, past):
+        say(
+            f"until then pantheraml resume {name} is refused, as it may be the newest"
+            + (
+                f"; back to {', '.join(usable[:5])}: pantheraml resume {name} --checkpoint NAME"
+                if usable
+                else ""
+            )
+        )
+        return
     last = max((event["step"] for event in events if event["type"] == "step"), default=0)
     if not usable:
         words = "no checkpoint is whole" if found.damaged else "there is no checkpoint"
@@ -481,6 +555,23 @@ def _advise(
         say(f"or back to {', '.join(others[:5])}: pantheraml resume {name} --checkpoint NAME")
 
 
+def _may_be_newest(
+    found: Autopsy, events: list[Event], usable: list[str], past: float
+) -> list[str]:
+    """Names of the checkpoints that could not be read, where a resume cannot do without.
+
+    It takes the newest that was announced; only where that is not whole it looks at the others.
+    """
+    newest = ""
+    for event in events:
+        if event["type"] == "checkpoint":
+            newest = event["path"].rsplit("/", 1)[-1]
+        elif event["type"] == "state" and event.get("rewound") and "checkpoint" in event:
+            newest = event["checkpoint"].rsplit("/", 1)[-1]
+    names = [part.name.rsplit("/", 1)[-1] for part in found.unread]
+    return [] if newest in usable else [n for n in names if 0 <= _step(n) <= past]
+
+
 def _limit(events: list[Event]) -> float:
     """Step of the newest checkpoint of this past: beyond it lies one that was gone back from."""
     limit = float("inf")
@@ -493,12 +584,17 @@ def _limit(events: list[Event]) -> float:
 
 
 def show(found: Autopsy) -> int:
-    """Print it for people; returns 0 when nothing is damaged."""
+    """Print it for people; returns 0 when all could be read and nothing is damaged."""
     from rich.markup import escape
 
     from pantheraml.terminal import Terminal
 
-    marks = {"ok": "[green]✓[/]", "note": "[yellow]•[/]", "bad": "[red]✗[/]"}
+    marks = {
+        "ok": "[green]✓[/]",
+        "note": "[yellow]•[/]",
+        "bad": "[red]✗[/]",
+        "unread": "[yellow]?[/]",
+    }
     console = Terminal()
     console.print(f"[bold]{escape(found.name)}[/]  {escape(found.state)}")
     for when, words in found.happened:
@@ -508,4 +604,4 @@ def show(found: Autopsy) -> int:
         console.print(f"{marks[part.verdict]} [bold]{escape(part.name)}[/]  {escape(part.found)}")
     for words in found.advice:
         console.print(f"→ {escape(words)}", soft_wrap=True)
-    return 1 if found.damaged else 0
+    return 1 if found.damaged or found.unread else 0

@@ -147,9 +147,14 @@ def named(name: str | os.PathLike[str]) -> Path | None:
     """Give the folder of the run that is meant by a name or a path; None: there is none."""
     path = path_of(name)
     for folder in (runs_folder() / path, path.absolute()):
-        with suppress(OSError):  # a name that is too long for any folder
-            if (folder / "run.json").is_file():
+        try:
+            if S_ISREG((folder / "run.json").stat().st_mode):
                 return folder
+        except (ValueError, PermissionError):  # a name that no folder can have; somebody else's
+            continue
+        except OSError as error:
+            if not is_absent(error):
+                raise
     return None
 
 
@@ -162,8 +167,11 @@ def every() -> list[Path]:
     for folder in parent.iterdir():
         try:
             found.append(((folder / "run.json").stat().st_mtime_ns, folder))
-        except OSError:
-            continue  # not a run, or gone meanwhile
+        except PermissionError:
+            continue  # somebody else's
+        except OSError as error:
+            if not is_absent(error):  # a run, perhaps: who reads it says what is the matter
+                found.append((0, folder))
     return [folder for _, folder in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
@@ -226,6 +234,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 class NotOurs(OSError):
     """In the place of a run's own file or folder is something that a run does not make."""
+
+
+def is_absent(error: OSError) -> bool:
+    """Whether it says that there is no such file, or that something else is in its place.
+
+    Any other (a disk that fails, no descriptors, no permission) says nothing of the file.
+    """
+    nothing = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+    return isinstance(error, (NotOurs, FileNotFoundError)) or error.errno in nothing
 
 
 def opened(folder: Path, name: str, flags: int = os.O_RDONLY) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from pathlib import Path
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, PATIENCE, ROWS, at_step, end, environment, until
-from pantheraml import autopsy
+from pantheraml import autopsy, folders
 
 Start = Callable[..., pm.Run]
 
@@ -129,6 +130,52 @@ def test_it_resumes_from_where_it_says(folder: Path) -> None:
     until(lambda: run.state not in ("starting", "stopped"), "it to go on")
     starting = [e for e in run.events() if e["type"] == "state" and e["state"] == "starting"][-1]
     assert starting["checkpoint"] == found.resume
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, code: int, *names: str) -> None:
+    """Opening what is called so in a run's folder fails from now on."""
+    opened = folders.opened
+
+    def refused(folder: Path, name: str, flags: int = os.O_RDONLY) -> int:
+        if name.startswith(names):
+            raise OSError(code, os.strerror(code), str(folder / name))
+        return opened(folder, name, flags)
+
+    monkeypatch.setattr(folders, "opened", refused)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ENOMEM])
+def test_what_cannot_be_read_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    healthy = autopsy.examine_run(folder)
+    newest = healthy.resume or ""
+    others = [p.name for p in healthy.parts if p.name.startswith("checkpoints/step-")]
+    for name in (newest, f"{newest}/MANIFEST", f"{newest}/optimizer.safetensors"):
+        with monkeypatch.context() as patch:
+            refuse(patch, code, name)
+            found = autopsy.examine_run(folder)
+        assert part(found, newest).verdict == "unread" and not found.damaged
+        assert os.strerror(code) in part(found, newest).found
+        words = "\n".join(found.advice)
+        assert found.resume is None and "begins again" not in words and "is refused" in words
+        assert others[0] == newest and Path(others[1]).name in words
+    oldest = others[-1]
+    refuse(monkeypatch, code, oldest)
+    found = autopsy.examine_run(folder)
+    assert part(found, oldest).verdict == "unread" and found.resume == newest
+
+
+@pytest.mark.parametrize("name", ["run.json", "events.jsonl", "checkpoints", "data/"])
+def test_no_part_that_cannot_be_read_is_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    refuse(monkeypatch, errno.EIO, name)
+    found = autopsy.examine_run(folder)
+    assert found.unread and not found.damaged and autopsy.show(found) == 1
+    words = "\n".join(found.advice)
+    assert "which is no damage" in words
+    assert "begins again" not in words and "damaged" not in words and "remove" not in words
 
 
 def test_a_killed_run(start: Start) -> None:
