@@ -32,24 +32,26 @@ static command *find_id(coordinator *c, const char *id)
 }
 
 /* Tells a repeated request from another one under the same id. */
-static uint64_t digest_of(const pml_message *m, const char *verb, const char *args_field)
+static pml_status digest_of(const pml_message *m, const char *verb, const char *args_field,
+                            uint64_t *digest, pml_error *err)
 {
     pml_message *order = pml_message_new(PML_ORDER_command);
     pml_message *args = args_field == NULL ? NULL : pml_message_part(m, args_field, 0);
     pml_message_set_int(order, "command", 1);
     pml_message_set_string(order, "verb", verb);
     pml_message_set_args(order, "args", args_field == NULL ? m : args);
-    char *text;
+    char *text = NULL;
     size_t size;
-    uint64_t digest = 0;
     uint8_t hash[PML_HASH_BYTES];
-    if (pml_message_print(order, &text, &size, NULL) == PML_OK &&
-        pml_hash_memory(text, size, hash, NULL) == PML_OK)
-        memcpy(&digest, hash, sizeof digest);
+    pml_status status = pml_message_print(order, &text, &size, err);
+    if (status == PML_OK)
+        status = pml_hash_memory(text, size, hash, err);
+    if (status == PML_OK)
+        memcpy(digest, hash, sizeof *digest);
     free(text);
     pml_message_destroy(&order);
     pml_message_destroy(&args);
-    return digest;
+    return status;
 }
 
 static command *add(coordinator *c, pml_message_type verb, const char *id, uint64_t digest)
@@ -93,12 +95,18 @@ void commands_recover(coordinator *c, const pml_message *event)
     }
     if (type != PML_EVENT_command)
         return;
-    const char *verb = pml_message_string(event, "verb");
-    command *k =
-        add(c, verb_type(verb), pml_message_string(event, "id"), digest_of(event, verb, "args"));
-    if (k == NULL || k->number != pml_message_int(event, "command") ||
-        (k->request = pml_message_part(event, "args", 0)) == NULL)
-        c->broken = true;
+    const char *name = pml_message_string(event, "verb");
+    pml_message_type verb = verb_type(name);
+    uint64_t digest;
+    if (verb == PML_MESSAGE_COUNT || c->next_number != pml_message_int(event, "command")) {
+        c->broken = PML_CORRUPT;
+        return;
+    }
+    command *k = digest_of(event, name, "args", &digest, NULL) != PML_OK
+                     ? NULL
+                     : add(c, verb, pml_message_string(event, "id"), digest);
+    if (k == NULL || (k->request = pml_message_part(event, "args", 0)) == NULL)
+        c->broken = PML_NO_MEMORY;
 }
 
 static void send_order(coordinator *c, worker *w, const command *k)
@@ -187,7 +195,10 @@ pml_status command_accept(coordinator *c, const pml_message *request, int64_t *n
 {
     const char *id = pml_message_string(request, "id");
     pml_message_type verb = pml_message_type_of(request);
-    uint64_t digest = digest_of(request, pml_message_name(verb), NULL);
+    uint64_t digest;
+    pml_status status = digest_of(request, pml_message_name(verb), NULL, &digest, err);
+    if (status != PML_OK)
+        return status;
     const command *before = find_id(c, id);
     if (before != NULL && before->digest != digest)
         return PML_FAIL(err, PML_INVALID, "id \"%s\" was used for another request (a %s)", id,
@@ -197,7 +208,7 @@ pml_status command_accept(coordinator *c, const pml_message *request, int64_t *n
         return PML_OK;
     }
     action what;
-    pml_status status = allowed_now(c, verb, &what, err);
+    status = allowed_now(c, verb, &what, err);
     if (status != PML_OK)
         return status;
     pml_message *copy = pml_message_copy(request);

@@ -212,7 +212,7 @@ typedef struct coordinator {
     bool leaving; /* a signal asked us to go: no grace */
     bool ending;  /* workers were released; we go when they are gone */
     double ending_since;
-    bool broken; /* no memory for an event, or a log that contradicts itself: the run ends */
+    pml_status broken; /* no memory for an event, or a log that contradicts itself: the run ends */
 
     /* journal.c: while the disk does not take the log. trouble "" = it does. */
     char trouble[1400], trouble_cause[1000];

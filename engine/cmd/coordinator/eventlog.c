@@ -57,7 +57,8 @@ static pml_status recover_file(eventlog *log, recovered *r, size_t *cut, pml_err
         return PML_OK;
     void *text = mmap(NULL, size, PROT_READ, MAP_PRIVATE, log->fd, 0);
     if (text == MAP_FAILED)
-        return PML_FAIL(err, PML_IO, "cannot read %s: %s", log->path, strerror(errno));
+        return PML_FAIL(err, errno == ENOMEM ? PML_NO_MEMORY : PML_IO, "cannot read %s: %s",
+                        log->path, strerror(errno));
     pml_status status = eventlog_recover(r, text, size, &whole, err);
     munmap(text, size);
     if (status != PML_OK)

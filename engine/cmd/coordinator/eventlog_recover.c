@@ -44,7 +44,8 @@ static bool is_bulk(const char *line, const char *end, int64_t seq, recovered *r
     return true;
 }
 
-/* A whole line is what was written, and the event that belongs here. PML_CORRUPT otherwise. */
+/* A whole line is what was written, and the event that belongs here. PML_CORRUPT otherwise; other
+ * failures say nothing of it. */
 static pml_status take_line(recovered *r, int64_t seq, const char *line, const char *end,
                             pml_error *err)
 {
@@ -54,7 +55,7 @@ static pml_status take_line(recovered *r, int64_t seq, const char *line, const c
     pml_message *event = NULL;
     if (status == PML_OK)
         status = pml_message_parse(PML_CHANNEL_EVENT, line, (size_t)(end - line), &event, err);
-    if (status == PML_NO_MEMORY)
+    if (status == PML_NO_MEMORY || status == PML_INTERNAL) /* no word on the line */
         return status;
     if (status == PML_OK && pml_message_int(event, "seq") != seq)
         status =

@@ -6,6 +6,7 @@
  * "+" now and then before that while it comes on. */
 #include "coordinator.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -48,7 +49,8 @@ void emit(coordinator *c, pml_message *event, bool durable)
     if (!c->broken && eventlog_append(c->log, event, c->timeline, durable, &err) != PML_OK) {
         pml_log(PML_LOG_ERROR, "%s", err.message);
         /* A message that was built wrong is a fault of ours, but no reason to end. */
-        c->broken = err.code != PML_INTERNAL && err.code != PML_INVALID;
+        if (err.code != PML_INTERNAL && err.code != PML_INVALID)
+            c->broken = err.code;
     } else if (!c->broken) {
         resume_recover(c, event);
     }
@@ -302,7 +304,7 @@ static void loop(coordinator *c)
         int wait = c->failure.seen || c->ending || c->trouble[0] != '\0' ? 50 : 200;
         if (pml_hub_wait(c->hub, more, c->prepare_out >= 0 ? 2 : 1, wait, &err) != PML_OK) {
             pml_log(PML_LOG_ERROR, "%s", err.message);
-            c->broken = true;
+            c->broken = err.code;
         }
         take_messages(c);
         if (more[1].revents != 0)
@@ -315,12 +317,13 @@ static void loop(coordinator *c)
 
 /* ---- the beginning ---- */
 
+/* One that cannot be looked at is not gone: the worker that loads it says what is the matter. */
 static bool shard_is_there(const coordinator *c, const char *field)
 {
     char path[PATH_MAX];
     const char *name = pml_message_string(c->run, field);
     return name[0] == '\0' || (pml_path_join(path, sizeof path, c->folder, name, NULL) == PML_OK &&
-                               access(path, R_OK) == 0);
+                               (access(path, R_OK) == 0 || (errno != ENOENT && errno != ENOTDIR)));
 }
 
 /* Shards that are there are whole, and nothing needs to be run. What is run comes from whoever

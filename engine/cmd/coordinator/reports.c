@@ -154,7 +154,7 @@ static void add_gpus(coordinator *c, pml_message *step)
 static void lack_memory(coordinator *c, const worker *w, const char *reason)
 {
     pml_log(PML_LOG_ERROR, "worker %d: %s: the run ends", w->rank, reason);
-    c->broken = true;
+    c->broken = PML_NO_MEMORY;
 }
 
 /* What a worker may put into the log; state, applied and the like are ours alone. */

@@ -107,7 +107,7 @@ static void keep(coordinator *c, int64_t step, pml_message *args)
         pml_message_destroy(&args);
         pml_log(PML_LOG_ERROR, "no memory to keep what was set at step %lld: the run ends",
                 (long long)step);
-        c->broken = true;
+        c->broken = PML_NO_MEMORY;
         return;
     }
     c->tuned = larger;
@@ -120,7 +120,8 @@ static void keep(coordinator *c, int64_t step, pml_message *args)
 /* Likewise. */
 static void keep_setting(coordinator *c, int64_t step, pml_message *args)
 {
-    supersede(c, step, args);
+    if (args != NULL)
+        supersede(c, step, args);
     keep(c, step, args);
 }
 
@@ -157,7 +158,8 @@ static void take_applied(coordinator *c, const pml_message *event)
     } else if (strcmp(verb, "resume") == 0) {
         pml_message *args = pml_message_part(event, "args", 0);
         stand(c, PML_MESSAGE_COUNT, 0);
-        if (pml_message_has(args, "nonfinite"))
+        bool lost = args == NULL && pml_message_has(event, "args");
+        if (lost || pml_message_has(args, "nonfinite"))
             keep_setting(c, step, args);
         else
             pml_message_destroy(&args);

@@ -46,7 +46,8 @@ pml_status parse_arguments(coordinator *c, int argc, char **argv, pml_error *err
                         "usage: pml-coordinator RUNDIR [--resume [step-000412]] [--recover] "
                         "[--accept-changes] [--ready-fd N] [-- PREPARE ARG...]");
     if (realpath(folder, c->folder) == NULL)
-        return PML_FAIL(err, PML_NOT_FOUND, "run folder %s: %s", folder, strerror(errno));
+        return PML_FAIL(err, pml_status_of_errno(errno), "run folder %s: %s", folder,
+                        strerror(errno));
     if (c->ready_fd >= 0 && fcntl(c->ready_fd, F_SETFD, FD_CLOEXEC) != 0)
         return PML_FAIL(err, PML_INVALID, "there is no descriptor %d", c->ready_fd);
     return PML_OK;
@@ -89,6 +90,8 @@ static pml_status make_workers(coordinator *c, pml_error *err)
 static void recover_event(void *user, const pml_message *event)
 {
     coordinator *c = user;
+    if (c->broken != PML_OK) /* what comes next would only seem to be out of order */
+        return;
     commands_recover(c, event);
     resume_recover(c, event);
     recover_recover(c, event);
@@ -103,8 +106,14 @@ static pml_status open_log(coordinator *c, pml_error *err)
         c->runtime[0] = '\0';
     if (status != PML_OK)
         return status;
-    if (c->broken)
-        return PML_FAIL(err, PML_CORRUPT, "the commands in the log are out of order");
+    if (c->broken == PML_CORRUPT)
+        return PML_FAIL(err, PML_CORRUPT,
+                        "%s/events.jsonl: its commands are out of order, or no commands of this "
+                        "version",
+                        c->folder);
+    if (c->broken != PML_OK)
+        return PML_FAIL(err, c->broken, "no memory for what %s/events.jsonl says was set",
+                        c->folder);
     if (eventlog_last(c->log) > 0 && !c->resume)
         return PML_FAIL(err, PML_BUSY, "this run has a history: resume it, or take another name");
     c->n_logged = c->n_commands;

@@ -1,5 +1,6 @@
 #include "pml/base/error.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,6 +13,13 @@ const char *pml_status_name(pml_status code)
     if ((unsigned)code >= PML_STATUS_COUNT)
         return "unknown";
     return names[code];
+}
+
+pml_status pml_status_of_errno(int code)
+{
+    if (code == ENOENT || code == ENOTDIR)
+        return PML_NOT_FOUND;
+    return code == ENOMEM ? PML_NO_MEMORY : PML_IO;
 }
 
 /* vsnprintf may have cut a multi-byte character in half; step back over its pieces. */

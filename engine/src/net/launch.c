@@ -271,7 +271,7 @@ static pml_status check_folder(const char *folder, pml_error *err)
     char path[PATH_MAX];
     pml_status status = pml_path_join(path, sizeof path, folder, "run.json", err);
     if (status == PML_OK && access(path, R_OK) != 0)
-        status = PML_FAIL(err, PML_NOT_FOUND, "%s: %s", path, strerror(errno));
+        status = PML_FAIL(err, pml_status_of_errno(errno), "%s: %s", path, strerror(errno));
     if (status == PML_OK)
         status = pml_path_join(path, sizeof path, folder, "log", err);
     return status == PML_OK ? pml_folder_make(path, err) : status;
@@ -299,7 +299,7 @@ pml_status pml_launch_coordinator(const pml_launch *launch, char *connection_fil
     connection_file[0] = '\0';
     char *folder = realpath(launch->run_folder, NULL);
     if (folder == NULL)
-        return PML_FAIL(err, PML_NOT_FOUND, "run folder %s: %s", launch->run_folder,
+        return PML_FAIL(err, pml_status_of_errno(errno), "run folder %s: %s", launch->run_folder,
                         strerror(errno));
     pml_hold *hold;
     pml_status status = pml_hold_new(folder, &hold, err);

@@ -58,8 +58,8 @@ static pml_status real_path(const char *run_folder, char *path, struct stat *inf
     char now[PATH_MAX];
     pml_status status = pml_hold_where(run_folder, now, sizeof now, err);
     if (status == PML_OK && (realpath(now, path) == NULL || stat(path, info) != 0))
-        status = PML_FAIL(err, errno == ENOENT ? PML_NOT_FOUND : PML_IO, "run folder %s: %s",
-                          run_folder, strerror(errno));
+        status = PML_FAIL(err, pml_status_of_errno(errno), "run folder %s: %s", run_folder,
+                          strerror(errno));
     return status;
 }
 

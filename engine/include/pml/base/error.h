@@ -42,6 +42,10 @@ typedef struct pml_error {
 /* "invalid", "not found", … : a short lower-case name, static. */
 const char *pml_status_name(pml_status code);
 
+/* What it is when the system refuses to reach a file: PML_NOT_FOUND only where it says that there
+ * is none, PML_NO_MEMORY, else PML_IO. */
+pml_status pml_status_of_errno(int code);
+
 /* Fill err (if not NULL) and return code, so that a function can `return PML_FAIL(...)`.
  * The text is cut at the buffer's end on a whole UTF-8 character. */
 pml_status pml_error_set(pml_error *err, pml_status code, const char *file, int line,
