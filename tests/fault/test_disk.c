@@ -8,35 +8,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "disk.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "pml/base/hash.h"
 #include "pml/net/launch.h"
 #include "pml/train/checkpoint.h"
-
-static const char *shim;
-static disk_control *disk;
-static char control_file[] = "/tmp/pml-disk-control-XXXXXX";
-
-/* From now on programs of this name get the shim; NULL: none. */
-static void watch(const char *program, const harness *h)
-{
-    if (program == NULL) {
-        unsetenv("LD_PRELOAD");
-        return;
-    }
-    memset(disk, 0, sizeof *disk);
-    snprintf(disk->prefix, sizeof disk->prefix, "%s", h->root);
-    disk->lazy = 1;
-    setenv("PML_DISK", control_file, 1);
-    setenv("PML_DISK_PROGRAM", program, 1);
-    setenv("LD_PRELOAD", shim, 1);
-}
+#include "watched.h"
 
 static void set_faults(int64_t from, int64_t to, int code)
 {
@@ -531,23 +511,6 @@ static void a_slow_save_says_how_far_it_is(void **state)
     harness_destroy(&h);
 }
 
-static int map_control(void **state)
-{
-    (void)state;
-    int fd = mkstemp(control_file);
-    if (fd < 0 || ftruncate(fd, sizeof *disk) != 0)
-        return -1;
-    disk = mmap(NULL, sizeof *disk, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    close(fd);
-    return disk == MAP_FAILED ? -1 : 0;
-}
-
-static int unmap_control(void **state)
-{
-    (void)state;
-    return unlink(control_file);
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -565,8 +528,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s PML-COORDINATOR FAKE-WORKER LIBDISK\n", argv[0]);
         return 2;
     }
-    shim = realpath(argv[3], NULL); /* what is launched has another working folder */
+    watched_library(argv[3]);
     if (argc > 4)
         cmocka_set_test_filter(argv[4]);
-    return cmocka_run_group_tests(tests, map_control, unmap_control);
+    return cmocka_run_group_tests(tests, watched_begin, watched_end);
 }

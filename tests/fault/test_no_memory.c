@@ -198,7 +198,7 @@ static void check_what_is_left(const harness *h, long number, int ended)
 /* ---- lives ---- */
 
 /* A coordinator that shares its counts; whether it is ready. */
-static bool start_watched(harness *h, long number, nomem_counts **counts)
+static bool start_watched(harness *h, long number, char *const *more, int n, nomem_counts **counts)
 {
     char path[128];
     snprintf(path, sizeof path, "%s/counts", h->root);
@@ -210,7 +210,7 @@ static bool start_watched(harness *h, long number, nomem_counts **counts)
     atomic_store(&(*counts)->wanted, number);
     setenv("PML_NOMEM", path, 1);
     setenv("LD_PRELOAD", shim, 1);
-    bool ready = harness_spawn(h, NULL, 0);
+    bool ready = harness_spawn(h, more, n);
     unsetenv("LD_PRELOAD");
     return ready;
 }
@@ -222,7 +222,7 @@ static long live_once(long number)
     nomem_counts *counts;
     harness *h = harness_new(1, 100000, NULL);
     int ended = -1;
-    bool ready = start_watched(h, number, &counts);
+    bool ready = start_watched(h, number, NULL, 0, &counts);
     if (ready && pml_client_open(h->connection_file, &h->client, &err) != PML_OK) {
         /* It may have ended by now, and the way to it with it. */
         ended = wait_in_time(h, number);
@@ -264,6 +264,65 @@ static void every_allocation_of_the_coordinator(void **state)
     print_message("%ld of %ld allocations refused\n", tried, total);
 }
 
+/* ---- of a run that is resumed ---- */
+
+/* A run that has ended, with commands of all kinds in its log. */
+static harness *one_with_a_past(void)
+{
+    harness *h = harness_new(1, 40, NULL);
+    assert_true(harness_start(h, NULL));
+    harness_command(h, "pause", "");
+    for (int i = 0; i < 8; i++)
+        harness_command(h, "set", "\"learning_rate\":0.25");
+    harness_command(h, "checkpoint", "");
+    harness_command(h, "resume", "\"nonfinite\":\"skip\"");
+    harness_wait_state(h, "finished");
+    kill(h->coordinator, SIGTERM);
+    assert_int_equal(harness_wait(h), 0);
+    harness_disconnect(h);
+    return h;
+}
+
+/* One resume without allocation `number`, up to the moment that it is ready; how many there were.
+ * That memory was missing is no word on the log or on a checkpoint: it says so, and has changed
+ * nothing, or it goes on from the newest. */
+static long resume_once(harness *h, long number)
+{
+    char *before = harness_read(h, "events.jsonl");
+    nomem_counts *counts;
+    bool ready = start_watched(h, number, (char *[]){"--resume"}, 1, &counts);
+    long seen = atomic_load(&counts->seen);
+    munmap(counts, sizeof *counts);
+    if (!ready && atoi(h->error) != PML_NO_MEMORY)
+        fail_msg("allocation %ld: it said \"%s\"", number, h->error);
+    if (ready) { /* and is over before the next one, which would wait for its worker */
+        kill(h->coordinator, SIGTERM);
+        assert_true(wait_in_time(h, number) <= 1);
+    }
+    char *after = harness_read(h, "events.jsonl");
+    assert_memory_equal(after, before, strlen(before));
+    if (strstr(after, "is not used") != NULL || strstr(after, "begins again") != NULL ||
+        strstr(after, "were cut from the log") != NULL)
+        fail_msg("allocation %ld: %s", number, after + strlen(before));
+    free(before);
+    free(after);
+    return seen;
+}
+
+static void every_allocation_of_a_resume(void **state)
+{
+    (void)state;
+    const char *points = getenv("PML_NOMEM_POINTS");
+    harness *h = one_with_a_past();
+    long n = points == NULL ? 60 : atol(points), total = resume_once(h, 0), tried = 0;
+    long stride = n <= 0 || n >= total ? 1 : total / n;
+    assert_true(total > 100);
+    for (long number = 1; number <= total; number += stride, tried++)
+        (void)resume_once(h, number);
+    print_message("%ld of %ld allocations refused\n", tried, total);
+    harness_destroy(&h);
+}
+
 /* ---- of a run that goes on by itself ---- */
 
 /* A run in which one command after another is sent. It may end of what is refused, where it could
@@ -278,7 +337,7 @@ static void begin(steered *s)
 {
     pml_error err = PML_ERROR_INIT;
     s->h = harness_new(1, 1000000, "\"restart\":\"on-failure\",\"max_restarts\":100");
-    assert_true(start_watched(s->h, 0, &s->counts));
+    assert_true(start_watched(s->h, 0, NULL, 0, &s->counts));
     if (pml_client_open(s->h->connection_file, &s->h->client, &err) != PML_OK)
         fail_msg("%s", err.message);
     memset(&life, 0, sizeof life);
@@ -386,6 +445,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest one[] = {cmocka_unit_test(every_allocation_of_the_coordinator)};
     const struct CMUnitTest more[] = {
+        cmocka_unit_test(every_allocation_of_a_resume),
         cmocka_unit_test(a_worker_that_cannot_be_told_is_replaced),
         cmocka_unit_test(a_message_without_memory_is_not_lost),
     };

@@ -52,7 +52,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (folder[0] == '\0')
         enter();
     put(manifest, data, size);
-    FUZZ_EXPECT(pml_checkpoint_timeline(folder) == INT64_MAX); /* state.json has none */
+    int64_t timeline;
+    FUZZ_EXPECT(pml_checkpoint_timeline(folder, &timeline, &err) == PML_OK);
+    FUZZ_EXPECT(timeline == INT64_MAX); /* state.json has none */
     pml_status status = pml_checkpoint_verify(folder, &err);
     FUZZ_EXPECT((status == PML_OK) == (err.message[0] == '\0'));
     if (status != PML_OK)

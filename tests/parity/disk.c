@@ -184,7 +184,9 @@ static void check_timeline(pml_snapshot *snapshot, session *s, pml_train_state s
     state.timeline = 1;
     MUST(pml_snapshot_take(snapshot, s->stepper, &state, err));
     MUST(pml_checkpoint_write(snapshot, in_root("t"), NULL, err));
-    check(pml_checkpoint_timeline(in_root("t")) == 1, "a whole one's timeline is not read");
+    int64_t timeline;
+    MUST(pml_checkpoint_timeline(in_root("t"), &timeline, err));
+    check(timeline == 1, "a whole one's timeline is not read");
     snprintf(path, sizeof path, "%s", in_root("t/state.json"));
     MUST(pml_file_read(path, 1 << 20, false, &text, &size, err));
     char *at = strstr(text, before);
@@ -195,8 +197,65 @@ static void check_timeline(pml_snapshot *snapshot, session *s, pml_train_state s
     if (fwrite(text, 1, size, file) != size || fclose(file) != 0)
         abort();
     free(text);
-    check(pml_checkpoint_timeline(in_root("t")) == INT64_MAX, "a damaged timeline is believed");
+    MUST(pml_checkpoint_timeline(in_root("t"), &timeline, err));
+    check(timeline == INT64_MAX, "a damaged timeline is believed");
     MUST(pml_tree_remove(root, "t", err));
+}
+
+/* The n-th read below the folder fails, or all (n 0). */
+static void set_read_faults(const char *of, int64_t n, int code)
+{
+    disk_control *disk = disk_control_here();
+    disk->read_from = disk->reads = 0;
+    snprintf(disk->read_of, sizeof disk->read_of, "%s", of);
+    disk->read_to = n == 0 ? INT64_MAX : n;
+    disk->read_code = code;
+    disk->read_from = of[0] == '\0' ? 0 : n == 0 ? 1 : n;
+}
+
+/* Whatever cannot be read just now, and whyever: no older one is called the newest, and the newest
+ * is not among what goes, though an older one has more steps. */
+static void check_reads(pml_snapshot *snapshot, session *s, pml_train_state state)
+{
+    static const int read_codes[] = {EIO, EMFILE, ENOMEM};
+    char path[PML_PATH_MAX];
+    int64_t reads = 1;
+    for (int64_t n = 1; n <= reads; n++) {
+        pml_error err = PML_ERROR_INIT;
+        int code = read_codes[n % 3];
+        MUST(pml_folder_make(in_root("r"), err));
+        for (int i = 0; i < 3; i++) {
+            static const char *const names[] = {"r/step-000100", "r/step-000200", "r/step-000150"};
+            state.timeline = i == 2;
+            MUST(pml_snapshot_take(snapshot, s->stepper, &state, err));
+            MUST(pml_checkpoint_write(snapshot, in_root(names[i]), NULL, err));
+        }
+        set_read_faults("/r/", n, code);
+        pml_status status = pml_checkpoint_latest(in_root("r"), path, sizeof path, NULL, &err);
+        bool reached = disk_control_here()->reads >= n;
+        set_read_faults("", 0, 0);
+        if (status == PML_OK)
+            check(!reached && strstr(path, "step-000150") != NULL,
+                  "read %lld failed, and the latest is %s", (long long)n, path);
+        else
+            check(status == PML_IO && strstr(err.message, strerror(code)) != NULL,
+                  "read %lld failed: %s %s", (long long)n, pml_status_name(status), err.message);
+        set_read_faults("/r/", n, code);
+        status = pml_checkpoint_prune(in_root("r"), 1, -1, &err);
+        reached = reached || disk_control_here()->reads >= n;
+        set_read_faults("", 0, 0);
+        check(status == PML_OK || strstr(err.message, strerror(code)) != NULL,
+              "read %lld failed: %s %s", (long long)n, pml_status_name(status), err.message);
+        MUST(pml_checkpoint_verify(in_root("r/step-000150"), err));
+        MUST(pml_checkpoint_prune(in_root("r"), 1, -1, err));
+        MUST(pml_checkpoint_latest(in_root("r"), path, sizeof path, NULL, err));
+        check(strstr(path, "step-000150") != NULL && !is_there(in_root("r/step-000200")),
+              "latest is %s after read %lld failed", path, (long long)n);
+        MUST(pml_tree_remove(root, "r", err));
+        reads = reached ? n + 1 : n;
+        check(n < 1000, "the reads have no end");
+    }
+    check(reads > 20, "only %lld reads are counted", (long long)reads);
 }
 
 /* Whether it can be shown anywhere: what is damaged is not handed on to terminals. */
@@ -264,6 +323,7 @@ static void check_case(const char *fixtures, const char *name)
         check_prune(snapshot);
         check_order(snapshot, &s, state);
         check_timeline(snapshot, &s, state);
+        check_reads(snapshot, &s, state);
     }
     pml_snapshot_destroy(&snapshot);
     session_close(&s);

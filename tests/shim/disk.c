@@ -119,18 +119,35 @@ static void remember(int fd, const char *path, bool may_write)
 
 /* ---- failing ---- */
 
-/* Counts one operation; true: it shall fail, errno is set. */
-static bool fails(const char *what, const char *path)
+/* Counts one operation in *seen; true: it is one of those that fail, errno is set. */
+static bool counted_fails(const char *what, const char *path, _Atomic int64_t *seen, int64_t from,
+                          int64_t to, int code)
 {
-    if (control == NULL || path == NULL || !below(path, control->prefix))
-        return false;
-    int64_t n = atomic_fetch_add(&control->n, 1) + 1;
-    int64_t from = control->from;
-    if (from == 0 || n < from || n > control->to)
+    int64_t n = atomic_fetch_add(seen, 1) + 1;
+    if (from == 0 || n < from || n > to)
         return false;
     snprintf(control->last, sizeof control->last, "%s %.560s", what, path);
-    errno = control->code;
+    errno = code;
     return true;
+}
+
+static bool is_ours(const char *path)
+{
+    return control != NULL && path != NULL && below(path, control->prefix);
+}
+
+static bool fails(const char *what, const char *path)
+{
+    return is_ours(path) &&
+           counted_fails(what, path, &control->n, control->from, control->to, control->code);
+}
+
+static bool read_fails(const char *what, const char *path)
+{
+    return is_ours(path) && control->read_of[0] != '\0' &&
+           strstr(path + strlen(control->prefix), control->read_of) != NULL &&
+           counted_fails(what, path, &control->reads, control->read_from, control->read_to,
+                         control->read_code);
 }
 
 /* ---- recording ---- */
@@ -173,7 +190,7 @@ static int open_at(int at, const char *name, int flags, mode_t mode)
     absolute(at, name, path);
     /* A file without a name is nobody's after a crash. */
     bool ours = watched(path) && (flags & O_TMPFILE) != O_TMPFILE;
-    if (ours && (may_write || making) && fails("open", path))
+    if (ours && (may_write || making ? fails("open", path) : read_fails("open", path)))
         return -1;
     bool new = ours &&making &&REAL(faccessat)(at, name, F_OK, AT_SYMLINK_NOFOLLOW) != 0;
     int fd = REAL(openat)(at, name, flags, mode);
@@ -244,6 +261,8 @@ ssize_t read(int fd, void *data, size_t size)
     const char *path = path_of(fd);
     if (control != NULL && path != NULL && strstr(path, ".safetensors") != NULL)
         usleep((useconds_t)control->read_ms * 1000);
+    if (path != NULL && read_fails("read", path))
+        return -1;
     return REAL(read)(fd, data, size);
 }
 

@@ -9,7 +9,9 @@
  *
  * Counted are open with O_CREAT or for writing, write, pwrite, ftruncate, fsync, fdatasync, fchmod,
  * close of a file that was written, mkdir, rename, renameat2, unlink and unlinkat below `prefix`.
- */
+ *
+ * Counted on their own (`reads`) are open without writing, of files and of folders, and read, where
+ * the path below `prefix` has `read_of` in it. */
 #ifndef TESTS_SHIM_DISK_H
 #define TESTS_SHIM_DISK_H
 
@@ -24,8 +26,11 @@ typedef struct disk_control {
     _Atomic int32_t code; /* errno */
     _Atomic int32_t half; /* a failing write takes half of its bytes first, as a full disk does */
     _Atomic int32_t lazy; /* fsync and fdatasync below prefix do nothing: no test cuts the power */
-    _Atomic int32_t read_ms; /* a read of a tensor file takes so long */
-    char last[600];          /* what failed last: "write PATH" */
+    _Atomic int32_t read_ms;                   /* a read of a tensor file takes so long */
+    char read_of[64];                          /* "" = reads are not counted */
+    _Atomic int64_t reads, read_from, read_to; /* as n, from and to */
+    _Atomic int32_t read_code;
+    char last[600]; /* what failed last: "write PATH" */
 } disk_control;
 
 disk_control *disk_control_here(void);

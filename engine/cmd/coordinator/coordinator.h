@@ -123,6 +123,12 @@ typedef struct recovery {
     double delay, at; /* seconds; not before, monotonic */
 } recovery;
 
+/* A run that goes on by itself could not read from where, and not for that one's sake. */
+typedef struct rereading {
+    int tries; /* that failed, one after the other */
+    double at; /* not before, monotonic */
+} rereading;
+
 typedef struct coordinator {
     /* arguments */
     char folder[PATH_MAX];
@@ -190,6 +196,8 @@ typedef struct coordinator {
     int64_t measured; /* step of the last evaluation that nobody asked for, -1: none */
 
     recovery recovery;
+    rereading rereading;
+    size_t handed_over;             /* lines of handover.jsonl that are in the log */
     int64_t restarts, restarted_in; /* by itself; timeline of the last one */
     int64_t furthest;               /* step, before the last one */
     bool waited;                    /* by the log, which we opened: the last one has waited since */
@@ -413,6 +421,11 @@ void recover_saved(coordinator *c);
 bool recover_lost_saver(coordinator *c, failure *f);
 /* Take over from a coordinator that died. */
 void recover_lost_coordinator(coordinator *c);
+/* Whether a run that goes on by itself shall try again, at c->rereading.at, what has failed so: the
+ * system refused to read, or had no memory. Otherwise it has tried often enough (*err says so), or
+ * it would fail again. Each row of tries ends with recover_has_read. */
+bool recover_reads_again(coordinator *c, pml_status status, pml_error *err);
+void recover_has_read(coordinator *c);
 /* A person or a signal wants the run to end. */
 bool stop_is_asked(const coordinator *c);
 /* Deadlines, and the restart when it is due. */

@@ -89,22 +89,32 @@ static bool take_report(coordinator *c, const pml_message *m)
     }
 }
 
-static void take_lines(coordinator *c, char *text)
+/* Where memory is missing the rest stays for the next try, which begins behind what was taken. */
+static pml_status take_lines(coordinator *c, char *text, pml_error *err)
 {
-    int taken = 0;
+    size_t taken = 0, n = 0;
     for (char *line = strsep(&text, "\n"); line != NULL; line = strsep(&text, "\n")) {
         pml_message *m;
-        pml_error err = PML_ERROR_INIT;
-        if (line[0] == '\0')
+        pml_error why = PML_ERROR_INIT;
+        if (n++ < c->handed_over)
             continue;
-        if (pml_message_parse(PML_CHANNEL_REPORT, line, strlen(line), &m, &err) != PML_OK) {
-            emit_log(c, "warning", -1, "handover.jsonl: %s", err.message);
-            continue;
+        pml_status status =
+            line[0] == '\0' ? PML_OK
+                            : pml_message_parse(PML_CHANNEL_REPORT, line, strlen(line), &m, &why);
+        if (status == PML_NO_MEMORY) {
+            *err = why;
+            return pml_error_prefix(err, "handover.jsonl");
         }
+        c->handed_over = n;
+        if (status != PML_OK)
+            emit_log(c, "warning", -1, "handover.jsonl: %s", why.message);
+        if (status != PML_OK || line[0] == '\0')
+            continue;
         taken += take_report(c, m);
         pml_message_destroy(&m);
     }
-    pml_log(PML_LOG_INFO, "%d reports of the coordinator before are in the log now", taken);
+    pml_log(PML_LOG_INFO, "%zu reports of the coordinator before are in the log now", taken);
+    return PML_OK;
 }
 
 pml_status handover_take(coordinator *c, pml_error *err)
@@ -117,7 +127,7 @@ pml_status handover_take(coordinator *c, pml_error *err)
     c->step = eventlog_step(c->log);
     status = pml_file_read(path, HANDOVER_MAX, false, &text, &size, err);
     if (status == PML_OK) {
-        take_lines(c, text);
+        status = take_lines(c, text, err);
         free(text);
     }
     if (status != PML_OK && status != PML_NOT_FOUND)

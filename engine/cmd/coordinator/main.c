@@ -265,7 +265,7 @@ static void take_up_and_begin(coordinator *c);
 static void tick(coordinator *c)
 {
     double now = pml_clock_monotonic();
-    if (c->waiting && handover_tick(c))
+    if (c->waiting && handover_tick(c) && now >= c->rereading.at)
         take_up_and_begin(c);
     recover_tick(c, now);
     for (int r = 0; r < c->world && c->failure.seen; r++) /* it may be a consequence */
@@ -358,10 +358,15 @@ static void begin_run(coordinator *c)
 static void take_up_and_begin(coordinator *c)
 {
     pml_error err = PML_ERROR_INIT;
-    c->waiting = false;
-    if (run_is_over(c)) /* somebody did not want to wait */
+    if (run_is_over(c)) { /* somebody did not want to wait */
+        c->waiting = false;
         return;
+    }
     pml_status status = take_up(c, &err);
+    c->waiting = c->recover && recover_reads_again(c, status, &err);
+    if (c->waiting)
+        return;
+    recover_has_read(c);
     if (status == PML_OK)
         begin_run(c);
     else

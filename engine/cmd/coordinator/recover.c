@@ -8,6 +8,9 @@
  *         often as it takes: that is no failure of the run's making, and is not counted
  *         ──► a stop meanwhile ──► a worker without a device writes the snapshot in memory
  *
+ *     ──► what it would go on from cannot be read just now ──► delay ──► it is read again, a
+ *         few times; nothing older takes its place
+ *
  * What a worker says before it ends (no memory, a damaged file) would come again, so it is the end
  * of the run; what ends without a word, or comes on no more, is replaced. */
 #include <signal.h>
@@ -127,6 +130,36 @@ void recover_wait(coordinator *c, const failure *f)
         begin_state(c, reason);
 }
 
+/* ---- what cannot be read just now ---- */
+
+enum { READINGS = 10 }; /* 92 seconds: a network disk comes back, a neighbour closes its files */
+
+bool recover_reads_again(coordinator *c, pml_status status, pml_error *err)
+{
+    char reason[sizeof c->reason];
+    rereading *r = &c->rereading;
+    if (status != PML_IO && status != PML_NO_MEMORY)
+        return false;
+    r->tries++;
+    if (r->tries >= READINGS) {
+        pml_error_prefix(err, "tried %d times", r->tries);
+        return false;
+    }
+    r->at = pml_clock_monotonic() + c->retry_seconds * doubled(r->tries - 1);
+    snprintf(reason, sizeof reason, "waiting to read what the run goes on from: %.900s",
+             err->message);
+    if (strcmp(reason, c->reason) != 0) /* said once, however often it is tried */
+        begin_state(c, reason);
+    return true;
+}
+
+void recover_has_read(coordinator *c)
+{
+    c->rereading = (rereading){0};
+}
+
+/* ---- a stop while it waits ---- */
+
 /* The stop is in force: a coordinator that is lost meanwhile leaves it to the next one, for which
  * the run still waits. Others may have the devices' memory now. */
 static pml_status save_left(coordinator *c, pml_error *err)
@@ -150,7 +183,8 @@ static bool stops_waiting(coordinator *c)
 {
     char reason[sizeof c->reason];
     pml_error err = PML_ERROR_INIT;
-    if (!c->recovery.under_way || !c->recovery.waits || !stop_is_asked(c))
+    const bool waits = c->recovery.waits || c->rereading.tries > 0;
+    if (!c->recovery.under_way || !waits || !stop_is_asked(c))
         return false;
     if (c->slot < 0) {
         snprintf(reason, sizeof reason, "%s", c->reason);
@@ -257,6 +291,11 @@ static void start_again(coordinator *c)
     workers_forget(c);
     c->failure = (failure){0}; /* of those that are gone */
     pml_status status = choose_and_say(c, &err);
+    if (recover_reads_again(c, status, &err)) {
+        c->recovery.at = c->rereading.at;
+        return;
+    }
+    recover_has_read(c);
     c->recovery.under_way = false;
     if (status == PML_OK)
         status = begin_work(c, &err);

@@ -46,6 +46,7 @@ static int is_checkpoint(const struct dirent *entry)
 typedef struct candidate {
     char name[256];
     int64_t timeline, step;
+    char unfit[600]; /* why it is not gone on from; "": it was not looked at */
 } candidate;
 
 /* Who went back and trained again has fewer steps, and the newer checkpoint. */
@@ -58,8 +59,10 @@ static int newest_first(const void *left, const void *right)
                               : strcmp(a->name, b->name);
 }
 
-/* Of the folder checkpoints, the newest first; malloc'ed. */
-static pml_status list_checkpoints(const char *parent, candidate **list, int *n, pml_error *err)
+/* Those of the folder checkpoints whose steps are `most` at most, the newest first; malloc'ed. One
+ * whose place among them cannot be read now is a failure: it may be the newest. */
+static pml_status list_checkpoints(const char *parent, int64_t most, candidate **list, int *n,
+                                   pml_error *err)
 {
     struct dirent **found = NULL;
     char path[PATH_MAX];
@@ -69,21 +72,30 @@ static pml_status list_checkpoints(const char *parent, candidate **list, int *n,
     pml_status status = pml_folder_list(parent, &found, is_checkpoint, NULL, &count, err);
     if (status != PML_OK)
         return status == PML_NOT_FOUND ? PML_OK : status;
-    *list = calloc((size_t)count + 1, sizeof **list);
+    candidate *all = calloc((size_t)count + 1, sizeof *all);
+    if (all == NULL)
+        status = PML_FAIL(err, PML_NO_MEMORY, "no memory to list %s", parent);
     for (int i = 0; i < count; i++) {
-        if (*list != NULL &&
-            pml_path_join(path, sizeof path, parent, found[i]->d_name, NULL) == PML_OK) {
-            candidate *c = &(*list)[(*n)++];
-            snprintf(c->name, sizeof c->name, "%s", found[i]->d_name);
-            c->step = step_of(c->name);
-            c->timeline = pml_checkpoint_timeline(path);
+        const char *name = found[i]->d_name;
+        if (status == PML_OK && step_of(name) <= most) {
+            candidate *c = &all[(*n)++];
+            snprintf(c->name, sizeof c->name, "%s", name);
+            c->step = step_of(name);
+            status = pml_path_join(path, sizeof path, parent, name, err);
+            if (status == PML_OK)
+                status = pml_checkpoint_timeline(path, &c->timeline, err);
+            if (status != PML_OK)
+                pml_error_prefix(err, "checkpoint %s", name);
         }
         free(found[i]);
     }
     free(found);
-    if (*list == NULL)
-        return PML_FAIL(err, PML_NO_MEMORY, "no memory to list %s", parent);
-    qsort(*list, (size_t)*n, sizeof **list, newest_first);
+    if (status != PML_OK) {
+        free(all);
+        return status;
+    }
+    qsort(all, (size_t)*n, sizeof *all, newest_first);
+    *list = all;
     return PML_OK;
 }
 
@@ -245,46 +257,112 @@ static pml_status verify(coordinator *c, const char *folder, pml_error *err)
 /* Who names one wants to go back: what was set after it is not set again. */
 static pml_status choose_named(coordinator *c, pml_error *err)
 {
-    char path[PATH_MAX];
-    if (step_of(c->wanted) < 0)
+    char path[PATH_MAX], relative[sizeof c->checkpoint];
+    const int64_t step = step_of(c->wanted);
+    if (step < 0)
         return PML_FAIL(err, PML_INVALID,
                         "a checkpoint is named as its folder, \"step-000412\"; "
                         "not \"%s\"",
                         c->wanted);
-    snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", c->wanted);
-    pml_status status = pml_path_join(path, sizeof path, c->folder, c->checkpoint, err);
+    snprintf(relative, sizeof relative, "checkpoints/%s", c->wanted);
+    pml_status status = pml_path_join(path, sizeof path, c->folder, relative, err);
     if (status == PML_OK)
         status = verify(c, path, err);
-    forget_after(c, step_of(c->wanted));
+    if (status != PML_OK)
+        return status;
+    memcpy(c->checkpoint, relative, sizeof relative);
+    c->step = step;
+    forget_after(c, step);
+    return PML_OK;
+}
+
+/* *whole: whether it can be gone on from; where it cannot for its own sake, it->unfit says why. All
+ * else is a failure: the checkpoint may be whole, and the one before it is no stand-in for that. */
+static pml_status look_at(coordinator *c, candidate *it, bool *whole, pml_error *err)
+{
+    char path[PATH_MAX], relative[300];
+    pml_error why = PML_ERROR_INIT;
+    snprintf(relative, sizeof relative, "checkpoints/%s", it->name);
+    pml_status status = pml_path_join(path, sizeof path, c->folder, relative, &why);
+    if (status == PML_OK)
+        status = verify(c, path, &why);
+    *whole = status == PML_OK;
+    if (pml_checkpoint_is_unfit(status)) {
+        snprintf(it->unfit, sizeof it->unfit, "%.599s", why.message);
+        return PML_OK;
+    }
+    if (status != PML_OK) {
+        *err = why;
+        pml_error_prefix(err, "checkpoint %s", it->name);
+    }
     return status;
 }
 
-/* The newest that is whole; each that is not is named in the log. One beyond the newest that was
- * announced is of a past that somebody has gone back from. */
-static pml_status choose_newest(coordinator *c, const char *parent, const candidate *list, int n,
-                                pml_error *err)
+static void say_unfit(coordinator *c, const candidate *it)
 {
-    char path[PATH_MAX];
-    int64_t most = c->newest[0] != '\0' ? step_of(pml_path_name(c->newest)) : INT64_MAX;
-    c->step = 0;
-    for (int i = 0; i < n && c->checkpoint[0] == '\0'; i++) {
-        if (list[i].step > most)
-            continue;
-        pml_error why = PML_ERROR_INIT;
-        pml_status status = pml_path_join(path, sizeof path, parent, list[i].name, err);
-        if (status != PML_OK)
-            return status;
-        if (verify(c, path, &why) == PML_OK) {
-            snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", list[i].name);
-            c->step = list[i].step; /* a run that ends while it loads stands there */
-        } else {
-            emit_log(c, "warning", -1, "checkpoint %s is not used, the one before it is: %s",
-                     list[i].name, why.message);
-        }
+    if (it->unfit[0] != '\0')
+        emit_log(c, "warning", -1, "checkpoint %s is not used, the one before it is: %s", it->name,
+                 it->unfit);
+}
+
+/* The newest that was announced, where that is whole. The others are looked at only where it is
+ * not: an old one that cannot be read is in nobody's way. */
+static pml_status choose_newest(coordinator *c, pml_error *err)
+{
+    char parent[PATH_MAX];
+    candidate announced = {.step = INT64_MAX}, *list = NULL;
+    const candidate *chosen = NULL;
+    bool whole = false;
+    int n = 0;
+    pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
+    if (status == PML_OK && c->newest[0] != '\0') {
+        snprintf(announced.name, sizeof announced.name, "%.255s", pml_path_name(c->newest));
+        announced.step = step_of(announced.name);
+        status = look_at(c, &announced, &whole, err);
+        chosen = whole ? &announced : NULL;
     }
-    if (c->checkpoint[0] == '\0')
-        emit_log(c, "warning", -1, "there is no whole checkpoint: the run begins again");
-    return PML_OK;
+    if (status == PML_OK && chosen == NULL)
+        status = list_checkpoints(parent, announced.step, &list, &n, err);
+    for (int i = 0; status == PML_OK && chosen == NULL && i < n; i++) {
+        if (strcmp(list[i].name, announced.name) == 0)
+            continue;
+        status = look_at(c, &list[i], &whole, err);
+        chosen = whole ? &list[i] : NULL;
+    }
+    if (status == PML_OK) { /* only now: what fails is tried again, and would be told each time */
+        say_unfit(c, &announced);
+        for (int i = 0; i < n; i++)
+            say_unfit(c, &list[i]);
+        if (chosen == NULL)
+            emit_log(c, "warning", -1, "there is no whole checkpoint: the run begins again");
+        else
+            snprintf(c->checkpoint, sizeof c->checkpoint, "checkpoints/%s", chosen->name);
+        c->step =
+            chosen == NULL ? 0 : chosen->step; /* a run that ends while it loads stands there */
+    }
+    free(list);
+    return status;
+}
+
+/* The cause may be as long as the message; what to do comes behind it, and is not cut. */
+static void say_what_to_do(pml_error *err)
+{
+    static const char words[] =
+        "; it may be whole, so no older one takes its place: mend the cause and resume, or go back "
+        "to an older one by its name (pantheraml doctor says which there are)";
+    size_t room = sizeof err->message - sizeof words, n = strlen(err->message);
+    n = n < room ? n : room;
+    while (n > 0 && ((unsigned char)err->message[n] & 0xC0) == 0x80) /* no half of a character */
+        n--;
+    memcpy(err->message + n, words, sizeof words);
+}
+
+pml_status resume_choose_newest(coordinator *c, pml_error *err)
+{
+    pml_status status = choose_newest(c, err);
+    if (status != PML_OK && !pml_checkpoint_is_unfit(status))
+        say_what_to_do(err);
+    return status;
 }
 
 pml_status resume_choose(coordinator *c, pml_error *err)
@@ -292,25 +370,7 @@ pml_status resume_choose(coordinator *c, pml_error *err)
     if (!c->resume || c->recover)
         return PML_OK;
     c->standing.verb = PML_MESSAGE_COUNT; /* whoever resumes wants it to go */
-    if (!c->named)
-        return resume_choose_newest(c, err);
-    pml_status found = choose_named(c, err);
-    c->step = step_of(c->wanted) < 0 ? 0 : step_of(c->wanted);
-    return found;
-}
-
-pml_status resume_choose_newest(coordinator *c, pml_error *err)
-{
-    char parent[PATH_MAX];
-    candidate *list = NULL;
-    int n;
-    pml_status status = pml_path_join(parent, sizeof parent, c->folder, "checkpoints", err);
-    if (status == PML_OK)
-        status = list_checkpoints(parent, &list, &n, err);
-    if (status == PML_OK)
-        status = choose_newest(c, parent, list, n, err);
-    free(list);
-    return status;
+    return c->named ? choose_named(c, err) : resume_choose_newest(c, err);
 }
 
 /* ---- what comes back ---- */

@@ -28,9 +28,31 @@ static bool somebody_was_quicker(const char *folder, pid_t dead)
     return false;
 }
 
+/* A coordinator that could not read its run's files, or had no memory, may a moment later; whoever
+ * else starts one meanwhile is quicker. 92 seconds, as a coordinator gives its checkpoints. */
+static pml_status launch(const pml_launch *job, pid_t dead, pml_error *err)
+{
+    enum { TRIES = 10 };
+    static const double longest = 30;
+    char file[PATH_MAX];
+    double delay = 0.25;
+    for (int tries = 1;; tries++) {
+        pml_status status = pml_launch_coordinator(job, file, sizeof file, err);
+        if ((status != PML_IO && status != PML_NO_MEMORY) || tries == TRIES)
+            return status;
+        pml_log(PML_LOG_WARNING, "%s: tried again in %g s", err->message, delay);
+        for (double end = pml_clock_monotonic() + delay; pml_clock_monotonic() < end;) {
+            pml_clock_sleep(look_seconds);
+            if (somebody_was_quicker(job->run_folder, dead))
+                return PML_FAIL(err, PML_BUSY, "somebody else has started a coordinator");
+        }
+        delay = 2 * delay < longest ? 2 * delay : longest;
+    }
+}
+
 void take_over(const pml_message *start, pid_t dead)
 {
-    char file[PATH_MAX], folder[PATH_MAX];
+    char folder[PATH_MAX];
     pml_error err = PML_ERROR_INIT;
     const char *program = pml_message_string(start, "coordinator");
     if (program[0] == '\0')
@@ -43,8 +65,8 @@ void take_over(const pml_message *start, pid_t dead)
     }
     if (somebody_was_quicker(folder, dead)) /* another worker, or a person */
         return;
-    const pml_launch launch = {.program = program, .run_folder = folder, .recover = 1};
-    pml_status status = pml_launch_coordinator(&launch, file, sizeof file, &err);
+    const pml_launch job = {.program = program, .run_folder = folder, .recover = 1};
+    pml_status status = launch(&job, dead, &err);
     if (status != PML_OK && status != PML_BUSY)
         pml_log(PML_LOG_ERROR, "cannot start another coordinator: %s", err.message);
     else

@@ -234,11 +234,20 @@ void pml_place_leave(pml_place *place)
 
 /* ---- what is done there ---- */
 
+/* Whether something else stands where a file was looked for: a file in the place of a folder on the
+ * way, or a socket. No disk fails then, and to try again mends nothing. */
+static bool is_something_else(int code)
+{
+    return code == ENOTDIR || code == ENXIO;
+}
+
 pml_status pml_open(const char *path, int flags, int *fd, pml_error *err)
 {
     pml_place place;
     *fd = -1;
     pml_status status = pml_place_find(path, &place, err);
+    if (status == PML_IO && is_something_else(errno))
+        return err == NULL ? PML_INVALID : (err->code = PML_INVALID);
     if (status != PML_OK)
         return status;
     flags |= O_CLOEXEC | O_NONBLOCK | (place.held ? O_NOFOLLOW : 0);
@@ -246,6 +255,8 @@ pml_status pml_open(const char *path, int flags, int *fd, pml_error *err)
     if (*fd < 0) {
         int code = (flags & O_NOFOLLOW) != 0 ? reason(place.folder, place.name, errno) : errno;
         status = refused(err, code, path, (int)strlen(path));
+        if (is_something_else(code))
+            status = err == NULL ? PML_INVALID : (err->code = PML_INVALID);
     }
     pml_place_leave(&place);
     return status;
@@ -291,7 +302,8 @@ pml_status pml_folder_list(const char *path, struct dirent ***list,
         return status;
     int count = scandirat(fd, ".", list, wanted, order);
     if (count < 0)
-        status = PML_FAIL(err, PML_IO, "cannot list %s: %s", path, strerror(errno));
+        status = PML_FAIL(err, errno == ENOMEM ? PML_NO_MEMORY : PML_IO, "cannot list %s: %s", path,
+                          strerror(errno));
     else
         *n = count;
     close(fd);

@@ -30,6 +30,7 @@ typedef struct step_folder {
     char name[256];
     int64_t timeline;
     long long step;
+    bool unread; /* its timeline could not be read, and not for its own sake */
 } step_folder;
 
 static int is_step(const struct dirent *entry)
@@ -46,8 +47,8 @@ static int newest_first(const void *left, const void *right)
     return a->step < b->step ? 1 : -(a->step > b->step);
 }
 
-/* One whose timeline cannot be read stands where its number puts it among those of the newest. */
-static void place_unreadable(step_folder *list, int n)
+/* One whose timeline is damaged stands where its number puts it among those of the newest. */
+static void place_damaged(step_folder *list, int n)
 {
     int64_t newest = 0;
     for (int i = 0; i < n; i++)
@@ -58,8 +59,20 @@ static void place_unreadable(step_folder *list, int n)
             list[i].timeline = newest;
 }
 
-/* The folders step-* of parent, the newest first; *list is malloc'ed. */
-static pml_status list_steps(const char *parent, step_folder **list, int *n, pml_error *err)
+/* Of the n those that could be read; returns how many. */
+static int leave_out_unread(step_folder *list, int n)
+{
+    int kept = 0;
+    for (int i = 0; i < n; i++)
+        if (!list[i].unread)
+            list[kept++] = list[i];
+    return kept;
+}
+
+/* The folders step-* of parent, the newest first; *list is malloc'ed. Those whose timeline cannot
+ * be read now are left out, and *unread is the first one's failure. */
+static pml_status list_steps(const char *parent, step_folder **list, int *n, pml_error *unread,
+                             pml_error *err)
 {
     struct dirent **found = NULL;
     char path[PML_PATH_MAX];
@@ -78,7 +91,9 @@ static pml_status list_steps(const char *parent, step_folder **list, int *n, pml
         if (status == PML_OK) {
             snprintf(steps[i].name, sizeof steps[i].name, "%s", found[i]->d_name);
             steps[i].step = step_number(found[i]->d_name);
-            steps[i].timeline = pml_checkpoint_timeline(path);
+            steps[i].unread =
+                pml_checkpoint_timeline(path, &steps[i].timeline,
+                                        unread->code == PML_OK ? unread : NULL) != PML_OK;
         }
         free(found[i]);
     }
@@ -87,20 +102,28 @@ static pml_status list_steps(const char *parent, step_folder **list, int *n, pml
         free(steps);
         return status;
     }
-    place_unreadable(steps, count);
+    count = leave_out_unread(steps, count);
+    place_damaged(steps, count);
     qsort(steps, (size_t)count, sizeof *steps, newest_first);
     *list = steps;
     *n = count;
     return PML_OK;
 }
 
-/* Index of the newest folder that verifies, n when none does; path is its path. */
-static int newest_good(const char *parent, const step_folder *list, int n, char *path,
-                       size_t capacity, pml_error *err)
+static pml_status verify(const char *parent, const step_folder *folder, char *path, size_t capacity,
+                         pml_error *err)
 {
+    pml_status status = pml_path_join(path, capacity, parent, folder->name, err);
+    return status == PML_OK ? pml_checkpoint_verify(path, err) : status;
+}
+
+/* Index of the newest folder that verifies, n when none does. Whatever keeps it from that: who asks
+ * wants one that is whole for sure, to keep it. */
+static int newest_good(const char *parent, const step_folder *list, int n, pml_error *err)
+{
+    char path[PML_PATH_MAX];
     int i = 0;
-    while (i < n && (pml_path_join(path, capacity, parent, list[i].name, err) != PML_OK ||
-                     pml_checkpoint_verify(path, err) != PML_OK))
+    while (i < n && verify(parent, &list[i], path, sizeof path, err) != PML_OK)
         i++;
     return i;
 }
@@ -109,15 +132,26 @@ pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity
                                  pml_error *err)
 {
     step_folder *list;
-    int n;
-    pml_error why = PML_ERROR_INIT;
-    pml_status status = list_steps(parent, &list, &n, err);
+    int n, unfit = 0;
+    pml_error why = PML_ERROR_INIT, unread = PML_ERROR_INIT;
+    pml_status status = list_steps(parent, &list, &n, &unread, err);
     if (status != PML_OK)
         return status;
-    int good = newest_good(parent, list, n, path, capacity, &why);
+    pml_status found = PML_NOT_FOUND;
+    while (unread.code == PML_OK && unfit < n && pml_checkpoint_is_unfit(found)) {
+        found = verify(parent, &list[unfit], path, capacity, &why);
+        unfit += pml_checkpoint_is_unfit(found);
+    }
     if (refused != NULL)
-        *refused = good;
-    if (good == n)
+        *refused = unfit;
+    if (unread.code != PML_OK)
+        why = unread;
+    if (found == PML_OK)
+        status = PML_OK;
+    else if (why.code != PML_OK && !pml_checkpoint_is_unfit(why.code))
+        status =
+            PML_FAIL(err, why.code, "which checkpoint is the newest is not known: %s", why.message);
+    else
         status = n == 0 ? PML_FAIL(err, PML_NOT_FOUND, "%s holds no checkpoint", parent)
                         : PML_FAIL(err, PML_NOT_FOUND, "none of %d checkpoints in %s is whole: %s",
                                    n, parent, why.message);
@@ -159,14 +193,13 @@ pml_status pml_checkpoint_prune(const char *parent, int keep, int64_t best, pml_
 {
     step_folder *list;
     int n;
-    char path[PML_PATH_MAX];
-    pml_error why = PML_ERROR_INIT;
-    pml_status status = list_steps(parent, &list, &n, err);
+    pml_error why = PML_ERROR_INIT, unread = PML_ERROR_INIT;
+    pml_status status = list_steps(parent, &list, &n, &unread, err);
     if (status != PML_OK)
         return status;
     if (keep > 0 && n > keep) {
         /* Hashed only when there is something to remove; usually the first one is good. */
-        int good = newest_good(parent, list, n, path, sizeof path, &why);
+        int good = newest_good(parent, list, n, &why);
         if (good == n) /* perhaps only the disk does not read now: who removes could be wrong */
             status = PML_FAIL(err, why.code, "nothing is removed, as no checkpoint is whole: %s",
                               why.message);
@@ -176,5 +209,10 @@ pml_status pml_checkpoint_prune(const char *parent, int keep, int64_t best, pml_
                 status = pml_tree_remove(parent, list[i].name, err);
     }
     free(list);
-    return status == PML_OK ? remove_leftovers(parent, err) : status;
+    if (status == PML_OK)
+        status = remove_leftovers(parent, err);
+    if (status == PML_OK && keep > 0 && unread.code != PML_OK)
+        status = PML_FAIL(err, unread.code, "it is not known whether it may be removed: %s",
+                          unread.message);
+    return status;
 }

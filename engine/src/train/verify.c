@@ -85,36 +85,63 @@ pml_status pml_checkpoint_verify_watched(const char *folder, void (*moved)(void 
     return status;
 }
 
+bool pml_checkpoint_is_unfit(pml_status status)
+{
+    return status == PML_CORRUPT || status == PML_INVALID || status == PML_NOT_FOUND ||
+           status == PML_DENIED;
+}
+
 /* Whether state.json is what its line of MANIFEST says; both are small. */
-static bool state_is_whole(const char *folder)
+static pml_status verify_state(const char *folder, pml_error *err)
 {
     char path[PML_PATH_MAX];
     char *text = NULL, *rest = NULL;
     size_t size;
-    bool whole = false;
-    if (pml_path_join(path, sizeof path, folder, PMLI_MANIFEST, NULL) != PML_OK ||
-        pml_file_read(path, LARGEST_MANIFEST, false, &text, &size, NULL) != PML_OK)
-        return false;
-    for (char *line = strtok_r(text, "\n", &rest); line != NULL && !whole;
-         line = strtok_r(NULL, "\n", &rest))
-        whole = strlen(line) > LINE && strcmp(line + LINE, PMLI_STATE_FILE) == 0 &&
-                verify_line(folder, line, NULL, NULL, NULL) == PML_OK;
+    bool found = false;
+    pml_status status = pml_path_join(path, sizeof path, folder, PMLI_MANIFEST, err);
+    if (status == PML_OK)
+        status = pml_file_read(path, LARGEST_MANIFEST, false, &text, &size, err);
+    if (status != PML_OK)
+        return status;
+    for (char *line = strtok_r(text, "\n", &rest); line != NULL && !found;
+         line = strtok_r(NULL, "\n", &rest)) {
+        found = strlen(line) > LINE && strcmp(line + LINE, PMLI_STATE_FILE) == 0;
+        if (found)
+            status = verify_line(folder, line, NULL, NULL, err);
+    }
+    if (!found)
+        status = PML_FAIL(err, PML_CORRUPT, "%s does not list " PMLI_STATE_FILE, path);
     free(text);
-    return whole;
+    return status;
 }
 
-int64_t pml_checkpoint_timeline(const char *folder)
+static pml_status read_timeline(const char *folder, int64_t *timeline, pml_error *err)
 {
     char path[PML_PATH_MAX];
     pml_json *document = NULL;
-    int64_t timeline;
-    if (!state_is_whole(folder) ||
-        pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, NULL) != PML_OK ||
-        pml_json_load(path, &pml_json_file_limits, &document, NULL) != PML_OK)
-        return INT64_MAX;
-    if (pml_json_get_int(pml_json_root(document, path), "timeline", PML_JSON_REQUIRED, 0, INT64_MAX,
-                         &timeline, NULL) != PML_OK)
-        timeline = INT64_MAX;
+    pml_status status = verify_state(folder, err);
+    if (status == PML_OK)
+        status = pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, err);
+    if (status == PML_OK)
+        status = pml_json_load(path, &pml_json_file_limits, &document, err);
+    if (status != PML_OK)
+        return status;
+    status = pml_json_get_int(pml_json_root(document, path), "timeline", PML_JSON_REQUIRED, 0,
+                              INT64_MAX, timeline, err);
     pml_json_destroy(&document);
-    return timeline;
+    return status;
+}
+
+pml_status pml_checkpoint_timeline(const char *folder, int64_t *timeline, pml_error *err)
+{
+    pml_error why = PML_ERROR_INIT;
+    pml_status status = read_timeline(folder, timeline, &why);
+    if (status == PML_OK)
+        return PML_OK;
+    *timeline = INT64_MAX;
+    if (pml_checkpoint_is_unfit(status))
+        return PML_OK;
+    if (err != NULL)
+        *err = why;
+    return status;
 }

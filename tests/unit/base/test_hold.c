@@ -233,7 +233,7 @@ static void names_stay_below(void **state)
     }
     EXPECT_FAIL(PML_NOT_FOUND, "run/no: No such",
                 pml_file_read(scratch("run/no/thing"), 100, true, &data, &size, e));
-    EXPECT_FAIL(PML_IO, "run/inside/file: Not a directory",
+    EXPECT_FAIL(PML_INVALID, "run/inside/file: Not a directory",
                 pml_file_read(scratch("run/inside/file/x"), 100, true, &data, &size, e));
     pml_hold_destroy(&hold);
 }

@@ -99,7 +99,8 @@ pml_status pml_checkpoint_write(const pml_snapshot *snapshot, const char *folder
 pml_status pml_snapshot_export(const pml_snapshot *snapshot, const char *folder, pml_error *err);
 
 /* Compare every file with MANIFEST. PML_NOT_FOUND: no such folder, or it has no MANIFEST;
- * PML_CORRUPT names the file that is damaged or missing. */
+ * PML_CORRUPT names the file that is damaged or missing. Whatever pml_checkpoint_is_unfit does not
+ * hold of (PML_IO, PML_NO_MEMORY) says nothing of the checkpoint, which may be whole. */
 pml_status pml_checkpoint_verify(const char *folder, pml_error *err);
 /* The same, for large ones on slow disks: `moved` (may be NULL) is called as it comes on. */
 pml_status pml_checkpoint_verify_watched(const char *folder, void (*moved)(void *user), void *user,
@@ -114,14 +115,21 @@ pml_status pml_checkpoint_load(const char *folder, pml_snapshot *snapshot, pml_e
 /* state.json alone, after verifying. */
 pml_status pml_checkpoint_state(const char *folder, pml_train_state *state, pml_error *err);
 
+/* Whether a failure to read a checkpoint is the checkpoint's own: damaged, not there, or something
+ * in its place that no run has made. Only then may an older one stand in for it: a descriptor,
+ * memory or a disk that was missing just now says nothing of what is on the disk. */
+bool pml_checkpoint_is_unfit(pml_status status);
+
 /* Of state.json, to put checkpoints in order (by timeline, then step: who went back and trained
- * again has fewer steps, and the newer checkpoint). Only this file is verified. INT64_MAX when it
- * is damaged or cannot be read: its number is nobody's word, and a newest one that looked old would
- * be passed over in silence. Such a one is placed among those of the newest timeline. */
-int64_t pml_checkpoint_timeline(const char *folder);
+ * again has fewer steps, and the newer checkpoint). Only this file is verified. INT64_MAX when the
+ * checkpoint is unfit: its number is nobody's word, and a newest one that looked old would be
+ * passed over in silence. Such a one is placed among those of the newest timeline. Any other
+ * failure is told, with INT64_MAX, too. */
+pml_status pml_checkpoint_timeline(const char *folder, int64_t *timeline, pml_error *err);
 
 /* The newest folder step-* of `parent` that verifies, into path (capacity bytes). PML_NOT_FOUND
- * when there is none; *refused (may be NULL) counts newer ones that did not verify. */
+ * when there is none; *refused (may be NULL) counts newer ones that are unfit. One that cannot be
+ * read for another reason is handed on: it may be the newest. */
 pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity, int *refused,
                                  pml_error *err);
 
@@ -129,7 +137,8 @@ pml_status pml_checkpoint_latest(const char *parent, char *path, size_t capacity
  * interrupted writes. Named checkpoints are not counted and not removed; the newest one that
  * verifies is never removed, nor is that of step `best` (-1: none), which counts as one of those
  * kept where there may be two, as in Hugging Face's Trainer. Where none verifies, nothing is
- * removed. */
+ * removed. One whose place in the order cannot be read now is left alone and not counted, and the
+ * error is that of the first of them. */
 pml_status pml_checkpoint_prune(const char *parent, int keep, int64_t best, pml_error *err);
 
 #endif
