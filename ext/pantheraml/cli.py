@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -27,6 +28,8 @@ _MADE = ("method", "lora", "chat_template_kwargs")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     warnings.formatwarning = _warning
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may have no letter for a model's, or for ours
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = _parsed(_parser(), sys.argv[1:] if arguments is None else arguments)
         result = args.call(args)

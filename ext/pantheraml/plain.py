@@ -12,13 +12,15 @@ import sys
 from typing import TextIO
 
 # What a terminal obeys, or shows in another place than it stands: control characters (C0 but tab
-# and line feed, DEL, C1), marks of writing direction, line and paragraph separators; and half
-# surrogates, which cannot be printed at all.
+# and line feed, DEL, C1), line and paragraph separators, what embeds, isolates or overrides a
+# writing direction; and half surrogates, which cannot be printed at all. The marks U+061C, U+200E
+# and U+200F stay: people who write from right to left use them, and they do no more than a letter.
 _OBEYED = [
-    *range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F,
-    *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000),
+    *range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A), *range(0xD800, 0xE000),
 ]  # fmt: skip
-_SHOWN = {c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _OBEYED}
+# JSON has no \x, and of these only DEL stands in it as it is.
+_SHOWN = {c: f"\\x{c:02x}" if c < 0x100 and c != 0x7F else f"\\u{c:04x}" for c in _OBEYED}
 
 
 def plain(text: str) -> str:

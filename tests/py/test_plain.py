@@ -95,6 +95,28 @@ def test_errors_have_plain_words() -> None:
 
 
 def test_text_of_people_stays_as_it_is() -> None:
-    said = "naïve\tδοκιμή\n日本語 👩‍👩‍👧 عربي ​ é"
+    said = "naïve\tδοκιμή\n日本語 👩\u200d👩\u200d👧 عربي\u200f! \u200eעברית\u200f. \u200b é"
     assert plain(said) == said
     assert plain("half \udcff of it") == r"half \udcff of it"
+
+
+def test_json_is_still_json() -> None:
+    said = {"a": "".join(map(chr, range(0x100))) + "\u202e\u2028\ud800"}
+    assert json.loads(plain(json.dumps(said))) == said
+
+
+def test_a_terminal_without_the_letters(start: Callable[..., pm.Run]) -> None:
+    """What its encoding has not is written as escaped; marks of ours, and words of a model's."""
+    run = start(name="marks", max_steps=1).wait()
+    code = (
+        "import sys, pantheraml as pm; from pantheraml import cli\n"
+        "pm.Run.sample = lambda *_, **__: iter(['日本 é'])\n"
+        "sys.exit(cli.main(['doctor', 'marks']) or cli.main(['sample', 'a', '--run', 'marks']))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-P", "-c", code], timeout=PATIENCE, capture_output=True, check=False,
+        env=environment(PYTHONIOENCODING="latin-1"),
+    )  # fmt: skip
+    assert made.returncode == 0 and run.state == "finished", made.stderr.decode()
+    text = made.stdout.decode("latin-1")
+    assert r"\u2713" in text and r"\u65e5\u672c é" in text
