@@ -82,7 +82,8 @@ class Following:
         self._link: Link | None = None
         self._gone = False  # it has no coordinator, as far as we know
         self._lost = False  # its coordinator died, and another one is on its way
-        self._going_on = False  # a thread of ours sees to it, and to what becomes of its own links
+        # The thread of ours that sees to it, and to what becomes of the links that it opens.
+        self._going_on: threading.Thread | None = None
         self._closed = False
         self._resumed_at = 0  # number of the last event when we let it go on
         self._subscribers: list[Subscriber] = []
@@ -216,7 +217,7 @@ class Following:
             if self._link is not link:
                 return  # we follow another one already
             self._link, self._gone = None, True
-            going_on = self._going_on
+            going_on = self._going_on is not None
             goes_on = not isinstance(link.error, _FOR_EVER) and not going_on
             # Said in one breath: else who looks now finds a run that has stopped.
             self._lost = going_on or (goes_on and self._goes_on_by_itself())
@@ -314,9 +315,9 @@ class Following:
         try would leave a thread that tries.
         """
         with self._changed:
-            if self._going_on:
+            if self._going_on is not None:
                 return
-            self._going_on = True
+            self._going_on = threading.current_thread()
         try:
             with self._changed:
                 self._lost = self._goes_on_by_itself()
@@ -343,14 +344,18 @@ class Following:
             warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
         finally:
             with self._changed:
-                self._lost = self._going_on = False
+                if self._going_on is threading.current_thread():  # else its link's end is another's
+                    self._lost, self._going_on = False, None
                 self._changed.notify_all()
 
     def _has_link(self) -> bool:
         """Whether the link that was found is still there; from now on its end is one of its own."""
         with self._changed:
-            self._going_on = self._link is None
-            return not self._going_on
+            if self._link is None:
+                return False
+            self._lost, self._going_on = False, None
+            self._changed.notify_all()
+            return True
 
     def _goes_on_by_itself(self) -> bool:
         """Whether a run that lost its coordinator now is to be gone on with."""
