@@ -104,7 +104,7 @@ static void sockets_come_back(void **state)
                              PML_OK);
         else
             assert_int_equal(unlink(path), 0);
-        wait_for_log(h, so_far, "the folder of the run's sockets was removed");
+        wait_for_log(h, so_far, "they are there again");
         assert_int_equal(access(path, F_OK), 0);
         reach(h, h->coordinator);
         kill(harness_worker_pid(h, 0), SIGKILL); /* the next one finds the new door */
@@ -133,6 +133,41 @@ static void the_log_comes_back(void **state)
     wait_for_log(h, 0, "the log is back");
     assert_int_equal(stat(in_folder(h, "events.jsonl"), &there), 0);
     assert_true(there.st_dev == ours.st_dev && there.st_ino == ours.st_ino);
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    harness_destroy(&h);
+}
+
+static int count_errors(const harness *h)
+{
+    int n = 0;
+    for (int i = 0; i < h->n_events; i++)
+        n += pml_message_type_of(h->events[i]) == PML_EVENT_log &&
+             strcmp(pml_message_string(h->events[i], "level"), "error") == 0;
+    return n;
+}
+
+/* Two things that cannot be put back, as long as something is in their places: each is said once,
+ * and not again at every look. */
+static void what_stays_away_is_said_once(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"lock", "events.jsonl"};
+    harness *h = harness_new(1, FOR_EVER, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 5);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(rename(in_folder(h, names[i]), in_folder(h, i == 0 ? "old" : "moved")), 0);
+        assert_int_equal(mkdir(in_folder(h, names[i]), 0700), 0);
+    }
+    wait_for_log(h, 0, "/lock");
+    wait_for_log(h, 0, "cannot put the log back");
+    harness_receive_for(h, 3.5); /* three looks */
+    assert_int_equal(count_errors(h), 2);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(rmdir(in_folder(h, names[i])), 0);
+    wait_for_log(h, 0, "the log is back");
+    reach(h, h->coordinator);
     int64_t steps = history_stop(h);
     assert_int_equal(history_check(h), steps);
     harness_destroy(&h);
@@ -220,11 +255,9 @@ static void a_removed_run_leaves_its_name(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_lock_comes_back),
-        cmocka_unit_test(sockets_come_back),
-        cmocka_unit_test(the_log_comes_back),
-        cmocka_unit_test(a_moved_run_goes_on),
-        cmocka_unit_test(a_removed_run_leaves_its_name),
+        cmocka_unit_test(a_lock_comes_back),   cmocka_unit_test(sockets_come_back),
+        cmocka_unit_test(the_log_comes_back),  cmocka_unit_test(what_stays_away_is_said_once),
+        cmocka_unit_test(a_moved_run_goes_on), cmocka_unit_test(a_removed_run_leaves_its_name),
     };
     if (!harness_programs(argc, argv))
         return 2;

@@ -66,6 +66,9 @@ typedef struct worker {
 /* A message holds so many readings of GPUs beside all else. */
 enum { GPUS_TOLD = 64 };
 
+/* So much of a complaint is kept, to be known again. */
+enum { COMPLAINT_MAX = 1000 };
+
 typedef struct command {
     int64_t number;
     pml_message_type verb; /* a request */
@@ -232,7 +235,8 @@ typedef struct coordinator {
         bool removed; /* the log's file is gone: said once */
         double looked_at;
         char folder[PATH_MAX]; /* where the connection file says that it is */
-        char complained[1000]; /* the last complaint */
+        /* What cannot be put right, as it was said; "": nothing. */
+        char about_log[COMPLAINT_MAX], about_doors[COMPLAINT_MAX];
     } upkeep;
 
     int64_t held_pause;   /* number of our pause command, 0: none */

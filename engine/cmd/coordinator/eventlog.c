@@ -357,9 +357,12 @@ static pml_status link_back(const eventlog *log, const pml_place *place, pml_err
     unlinkat(place->folder, aside, 0); /* of an attempt that was cut off */
     if (linkat(AT_FDCWD, file, place->folder, aside, AT_SYMLINK_FOLLOW) != 0 ||
         renameat(place->folder, aside, place->folder, place->name) != 0 ||
-        fsync(place->folder) != 0)
+        fsync(place->folder) != 0) {
+        int code = errno;
+        unlinkat(place->folder, aside, 0);
         return PML_FAIL(err, PML_IO, "cannot put the log back to %s: %s", log->path,
-                        strerror(errno));
+                        strerror(code));
+    }
     return PML_OK;
 }
 

@@ -12,22 +12,28 @@
 
 static const double look_seconds = 1;
 
-/* Once for each thing that goes wrong, not once a second. */
-static void complain(coordinator *c, const pml_error *err)
+/* Once for what goes wrong, not once a second. `said` is of this one thing: of two that go wrong
+ * together each would be news after the other. */
+static void complain(coordinator *c, char said[COMPLAINT_MAX], const pml_error *err)
 {
-    if (strcmp(c->upkeep.complained, err->message) == 0)
+    char words[COMPLAINT_MAX];
+    snprintf(words, sizeof words, "%s", err->message);
+    if (strcmp(said, words) == 0)
         return;
-    snprintf(c->upkeep.complained, sizeof c->upkeep.complained, "%s", err->message);
-    emit_log(c, "error", -1, "%s", err->message);
+    memcpy(said, words, sizeof words);
+    emit_log(c, "error", -1, "%s", said);
 }
 
 static void look_after_log(coordinator *c)
 {
     bool put_back;
     pml_error err = PML_ERROR_INIT;
-    if (eventlog_keep(c->log, &put_back, &err) != PML_OK)
-        complain(c, &err);
-    else if (put_back)
+    if (eventlog_keep(c->log, &put_back, &err) != PML_OK) {
+        complain(c, c->upkeep.about_log, &err);
+        return;
+    }
+    c->upkeep.about_log[0] = '\0';
+    if (put_back)
         emit_log(c, "warning", -1,
                  "events.jsonl was moved away, or something else put in its place: the log is back "
                  "there");
@@ -60,14 +66,18 @@ static void look_after_doors(coordinator *c)
     if (status == PML_OK && (moved || !open))
         status = write_connection(c, &err);
     if (status != PML_OK) {
-        complain(c, &err);
+        complain(c, c->upkeep.about_doors, &err);
         return;
     }
+    c->upkeep.about_doors[0] = '\0';
     if (moved)
         emit_log(c, "info", -1, "the run's folder is %s now", c->upkeep.folder);
     if (!open)
-        emit_log(c, "warning", -1,
-                 "the folder of the run's sockets was removed: others are open in %s", c->runtime);
+        emit_log(
+            c, "warning", -1,
+            "the run's sockets, or the file that names them, were removed: they are there again, "
+            "in %s",
+            c->runtime);
 }
 
 void upkeep_tick(coordinator *c, double now)
@@ -80,8 +90,8 @@ void upkeep_tick(coordinator *c, double now)
         emit_log(
             c, "error", -1,
             "the run's folder, or the log in it, has been removed: the run goes on, but its log "
-            "is lost and nobody can attach to it any more; checkpoint() still saves what it has "
-            "learned. To end it: kill %d",
+            "is lost, and without its folder nobody can attach to it any more; checkpoint() still "
+            "saves what it has learned. To end it: kill %d",
             (int)getpid());
         return;
     }
