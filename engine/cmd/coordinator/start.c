@@ -143,6 +143,16 @@ pml_status take_up(coordinator *c, pml_error *err)
     return resume_choose(c, err);
 }
 
+/* It is tried again, once a second: the list of keys is not for those that nobody has. The file may
+ * be there, and only its folder not on disk. */
+static void take_back(coordinator *c, const pml_connection *connection)
+{
+    char path[PATH_MAX];
+    (void)pml_hub_revoke(c->hub, connection->keys.public_key, NULL);
+    if (pml_path_join(path, sizeof path, c->runtime, "connection.json", NULL) == PML_OK)
+        unlink(path);
+}
+
 /* Its key pair is the control key of this coordinator's life, or from here on one more. */
 pml_status write_connection(coordinator *c, pml_error *err)
 {
@@ -162,6 +172,8 @@ pml_status write_connection(coordinator *c, pml_error *err)
              pml_hub_endpoint(c->hub, PML_DOOR_TELEMETRY));
     snprintf(connection.server_key, sizeof connection.server_key, "%s", pml_hub_server_key(c->hub));
     status = pml_connection_write(c->runtime, &connection, err);
+    if (status != PML_OK)
+        take_back(c, &connection);
     pml_keypair_forget(&connection.keys);
     if (status == PML_OK)
         snprintf(c->upkeep.folder, sizeof c->upkeep.folder, "%s", folder);
