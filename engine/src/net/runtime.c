@@ -338,7 +338,9 @@ pml_status pml_runtime_keep(const char *run_folder, char *path, size_t capacity,
                             pml_error *err)
 {
     pml_status status = keep_lock(run_folder, path, lock, err);
-    if (status != PML_OK || check_private(path, NULL) != PML_NOT_FOUND)
+    if (status == PML_OK)
+        status = check_private(path, err);
+    if (status != PML_NOT_FOUND)
         return status;
     status = pml_runtime_path(run_folder, path, capacity, err);
     if (status == PML_OK)

@@ -299,6 +299,24 @@ static void two_runs_of_one_path_have_two_places(void **state)
     assert_string_equal(path, p->runtime);
 }
 
+/* What was put in the place of the runtime folder is not used: who made it would have our sockets.
+ */
+static void what_is_open_to_others_is_not_kept(void **state)
+{
+    place *p = *state;
+    pml_error err = PML_ERROR_INIT;
+    take(p);
+    assert_int_equal(pml_runtime_keep(p->run, p->runtime, sizeof p->runtime, &p->lock, &err),
+                     PML_OK);
+    assert_int_equal(chmod(p->runtime, 0755), 0);
+    assert_int_equal(pml_runtime_keep(p->run, p->runtime, sizeof p->runtime, &p->lock, &err),
+                     PML_DENIED);
+    assert_non_null(strstr(err.message, "is open to others"));
+    assert_int_equal(chmod(p->runtime, 0700), 0);
+    assert_int_equal(pml_runtime_keep(p->run, p->runtime, sizeof p->runtime, &p->lock, &err),
+                     PML_OK);
+}
+
 /* A run folder on a file system without locks: one place for every environment still. */
 static void without_locks_there_is_another_place(void **state)
 {
@@ -445,6 +463,7 @@ int main(void)
         TEST(a_lock_leads_to_no_other_run),
         TEST(a_copied_folder_takes_nothing_away),
         TEST(two_runs_of_one_path_have_two_places),
+        TEST(what_is_open_to_others_is_not_kept),
         TEST(without_locks_there_is_another_place),
         TEST(a_prepared_lock_is_refused),
         TEST(the_file_reads_back),

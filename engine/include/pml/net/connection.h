@@ -58,7 +58,8 @@ pml_status pml_runtime_take(const char *run_folder, char *path, size_t capacity,
 /* The holder looks whether `lock` is still the file that it holds, and its runtime folder there,
  * and puts right what is not: cleaners of /tmp take the folder, a logout all of $XDG_RUNTIME_DIR,
  * hands the lock. `path` is where the folder is then; what was in it is the caller's to make again.
- * PML_BUSY: somebody else has taken the lock meanwhile. */
+ * PML_BUSY: somebody else has taken the lock meanwhile. PML_DENIED: the folder is not ours alone
+ * any more: nothing may be made in it. */
 pml_status pml_runtime_keep(const char *run_folder, char *path, size_t capacity, int *lock,
                             pml_error *err);
 
