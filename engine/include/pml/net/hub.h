@@ -59,11 +59,11 @@ typedef struct pml_inbound {
 /* Bind the three sockets in folder (pml_runtime_create), with a new server key. */
 pml_status pml_hub_new(const char *folder, pml_hub **hub, pml_error *err);
 
-/* Up to a second for what is still to be sent. */
 /* Whether the doors can still be found: the files of their sockets may have been removed. Those
  * that cannot are opened again in `folder`; who is connected stays so. */
 bool pml_hub_is_open(const pml_hub *hub);
 pml_status pml_hub_open_again(pml_hub *hub, const char *folder, pml_error *err);
+/* Up to a second for what is still to be sent. */
 void pml_hub_destroy(pml_hub **hub);
 
 /* Where a door listens, and the key that its server proves itself by (Z85): the hub's. */
