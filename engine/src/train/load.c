@@ -375,32 +375,63 @@ static pml_status refuse_extra(const pml_stepper *s, const pml_safetensors *file
     return PML_OK;
 }
 
-/* A tied head that the folder has beside the table is the table, or config.json is wrong: then
- * transformers does not tie them, and who has the folder knows which of the two is meant. */
-static pml_status check_tied(const pml_stepper *s, const pml_safetensors *file, const buffers *b,
+static pml_status same_bytes(const buffers *b, const pml_stored *x, const pml_stored *y, bool *same,
                              pml_error *err)
 {
     static const size_t most = PIECE_FLOATS * sizeof(float);
+    *same = x->bytes == y->bytes;
+    for (size_t at = 0; *same && at < x->bytes; at += most) {
+        size_t n = x->bytes - at < most ? x->bytes - at : most;
+        pml_status status = pml_stored_read(x, at, n, b->stored, err);
+        if (status == PML_OK)
+            status = pml_stored_read(y, at, n, b->stored + most, err);
+        if (status != PML_OK)
+            return status;
+        *same = memcmp(b->stored, b->stored + most, n) == 0;
+    }
+    return PML_OK;
+}
+
+static pml_status same_numbers(const buffers *b, const pml_stored *x, const pml_stored *y,
+                               bool *same, pml_error *err)
+{
+    const size_t count = (size_t)x->elements;
+    *same = x->elements == y->elements;
+    for (size_t at = 0; *same && at < count; at += PIECE_FLOATS) {
+        size_t n = count - at < PIECE_FLOATS ? count - at : PIECE_FLOATS;
+        const void *made;
+        pml_status status = convert_piece(b, x, at, n, PML_F32, &made, err);
+        if (status != PML_OK)
+            return pml_error_prefix(err, "%s: '%s'", x->path, x->name);
+        memcpy(b->rounded, made, n * sizeof(float));
+        status = convert_piece(b, y, at, n, PML_F32, &made, err);
+        if (status != PML_OK)
+            return pml_error_prefix(err, "%s: '%s'", y->path, y->name);
+        *same = memcmp(b->rounded, made, n * sizeof(float)) == 0;
+    }
+    return PML_OK;
+}
+
+/* A tied head that the folder has beside the table is the table, though perhaps in another dtype,
+ * or config.json is wrong: then transformers does not tie them, and who has the folder knows which
+ * of the two is meant. */
+static pml_status check_tied(const pml_stepper *s, const pml_safetensors *file, const buffers *b,
+                             pml_error *err)
+{
     const pml_stored *head = pml_safetensors_find(file, "lm_head.weight");
     const pml_stored *table = pml_safetensors_find(file, "model.embed_tokens.weight");
     if (!s->spec.tied_head || head == NULL || table == NULL)
         return PML_OK;
-    bool same = head->dtype == table->dtype && head->bytes == table->bytes;
-    for (size_t at = 0; same && at < head->bytes; at += most) {
-        size_t n = head->bytes - at < most ? head->bytes - at : most;
-        pml_status status = pml_stored_read(head, at, n, b->stored, err);
-        if (status == PML_OK)
-            status = pml_stored_read(table, at, n, b->stored + most, err);
-        if (status != PML_OK)
-            return status;
-        same = memcmp(b->stored, b->stored + most, n) == 0;
-    }
-    return same ? PML_OK
-                : PML_FAIL(err, PML_INVALID,
-                           "%s: lm_head.weight is not model.embed_tokens.weight, but config.json "
-                           "has tie_word_embeddings = true; set it to false there to train this "
-                           "head, or take the tensor out of the file",
-                           head->path);
+    bool same;
+    pml_status status = head->dtype == table->dtype ? same_bytes(b, head, table, &same, err)
+                                                    : same_numbers(b, head, table, &same, err);
+    if (status != PML_OK || same)
+        return status;
+    return PML_FAIL(err, PML_INVALID,
+                    "%s: lm_head.weight is not model.embed_tokens.weight, but config.json has "
+                    "tie_word_embeddings = true; set it to false there to train this head, or take "
+                    "the tensor out of the file",
+                    head->path);
 }
 
 static pml_status load_model(pml_stepper *s, const buffers *b, pml_error *err)
