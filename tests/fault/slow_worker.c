@@ -1,11 +1,16 @@
-/* The real worker, as slow as a test needs it, however fast the machine is.
+/* The real worker, as slow as a test needs it, however fast the machine is, and on a device whose
+ * memory others have.
  *
  * PML_STAND, "5 10": its evaluation after each of these steps, where this process has made the
  * step, does not go beyond its first micro-batch while there is reason to go on. A stop that is
  * sent after such a step falls into the evaluation.
  *
  * PML_SLOW, a path: while there is a file, each step takes a twentieth of a second at least. What
- * is asked of a run then comes long before its end. */
+ * is asked of a run then comes long before its end.
+ *
+ * A file `crowded` in the run folder: while it is there, others have the device's memory. On a CPU
+ * nobody else would have it. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -61,10 +66,20 @@ static pml_status slow_step(job *j, const pml_update *update, pml_step_result *r
     return job_train.step(j, update, result, err);
 }
 
+static pml_status crowded_open(const job_setup *setup, job **j, job_facts *facts, pml_error *err)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/crowded", setup->folder);
+    facts->crowded = access(path, F_OK) == 0;
+    return facts->crowded ? PML_FAIL(err, PML_NO_MEMORY, "others have it")
+                          : job_train.open(setup, j, facts, err);
+}
+
 int main(int argc, char **argv)
 {
     static job_kind slow;
     slow = job_train;
+    slow.open = crowded_open;
     slow.evaluate = slow_evaluate;
     slow.step = slow_step;
     if (pml_cpu_prepare_process(argc, argv) != PML_OK)

@@ -11,23 +11,29 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE, until
+from conftest import PATIENCE, SLOW_WORKER, until
 from pantheraml import programs
 
-WORKER = Path(__file__).parents[2] / "build" / "release" / "tests" / "fault" / "crowded_worker"
 STEPS = 60
 
 Start = Callable[..., pm.Run]
 
 
 @pytest.fixture
-def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs whose worker finds no memory while the run's folder has a file of that name."""
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file: while it is there, a run is not over before what is to happen to it.
+
+    Its worker finds no memory while the run's folder has a file `crowded`.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     shutil.copy(programs.coordinator(), folder)  # it looks for the worker beside itself
-    (folder / "pml-worker").symlink_to(WORKER)
+    (folder / "pml-worker").symlink_to(SLOW_WORKER)
     monkeypatch.setenv("PML_BIN", str(folder))
+    path = tmp_path / "slow"
+    path.touch()
+    monkeypatch.setenv("PML_SLOW", str(path))
+    return path
 
 
 def ended(run: pm.Run, folder: Path) -> tuple[bytes, list[tuple[float, ...]]]:
@@ -47,7 +53,7 @@ def ended(run: pm.Run, folder: Path) -> tuple[bytes, list[tuple[float, ...]]]:
     ids=["lora", "8 bits", "full", "sgd"],
 )
 def test_what_a_stop_saves_goes_on(
-    start: Start, crowded: None, gate: Path, tmp_path: Path, settings: dict[str, Any]
+    start: Start, slow: Path, gate: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     given = {"max_steps": STEPS, "deterministic": True, "shuffle": True} | settings
     run = start(name="waits", **given)
@@ -69,6 +75,7 @@ def test_what_a_stop_saves_goes_on(
     assert run.state == "stopped" and f"checkpoints/{folder.name}" in run.reason
     assert (folder / "MANIFEST").exists()
     (run.folder / "crowded").unlink()
+    slow.unlink()
     run.resume()
     run.wait(PATIENCE)
     plain = start(name="plain", **given)
