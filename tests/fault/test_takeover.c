@@ -92,10 +92,11 @@ static void a_coordinator_killed_while_workers_load_is_replaced(void **state)
     harness_destroy(&h);
 }
 
-/* What rank 0 hands over of a run that has ended at `step`, and a resume. */
-static void hand_over_and_resume(harness *h, int64_t step)
+/* What rank 0 hands over of a run that has ended at `step`, and a resume: what nobody asked for,
+ * and that the same checkpoint is there for a command. */
+static void hand_over_and_resume(harness *h, int64_t step, int64_t command)
 {
-    char path[200], text[600];
+    char path[200], text[800];
     kill(h->coordinator, SIGTERM);
     harness_wait(h);
     harness_disconnect(h);
@@ -104,21 +105,27 @@ static void hand_over_and_resume(harness *h, int64_t step)
                      "\"step\":%lld,\"loss\":1.5,\"labels\":1,\"seconds\":0.1}}\n"
                      "{\"type\":\"report\",\"rank\":0,\"number\":2,\"event\":{\"type\":"
                      "\"checkpoint\",\"step\":%lld,\"path\":\"checkpoints/step-%06lld\","
-                     "\"bytes\":1,\"seconds\":0.1}}\n",
-                     (long long)step, (long long)step, (long long)step);
+                     "\"bytes\":1,\"seconds\":0.1}}\n"
+                     "{\"type\":\"report\",\"rank\":0,\"number\":3,\"event\":{\"type\":"
+                     "\"checkpoint\",\"step\":%lld,\"path\":\"checkpoints/step-%06lld\","
+                     "\"bytes\":1,\"seconds\":0,\"command\":%lld}}\n",
+                     (long long)step, (long long)step, (long long)step, (long long)step,
+                     (long long)step, (long long)command);
     snprintf(path, sizeof path, "%s/handover.jsonl", h->folder);
     assert_int_equal(pml_file_write(path, text, (size_t)n, 0600, NULL), PML_OK);
     assert_true(harness_start(h, "--resume", NULL));
     harness_wait_state(h, "running");
 }
 
-static int events_at(harness *h, pml_message_type type, int64_t step)
+/* Those of a command, or with 0 those that nobody asked for. */
+static int events_at(harness *h, pml_message_type type, int64_t step, int64_t command)
 {
     int n = 0;
     harness_catch_up(h);
     for (int i = 0; i < h->n_events; i++)
         n += pml_message_type_of(h->events[i]) == type &&
-             pml_message_int(h->events[i], "step") == step;
+             pml_message_int(h->events[i], "step") == step &&
+             pml_message_int(h->events[i], "command") == command;
     return n;
 }
 
@@ -130,15 +137,20 @@ static void what_was_logged_is_not_logged_again(void **state)
     harness *h = harness_new(1, FOR_EVER, GOES_ON);
     assert_true(harness_start(h, NULL));
     history_reach(h, 5);
+    int64_t command = harness_command(h, "set", "\"learning_rate\":0.5");
+    history_applied(h, command);
     int64_t step = history_stop(h);
-    int saved = events_at(h, PML_EVENT_checkpoint, step);
-    hand_over_and_resume(h, step); /* the evaluation is not in the log yet, the checkpoint is */
-    assert_int_equal(events_at(h, PML_EVENT_eval, step), 1);
-    assert_int_equal(events_at(h, PML_EVENT_checkpoint, step), saved);
+    int saved = events_at(h, PML_EVENT_checkpoint, step, 0);
+    /* The evaluation is not in the log yet, and nothing for the command; the checkpoint is. */
+    hand_over_and_resume(h, step, command);
+    assert_int_equal(events_at(h, PML_EVENT_eval, step, 0), 1);
+    assert_int_equal(events_at(h, PML_EVENT_checkpoint, step, 0), saved);
+    assert_int_equal(events_at(h, PML_EVENT_checkpoint, step, command), 1);
     history_reach(h, step + 5);
     history_stop(h);
-    hand_over_and_resume(h, step);
-    assert_int_equal(events_at(h, PML_EVENT_eval, step), 1);
+    hand_over_and_resume(h, step, command);
+    assert_int_equal(events_at(h, PML_EVENT_eval, step, 0), 1);
+    assert_int_equal(events_at(h, PML_EVENT_checkpoint, step, command), 1);
     history_stop(h);
     harness_destroy(&h);
 }

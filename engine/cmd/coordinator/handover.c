@@ -39,6 +39,10 @@ void handover_recover(coordinator *c, const pml_message *event)
         if (!pml_message_has(event, "command"))
             c->measured = pml_message_int(event, "step");
         break;
+    case PML_EVENT_checkpoint:
+        if (pml_message_has(event, "command"))
+            c->saved_for = pml_message_int(event, "command");
+        break;
     case PML_EVENT_state:
         if (strcmp(pml_message_string(event, "state"), "starting") == 0)
             go_back(c, pml_message_int(event, "step"));
@@ -51,15 +55,21 @@ void handover_recover(coordinator *c, const pml_message *event)
     }
 }
 
+/* Who asked for one waits for the event with that command, also where the checkpoint was there. */
+static bool is_new_checkpoint(const coordinator *c, const pml_message *event, bool asked)
+{
+    return asked ? pml_message_int(event, "command") > c->saved_for
+                 : strcmp(pml_message_string(event, "path"), c->newest) != 0;
+}
+
 static bool take_event(coordinator *c, pml_message *event)
 {
     pml_message_type type = pml_message_type_of(event);
     bool asked = pml_message_has(event, "command");
     int64_t step = pml_message_int(event, "step");
-    bool taken =
-        (type == PML_EVENT_step && step > c->step) ||
-        (type == PML_EVENT_eval && !asked && step > c->measured) ||
-        (type == PML_EVENT_checkpoint && strcmp(pml_message_string(event, "path"), c->newest) != 0);
+    bool taken = (type == PML_EVENT_step && step > c->step) ||
+                 (type == PML_EVENT_eval && !asked && step > c->measured) ||
+                 (type == PML_EVENT_checkpoint && is_new_checkpoint(c, event, asked));
     if (!taken) {
         pml_message_destroy(&event);
         return false;
@@ -68,6 +78,8 @@ static bool take_event(coordinator *c, pml_message *event)
         c->step = step;
     if (type == PML_EVENT_eval)
         c->measured = step;
+    if (type == PML_EVENT_checkpoint && asked)
+        c->saved_for = pml_message_int(event, "command");
     emit(c, event, type == PML_EVENT_checkpoint); /* the log's reader counts on that */
     return true;
 }
