@@ -181,6 +181,22 @@ def test_marks_of_the_completion_only() -> None:
     assert learned([asks, says, asks], 2) == []
 
 
+def test_marks_where_the_prompt_asks_for_more_than_there_is() -> None:
+    """As DeepSeek's and Nemotron's: they ask for reasoning, and drop it from past turns."""
+    template = chat.ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'user' %}<{{ m.content }}>{% else %}"
+        "{% generation %}[{{ m.content }}]{% endgeneration %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[(think){% endif %}",
+        {},
+    )
+    turns = [
+        {"role": r, "content": c} for r, c in zip(("user", "assistant") * 2, "abcd", strict=True)
+    ]
+    for first, marked in ((1, ["[b]", "[d]"]), (3, ["[d]"])):
+        text, spans = template.with_spans(turns, first=first)
+        assert [text[begin:end] for begin, end in spans] == marked
+
+
 def test_conversational_prompt_and_completion(tmp_path: Path) -> None:
     folder = TinyLlama().write(tmp_path / "m")
     fields = {

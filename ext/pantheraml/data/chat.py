@@ -132,6 +132,10 @@ class ChatTemplate:
         if self._sandbox.has_marks and first > 0:
             answers = first < len(messages) and messages[first]["role"] == "assistant"
             begin = self.render(messages[:first], prompt=answers, tools=tools, variables=variables)
+            if answers and not text.startswith(begin):
+                # Some ask for reasoning there ("<think>") that this turn, or any that is past, has
+                # not: then all that is marked behind the turns before is the completion's.
+                begin = self.render(messages[:first], tools=tools, variables=variables)
             if not text.startswith(begin):
                 raise InvalidError(_rewritten(text, begin, f"before turn {first + 1}"))
             return text, [(max(at, len(begin)), end) for at, end in spans if end > len(begin)]
