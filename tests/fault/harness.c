@@ -504,10 +504,11 @@ pid_t harness_wait_worker(harness *h, int rank)
     return 0;
 }
 
-/* A zombie is not there any more. */
+/* A zombie is not there any more, once its other threads are not: until then what the process has
+ * open stays open, its locks are held, and what a coordinator has said is found. */
 bool process_is_there(pid_t pid)
 {
-    char path[64], text[256];
+    char path[64], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     FILE *file = fopen(path, "r");
     if (file == NULL)
@@ -515,8 +516,15 @@ bool process_is_there(pid_t pid)
     size_t n = fread(text, 1, sizeof text - 1, file);
     fclose(file);
     text[n] = '\0';
-    const char *state = strrchr(text, ')');
-    return state != NULL && state[2] != 'Z' && state[2] != 'X';
+    char state;
+    int threads;
+    const char *name_end = strrchr(text, ')');
+    if (name_end == NULL || sscanf(name_end,
+                                   ") %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+                                   "%*s %*s %*s %*s %d",
+                                   &state, &threads) != 2)
+        return false;
+    return (state != 'Z' && state != 'X') || threads > 1;
 }
 
 void harness_wait_gone(pid_t pid, double seconds)
