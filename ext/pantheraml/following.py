@@ -390,7 +390,9 @@ class Following:
         deadline = time.monotonic() + 30
         asked = None
         while True:
-            with suppress(BusyError):  # it was there when asked, and gone when looked for
+            # Said while ours starts only: until the former one has gone nothing would go on.
+            # Busy: it was there when asked, and gone when looked for.
+            with suppress(BusyError), self._leave_alone():
                 _, started = _native.launch(
                     programs.coordinator(),
                     self.folder,
@@ -409,11 +411,14 @@ class Following:
                     os.kill(pid, signal.SIGTERM)
                     asked = pid
             time.sleep(0.1)
-        if not self._connect():
-            self._read_log()
-        remember(self)
-        # Until it says so, the state would be that of the run's former end.
-        self._wait_for(lambda: self._record.state_seq > seen or self._link is None, 30, "resume")
+        with self._leave_alone():
+            if not self._connect():
+                self._read_log()
+            remember(self)
+            # Until it says so, the state would be that of the run's former end.
+            self._wait_for(
+                lambda: self._record.state_seq > seen or self._link is None, 30, "resume"
+            )
         if self._link is None:
             self._raise_failure()
 

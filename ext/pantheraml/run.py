@@ -102,11 +102,11 @@ class Run(Asking):
                 fields["nonfinite"] = config.choice("nonfinite", nonfinite, ("pause", "skip"))
             self._resumed_at = self._record.seq
             return self._stand(self._command("resume", wait=wait, **fields), "running", wait)
-        with self._leave_alone():
-            self._start_again(self._checkpoint_named(checkpoint), accept_changes)
-            if wait:
+        self._start_again(self._checkpoint_named(checkpoint), accept_changes)
+        if wait:
+            with self._leave_alone():
                 self._wait_for(lambda: self.state != "starting", None, "resume")
-                self._raise_failure()
+            self._raise_failure()
         return None
 
     def set(self, wait: bool = False, **settings: Any) -> Command:
