@@ -11,9 +11,9 @@
  *   FAKE_WAIT_STEP     ranks stand in this step while there is a file `wait`
  *   FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
  *   FAKE_HANG_RANK     this one (the last)
- *   FAKE_GPU           its device is a GPU of that name, whose driver is tests/shim/nvml.c
- *   FAKE_FLOPS         operations of a step
- *   FAKE_LACKS         what that GPU lacks
+ *   FAKE_MUTE_TUNED    what the last rank reports from its first `set` on never arrives, once in
+ * the run's life FAKE_GPU           its device is a GPU of that name, whose driver is
+ * tests/shim/nvml.c FAKE_FLOPS         operations of a step FAKE_LACKS         what that GPU lacks
  *   FAKE_RESERVE_MIB   what its plan takes of a device of 4,000 MiB that is all free to its driver
  *   FAKE_REFUSED       while the run folder has a file `refused`: memory is missing when the device
  *                      is `open`ed, or for the `plan`, or the plan is too `large` for the device
@@ -264,15 +264,21 @@ static double fake_factor(const job *j, const pml_train_state *state)
     return 0.5;
 }
 
+/* Of the run, not of this process. */
+static bool is_first_time(const job *j)
+{
+    int mark = open(j->hung, O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (mark < 0)
+        return false;
+    close(mark);
+    return true;
+}
+
 static void hang_once(const job *j, int64_t step)
 {
     if (step != (int64_t)number("FAKE_HANG_STEP", -1) ||
-        j->rank != (int)number("FAKE_HANG_RANK", j->world - 1))
+        j->rank != (int)number("FAKE_HANG_RANK", j->world - 1) || !is_first_time(j))
         return;
-    int mark = open(j->hung, O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (mark < 0) /* it has hung before */
-        return;
-    close(mark);
     for (;;)
         pause();
 }
@@ -341,6 +347,9 @@ static pml_status fake_tune(job *j, const pml_train_state *state, pml_error *err
 {
     (void)err;
     j->tuned = *state;
+    if (number("FAKE_MUTE_TUNED", 0) != 0 && j->step > 0 && j->rank == j->world - 1 &&
+        is_first_time(j))
+        fall_mute();
     return PML_OK;
 }
 

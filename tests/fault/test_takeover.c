@@ -178,6 +178,29 @@ static void what_was_open_is_refused(void **state)
     harness_destroy(&h);
 }
 
+/* Applied by all, and logged by nobody: the coordinator had heard of it from rank 0 alone. Refused
+ * now, it would be in the weights and not in the history. */
+static void what_one_rank_told_of_is_handed_over(void **state)
+{
+    (void)state;
+    setenv("FAKE_MUTE_TUNED", "1", 1);
+    harness *h = harness_new(2, FOR_EVER, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 5);
+    int64_t k = harness_command(h, "set", "\"learning_rate\":0.5");
+    harness_wait_mark(h, "hung");  /* rank 1 has applied it */
+    harness_mark(h, "hung", true); /* once */
+    history_reach(h, 60);
+    kill_coordinator(h);
+    harness_adopt(h);
+    history_applied(h, k);
+    harness_wait_state(h, "running");
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    harness_destroy(&h);
+    unsetenv("FAKE_MUTE_TUNED");
+}
+
 /* What the new coordinator accepts while the old one's workers still save is its own. */
 static void a_stop_while_old_workers_save_stops(void **state)
 {
@@ -306,6 +329,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_coordinator_killed_while_workers_load_is_replaced),
         cmocka_unit_test(what_was_logged_is_not_logged_again),
         cmocka_unit_test(what_was_open_is_refused),
+        cmocka_unit_test(what_one_rank_told_of_is_handed_over),
         cmocka_unit_test(a_stop_while_old_workers_save_stops),
         cmocka_unit_test(a_stopped_worker_does_not_hold_up_the_next_coordinator),
         cmocka_unit_test(a_killed_coordinator_leaves_no_preparation),

@@ -301,7 +301,7 @@ static void log_end(coordinator *c, command *k, int world)
     close_command(c, k);
 }
 
-void command_reported(coordinator *c, const worker *w, int64_t number, int64_t step,
+void command_reported(coordinator *c, const worker *w, int64_t report, int64_t number, int64_t step,
                       const char *refusal)
 {
     command *k = find_number(c, number);
@@ -316,11 +316,24 @@ void command_reported(coordinator *c, const worker *w, int64_t number, int64_t s
                  (long long)step, (long long)k->step);
     if (k->reports == 0)
         k->step = step;
+    if (w->rank == 0)
+        k->first_said = report;
     k->reports++;
     if (refusal != NULL && k->refusal[0] == '\0')
         snprintf(k->refusal, sizeof k->refusal, "%s", refusal);
     if (k->reports == c->world)
         log_end(c, k, c->world);
+}
+
+int64_t commands_half_reported(const coordinator *c)
+{
+    int64_t first = INT64_MAX;
+    for (size_t i = c->first_open; i < c->n_commands; i++) {
+        const command *k = &c->commands[i];
+        if (k->request != NULL && k->first_said > 0 && k->first_said < first)
+            first = k->first_said;
+    }
+    return first;
 }
 
 void commands_hand_over(coordinator *c, int64_t number, int64_t step, const char *refusal)
@@ -340,6 +353,7 @@ void commands_rewind(coordinator *c)
     for (size_t i = c->first_open; i < c->n_commands; i++) {
         c->commands[i].committed = false;
         c->commands[i].reports = 0;
+        c->commands[i].first_said = 0;
         c->commands[i].refusal[0] = '\0';
     }
     for (int r = 0; r < c->world; r++)

@@ -76,7 +76,8 @@ typedef struct command {
     uint64_t digest;      /* of verb and arguments */
     pml_message *request; /* until it is finished */
     bool committed;
-    int reports; /* applied or refused, of `world` */
+    int reports;        /* applied or refused, of `world` */
+    int64_t first_said; /* number of rank 0's; 0: not yet */
     int64_t step;
     char refusal[512]; /* "" = nobody refused */
 } command;
@@ -310,8 +311,12 @@ void commands_recover(coordinator *c, const pml_message *event);
 pml_status command_accept(coordinator *c, const pml_message *request, int64_t *number,
                           pml_error *err);
 void command_acked(coordinator *c, worker *w, int64_t number);
-void command_reported(coordinator *c, const worker *w, int64_t number, int64_t step,
+/* By the worker's report of the number `report`. */
+void command_reported(coordinator *c, const worker *w, int64_t report, int64_t number, int64_t step,
                       const char *refusal);
+/* The first of rank 0's reports whose command other ranks have not reported on yet: what it says is
+ * not in the log, and may have to be handed over. INT64_MAX: none. */
+int64_t commands_half_reported(const coordinator *c);
 /* What a worker that has just become ready must know. */
 void commands_catch_up(coordinator *c, worker *w);
 void commands_refuse_open(coordinator *c, const char *reason);

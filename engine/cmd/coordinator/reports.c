@@ -219,10 +219,11 @@ static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_me
         command_acked(c, w, pml_message_int(*m, "command"));
         break;
     case PML_REPORT_applied:
-        command_reported(c, w, pml_message_int(*m, "command"), pml_message_int(*m, "step"), NULL);
+        command_reported(c, w, number, pml_message_int(*m, "command"), pml_message_int(*m, "step"),
+                         NULL);
         break;
     case PML_REPORT_refused:
-        command_reported(c, w, pml_message_int(*m, "command"), pml_message_int(*m, "step"),
+        command_reported(c, w, number, pml_message_int(*m, "command"), pml_message_int(*m, "step"),
                          pml_message_string(*m, "reason"));
         break;
     case PML_REPORT_turn:
@@ -337,21 +338,26 @@ void hear_last_word(coordinator *c, worker *w)
     }
 }
 
+/* What is acknowledged is forgotten where it was reported: of a command that rank 0 has applied and
+ * another rank has not told of yet, only rank 0 could say so to the next coordinator. */
 void workers_acknowledge(coordinator *c)
 {
     for (int r = 0; r < c->world; r++) {
         worker *w = &c->workers[r];
         pml_error err = PML_ERROR_INIT;
         size_t bytes;
-        if (w->heard == w->told || eventlog_waiting(c->log, &bytes) > 0)
+        int64_t number = w->heard, half = r == 0 ? commands_half_reported(c) : INT64_MAX;
+        if (number >= half)
+            number = half - 1;
+        if (number <= w->told || eventlog_waiting(c->log, &bytes) > 0)
             continue; /* what waits for the disk is not in the log */
         if (w->sync && eventlog_sync(c->log, &err) != PML_OK)
             continue;
-        w->sync = false;
+        w->sync = w->sync && number < w->heard;
         pml_message *heard = pml_message_new(PML_ORDER_heard);
-        pml_message_set_int(heard, "number", w->heard);
+        pml_message_set_int(heard, "number", number);
         if (worker_tell(c, w, heard)) /* else with the next round: rank 0 may be waiting for it */
-            w->told = w->heard;
+            w->told = number;
         pml_message_destroy(&heard);
     }
 }
