@@ -197,8 +197,9 @@ typedef struct coordinator {
     } standing;
     char newest[512]; /* checkpoint of this timeline's past, relative; "" = none */
     char logged_state[12];
-    int64_t measured;  /* step of the last evaluation that nobody asked for, -1: none */
-    int64_t saved_for; /* the last command whose checkpoint the log has, 0: none */
+    int64_t began_at, began_in; /* step that the log's last timeline begins behind; its number */
+    int64_t measured;           /* step of the last evaluation that nobody asked for, -1: none */
+    int64_t saved_for;          /* the last command whose checkpoint the log has, 0: none */
 
     recovery recovery;
     rereading rereading;

@@ -32,6 +32,7 @@ struct eventlog {
     bool *is_durable; /* of each of them */
     size_t kept, tail_room, kept_room;
     int64_t timeline, step; /* of the last event; of the last step */
+    int64_t step_timeline;  /* which that step is of */
 };
 
 static pml_status add_offset(void *user, int64_t offset, pml_error *err)
@@ -116,7 +117,12 @@ pml_status eventlog_open(const char *folder, void (*seen)(void *user, const pml_
     if (log == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the event log");
     log->fd = -1;
-    recovered r = {log->path, seen, add_offset, log, user, -1, 0};
+    recovered r = {.path = log->path,
+                   .seen = seen,
+                   .line = add_offset,
+                   .user = log,
+                   .seen_user = user,
+                   .timeline = -1};
     pml_status status = open_file(log, folder, err);
     if (status == PML_OK)
         status = recover_file(log, &r, cut, err);
@@ -124,6 +130,7 @@ pml_status eventlog_open(const char *folder, void (*seen)(void *user, const pml_
         status = pml_folder_sync(folder, err);
     log->timeline = r.timeline;
     log->step = r.step;
+    log->step_timeline = r.step_timeline;
     if (status != PML_OK)
         eventlog_close(&log);
     *out = log;
@@ -162,6 +169,11 @@ size_t eventlog_waiting(const eventlog *log, size_t *bytes)
 int64_t eventlog_step(const eventlog *log)
 {
     return log->step;
+}
+
+int64_t eventlog_step_timeline(const eventlog *log)
+{
+    return log->step_timeline;
 }
 
 /* ---- writing ---- */
@@ -236,8 +248,10 @@ pml_status eventlog_append(eventlog *log, pml_message *event, int64_t timeline, 
         if (log->durable == log->n - 1 && !durable) /* none has waited, and this one does not */
             log->durable = log->n;
         log->timeline = timeline;
-        if (pml_message_type_of(event) == PML_EVENT_step)
+        if (pml_message_type_of(event) == PML_EVENT_step) {
             log->step = pml_message_int(event, "step");
+            log->step_timeline = timeline;
+        }
     }
     free(text);
     return status;

@@ -31,9 +31,10 @@ pml_status eventlog_open(const char *folder, void (*seen)(void *user, const pml_
                          void *user, eventlog **log, size_t *cut, pml_error *err);
 void eventlog_close(eventlog **log);
 
-int64_t eventlog_last(const eventlog *log);     /* seq of the last line announced, 0 = none */
-int64_t eventlog_timeline(const eventlog *log); /* of the last event, -1 = none             */
-int64_t eventlog_step(const eventlog *log);     /* of the last step event, 0 = none         */
+int64_t eventlog_last(const eventlog *log);          /* seq of the last line announced, 0 = none */
+int64_t eventlog_timeline(const eventlog *log);      /* of the last event, -1 = none             */
+int64_t eventlog_step(const eventlog *log);          /* of the last step event, 0 = none         */
+int64_t eventlog_step_timeline(const eventlog *log); /* which that event is of               */
 
 /* Write what waits, and have all of it on disk. PML_IO as eventlog_flush. */
 pml_status eventlog_sync(eventlog *log, pml_error *err);

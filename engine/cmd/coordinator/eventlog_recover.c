@@ -39,8 +39,10 @@ static bool is_bulk(const char *line, const char *end, int64_t seq, recovered *r
     if (at == NULL || (step == NULL && after(at, end, ",\"type\":\"progress\",") == NULL))
         return false;
     r->timeline = timeline;
-    if (step != NULL)
+    if (step != NULL) {
         r->step = number(step, end);
+        r->step_timeline = timeline;
+    }
     return true;
 }
 
@@ -62,8 +64,10 @@ static pml_status take_line(recovered *r, int64_t seq, const char *line, const c
             PML_FAIL(err, PML_CORRUPT, "its seq is %lld", (long long)pml_message_int(event, "seq"));
     if (status == PML_OK) {
         r->timeline = pml_message_int(event, "timeline");
-        if (pml_message_type_of(event) == PML_EVENT_step)
+        if (pml_message_type_of(event) == PML_EVENT_step) {
             r->step = pml_message_int(event, "step");
+            r->step_timeline = r->timeline;
+        }
         r->seen(r->seen_user, event);
         pml_message_destroy(&event);
         return PML_OK;

@@ -14,8 +14,9 @@ typedef struct recovered {
     pml_status (*line)(void *user, int64_t end, pml_error *err); /* a whole line ends there */
     void *user;                                                  /* of line */
     void *seen_user;
-    int64_t timeline; /* of the last event, -1: none */
-    int64_t step;     /* of the last step, 0: none */
+    int64_t timeline;      /* of the last event, -1: none */
+    int64_t step;          /* of the last step, 0: none */
+    int64_t step_timeline; /* which that step is of */
 } recovered;
 
 /* *whole: bytes of whole lines; what follows them is torn, as eventlog_open says. */

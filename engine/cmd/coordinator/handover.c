@@ -25,11 +25,20 @@ bool handover_workers(const coordinator *c)
     return pml_runtime_workers(c->folder, NULL) == PML_OK;
 }
 
-/* The run goes on from `step`: what was measured behind it will be measured again. */
-static void go_back(coordinator *c, int64_t step)
+/* The run goes on from the event's step: what was made and measured behind it will be again. */
+static void go_back(coordinator *c, const pml_message *event)
 {
-    if (c->measured > step)
-        c->measured = step;
+    c->began_at = pml_message_int(event, "step");
+    c->began_in = pml_message_int(event, "timeline");
+    if (c->measured > c->began_at)
+        c->measured = c->began_at;
+}
+
+/* The log's last step. Where its last timeline has none yet, it is where that begins: what the one
+ * before had beyond it does not count any more. */
+static int64_t last_step(const coordinator *c)
+{
+    return eventlog_step_timeline(c->log) < c->began_in ? c->began_at : eventlog_step(c->log);
 }
 
 void handover_recover(coordinator *c, const pml_message *event)
@@ -45,10 +54,10 @@ void handover_recover(coordinator *c, const pml_message *event)
         break;
     case PML_EVENT_state:
         if (strcmp(pml_message_string(event, "state"), "starting") == 0)
-            go_back(c, pml_message_int(event, "step"));
+            go_back(c, event);
         break;
     case PML_EVENT_restart:
-        go_back(c, pml_message_int(event, "step"));
+        go_back(c, event);
         break;
     default:
         break;
@@ -136,7 +145,7 @@ pml_status handover_take(coordinator *c, pml_error *err)
     pml_status status = pml_path_join(path, sizeof path, c->folder, "handover.jsonl", err);
     if (status != PML_OK)
         return status;
-    c->step = eventlog_step(c->log);
+    c->step = last_step(c);
     status = pml_file_read(path, HANDOVER_MAX, false, &text, &size, err);
     if (status == PML_OK) {
         status = take_lines(c, text, err);
