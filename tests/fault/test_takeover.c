@@ -201,6 +201,31 @@ static void what_one_rank_told_of_is_handed_over(void **state)
     unsetenv("FAKE_MUTE_TUNED");
 }
 
+/* The log's last step is of a past that the run has gone back behind, and its first one since is
+ * handed over: it is none of those. */
+static void a_step_made_again_is_handed_over(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, FOR_EVER, "\"save_steps\":10," GOES_ON);
+    setenv("FAKE_WAIT_STEP", "11", 1);
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 20);
+    history_stop(h);
+    kill(h->coordinator, SIGTERM);
+    harness_wait(h);
+    harness_disconnect(h);
+    harness_mark(h, "wait", true);
+    assert_true(harness_start(h, "--resume", "step-000010", NULL));
+    harness_wait_state(h, "running");
+    kill_coordinator(h);
+    harness_mark(h, "wait", false);
+    harness_adopt(h);
+    history_restart(h, 1);
+    assert_int_equal(events_at(h, PML_EVENT_step, 11, 0), 2);
+    unsetenv("FAKE_WAIT_STEP");
+    harness_destroy(&h);
+}
+
 /* What the new coordinator accepts while the old one's workers still save is its own. */
 static void a_stop_while_old_workers_save_stops(void **state)
 {
@@ -330,6 +355,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_was_logged_is_not_logged_again),
         cmocka_unit_test(what_was_open_is_refused),
         cmocka_unit_test(what_one_rank_told_of_is_handed_over),
+        cmocka_unit_test(a_step_made_again_is_handed_over),
         cmocka_unit_test(a_stop_while_old_workers_save_stops),
         cmocka_unit_test(a_stopped_worker_does_not_hold_up_the_next_coordinator),
         cmocka_unit_test(a_killed_coordinator_leaves_no_preparation),
