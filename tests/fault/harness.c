@@ -536,3 +536,14 @@ void harness_wait_gone(pid_t pid, double seconds)
         pml_clock_sleep(0.01);
     }
 }
+
+void harness_kill_coordinator(harness *h)
+{
+    if (h->adopted > 0) {
+        kill(h->adopted, SIGKILL);
+        harness_wait_gone(h->adopted, 5);
+    } else {
+        kill(h->coordinator, SIGKILL);
+        assert_int_equal(harness_wait(h), 256 + SIGKILL);
+    }
+}

@@ -91,6 +91,8 @@ pid_t harness_wait_worker(harness *h, int rank);
 bool process_is_there(pid_t pid);
 /* On a quiet machine within so many seconds. */
 void harness_wait_gone(pid_t pid, double seconds);
+/* The run's coordinator, ours or the one that was adopted, is killed, and waited for. */
+void harness_kill_coordinator(harness *h);
 
 /* An empty file in the run folder, or none: what the fake worker looks at. */
 void harness_mark(const harness *h, const char *name, bool there);

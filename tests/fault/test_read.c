@@ -44,18 +44,6 @@ static harness *begin_run(const char *retry_seconds)
     return h;
 }
 
-/* Its worker saves, and starts another. */
-static void kill_coordinator(harness *h)
-{
-    if (h->adopted > 0) {
-        kill(h->adopted, SIGKILL);
-        harness_wait_gone(h->adopted, 5);
-    } else {
-        kill(h->coordinator, SIGKILL);
-        assert_int_equal(harness_wait(h), 256 + SIGKILL);
-    }
-}
-
 /* The last event of the log that is a checkpoint, before index `end`. */
 static const pml_message *newest_before(const harness *h, int end)
 {
@@ -113,7 +101,7 @@ static void what_cannot_be_read_is_read_again(void **state)
         int code = codes[i % 3], before = h->n_events;
         /* The first one is for what viewers are told, how large it is. */
         refuse_reads(i < 3 ? "/step-" : "/MANIFEST", 2 + i, code);
-        kill_coordinator(h);
+        harness_kill_coordinator(h);
         harness_adopt(h);
         expect_newest(h, i + 1);
         expect_waiting(h, before, code);
@@ -135,7 +123,7 @@ static void a_takeover_that_cannot_read_is_tried_again(void **state)
     harness *h = begin_run("0.01");
     for (int i = 0; i < 2; i++) {
         refuse_reads(files[i], 2, codes[i + 1]);
-        kill_coordinator(h);
+        harness_kill_coordinator(h);
         harness_adopt(h);
         expect_newest(h, i + 1);
         assert_true(disk->reads > 2);
@@ -171,7 +159,7 @@ static void what_can_never_be_read_is_told(void **state)
     (void)state;
     harness *h = begin_run("0.01");
     refuse_reads("/step-", -1, EIO);
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_adopt(h);
     harness_wait_state(h, "failed");
     pml_message *m = harness_ask(h, "status", "");
@@ -237,7 +225,7 @@ static void who_waits_to_read_can_be_stopped(void **state)
     harness *h = begin_run("100");
     int before = h->n_events;
     refuse_reads("/step-", -1, EIO);
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_adopt(h);
     expect_waiting(h, before, EIO);
     harness_command(h, "stop", "");

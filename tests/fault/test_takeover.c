@@ -13,17 +13,6 @@
 
 /* ---- the coordinator ---- */
 
-static void kill_coordinator(harness *h)
-{
-    if (h->adopted > 0) {
-        kill(h->adopted, SIGKILL);
-        harness_wait_gone(h->adopted, 5);
-    } else {
-        kill(h->coordinator, SIGKILL);
-        assert_int_equal(harness_wait(h), 256 + SIGKILL);
-    }
-}
-
 /* At its work, and while it stands. */
 static void a_killed_coordinator_is_replaced(void **state)
 {
@@ -37,7 +26,7 @@ static void a_killed_coordinator_is_replaced(void **state)
             harness_wait_state(h, "paused");
         }
         pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
-        kill_coordinator(h);
+        harness_kill_coordinator(h);
         harness_wait_gone(pids[0], 10);
         harness_wait_gone(pids[1], 10);
         harness_adopt(h);
@@ -67,7 +56,7 @@ static void a_coordinator_killed_at_the_end_is_replaced(void **state)
     harness_mark(h, "held", true);
     assert_true(harness_start(h, NULL));
     history_reach(h, STEPS); /* it is finished when its checkpoint is written, which is held */
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_mark(h, "held", false);
     harness_adopt(h);
     harness_wait_state(h, "finished");
@@ -83,7 +72,7 @@ static void a_coordinator_killed_while_workers_load_is_replaced(void **state)
     harness_mark(h, "slow", true);
     assert_true(harness_start(h, NULL));
     harness_event(h, 0, PML_EVENT_progress, "what", "loading", NULL);
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_mark(h, "slow", false);
     harness_adopt(h);
     history_reach(h, 50);
@@ -163,7 +152,7 @@ static void what_was_open_is_refused(void **state)
     harness_mark(h, "slow", true);
     assert_true(harness_start(h, NULL));
     int64_t k = harness_command(h, "set", "\"learning_rate\":0.5");
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_mark(h, "slow", false);
     if (pml_runtime_workers(h->folder, NULL) == PML_PEER) { /* killed before it had any */
         assert_true(harness_start(h, "--recover", NULL));
@@ -191,7 +180,7 @@ static void what_one_rank_told_of_is_handed_over(void **state)
     harness_wait_mark(h, "hung");  /* rank 1 has applied it */
     harness_mark(h, "hung", true); /* once */
     history_reach(h, 60);
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_adopt(h);
     history_applied(h, k);
     harness_wait_state(h, "running");
@@ -217,7 +206,7 @@ static void a_step_made_again_is_handed_over(void **state)
     harness_mark(h, "wait", true);
     assert_true(harness_start(h, "--resume", "step-000010", NULL));
     harness_wait_state(h, "running");
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_mark(h, "wait", false);
     harness_adopt(h);
     history_restart(h, 1);
@@ -234,7 +223,7 @@ static void a_stop_while_old_workers_save_stops(void **state)
     assert_true(harness_start(h, NULL));
     history_reach(h, 5);
     harness_mark(h, "held", true); /* they save until it is taken away */
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_adopt(h);
     char number[32];
     assert_int_equal(pml_runtime_workers(h->folder, NULL), PML_OK);
@@ -255,7 +244,7 @@ static void a_stopped_worker_does_not_hold_up_the_next_coordinator(void **state)
     harness_event(h, 0, PML_EVENT_checkpoint, NULL, NULL, NULL);
     pid_t pid = harness_worker_pid(h, 0);
     kill(pid, SIGSTOP);
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     assert_true(harness_start(h, "--recover", NULL)); /* nobody is there to do it by itself */
     const pml_message *m = harness_event(h, 0, PML_EVENT_log, "level", "warning", NULL);
     assert_non_null(strstr(pml_message_string(m, "message"), "were stopped for 3 s"));
@@ -283,7 +272,7 @@ static void a_killed_coordinator_leaves_no_preparation(void **state)
         free(text);
     }
     assert_true(process_is_there(pid));
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_wait_gone(pid, 10);
     harness_destroy(&h);
 }
@@ -301,7 +290,7 @@ static void an_evaluation_is_broken_off_and_made_again(void **state)
     harness_mark(h, "examined", true); /* from the next 100th step on */
     harness_wait_mark(h, "examining");
     pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_wait_gone(pids[0], 10);
     harness_wait_gone(pids[1], 10);
     harness_mark(h, "examined", false);
@@ -335,7 +324,7 @@ static void never_is_never(void **state)
     assert_true(harness_start(h, NULL));
     history_reach(h, 5);
     pid_t pids[2] = {harness_worker_pid(h, 0), harness_worker_pid(h, 1)};
-    kill_coordinator(h);
+    harness_kill_coordinator(h);
     harness_wait_gone(pids[0], 10);
     harness_wait_gone(pids[1], 10);
     harness_disconnect(h);

@@ -163,8 +163,7 @@ static void a_coordinator_lost_while_it_waits_is_not_counted(void **state)
     harness_catch_up(h);
     at = h->n_events;
     harness_event(h, at, PML_EVENT_progress, "what", "loading", NULL); /* one who takes over */
-    kill(h->adopted, SIGKILL);
-    harness_wait_gone(h->adopted, 5);
+    harness_kill_coordinator(h);
     harness_adopt(h);
     harness_catch_up(h);
     const pml_message *again = harness_event(h, at, PML_EVENT_restart, NULL, NULL, NULL);
@@ -190,8 +189,7 @@ static void a_coordinator_lost_after_it_waited_is_counted(void **state)
     pml_reservation_destroy(&other);
     harness_wait_state(h, "running");
     harness_disconnect(h);
-    kill(h->adopted, SIGKILL);
-    harness_wait_gone(h->adopted, 5);
+    harness_kill_coordinator(h);
     harness_adopt(h);
     harness_wait_state(h, "failed");
     const char *reason = device_reason(h);
