@@ -45,6 +45,7 @@ PATIENCE = 5.0
 # a long log on a busy machine. So many seconds are waited for it.
 STARTING = 60.0
 LATE = 15.0  # the same for one who attaches, and is told then
+_TAKEN_OVER = "its coordinator is gone; the workers save, and another one goes on"
 # What ended a link and would end the next one, too.
 _FOR_EVER = (DeniedError, CorruptError, TooManyViewers)
 
@@ -81,7 +82,7 @@ class Following:
         self._untold: Event | None = None  # the state and step that it would have
         self._link: Link | None = None
         self._gone = False  # it has no coordinator, as far as we know
-        self._lost = False  # its coordinator died, and another one is on its way
+        self._lost = ""  # why it is without a coordinator that will be found, in words
         # The thread of ours that sees to it, and to what becomes of the links that it opens.
         self._going_on: threading.Thread | None = None
         self._closed = False
@@ -94,8 +95,9 @@ class Following:
         """``starting``, ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``.
 
         A run whose coordinator has gone without a word (its machine went down) is ``starting``
-        while another one takes over, and ``stopped`` where none does. While the disk does not take
-        the run's events it is what they would say.
+        while another one takes over, and ``stopped`` where none does; it is ``starting``, too,
+        while a connection that broke is made anew. While the disk does not take the run's events
+        it is what they would say.
         """
         with self._changed:
             state = self._record.state
@@ -116,7 +118,7 @@ class Following:
             if self._trouble and self._link is not None:
                 return self._trouble
             if self._lost and self._record.state not in ENDED:
-                return "its coordinator is gone; the workers save, and another one goes on"
+                return self._lost
             if self._gone and self._record.state not in ENDED:
                 return "its coordinator is gone; resume() goes on from the newest checkpoint"
             return self._record.reason
@@ -220,7 +222,7 @@ class Following:
             going_on = self._going_on is not None
             goes_on = not isinstance(link.error, _FOR_EVER) and not going_on
             # Said in one breath: else who looks now finds a run that has stopped.
-            self._lost = going_on or (goes_on and self._goes_on_by_itself())
+            self._lost = self._lost if going_on else self._comes_back() if goes_on else ""
         if goes_on:
             self._go_on()
         with self._changed:
@@ -309,10 +311,11 @@ class Following:
     def _go_on(self) -> None:
         """Find the coordinator that takes over from one that died, or start it.
 
-        Its workers save and start another one; where none of them is left, whoever looks after
-        the run does. Two at once start one: the run's lock lets one through. Of our threads one
-        does: a link that it opens may end at once, and must not begin all of this anew, or each
-        try would leave a thread that tries.
+        Where only the connection broke (there was no memory for what came) it is the same one,
+        whether or not another would be started. Its workers save and start another one; where none
+        of them is left, whoever looks after the run does. Two at once start one: the run's lock
+        lets one through. Of our threads one does: a link that it opens may end at once, and must
+        not begin all of this anew, or each try would leave a thread that tries.
         """
         with self._changed:
             if self._going_on is not None:
@@ -320,32 +323,34 @@ class Following:
             self._going_on = threading.current_thread()
         try:
             with self._changed:
-                self._lost = self._goes_on_by_itself()
+                self._lost = self._comes_back()
                 self._changed.notify_all()
             begin = time.monotonic()
             while not (self._connect_in_time(begin + STARTING) and self._has_link()):
                 self._read_log()
-                if self._closed or not self._goes_on_by_itself():
+                if self._closed or not self._comes_back():
                     return
                 if _native.workers_there(self.folder) and time.monotonic() < begin + PATIENCE:
                     time.sleep(0.05)
                     continue
                 if time.monotonic() > begin + STARTING:
                     raise TimedOut("no coordinator has taken over; resume() goes on")
-                with suppress(BusyError, TimedOut):  # another one is starting: it is found above
-                    _native.launch(
-                        programs.coordinator(),
-                        self.folder,
-                        recover=True,
-                        prepare=programs.prepare(),
-                    )
+                if self._goes_on_by_itself():
+                    # Busy: another one is starting, and is found above.
+                    with suppress(BusyError, TimedOut):
+                        _native.launch(
+                            programs.coordinator(),
+                            self.folder,
+                            recover=True,
+                            prepare=programs.prepare(),
+                        )
                 time.sleep(0.05)
         except Error as error:
             warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
         finally:
             with self._changed:
                 if self._going_on is threading.current_thread():  # else its link's end is another's
-                    self._lost, self._going_on = False, None
+                    self._lost, self._going_on = "", None
                 self._changed.notify_all()
 
     def _has_link(self) -> bool:
@@ -353,7 +358,7 @@ class Following:
         with self._changed:
             if self._link is None:
                 return False
-            self._lost, self._going_on = False, None
+            self._lost, self._going_on = "", None
             self._changed.notify_all()
             return True
 
@@ -361,6 +366,19 @@ class Following:
         """Whether a run that lost its coordinator now is to be gone on with."""
         wanted = self.config.get("restart", "on-failure") == "on-failure"
         return wanted and self._record.seq > 0 and self._record.state not in ENDED
+
+    def _comes_back(self) -> str:
+        """Why a run that is without a link now will have one again, in words; "": it will not."""
+        if self._record.state in ENDED:
+            return ""
+        try:
+            _native.coordinator_pid(_native.connection_file(self.folder))
+        except BusyError:
+            return "its coordinator is starting"
+        except Error:  # it is gone
+            goes_on = self._goes_on_by_itself()
+            return _TAKEN_OVER if goes_on else ""
+        return "the connection to its coordinator broke; another one is made"
 
     def _launch(self) -> None:
         """Start the coordinator of a new run and connect."""
@@ -445,7 +463,7 @@ class Following:
         ):
             if _native.workers_there(self.folder):  # they are saving: that may take a while
                 threading.Thread(target=self._go_on, name=f"pml {self.name}", daemon=True).start()
-                self._wait_for(lambda: self._lost or self._link is not None, 2, "attach")
+                self._wait_for(lambda: bool(self._lost) or self._link is not None, 2, "attach")
             else:
                 self._go_on()
 
@@ -464,7 +482,18 @@ class Following:
             )
 
     def _there(self) -> Link:
+        """Give the link; one that is being made anew is waited for.
+
+        Raises
+        ------
+        PeerError
+            There is none, and will be none.
+        TimedOut
+            It is still on its way.
+        """
         self._not_forked()
+        if self._link is None and threading.current_thread() is not self._going_on:
+            self._wait_for(lambda: not self._lost, ANSWER, "the run's next coordinator")
         link = self._link
         if link is None:
             if not self._gone:

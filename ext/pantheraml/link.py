@@ -217,13 +217,15 @@ class Link:
         self._client.close()
         with self._lock:
             pending, self._pending = self._pending, {}
-        if not left:
-            # It reads the log's end, so that whoever waits finds what happened last.
-            self._listener.on_gone(self)
-        for waiting in pending.values():
-            waiting.error = self.error
-            waiting.done.set()
-        self.caught_up.set()
+        try:
+            if not left:
+                # It reads the log's end, so that whoever waits finds what happened last.
+                self._listener.on_gone(self)
+        finally:
+            for waiting in pending.values():
+                waiting.error = self.error
+                waiting.done.set()
+            self.caught_up.set()
 
     def _take(self, batch: list[tuple[str, str]]) -> None:
         events: list[Event] = []

@@ -506,7 +506,8 @@ class Run(Asking):
         unsubscribe = self.subscribe(wake)
         try:
             while not self._will_not_end():
-                self._there()
+                if not self._lost:  # it is told of what comes of that
+                    self._there()
                 await changed.wait()
                 changed.clear()
         finally:

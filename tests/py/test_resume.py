@@ -397,6 +397,67 @@ def test_links_that_end_at_once_leave_no_threads(
     pm.attach("dropped").stop(wait=True)
 
 
+@pytest.mark.parametrize("restart", ["on-failure", "never"])
+def test_a_link_that_breaks_is_made_anew(
+    restart: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was no memory for what came: its coordinator is there, whoever would start another."""
+    run = start(name="broken", **SETTINGS | {"max_steps": 10**6, "restart": restart})
+    at_step(run, 3)
+    link, pid, waits = run._link, run.coordinator_pid, threading.Event()
+    assert link is not None
+    go_on, wait_for = run._go_on, run._wait_for
+
+    def late() -> None:
+        assert waits.wait(PATIENCE), "nobody waits for it"
+        go_on()
+
+    def waited(over: Callable[[], bool], timeout: float | None, what: str) -> None:
+        waits.set()
+        wait_for(over, timeout, what)
+
+    class Full:
+        """A client that has no memory for what comes next."""
+
+        def receive(self, timeout: float) -> list[tuple[str, str]]:
+            raise MemoryError
+
+        def send(self, text: str) -> None:
+            client.send(text)
+
+        def close(self) -> None:
+            client.close()
+
+    client, link._client = link._client, Full()  # type: ignore[assignment]
+    monkeypatch.setattr(run, "_go_on", late)
+    until(lambda: run._link is None, "the end of the link")
+    monkeypatch.setattr(run, "_wait_for", waited)
+    assert run.set(max_grad_norm=2.0).wait(PATIENCE).state == "applied"
+    assert run.coordinator_pid == pid
+    at_step(run, run.step + 3)
+    run.stop(wait=True)
+
+
+def test_who_is_told_of_a_broken_link(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is made anew the run is not called stopped, and says why nothing comes."""
+    run = start(name="anew", **SETTINGS | {"max_steps": 10**6, "restart": "never"})
+    at_step(run, 3)
+    link, go_on = run._link, run._go_on
+    assert link is not None
+    said = []
+
+    def looked() -> None:
+        said.append((run.state, run.reason))
+        go_on()
+
+    monkeypatch.setattr(run, "_go_on", looked)
+    link.close()
+    run.on_gone(link)
+    assert said == [("starting", "the connection to its coordinator broke; another one is made")]
+    assert run.state == "running"
+    run.stop(wait=True)
+
+
 def test_a_copy_has_its_own_name(start: Callable[..., pm.Run], runs: Path) -> None:
     """What is listed is what can be attached to, also where run.json has the original's name."""
     start(name="original", max_steps=2).wait(PATIENCE)
