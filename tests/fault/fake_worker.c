@@ -12,8 +12,12 @@
  *   FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
  *   FAKE_HANG_RANK     this one (the last)
  *   FAKE_MUTE_TUNED    what the last rank reports from its first `set` on never arrives, once in
- * the run's life FAKE_GPU           its device is a GPU of that name, whose driver is
- * tests/shim/nvml.c FAKE_FLOPS         operations of a step FAKE_LACKS         what that GPU lacks
+ *                      the run's life; a snapshot that is taken behind a command makes a file
+ *                      `kept`
+ *
+ *   FAKE_GPU           its device is a GPU of that name, whose driver is tests/shim/nvml.c
+ *   FAKE_FLOPS         operations of a step
+ *   FAKE_LACKS         what that GPU lacks
  *   FAKE_RESERVE_MIB   what its plan takes of a device of 4,000 MiB that is all free to its driver
  *   FAKE_REFUSED       while the run folder has a file `refused`: memory is missing when the device
  *                      is `open`ed, or for the `plan`, or the plan is too `large` for the device
@@ -52,7 +56,7 @@ struct job {
     pml_train_state tuned; /* as of the last set */
     FILE *used;
     char hung[4096]; /* path of the mark */
-    char held[4096], wait[4096], examined[4096], examining[4096];
+    char held[4096], wait[4096], examined[4096], examining[4096], kept[4096];
     int64_t step, max_steps;
     uint64_t learnt;
     unsigned char *stage; /* of one worker alone: what a step leaves nothing of as it was */
@@ -173,6 +177,7 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     snprintf(j->wait, sizeof j->wait, "%.4000s/wait", setup->folder);
     snprintf(j->examined, sizeof j->examined, "%.4000s/examined", setup->folder);
     snprintf(j->examining, sizeof j->examining, "%.4000s/examining", setup->folder);
+    snprintf(j->kept, sizeof j->kept, "%.4000s/kept", setup->folder);
     j->used = fopen(path, "a");
     if (j->used == NULL)
         return PML_FAIL(err, PML_IO, "%s: %s", path, strerror(errno));
@@ -388,10 +393,11 @@ static pml_status fake_sample(job *j, const pml_generate_options *o, pml_error *
 static pml_status fake_put(job *j, const pml_train_state *state, pml_train_state *whole,
                            void *memory, pml_error *err)
 {
-    (void)err;
     *whole = *state;
     memcpy(memory, &j->learnt, sizeof j->learnt);
-    return PML_OK;
+    return number("FAKE_MUTE_TUNED", 0) != 0 && state->command > 0
+               ? pml_file_write(j->kept, "", 0, 0600, err)
+               : PML_OK;
 }
 
 /* One file and its line of MANIFEST. */

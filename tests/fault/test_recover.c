@@ -112,6 +112,46 @@ static void settings_survive_at_their_steps(void **state)
     harness_destroy(&h);
 }
 
+/* The last step that rank 0 has made. */
+static int64_t last_used(const harness *h)
+{
+    long long step = 0;
+    char *text = harness_read(h, "used-0.txt"), *rest = text;
+    for (char *line = strsep(&rest, "\n"); line != NULL && line[0] != '\0';
+         line = strsep(&rest, "\n"))
+        assert_int_equal(sscanf(line, "%lld", &step), 1);
+    free(text);
+    return step;
+}
+
+/* The log knows a setting only from rank 0, and it is in the snapshot that the run goes on from:
+ * set again, it would be in force from one step on, and by the log from another one. */
+static void what_a_snapshot_has_is_not_set_again(void **state)
+{
+    (void)state;
+    setenv("FAKE_MUTE_TUNED", "1", 1);
+    harness *h = harness_new(2, FOR_EVER, GOES_ON);
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 5);
+    int64_t k = harness_command(h, "set", "\"learning_rate\":0.5");
+    harness_wait_mark(h, "kept"); /* is being taken; it is whole when the next step is made */
+    history_reach(h, last_used(h) + 1);
+    kill(harness_worker_pid(h, 1), SIGKILL);
+    const pml_message *m = history_restart(h, 1);
+    assert_string_equal(pml_message_string(m, "from"), "snapshot");
+    const int64_t from = pml_message_int(m, "step");
+    const int64_t at = pml_message_int(history_applied(h, k), "step");
+    assert_true(at <= from);
+    harness_wait_state(h, "running");
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    const setting settings[] = {{1, "0.00050000000000000001 0 0 0 0 constant 0"},
+                                {at, "0.5 0 0 0 0 constant 0"}};
+    check_settings(h, settings, 2, steps);
+    harness_destroy(&h);
+    unsetenv("FAKE_MUTE_TUNED");
+}
+
 /* A resume's word on steps that are not finite holds in the workers' next lives too. */
 static void skip_survives(void **state)
 {
@@ -295,6 +335,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_killed_worker_is_replaced),
         cmocka_unit_test(settings_survive_at_their_steps),
+        cmocka_unit_test(what_a_snapshot_has_is_not_set_again),
         cmocka_unit_test(skip_survives),
         cmocka_unit_test(it_gives_up_with_the_cause),
         cmocka_unit_test(delays_grow),

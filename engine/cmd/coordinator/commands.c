@@ -347,6 +347,16 @@ void commands_hand_over(coordinator *c, int64_t number, int64_t step, const char
     log_end(c, k, c->world);
 }
 
+/* They were committed, so all ranks had carried out what one of them had, or were about to. */
+void commands_kept(coordinator *c, int64_t last)
+{
+    for (size_t i = c->first_open; i < c->n_commands; i++) {
+        command *k = &c->commands[i];
+        if (k->request != NULL && k->first_said > 0 && k->number <= last)
+            log_end(c, k, c->world);
+    }
+}
+
 void commands_rewind(coordinator *c)
 {
     c->next_commit = c->first_open;

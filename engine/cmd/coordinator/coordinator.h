@@ -323,6 +323,10 @@ void commands_catch_up(coordinator *c, worker *w);
 void commands_refuse_open(coordinator *c, const char *reason);
 /* Those that were open in the log when we opened it; what we have accepted since is not lost. */
 void commands_refuse_lost(coordinator *c);
+/* The run goes on from a snapshot that rank 0 took behind the command `last`: what it had reported
+ * of those, and other ranks had not yet, is in the weights, and so in the log; done again, it would
+ * be done twice, at two steps. */
+void commands_kept(coordinator *c, int64_t last);
 /* What is open goes to new workers from the beginning. */
 void commands_rewind(coordinator *c);
 bool commands_stop_open(const coordinator *c);

@@ -240,6 +240,17 @@ static void log_restart(coordinator *c, const char *from)
     emit(c, event, true);
 }
 
+/* It has the settings of its steps, also those that the log has no end of yet. */
+static pml_status keep_commands(coordinator *c, pml_error *err)
+{
+    pml_slot_view view;
+    pml_status status = pml_slots_map(c->slots, c->slot, &view, err);
+    if (status == PML_OK)
+        commands_kept(c, view.state->command);
+    pml_slots_unmap(&view);
+    return status;
+}
+
 /* A snapshot counts as far as the log has its steps: what the log does not have is made again. */
 static pml_status choose(coordinator *c, const char **from, pml_error *err)
 {
@@ -250,6 +261,8 @@ static pml_status choose(coordinator *c, const char **from, pml_error *err)
         status = pml_slots_choose(c->slots, c->step, &c->slot, &step, err);
     c->named = false;
     c->checkpoint[0] = '\0';
+    if (status == PML_OK && c->slot >= 0)
+        status = keep_commands(c, err);
     if (status == PML_OK && c->slot >= 0) {
         c->step = step;
         *from = "snapshot";
