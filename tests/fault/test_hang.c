@@ -144,6 +144,42 @@ static void absence_is_not_held_against_workers(void **state)
     harness_destroy(&h);
 }
 
+/* Until worker 0 makes no more steps: what it has to tell waits at a full door. */
+static void wait_for_a_jam(const harness *h)
+{
+    size_t before = 0, now = 1;
+    for (double end = pml_clock_monotonic() + harness_bound(20); now != before;) {
+        if (pml_clock_monotonic() > end)
+            fail_msg("steps are made for as long as the coordinator is stopped");
+        pml_clock_sleep(1);
+        char *used = harness_read(h, "used-0.txt");
+        before = now;
+        now = strlen(used);
+        free(used);
+    }
+}
+
+/* Stopped, or on a disk that does not come back, for so long that what it is told has no room any
+ * more: the workers wait for it, every step comes into the history, and nobody is called hung. */
+static void what_a_stopped_coordinator_is_told_is_not_lost(void **state)
+{
+    (void)state;
+    enum { STEPS = 8000, FORMER_PATIENCE = 32 };
+    setenv("FAKE_STEP_MS", "0", 1);
+    harness *h = harness_new(2, STEPS, GOES_ON ",\"hang_timeout\":5");
+    assert_true(harness_start(h, NULL));
+    unsetenv("FAKE_STEP_MS");
+    history_reach(h, 5);
+    kill(h->coordinator, SIGSTOP);
+    wait_for_a_jam(h);
+    pml_clock_sleep(FORMER_PATIENCE);
+    kill(h->coordinator, SIGCONT);
+    harness_wait_state(h, "finished");
+    assert_int_equal(history_check(h), STEPS);
+    assert_int_equal(history_restarts(h), 0);
+    harness_destroy(&h);
+}
+
 /* A stop waits for a safe point, but not for ever. */
 static void a_stop_does_not_wait_for_a_hung_worker(void **state)
 {
@@ -185,6 +221,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_stop_waits_for_a_slow_save),
         cmocka_unit_test(a_stopped_worker_is_silent),
         cmocka_unit_test(absence_is_not_held_against_workers),
+        cmocka_unit_test(what_a_stopped_coordinator_is_told_is_not_lost),
         cmocka_unit_test(a_stop_does_not_wait_for_a_hung_worker),
     };
     if (!harness_programs(argc, argv))

@@ -48,19 +48,30 @@ struct worker_link {
 
 /* ---- reports ---- */
 
-static bool lost(worker_link *l)
+/* Whether the lease has ended, also where its end has not been read yet: it may be the thread which
+ * reads it that waits. */
+static bool is_alone(const worker_link *l)
 {
-    pthread_mutex_lock(&l->mutex);
-    bool is = l->lost;
-    pthread_mutex_unlock(&l->mutex);
-    return is;
+    struct pollfd end = {.fd = l->lease};
+    return poll(&end, 1, 0) > 0;
 }
 
-/* A queue that is full means that the coordinator takes reports in more slowly than we make them:
- * they must not be dropped, so we wait. No longer than it lives, or than it takes to call it hung.
- */
-static void send_report(worker_link *l, pml_message *report, int64_t number,
-                        double patience_seconds)
+/* A queue that is full means that the coordinator takes reports in more slowly than we make them,
+ * or is stopped: they must not be dropped, so we wait for as long as it lives, and the training
+ * thread for us. Then it is not that which does not come on. */
+static pml_status send_in_time(worker_link *l, const char *text, size_t size, pml_error *err)
+{
+    pml_status status = pml_client_send(l->client, text, size, err);
+    while (status == PML_BUSY && !is_alone(l)) {
+        nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
+        pulse_move(&l->pulse);
+        status = pml_client_send(l->client, text, size, err);
+    }
+    return status;
+}
+
+/* waits: for room; a beat does not, as the next one is as good. */
+static void send_report(worker_link *l, pml_message *report, int64_t number, bool waits)
 {
     char *text;
     size_t size;
@@ -72,12 +83,8 @@ static void send_report(worker_link *l, pml_message *report, int64_t number,
     if (status == PML_OK && number > 0)
         status = backlog_keep(l->backlog, number, text, size, &err);
     if (status == PML_OK)
-        status = pml_client_send(l->client, text, size, &err);
-    double begun = pml_clock_monotonic();
-    while (status == PML_BUSY && !lost(l) && pml_clock_monotonic() - begun < patience_seconds) {
-        nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
-        status = pml_client_send(l->client, text, size, &err);
-    }
+        status = waits ? send_in_time(l, text, size, &err)
+                       : pml_client_send(l->client, text, size, &err);
     if (status != PML_OK)
         pml_log(PML_LOG_ERROR, "cannot report: %s", err.message);
     free(text);
@@ -95,7 +102,7 @@ static void send_in_turn(void *user, pml_message *report, int64_t *number)
         l->reported++;
     if (number != NULL)
         *number = kept ? l->reported : 0;
-    send_report(l, report, kept ? l->reported : 0, 30);
+    send_report(l, report, kept ? l->reported : 0, true);
 }
 
 void link_post(worker_link *l, link_writer write, const void *facts, size_t bytes)
@@ -185,7 +192,7 @@ static void beat(worker_link *l, double now)
     l->cpu_at = now;
     l->beat_at = now;
     pulse_tell(&l->pulse, m);
-    send_report(l, m, 0, 0); /* the next one is as good */
+    send_report(l, m, 0, false);
 }
 
 /* ---- orders ---- */
@@ -213,7 +220,7 @@ static void take_command(worker_link *l, const pml_message *m)
     } else if (!again) {
         pml_message *ack = pml_message_new(PML_REPORT_ack);
         pml_message_set_int(ack, "command", pml_message_int(m, "command"));
-        send_report(l, ack, 0, 30); /* not in turn: the ring may be full, and beats go on */
+        send_report(l, ack, 0, true); /* not in turn: the ring may be full, and beats go on */
     }
 }
 
