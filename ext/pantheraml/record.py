@@ -179,8 +179,9 @@ class RunRecord:
         if not names_a_checkpoint(event["path"]):
             return  # no coordinator wrote that: nothing is looked for outside of the folder
         path = self.folder / event["path"]
-        self.checkpoints = [c for c in self.checkpoints if c.path != path]
-        self.checkpoints.append(Checkpoint(event["step"], path, event.get("name"), event["bytes"]))
+        made = Checkpoint(event["step"], path, event.get("name"), event["bytes"])
+        # At once: who reads without the lock finds the former one or this one, never none.
+        self.checkpoints = [*(c for c in self.checkpoints if c.path != path), made]
 
     def _command(self, event: Event) -> None:
         number = event["command"]
@@ -188,11 +189,13 @@ class RunRecord:
 
     def _applied(self, event: Event) -> None:
         command = self._known(event)
-        command.state, command.step, command.workers = "applied", event["step"], event["workers"]
+        command.step, command.workers = event["step"], event["workers"]
+        command.state = "applied"  # last: who reads that without the lock finds the others
 
     def _refused(self, event: Event) -> None:
         command = self._known(event)
-        command.state, command.step, command.reason = "refused", event["step"], event["reason"]
+        command.step, command.reason = event["step"], event["reason"]
+        command.state = "refused"
 
     def _known(self, event: Event) -> CommandRecord:
         number = event["command"]

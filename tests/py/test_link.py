@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import PATIENCE, until
 from pantheraml import errors, link, sums
-from pantheraml.record import Event, LogReader, RunRecord
+from pantheraml.record import CommandRecord, Event, LogReader, RunRecord
 
 
 def step(seq: int, number: int, timeline: int = 0, **also: Any) -> Event:
@@ -254,6 +254,33 @@ def test_commands_and_samples() -> None:
             }
         )
     assert record.samples[3, 0] == [1, 2, 3] and (3, 0) in record.samples_done
+
+
+def test_what_is_read_without_the_lock_is_whole(tmp_path: Path) -> None:
+    """Who looks for a checkpoint, or at a command, does it beside the thread that hears of them."""
+    record = RunRecord(tmp_path)
+    found: list[int] = []
+
+    class Seen(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            found.append(len(record.checkpoints))
+            return super().__getitem__(name)
+
+    class Told(CommandRecord):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            assert name != "state" or value == "accepted" or self.step == 5
+
+    base = {"time": 0.0, "timeline": 0, "step": 5}
+    saved = {**base, "type": "checkpoint", "path": "checkpoints/step-000005", "bytes": 9}
+    record.apply({**saved, "seq": 1})
+    record.apply(Seen(saved | {"seq": 2}))  # told again: to somebody who asked for it, too
+    assert found and set(found) == {1}
+    for number, kind in ((1, "applied"), (2, "refused")):
+        record.commands[number] = Told(number, "set", {})
+        told = {"command": number, "verb": "set", "workers": [0], "reason": "no"}
+        record.apply({**base, **told, "seq": number + 2, "type": kind})
+        assert record.commands[number].state == kind
 
 
 def test_the_log_is_read_in_pieces(tmp_path: Path) -> None:
