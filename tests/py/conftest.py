@@ -78,11 +78,15 @@ def end(run: pm.Run) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and not a zombie."""
+    """Whether a process is there.
+
+    A zombie is not, once its other threads have ended: until then its locks are held.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
+    return fields[0] not in "ZX" or int(fields[17]) > 1  # state, threads
 
 
 def until(over: Callable[[], object], what: str) -> None:

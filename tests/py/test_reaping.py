@@ -55,3 +55,29 @@ def test_what_a_killed_campaign_leaves_is_reaped(runs: Path, model: Path) -> Non
         campaign.kill()
         campaign.communicate()
     until(lambda: not any(map(alive, left)), "the end of what it left")
+
+
+HALF_GONE = """
+import ctypes, os, threading
+def last():
+    os.read(0, 1)
+    os._exit(0)
+threading.Thread(target=last).start()
+print(flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)  # this thread ends
+"""
+
+
+def test_a_process_is_there_until_its_last_thread_has_ended() -> None:
+    """What it has open stays open until then: a run's lock, where a test goes on at once."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HALF_GONE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin is not None and child.stdout is not None
+    child.stdout.readline()
+    stat = Path(f"/proc/{child.pid}/stat")
+    until(lambda: ") Z " in stat.read_text(), "the first thread's end")
+    assert alive(child.pid)
+    child.stdin.close()
+    until(lambda: not alive(child.pid), "the last thread's end")
+    assert child.wait() == 0
