@@ -376,6 +376,9 @@ def test_links_that_end_at_once_leave_no_threads(
     class Dropped(Link):
         def _listen(self) -> None:
             opened.append(self.file)
+            if len(opened) > 5:  # enough of them: nobody waits any longer
+                patch.setattr(following, "PATIENCE", 0.0)
+                patch.setattr(following, "STARTING", 0.0)
             self._client.close()
             self._listener.on_gone(self)
             self.caught_up.set()
@@ -388,7 +391,8 @@ def test_links_that_end_at_once_leave_no_threads(
         pytest.warns(RuntimeWarning, match="no coordinator has taken over"),
     ):
         patch.setattr(following, "Link", Dropped)
-        patch.setattr(following, "STARTING", 3.0)
+        patch.setattr(following, "PATIENCE", PATIENCE)
+        patch.setattr(following, "STARTING", PATIENCE)
         gone.start()
         while gone.is_alive():
             most = max(most, threading.active_count())
