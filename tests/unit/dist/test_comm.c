@@ -186,10 +186,14 @@ static void it_says_for_whom_it_waits(void **state)
     close(fd);
 }
 
+static int there[2] = {-1, -1}; /* a byte of each rank that has come so far */
+
 /* Rank 0 waits for ranks that never come; 3 means PML_PEER. */
 static int wait_for_nobody(pml_comm *comm, int rank, int world)
 {
     (void)world;
+    if (there[1] >= 0 && write(there[1], "", 1) != 1)
+        return 4;
     if (rank != 0)
         for (;;)
             pause();
@@ -199,17 +203,34 @@ static int wait_for_nobody(pml_comm *comm, int rank, int world)
     return pml_comm_barrier(comm, &err) == PML_PEER ? 3 : 2; /* for good */
 }
 
+/* All have joined: who is killed before that is one who may still come. And rank 0 has had the time
+ * to fall asleep. */
+static void start_waiting(int fd, int world, pid_t *pids)
+{
+    char byte;
+    assert_int_equal(pipe(there), 0);
+    for (int r = 0; r < world; r++)
+        pids[r] = start(fd, r, world, wait_for_nobody);
+    for (int r = 0; r < world; r++)
+        assert_int_equal(read(there[0], &byte, 1), 1);
+    for (int i = 0; i < 2; i++) {
+        close(there[i]);
+        there[i] = -1;
+    }
+    pml_clock_sleep(0.3);
+}
+
 static void abort_wakes_waiters(void **state)
 {
     (void)state;
     int fd;
+    pid_t pids[2];
     assert_int_equal(pml_comm_shared_create(2, &fd, NULL), PML_OK);
-    pid_t waiter = start(fd, 0, 2, wait_for_nobody), other = start(fd, 1, 2, wait_for_nobody);
-    pml_clock_sleep(0.3);
+    start_waiting(fd, 2, pids);
     assert_int_equal(pml_comm_shared_abort(fd, NULL), PML_OK);
-    assert_int_equal(wait_code(waiter), 3); /* else it waits for ever */
-    kill(other, SIGKILL);
-    assert_int_equal(wait_code(other), 256 + SIGKILL);
+    assert_int_equal(wait_code(pids[0]), 3); /* else it waits for ever */
+    kill(pids[1], SIGKILL);
+    assert_int_equal(wait_code(pids[1]), 256 + SIGKILL);
     close(fd);
 }
 
@@ -217,11 +238,9 @@ static void a_killed_peer_is_noticed(void **state)
 {
     (void)state;
     int fd;
-    assert_int_equal(pml_comm_shared_create(3, &fd, NULL), PML_OK);
     pid_t pids[3];
-    for (int r = 0; r < 3; r++)
-        pids[r] = start(fd, r, 3, wait_for_nobody);
-    pml_clock_sleep(0.3);
+    assert_int_equal(pml_comm_shared_create(3, &fd, NULL), PML_OK);
+    start_waiting(fd, 3, pids);
     kill(pids[1], SIGKILL); /* and stays a zombie: nobody reaps it before the waiter has noticed */
     assert_int_equal(wait_code(pids[0]), 3); /* else it waits for ever */
     kill(pids[2], SIGKILL);
