@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def write(request: Request, target: Path) -> Export:
             made = _merge(request, folder)
         else:
             made = _gguf(request, folder / (target.name if one_file else "model.gguf"))
+        made["notes"][:0] = _note_of_model(request)
         read = folder / made["file"] if request.format == "gguf" else folder
         made |= _read_back(request, read, made["notes"])
         size = sum(file.stat().st_size for file in folder.iterdir())
@@ -375,6 +377,25 @@ def _gguf(request: Request, path: Path) -> dict[str, Any]:
             f"{made['not_quantised']} matrices have rows that are no multiple of 32 and are f16"
         )
     return {"dtype": request.dtype, "file": path.name, "notes": notes + _note_of_quant(request)}
+
+
+def _note_of_model(request: Request) -> list[str]:
+    """Say where the model folder is not what the checkpoint was trained over."""
+    if request.format == "peft" and not request.verify:
+        return []  # nothing is read of it
+    root, path = request.checkpoint.parent.parent, "/".join(request.checkpoint.parts[-2:])
+    with folders.reading(root, f"{path}/state.json") as file:
+        identity = json.loads(json.load(file)["identity"] or "{}")
+    model = request.run["model"]
+    if identity.get("model", "") in ("", _native.model_mark(model)):
+        return []
+    use = "compared over" if request.format == "peft" else "merged into, and compared with,"
+    note = (
+        f"the model folder {model} has changed since this was trained: what was trained is {use} "
+        "what is there now; put back what was there and export again"
+    )
+    warnings.warn(note, stacklevel=4)
+    return [note]
 
 
 def _note_of_quant(request: Request) -> list[str]:

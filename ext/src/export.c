@@ -7,6 +7,7 @@
 #include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "pml/json/messages.h"
+#include "pml/model/mark.h"
 #include "pml/train/compare.h"
 #include "pml/train/gguf.h"
 #include "pml/train/merge.h"
@@ -198,7 +199,30 @@ static PyObject *export_compare(PyObject *module, PyObject *args)
                          result.difference, "same_top", (int)result.same_top);
 }
 
+PyDoc_STRVAR(model_mark_doc,
+             "model_mark(folder, /)\n--\n\n"
+             "By what a run knows a model folder again: a hash that a copy has, too.");
+
+static PyObject *model_mark(PyObject *module, PyObject *argument)
+{
+    PyObject *folder = NULL;
+    if (!PyUnicode_FSConverter(argument, &folder))
+        return NULL;
+    pml_error err = PML_ERROR_INIT;
+    char mark[PML_MARK_HEX];
+    const char *path = PyBytes_AsString(folder);
+    pml_status status;
+    PyThreadState *gil = PyEval_SaveThread();
+    status = pml_model_mark(path, mark, &err);
+    PyEval_RestoreThread(gil);
+    Py_DECREF(folder);
+    if (status != PML_OK)
+        return pmli_raise(pmli_state_of(module), &err);
+    return PyUnicode_FromString(mark);
+}
+
 PyMethodDef pmli_export_methods[] = {{"merge", export_merge, METH_VARARGS, merge_doc},
                                      {"gguf", export_gguf, METH_VARARGS, gguf_doc},
                                      {"compare_export", export_compare, METH_VARARGS, compare_doc},
+                                     {"model_mark", model_mark, METH_O, model_mark_doc},
                                      {NULL, NULL, 0, NULL}};

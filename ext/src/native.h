@@ -43,7 +43,7 @@ PyObject *pmli_client_type_new(PyObject *module);
 
 /* Module functions, one table a file, each ending with a row of NULLs. */
 extern PyMethodDef pmli_engine_methods[];  /* plan, program, check_model, device_info, hash_file */
-extern PyMethodDef pmli_export_methods[];  /* merge, gguf, compare_export */
+extern PyMethodDef pmli_export_methods[];  /* merge, gguf, compare_export, model_mark */
 extern PyMethodDef pmli_control_methods[]; /* launch, connection_file, coordinator_pid, keypair */
 extern PyMethodDef pmli_events_methods[];  /* first_damaged, check_message */
 

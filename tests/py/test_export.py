@@ -145,6 +145,23 @@ def test_nothing_is_written_over(trained: pm.Run, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
+@pytest.mark.parametrize("format", ["peft", "merged", "gguf"])
+def test_weights_that_changed_meanwhile_are_told(
+    format: str, start: Start, model: Path, tmp_path: Path
+) -> None:
+    """Merged into other weights than were trained over it is another model, and reads back well."""
+    mine = shutil.copytree(model, tmp_path / "mine")
+    run = start(model=mine, max_steps=2).wait(PATIENCE)
+    (mine / "model.safetensors").touch()
+    assert run.export(tmp_path / "same", format).notes == ()
+    weights = load_file(mine / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] += 0.01
+    save_file(weights, mine / "model.safetensors", {"format": "pt"})
+    with pytest.warns(UserWarning, match=r"mine has changed since this was trained"):
+        out = run.export(tmp_path / "other", format)
+    assert "has changed since this was trained" in out.notes[0] and "note: " in out.describe()
+
+
 def test_a_cell_that_exports_can_be_run_again(trained: pm.Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = trained.export(out, "peft", verify=False)

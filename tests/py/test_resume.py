@@ -19,6 +19,7 @@ import pytest
 from conftest import FOREVER, PATIENCE, ROWS, SLOW_WORKER, alive, at_step, until
 from pantheraml import following
 from pantheraml.link import Link
+from safetensors.numpy import load_file, save_file
 
 Start = Callable[..., pm.Run]
 STEPS = 240
@@ -209,6 +210,29 @@ def test_what_decides_bits_is_asked_about(tuned: Start) -> None:
     until(lambda: run.state in ("failed", "stopped"), "it to end")
     run.resume(wait=True, accept_changes=True)
     assert run.state in ("running", "finished")
+
+
+def test_other_weights_are_asked_about(
+    tuned: Start, slow: Path, model: Path, tmp_path: Path
+) -> None:
+    mine = shutil.copytree(model, tmp_path / "mine")
+    run = tuned(name="moved", stands=True, model=mine)
+    creep(run, 3)
+    run.stop(wait=True)
+    shutil.rmtree(mine)
+    shutil.copytree(model, mine, copy_function=shutil.copyfile)  # fetched again: the same weights
+    run.resume(wait=True)
+    run.pause(wait=True)
+    run.stop(wait=True)
+    weights = load_file(mine / "model.safetensors")
+    weights["model.layers.0.self_attn.o_proj.weight"] *= 2
+    save_file(weights, mine / "model.safetensors", {"format": "pt"})
+    with pytest.raises(pm.Error, match=r"what decides bits has changed \(model: "):
+        run.resume(wait=True)
+    until(lambda: run.state in ("failed", "stopped"), "it to end")
+    run.resume(wait=True, accept_changes=True)
+    slow.unlink()
+    run.wait(PATIENCE)
 
 
 def test_stopped_in_the_midst_of_evaluations(

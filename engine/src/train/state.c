@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "pml/json/json.h"
+#include "pml/model/mark.h"
 #include "snapshot.h"
 #include "stepper_impl.h"
 
@@ -172,13 +173,16 @@ pml_status pml_stepper_identity(pml_stepper *s, char *json, size_t capacity, pml
 {
     pml_device_info info;
     pml_json_writer *w = NULL;
-    char *text = NULL;
+    char *text = NULL, model[PML_MARK_HEX];
     size_t size = 0;
     pml_status status = s->backend->info(s->device, &info, err);
+    if (status == PML_OK)
+        status = pml_model_mark(s->config.model, model, err);
     if (status == PML_OK)
         status = pml_json_writer_new(&w, err);
     if (status != PML_OK)
         return status;
+    pml_json_put_string(w, "model", model);
     pml_json_put_string(w, "backend", s->backend->name);
     pml_json_put_string(w, "device", info.name);
     pml_json_put_string(w, "libraries", info.libraries);
