@@ -226,11 +226,14 @@ def profile(model: str | os.PathLike[str], **settings: Any) -> Profile:
     model
         As in :func:`finetune`.
     **settings
-        As in :func:`finetune`; without them micro-batches have 4 rows of 256 tokens.
+        As in :func:`finetune`; without them micro-batches have 4 rows of 256 tokens. Rows are
+        full, so packing has no effect; nor has what says how long a run goes on, how fast it
+        learns, and when it evaluates and saves.
     """
     from pantheraml import profiles
 
-    Settings.of(settings, ("model",))  # a name that is none is said before anything else
+    # What is wrong is said before anything else, also of what has no effect.
+    Settings.of(settings, ("model",)).resolve(1 << 20)
     return profiles.of_model(model, settings)
 
 

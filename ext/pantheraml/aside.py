@@ -10,14 +10,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pantheraml import _native
+from pantheraml.errors import Error
+
 if TYPE_CHECKING:
-    from pantheraml.run import Run
+    from pantheraml.following import Following
+
+_folders: set[Path] = set()
 
 
-def end(run: Run) -> None:
+def is_own(run: Following) -> bool:
+    """Whether a run is one of these: nobody need be told how to come back to it."""
+    return run.folder.parent in _folders
+
+
+def end(run: Following) -> None:
     """Leave nothing behind: the folder is about to be removed."""
     pid = run.coordinator_pid
     run.close()
+    with suppress(Error):  # one that nobody was connected to yet
+        pid = pid or _native.coordinator_pid(_native.connection_file(run.folder))
     if pid is None:
         return
     with suppress(ProcessLookupError):
@@ -38,12 +50,19 @@ def is_alive(pid: int) -> bool:
 
 @contextmanager
 def runs_in(folder: Path) -> Iterator[None]:
-    """Have runs made in another folder."""
+    """Have runs made in another folder. None of them goes on behind it, whatever happens."""
+    from pantheraml.following import every_followed
+
     before = os.environ.get("PANTHERAML_RUNS")
     os.environ["PANTHERAML_RUNS"] = str(folder)
+    _folders.add(folder)
     try:
         yield
     finally:
+        for run in list(every_followed):
+            if is_own(run):
+                end(run)
+        _folders.discard(folder)
         if before is None:
             del os.environ["PANTHERAML_RUNS"]
         else:

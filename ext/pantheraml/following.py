@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pantheraml import _native, folders, programs
+from pantheraml import _native, aside, folders, programs
 from pantheraml.checks import number
 from pantheraml.errors import (
     BusyError,
@@ -71,7 +71,7 @@ class Following:
         self.folder = folder
         self.config = config
         self._owner = os.getpid()
-        _every.add(self)
+        every_followed.add(self)
         self.name = config["name"]
         self._text = Text(Path(self.config["model"]), folder, self.config.get("data", {}))
         self._changed = threading.Condition()
@@ -392,7 +392,9 @@ class Following:
                 f"process {pid} is still the coordinator of an earlier run in {self.folder}, whose "
                 f"folder has been removed; end it (kill {pid}), or give another name"
             )
-        if not self._connect():
+        with self._leave_alone():
+            there = self._connect()
+        if not there:
             self._read_log()
             if self._record.state != "failed":
                 log = self.folder / "log" / "coordinator.log"
@@ -560,6 +562,8 @@ class Following:
         try:
             yield
         except KeyboardInterrupt:
+            if aside.is_own(self):
+                raise
             complain(
                 f"The run goes on without you. Come back by pm.attach({self.name!r}); "
                 "run.stop() ends it."
@@ -573,13 +577,13 @@ _followed_lock = threading.Lock()
 
 
 # A child of fork() has none of the threads, and may have any of their locks held: by nobody.
-_every: weakref.WeakSet[Following] = weakref.WeakSet()
+every_followed: weakref.WeakSet[Following] = weakref.WeakSet()
 
 
 def _renew_locks() -> None:
     global _followed_lock
     _followed_lock = threading.Lock()
-    for run in list(_every):
+    for run in list(every_followed):
         run._changed = threading.Condition()
 
 

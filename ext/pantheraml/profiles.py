@@ -17,6 +17,15 @@ from pantheraml.steps import Program, seconds, short
 
 #: Steps that are made to profile a model: the last of them is one after which workers tell.
 _STEPS = 10
+#: What those steps have whatever is asked for: none of it is part of what a step costs.
+_FIXED: dict[str, Any] = {
+    "max_steps": _STEPS, "num_train_epochs": None, "learning_rate": 1e-9, "packing": False,
+    "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "warmup_steps": 0,
+    "warmup_ratio": 0.0, "eval_steps": None, "eval_strategy": None, "eval_split": None,
+    "save_steps": None, "save_strategy": "no", "load_best_model_at_end": False,
+    "early_stopping_patience": None, "overlong": None, "chat_template": None,
+    "chat_template_kwargs": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -243,7 +252,7 @@ def event_of(events: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
 def of_model(model: str | os.PathLike[str], settings: dict[str, Any]) -> Profile:
     """Make a few steps on random tokens, every row full, and profile them."""
     import pantheraml as pm
-    from pantheraml.aside import end, runs_in
+    from pantheraml.aside import runs_in
 
     resolved = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1} | settings
     length = resolved.setdefault("max_length", 256)
@@ -255,12 +264,5 @@ def of_model(model: str | os.PathLike[str], settings: dict[str, Any]) -> Profile
         ids = [draw.randrange(vocab) for _ in range(length)]
         data.append({"input_ids": ids, "labels": ids})
     with tempfile.TemporaryDirectory(prefix="pml-profile-") as name, runs_in(Path(name)):
-        run = pm.finetune(
-            model, data, name="profile", max_steps=_STEPS, learning_rate=1e-9, packing=False,
-            save_strategy="no", **resolved,
-        )  # fmt: skip
-        try:
-            run.wait()
-            return run.profile()
-        finally:
-            end(run)
+        run = pm.finetune(model, data, name="profile", **resolved | _FIXED)
+        return run.wait().profile()

@@ -12,7 +12,9 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE
-from pantheraml import _native, api
+from pantheraml import _native, api, following
+from pantheraml.aside import is_alive
+from pantheraml.link import Link
 from pantheraml.steps import Program
 from test_cli import shell
 
@@ -109,3 +111,35 @@ def test_profile_of_a_model(model: Path, runs: Path) -> None:
     assert not runs.exists()
     with pytest.raises(TypeError, match="max_length"):
         pm.profile(model, maxlength=3)
+
+
+def test_what_has_no_effect_is_taken(model: Path, runs: Path) -> None:
+    """Whatever a run is started with can be profiled; what is wrong in it is said all the same."""
+    settings: dict[str, Any] = {
+        "max_length": 32, "threads": 1, "max_steps": 4000, "num_train_epochs": 3, "packing": True,
+        "learning_rate": 1.0, "warmup_steps": 5, "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"patience": 2}, "eval_steps": 1, "eval_split": 0.5,
+        "save_steps": 2, "load_best_model_at_end": True, "early_stopping_patience": 1,
+        "overlong": "refuse", "chat_template": "{{ messages }}",
+    }  # fmt: skip
+    made = pm.profile(model, **settings)
+    assert made.step == 10 and made.tokens == 4 * 32
+    with pytest.raises(pm.InvalidError, match="max_steps"):
+        pm.profile(model, max_steps=-5)
+
+
+def test_interrupted_it_leaves_nothing(
+    model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is not yet known which run that is; and nobody is told to come back to it."""
+    begun: list[int] = []
+
+    def interrupted(run: following.Following, link: Link, timeout: float) -> bool:
+        begun.append(link.coordinator_pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(following.Following, "_catch_up", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pm.profile(model, max_length=32)
+    assert len(begun) == 1 and not is_alive(begun[0])
+    assert "goes on without you" not in capfd.readouterr().err
