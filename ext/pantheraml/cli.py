@@ -172,7 +172,7 @@ def _set(args: argparse.Namespace) -> None:
     for pair in args.settings:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise pm.InvalidError(f"{pair!r} is not NAME=VALUE")
+            raise pm.InvalidError(f"{pair!r} is not NAME=VALUE; --run says which run is meant")
         if name == "lr_scheduler_type":
             settings[name] = value
             continue

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,8 +50,8 @@ def check_name(name: str) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidError(
-            f"name: {name!r} must be 1 to 100 letters, digits, dots, dashes or underlines, and "
-            "begin with a letter or digit"
+            f"name: {name!r} must be 1 to 100 letters (a to z, A to Z), digits, dots, dashes or "
+            "underlines, and begin with a letter or digit"
         )
     return name
 
@@ -115,9 +116,13 @@ def _create(parent: Path, name: str | None, model: str) -> Path:
 
 
 def _with_data(folder: Path) -> Path:
-    (folder / "data").mkdir(mode=0o700)
-    sync(folder.parent)
-    sync(folder)
+    try:
+        (folder / "data").mkdir(mode=0o700)
+        sync(folder.parent)
+        sync(folder)
+    except BaseException:  # Ctrl-C too: a folder without a run would keep the name from the next
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 

@@ -212,7 +212,7 @@ def test_ctrl_c_detaches(start: Callable[..., pm.Run]) -> None:
         (("train", "--data", "x.jsonl", "./nowhere"), "there is no file"),
         (("plan", "./nowhere"), "there is no folder nowhere"),
         (("plan",), "name one MODEL"),
-        (("set", "x"), "is not NAME=VALUE"),
+        (("set", "x"), "is not NAME=VALUE; --run"),
         (("set", "learning_rate=x"), "learning_rate must be a number"),
         (("set", "lr_scheduler_kwargs=" + "[" * 10**5), "lr_scheduler_kwargs: not JSON"),
         (("export", "x", "y\udcff"), "there is no run 'x'"),

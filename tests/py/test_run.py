@@ -22,7 +22,7 @@ import numpy as np
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, PATIENCE, ROWS, alive, at_step, end, environment, hear_ctrl_c, until
-from pantheraml import _native
+from pantheraml import _native, folders, following
 from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
 
@@ -534,3 +534,24 @@ def test_what_a_full_disk_keeps_from_the_log_is_told(start: Callable[..., pm.Run
     assert ("paused", step + 7, "No space left on device") in seen  # no end before its events
     assert seen[-1][:2] == ("paused", step) and [row["step"] for row in run.history][-1] == step
     unsubscribe()
+
+
+def test_interrupted_while_it_begins(
+    start: Start, runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before there is a run, nothing keeps its name; from then on it goes on, and that is said."""
+
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "sync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            start(name="mine")
+    assert not (runs / "mine").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(following.Following, "_catch_up", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            start(name="mine", max_steps=5)
+    assert "Come back by pm.attach('mine')" in capfd.readouterr().err
+    assert pm.attach("mine").wait(PATIENCE).step == 5
