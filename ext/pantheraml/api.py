@@ -15,7 +15,7 @@ from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pantheraml import __version__, _native, folders, hub, sharing, sums
+from pantheraml import __version__, _native, folders, hub, sharing, sums, whole
 from pantheraml.checks import names_checked, path_of
 from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
@@ -163,6 +163,7 @@ def preview(
     InvalidError, NotFoundError, NotInThisVersion
         What would end a run's preparation, for these rows.
     """
+    whole.load("numpy", "tokenizers")
     from pantheraml import previews
 
     settings = Settings(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from pantheraml import whole
 from pantheraml.errors import InvalidError
 from pantheraml.plain import complain, say
 from pantheraml.report import Curve, chart_svg, smooth
@@ -98,6 +99,7 @@ class Comparison:
 
     def plot(self) -> Figure:
         """Draw loss and held-out loss of all runs with matplotlib."""
+        whole.load("matplotlib.pyplot")  # NumPy with it
         import matplotlib.pyplot as plt
 
         made, axis = plt.subplots(figsize=(8, 4.5))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from pantheraml import whole
 from pantheraml.memory import CAUSES, size
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def page_html(run: Run) -> str:
 
 def figure(run: Run) -> Figure:
     """Draw loss, learning rate and gradient norm with matplotlib."""
+    whole.load("matplotlib.pyplot")  # NumPy with it
     import matplotlib.pyplot as plt
 
     history = run.history

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pantheraml import whole
 from pantheraml.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Text:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
+        whole.load("numpy", "tokenizers")
         from pantheraml.data.tokenise import load_tokenizer
 
         tokenizer = load_tokenizer(self._folder)
