@@ -3,13 +3,13 @@
  * asked to, it says that there was no memory. A life has what a run has: it starts, trains, is
  * steered, saves and stops, one after the other, so that a slow machine and a fast one come to the
  * same allocations. And of a run that goes on by itself: what becomes of a command, wherever on its
- * way there is no memory for it.
+ * way there is no memory for it; and of what becomes of the run where a worker has none.
  * libzmq's own allocations are not refused: it would end the process, which is recovered as any
  * death.
  *
  *   PML_NOMEM_POINTS=0   every allocation; otherwise so many, spread over the life (default 12)
  *   PML_NOMEM_AT=7       that one alone, 0: none; tools/chaos/memory.py does so for each of them */
-#include "harness.h"
+#include "history.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -441,6 +441,63 @@ static void a_message_without_memory_is_not_lost(void **state)
     assert_int_equal(met, WANTED);
 }
 
+/* ---- of a worker ---- */
+
+/* Refuse allocation `number` from now on; others may come to it before it is named. */
+static void refuse_one(harness *h, nomem_counts *counts, long number)
+{
+    for (const long before = atomic_load(&counts->refused);
+         atomic_load(&counts->refused) == before;) {
+        if (atomic_load(&counts->seen) >= atomic_load(&counts->wanted))
+            atomic_store(&counts->wanted, atomic_load(&counts->seen) + number);
+        harness_receive_for(h, 0.01); /* beats alone come to it */
+    }
+}
+
+/* A restart that comes no further than the one before waits twice as long. */
+static void come_further(harness *h)
+{
+    int64_t furthest = 0;
+    harness_catch_up(h);
+    for (int i = 0; i < h->n_events; i++)
+        if (pml_message_type_of(h->events[i]) == PML_EVENT_step &&
+            pml_message_int(h->events[i], "step") > furthest)
+            furthest = pml_message_int(h->events[i], "step");
+    history_reach(h, furthest + 1);
+}
+
+/* Whatever it has no memory to hear or to tell, the run is as it would have been: another worker
+ * takes over, and no command and no step is missing. */
+static void every_allocation_of_a_worker(void **state)
+{
+    (void)state;
+    enum { MOST = 60, STRIDE = 4 }; /* a command takes less, with the steps beside it */
+    const char *points = getenv("PML_NOMEM_POINTS");
+    const long stride = points == NULL ? STRIDE : 1;
+    nomem_counts *counts;
+    harness *h = harness_new(2, 1000000, "\"restart\":\"on-failure\",\"max_restarts\":1000");
+    setenv("PML_NOMEM_IN", "fake_worker", 1);
+    bool ready = start_watched(h, 0, NULL, 0, &counts);
+    setenv("PML_NOMEM_IN", "pml-coordinator", 1);
+    assert_true(ready);
+    harness_connect(h);
+    for (long number = 1; number <= MOST; number += stride) {
+        char fields[64];
+        come_further(h);
+        snprintf(fields, sizeof fields, "\"learning_rate\":%ld", number);
+        atomic_store(&counts->wanted, atomic_load(&counts->seen) + number);
+        int64_t k = harness_command(h, "set", fields);
+        refuse_one(h, counts, number);
+        history_applied(h, k);
+    }
+    print_message("%ld refused, %d restarts\n", atomic_load(&counts->refused), history_restarts(h));
+    assert_true(history_restarts(h) > 0);
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    munmap(counts, sizeof *counts);
+    harness_destroy(&h);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest one[] = {cmocka_unit_test(every_allocation_of_the_coordinator)};
@@ -448,10 +505,12 @@ int main(int argc, char **argv)
         cmocka_unit_test(every_allocation_of_a_resume),
         cmocka_unit_test(a_worker_that_cannot_be_told_is_replaced),
         cmocka_unit_test(a_message_without_memory_is_not_lost),
+        cmocka_unit_test(every_allocation_of_a_worker),
     };
     if (!harness_programs(argc, argv) || argc < 4)
         return 2;
     shim = argv[3];
+    setenv("PML_NOMEM_IN", "pml-coordinator", 1);
     setenv("FAKE_STEP_MS", "20", 1); /* few steps in a life, however long it is */
     int failed = cmocka_run_group_tests(one, NULL, NULL);
     return getenv("PML_NOMEM_AT") != NULL ? failed

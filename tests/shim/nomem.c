@@ -85,12 +85,12 @@ long nomem_live(void)
     return atomic_load(&live);
 }
 
-/* ---- the coordinator, by its environment ---- */
+/* ---- a program, by its environment ---- */
 
 __attribute__((constructor)) static void start(void)
 {
-    const char *path = getenv("PML_NOMEM");
-    if (path == NULL || strcmp(program_invocation_short_name, "pml-coordinator") != 0)
+    const char *path = getenv("PML_NOMEM"), *program = getenv("PML_NOMEM_IN");
+    if (path == NULL || program == NULL || strcmp(program_invocation_short_name, program) != 0)
         return;
     int fd = open(path, O_RDWR | O_CLOEXEC);
     void *shared = mmap(NULL, sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -1,9 +1,10 @@
 /* Memory that runs out: the Nth allocation of what is watched is refused, once, and what was
  * allocated and not freed is counted. Linked into a C test, or loaded (LD_PRELOAD) into a program:
  *
- *   pml-coordinator   by its environment: PML_NOMEM, a file of nomem_counts that it shares with who
- *                     started it, who says there at any time which one is to be refused
- *   python            by these functions, through ctypes
+ *   a program   by its environment: PML_NOMEM_IN is its name, PML_NOMEM a file of nomem_counts that
+ *               all its processes share with who started them, who says there at any time which one
+ *               is to be refused
+ *   python      by these functions, through ctypes
  *
  * Not with a sanitizer, which has an allocator of its own in this place. */
 #ifndef PML_TESTS_NOMEM_H

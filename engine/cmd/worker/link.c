@@ -70,6 +70,15 @@ static pml_status send_in_time(worker_link *l, const char *text, size_t size, pm
     return status;
 }
 
+/* What we have no memory to hear or to tell would be missing for good: a command that is never in
+ * force, a step that is not in the history. Who replaces us hears all that is open and makes again
+ * what was not told. */
+static _Noreturn void give_way(const char *what, const pml_error *why)
+{
+    pml_log(PML_LOG_ERROR, "%s: %s: another worker takes over", what, why->message);
+    _exit(1);
+}
+
 /* waits: for room; a beat does not, as the next one is as good. */
 static void send_report(worker_link *l, pml_message *report, int64_t number, bool waits)
 {
@@ -82,9 +91,13 @@ static void send_report(worker_link *l, pml_message *report, int64_t number, boo
     pml_status status = pml_message_print(report, &text, &size, &err);
     if (status == PML_OK && number > 0)
         status = backlog_keep(l->backlog, number, text, size, &err);
+    bool kept = status == PML_OK && number > 0;
     if (status == PML_OK)
         status = waits ? send_in_time(l, text, size, &err)
                        : pml_client_send(l->client, text, size, &err);
+    /* The next coordinator hears what was kept, and waits for nothing else. */
+    if (status == PML_NO_MEMORY && waits && (!is_alone(l) || (number > 0 && !kept)))
+        give_way("cannot report", &err);
     if (status != PML_OK)
         pml_log(PML_LOG_ERROR, "cannot report: %s", err.message);
     free(text);
@@ -197,8 +210,6 @@ static void beat(worker_link *l, double now)
 
 /* ---- orders ---- */
 
-/* A command that finds no memory is not acknowledged, so it is never committed: the coordinator
- * commits in order and refuses an acknowledgement that leaves one out. */
 static void take_command(worker_link *l, const pml_message *m)
 {
     pml_message *args = pml_message_part(m, "args", 0);
@@ -210,14 +221,15 @@ static void take_command(worker_link *l, const pml_message *m)
                    .verb = pml_message_type_of(args),
                    .args = args,
                    .keywords = pml_message_part(args, "lr_scheduler_kwargs", 0)};
-        kept = again ? orders_put_again(l->orders, &o) : orders_put(l->orders, &o);
-        if (!kept)
-            pml_message_destroy(&o.keywords);
+        const bool whole = o.keywords != NULL || !pml_message_has(args, "lr_scheduler_kwargs");
+        kept = whole && (again ? orders_put_again(l->orders, &o) : orders_put(l->orders, &o));
     }
     if (!kept) {
-        pml_log(PML_LOG_ERROR, "no memory for a command");
-        pml_message_destroy(&args);
-    } else if (!again) {
+        pml_error err = PML_ERROR_INIT;
+        PML_FAIL(&err, PML_NO_MEMORY, "no memory for a command");
+        give_way("order", &err);
+    }
+    if (!again) {
         pml_message *ack = pml_message_new(PML_REPORT_ack);
         pml_message_set_int(ack, "command", pml_message_int(m, "command"));
         send_report(l, ack, 0, true); /* not in turn: the ring may be full, and beats go on */
@@ -228,10 +240,8 @@ static void take_order(worker_link *l, const char *text, size_t size)
 {
     pml_error err = PML_ERROR_INIT;
     pml_message *m;
-    if (pml_message_parse(PML_CHANNEL_ORDER, text, size, &m, &err) != PML_OK) {
-        pml_log(PML_LOG_ERROR, "order: %s", err.message);
-        return;
-    }
+    if (pml_message_parse(PML_CHANNEL_ORDER, text, size, &m, &err) != PML_OK)
+        give_way("order", &err);
     switch (pml_message_type_of(m)) {
     case PML_ORDER_command:
     case PML_ORDER_again:
@@ -343,15 +353,14 @@ static void *serve(void *argument)
             leased = read_lease(l);
         pml_received *r;
         pml_status status;
-        while ((status = pml_client_receive(l->client, 0, &r, NULL)) == PML_OK) {
+        pml_error err = PML_ERROR_INIT;
+        while ((status = pml_client_receive(l->client, 0, &r, &err)) == PML_OK) {
             if (r->kind == PML_RECEIVED_ANSWER)
                 take_order(l, r->text, r->size);
             free(r);
         }
-        if (status == PML_NO_MEMORY) { /* an order may be among what was lost */
-            pml_log(PML_LOG_ERROR, "no memory for an order: another worker takes over");
-            _exit(1);
-        }
+        if (status == PML_NO_MEMORY) /* an order may be among what was lost */
+            give_way("order", &err);
     }
 }
 
