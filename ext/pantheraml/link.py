@@ -139,12 +139,17 @@ class Link:
         TimedOut
             No answer came in time.
         PeerError
-            The coordinator is gone.
+            The coordinator is gone, or there is no connection to it.
         """
         if threading.current_thread() is self._thread:
             raise BusyError("a subscriber may not wait for an answer; ask from another thread")
         pending = self._send(kind, fields)
         if not pending.done.wait(timeout):
+            if not self._up:
+                raise PeerError(
+                    f"there is no connection to the run's coordinator, and none came back within "
+                    f"{timeout:g} s; should one come, it may still carry out {kind}"
+                )
             raise TimedOut(f"the run's coordinator did not answer {kind} within {timeout:g} s")
         if pending.error is not None:
             raise pending.error

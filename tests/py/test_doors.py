@@ -145,6 +145,9 @@ def test_a_shared_run_is_seen_and_not_touched(
     until(lambda: listening(run.coordinator_pid or 0) == [], "the doors to close")
     link = steering._link
     until(lambda: link is None or not link._up, "the other one to be shut out")
+    assert link is not None
+    with pytest.raises(pm.PeerError, match="no connection|coordinator is gone"):
+        link.request("status", timeout=1)  # not that somebody is slow to answer
     steering.close()
     until(lambda: run.state == "running", "the resume to show here")
 
