@@ -163,8 +163,14 @@ def _pause(args: argparse.Namespace) -> None:
 
 def _resume(args: argparse.Namespace) -> None:
     run = pm.attach(args.run)
+    over = run.state == "finished" and args.checkpoint is None
     command = run.resume(checkpoint=args.checkpoint, accept_changes=args.accept_changes)
-    say(f"{run.name} goes on from its checkpoint" if command is None else _waited(command, args))
+    if command is not None:
+        say(_waited(command, args))
+    elif over:
+        say(f"{run.name} has finished: its weights are loaded again, and no more steps are made")
+    else:
+        say(f"{run.name} goes on from its checkpoint")
 
 
 def _set(args: argparse.Namespace) -> None:

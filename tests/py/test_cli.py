@@ -15,7 +15,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import FOREVER, PATIENCE, ROWS, at_step, hear_ctrl_c
+from conftest import FOREVER, PATIENCE, ROWS, at_step, end, hear_ctrl_c
 from pantheraml import cli, devices, sharing
 from pantheraml.config import Settings
 
@@ -66,6 +66,12 @@ def test_steering(start: Callable[..., pm.Run]) -> None:
     assert "stopped at step" in shell("stop", "two").stdout
     assert "goes on from its checkpoint" in shell("resume", "two").stdout
     at_step(pm.attach("two"), run.step + 1)
+
+
+def test_resume_of_what_has_finished(start: Callable[..., pm.Run]) -> None:
+    run = start(name="over", max_steps=2).wait(PATIENCE)
+    end(run)  # its coordinator would stay for whoever still asks
+    assert "no more steps are made" in shell("resume", "over").stdout
 
 
 def test_every_option_of_train_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
