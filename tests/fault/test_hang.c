@@ -167,9 +167,20 @@ static void what_a_stopped_coordinator_is_told_is_not_lost(void **state)
     enum { STEPS = 8000, FORMER_PATIENCE = 32 };
     setenv("FAKE_STEP_MS", "0", 1);
     harness *h = harness_new(2, STEPS, GOES_ON ",\"hang_timeout\":5");
+    harness_mark(h, "slow", true);
     assert_true(harness_start(h, NULL));
     unsetenv("FAKE_STEP_MS");
-    history_reach(h, 5);
+    harness_command(h, "pause", "");
+    harness_mark(h, "slow", false);
+    harness_wait_state(h, "paused");
+    /* Its beat is overdue when it hears the resume, and so says that it stands, before it goes on.
+     * The next comes a second later: behind the steps, of which the door may be full by then. */
+    pid_t teller = harness_worker_pid(h, 0);
+    kill(teller, SIGSTOP);
+    pml_clock_sleep(1.2);
+    harness_command(h, "resume", "");
+    kill(teller, SIGCONT);
+    history_reach(h, 1);
     kill(h->coordinator, SIGSTOP);
     wait_for_a_jam(h);
     pml_clock_sleep(FORMER_PATIENCE);

@@ -56,6 +56,7 @@ typedef struct worker {
     char phase[12];      /* as its last beat says, with idle, limit and longest */
     double idle, limit, longest;
     int waits_for;   /* likewise: the rank that it waits for, -1: nobody */
+    bool told_since; /* of what it has done after that beat */
     double heard_at; /* when the last beat came, or it was started: by coordinator.attended */
     double back_at;  /* when one came after a silence (0: none did), likewise */
     double cpu, beat_at;

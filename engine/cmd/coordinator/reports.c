@@ -230,6 +230,7 @@ static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_me
         take_turn(c, w, *m);
         break;
     case PML_REPORT_report:
+        w->told_since = true;
         take_event(c, w, *m);
         break;
     case PML_REPORT_beat:
@@ -243,6 +244,7 @@ static void take_report(coordinator *c, worker *w, const pml_inbound *in, pml_me
         snprintf(w->phase, sizeof w->phase, "%s", pml_message_string(*m, "phase"));
         w->waits_for =
             pml_message_has(*m, "waits_for") ? (int)pml_message_int(*m, "waits_for") : -1;
+        w->told_since = false;
         w->beat_at = pml_clock_monotonic();
         watch_heard(c, w);
         break;

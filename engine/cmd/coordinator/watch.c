@@ -6,7 +6,9 @@
  *   not come on within its limit, waits for nobody       it hangs
  *   the same, but it waits for a worker                  that one's limit decides; where it has
  *                                                        none, because it stands, it hangs, if it
- *                                                        says so still: else it may be silent
+ *                                                        says so still: else it may be silent, or
+ *                                                        have come on (behind a jam the next beat
+ *                                                        comes after all that it had to tell)
  *   no beat                                              silent: stopped, or not given a processor
  *
  * Who waits for nobody always exists: of all that take part in a collective, those that have come
@@ -145,7 +147,7 @@ static void judge(coordinator *c, const worker *w, double timeout)
     }
     const worker *other = &c->workers[w->waits_for];
     bool beats = other->beat_at > 0 && watch_since(c, other->heard_at) < missed_seconds;
-    if (other->pid > 0 && beats && other->waits_for < 0 && other->limit == 0)
+    if (other->pid > 0 && beats && !other->told_since && other->waits_for < 0 && other->limit == 0)
         call_absent(c, other, w);
 }
 

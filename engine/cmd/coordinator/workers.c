@@ -160,6 +160,7 @@ static pml_status start_one(coordinator *c, worker *w, const char *program, pml_
     w->inherits = w->reserved >= 0;
     w->heard_at = c->attended;
     w->waits_for = -1;
+    w->told_since = false;
     worker_set_state(w, status == PML_OK ? "starting" : "gone");
     return status;
 }
