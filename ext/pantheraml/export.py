@@ -155,11 +155,13 @@ def write(request: Request, target: Path) -> Export:
     """
     begun = time.monotonic()
     one_file = request.format == "gguf" and target.suffix == ".gguf"
-    _refuse_what_is_there(target, one_file)
     try:
+        _refuse_what_is_there(target, one_file)
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(target)
     except OSError as error:
+        if isinstance(error, Error):
+            raise
         raise IOFailed(f"{target.parent} cannot be written to: {error.strerror}") from None
     with _gone_afterwards(beside) as folder:
         mask = _umask(folder)

@@ -187,6 +187,8 @@ def test_a_cell_that_exports_can_be_run_again(trained: pm.Run, tmp_path: Path) -
         trained.export(tmp_path / "link", "merged", verify=False)
     with pytest.raises(pm.IOFailed, match="cannot be written to"):
         trained.export("/proc/none/out", verify=False)
+    with pytest.raises(pm.IOFailed, match="File name too long"):
+        trained.export(tmp_path / ("x" * 300), verify=False)
 
 
 def test_bad_words(trained: pm.Run, tmp_path: Path) -> None:
