@@ -274,6 +274,12 @@ class LogReader:
         lines = whole.split(b"\n")[:-1]
         damaged = _native.first_damaged(whole, self._lines + 1)
         if damaged is None:
+            if len(data) - len(whole) > _native.LOG_TORN_MAX:
+                raise CorruptError(
+                    f"{self._path}, line {self._lines + len(lines) + 1}: no end in "
+                    f"{len(data) - len(whole)} bytes, which is more than was ever unsynced; "
+                    "pantheraml doctor says what can be done"
+                )
             return lines, data.endswith(b"\n")
         bad, why = damaged
         rest = data + file.read()  # what follows it tells a tear from damage

@@ -6,6 +6,7 @@
 
 #include "disk.h"
 #include "eventlog.h"
+#include "eventlog_recover.h"
 #include "pml/base/hash.h"
 #include "pml/json/sum.h"
 #include "scratch.h"
@@ -340,6 +341,155 @@ static void no_tear_is_long(void **state)
     free(text);
 }
 
+/* ---- in pieces ---- */
+
+/* More than two of the pieces of a mebibyte that a log is read in; steps would do as well. */
+static void write_long_log(char **text, size_t *size)
+{
+    eventlog *log;
+    size_t cut;
+    unlink(scratch("events.jsonl"));
+    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
+    for (int i = 0; i < 8000; i++)
+        put(log, 3 * (i % 60) + 1);
+    EXPECT_OK(eventlog_flush(log, e));
+    eventlog_close(&log);
+    EXPECT_OK(pml_file_read(scratch("events.jsonl"), 64 << 20, false, text, size, e));
+    assert_true(*size > 2 << 20 && *size < 3 << 20);
+}
+
+static pml_status no_line(void *user, int64_t end, pml_error *err)
+{
+    (void)user, (void)end, (void)err;
+    return PML_OK;
+}
+
+static void count_seen(void *user, const pml_message *event)
+{
+    (void)event;
+    ++*(int64_t *)user;
+}
+
+/* What the file is found to be is what its bytes are found to be when they are looked at at once.
+ */
+static void expect_as_at_once(const char *text, size_t size)
+{
+    int64_t seen = 0, seen_at_once = 0;
+    eventlog *log = NULL;
+    size_t cut, whole;
+    pml_error err = PML_ERROR_INIT, err_at_once = PML_ERROR_INIT;
+    recovered r = {
+        .path = "events.jsonl", .seen = count_seen, .line = no_line, .seen_user = &seen_at_once};
+    pml_status status_at_once = eventlog_recover(&r, text, size, &whole, &err_at_once);
+    put_file(scratch("events.jsonl"), text, size);
+    pml_status status = eventlog_open(scratch_root, count_seen, &seen, &log, &cut, &err);
+    assert_int_equal(status, status_at_once);
+    assert_int_equal(seen, seen_at_once);
+    if (status == PML_OK) {
+        assert_int_equal(cut, size - whole);
+        assert_int_equal(eventlog_last(log), r.lines);
+        static char out[1 << 16];
+        size_t n;
+        int64_t next;
+        EXPECT_OK(eventlog_read(log, r.lines, out, sizeof out, &n, &next, e));
+        assert_memory_equal(out, text + whole - n - 1, n); /* so its place is known */
+    } else {
+        assert_string_equal(strstr(err.message, "events.jsonl"), err_at_once.message);
+    }
+    eventlog_close(&log);
+}
+
+/* Damaged and cut in each way around the places where one piece ends and the next begins, which
+ * are a line at most before each mebibyte of the piece before. */
+static void pieces_are_as_the_whole(void **state)
+{
+    (void)state;
+    char *text, *image;
+    size_t size;
+    write_long_log(&text, &size);
+    image = malloc(size);
+    expect_as_at_once(text, size);
+    for (size_t edge = 1 << 20; edge < size; edge += 1 << 20) {
+        for (size_t at = edge - 1400; at < edge + 400; at += 199) {
+            expect_as_at_once(text, at);
+            for (int how = 0; how < 3; how++) {
+                memcpy(image, text, size);
+                char *newline = memchr(image + at, '\n', size - at);
+                if (how == 0)
+                    image[at] ^= 1;
+                else
+                    *newline = ' ';
+                /* With little behind it, it may be a tear. */
+                expect_as_at_once(image, how == 2 ? at + 1000 : size);
+            }
+        }
+    }
+    free(image);
+    free(text);
+}
+
+/* What has no end for longer than anything was unsynced is damage. */
+static void nothing_long_is_without_an_end(void **state)
+{
+    (void)state;
+    static const size_t lengths[] = {PML_LOG_TORN_MAX, PML_LOG_TORN_MAX + 1, 3 << 20};
+    char *text;
+    size_t size, cut, n;
+    write_whole_log(&text, &size);
+    text = realloc(text, size + (3 << 20));
+    memset(text + size, 0, 3 << 20); /* as a file system leaves that has made room for it */
+    for (int i = 0; i < 3; i++) {
+        char words[32], *after;
+        eventlog *log = NULL;
+        pml_error err = PML_ERROR_INIT;
+        put_file(scratch("events.jsonl"), text, size + lengths[i]);
+        pml_status status = eventlog_open(scratch_root, ignore, NULL, &log, &cut, &err);
+        assert_int_equal(status, i == 0 ? PML_OK : PML_CORRUPT);
+        eventlog_close(&log);
+        EXPECT_OK(pml_file_read(scratch("events.jsonl"), 8 << 20, false, &after, &n, e));
+        assert_int_equal(n, i == 0 ? size : size + lengths[i]);
+        free(after);
+        snprintf(words, sizeof words, "line %d: no end", EVENTS + 1);
+        assert_true(i == 0 || strstr(err.message, words) != NULL);
+    }
+    free(text);
+}
+
+/* Wherever in it the disk does not give a page: an error with words, and the log as it was. */
+static void what_the_disk_does_not_give_is_told(void **state)
+{
+    (void)state;
+    char *text, *after;
+    size_t size, cut, n_after;
+    write_long_log(&text, &size);
+    disk_control *disk = disk_control_here();
+    snprintf(disk->read_of, sizeof disk->read_of, "/events.jsonl");
+    disk->read_code = EIO;
+    for (int64_t n = 1;; n++) {
+        eventlog *log = NULL;
+        pml_error err = PML_ERROR_INIT;
+        disk->reads = 0;
+        disk->read_to = n;
+        disk->read_from = n;
+        pml_status status = eventlog_open(scratch_root, ignore, NULL, &log, &cut, &err);
+        disk->read_from = 0;
+        if (status == PML_OK) {
+            eventlog_close(&log);
+            assert_int_equal(n, 4); /* one of each piece has failed */
+            break;
+        }
+        assert_int_equal(status, PML_IO);
+        assert_non_null(strstr(err.message, scratch("events.jsonl")));
+        assert_non_null(strstr(err.message, strerror(EIO)));
+        EXPECT_OK(pml_file_read(scratch("events.jsonl"), 64 << 20, false, &after, &n_after, e));
+        assert_int_equal(n_after, size);
+        assert_memory_equal(after, text, size);
+        free(after);
+    }
+    disk->read_of[0] = '\0';
+    free(text);
+}
+
 /* ---- a disk that does not take it ---- */
 
 static const int codes[] = {ENOSPC, EIO, EROFS, EDQUOT};
@@ -507,6 +657,9 @@ int main(void)
         cmocka_unit_test(pages_out_of_order),
         cmocka_unit_test(no_tear_is_long),
         cmocka_unit_test(every_flip_is_seen),
+        cmocka_unit_test(pieces_are_as_the_whole),
+        cmocka_unit_test(nothing_long_is_without_an_end),
+        cmocka_unit_test(what_the_disk_does_not_give_is_told),
         cmocka_unit_test(every_operation_fails_once),
         cmocka_unit_test(a_full_disk_gets_room_again),
         cmocka_unit_test(opening_fails_by_name),

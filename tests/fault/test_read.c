@@ -115,14 +115,15 @@ static void what_cannot_be_read_is_read_again(void **state)
     harness_destroy(&h);
 }
 
-/* The next coordinator cannot even read what the run is; or not what its workers have left. */
+/* The next coordinator cannot even read what the run is, or its log; or not what its workers have
+ * left. */
 static void a_takeover_that_cannot_read_is_tried_again(void **state)
 {
     (void)state;
-    static const char *const files[] = {"/run.json", "/handover.jsonl"};
+    static const char *const files[] = {"/run.json", "/handover.jsonl", "/events.jsonl"};
     harness *h = begin_run("0.01");
-    for (int i = 0; i < 2; i++) {
-        refuse_reads(files[i], 2, codes[i + 1]);
+    for (int i = 0; i < 3; i++) {
+        refuse_reads(files[i], 2, codes[(i + 1) % 3]);
         harness_kill_coordinator(h);
         harness_adopt(h);
         expect_newest(h, i + 1);

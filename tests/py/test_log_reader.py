@@ -63,6 +63,16 @@ def test_no_tear_is_long(tmp_path: Path) -> None:
     assert read(tmp_path) == list(range(1, 100))
 
 
+def test_nothing_long_is_without_an_end(tmp_path: Path) -> None:
+    """A line that has no end is a tear for as long as what may be unsynced, as in recovery."""
+    zeros = bytes(_native.LOG_TORN_MAX)
+    (tmp_path / "events.jsonl").write_bytes(line(1) + zeros)
+    assert read(tmp_path) == [1]
+    (tmp_path / "events.jsonl").write_bytes(line(1) + zeros + b"\0")
+    with pytest.raises(CorruptError, match="line 2: no end"):
+        read(tmp_path)
+
+
 def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
     """Nothing is read that was not written, whichever bit is flipped."""
     chance = random.Random(5)

@@ -266,6 +266,24 @@ ssize_t read(int fd, void *data, size_t size)
     return REAL(read)(fd, data, size);
 }
 
+static ssize_t get_at(int fd, void *data, size_t size, off_t offset)
+{
+    const char *path = path_of(fd);
+    if (path != NULL && read_fails("read", path))
+        return -1;
+    return REAL(pread)(fd, data, size, offset);
+}
+
+ssize_t pread(int fd, void *data, size_t size, off_t offset)
+{
+    return get_at(fd, data, size, offset);
+}
+
+ssize_t pread64(int fd, void *data, size_t size, off64_t offset)
+{
+    return get_at(fd, data, size, offset);
+}
+
 ssize_t write(int fd, const void *data, size_t size)
 {
     return put(fd, data, size, 0, false);

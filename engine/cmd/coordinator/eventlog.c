@@ -5,19 +5,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "eventlog_recover.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
+#include "pml/base/file_at.h"
 #include "pml/base/hold.h"
 #include "pml/base/path.h"
 #include "pml/base/table.h"
 #include "pml/json/sum.h"
 
-enum { PATH_BYTES = 4096, FIRST_LINES = 1024, FIRST_TAIL = 64 << 10 };
+enum { PATH_BYTES = 4096, FIRST_LINES = 1024, FIRST_TAIL = 64 << 10, PIECE_BYTES = 1 << 20 };
+_Static_assert((int)PIECE_BYTES > (int)PML_LOG_TORN_MAX,
+               "a piece tells what is torn from what is damaged");
 
 struct eventlog {
     int fd;
@@ -35,9 +37,8 @@ struct eventlog {
     int64_t step_timeline;  /* which that step is of */
 };
 
-static pml_status add_offset(void *user, int64_t offset, pml_error *err)
+static pml_status add_offset(eventlog *log, int64_t offset, pml_error *err)
 {
-    eventlog *log = user;
     int64_t *larger = pml_table_room(log->offsets, &log->capacity, log->n + 2, sizeof *larger);
     if (larger == NULL)
         return PML_FAIL(err, PML_NO_MEMORY, "no memory for the index of %s", log->path);
@@ -48,31 +49,63 @@ static pml_status add_offset(void *user, int64_t offset, pml_error *err)
 
 /* ---- opening ---- */
 
+/* While the log is read, `written` is where the piece begins that is looked at. */
+static pml_status take_end(void *user, int64_t end, pml_error *err)
+{
+    eventlog *log = user;
+    return add_offset(log, log->written + end, err);
+}
+
+static pml_status read_file(const eventlog *log, int64_t begin, char *out, size_t want,
+                            pml_error *err)
+{
+    pml_file_at from = {log->fd, (uint64_t)begin, log->path};
+    return pml_file_at_read(&from, out, want, err);
+}
+
+/* In pieces: a log of a million steps has hundreds of megabytes. And read, not mapped: a page that
+ * the disk does not give is an error with words here, and SIGBUS there. */
+static pml_status recover_lines(eventlog *log, recovered *r, int64_t size, pml_error *err)
+{
+    char *piece = malloc(PIECE_BYTES);
+    if (piece == NULL)
+        return PML_FAIL(err, PML_NO_MEMORY, "no memory to read %s", log->path);
+    pml_status status = PML_OK;
+    for (size_t taken = 1; status == PML_OK && taken > 0 && log->written < size;) {
+        int64_t left = size - log->written;
+        size_t n = left < PIECE_BYTES ? (size_t)left : PIECE_BYTES;
+        taken = 0;
+        status = read_file(log, log->written, piece, n, err);
+        if (status == PML_OK)
+            status = eventlog_recover(r, piece, n, &taken, err);
+        log->written += (int64_t)taken;
+    }
+    free(piece);
+    if (status == PML_OK && size - log->written > PML_LOG_TORN_MAX)
+        return PML_FAIL(err, PML_CORRUPT,
+                        "%s, line %lld: no end in %lld bytes, which is more than was ever unsynced",
+                        log->path, (long long)r->lines + 1, (long long)(size - log->written));
+    return status;
+}
+
 static pml_status recover_file(eventlog *log, recovered *r, size_t *cut, pml_error *err)
 {
     struct stat st;
     if (fstat(log->fd, &st) != 0)
         return PML_FAIL(err, PML_IO, "cannot look at %s: %s", log->path, strerror(errno));
-    size_t size = (size_t)st.st_size, whole = 0;
-    if (size == 0)
+    if (st.st_size == 0)
         return PML_OK;
-    void *text = mmap(NULL, size, PROT_READ, MAP_PRIVATE, log->fd, 0);
-    if (text == MAP_FAILED)
-        return PML_FAIL(err, errno == ENOMEM ? PML_NO_MEMORY : PML_IO, "cannot read %s: %s",
-                        log->path, strerror(errno));
-    pml_status status = eventlog_recover(r, text, size, &whole, err);
-    munmap(text, size);
+    pml_status status = recover_lines(log, r, st.st_size, err);
     if (status != PML_OK)
         return status;
-    *cut = size - whole;
-    if (*cut > 0 && ftruncate(log->fd, (off_t)whole) != 0)
+    *cut = (size_t)(st.st_size - log->written);
+    if (*cut > 0 && ftruncate(log->fd, (off_t)log->written) != 0)
         return PML_FAIL(err, PML_IO, "cannot cut the torn end of %s: %s", log->path,
                         strerror(errno));
     /* The lines were whole in the page cache of this boot, which says nothing of the disk. */
     if (fsync(log->fd) != 0)
         return PML_FAIL(err, PML_IO, "cannot put %s on disk: %s", log->path, strerror(errno));
     log->synced = log->announced = log->durable = log->kept = log->n;
-    log->written = (int64_t)whole;
     return PML_OK;
 }
 
@@ -119,7 +152,7 @@ pml_status eventlog_open(const char *folder, void (*seen)(void *user, const pml_
     log->fd = -1;
     recovered r = {.path = log->path,
                    .seen = seen,
-                   .line = add_offset,
+                   .line = take_end,
                    .user = log,
                    .seen_user = user,
                    .timeline = -1};
@@ -342,18 +375,10 @@ static pml_status read_bytes(const eventlog *log, int64_t begin, char *out, size
 {
     int64_t end = begin + (int64_t)want, tail = log->offsets[log->kept];
     size_t of_file = end <= tail ? want : begin < tail ? (size_t)(tail - begin) : 0;
-    for (size_t got = 0; got < of_file;) {
-        ssize_t n = pread(log->fd, out + got, of_file - got, (off_t)begin + (off_t)got);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return PML_FAIL(err, PML_IO, "cannot read %s: %s", log->path,
-                            n == 0 ? "it became shorter" : strerror(errno));
-        got += (size_t)n;
-    }
-    if (of_file < want)
+    pml_status status = read_file(log, begin, out, of_file, err);
+    if (status == PML_OK && of_file < want)
         memcpy(out + of_file, in_tail(log, begin + (int64_t)of_file), want - of_file);
-    return PML_OK;
+    return status;
 }
 
 bool eventlog_removed(const eventlog *log)

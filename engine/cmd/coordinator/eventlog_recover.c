@@ -13,7 +13,7 @@ static const char *after(const char *text, const char *end, const char *words)
     return (size_t)(end - text) >= n && memcmp(text, words, n) == 0 ? text + n : NULL;
 }
 
-/* The digits at `at`; a line in a mapped file has no zero behind it that would end them. */
+/* The digits at `at`; a line of a file has no zero behind it that would end them. */
 static int64_t number(const char *at, const char *end)
 {
     int64_t value = 0;
@@ -115,16 +115,17 @@ pml_status eventlog_recover(recovered *r, const char *text, size_t size, size_t 
 {
     pml_status status = PML_OK;
     *whole = 0;
-    for (int64_t seq = 1; status == PML_OK && *whole < size; seq++) {
+    while (status == PML_OK && *whole < size) {
         const char *line = text + *whole;
         const char *end = memchr(line, '\n', size - *whole);
         if (end == NULL)
             return PML_OK;
-        status = take_line(r, seq, line, end, err);
+        status = take_line(r, r->lines + 1, line, end, err);
         if (status == PML_CORRUPT && is_torn(line, size - *whole))
             return PML_OK;
         if (status == PML_OK) {
             *whole = (size_t)(end + 1 - text);
+            r->lines++;
             status = r->line(r->user, (int64_t)*whole, err);
         }
     }
