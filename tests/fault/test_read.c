@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "history.h"
+#include "pml/base/clock.h"
 #include "pml/base/file.h"
 #include "watched.h"
 
@@ -130,6 +131,51 @@ static void a_takeover_that_cannot_read_is_tried_again(void **state)
         assert_true(disk->reads > 2);
         harness_wait_state(h, "running");
     }
+    nothing_was_passed_over(h);
+    int64_t steps = history_stop(h);
+    assert_int_equal(history_check(h), steps);
+    assert_true(history_learnt(h, steps) == history_undisturbed(steps));
+    harness_destroy(&h);
+}
+
+/* Waits until the shim has made all those fail that it was told to, and one more was made. */
+static void expect_tries(int64_t n)
+{
+    while (disk->reads <= n)
+        pml_clock_sleep(0.01);
+}
+
+static void expect_saving(harness *h)
+{
+    pml_message *m = harness_ask(h, "status", "");
+    assert_string_equal(pml_message_string(m, "reason"),
+                        "the workers of the coordinator before are saving what they have");
+    pml_message_destroy(&m);
+    assert_int_equal(history_restarts(h), 0);
+}
+
+/* That the workers of the coordinator before are there cannot be found out just now, at its
+ * beginning or later: they are waited for all the same. */
+static void who_cannot_be_seen_has_not_ended(void **state)
+{
+    (void)state;
+    harness *h = begin_run("0.01");
+    harness_mark(h, "held", true); /* they save until it is taken away */
+    refuse_reads("/workers", 3, EMFILE);
+    harness_kill_coordinator(h);
+    setenv("PML_RETRY_SECONDS", "0.01", 1);
+    watch_again("pml-coordinator");
+    assert_true(harness_start(h, "--recover", NULL)); /* the only worker saves */
+    watch(NULL, h);
+    unsetenv("PML_RETRY_SECONDS");
+    expect_tries(4);
+    expect_saving(h);
+    refuse_reads("/workers", 3, ENOMEM);
+    expect_tries(4); /* what was found out then has been told */
+    expect_saving(h);
+    harness_mark(h, "held", false);
+    expect_newest(h, 1);
+    harness_wait_state(h, "running");
     nothing_was_passed_over(h);
     int64_t steps = history_stop(h);
     assert_int_equal(history_check(h), steps);
@@ -287,6 +333,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_cannot_be_read_is_read_again),
         cmocka_unit_test(a_takeover_that_cannot_read_is_tried_again),
+        cmocka_unit_test(who_cannot_be_seen_has_not_ended),
         cmocka_unit_test(what_can_never_be_read_is_told),
         cmocka_unit_test(who_waits_to_read_can_be_stopped),
         cmocka_unit_test(what_is_unfit_is_passed_over),

@@ -190,7 +190,8 @@ static int open_at(int at, const char *name, int flags, mode_t mode)
     absolute(at, name, path);
     /* A file without a name is nobody's after a crash. */
     bool ours = watched(path) && (flags & O_TMPFILE) != O_TMPFILE;
-    if (ours && (may_write || making ? fails("open", path) : read_fails("open", path)))
+    if (ours &&
+        (((may_write || making) && fails("open", path)) || (!making && read_fails("open", path))))
         return -1;
     bool new = ours &&making &&REAL(faccessat)(at, name, F_OK, AT_SYMLINK_NOFOLLOW) != 0;
     int fd = REAL(openat)(at, name, flags, mode);

@@ -10,8 +10,8 @@
  * Counted are open with O_CREAT or for writing, write, pwrite, ftruncate, fsync, fdatasync, fchmod,
  * close of a file that was written, mkdir, rename, renameat2, unlink and unlinkat below `prefix`.
  *
- * Counted on their own (`reads`) are open without writing, of files and of folders, read and pread,
- * where the path below `prefix` has `read_of` in it. */
+ * Counted on their own (`reads`) are open that makes nothing, of files and of folders, read and
+ * pread, where the path below `prefix` has `read_of` in it. */
 #ifndef TESTS_SHIM_DISK_H
 #define TESTS_SHIM_DISK_H
 

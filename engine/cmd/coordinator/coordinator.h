@@ -450,12 +450,14 @@ void recover_recover(coordinator *c, const pml_message *event);
 
 /* ---- handover.c ---- */
 
-/* Whether workers of the coordinator before are still there: saving, most likely. */
-bool handover_workers(const coordinator *c);
+#define HANDOVER_WORDS "the workers of the coordinator before are saving what they have"
+/* Whether workers of the coordinator before are still there: saving, most likely. PML_IO,
+ * PML_NO_MEMORY: it cannot be found out just now; they are not to be taken for ended. */
+pml_status handover_workers(const coordinator *c, bool *there, pml_error *err);
 void handover_recover(coordinator *c, const pml_message *event);
 /* Log what that coordinator did not live to log, and refuse what it left open. */
 pml_status handover_take(coordinator *c, pml_error *err);
-/* While c->waiting: whether it is over. */
-bool handover_tick(coordinator *c);
+/* While c->waiting: whether it is over. Fails as handover_workers. */
+pml_status handover_tick(coordinator *c, bool *over, pml_error *err);
 
 #endif

@@ -20,9 +20,11 @@
 enum { HANDOVER_MAX = 256 << 20 };
 static const double saving_hangs = 20; /* of the time that counts as a hang: saving is slow */
 
-bool handover_workers(const coordinator *c)
+pml_status handover_workers(const coordinator *c, bool *there, pml_error *err)
 {
-    return pml_runtime_workers(c->folder, NULL) == PML_OK;
+    pml_status status = pml_runtime_workers(c->folder, err);
+    *there = status == PML_OK;
+    return status == PML_IO || status == PML_NO_MEMORY ? status : PML_OK;
 }
 
 /* The run goes on from the event's step: what was made and measured behind it will be again. */
@@ -175,20 +177,37 @@ static void kill_them(coordinator *c, double seconds, const char *what)
     c->waiting_since = c->moving_at = c->attended;
 }
 
+/* What is told while we wait names a step, which the next coordinator believes. */
+static void say_saving(coordinator *c)
+{
+    c->step = last_step(c);
+    if (c->rereading.tries > 0) /* that has been told, and is over */
+        begin_state(c, HANDOVER_WORDS);
+    recover_has_read(c);
+}
+
 /* As long as saving may take; then whoever is there hangs, and nobody else can end it. One that is
  * stopped does not save, and counts as silent. There is a bound also where nothing counts as a
  * hang. */
-bool handover_tick(coordinator *c)
+pml_status handover_tick(coordinator *c, bool *over, pml_error *err)
 {
+    bool there;
     double hang = pml_run_hang_timeout(c->run);
     double silence = hang > 0 ? hang : PML_RUN_HANG_TIMEOUT;
-    if (!handover_workers(c))
-        return true;
+    pml_status status = handover_workers(c, &there, err);
+    *over = status == PML_OK && !there;
+    if (*over)
+        return PML_OK;
+    if (status != PML_OK) {
+        c->step = last_step(c);
+        return status;
+    }
+    say_saving(c);
     if (!pml_runtime_workers_stopped(c->folder))
         c->moving_at = c->attended;
     if (watch_since(c, c->moving_at) > silence)
         kill_them(c, silence, "were stopped");
     else if (watch_since(c, c->waiting_since) > saving_hangs * silence)
         kill_them(c, saving_hangs * silence, "have not ended");
-    return false;
+    return PML_OK;
 }

@@ -265,7 +265,7 @@ static void take_up_and_begin(coordinator *c);
 static void tick(coordinator *c)
 {
     double now = pml_clock_monotonic();
-    if (c->waiting && handover_tick(c) && now >= c->rereading.at)
+    if (c->waiting && now >= c->rereading.at)
         take_up_and_begin(c);
     recover_tick(c, now);
     for (int r = 0; r < c->world && c->failure.seen; r++) /* it may be a consequence */
@@ -355,15 +355,23 @@ static void begin_run(coordinator *c)
         fail_later(c, status, -1, err.message);
 }
 
+/* What a person's resume cannot read it is told at once; but that there were workers has been seen
+ * before, and whoever asked has heard it. */
 static void take_up_and_begin(coordinator *c)
 {
+    bool over;
     pml_error err = PML_ERROR_INIT;
+    pml_status status = handover_tick(c, &over, &err);
+    if (status == PML_OK && !over)
+        return;
     if (run_is_over(c)) { /* somebody did not want to wait */
         c->waiting = false;
         return;
     }
-    pml_status status = take_up(c, &err);
-    c->waiting = c->recover && recover_reads_again(c, status, &err);
+    bool again = c->recover || status != PML_OK;
+    if (status == PML_OK)
+        status = take_up(c, &err);
+    c->waiting = again && recover_reads_again(c, status, &err);
     if (c->waiting)
         return;
     recover_has_read(c);
@@ -377,8 +385,7 @@ static void start_run(coordinator *c)
 {
     c->state = RUN_STARTING;
     c->state_since = c->last_request = c->last_alive = pml_clock_monotonic();
-    snprintf(c->reason, sizeof c->reason,
-             "the workers of the coordinator before are saving what they have");
+    snprintf(c->reason, sizeof c->reason, HANDOVER_WORDS);
     if (!c->waiting)
         begin_run(c);
 }

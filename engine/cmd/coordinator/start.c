@@ -218,6 +218,17 @@ static pml_status take_over_signals(coordinator *c, pml_error *err)
     return PML_OK;
 }
 
+/* Where that cannot be found out just now, a run that goes on by itself asks again (handover_tick);
+ * a person is told at once. */
+static pml_status look_for_workers(coordinator *c, pml_error *err)
+{
+    pml_status status = handover_workers(c, &c->waiting, err);
+    if (status == PML_OK || !c->recover)
+        return status;
+    c->waiting = true;
+    return PML_OK;
+}
+
 pml_status set_up(coordinator *c, pml_error *err)
 {
     char log_folder[PATH_MAX];
@@ -238,7 +249,8 @@ pml_status set_up(coordinator *c, pml_error *err)
         status = take_over_signals(c, err);
     if (status == PML_OK)
         status = open_log(c, err);
-    c->waiting = c->resume && handover_workers(c);
+    if (status == PML_OK && c->resume)
+        status = look_for_workers(c, err);
     if (status == PML_OK) /* before what may take long: who asks meanwhile is answered */
         status = open_doors(c, err);
     if (status == PML_OK && !c->waiting)

@@ -70,6 +70,12 @@ pml_status pml_runtime_worker_sign(int fd, int rank, pml_error *err)
     return sign(fd, rank, (int)getpid(), err);
 }
 
+/* Of a file system, or a server that it is on. */
+static bool knows_no_locks(int code)
+{
+    return code == ENOLCK || code == EOPNOTSUPP || code == ENOSYS || code == EINVAL;
+}
+
 pml_status pml_runtime_workers(const char *run_folder, pml_error *err)
 {
     int fd;
@@ -78,28 +84,32 @@ pml_status pml_runtime_workers(const char *run_folder, pml_error *err)
         return status;
     struct flock lock = bytes_of(0, RANKS_MAX, F_WRLCK);
     if (fcntl(fd, F_OFD_GETLK, &lock) != 0)
-        status =
-            PML_FAIL(err, PML_IO, "cannot ask for %s/workers: %s", run_folder, strerror(errno));
+        status = PML_FAIL(err, knows_no_locks(errno) ? PML_PEER : pml_status_of_errno(errno),
+                          "cannot ask for %s/workers: %s", run_folder, strerror(errno));
     else if (lock.l_type == F_UNLCK)
         status = PML_FAIL(err, PML_PEER, "the workers of this run have ended");
     close(fd);
     return status;
 }
 
-/* Whether a process has the file open, as all workers of a run have. */
+/* Whether a process has the file open, as all workers of a run have. errno is 0, or says why it
+ * could not be looked at. */
 static bool has_open(int pid, int file)
 {
     char path[64];
     struct stat wanted, info;
     bool found = false;
     snprintf(path, sizeof path, "/proc/%d/fd", pid);
+    errno = 0;
     DIR *dir = fstat(file, &wanted) == 0 ? opendir(path) : NULL;
+    int code = errno;
     for (struct dirent *e = dir == NULL ? NULL : readdir(dir); e != NULL && !found;
          e = readdir(dir))
         found = fstatat(dirfd(dir), e->d_name, &info, 0) == 0 && info.st_dev == wanted.st_dev &&
                 info.st_ino == wanted.st_ino;
     if (dir != NULL)
         closedir(dir);
+    errno = code;
     return found;
 }
 
@@ -118,19 +128,33 @@ static bool runs(int pid, const char *program)
     return strcmp(pml_path_name(exe), pml_path_name(program)) == 0;
 }
 
+/* Not of a process that is gone, or is not ours to look at: that is an answer. */
+static bool is_want(int code)
+{
+    return code == EMFILE || code == ENFILE || code == ENOMEM;
+}
+
 /* The lock is still held and the signature the same after the process descriptor was opened: so it
  * is the holder's, and stays it. In a folder from somebody else both may be a stranger's, who names
  * a process of ours: that one does not have the file, or is no worker. We that ask have it, too. */
-static void kill_holder(int fd, int rank, const char *program)
+static pml_status kill_holder(int fd, int rank, const char *program, pml_error *err)
 {
     int pid = signature(fd, rank);
-    int process = pid > 0 && pid != getpid() ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+    if (pid <= 0 || pid == getpid())
+        return PML_OK;
+    int process = (int)syscall(SYS_pidfd_open, pid, 0);
     struct flock lock = bytes_of(rank, 1, F_WRLCK);
-    if (process >= 0 && has_open(pid, fd) && runs(pid, program) &&
-        fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK && signature(fd, rank) == pid)
+    bool has = process >= 0 && has_open(pid, fd);
+    int code = errno;
+    if (has && runs(pid, program) && fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK &&
+        signature(fd, rank) == pid)
         syscall(SYS_pidfd_send_signal, process, SIGKILL, NULL, 0);
     if (process >= 0)
         close(process);
+    if (!has && is_want(code))
+        return PML_FAIL(err, PML_IO, "cannot look at worker %d, process %d: %s", rank, pid,
+                        strerror(code));
+    return PML_OK;
 }
 
 pml_status pml_runtime_workers_kill(const char *run_folder, const char *program, pml_error *err)
@@ -152,10 +176,14 @@ pml_status pml_runtime_workers_kill(const char *run_folder, const char *program,
         if (fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK)
             break;
         rank = (int)lock.l_start - LOCKS_AT;
-        kill_holder(fd, rank++, program);
+        pml_error why = PML_ERROR_INIT;
+        pml_status killed = kill_holder(fd, rank++, program, &why);
+        if (killed != PML_OK && status == PML_OK && err != NULL)
+            *err = why;
+        status = status == PML_OK ? killed : status;
     }
     close(fd);
-    return PML_OK;
+    return status;
 }
 
 /* 'T' behind the name in /proc/PID/stat: somebody has stopped it. */

@@ -1,6 +1,7 @@
 /* Which workers are there, and that nobody else is killed for one. */
 #include "pml/net/connection.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -85,6 +87,36 @@ static void those_that_hold_a_lock_are_there(void **state)
     assert_int_equal(pml_runtime_workers(folder, NULL), PML_PEER);
 }
 
+/* Without a descriptor for it nobody can be looked at: that is no word on whether they are there,
+ * and nobody is said to have been killed. */
+static void want_is_not_taken_for_their_end(void **state)
+{
+    (void)state;
+    struct rlimit limit, few;
+    int lock, status;
+    assert_int_equal(pml_runtime_worker_lock(folder, 0, &lock, NULL), PML_OK);
+    pid_t pid = begin(lock, 0);
+    close(lock);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    few = limit;
+    const int first = dup(0); /* the first number that is free */
+    close(first);
+    for (int more = 0; more < 3; more++) { /* the file, the process and its list want one each */
+        pml_error err = PML_ERROR_INIT;
+        few.rlim_cur = (rlim_t)first + (rlim_t)more;
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+        pml_status there = pml_runtime_workers(folder, NULL);
+        pml_status killed = pml_runtime_workers_kill(folder, our_program, &err);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+        assert_int_equal(there, more == 0 ? PML_IO : PML_OK);
+        assert_int_equal(killed, PML_IO);
+        assert_non_null(strstr(err.message, strerror(EMFILE)));
+        assert_true(lives(pid));
+    }
+    assert_int_equal(pml_runtime_workers_kill(folder, our_program, NULL), PML_OK);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+}
+
 /* The file names a process that holds no lock (its number was given to somebody else), or beside a
  * lock that its holder has not signed yet: nobody is signalled. */
 static void a_recycled_number_is_not_touched(void **state)
@@ -159,6 +191,7 @@ int main(int argc, char **argv)
     our_program = argv[0];
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(those_that_hold_a_lock_are_there),
+        cmocka_unit_test(want_is_not_taken_for_their_end),
         cmocka_unit_test(a_recycled_number_is_not_touched),
         cmocka_unit_test(a_forged_signature_kills_nobody),
     };

@@ -81,11 +81,14 @@ void pml_runtime_leave(const char *path, int *lock);
 pml_status pml_runtime_worker_lock(const char *run_folder, int rank, int *fd, pml_error *err);
 /* In the worker: write our process id beside the lock. */
 pml_status pml_runtime_worker_sign(int fd, int rank, pml_error *err);
-/* Whether any worker is there: PML_OK, else PML_PEER; PML_NOT_FOUND where none has ever been. */
+/* Whether any worker is there: PML_OK, else PML_PEER; PML_NOT_FOUND where none has ever been. A
+ * file system without locks cannot say: PML_PEER. PML_IO, PML_NO_MEMORY: it cannot be found out
+ * now. */
 pml_status pml_runtime_workers(const char *run_folder, pml_error *err);
 /* SIGKILL to those that are there and run a program of the name that `program` (a path) has, by
  * process descriptor: a process id that has come to be somebody else's is not signalled, nor is our
- * own. PML_DENIED: the file is a hard link, which may be any file of ours; nobody is. */
+ * own. PML_DENIED: the file is a hard link, which may be any file of ours; nobody is. PML_IO: one
+ * of them could not be looked at for want of a descriptor or of memory, and lives. */
 pml_status pml_runtime_workers_kill(const char *run_folder, const char *program, pml_error *err);
 /* Whether one of them was stopped (SIGSTOP): it neither saves nor ends. */
 bool pml_runtime_workers_stopped(const char *run_folder);
