@@ -36,6 +36,10 @@ ANSWER = 30.0
 # between here and there lets the commands' port through and not the events'. They are asked for
 # then, as often.
 DEAF = 10.0
+# Seconds until events are asked for again that were refused, or of which none came. The coordinator
+# of a long log refuses whoever asks faster than its guests may, or does not read what is answered;
+# and one that names events which it never gives is not asked at full speed for ever.
+AGAIN = 0.5
 
 
 class Listener(Protocol):
@@ -105,7 +109,9 @@ class Link:
         self._lock = threading.Lock()
         self._counter = 0
         self._pending: dict[str, _Pending] = {}
-        self._replaying = False
+        self._replaying: _Pending | None = None  # what asks for events, and is not answered yet
+        self._owed = self._greets = False  # it, and before it a hello, are still to be sent
+        self._ask_at = 0.0  # not before
         self._seen = 0  # highest number that anyone has told us of
         self._goal: int | None = None  # last number when we came: from there on it is live
         self._up = False
@@ -242,8 +248,7 @@ class Link:
             elif kind == "up":
                 self._up = True
                 self._heard = time.monotonic()
-                self._replaying = False
-                self._send("hello", {})
+                self._replaying, self._greets, self._ask_at = None, True, 0.0
                 self._replay(events)
             elif kind == "down":
                 self._up = False
@@ -254,6 +259,8 @@ class Link:
                 raise from_code("denied", text or "the coordinator does not accept our key")
         if events:
             self._listener.on_events(events)
+        if self._up and self._owed:
+            self._replay([])
         if self._goal is not None and self._listener.last_seq() >= self._goal:
             self.caught_up.set()
 
@@ -273,11 +280,13 @@ class Link:
         with self._lock:
             pending = self._pending.pop(answer["id"], None)
         if answer["type"] == "events":
-            self._replaying = False
+            self._replaying = None
+            number = self._next(events)
             for event in answer["events"]:
                 if event["seq"] == self._next(events):
                     events.append(event)
             self._seen = max(self._seen, answer["last"])
+            self._ask_at = self._later() if self._seen >= number == self._next(events) else 0.0
             if self._seen >= self._next(events):
                 self._replay(events)
         elif answer["type"] == "welcome":
@@ -287,8 +296,9 @@ class Link:
             self._seen = max(self._seen, answer["seq"])
             if self.deaf and self._seen >= self._next(events):
                 self._replay(events)
-        elif answer["type"] == "error" and pending is None:
-            self._replaying = False  # nobody waits for a replay but this thread: ask again later
+        elif answer["type"] == "error" and (pending is None or pending is self._replaying):
+            # Nobody waits for a replay but this thread.
+            self._replaying, self._owed, self._ask_at = None, True, self._later()
         if pending is not None:
             if answer["type"] == "error":
                 pending.error = problem_of(answer)
@@ -305,9 +315,23 @@ class Link:
         return self._listener.last_seq() + 1
 
     def _replay(self, events: list[Event]) -> None:
-        if not self._replaying:
-            self._replaying = True
-            self._send("replay", {"from": self._next(events)})
+        if self._replaying is not None:
+            return
+        self._owed = True
+        if time.monotonic() < self._ask_at:
+            return
+        try:
+            if self._greets:
+                self._send("hello", {})
+                self._greets = False
+            self._replaying = self._send("replay", {"from": self._next(events)})
+            self._owed = False
+        except BusyError:  # a thousand requests wait, and this one waits for them
+            self._ask_at = self._later()
+
+    @staticmethod
+    def _later() -> float:
+        return time.monotonic() + AGAIN
 
     def _is_there(self) -> bool:
         try:

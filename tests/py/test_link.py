@@ -147,6 +147,67 @@ def test_nothing_is_missed_and_nothing_comes_twice(
     assert not follower.gone.is_set()
 
 
+class HurriedClient(LossyClient):
+    """Refuses each replay but every fourth, as one that is asked too fast; or cannot send them."""
+
+    def __init__(self, log: list[Event], full: bool) -> None:
+        super().__init__(log, 0.0, 1)
+        self.full, self.asked = full, 0
+
+    def send(self, text: str) -> None:
+        request = json.loads(text)
+        self.asked += request["type"] in ("hello", "replay")
+        if request["type"] != "replay" and not self.full or self.asked % 4 == 0:
+            super().send(text)
+        elif self.full:
+            raise errors.BusyError("1000 requests wait")
+        else:
+            refused = {"type": "error", "id": request["id"], "code": "busy", "message": "slower"}
+            with self.lock:
+                self.inbox.append(("answer", json.dumps(refused)))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_replay_that_is_refused_is_asked_for_again(
+    full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A viewer's replay of a long log is faster than its guests may ask."""
+    monkeypatch.setattr(link, "AGAIN", 0.001)
+    client, follower = HurriedClient([step(n, n) for n in range(1, 61)], full), Follower()
+    made = follow(client, follower, monkeypatch)
+    until(lambda: follower.record.seq >= 60 and made.caught_up.is_set(), "the whole log")
+    asked = client.asked
+    client.publish(heartbeat(60))
+    until(lambda: follower.heartbeats == 1, "a heartbeat")
+    assert client.asked == asked and not follower.gone.is_set()  # nothing is missing any more
+    made.close()
+
+
+def test_who_gives_nothing_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that names events and does not give them is asked again, now and then."""
+
+    class Empty(LossyClient):
+        def send(self, text: str) -> None:
+            request = json.loads(text)
+            super().send(text)
+            if request["type"] == "replay":
+                with self.lock:
+                    answer = json.loads(self.inbox.pop()[1])
+                    self.inbox.append(("answer", json.dumps(answer | {"last": 99, "events": []})))
+
+    monkeypatch.setattr(link, "AGAIN", 3600.0)
+    client, follower = Empty([], 0.0, 1), Follower()
+    made = follow(client, follower, monkeypatch)
+    for _ in range(50):
+        client.publish(heartbeat(99))
+    until(lambda: follower.heartbeats == 50, "the heartbeats")
+    assert [request["type"] for request in client.requests] == ["hello", "replay"]
+    monkeypatch.setattr(link, "AGAIN", 0.001)
+    made._ask_at = time.monotonic()
+    until(lambda: len(client.requests) > 4, "it to be asked again")
+    made.close()
+
+
 def test_answers_find_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     follower = Follower()
     made = follow(LossyClient([], 0, 0), follower, monkeypatch)
