@@ -25,6 +25,8 @@ from pantheraml.errors import (
     CorruptError,
     DeniedError,
     Error,
+    IOFailed,
+    NoMemoryError,
     NotFoundError,
     PeerError,
     RunFailed,
@@ -44,6 +46,9 @@ PATIENCE = 5.0
 # A coordinator that holds the run's lock is there, whether or not it answers yet: it may be reading
 # a long log on a busy machine. So many seconds are waited for it.
 STARTING = 60.0
+# What could not be read now, or had no memory, may be a moment later: within STARTING it is tried
+# again after so many seconds, as workers do that start a coordinator.
+AGAIN = 1.0
 LATE = 15.0  # the same for one who attaches, and is told then
 _TAKEN_OVER = "its coordinator is gone; the workers save, and another one goes on"
 # What ended a link and would end the next one, too.
@@ -326,25 +331,15 @@ class Following:
                 self._lost = self._comes_back()
                 self._changed.notify_all()
             begin = time.monotonic()
-            while not (self._connect_in_time(begin + STARTING) and self._has_link()):
-                self._read_log()
-                if self._closed or not self._comes_back():
-                    return
-                if _native.workers_there(self.folder) and time.monotonic() < begin + PATIENCE:
+            while True:
+                try:
+                    if self._looked_once(begin):
+                        return
                     time.sleep(0.05)
-                    continue
-                if time.monotonic() > begin + STARTING:
-                    raise TimedOut("no coordinator has taken over; resume() goes on")
-                if self._goes_on_by_itself():
-                    # Busy: another one is starting, and is found above.
-                    with suppress(BusyError, TimedOut):
-                        _native.launch(
-                            programs.coordinator(),
-                            self.folder,
-                            recover=True,
-                            prepare=programs.prepare(),
-                        )
-                time.sleep(0.05)
+                except (IOFailed, NoMemoryError):
+                    if time.monotonic() > begin + STARTING:
+                        raise
+                    time.sleep(AGAIN)
         except Error as error:
             warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
         finally:
@@ -352,6 +347,27 @@ class Following:
                 if self._going_on is threading.current_thread():  # else its link's end is another's
                     self._lost, self._going_on = "", None
                 self._changed.notify_all()
+
+    def _looked_once(self, begin: float) -> bool:
+        """Look for the coordinator that goes on, or start one; whether that is all there is to do.
+
+        `begin`: when the first look was. There is nothing to do, too, where nothing comes back.
+        """
+        if self._connect_in_time(begin + STARTING) and self._has_link():
+            return True
+        self._read_log()
+        if self._closed or not self._comes_back():
+            return True
+        if _native.workers_there(self.folder) and time.monotonic() < begin + PATIENCE:
+            return False
+        if time.monotonic() > begin + STARTING:
+            raise TimedOut("no coordinator has taken over; resume() goes on")
+        if self._goes_on_by_itself():
+            with suppress(BusyError, TimedOut):  # another one is starting: the next look finds it
+                _native.launch(
+                    programs.coordinator(), self.folder, recover=True, prepare=programs.prepare()
+                )
+        return False
 
     def _has_link(self) -> bool:
         """Whether the link that was found is still there; from now on its end is one of its own."""

@@ -17,7 +17,7 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, PATIENCE, ROWS, SLOW_WORKER, alive, at_step, until
-from pantheraml import following
+from pantheraml import _native, following
 from pantheraml.link import Link
 from safetensors.numpy import load_file, save_file
 
@@ -337,6 +337,32 @@ def test_two_attach_at_once_and_start_one(start: Start) -> None:
     assert [e["cause"] for e in run.events() if e["type"] == "restart"] == ["coordinator"]
     history = run.history  # once: the run goes on
     assert [row["step"] for row in history] == list(range(1, len(history) + 1))
+
+
+def test_a_start_that_cannot_read_is_tried_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody of the run is left, and who starts its coordinator finds a disk that was away."""
+    run = start(name="unread", **SETTINGS | {"max_steps": 10**6})
+    at_step(run, 5)
+    pids = [run.coordinator_pid, *(w["pid"] for w in run.workers)]
+    launch, left = _native.launch, [pm.NoMemoryError("no memory"), pm.IOFailed("cannot read")]
+
+    def fails_first(*args: Any, **options: Any) -> tuple[str, bool]:
+        if left:
+            raise left.pop()
+        return launch(*args, **options)
+
+    monkeypatch.setattr(_native, "launch", fails_first)
+    monkeypatch.setattr(following, "AGAIN", 0.01)
+    monkeypatch.setattr(following, "STARTING", PATIENCE)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # so that none of them helps
+        for pid in pids:
+            assert pid is not None
+            os.kill(pid, number)
+    until(lambda: run.coordinator_pid not in (None, pids[0]), "another coordinator")
+    assert not left
+    at_step(run, run.step + 5)
 
 
 def test_a_stopped_last_worker_keeps_nobody_waiting(start: Start) -> None:
