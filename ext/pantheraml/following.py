@@ -233,7 +233,10 @@ class Following:
         with self._changed:
             self._changed.notify_all()
         if self._gone and not going_on:
-            self._tell({"type": "gone", "state": self.state, "step": self._record.step})
+            self._tell_gone()
+
+    def _tell_gone(self) -> None:
+        self._tell({"type": "gone", "state": self.state, "step": self._record.step})
 
     def _tell(self, event: Event) -> None:
         with self._changed:
@@ -347,6 +350,12 @@ class Following:
                 if self._going_on is threading.current_thread():  # else its link's end is another's
                     self._lost, self._going_on = "", None
                 self._changed.notify_all()
+
+    def _search(self) -> None:
+        """Go on, beside who has attached; its subscribers hear where nothing is found."""
+        self._go_on()
+        if self._gone and self._link is None and self._going_on is None and not self._closed:
+            self._tell_gone()
 
     def _looked_once(self, begin: float) -> bool:
         """Look for the coordinator that goes on, or start one; whether that is all there is to do.
@@ -480,7 +489,7 @@ class Following:
             and self._goes_on_by_itself()
         ):
             if _native.workers_there(self.folder):  # they are saving: that may take a while
-                threading.Thread(target=self._go_on, name=f"pml {self.name}", daemon=True).start()
+                threading.Thread(target=self._search, name=f"pml {self.name}", daemon=True).start()
                 self._wait_for(lambda: bool(self._lost) or self._link is not None, 2, "attach")
             else:
                 self._go_on()

@@ -381,6 +381,36 @@ def test_a_stopped_last_worker_keeps_nobody_waiting(start: Start) -> None:
             os.kill(worker, signal.SIGKILL)
 
 
+def test_a_search_that_fails_later_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who attaches while workers save subscribes before it is known that nobody goes on."""
+    run = start(name="searched", **SETTINGS | {"max_steps": 10**6})
+    at_step(run, 5)
+    coordinator, worker = run.coordinator_pid, run.workers[0]["pid"]
+    assert coordinator is not None
+    run.close()
+    heard: list[dict[str, Any]] = []
+    subscribed = threading.Event()
+
+    def denied(*_: Any, **__: Any) -> tuple[str, bool]:
+        assert subscribed.wait(PATIENCE)
+        raise pm.DeniedError("you may not")
+
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        os.kill(coordinator, signal.SIGKILL)
+        until(lambda: not alive(coordinator), "its end")
+        monkeypatch.setattr(_native, "launch", denied)
+        monkeypatch.setattr(following, "PATIENCE", 0.0)
+        with pytest.warns(RuntimeWarning, match="you may not"):
+            run = pm.attach("searched")
+            run.subscribe(heard.append)
+            subscribed.set()
+            until(lambda: any(event["type"] == "gone" for event in heard), "the word")
+        assert run.state == heard[-1]["state"] == "stopped"
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("problem", [pm.BusyError, pm.TimedOut])
 def test_a_coordinator_that_is_late_is_not_gone(
     problem: type[pm.Error], start: Start, monkeypatch: pytest.MonkeyPatch
