@@ -183,16 +183,20 @@ static PyObject *export_compare(PyObject *module, PyObject *args)
     int kind = 0;
     while (kind < 3 && strcmp(formats[kind], format) != 0)
         kind++;
+    pml_compare_options options = {.threads = THREADS_OF_AN_EXPORT, .enough = pmli_interrupted};
     PyThreadState *gil = PyEval_SaveThread();
+    options.asked = &gil;
     pml_status status = kind < 3 ? read_run(run, size, &config, &err)
                                  : PML_FAIL(&err, PML_INVALID, "there is no format %s", format);
     if (status == PML_OK)
         status = hold_run(checkpoint, &hold, &err);
     if (status == PML_OK)
-        status = pml_compare_export(&config, checkpoint, (pml_exported)kind, path,
-                                    THREADS_OF_AN_EXPORT, &result, &err);
+        status = pml_compare_export(&config, checkpoint, (pml_exported)kind, path, &options,
+                                    &result, &err);
     pml_hold_destroy(&hold);
     PyEval_RestoreThread(gil);
+    if (PyErr_Occurred() != NULL)
+        return NULL; /* of a signal's handler */
     if (status != PML_OK)
         return pmli_raise(pmli_state_of(module), &err);
     return Py_BuildValue("{si sd si}", "tokens", (int)result.tokens, "difference",

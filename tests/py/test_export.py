@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,32 @@ def test_ctrl_c_is_heard_while_weights_are_written(
         signal.signal(signal.SIGINT, before)
     assert list(tmp_path.glob("*out*")) == []  # what was begun is gone
     assert len(written) == 1 and written[0] < trained.export(tmp_path / "out", form).bytes / 2
+
+
+@pytest.mark.parametrize("form", ["peft", "merged", "gguf"])
+def test_ctrl_c_is_heard_while_an_export_is_read_back(
+    trained: pm.Run, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the call has begun, which ends of it and not when all has been compared."""
+    interrupt = partial(ctypes.CDLL(None)["raise"], signal.SIGINT)
+    compare, compared = _native.compare_export, []
+
+    def interrupted(*arguments: Any) -> Any:
+        # Nothing of Python runs between the two, nor before what comes back is in the list.
+        compared.extend(starmap(compare, chain(iter(interrupt, 0), [arguments])))
+        raise AssertionError("it was not heard at all")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(_native, "compare_export", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                trained.export(tmp_path / "out", form)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert compared == [] and list(tmp_path.glob("*out*")) == []  # what was begun is gone
+    trained.export(tmp_path / "out", form)
+    assert list(tmp_path.glob("*out*")) != []
 
 
 @pytest.mark.parametrize(("mask", "folder", "file"), [("027", 0o750, 0o640), ("077", 0o700, 0o600)])

@@ -45,12 +45,14 @@ static pml_train_config with_adapter(const pml_train_config *run, const char *fo
 
 /* gguf: a file that takes the place of the weights, of a model as spec has it; NULL: none. */
 static pml_status answer(const pml_train_config *config, const char *gguf,
-                         const pml_model_spec *spec, int threads, const int32_t *tokens,
-                         float **logits, int32_t *vocab, pml_error *err)
+                         const pml_model_spec *spec, const pml_compare_options *how,
+                         const int32_t *tokens, float **logits, int32_t *vocab, pml_error *err)
 {
     const pml_stepper_options options = {.config = config,
                                          .backend = pml_backend_cpu(),
-                                         .threads = threads,
+                                         .threads = how->threads,
+                                         .enough = how->enough,
+                                         .asked = how->asked,
                                          .spec = gguf != NULL ? spec : NULL,
                                          .limits = {.tokens = TOKENS,
                                                     .docs = 1,
@@ -90,8 +92,9 @@ static void measure(const float *trained, const float *exported, int32_t vocab,
 }
 
 pml_status pml_compare_export(const pml_train_config *run, const char *checkpoint,
-                              pml_exported kind, const char *path, int threads,
-                              pml_comparison *result, pml_error *err)
+                              pml_exported kind, const char *path,
+                              const pml_compare_options *options, pml_comparison *result,
+                              pml_error *err)
 {
     *result = (pml_comparison){0};
     int32_t tokens[TOKENS], vocab = 0, other = 0;
@@ -110,9 +113,9 @@ pml_status pml_compare_export(const pml_train_config *run, const char *checkpoin
     pml_train_config saved = kind == PML_EXPORTED_PEFT     ? with_adapter(run, path)
                              : kind == PML_EXPORTED_MERGED ? idle(path)
                                                            : idle(run->model);
-    status = answer(&live, NULL, NULL, threads, tokens, &trained, &vocab, err);
+    status = answer(&live, NULL, NULL, options, tokens, &trained, &vocab, err);
     if (status == PML_OK) {
-        status = answer(&saved, kind == PML_EXPORTED_GGUF ? path : NULL, &spec, threads, tokens,
+        status = answer(&saved, kind == PML_EXPORTED_GGUF ? path : NULL, &spec, options, tokens,
                         &exported, &other, err);
         if (status != PML_OK)
             pml_error_prefix(err, "reading the export back");

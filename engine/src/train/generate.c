@@ -371,7 +371,9 @@ pml_status pml_stepper_logits(pml_stepper *s, const int32_t *tokens, int32_t n, 
         if (tokens[i] < 0 || tokens[i] >= s->spec.vocab)
             return PML_FAIL(err, PML_INVALID, "token %d is %d, outside the vocabulary of %d", i,
                             tokens[i], s->spec.vocab);
-        status = run_alone(s, 0, i, &tokens[i], 1, false, err);
+        status = pmli_go_on(s, err);
+        if (status == PML_OK)
+            status = run_alone(s, 0, i, &tokens[i], 1, false, err);
         memcpy(out + (size_t)i * (size_t)s->spec.vocab, s->logits,
                (size_t)s->spec.vocab * sizeof *out);
     }

@@ -58,7 +58,9 @@ pml_status pml_gguf_load(pml_stepper *s, const char *path, pml_error *err)
         char name[96];
         if (p->adapter)
             continue;
-        status = pml_gguf_name(p->name, name, sizeof name, err);
+        status = pmli_go_on(s, err);
+        if (status == PML_OK)
+            status = pml_gguf_name(p->name, name, sizeof name, err);
         const pml_gguf_tensor *t = status == PML_OK ? pml_gguf_find(file, name) : NULL;
         if (status == PML_OK)
             status = t != NULL ? load_tensor(s, p, t, err)

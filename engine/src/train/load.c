@@ -338,7 +338,9 @@ static pml_status load_parameters(pml_stepper *s, const pml_safetensors *file, b
         const pml_parameter *p = &program->parameters[i];
         if (p->adapter != adapter)
             continue;
-        pml_status status = load_one(s, p, file, b, err);
+        pml_status status = pmli_go_on(s, err);
+        if (status == PML_OK)
+            status = load_one(s, p, file, b, err);
         if (status != PML_OK)
             return status;
         if (s->progress != NULL && i % 16 == 0)

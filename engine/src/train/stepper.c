@@ -69,6 +69,13 @@ static pml_status reduce(pml_stepper *s, const pml_view *x, pml_error *err)
     return PML_OK;
 }
 
+pml_status pmli_go_on(const pml_stepper *s, pml_error *err)
+{
+    if (s->enough != NULL && s->enough(s->asked))
+        return PML_FAIL(err, PML_TIMEOUT, "nobody waits for what the model says any more");
+    return PML_OK;
+}
+
 pml_status pmli_run_node(pml_stepper *s, const pml_node *node, const pml_op_args *args,
                          pml_error *err)
 {

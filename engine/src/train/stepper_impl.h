@@ -55,6 +55,8 @@ struct pml_stepper {
     pml_comm *comm; /* borrowed; NULL: alone */
     void (*progress)(void *user, const char *what, double fraction);
     void (*move)(void *user);
+    bool (*enough)(void *asked);
+    void *asked;
     void *user;
 
     pml_device *device;
@@ -146,6 +148,8 @@ pml_status pmli_run_segment(pml_stepper *s, pml_segment segment, const pml_count
 
 /* Whether there are other workers to sum gradients with. */
 bool pmli_is_shared(const pml_stepper *s);
+/* PML_TIMEOUT where who waits wants no more (options.enough). */
+pml_status pmli_go_on(const pml_stepper *s, pml_error *err);
 /* One node with its arguments; an error names it. */
 pml_status pmli_run_node(pml_stepper *s, const pml_node *node, const pml_op_args *args,
                          pml_error *err);

@@ -258,6 +258,8 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     s->comm = o->comm;
     s->progress = o->progress;
     s->move = o->move;
+    s->enough = o->enough;
+    s->asked = o->asked;
     s->user = o->user;
     bool scaled = s->config.dtype == PML_F16;
     s->scale = (pml_loss_scale){.value = scaled ? 0 : 1, .dynamic = scaled};

@@ -56,6 +56,10 @@ typedef struct pml_stepper_options {
     /* Called before each op, for who wants to see it come on. May be NULL. */
     void (*move)(void *user);
     void *user;
+    /* Asked at each tensor that is loaded and each token of pml_stepper_logits: whoever waits wants
+     * no more (Ctrl-C), and PML_TIMEOUT is what it comes to. May be NULL. */
+    bool (*enough)(void *asked);
+    void *asked;
     const pml_memory_claim *claim; /* NULL: what the device says is ours */
     /* Instead of what config.json says, and of the folder's weights: the caller brings some
      * (pml_gguf_load). NULL: as the folder has them. */
