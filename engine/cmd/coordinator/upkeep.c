@@ -1,6 +1,12 @@
 /* What a run has in places that others clean, move or remove while it goes on: its folder, the log
  * and the lock in it, and the runtime folder with the sockets and the connection file. Each second
- * it is looked whether all is there still; what is not is put back, and the log says so. */
+ * it is looked whether all is there still; what is not is put back, and the log says so.
+ *
+ * It is done from the loop. A network disk that hangs holds the loop here, but no more than in the
+ * log's own writes, which are from the loop as well, as nobody is told what is not in the file. A
+ * thread for these looks would only move the place. While the disk hangs there are no heartbeats
+ * and commands wait; nobody is taken for hanging for it, as only time in which we were there counts
+ * against workers (watch.c). */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
