@@ -312,6 +312,31 @@ static void what_waits_is_bounded(void **state)
     harness_destroy(&h);
 }
 
+/* A coordinator that gets no processor for a while finds more than twice the bound at once, at
+ * which commands are refused: its own pause is not. Here each step is as much. */
+static void a_run_stands_also_where_much_comes_at_once(void **state)
+{
+    (void)state;
+    setenv("PML_HELD_BYTES", "100", 1);
+    harness *h = harness_new(1, 1000000, NULL);
+    watch("pml-coordinator", h);
+    assert_true(harness_start(h, NULL));
+    watch(NULL, h);
+    unsetenv("PML_HELD_BYTES");
+    harness_event(h, 0, PML_EVENT_step, "step", "5", NULL);
+    set_faults(1, INT64_MAX, ENOSPC);
+    wait_for_trouble(h, ENOSPC);
+    wait_until_it_stands(h);
+    mend();
+    int at;
+    harness_event(h, 0, PML_EVENT_state, "state", "paused", &at);
+    harness_event(h, at, PML_EVENT_state, "state", "running", &at);
+    harness_command(h, "stop", "");
+    harness_wait_state(h, "stopped");
+    expect_the_log_is_whole(h);
+    harness_destroy(&h);
+}
+
 /* ---- the start ---- */
 
 /* Finished; or failed before its first step, by file and reason. */
@@ -519,6 +544,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_stop_does_not_wait_for_ever),
         cmocka_unit_test(a_full_disk_holds_events_back),
         cmocka_unit_test(what_waits_is_bounded),
+        cmocka_unit_test(a_run_stands_also_where_much_comes_at_once),
         cmocka_unit_test(every_write_of_a_start),
         cmocka_unit_test(a_slow_checkpoint_is_waited_for),
         cmocka_unit_test(who_asks_of_a_slow_checkpoint_is_told),

@@ -171,7 +171,7 @@ static pml_status allowed_now(const coordinator *c, pml_message_type verb, actio
     *what = states_action(in, verb);
     if (*what == ACT_REFUSE)
         return refusal(in, verb, err);
-    if (verb != PML_REQUEST_stop && journal_is_full(c))
+    if (verb != PML_REQUEST_stop && !c->asks_itself && journal_is_full(c))
         return PML_FAIL(err, PML_IO, "%s", c->trouble);
     if (c->n_commands >= COMMANDS_MAX)
         return PML_FAIL(err, PML_BUSY, "a run takes at most %d commands", COMMANDS_MAX);

@@ -244,6 +244,7 @@ typedef struct coordinator {
     } upkeep;
 
     int64_t held_pause;   /* number of our pause command, 0: none */
+    bool asks_itself;     /* the command that is to be accepted is ours */
     double run_unwritten; /* run.json lacks the identity: when it was tried last, 0: it does not */
 } coordinator;
 

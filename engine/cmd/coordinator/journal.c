@@ -4,7 +4,7 @@
  * in order; heartbeat and welcome say why (`trouble`), and the commands that people send are taken
  * and carried out meanwhile. When more than `held_max` bytes wait, the run is paused (a command of
  * ours, in the one order as all are), and goes on by itself when there is room. Beyond twice that,
- * commands are refused, save stop. */
+ * commands of others are refused, save stop. */
 #include <stdio.h>
 #include <string.h>
 
@@ -76,8 +76,10 @@ static int64_t ask_myself(coordinator *c, pml_message_type verb)
     pml_message_set_string(request, "id", id);
     int64_t number = 0;
     pml_error err = PML_ERROR_INIT;
+    c->asks_itself = true; /* more than twice what may wait can have come at once */
     if (command_accept(c, request, &number, &err) != PML_OK)
         pml_log(PML_LOG_ERROR, "cannot %s: %s", pml_message_name(verb), err.message);
+    c->asks_itself = false;
     pml_message_destroy(&request);
     return number;
 }
