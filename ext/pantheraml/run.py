@@ -102,7 +102,10 @@ class Run(Asking):
                 fields["nonfinite"] = config.choice("nonfinite", nonfinite, ("pause", "skip"))
             self._resumed_at = self._record.seq
             return self._stand(self._command("resume", wait=wait, **fields), "running", wait)
-        self._start_again(self._checkpoint_named(checkpoint), accept_changes)
+        if not self._start_again(self._checkpoint_named(checkpoint), accept_changes):
+            return self.resume(  # somebody else had it go on just now
+                wait, checkpoint=checkpoint, accept_changes=accept_changes, nonfinite=nonfinite
+            )
         if wait:
             with self._leave_alone():
                 self._wait_for(lambda: self.state != "starting", None, "resume")

@@ -419,7 +419,7 @@ class SharedRun(Run):
         if self._link is None:
             self._connect()
 
-    def _start_again(self, checkpoint: str, accept_changes: bool) -> None:
+    def _start_again(self, checkpoint: str, accept_changes: bool) -> bool:
         raise PeerError(f"run {self.name} can be started again only where it lives")
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pantheraml import _native
 from pantheraml.columns import NAMES, Columns
 from pantheraml.commands import Evaluation
+from pantheraml.connecting import Connecting
 from pantheraml.errors import NotFoundError, PeerError
-from pantheraml.following import Following
 from pantheraml.memory import Plan
 from pantheraml.record import Checkpoint, Event, LogReader, numbered
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pantheraml.steps import Program
 
 
-class Standing(Following):
+class Standing(Connecting):
     """What can be read of a run; every value is a copy, and may be kept."""
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE
-from pantheraml import _native, api, following
+from pantheraml import _native, api, connecting
 from pantheraml.aside import is_alive
 from pantheraml.link import Link
 from pantheraml.steps import Program
@@ -134,11 +134,11 @@ def test_interrupted_it_leaves_nothing(
     """Also where it is not yet known which run that is; and nobody is told to come back to it."""
     begun: list[int] = []
 
-    def interrupted(run: following.Following, link: Link, timeout: float) -> bool:
+    def interrupted(run: connecting.Connecting, link: Link, timeout: float) -> bool:
         begun.append(link.coordinator_pid)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(following.Following, "_catch_up", interrupted)
+    monkeypatch.setattr(connecting.Connecting, "_catch_up", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pm.profile(model, max_length=32)
     assert len(begun) == 1 and not is_alive(begun[0])

@@ -17,7 +17,7 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, PATIENCE, ROWS, SLOW_WORKER, alive, at_step, until
-from pantheraml import _native, following
+from pantheraml import _native, connecting
 from pantheraml.link import Link
 from safetensors.numpy import load_file, save_file
 
@@ -339,6 +339,76 @@ def test_two_attach_at_once_and_start_one(start: Start) -> None:
     assert [row["step"] for row in history] == list(range(1, len(history) + 1))
 
 
+COME = """
+import sys
+import pantheraml as pm
+run = pm.attach(sys.argv[1])
+if run.state == "stopped":
+    run.resume(wait=True)
+print(run.coordinator_pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+def test_who_resumes_beside_another_ends_nothing(
+    end: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a look for a coordinator and the start of one, another client has started it."""
+    run = start(name="both", **SETTINGS | {"max_steps": 10**6})
+    at_step(run, 5)
+    if end == "stopped":
+        run.stop(wait=True)
+    else:
+        pids = [run.coordinator_pid, *(w["pid"] for w in run.workers)]
+        run.close()
+        for sign in (signal.SIGSTOP, signal.SIGKILL):  # so that none of them helps
+            for pid in pids:
+                os.kill(pid, sign)
+        until(lambda: not any(map(alive, pids)), "their end")
+        run = pm.attach("both", restart=False)
+    assert run.state == "stopped"
+    with subprocess.Popen(
+        [sys.executable, "-c", COME, run.folder],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        theirs = int(other.stdout.readline())
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "_follow", lambda: None)  # we have looked, before it was there
+            run.resume(wait=True)
+        assert run.coordinator_pid == theirs
+        other.communicate()
+    at_step(run, run.step + 5)
+    events = run.events()
+    assert sum(e["type"] == "state" and e["state"] == "stopped" for e in events) == (
+        end == "stopped"
+    )
+    run.stop(wait=True)
+
+
+def test_who_closes_while_a_link_is_made_leaves_none(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes it finds that nobody wants it any more."""
+    run = start(name="closing", **SETTINGS | {"max_steps": 10**6})
+    link, open_link, opened = run._link, run._open_link, []
+    assert link is not None
+
+    def closes() -> Link:
+        opened.append(open_link())
+        run.close()
+        return opened[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_open_link", closes)
+        link.close()
+        run.on_gone(link)
+    assert len(opened) == 1 and opened[0] is not link and run._link is None
+    assert "pml closing" not in {thread.name for thread in threading.enumerate()}
+    pm.attach("closing").stop(wait=True)
+
+
 def test_a_start_that_cannot_read_is_tried_again(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,8 +424,8 @@ def test_a_start_that_cannot_read_is_tried_again(
         return launch(*args, **options)
 
     monkeypatch.setattr(_native, "launch", fails_first)
-    monkeypatch.setattr(following, "AGAIN", 0.01)
-    monkeypatch.setattr(following, "STARTING", PATIENCE)
+    monkeypatch.setattr(connecting, "AGAIN", 0.01)
+    monkeypatch.setattr(connecting, "STARTING", PATIENCE)
     for number in (signal.SIGSTOP, signal.SIGKILL):  # so that none of them helps
         for pid in pids:
             assert pid is not None
@@ -400,7 +470,7 @@ def test_a_search_that_fails_later_is_told(start: Start, monkeypatch: pytest.Mon
         os.kill(coordinator, signal.SIGKILL)
         until(lambda: not alive(coordinator), "its end")
         monkeypatch.setattr(_native, "launch", denied)
-        monkeypatch.setattr(following, "PATIENCE", 0.0)
+        monkeypatch.setattr(connecting, "PATIENCE", 0.0)
         with pytest.warns(RuntimeWarning, match="you may not"):
             run = pm.attach("searched")
             run.subscribe(heard.append)
@@ -457,8 +527,8 @@ def test_links_that_end_at_once_leave_no_threads(
         def _listen(self) -> None:
             opened.append(self.file)
             if len(opened) > 5:  # enough of them: nobody waits any longer
-                patch.setattr(following, "PATIENCE", 0.0)
-                patch.setattr(following, "STARTING", 0.0)
+                patch.setattr(connecting, "PATIENCE", 0.0)
+                patch.setattr(connecting, "STARTING", 0.0)
             self._client.close()
             self._listener.on_gone(self)
             self.caught_up.set()
@@ -470,9 +540,9 @@ def test_links_that_end_at_once_leave_no_threads(
         monkeypatch.context() as patch,
         pytest.warns(RuntimeWarning, match="no coordinator has taken over"),
     ):
-        patch.setattr(following, "Link", Dropped)
-        patch.setattr(following, "PATIENCE", PATIENCE)
-        patch.setattr(following, "STARTING", PATIENCE)
+        patch.setattr(connecting, "Link", Dropped)
+        patch.setattr(connecting, "PATIENCE", PATIENCE)
+        patch.setattr(connecting, "STARTING", PATIENCE)
         gone.start()
         while gone.is_alive():
             most = max(most, threading.active_count())

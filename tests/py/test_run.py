@@ -22,7 +22,7 @@ import numpy as np
 import pantheraml as pm
 import pytest
 from conftest import FOREVER, PATIENCE, ROWS, alive, at_step, end, environment, hear_ctrl_c, until
-from pantheraml import _native, folders, following
+from pantheraml import _native, connecting, folders
 from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
 
@@ -550,7 +550,7 @@ def test_interrupted_while_it_begins(
             start(name="mine")
     assert not (runs / "mine").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(following.Following, "_catch_up", interrupted)
+        patch.setattr(connecting.Connecting, "_catch_up", interrupted)
         with pytest.raises(KeyboardInterrupt):
             start(name="mine", max_steps=5)
     assert "Come back by pm.attach('mine')" in capfd.readouterr().err
