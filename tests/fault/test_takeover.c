@@ -9,6 +9,7 @@
 
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/net/connection.h"
 
 /* ---- the coordinator ---- */
@@ -85,7 +86,7 @@ static void a_coordinator_killed_while_workers_load_is_replaced(void **state)
  * and that the same checkpoint is there for a command. */
 static void hand_over_and_resume(harness *h, int64_t step, int64_t command)
 {
-    char path[200], text[800];
+    char path[200], half[240], text[800];
     kill(h->coordinator, SIGTERM);
     harness_wait(h);
     harness_disconnect(h);
@@ -101,9 +102,12 @@ static void hand_over_and_resume(harness *h, int64_t step, int64_t command)
                      (long long)step, (long long)step, (long long)step, (long long)step,
                      (long long)step, (long long)command);
     snprintf(path, sizeof path, "%s/handover.jsonl", h->folder);
+    snprintf(half, sizeof half, "%s.tmp-1-0", path); /* of a rank 0 that was killed meanwhile */
+    assert_int_equal(pml_file_write(half, text, (size_t)n / 2, 0600, NULL), PML_OK);
     assert_int_equal(pml_file_write(path, text, (size_t)n, 0600, NULL), PML_OK);
     assert_true(harness_start(h, "--resume", NULL));
     harness_wait_state(h, "running");
+    assert_false(pml_is_there(path) || pml_is_there(half));
 }
 
 /* Those of a command, or with 0 those that nobody asked for. */

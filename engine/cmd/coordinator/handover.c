@@ -6,6 +6,7 @@
  * the end of a command when the log has none: what was logged, though its reporter did not hear of
  * it, is in the log once. Answers to `sample` and `evaluate` are not taken: they may lack their
  * beginning. */
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,7 @@
 #include "coordinator.h"
 #include "pml/base/clock.h"
 #include "pml/base/file.h"
+#include "pml/base/hold.h"
 #include "pml/base/log.h"
 #include "pml/base/path.h"
 #include "pml/train/run.h"
@@ -140,6 +142,28 @@ static pml_status take_lines(coordinator *c, char *text, pml_error *err)
     return PML_OK;
 }
 
+static int is_half(const struct dirent *entry)
+{
+    return strncmp(entry->d_name, "handover.jsonl.tmp-", strlen("handover.jsonl.tmp-")) == 0;
+}
+
+/* What a rank 0 left that was killed while it wrote: all workers of before are gone by now. */
+static void remove_halves(const coordinator *c)
+{
+    struct dirent **list = NULL;
+    pml_error why = PML_ERROR_INIT;
+    int n;
+    pml_status status = pml_folder_list(c->folder, &list, is_half, alphasort, &n, &why);
+    for (int i = 0; i < n; i++) {
+        if (status == PML_OK)
+            status = pml_tree_remove(c->folder, list[i]->d_name, &why);
+        free(list[i]);
+    }
+    free(list);
+    if (status != PML_OK) /* it costs room, and nothing else */
+        pml_log(PML_LOG_WARNING, "half a handover stays: %s", why.message);
+}
+
 pml_status handover_take(coordinator *c, pml_error *err)
 {
     char path[PATH_MAX], *text;
@@ -148,6 +172,7 @@ pml_status handover_take(coordinator *c, pml_error *err)
     if (status != PML_OK)
         return status;
     c->step = last_step(c);
+    remove_halves(c);
     status = pml_file_read(path, HANDOVER_MAX, false, &text, &size, err);
     if (status == PML_OK) {
         status = take_lines(c, text, err);
