@@ -98,8 +98,7 @@ class Connecting(Following):
             self._wait_for(lambda: not self._lost, ANSWER, "the run's next coordinator")
         link = self._link
         if link is None:
-            if not self._gone:
-                raise PeerError(f"this Run was closed; pm.attach({self.name!r}) makes a new one")
+            self._not_closed()
             hint = "; resume() goes on" if self.state == "stopped" else ""
             raise PeerError(f"run {self.name} is {self.state} and its workers are gone{hint}")
         return link
@@ -296,6 +295,7 @@ class Connecting(Following):
                 _, started = _native.launch(
                     programs.coordinator(),
                     self.folder,
+            self._closed = False
                     checkpoint,
                     accept_changes,
                     prepare=programs.prepare(),
@@ -350,7 +350,6 @@ class Connecting(Following):
             if go_on:
                 return
             self._wait_for(lambda: self._going_on is None, STARTING, "the next coordinator")
-        self._closed = False
         link = self._link
         if link is not None:
             with suppress(Error):
@@ -360,6 +359,8 @@ class Connecting(Following):
                 self._link = None
             link.close()
         self._read_log()
+        self._not_forked()
+        self._closed = False
         if (
             not self._connect_in_time(time.monotonic() + LATE)
             and go_on

@@ -23,6 +23,7 @@ from pantheraml.errors import (
     BusyError,
     Error,
     IOFailed,
+    PeerError,
     RunFailed,
     TimedOut,
 )
@@ -72,6 +73,7 @@ class Following:
         self._closed = False
         self._resumed_at = 0  # number of the last event when we let it go on
         self._subscribers: list[Subscriber] = []
+        self._at_close: list[Callable[[], None]] = []  # of who waits without a thread
         self._log = LogReader(folder)
 
     @property
@@ -149,9 +151,13 @@ class Following:
         with self._changed:  # a link that is found just now is closed by who finds it
             self._closed = True
             link, self._link = self._link, None
+            self._changed.notify_all()  # who waits would wait for ever
+            wake = list(self._at_close)
         if link is not None:
             link.close()
         _forget(self)
+        for each in wake:
+            each()
 
     # ---- the link's thread -----------------------------------------------------------------
 
@@ -246,6 +252,17 @@ class Following:
             )
 
     # ---- asking and waiting ----------------------------------------------------------------
+    def _not_closed(self) -> None:
+        """Refuse to wait for news of a run that is not followed any more.
+
+        Raises
+        ------
+        PeerError
+            It was closed.
+        """
+        if self._closed:
+            raise PeerError(f"this Run was closed; pm.attach({self.name!r}) makes a new one")
+
 
     def _is_over(self) -> bool:
         return self.state in ENDED
@@ -287,6 +304,7 @@ class Following:
             while not over():
                 self._not_forked()
                 if self._trouble and not told:  # what is waited for is not told of before that ends
+                self._not_closed()
                     told = self._trouble
                     complain(f"{self.name}: {what} waits: {told}")
                 left = None if deadline is None else deadline - time.monotonic()

@@ -502,16 +502,18 @@ class Run(Asking):
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
 
-        def wake(_: Event) -> None:
+        def wake(_: Event | None = None) -> None:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(changed.set)
+        self._at_close.append(wake)
 
         unsubscribe = self.subscribe(wake)
         try:
             while not self._will_not_end():
-                if not self._lost:  # it is told of what comes of that
-                    self._there()
+                self._not_forked()
+                self._not_closed()
                 await changed.wait()
+            self._at_close.remove(wake)
                 changed.clear()
         finally:
             unsubscribe()

@@ -416,6 +416,7 @@ class SharedRun(Run):
         return self._catch_up(_FarLink(self._key, self), timeout)
 
     def _follow(self, go_on: bool = False) -> None:
+        self._closed = False
         if self._link is None:
             self._connect()
 

@@ -1,0 +1,122 @@
+"""Between two links: what is asked of a run while it has none, and who must not wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pantheraml as pm
+import pytest
+from conftest import FOREVER, PATIENCE, alive, at_step, until
+from pantheraml import connecting
+from pantheraml.link import Link
+
+Start = Callable[..., pm.Run]
+
+
+@contextmanager
+def without_a_link(run: pm.Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Break a run's link; it is made anew when the event is set that this gives, or at the end."""
+    link, go_on, may = run._link, run._go_on, threading.Event()
+    assert link is not None
+
+    def late() -> None:
+        assert may.wait(PATIENCE), "nobody lets it be found"
+        go_on()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_go_on", late)
+        link.close()
+        gone = threading.Thread(target=run.on_gone, args=(link,))
+        gone.start()
+        try:
+            until(lambda: run._lost, "the link to be missed")
+            yield may
+        finally:
+            may.set()
+            gone.join()
+
+
+def heard(work: Callable[[], Any]) -> Callable[[], BaseException | None]:
+    """Begin something in a thread; gives what waits for its end, and says what it raised."""
+    raised: list[BaseException] = []
+
+    def tries() -> None:
+        try:
+            work()
+        except BaseException as error:  # the test looks at it
+            raised.append(error)
+
+    thread = threading.Thread(target=tries, daemon=True)
+    thread.start()
+
+    def ended() -> BaseException | None:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "it waits for ever"
+        return raised[0] if raised else None
+
+    return ended
+
+
+def waiting(run: pm.Run, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Give what is set once somebody waits for something about the run."""
+    waits, wait_for = threading.Event(), run._wait_for
+
+    def waited(over: Callable[[], bool], timeout: float | None, what: str) -> None:
+        def looked() -> bool:
+            waits.set()  # with the lock: who takes it next finds us waiting
+            return over()
+
+        wait_for(looked, timeout, what)
+
+    monkeypatch.setattr(run, "_wait_for", waited)
+    return waits
+
+
+@pytest.mark.parametrize("how", ["wait", "wait_async", "command"])
+def test_who_waits_hears_that_it_was_closed(
+    how: str, start: Start, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes any more then, and the run is not over."""
+    run = start(name="shut", max_steps=FOREVER)
+    command = run.set(learning_rate=1e-4)  # nobody applies it
+    subscribed = len(run._subscribers)
+    waits = waiting(run, monkeypatch)
+    if how == "wait_async":
+        ended = heard(lambda: asyncio.run(run.wait_async()))
+        until(lambda: len(run._subscribers) > subscribed, "it to wait")
+    else:
+        ended = heard(run.wait if how == "wait" else command.wait)
+        until(waits.is_set, "it to wait")
+    run.close()
+    error = ended()
+    assert isinstance(error, pm.PeerError) and "this Run was closed" in str(error)
+    gate.touch()
+    pm.attach("shut").stop(wait=True)
+
+
+def test_what_was_closed_is_followed_again_where_it_is_started(start: Start) -> None:
+    run = start(max_steps=2)
+    run.wait(PATIENCE)
+    run.close()
+    found: list[Any] = []
+    ended = heard(lambda: found.append(run.sample(input_ids=[5, 6], max_new_tokens=2)))
+    assert ended() is None and len(found[0].token_ids) <= 2
+
+
+def test_a_shared_run_that_was_closed_goes_on_by_resume(start: Start) -> None:
+    run = start(max_steps=FOREVER)
+    at_step(run, 2)
+    run.pause(wait=True)
+    there = pm.attach(run.share("tcp://127.0.0.1:*", role="control").text())
+    there.close()
+    there.resume(wait=True)
+    assert there.state == "running"
+    there.close()
+    run.stop(wait=True)
