@@ -245,7 +245,8 @@ class Following:
         BusyError
             It is one.
         """
-        if self._link is not None and self._owner != os.getpid():
+        followed = self._link is not None or self._going_on is not None or bool(self._lost)
+        if followed and self._owner != os.getpid():
             raise BusyError(
                 f"run {self.name} is followed by the process that forked this one; "
                 f"pm.attach({self.name!r}) follows it here"

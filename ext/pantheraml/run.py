@@ -175,7 +175,7 @@ class Run(Asking):
     def stop(self, wait: bool = False) -> Command | None:
         """End the run with a checkpoint. A run that has ended stays as it is."""
         self._connected()
-        if self._link is None or self.state in ENDED:
+        if self._is_over():
             return None
         command = self._command("stop", wait=False)
         if wait:
@@ -488,8 +488,6 @@ class Run(Asking):
         TimedOut
             The timeout (seconds) passed; the run goes on.
         """
-        if not self._is_over():
-            self._there()
         with self._leave_alone():
             self._wait_for(self._will_not_end, timeout, "the run's end")
         self._raise_failure()

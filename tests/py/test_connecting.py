@@ -79,6 +79,39 @@ def waiting(run: pm.Run, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return waits
 
 
+def test_a_stop_waits_for_the_next_link(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes on: a stop that did nothing would say otherwise."""
+    run = start(max_steps=FOREVER, restart="never")
+    at_step(run, 2)
+    with without_a_link(run, monkeypatch) as may:
+        waits = waiting(run, monkeypatch)
+        ended = heard(lambda: run.stop(wait=True))
+        until(waits.is_set, "it to wait")
+        may.set()
+        assert ended() is None
+    assert run.state == "stopped" and run._record.state == "stopped"
+
+
+def test_a_wait_keeps_its_own_time_without_a_link(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who waits for the end, however late, is not told that the next link is late."""
+    run = start(max_steps=FOREVER, restart="never")
+    at_step(run, 2)
+    monkeypatch.setattr(connecting, "ANSWER", 0.0)
+    with without_a_link(run, monkeypatch) as may:
+        with pytest.raises(pm.TimedOut, match="the run's end: not within 0 s"):
+            run.wait(0)
+        waits = waiting(run, monkeypatch)
+        ended = heard(run.wait)
+        until(waits.is_set, "it to wait")
+        may.set()
+        until(lambda: run._link is not None and not run._lost, "the next link")
+        run.stop()
+        assert ended() is None
+    assert run._record.state == "stopped"
+
+
 @pytest.mark.parametrize("how", ["wait", "wait_async", "command"])
 def test_who_waits_hears_that_it_was_closed(
     how: str, start: Start, gate: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,4 +152,27 @@ def test_a_shared_run_that_was_closed_goes_on_by_resume(start: Start) -> None:
     there.resume(wait=True)
     assert there.state == "running"
     there.close()
+    run.stop(wait=True)
+
+
+@pytest.mark.parametrize("ask", ["wait", "pause"])
+def test_a_child_is_refused_without_a_link(
+    ask: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of fork(): the thread that makes it anew is not there."""
+    run = start(max_steps=FOREVER)
+    at_step(run, 2)
+    with without_a_link(run, monkeypatch):
+        run._going_on = threading.current_thread()  # as whoever makes it anew says
+        pid = os.fork()
+        if pid == 0:
+            try:
+                getattr(run, ask)()
+            except pm.BusyError as error:
+                os._exit(0 if "the process that forked" in str(error) else 2)
+            except BaseException:  # nothing may come back from here
+                os._exit(3)
+            os._exit(1)
+        run._going_on = None
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     run.stop(wait=True)
