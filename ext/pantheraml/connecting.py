@@ -64,7 +64,7 @@ class Connecting(Following):
         """Hear that the coordinator is gone (for the link)."""
         try:
             self._read_log()
-        except Error as error:  # what came until now is all there is to go by
+        except (Error, MemoryError) as error:  # what came until now is all there is to go by
             warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
         with self._changed:
             if self._link is not link:
@@ -122,8 +122,10 @@ class Connecting(Following):
         try:
             link = self._open_link()
         except (NotFoundError, PeerError):
-            self._gone = True
-            return False
+            with self._changed:
+                self._gone = self._link is None  # else another thread of ours found it meanwhile
+                self._changed.notify_all()
+                return not self._gone
         return self._catch_up(link, timeout)
 
     def _catch_up(self, link: Link, timeout: float) -> bool:
@@ -131,20 +133,27 @@ class Connecting(Following):
         with self._changed:
             closed = self._closed
             if not closed:
+                try:  # before it is ours: without its thread nobody would listen
+                    link.start()
+                except BaseException:
+                    link.close()
+                    raise
                 former, self._link, self._gone = self._link, link, False
         if closed:  # while this one was looked for: nobody would end it
             link.close()
             return False
         if former is not None:  # another thread of ours found it at the same time
             former.close()
-        link.start()
         seq, until = -1, 0.0
         while not link.caught_up.wait(0.1):
             if self._record.seq != seq:
                 seq, until = self._record.seq, time.monotonic() + timeout
             elif time.monotonic() > until:
                 link.close()
-                self._link, self._gone = None, True
+                with self._changed:
+                    if self._link is link:  # else another thread of ours has found another
+                        self._link, self._gone = None, True
+                    self._changed.notify_all()
                 raise TimedOut(
                     f"the coordinator of {self.name} (process {link.coordinator_pid}) does not "
                     f"answer: it is stopped, or gets no processor; kill -CONT "
@@ -193,7 +202,7 @@ class Connecting(Following):
                     if time.monotonic() > begin + STARTING:
                         raise
                     time.sleep(AGAIN)
-        except Error as error:
+        except (Error, MemoryError) as error:
             warnings.warn(f"run {self.name}: {error}", RuntimeWarning, stacklevel=1)
         finally:
             with self._changed:
@@ -201,9 +210,14 @@ class Connecting(Following):
                     self._lost, self._going_on = "", None
                 self._changed.notify_all()
 
-    def _search(self) -> None:
+    def _search(self, searched: threading.Event) -> None:
         """Go on, beside who has attached; its subscribers hear where nothing is found."""
-        self._go_on()
+        try:
+            self._go_on()
+        finally:
+            with self._changed:  # it may all be over before who attaches has looked
+                searched.set()
+                self._changed.notify_all()
         if self._gone and self._link is None and self._going_on is None and not self._closed:
             self._tell_gone()
 
@@ -281,6 +295,7 @@ class Connecting(Following):
         Returns whether it did: where somebody else had the run go on meanwhile, it is followed.
         """
         with self._changed:
+            self._closed = False
             link, self._link = self._link, None
         lingers = None if link is None else link.coordinator_pid
         if link is not None:
@@ -295,7 +310,6 @@ class Connecting(Following):
                 _, started = _native.launch(
                     programs.coordinator(),
                     self.folder,
-            self._closed = False
                     checkpoint,
                     accept_changes,
                     prepare=programs.prepare(),
@@ -346,6 +360,8 @@ class Connecting(Following):
 
         `go_on`: where it died and the run goes on by itself, see to it that there is another.
         """
+        self._not_forked()
+        self._closed = False
         if self._going_on not in (None, threading.current_thread()):  # a thread of ours is at it
             if go_on:
                 return
@@ -359,16 +375,20 @@ class Connecting(Following):
                 self._link = None
             link.close()
         self._read_log()
-        self._not_forked()
-        self._closed = False
-        if (
-            not self._connect_in_time(time.monotonic() + LATE)
-            and go_on
-            and not self._lost
-            and self._goes_on_by_itself()
-        ):
-            if _native.workers_there(self.folder):  # they are saving: that may take a while
-                threading.Thread(target=self._search, name=f"pml {self.name}", daemon=True).start()
-                self._wait_for(lambda: bool(self._lost) or self._link is not None, 2, "attach")
-            else:
-                self._go_on()
+        if self._connect_in_time(time.monotonic() + LATE) or self._lost:
+            return
+        searched = threading.Event()
+        if not go_on or not self._goes_on_by_itself():
+            if link is not None:  # it was closed before it could say so
+                self._tell_gone()
+        elif _native.workers_there(self.folder):  # they are saving: that may take a while
+            threading.Thread(
+                target=self._search, args=(searched,), name=f"pml {self.name}", daemon=True
+            ).start()
+            self._wait_for(
+                lambda: bool(self._lost) or self._link is not None or searched.is_set(),
+                STARTING,
+                "attach",
+            )
+        else:
+            self._search(searched)

@@ -252,7 +252,6 @@ class Following:
                 f"pm.attach({self.name!r}) follows it here"
             )
 
-    # ---- asking and waiting ----------------------------------------------------------------
     def _not_closed(self) -> None:
         """Refuse to wait for news of a run that is not followed any more.
 
@@ -264,6 +263,7 @@ class Following:
         if self._closed:
             raise PeerError(f"this Run was closed; pm.attach({self.name!r}) makes a new one")
 
+    # ---- asking and waiting ----------------------------------------------------------------
 
     def _is_over(self) -> bool:
         return self.state in ENDED
@@ -304,8 +304,8 @@ class Following:
         with self._changed:
             while not over():
                 self._not_forked()
-                if self._trouble and not told:  # what is waited for is not told of before that ends
                 self._not_closed()
+                if self._trouble and not told:  # what is waited for is not told of before that ends
                     told = self._trouble
                     complain(f"{self.name}: {what} waits: {told}")
                 left = None if deadline is None else deadline - time.monotonic()

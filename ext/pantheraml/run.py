@@ -503,17 +503,17 @@ class Run(Asking):
         def wake(_: Event | None = None) -> None:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(changed.set)
-        self._at_close.append(wake)
 
         unsubscribe = self.subscribe(wake)
+        self._at_close.append(wake)
         try:
             while not self._will_not_end():
                 self._not_forked()
                 self._not_closed()
                 await changed.wait()
-            self._at_close.remove(wake)
                 changed.clear()
         finally:
+            self._at_close.remove(wake)
             unsubscribe()
         self._raise_failure()
         return self

@@ -155,6 +155,69 @@ def test_a_shared_run_that_was_closed_goes_on_by_resume(start: Start) -> None:
     run.stop(wait=True)
 
 
+def test_a_late_end_of_the_time_leaves_another_link(start: Start) -> None:
+    """Two of our threads connect; the one whose coordinator does not answer ends its own link."""
+    run = start(max_steps=FOREVER)
+    at_step(run, 2)
+
+    class Silent(Link):
+        """Hears nothing, and just as it is given up, another thread connects."""
+
+        def _listen(self) -> None:
+            """Nothing comes."""
+
+        def close(self) -> None:
+            first, self._closing = not self._closing, True
+            super().close()
+            if first:
+                run._catch_up(Link(self.file, run, "another"), PATIENCE)
+
+    assert run._link is not None
+    silent = Silent(run._link.file, run, "silent")
+    with pytest.raises(pm.TimedOut, match="does not answer"):
+        run._catch_up(silent, 0.0)
+    assert run._link is not None and run._link is not silent and run.state == "running"
+    run.stop(wait=True)
+
+
+def test_who_finds_none_does_not_miss_anothers(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of our threads looked before there was a coordinator, another after."""
+    run = start(max_steps=FOREVER)
+    at_step(run, 2)
+
+    def none() -> Link:
+        raise pm.NotFoundError("there is none")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_open_link", none)
+        assert run._connect()
+    assert run.state == "running"
+    run.stop(wait=True)
+
+
+def test_a_link_that_cannot_begin_is_not_kept(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a thread nobody listens: who waited for its news would wait for ever."""
+    run = start(max_steps=FOREVER)
+    at_step(run, 2)
+    link = run._link
+    assert link is not None
+
+    def full(self: Link) -> None:
+        raise RuntimeError("can't start new thread")
+
+    another = Link(link.file, run, "another")
+    with monkeypatch.context() as patch:
+        patch.setattr(Link, "start", full)
+        with pytest.raises(RuntimeError, match="can't start"):
+            run._catch_up(another, PATIENCE)
+    assert run._link is link and another._closing
+    run.stop(wait=True)
+
+
 @pytest.mark.parametrize("ask", ["wait", "pause"])
 def test_a_child_is_refused_without_a_link(
     ask: str, start: Start, monkeypatch: pytest.MonkeyPatch
@@ -176,3 +239,73 @@ def test_a_child_is_refused_without_a_link(
         run._going_on = None
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     run.stop(wait=True)
+
+
+def test_who_attaches_first_tells_that_it_is_gone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the link has found that its coordinator died, and then cannot say so any more."""
+    run = start(name="found", max_steps=FOREVER, restart="never")
+    at_step(run, 2)
+    link, pids = run._link, [run.coordinator_pid, *(w["pid"] for w in run.workers)]
+    assert link is not None
+    monkeypatch.setattr(link, "_is_there", lambda: True)
+    subscribed = len(run._subscribers)
+    ended = heard(lambda: asyncio.run(run.wait_async()))
+    until(lambda: len(run._subscribers) > subscribed, "it to wait")
+    for pid in pids:
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, pids)), "their end")
+    assert pm.attach("found", restart=False) is run and run.state == "stopped"
+    assert ended() is None
+
+
+def test_no_memory_at_the_end_of_a_link(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the log says is not to be had then; a new link is, and the old one is not kept."""
+    run = start(max_steps=FOREVER, restart="never")
+    at_step(run, 2)
+    link, read_log, fails = run._link, run._read_log, [MemoryError("none for it")]
+    assert link is not None
+
+    def full() -> None:
+        if fails:
+            raise fails.pop()
+        read_log()
+
+    monkeypatch.setattr(run, "_read_log", full)
+    link.close()
+    with pytest.warns(RuntimeWarning, match="none for it"):
+        run.on_gone(link)
+    assert not fails and run._link not in (None, link) and run.state == "running"
+    run.stop(wait=True)
+
+
+def test_a_search_that_is_over_at_once_holds_nobody_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who attaches may look only when it has failed already."""
+    run = start(name="over", max_steps=FOREVER)
+    at_step(run, 2)
+    pid, wait_for = run.coordinator_pid, pm.Run._wait_for
+    assert pid is not None
+    worker = run.workers[0]["pid"]
+    run.close()
+    os.kill(worker, signal.SIGSTOP)  # it starts no other
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid), "its end")
+
+    def denied(run: pm.Run, begin: float) -> bool:
+        raise pm.DeniedError("you may not")
+
+    def late(run: pm.Run, over: Callable[[], bool], timeout: float | None, what: str) -> None:
+        if what == "attach":
+            until(lambda: f"pml {run.name}" not in {t.name for t in threading.enumerate()}, "it")
+            timeout = 0
+        wait_for(run, over, timeout, what)
+
+    monkeypatch.setattr(pm.Run, "_looked_once", denied)
+    monkeypatch.setattr(pm.Run, "_wait_for", late)
+    with pytest.warns(RuntimeWarning, match="you may not"):
+        assert pm.attach("over").state == "stopped"
+    os.kill(worker, signal.SIGKILL)
