@@ -12,7 +12,8 @@ import signal
 import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pantheraml import _native, programs
@@ -355,6 +356,18 @@ class Connecting(Following):
         self._wait_for(lambda: self.state not in ENDED or self._link is None, 30, "resume")
         return True
 
+    @contextmanager
+    def _or_closed(self) -> Iterator[None]:
+        """Be closed where nobody could look for its coordinator: who waits would wait for ever."""
+        try:
+            yield
+        except BaseException:
+            with self._changed:
+                unknown = self._link is None and self._going_on is None and not self._gone
+            if unknown:
+                self._hear_no_more()
+            raise
+
     def _follow(self, go_on: bool = False) -> None:
         """Be connected to the coordinator that the run has now, if it has one.
 
@@ -372,23 +385,38 @@ class Connecting(Following):
                 if _native.coordinator_pid(link.file) == link.coordinator_pid:
                     return
             with self._changed:
-                self._link = None
+                # Said in one breath: else who waits finds a run that has stopped.
+                self._link, self._lost = None, self._comes_back() if go_on else ""
             link.close()
-        self._read_log()
-        if self._connect_in_time(time.monotonic() + LATE) or self._lost:
-            return
+        try:
+            with self._or_closed():
+                self._read_log()
+                found = self._connect_in_time(time.monotonic() + LATE)
+            if not found and self._going_on is None:
+                self._look_further(go_on, link is not None)
+        finally:
+            with self._changed:
+                if self._going_on is None:  # else it says so now
+                    self._lost = ""
+                self._changed.notify_all()
+
+    def _look_further(self, go_on: bool, untold: bool) -> None:
+        """Go on with a run that has no coordinator, if `go_on` and it does that by itself.
+
+        `untold`: its link was closed before it could say that the coordinator is gone.
+        """
         searched = threading.Event()
         if not go_on or not self._goes_on_by_itself():
-            if link is not None:  # it was closed before it could say so
+            with self._changed:
+                self._lost = ""
+            if untold:
                 self._tell_gone()
         elif _native.workers_there(self.folder):  # they are saving: that may take a while
             threading.Thread(
                 target=self._search, args=(searched,), name=f"pml {self.name}", daemon=True
             ).start()
             self._wait_for(
-                lambda: bool(self._lost) or self._link is not None or searched.is_set(),
-                STARTING,
-                "attach",
+                lambda: bool(self._going_on or self._link) or searched.is_set(), STARTING, "attach"
             )
         else:
             self._search(searched)

@@ -148,6 +148,11 @@ class Following:
 
     def close(self) -> None:
         """Stop following the run. The run goes on."""
+        self._hear_no_more()
+        _forget(self)
+
+    def _hear_no_more(self) -> None:
+        """Be closed, and say so to who waits; attaching again makes it hear again."""
         with self._changed:  # a link that is found just now is closed by who finds it
             self._closed = True
             link, self._link = self._link, None
@@ -155,7 +160,6 @@ class Following:
             wake = list(self._at_close)
         if link is not None:
             link.close()
-        _forget(self)
         for each in wake:
             each()
 

@@ -416,9 +416,10 @@ class SharedRun(Run):
         return self._catch_up(_FarLink(self._key, self), timeout)
 
     def _follow(self, go_on: bool = False) -> None:
-        self._closed = False
-        if self._link is None:
-            self._connect()
+        with self._or_closed():
+            self._closed = False
+            if self._link is None:
+                self._connect()
 
     def _start_again(self, checkpoint: str, accept_changes: bool) -> bool:
         raise PeerError(f"run {self.name} can be started again only where it lives")

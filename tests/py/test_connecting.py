@@ -143,6 +143,30 @@ def test_what_was_closed_is_followed_again_where_it_is_started(start: Start) -> 
     assert ended() is None and len(found[0].token_ids) <= 2
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_was_closed_and_could_not_be_followed_is_closed(
+    shared: bool, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens: who waited for the run's end would wait for ever."""
+    run = start(max_steps=FOREVER)
+    at_step(run, 2)
+    seen = pm.attach(run.share("tcp://127.0.0.1:*", role="control").text()) if shared else run
+    seen.close()
+
+    def full(self: Link) -> None:
+        raise pm.IOFailed("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(seen), "_connect", full)
+        with pytest.raises(pm.IOFailed):
+            seen.resume()
+    with pytest.raises(pm.PeerError, match="this Run was closed"):
+        seen.wait(0)
+    seen.resume()
+    assert seen.state == "running"
+    seen.stop(wait=True)
+
+
 def test_a_shared_run_that_was_closed_goes_on_by_resume(start: Start) -> None:
     run = start(max_steps=FOREVER)
     at_step(run, 2)
@@ -258,6 +282,45 @@ def test_who_attaches_first_tells_that_it_is_gone(
         os.kill(pid, signal.SIGKILL)
     until(lambda: not any(map(alive, pids)), "their end")
     assert pm.attach("found", restart=False) is run and run.state == "stopped"
+    assert ended() is None
+
+
+def test_who_waits_is_not_woken_before_another_one_comes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attaching finds no coordinator, and then has the run go on: it had not stopped."""
+    run = start(name="between", max_steps=FOREVER)
+    at_step(run, 2)
+    link, pid, worker = run._link, run.coordinator_pid, run.workers[0]["pid"]
+    assert link is not None and pid is not None
+    monkeypatch.setattr(link, "_is_there", lambda: True)  # attaching comes first
+    waits, woken, goes_on = waiting(run, monkeypatch), threading.Event(), run._goes_on_by_itself
+
+    def wait() -> None:
+        try:
+            run.wait()
+        finally:
+            woken.set()
+
+    ended = heard(wait)
+    until(waits.is_set, "it to wait")
+
+    def late() -> bool:
+        if run._gone and run._going_on is None:
+            assert not woken.wait(1), "its wait is over"
+        return goes_on()
+
+    monkeypatch.setattr(run, "_goes_on_by_itself", late)
+    os.kill(worker, signal.SIGSTOP)  # it starts no other
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid), "its end")
+    try:
+        assert pm.attach("between") is run
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    until(lambda: run._link is not None and not run._lost, "the next coordinator")
+    assert not woken.is_set()
+    run.stop()
     assert ended() is None
 
 
