@@ -53,10 +53,10 @@ class Asking(Standing):
         raise NotFoundError(f"run {self.name} has no checkpoint {name!r}; it has {known}")
 
     def _command(self, verb: str, *, wait: bool, **fields: Any) -> Command:
-        link = self._there()
-        command = Command(self, link, verb, link.request(verb, **fields))
-        if wait:
-            with self._leave_alone():
+        with self._leave_alone():
+            link = self._there()
+            command = Command(self, link, verb, link.request(verb, **fields))
+            if wait:
                 command.wait()
         return command
 

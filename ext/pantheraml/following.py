@@ -322,13 +322,14 @@ class Following:
         """Say at Ctrl-C that the run goes on, and how to come back."""
         try:
             yield
-        except KeyboardInterrupt:
-            if aside.is_own(self):
-                raise
-            complain(
-                f"The run goes on without you. Come back by pm.attach({self.name!r}); "
-                "run.stop() ends it."
-            )
+        except KeyboardInterrupt as interrupt:
+            said = vars(interrupt)  # once, where one of these is within another
+            if not aside.is_own(self) and "left_alone" not in said:
+                said["left_alone"] = True
+                complain(
+                    f"The run goes on without you. Come back by pm.attach({self.name!r}); "
+                    "run.stop() ends it."
+                )
             raise
 
 

@@ -175,6 +175,10 @@ class Run(Asking):
     def stop(self, wait: bool = False) -> Command | None:
         """End the run with a checkpoint. A run that has ended stays as it is."""
         self._connected()
+        if not self._is_over():
+            with self._leave_alone(), suppress(PeerError):
+                self._there()  # where there is none any more, it may have ended
+            self._connected()
         if self._is_over():
             return None
         command = self._command("stop", wait=False)
@@ -364,6 +368,9 @@ class Run(Asking):
                 self._ask("exported", **fields)
 
     def _newest(self, step: int | None) -> Checkpoint:
+        if step is None and self._lost:  # the weights as they are now are to be had then
+            with self._leave_alone():
+                self._wait_for(lambda: self.state != "starting", None, "export")
         if step is None and self._link is not None and self.state in ("running", "paused"):
             return self.checkpoint(wait=True)
         if step is None and self.state == "finished" and self.config.get("load_best_model_at_end"):

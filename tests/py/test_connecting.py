@@ -92,6 +92,59 @@ def test_a_stop_waits_for_the_next_link(start: Start, monkeypatch: pytest.Monkey
     assert run.state == "stopped" and run._record.state == "stopped"
 
 
+def test_a_stop_of_what_ends_without_a_link(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no link any more then, and nothing to stop."""
+    run = start(max_steps=FOREVER, restart="never")
+    at_step(run, 2)
+    pids = [run.coordinator_pid, *(w["pid"] for w in run.workers)]
+    with without_a_link(run, monkeypatch) as may:
+        waits = waiting(run, monkeypatch)
+        ended = heard(lambda: run.stop(wait=True))
+        until(waits.is_set, "it to wait")
+        for pid in pids:
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not any(map(alive, pids)), "their end")
+        may.set()
+        assert ended() is None
+    assert run.state == "stopped"
+
+
+@pytest.mark.parametrize("ask", ["pause", "stop"])
+def test_ctrl_c_without_a_link_says_that_the_run_goes_on(
+    ask: str, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(max_steps=FOREVER)
+    at_step(run, 2)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with without_a_link(run, monkeypatch), monkeypatch.context() as patch:
+        patch.setattr(run, "_wait_for", interrupted)
+        capsys.readouterr()
+        with pytest.raises(KeyboardInterrupt):
+            getattr(run, ask)()
+        assert capsys.readouterr().err.count("The run goes on without you") == 1
+    run.stop(wait=True)
+
+
+def test_an_export_waits_for_the_next_link(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is of the weights as they are now, of which there is no checkpoint yet."""
+    run = start(max_steps=FOREVER, restart="never")
+    at_step(run, 2)
+    with without_a_link(run, monkeypatch) as may:
+        waits = waiting(run, monkeypatch)
+        ended = heard(lambda: run.export(tmp_path / "adapter"))
+        until(waits.is_set, "it to wait")
+        may.set()
+        assert ended() is None
+    assert (tmp_path / "adapter").is_dir()
+    run.stop(wait=True)
+
+
 def test_a_wait_keeps_its_own_time_without_a_link(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
