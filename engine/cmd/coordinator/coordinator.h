@@ -160,7 +160,7 @@ typedef struct coordinator {
     run_state state;
     char reason[1000];
     int64_t step, max_steps, timeline;
-    double state_since, last_request, last_alive, beat_at;
+    double state_since, last_request, last_alive, beat_at, trimmed_at;
     double grace;
     int64_t bad_messages, bad_roles, hurried;
 

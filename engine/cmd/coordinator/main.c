@@ -7,6 +7,7 @@
 #include "coordinator.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -26,6 +27,7 @@ enum {
     END_SECONDS = 120,
     KILL_SECONDS = 5,
     HURRY_SECONDS = 2,
+    TRIM_SECONDS = 10,
     HELD_BYTES = 16 << 20
 };
 
@@ -281,6 +283,10 @@ static void tick(coordinator *c)
     if (now - c->beat_at >= 1) {
         c->beat_at = now;
         heartbeat(c);
+    }
+    if (now - c->trimmed_at >= TRIM_SECONDS) {
+        c->trimmed_at = now;
+        malloc_trim(0); /* a burst leaves holes between what stays, and the heap would keep them */
     }
     if (run_is_over(c) && workers_gone(c)) { /* nobody is left to carry them out */
         commands_refuse_open(c, "the run has ended");
