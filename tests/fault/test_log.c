@@ -1,4 +1,4 @@
-/* The log against disks that fail, crashes that tear and bits that flip. */
+/* The log against crashes that tear, bits that flip and pages that do not read. */
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -9,99 +9,10 @@
 #include "eventlog_recover.h"
 #include "pml/base/hash.h"
 #include "pml/json/sum.h"
+#include "sample_log.h"
 #include "scratch.h"
 
-enum { EVENTS = 40, LINES_MAX = 100 };
-
-/* ---- a log and its oracle ---- */
-
-/* Every third event is durable; the others are steps of differing length. */
-static pml_message *event_of(int i, bool *durable)
-{
-    *durable = i % 3 == 0;
-    pml_message *m = pml_message_new(*durable ? PML_EVENT_state : PML_EVENT_log);
-    char text[300];
-    snprintf(
-        text, sizeof text, "event %d %.*s", i, i * 5,
-        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
-        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx");
-    if (*durable) {
-        pml_message_set_string(m, "state", "running");
-        pml_message_set_int(m, "step", i);
-        pml_message_set_string(m, "reason", text);
-    } else {
-        pml_message_set_string(m, "level", "info");
-        pml_message_set_string(m, "message", text);
-    }
-    return m;
-}
-
-static void put(eventlog *log, int i)
-{
-    bool durable;
-    pml_message *m = event_of(i, &durable);
-    EXPECT_OK(eventlog_append(log, m, 0, durable, e));
-    pml_message_destroy(&m);
-}
-
-static void ignore(void *user, const pml_message *event)
-{
-    (void)user, (void)event;
-}
-
-static int n_seen;
-
-/* Events of a prefix, each as it was written. */
-static void expect_next(void *user, const pml_message *event)
-{
-    (void)user;
-    bool durable;
-    int i = n_seen++;
-    pml_message *want = event_of(i, &durable);
-    const char *field = durable ? "reason" : "message";
-    assert_int_equal(pml_message_int(event, "seq"), i + 1);
-    assert_string_equal(pml_message_string(event, field), pml_message_string(want, field));
-    pml_message_destroy(&want);
-}
-
-static eventlog *open_log(size_t *cut)
-{
-    eventlog *log;
-    n_seen = 0;
-    EXPECT_OK(eventlog_open(scratch_root, expect_next, NULL, &log, cut, e));
-    assert_int_equal(eventlog_last(log), n_seen);
-    return log;
-}
-
-/* How many lines may be announced now; each must be the next one. */
-static void take_announced(eventlog *log, int *announced)
-{
-    const char *text;
-    size_t size;
-    while (eventlog_next(log, &text, &size)) {
-        char begin[32];
-        int n = snprintf(begin, sizeof begin, "{\"seq\":%d,", ++*announced);
-        assert_memory_equal(text, begin, (size_t)n);
-        EXPECT_OK(pml_sum_check(text, size, e));
-    }
-    assert_int_equal(eventlog_last(log), *announced);
-}
-
-static void write_whole_log(char **text, size_t *size)
-{
-    eventlog *log;
-    size_t cut;
-    int announced = 0;
-    unlink(scratch("events.jsonl"));
-    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
-    for (int i = 0; i < EVENTS; i++)
-        put(log, i);
-    EXPECT_OK(eventlog_flush(log, e));
-    take_announced(log, &announced);
-    assert_int_equal(announced, EVENTS);
-    eventlog_close(&log);
-    EXPECT_OK(pml_file_read(scratch("events.jsonl"), 1 << 20, false, text, size, e));
-}
+enum { LINES_MAX = 100 };
 
 /* ---- torn ---- */
 
@@ -110,7 +21,7 @@ static void torn_at_every_byte(void **state)
     (void)state;
     char *text;
     size_t size, cut;
-    write_whole_log(&text, &size);
+    sample_write(&text, &size);
     const char *from = text + size - 1;
     for (int lines = 0; lines < 3; from--)
         lines += from[-1] == '\n';
@@ -119,19 +30,19 @@ static void torn_at_every_byte(void **state)
         for (size_t i = 0; i < end; i++)
             whole += text[i] == '\n';
         put_file(scratch("events.jsonl"), text, end);
-        eventlog *log = open_log(&cut);
-        assert_int_equal(n_seen, whole);
+        eventlog *log = sample_open(&cut);
+        assert_int_equal(sample_seen, whole);
         assert_int_equal(cut > 0, end > 0 && text[end - 1] != '\n');
         if (end % 16 != 0) {
             eventlog_close(&log);
             continue;
         }
-        for (int i = whole; i < EVENTS; i++)
-            put(log, i);
+        for (int i = whole; i < SAMPLE_EVENTS; i++)
+            sample_put(log, i);
         EXPECT_OK(eventlog_flush(log, e));
         eventlog_close(&log);
-        log = open_log(&cut);
-        assert_int_equal(n_seen, EVENTS);
+        log = sample_open(&cut);
+        assert_int_equal(sample_seen, SAMPLE_EVENTS);
         assert_int_equal(cut, 0);
         eventlog_close(&log);
     }
@@ -145,15 +56,15 @@ static void two_do_not_write_one_log(void **state)
     eventlog *log, *another;
     size_t cut;
     unlink(scratch("events.jsonl"));
-    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
-    put(log, 0);
+    EXPECT_OK(eventlog_open(scratch_root, sample_ignore, NULL, &log, &cut, e));
+    sample_put(log, 0);
     EXPECT_OK(eventlog_flush(log, e));
     EXPECT_FAIL(PML_BUSY, "events.jsonl: this run has a coordinator already",
-                eventlog_open(scratch_root, ignore, NULL, &another, &cut, e));
+                eventlog_open(scratch_root, sample_ignore, NULL, &another, &cut, e));
     assert_null(another);
     eventlog_close(&log);
-    log = open_log(&cut);
-    assert_int_equal(n_seen, 1);
+    log = sample_open(&cut);
+    assert_int_equal(sample_seen, 1);
     eventlog_close(&log);
 }
 
@@ -178,7 +89,7 @@ static void garbage_behind_a_tear(void **state)
     char *text, *image;
     size_t size, cut;
     int cuts = 0, refused = 0;
-    write_whole_log(&text, &size);
+    sample_write(&text, &size);
     image = malloc(size + 300);
     srandom(5);
     const char *from = text + size - 1;
@@ -198,9 +109,9 @@ static void garbage_behind_a_tear(void **state)
                              16) != NULL;
         eventlog *log = NULL;
         pml_error err = PML_ERROR_INIT;
-        n_seen = 0;
-        pml_status status = eventlog_open(scratch_root, expect_next, NULL, &log, &cut, &err);
-        assert_int_equal(n_seen, whole);
+        sample_seen = 0;
+        pml_status status = eventlog_open(scratch_root, sample_expect, NULL, &log, &cut, &err);
+        assert_int_equal(sample_seen, whole);
         assert_int_equal(status, synced ? PML_CORRUPT : PML_OK);
         if (synced) {
             char words[32], *after;
@@ -227,12 +138,12 @@ static void pages_out_of_order(void **state)
     (void)state;
     char *text, *image;
     size_t size, cut;
-    write_whole_log(&text, &size);
+    sample_write(&text, &size);
     image = malloc(size);
     srandom(7);
     for (int round = 0; round < 300; round++) {
         /* The last durable line begins here, and what follows it: none of it is synced. */
-        int unsynced = EVENTS - 1 - (EVENTS - 1) % 3, line = 0;
+        int unsynced = SAMPLE_EVENTS - 1 - (SAMPLE_EVENTS - 1) % 3, line = 0;
         size_t from = 0;
         while (line < unsynced)
             line += text[from++] == '\n';
@@ -241,8 +152,8 @@ static void pages_out_of_order(void **state)
             if (random() % 3 == 0)
                 memset(image + i, 0, size - i < 64 ? size - i : 64);
         put_file(scratch("events.jsonl"), image, size);
-        eventlog *log = open_log(&cut);
-        assert_true(n_seen >= unsynced);
+        eventlog *log = sample_open(&cut);
+        assert_true(sample_seen >= unsynced);
         eventlog_close(&log);
     }
     free(image);
@@ -258,7 +169,7 @@ static void every_flip_is_seen(void **state)
     (void)state;
     char *text;
     size_t size, cut;
-    write_whole_log(&text, &size);
+    sample_write(&text, &size);
     srandom(11);
     int refused = 0, cuts = 0;
     for (int round = 0; round < 2000; round++) {
@@ -271,11 +182,11 @@ static void every_flip_is_seen(void **state)
         text[bit / 8] ^= (char)(1 << bit % 8);
         eventlog *log = NULL;
         pml_error err = PML_ERROR_INIT;
-        n_seen = 0;
-        pml_status status = eventlog_open(scratch_root, expect_next, NULL, &log, &cut, &err);
+        sample_seen = 0;
+        pml_status status = eventlog_open(scratch_root, sample_expect, NULL, &log, &cut, &err);
         if (status == PML_OK) {
             assert_true(cut > 0 && eventlog_last(log) == line - 1);
-            assert_true(line > EVENTS - 4); /* behind it nothing was synced */
+            assert_true(line > SAMPLE_EVENTS - 4); /* behind it nothing was synced */
             cuts++;
             eventlog_close(&log);
             continue;
@@ -305,9 +216,9 @@ static void no_tear_is_long(void **state)
     size_t cut, size, line = 0;
     char *text;
     unlink(scratch("events.jsonl"));
-    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
+    EXPECT_OK(eventlog_open(scratch_root, sample_ignore, NULL, &log, &cut, e));
     for (int i = 0; i < MANY; i++) /* as while the disk is full */
-        put(log, 3 * i + 1);
+        sample_put(log, 3 * i + 1);
     disk_control *disk = disk_control_here();
     disk->n = 0;
     EXPECT_OK(eventlog_flush(log, e));
@@ -327,7 +238,7 @@ static void no_tear_is_long(void **state)
         text[places[i]] ^= 1;
         put_file(scratch("events.jsonl"), text, size);
         text[places[i]] ^= 1;
-        pml_status status = eventlog_open(scratch_root, ignore, NULL, &log, &cut, &err);
+        pml_status status = eventlog_open(scratch_root, sample_ignore, NULL, &log, &cut, &err);
         snprintf(words, sizeof words, "line %zu:", line);
         if (i < 3) {
             assert_int_equal(status, PML_CORRUPT);
@@ -349,9 +260,9 @@ static void write_long_log(char **text, size_t *size)
     eventlog *log;
     size_t cut;
     unlink(scratch("events.jsonl"));
-    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
+    EXPECT_OK(eventlog_open(scratch_root, sample_ignore, NULL, &log, &cut, e));
     for (int i = 0; i < 8000; i++)
-        put(log, 3 * (i % 60) + 1);
+        sample_put(log, 3 * (i % 60) + 1);
     EXPECT_OK(eventlog_flush(log, e));
     eventlog_close(&log);
     EXPECT_OK(pml_file_read(scratch("events.jsonl"), 64 << 20, false, text, size, e));
@@ -435,7 +346,7 @@ static void nothing_long_is_without_an_end(void **state)
     static const size_t lengths[] = {PML_LOG_TORN_MAX, PML_LOG_TORN_MAX + 1, 3 << 20};
     char *text;
     size_t size, cut, n;
-    write_whole_log(&text, &size);
+    sample_write(&text, &size);
     text = realloc(text, size + (3 << 20));
     memset(text + size, 0, 3 << 20); /* as a file system leaves that has made room for it */
     for (int i = 0; i < 3; i++) {
@@ -443,13 +354,13 @@ static void nothing_long_is_without_an_end(void **state)
         eventlog *log = NULL;
         pml_error err = PML_ERROR_INIT;
         put_file(scratch("events.jsonl"), text, size + lengths[i]);
-        pml_status status = eventlog_open(scratch_root, ignore, NULL, &log, &cut, &err);
+        pml_status status = eventlog_open(scratch_root, sample_ignore, NULL, &log, &cut, &err);
         assert_int_equal(status, i == 0 ? PML_OK : PML_CORRUPT);
         eventlog_close(&log);
         EXPECT_OK(pml_file_read(scratch("events.jsonl"), 8 << 20, false, &after, &n, e));
         assert_int_equal(n, i == 0 ? size : size + lengths[i]);
         free(after);
-        snprintf(words, sizeof words, "line %d: no end", EVENTS + 1);
+        snprintf(words, sizeof words, "line %d: no end", SAMPLE_EVENTS + 1);
         assert_true(i == 0 || strstr(err.message, words) != NULL);
     }
     free(text);
@@ -471,7 +382,7 @@ static void what_the_disk_does_not_give_is_told(void **state)
         disk->reads = 0;
         disk->read_to = n;
         disk->read_from = n;
-        pml_status status = eventlog_open(scratch_root, ignore, NULL, &log, &cut, &err);
+        pml_status status = eventlog_open(scratch_root, sample_ignore, NULL, &log, &cut, &err);
         disk->read_from = 0;
         if (status == PML_OK) {
             eventlog_close(&log);
@@ -490,164 +401,6 @@ static void what_the_disk_does_not_give_is_told(void **state)
     free(text);
 }
 
-/* ---- a disk that does not take it ---- */
-
-static const int codes[] = {ENOSPC, EIO, EROFS, EDQUOT};
-
-static void clear_faults(void)
-{
-    disk_control *disk = disk_control_here();
-    disk->from = disk->to = disk->n = 0;
-    disk->half = 0;
-}
-
-static void set_faults(int64_t from, int64_t to, int code, bool half)
-{
-    disk_control *disk = disk_control_here();
-    clear_faults();
-    disk->to = to;
-    disk->code = code;
-    disk->half = half;
-    disk->from = from;
-}
-
-/* After a failed fsync what was not synced may be gone: so it is. */
-static void lose_unsynced(off_t synced)
-{
-    if (strncmp(disk_control_here()->last, "fdatasync", 9) != 0)
-        return;
-    disk_control_here()->last[0] = '\0';
-    int64_t from = disk_control_here()->from;
-    disk_control_here()->from = 0;
-    int fd = open(scratch("events.jsonl"), O_WRONLY | O_CLOEXEC);
-    off_t end = lseek(fd, 0, SEEK_END);
-    static const char zeros[8192];
-    for (off_t at = synced; at < end; at += (off_t)sizeof zeros)
-        assert_true(pwrite(fd, zeros, (size_t)(end - at < 8192 ? end - at : 8192), at) > 0);
-    close(fd);
-    disk_control_here()->from = from;
-}
-
-static off_t log_bytes(void)
-{
-    struct stat st;
-    assert_int_equal(stat(scratch("events.jsonl"), &st), 0);
-    return st.st_size;
-}
-
-/* All events through a disk that fails from the n-th operation on for `length`; whether there were
- * so many. */
-static bool survives(int64_t n, int64_t length, int code, bool half)
-{
-    eventlog *log;
-    size_t cut, bytes;
-    int announced = 0;
-    bool failed = false;
-    off_t synced = 0;
-    unlink(scratch("events.jsonl"));
-    EXPECT_OK(eventlog_open(scratch_root, ignore, NULL, &log, &cut, e));
-    set_faults(n, n + length - 1, code, half);
-    for (int i = 0; i < EVENTS; i++) {
-        pml_error err = PML_ERROR_INIT;
-        put(log, i);
-        pml_status status = eventlog_flush(log, &err);
-        take_announced(log, &announced);
-        if (status == PML_OK) {
-            assert_int_equal(announced, i + 1);
-            assert_int_equal(eventlog_waiting(log, &bytes), 0);
-            if (i % 3 == 0)
-                synced = log_bytes();
-            continue;
-        }
-        failed = true;
-        assert_int_equal(status, PML_IO);
-        assert_non_null(strstr(err.message, "events.jsonl"));
-        assert_non_null(strstr(err.message, strerror(code)));
-        lose_unsynced(synced);
-        /* What has been announced is there to be read again, whatever the disk does. */
-        static char out[1 << 16];
-        size_t size;
-        int64_t next = 1;
-        while (next <= announced) {
-            EXPECT_OK(eventlog_read(log, next, out, sizeof out, &size, &next, e));
-            char begin[24];
-            int k = snprintf(begin, sizeof begin, "{\"seq\":");
-            assert_memory_equal(out, begin, (size_t)k);
-        }
-    }
-    bool reached = disk_control_here()->n >= n;
-    assert_true(half ? reached || !failed : reached == failed); /* half a write is made good */
-    clear_faults();
-    EXPECT_OK(eventlog_flush(log, e));
-    take_announced(log, &announced);
-    assert_int_equal(announced, EVENTS);
-    eventlog_close(&log);
-    log = open_log(&cut);
-    assert_int_equal(n_seen, EVENTS);
-    assert_int_equal(cut, 0);
-    eventlog_close(&log);
-    return reached;
-}
-
-static void every_operation_fails_once(void **state)
-{
-    (void)state;
-    int walked = 0;
-    for (size_t c = 0; c < sizeof codes / sizeof codes[0]; c++)
-        for (int half = 0; half < 2; half++)
-            for (int64_t n = 1; survives(n, 1, codes[c], half != 0); n++)
-                walked++;
-    assert_true(walked > 8 * EVENTS);
-    print_message("%d operations made to fail, once each\n", walked);
-}
-
-static void a_full_disk_gets_room_again(void **state)
-{
-    (void)state;
-    for (size_t c = 0; c < sizeof codes / sizeof codes[0]; c++)
-        for (int64_t n = 1; n < EVENTS; n++)
-            assert_true(survives(n, 5 + n % 17, codes[c], n % 2 == 0));
-}
-
-/* A log that cannot be opened says which file and why, and is as it was. */
-static void opening_fails_by_name(void **state)
-{
-    (void)state;
-    char *text;
-    size_t size, cut, n_after;
-    write_whole_log(&text, &size);
-    for (int64_t n = 1;; n++) {
-        put_file(scratch("events.jsonl"), text, size - 5); /* torn: it has to be cut */
-        set_faults(n, n, EIO, false);
-        eventlog *log = NULL;
-        pml_error err = PML_ERROR_INIT;
-        pml_status status = eventlog_open(scratch_root, ignore, NULL, &log, &cut, &err);
-        clear_faults();
-        if (status == PML_OK) {
-            eventlog_close(&log);
-            assert_true(n > 3); /* open, ftruncate and fsync have failed */
-            break;
-        }
-        assert_int_equal(status, PML_IO);
-        assert_non_null(strstr(err.message, scratch_root));
-        assert_non_null(strstr(err.message, strerror(EIO)));
-        char *after;
-        EXPECT_OK(pml_file_read(scratch("events.jsonl"), 1 << 20, false, &after, &n_after, e));
-        assert_memory_equal(after, text, n_after);
-        free(after);
-    }
-    free(text);
-}
-
-static int fast_scratch(void **state)
-{
-    int failed = scratch_setup(state);
-    disk_control *disk = disk_control_here();
-    snprintf(disk->prefix, sizeof disk->prefix, "%s", scratch_root);
-    disk->lazy = 1;
-    return failed;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -660,9 +413,6 @@ int main(void)
         cmocka_unit_test(pieces_are_as_the_whole),
         cmocka_unit_test(nothing_long_is_without_an_end),
         cmocka_unit_test(what_the_disk_does_not_give_is_told),
-        cmocka_unit_test(every_operation_fails_once),
-        cmocka_unit_test(a_full_disk_gets_room_again),
-        cmocka_unit_test(opening_fails_by_name),
     };
-    return cmocka_run_group_tests(tests, fast_scratch, scratch_teardown);
+    return cmocka_run_group_tests(tests, sample_scratch, scratch_teardown);
 }
