@@ -6,7 +6,6 @@
  * the end of a command when the log has none: what was logged, though its reporter did not hear of
  * it, is in the log once. Answers to `sample` and `evaluate` are not taken: they may lack their
  * beginning. */
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,17 +149,8 @@ static int is_half(const struct dirent *entry)
 /* What a rank 0 left that was killed while it wrote: all workers of before are gone by now. */
 static void remove_halves(const coordinator *c)
 {
-    struct dirent **list = NULL;
     pml_error why = PML_ERROR_INIT;
-    int n;
-    pml_status status = pml_folder_list(c->folder, &list, is_half, alphasort, &n, &why);
-    for (int i = 0; i < n; i++) {
-        if (status == PML_OK)
-            status = pml_tree_remove(c->folder, list[i]->d_name, &why);
-        free(list[i]);
-    }
-    free(list);
-    if (status != PML_OK) /* it costs room, and nothing else */
+    if (pml_folder_clear(c->folder, is_half, &why) != PML_OK) /* it costs room, and nothing else */
         pml_log(PML_LOG_WARNING, "half a handover stays: %s", why.message);
 }
 

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "pml/base/file.h"
 #include "pml/base/path.h"
 
 enum { FOLDER = O_RDONLY | O_DIRECTORY | O_CLOEXEC };
@@ -307,5 +308,20 @@ pml_status pml_folder_list(const char *path, struct dirent ***list,
     else
         *n = count;
     close(fd);
+    return status;
+}
+
+pml_status pml_folder_clear(const char *path, int (*wanted)(const struct dirent *entry),
+                            pml_error *err)
+{
+    struct dirent **list;
+    int n;
+    pml_status status = pml_folder_list(path, &list, wanted, alphasort, &n, err);
+    for (int i = 0; i < n; i++) {
+        if (status == PML_OK)
+            status = pml_tree_remove(path, list[i]->d_name, err);
+        free(list[i]);
+    }
+    free(list);
     return status;
 }

@@ -167,19 +167,6 @@ static int is_leftover(const struct dirent *entry)
            strtol(mark + strlen(".tmp-"), NULL, 10) != (long)getpid();
 }
 
-static pml_status remove_leftovers(const char *parent, pml_error *err)
-{
-    struct dirent **list = NULL;
-    int n;
-    pml_status status = pml_folder_list(parent, &list, is_leftover, alphasort, &n, err);
-    for (int i = 0; status == PML_OK && i < n; i++)
-        status = pml_tree_remove(parent, list[i]->d_name, err);
-    for (int i = 0; i < n; i++)
-        free(list[i]);
-    free(list);
-    return status;
-}
-
 /* Whether that step's folder is among [first, n). */
 static bool has_step(const step_folder *list, int first, int n, int64_t step)
 {
@@ -210,7 +197,7 @@ pml_status pml_checkpoint_prune(const char *parent, int keep, int64_t best, pml_
     }
     free(list);
     if (status == PML_OK)
-        status = remove_leftovers(parent, err);
+        status = pml_folder_clear(parent, is_leftover, err);
     if (status == PML_OK && keep > 0 && unread.code != PML_OK)
         status = PML_FAIL(err, unread.code, "it is not known whether it may be removed: %s",
                           unread.message);

@@ -61,4 +61,8 @@ pml_status pml_folder_list(const char *path, struct dirent ***list,
                            int (*order)(const struct dirent **a, const struct dirent **b), int *n,
                            pml_error *err);
 
+/* Remove what is wanted of a folder, with all below it; stops at the first that stays. */
+pml_status pml_folder_clear(const char *path, int (*wanted)(const struct dirent *entry),
+                            pml_error *err);
+
 #endif
