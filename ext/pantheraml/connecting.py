@@ -39,11 +39,10 @@ PATIENCE = 5.0
 # A coordinator that holds the run's lock is there, whether or not it answers yet: it may be reading
 # a long log on a busy machine. So many seconds are waited for it.
 STARTING = 60.0
+LATE = 15.0  # the same for one who attaches, and is told then
 # What could not be read now, or had no memory, may be a moment later: within STARTING it is tried
 # again after so many seconds, as workers do that start a coordinator.
 AGAIN = 1.0
-LATE = 15.0  # the same for one who attaches, and is told then
-_TAKEN_OVER = "its coordinator is gone; the workers save, and another one goes on"
 # What ended a link and would end the next one, too.
 _FOR_EVER = (DeniedError, CorruptError, TooManyViewers)
 
@@ -266,8 +265,9 @@ class Connecting(Following):
         except BusyError:
             return "its coordinator is starting"
         except Error:  # it is gone
-            goes_on = self._goes_on_by_itself()
-            return _TAKEN_OVER if goes_on else ""
+            if self._goes_on_by_itself():
+                return "its coordinator is gone; the workers save, and another one goes on"
+            return ""
         return "the connection to its coordinator broke; another one is made"
 
     def _launch(self) -> None:
@@ -295,12 +295,9 @@ class Connecting(Following):
 
         Returns whether it did: where somebody else had the run go on meanwhile, it is followed.
         """
-        with self._changed:
-            self._closed = False
-            link, self._link = self._link, None
+        self._closed = False
+        link = self._let_go()
         lingers = None if link is None else link.coordinator_pid
-        if link is not None:
-            link.close()
         seen = self._record.state_seq
         deadline = time.monotonic() + 30
         asked = None
@@ -342,15 +339,18 @@ class Connecting(Following):
             self._raise_failure()
         return True
 
+    def _let_go(self) -> Link | None:
+        """Have no link any more; gives the one that was, closed."""
+        with self._changed:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        return link
+
     def _goes_on(self) -> bool:
         """Whether the coordinator that was found is of a run that goes on; else it is left."""
-        with self._changed:
-            over = self._welcome is None or self._welcome["state"] in ENDED
-            if over:
-                link, self._link = self._link, None
-        if over:
-            if link is not None:
-                link.close()
+        if self._welcome is None or self._welcome["state"] in ENDED:
+            self._let_go()
             return False
         # Its first event may not be there yet, and the state would be that of the run's former end.
         self._wait_for(lambda: self.state not in ENDED or self._link is None, 30, "resume")
