@@ -424,6 +424,19 @@ static void lay_model(pmli_builder *b)
     lay_norm(b, &b->final_norm, spec->hidden, PML_SAVED_NORM, "norm.weight");
 }
 
+/* Side by side, as pml_told has them, so that one read has all of a step. */
+static void lay_told(pmli_builder *b, pml_cause cause)
+{
+    pml_program *p = b->program;
+    p->told = pmli_persistent(b, pmli_fixed(PML_F64, 1, sizeof(pml_told) / sizeof(double)), cause,
+                              "told of a step");
+    p->loss_sum = pmli_part(b, p->told, 0, 1, 1, "loss sum");
+    p->norm =
+        pmli_part(b, p->told, offsetof(pml_told, norm) / sizeof(float), 1, 1, "gradient norm");
+    if (p->norm >= 0)
+        p->tensors[p->norm].dtype = PML_F32;
+}
+
 static void lay_inputs(pmli_builder *b)
 {
     pml_program *p = b->program;
@@ -449,7 +462,7 @@ static void lay_inputs(pmli_builder *b)
     p->labels = pmli_persistent(b, labels, cause, "labels");
     pmli_shape rows = {PML_I32, PML_EXTENT_FIXED, 1, PML_EXTENT_LABELS, p->generate_rows};
     p->last_row = pmli_persistent(b, rows, cause, "last rows");
-    p->loss_sum = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "loss sum");
+    lay_told(b, cause);
     p->eval_sum = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "evaluation loss sum");
     p->rope = pmli_persistent(b, pmli_fixed(PML_F32, p->positions, p->spec.head_dim),
                               PML_CAUSE_WEIGHTS, "rope table");
@@ -457,7 +470,6 @@ static void lay_inputs(pmli_builder *b)
     p->rng = pmli_persistent(b, pmli_fixed(PML_I64, 1, 2), cause, "seed and step");
     p->hyper = pmli_persistent(b, pmli_fixed(PML_F32, 2, PML_HYPER_COUNT), cause, "hyper");
     p->sumsq = pmli_persistent(b, pmli_fixed(PML_F64, 1, 1), cause, "sum of squares");
-    p->norm = pmli_persistent(b, pmli_fixed(PML_F32, 1, 1), cause, "gradient norm");
     p->loss_scale = pmli_persistent(b, pmli_fixed(PML_F32, 1, 1), cause, "loss scale");
     p->logits = PMLI_ABSENT;
 }

@@ -390,9 +390,7 @@ pml_status pml_stepper_update(pml_stepper *s, const pml_update *u, pml_step_resu
     if (status == PML_OK)
         status = pmli_run_segment(s, PML_SEGMENT_UPDATE, &none, err);
     if (status == PML_OK)
-        status = download(s, p->loss_sum, &s->told->loss_sum, sizeof s->told->loss_sum, err);
-    if (status == PML_OK)
-        status = download(s, p->norm, &s->told->norm, sizeof s->told->norm, err);
+        status = download(s, p->told, s->told, sizeof *s->told, err);
     if (status == PML_OK)
         status = pmli_run_segment(s, PML_SEGMENT_CLEAR, &none, err);
     if (status == PML_OK)

@@ -39,11 +39,6 @@ typedef struct pmli_inputs {
     int64_t *rng;    /* two */
 } pmli_inputs;
 
-typedef struct pmli_told {
-    double loss_sum;
-    float norm;
-} pmli_told;
-
 struct pml_stepper {
     pml_train_config config;
     pml_model_spec spec;
@@ -99,7 +94,7 @@ struct pml_stepper {
      * before it. What a GPU reads is page-locked, or it would be waited for. */
     pmli_inputs inputs[PMLI_INPUTS];
     int64_t taken; /* batches so far */
-    pmli_told *told;
+    pml_told *told;
     int32_t *staged; /* the first one's numbers, for what begins with a sync */
     size_t staged_ints;
     float hyper[2][PML_HYPER_COUNT];

@@ -70,7 +70,7 @@ typedef struct pml_tensor {
     int64_t below;      /* rows below the last, for the same */
     pml_cause cause;
     int32_t parent;      /* >= 0: a part of that tensor, at element `at`   */
-    int64_t at;          /* elements from the parent's start               */
+    int64_t at;          /* elements of its own from the parent's start    */
     int32_t master;      /* >= 0: a copy of that float32 tensor, rounded to this one's dtype */
     bool persistent;     /* keeps its place in every segment               */
     bool host;           /* lies in the host block instead, offset from its start */
@@ -137,6 +137,12 @@ typedef struct pml_range {
 
 enum { PML_8BIT_LEAST = 4096 };
 
+/* What the host reads of a step, as it lies on the device. */
+typedef struct pml_told {
+    double loss_sum;
+    float norm;
+} pml_told;
+
 typedef struct pml_program {
     pml_model_spec spec;
     pml_batch_limits limits;
@@ -162,7 +168,8 @@ typedef struct pml_program {
 
     /* Tensors the host reads or writes; -1 where the program has none. */
     int32_t ids, positions_in, bounds, key_bounds, cache_rows, label_rows, labels, last_row;
-    int32_t rope, hyper, rng, places, loss_sum, eval_sum, sumsq, norm, logits, loss_scale;
+    int32_t rope, hyper, rng, places, eval_sum, sumsq, logits, loss_scale;
+    int32_t told, loss_sum, norm; /* a pml_told, and its parts */
     int32_t values, grads, exp_avg, exp_avg_sq;
     int32_t exp_avg_largest, exp_avg_sq_largest, exp_avg_codes, exp_avg_sq_codes; /* of 8 bits */
     int32_t rounded; /* values in the activations' dtype; -1 where that is float32 */
