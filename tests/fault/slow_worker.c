@@ -8,6 +8,8 @@
  * PML_SLOW, a path: while there is a file, each step takes a twentieth of a second at least. What
  * is asked of a run then comes long before its end.
  *
+ * PML_REFUSE, whatever it says: the device refuses the first memory that it is asked for.
+ *
  * A file `crowded` in the run folder: while it is there, others have the device's memory. On a CPU
  * nobody else would have it. */
 #include <limits.h>
@@ -73,6 +75,35 @@ static pml_status crowded_open(const job_setup *setup, job **j, job_facts *facts
     facts->crowded = access(path, F_OK) == 0;
     return facts->crowded ? PML_FAIL(err, PML_NO_MEMORY, "others have it")
                           : job_train.open(setup, j, facts, err);
+}
+
+static pml_status refuse_first(pml_device *device, size_t bytes, void **base, pml_error *err)
+{
+    static bool refused;
+    *base = NULL;
+    if (refused)
+        return pml_backend_cpu()->alloc(device, bytes, base, err);
+    refused = true;
+    return PML_FAIL(err, PML_NO_MEMORY, "%zu MiB were asked for", bytes >> 20);
+}
+
+/* The linker's names: job.c's calls of the one come to the other (CMakeLists.txt). */
+pml_status __real_pml_backend_named(const char *device, bool to_plan, const pml_backend **backend,
+                                    int *index, pml_error *err);
+pml_status __wrap_pml_backend_named(const char *device, bool to_plan, const pml_backend **backend,
+                                    int *index, pml_error *err);
+
+pml_status __wrap_pml_backend_named(const char *device, bool to_plan, const pml_backend **backend,
+                                    int *index, pml_error *err)
+{
+    static pml_backend refusing;
+    pml_status status = __real_pml_backend_named(device, to_plan, backend, index, err);
+    if (status != PML_OK || getenv("PML_REFUSE") == NULL)
+        return status;
+    refusing = **backend;
+    refusing.alloc = refuse_first;
+    *backend = &refusing;
+    return PML_OK;
 }
 
 int main(int argc, char **argv)

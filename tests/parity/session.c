@@ -247,6 +247,8 @@ void session_open(const session_options *o, session *s)
                        &options.limits.labels);
     options.limits.max_doc = pml_sampler_max_doc(s->sampler);
     options.limits.generate_length = 40;
+    if (o->limits != NULL)
+        options.limits = *o->limits;
     MUST(pml_stepper_new(&options, &s->stepper, err));
 }
 

@@ -42,7 +42,8 @@ typedef struct session_options {
     pml_comm *comm;
     /* As pml_plan_choices; head_chunk 0: the planner's, pieces 0: one. */
     int recompute, recompute_layers, head_chunk, pieces, unpacked, offload, offload_layers;
-    bool unpacked_as_given; /* as pml_stepper_options */
+    bool unpacked_as_given;         /* as pml_stepper_options */
+    const pml_batch_limits *limits; /* NULL: what the fixture's batches need */
     int threads;
 } session_options;
 

@@ -1,4 +1,6 @@
-"""A run that waits for its device's memory, with the real worker: what a stop of it saves."""
+"""Memory that a run's device does not give, with the real worker: what a stop of a run that waits
+for it saves, and what is said of a plan that is made again.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import pantheraml as pm
 import pytest
 from conftest import PATIENCE, SLOW_WORKER, until
 from pantheraml import programs
+from pantheraml.live import notes
 
 STEPS = 60
 
@@ -81,3 +84,24 @@ def test_what_a_stop_saves_goes_on(
     plain = start(name="plain", **given)
     plain.wait(PATIENCE)
     assert ended(run, tmp_path / "a") == ended(plain, tmp_path / "b")
+
+
+def test_memory_that_is_refused_is_planned_again_and_said(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PML_WORKER", str(SLOW_WORKER))
+    given = {"max_steps": 3, "per_device_train_batch_size": 64, "deterministic": True}
+    plain = start(name="plain", **given).wait(PATIENCE)
+    monkeypatch.setenv("PML_REFUSE", "1")
+    run = start(name="refused", **given).wait(PATIENCE)
+    assert run.state == "finished" and run.step == 3, run.reason
+    plan, first = (next(e for e in r.events() if e["type"] == "plan") for r in (run, plain))
+    assert plan["total"] <= first["total"] * 15 // 16
+    words = (
+        f"the device refused the memory that was planned ({first['total'] >> 20} MiB); "
+        f"the plan was made again, for {plan['total'] >> 20} MiB"
+    )
+    assert [line for line in notes(run) if "warning" in line] == [f"warning: {words}"]
+    assert not [line for line in notes(plain) if "warning" in line]
+    losses, before = ([row["loss"] for row in r.history] for r in (run, plain))
+    assert losses == pytest.approx(before, rel=1e-5)

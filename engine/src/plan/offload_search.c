@@ -32,7 +32,8 @@ pml_status pmli_host_room(const pml_train_config *config, const pml_backend *bac
                           pml_error *err)
 {
     *bytes = 0;
-    if (strcmp(backend->name, "cpu") == 0 || !pml_op_is_there(backend, PML_OP_offload))
+    if (config->no_offload || strcmp(backend->name, "cpu") == 0 ||
+        !pml_op_is_there(backend, PML_OP_offload))
         return PML_OK;
     const pml_backend *host = pml_backend_cpu();
     const pml_device_options options = {.threads = 1};

@@ -69,8 +69,8 @@ bool pmli_may_unpack(const pmli_search *s);
 pml_status pmli_unpack_most(const pmli_search *s, const pml_batch_limits *limits, bool estimate,
                             double below, pml_plan *plan, pml_error *err);
 
-/* Host memory that this worker's activations may wait in: 0 where a backend's memory is the host's
- * anyway, or it has no op to move them. */
+/* Host memory that this worker's activations may wait in: 0 where none are to, a backend's memory
+ * is the host's anyway, or it has no op to move them. */
 pml_status pmli_host_room(const pml_train_config *config, const pml_backend *backend, size_t *bytes,
                           pml_error *err);
 

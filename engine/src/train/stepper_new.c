@@ -100,56 +100,6 @@ static pml_status make_plan(pml_stepper *s, const pml_stepper_options *o, pml_er
     return pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
 }
 
-/* What another process has taken since the plan was made shows in what is free now; where it does
- * not (memory in pieces, or kept by the driver), a sixteenth less is asked for. */
-static pml_status plan_for_less(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
-{
-    const size_t wanted = s->plan.total, less = wanted - wanted / 16;
-    size_t available = 0;
-    pml_program_destroy(&s->program);
-    s->config.optimizer =
-        o->config->optimizer; /* the first plan's choice of moments, too, is open */
-    s->plan.total = 0;
-    pml_status status = ask(s, o, &available, err);
-    available = available < less ? available : less;
-    if (status == PML_OK)
-        status = pml_plan_make(&s->spec, &s->config, &o->limits, s->backend,
-                               pml_plan_room(available), &s->plan, err);
-    status = settle(s, o, status, err);
-    if (status == PML_OK)
-        pml_plan_settle(&s->plan.choices, &s->config);
-    if (status == PML_OK)
-        status = pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
-    s->plan.available = available;
-    snprintf(s->note, sizeof s->note,
-             "the device refused the memory that was planned (%zu MiB); the plan was made again, "
-             "for %zu MiB",
-             wanted >> 20, s->plan.total >> 20);
-    return status;
-}
-
-/* Refused once, it is planned again. Not for what an earlier run or other workers have planned,
- * too: their bits, and their collectives, are of that plan. */
-static pml_status take_arena(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
-{
-    pml_error refusal = PML_ERROR_INIT;
-    pml_status status = s->backend->alloc(s->device, s->program->arena, &s->arena, &refusal);
-    bool shared = s->comm != NULL && pml_comm_world(s->comm) > 1;
-    if (status == PML_NO_MEMORY && !shared && o->choices.head_chunk == 0) {
-        status = plan_for_less(s, o, err);
-        if (status != PML_OK)
-            return pml_error_prefix(err, "%s; and nothing smaller will do", refusal.message);
-        refusal = (pml_error)PML_ERROR_INIT;
-        status = s->backend->alloc(s->device, s->program->arena, &s->arena, &refusal);
-    }
-    if (status != PML_OK && o->claim != NULL)
-        o->claim->give_up(o->claim->user, 0, &refusal);
-    if (status != PML_OK && err != NULL)
-        *err = refusal;
-    return status;
-}
-
-/* All host memory that steps will use. */
 static size_t logits_bytes(const pml_stepper *s)
 {
     return (size_t)s->program->generate_rows * (size_t)s->spec.vocab * sizeof *s->logits;
@@ -199,6 +149,7 @@ static pml_status take_inputs(pml_stepper *s, pml_error *err)
     return PML_OK;
 }
 
+/* All host memory that steps will use, but for what activations wait in. */
 static pml_status take_host_memory(pml_stepper *s, pml_error *err)
 {
     pml_program *p = s->program;
@@ -229,17 +180,132 @@ static pml_status take_host_memory(pml_stepper *s, pml_error *err)
     void *logits = NULL;
     pml_status status = take_locked(s, logits_bytes(s), &logits, err);
     s->logits = logits;
+    return status == PML_OK ? take_inputs(s, err) : status;
+}
+
+/* As if it had never been taken. */
+static void give_memory(pml_stepper *s)
+{
+    pml_program *p = s->program;
+    if (p != NULL) {
+        give_locked(s, s->logits, logits_bytes(s));
+        give_locked(s, s->told, sizeof *s->told + PMLI_INPUTS * inputs_bytes(s));
+        if (p->host != NULL)
+            s->backend->host_free(s->device, &p->host, p->host_bytes);
+        if (s->arena != NULL)
+            s->backend->free(s->device, &s->arena, p->arena);
+    }
+    free(s->times);
+    free(s->trained);
+    free(s->bound);
+    free(s->reduced);
+    free(s->chosen);
+    free(s->said);
+    s->logits = s->reduced = NULL;
+    s->told = NULL;
+    s->times = NULL;
+    s->bound = NULL;
+    s->trained = s->chosen = s->said = NULL;
+    s->n_trained = 0;
+    s->trained_floats = 0;
+}
+
+/* What there was no memory for; REFUSED_NOTHING: there was, or something else failed. */
+typedef enum refused { REFUSED_NOTHING = 0, REFUSED_ARENA, REFUSED_HOST } refused;
+
+static pml_status take_memory(pml_stepper *s, const pml_stepper_options *o, refused *what,
+                              pml_error *err)
+{
+    pml_program *p = s->program;
+    pml_status status = s->backend->alloc(s->device, p->arena, &s->arena, err);
+    *what = status == PML_NO_MEMORY ? REFUSED_ARENA : REFUSED_NOTHING;
+    if (status == PML_OK && o->claim != NULL)
+        status = o->claim->taken(o->claim->user, p->arena, err);
     if (status == PML_OK)
-        status = take_inputs(s, err);
+        status = take_host_memory(s, err);
     if (status != PML_OK || p->host_bytes == 0)
         return status;
     status = s->backend->host_alloc(s->device, p->host_bytes, &p->host, err);
-    return status == PML_OK ? status
-                            : pml_error_prefix(err,
-                                               "%d layers' activations were to wait in host "
-                                               "memory; a smaller batch or shorter rows need "
-                                               "less of it",
-                                               s->plan.choices.offload_layers);
+    if (status == PML_OK)
+        return status;
+    *what = status == PML_NO_MEMORY ? REFUSED_HOST : REFUSED_NOTHING;
+    return pml_error_prefix(err,
+                            "%d layers' activations were to wait in host memory; a smaller batch "
+                            "or shorter rows need less of it",
+                            s->plan.choices.offload_layers);
+}
+
+/* What another process has taken since the plan was made shows in what is free now; where it does
+ * not (memory in pieces, or kept by the driver), a sixteenth less is asked for. How much the host
+ * would lock nobody says: none of it is asked for then. */
+static pml_status plan_again(pml_stepper *s, const pml_stepper_options *o, refused what,
+                             pml_error *err)
+{
+    const pml_plan first = s->plan;
+    const size_t most = what == REFUSED_ARENA ? first.total - first.total / 16 : first.available;
+    size_t available = 0;
+    pml_program_destroy(&s->program);
+    s->config.optimizer =
+        o->config->optimizer; /* the first plan's choice of moments, too, is open */
+    s->config.no_offload |= what == REFUSED_HOST;
+    s->plan.total = 0;
+    pml_status status = ask(s, o, &available, err);
+    available = available < most ? available : most;
+    if (status == PML_OK)
+        status = pml_plan_make(&s->spec, &s->config, &o->limits, s->backend,
+                               pml_plan_room(available), &s->plan, err);
+    status = settle(s, o, status, err);
+    if (status == PML_OK)
+        pml_plan_settle(&s->plan.choices, &s->config);
+    if (status == PML_OK)
+        status = pml_plan_build(&s->plan, &s->spec, &s->config, s->backend, &s->program, err);
+    s->plan.available = available;
+    if (what == REFUSED_ARENA)
+        snprintf(s->note, sizeof s->note,
+                 "the device refused the memory that was planned (%zu MiB); the plan was made "
+                 "again, for %zu MiB",
+                 first.total >> 20, s->plan.total >> 20);
+    else
+        snprintf(s->note, sizeof s->note,
+                 "the host refused the page-locked memory that activations were to wait in "
+                 "(%zu MiB); the plan was made again, without it",
+                 first.host >> 20);
+    return status;
+}
+
+/* Said before it is so: memory that is free and nobody's others would plan with. */
+static pml_status give_back(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
+{
+    pml_status status =
+        s->arena != NULL && o->claim != NULL ? o->claim->taken(o->claim->user, 0, err) : PML_OK;
+    give_memory(s);
+    return status;
+}
+
+/* Refused once, it is planned again. Not for what an earlier run or other workers have planned,
+ * too: their bits, and their collectives, are of that plan. */
+static pml_status take_planned(pml_stepper *s, const pml_stepper_options *o, pml_error *err)
+{
+    pml_error refusal = PML_ERROR_INIT;
+    refused what;
+    pml_status status = take_memory(s, o, &what, &refusal);
+    bool shared = s->comm != NULL && pml_comm_world(s->comm) > 1;
+    if (what != REFUSED_NOTHING && !shared && o->choices.head_chunk == 0) {
+        status = give_back(s, o, err);
+        if (status == PML_OK)
+            status = plan_again(s, o, what, err);
+        if (status != PML_OK)
+            return pml_error_prefix(err, "%s; and %s", refusal.message,
+                                    what == REFUSED_ARENA ? "nothing smaller will do"
+                                                          : "nothing without it will do");
+        refusal = (pml_error)PML_ERROR_INIT;
+        status = take_memory(s, o, &what, &refusal);
+    }
+    if (status != PML_OK && s->arena == NULL && o->claim != NULL)
+        o->claim->give_up(o->claim->user, 0, &refusal);
+    if (status != PML_OK && err != NULL)
+        *err = refusal;
+    return status;
 }
 
 pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, pml_error *err)
@@ -276,11 +342,7 @@ pml_status pml_stepper_new(const pml_stepper_options *o, pml_stepper **stepper, 
     if (status == PML_OK)
         status = make_plan(s, o, err);
     if (status == PML_OK)
-        status = take_arena(s, o, err);
-    if (status == PML_OK && o->claim != NULL)
-        status = o->claim->taken(o->claim->user, s->program->arena, err);
-    if (status == PML_OK)
-        status = take_host_memory(s, err);
+        status = take_planned(s, o, err);
     if (status == PML_OK)
         pmli_count_flops(s->program, s->arena, &s->cost);
     if (status == PML_OK) {
@@ -305,26 +367,13 @@ void pml_stepper_destroy(pml_stepper **stepper)
     if (s->queue != NULL) /* an upload under way reads memory that ends here */
         (void)s->backend->sync(s->queue, &late);
     pmli_drop_recorded(s);
-    if (s->program != NULL) {
-        give_locked(s, s->logits, logits_bytes(s));
-        give_locked(s, s->told, sizeof *s->told + PMLI_INPUTS * inputs_bytes(s));
-    }
-    if (s->program != NULL && s->program->host != NULL)
-        s->backend->host_free(s->device, &s->program->host, s->program->host_bytes);
-    if (s->arena != NULL)
-        s->backend->free(s->device, &s->arena, s->program->arena);
+    give_memory(s);
     if (s->queue != NULL)
         s->backend->queue_destroy(&s->queue);
     if (s->device != NULL)
         s->backend->close(&s->device);
     pml_program_destroy(&s->program);
     free(s->angles);
-    free(s->times);
-    free(s->trained);
-    free(s->bound);
-    free(s->reduced);
-    free(s->chosen);
-    free(s->said);
     free(s);
     *stepper = NULL;
 }

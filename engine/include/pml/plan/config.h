@@ -74,6 +74,7 @@ typedef struct pml_train_config {
     double early_threshold;   /* what counts as better for that */
     int32_t save_total_limit; /* 0 = keep all */
     size_t memory_limit;      /* bytes a device, 0 = what is free */
+    bool no_offload;          /* activations wait nowhere but on the device */
     int32_t workers;          /* of this run, whose gradients are summed; 0 and 1: alone */
     bool restarts;            /* snapshots are kept in shared memory for a restart */
     int32_t threads;          /* per CPU worker, 0 = cores / CPU workers on this machine */

@@ -67,7 +67,8 @@ typedef struct pml_stepper_options {
 } pml_stepper_options;
 
 /* Read config.json, plan, take the arena, load weights, make or load the adapter. Where the device
- * refuses the arena it plans once more, for less (pml_stepper_note). */
+ * refuses the arena it plans once more, for less; where the host refuses the memory that
+ * activations were to wait in, without it (pml_stepper_note). */
 pml_status pml_stepper_new(const pml_stepper_options *options, pml_stepper **stepper,
                            pml_error *err);
 void pml_stepper_destroy(pml_stepper **stepper);
@@ -203,7 +204,7 @@ pml_status pml_stepper_identity(pml_stepper *stepper, char *json, size_t capacit
 /* Whole pages that nothing lives in between two steps (pml/train/slots.h), and how many bytes: of a
  * snapshot at least. NULL: the plan has none. */
 void *pml_stepper_stage(const pml_stepper *stepper, size_t *bytes);
-/* That the plan is not the first one, since the device refused its memory; "": it is. */
+/* That the plan is not the first one, since its memory was refused; "": it is. */
 const char *pml_stepper_note(const pml_stepper *stepper);
 /* What its device says of itself now. */
 pml_status pml_stepper_device(pml_stepper *stepper, pml_device_info *info, pml_error *err);
