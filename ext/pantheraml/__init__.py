@@ -3,6 +3,7 @@
 >>> import pantheraml as pm
 >>> run = pm.finetune("Qwen/Qwen2.5-0.5B-Instruct", data="train.jsonl", max_steps=200)
 >>> run.pause(); run.set(learning_rate=1e-4); run.resume()
+>>> run.watch()                # its plan, then its steps; in a notebook the live panel
 >>> run = pm.attach()          # after a restart of the kernel
 """
 

@@ -6,7 +6,6 @@ import inspect
 import json
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from pantheraml.errors import (
 )
 from pantheraml.lora import Model
 from pantheraml.memory import Plan
+from pantheraml.notebook import kernel
 from pantheraml.plain import complain
 from pantheraml.record import ENDED
 from pantheraml.run import Run, open_run, start_run
@@ -69,6 +69,7 @@ def finetune(
     """Fine-tune a model in the background, and return at once.
 
     Everything that can be checked without reading the whole data is checked before this returns.
+    It prints nothing, nor does any call that is not asked to show something: ``run.watch()`` does.
     In a notebook that runs without a person (Kaggle's batch commit, papermill, nbconvert) it waits
     for the run's end, because the kernel's end would be the machine's.
 
@@ -194,7 +195,8 @@ def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
     """
     config, limits, available = _planned(model, settings)
     made = {**_native.plan(config, limits, available), "available": available}
-    device = json.loads(config)["devices"][0]
+    run = json.loads(config)
+    device = run["devices"][0]
     if device != "cpu":
         try:
             there = room(int(device.partition(":")[2]))
@@ -205,7 +207,7 @@ def plan(model: str | os.PathLike[str], **settings: Any) -> Plan:
             warnings.warn(
                 f"what runs have reserved of {device} cannot be read: {why}", stacklevel=3
             )
-    return Plan.of(made)
+    return Plan.of(made, run)
 
 
 @_with_settings
@@ -450,11 +452,9 @@ def _nobody_is_there() -> bool:
         "PAPERMILL_INPUT_PATH"
     ):
         return True
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    kernel = getattr(shell, "kernel", None)
+    here = kernel()
     # nbclient (so nbconvert and papermill too) asks for no input; a front end with a person does.
-    return kernel is not None and getattr(kernel, "_allow_stdin", True) is False
+    return here is not None and getattr(here, "_allow_stdin", True) is False
 
 
 def monitor() -> None:

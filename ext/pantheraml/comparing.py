@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pantheraml import whole
 from pantheraml.errors import InvalidError
+from pantheraml.notebook import kernel
 from pantheraml.plain import complain, say
 from pantheraml.report import Curve, chart_svg, smooth
 
@@ -206,9 +207,10 @@ def _shown_in_place() -> Iterator[Callable[[Comparison], None]]:
 
     Where nothing can be taken back (a file, a pipe) only the last one is printed.
     """
-    ipython = sys.modules.get("IPython")
-    if ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None:
-        handle = ipython.display.display(display_id=True)
+    if kernel() is not None:
+        from IPython.display import display
+
+        handle = display(display_id=True)  # type: ignore[no-untyped-call,unused-ignore]
         yield handle.update
         return
     if not sys.stdout.isatty():

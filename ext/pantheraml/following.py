@@ -72,6 +72,7 @@ class Following:
         self._going_on: threading.Thread | None = None
         self._closed = False
         self._resumed_at = 0  # number of the last event when we let it go on
+        self._begun = False  # by this object: nothing that was said of it was for somebody else
         self._subscribers: list[Subscriber] = []
         self._at_close: list[Callable[[], None]] = []  # of who waits without a thread
         self._log = LogReader(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.bar import Bar
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pantheraml.columns import Columns
-from pantheraml.memory import CAUSES, size
+from pantheraml.memory import CAUSES, Plan, size
 from pantheraml.record import ENDED
 from pantheraml.run import Run
 from pantheraml.terminal import Terminal
@@ -38,6 +38,8 @@ def watch(
 ) -> None:
     """Show a run until it has ended, or until `until` says so.
 
+    Its plan is printed before anything of the steps that are made by it.
+
     Parameters
     ----------
     run
@@ -55,15 +57,33 @@ def watch(
     def over() -> bool:
         return run.state in ENDED or (until is not None and until())
 
+    kinds = ("plan",) if console.is_terminal else ("log", "plan")
+    told = 0 if whole or not run._curve(1) else len(_said(run, kinds))
+
+    def tell() -> None:
+        nonlocal told
+        said = _said(run, kinds)
+        for line in said[told:]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        told = len(said)
+
+    # A picture, or a line, is made first and shown last: what was said before the steps in it is
+    # printed above it, however many were made meanwhile.
     if not console.is_terminal:
-        _lines(run, over, console, whole)
+        _lines(run, over, console, tell)
         return
-    with Live(view(run), console=console, refresh_per_second=8, transient=False) as live:
+    picture = view(run)
+    tell()
+    with Live(picture, console=console, refresh_per_second=8, transient=False) as live:
         while not over():
             run.wait_for_change(_PERIOD)
-            live.update(view(run))
+            picture = view(run)
+            tell()
+            live.update(picture)
             time.sleep(_PERIOD / 4)
-        live.update(view(run))
+        picture = view(run)
+        tell()
+        live.update(picture)
 
 
 def view(run: Run) -> RenderableType:
@@ -206,32 +226,34 @@ def _names(missing: str) -> list[str]:
 
 
 def notes(run: Run) -> list[str]:
-    """What was said of the run so far besides its numbers, oldest first."""
-    said = [event for event in run._notes() if event["type"] == "log"]
+    """What was said of the run so far besides its numbers and its plan, oldest first."""
+    return _said(run, ("log",))
+
+
+def _said(run: Run, kinds: Sequence[str]) -> list[str]:
     marks = {"info": "", "warning": "warning: ", "error": "error: "}
-    return [f"{marks.get(event['level'], '')}{event['message']}" for event in said]
+    return [
+        str(Plan.of(event, run.config))
+        if event["type"] == "plan"
+        else f"{marks.get(event['level'], '')}{event['message']}"
+        for event in run._notes()
+        if event["type"] in kinds
+    ]
 
 
-def _lines(run: Run, over: Callable[[], bool], console: Console, whole: bool) -> None:
-    told = 0.0
-    noted = 0 if whole or not run._curve(1) else len(notes(run))
+def _lines(run: Run, over: Callable[[], bool], console: Console, tell: Callable[[], None]) -> None:
+    shown = -math.inf
     while not over():
-        noted = _tell(run, noted, console)
-        now = time.monotonic()
-        if now - told >= _LINE_PERIOD:
-            told = now
-            console.print(_line(run), markup=False, highlight=False)
-            console.file.flush()
+        line, now = _line(run), time.monotonic()
+        tell()
+        if now - shown >= _LINE_PERIOD:
+            shown = now
+            console.print(line, markup=False, highlight=False)
+        console.file.flush()
         run.wait_for_change(_PERIOD)
-    _tell(run, noted, console)
-    console.print(_line(run), markup=False, highlight=False)
-
-
-def _tell(run: Run, noted: int, console: Console) -> int:
-    said = notes(run)
-    for line in said[noted:]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return len(said)
+    line = _line(run)
+    tell()
+    console.print(line, markup=False, highlight=False)
 
 
 def _line(run: Run) -> str:

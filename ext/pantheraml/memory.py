@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from pantheraml.plain import plain
+
 #: Causes in the order in which they are shown.
 CAUSES = (
     "weights",
@@ -19,13 +21,25 @@ CAUSES = (
     "runtime",
 )
 
+_OPTIMIZERS = {
+    "adamw": "AdamW's moments in 32 bits",
+    "adamw_8bit": "AdamW's moments in 8 bits",
+    "sgd": "SGD",
+}
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory of one device.
+    """Memory of one device, and what was chosen so that it has room.
 
     Attributes
     ----------
+    model
+        As the user gave it.
+    devices
+        One for each worker; they all have the same plan.
+    optim
+        ``"adamw"``, ``"adamw_8bit"`` or ``"sgd"``; of ``optim="adamw_auto"`` what became of it.
     by_cause
         Bytes for each of `CAUSES`.
     total
@@ -65,6 +79,9 @@ class Plan:
         Why nobody can tell what other processes have of it; empty where that is known.
     """
 
+    model: str
+    devices: tuple[str, ...]
+    optim: str
     by_cause: Mapping[str, int]
     total: int
     available: int
@@ -84,26 +101,33 @@ class Plan:
     unknown: str = ""
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Plan:
-        """Take a plan out of an event or the engine's answer."""
+    def of(cls, fields: Mapping[str, Any], run: Mapping[str, Any]) -> Plan:
+        """Take a plan for a run.json out of an event or the engine's answer."""
         names = cls.__dataclass_fields__
-        return cls(**{"available": 0, **{k: v for k, v in fields.items() if k in names}})
+        optim = run.get("optim", "adamw")
+        if optim == "adamw_auto":
+            optim = "adamw_8bit" if fields.get("moments_8bit") else "adamw"
+        about = {"model": run["model_id"], "devices": tuple(run["devices"]), "optim": optim}
+        known = {name: value for name, value in fields.items() if name in names}
+        return cls(**{"available": 0, **known, **about})
 
     def __str__(self) -> str:
+        each = "each of " if len(self.devices) > 1 else ""
+        lines = [f"plan of {plain(self.model)} on {each}{', '.join(map(plain, self.devices))}"]
         rows = [(cause, self.by_cause.get(cause, 0)) for cause in CAUSES]
-        lines = [f"{cause:<14}{size(bytes_):>12}" for cause, bytes_ in rows if bytes_]
+        lines += [f"{cause:<14}{size(bytes_):>12}" for cause, bytes_ in rows if bytes_]
         lines.append(f"{'total':<14}{size(self.total):>12}")
         if self.available:
             lines[-1] += f"   of {size(self.available)}"
         lines.append(
             f"{self.parameters:,} parameters, {self.trainable:,} trained; "
+            + f"{_OPTIMIZERS[self.optim]}; "
             + (
                 f"{self.recompute} recomputed in {self.recompute_layers} layers"
                 if self.recompute_layers
                 else "nothing recomputed"
             )
             + (f"; micro-batches in {self.pieces} pieces" if self.pieces > 1 else "")
-            + ("; AdamW's moments in 8 bits" if self.moments_8bit else "")
             + (
                 f"; weights of {self.unpacked} linear layers unpacked for good"
                 if self.unpacked

@@ -16,7 +16,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pantheraml import whole
-from pantheraml.memory import CAUSES, size
+from pantheraml.memory import size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +105,7 @@ def record_html(run: Run) -> str:
     """Give a run's static record: a fragment for a notebook's output."""
     return (
         '<div style="color:var(--jp-ui-font-color1,inherit);font-family:sans-serif;'
-        f'font-size:13px">{_heading(run)}{_charts(run)}{_summary(run)}{_steps(run)}</div>'
+        f'font-size:13px">{_heading(run)}{_plan(run)}{_charts(run)}{_summary(run)}{_steps(run)}</div>'
     )
 
 
@@ -117,7 +117,7 @@ def page_html(run: Run) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(run.name)}</title></head>"
         '<body style="max-width:760px;margin:2em auto;padding:0 1em;font-family:sans-serif;'
-        f'font-size:14px">{_heading(run)}{_charts(run)}{_summary(run)}{_steps(run)}'
+        f'font-size:14px">{_heading(run)}{_plan(run)}{_charts(run)}{_summary(run)}{_steps(run)}'
         f"{_happened(run)}{_settings(run)}</body></html>\n"
     )
 
@@ -167,6 +167,11 @@ def _heading(run: Run) -> str:
     )
 
 
+def _plan(run: Run) -> str:
+    plan = run.plan
+    return "" if plan is None else plan._repr_html_()
+
+
 def _charts(run: Run) -> str:
     history = run.history
     steps = [float(row["step"]) for row in history]
@@ -197,12 +202,6 @@ def _summary(run: Run) -> str:
         rows.append(("tokens", f"{tokens:,}, {rates[len(rates) // 2]:,.0f} a second"))
     if evals:
         rows.append(("held-out loss", f"{evals[0].loss:.4f} → {evals[-1].loss:.4f}"))
-    plan = run.plan
-    if plan is not None:
-        causes = (
-            f"{cause} {size(plan.by_cause[cause])}" for cause in CAUSES if plan.by_cause.get(cause)
-        )
-        rows.append(("memory", f"{size(plan.total)}: {', '.join(causes)}"))
     return _table(rows)
 
 

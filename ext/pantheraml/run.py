@@ -19,6 +19,7 @@ from pantheraml.checks import names_checked, path_of
 from pantheraml.commands import Command, Evaluation, Sample
 from pantheraml.errors import BusyError, InvalidError, NotFoundError, NotInThisVersion, PeerError
 from pantheraml.following import followed, remember
+from pantheraml.notebook import kernel
 from pantheraml.plain import plain
 from pantheraml.record import ENDED, Checkpoint, Event
 
@@ -527,6 +528,35 @@ class Run(Asking):
 
     # ---- showing ---------------------------------------------------------------------------
 
+    def watch(self) -> Self:
+        """Show the run until it has ended, as ``pantheraml train`` and ``attach`` do.
+
+        First its plan, then its steps: in a terminal a picture that is renewed in its place,
+        elsewhere a line every few seconds. In a notebook it is the live panel. Ctrl-C leaves the
+        run alone.
+
+        Raises
+        ------
+        RunFailed
+            As of :meth:`wait`.
+        """
+        if kernel() is not None:
+            self._ipython_display_()
+            return self.wait()
+        from pantheraml.live import watch
+
+        def over() -> bool:
+            if self._will_not_end():
+                return True
+            self._not_forked()
+            self._not_closed()
+            return False
+
+        with self._leave_alone():
+            watch(self, over, whole=self._begun)
+        self._raise_failure()
+        return self
+
     def to_html(self) -> str:
         """Give a page that needs nothing else: curves, settings, events."""
         from pantheraml.report import page_html
@@ -580,5 +610,6 @@ def start_run(folder: Path) -> Run:
     """Start the coordinator of a new run folder and follow it."""
     run = Run(folder)
     run._launch()
+    run._begun = True
     remember(run)
     return run

@@ -136,9 +136,9 @@ class Standing(Connecting):
 
     @property
     def plan(self) -> Plan | None:
-        """Memory by cause as planned; None until the plan is made."""
+        """What the workers have planned, before the first step; None until they have."""
         plan = self._record.plan
-        return None if plan is None else Plan.of(plan)
+        return None if plan is None else Plan.of(plan, self.config)
 
     def program(self) -> Program:
         """Every op of a step, explained, with shapes, FLOPs, bytes and the time it took.

@@ -42,6 +42,8 @@ def test_a_run_in_the_shell(runs: Path, model: Path, data: Path, tmp_path: Path)
     assert made.returncode == 0, made.stderr
     assert "finished, step 12/12" in made.stdout and "checkpoints/step-000012" in made.stdout
     assert "train: 64 rows, " in made.stdout and "eval: 64 rows, " in made.stdout
+    before, _, _ = made.stdout.partition(f"{pm.attach('one', restart=False).plan}\n")
+    assert before != made.stdout and ", loss " not in before
     listed = json.loads(shell("runs", "--json").stdout)
     assert [(r["name"], r["state"], r["step"]) for r in listed] == [("one", "finished", 12)]
     assert "one" in shell("runs").stdout
@@ -253,6 +255,14 @@ def test_plan_and_program(model: Path) -> None:
         shell("plan", str(model), "--max-length", "128", "--program", "--json").stdout
     )
     assert [s["name"] for s in nodes["segments"]][:2] == ["micro", "norm"]
+    assert made.stdout.startswith(f"plan of {model} on cpu\n")
+    for optim, words in (("adamw", "moments in 32 bits"), ("adamw_8bit", "moments in 8 bits"),
+                         ("sgd", "SGD")):  # fmt: skip
+        planned = pm.plan(model, max_length=128, optim=optim, devices=["cpu"] * 2)
+        assert f"trained; {'' if optim == 'sgd' else 'AdamW' + chr(39) + 's '}{words}; " in str(
+            planned
+        )
+        assert str(planned).startswith(f"plan of {model} on each of cpu, cpu\n")
     full = pm.plan(model, method="full", max_length=128)
     assert full.by_cause["optimizer"] > pm.plan(model, max_length=128).by_cause["optimizer"]
     assert "parameters" in str(full) and full._repr_html_().startswith("<pre>")

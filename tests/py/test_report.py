@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import examples
 import pantheraml as pm
 import pytest
-from pantheraml import sums
+from pantheraml import live, sums
 from pantheraml.live import clock, notes, sparkline, view, watch
 from pantheraml.report import Curve, chart_svg, page_html, record_html, smooth
 from rich.console import Console
@@ -109,6 +109,43 @@ def test_who_began_a_run_is_told_all_that_was_said(run: pm.Run) -> None:
 
     said = [line for note in notes(run) for line in note.splitlines()]
     assert said and lines(whole=True) == [*said, *lines(whole=False)]
+
+
+PLAN = examples.KINDS["plan"] | {"type": "plan", "time": 1.0, "timeline": 0, "max_steps": 3000}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_plan_is_shown_before_the_steps_made_by_it(
+    run: pm.Run, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where plan and steps come between two looks, just when what is shown next is made."""
+    made = live.view if terminal else live._line
+    come = iter([PLAN, {**PLAN, "head_chunk": 1, "available": 77}])
+
+    def late(run: pm.Run) -> Any:
+        event = next(come, None)
+        if event is not None:
+            run.on_events([{**event, "seq": run.last_seq() + 1}])
+        return made(run)
+
+    monkeypatch.setattr(live, "view" if terminal else "_line", late)
+    looks = iter([False, True])
+    monkeypatch.setattr(live, "ENDED", set())
+    console = Console(width=200, file=io.StringIO(), force_terminal=terminal, color_system=None)
+    watch(run, lambda: next(looks), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert run.plan is not None and run.plan.available == 77
+    planned = [text.index(f"of {available} B\n") for available in (99, 77)]
+    assert planned == sorted(planned) and str(run.plan) in text
+    assert planned[0] < text.index("2,000/3,000" if terminal else "step 2000/3000")
+
+
+def test_a_plan_stands_above_the_curves(run: pm.Run) -> None:
+    run.on_events([{**PLAN, "seq": run.last_seq() + 1}])
+    assert run.plan is not None
+    for page in (record_html(run), page_html(run)):
+        assert page.count("<pre>") == 1
+        assert page.index(run.plan._repr_html_()) < page.index("<svg")
 
 
 def test_figure(run: pm.Run) -> None:

@@ -388,6 +388,43 @@ def test_nobody_waits_for_a_notebook_without_people(
     assert start(max_steps=3).state == "finished"
 
 
+def test_a_script_shows_what_it_asks_to_be_shown(runs: Path, model: Path) -> None:
+    """Calls are silent but for watch(), which has the workers' own plan before their steps."""
+    code = (
+        "import sys, pantheraml as pm\n"
+        "rows = [{'text': 'one two three'}] * 8\n"
+        "given = {'max_length': 64, 'max_steps': 3}\n"
+        "pm.finetune(sys.argv[1], rows, name='silent', **given).wait()\n"
+        "print('watched')\n"
+        "assert pm.finetune(sys.argv[1], rows, name='shown', **given).watch().step == 3\n"
+    )
+    made = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(model)],
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    said, _, shown = made.stdout.partition("watched\n")
+    assert (said, made.stderr) == ("", "")
+    before, _, after = shown.partition(f"{pm.attach('shown', restart=False).plan}\n")
+    assert before != shown and ", loss " not in before
+    assert after.endswith("\n") and "shown: finished, step 3/3, loss " in after
+
+
+def test_watching_ends_as_waiting_does(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(max_steps=10**6)
+    at_step(run, 1)
+    run.pause(wait=True)
+    monkeypatch.setattr(run, "wait_for_change", lambda _: run.close())
+    with pytest.raises(pm.PeerError, match="this Run was closed"):
+        run.watch()
+    run = pm.attach(run.name)
+    run.stop(wait=True)
+    assert run.watch() is run  # it has ended: what it came to is shown
+    assert "stopped, step" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_same_bits_twice(start: Start, tmp_path: Path) -> None:
     made = []
     for name in ("a", "b"):
