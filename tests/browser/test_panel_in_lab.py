@@ -16,10 +16,34 @@ SHOW = f"""
 import sys
 sys.path.insert(0, {str(FAKES)!r})
 from fake_run import FakeRun
+from pantheraml.memory import Plan
 from pantheraml_widgets.run_panel import RunPanel
 
 run = FakeRun("fake-lesson", max_steps=20_000, seconds=0.05, workers=2, done=120)
-panel = RunPanel(run, record=lambda: "<p>static record</p>", decode=run.decode)
+panel = RunPanel(
+    run, record=lambda: "<p>static record</p>", decode=run.decode,
+    plan=lambda event: str(Plan.of(event, run.config)),
+)
+panel
+"""
+
+# A run that has its plan, and makes no step before the gate is opened.
+BEHIND_A_GATE = f"""
+import sys, threading
+sys.path.insert(0, {str(FAKES)!r})
+from fake_run import FakeRun
+from pantheraml.memory import Plan
+from pantheraml_widgets.run_panel import RunPanel
+
+gate = threading.Event()
+
+class Gated(FakeRun):
+    def _train(self):
+        gate.wait()
+        super()._train()
+
+run = Gated("gated", max_steps=20_000)
+panel = RunPanel(run, plan=lambda event: str(Plan.of(event, run.config)))
 panel
 """
 
@@ -85,6 +109,27 @@ def test_the_panel_lives(page: Page, lab: Lab) -> None:
     panel.root.get_by_role("button", name="Really stop?").click()
     expect(panel.state).to_have_text("stopped")
     expect(panel.button("Pause")).to_be_disabled()
+
+
+def test_the_plan_is_read_before_the_first_step(page: Page, lab: Lab) -> None:
+    write_notebook(lab.folder / "plan.ipynb", [BEHIND_A_GATE, "gate.set()", "panel"])
+    notebook = Notebook(page, lab, "plan.ipynb")
+    notebook.run_cell(0)
+    panel = Panel(page)
+    plan = panel.root.locator(".pml-plan")
+    expect(plan.locator("pre")).to_be_visible()
+    expect(plan).to_contain_text("plan of fake/model on cpu\nweights")
+    expect(plan).to_contain_text("724,992 trained; AdamW's moments in 32 bits; nothing recomputed")
+    assert panel.step() == 0
+    notebook.run_cell(1)
+    panel.wait_for_step(1)
+    expect(plan.locator("pre")).to_be_visible()  # nothing moves under a person's eyes
+    notebook.run_cell(2)
+    late = Panel(notebook.output(2)).root.locator(".pml-plan")
+    expect(late.locator("summary")).to_be_visible()
+    expect(late.locator("pre")).to_be_hidden()
+    late.locator("summary").click()
+    expect(late.locator("pre")).to_contain_text("plan of fake/model on cpu")
 
 
 def test_a_reload_and_a_second_view_show_the_same_curve(page: Page, lab: Lab) -> None:
@@ -168,6 +213,7 @@ def test_a_kernel_that_went_leaves_the_last_state_and_says_so(page: Page, lab: L
 
 def test_accessible_in_both_themes_and_when_narrow(page: Page, lab: Lab) -> None:
     notebook, panel = open_fake(page, lab, "axe.ipynb")
+    panel.root.locator(".pml-plan summary").click()
     field = panel.root.get_by_label("Learning rate", exact=True)
     field.fill("x")
     field.press("Enter")

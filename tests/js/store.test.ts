@@ -170,12 +170,14 @@ test("states, plan, evaluations and the time left", (t) => {
   assert.equal(store.eta, 25);
   const events = [
     { type: "eval", seq: 11, time: 1, step: 50, loss: 0.5 },
-    { type: "plan", seq: 12, time: 1, by_cause: {}, total: 5, available: 10 },
+    { type: "plan", seq: 12, time: 1, by_cause: {}, total: 5, available: 10, text: "plan of m" },
     { type: "state", seq: 13, time: 1, state: "failed", reason: "out of luck" },
   ];
   store.receive(tick(10, 13, [], events));
   assert.deepEqual(store.evals, [{ step: 50, loss: 0.5 }]);
   assert.equal(store.plan?.["available"], 10);
+  assert.equal(store.plan?.["text"], "plan of m");
+  assert.ok(!store.log.some((line) => line.text.includes("plan"))); // it has a place of its own
   assert.equal(store.active, false);
   assert.equal(store.reason, "out of luck");
   assert.ok(Number.isNaN(store.eta));

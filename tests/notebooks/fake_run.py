@@ -61,6 +61,7 @@ class FakeRun:
     ) -> None:
         self.name = name
         self.max_steps = max_steps
+        self.config = {"model_id": "fake/model", "devices": ["cpu"] * workers}
         self.state = "starting"
         self.reason = ""
         self.step = 0
@@ -82,6 +83,7 @@ class FakeRun:
             available=1_073_741_824,
             max_steps=max_steps,
             recompute_layers=0,
+            head_chunk=64,
             parameters=8_391_936,
             trainable=724_992,
         )

@@ -105,6 +105,17 @@ def test_gpus_come_live_and_from_the_log() -> None:
     assert f.snapshot()["gpus"] == [{"rank": 0, "power": 690.123}]
 
 
+def test_a_plan_has_its_words_before_the_first_step() -> None:
+    """In ticks and in snapshots, which a saved notebook has: the front end knows no other words."""
+    f = Feed("run", lambda: 100, plan=lambda event: f"{event['total']} bytes")
+    f.add({"seq": 1, "time": 0.0, "type": "plan", "total": 7, "by_cause": {}})
+    tick = f.tick()
+    assert tick is not None and tick["columns"]["step"] == []
+    assert [event["text"] for event in tick["events"]] == ["7 bytes"]
+    f.add(step(2, 1))
+    assert [event["text"] for event in f.snapshot()["events"]] == ["7 bytes"]
+
+
 def test_a_new_timeline_replaces_what_it_repeats() -> None:
     f = feed()
     for i in range(1, 9):
@@ -324,6 +335,11 @@ def test_a_coordinator_that_goes_without_a_word_ends_the_panel_too(run: FakeRun)
 def test_one_panel_per_run(run: FakeRun) -> None:
     panel = panel_of(run)
     assert panel_of(run) is panel
+    (plan,) = (event for event in panel.snapshot["events"] if event["type"] == "plan")
+    assert (
+        plan["text"].startswith("plan of fake/model on each of cpu, cpu\n")
+        and "total" in plan["text"]
+    )
     panel.close()
     assert panel_of(run) is not panel
     panel_of(run).close()

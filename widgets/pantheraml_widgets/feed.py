@@ -90,6 +90,8 @@ class Feed:
         Says how many steps the run has, 0 while that is not known.
     decode : callable, optional
         Makes text of token ids; without it samples are shown as their ids.
+    plan : callable, optional
+        Makes text of a plan event; without it a plan is shown as figures of memory only.
     """
 
     def __init__(
@@ -97,10 +99,12 @@ class Feed:
         name: str,
         max_steps: Callable[[], int | None],
         decode: Callable[[list[int]], str] | None = None,
+        plan: Callable[[Event], str] | None = None,
     ) -> None:
         self._name = name
         self._max_steps = max_steps
         self._decode = decode
+        self._plan = plan
         self._lock = threading.Lock()
         self._seq = 0
         self._sent = 0  # every tick up to here went out
@@ -286,6 +290,8 @@ class Feed:
                 self._forget_after(int(event.get("step", 0)))
         elif kind == "sample":
             kept = self._whole_sample(kept)
+        elif kind == "plan" and self._plan:
+            kept["text"] = self._plan(event)
         if kind in _LATEST:
             self._latest[kind] = kept
         else:

@@ -80,6 +80,8 @@ class RunPanel(anywidget.AnyWidget):
         Makes the static HTML record that stands beside the widget in a saved notebook.
     decode : callable, optional
         Makes text of token ids, for samples.
+    plan : callable, optional
+        Makes text of a plan event.
     """
 
     _esm = _bundle("panel.js")
@@ -93,10 +95,11 @@ class RunPanel(anywidget.AnyWidget):
         *,
         record: Callable[[], str] | None = None,
         decode: Callable[[list[int]], str] | None = None,
+        plan: Callable[[Mapping[str, Any]], str] | None = None,
     ) -> None:
         self._run = run
         self._record = record
-        self._feed = Feed(run.name, lambda: run.max_steps, decode)
+        self._feed = Feed(run.name, lambda: run.max_steps, decode, plan)
         self._wake = threading.Condition()
         self._dirty = False
         self._outbox: list[dict[str, Any]] = []
@@ -308,9 +311,20 @@ def panel_of(run: Run) -> RunPanel:
     with _panels_lock:
         known = _panels.get(id(run))
         if known is None or known._closed:
-            known = RunPanel(run, record=_recorder(run), decode=run.decode)
+            known = RunPanel(
+                run, record=_recorder(run), decode=run.decode, plan=_planner(run.config)
+            )
             _panels[id(run)] = known
         return known
+
+
+def _planner(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], str]:
+    def text(event: Mapping[str, Any]) -> str:
+        from pantheraml.memory import Plan
+
+        return str(Plan.of(event, config))
+
+    return text
 
 
 def _recorder(run: Run) -> Callable[[], str]:

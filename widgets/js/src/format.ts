@@ -125,11 +125,6 @@ export function describe(event: RunEvent): { text: string; level: Level } | null
         text: `${toText(event["path"])} on disk, ${bytes(toNumber(event["bytes"]))}`,
         level: "good",
       };
-    case "plan":
-      return {
-        text: `plan: ${bytes(toNumber(event["total"]))} per device, ${count(toNumber(event["trainable"]))} of ${count(toNumber(event["parameters"]))} parameters learn`,
-        level: "plain",
-      };
     case "log": {
       const level = toText(event["level"]);
       const known = level === "error" || level === "warning" ? level : "plain";

@@ -6,6 +6,7 @@ import { el, setText } from "./dom";
 import { EventList, Samples } from "./feed";
 import { count, decimal, duration, lossScale, NONE, rate } from "./format";
 import { MemoryBars } from "./memory";
+import { toText } from "./protocol";
 import type { Store } from "./store";
 import { currentTheme, watchTheme } from "./theme";
 
@@ -150,6 +151,29 @@ class Notice implements Part {
   }
 }
 
+/** What the workers have planned, as pm.plan says it: open for who sees it before the first step. */
+class PlanText implements Part {
+  readonly node = el("details", { class: "pml-plan" });
+  private readonly text = el("pre", { attrs: { tabindex: "0", "aria-label": "Plan" } });
+  private shown = false;
+
+  constructor(private readonly store: Store) {
+    this.node.append(el("summary", { text: "Plan" }), this.text);
+  }
+
+  update(): void {
+    const { curve, plan } = this.store;
+    const text = toText(plan?.["text"]);
+    setText(this.text, text);
+    this.node.hidden = text === "";
+    // Once: from then on it is for people to open and close, and nothing moves at the first step.
+    if (text !== "" && !this.shown) {
+      this.shown = true;
+      this.node.open = curve.length === 0;
+    }
+  }
+}
+
 export function renderPanel(root: HTMLElement, store: Store, signal: AbortSignal): void {
   const toolbar = new Toolbar(store, signal);
   const charts = new Charts(store, signal);
@@ -158,12 +182,14 @@ export function renderPanel(root: HTMLElement, store: Store, signal: AbortSignal
   const events = new EventList(store);
   const samples = new Samples(store);
   const header = new Header(store, toolbar);
+  const plan = new PlanText(store);
   const figures = new Figures(store);
   const notice = new Notice(store);
   const announcer = new Announcer(store);
   const parts: Part[] = [
     header,
     notice,
+    plan,
     figures,
     toolbar,
     charts,
@@ -180,7 +206,7 @@ export function renderPanel(root: HTMLElement, store: Store, signal: AbortSignal
   const panel = el(
     "div",
     { class: "pml-panel", attrs: { role: "group", "aria-label": "Training run" } },
-    [header.node, notice.node, figures.node, middle, bottom, announcer.node],
+    [header.node, notice.node, plan.node, figures.node, middle, bottom, announcer.node],
   );
   // The container's size decides the layout, not the window's, so the panel sits in a box of it.
   const box = el("div", { class: "pml" }, [panel]);
