@@ -222,7 +222,7 @@ def program(model: str | os.PathLike[str], **settings: Any) -> Program:
 
 @_with_settings
 def profile(model: str | os.PathLike[str], **settings: Any) -> Profile:
-    """Make ten steps on random tokens, in a run that leaves nothing behind, and profile them.
+    """Make some ten steps on random tokens, in a run that leaves nothing behind, and profile them.
 
     Parameters
     ----------

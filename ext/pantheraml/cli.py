@@ -369,7 +369,7 @@ def _parser() -> argparse.ArgumentParser:
         "profile",
         _profile,
         "Say where the time of a step goes, op by op, beside what the machine can do: of a run, or "
-        "of ten steps that are made with a model.",
+        "of some ten steps that are made with a model.",
         run=False,
     )
     profile.add_argument("subject", nargs="?", metavar="RUN|MODEL")

@@ -10,16 +10,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pantheraml import _native, hub
 from pantheraml.steps import Program, seconds, short
 
-#: Steps that are made to profile a model: the last of them is one after which workers tell.
-_STEPS = 10
+if TYPE_CHECKING:
+    from pantheraml.run import Run
+
+#: Steps in a row that a model is profiled over: as many as workers have timed when they tell of the
+#: tenth, and, where a GPU's kernels were still being compiled then, of the thirtieth or later.
+_STEPS = 7
 #: What those steps have whatever is asked for: none of it is part of what a step costs.
 _FIXED: dict[str, Any] = {
-    "max_steps": _STEPS, "num_train_epochs": None, "learning_rate": 1e-9, "packing": False,
+    "max_steps": 10**6, "num_train_epochs": None, "learning_rate": 1e-9, "packing": False,
     "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "warmup_steps": 0,
     "warmup_ratio": 0.0, "eval_steps": None, "eval_strategy": None, "eval_split": None,
     "save_steps": None, "save_strategy": "no", "load_best_model_at_end": False,
@@ -250,7 +254,7 @@ def event_of(events: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def of_model(model: str | os.PathLike[str], settings: dict[str, Any]) -> Profile:
-    """Make a few steps on random tokens, every row full, and profile them."""
+    """Make steps on random tokens, every row full, until enough of them were timed."""
     import pantheraml as pm
     from pantheraml.aside import runs_in
 
@@ -265,4 +269,14 @@ def of_model(model: str | os.PathLike[str], settings: dict[str, Any]) -> Profile
         data.append({"input_ids": ids, "labels": ids})
     with tempfile.TemporaryDirectory(prefix="pml-profile-") as name, runs_in(Path(name)):
         run = pm.finetune(model, data, name="profile", **resolved | _FIXED)
-        return run.wait().profile()
+        run._wait_for(lambda: _timed(run) or run._will_not_end(), None, "the times of its ops")
+        if not _timed(run):
+            run.wait()  # says why it is over
+        found = run.profile()
+        run.stop(wait=True)
+        return found
+
+
+def _timed(run: Run) -> bool:
+    event = event_of(run._notes())
+    return event is not None and event["steps"] >= _STEPS

@@ -12,7 +12,7 @@ from typing import Any
 import pantheraml as pm
 import pytest
 from conftest import PATIENCE
-from pantheraml import _native, api, connecting
+from pantheraml import _native, api, connecting, profiles
 from pantheraml.aside import is_alive
 from pantheraml.link import Link
 from pantheraml.steps import Program
@@ -106,11 +106,20 @@ def test_a_run_that_timed_nothing_says_so(start: Start) -> None:
 def test_profile_of_a_model(model: Path, runs: Path) -> None:
     settings: dict[str, Any] = {"max_length": 32, "per_device_train_batch_size": 2}
     made = pm.profile(model, method="full", threads=1, **settings)
-    assert made.tokens == 64 and made.step == 10
+    assert made.tokens == 64 and made.step >= 10 and made.steps >= 7
     assert "with decay" in {op.label for op in made.ops}
     assert not runs.exists()
     with pytest.raises(TypeError, match="max_length"):
         pm.profile(model, maxlength=3)
+
+
+def test_it_goes_on_until_enough_was_timed(
+    model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a backend compiled until after the tenth step: no row of eight is told of before."""
+    monkeypatch.setattr(profiles, "_STEPS", 8)
+    made = pm.profile(model, max_length=32)
+    assert made.step >= 30 and made.steps == 8
 
 
 def test_what_has_no_effect_is_taken(model: Path, runs: Path) -> None:
@@ -123,7 +132,7 @@ def test_what_has_no_effect_is_taken(model: Path, runs: Path) -> None:
         "overlong": "refuse", "chat_template": "{{ messages }}",
     }  # fmt: skip
     made = pm.profile(model, **settings)
-    assert made.step == 10 and made.tokens == 4 * 32
+    assert made.step >= 10 and made.tokens == 4 * 32
     with pytest.raises(pm.InvalidError, match="max_steps"):
         pm.profile(model, max_steps=-5)
 
