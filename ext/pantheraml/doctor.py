@@ -32,6 +32,7 @@ _PACKAGES = (
     "numpy", "tokenizers", "safetensors", "jinja2", "huggingface_hub", "anywidget", "ipywidgets",
     "matplotlib", "rich",
 )  # fmt: skip
+_ATTENTION = ("", "cuDNN compiles its attention, ")  # which it has from sm_80 on
 _TEXT = "A panther is a big cat. It climbs well, swims well and hunts at night. "
 
 
@@ -147,13 +148,37 @@ def _gpu() -> Finding:
 def _one_gpu(index: int) -> tuple[str, str]:
     """What a GPU is, and what it lacks."""
     info = _native.device_info(f"cuda:{index}")
+    lacks = info["lacks"] or _attention_lacks(index)
     text = (
         f"cuda:{index} {info['name']}, {size(info['memory_free'])} of "
         f"{size(info['memory_total'])} free{_reserved(index)}, {info['libraries']}, "
-        f"{info['instructions']}, "
+        f"{info['instructions']}, {'' if lacks else _ATTENTION[info['capability'] >= 80]}"
         f'dtype="auto" is {_auto(index)}{_narrow(index)}; {_gauges(info)}'
     )
-    return text, info["lacks"]
+    return text, lacks
+
+
+def _attention_lacks(index: int) -> str:
+    """What is wrong with cuDNN or its compiler, both of which are there.
+
+    In a process of its own: libraries that do not fit each other may end it. It neither takes nor
+    leaves compiled kernels, so what compiles them is asked every time.
+    """
+    code = f"from pantheraml import _native; print(_native.compile_attention({index}))"
+    made = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=os.environ | {"CUDA_CACHE_DISABLE": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if made.returncode == 0:
+        return made.stdout.strip()
+    said = made.stderr.strip().splitlines()
+    how = f"signal {-made.returncode}" if made.returncode < 0 else f"status {made.returncode}"
+    return (
+        f"compiling cuDNN's attention for cuda:{index} ended with {how}"
+        + (f" ({said[-1]})" if said else "")
+        + "; install anew with pip install --upgrade 'pantheraml[cuda13]' (cuda12 for drivers of "
+        "CUDA 12)"
+    )
 
 
 def _reserved(index: int) -> str:
@@ -226,7 +251,9 @@ def _notebook() -> Finding:
 
 def _real_run() -> Finding:
     with tempfile.TemporaryDirectory(prefix="pml-doctor-") as name, runs_in(Path(name) / "runs"):
-        model = TinyLlama().write(Path(name) / "model")
+        # On a GPU heads of 64, so that attention is cuDNN's there as it is of real models.
+        wide = TinyLlama(hidden=256, intermediate=512) if usable_gpus()[0] else TinyLlama()
+        model = wide.write(Path(name) / "model")
         rows = [
             {"prompt": "What is a panther? ", "completion": _TEXT * (1 + i % 4)} for i in range(64)
         ]

@@ -67,7 +67,8 @@ static int module_exec(PyObject *module)
     if (PyModule_AddFunctions(module, pmli_engine_methods) < 0 ||
         PyModule_AddFunctions(module, pmli_export_methods) < 0 ||
         PyModule_AddFunctions(module, pmli_control_methods) < 0 ||
-        PyModule_AddFunctions(module, pmli_events_methods) < 0)
+        PyModule_AddFunctions(module, pmli_events_methods) < 0 ||
+        PyModule_AddFunctions(module, pmli_attention_methods) < 0)
         return -1;
     if (PyModule_AddIntConstant(module, "FP8_UNIT", PML_FP8_UNIT) < 0 ||
         PyModule_AddIntConstant(module, "LOG_TORN_MAX", PML_LOG_TORN_MAX) < 0)

@@ -46,6 +46,7 @@ extern PyMethodDef pmli_engine_methods[];  /* plan, program, check_model, device
 extern PyMethodDef pmli_export_methods[];  /* merge, gguf, compare_export, model_mark */
 extern PyMethodDef pmli_control_methods[]; /* launch, connection_file, coordinator_pid, keypair */
 extern PyMethodDef pmli_events_methods[];  /* first_damaged, check_message */
+extern PyMethodDef pmli_attention_methods[]; /* compile_attention */
 
 static inline pmli_state *pmli_state_of(PyObject *module)
 {

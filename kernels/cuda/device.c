@@ -1,6 +1,7 @@
 /* Opening a device: context, cuBLASLt, kernels; and its one block of memory. */
 #include "device.h"
 
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -167,19 +168,32 @@ static pml_status load_kernels(pml_device *d, pml_error *err)
     return status;
 }
 
-/* cuDNN compiles its attention with NVRTC, which it finds by name; opened here it is found wherever
- * it lies. */
-static void look_for_nvrtc(pml_device *d)
+/* As cudnn-frontend looks for it, which takes either wherever the loader finds it. */
+static bool is_runtime_by_name(const pmli_library *library)
 {
-    pml_error why = PML_ERROR_INIT;
-    void *handle;
+    return library == &pmli_runtime_library && (dlopen("libcudart.so.12", RTLD_NOW) != NULL ||
+                                                dlopen("libcudart.so.13", RTLD_NOW) != NULL);
+}
+
+/* cuDNN compiles its attention with NVRTC, and cudnn-frontend asks CUDA's runtime for the chip;
+ * both are looked for by name, and once they are opened here they are found wherever they lie. */
+static void look_beside_cudnn(pml_device *d)
+{
+    static const struct {
+        const pmli_library *library;
+        const char *what;
+    } needed[] = {{&pmli_nvrtc_library, "compiler"}, {&pmli_runtime_library, "CUDA runtime"}};
     int driver = pmli_cu.version / 1000;
     int newest = driver < PMLI_NEWEST_CUDA ? driver : PMLI_NEWEST_CUDA;
-    if (pmli_open_library(&pmli_nvrtc_library, newest, &handle, &why) != PML_OK)
-        snprintf(d->lacks, sizeof d->lacks,
-                 "cuDNN has no compiler for its attention, our own "
-                 "kernels take its place: %.300s",
-                 why.message);
+    for (size_t i = 0; d->lacks[0] == '\0' && i < sizeof needed / sizeof *needed; i++) {
+        pml_error why = PML_ERROR_INIT;
+        void *handle;
+        if (pmli_open_library(needed[i].library, newest, &handle, &why) != PML_OK &&
+            !is_runtime_by_name(needed[i].library))
+            snprintf(d->lacks, sizeof d->lacks,
+                     "cuDNN has no %s for its attention, our own kernels take its place: %.300s",
+                     needed[i].what, why.message);
+    }
 }
 
 /* cuDNN may be missing: the device's info then says so, and our own kernels do attention. Its
@@ -191,7 +205,7 @@ static pml_status open_cudnn(pml_device *d, pml_error *err)
     pml_error why = PML_ERROR_INIT;
     pml_status status = pmli_sdpa_new(&d->sdpa, &why);
     if (status == PML_OK) {
-        look_for_nvrtc(d);
+        look_beside_cudnn(d);
         return PML_OK;
     }
     if (status == PML_NOT_FOUND) {
@@ -268,6 +282,23 @@ void pmli_cuda_close(pml_device **device)
     *device = NULL;
 }
 
+/* Both libraries are there, and what was asked of them (prepare, or an op's first use) they did not
+ * do: one that is broken, or not made for the other or for the driver. */
+static void say_refused(const pml_device *d, char *lacks, size_t capacity)
+{
+    char why[PMLI_SDPA_REFUSED] = "";
+    if (d->sdpa != NULL)
+        pmli_sdpa_refused(d->sdpa, why);
+    if (why[0] != '\0')
+        snprintf(
+            lacks, capacity,
+            "cuDNN does not compile its attention, our own kernels take its place: %s; install "
+            "it and its compiler anew with pip install --upgrade %s",
+            why,
+            pmli_cu.version >= 13000 ? "nvidia-cudnn-cu13 nvidia-cuda-nvrtc"
+                                     : "nvidia-cudnn-cu12 nvidia-cuda-nvrtc-cu12");
+}
+
 pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
 {
     memset(info, 0, sizeof *info);
@@ -276,6 +307,8 @@ pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
     snprintf(info->name, sizeof info->name, "%s", d->name);
     snprintf(info->bus, sizeof info->bus, "%s", d->bus);
     snprintf(info->lacks, sizeof info->lacks, "%s", d->lacks);
+    if (info->lacks[0] == '\0')
+        say_refused(d, info->lacks, sizeof info->lacks);
     int n = snprintf(info->libraries, sizeof info->libraries,
                      "cuBLASLt %zu.%zu.%zu, driver for CUDA %d.%d, ", version / 10000,
                      version / 100 % 100, version % 100, pmli_cu.version / 1000,

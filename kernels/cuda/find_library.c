@@ -14,6 +14,8 @@ enum { OLDEST_MAJOR = 12 };
 const pmli_library pmli_cublas_library = {"libcublasLt.so", "cublas", "nvidia-cublas", 0};
 const pmli_library pmli_cudnn_library = {"libcudnn.so", "cudnn", "nvidia-cudnn-cu13", 9};
 const pmli_library pmli_nvrtc_library = {"libnvrtc.so", "cuda_nvrtc", "nvidia-cuda-nvrtc", 0};
+const pmli_library pmli_runtime_library = {"libcudart.so", "cuda_runtime", "nvidia-cuda-runtime",
+                                           0};
 
 /* One search: what is looked for, and the last thing that was there but did not open. */
 typedef struct search {
@@ -172,7 +174,7 @@ pml_status pmli_open_library(const pmli_library *library, int newest_major, void
 pml_status pmli_find_library(int which, char *path, size_t capacity, pml_error *err)
 {
     static const pmli_library *const all[] = {&pmli_cublas_library, &pmli_cudnn_library,
-                                              &pmli_nvrtc_library};
+                                              &pmli_nvrtc_library, &pmli_runtime_library};
     if (which < 0 || which >= (int)(sizeof all / sizeof *all))
         return PML_FAIL(err, PML_INVALID, "there is no library of the number %d", which);
     void *handle = NULL;

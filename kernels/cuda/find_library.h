@@ -25,8 +25,10 @@ typedef struct pmli_library {
                             then the folder is the same for every CUDA; 0: CUDA's */
 } pmli_library;
 
-/* Those that are used here: matrix products, attention, and attention's compiler. */
-extern const pmli_library pmli_cublas_library, pmli_cudnn_library, pmli_nvrtc_library;
+/* Those that are used here: matrix products, attention, and what attention needs beside it: its
+ * compiler, and a runtime of which it asks what chip it is on. */
+extern const pmli_library pmli_cublas_library, pmli_cudnn_library, pmli_nvrtc_library,
+    pmli_runtime_library;
 
 /* The newest CUDA whose libraries this was written for; what is called is the same from 12 on. */
 enum { PMLI_NEWEST_CUDA = 13, PMLI_NEWEST_CUDNN = 9 };

@@ -19,7 +19,8 @@ struct pmli_sdpa_plans {
     pthread_mutex_t lock; /* of what follows, never for long */
     pthread_cond_t freed;
     enum { FREE, TAKEN, BUILDS } state;
-    bool ahead, meanwhile; /* meanwhile: said */
+    bool ahead, meanwhile;       /* meanwhile: said */
+    char refused[PMLI_SDPA_WHY]; /* why there is no plan of the last shape that has none */
 };
 
 pml_status pmli_sdpa_plans_new(const pmli_sdpa_builder *builder, pmli_sdpa_plans **plans,
@@ -52,6 +53,13 @@ void pmli_sdpa_plans_destroy(pmli_sdpa_plans **plans)
     pthread_mutex_destroy(&p->lock);
     free(p);
     *plans = NULL;
+}
+
+void pmli_sdpa_plans_refused(pmli_sdpa_plans *plans, char why[PMLI_SDPA_WHY])
+{
+    pthread_mutex_lock(&plans->lock);
+    memcpy(why, plans->refused, sizeof plans->refused);
+    pthread_mutex_unlock(&plans->lock);
 }
 
 void pmli_sdpa_plans_ahead(pmli_sdpa_plans *plans, bool on)
@@ -90,9 +98,9 @@ static void say_meanwhile(pmli_sdpa_plans *plans)
 }
 
 /* A new shape's, with the plans to oneself (BUILDS): whether there is one or not, it is kept. */
-static kept *build(pmli_sdpa_plans *plans, const pmli_sdpa_shape *shape)
+static kept *build(const pmli_sdpa_plans *plans, const pmli_sdpa_shape *shape,
+                   char why[PMLI_SDPA_WHY])
 {
-    char why[PMLI_SDPA_WHY] = "";
     kept *k = calloc(1, sizeof *k);
     if (k == NULL)
         return NULL;
@@ -143,7 +151,8 @@ static pml_status find_or_build(pmli_sdpa_plans *plans, const pmli_sdpa_shape *s
         pmli_sdpa_plans_release(plans);
     if (!builds)
         return PML_OK;
-    kept *made = build(plans, shape);
+    char why[PMLI_SDPA_WHY] = "no reason given";
+    kept *made = build(plans, shape, why);
     if (made == NULL) {
         pmli_sdpa_plans_release(plans);
         return PML_FAIL(err, PML_NO_MEMORY, "%zu bytes for a plan of attention", sizeof *made);
@@ -151,6 +160,8 @@ static pml_status find_or_build(pmli_sdpa_plans *plans, const pmli_sdpa_shape *s
     pthread_mutex_lock(&plans->lock);
     made->next = plans->first;
     plans->first = made;
+    if (made->plan.graph == NULL)
+        memcpy(plans->refused, why, sizeof why);
     plans->state = TAKEN; /* who waits only for builders may wait again */
     pthread_mutex_unlock(&plans->lock);
     *k = made;

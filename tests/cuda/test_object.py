@@ -108,17 +108,18 @@ def test_doctor_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_libraries_are_found_without_a_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the three by its path, or by what to install."""
+    """Each of the four by its path, or by what to install."""
     monkeypatch.setenv("PML_CUDA_LIBS", str(tmp_path))
     said = _native.gpu_libraries()
-    assert [there for there, _ in said] == [False] * 3
-    for (_, text), name in zip(said, ("libcublasLt.so", "libcudnn.so", "libnvrtc.so"), strict=True):
+    assert [there for there, _ in said] == [False] * 4
+    names = ("libcublasLt.so", "libcudnn.so", "libnvrtc.so", "libcudart.so")
+    for (_, text), name in zip(said, names, strict=True):
         assert text.startswith(name) and str(tmp_path) in text
     assert "libraries for one" not in doctor._libraries()
     (tmp_path / "libnvrtc.so.12").symlink_to(
         next(OBJECT.parents[1].glob("toolkit/lib/libnvrtc.so*"))
     )
-    assert [there for there, _ in _native.gpu_libraries()] == [False, False, True]
+    assert [there for there, _ in _native.gpu_libraries()] == [False, False, True, False]
     words = doctor._libraries()
     assert words.startswith("; libraries for one: ") and "libcudnn.so" in words
 

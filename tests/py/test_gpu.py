@@ -6,7 +6,9 @@ needed: coordinator, log, heartbeats and this side are those of every run.
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,7 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             "name": "NVIDIA H200", "memory_free": 140 * 2**30, "memory_total": 141 * 2**30,
             "libraries": "cuBLASLt 13.1.0", "instructions": "sm_90a", "bus": device, "uuid": device,
             "lacks": "pip install nvidia-cudnn-cu13" if device == "cuda:1" else "",
+            "capability": 90,
         }  # fmt: skip
 
     def gauges(bus: str, uuid: str) -> dict[str, float | str]:
@@ -215,8 +218,10 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         devices._native, "gpu_reserved", reservations([[("/runs/a", 100 * GIB)]] * 2)
     )
+    monkeypatch.setattr(doctor, "_attention_lacks", lambda index: "")
     one = doctor._gpu()
     assert one.verdict == "ok" and one.do == ""
+    assert ", cuDNN compiles its attention, dtype" in one.found
     assert (
         "cuda:0 NVIDIA H200, 140.0 GiB of 141.0 GiB free (41.0 GiB for a run; reserved: a "
         "100.0 GiB), cuBLASLt 13.1.0"
@@ -242,6 +247,25 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     both = doctor._gpu()
     assert (both.verdict, both.do) == ("note", "compute capability 5.0: runs need 7.0")
     assert "cuda:0 NVIDIA H200" in both.found and both.found.endswith("cuda:1 cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("does", "words"),
+    [
+        ("kill -SEGV $$", r"^compiling cuDNN's attention for cuda:3 ended with signal 11; "),
+        ("echo no >&2; exit 1", r"ended with status 1 \(no\); install .*'pantheraml\[cuda13\]'"),
+        ("echo it lacks this", r"^it lacks this$"),
+        ("echo", r"^$"),
+    ],
+)
+def test_libraries_that_do_not_work_do_not_end_the_doctor(
+    does: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{does}\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert re.search(words, doctor._attention_lacks(3))
 
 
 def test_a_run_on_the_cpu_has_no_gpus(start: Callable[..., pm.Run]) -> None:

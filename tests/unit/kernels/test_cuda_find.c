@@ -151,7 +151,9 @@ static void says_what_there_is(void **state)
     pml_error err = PML_ERROR_INIT;
     assert_int_equal(pmli_find_library(2, got, sizeof got, &err), PML_NOT_FOUND);
     assert_non_null(strstr(err.message, "libnvrtc.so"));
-    assert_int_equal(pmli_find_library(3, got, sizeof got, NULL), PML_INVALID);
+    assert_int_equal(pmli_find_library(3, got, sizeof got, &err), PML_NOT_FOUND);
+    assert_non_null(strstr(err.message, "libcudart.so"));
+    assert_int_equal(pmli_find_library(4, got, sizeof got, NULL), PML_INVALID);
     assert_int_equal(pmli_find_library(-1, got, sizeof got, NULL), PML_INVALID);
     assert_int_equal(pmli_find_library(0, got, 4, NULL), PML_INTERNAL); /* no room for the path */
     unsetenv("PML_CUDA_LIBS");

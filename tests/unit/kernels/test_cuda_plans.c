@@ -108,6 +108,9 @@ static void test_a_shape_is_built_once(void **state)
     }
     assert_int_equal(n_built, 2);
     assert_int_equal(said("attention"), 0);
+    char why[PMLI_SDPA_WHY];
+    pmli_sdpa_plans_refused(plans, why);
+    assert_string_equal(why, "");
     pmli_sdpa_plans_destroy(&plans);
     assert_int_equal(n_dropped, 2);
 }
@@ -121,6 +124,9 @@ static void test_what_has_no_plan_is_said_with_the_reason(void **state)
     assert_int_equal(said("warning"), 1);
     assert_int_equal(said("attention's backward, 4 equal documents of at most 13 rows"), 1);
     assert_int_equal(said("No valid engine configs"), 1);
+    char why[PMLI_SDPA_WHY];
+    pmli_sdpa_plans_refused(plans, why);
+    assert_string_equal(why, "No valid engine configs");
     assert_true(served(8, false)); /* nothing is held back */
 }
 
