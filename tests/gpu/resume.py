@@ -37,6 +37,7 @@ from typing import Any
 import pantheraml as pm
 from pantheraml import _native, programs
 from pantheraml.aside import end, is_alive
+from pantheraml.devices import usable_gpus
 from pantheraml.tiny import TinyLlama
 
 PATIENCE = 120.0
@@ -210,8 +211,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--alone", action="store_true", help="in this process")
     args = parser.parse_args()
-    if args.device != "cpu" and _native.gpus() == 0:
-        print("gpu.resume skipped: no GPU here")
+    count, why, _ = usable_gpus()
+    if args.device != "cpu" and count == 0:
+        print(f"gpu.resume skipped: {why}")
         return SKIPPED
     if args.alone:
         begun = time.monotonic()

@@ -46,6 +46,13 @@ def test_a_part(bundle: Path) -> None:
     assert len(lines) == 1 and lines[0].startswith("ops: gpu.ops skipped: "), lines
 
 
+@pytest.mark.parametrize("part", ["curve", "profile", "doctor", "resume"])
+def test_a_part_of_the_package(bundle: Path, part: str) -> None:
+    status, lines = told(bundle, "run", part)
+    assert status == 0
+    assert len(lines) == 1 and lines[0].startswith(f"{part}: gpu.{part} skipped: "), lines
+
+
 def test_compute_sanitizer(bundle: Path) -> None:
     """Without the tool, and with it; each check by its name."""
     status, lines = told(bundle, "sanitize")
