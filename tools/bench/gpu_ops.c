@@ -110,6 +110,24 @@ static void add_embed(bench *b, int64_t tokens, int64_t hidden, int64_t vocab, p
     }
 }
 
+/* On queries and keys side by side in what holds values as well. */
+static void add_rope(bench *b, int64_t tokens, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                     pml_dtype d)
+{
+    enum { POSITIONS = 2048 };
+    int64_t kv = (int64_t)kv_heads * head_dim, cols = (int64_t)heads * head_dim + kv;
+    for (int inverse = 0; inverse < 2; inverse++) {
+        op_case *c = add(b, PML_OP_rope, inverse ? "rope backward" : "rope");
+        c->args.rope = (pml_rope_args){.x = shaped(tokens, cols, kv, d),
+                                       .pos = shaped(1, tokens, 0, PML_I32),
+                                       .table = shaped(POSITIONS, head_dim, 0, PML_F32),
+                                       .heads = heads + kv_heads,
+                                       .head_dim = head_dim,
+                                       .inverse = inverse};
+        c->indices = POSITIONS;
+    }
+}
+
 /* beside: with what the adapters of rank 16 want, whose operands count as the others do. */
 static void add_swiglu(bench *b, int64_t tokens, int64_t inner, pml_dtype d, bool beside)
 {
@@ -162,8 +180,10 @@ static void add_updates(bench *b, int64_t n, pml_dtype d)
 static void add_model(bench *b, const char *what, int64_t tokens, int64_t hidden, int64_t inner,
                       int64_t vocab, int64_t trained)
 {
+    enum { HEADS = 32, KV_HEADS = 8 };
     int first = b->count;
     add_norms(b, tokens, hidden, PML_BF16);
+    add_rope(b, tokens, HEADS, KV_HEADS, (int32_t)(hidden / HEADS), PML_BF16);
     add_embed(b, tokens, hidden, vocab, PML_BF16);
     add_swiglu(b, tokens, inner, PML_BF16, false);
     add_swiglu(b, tokens, inner, PML_BF16, true);
