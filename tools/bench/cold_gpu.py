@@ -1,15 +1,15 @@
 """From a cold process to the first finished step on a GPU, weights in the page cache.
 
     python3 tools/bench/cold_gpu.py --bench build/gpu/bench_gpu_step [--folder /dev/shm/pml-bench]
-                                    [--only 8bx4,1bx8,1bx1] [--ways bench,finetune]
+                                    [--only 8bx4,1bx8,1bx1,7bx4-nf4] [--ways bench,finetune]
                                     [--states 4] [--seconds 100]
 
 Each case, LoRA r = 16 on rows of 2048 tokens, from up to four states of what earlier processes
 leave behind: the driver's folder of compiled kernels (cuDNN's attention is compiled by NVRTC) and
 our file of timed products, each absent or present. The bench is the stepper alone, by its own
 clock; ``finetune`` is a new Python that imports pantheraml and starts a run, until it sees the
-first step: interpreter, imports, data, coordinator, worker and the way back in it. Models are
-written by tools/bench/gpu.py --write; a folder in /dev/shm is page cache.
+first step: interpreter, imports, data, coordinator, worker and the way back in it; -nf4 behind a
+case is QLoRA. Models are written by tools/bench/gpu.py --write; a folder in /dev/shm is page cache.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LONGEST = 120.0  # seconds that a first step may take
 STATES = [("empty", "absent"), ("filled", "present"), ("filled", "absent"), ("empty", "present")]
 
 
-def child(model: str, rows: int, device: str, length: int) -> None:
+def child(model: str, rows: int, device: str, length: int, quant: str | None) -> None:
     """Be the user's process: print a line of JSON when the first step is seen, and end the run."""
     begin, date = time.monotonic(), time.time()
     import pantheraml as pm
@@ -45,7 +45,7 @@ def child(model: str, rows: int, device: str, length: int) -> None:
     run = pm.finetune(
         model, [{"input_ids": ids, "labels": ids} for ids in lists], devices=device,
         max_steps=10**6, max_length=length, per_device_train_batch_size=rows,
-        lora=pm.LoRA(r=16), save_strategy="no", restart="never",
+        lora=pm.LoRA(r=16), quant=quant, save_strategy="no", restart="never",
     )  # fmt: skip
     started = time.monotonic() - begin
     while run.step < 1 and run.state not in ("failed", "stopped"):
@@ -67,10 +67,10 @@ def child(model: str, rows: int, device: str, length: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def by_finetune(args: argparse.Namespace, model: Path, rows: int) -> dict[str, Any]:
+def by_finetune(args: argparse.Namespace, model: Path, rows: int, quant: str) -> dict[str, Any]:
     """Seconds from the start of a Python to its word of the first step."""
     command = [sys.executable, "-P", os.path.abspath(__file__), "--child", str(model), str(rows),
-               args.device, str(args.length)]  # fmt: skip
+               args.device, str(args.length), quant]  # fmt: skip
     begin = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -89,10 +89,11 @@ def by_finetune(args: argparse.Namespace, model: Path, rows: int) -> dict[str, A
     }
 
 
-def by_bench(args: argparse.Namespace, model: Path, rows: int) -> dict[str, Any]:
+def by_bench(args: argparse.Namespace, model: Path, rows: int, quant: str) -> dict[str, Any]:
     """Seconds until the bench's stepper had its first step, by the bench's clock."""
     command = [args.bench, str(model), "--rows", str(rows), "--steps", "1", "--device", args.device]
     command += ["--length", str(args.length), "--cache", os.environ["PANTHERAML_CACHE"] + "/cuda"]
+    command += [f"--{quant}"] if quant else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST)
     except subprocess.TimeoutExpired:
@@ -125,10 +126,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=100, help="none is begun after that")
     parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a row")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child[0], int(args.child[1]), args.child[2], int(args.child[3]))
+        model, rows, device, length, quant = args.child
+        child(model, int(rows), device, int(length), quant or None)
         return 0
     ways = args.ways.split(",")
     if not set(ways) <= {"bench", "finetune"} or ("bench" in ways and args.bench is None):
@@ -139,7 +141,8 @@ def main() -> int:
         os.environ["PANTHERAML_CACHE"] = str(Path(place) / "cache")
         os.environ["CUDA_CACHE_PATH"] = str(Path(place) / "driver")
         for case in args.only.split(","):
-            name, rows = case.rsplit("x", maxsplit=1)
+            shape, _, quant = case.partition("-")
+            name, rows = shape.rsplit("x", maxsplit=1)
             for way in ways:
                 for compiled, timed in STATES[: args.states]:
                     if time.monotonic() > last:
@@ -148,7 +151,7 @@ def main() -> int:
                         break
                     prepare(compiled, timed)
                     call = by_bench if way == "bench" else by_finetune
-                    found = call(args, Path(args.folder) / name, int(rows))
+                    found = call(args, Path(args.folder) / name, int(rows), quant)
                     bad += "error" in found
                     print(
                         f"{case:6} {way:8} compiled kernels {compiled:6} products {timed:7} "

@@ -50,6 +50,7 @@ CASES = [
     Case("8bx4-nf4-16g", "8b", 4, ("--nf4", "--limit", "16384"), 16e3, 16),
     Case("8bx4-nf4-8.5g", "8b", 4, ("--nf4", "--limit", "8704"), 13e3, 8.5),
     Case("8bx4-fp8", "8b", 4, ("--fp8",), 25e3),
+    Case("7bx4-nf4", "7b", 4, ("--nf4",)),
     Case("1bx8", "1b", 8, rate=95e3),
     Case("1bx2", "1b", 2, rate=88e3),
     Case("1bx1", "1b", 1, rate=80e3),
