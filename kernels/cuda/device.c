@@ -111,6 +111,11 @@ static pml_status identify(pml_device *d, int index, pml_error *err)
                 &d->shared_most, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, d->id),
             "GPU's shared memory", err);
     if (status == PML_OK)
+        status = PMLI_CU(
+            pmli_cu.cuDeviceGetAttribute(
+                &d->shared_all, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR, d->id),
+            "a multiprocessor's shared memory", err);
+    if (status == PML_OK)
         status = PMLI_CU(pmli_cu.cuDeviceGetAttribute(
                              &d->processors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, d->id),
                          "GPU's multiprocessors", err);
@@ -246,6 +251,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
         status = pmli_low_rank_prepare(d, err);
     if (status == PML_OK)
         status = pmli_mlp_prepare(d, err);
+    if (status == PML_OK)
+        status = pmli_cuda_head_loss_prepare(d, err);
     if (status == PML_OK)
         status = pmli_cuda_rmsnorm_prepare(d, err);
     if (status == PML_OK)

@@ -22,6 +22,7 @@ struct pml_device {
     char target[16]; /* what the kernels were compiled for: "sm_90a", "compute_75" */
     int code;        /* the capability in it: 90, 75 */
     int shared_most; /* bytes of shared memory that a block may ask for */
+    int shared_all;  /* and that a processor's blocks have together */
     int processors;  /* streaming multiprocessors */
     cublasLtHandle_t lt;
     pmli_gemm_cache *products;
@@ -94,7 +95,8 @@ pml_status pmli_cuda_enter(pml_device *device, pml_error *err);
 /* Put one kernel on the queue. params is the kernel's one argument, a struct of device/params.h. */
 typedef struct pmli_launch {
     unsigned grid_x, grid_y, block_x, block_y;
-    unsigned shared; /* bytes of dynamic shared memory */
+    unsigned shared;  /* bytes of dynamic shared memory */
+    unsigned cluster; /* blocks that see each other's shared memory; 0: none do */
 } pmli_launch;
 pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,
                             pml_error *err);

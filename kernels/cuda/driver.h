@@ -56,7 +56,7 @@
     X(cuLibraryUnload)                                                                             \
     X(cuFuncSetAttribute)                                                                          \
     X(cuKernelGetFunction)                                                                         \
-    X(cuLaunchKernel)
+    X(cuLaunchKernelEx)
 
 typedef struct pmli_driver {
 #define PMLI_MEMBER(f) __typeof__(&f) f;

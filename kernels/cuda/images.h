@@ -148,6 +148,8 @@
     PMLI_OF_ROWS(X, few_rows, few_y_bf16)                                                          \
     PMLI_OF_ROWS(X, few_rows, few_y_f16)                                                           \
     PMLI_TYPED(X, loss, cross_entropy)                                                             \
+    X(loss, cross_entropy_held_bf16)                                                               \
+    X(loss, cross_entropy_held_f16)                                                                \
     X(update, sum_parts)                                                                           \
     X(update, sumsq_parts)                                                                         \
     X(update, sum_total)                                                                           \

@@ -10,7 +10,7 @@
 #include "ops.h"
 #include "rows.h"
 
-enum { UNIT = 256, THREADS = 1024, SHORT_THREADS = 128 };
+enum { UNIT = 256, THREADS = 1024, SHORT_THREADS = 128, LOSS_PACK = 16, LOGITS_A_PACK = 8 };
 
 static int64_t chunk_rows(const pml_head_loss_args *a)
 {
@@ -20,7 +20,7 @@ static int64_t chunk_rows(const pml_head_loss_args *a)
 /* Rows of logits begin on 16 bytes. */
 static int64_t logits_ld(const pml_head_loss_args *a)
 {
-    return (a->w.rows + 7) / 8 * 8;
+    return (a->w.rows + LOGITS_A_PACK - 1) / LOGITS_A_PACK * LOGITS_A_PACK;
 }
 
 static size_t in_units(size_t bytes)
@@ -72,6 +72,52 @@ static pmli_gemm product(const pml_head_loss_args *a, const pml_view *x, const p
                        .workspace_size = PMLI_GEMM_WORKSPACE};
 }
 
+/* Packs of a row that a block may hold: two such blocks fit a processor, so that one reads while
+ * the other writes. */
+static int64_t share_most(const pml_device *device)
+{
+    int64_t packs = (device->shared_all / 2 - LOSS_BESIDE) / LOSS_PACK;
+    return packs < LOSS_SHARE ? packs : LOSS_SHARE;
+}
+
+/* More shared memory than 48 KiB has to be asked for, kernel by kernel. */
+pml_status pmli_cuda_head_loss_prepare(pml_device *d, pml_error *err)
+{
+    static const pmli_kernel users[] = {PMLI_cross_entropy_held_bf16, PMLI_cross_entropy_held_f16};
+    pml_status status = PML_OK;
+    for (int i = 0; status == PML_OK && i < 2 && d->code >= 90; i++)
+        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
+                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                                    (int)share_most(d) * LOSS_PACK),
+                         "shared memory for the loss", err);
+    return status;
+}
+
+/* Blocks that hold a row together; 0: it is read twice. */
+static int64_t holders(const pml_device *device, const pml_view *logits)
+{
+    if (device->code < 90 || logits->dtype == PML_F32)
+        return 0;
+    int64_t packs = logits->ld / LOGITS_A_PACK, most = share_most(device);
+    int64_t blocks = (packs + most - 1) / most;
+    return blocks <= LOSS_BLOCKS ? blocks : 0;
+}
+
+static pml_status launch_held(pml_queue *queue, pmli_cross_entropy_params *p, pml_dtype dtype,
+                              int64_t blocks, pml_error *err)
+{
+    int64_t packs = p->ld / LOGITS_A_PACK, share = (packs + blocks - 1) / blocks;
+    pmli_launch shape = {.grid_x = (unsigned)(p->count * blocks),
+                         .grid_y = 1,
+                         .block_x = LOSS_THREADS,
+                         .block_y = 1,
+                         .shared = (unsigned)share * LOSS_PACK,
+                         .cluster = (unsigned)blocks};
+    pmli_kernel kernel =
+        dtype == PML_BF16 ? PMLI_cross_entropy_held_bf16 : PMLI_cross_entropy_held_f16;
+    return pmli_cuda_launch(queue, kernel, shape, p, err);
+}
+
 static pml_status cross_entropy(pml_queue *queue, const pml_head_loss_args *a, int64_t first,
                                 const pml_view *logits, pml_error *err)
 {
@@ -80,9 +126,13 @@ static pml_status cross_entropy(pml_queue *queue, const pml_head_loss_args *a, i
                                    .labels = (const int *)a->labels.data + first,
                                    .scale = a->scale.data,
                                    .loss = (float *)a->loss.data + first,
+                                   .count = logits->rows,
                                    .vocab = logits->cols,
                                    .ld = logits->ld,
                                    .grad = a->dx.data != NULL || a->dw.data != NULL};
+    int64_t blocks = holders(queue->device, logits);
+    if (blocks > 0)
+        return launch_held(queue, &p, a->x.dtype, blocks, err);
     unsigned threads = logits->cols < 8 * THREADS ? SHORT_THREADS : THREADS;
     pmli_launch shape = {
         .grid_x = (unsigned)logits->rows, .grid_y = 1, .block_x = threads, .block_y = 1};

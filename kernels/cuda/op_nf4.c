@@ -144,7 +144,7 @@ pml_status pmli_cuda_nf4_quantise(pml_queue *queue, const pml_nf4_quantise_args 
                                   .wide = count % UNIT == 0 && (uintptr_t)a->codes.data % 4 == 0 &&
                                           (uintptr_t)a->x.data % 16 == 0};
     memcpy(p.values, pml_nf4_values, sizeof p.values);
-    const pmli_launch one_warp = {1, 1, LANES, 1, 0};
+    const pmli_launch one_warp = {.grid_x = 1, .grid_y = 1, .block_x = LANES, .block_y = 1};
     status = pmli_cuda_launch(queue, PMLI_nf4_codes_f32 + (unsigned)a->x.dtype,
                               grid_of(count, BLOCK * UNIT), &p, err);
     if (status == PML_OK && p.sums > 0)

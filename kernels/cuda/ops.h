@@ -56,6 +56,7 @@ size_t pmli_cuda_fp8_quantise_ws(void);
 
 /* Once a device is open: what attention's and the norm's kernels need to be told. */
 pml_status pmli_cuda_attention_prepare(pml_device *device, pml_error *err);
+pml_status pmli_cuda_head_loss_prepare(pml_device *device, pml_error *err);
 pml_status pmli_cuda_rmsnorm_prepare(pml_device *device, pml_error *err);
 
 #endif

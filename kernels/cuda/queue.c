@@ -212,10 +212,21 @@ pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch sh
                             pml_error *err)
 {
     void *arguments[] = {params};
+    CUlaunchAttribute clusters = {.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                                  .value.clusterDim = {shape.cluster, 1, 1}};
+    const CUlaunchConfig config = {.gridDimX = shape.grid_x,
+                                   .gridDimY = shape.grid_y,
+                                   .gridDimZ = 1,
+                                   .blockDimX = shape.block_x,
+                                   .blockDimY = shape.block_y,
+                                   .blockDimZ = 1,
+                                   .sharedMemBytes = shape.shared,
+                                   .hStream = queue->stream,
+                                   .attrs = &clusters,
+                                   .numAttrs = shape.cluster > 0 ? 1 : 0};
     if (queue->preparing)
         return PML_OK;
-    return PMLI_CU(pmli_cu.cuLaunchKernel(queue->device->kernels[kernel], shape.grid_x,
-                                          shape.grid_y, 1, shape.block_x, shape.block_y, 1,
-                                          shape.shared, queue->stream, arguments, NULL),
-                   "starting a kernel", err);
+    return PMLI_CU(
+        pmli_cu.cuLaunchKernelEx(&config, queue->device->kernels[kernel], arguments, NULL),
+        "starting a kernel", err);
 }

@@ -302,6 +302,15 @@ static void add_attentions(gpu_cases *cases, pml_dtype d)
     add_cached_attention(cases, d, 70, 300);
 }
 
+/* The first and the last words of a vocabulary and of its n-th parts, as blocks share a row. */
+static int32_t label_at(int i, int64_t vocab)
+{
+    int64_t packs = (vocab + 7) / 8, parts = 2 + i / 3 % 7;
+    int64_t share = (packs + parts - 1) / parts * 8;
+    int64_t label = i % 3 == 0 ? vocab - 1 - i / 3 % 8 : share - i % 3 + 1;
+    return (int32_t)(label < 0 ? 0 : label < vocab ? label : i % vocab);
+}
+
 /* Some slots empty; a last chunk that is shorter. */
 static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t hidden, int form)
 {
@@ -309,11 +318,13 @@ static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t 
     enum { TOKENS = 90, LABELS = 41 };
     gpu_case *c = cases_add(cases, PML_OP_head_loss, "%s [%d,%d]x[%d,%d]%s", pml_dtype_name(d),
                             LABELS, (int)hidden, (int)vocab, (int)hidden, forms[form]);
-    int32_t *rows = calloc(LABELS, sizeof *rows);
+    int32_t *rows = calloc(2 * LABELS, sizeof *rows), *labels = rows + LABELS;
     if (rows == NULL)
         exit(1);
-    for (int i = 0; i < LABELS; i++)
+    for (int i = 0; i < LABELS; i++) {
         rows[i] = i % 7 == 3 ? -1 : i * 31 % TOKENS;
+        labels[i] = label_at(i, vocab);
+    }
     pml_head_loss_args *a = &c->args.head_loss;
     *a = (pml_head_loss_args){.x = shaped(TOKENS, hidden, 8, d),
                               .w = shaped(vocab, hidden, 0, d),
@@ -328,6 +339,7 @@ static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t 
         a->scale = shaped(1, 1, 0, PML_F32);
     }
     c->given[PML_OPERAND(head_loss, rows)] = rows;
+    c->given[PML_OPERAND(head_loss, labels)] = labels;
     c->indices = (int32_t)vocab;
     c->tolerance = d == PML_F32 ? loose(d) : 2 * loose(d); /* logits of up to 30, rounded to d */
 }
@@ -582,7 +594,15 @@ void cases_of_training(gpu_cases *cases)
             add_head_loss(cases, d, 331, 65, form);
             add_head_loss(cases, d, 32000, 64, form);
             add_head_loss(cases, d, 33003, 40, form); /* no whole packs, long rows */
+            if (d == PML_F32)
+                continue;
+            add_head_loss(cases, d, 40001, 16, form); /* two blocks hold a row of 16 bits */
+            add_head_loss(cases, d, 128256, 16, form);
         }
+        /* One pack; whole chunks; seven blocks; eight full ones; longer than they can hold. */
+        static const int64_t vocabs[] = {8, 4096, 262147, 304128, 305161};
+        for (size_t i = 0; d != PML_F32 && i < sizeof vocabs / sizeof *vocabs; i++)
+            add_head_loss(cases, d, vocabs[i], 8, 1);
     }
     add_update(cases);
     add_skipped(cases);

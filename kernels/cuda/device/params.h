@@ -203,13 +203,23 @@ typedef struct pmli_embed_bwd_params {
     long long tokens, cols, ld_dy, ld_dtable, ld_parts;
 } pmli_embed_bwd_params;
 
-/* logits [count,vocab] become their gradient where grad is set. rows[i] < 0: an empty slot. */
+/* What loss.cu holds of a row: packs of eight logits a block, at the most, threads a block, and
+ * blocks a cluster, at the most. A block has LOSS_BESIDE bytes of shared memory more, the driver's
+ * own among them: three fit the 228 KiB of a processor. */
+#define LOSS_SHARE   4752
+#define LOSS_BESIDE  1664
+#define LOSS_THREADS 256
+#define LOSS_BLOCKS  8
+
+/* logits [count,vocab] become their gradient where grad is set. rows[i] < 0: an empty slot. Held
+ * rows: ld is whole packs, and what is behind a row's last logit in its last pack is overwritten.
+ */
 typedef struct pmli_cross_entropy_params {
     void *logits;
     const int *rows, *labels;
     const float *scale; /* absent: 1 */
     float *loss;
-    long long vocab, ld;
+    long long count, vocab, ld;
     int grad;
 } pmli_cross_entropy_params;
 
