@@ -249,9 +249,15 @@ __device__ inline Softmax of_cluster(Softmax x, const Share &s, Arrivals *arriva
     __shared__ Softmax of_warps[LOSS_BLOCKS * WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     x = of_warp(x);
-    if (lane < s.blocks)
-        hand_over(&of_warps[s.block * WARPS + warp], lane, x, arrivals);
-    wait_for<true>(&arrivals->sums);
+    if (s.blocks == 1) {
+        if (lane == 0)
+            of_warps[warp] = x;
+        __syncthreads();
+    } else {
+        if (lane < s.blocks)
+            hand_over(&of_warps[s.block * WARPS + warp], lane, x, arrivals);
+        wait_for<true>(&arrivals->sums);
+    }
     x = {LOW, 0.0f};
     for (int w = lane; w < s.blocks * WARPS; w += 32) {
         const Softmax more = of_warps[w];
