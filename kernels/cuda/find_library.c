@@ -9,10 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "driver.h"
+
 enum { OLDEST_MAJOR = 12 };
 
 const pmli_library pmli_cublas_library = {"libcublasLt.so", "cublas", "nvidia-cublas", 0};
-const pmli_library pmli_cudnn_library = {"libcudnn.so", "cudnn", "nvidia-cudnn-cu13", 9};
+const pmli_library pmli_cudnn_library = {"libcudnn.so", "cudnn", "nvidia-cudnn", 9};
 const pmli_library pmli_nvrtc_library = {"libnvrtc.so", "cuda_nvrtc", "nvidia-cuda-nvrtc", 0};
 const pmli_library pmli_runtime_library = {"libcudart.so", "cuda_runtime", "nvidia-cuda-runtime",
                                            0};
@@ -139,6 +141,12 @@ static bool try_system(search *s)
     return try_folders(s, folder) || try_folders(s, "/usr/local/cuda/lib64");
 }
 
+int pmli_newest_cuda(void)
+{
+    int driver = pmli_cu.version / 1000;
+    return driver >= OLDEST_MAJOR && driver < PMLI_NEWEST_CUDA ? driver : PMLI_NEWEST_CUDA;
+}
+
 pml_status pmli_open_library(const pmli_library *library, int newest_major, void **handle,
                              pml_error *err)
 {
@@ -159,12 +167,10 @@ pml_status pmli_open_library(const pmli_library *library, int newest_major, void
     if (only_named)
         return PML_FAIL(err, PML_NOT_FOUND, "%s.%d is not in PML_CUDA_LIBS=%s%s", library->stem,
                         newest_major, named, s.refused);
-    char package[64]; /* CUDA 12's wheels carry the major version in their name */
-    snprintf(package, sizeof package,
-             library->soname > 0  ? "%s"
-             : newest_major >= 13 ? "%s==%d.*"
-                                  : "%s-cu%d",
-             library->install, newest_major);
+    char package[64]; /* CUDA 12's wheels carry the major version in their name, cuDNN's always */
+    int cuda = library->soname == 0 ? newest_major : pmli_newest_cuda();
+    snprintf(package, sizeof package, library->soname == 0 && cuda >= 13 ? "%s==%d.*" : "%s-cu%d",
+             library->install, cuda);
     return PML_FAIL(err, PML_NOT_FOUND,
                     "%s.%d not found beside a Python or in the system; install it with "
                     "pip install '%s', or name its folder in PML_CUDA_LIBS%s",

@@ -20,7 +20,7 @@ extern "C" {
 typedef struct pmli_library {
     const char *stem;    /* "libcublasLt.so" */
     const char *wheel12; /* folder under nvidia/ in CUDA 12 wheels: "cublas" */
-    const char *install; /* what to install, for the message: "nvidia-cublas" */
+    const char *install; /* what to install, for the message, without CUDA's: "nvidia-cublas" */
     int soname;          /* major version in the file's name where it is not CUDA's (cuDNN: 9), and
                             then the folder is the same for every CUDA; 0: CUDA's */
 } pmli_library;
@@ -32,6 +32,10 @@ extern const pmli_library pmli_cublas_library, pmli_cudnn_library, pmli_nvrtc_li
 
 /* The newest CUDA whose libraries this was written for; what is called is the same from 12 on. */
 enum { PMLI_NEWEST_CUDA = 13, PMLI_NEWEST_CUDNN = 9 };
+
+/* The newest that the driver serves, of those from 12 to the above; the latter before it is loaded.
+ */
+int pmli_newest_cuda(void);
 
 /* As pml_backend.library. */
 pml_status pmli_find_library(int which, char *path, size_t capacity, pml_error *err);

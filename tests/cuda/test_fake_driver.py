@@ -159,6 +159,27 @@ def test_one_that_is_enough(fakes: Path, libraries: list[str], lacks: str) -> No
     assert re.search(lacks, do), do
 
 
+@pytest.mark.parametrize(("version", "major"), [("12040", 12), ("13000", 13)])
+def test_the_package_is_of_the_drivers_cuda(
+    fakes: Path, tmp_path: Path, version: str, major: int
+) -> None:
+    """cuDNN's file is named alike for each CUDA, its packages are not."""
+    site = tmp_path / "lib/python3.0/site-packages/nvidia"
+    lib = site / ("cu13/lib" if major == 13 else "cublas/lib")
+    library(lib / f"libcublasLt.so.{major}", names("cublas.h", "PMLI_CUBLAS"))
+    env = {k: v for k, v in os.environ.items() if k not in ("PML_CUDA_LIBS", "CONDA_PREFIX")}
+    env |= {
+        "VIRTUAL_ENV": str(tmp_path), "LD_LIBRARY_PATH": str(fakes / "driver"),
+        "PML_CUDA_BACKEND": str(OBJECT), "FAKE_CUDA_VERSION": version, "PATH": "/nowhere",
+    }  # fmt: skip
+    made = subprocess.run(
+        [sys.executable, "-P", "-c", CHILD], env=env, capture_output=True, text=True, check=True
+    )
+    _, warned, verdict, _, do, why = json.loads(made.stdout)
+    assert (warned, why, verdict) == ([], "", "note")
+    assert re.search(rf"libcudnn\.so\.9 not found .*pip install 'nvidia-cudnn-cu{major}'", do), do
+
+
 #: A run on the fake: its worker starts the driver, and fails where the driver gives it no memory.
 RUN = """
 import sys
