@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pantheraml import __version__, _native, folders, hub, sharing, sums, whole
+from pantheraml.aside import is_own
 from pantheraml.checks import names_checked, path_of
 from pantheraml.config import USUAL_LENGTH, Settings
 from pantheraml.data.handover import Data, Given, look_at
@@ -129,7 +130,7 @@ def finetune(
             ) from error
         raise
     run = start_run(folder)
-    if _nobody_is_there():
+    if _nobody_is_there() and not is_own(run):
         run.wait()
     return run
 

@@ -33,6 +33,7 @@ _PACKAGES = (
     "matplotlib", "rich",
 )  # fmt: skip
 _ATTENTION = ("", "cuDNN compiles its attention, ")  # which it has from sm_80 on
+_COMPILING = 120.0  # seconds
 _TEXT = "A panther is a big cat. It climbs well, swims well and hunts at night. "
 
 
@@ -165,10 +166,13 @@ def _attention_lacks(index: int) -> str:
     leaves compiled kernels, so what compiles them is asked every time.
     """
     code = f"from pantheraml import _native; print(_native.compile_attention({index}))"
-    made = subprocess.run(
-        [sys.executable, "-P", "-c", code], env=os.environ | {"CUDA_CACHE_DISABLE": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    try:
+        made = subprocess.run(
+            [sys.executable, "-P", "-c", code], env=os.environ | {"CUDA_CACHE_DISABLE": "1"},
+            capture_output=True, text=True, timeout=_COMPILING, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"compiling cuDNN's attention for cuda:{index} did not end within {_COMPILING:.0f} s"
     if made.returncode == 0:
         return made.stdout.strip()
     said = made.stderr.strip().splitlines()

@@ -57,12 +57,17 @@ def watch(
     def over() -> bool:
         return run.state in ENDED or (until is not None and until())
 
-    kinds = ("plan",) if console.is_terminal else ("log", "plan")
-    told = 0 if whole or not run._curve(1) else len(_said(run, kinds))
+    # A picture has words of its own for what goes on; a warning would leave with the next one.
+    but = "info" if console.is_terminal else ""
+
+    def said_so_far() -> list[str]:
+        return _said(run, ("log", "plan"), but)
+
+    told = 0 if whole or not run._curve(1) else len(said_so_far())
 
     def tell() -> None:
         nonlocal told
-        said = _said(run, kinds)
+        said = said_so_far()
         for line in said[told:]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         told = len(said)
@@ -230,15 +235,20 @@ def notes(run: Run) -> list[str]:
     return _said(run, ("log",))
 
 
-def _said(run: Run, kinds: Sequence[str]) -> list[str]:
-    marks = {"info": "", "warning": "warning: ", "error": "error: "}
-    return [
-        str(Plan.of(event, run.config))
-        if event["type"] == "plan"
-        else f"{marks.get(event['level'], '')}{event['message']}"
-        for event in run._notes()
-        if event["type"] in kinds
-    ]
+_MARKS = {"info": "", "warning": "warning: ", "error": "error: "}
+
+
+def _said(run: Run, kinds: Sequence[str], but: str = "") -> list[str]:
+    """Plans and words of the log, oldest first; `but`: a level whose words are left out."""
+    lines = []
+    for event in run._notes():
+        if event["type"] not in kinds:
+            continue
+        if event["type"] == "plan":
+            lines.append(str(Plan.of(event, run.config)))
+        elif event["level"] != but:
+            lines.append(f"{_MARKS.get(event['level'], '')}{event['message']}")
+    return lines
 
 
 def _lines(run: Run, over: Callable[[], bool], console: Console, tell: Callable[[], None]) -> None:
@@ -265,7 +275,7 @@ def _line(run: Run) -> str:
             line += f"; GPU {_gpu(gpu)}"
     if run.doing is not None:
         line += f", {run.doing[0]} {run.doing[1]:.0%}"
-    return line
+    return f"{line} ({run.reason})" if run.reason else line
 
 
 def _mean(values: list[float]) -> float:

@@ -532,17 +532,20 @@ class Run(Asking):
         """Show the run until it has ended, as ``pantheraml train`` and ``attach`` do.
 
         First its plan, then its steps: in a terminal a picture that is renewed in its place,
-        elsewhere a line every few seconds. In a notebook it is the live panel. Ctrl-C leaves the
-        run alone.
+        elsewhere a line every few seconds. In a notebook it is the live panel, which goes on by
+        itself: the call returns at once, as cells do. Ctrl-C leaves the run alone.
 
         Raises
         ------
         RunFailed
             As of :meth:`wait`.
         """
-        if kernel() is not None:
-            self._ipython_display_()
-            return self.wait()
+        shown = self._panel() if kernel() is not None else None
+        if shown is not None:
+            from IPython.display import display
+
+            display(shown)  # type: ignore[no-untyped-call,unused-ignore]
+            return self
         from pantheraml.live import watch
 
         def over() -> bool:
@@ -573,18 +576,21 @@ class Run(Asking):
         of = f"/{self.max_steps}" if self.max_steps else ""
         return plain(f"<Run {self.name}: {self.state}, step {self.step}{of}>")
 
-    def _ipython_display_(self) -> None:
-        """Show the live panel; where there is none, the static record."""
-        from IPython.display import display
-
+    def _panel(self) -> Any | None:
+        """Make the live panel; None where the package of panels or its anywidget is missing."""
         try:
             from pantheraml_widgets import panel
         except ModuleNotFoundError as error:
             if error.name != "pantheraml_widgets":
                 raise
-            shown = None
-        else:
-            shown = panel(self)
+            return None
+        return panel(self)
+
+    def _ipython_display_(self) -> None:
+        """Show the live panel; where there is none, the static record."""
+        from IPython.display import display
+
+        shown = self._panel()
         if shown is not None:
             display(shown)  # type: ignore[no-untyped-call,unused-ignore]
             return

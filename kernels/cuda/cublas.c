@@ -39,8 +39,10 @@ pml_status pmli_lt_status(cublasStatus_t result, const char *what, const char *f
 
 static pml_status load(pml_error *err)
 {
+    int driver = pmli_cu.version / 1000;
+    int newest = driver < PMLI_NEWEST_CUDA ? driver : PMLI_NEWEST_CUDA;
     void *handle = NULL;
-    pml_status status = pmli_open_library(&pmli_cublas_library, pmli_newest_cuda(), &handle, err);
+    pml_status status = pmli_open_library(&pmli_cublas_library, newest, &handle, err);
     if (status != PML_OK)
         return status;
 #define FIND(f)                                                                                    \

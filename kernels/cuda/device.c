@@ -188,10 +188,12 @@ static void look_beside_cudnn(pml_device *d)
         const pmli_library *library;
         const char *what;
     } needed[] = {{&pmli_nvrtc_library, "compiler"}, {&pmli_runtime_library, "CUDA runtime"}};
+    int driver = pmli_cu.version / 1000;
+    int newest = driver < PMLI_NEWEST_CUDA ? driver : PMLI_NEWEST_CUDA;
     for (size_t i = 0; d->lacks[0] == '\0' && i < sizeof needed / sizeof *needed; i++) {
         pml_error why = PML_ERROR_INIT;
         void *handle;
-        if (pmli_open_library(needed[i].library, pmli_newest_cuda(), &handle, &why) != PML_OK &&
+        if (pmli_open_library(needed[i].library, newest, &handle, &why) != PML_OK &&
             !is_runtime_by_name(needed[i].library))
             snprintf(d->lacks, sizeof d->lacks,
                      "cuDNN has no %s for its attention, our own kernels take its place: %.300s",
@@ -300,8 +302,8 @@ static void say_refused(const pml_device *d, char *lacks, size_t capacity)
             "cuDNN does not compile its attention, our own kernels take its place: %s; install "
             "it and its compiler anew with pip install --upgrade %s",
             why,
-            pmli_cu.version >= 13000 ? "nvidia-cudnn-cu13 nvidia-cuda-nvrtc"
-                                     : "nvidia-cudnn-cu12 nvidia-cuda-nvrtc-cu12");
+            pmli_cuda_there() >= 13 ? "nvidia-cudnn-cu13 nvidia-cuda-nvrtc"
+                                    : "nvidia-cudnn-cu12 nvidia-cuda-nvrtc-cu12");
 }
 
 pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)

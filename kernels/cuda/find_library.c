@@ -4,12 +4,11 @@
 #include <glob.h>
 #include <limits.h>
 #include <link.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "driver.h"
 
 enum { OLDEST_MAJOR = 12 };
 
@@ -18,6 +17,13 @@ const pmli_library pmli_cudnn_library = {"libcudnn.so", "cudnn", "nvidia-cudnn",
 const pmli_library pmli_nvrtc_library = {"libnvrtc.so", "cuda_nvrtc", "nvidia-cuda-nvrtc", 0};
 const pmli_library pmli_runtime_library = {"libcudart.so", "cuda_runtime", "nvidia-cuda-runtime",
                                            0};
+
+static atomic_int cuda_there = PMLI_NEWEST_CUDA;
+
+int pmli_cuda_there(void)
+{
+    return atomic_load(&cuda_there);
+}
 
 /* One search: what is looked for, and the last thing that was there but did not open. */
 typedef struct search {
@@ -141,12 +147,6 @@ static bool try_system(search *s)
     return try_folders(s, folder) || try_folders(s, "/usr/local/cuda/lib64");
 }
 
-int pmli_newest_cuda(void)
-{
-    int driver = pmli_cu.version / 1000;
-    return driver >= OLDEST_MAJOR && driver < PMLI_NEWEST_CUDA ? driver : PMLI_NEWEST_CUDA;
-}
-
 pml_status pmli_open_library(const pmli_library *library, int newest_major, void **handle,
                              pml_error *err)
 {
@@ -160,6 +160,8 @@ pml_status pmli_open_library(const pmli_library *library, int newest_major, void
                                       try_prefix(&s, getenv("CONDA_PREFIX")) ||
                                       try_python_on_path(&s) || try_system(&s);
         if (found) {
+            if (library->soname == 0)
+                atomic_store(&cuda_there, s.major);
             *handle = s.handle;
             return PML_OK;
         }
@@ -168,7 +170,7 @@ pml_status pmli_open_library(const pmli_library *library, int newest_major, void
         return PML_FAIL(err, PML_NOT_FOUND, "%s.%d is not in PML_CUDA_LIBS=%s%s", library->stem,
                         newest_major, named, s.refused);
     char package[64]; /* CUDA 12's wheels carry the major version in their name, cuDNN's always */
-    int cuda = library->soname == 0 ? newest_major : pmli_newest_cuda();
+    int cuda = library->soname == 0 ? newest_major : pmli_cuda_there();
     snprintf(package, sizeof package, library->soname == 0 && cuda >= 13 ? "%s==%d.*" : "%s-cu%d",
              library->install, cuda);
     return PML_FAIL(err, PML_NOT_FOUND,

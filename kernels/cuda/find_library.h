@@ -33,9 +33,9 @@ extern const pmli_library pmli_cublas_library, pmli_cudnn_library, pmli_nvrtc_li
 /* The newest CUDA whose libraries this was written for; what is called is the same from 12 on. */
 enum { PMLI_NEWEST_CUDA = 13, PMLI_NEWEST_CUDNN = 9 };
 
-/* The newest that the driver serves, of those from 12 to the above; the latter before it is loaded.
- */
-int pmli_newest_cuda(void);
+/* CUDA's version in the name of the library that was opened last; before, PMLI_NEWEST_CUDA. What is
+ * installed for cuDNN must be of the same one: its packages for 12 and 13 have the same files. */
+int pmli_cuda_there(void);
 
 /* As pml_backend.library. */
 pml_status pmli_find_library(int which, char *path, size_t capacity, pml_error *err);

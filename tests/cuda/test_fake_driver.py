@@ -159,11 +159,11 @@ def test_one_that_is_enough(fakes: Path, libraries: list[str], lacks: str) -> No
     assert re.search(lacks, do), do
 
 
-@pytest.mark.parametrize(("version", "major"), [("12040", 12), ("13000", 13)])
-def test_the_package_is_of_the_drivers_cuda(
+@pytest.mark.parametrize(("version", "major"), [("12040", 12), ("13000", 12), ("13000", 13)])
+def test_the_package_is_of_the_cuda_that_is_there(
     fakes: Path, tmp_path: Path, version: str, major: int
 ) -> None:
-    """cuDNN's file is named alike for each CUDA, its packages are not."""
+    """cuDNN's file is named alike for each CUDA; its packages are not, and would overwrite it."""
     site = tmp_path / "lib/python3.0/site-packages/nvidia"
     lib = site / ("cu13/lib" if major == 13 else "cublas/lib")
     library(lib / f"libcublasLt.so.{major}", names("cublas.h", "PMLI_CUBLAS"))

@@ -256,6 +256,7 @@ def test_the_doctor_looks_at_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("echo no >&2; exit 1", r"ended with status 1 \(no\); install .*'pantheraml\[cuda13\]'"),
         ("echo it lacks this", r"^it lacks this$"),
         ("echo", r"^$"),
+        ("exec sleep 1000", r"^compiling cuDNN's attention for cuda:3 did not end within "),
     ],
 )
 def test_libraries_that_do_not_work_do_not_end_the_doctor(
@@ -265,6 +266,8 @@ def test_libraries_that_do_not_work_do_not_end_the_doctor(
     python.write_text(f"#!/bin/sh\n{does}\n")
     python.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(python))
+    if does.startswith("exec sleep"):
+        monkeypatch.setattr(doctor, "_COMPILING", 0.1)
     assert re.search(words, doctor._attention_lacks(3))
 
 

@@ -103,7 +103,12 @@ def test_a_run_that_timed_nothing_says_so(start: Start) -> None:
     assert run.program().steps == 0
 
 
-def test_profile_of_a_model(model: Path, runs: Path) -> None:
+@pytest.mark.parametrize("notebook", ["", "Batch"])
+def test_profile_of_a_model(
+    notebook: str, model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody is there, and a run of the user's would be waited for."""
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", notebook)
     settings: dict[str, Any] = {"max_length": 32, "per_device_train_batch_size": 2}
     made = pm.profile(model, method="full", threads=1, **settings)
     assert made.tokens == 64 and made.step >= 10 and made.steps >= 7

@@ -111,6 +111,20 @@ def test_who_began_a_run_is_told_all_that_was_said(run: pm.Run) -> None:
     assert said and lines(whole=True) == [*said, *lines(whole=False)]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_warning_stays_and_a_reason_is_told(run: pm.Run, terminal: bool) -> None:
+    """Above the picture, which has only a run's last words, and only before its first step."""
+    for level in ("info", "warning"):
+        said = {"type": "log", "level": level, "message": f"{level} of old", "time": 1.0}
+        run.on_events([{**said, "seq": run.last_seq() + 1, "timeline": 0}])
+    console = Console(width=200, file=io.StringIO(), force_terminal=terminal, color_system=None)
+    watch(run, console=console, whole=True)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "warning: warning of old\n" in text
+    assert ("info of old" in text) != terminal
+    assert run.reason and run.reason in text
+
+
 PLAN = examples.KINDS["plan"] | {"type": "plan", "time": 1.0, "timeline": 0, "max_steps": 3000}
 
 

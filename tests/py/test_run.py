@@ -425,6 +425,21 @@ def test_watching_ends_as_waiting_does(
     assert "stopped, step" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_watching_in_a_notebook_holds_no_cell(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The panel goes on by itself; where there is none, lines until the run's end."""
+    run = start(max_steps=10**6)
+    monkeypatch.setattr("pantheraml.run.kernel", object)
+    monkeypatch.setattr(run, "_panel", lambda: "the panel")
+    assert run.watch() is run and run.state in ("starting", "running")
+    assert "the panel" in capsys.readouterr().out
+    run.stop(wait=True)
+    monkeypatch.setattr(run, "_panel", lambda: None)
+    assert run.watch() is run
+    assert "stopped, step" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_same_bits_twice(start: Start, tmp_path: Path) -> None:
     made = []
     for name in ("a", "b"):
