@@ -21,7 +21,7 @@ enum {
 };
 
 struct pmli_choices {
-    char path[PATH_MAX];
+    char path[PATH_MAX]; /* "": nowhere */
     pmli_choice *known;
     size_t count, capacity;
 };
@@ -105,12 +105,13 @@ pmli_choices *pmli_choices_new(const char *folder, const char *device, int drive
         name[n] = isalnum((unsigned char)device[n]) ? device[n] : '-';
     name[n] = '\0';
     pmli_choices *choices = calloc(1, sizeof *choices);
-    if (choices == NULL ||
-        snprintf(choices->path, sizeof choices->path, "%s/products-%s-%d-%zu.txt", folder, name,
+    if (choices == NULL || folder == NULL)
+        return choices;
+    if (snprintf(choices->path, sizeof choices->path, "%s/products-%s-%d-%zu.txt", folder, name,
                  driver, library) >= (int)sizeof choices->path) {
-        free(choices);
+        choices->path[0] = '\0';
         pml_log(PML_LOG_WARNING, "timed products are not kept in %.200s", folder);
-        return NULL;
+        return choices;
     }
     pml_error err = PML_ERROR_INIT;
     if (pml_folder_make(folder, &err) != PML_OK)
@@ -136,7 +137,27 @@ const uint64_t *pmli_choices_find(const pmli_choices *choices, const int64_t key
     return NULL;
 }
 
-void pmli_choices_keep(pmli_choices *choices, const pmli_choice *choice)
+const uint64_t *pmli_choices_near(const pmli_choices *choices, const int64_t key[PMLI_CHOICE_KEY],
+                                  int place, int64_t most)
+{
+    const pmli_choice *nearest = NULL;
+    int64_t wanted[PMLI_CHOICE_KEY];
+    memcpy(wanted, key, sizeof wanted);
+    for (size_t i = choices->count; i-- > 0;) {
+        const pmli_choice *c = &choices->known[i];
+        int64_t there = c->key[place];
+        if (there <= key[place] || there > most ||
+            (nearest != NULL && there >= nearest->key[place]))
+            continue;
+        wanted[place] = there;
+        if (memcmp(c->key, wanted, sizeof wanted) == 0)
+            nearest = c;
+    }
+    return nearest != NULL ? nearest->algorithm : NULL;
+}
+
+/* A line more of the file. */
+static void append(const pmli_choices *choices, const pmli_choice *choice)
 {
     uint64_t words[WORDS + 1];
     char line[LINE + 1];
@@ -145,7 +166,6 @@ void pmli_choices_keep(pmli_choices *choices, const pmli_choice *choice)
     for (int i = 0; i <= WORDS; i++)
         snprintf(line + (ptrdiff_t)17 * i, 18, "%016" PRIx64 "%c", words[i],
                  i < WORDS ? ' ' : '\n');
-    remember(choices, choice); /* else it is timed once more */
     int file;
     pml_error err = PML_ERROR_INIT;
     if (pml_open(choices->path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, &file, &err) ==
@@ -156,4 +176,11 @@ void pmli_choices_keep(pmli_choices *choices, const pmli_choice *choice)
         pml_log(PML_LOG_WARNING, "%s; the next process times this product again", err.message);
     if (file >= 0)
         close(file);
+}
+
+void pmli_choices_keep(pmli_choices *choices, const pmli_choice *choice)
+{
+    remember(choices, choice); /* else it is timed once more */
+    if (choices->path[0] != '\0')
+        append(choices, choice);
 }

@@ -1,4 +1,5 @@
-/* Timed choices kept on disk, so that the next process begins with them.
+/* Timed choices kept on disk, so that the next process begins with them. Only what was timed is
+ * here: a product that goes by another one's choice (near) has none of its own.
  *
  *   <folder>/products-<GPU>-<driver>-<cuBLASLt>.txt, a line a product:
  *
@@ -24,15 +25,21 @@ typedef struct pmli_choice {
 
 typedef struct pmli_choices pmli_choices;
 
-/* Read what is kept for this device; folder is made where it is not. NULL (and a word in the log)
- * where there can be no such file. */
+/* Read what is kept for this device; folder is made where it is not. Where there is none (NULL), or
+ * can be no such file (a word in the log), choices are known to this process alone. NULL: no
+ * memory. */
 pmli_choices *pmli_choices_new(const char *folder, const char *device, int driver, size_t library);
 void pmli_choices_destroy(pmli_choices **choices);
 
 /* NULL: not known. Valid until the next keep. */
 const uint64_t *pmli_choices_find(const pmli_choices *choices, const int64_t key[PMLI_CHOICE_KEY]);
 
-/* From now on, and for later processes. */
+/* Of those whose key has more than `key` in one place, at most `most`, and is the same in all
+ * others, the one with the least there. NULL: there is none. Valid until the next keep. */
+const uint64_t *pmli_choices_near(const pmli_choices *choices, const int64_t key[PMLI_CHOICE_KEY],
+                                  int place, int64_t most);
+
+/* From now on, and for later processes where there is a file. */
 void pmli_choices_keep(pmli_choices *choices, const pmli_choice *choice);
 
 #endif

@@ -225,7 +225,7 @@ static pml_status open_cudnn(pml_device *d, pml_error *err)
 /* Deterministic devices take the heuristic's first choices and keep nothing. */
 static pmli_choices *kept_choices(const pml_device *d, const char *folder)
 {
-    return folder == NULL || d->deterministic
+    return d->deterministic
                ? NULL
                : pmli_choices_new(folder, d->name, pmli_cu.version, pmli_lt.cublasLtGetVersion());
 }

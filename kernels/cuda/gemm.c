@@ -27,7 +27,7 @@ struct pmli_gemm_cache {
     pthread_mutex_t lock;
     product **products; /* each at its own address: one in use stays where it is */
     size_t count, capacity;
-    pmli_choices *choices; /* timed before, by this process or another; NULL: not kept */
+    pmli_choices *choices; /* timed, by this process or another before it; NULL: not kept */
 };
 
 pml_status pmli_gemm_cache_new(pmli_choices *choices, pmli_gemm_cache **cache, pml_error *err)
@@ -249,14 +249,18 @@ static pml_status time_candidates(pml_queue *queue, product *p, const pmli_gemm 
     return status;
 }
 
+static double operations(const key *k)
+{
+    return 2.0 * (double)k->m * (double)k->n * (double)k->k;
+}
+
 /* Whether the choice is a timed one: here and now, or earlier and kept. Only where that is worth
  * its time, and can be had without harm. */
-static bool by_time(const pml_queue *queue, const pmli_gemm *g)
+static bool by_time(const pml_queue *queue, const key *k, const pmli_gemm *g)
 {
     const double least = 1e9; /* floating-point operations */
     bool has_room = g->beta == 0 || span_of(g) <= g->workspace_size / 2 / 256 * 256;
-    return !queue->device->deterministic && has_room &&
-           2.0 * (double)g->m * (double)g->n * (double)g->k >= least;
+    return !queue->device->deterministic && has_room && operations(k) >= least;
 }
 
 /* What decides a choice, as it stands on disk. */
@@ -274,13 +278,35 @@ static void choice_key(const key *k, int64_t words[PMLI_CHOICE_KEY])
 _Static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(uint64_t) * PMLI_CHOICE_WORDS,
                "an algorithm is kept whole");
 
-/* A choice from disk, where this library says that it can run it. */
+enum { M_WORD = 0, K_WORD = 2 }; /* of a choice's key */
+
+/* The choice of the same product with more rows of a, at most twice as many. Rows are tokens, or
+ * labelled ones: what differs from batch to batch, so that a size that comes in the midst of a run
+ * would have all of its products timed then, for as long as half a step. It goes that way alone: a
+ * run's fullest batches, which most are like, have choices of their own, whichever came first. A
+ * small product is timed all the same: that takes next to no time, and which is fastest changes
+ * sooner where a few blocks more or less fill the chip. */
+static const uint64_t *of_more_rows(const pmli_choices *choices, const key *k,
+                                    const int64_t words[PMLI_CHOICE_KEY])
+{
+    const double least = 5e10; /* floating-point operations: 0.1 ms where they are fastest */
+    int place = k->transpose_a ? K_WORD : M_WORD;
+    return operations(k) >= least ? pmli_choices_near(choices, words, place, 2 * words[place])
+                                  : NULL;
+}
+
+/* A choice that was timed, for this product or one that it may go by, where this library says that
+ * it can run it. */
 static bool recall(pml_queue *queue, product *p)
 {
     const pmli_choices *choices = queue->device->products->choices;
     int64_t words[PMLI_CHOICE_KEY];
+    if (choices == NULL)
+        return false;
     choice_key(&p->key, words);
-    const uint64_t *kept = choices != NULL ? pmli_choices_find(choices, words) : NULL;
+    const uint64_t *kept = pmli_choices_find(choices, words);
+    if (kept == NULL)
+        kept = of_more_rows(choices, &p->key, words);
     cublasLtMatmulHeuristicResult_t result;
     if (kept == NULL)
         return false;
@@ -307,7 +333,7 @@ static pml_status choose(pml_queue *queue, product *p, const pmli_gemm *g, pml_e
 {
     cublasLtHandle_t lt = queue->device->lt;
     const key *k = &p->key;
-    bool timed = by_time(queue, g);
+    bool timed = by_time(queue, k, g);
     if (timed && recall(queue, p))
         return PML_OK;
     cublasLtMatmulPreference_t preference = NULL;

@@ -9,7 +9,9 @@
  * What cuBLASLt needs to know about a product (descriptor, layouts, algorithm) is made at the first
  * use of a shape and kept with the device, so that a step that has run once allocates nothing and
  * can be recorded. Shape here means everything that decides the algorithm: sizes, leading
- * dimensions, dtypes, transposes, epilogue, alignment of the addresses and workspace size. */
+ * dimensions, dtypes, transposes, epilogue, alignment of the addresses and workspace size. The
+ * algorithm is the fastest of some that are timed then; a large product whose shape has only fewer
+ * rows of a than one timed before goes by that one's (docs/decisions/0131). */
 #ifndef PMLI_CUDA_GEMM_H
 #define PMLI_CUDA_GEMM_H
 
@@ -43,8 +45,8 @@ bool pmli_gemm_scales_rows(const pml_device *device);
 /* Queue the product. PML_UNSUPPORTED: cuBLASLt has no algorithm for it. */
 pml_status pmli_gemm_run(pml_queue *queue, const pmli_gemm *gemm, pml_error *err);
 
-/* The products a device knows. Owned by the device. choices: where timed ones are kept on disk,
- * owned by the cache from here on; NULL: nowhere. */
+/* The products a device knows. Owned by the device. choices: those that were timed, owned by the
+ * cache from here on; NULL: each is timed for itself, and not kept. */
 typedef struct pmli_gemm_cache pmli_gemm_cache;
 pml_status pmli_gemm_cache_new(pmli_choices *choices, pmli_gemm_cache **cache, pml_error *err);
 void pmli_gemm_cache_destroy(pmli_gemm_cache **cache);

@@ -167,7 +167,58 @@ static void no_folder_is_no_failure(void **state)
     char folder[PATH_MAX + 1];
     memset(folder, 'x', sizeof folder);
     folder[sizeof folder - 1] = '\0';
-    assert_null(pmli_choices_new(folder, "GPU", 13000, 1));
+    const char *const nowhere[] = {folder, NULL}; /* too long a name, and none */
+    for (int i = 0; i < 2; i++) {
+        choices = pmli_choices_new(nowhere[i], "GPU", 13000, 1);
+        assert_non_null(choices);
+        keep(choices, 1);
+        expect(choices, 1, true);
+        assert_string_equal(choices->path, "");
+        pmli_choices_destroy(&choices);
+    }
+}
+
+/* The nearest with more in one place, whatever came first, and nothing else different. */
+static void near_is_more_in_one_place(void **state)
+{
+    (void)state;
+    pmli_choices *choices = opened("near", "GPU");
+    static const int64_t there[] = {4096, 8192, 6144, 2048, 6144, 16384};
+    for (int i = 0; i < 6; i++) {
+        pmli_choice c = some(1);
+        c.key[2] = there[i];
+        c.algorithm[0] = (uint64_t)i;
+        pmli_choices_keep(choices, &c);
+    }
+    static const struct {
+        int64_t wanted, most;
+        int found; /* -1: nothing */
+    } cases[] = {
+        {5000, 10000, 4}, /* the last word about 6144 */
+        {6143, 10000, 4}, {6144, 10000, 1}, {3000, 6000, 0},
+        {4096, 6143, -1}, {4096, 6144, 4},  {1024, 2047, -1},
+        {1024, 2048, 3},  {8192, 16384, 5}, {16384, INT64_MAX, -1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pmli_choice c = some(1);
+        c.key[2] = cases[i].wanted;
+        const uint64_t *near = pmli_choices_near(choices, c.key, 2, cases[i].most);
+        if (cases[i].found < 0)
+            assert_null(near);
+        else
+            assert_int_equal(near[0], cases[i].found);
+    }
+    for (int place = 0; place < PMLI_CHOICE_KEY; place++) {
+        pmli_choice c = some(1);
+        c.key[2] = 5000;
+        c.key[place]--;
+        const uint64_t *near = pmli_choices_near(choices, c.key, 2, 10000);
+        assert_true((near != NULL) == (place == 2));
+        c = some(1);
+        c.key[2] = 5000;
+        assert_null(pmli_choices_near(choices, c.key, place == 2 ? 0 : place, INT64_MAX));
+    }
+    pmli_choices_destroy(&choices);
 }
 
 int main(void)
@@ -178,6 +229,7 @@ int main(void)
         cmocka_unit_test(damage_is_left_out),
         cmocka_unit_test(torn_and_foreign_files),
         cmocka_unit_test(no_folder_is_no_failure),
+        cmocka_unit_test(near_is_more_in_one_place),
         cmocka_unit_test(a_link_or_a_pipe_is_no_file_of_ours),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
