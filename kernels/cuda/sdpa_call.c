@@ -110,8 +110,8 @@ static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype,
                              .backward = backward};
 }
 
-/* While cuDNN compiles, a first step is made by our own kernels: the same but for the order of
- * sums. Not where bits must repeat, nor for a recording, which keeps what it gets. */
+/* While cuDNN compiles, steps are made by our own kernels: the same but for the order of sums. Not
+ * where bits must repeat, nor for a recording, which keeps what it gets. */
 static pml_status put(pml_queue *queue, const pmli_sdpa_call *call, bool *done, pml_error *err)
 {
     pmli_sdpa *sdpa = queue->device->sdpa;

@@ -88,12 +88,14 @@ static void say(const pmli_sdpa_shape *s, const char *why)
             (long long)s->longest, why);
 }
 
-/* With the lock held: somebody does without. The plan is there soon, the first losses stay. */
+/* With the lock held: somebody does without. The plan is there soon, those losses stay. */
 static void say_meanwhile(pmli_sdpa_plans *plans)
 {
     if (!plans->meanwhile)
-        pml_log(PML_LOG_INFO, "attention is by our own kernels until cuDNN's are compiled: the "
-                              "first steps' last bits are theirs (deterministic=True waits)");
+        pml_log(PML_LOG_INFO,
+                "attention is by our own kernels until cuDNN's are compiled, here and "
+                "where batches of another number of documents come first: such "
+                "steps' last bits are theirs (deterministic=True waits)");
     plans->meanwhile = true;
 }
 

@@ -2,8 +2,8 @@
  * who does without. Knows nothing of cuDNN: sdpa.cc is the builder, tests have their own.
  *
  * cuDNN takes 0.7 s and more to build one that the driver does not have kept. So a thread of its
- * own builds what the first steps will want (pml_backend.prepare), and who can do without a plan
- * meanwhile does (docs/decisions/0115). */
+ * own builds what steps will want (pml_backend.prepare), and who can do without a plan meanwhile
+ * does (docs/decisions/0115, 0131). */
 #ifndef PMLI_CUDA_SDPA_PLANS_H
 #define PMLI_CUDA_SDPA_PLANS_H
 

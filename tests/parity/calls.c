@@ -1,5 +1,5 @@
-/* What a step asks of its device: no memory, one wait, and host memory that stays as it is until
- * the device is beyond it.
+/* What a step asks of its device: no memory, one wait, host memory that stays as it is until the
+ * device is beyond it, and nothing that is compiled in the midst of it.
  *
  *   calls [--cuda [--bf16]] FIXTURES
  *
@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pml/base/clock.h"
 #include "pml_op/cpu.h"
 #include "session.h"
 
@@ -112,6 +113,21 @@ static pml_status count_launch(pml_queue *queue, pml_graph *graph, pml_error *er
     return real->graph_launch(queue, graph, err);
 }
 
+static int begun; /* how often the stepper began to have something compiled aside */
+
+static void count_prepares(pml_device *device, bool on)
+{
+    begun += on; /* the end is another thread's */
+    if (real->prepares != NULL)
+        real->prepares(device, on);
+}
+
+/* Where nothing is compiled late, what is asked for takes no time. */
+static pml_status prepare(pml_device *device, pml_op op, const pml_op_args *args, pml_error *err)
+{
+    return real->prepare != NULL ? real->prepare(device, op, args, err) : PML_OK;
+}
+
 static const pml_backend *counting(void)
 {
     static pml_backend b;
@@ -125,6 +141,8 @@ static const pml_backend *counting(void)
     b.sync = count_sync;
     b.mark = count_mark;
     b.passed = count_passed;
+    b.prepare = prepare;
+    b.prepares = count_prepares;
     if (b.graph_begin != NULL) {
         b.graph_begin = count_begin;
         b.graph_launch = count_launch;
@@ -192,6 +210,39 @@ static void check_between(const char *fixtures, const char *name)
     check(overwritten == 0, "%s: %d uploads' sources were written too early", name, overwritten);
 }
 
+/* What is compiled late is compiled aside: for the planned number of documents while weights come,
+ * for another one when the first micro-batch has it, and not for an evaluation. */
+static void check_aside(const char *fixtures, const char *name)
+{
+    enum { MORE_DOCUMENTS = 24 };
+    pml_train_config config;
+    session s;
+    pml_batch batch;
+    double loss = 0;
+    load_case(fixtures, name, &config);
+    config.max_steps = 3;
+    session_open(&(session_options){.config = &config}, &s);
+    pml_batch_limits limits = pml_stepper_plan(s.stepper)->limits;
+    session_close(&s);
+    limits.docs += MORE_DOCUMENTS;
+    begun = 0;
+    session_open(&(session_options){.config = &config, .limits = &limits}, &s);
+    check(begun == 1, "%s: something was compiled aside %d times while weights came", name, begun);
+    for (int i = 0; i < 4; i++) {
+        while (pml_stepper_is_compiling(s.stepper)) /* what comes meanwhile is asked for later */
+            pml_clock_sleep(0.001);
+        if (i > 0) {
+            session_step(&s, NULL);
+            continue;
+        }
+        MUST(pml_sampler_batch(s.sampler, s.cursor, 0, &batch, err));
+        MUST(pml_stepper_evaluate(s.stepper, &batch, &loss, err));
+        check(begun == 1, "%s: something was compiled aside for an evaluation", name);
+    }
+    check(begun == 2, "%s: something was compiled aside %d times, not once more", name, begun);
+    session_close(&s);
+}
+
 int main(int argc, char **argv)
 {
     pml_cpu_prepare_process(argc, argv);
@@ -209,6 +260,7 @@ int main(int argc, char **argv)
     check_steps(fixtures, "llama-untied-lora", 0.3);
     check_steps(fixtures, "qwen3-tied-full", 0);
     check_between(fixtures, "llama-untied-lora");
+    check_aside(fixtures, "llama-untied-lora");
     check(n_reads == 0, "%d uploads were under way when what they read had ended", n_reads);
     return summary();
 }

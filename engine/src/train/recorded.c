@@ -82,8 +82,10 @@ pml_status pmli_run_recorded(pml_stepper *s, pml_segment segment, const pml_coun
         return pmli_run_segment(s, segment, counts, err);
     pmli_recorded *slot = slot_of(s, segment, counts);
     slot->last_used = ++s->launches;
-    if (!slot->is_warm) {
-        slot->is_warm = !pml_stepper_is_compiling(s);
+    /* A recording waits for what is compiled aside, though it be for batches of another size. */
+    const bool waits = slot->graph == NULL && pml_stepper_is_compiling(s);
+    if (!slot->is_warm || waits) {
+        slot->is_warm |= !waits;
         return pmli_run_segment(s, segment, counts, err);
     }
     pml_status status = slot->graph == NULL ? record(s, slot, err) : PML_OK;

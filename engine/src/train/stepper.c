@@ -295,6 +295,8 @@ static pml_status run_pieces(pml_stepper *s, pml_segment segment, const pml_batc
         if (piece.n_labels == 0)
             continue;
         pml_counts counts = pmli_bucket(s, counts_of(&piece));
+        if (segment == PML_SEGMENT_MICRO) /* an evaluation waits: the same number every time */
+            pmli_ahead_meet(s, &counts);
         status = put_batch(s, &piece, &counts, segment == PML_SEGMENT_MICRO, err);
         if (status == PML_OK)
             status = pmli_run_recorded(s, segment, &counts, err);

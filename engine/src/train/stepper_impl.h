@@ -73,9 +73,12 @@ struct pml_stepper {
     bool timing;        /* segments run node by node between marks, and */
     pml_op_time *times; /* … what each node of the program took is added up here */
 
-    pthread_t ahead; /* compiles while weights load and first steps are made, see ahead.c */
+    pthread_t ahead; /* compiles while weights load and steps are made, see ahead.c */
     bool is_ahead;   /* a thread to be joined */
     atomic_bool ahead_enough, ahead_done;
+    pml_counts ahead_for[2]; /* batches that it compiles for */
+    int n_ahead;
+    uint64_t asked_for; /* all that it ever did so: bits, see ahead.c */
 
     /* A sampled token's nodes as they were bound last: its sizes are those of the token before, but
      * for the number of prompts. NULL where segments are recorded. */
@@ -123,16 +126,20 @@ pml_status pmli_take_batch(pml_stepper *s, const pml_batch *batch, pml_counts *c
                            pml_error *err);
 
 /* Run a segment as a graph: op by op the first time, and as long as something is compiled aside,
- * recorded then, replayed from then on. Op by op always where the backend does not record. */
+ * recorded then, replayed from then on whatever is compiled. Op by op always where the backend does
+ * not record. */
 pml_status pmli_run_recorded(pml_stepper *s, pml_segment segment, const pml_counts *counts,
                              pml_error *err);
 void pmli_drop_recorded(pml_stepper *s);
 
 /* Have the backend compile on a thread of its own what the first step will ask for; end it after
- * what it is at. Between the two the program stays as it is. Nothing where a backend compiles
- * nothing, or no thread was to be had: the first step does it then. */
+ * what it is at. Between the two attention's nodes of the program stay as they are. Nothing where a
+ * backend compiles nothing, or no thread was to be had: the first step does it then. */
 void pmli_ahead_begin(pml_stepper *s);
 void pmli_ahead_end(pml_stepper *s);
+/* A micro-batch of these counts comes: the same for what it will ask for, unless that was done
+ * before, or the thread is still at something: then it is done when the next one like it comes. */
+void pmli_ahead_meet(pml_stepper *s, const pml_counts *counts);
 
 /* Forward and backward of a checked micro-batch, piece by piece. */
 pml_status pmli_run_micro(pml_stepper *s, const pml_batch *batch, pml_error *err);

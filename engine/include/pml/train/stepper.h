@@ -73,8 +73,9 @@ pml_status pml_stepper_new(const pml_stepper_options *options, pml_stepper **ste
                            pml_error *err);
 void pml_stepper_destroy(pml_stepper **stepper);
 
-/* Whether the backend still compiles, on a thread of its own, kernels that steps will have (CUDA:
- * cuDNN's attention): steps until then are slower, and are made op by op. For who measures. */
+/* Whether the backend compiles, on a thread of its own, kernels that steps will have (CUDA: cuDNN's
+ * attention): from new() on, and again when a micro-batch has a number of documents that none had
+ * before. What is not recorded until then is slower, and is made op by op. For who measures. */
 bool pml_stepper_is_compiling(const pml_stepper *stepper);
 
 /* Before the first micro-batch of a step: finds the loss scale where it is to be found (float16, no
