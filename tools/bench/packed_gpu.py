@@ -110,10 +110,11 @@ def tell(side: Side, args: argparse.Namespace) -> None:
     full = sum(r["tokens"] for r in side.steps) / (len(side.steps) * args.rows * args.longest)
     plan = side.run.plan.total if side.run.plan else 0
     turns = ", ".join(f"{rate:,.0f}" for rate in side.rates)
+    slowest = max(side.steps, key=lambda row: row["seconds"])
     print(
         f"{side.name:10} {side.rate:10,.0f} tokens/s ({turns}), {len(side.steps)} steps, "
         f"{side.documents} documents, rows {100 * full:.1f} % full, plan {plan / 2**30:.1f} GiB, "
-        f"slowest step {max(r['seconds'] for r in side.steps):.3f} s"
+        f"slowest {slowest['seconds']:.3f} s (step {slowest['step']}, {slowest['tokens']:,} tokens)"
     )
 
 
