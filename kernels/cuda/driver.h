@@ -56,6 +56,7 @@
     X(cuLibraryUnload)                                                                             \
     X(cuFuncSetAttribute)                                                                          \
     X(cuKernelGetFunction)                                                                         \
+    X(cuTensorMapEncodeTiled)                                                                      \
     X(cuLaunchKernelEx)
 
 typedef struct pmli_driver {
