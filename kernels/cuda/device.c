@@ -10,6 +10,7 @@
 #include "low_rank.h"
 #include "mlp.h"
 #include "ops.h"
+#include "pass.h"
 
 /* Context and kernels, measured on an H200 with driver 580; the driver tells nobody. */
 enum { CONTEXT_BYTES = 530 << 20 };
@@ -249,6 +250,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
         status = pmli_cuda_attention_prepare(d, err);
     if (status == PML_OK)
         status = pmli_low_rank_prepare(d, err);
+    if (status == PML_OK)
+        status = pmli_pass_prepare(d, err);
     if (status == PML_OK)
         status = pmli_mlp_prepare(d, err);
     if (status == PML_OK)

@@ -97,6 +97,7 @@ typedef struct pmli_launch {
     unsigned grid_x, grid_y, block_x, block_y;
     unsigned shared;  /* bytes of dynamic shared memory */
     unsigned cluster; /* blocks that see each other's shared memory; 0: none do */
+    bool early;       /* may begin while the kernel before it ends, for which it waits itself */
 } pmli_launch;
 pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,
                             pml_error *err);

@@ -22,6 +22,7 @@
     X(dropout)                                                                                     \
     X(border)                                                                                      \
     X(low_rank)                                                                                    \
+    X(pass)                                                                                        \
     X(mlp)                                                                                         \
     X(few_rows)                                                                                    \
     X(loss)                                                                                        \
@@ -131,6 +132,10 @@
     X(low_rank, low_rank_f16)                                                                      \
     X(low_rank, low_rank_sum_bf16)                                                                 \
     X(low_rank, low_rank_sum_f16)                                                                  \
+    X(pass, pass_back_bf16)                                                                        \
+    X(pass, pass_back_f16)                                                                         \
+    X(pass, pass_back_sum_bf16)                                                                    \
+    X(pass, pass_back_sum_f16)                                                                     \
     X(mlp, mlp_bf16)                                                                               \
     X(mlp, mlp_f16)                                                                                \
     X(mlp, mlp_codes_bf16)                                                                         \

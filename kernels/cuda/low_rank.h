@@ -1,8 +1,9 @@
 /* v = s dy b and db += dy^T u of a linear layer's adapters by one kernel that reads dy once.
  *
  * For 16-bit operands, ranks 8 and 16, and chips with room for its tiles in shared memory (sm_90
- * and later); elsewhere two products by cuBLASLt, each of which reads all of dy. The order of sums
- * depends on shapes and the device's kind only. */
+ * and later), where pass.h does not serve, as it does on sm_90a; elsewhere two products by
+ * cuBLASLt, each of which reads all of dy. The order of sums depends on shapes and the device's
+ * kind only. */
 #ifndef PMLI_CUDA_LOW_RANK_H
 #define PMLI_CUDA_LOW_RANK_H
 

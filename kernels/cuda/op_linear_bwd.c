@@ -7,11 +7,11 @@
  * Where there are borders (border.h), v stands in dy's and dx = [dy|v] [w;a] is one product; with
  * dropout there is no such product. v may have been made before, or be handed on.
  *
- * v and db come from one kernel where it serves (low_rank.h). v is in ws where it is neither given
- * nor in a border.
+ * v and db come from one kernel where one serves (pass.h, low_rank.h). v is in ws where it is
+ * neither given nor in a border.
  *
  *   ws: | products' own | v [T,R] | masked x, then masked v a: [T,K] | the bias's partial sums |
- *       | low_rank's    |                                                          | fp8's |
+ *       | our kernels'  |                                                          | fp8's |
  *
  * Gradients of parameters are summed in float32 by the products themselves (c += a b). */
 #include "border.h"
@@ -23,6 +23,7 @@
 #include "low_rank.h"
 #include "operand.h"
 #include "ops.h"
+#include "pass.h"
 
 static size_t v_bytes(const pml_linear_bwd_args *a)
 {
@@ -39,12 +40,13 @@ static size_t masked_bytes(const pml_linear_bwd_args *a)
     return pmli_masked_bytes(&x, a->lora_parts, a->lora_dropout);
 }
 
-/* The first piece: what cuBLASLt's products and the low-rank kernel work in, one after the other.
- */
+/* The first piece: what cuBLASLt's products and our own kernels work in, one after the other. Also
+ * without a device, so that it is for each of them. */
 size_t pmli_linear_back_ws(const pml_linear_bwd_args *a)
 {
     size_t low_rank = pmli_linear_units(pmli_low_rank_ws(a));
-    return low_rank > PMLI_GEMM_WORKSPACE ? low_rank : PMLI_GEMM_WORKSPACE;
+    size_t pass = pmli_linear_units(pmli_pass_ws(a)), own = low_rank > pass ? low_rank : pass;
+    return own > PMLI_GEMM_WORKSPACE ? own : PMLI_GEMM_WORKSPACE;
 }
 
 size_t pmli_cuda_linear_bwd_ws(const pml_linear_bwd_args *a)
@@ -191,6 +193,8 @@ static pml_status back_by_products(pml_queue *queue, const pml_linear_bwd_args *
 pml_status pmli_linear_back(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
                             pml_error *err)
 {
+    if (pmli_pass_serves_back(queue->device, a, &v))
+        return pmli_pass_back(queue, a, &v, a->ws.data, err);
     return pmli_low_rank_serves(queue->device, a, &v) ? pmli_low_rank(queue, a, &v, a->ws.data, err)
                                                       : back_by_products(queue, a, v, err);
 }

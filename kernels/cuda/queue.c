@@ -3,6 +3,9 @@
 
 #include "device.h"
 
+/* Graphs know of kernels that begin early since CUDA 12.3. */
+enum { FIRST_TO_RECORD_EARLY = 12030 };
+
 pml_status pmli_cuda_queue_new(pml_device *device, pml_queue **queue, pml_error *err)
 {
     *queue = NULL;
@@ -212,8 +215,15 @@ pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch sh
                             pml_error *err)
 {
     void *arguments[] = {params};
-    CUlaunchAttribute clusters = {.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                                  .value.clusterDim = {shape.cluster, 1, 1}};
+    CUlaunchAttribute attributes[2];
+    unsigned count = 0;
+    if (shape.cluster > 0)
+        attributes[count++] = (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                                                  .value.clusterDim = {shape.cluster, 1, 1}};
+    if (shape.early && pmli_cu.version >= FIRST_TO_RECORD_EARLY)
+        attributes[count++] =
+            (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                                .value.programmaticStreamSerializationAllowed = 1};
     const CUlaunchConfig config = {.gridDimX = shape.grid_x,
                                    .gridDimY = shape.grid_y,
                                    .gridDimZ = 1,
@@ -222,8 +232,8 @@ pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch sh
                                    .blockDimZ = 1,
                                    .sharedMemBytes = shape.shared,
                                    .hStream = queue->stream,
-                                   .attrs = &clusters,
-                                   .numAttrs = shape.cluster > 0 ? 1 : 0};
+                                   .attrs = attributes,
+                                   .numAttrs = count};
     if (queue->preparing)
         return PML_OK;
     return PMLI_CU(

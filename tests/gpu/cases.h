@@ -50,10 +50,11 @@ pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype);
  */
 void cases_drop(gpu_case *c, int at, int64_t rows);
 
-/* Embedding, norms, linear layers and moving rows; everything that training adds; and what passes
- * between SwiGLU and the layers beside it. */
+/* Embedding, norms, linear layers and moving rows; everything that training adds, a linear layer's
+ * backward by itself; and what passes between SwiGLU and the layers beside it. */
 void cases_of_forward(gpu_cases *cases);
 void cases_of_training(gpu_cases *cases);
+void cases_of_linear_bwd(gpu_cases *cases);
 void cases_of_mlp(gpu_cases *cases);
 /* Weights in 8 bits. */
 void cases_of_fp8(gpu_cases *cases);

@@ -1,5 +1,5 @@
-/* Cases of what training adds to a forward pass: every backward, attention, the loss, the update.
- */
+/* Cases of what training adds to a forward pass: every backward but a linear layer's, attention,
+ * the loss, the update. */
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -114,66 +114,6 @@ static void add_elementwise(gpu_cases *cases, pml_dtype d)
             c->indices = 50;
             c->tolerance = tight(d);
         }
-}
-
-/* Weights, adapters and biases trained together would not occur, but say all about the op. */
-static void add_linear_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
-                           int32_t rank, bool trains_weight)
-{
-    gpu_case *c = cases_add(cases, PML_OP_linear_bwd, "%s [%d,%d]x[%d,%d]%s%s", pml_dtype_name(d),
-                            (int)rows, (int)k, 2 * n, (int)k, rank > 0 ? " LoRA" : "",
-                            trains_weight ? " dw, dbias" : "");
-    pml_linear_bwd_args *a = &c->args.linear_bwd;
-    *a = (pml_linear_bwd_args){.dy = shaped(rows, 2 * n, 8, d),
-                               .x = shaped(rows, k, 0, d),
-                               .w = shaped(2 * n, k, 0, d),
-                               .dx = shaped(rows, k, 16, d),
-                               .parts = 3,
-                               .part_cols = {n, n / 2, n - n / 2}};
-    c->tolerance = d == PML_F32 ? 3e-6 : loose(d);
-    if (trains_weight) {
-        a->dw = shaped(2 * n, k, 0, PML_F32);
-        a->dbias = shaped(1, 2 * n, 0, PML_F32);
-    }
-    if (rank == 0)
-        return;
-    a->lora_parts = 5;
-    a->rank = rank;
-    a->lora_scale[0] = 0.75F;
-    a->lora_scale[2] = rank % 2 == 0 ? 0.75F : 0.5F;
-    a->a = shaped(2 * rank, k, 0, d);
-    a->b = shaped(n + (n - n / 2), rank, 0, d);
-    a->u = shaped(rows, 2 * rank, 8, d);
-    a->da = shaped(2 * rank, k, 0, PML_F32);
-    a->db = shaped(n + (n - n / 2), rank, 0, PML_F32);
-}
-
-/* With borders behind dy and w and below w. */
-static void add_bordered_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
-                             int32_t rank, int32_t border)
-{
-    add_linear_bwd(cases, d, rows, n, k, rank, false);
-    gpu_case *c = &cases->at[cases->count - 1];
-    size_t length = strlen(c->name);
-    snprintf(c->name + length, sizeof c->name - length, ", border %d", border);
-    pml_linear_bwd_args *a = &c->args.linear_bwd;
-    a->border = border;
-    a->dy = shaped(rows, 2 * n, border, d);
-    a->w = shaped(2 * n, k, border, d);
-}
-
-static void add_dropped_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
-                            int32_t rank, bool wants_dx)
-{
-    add_linear_bwd(cases, d, rows, n, k, rank, false);
-    gpu_case *c = &cases->at[cases->count - 1];
-    size_t length = strlen(c->name);
-    snprintf(c->name + length, sizeof c->name - length, ", dropout%s", wants_dx ? "" : ", no dx");
-    c->args.linear_bwd.lora_dropout = 0.3F;
-    c->args.linear_bwd.lora_purpose = (1 << 16) + 11;
-    if (!wants_dx)
-        c->args.linear_bwd.dx = (pml_view){0};
-    cases_drop(c, 7, rows);
 }
 
 /* Lengths of documents; -1 ends. What is left of the tokens belongs to none. equal: the op is told
@@ -548,8 +488,6 @@ void cases_of_training(gpu_cases *cases)
 {
     static const int64_t widths[] = {8, 63, 128, 896, 2048, 4096, 16384, 40000};
     static const int64_t weighted[] = {16, 768, 2048, 4096, 8192};
-    static const int64_t linears[][3] = {
-        {1, 8, 8}, {37, 66, 65}, {130, 448, 1000}, {257, 768, 576}};
     for (int f = 0; f < FLOATS; f++) {
         pml_dtype d = floats[f];
         for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
@@ -560,23 +498,6 @@ void cases_of_training(gpu_cases *cases)
         if (d == PML_F16)
             add_rmsnorm_bwd(cases, d, 1201, 4096, 3);
         add_elementwise(cases, d);
-        for (size_t s = 0; s < sizeof linears / sizeof *linears; s++) {
-            int64_t rows = linears[s][0], k = linears[s][2];
-            int32_t n = (int32_t)linears[s][1];
-            add_linear_bwd(cases, d, rows, n, k, 0, false);
-            add_linear_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, false);
-            add_linear_bwd(cases, d, rows, n, k, 0, true);
-            add_dropped_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, s % 2 == 0);
-        }
-        add_bordered_bwd(cases, d, 100, 384, 256, 16, 64);
-        add_bordered_bwd(cases, d, 70, 65, 129, 3, 11);
-        add_bordered_bwd(cases, d, 256, 128, 512, 40, 128);
-        add_bordered_bwd(cases, d, 37, 130, 64, 4, 64);
-        add_bordered_bwd(cases, d, 300, 1040, 96, 16, 64); /* v and db by one kernel: short tiles */
-        add_bordered_bwd(cases, d, 1001, 1024, 72, 8, 64);
-        add_bordered_bwd(cases, d, 5001, 1040, 72, 16, 64); /* many tiles a block */
-        add_linear_bwd(cases, d, 300, 1040, 96, 16, false);
-        add_dropped_bwd(cases, d, 300, 1040, 96, 16, true);
         add_attentions(cases, d);
         add_head_norms(cases, d, 4, 2, 128);
         add_head_norms(cases, d, 3, 1, 20);

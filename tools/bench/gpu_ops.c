@@ -164,6 +164,31 @@ static void add_swiglu(bench *b, int64_t tokens, int64_t inner, pml_dtype d, boo
     }
 }
 
+/* v and dB of a layer's adapters of rank 16. */
+static void add_adapters(bench *b, int64_t tokens, int64_t hidden, int32_t kv, pml_dtype d)
+{
+    enum { RANK = 16, BORDER = 64, NARROW = 8 };
+    const int32_t outputs[2][PML_LINEAR_MAX_PARTS] = {{(int32_t)hidden}, {(int32_t)hidden, kv, kv}};
+    for (int parts = 1; parts <= PML_LINEAR_MAX_PARTS; parts += 2) {
+        const int32_t *cols = outputs[parts / 2];
+        int64_t n = (int64_t)cols[0] + cols[1] + cols[2], rank = (int64_t)parts * RANK;
+        op_case *c = add(b, PML_OP_linear_bwd, parts == 1 ? "v dB of o" : "v dB of qkv");
+        pml_linear_bwd_args *a = &c->args.linear_bwd;
+        *a = (pml_linear_bwd_args){.dy = shaped(tokens, n, BORDER, d),
+                                   .w = {.cols = NARROW, .dtype = d},
+                                   .a = shaped(rank, NARROW, 0, d),
+                                   .b = shaped(n, RANK, 0, d),
+                                   .u = shaped(tokens, rank, BORDER, d),
+                                   .db = shaped(n, RANK, 0, PML_F32),
+                                   .v = shaped(tokens, rank, BORDER, d),
+                                   .parts = parts,
+                                   .lora_parts = (1U << parts) - 1,
+                                   .rank = RANK,
+                                   .lora_scale = {1, 1, 1}};
+        memcpy(a->part_cols, cols, sizeof a->part_cols);
+    }
+}
+
 static void add_updates(bench *b, int64_t n, pml_dtype d)
 {
     pml_view v = shaped(1, n, 0, PML_F32), hyper = shaped(1, PML_HYPER_COUNT, 0, PML_F32);
@@ -187,6 +212,7 @@ static void add_model(bench *b, const char *what, int64_t tokens, int64_t hidden
     add_embed(b, tokens, hidden, vocab, PML_BF16);
     add_swiglu(b, tokens, inner, PML_BF16, false);
     add_swiglu(b, tokens, inner, PML_BF16, true);
+    add_adapters(b, tokens, hidden, (int32_t)(hidden / HEADS * KV_HEADS), PML_BF16);
     add_updates(b, trained, PML_BF16);
     for (int i = first; i < b->count; i++) {
         char name[sizeof b->cases[i].name];

@@ -92,6 +92,40 @@ typedef struct pmli_low_rank_params {
     float scale[3];
 } pmli_low_rank_params;
 
+/* A matrix as the copy engine reads it: cuda.h's CUtensorMap, which the driver fills in. */
+typedef struct pmli_tensor_map {
+    unsigned long long words[16];
+} __attribute__((aligned(64))) pmli_tensor_map;
+
+/* What pass.cu works in: a stage is a tile of PASS_ROWS x PASS_COLUMNS and the same rows of u, 16
+ * columns; so many stages are under way in a block's shared memory. A block has PASS_HALVES stages'
+ * columns, and b of them beside; the rest is what the driver's alignment takes from 1024 bytes, and
+ * barriers. */
+#define PASS_ROWS    64
+#define PASS_COLUMNS 256
+#define PASS_HALVES  2
+#define PASS_STAGES  5
+#define PASS_THREADS 288
+#define PASS_STAGE   (PASS_ROWS * 2 * (PASS_COLUMNS + 16))
+#define PASS_B       (PASS_HALVES * PASS_COLUMNS * 16 * 2)
+#define PASS_SHARED  (1024 + PASS_STAGES * PASS_STAGE + PASS_B + 256)
+
+/* v_p = scale[p] x_p b_p;  d_p += x_p^T u_p  for each adapter p, as low_rank has them.
+ * x [rows, columns[p]], b [columns[p], rank], u [rows, *]: as boxes of 64, 16 and 16 columns.
+ * d_row[p]: its first row of d. tile[p]: its first tile of columns, tile[adapters]: how many there
+ * are. rank: columns of each b and v. groups: blocks that share a tile's rows. Four sums at a time,
+ * as a lane has them: v_parts [tiles][rows in 64s][16], d_parts [groups][tiles][its columns][16].
+ */
+typedef struct pmli_pass_params {
+    pmli_tensor_map x[3], b[3], u;
+    void *v;
+    float *d, *v_parts, *d_parts;
+    long long rows, ld_v, ld_d, d_row[3];
+    int columns[3], tile[4];
+    int adapters, rank, groups;
+    float scale[3];
+} pmli_pass_params;
+
 typedef struct pmli_rmsnorm_params {
     const void *x, *add, *weight; /* add may be absent, and sum then is */
     void *sum, *y;

@@ -1,0 +1,117 @@
+/* Cases of a linear layer's backward, of its weight and of its adapters. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cases.h"
+
+static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
+enum { FLOATS = 3 };
+
+/* A few roundings to the dtype on the way, and products of rounded numbers. */
+static double tolerance_of(pml_dtype dtype)
+{
+    return dtype == PML_F32 ? 3e-6 : dtype == PML_BF16 ? 1.2e-2 : 1.5e-3;
+}
+
+/* Weights, adapters and biases trained together would not occur, but say all about the op. */
+static void add_linear_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                           int32_t rank, bool trains_weight)
+{
+    char lora[24] = "";
+    if (rank > 0)
+        snprintf(lora, sizeof lora, " LoRA %d", rank);
+    gpu_case *c =
+        cases_add(cases, PML_OP_linear_bwd, "%s [%d,%d]x[%d,%d]%s%s", pml_dtype_name(d), (int)rows,
+                  (int)k, 2 * n, (int)k, lora, trains_weight ? " dw, dbias" : "");
+    pml_linear_bwd_args *a = &c->args.linear_bwd;
+    *a = (pml_linear_bwd_args){.dy = shaped(rows, 2 * n, 8, d),
+                               .x = shaped(rows, k, 0, d),
+                               .w = shaped(2 * n, k, 0, d),
+                               .dx = shaped(rows, k, 16, d),
+                               .parts = 3,
+                               .part_cols = {n, n / 2, n - n / 2}};
+    c->tolerance = tolerance_of(d);
+    if (trains_weight) {
+        a->dw = shaped(2 * n, k, 0, PML_F32);
+        a->dbias = shaped(1, 2 * n, 0, PML_F32);
+    }
+    if (rank == 0)
+        return;
+    a->lora_parts = 5;
+    a->rank = rank;
+    a->lora_scale[0] = 0.75F;
+    a->lora_scale[2] = rank % 2 == 0 ? 0.75F : 0.5F;
+    a->a = shaped(2 * rank, k, 0, d);
+    a->b = shaped(n + (n - n / 2), rank, 0, d);
+    a->u = shaped(rows, 2 * rank, 8, d);
+    a->da = shaped(2 * rank, k, 0, PML_F32);
+    a->db = shaped(n + (n - n / 2), rank, 0, PML_F32);
+}
+
+/* With borders behind dy and w and below w. */
+static void add_bordered_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                             int32_t rank, int32_t border)
+{
+    add_linear_bwd(cases, d, rows, n, k, rank, false);
+    gpu_case *c = &cases->at[cases->count - 1];
+    size_t length = strlen(c->name);
+    snprintf(c->name + length, sizeof c->name - length, ", border %d", border);
+    pml_linear_bwd_args *a = &c->args.linear_bwd;
+    a->border = border;
+    a->dy = shaped(rows, 2 * n, border, d);
+    a->w = shaped(2 * n, k, border, d);
+}
+
+static void add_dropped_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
+                            int32_t rank, bool wants_dx)
+{
+    add_linear_bwd(cases, d, rows, n, k, rank, false);
+    gpu_case *c = &cases->at[cases->count - 1];
+    size_t length = strlen(c->name);
+    snprintf(c->name + length, sizeof c->name - length, ", dropout%s", wants_dx ? "" : ", no dx");
+    c->args.linear_bwd.lora_dropout = 0.3F;
+    c->args.linear_bwd.lora_purpose = (1 << 16) + 11;
+    if (!wants_dx)
+        c->args.linear_bwd.dx = (pml_view){0};
+    cases_drop(c, 7, rows);
+}
+
+/* v and db by one pass over dy, or for what is none of its ranks by products: rows of one tile, of
+ * whole ones and of one behind them; parts narrower than a box, of whole tiles, and short ones. */
+static void add_passes(gpu_cases *cases, pml_dtype d)
+{
+    static const int32_t shapes[][3] = {{1, 48, 16},    {64, 1024, 8},   {65, 1040, 16},
+                                        {129, 528, 16}, {333, 1040, 32}, {130, 528, 64}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        int32_t rows = shapes[s][0], n = shapes[s][1], rank = shapes[s][2];
+        add_linear_bwd(cases, d, rows, n, 96, rank, false);
+        cases->at[cases->count - 1].args.linear_bwd.lora_scale[2] = 0.5F;
+        add_bordered_bwd(cases, d, rows, n, 64, rank, 2 * rank);
+    }
+}
+
+void cases_of_linear_bwd(gpu_cases *cases)
+{
+    static const int64_t shapes[][3] = {{1, 8, 8}, {37, 66, 65}, {130, 448, 1000}, {257, 768, 576}};
+    for (int f = 0; f < FLOATS; f++) {
+        pml_dtype d = floats[f];
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+            int64_t rows = shapes[s][0], k = shapes[s][2];
+            int32_t n = (int32_t)shapes[s][1];
+            add_linear_bwd(cases, d, rows, n, k, 0, false);
+            add_linear_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, false);
+            add_linear_bwd(cases, d, rows, n, k, 0, true);
+            add_dropped_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, s % 2 == 0);
+        }
+        add_bordered_bwd(cases, d, 100, 384, 256, 16, 64);
+        add_bordered_bwd(cases, d, 70, 65, 129, 3, 11);
+        add_bordered_bwd(cases, d, 256, 128, 512, 40, 128);
+        add_bordered_bwd(cases, d, 37, 130, 64, 4, 64);
+        add_bordered_bwd(cases, d, 300, 1040, 96, 16, 64); /* v and db by one kernel: short tiles */
+        add_bordered_bwd(cases, d, 1001, 1024, 72, 8, 64);
+        add_bordered_bwd(cases, d, 5001, 1040, 72, 16, 64); /* many tiles a block */
+        add_linear_bwd(cases, d, 300, 1040, 96, 16, false);
+        add_dropped_bwd(cases, d, 300, 1040, 96, 16, true);
+        add_passes(cases, d);
+    }
+}
