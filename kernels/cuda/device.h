@@ -98,6 +98,7 @@ typedef struct pmli_launch {
     unsigned shared;  /* bytes of dynamic shared memory */
     unsigned cluster; /* blocks that see each other's shared memory; 0: none do */
     bool early;       /* may begin while the kernel before it ends, for which it waits itself */
+    bool together;    /* blocks wait for one another: all run at once, or none is started */
 } pmli_launch;
 pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,
                             pml_error *err);

@@ -31,6 +31,9 @@
     X(attention_any)                                                                               \
     X(attention_fwd)                                                                               \
     X(attention_bwd)                                                                               \
+    X(attention_hopper)                                                                            \
+    X(attention_hopper_q)                                                                          \
+    X(attention_hopper_plan)                                                                       \
     X(sdpa)                                                                                        \
     X(head_norm)                                                                                   \
     X(nf4)                                                                                         \
@@ -179,6 +182,11 @@
     X(attention_bwd, attend_bwd_q_64_f16)                                                          \
     X(attention_bwd, attend_bwd_q_128_bf16)                                                        \
     X(attention_bwd, attend_bwd_q_128_f16)                                                         \
+    X(attention_hopper_plan, attend_hopper_begin)                                                  \
+    X(attention_hopper_plan, attend_hopper_end)                                                    \
+    X(attention_hopper, attend_hopper_bwd)                                                         \
+    X(attention_hopper, attend_hopper_bwd_kv)                                                      \
+    X(attention_hopper_q, attend_hopper_bwd_q)                                                     \
     X(sdpa, sdpa_offsets)                                                                          \
     X(sdpa, sdpa_lse)                                                                              \
     X(sdpa, sdpa_packed)                                                                           \

@@ -1,5 +1,7 @@
-/* Attention: by cuDNN where it is and has room; by our own kernels on tensor cores where dtype,
- * head width and chip allow; else a warp a row. */
+/* Attention: its backward by the kernels for Hopper (attention_hopper.c) where they serve; by cuDNN
+ * where it is and has room; by our own kernels on tensor cores where dtype, head width and chip
+ * allow; else a warp a row. */
+#include "attention_hopper.h"
 #include "device.h"
 #include "device/params.h"
 #include "operand.h"
@@ -57,7 +59,7 @@ pml_status pmli_cuda_attention_prepare(pml_device *d, pml_error *err)
                                            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes),
                 "shared memory for attention", err);
     }
-    return status;
+    return status == PML_OK ? pmli_attention_hopper_prepare(d, err) : status;
 }
 
 static bool in_tiles(const pml_device *d, pml_dtype dtype, int head_dim, int shared)
@@ -183,7 +185,9 @@ size_t pmli_cuda_attention_bwd_ws(const pml_attention_bwd_args *a)
     size_t dots = (size_t)a->heads * (size_t)a->q.rows * sizeof(float);
     size_t cudnn = pmli_sdpa_ws(a->q.dtype, a->q.rows, a->cu_q.cols - 1, a->max_q, a->heads,
                                 a->head_dim, a->window, true);
-    return cudnn > dots ? cudnn : dots;
+    size_t hopper = pmli_attention_hopper_ws(a);
+    size_t most = cudnn > dots ? cudnn : dots;
+    return hopper > most ? hopper : most;
 }
 
 /* What the backward shares with the forward, to be checked alike. */
@@ -240,6 +244,8 @@ pml_status pmli_cuda_attention_bwd(pml_queue *queue, const pml_attention_bwd_arg
     pmli_need_ws(&c, &a->ws, (size_t)a->heads * (size_t)a->q.rows * sizeof(float));
     if (c.status != PML_OK)
         return c.status;
+    if (pmli_attention_hopper_serves(queue->device, a))
+        return pmli_attention_hopper_bwd(queue, a, err);
     pmli_attention_params p = params_of(&forward);
     p.o = NULL;
     p.out = a->o.data, p.ld_out = a->o.ld;

@@ -215,7 +215,7 @@ pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch sh
                             pml_error *err)
 {
     void *arguments[] = {params};
-    CUlaunchAttribute attributes[2];
+    CUlaunchAttribute attributes[3];
     unsigned count = 0;
     if (shape.cluster > 0)
         attributes[count++] = (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
@@ -224,6 +224,9 @@ pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch sh
         attributes[count++] =
             (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                                 .value.programmaticStreamSerializationAllowed = 1};
+    if (shape.together)
+        attributes[count++] =
+            (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value.cooperative = 1};
     const CUlaunchConfig config = {.gridDimX = shape.grid_x,
                                    .gridDimY = shape.grid_y,
                                    .gridDimZ = 1,

@@ -125,13 +125,16 @@ typedef struct packing {
     int32_t equal;
 } packing;
 
-static const packing packings[] = {{"1", 1, {1, -1}, 0},
-                                   {"37", 37, {37, -1}, 0},
-                                   {"64+0+1+200, 7 outside", 272, {64, 0, 1, 200, -1}, 0},
-                                   {"5+128+129+300", 562, {5, 128, 129, 300, -1}, 0},
-                                   {"0+0+513", 513, {0, 0, 513, -1}, 0},
-                                   {"200, equal", 200, {200, -1}, 200},
-                                   {"96+96+96, equal", 288, {96, 96, 96, -1}, 96}};
+static const packing packings[] = {
+    {"1", 1, {1, -1}, 0},
+    {"37", 37, {37, -1}, 0},
+    {"64+0+1+200, 7 outside", 272, {64, 0, 1, 200, -1}, 0},
+    {"5+128+129+300", 562, {5, 128, 129, 300, -1}, 0},
+    {"0+0+513", 513, {0, 0, 513, -1}, 0},
+    {"200, equal", 200, {200, -1}, 200},
+    {"96+96+96, equal", 288, {96, 96, 96, -1}, 96},
+    {"256+256, equal", 512, {256, 256, -1}, 256},
+    {"700+3+257+0+640, 9 outside", 1609, {700, 3, 257, 0, 640, -1}, 0}};
 
 static int32_t *bounds_of(const packing *p, int32_t *slots)
 {
@@ -235,6 +238,12 @@ static void add_attentions(gpu_cases *cases, pml_dtype d)
     for (size_t p = 0; p < sizeof packings / sizeof *packings; p++)
         for (size_t h = 0; h < sizeof shapes / sizeof *shapes; h++)
             add_attention(cases, d, &packings[p], shapes[h]);
+    /* Tiles of 64 rows for all heads of a head of keys: 1, 7 (one row over) and 64 of them. */
+    static const heads groups[] = {{4, 4, 128, 0}, {28, 4, 128, 0}, {64, 1, 128, 0}};
+    for (size_t h = 0; h < sizeof groups / sizeof *groups; h++) {
+        add_attention(cases, d, &packings[3], groups[h]);
+        add_attention(cases, d, &packings[5], groups[h]);
+    }
     add_attention(cases, d, &packings[3], (heads){4, 2, 64, 50});
     add_attention(cases, d, &packings[3], (heads){4, 2, 128, 130});
     add_attention(cases, d, &packings[2], (heads){2, 1, 24, 9});

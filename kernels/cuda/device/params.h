@@ -436,4 +436,55 @@ typedef struct pmli_sdpa_params {
     int arrays, slots, heads;
 } pmli_sdpa_params;
 
+/* A piece of attention's backward on Hopper: keys [first_key, first_key + 128) of one document and
+ * one head of keys, with all queries that see them. */
+typedef struct pmli_hopper_piece {
+    int token, rows; /* the document's */
+    int kv_head;
+    int first_key;  /* within the document */
+    int first_sums; /* the tile of dq's sums that the document's first queries have in this head */
+    int upwards;    /* queries from the first on; else from the last */
+    int next;       /* the same block's next piece, negative: none */
+    int reserved;
+} pmli_hopper_piece;
+
+/* What a tile of dq's sums stands for: `positions` tokens from `token` on, and the heads of queries
+ * that kv_head has. */
+typedef struct pmli_hopper_sums {
+    int token, positions, kv_head, reserved;
+} pmli_hopper_sums;
+
+/* Without sums: queries of two tiles from token `first` of a document on, with all keys they see.
+ */
+typedef struct pmli_hopper_queries {
+    int token, rows; /* the document's */
+    int kv_head;
+    int first; /* within the document */
+} pmli_hopper_queries;
+
+#define HOPPER_BLOCKS    256          /* at the most, and as many lists of pieces */
+#define HOPPER_DOCUMENTS 512          /* at the most */
+#define HOPPER_LONGEST   16384        /* tokens of a document, at the most */
+#define HOPPER_KEYS      128          /* of a piece */
+#define HOPPER_SHARED    (227 * 1024) /* bytes of a block's shared memory */
+#define HOPPER_ROWS      64           /* of a tile: tokens by the query heads of a head of keys */
+
+typedef struct pmli_attention_hopper_params {
+    pmli_tensor_map q, k, v, dout; /* boxes of 64 columns: a tile of queries, a piece of keys */
+    const void *out, *dout_rows;
+    const float *lse;
+    const int *cu;
+    void *dq, *dk, *dv;
+    float *stats; /* [tokens, heads, 2]: lse in powers of two, the dot of o and its gradient */
+    float *sums;  /* of dq, a tile's in the order of the registers that make them; NULL: none */
+    int *lists;   /* [HOPPER_BLOCKS + 1]: each block's first piece; how many of queries there are */
+    pmli_hopper_piece *pieces;
+    pmli_hopper_sums *sum_tiles;  /* [most_tiles] */
+    int *begun;                   /* [most_tiles, 2]: half the columns of a tile hold sums */
+    pmli_hopper_queries *queries; /* those with the most keys first */
+    long long tokens, most_tiles, ld_out, ld_dout, ld_lse, ld_dq, ld_dk, ld_dv;
+    int slots, heads, kv_heads, blocks;
+    float scale;
+} pmli_attention_hopper_params;
+
 #endif

@@ -1,0 +1,171 @@
+/* Attention's backward on Hopper: who is served, where things lie in ws, and three kernels in turn.
+ * A plan, and what is made of each token alone; then all products in one pass, with dq added up in
+ * memory, and dq out of its sums: or, where bits must repeat or ws has no room for the sums, a pass
+ * for the gradients of queries and one for those of keys and values. */
+#include "attention_hopper.h"
+
+#include <string.h>
+
+#include "operand.h"
+
+enum {
+    HEAD = 128,
+    THREADS = 256, /* of the kernels around */
+    BACKWARD_THREADS = 384,
+    HEADS_A_WARP = 4,
+    UNIT = 256 /* parts of ws begin on whole ones */
+};
+
+_Static_assert(sizeof(pmli_tensor_map) == sizeof(CUtensorMap), "as the driver has it");
+
+pml_status pmli_attention_hopper_prepare(pml_device *d, pml_error *err)
+{
+    static const pmli_kernel users[] = {PMLI_attend_hopper_bwd, PMLI_attend_hopper_bwd_q,
+                                        PMLI_attend_hopper_bwd_kv};
+    pml_status status = PML_OK;
+    for (int i = 0; status == PML_OK && strcmp(d->target, "sm_90a") == 0 && i < 3; i++)
+        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
+                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                                    HOPPER_SHARED),
+                         "shared memory for attention", err);
+    return status;
+}
+
+/* Where the parts of ws begin; without sums, `sums` is where it ends. */
+struct layout {
+    size_t stats, lists, pieces, queries, sum_tiles, begun, sums, end;
+    int64_t most_tiles;
+};
+
+static size_t after(size_t at, int64_t count, size_t size)
+{
+    return (at + (size_t)count * size + UNIT - 1) / UNIT * UNIT;
+}
+
+static struct layout lay_out(const pml_attention_bwd_args *a)
+{
+    int64_t slots = a->cu_q.cols - 1, tokens = a->q.rows, kv = a->kv_heads;
+    int64_t positions = HOPPER_ROWS / (a->heads / a->kv_heads);
+    struct layout at = {0};
+    bool whole = a->equal && a->max_q % positions == 0;
+    at.most_tiles = (tokens / positions + (whole ? 0 : slots)) * kv;
+    at.lists = after(at.stats, tokens * a->heads, 2 * sizeof(float));
+    at.pieces = after(at.lists, HOPPER_BLOCKS + 1, sizeof(int));
+    at.queries = after(at.pieces, (tokens / HOPPER_KEYS + slots) * kv, sizeof(pmli_hopper_piece));
+    at.sum_tiles =
+        after(at.queries, (tokens / (2 * positions) + slots) * kv, sizeof(pmli_hopper_queries));
+    at.begun = after(at.sum_tiles, at.most_tiles, sizeof(pmli_hopper_sums));
+    at.sums = after(at.begun, at.most_tiles, 2 * sizeof(int));
+    at.end = after(at.sums, at.most_tiles, HOPPER_ROWS * HEAD * sizeof(float));
+    return at;
+}
+
+static bool fits(const pml_attention_bwd_args *a)
+{
+    int64_t slots = a->cu_q.cols - 1;
+    return a->q.dtype == PML_BF16 && a->head_dim == HEAD && a->window <= 0 && a->kv_heads > 0 &&
+           a->heads % a->kv_heads == 0 && a->heads % HEADS_A_WARP == 0 &&
+           a->heads / a->kv_heads <= HOPPER_ROWS && slots > 0 && slots <= HOPPER_DOCUMENTS &&
+           a->max_q > 0 && a->max_q <= HOPPER_LONGEST && a->q.rows > 0;
+}
+
+size_t pmli_attention_hopper_ws(const pml_attention_bwd_args *a)
+{
+    return fits(a) ? lay_out(a).end : 0;
+}
+
+/* As the copy engine wants a matrix: begin and rows on whole 16 bytes. */
+static bool in_boxes(const pml_view *v)
+{
+    return pmli_in_units_of(v, 16);
+}
+
+bool pmli_attention_hopper_serves(const pml_device *d, const pml_attention_bwd_args *a)
+{
+    return strcmp(d->target, "sm_90a") == 0 && fits(a) && (size_t)a->ws.cols >= lay_out(a).sums &&
+           a->cu_q.data == a->cu_k.data && a->q.rows == a->k.rows && in_boxes(&a->q) &&
+           in_boxes(&a->k) && in_boxes(&a->v) && in_boxes(&a->dout) && in_boxes(&a->o) &&
+           in_boxes(&a->dq) && in_boxes(&a->dk) && in_boxes(&a->dv);
+}
+
+/* v [tokens, heads * 128] in boxes of 64 columns of so many heads and tokens; zeros beyond. */
+static pml_status describe(pmli_tensor_map *map, const pml_view *v, int64_t heads,
+                           int64_t box_heads, int64_t box_tokens, pml_error *err)
+{
+    const cuuint64_t shape[] = {HEAD, (cuuint64_t)heads, (cuuint64_t)v->rows};
+    const cuuint64_t pitch[] = {HEAD * 2, (cuuint64_t)v->ld * 2};
+    const cuuint32_t box[] = {HEAD / 2, (cuuint32_t)box_heads, (cuuint32_t)box_tokens};
+    const cuuint32_t step[] = {1, 1, 1};
+    return PMLI_CU(pmli_cu.cuTensorMapEncodeTiled(
+                       (CUtensorMap *)map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, v->data, shape,
+                       pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+                   "describing attention's operands for the copy engine", err);
+}
+
+pml_status pmli_attention_hopper_bwd(pml_queue *queue, const pml_attention_bwd_args *a,
+                                     pml_error *err)
+{
+    struct layout at = lay_out(a);
+    bool sums = !queue->device->deterministic && (size_t)a->ws.cols >= at.end;
+    char *ws = a->ws.data;
+    int64_t group = a->heads / a->kv_heads, positions = HOPPER_ROWS / group;
+    int blocks =
+        queue->device->processors < HOPPER_BLOCKS ? queue->device->processors : HOPPER_BLOCKS;
+    pmli_attention_hopper_params p = {.out = a->o.data,
+                                      .dout_rows = a->dout.data,
+                                      .lse = a->lse.data,
+                                      .cu = a->cu_q.data,
+                                      .dq = a->dq.data,
+                                      .dk = a->dk.data,
+                                      .dv = a->dv.data,
+                                      .stats = (float *)(ws + at.stats),
+                                      .lists = (int *)(ws + at.lists),
+                                      .pieces = (pmli_hopper_piece *)(ws + at.pieces),
+                                      .sums = sums ? (float *)(ws + at.sums) : NULL,
+                                      .sum_tiles = (pmli_hopper_sums *)(ws + at.sum_tiles),
+                                      .begun = (int *)(ws + at.begun),
+                                      .queries = (pmli_hopper_queries *)(ws + at.queries),
+                                      .most_tiles = at.most_tiles,
+                                      .tokens = a->q.rows,
+                                      .ld_out = a->o.ld,
+                                      .ld_dout = a->dout.ld,
+                                      .ld_lse = a->lse.ld,
+                                      .ld_dq = a->dq.ld,
+                                      .ld_dk = a->dk.ld,
+                                      .ld_dv = a->dv.ld,
+                                      .slots = (int)a->cu_q.cols - 1,
+                                      .heads = a->heads,
+                                      .kv_heads = a->kv_heads,
+                                      .blocks = blocks,
+                                      .scale = a->scale};
+    pml_status status = describe(&p.q, &a->q, a->heads, group, positions, err);
+    if (status == PML_OK)
+        status = describe(&p.dout, &a->dout, a->heads, group, positions, err);
+    if (status == PML_OK)
+        status = describe(&p.k, &a->k, a->kv_heads, 1, HOPPER_KEYS, err);
+    if (status == PML_OK)
+        status = describe(&p.v, &a->v, a->kv_heads, 1, HOPPER_KEYS, err);
+    int64_t warps = a->q.rows * (a->heads / HEADS_A_WARP), a_block = THREADS / 32;
+    pmli_launch begin = {.grid_x = (unsigned)(2 + (warps + a_block - 1) / a_block),
+                         .grid_y = 1,
+                         .block_x = THREADS,
+                         .block_y = 1};
+    pmli_launch pass = {.grid_x = (unsigned)blocks,
+                        .grid_y = 1,
+                        .block_x = BACKWARD_THREADS,
+                        .block_y = 1,
+                        .shared = HOPPER_SHARED,
+                        .together = sums};
+    pmli_launch end = {
+        .grid_x = (unsigned)at.most_tiles, .grid_y = 1, .block_x = THREADS, .block_y = 1};
+    if (status == PML_OK)
+        status = pmli_cuda_launch(queue, PMLI_attend_hopper_begin, begin, &p, err);
+    if (status == PML_OK)
+        status = pmli_cuda_launch(queue, sums ? PMLI_attend_hopper_bwd : PMLI_attend_hopper_bwd_q,
+                                  pass, &p, err);
+    if (status != PML_OK)
+        return status;
+    return sums ? pmli_cuda_launch(queue, PMLI_attend_hopper_end, end, &p, err)
+                : pmli_cuda_launch(queue, PMLI_attend_hopper_bwd_kv, pass, &p, err);
+}

@@ -1,0 +1,243 @@
+// What attention on sm_90a takes beside hopper.cuh: barriers between some warps of a block, boxes
+// of three dimensions, sums added up in memory by the copy engine, and products of which several
+// are under way.
+//
+// A tile in shared memory is rows of 128 bytes (64 elements), as the copy engine's swizzle of 128
+// bytes lays them; wider matrices are several such tiles `apart` bytes from each other.
+#ifndef PMLI_CUDA_ATTENTION_HOPPER_CUH
+#define PMLI_CUDA_ATTENTION_HOPPER_CUH
+
+#include "hopper.cuh"
+
+#if ON_HOPPER
+
+// The numbered barriers of a block: `threads` of it come, those that pass do not wait.
+__device__ inline void barrier_meet(int barrier, int threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ inline void barrier_pass(int barrier, int threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// What threads wrote to shared memory before it will be seen by products and the copy engine.
+__device__ inline void show_writes()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// The box of a map at (x, y, z), innermost first, into shared memory.
+__device__ inline void bring_box(unsigned to, const pmli_tensor_map *map, int x, int y, int z,
+                                 unsigned barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+                 : "memory");
+}
+
+// float32 in shared memory added to as many in memory, in any order.
+__device__ inline void add_to_memory(float *to, unsigned from, int bytes)
+{
+    asm volatile(
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+        "r"(from), "r"(bytes)
+        : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// The same, written.
+__device__ inline void write_to_memory(float *to, unsigned from, int bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from),
+                 "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// What this thread has written so far is in memory, for who waits for the word and then adds to it.
+__device__ inline void tell_by_word(int *word)
+{
+    asm volatile("cp.async.bulk.wait_group 0;\n"
+                 "fence.proxy.async;\n"
+                 "st.release.gpu.global.s32 [%0], 1;" ::"l"(word)
+                 : "memory");
+}
+
+__device__ inline void wait_for_word(const int *word)
+{
+    int told = 0;
+    while (told == 0)
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(told) : "l"(word) : "memory");
+    asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+// Until this thread's additions have read what they add.
+__device__ inline void additions_read()
+{
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+__device__ inline void additions_done()
+{
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
+// Between products_begin (hopper.cuh) and this: a group. Groups take place in the order they are
+// asked for, and the registers that they write or read are theirs until products_left<N>(), N being
+// the groups asked for since. ptxas sees through that only where a loop does not end with a group
+// under way whose sums the loop reads.
+__device__ inline void products_asked()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int N> __device__ inline void products_left()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+// Keeps the compiler from moving a use of sums above the wait for them.
+template <int N> __device__ inline void settled(float (&x)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+f"(x[i])::"memory");
+}
+
+template <int N> __device__ inline void settled(unsigned (&x)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(x[i])::"memory");
+}
+
+// A ring of stages in shared memory: the one whose turn it is, and the parity of its barriers'
+// phase.
+template <int STAGES> struct Ring {
+    int stage = 0;
+    unsigned phase;
+    __device__ inline explicit Ring(unsigned first) : phase(first)
+    {
+    }
+    __device__ inline void step()
+    {
+        if (++stage == STAGES)
+            stage = 0, phase ^= 1;
+    }
+};
+
+// Descriptors of tiles: with the sum running along a row, or down the rows. What is added to one is
+// in units of 16 bytes.
+#define EIGHT(how, i)                                                                              \
+    how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]),          \
+        how(d[i + 6]), how(d[i + 7])
+
+static constexpr unsigned long long SWIZZLED = 1ull << 62, EIGHT_ROWS = 64ull << 32;
+
+__device__ inline unsigned long long along(unsigned at)
+{
+    return (at >> 4 & 0x3fff) | 1ull << 16 | EIGHT_ROWS | SWIZZLED;
+}
+
+__device__ inline unsigned long long down(unsigned at, unsigned apart)
+{
+    return (at >> 4 & 0x3fff) | (unsigned long long)(apart >> 4) << 16 | EIGHT_ROWS | SWIZZLED;
+}
+
+// d [64,64] = a b over 16 elements of their sums; A_DOWN, B_DOWN: descriptors by down(). A thread's
+// place in d is that of mma.m16n8: rows lane / 4 and 8 more of its warp's 16, pairs of columns lane
+// % 4 * 2.
+template <int A_DOWN, int B_DOWN>
+__device__ inline void multiply_first(float (&d)[32], unsigned long long a, unsigned long long b)
+{
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "%32, %33, add, 1, 1, %35, %36;\n"
+                 "}"
+                 : EIGHT("=f", 0), EIGHT("=f", 8), EIGHT("=f", 16), EIGHT("=f", 24)
+                 : "l"(a), "l"(b), "r"(0), "n"(A_DOWN), "n"(B_DOWN));
+}
+
+template <int A_DOWN, int B_DOWN>
+__device__ inline void multiply_more(float (&d)[32], unsigned long long a, unsigned long long b)
+{
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "%32, %33, add, 1, 1, %35, %36;\n"
+                 "}"
+                 : EIGHT("+f", 0), EIGHT("+f", 8), EIGHT("+f", 16), EIGHT("+f", 24)
+                 : "l"(a), "l"(b), "r"(1), "n"(A_DOWN), "n"(B_DOWN));
+}
+
+// d [64,128] = a b over 16 elements of their sums; A_DOWN, B_DOWN: descriptors by down(). A
+// thread's place in d is that of mma.m16n8: rows lane / 4 and 8 more of its warp's 16, pairs of
+// columns lane % 4 * 2.
+template <int A_DOWN, int B_DOWN>
+__device__ inline void multiply_first(float (&d)[64], unsigned long long a, unsigned long long b)
+{
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "%64, %65, add, 1, 1, %67, %68;\n"
+                 "}"
+                 : EIGHT("=f", 0), EIGHT("=f", 8), EIGHT("=f", 16), EIGHT("=f", 24),
+                   EIGHT("=f", 32), EIGHT("=f", 40), EIGHT("=f", 48), EIGHT("=f", 56)
+                 : "l"(a), "l"(b), "r"(0), "n"(A_DOWN), "n"(B_DOWN));
+}
+
+template <int A_DOWN, int B_DOWN>
+__device__ inline void multiply_more(float (&d)[64], unsigned long long a, unsigned long long b)
+{
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "%64, %65, add, 1, 1, %67, %68;\n"
+                 "}"
+                 : EIGHT("+f", 0), EIGHT("+f", 8), EIGHT("+f", 16), EIGHT("+f", 24),
+                   EIGHT("+f", 32), EIGHT("+f", 40), EIGHT("+f", 48), EIGHT("+f", 56)
+                 : "l"(a), "l"(b), "r"(1), "n"(A_DOWN), "n"(B_DOWN));
+}
+
+// d [64,128] += a b, a [64,16] in registers as mma.m16n8k16 has it.
+template <int B_DOWN>
+__device__ inline void multiply_more(float (&d)[64], const unsigned *a, unsigned long long b)
+{
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "{%64, %65, %66, %67}, %68, add, 1, 1, %70;\n"
+                 "}"
+                 : EIGHT("+f", 0), EIGHT("+f", 8), EIGHT("+f", 16), EIGHT("+f", 24),
+                   EIGHT("+f", 32), EIGHT("+f", 40), EIGHT("+f", 48), EIGHT("+f", 56)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1), "n"(B_DOWN));
+}
+
+#undef EIGHT
+#endif
+#endif

@@ -1,0 +1,341 @@
+// What stands before and behind attention's backward on Hopper (attention_hopper.cu and _q.cu): who
+// does what, the dots of outputs and their gradients; and behind it: dq out of its sums.
+#include "hopper.cuh"
+
+#if ON_HOPPER
+
+enum { THREADS = 256, HEAD = 128, KEYS = HOPPER_KEYS, ROWS = HOPPER_ROWS, PIECES = 512 };
+
+__device__ inline int tiles_of(int rows, int size)
+{
+    return (rows + size - 1) / size;
+}
+
+// Whole sets of (document, head of keys) with at most as many pieces together as there are blocks
+// are made one set after the other, and a set's pieces in order of their work, so that who has done
+// a short one takes a long one of the next set. Queries are passed from the last on in the first
+// set, from the first on in the second, and so on: so both end at the same queries at the same
+// time, and all blocks of a document are near the same of its queries, whose dq the L2 cache holds
+// meanwhile. Who takes which piece is decided here, as if blocks took them as they come: the same
+// each time.
+//
+// Documents stand in order of their length, so that the last pieces are short.
+struct Plan {
+    int rows[HOPPER_DOCUMENTS], order[HOPPER_DOCUMENTS], sums[HOPPER_DOCUMENTS + 1];
+    int group[HOPPER_BLOCKS + 1];    // of a set: its first piece
+    int piece[PIECES], work[PIECES]; // of a set in order of work: group and key tile; its length
+    int load[HOPPER_BLOCKS], last[HOPPER_BLOCKS]; // what blocks have so far, and the last piece
+    int groups, set;
+};
+
+__device__ inline pmli_hopper_piece piece_of(const pmli_attention_hopper_params &p,
+                                             const Plan &plan, int first_group, int code,
+                                             bool upwards)
+{
+    const int group = first_group + (code >> 8), document = plan.order[group / p.kv_heads];
+    const int kv = group % p.kv_heads, positions = ROWS / (p.heads / p.kv_heads);
+    pmli_hopper_piece x;
+    x.token = p.cu[document];
+    x.rows = plan.rows[document];
+    x.kv_head = kv;
+    x.first_key = (code & 255) * KEYS;
+    x.first_sums = plan.sums[document] * p.kv_heads + kv * tiles_of(x.rows, positions);
+    x.upwards = upwards;
+    x.next = -1;
+    x.reserved = 0;
+    return x;
+}
+
+// As many pieces as there are blocks: the longest to who has the least to do, and so on.
+__device__ inline void hand_out(const pmli_attention_hopper_params &p, Plan &plan, int begin,
+                                int pieces, int first)
+{
+    int mine[HOPPER_BLOCKS / THREADS];
+#pragma unroll
+    for (int i = 0; i < HOPPER_BLOCKS / THREADS; i++) {
+        const int block = i * THREADS + (int)threadIdx.x;
+        const int load = block < p.blocks ? plan.load[block] : 0;
+        int rank = 0;
+        for (int b = 0; b < p.blocks; b++)
+            rank += plan.load[b] < load || (plan.load[b] == load && b < block);
+        mine[i] = block < p.blocks && rank < pieces ? begin + rank : -1;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < HOPPER_BLOCKS / THREADS; i++) {
+        const int block = i * THREADS + (int)threadIdx.x, at = mine[i];
+        if (at < 0)
+            continue;
+        const int last = plan.last[block];
+        *(last < 0 ? &p.lists[block] : &p.pieces[last].next) = first + at;
+        plan.load[block] += plan.work[at];
+        plan.last[block] = first + at;
+    }
+    __syncthreads();
+}
+
+__device__ inline void plan_pieces(const pmli_attention_hopper_params &p)
+{
+    __shared__ Plan plan;
+    const int positions = ROWS / (p.heads / p.kv_heads);
+    for (int i = threadIdx.x; i < HOPPER_BLOCKS; i += THREADS)
+        p.lists[i] = plan.last[i] = -1, plan.load[i] = 0;
+    for (int d = threadIdx.x; d < p.slots; d += THREADS)
+        plan.rows[d] = p.cu[d + 1] - p.cu[d];
+    __syncthreads();
+    for (int d = threadIdx.x; d < p.slots; d += THREADS) {
+        int rank = 0;
+        for (int e = 0; e < p.slots; e++)
+            rank += plan.rows[e] > plan.rows[d] || (plan.rows[e] == plan.rows[d] && e < d);
+        plan.order[rank] = d;
+    }
+    if (threadIdx.x == 0) {
+        plan.sums[0] = 0;
+        for (int d = 0; d < p.slots; d++)
+            plan.sums[d + 1] = plan.sums[d] + tiles_of(plan.rows[d], positions);
+    }
+    __syncthreads();
+    int first = 0;
+    const int groups = p.slots * p.kv_heads;
+    if (threadIdx.x == 0)
+        plan.set = 0;
+    for (int from = 0; from < groups; from += plan.groups) {
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            int g = 0, sum = 0;
+            while (from + g < groups && g < HOPPER_BLOCKS) {
+                const int tiles = tiles_of(plan.rows[plan.order[(from + g) / p.kv_heads]], KEYS);
+                if (g > 0 && sum + tiles > p.blocks)
+                    break;
+                plan.group[g++] = sum;
+                sum += tiles;
+            }
+            plan.group[g] = sum;
+            plan.groups = g;
+        }
+        __syncthreads();
+        const int n = plan.groups, pieces = plan.group[n];
+        for (int g = threadIdx.x / 32; g < n; g += THREADS / 32) {
+            const int rows = plan.rows[plan.order[(from + g) / p.kv_heads]];
+            for (int k = threadIdx.x % 32; k < plan.group[g + 1] - plan.group[g]; k += 32) {
+                const int work = rows - k * KEYS; // tokens that pass
+                int rank = 0;
+                for (int e = 0; e < n; e++) {
+                    const int tiles = plan.group[e + 1] - plan.group[e];
+                    const int more = plan.rows[plan.order[(from + e) / p.kv_heads]] - work;
+                    if (more > 0)
+                        rank += min(tiles, tiles_of(more, KEYS));
+                    if (e < g && more >= 0 && more % KEYS == 0 && more / KEYS < tiles)
+                        rank++;
+                }
+                plan.piece[rank] = g << 8 | k;
+            }
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < pieces; i += THREADS) {
+            const pmli_hopper_piece x = piece_of(p, plan, from, plan.piece[i], plan.set % 2 != 0);
+            p.pieces[first + i] = x;
+            // keys and values come and their gradients go in the time of about three tiles
+            plan.work[i] = tiles_of(x.rows - x.first_key, positions) + 3;
+        }
+        __syncthreads();
+        for (int i = 0; i < pieces; i += p.blocks)
+            hand_out(p, plan, i, min(pieces - i, p.blocks), first);
+        first += pieces;
+        __syncthreads();
+        if (threadIdx.x == 0)
+            plan.set++;
+    }
+}
+
+// What each tile of dq's sums stands for.
+__device__ inline void plan_sums(const pmli_attention_hopper_params &p)
+{
+    __shared__ int sums[HOPPER_DOCUMENTS + 1];
+    const int positions = ROWS / (p.heads / p.kv_heads);
+    if (threadIdx.x == 0) {
+        sums[0] = 0;
+        for (int d = 0; d < p.slots; d++)
+            sums[d + 1] = sums[d] + tiles_of(p.cu[d + 1] - p.cu[d], positions);
+    }
+    __syncthreads();
+    for (long long t = threadIdx.x; t < p.most_tiles; t += THREADS) {
+        pmli_hopper_sums x = {0, 0, 0, 0};
+        if (t < (long long)sums[p.slots] * p.kv_heads) {
+            int low = 0,
+                high = p.slots; // the last document that begins at t or before: no empty one
+            while (high - low > 1) {
+                const int middle = (low + high) / 2;
+                (sums[middle] * (long long)p.kv_heads <= t ? low : high) = middle;
+            }
+            const int tiles = sums[low + 1] - sums[low];
+            const int at = (int)(t - sums[low] * (long long)p.kv_heads),
+                      begin = at % tiles * positions;
+            x.token = p.cu[low] + begin;
+            x.positions = min(positions, p.cu[low + 1] - p.cu[low] - begin);
+            x.kv_head = at / tiles;
+        }
+        p.sum_tiles[t] = x;
+    }
+}
+
+// Two tiles of queries each, those with the most keys first; which of several with as many comes
+// first is left to chance, and nothing depends on it.
+__device__ inline void plan_queries(const pmli_attention_hopper_params &p)
+{
+    __shared__ int begin[HOPPER_DOCUMENTS + 1], place[HOPPER_LONGEST / KEYS + 1];
+    const int tokens = 2 * (ROWS / (p.heads / p.kv_heads));
+    if (threadIdx.x == 0) {
+        begin[0] = 0;
+        for (int d = 0; d < p.slots; d++)
+            begin[d + 1] = begin[d] + tiles_of(p.cu[d + 1] - p.cu[d], tokens);
+    }
+    for (int i = threadIdx.x; i <= HOPPER_LONGEST / KEYS; i += THREADS)
+        place[i] = 0;
+    __syncthreads();
+    const int all = begin[p.slots];
+    for (int pass = 0; pass < 2; pass++) {
+        for (int t = threadIdx.x; t < all; t += THREADS) {
+            int low = 0,
+                high = p.slots; // the last document that begins at t or before: no empty one
+            while (high - low > 1) {
+                const int middle = (low + high) / 2;
+                (begin[middle] <= t ? low : high) = middle;
+            }
+            pmli_hopper_queries x;
+            x.token = p.cu[low];
+            x.rows = p.cu[low + 1] - x.token;
+            x.first = (t - begin[low]) * tokens;
+            int *at = &place[tiles_of(min(x.first + tokens, x.rows), KEYS)];
+            if (pass == 0) {
+                atomicAdd(at, p.kv_heads);
+                continue;
+            }
+            int to = atomicAdd(at, p.kv_heads);
+            for (x.kv_head = 0; x.kv_head < p.kv_heads; x.kv_head++)
+                p.queries[to++] = x;
+        }
+        __syncthreads();
+        if (pass == 0 && threadIdx.x == 0) {
+            int before = 0;
+            for (int i = HOPPER_LONGEST / KEYS; i >= 0; i--) {
+                const int many = place[i];
+                place[i] = before;
+                before += many;
+            }
+            p.lists[HOPPER_BLOCKS] = before;
+        }
+        __syncthreads();
+    }
+}
+
+// A warp a token and four heads. Tokens behind the last document have zeros as gradients.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    attend_hopper_begin(const pmli_attention_hopper_params p)
+{
+    if (blockIdx.x == 0) {
+        plan_pieces(p);
+        return;
+    }
+    if (blockIdx.x == 1) {
+        if (p.sums != nullptr)
+            plan_sums(p);
+        else
+            plan_queries(p);
+        return;
+    }
+    const long long thread = (long long)(blockIdx.x - 2) * THREADS + threadIdx.x;
+    // The last tokens first, which the cache may still have.
+    const long long unit = (long long)(gridDim.x - 2) * (THREADS / 32) - 1 - thread / 32;
+    const int lane = threadIdx.x % 32, fours = p.heads / 4, head = (int)(unit % fours) * 4;
+    const long long token = unit / fours;
+    uint2 a[4], b[4];
+    const bool live = token < p.cu[p.slots];
+#pragma unroll
+    for (int h = 0; h < 4; h++)
+        if (live) {
+            a[h] = *(const uint2 *)((const bf16 *)p.out + token * p.ld_out + (head + h) * HEAD +
+                                    lane * 4);
+            b[h] = *(const uint2 *)((const bf16 *)p.dout_rows + token * p.ld_dout +
+                                    (head + h) * HEAD + lane * 4);
+        }
+    if (p.sums != nullptr)
+        for (long long i = thread; i < 2 * p.most_tiles; i += (long long)(gridDim.x - 2) * THREADS)
+            p.begun[i] = 0;
+    if (!live) {
+        if (token < p.tokens) {
+            const uint2 zeros = {0, 0};
+            for (int h = 0; h < 4; h++)
+                *(uint2 *)((bf16 *)p.dq + token * p.ld_dq + (head + h) * HEAD + lane * 4) = zeros;
+            for (int h = head; h < min(head + 4, p.kv_heads); h++) {
+                *(uint2 *)((bf16 *)p.dk + token * p.ld_dk + h * HEAD + lane * 4) = zeros;
+                *(uint2 *)((bf16 *)p.dv + token * p.ld_dv + h * HEAD + lane * 4) = zeros;
+            }
+        }
+        return;
+    }
+    float mine = 0;
+#pragma unroll
+    for (int h = 0; h < 4; h++) {
+        const float2 a0 = widen_two<bf16>(a[h].x), a1 = widen_two<bf16>(a[h].y);
+        const float2 b0 = widen_two<bf16>(b[h].x), b1 = widen_two<bf16>(b[h].y);
+        float dot = a0.x * b0.x + a0.y * b0.y + a1.x * b1.x + a1.y * b1.y;
+#pragma unroll
+        for (int d = 16; d > 0; d /= 2)
+            dot += __shfl_xor_sync(ALL_LANES, dot, d);
+        mine = lane == h ? dot : mine;
+    }
+    if (lane < 4)
+        ((float2 *)p.stats)[token * p.heads + head + lane] =
+            make_float2(p.lse[(head + lane) * p.ld_lse + token] * LOG2_E, mine);
+}
+
+// A block a tile. Sums lie as the registers of attention_hopper.cu's dq do: half the columns,
+// blocks of eight of them, threads; so that four threads side by side have eight columns of two
+// rows.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    attend_hopper_end(const pmli_attention_hopper_params p)
+{
+    const unsigned tile = gridDim.x - 1 - blockIdx.x; // the last sums are in the cache
+    const int4 read = *(const int4 *)(p.sum_tiles + tile);
+    const int token = read.x, positions = read.y, kv = read.z, group = p.heads / p.kv_heads;
+    const int half = threadIdx.x / 128, thread = threadIdx.x % 128,
+              row = thread / 32 * 16 + thread / 4 % 8;
+    if (positions == 0)
+        return;
+    const float4 *from = (const float4 *)p.sums + (long long)tile * (ROWS * HEAD / 4) +
+                         half * (ROWS * 64 / 4) + thread / 4 * 4;
+    float4 x[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int q = 0; q < 4; q++)
+            x[i][q] = from[(thread % 4 + i * 4) * 128 + q];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int at = row + 8 * r;
+        if (at >= positions * group)
+            continue;
+        bf16 *to = (bf16 *)p.dq + (token + at / group) * p.ld_dq +
+                   (kv * group + at % group) * HEAD + half * 64 + thread % 4 * 8;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            uint4 y;
+            unsigned *w = (unsigned *)&y;
+#pragma unroll
+            for (int q = 0; q < 4; q++)
+                w[q] = r == 0 ? narrow_two<bf16>(x[i][q].x * p.scale, x[i][q].y * p.scale)
+                              : narrow_two<bf16>(x[i][q].z * p.scale, x[i][q].w * p.scale);
+            *(uint4 *)(to + i * 32) = y;
+        }
+    }
+}
+
+#else
+extern "C" __global__ void attend_hopper_begin(const pmli_attention_hopper_params)
+{
+}
+extern "C" __global__ void attend_hopper_end(const pmli_attention_hopper_params)
+{
+}
+#endif
