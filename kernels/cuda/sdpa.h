@@ -1,8 +1,8 @@
-/* Attention by cuDNN, whose kernels are the fastest there are on current chips: documents lie end
- * to end in buffers [tokens, ld], a fixed number of slots says where (cuDNN's ragged offsets), so
- * that one recorded graph serves every packing. Documents known to be equally long need no
- * offsets, and cuDNN is 6 to 10 % faster without. Causal, without window, one document's queries
- * and keys the same rows.
+/* Attention by cuDNN, whose kernels are the fastest there are on current chips but for the backward
+ * that attention_hopper.h has: documents lie end to end in buffers [tokens, ld], a fixed number of
+ * slots says where (cuDNN's ragged offsets), so that one recorded graph serves every packing.
+ * Documents known to be equally long need no offsets, and cuDNN is 6 to 10 % faster without.
+ * Causal, without window, one document's queries and keys the same rows.
  *
  * Behind this C header is the one C++ file of the backend, on NVIDIA's header-only cudnn-frontend
  * (attention is some 14 operations forward and 24 backward in cuDNN's own interface). Built only
