@@ -13,7 +13,8 @@ enum {
     THREADS = 256, /* of the kernels around */
     BACKWARD_THREADS = 384,
     HEADS_A_WARP = 4,
-    UNIT = 256 /* parts of ws begin on whole ones */
+    UNIT = 256,           /* parts of ws begin on whole ones */
+    MOST_ROOM = 768 << 20 /* more is not asked for the sums: as for cuDNN's workspace */
 };
 
 _Static_assert(sizeof(pmli_tensor_map) == sizeof(CUtensorMap), "as the driver has it");
@@ -69,9 +70,16 @@ static bool fits(const pml_attention_bwd_args *a)
            a->max_q > 0 && a->max_q <= HOPPER_LONGEST && a->q.rows > 0;
 }
 
+/* Asked for a plan, whose slots are at the most: a batch of fewer than all of them is served. */
 size_t pmli_attention_hopper_ws(const pml_attention_bwd_args *a)
 {
-    return fits(a) ? lay_out(a).end : 0;
+    pml_attention_bwd_args most = *a;
+    if (most.cu_q.cols > HOPPER_DOCUMENTS + 1)
+        most.cu_q.cols = HOPPER_DOCUMENTS + 1;
+    if (!fits(&most))
+        return 0;
+    struct layout at = lay_out(&most);
+    return at.end <= MOST_ROOM ? at.end : at.sums;
 }
 
 /* As the copy engine wants a matrix: begin and rows on whole 16 bytes. */
@@ -83,9 +91,10 @@ static bool in_boxes(const pml_view *v)
 bool pmli_attention_hopper_serves(const pml_device *d, const pml_attention_bwd_args *a)
 {
     return strcmp(d->target, "sm_90a") == 0 && fits(a) && (size_t)a->ws.cols >= lay_out(a).sums &&
-           a->cu_q.data == a->cu_k.data && a->q.rows == a->k.rows && in_boxes(&a->q) &&
-           in_boxes(&a->k) && in_boxes(&a->v) && in_boxes(&a->dout) && in_boxes(&a->o) &&
-           in_boxes(&a->dq) && in_boxes(&a->dk) && in_boxes(&a->dv);
+           (uintptr_t)a->ws.data % 16 == 0 && a->cu_q.data == a->cu_k.data &&
+           a->q.rows == a->k.rows && in_boxes(&a->q) && in_boxes(&a->k) && in_boxes(&a->v) &&
+           in_boxes(&a->dout) && in_boxes(&a->o) && in_boxes(&a->dq) && in_boxes(&a->dk) &&
+           in_boxes(&a->dv);
 }
 
 /* v [tokens, heads * 128] in boxes of 64 columns of so many heads and tokens; zeros beyond. */
@@ -93,7 +102,9 @@ static pml_status describe(pmli_tensor_map *map, const pml_view *v, int64_t head
                            int64_t box_heads, int64_t box_tokens, pml_error *err)
 {
     const cuuint64_t shape[] = {HEAD, (cuuint64_t)heads, (cuuint64_t)v->rows};
-    const cuuint64_t pitch[] = {HEAD * 2, (cuuint64_t)v->ld * 2};
+    /* of one row alone the distance to the next says nothing */
+    const cuuint64_t row = (cuuint64_t)(v->rows > 1 ? v->ld : heads * HEAD);
+    const cuuint64_t pitch[] = {HEAD * 2, row * 2};
     const cuuint32_t box[] = {HEAD / 2, (cuuint32_t)box_heads, (cuuint32_t)box_tokens};
     const cuuint32_t step[] = {1, 1, 1};
     return PMLI_CU(pmli_cu.cuTensorMapEncodeTiled(

@@ -1,5 +1,5 @@
 /* Attention's backward by device/attention_hopper_*.cu: sm_90a, bfloat16, heads of 128, causal.
- * Sums have a fixed order. */
+ * Sums have a fixed order but for dq's, which have one where the device is deterministic. */
 #ifndef PMLI_CUDA_ATTENTION_HOPPER_H
 #define PMLI_CUDA_ATTENTION_HOPPER_H
 

@@ -122,27 +122,28 @@ typedef struct packing {
     const char *name;
     int32_t tokens;
     int32_t lengths[8];
-    int32_t equal;
+    int32_t equal, many; /* many: so many documents of 1 to 40 tokens, in place of lengths */
 } packing;
 
 static const packing packings[] = {
-    {"1", 1, {1, -1}, 0},
-    {"37", 37, {37, -1}, 0},
-    {"64+0+1+200, 7 outside", 272, {64, 0, 1, 200, -1}, 0},
-    {"5+128+129+300", 562, {5, 128, 129, 300, -1}, 0},
-    {"0+0+513", 513, {0, 0, 513, -1}, 0},
-    {"200, equal", 200, {200, -1}, 200},
-    {"96+96+96, equal", 288, {96, 96, 96, -1}, 96},
-    {"256+256, equal", 512, {256, 256, -1}, 256},
-    {"700+3+257+0+640, 9 outside", 1609, {700, 3, 257, 0, 640, -1}, 0}};
+    {"1", 1, {1, -1}, 0, 0},
+    {"37", 37, {37, -1}, 0, 0},
+    {"64+0+1+200, 7 outside", 272, {64, 0, 1, 200, -1}, 0, 0},
+    {"5+128+129+300", 562, {5, 128, 129, 300, -1}, 0, 0},
+    {"0+0+513", 513, {0, 0, 513, -1}, 0, 0},
+    {"200, equal", 200, {200, -1}, 200, 0},
+    {"96+96+96, equal", 288, {96, 96, 96, -1}, 96, 0},
+    {"256+256, equal", 512, {256, 256, -1}, 256, 0},
+    {"700+3+257+0+640, 9 outside", 1609, {700, 3, 257, 0, 640, -1}, 0, 0}};
 
 static int32_t *bounds_of(const packing *p, int32_t *slots)
 {
-    int32_t *bounds = calloc(16, sizeof *bounds);
+    int32_t *bounds = calloc(16 + (size_t)p->many, sizeof *bounds);
     if (bounds == NULL)
         exit(1);
-    for (*slots = 0; p->lengths[*slots] >= 0; ++*slots)
-        bounds[*slots + 1] = bounds[*slots] + p->lengths[*slots];
+    for (*slots = 0; p->many > 0 ? *slots < p->many : p->lengths[*slots] >= 0; ++*slots)
+        bounds[*slots + 1] =
+            bounds[*slots] + (p->many > 0 ? 1 + *slots * 7 % 40 : p->lengths[*slots]);
     return bounds; /* lives as long as the cases */
 }
 
@@ -240,6 +241,8 @@ static void add_attentions(gpu_cases *cases, pml_dtype d)
             add_attention(cases, d, &packings[p], shapes[h]);
     /* Tiles of 64 rows for all heads of a head of keys: 1, 7 (one row over) and 64 of them. */
     static const heads groups[] = {{4, 4, 128, 0}, {28, 4, 128, 0}, {64, 1, 128, 0}};
+    static const packing crowd = {"300 of 1 to 40, 3 outside", 6133, {-1}, 0, 300};
+    add_attention(cases, d, &crowd, (heads){8, 2, 128, 0});
     for (size_t h = 0; h < sizeof groups / sizeof *groups; h++) {
         add_attention(cases, d, &packings[3], groups[h]);
         add_attention(cases, d, &packings[5], groups[h]);

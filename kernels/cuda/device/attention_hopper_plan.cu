@@ -22,10 +22,11 @@ __device__ inline int tiles_of(int rows, int size)
 // Documents stand in order of their length, so that the last pieces are short.
 struct Plan {
     int rows[HOPPER_DOCUMENTS], order[HOPPER_DOCUMENTS], sums[HOPPER_DOCUMENTS + 1];
-    int group[HOPPER_BLOCKS + 1];    // of a set: its first piece
+    int group[HOPPER_BLOCKS + 1],
+        length[HOPPER_BLOCKS];       // of a set: its first piece, and its tokens
     int piece[PIECES], work[PIECES]; // of a set in order of work: group and key tile; its length
     int load[HOPPER_BLOCKS], last[HOPPER_BLOCKS]; // what blocks have so far, and the last piece
-    int groups, set;
+    int documents, groups, set;
 };
 
 __device__ inline pmli_hopper_piece piece_of(const pmli_attention_hopper_params &p,
@@ -90,50 +91,64 @@ __device__ inline void plan_pieces(const pmli_attention_hopper_params &p)
         plan.order[rank] = d;
     }
     if (threadIdx.x == 0) {
-        plan.sums[0] = 0;
-        for (int d = 0; d < p.slots; d++)
-            plan.sums[d + 1] = plan.sums[d] + tiles_of(plan.rows[d], positions);
+        plan.sums[0] = plan.documents = plan.set = 0;
+        for (int d = 0; d < p.slots; d++) {
+            const int rows = plan.rows[d];
+            if (rows > HOPPER_LONGEST)
+                __trap(); // not what the op was told, and below numbers would run over
+            plan.sums[d + 1] = plan.sums[d] + tiles_of(rows, positions);
+            plan.documents += rows > 0;
+        }
     }
     __syncthreads();
     int first = 0;
-    const int groups = p.slots * p.kv_heads;
-    if (threadIdx.x == 0)
-        plan.set = 0;
+    const int groups = plan.documents * p.kv_heads; // empty ones are the last
     for (int from = 0; from < groups; from += plan.groups) {
         __syncthreads();
         if (threadIdx.x == 0) {
-            int g = 0, sum = 0;
-            while (from + g < groups && g < HOPPER_BLOCKS) {
-                const int tiles = tiles_of(plan.rows[plan.order[(from + g) / p.kv_heads]], KEYS);
-                if (g > 0 && sum + tiles > p.blocks)
-                    break;
+            int g = 0, sum = 0, document = from / p.kv_heads, head = from % p.kv_heads;
+            int rows = plan.rows[plan.order[document]], tiles = tiles_of(rows, KEYS);
+            while (from + g < groups && g < HOPPER_BLOCKS && (g == 0 || sum + tiles <= p.blocks)) {
+                plan.length[g] = rows;
                 plan.group[g++] = sum;
                 sum += tiles;
+                if (++head == p.kv_heads && from + g < groups) {
+                    head = 0;
+                    rows = plan.rows[plan.order[++document]];
+                    tiles = tiles_of(rows, KEYS);
+                }
             }
             plan.group[g] = sum;
             plan.groups = g;
         }
         __syncthreads();
         const int n = plan.groups, pieces = plan.group[n];
-        for (int g = threadIdx.x / 32; g < n; g += THREADS / 32) {
-            const int rows = plan.rows[plan.order[(from + g) / p.kv_heads]];
-            for (int k = threadIdx.x % 32; k < plan.group[g + 1] - plan.group[g]; k += 32) {
-                const int work = rows - k * KEYS; // tokens that pass
-                int rank = 0;
+        for (int i = threadIdx.x; i < pieces; i += THREADS) {
+            int g = 0, high = n; // the group that piece i is of
+            while (high - g > 1) {
+                const int middle = (g + high) / 2;
+                (plan.group[middle] <= i ? g : high) = middle;
+            }
+            const int k = i - plan.group[g];
+            const int work = plan.length[g] - k * KEYS; // tokens that pass
+            int rank = i; // where each group is one piece, they are in order
+            if (pieces > n) {
+                rank = 0;
                 for (int e = 0; e < n; e++) {
                     const int tiles = plan.group[e + 1] - plan.group[e];
-                    const int more = plan.rows[plan.order[(from + e) / p.kv_heads]] - work;
+                    const int more = plan.length[e] - work;
                     if (more > 0)
                         rank += min(tiles, tiles_of(more, KEYS));
                     if (e < g && more >= 0 && more % KEYS == 0 && more / KEYS < tiles)
                         rank++;
                 }
-                plan.piece[rank] = g << 8 | k;
             }
+            plan.piece[rank] = g << 8 | k;
         }
         __syncthreads();
         for (int i = threadIdx.x; i < pieces; i += THREADS) {
-            const pmli_hopper_piece x = piece_of(p, plan, from, plan.piece[i], plan.set % 2 != 0);
+            const pmli_hopper_piece x =
+                piece_of(p, plan, from, plan.piece[i], p.sums != nullptr && plan.set % 2 != 0);
             p.pieces[first + i] = x;
             // keys and values come and their gradients go in the time of about three tiles
             plan.work[i] = tiles_of(x.rows - x.first_key, positions) + 3;
