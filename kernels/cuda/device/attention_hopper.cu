@@ -216,24 +216,12 @@ __device__ inline void multiply_all(const pmli_attention_hopper_params &p, unsig
     const auto scores = [&]() {
         const unsigned long long rows = along(shared + At::Q + ring.stage * 2 * HALF_ROWS);
         barrier_wait(shared + At::Q_CAME + ring.stage * 8, ring.phase);
-        products_begin();
-        multiply_first<0, 0>(s, keys, rows);
-#pragma unroll
-        for (int i = 1; i < 8; i++)
-            multiply_more<0, 0>(s, keys + i / 4 * (HALF_KEYS / 16) + i % 4 * 2,
-                                rows + i / 4 * (HALF_ROWS / 16) + i % 4 * 2);
-        products_asked();
+        multiply_heads(s, keys, HALF_KEYS, rows, HALF_ROWS);
     };
     const auto gradients = [&]() {
         const unsigned long long rows = along(shared + At::DO + ring.stage * 2 * HALF_ROWS);
         barrier_wait(shared + At::DO_CAME + ring.stage * 8, ring.phase);
-        products_begin();
-        multiply_first<0, 0>(dp, values, rows);
-#pragma unroll
-        for (int i = 1; i < 8; i++)
-            multiply_more<0, 0>(dp, values + i / 4 * (HALF_KEYS / 16) + i % 4 * 2,
-                                rows + i / 4 * (HALF_ROWS / 16) + i % 4 * 2);
-        products_asked();
+        multiply_heads(dp, values, HALF_KEYS, rows, HALF_ROWS);
     };
     // P^T. begin: the tile's first token; key: that of this thread's first row
     const auto probabilities = [&](int begin, int key, bool edge) {

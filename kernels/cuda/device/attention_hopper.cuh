@@ -131,10 +131,6 @@ template <int STAGES> struct Ring {
 
 // Descriptors of tiles: with the sum running along a row, or down the rows. What is added to one is
 // in units of 16 bytes.
-#define EIGHT(how, i)                                                                              \
-    how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]),          \
-        how(d[i + 6]), how(d[i + 7])
-
 static constexpr unsigned long long SWIZZLED = 1ull << 62, EIGHT_ROWS = 64ull << 32;
 
 __device__ inline unsigned long long along(unsigned at)
@@ -147,97 +143,93 @@ __device__ inline unsigned long long down(unsigned at, unsigned apart)
     return (at >> 4 & 0x3fff) | (unsigned long long)(apart >> 4) << 16 | EIGHT_ROWS | SWIZZLED;
 }
 
-// d [64,64] = a b over 16 elements of their sums; A_DOWN, B_DOWN: descriptors by down(). A thread's
-// place in d is that of mma.m16n8: rows lane / 4 and 8 more of its warp's 16, pairs of columns lane
-// % 4 * 2.
+#define EIGHT(how, i)                                                                              \
+    how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]),          \
+        how(d[i + 6]), how(d[i + 7])
+
+#define SUMS_32(how) EIGHT(how, 0), EIGHT(how, 8), EIGHT(how, 16), EIGHT(how, 24)
+#define SUMS_64(how) SUMS_32(how), EIGHT(how, 32), EIGHT(how, 40), EIGHT(how, 48), EIGHT(how, 56)
+#define PLACES_32                                                                                  \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PLACES_64                                                                                  \
+    PLACES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+              "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+#define PRODUCT_64(how, adds)                                                                      \
+    asm volatile("{ .reg .pred add;\n"                                                             \
+                 "setp.ne.b32 add, %34, 0;\n"                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "                           \
+                 "{" PLACES_32 "}, %32, %33, add, 1, 1, %35, %36; }"                               \
+                 : SUMS_32(how)                                                                    \
+                 : "l"(a), "l"(b), "r"(adds), "n"(A_DOWN), "n"(B_DOWN))
+#define PRODUCT_128(how, adds)                                                                     \
+    asm volatile("{ .reg .pred add;\n"                                                             \
+                 "setp.ne.b32 add, %66, 0;\n"                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "                          \
+                 "{" PLACES_64 "}, %64, %65, add, 1, 1, %67, %68; }"                               \
+                 : SUMS_64(how)                                                                    \
+                 : "l"(a), "l"(b), "r"(adds), "n"(A_DOWN), "n"(B_DOWN))
+
+// d [64,64] or [64,128] = a b, or += it, over 16 elements of their sums; A_DOWN, B_DOWN:
+// descriptors by down(). A thread's place in d is that of mma.m16n8: rows lane / 4 and 8 more of
+// its warp's 16, pairs of columns lane % 4 * 2. The first does not read d: no registers are kept
+// for it before.
 template <int A_DOWN, int B_DOWN>
 __device__ inline void multiply_first(float (&d)[32], unsigned long long a, unsigned long long b)
 {
-    asm volatile("{\n"
-                 ".reg .pred add;\n"
-                 "setp.ne.b32 add, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "%32, %33, add, 1, 1, %35, %36;\n"
-                 "}"
-                 : EIGHT("=f", 0), EIGHT("=f", 8), EIGHT("=f", 16), EIGHT("=f", 24)
-                 : "l"(a), "l"(b), "r"(0), "n"(A_DOWN), "n"(B_DOWN));
+    PRODUCT_64("=f", 0);
 }
-
-template <int A_DOWN, int B_DOWN>
-__device__ inline void multiply_more(float (&d)[32], unsigned long long a, unsigned long long b)
-{
-    asm volatile("{\n"
-                 ".reg .pred add;\n"
-                 "setp.ne.b32 add, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "%32, %33, add, 1, 1, %35, %36;\n"
-                 "}"
-                 : EIGHT("+f", 0), EIGHT("+f", 8), EIGHT("+f", 16), EIGHT("+f", 24)
-                 : "l"(a), "l"(b), "r"(1), "n"(A_DOWN), "n"(B_DOWN));
-}
-
-// d [64,128] = a b over 16 elements of their sums; A_DOWN, B_DOWN: descriptors by down(). A
-// thread's place in d is that of mma.m16n8: rows lane / 4 and 8 more of its warp's 16, pairs of
-// columns lane % 4 * 2.
 template <int A_DOWN, int B_DOWN>
 __device__ inline void multiply_first(float (&d)[64], unsigned long long a, unsigned long long b)
 {
-    asm volatile("{\n"
-                 ".reg .pred add;\n"
-                 "setp.ne.b32 add, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "%64, %65, add, 1, 1, %67, %68;\n"
-                 "}"
-                 : EIGHT("=f", 0), EIGHT("=f", 8), EIGHT("=f", 16), EIGHT("=f", 24),
-                   EIGHT("=f", 32), EIGHT("=f", 40), EIGHT("=f", 48), EIGHT("=f", 56)
-                 : "l"(a), "l"(b), "r"(0), "n"(A_DOWN), "n"(B_DOWN));
+    PRODUCT_128("=f", 0);
 }
-
+template <int A_DOWN, int B_DOWN>
+__device__ inline void multiply_more(float (&d)[32], unsigned long long a, unsigned long long b)
+{
+    PRODUCT_64("+f", 1);
+}
 template <int A_DOWN, int B_DOWN>
 __device__ inline void multiply_more(float (&d)[64], unsigned long long a, unsigned long long b)
 {
-    asm volatile("{\n"
-                 ".reg .pred add;\n"
-                 "setp.ne.b32 add, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "%64, %65, add, 1, 1, %67, %68;\n"
-                 "}"
-                 : EIGHT("+f", 0), EIGHT("+f", 8), EIGHT("+f", 16), EIGHT("+f", 24),
-                   EIGHT("+f", 32), EIGHT("+f", 40), EIGHT("+f", 48), EIGHT("+f", 56)
-                 : "l"(a), "l"(b), "r"(1), "n"(A_DOWN), "n"(B_DOWN));
+    PRODUCT_128("+f", 1);
 }
 
 // d [64,128] += a b, a [64,16] in registers as mma.m16n8k16 has it.
 template <int B_DOWN>
 __device__ inline void multiply_more(float (&d)[64], const unsigned *a, unsigned long long b)
 {
-    asm volatile("{\n"
-                 ".reg .pred add;\n"
+    asm volatile("{ .reg .pred add;\n"
                  "setp.ne.b32 add, %69, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "{%64, %65, %66, %67}, %68, add, 1, 1, %70;\n"
-                 "}"
-                 : EIGHT("+f", 0), EIGHT("+f", 8), EIGHT("+f", 16), EIGHT("+f", 24),
-                   EIGHT("+f", 32), EIGHT("+f", 40), EIGHT("+f", 48), EIGHT("+f", 56)
+                 "{" PLACES_64 "}, {%64, %65, %66, %67}, %68, add, 1, 1, %70; }"
+                 : SUMS_64("+f")
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1), "n"(B_DOWN));
 }
 
+#undef PRODUCT_128
+#undef PRODUCT_64
+#undef PLACES_64
+#undef PLACES_32
+#undef SUMS_64
+#undef SUMS_32
 #undef EIGHT
+
+// A group of products: d = a b^T over 128 columns of both, of which the second 64 lie a_apart and
+// b_apart bytes behind the first.
+template <int N>
+__device__ inline void multiply_heads(float (&d)[N], unsigned long long a, int a_apart,
+                                      unsigned long long b, int b_apart)
+{
+    products_begin();
+    multiply_first<0, 0>(d, a, b);
+#pragma unroll
+    for (int i = 1; i < 8; i++)
+        multiply_more<0, 0>(d, a + i / 4 * (a_apart / 16) + i % 4 * 2,
+                            b + i / 4 * (b_apart / 16) + i % 4 * 2);
+    products_asked();
+}
+
 #endif
 #endif

@@ -122,24 +122,12 @@ __device__ inline void multiply_all(const pmli_attention_hopper_params &p, unsig
     const auto scores = [&]() {
         const unsigned long long keys = along(shared + AT_K + ring.stage * 2 * HALF_KEYS);
         barrier_wait(shared + K_CAME + ring.stage * 8, ring.phase);
-        products_begin();
-        multiply_first<0, 0>(s, queries, keys);
-#pragma unroll
-        for (int i = 1; i < 8; i++)
-            multiply_more<0, 0>(s, queries + i / 4 * (HALF_ROWS / 16) + i % 4 * 2,
-                                keys + i / 4 * (HALF_KEYS / 16) + i % 4 * 2);
-        products_asked();
+        multiply_heads(s, queries, HALF_ROWS, keys, HALF_KEYS);
     };
     const auto gradients = [&]() {
         const unsigned long long values = along(shared + AT_V + ring.stage * 2 * HALF_KEYS);
         barrier_wait(shared + V_CAME + ring.stage * 8, ring.phase);
-        products_begin();
-        multiply_first<0, 0>(dp, douts, values);
-#pragma unroll
-        for (int i = 1; i < 8; i++)
-            multiply_more<0, 0>(dp, douts + i / 4 * (HALF_ROWS / 16) + i % 4 * 2,
-                                values + i / 4 * (HALF_KEYS / 16) + i % 4 * 2);
-        products_asked();
+        multiply_heads(dp, douts, HALF_ROWS, values, HALF_KEYS);
     };
     // P, of keys from `key` on.
     const auto probabilities = [&](int key) {
