@@ -4,8 +4,6 @@
  * for the gradients of queries and one for those of keys and values. */
 #include "attention_hopper.h"
 
-#include <string.h>
-
 #include "operand.h"
 
 enum {
@@ -24,7 +22,7 @@ pml_status pmli_attention_hopper_prepare(pml_device *d, pml_error *err)
     static const pmli_kernel users[] = {PMLI_attend_hopper_bwd, PMLI_attend_hopper_bwd_q,
                                         PMLI_attend_hopper_bwd_kv};
     pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && strcmp(d->target, "sm_90a") == 0 && i < 3; i++)
+    for (int i = 0; status == PML_OK && pmli_cuda_is_hopper(d) && i < 3; i++)
         status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
                                                     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                     HOPPER_SHARED),
@@ -82,19 +80,20 @@ size_t pmli_attention_hopper_ws(const pml_attention_bwd_args *a)
     return at.end <= MOST_ROOM ? at.end : at.sums;
 }
 
-/* As the copy engine wants a matrix: begin and rows on whole 16 bytes. */
-static bool in_boxes(const pml_view *v)
+/* As the copy engine wants its operands, and the kernels theirs. */
+static bool in_packs(const pml_attention_bwd_args *a)
 {
-    return pmli_in_units_of(v, 16);
+    const pml_view *all[] = {&a->q, &a->k, &a->v, &a->dout, &a->o, &a->dq, &a->dk, &a->dv};
+    bool packs = (uintptr_t)a->ws.data % 16 == 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        packs = packs && pmli_in_units_of(all[i], 16);
+    return packs;
 }
 
 bool pmli_attention_hopper_serves(const pml_device *d, const pml_attention_bwd_args *a)
 {
-    return strcmp(d->target, "sm_90a") == 0 && fits(a) && (size_t)a->ws.cols >= lay_out(a).sums &&
-           (uintptr_t)a->ws.data % 16 == 0 && a->cu_q.data == a->cu_k.data &&
-           a->q.rows == a->k.rows && in_boxes(&a->q) && in_boxes(&a->k) && in_boxes(&a->v) &&
-           in_boxes(&a->dout) && in_boxes(&a->o) && in_boxes(&a->dq) && in_boxes(&a->dk) &&
-           in_boxes(&a->dv);
+    return pmli_cuda_is_hopper(d) && fits(a) && (size_t)a->ws.cols >= lay_out(a).sums &&
+           a->cu_q.data == a->cu_k.data && a->q.rows == a->k.rows && in_packs(a);
 }
 
 /* v [tokens, heads * 128] in boxes of 64 columns of so many heads and tokens; zeros beyond. */

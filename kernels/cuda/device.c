@@ -44,6 +44,11 @@ pml_status pmli_cuda_capability(int index, int count, int *capability, pml_error
     return status;
 }
 
+bool pmli_cuda_is_hopper(const pml_device *device)
+{
+    return strcmp(device->target, "sm_90a") == 0;
+}
+
 pml_status pmli_cuda_has_code(int capability, const char *name, pml_error *err)
 {
     char targets[200] = "";

@@ -85,6 +85,9 @@ pml_status pmli_cuda_capability(int index, int count, int *capability, pml_error
  * the GPU's. */
 pml_status pmli_cuda_has_code(int capability, const char *name, pml_error *err);
 
+/* Whether the kernels are those for sm_90a alone: wgmma, and the copy engine's tensors. */
+bool pmli_cuda_is_hopper(const pml_device *device);
+
 /* What offload and fetch have made for a queue (op_offload.c). */
 void pmli_cuda_copies_destroy(pml_queue *queue);
 

@@ -48,10 +48,9 @@ size_t pmli_low_rank_ws(const pml_linear_bwd_args *a)
     return fits(a) ? sizeof(float) * (v_floats(a) + b_floats) : 0;
 }
 
-/* Every row begins on 16 bytes. */
 static bool in_packs(const pml_view *v)
 {
-    return ((uintptr_t)v->data | (size_t)v->ld * pml_dtype_size(v->dtype)) % 16 == 0;
+    return pmli_rows_begin_on(v, 16);
 }
 
 bool pmli_low_rank_serves(const pml_device *device, const pml_linear_bwd_args *a, const pml_view *v)

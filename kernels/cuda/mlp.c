@@ -69,15 +69,13 @@ size_t pmli_mlp_bwd_ws(const pml_swiglu_bwd_args *a)
 /* Every row begins on 16 bytes, or the operand is absent. */
 static bool in_packs(const pml_view *v)
 {
-    return v->data == NULL ||
-           ((uintptr_t)v->data | (size_t)v->ld * pml_dtype_size(v->dtype)) % 16 == 0;
+    return v->data == NULL || pmli_rows_begin_on(v, 16);
 }
 
 /* Pairs of elements: what is read or written two at a time. */
 static bool in_pairs(const pml_view *v)
 {
-    return v->data == NULL ||
-           ((uintptr_t)v->data | (size_t)v->ld * pml_dtype_size(v->dtype)) % 4 == 0;
+    return v->data == NULL || pmli_rows_begin_on(v, 4);
 }
 
 bool pmli_mlp_serves(const pml_device *device, const pml_swiglu_args *a)

@@ -35,6 +35,12 @@ static inline pml_dtype pmli_need_copy(pmli_check *c, const pml_view *p, const p
     return copy->dtype;
 }
 
+/* Whether every row of a view begins on a multiple of `bytes`, and the place behind the last. */
+static inline bool pmli_rows_begin_on(const pml_view *v, size_t bytes)
+{
+    return ((uintptr_t)v->data | (size_t)v->ld * pml_dtype_size(v->dtype)) % bytes == 0;
+}
+
 /* Whether every row of a view begins on a multiple of `bytes` and is whole units of it. */
 static inline bool pmli_in_units_of(const pml_view *v, size_t bytes)
 {

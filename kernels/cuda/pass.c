@@ -1,7 +1,5 @@
 #include "pass.h"
 
-#include <string.h>
-
 #include "device.h"
 #include "device/params.h"
 #include "linear.h"
@@ -64,22 +62,15 @@ size_t pmli_pass_ws(const pml_linear_bwd_args *a)
     return back_fits(a) ? sizeof(float) * (v_floats(a) + d_floats) : 0;
 }
 
-/* Every row begins on 16 bytes. */
 static bool in_packs(const pml_view *v)
 {
-    return ((uintptr_t)v->data | (size_t)v->ld * pml_dtype_size(v->dtype)) % 16 == 0;
-}
-
-/* Code that is for that chip alone, whose products these are. */
-static bool is_hopper(const pml_device *device)
-{
-    return strstr(device->target, "_90a") != NULL;
+    return pmli_rows_begin_on(v, 16);
 }
 
 bool pmli_pass_serves_back(const pml_device *device, const pml_linear_bwd_args *a,
                            const pml_view *v)
 {
-    return is_hopper(device) && back_fits(a) && a->db.data != NULL && v->data != NULL &&
+    return pmli_cuda_is_hopper(device) && back_fits(a) && a->db.data != NULL && v->data != NULL &&
            in_packs(&a->dy) && in_packs(&a->u) && in_packs(&a->b) && in_packs(v);
 }
 
@@ -87,7 +78,7 @@ pml_status pmli_pass_prepare(pml_device *d, pml_error *err)
 {
     static const pmli_kernel users[] = {PMLI_pass_back_bf16, PMLI_pass_back_f16};
     pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && is_hopper(d) && i < 2; i++)
+    for (int i = 0; status == PML_OK && pmli_cuda_is_hopper(d) && i < 2; i++)
         status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
                                                     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                     PASS_SHARED),

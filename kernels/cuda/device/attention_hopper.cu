@@ -10,8 +10,9 @@
 //   dP^T = V dO^T   dS^T = P^T (dP^T - dots)   dK += dS^T Q    dQ = dS K, half the columns each
 //
 // For dQ, dS crosses between the groups in shared memory, and dq is added up in memory, where all
-// blocks of a document meet, in any order: they pass its queries in step
-// (attention_hopper_plan.cu), so that the sums are in the L2 cache while they are at it. Where bits
+// blocks of a document meet: they pass its queries in step (attention_hopper_plan.cu), so that the
+// sums are in the L2 cache while they are at it. Who has the document's first keys writes a tile's
+// sums and says so by a word; the others wait for it, then add in any order. Where bits
 // must repeat dQ is not made here but by attention_hopper_q.cu, which makes S and dP once more; the
 // groups then never wait for one another. A third group of warps brings and takes:
 //
@@ -25,18 +26,10 @@
 #if ON_HOPPER
 
 enum {
-    KEYS = HOPPER_KEYS,
-    ROWS = HOPPER_ROWS,
-    HEAD = 128,
-    HALF_KEYS = KEYS * 128, // bytes: 64 columns of all keys
-    HALF_ROWS = ROWS * 128,
     DQ_HALF = ROWS * 64 * 4,
     STATS = 2 * ROWS * 4,
-    GROUP = 128,
     WITH_WARP = GROUP + 32,
-    WARPS = 2 * GROUP / 32,
-    // numbered barriers: both groups; a group and its warp, twice each
-    BOTH = 1,
+    // numbered barriers beside BOTH: a group and its warp, twice each
     DQ_FREE = 2,
     DQ_THERE = 6
 };
@@ -151,11 +144,10 @@ __device__ inline void bring_statistics(const pmli_attention_hopper_params &p, u
     }
 }
 
-template <bool SUMS>
 __device__ inline void take(const pmli_attention_hopper_params &p, unsigned shared, int group,
                             int half)
 {
-    typedef Place<SUMS> At;
+    typedef Place<true> At;
     const int lane = threadIdx.x % 32, positions = ROWS / group;
     int turn = 0;
     // both places are free at first
@@ -259,11 +251,7 @@ __device__ inline void multiply_all(const pmli_attention_hopper_params &p, unsig
         settled(pw);
         const unsigned long long rows =
             down(shared + At::DO + ring.stage * 2 * HALF_ROWS, HALF_ROWS);
-        products_begin();
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            multiply_more<1>(dv, pw + 4 * i, rows + i * 128);
-        products_asked();
+        multiply_words<4>(dv, pw, rows);
     };
     // dS^T, for dq into shared memory as well.
     const auto add_dk = [&]() {
@@ -292,11 +280,7 @@ __device__ inline void multiply_all(const pmli_attention_hopper_params &p, unsig
         settled(ew);
         const unsigned long long rows =
             down(shared + At::Q + ring.stage * 2 * HALF_ROWS, HALF_ROWS);
-        products_begin();
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            multiply_more<1>(dk, ew + 4 * i, rows + i * 128);
-        products_asked();
+        multiply_words<4>(dk, ew, rows);
     };
     const auto make_dq = [&]() {
         const unsigned there = shared + At::DS_THERE + tile % 2 * 8;
@@ -469,8 +453,8 @@ template <bool SUMS> __device__ inline void attend_backward(const pmli_attention
                 bring_rows<SUMS>(p, shared, group);
         } else if (warp == 1) {
             bring_statistics<SUMS>(p, shared, group);
-        } else if (SUMS) {
-            take<SUMS>(p, shared, group, warp - 2);
+        } else if constexpr (SUMS) {
+            take(p, shared, group, warp - 2);
         }
     }
 }

@@ -11,6 +11,17 @@
 
 #if ON_HOPPER
 
+enum {
+    KEYS = HOPPER_KEYS, // of a tile of them
+    ROWS = HOPPER_ROWS, // of a tile of queries
+    HEAD = 128,
+    HALF_KEYS = KEYS * 128, // bytes: 64 columns of all keys
+    HALF_ROWS = ROWS * 128,
+    GROUP = 128, // threads that multiply together, two such groups a block
+    WARPS = 2 * GROUP / 32,
+    BOTH = 1 // a numbered barrier: of the two groups
+};
+
 // The numbered barriers of a block: `threads` of it come, those that pass do not wait.
 __device__ inline void barrier_meet(int barrier, int threads)
 {
@@ -228,6 +239,19 @@ __device__ inline void multiply_heads(float (&d)[N], unsigned long long a, int a
     for (int i = 1; i < 8; i++)
         multiply_more<0, 0>(d, a + i / 4 * (a_apart / 16) + i % 4 * 2,
                             b + i / 4 * (b_apart / 16) + i % 4 * 2);
+    products_asked();
+}
+
+// Another: d [64,128] += a b, a [64, 16 N] in registers, b's rows 16 after 16 from a descriptor by
+// down().
+template <int N>
+__device__ inline void multiply_words(float (&d)[64], const unsigned (&a)[4 * N],
+                                      unsigned long long b)
+{
+    products_begin();
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        multiply_more<1>(d, a + 4 * i, b + i * 128);
     products_asked();
 }
 

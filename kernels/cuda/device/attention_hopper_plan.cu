@@ -1,14 +1,34 @@
-// What stands before and behind attention's backward on Hopper (attention_hopper.cu and _q.cu): who
-// does what, the dots of outputs and their gradients; and behind it: dq out of its sums.
-#include "hopper.cuh"
+// What stands before attention's backward on Hopper (attention_hopper.cu and _q.cu): who does what,
+// and the dots of outputs and their gradients. What stands behind it: dq out of its sums.
+#include "attention_hopper.cuh"
 
 #if ON_HOPPER
 
-enum { THREADS = 256, HEAD = 128, KEYS = HOPPER_KEYS, ROWS = HOPPER_ROWS, PIECES = 512 };
+enum { THREADS = 256, PIECES = 512 };
 
 __device__ inline int tiles_of(int rows, int size)
 {
     return (rows + size - 1) / size;
+}
+
+// The last of `count` that begins at t or before, begin[i] of them being `each` times so far: no
+// empty one.
+template <typename T> __device__ inline int last_at(const int *begin, int count, T t, T each)
+{
+    int low = 0, high = count;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        (each * begin[middle] <= t ? low : high) = middle;
+    }
+    return low;
+}
+
+// begin[d]: tiles of documents before d; by one thread.
+__device__ inline void count_tiles(const pmli_attention_hopper_params &p, int size, int *begin)
+{
+    begin[0] = 0;
+    for (int d = 0; d < p.slots; d++)
+        begin[d + 1] = begin[d] + tiles_of(p.cu[d + 1] - p.cu[d], size);
 }
 
 // Whole sets of (document, head of keys) with at most as many pieces together as there are blocks
@@ -124,11 +144,7 @@ __device__ inline void plan_pieces(const pmli_attention_hopper_params &p)
         __syncthreads();
         const int n = plan.groups, pieces = plan.group[n];
         for (int i = threadIdx.x; i < pieces; i += THREADS) {
-            int g = 0, high = n; // the group that piece i is of
-            while (high - g > 1) {
-                const int middle = (g + high) / 2;
-                (plan.group[middle] <= i ? g : high) = middle;
-            }
+            const int g = last_at(plan.group, n, i, 1);
             const int k = i - plan.group[g];
             const int work = plan.length[g] - k * KEYS; // tokens that pass
             int rank = i; // where each group is one piece, they are in order
@@ -168,21 +184,13 @@ __device__ inline void plan_sums(const pmli_attention_hopper_params &p)
 {
     __shared__ int sums[HOPPER_DOCUMENTS + 1];
     const int positions = ROWS / (p.heads / p.kv_heads);
-    if (threadIdx.x == 0) {
-        sums[0] = 0;
-        for (int d = 0; d < p.slots; d++)
-            sums[d + 1] = sums[d] + tiles_of(p.cu[d + 1] - p.cu[d], positions);
-    }
+    if (threadIdx.x == 0)
+        count_tiles(p, positions, sums);
     __syncthreads();
     for (long long t = threadIdx.x; t < p.most_tiles; t += THREADS) {
         pmli_hopper_sums x = {0, 0, 0, 0};
         if (t < (long long)sums[p.slots] * p.kv_heads) {
-            int low = 0,
-                high = p.slots; // the last document that begins at t or before: no empty one
-            while (high - low > 1) {
-                const int middle = (low + high) / 2;
-                (sums[middle] * (long long)p.kv_heads <= t ? low : high) = middle;
-            }
+            const int low = last_at(sums, p.slots, t, (long long)p.kv_heads);
             const int tiles = sums[low + 1] - sums[low];
             const int at = (int)(t - sums[low] * (long long)p.kv_heads),
                       begin = at % tiles * positions;
@@ -200,23 +208,15 @@ __device__ inline void plan_queries(const pmli_attention_hopper_params &p)
 {
     __shared__ int begin[HOPPER_DOCUMENTS + 1], place[HOPPER_LONGEST / KEYS + 1];
     const int tokens = 2 * (ROWS / (p.heads / p.kv_heads));
-    if (threadIdx.x == 0) {
-        begin[0] = 0;
-        for (int d = 0; d < p.slots; d++)
-            begin[d + 1] = begin[d] + tiles_of(p.cu[d + 1] - p.cu[d], tokens);
-    }
+    if (threadIdx.x == 0)
+        count_tiles(p, tokens, begin);
     for (int i = threadIdx.x; i <= HOPPER_LONGEST / KEYS; i += THREADS)
         place[i] = 0;
     __syncthreads();
     const int all = begin[p.slots];
     for (int pass = 0; pass < 2; pass++) {
         for (int t = threadIdx.x; t < all; t += THREADS) {
-            int low = 0,
-                high = p.slots; // the last document that begins at t or before: no empty one
-            while (high - low > 1) {
-                const int middle = (low + high) / 2;
-                (begin[middle] <= t ? low : high) = middle;
-            }
+            const int low = last_at(begin, p.slots, t, 1);
             pmli_hopper_queries x;
             x.token = p.cu[low];
             x.rows = p.cu[low + 1] - x.token;

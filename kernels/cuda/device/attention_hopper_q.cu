@@ -15,11 +15,6 @@
 #if ON_HOPPER
 
 enum {
-    KEYS = HOPPER_KEYS,
-    ROWS = HOPPER_ROWS,
-    HEAD = 128,
-    HALF_KEYS = KEYS * 128, // bytes: 64 columns of all keys
-    HALF_ROWS = ROWS * 128,
     STAGES = 2,
     // in shared memory
     AT_Q = 0, // a group's, then the other's
@@ -33,10 +28,7 @@ enum {
     V_CAME = K_CAME + STAGES * 8,
     K_FREE = V_CAME + STAGES * 8,
     V_FREE = K_FREE + STAGES * 8,
-    END = V_FREE + STAGES * 8,
-    BOTH = 1, // a numbered barrier of the two groups
-    GROUP = 128,
-    WARPS = 2 * GROUP / 32
+    END = V_FREE + STAGES * 8
 };
 static_assert(END + 1024 <= HOPPER_SHARED, "what the host asks for");
 
@@ -150,11 +142,7 @@ __device__ inline void multiply_all(const pmli_attention_hopper_params &p, unsig
                                      s[2 * i + 1] * (dp[2 * i + 1] - dots[i % 2]));
         settled(ew);
         const unsigned long long keys = down(shared + AT_K + ring.stage * 2 * HALF_KEYS, HALF_KEYS);
-        products_begin();
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            multiply_more<1>(dq, ew + 4 * i, keys + i * 128);
-        products_asked();
+        multiply_words<8>(dq, ew, keys);
     };
     const auto leave = [&](unsigned barrier) {
         if (lane == 0)
