@@ -20,8 +20,8 @@ static const char *const names_linear_bwd[] = {"dy", "x",   "w",      "w_scale",
                                                "da", "db",  "v",      "dy_scale", "ws"};
 static const char *const names_rope[] = {"x", "pos", "table"};
 static const char *const names_attention[] = {"q", "k", "v", "cu_q", "cu_k", "o", "lse", "ws"};
-static const char *const names_attention_bwd[] = {"dout", "q",    "k",  "v",  "o",  "lse",
-                                                  "cu_q", "cu_k", "dq", "dk", "dv", "ws"};
+static const char *const names_attention_bwd[] = {"dout", "q",   "k",     "v",  "o",  "lse", "cu_q",
+                                                  "cu_k", "pos", "table", "dq", "dk", "dv",  "ws"};
 static const char *const names_swiglu[] = {"gate_up", "h", "a", "u", "h_scale", "ws"};
 static const char *const names_swiglu_bwd[] = {"dh",      "gate_up", "dgate_up", "h",      "u",
                                                "b",       "v",       "db",       "v_down", "da",

@@ -83,7 +83,8 @@ size_t pmli_attention_hopper_ws(const pml_attention_bwd_args *a)
 /* As the copy engine wants its operands, and the kernels theirs. */
 static bool in_packs(const pml_attention_bwd_args *a)
 {
-    const pml_view *all[] = {&a->q, &a->k, &a->v, &a->dout, &a->o, &a->dq, &a->dk, &a->dv};
+    const pml_view *all[] = {&a->q,  &a->k,  &a->v,  &a->dout, &a->o,
+                             &a->dq, &a->dk, &a->dv, &a->table};
     bool packs = (uintptr_t)a->ws.data % 16 == 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         packs = packs && pmli_in_units_of(all[i], 16);
@@ -126,6 +127,8 @@ pml_status pmli_attention_hopper_bwd(pml_queue *queue, const pml_attention_bwd_a
                                       .dout_rows = a->dout.data,
                                       .lse = a->lse.data,
                                       .cu = a->cu_q.data,
+                                      .pos = a->pos.data,
+                                      .table = a->table.data,
                                       .dq = a->dq.data,
                                       .dk = a->dk.data,
                                       .dv = a->dv.data,

@@ -1,6 +1,7 @@
 /* Attention: its backward by the kernels for Hopper (attention_hopper.c) where they serve; by cuDNN
  * where it is and has room; by our own kernels on tensor cores where dtype, head width and chip
- * allow; else a warp a row. */
+ * allow; else a warp a row. The first turn dq and dk back through rope as they write them, behind
+ * the others rope's own kernel does. */
 #include "attention_hopper.h"
 #include "device.h"
 #include "device/params.h"
@@ -230,23 +231,12 @@ static pml_status launch_tiles_bwd(pml_queue *queue, const pml_attention_bwd_arg
     return status;
 }
 
-pml_status pmli_cuda_attention_bwd(pml_queue *queue, const pml_attention_bwd_args *a,
-                                   pml_error *err)
+/* dq, dk and dv by whatever serves but the kernels for Hopper; not turned back. */
+static pml_status backward_elsewhere(pml_queue *queue, const pml_attention_bwd_args *a,
+                                     const pml_attention_args *forward, pml_error *err)
 {
-    pmli_check c = pmli_check_begin(PML_OP_attention_bwd, err);
-    const pml_attention_args forward = forward_of(a);
     pml_dtype dtype = a->q.dtype;
-    check_shapes(&c, &forward);
-    pmli_need_as(&c, "dout", &a->dout, a->q.rows, a->q.cols, dtype);
-    pmli_need_as(&c, "dq", &a->dq, a->q.rows, a->q.cols, dtype);
-    pmli_need_as(&c, "dk", &a->dk, a->k.rows, a->k.cols, dtype);
-    pmli_need_as(&c, "dv", &a->dv, a->v.rows, a->v.cols, dtype);
-    pmli_need_ws(&c, &a->ws, (size_t)a->heads * (size_t)a->q.rows * sizeof(float));
-    if (c.status != PML_OK)
-        return c.status;
-    if (pmli_attention_hopper_serves(queue->device, a))
-        return pmli_attention_hopper_bwd(queue, a, err);
-    pmli_attention_params p = params_of(&forward);
+    pmli_attention_params p = params_of(forward);
     p.o = NULL;
     p.out = a->o.data, p.ld_out = a->o.ld;
     p.dout = a->dout.data, p.ld_dout = a->dout.ld;
@@ -274,4 +264,63 @@ pml_status pmli_cuda_attention_bwd(pml_queue *queue, const pml_attention_bwd_arg
     return status == PML_OK
                ? launch_any(queue, PMLI_attend_bwd_kv_f32, dtype, a->k.rows, a->kv_heads, &p, err)
                : status;
+}
+
+/* dq and dk as they were before rope; at once where they lie side by side in one buffer's rows. */
+static pml_status turn_back(pml_queue *queue, const pml_attention_bwd_args *a, pml_error *err)
+{
+    pml_rope_args turn = {.x = a->dq,
+                          .pos = a->pos,
+                          .table = a->table,
+                          .heads = a->heads,
+                          .head_dim = a->head_dim,
+                          .inverse = 1};
+    const char *behind =
+        (const char *)a->dq.data + a->dq.cols * (int64_t)pml_dtype_size(a->dq.dtype);
+    bool neighbours =
+        a->dk.data == behind && a->dk.ld == a->dq.ld && a->dq.ld >= a->dq.cols + a->dk.cols;
+    if (neighbours) {
+        turn.x.cols += a->dk.cols;
+        turn.heads += a->kv_heads;
+    }
+    pml_status status = pmli_cuda_rope(queue, &turn, err);
+    if (status != PML_OK || neighbours)
+        return status;
+    turn.x = a->dk;
+    turn.heads = a->kv_heads;
+    return pmli_cuda_rope(queue, &turn, err);
+}
+
+static void check_backward(pmli_check *c, const pml_attention_bwd_args *a)
+{
+    pml_dtype dtype = a->q.dtype;
+    pmli_need_as(c, "dout", &a->dout, a->q.rows, a->q.cols, dtype);
+    pmli_need_pair(c, "pos", &a->pos, "table", &a->table);
+    PMLI_MAY(c, a, pos, 1, a->q.rows, PML_I32);
+    PMLI_MAY(c, a, table, PMLI_ANY, a->head_dim, PML_F32);
+    pmli_need_that(c, a->pos.data == NULL || (a->q.rows == a->k.rows && a->head_dim % 2 == 0),
+                   "operand 'pos' with %lld queries, %lld keys, heads of %d; must be as many, and "
+                   "even",
+                   (long long)a->q.rows, (long long)a->k.rows, a->head_dim);
+    pmli_need_that(c, a->pos.data == NULL || a->table.ld == a->head_dim,
+                   "operand 'table' must have no border");
+    pmli_need_as(c, "dq", &a->dq, a->q.rows, a->q.cols, dtype);
+    pmli_need_as(c, "dk", &a->dk, a->k.rows, a->k.cols, dtype);
+    pmli_need_as(c, "dv", &a->dv, a->v.rows, a->v.cols, dtype);
+    pmli_need_ws(c, &a->ws, (size_t)a->heads * (size_t)a->q.rows * sizeof(float));
+}
+
+pml_status pmli_cuda_attention_bwd(pml_queue *queue, const pml_attention_bwd_args *a,
+                                   pml_error *err)
+{
+    pmli_check c = pmli_check_begin(PML_OP_attention_bwd, err);
+    const pml_attention_args forward = forward_of(a);
+    check_shapes(&c, &forward);
+    check_backward(&c, a);
+    if (c.status != PML_OK)
+        return c.status;
+    if (pmli_attention_hopper_serves(queue->device, a))
+        return pmli_attention_hopper_bwd(queue, a, err);
+    pml_status status = backward_elsewhere(queue, a, &forward, err);
+    return status == PML_OK && a->pos.data != NULL ? turn_back(queue, a, err) : status;
 }

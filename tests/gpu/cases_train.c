@@ -151,6 +151,87 @@ typedef struct heads {
     int32_t heads, kv_heads, dim, window;
 } heads;
 
+/* A row of angles for each position as a model's are: cosines, then sines. */
+enum { POSITIONS = 768, WIDEST = 256 };
+static const float *angles_of(int32_t dim)
+{
+    static float *made[WIDEST + 1]; /* they live as long as the cases */
+    if (made[dim] != NULL)
+        return made[dim];
+    made[dim] = calloc((size_t)POSITIONS * (size_t)dim, sizeof(float));
+    if (made[dim] == NULL)
+        exit(1);
+    for (int32_t i = 0; i < POSITIONS * (dim / 2); i++) {
+        int32_t position = i / (dim / 2), column = i % (dim / 2);
+        double angle = position * pow(10000, -2.0 * column / dim);
+        made[dim][position * dim + column] = (float)cos(angle);
+        made[dim][position * dim + dim / 2 + column] = (float)sin(angle);
+    }
+    return made[dim];
+}
+
+/* Each document counts from 0, every second one from 5. */
+static const int32_t *positions_of(const packing *p, const int32_t *bounds, int32_t slots)
+{
+    int32_t *positions = calloc((size_t)p->tokens, sizeof *positions);
+    if (positions == NULL)
+        exit(1);
+    for (int32_t d = 0; d < slots; d++)
+        for (int32_t row = bounds[d]; row < bounds[d + 1]; row++)
+            positions[row] = row - bounds[d] + d % 2 * 5;
+    return positions;
+}
+
+/* turned: back through rope, and dq, dk and dv in one buffer where the number of documents is odd,
+ * as a program lays them. */
+static void add_attention_bwd(gpu_cases *cases, pml_dtype d, const packing *p, heads h, bool turned)
+{
+    int32_t slots, *bounds = bounds_of(p, &slots);
+    int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim, t = p->tokens;
+    char window[32] = "";
+    if (h.window > 0)
+        snprintf(window, sizeof window, ", window %d", h.window);
+    gpu_case *c =
+        cases_add(cases, PML_OP_attention_bwd, "%s %d/%d of %d%s: %s%s", pml_dtype_name(d), h.heads,
+                  h.kv_heads, h.dim, window, p->name, turned ? ", turned" : "");
+    pml_attention_bwd_args *a = &c->args.attention_bwd;
+    *a = (pml_attention_bwd_args){.dout = shaped(t, q, 8, d),
+                                  .q = shaped(t, q, 2 * kv, d),
+                                  .k = shaped(t, kv, 64, d),
+                                  .v = shaped(t, kv, 0, d),
+                                  .o = shaped(t, q, 0, d),
+                                  .lse = shaped(h.heads, t, 0, PML_F32),
+                                  .cu_q = shaped(1, slots + 1, 0, PML_I32),
+                                  .cu_k = shaped(1, slots + 1, 0, PML_I32),
+                                  .dq = shaped(t, q, 2 * kv, d),
+                                  .dk = shaped(t, kv, 16, d),
+                                  .dv = shaped(t, kv, 0, d),
+                                  .heads = h.heads,
+                                  .kv_heads = h.kv_heads,
+                                  .head_dim = h.dim,
+                                  .window = h.window,
+                                  .max_q = p->equal > 0 ? p->equal : (int32_t)t,
+                                  .equal = p->equal > 0,
+                                  .scale = 1.0F / (float)h.dim};
+    c->given[PML_OPERAND(attention_bwd, cu_q)] = bounds;
+    c->given[PML_OPERAND(attention_bwd, cu_k)] = bounds;
+    c->tolerance = loose(d);
+    /* With one key dP - D is nothing: two sums of head_dim products of dO that cancel. */
+    c->unit = sqrt(h.dim) * (double)a->scale;
+    if (!turned)
+        return;
+    const int dq = PML_OPERAND(attention_bwd, dq);
+    a->pos = shaped(1, t, 0, PML_I32);
+    a->table = shaped(t + 5 < POSITIONS ? t + 5 : POSITIONS, h.dim, 0, PML_F32);
+    c->given[PML_OPERAND(attention_bwd, pos)] = positions_of(p, bounds, slots);
+    c->given[PML_OPERAND(attention_bwd, table)] = angles_of(h.dim);
+    for (int i = 1; i <= 2 && slots % 2 == 1; i++) { /* dk, dv */
+        pml_op_views(&c->args)[dq + i].ld = a->dq.ld;
+        c->inside[dq + i] = dq;
+        c->column[dq + i] = q + (i - 1) * kv;
+    }
+}
+
 static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads h)
 {
     int32_t slots, *bounds = bounds_of(p, &slots);
@@ -177,31 +258,8 @@ static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads
     c->given[PML_OPERAND(attention, cu_q)] = bounds;
     c->given[PML_OPERAND(attention, cu_k)] = bounds;
     c->tolerance = d == PML_F32 ? 3e-6 : tight(d);
-    c = cases_add(cases, PML_OP_attention_bwd, "%s %d/%d of %d%s: %s", pml_dtype_name(d), h.heads,
-                  h.kv_heads, h.dim, window, p->name);
-    c->args.attention_bwd = (pml_attention_bwd_args){.dout = shaped(t, q, 8, d),
-                                                     .q = shaped(t, q, 2 * kv, d),
-                                                     .k = shaped(t, kv, 64, d),
-                                                     .v = shaped(t, kv, 0, d),
-                                                     .o = shaped(t, q, 0, d),
-                                                     .lse = shaped(h.heads, t, 0, PML_F32),
-                                                     .cu_q = shaped(1, slots + 1, 0, PML_I32),
-                                                     .cu_k = shaped(1, slots + 1, 0, PML_I32),
-                                                     .dq = shaped(t, q, 2 * kv, d),
-                                                     .dk = shaped(t, kv, 16, d),
-                                                     .dv = shaped(t, kv, 0, d),
-                                                     .heads = h.heads,
-                                                     .kv_heads = h.kv_heads,
-                                                     .head_dim = h.dim,
-                                                     .window = h.window,
-                                                     .max_q = p->equal > 0 ? p->equal : (int32_t)t,
-                                                     .equal = p->equal > 0,
-                                                     .scale = 1.0F / (float)h.dim};
-    c->given[PML_OPERAND(attention_bwd, cu_q)] = bounds;
-    c->given[PML_OPERAND(attention_bwd, cu_k)] = bounds;
-    c->tolerance = loose(d);
-    /* With one key dP - D is nothing: two sums of head_dim products of dO that cancel. */
-    c->unit = sqrt(h.dim) * (double)c->args.attention_bwd.scale;
+    for (int turned = 0; turned < 2; turned++)
+        add_attention_bwd(cases, d, p, h, turned);
 }
 
 /* A chunk of new tokens against cached keys, as generation asks for it. */

@@ -280,6 +280,48 @@ static void expect_refusal(session *s, const char *name, pml_status want, pml_st
     report(s, got == want && strstr(err->message, words) != NULL, name, err->message);
 }
 
+/* Of attention's positions and angles one alone, and ones of other rows or heads. */
+static void attention_refuses(session *s)
+{
+    enum { ROWS = 4, DIM = 64 };
+    const pml_view some = pml_matrix(s->arena, ROWS, DIM, PML_BF16);
+    const pml_view bounds = pml_vector(s->arena, 2, PML_I32);
+    static const struct {
+        const char *what, *operand;
+        int32_t positions, angles;
+    } bad[] = {{"attention's positions without angles", "'table'", ROWS, 0},
+               {"attention's angles without positions", "'pos'", 0, DIM},
+               {"attention's positions of fewer rows", "'pos'", ROWS - 1, DIM},
+               {"attention's angles of narrower heads", "'table'", ROWS, DIM - 2}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        pml_op_args args = {
+            .attention_bwd = {.dout = some,
+                              .q = some,
+                              .k = some,
+                              .v = some,
+                              .o = some,
+                              .lse = pml_matrix(s->arena, 1, ROWS, PML_F32),
+                              .cu_q = bounds,
+                              .cu_k = bounds,
+                              .dq = some,
+                              .dk = some,
+                              .dv = some,
+                              .ws = pml_vector(s->arena, ROWS * sizeof(float), PML_U8),
+                              .heads = 1,
+                              .kv_heads = 1,
+                              .head_dim = DIM,
+                              .max_q = ROWS,
+                              .scale = 1}};
+        pml_error err = PML_ERROR_INIT;
+        if (bad[i].positions > 0)
+            args.attention_bwd.pos = pml_vector(s->arena, bad[i].positions, PML_I32);
+        if (bad[i].angles > 0)
+            args.attention_bwd.table = pml_matrix(s->arena, ROWS, bad[i].angles, PML_F32);
+        pml_status got = pml_op_run(s->gpu, PML_OP_attention_bwd, s->queue, &args, &err);
+        expect_refusal(s, bad[i].what, PML_INVALID, got, &err, bad[i].operand);
+    }
+}
+
 /* What an op refuses, and that a recording which went wrong leaves a queue that works. */
 static void refusals(session *s)
 {
@@ -293,6 +335,8 @@ static void refusals(session *s)
     args.rmsnorm.rstd.data = s->arena;
     pml_status got = pml_op_run(s->gpu, PML_OP_rmsnorm, s->queue, &args, &err);
     expect_refusal(s, "a wrong shape is refused by name", PML_INVALID, got, &err, "'weight'");
+
+    attention_refuses(s);
 
     got = pml_op_run(s->gpu, PML_OP_allreduce, s->queue, &args, &err);
     expect_refusal(s, "an op that is not there is refused by name", PML_UNSUPPORTED, got, &err,

@@ -156,7 +156,8 @@ static void bench_attention(void)
     /* Half of each document's square; two products forward, five backward. */
     double pairs = (double)DOCUMENTS * ROW * (ROW + 1) / 2, flops = 2.0 * pairs * HEADS * DIM;
     pml_view qkv = floats(TOKENS, QKV), dqkv = floats(TOKENS, QKV),
-             cu = ints(DOCUMENTS + 1, ROW, TOKENS + 1);
+             cu = ints(DOCUMENTS + 1, ROW, TOKENS + 1), pos = ints(TOKENS, 1, ROW),
+             table = floats(ROW, DIM);
     pml_op_args f = {
         .attention = {.q = pml_view_columns(qkv, 0, HIDDEN),
                       .k = pml_view_columns(qkv, HIDDEN, KV_HEADS * DIM),
@@ -180,6 +181,8 @@ static void bench_attention(void)
                           .lse = f.attention.lse,
                           .cu_q = cu,
                           .cu_k = cu,
+                          .pos = pos,
+                          .table = table,
                           .dq = pml_view_columns(dqkv, 0, HIDDEN),
                           .dk = pml_view_columns(dqkv, HIDDEN, KV_HEADS * DIM),
                           .dv = pml_view_columns(dqkv, HIDDEN + KV_HEADS * DIM, KV_HEADS * DIM),
@@ -190,12 +193,12 @@ static void bench_attention(void)
                           .scale = 0.17F}};
     measure("attention_bwd", PML_OP_attention_bwd, b, 5 * flops, 0, LAYERS, LAYERS);
     pml_op_args r = {.rope = {.x = pml_view_columns(qkv, 0, HIDDEN + KV_HEADS * DIM),
-                              .pos = ints(TOKENS, 1, ROW),
-                              .table = floats(ROW, DIM),
+                              .pos = pos,
+                              .table = table,
                               .heads = HEADS + KV_HEADS,
                               .head_dim = DIM}};
-    measure("rope", PML_OP_rope, r, 0, 2.0 * TOKENS * (HIDDEN + KV_HEADS * DIM) * 4, 2 * LAYERS,
-            2 * LAYERS);
+    measure("rope", PML_OP_rope, r, 0, 2.0 * TOKENS * (HIDDEN + KV_HEADS * DIM) * 4, LAYERS,
+            LAYERS);
 }
 
 static void bench_rows(void)

@@ -149,9 +149,11 @@ pml_cost pml_node_cost(pml_op op, pml_op_args *args)
         return cost_of(4 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,
                        bytes);
     }
-    case PML_OP_attention_bwd: { /* five products where the forward has two */
+    case PML_OP_attention_bwd: { /* five products where the forward has two; and rope's turn */
         const pml_attention_bwd_args *a = &args->attention_bwd;
-        return cost_of(10 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols,
+        double turned = a->pos.data != NULL ? elements(a->dq) + elements(a->dk) : 0;
+        return cost_of(10 * visible_pairs(a->q, a->k, a->max_q, a->window) * (double)a->q.cols +
+                           3 * turned,
                        bytes);
     }
     case PML_OP_swiglu:

@@ -1,7 +1,7 @@
 /* The middle of a layer's attention block: heads' norms, rope and attention, forward and backward.
  *
  *   qkv ► (head norm) ► rope ► attention ► o
- *   d o ► attention backward ► rope backward ► (head norm backward) ► dqkv                  */
+ *   d o ► attention backward, which turns back what rope turned ► (head norm backward) ► dqkv   */
 #include "layers.h"
 
 /* Queries and keys of qkv, each head on its own, into qk. */
@@ -49,11 +49,11 @@ static void head_norm_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, i
     pmli_node_done(b, node);
 }
 
-/* On the queries' and keys' columns of qkv, or of its gradient. */
-static void rope(pmli_builder *b, int32_t layer, int32_t qkv, bool inverse)
+/* On the queries' and keys' columns of qkv. */
+void pmli_rope(pmli_builder *b, int32_t layer, int32_t qkv)
 {
     const pml_model_spec *spec = &b->program->spec;
-    pml_node *node = pmli_node(b, PML_OP_rope, layer, inverse ? "rope backward" : "rope");
+    pml_node *node = pmli_node(b, PML_OP_rope, layer, "rope");
     if (node == NULL)
         return;
     int32_t heads = spec->heads + spec->kv_heads; /* queries and keys, side by side */
@@ -62,13 +62,7 @@ static void rope(pmli_builder *b, int32_t layer, int32_t qkv, bool inverse)
     pmli_operand(node, PML_OPERAND(rope, table), b->program->rope);
     node->args.rope.heads = heads;
     node->args.rope.head_dim = spec->head_dim;
-    node->args.rope.inverse = inverse;
     pmli_node_done(b, node);
-}
-
-void pmli_rope(pmli_builder *b, int32_t layer, int32_t qkv)
-{
-    rope(b, layer, qkv, false);
 }
 
 /* q, k and v as slices at operands index, +1, +2: v of the fused buffer qkv, q and k of qk, or of
@@ -130,20 +124,22 @@ void pmli_attention(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t
     pmli_node_done(b, node);
 }
 
-static void attention_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t dout,
-                          int32_t dqkv)
+void pmli_attention_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t dout,
+                             int32_t dqkv)
 {
     const pml_model_spec *spec = &b->program->spec;
     pml_node *node = pmli_node(b, PML_OP_attention_bwd, layer, "attention backward");
     if (node == NULL)
         return;
-    pmli_operand(node, 0, dout);
-    fused_slices(b, node, 1, s->qkv, s->qk);
-    pmli_operand(node, 4, s->o);
-    pmli_operand(node, 5, s->lse);
-    pmli_operand(node, 6, b->program->bounds);
-    pmli_operand(node, 7, b->program->bounds);
-    fused_slices(b, node, 8, dqkv, PMLI_ABSENT);
+    pmli_operand(node, PML_OPERAND(attention_bwd, dout), dout);
+    fused_slices(b, node, PML_OPERAND(attention_bwd, q), s->qkv, s->qk);
+    pmli_operand(node, PML_OPERAND(attention_bwd, o), s->o);
+    pmli_operand(node, PML_OPERAND(attention_bwd, lse), s->lse);
+    pmli_operand(node, PML_OPERAND(attention_bwd, cu_q), b->program->bounds);
+    pmli_operand(node, PML_OPERAND(attention_bwd, cu_k), b->program->bounds);
+    pmli_operand(node, PML_OPERAND(attention_bwd, pos), b->program->positions_in);
+    pmli_operand(node, PML_OPERAND(attention_bwd, table), b->program->rope);
+    fused_slices(b, node, PML_OPERAND(attention_bwd, dq), dqkv, PMLI_ABSENT);
     pml_attention_bwd_args *args = &node->args.attention_bwd;
     args->heads = spec->heads;
     args->kv_heads = spec->kv_heads;
@@ -151,13 +147,6 @@ static void attention_bwd(pmli_builder *b, int32_t layer, const pmli_saved *s, i
     args->window = pml_layer_window(spec, layer);
     args->scale = attention_scale(spec);
     pmli_node_done(b, node);
-}
-
-void pmli_attention_backward(pmli_builder *b, int32_t layer, const pmli_saved *s, int32_t dout,
-                             int32_t dqkv)
-{
-    attention_bwd(b, layer, s, dout, dqkv);
-    rope(b, layer, dqkv, true);
     if (b->program->spec.qk_norm)
         head_norm_bwd(b, layer, s, dqkv);
 }

@@ -4,10 +4,11 @@
  *   dS = scale P (dP - D)     dQ += dS K     dK += dS^T Q
  *
  * A piece of work is one document and one key head with all its query heads, so that dk and dv are
- * added up by one thread, in one order. */
+ * added up by one thread, in one order; which turns them back through rope, where that is asked. */
 #include "attention.h"
 
 #include "ops.h"
+#include "rope.h"
 
 typedef struct backward_job {
     const pml_attention_bwd_args *a;
@@ -123,6 +124,19 @@ static void attend_back(const backward_job *job, backward_tile *s, const pmli_do
         memcpy(dq + i * a->dq.ld, s->dq + i * wide, (size_t)dim * sizeof(float));
 }
 
+/* Rows [first, last) of `heads` heads of dq or dk from the column on, as they were before rope. */
+static void turn_back(const pml_attention_bwd_args *a, const pml_view *v, int64_t column,
+                      int64_t heads, int64_t first, int64_t last)
+{
+    const pml_rope_args turn = {.x = pml_view_columns(*v, column, heads * a->head_dim),
+                                .pos = a->pos,
+                                .table = a->table,
+                                .heads = (int32_t)heads,
+                                .head_dim = a->head_dim,
+                                .inverse = 1};
+    pmli_rope_rows(&turn, first, last);
+}
+
 static void clear(const pml_view *v, int64_t column, int64_t cols, int64_t first, int64_t last)
 {
     for (int64_t t = first; t < last; t++)
@@ -149,6 +163,10 @@ static void backward_piece(void *arg, int64_t item, void *scratch)
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
         for (int64_t row = doc.q0; row < doc.q1; row += PMLI_BLOCK)
             attend_back(job, scratch, &doc, head, row, pmli_min(row + PMLI_BLOCK, doc.q1));
+    if (a->pos.data == NULL)
+        return;
+    turn_back(a, &a->dq, kv_head * group * dim, group, doc.q0, doc.q1);
+    turn_back(a, &a->dk, kv_head * dim, 1, doc.k0, doc.k1);
 }
 
 pml_status pmli_cpu_attention_bwd(pml_queue *queue, const pml_attention_bwd_args *a, pml_error *err)
@@ -159,6 +177,13 @@ pml_status pmli_cpu_attention_bwd(pml_queue *queue, const pml_attention_bwd_args
     PMLI_NEED(&c, a, dout, a->q.rows, a->q.cols, PML_F32);
     PMLI_NEED(&c, a, o, a->q.rows, a->q.cols, PML_F32);
     PMLI_NEED(&c, a, lse, a->heads, a->q.rows, PML_F32);
+    pmli_need_pair(&c, "pos", &a->pos, "table", &a->table);
+    PMLI_MAY(&c, a, pos, 1, a->q.rows, PML_I32);
+    PMLI_MAY(&c, a, table, PMLI_ANY, a->head_dim, PML_F32);
+    pmli_need_that(&c, a->pos.data == NULL || (a->q.rows == a->k.rows && a->head_dim % 2 == 0),
+                   "operand 'pos' with %lld queries, %lld keys, heads of %d; must be as many, and "
+                   "even",
+                   (long long)a->q.rows, (long long)a->k.rows, a->head_dim);
     PMLI_NEED(&c, a, dq, a->q.rows, a->q.cols, PML_F32);
     PMLI_NEED(&c, a, dk, a->k.rows, a->k.cols, PML_F32);
     PMLI_NEED(&c, a, dv, a->k.rows, a->k.cols, PML_F32);

@@ -1,10 +1,12 @@
 /* Rotary position embedding, halves layout. Su et al., "RoFormer", 2021. */
+#include "rope.h"
+
 #include "check.h"
 #include "device.h"
 #include "ops.h"
 #include "vec.h"
 
-PMLI_CLONES static void rope_rows(const pml_rope_args *a, int64_t first, int64_t last)
+PMLI_CLONES void pmli_rope_rows(const pml_rope_args *a, int64_t first, int64_t last)
 {
     const int32_t *pos = a->pos.data;
     int64_t half = a->head_dim / 2;
@@ -28,7 +30,7 @@ static void rope_piece(void *arg, int64_t item, void *scratch)
     (void)scratch;
     const pml_rope_args *a = arg;
     int64_t piece = pmli_piece_rows(a->x.cols);
-    rope_rows(a, item * piece, pmli_min((item + 1) * piece, a->x.rows));
+    pmli_rope_rows(a, item * piece, pmli_min((item + 1) * piece, a->x.rows));
 }
 
 pml_status pmli_cpu_rope(pml_queue *queue, const pml_rope_args *a, pml_error *err)

@@ -408,11 +408,14 @@ __device__ inline void multiply_all(const pmli_attention_hopper_params &p, unsig
             unsigned *to_k = (unsigned *)((bf16 *)p.dk + row * p.ld_dk + column),
                      *to_v = (unsigned *)((bf16 *)p.dv + row * p.ld_dv + column);
 #pragma unroll
-            for (int b = 0; b < 16; b++) {
+            for (int b = 0; b < 16; b++)
+                to_v[4 * b] = narrow_two<bf16>(dv[4 * b + 2 * r], dv[4 * b + 2 * r + 1]);
+            if (p.pos != nullptr)
+                turn_back(dk, r, angles_of(p, row));
+#pragma unroll
+            for (int b = 0; b < 16; b++)
                 to_k[4 * b] =
                     narrow_two<bf16>(dk[4 * b + 2 * r] * p.scale, dk[4 * b + 2 * r + 1] * p.scale);
-                to_v[4 * b] = narrow_two<bf16>(dv[4 * b + 2 * r], dv[4 * b + 2 * r + 1]);
-            }
         }
         at = pass.piece.next;
     }

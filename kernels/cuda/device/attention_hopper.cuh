@@ -255,5 +255,39 @@ __device__ inline void multiply_words(float (&d)[64], const unsigned (&a)[4 * N]
     products_asked();
 }
 
+// A token's row of rope's table: cosines, then as many sines.
+__device__ inline const float *angles_of(const pmli_attention_hopper_params &p, long long token)
+{
+    return p.table + p.pos[token] * (long long)HEAD;
+}
+
+// Two columns of a gradient and those 64 further on, as they were before rope: by the angles'
+// cosines and sines, the other way round.
+__device__ inline void turn_back(float2 &low, float2 &high, float2 c, float2 s)
+{
+    const float2 x = low, y = high;
+    low = make_float2(x.x * c.x + y.x * s.x, x.y * c.y + y.y * s.y);
+    high = make_float2(y.x * c.x - x.x * s.x, y.y * c.y - x.y * s.y);
+}
+
+// The same of a whole row, the r-th of the two that this thread has of sums [64, 128]: of every
+// eight columns two. Which two is hidden from the compiler, lest it work out their place ahead of
+// the loop that makes the sums, where no registers are left.
+__device__ inline void turn_back(float (&x)[64], int r, const float *angles)
+{
+    int lane = threadIdx.x % 4;
+    asm volatile("" : "+r"(lane));
+    const float *mine = angles + lane * 2;
+#pragma unroll
+    for (int b = 0; b < 8; b++) {
+        float2 low = make_float2(x[4 * b + 2 * r], x[4 * b + 2 * r + 1]),
+               high = make_float2(x[4 * b + 32 + 2 * r], x[4 * b + 32 + 2 * r + 1]);
+        turn_back(low, high, *(const float2 *)(mine + b * 8),
+                  *(const float2 *)(mine + HEAD / 2 + b * 8));
+        x[4 * b + 2 * r] = low.x, x[4 * b + 2 * r + 1] = low.y;
+        x[4 * b + 32 + 2 * r] = high.x, x[4 * b + 32 + 2 * r + 1] = high.y;
+    }
+}
+
 #endif
 #endif

@@ -307,41 +307,55 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // A block a tile. Sums lie as the registers of attention_hopper.cu's dq do: half the columns,
 // blocks of eight of them, threads; so that four threads side by side have eight columns of two
-// rows.
+// rows. Here a thread has eight columns of the one half and those that rope turns them with, 64
+// further on.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attend_hopper_end(const pmli_attention_hopper_params p)
 {
     const unsigned tile = gridDim.x - 1 - blockIdx.x; // the last sums are in the cache
     const int4 read = *(const int4 *)(p.sum_tiles + tile);
     const int token = read.x, positions = read.y, kv = read.z, group = p.heads / p.kv_heads;
-    const int half = threadIdx.x / 128, thread = threadIdx.x % 128,
+    const int thread = threadIdx.x % 128, block = threadIdx.x / 128 * 4 + thread % 4,
               row = thread / 32 * 16 + thread / 4 % 8;
     if (positions == 0)
         return;
-    const float4 *from = (const float4 *)p.sums + (long long)tile * (ROWS * HEAD / 4) +
-                         half * (ROWS * 64 / 4) + thread / 4 * 4;
-    float4 x[2][4];
+    const float4 *from =
+        (const float4 *)p.sums + (long long)tile * (ROWS * HEAD / 4) + block * 128 + thread / 4 * 4;
+    float2 x[2][2][4]; // of a row its low half, then the high one
 #pragma unroll
-    for (int i = 0; i < 2; i++)
+    for (int half = 0; half < 2; half++)
 #pragma unroll
-        for (int q = 0; q < 4; q++)
-            x[i][q] = from[(thread % 4 + i * 4) * 128 + q];
+        for (int q = 0; q < 4; q++) {
+            const float4 of_both = from[half * (ROWS * 64 / 4) + q];
+            x[0][half][q] = make_float2(of_both.x, of_both.y);
+            x[1][half][q] = make_float2(of_both.z, of_both.w);
+        }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int at = row + 8 * r;
         if (at >= positions * group)
             continue;
-        bf16 *to = (bf16 *)p.dq + (token + at / group) * p.ld_dq +
-                   (kv * group + at % group) * HEAD + half * 64 + thread % 4 * 8;
+        if (p.pos != nullptr) {
+            const float4 *angles = (const float4 *)angles_of(p, token + at / group) + block * 2;
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
+            for (int i = 0; i < 2; i++) {
+                const float4 c = angles[i], s = angles[HEAD / 8 + i];
+                turn_back(x[r][0][2 * i], x[r][1][2 * i], make_float2(c.x, c.y),
+                          make_float2(s.x, s.y));
+                turn_back(x[r][0][2 * i + 1], x[r][1][2 * i + 1], make_float2(c.z, c.w),
+                          make_float2(s.z, s.w));
+            }
+        }
+        bf16 *to = (bf16 *)p.dq + (token + at / group) * p.ld_dq +
+                   (kv * group + at % group) * HEAD + block * 8;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
             uint4 y;
             unsigned *w = (unsigned *)&y;
 #pragma unroll
             for (int q = 0; q < 4; q++)
-                w[q] = r == 0 ? narrow_two<bf16>(x[i][q].x * p.scale, x[i][q].y * p.scale)
-                              : narrow_two<bf16>(x[i][q].z * p.scale, x[i][q].w * p.scale);
-            *(uint4 *)(to + i * 32) = y;
+                w[q] = narrow_two<bf16>(x[r][half][q].x * p.scale, x[r][half][q].y * p.scale);
+            *(uint4 *)(to + half * 64) = y;
         }
     }
 }

@@ -224,6 +224,8 @@ __device__ inline void multiply_all(const pmli_attention_hopper_params &p, unsig
             const int row = warp * 16 + lane / 4 + 8 * r;
             if (row >= tokens * group || token[r] >= turn.tile.rows)
                 continue;
+            if (p.pos != nullptr)
+                turn_back(dq, r, angles_of(p, turn.tile.token + token[r]));
             unsigned *to =
                 (unsigned *)((bf16 *)p.dq + (long long)(turn.tile.token + token[r]) * p.ld_dq +
                              (turn.tile.kv_head * group + row % group) * HEAD) +

@@ -474,6 +474,8 @@ typedef struct pmli_attention_hopper_params {
     const void *out, *dout_rows;
     const float *lse;
     const int *cu;
+    const int *pos; /* of tokens, rows of the table: dq and dk go back through rope; NULL: not */
+    const float *table;
     void *dq, *dk, *dv;
     float *stats; /* [tokens, heads, 2]: lse in powers of two, the dot of o and its gradient */
     float *sums;  /* of dq, a tile's in the order of the registers that make them; NULL: none */

@@ -49,7 +49,7 @@ extern "C" {
       "Gradients of linear with respect to its input and what is trained.")                        \
     X(rope, "UII", "Rotates queries and keys by an angle that grows with the position.")           \
     X(attention, "IIIIIOOw", "Each token gathers values of earlier tokens of its own document.")   \
-    X(attention_bwd, "IIIIIIIIOOOw", "Gradients of attention, with the scores computed again.")    \
+    X(attention_bwd, "IIIIIIIIiiOOOw", "Gradients of attention, with the scores computed again.")  \
     X(swiglu, "IOioow", "h = silu(gate) * up.")                                                    \
     X(swiglu_bwd, "IIOoiiouiuiow", "Gradient of swiglu with respect to gate and up.")              \
     X(head_loss, "IIIIiOouw",                                                                      \
@@ -239,9 +239,14 @@ typedef struct pml_attention_args {
 
 /* dq, dk, dv written (not added), zero outside every document. Same shapes as q, k, v. o and lse
  * are those of the forward of the same q, k, v. The dq of a query that sees one key is zero: in the
- * CPU reference exactly, elsewhere to rounding. */
+ * CPU reference exactly, elsewhere to rounding.
+ * pos [1,T] I32 and table [P, head_dim] F32, both or neither, as rope has them: q and k were turned
+ * by them, and dq and dk are the gradients of what was there before: turned back by the same
+ * angles, before they are rounded where a backend has them in hand. Only where q and k have the
+ * same rows, all T; pos names a row of the table for those outside every document as well, whose
+ * gradients stay zero. */
 typedef struct pml_attention_bwd_args {
-    pml_view dout, q, k, v, o, lse, cu_q, cu_k, dq, dk, dv, ws;
+    pml_view dout, q, k, v, o, lse, cu_q, cu_k, pos, table, dq, dk, dv, ws;
     int32_t heads, kv_heads, head_dim;
     int32_t window;
     int32_t max_q;

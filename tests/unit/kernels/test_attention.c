@@ -72,6 +72,55 @@ static double attend_all(void *context)
     return result;
 }
 
+static void expect_same(const char *what, const pml_view *got, const pml_view *want)
+{
+    for (int64_t r = 0; r < want->rows; r++)
+        for (int64_t c = 0; c < want->cols; c++)
+            if (*at(got, r, c) !=
+                *at(want, r, c)) /* not of bits: behind documents zeros have signs */
+                fail_msg("%s[%lld,%lld] is %.9g, by rope %.9g", what, (long long)r, (long long)c,
+                         *at(got, r, c), *at(want, r, c));
+}
+
+/* With positions the op leaves what rope's inverse makes of its own dq and dk, and the same dv.
+ * Each document counts from 0, every second one from 5. Takes the plain results apart. */
+static void check_turned(const problem *p, const pml_attention_bwd_args *plain)
+{
+    const shape *s = p->s;
+    int64_t rows = plain->q.rows;
+    pml_op_args turned = {.attention_bwd = *plain};
+    pml_attention_bwd_args *t = &turned.attention_bwd;
+    t->pos = view_new(1, rows, 0, PML_I32);
+    int32_t *pos = t->pos.data;
+    for (int64_t row = 0, d = 0; row < rows; row++) {
+        while (d < s->documents && row >= p->cu_q[d + 1])
+            d++;
+        pos[row] = d < s->documents ? (int32_t)(row - p->cu_q[d] + d % 2 * 5) : 2;
+    }
+    t->table = random_view(rows + 5, s->head_dim, s->border);
+    t->dq = view_new(rows, plain->dq.cols, s->border, PML_F32);
+    t->dk = view_new(rows, plain->dk.cols, s->border, PML_F32);
+    t->dv = view_new(rows, plain->dv.cols, s->border, PML_F32);
+    run_op(PML_OP_attention_bwd, &turned);
+    const pml_view *const ours[] = {&t->dq, &t->dk}, *const theirs[] = {&plain->dq, &plain->dk};
+    for (int i = 0; i < 2; i++) {
+        pml_op_args rope = {.rope = {.x = *theirs[i],
+                                     .pos = t->pos,
+                                     .table = t->table,
+                                     .heads = i == 0 ? s->heads : s->kv_heads,
+                                     .head_dim = s->head_dim,
+                                     .inverse = 1}};
+        run_op(PML_OP_rope, &rope);
+        expect_same(i == 0 ? "dq" : "dk", ours[i], theirs[i]);
+    }
+    expect_same("dv", &t->dv, &plain->dv);
+    free(t->pos.data);
+    free(t->table.data);
+    free(t->dq.data);
+    free(t->dk.data);
+    free(t->dv.data);
+}
+
 static void check_shape(const shape *s)
 {
     problem p = {.s = s, .scale = 1.0 / sqrt(s->head_dim) * 1.5};
@@ -135,6 +184,8 @@ static void check_shape(const shape *s)
     expect_gradient("dq", &b->dq, NULL, attend_all, &p, p.q, 12, 5e-6);
     expect_gradient("dk", &b->dk, NULL, attend_all, &p, p.k, 12, 5e-6);
     expect_gradient("dv", &b->dv, NULL, attend_all, &p, p.v, 12, 5e-6);
+    if (tq == tk)
+        check_turned(&p, b);
 
     free(p.q);
     free(p.k);

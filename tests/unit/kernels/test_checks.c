@@ -127,6 +127,8 @@ static pml_op_args valid(pml_op op)
                                                    .lse = random_view(2, T, 0),
                                                    .cu_q = int_view(3, cu),
                                                    .cu_k = int_view(3, cu),
+                                                   .pos = int_view(T, index),
+                                                   .table = random_view(T, H, 0),
                                                    .dq = random_view(T, 2 * H, 0),
                                                    .dk = random_view(T, H, 0),
                                                    .dv = random_view(T, H, 0),
@@ -300,11 +302,12 @@ static bool free_rows(pml_op op, const char *operand)
     static const struct {
         pml_op op;
         const char *operand;
-    } some[] = {{PML_OP_embed, "table"},      {PML_OP_embed_bwd, "dtable"},
-                {PML_OP_rope, "table"},       {PML_OP_sum, "x"},
-                {PML_OP_sumsq, "x"},          {PML_OP_fill, "y"},
-                {PML_OP_gather_rows, "x"},    {PML_OP_scatter_rows, "y"},
-                {PML_OP_clip_scale, "hyper"}, {PML_OP_await, "x"}};
+    } some[] = {{PML_OP_embed, "table"},    {PML_OP_embed_bwd, "dtable"},
+                {PML_OP_rope, "table"},     {PML_OP_attention_bwd, "table"},
+                {PML_OP_sum, "x"},          {PML_OP_sumsq, "x"},
+                {PML_OP_fill, "y"},         {PML_OP_gather_rows, "x"},
+                {PML_OP_scatter_rows, "y"}, {PML_OP_clip_scale, "hyper"},
+                {PML_OP_await, "x"}};
     for (size_t i = 0; i < sizeof some / sizeof *some; i++)
         if (some[i].op == op && strcmp(some[i].operand, operand) == 0)
             return true;
@@ -464,6 +467,37 @@ static void test_operands_that_need_others(void **state)
     REFUSED(linear, b.data, NULL);
     REFUSED(linear, rng.data, NULL);
     REFUSED(rmsnorm, sum.data, NULL);
+    REFUSED(attention_bwd, pos.data, NULL);
+    REFUSED(attention_bwd, table.data, NULL);
+}
+
+/* Positions are of rows that are both queries and keys, in heads of two halves; without them the
+ * same operands are right. */
+static void test_positions_of_attention(void **state)
+{
+    (void)state;
+    for (int odd = 0; odd < 2; odd++) {
+        pml_op_args args = valid(PML_OP_attention_bwd), kept = args;
+        pml_attention_bwd_args *a = &args.attention_bwd;
+        int64_t keys = odd ? T : T - 1;
+        int32_t dim = odd ? H - 1 : H;
+        a->head_dim = dim;
+        a->table.cols = dim;
+        pml_view *queries[] = {&a->dout, &a->q, &a->o, &a->dq};
+        for (int i = 0; i < 4; i++)
+            queries[i]->cols = 2 * dim;
+        pml_view *all[] = {&a->k, &a->v, &a->dk, &a->dv};
+        for (int i = 0; i < 4; i++) {
+            all[i]->rows = keys;
+            all[i]->cols = dim;
+        }
+        ((int32_t *)a->cu_k.data)[2] = (int32_t)keys;
+        expect_name(PML_OP_attention_bwd, &args, odd ? "in odd heads" : "for fewer keys", "pos");
+        a->pos = a->table = (pml_view){0};
+        pml_error err = PML_ERROR_INIT;
+        assert_int_equal(call_op(PML_OP_attention_bwd, &args, &err), PML_OK);
+        free_views(PML_OP_attention_bwd, &kept);
+    }
 }
 
 int main(void)
@@ -472,6 +506,7 @@ int main(void)
         cmocka_unit_test(test_every_operand),
         cmocka_unit_test(test_attributes),
         cmocka_unit_test(test_operands_that_need_others),
+        cmocka_unit_test(test_positions_of_attention),
     };
     return run_on_devices(tests);
 }

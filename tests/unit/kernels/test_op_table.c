@@ -100,6 +100,8 @@ static const expectation expectations[] = {
     E(attention_bwd, lse),
     E(attention_bwd, cu_q),
     E(attention_bwd, cu_k),
+    E(attention_bwd, pos),
+    E(attention_bwd, table),
     E(attention_bwd, dq),
     E(attention_bwd, dk),
     E(attention_bwd, dv),

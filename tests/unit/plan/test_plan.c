@@ -308,6 +308,34 @@ static void test_output_of_swiglu_is_not_kept(void **state)
     pml_program_destroy(&p);
 }
 
+/* What rope turned attention's backward turns back, before that of the heads' norms; no other node
+ * does. */
+static void test_attention_turns_back(void **state)
+{
+    (void)state;
+    const pml_segment micro = PML_SEGMENT_MICRO;
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    for (int norms = 0; norms < 2; norms++) {
+        pml_model_spec spec = small;
+        spec.qk_norm = norms;
+        pml_program *p = built(&spec, &config, &limits, no_recompute);
+        assert_int_equal(count(p, micro, PML_OP_rope, ANY), spec.layers);
+        assert_int_equal(count(p, micro, PML_OP_attention_bwd, ANY), spec.layers);
+        for (int i = p->segments[micro].first; i < p->segments[micro].end; i++) {
+            const pml_node *node = &p->nodes[i];
+            if (node->op == PML_OP_rope)
+                assert_false(node->args.rope.inverse);
+            if (node->op != PML_OP_attention_bwd)
+                continue;
+            assert_int_equal(node->operands[PML_OPERAND(attention_bwd, pos)].tensor,
+                             p->positions_in);
+            assert_int_equal(node->operands[PML_OPERAND(attention_bwd, table)].tensor, p->rope);
+            assert_int_equal(node[1].op == PML_OP_head_norm_bwd, norms);
+        }
+        pml_program_destroy(&p);
+    }
+}
+
 /* The table of angles is as long as the longest document or sample, whatever the model says. */
 static void test_lengths_beyond_the_models_positions(void **state)
 {
@@ -514,6 +542,7 @@ int main(void)
         cmocka_unit_test(test_lora_computes_only_what_it_needs),
         cmocka_unit_test(test_output_of_swiglu_is_not_kept),
         cmocka_unit_test(test_beside),
+        cmocka_unit_test(test_attention_turns_back),
         cmocka_unit_test(test_lengths_beyond_the_models_positions),
         cmocka_unit_test(test_full_trains_everything),
         cmocka_unit_test(test_ranges_of_8_bits),
