@@ -32,7 +32,8 @@ enum {
 };
 static_assert(END + 1024 <= HOPPER_SHARED, "what the host asks for");
 
-// The round-th tile of this block's; false: there is none.
+// The round-th tile of this block's; false: there is none, nor in a later round, for all rounds but
+// the last are full.
 struct Turn {
     pmli_hopper_queries tile;
     int keys; // tiles of them
@@ -48,22 +49,13 @@ struct Turn {
     }
 };
 
-// A round without a tile may come before one with a tile only where rounds are not full: in the
-// last.
-__device__ inline int rounds_of(const pmli_attention_hopper_params &p)
-{
-    return (p.lists[HOPPER_BLOCKS] + (int)gridDim.x - 1) / (int)gridDim.x;
-}
-
 __device__ inline void bring_all(const pmli_attention_hopper_params &p, unsigned shared, int group)
 {
     Ring<STAGES> ring(1);
     unsigned rows = 1;
     const int tokens = ROWS / group, bytes = 2 * 2 * 2 * tokens * group * 128;
     Turn turn = {};
-    for (int round = 0; round < rounds_of(p); round++) {
-        if (!turn.take(p, round, tokens))
-            continue;
+    for (int round = 0; turn.take(p, round, tokens); round++) {
         const int kv = turn.tile.kv_head, first = turn.tile.token + turn.tile.first;
         barrier_wait(shared + ROWS_FREE, rows);
         rows ^= 1;
@@ -166,9 +158,7 @@ __device__ inline void multiply_all(const pmli_attention_hopper_params &p, unsig
         barrier_meet(BOTH, 2 * GROUP);
     };
 
-    for (int round = 0; round < rounds_of(p); round++) {
-        if (!turn.take(p, round, tokens))
-            continue;
+    for (int round = 0; turn.take(p, round, tokens); round++) {
         int key = (turn.keys - 1) * KEYS;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
