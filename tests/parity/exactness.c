@@ -130,10 +130,9 @@ static bool same(const pml_step_result *a, const pml_step_result *b)
 
 /* Three steps that make things again end with the weights of three that keep them, bit for bit:
  * each level, in one of the two layers and in both. */
-static void check_recompute(const char *fixtures, const char *name, double dropout)
+static void check_made_again(const char *name, const pml_train_config *given)
 {
-    pml_train_config config;
-    load(fixtures, name, dropout, &config);
+    pml_train_config config = *given;
     config.deterministic = true;
     float *kept = NULL;
     pml_step_result first = {0};
@@ -181,6 +180,41 @@ static void check_recompute(const char *fixtures, const char *name, double dropo
     free(kept);
 }
 
+static void check_recompute(const char *fixtures, const char *name, double dropout)
+{
+    pml_train_config config;
+    load(fixtures, name, dropout, &config);
+    check_made_again(name, &config);
+}
+
+/* A fixture's settings over a model that is made here, in a folder of its own: for sizes that no
+ * fixture has. */
+static void load_made(const char *fixtures, int head_dim, pml_train_config *config)
+{
+    char folder[] = "/tmp/pml-exactness-XXXXXX";
+    load(fixtures, "llama-untied-lora", 0, config);
+    if (mkdtemp(folder) == NULL)
+        abort();
+    make_model_in_units(folder, head_dim);
+    snprintf(config->model, sizeof config->model, "%s", folder);
+    config->lora_init[0] = '\0';
+}
+
+static void remove_made(const pml_train_config *config)
+{
+    MUST(pml_tree_remove("/tmp", config->model + strlen("/tmp/"), err));
+}
+
+/* Heads as large models have them: in bfloat16 on Hopper attention's backward by its own kernels.
+ */
+static void check_wide_heads(const char *fixtures)
+{
+    pml_train_config config;
+    load_made(fixtures, 128, &config);
+    check_made_again("heads of 128", &config);
+    remove_made(&config);
+}
+
 /* Quantised weights as codes, as products read them (NF4's numbers; FP8's codes turned round, too),
  * and some of each: the same bits; with layers made again, where a weight that was unpacked for
  * that serves the backward, too. */
@@ -225,22 +259,16 @@ static void check_unpacked_nf4(const char *fixtures, const char *name)
     check_unpacked(name, &config);
 }
 
-/* Over a model that is made here, for no fixture has sizes that products of 8 bits take; with rows
- * enough that adapters stand in the codes' borders where there are borders. */
+/* No fixture has sizes that products of 8 bits take; with rows enough that adapters stand in the
+ * codes' borders where there are borders. */
 static void check_unpacked_fp8(const char *fixtures)
 {
     pml_train_config config;
-    char folder[] = "/tmp/pml-exactness-XXXXXX";
-    load(fixtures, "llama-untied-lora", 0, &config);
-    if (mkdtemp(folder) == NULL)
-        abort();
-    make_model_in_units(folder);
-    snprintf(config.model, sizeof config.model, "%s", folder);
-    config.lora_init[0] = '\0';
+    load_made(fixtures, 16, &config);
     config.quant = PML_QUANT_FP8;
     config.batch_size = 8;
     check_unpacked("fp8", &config);
-    MUST(pml_tree_remove("/tmp", folder + strlen("/tmp/"), err));
+    remove_made(&config);
 }
 
 /* A micro-batch run in pieces gives the loss and gradients of the whole, but for the order of sums.
@@ -421,6 +449,7 @@ static int on_gpu(const char *fixtures)
     check_recompute(fixtures, "llama-untied-lora", 0);
     check_recompute(fixtures, "llama-untied-lora", 0.3);
     check_recompute(fixtures, "qwen2-tied-lora", 0);
+    check_wide_heads(fixtures);
     if (session_has(PML_U8))
         check_unpacked_fp8(fixtures);
     return summary();
@@ -452,6 +481,7 @@ int main(int argc, char **argv)
     check_pieces(argv[1], "llama-biased-full");
     check_pieces(argv[1], "qwen3-layers-lora");
     check_recompute(argv[1], "qwen3-tied-full", 0);
+    check_wide_heads(argv[1]);
     check_unpacked_nf4(argv[1], "llama-nf4-lora"); /* quantised while it is loaded */
     check_unpacked_nf4(argv[1], "qwen2-nf4-lora"); /* quantised in its folder */
     check_unpacked_fp8(argv[1]);
