@@ -5,6 +5,7 @@
 #include "attention_hopper.h"
 
 #include "operand.h"
+#include "tensor_map.h"
 
 enum {
     HEAD = 128,
@@ -14,8 +15,6 @@ enum {
     UNIT = 256,           /* parts of ws begin on whole ones */
     MOST_ROOM = 768 << 20 /* more is not asked for the sums: as for cuDNN's workspace */
 };
-
-_Static_assert(sizeof(pmli_tensor_map) == sizeof(CUtensorMap), "as the driver has it");
 
 pml_status pmli_attention_hopper_prepare(pml_device *d, pml_error *err)
 {
@@ -97,21 +96,18 @@ bool pmli_attention_hopper_serves(const pml_device *d, const pml_attention_bwd_a
            a->cu_q.data == a->cu_k.data && a->q.rows == a->k.rows && in_packs(a);
 }
 
-/* v [tokens, heads * 128] in boxes of 64 columns of so many heads and tokens; zeros beyond. */
+/* v [tokens, heads * 128] in boxes of 64 columns of so many heads and tokens. */
 static pml_status describe(pmli_tensor_map *map, const pml_view *v, int64_t heads,
                            int64_t box_heads, int64_t box_tokens, pml_error *err)
 {
-    const cuuint64_t shape[] = {HEAD, (cuuint64_t)heads, (cuuint64_t)v->rows};
     /* of one row alone the distance to the next says nothing */
-    const cuuint64_t row = (cuuint64_t)(v->rows > 1 ? v->ld : heads * HEAD);
-    const cuuint64_t pitch[] = {HEAD * 2, row * 2};
-    const cuuint32_t box[] = {HEAD / 2, (cuuint32_t)box_heads, (cuuint32_t)box_tokens};
-    const cuuint32_t step[] = {1, 1, 1};
-    return PMLI_CU(pmli_cu.cuTensorMapEncodeTiled(
-                       (CUtensorMap *)map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, v->data, shape,
-                       pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-                   "describing attention's operands for the copy engine", err);
+    const pmli_boxes boxes = {.dtype = v->dtype,
+                              .sides = 3,
+                              .shape = {HEAD, heads, v->rows},
+                              .pitch = {HEAD, v->rows > 1 ? v->ld : heads * HEAD},
+                              .box = {HEAD / 2, (unsigned)box_heads, (unsigned)box_tokens}};
+    return pmli_tensor_map_of(map, v->data, &boxes,
+                              "describing attention's operands for the copy engine", err);
 }
 
 pml_status pmli_attention_hopper_bwd(pml_queue *queue, const pml_attention_bwd_args *a,

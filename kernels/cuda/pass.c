@@ -4,6 +4,7 @@
 #include "device/params.h"
 #include "linear.h"
 #include "operand.h"
+#include "tensor_map.h"
 
 enum {
     SIXTEEN = 16, /* columns of u that a box has */
@@ -13,9 +14,6 @@ enum {
     SUM_BLOCK = 256,
     MOST_BLOCKS = 512 /* of one call: bounds the partial sums of d */
 };
-
-_Static_assert(sizeof(pmli_tensor_map) == sizeof(CUtensorMap), "as the driver has it");
-_Static_assert(_Alignof(pmli_tensor_map) >= 64, "as the driver wants it");
 
 static int64_t div_up(int64_t a, int64_t b)
 {
@@ -102,23 +100,17 @@ static int blocks_a_column(const pml_device *device, int64_t columns, int64_t ro
     return (int)best;
 }
 
-/* v as the copy engine reads it: boxes of so many columns and rows, whose rows lie in shared memory
- * as products want them; zeros beyond its last column and row. */
+/* v in boxes of so many columns and rows. */
 static pml_status describe(pmli_tensor_map *map, const pml_view *v, unsigned columns, unsigned rows,
                            pml_error *err)
 {
-    CUtensorMapDataType dtype =
-        v->dtype == PML_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-    const cuuint64_t shape[] = {(cuuint64_t)v->cols, (cuuint64_t)v->rows};
-    const cuuint64_t pitch[] = {(cuuint64_t)v->ld * pml_dtype_size(v->dtype)};
-    const cuuint32_t box[] = {columns, rows}, step[] = {1, 1};
-    CUtensorMapSwizzle lies =
-        columns == BOX ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_32B;
-    return PMLI_CU(pmli_cu.cuTensorMapEncodeTiled((CUtensorMap *)map, dtype, 2, v->data, shape,
-                                                  pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                                  lies, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-                   "describing a matrix for the copy engine", err);
+    const pmli_boxes boxes = {.dtype = v->dtype,
+                              .sides = 2,
+                              .shape = {v->cols, v->rows},
+                              .pitch = {v->ld},
+                              .box = {columns, rows},
+                              .far = true};
+    return pmli_tensor_map_of(map, v->data, &boxes, "describing a matrix for the copy engine", err);
 }
 
 /* Blocks for the pass, then for its sums, of which a thread has four of the items. */
