@@ -489,6 +489,36 @@ static void test_price_of_linear(void **state)
     fail_msg("no down projection in the program");
 }
 
+/* Attention's backward costs what it does by itself and rope's beside it do, but that nobody reads
+ * and writes dq and dk once more. */
+static void test_price_of_turning_back(void **state)
+{
+    (void)state;
+    pml_program *p = build(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR, 0);
+    pml_counts counts = pml_program_capacity(p, PML_SEGMENT_MICRO);
+    static char arena[1];
+    int n = p->segments[PML_SEGMENT_MICRO].first;
+    while (p->nodes[n].op != PML_OP_attention_bwd)
+        n++;
+    pml_op_args both, alone, rope = {.rope = {.inverse = 1}};
+    pml_program_bind(p, &p->nodes[n], arena, &counts, &both);
+    alone = both;
+    alone.attention_bwd.pos = alone.attention_bwd.table = (pml_view){0};
+    const pml_attention_bwd_args *a = &both.attention_bwd;
+    rope.rope.x = a->dq;
+    rope.rope.x.cols += a->dk.cols; /* side by side */
+    rope.rope.pos = a->pos;
+    rope.rope.table = a->table;
+    const pml_cost whole = pml_node_cost(PML_OP_attention_bwd, &both);
+    const pml_cost plain = pml_node_cost(PML_OP_attention_bwd, &alone);
+    const pml_cost turn = pml_node_cost(PML_OP_rope, &rope);
+    assert_true(turn.flops > 0 && turn.bytes > 0);
+    assert_true(whole.flops == plain.flops + turn.flops);
+    int64_t spared = 2 * 4 * rope.rope.x.rows * rope.rope.x.cols;
+    assert_int_equal((int64_t)(plain.bytes + turn.bytes - whole.bytes), spared);
+    pml_program_destroy(&p);
+}
+
 /* In float16 the residual line's gradient is float32, with a rounding for products beside it; in
  * other dtypes it is one tensor. The loss scale is read where the gradient begins, always. */
 static void test_gradients_of_float16(void **state)
@@ -551,6 +581,7 @@ int main(void)
         cmocka_unit_test(test_gradients_of_float16),
         cmocka_unit_test(test_borders),
         cmocka_unit_test(test_price_of_linear),
+        cmocka_unit_test(test_price_of_turning_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
