@@ -1,6 +1,6 @@
 // What attention on sm_90a takes beside hopper.cuh: barriers between some warps of a block, boxes
-// of three dimensions, sums added up in memory by the copy engine, and products of which several
-// are under way.
+// of three dimensions, sums added up in memory by the copy engine, products of which several are
+// under way, and rope's turn back.
 //
 // A tile in shared memory is rows of 128 bytes (64 elements), as the copy engine's swizzle of 128
 // bytes lays them; wider matrices are several such tiles `apart` bytes from each other.

@@ -214,7 +214,8 @@ typedef struct pml_linear_bwd_args {
  *   (x_i, x_{i+hd/2}) -> (x_i c - x_{i+hd/2} s,  x_{i+hd/2} c + x_i s)
  * x [T, heads*head_dim] (queries and keys side by side: the front of a fused q,k,v buffer);
  * pos [1,T] I32; table [P, head_dim] F32, attention scaling (yarn) folded in.
- * inverse: the transpose, for the backward. Su et al., RoFormer, 2021. */
+ * inverse: the transpose, for the backward, where attention_bwd is not given pos and table.
+ * Su et al., RoFormer, 2021. */
 typedef struct pml_rope_args {
     pml_view x, pos, table;
     int32_t heads, head_dim;

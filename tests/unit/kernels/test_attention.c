@@ -72,12 +72,12 @@ static double attend_all(void *context)
     return result;
 }
 
+/* Of numbers, not of bits: rope gives the zeros behind documents signs. */
 static void expect_same(const char *what, const pml_view *got, const pml_view *want)
 {
     for (int64_t r = 0; r < want->rows; r++)
         for (int64_t c = 0; c < want->cols; c++)
-            if (*at(got, r, c) !=
-                *at(want, r, c)) /* not of bits: behind documents zeros have signs */
+            if (*at(got, r, c) != *at(want, r, c))
                 fail_msg("%s[%lld,%lld] is %.9g, by rope %.9g", what, (long long)r, (long long)c,
                          *at(got, r, c), *at(want, r, c));
 }
