@@ -280,7 +280,8 @@ static void expect_refusal(session *s, const char *name, pml_status want, pml_st
     report(s, got == want && strstr(err->message, words) != NULL, name, err->message);
 }
 
-/* Of attention's positions and angles one alone, and ones of other rows or heads. */
+/* Of attention's positions and angles one alone, ones of other rows or heads, angles with a border,
+ * and both where keys are not the queries' own. */
 static void attention_refuses(session *s)
 {
     enum { ROWS = 4, DIM = 64 };
@@ -288,24 +289,28 @@ static void attention_refuses(session *s)
     const pml_view bounds = pml_vector(s->arena, 2, PML_I32);
     static const struct {
         const char *what, *operand;
-        int32_t positions, angles;
-    } bad[] = {{"attention's positions without angles", "'table'", ROWS, 0},
-               {"attention's angles without positions", "'pos'", 0, DIM},
-               {"attention's positions of fewer rows", "'pos'", ROWS - 1, DIM},
-               {"attention's angles of narrower heads", "'table'", ROWS, DIM - 2}};
+        int32_t positions, angles, border, keys;
+    } bad[] = {{"attention's positions without angles", "'table'", ROWS, 0, 0, ROWS},
+               {"attention's angles without positions", "'pos'", 0, DIM, 0, ROWS},
+               {"attention's positions of fewer rows", "'pos'", ROWS - 1, DIM, 0, ROWS},
+               {"attention's angles of narrower heads", "'table'", ROWS, DIM - 2, 0, ROWS},
+               {"attention's angles with a border", "'table'", ROWS, DIM, 8, ROWS},
+               {"attention's positions with fewer keys", "'pos'", ROWS, DIM, 0, ROWS - 1}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        pml_view keys = some;
+        keys.rows = bad[i].keys;
         pml_op_args args = {
             .attention_bwd = {.dout = some,
                               .q = some,
-                              .k = some,
-                              .v = some,
+                              .k = keys,
+                              .v = keys,
                               .o = some,
                               .lse = pml_matrix(s->arena, 1, ROWS, PML_F32),
                               .cu_q = bounds,
                               .cu_k = bounds,
                               .dq = some,
-                              .dk = some,
-                              .dv = some,
+                              .dk = keys,
+                              .dv = keys,
                               .ws = pml_vector(s->arena, ROWS * sizeof(float), PML_U8),
                               .heads = 1,
                               .kv_heads = 1,
@@ -317,6 +322,7 @@ static void attention_refuses(session *s)
             args.attention_bwd.pos = pml_vector(s->arena, bad[i].positions, PML_I32);
         if (bad[i].angles > 0)
             args.attention_bwd.table = pml_matrix(s->arena, ROWS, bad[i].angles, PML_F32);
+        args.attention_bwd.table.ld += bad[i].border;
         pml_status got = pml_op_run(s->gpu, PML_OP_attention_bwd, s->queue, &args, &err);
         expect_refusal(s, bad[i].what, PML_INVALID, got, &err, bad[i].operand);
     }
