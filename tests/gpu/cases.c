@@ -8,15 +8,6 @@
 
 enum { ALIGNMENT = 256 };
 
-static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
-enum { FLOATS = 3 };
-
-/* A result that is rounded once to the dtype, or thrice where u and y are rounded on the way. */
-static double tolerance_of(pml_dtype dtype)
-{
-    return dtype == PML_F32 ? 2e-6 : dtype == PML_BF16 ? 4e-3 : 6e-4;
-}
-
 gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
 {
     if (cases->count == CASES_MAX) {
@@ -56,9 +47,9 @@ static void add_moves(gpu_cases *cases)
                                         {1, 1, 0},   {3, 7, 0},       {37, 64, 0},  {37, 63, 2},
                                         {5, 896, 8}, {129, 1000, 24}, {2, 70001, 0}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (int f = 0; f < FLOATS; f++) {
+        for (int f = 0; f < CASES_FLOATS; f++) {
             int64_t rows = shapes[s][0], cols = shapes[s][1], border = shapes[s][2];
-            pml_dtype d = floats[f], other = floats[(f + 1) % FLOATS];
+            pml_dtype d = cases_floats[f], other = cases_floats[(f + 1) % CASES_FLOATS];
             const char *name = pml_dtype_name(d);
             gpu_case *c = cases_add(cases, PML_OP_embed, "%s [%d,%d]+%d", name, (int)rows,
                                     (int)cols, (int)border);
@@ -103,9 +94,9 @@ static void add_norms(gpu_cases *cases)
     static const int64_t widths[] = {8,    63,   64,   128,  576,   896,  1024,
                                      2048, 4096, 5120, 8192, 16384, 40000};
     for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
-        for (int f = 0; f < FLOATS; f++) {
+        for (int f = 0; f < CASES_FLOATS; f++) {
             int64_t cols = widths[w], rows = cols < 1000 ? 131 : 5;
-            pml_dtype d = floats[f];
+            pml_dtype d = cases_floats[f];
             for (int form = 0; form < 3; form++) {
                 static const char *const forms[] = {"", " + residual", " + residual in place"};
                 int64_t border = form == 1 ? 8 : 0;
@@ -117,7 +108,7 @@ static void add_norms(gpu_cases *cases)
                                         .y = shaped(rows, cols, 2 * border, d),
                                         .rstd = shaped(1, rows, 0, PML_F32),
                                         .eps = 1e-5F};
-                c->tolerance = tolerance_of(d);
+                c->tolerance = cases_tight(d);
                 if (form > 0)
                     a->add = a->sum = shaped(rows, cols, border, d);
                 if (form == 2)
@@ -137,7 +128,7 @@ static gpu_case *add_linear(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
                                        .y = shaped(rows, n, 0, d),
                                        .parts = 1,
                                        .part_cols = {(int32_t)n}};
-    c->tolerance = tolerance_of(d);
+    c->tolerance = cases_tight(d);
     return c;
 }
 
@@ -209,8 +200,8 @@ static void add_linears(gpu_cases *cases)
     static const int64_t shapes[][3] = {/* rows, outputs, inputs */
                                         {1, 8, 8},      {37, 130, 65},    {64, 256, 128},
                                         {3, 1000, 896}, {130, 896, 1000}, {257, 1536, 576}};
-    for (int f = 0; f < FLOATS; f++) {
-        pml_dtype d = floats[f];
+    for (int f = 0; f < CASES_FLOATS; f++) {
+        pml_dtype d = cases_floats[f];
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
             int64_t rows = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
             add_linear(cases, d, rows, n, k, "");

@@ -39,6 +39,22 @@ typedef struct gpu_cases {
     size_t workspace, operands; /* bytes; the arena is workspace first, then operands */
 } gpu_cases;
 
+/* What the GPU computes on. */
+enum { CASES_FLOATS = 3 };
+static const pml_dtype cases_floats[CASES_FLOATS] = {PML_F32, PML_BF16, PML_F16};
+
+/* A result that is rounded once to the dtype, or thrice where u and y are rounded on the way. */
+static inline double cases_tight(pml_dtype dtype)
+{
+    return dtype == PML_F32 ? 2e-6 : dtype == PML_BF16 ? 4e-3 : 6e-4;
+}
+
+/* A few roundings to the dtype on the way, and products of rounded numbers. */
+static inline double cases_loose(pml_dtype dtype)
+{
+    return dtype == PML_F32 ? 5e-6 : dtype == PML_BF16 ? 1.2e-2 : 1.5e-3;
+}
+
 /* A case to fill in: all operands absent. */
 gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -50,10 +66,12 @@ pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype);
  */
 void cases_drop(gpu_case *c, int at, int64_t rows);
 
-/* Embedding, norms, linear layers and moving rows; everything that training adds, a linear layer's
- * backward by itself; and what passes between SwiGLU and the layers beside it. */
+/* Embedding, norms, linear layers and moving rows; everything that training adds, attention and a
+ * linear layer's backward by themselves; and what passes between SwiGLU and the layers beside it.
+ */
 void cases_of_forward(gpu_cases *cases);
 void cases_of_training(gpu_cases *cases);
+void cases_of_attention(gpu_cases *cases);
 void cases_of_linear_bwd(gpu_cases *cases);
 void cases_of_mlp(gpu_cases *cases);
 /* Weights in 8 bits. */

@@ -5,11 +5,6 @@
 
 #include "cases.h"
 
-static double roundings(pml_dtype dtype)
-{
-    return dtype == PML_F32 ? 5e-6 : dtype == PML_BF16 ? 1.2e-2 : 1.5e-3;
-}
-
 static void add_forward(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t cols, int32_t rank,
                         int64_t border)
 {
@@ -20,7 +15,7 @@ static void add_forward(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t col
                                        .a = shaped(rank, cols, border / 2, d),
                                        .u = shaped(rows, rank, border / 8, d),
                                        .lora_scale = 0.75F};
-    c->tolerance = roundings(d);
+    c->tolerance = cases_loose(d);
 }
 
 /* What of the adapters: those of gate_up by bit, rank of down's, h as well. */
@@ -65,7 +60,7 @@ static void add_backward(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t co
         c->inside[PML_OPERAND(swiglu_bwd, v)] = PML_OPERAND(swiglu_bwd, gate_up);
         c->column[PML_OPERAND(swiglu_bwd, v)] = 2 * cols;
     }
-    c->tolerance = roundings(d);
+    c->tolerance = cases_loose(d);
 }
 
 static void add_all(gpu_cases *cases, pml_dtype d)
@@ -109,7 +104,7 @@ static void add_given_u(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, 
                                        .lora_scale = {0.75F},
                                        .border = border,
                                        .u_made = true};
-    c->tolerance = roundings(d);
+    c->tolerance = cases_loose(d);
 }
 
 /* v handed on, or given: apart from dy's border, or in it. */
@@ -144,14 +139,13 @@ static void add_given_v(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, 
         a->u = shaped(rows, 2 * rank, 0, d);
         a->db = shaped(2 * n, rank, 0, PML_F32);
     }
-    c->tolerance = roundings(d);
+    c->tolerance = cases_loose(d);
 }
 
 void cases_of_mlp(gpu_cases *cases)
 {
-    static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
-    for (int f = 0; f < 3; f++) {
-        pml_dtype d = floats[f];
+    for (int f = 0; f < CASES_FLOATS; f++) {
+        pml_dtype d = cases_floats[f];
         add_all(cases, d);
         add_given_u(cases, d, 130, 192, 520, 16, 64);
         add_given_u(cases, d, 130, 192, 521, 3, 9);

@@ -1,5 +1,5 @@
-/* Cases of what training adds to a forward pass: every backward but a linear layer's, attention,
- * the loss, the update. */
+/* Cases of what training adds to a forward pass: every backward but a linear layer's and
+ * attention's, the loss, the update. */
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -7,20 +7,6 @@
 #include <string.h>
 
 #include "cases.h"
-
-static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
-enum { FLOATS = 3 };
-
-/* A few roundings to the dtype on the way, and products of rounded numbers. */
-static double loose(pml_dtype dtype)
-{
-    return dtype == PML_F32 ? 5e-6 : dtype == PML_BF16 ? 1.2e-2 : 1.5e-3;
-}
-
-static double tight(pml_dtype dtype)
-{
-    return dtype == PML_F32 ? 2e-6 : dtype == PML_BF16 ? 4e-3 : 6e-4;
-}
 
 /* Of the forms the last two are F16's, with sums in float32: those alone, which must be as good as
  * float32 gets, and with their rounding on dy. */
@@ -37,7 +23,7 @@ static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
                                 .weight = shaped(1, cols, 0, d),
                                 .rstd = shaped(1, rows, 0, PML_F32),
                                 .dx = shaped(rows, cols, border, d)};
-    c->tolerance = d == PML_F32 ? 1e-5 : tight(d);
+    c->tolerance = d == PML_F32 ? 1e-5 : cases_tight(d);
     c->shift = form == 1 ? 1 : 0;
     if (form > 0) {
         a->dres = shaped(rows, cols, border, d);
@@ -48,7 +34,7 @@ static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
     if (form < 3)
         return;
     a->dx.dtype = a->dres.dtype = PML_F32;
-    c->tolerance = form == 3 ? 1e-5 : tight(d);
+    c->tolerance = form == 3 ? 1e-5 : cases_tight(d);
     if (form == 4) {
         a->rounded = shaped(rows, cols, border, d);
         a->dres = (pml_view){0};
@@ -79,13 +65,13 @@ static void add_elementwise(gpu_cases *cases, pml_dtype d)
                                 (int)border);
         c->args.swiglu = (pml_swiglu_args){.gate_up = shaped(rows, 2 * cols, border, d),
                                            .h = shaped(rows, cols, 2 * border, d)};
-        c->tolerance = tight(d);
+        c->tolerance = cases_tight(d);
         c = cases_add(cases, PML_OP_swiglu_bwd, "%s [%d,%d]+%d%s", name, (int)rows, (int)cols,
                       (int)border, s % 2 ? " in place" : "");
         c->args.swiglu_bwd = (pml_swiglu_bwd_args){.dh = shaped(rows, cols, border, d),
                                                    .gate_up = shaped(rows, 2 * cols, border, d),
                                                    .dgate_up = shaped(rows, 2 * cols, border, d)};
-        c->tolerance = tight(d);
+        c->tolerance = cases_tight(d);
         if (s % 2)
             c->inside[PML_OPERAND(swiglu_bwd, dgate_up)] = PML_OPERAND(swiglu_bwd, gate_up);
         if (s > 0) /* h again, in the place of dh or in one of its own */
@@ -112,204 +98,8 @@ static void add_elementwise(gpu_cases *cases, pml_dtype d)
                                            .head_dim = heads[h][1],
                                            .inverse = inverse};
             c->indices = 50;
-            c->tolerance = tight(d);
+            c->tolerance = cases_tight(d);
         }
-}
-
-/* Lengths of documents; -1 ends. What is left of the tokens belongs to none. equal: the op is told
- * that all of them have so many. */
-typedef struct packing {
-    const char *name;
-    int32_t tokens;
-    int32_t lengths[8];
-    int32_t equal, many; /* many: so many documents of 1 to 40 tokens, in place of lengths */
-} packing;
-
-static const packing packings[] = {
-    {"1", 1, {1, -1}, 0, 0},
-    {"37", 37, {37, -1}, 0, 0},
-    {"64+0+1+200, 7 outside", 272, {64, 0, 1, 200, -1}, 0, 0},
-    {"5+128+129+300", 562, {5, 128, 129, 300, -1}, 0, 0},
-    {"0+0+513", 513, {0, 0, 513, -1}, 0, 0},
-    {"200, equal", 200, {200, -1}, 200, 0},
-    {"96+96+96, equal", 288, {96, 96, 96, -1}, 96, 0},
-    {"256+256, equal", 512, {256, 256, -1}, 256, 0},
-    {"700+3+257+0+640, 9 outside", 1609, {700, 3, 257, 0, 640, -1}, 0, 0}};
-
-static int32_t *bounds_of(const packing *p, int32_t *slots)
-{
-    int32_t *bounds = calloc(16 + (size_t)p->many, sizeof *bounds);
-    if (bounds == NULL)
-        exit(1);
-    for (*slots = 0; p->many > 0 ? *slots < p->many : p->lengths[*slots] >= 0; ++*slots)
-        bounds[*slots + 1] =
-            bounds[*slots] + (p->many > 0 ? 1 + *slots * 7 % 40 : p->lengths[*slots]);
-    return bounds; /* lives as long as the cases */
-}
-
-typedef struct heads {
-    int32_t heads, kv_heads, dim, window;
-} heads;
-
-/* A row of angles for each position as a model's are: cosines, then sines. */
-enum { POSITIONS = 768, WIDEST = 256 };
-static const float *angles_of(int32_t dim)
-{
-    static float *made[WIDEST + 1]; /* they live as long as the cases */
-    if (made[dim] != NULL)
-        return made[dim];
-    made[dim] = calloc((size_t)POSITIONS * (size_t)dim, sizeof(float));
-    if (made[dim] == NULL)
-        exit(1);
-    for (int32_t i = 0; i < POSITIONS * (dim / 2); i++) {
-        int32_t position = i / (dim / 2), column = i % (dim / 2);
-        double angle = position * pow(10000, -2.0 * column / dim);
-        made[dim][position * dim + column] = (float)cos(angle);
-        made[dim][position * dim + dim / 2 + column] = (float)sin(angle);
-    }
-    return made[dim];
-}
-
-/* Each document counts from 0, every second one from 5. */
-static const int32_t *positions_of(const packing *p, const int32_t *bounds, int32_t slots)
-{
-    int32_t *positions = calloc((size_t)p->tokens, sizeof *positions);
-    if (positions == NULL)
-        exit(1);
-    for (int32_t d = 0; d < slots; d++)
-        for (int32_t row = bounds[d]; row < bounds[d + 1]; row++)
-            positions[row] = row - bounds[d] + d % 2 * 5;
-    return positions;
-}
-
-/* turned: back through rope, and dq, dk and dv in one buffer where the number of documents is odd,
- * as a program lays them. */
-static void add_attention_bwd(gpu_cases *cases, pml_dtype d, const packing *p, heads h, bool turned)
-{
-    int32_t slots, *bounds = bounds_of(p, &slots);
-    int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim, t = p->tokens;
-    char window[32] = "";
-    if (h.window > 0)
-        snprintf(window, sizeof window, ", window %d", h.window);
-    gpu_case *c =
-        cases_add(cases, PML_OP_attention_bwd, "%s %d/%d of %d%s: %s%s", pml_dtype_name(d), h.heads,
-                  h.kv_heads, h.dim, window, p->name, turned ? ", turned" : "");
-    pml_attention_bwd_args *a = &c->args.attention_bwd;
-    *a = (pml_attention_bwd_args){.dout = shaped(t, q, 8, d),
-                                  .q = shaped(t, q, 2 * kv, d),
-                                  .k = shaped(t, kv, 64, d),
-                                  .v = shaped(t, kv, 0, d),
-                                  .o = shaped(t, q, 0, d),
-                                  .lse = shaped(h.heads, t, 0, PML_F32),
-                                  .cu_q = shaped(1, slots + 1, 0, PML_I32),
-                                  .cu_k = shaped(1, slots + 1, 0, PML_I32),
-                                  .dq = shaped(t, q, 2 * kv, d),
-                                  .dk = shaped(t, kv, 16, d),
-                                  .dv = shaped(t, kv, 0, d),
-                                  .heads = h.heads,
-                                  .kv_heads = h.kv_heads,
-                                  .head_dim = h.dim,
-                                  .window = h.window,
-                                  .max_q = p->equal > 0 ? p->equal : (int32_t)t,
-                                  .equal = p->equal > 0,
-                                  .scale = 1.0F / (float)h.dim};
-    c->given[PML_OPERAND(attention_bwd, cu_q)] = bounds;
-    c->given[PML_OPERAND(attention_bwd, cu_k)] = bounds;
-    c->tolerance = loose(d);
-    /* With one key dP - D is nothing: two sums of head_dim products of dO that cancel. */
-    c->unit = sqrt(h.dim) * (double)a->scale;
-    if (!turned)
-        return;
-    const int dq = PML_OPERAND(attention_bwd, dq);
-    a->pos = shaped(1, t, 0, PML_I32);
-    a->table = shaped(t + 5 < POSITIONS ? t + 5 : POSITIONS, h.dim, 0, PML_F32);
-    c->given[PML_OPERAND(attention_bwd, pos)] = positions_of(p, bounds, slots);
-    c->given[PML_OPERAND(attention_bwd, table)] = angles_of(h.dim);
-    for (int i = 1; i <= 2 && slots % 2 == 1; i++) { /* dk, dv */
-        pml_op_views(&c->args)[dq + i].ld = a->dq.ld;
-        c->inside[dq + i] = dq;
-        c->column[dq + i] = q + (i - 1) * kv;
-    }
-}
-
-static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads h)
-{
-    int32_t slots, *bounds = bounds_of(p, &slots);
-    int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim, t = p->tokens;
-    char window[32] = "";
-    if (h.window > 0)
-        snprintf(window, sizeof window, ", window %d", h.window);
-    gpu_case *c = cases_add(cases, PML_OP_attention, "%s %d/%d of %d%s: %s", pml_dtype_name(d),
-                            h.heads, h.kv_heads, h.dim, window, p->name);
-    c->args.attention = (pml_attention_args){.q = shaped(t, q, 2 * kv, d),
-                                             .k = shaped(t, kv, 64, d),
-                                             .v = shaped(t, kv, 0, d),
-                                             .cu_q = shaped(1, slots + 1, 0, PML_I32),
-                                             .cu_k = shaped(1, slots + 1, 0, PML_I32),
-                                             .o = shaped(t, q, 8, d),
-                                             .lse = shaped(h.heads, t, 0, PML_F32),
-                                             .heads = h.heads,
-                                             .kv_heads = h.kv_heads,
-                                             .head_dim = h.dim,
-                                             .window = h.window,
-                                             .max_q = p->equal > 0 ? p->equal : (int32_t)t,
-                                             .equal = p->equal > 0,
-                                             .scale = 1.0F / (float)h.dim};
-    c->given[PML_OPERAND(attention, cu_q)] = bounds;
-    c->given[PML_OPERAND(attention, cu_k)] = bounds;
-    c->tolerance = d == PML_F32 ? 3e-6 : tight(d);
-    for (int turned = 0; turned < 2; turned++)
-        add_attention_bwd(cases, d, p, h, turned);
-}
-
-/* A chunk of new tokens against cached keys, as generation asks for it. */
-static void add_cached_attention(gpu_cases *cases, pml_dtype d, int32_t new_tokens, int32_t keys)
-{
-    static const heads h = {6, 2, 64, 0};
-    int32_t *bounds = calloc(4, sizeof *bounds); /* two tables of two */
-    if (bounds == NULL)
-        exit(1);
-    bounds[1] = new_tokens;
-    bounds[3] = keys;
-    int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim;
-    gpu_case *c = cases_add(cases, PML_OP_attention, "%s %d new of %d cached", pml_dtype_name(d),
-                            new_tokens, keys);
-    c->args.attention = (pml_attention_args){.q = shaped(new_tokens, q, 0, d),
-                                             .k = shaped(keys, kv, kv, d),
-                                             .v = shaped(keys, kv, kv, d),
-                                             .cu_q = shaped(1, 2, 0, PML_I32),
-                                             .cu_k = shaped(1, 2, 0, PML_I32),
-                                             .o = shaped(new_tokens, q, 0, d),
-                                             .lse = shaped(h.heads, new_tokens, 0, PML_F32),
-                                             .heads = h.heads,
-                                             .kv_heads = h.kv_heads,
-                                             .head_dim = h.dim,
-                                             .max_q = new_tokens,
-                                             .scale = 0.125F};
-    c->given[PML_OPERAND(attention, cu_q)] = bounds;
-    c->given[PML_OPERAND(attention, cu_k)] = bounds + 2;
-    c->tolerance = d == PML_F32 ? 3e-6 : tight(d);
-}
-
-static void add_attentions(gpu_cases *cases, pml_dtype d)
-{
-    static const heads shapes[] = {{4, 2, 64, 0}, {4, 1, 128, 0}, {3, 3, 16, 0}, {2, 1, 80, 0}};
-    for (size_t p = 0; p < sizeof packings / sizeof *packings; p++)
-        for (size_t h = 0; h < sizeof shapes / sizeof *shapes; h++)
-            add_attention(cases, d, &packings[p], shapes[h]);
-    /* Tiles of 64 rows for all heads of a head of keys: 1, 7 (one row over) and 64 of them. */
-    static const heads groups[] = {{4, 4, 128, 0}, {28, 4, 128, 0}, {64, 1, 128, 0}};
-    static const packing crowd = {"300 of 1 to 40, 3 outside", 6133, {-1}, 0, 300};
-    add_attention(cases, d, &crowd, (heads){8, 2, 128, 0});
-    for (size_t h = 0; h < sizeof groups / sizeof *groups; h++) {
-        add_attention(cases, d, &packings[3], groups[h]);
-        add_attention(cases, d, &packings[5], groups[h]);
-    }
-    add_attention(cases, d, &packings[3], (heads){4, 2, 64, 50});
-    add_attention(cases, d, &packings[3], (heads){4, 2, 128, 130});
-    add_attention(cases, d, &packings[2], (heads){2, 1, 24, 9});
-    add_cached_attention(cases, d, 1, 300);
-    add_cached_attention(cases, d, 70, 300);
 }
 
 /* The first and the last words of a vocabulary and of its n-th parts, as blocks share a row. */
@@ -351,7 +141,8 @@ static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t 
     c->given[PML_OPERAND(head_loss, rows)] = rows;
     c->given[PML_OPERAND(head_loss, labels)] = labels;
     c->indices = (int32_t)vocab;
-    c->tolerance = d == PML_F32 ? loose(d) : 2 * loose(d); /* logits of up to 30, rounded to d */
+    c->tolerance =
+        d == PML_F32 ? cases_loose(d) : 2 * cases_loose(d); /* logits of up to 30, rounded to d */
 }
 
 /* Qwen3's norm of heads; both weights' gradients or none. */
@@ -369,7 +160,7 @@ static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t
                                              .kv_heads = kv,
                                              .head_dim = dim,
                                              .eps = 1e-6F};
-    c->tolerance = tight(d);
+    c->tolerance = cases_tight(d);
     for (int trains = 0; trains < 2; trains++) {
         c = cases_add(cases, PML_OP_head_norm_bwd, "%s %d+%d of %d%s", pml_dtype_name(d), heads, kv,
                       dim, trains ? " in place, dweights" : "");
@@ -383,7 +174,7 @@ static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t
                                      .heads = heads,
                                      .kv_heads = kv,
                                      .head_dim = dim};
-        c->tolerance = d == PML_F32 ? 1e-5 : tight(d);
+        c->tolerance = d == PML_F32 ? 1e-5 : cases_tight(d);
         if (trains) {
             c->args.head_norm_bwd.dq_weight = shaped(1, dim, 0, PML_F32);
             c->args.head_norm_bwd.dk_weight = shaped(1, dim, 0, PML_F32);
@@ -449,13 +240,13 @@ static void add_nf4_quantise(gpu_cases *cases, pml_dtype d, int64_t rows, int64_
 static void add_adamw_8bit(gpu_cases *cases, int64_t n, int copy, const float *hyper)
 {
     gpu_case *c = cases_add(cases, PML_OP_adamw_8bit, "[1,%d] copy %s", (int)n,
-                            copy < 0 ? "none" : pml_dtype_name(floats[copy]));
+                            copy < 0 ? "none" : pml_dtype_name(cases_floats[copy]));
     pml_view v = shaped(1, n, 0, PML_F32), codes = shaped(1, n, 0, PML_U8);
     pml_view largest = shaped(1, (n + PML_ADAMW_8BIT_BLOCK - 1) / PML_ADAMW_8BIT_BLOCK, 0, PML_F32);
     c->args.adamw_8bit = (pml_adamw_8bit_args){
         v, v, codes, codes, largest, largest, shaped(1, PML_HYPER_COUNT, 0, PML_F32), {0}};
     if (copy >= 0)
-        c->args.adamw_8bit.copy = shaped(1, n, 0, floats[copy]);
+        c->args.adamw_8bit.copy = shaped(1, n, 0, cases_floats[copy]);
     c->positive = PML_OPERAND(adamw_8bit, v_largest);
     c->given[PML_OPERAND(adamw_8bit, hyper)] = hyper;
     c->shift = n == 4096 && copy == 1 ? 1 : 0;
@@ -477,23 +268,23 @@ static void add_update(gpu_cases *cases)
         c->args.sumsq =
             (pml_sumsq_args){.x = shaped(3, n, 5, PML_F32), .total = shaped(1, 1, 0, PML_F64)};
         c->tolerance = 1e-6;
-        for (int f = -1; f < FLOATS; f++) {
+        for (int f = -1; f < CASES_FLOATS; f++) {
             c = cases_add(cases, PML_OP_adamw, "[1,%d] copy %s", (int)n,
-                          f < 0 ? "none" : pml_dtype_name(floats[f]));
+                          f < 0 ? "none" : pml_dtype_name(cases_floats[f]));
             pml_view v = shaped(1, n, 0, PML_F32);
             c->args.adamw =
                 (pml_adamw_args){v, v, v, v, shaped(1, PML_HYPER_COUNT, 0, PML_F32), {0}};
             if (f >= 0)
-                c->args.adamw.copy = shaped(1, n, 0, floats[f]);
+                c->args.adamw.copy = shaped(1, n, 0, cases_floats[f]);
             c->positive = PML_OPERAND(adamw, v);
             c->given[PML_OPERAND(adamw, hyper)] = hyper;
-            c->tolerance = f > 0 ? tight(floats[f]) : 1e-6;
+            c->tolerance = f > 0 ? cases_tight(cases_floats[f]) : 1e-6;
             c->shift = s == 3 ? 1 : 0;
         }
     }
     static const int64_t lengths[] = {1, 255, 4096, 300001};
     for (size_t s = 0; s < sizeof lengths / sizeof *lengths; s++)
-        for (int f = -1; f < FLOATS; f++)
+        for (int f = -1; f < CASES_FLOATS; f++)
             add_adamw_8bit(cases, lengths[s], f, hyper);
     for (int form = 0; form < 3; form++) {
         static const char *const forms[] = {"plain", "momentum", "nesterov"};
@@ -507,7 +298,7 @@ static void add_update(gpu_cases *cases)
         if (form > 0)
             c->args.sgd.m = v;
         c->given[PML_OPERAND(sgd, hyper)] = hyper;
-        c->tolerance = tight(PML_BF16);
+        c->tolerance = cases_tight(PML_BF16);
     }
     for (int groups = 1; groups < 3; groups++) {
         gpu_case *c = cases_add(cases, PML_OP_clip_scale, "%d groups", groups);
@@ -558,8 +349,8 @@ void cases_of_training(gpu_cases *cases)
 {
     static const int64_t widths[] = {8, 63, 128, 896, 2048, 4096, 16384, 40000};
     static const int64_t weighted[] = {16, 768, 2048, 4096, 8192};
-    for (int f = 0; f < FLOATS; f++) {
-        pml_dtype d = floats[f];
+    for (int f = 0; f < CASES_FLOATS; f++) {
+        pml_dtype d = cases_floats[f];
         for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
             for (int form = 0; form < (d == PML_F16 ? 5 : 3); form++)
                 add_rmsnorm_bwd(cases, d, widths[w] < 1000 ? 131 : 5, widths[w], form);
@@ -568,7 +359,6 @@ void cases_of_training(gpu_cases *cases)
         if (d == PML_F16)
             add_rmsnorm_bwd(cases, d, 1201, 4096, 3);
         add_elementwise(cases, d);
-        add_attentions(cases, d);
         add_head_norms(cases, d, 4, 2, 128);
         add_head_norms(cases, d, 3, 1, 20);
         add_nf4s(cases, d);

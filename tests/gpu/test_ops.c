@@ -442,6 +442,7 @@ static void set_up(session *s)
 
     cases_of_forward(&s->cases);
     cases_of_training(&s->cases);
+    cases_of_attention(&s->cases);
     cases_of_linear_bwd(&s->cases);
     cases_of_mlp(&s->cases);
     cases_of_fp8(&s->cases);
