@@ -63,8 +63,8 @@ static const table tables[] = {
      {600e12, 3.5e12, 4e-6},
      h200,
      sizeof h200 / sizeof *h200,
-     1.9,
-     0}, /* a layer of 8B, forward and dX: 10.3 ms against 5.3 (decision 106) */
+     1.62,
+     0}, /* 8B over FP8, whole steps: 0.302 s (docs/performance/gpu.md) */
 };
 
 static void built_in(const char *backend, pml_rates *rates)
