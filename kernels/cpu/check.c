@@ -100,6 +100,17 @@ void pmli_need_pair(pmli_check *c, const char *name, const pml_view *v, const ch
                    "operands '%s' and '%s' must be given together", name, other);
 }
 
+void pmli_need_turn(pmli_check *c, const pml_attention_bwd_args *a)
+{
+    pmli_need_pair(c, "pos", &a->pos, "table", &a->table);
+    PMLI_MAY(c, a, pos, 1, a->q.rows, PML_I32);
+    PMLI_MAY(c, a, table, PMLI_ANY, a->head_dim, PML_F32);
+    pmli_need_that(c, a->pos.data == NULL || (a->q.rows == a->k.rows && a->head_dim % 2 == 0),
+                   "operand 'pos' with %lld queries, %lld keys, heads of %d; must be as many, and "
+                   "even",
+                   (long long)a->q.rows, (long long)a->k.rows, a->head_dim);
+}
+
 void pmli_need_ws(pmli_check *c, const pml_view *ws, size_t bytes)
 {
     if (bytes == 0)

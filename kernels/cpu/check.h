@@ -43,6 +43,9 @@ void pmli_need_blas(pmli_check *c, const char *name, const pml_view *v);
 void pmli_need_pair(pmli_check *c, const char *name, const pml_view *v, const char *other,
                     const pml_view *w);
 
+/* Positions and angles by which attention's backward turns dq and dk back: both or neither. */
+void pmli_need_turn(pmli_check *c, const pml_attention_bwd_args *a);
+
 /* The scratch memory that workspace() asked for. */
 void pmli_need_ws(pmli_check *c, const pml_view *ws, size_t bytes);
 

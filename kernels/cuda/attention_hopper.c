@@ -20,13 +20,10 @@ pml_status pmli_attention_hopper_prepare(pml_device *d, pml_error *err)
 {
     static const pmli_kernel users[] = {PMLI_attend_hopper_bwd, PMLI_attend_hopper_bwd_q,
                                         PMLI_attend_hopper_bwd_kv};
-    pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && pmli_cuda_is_hopper(d) && i < 3; i++)
-        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
-                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                                    HOPPER_SHARED),
-                         "shared memory for attention", err);
-    return status;
+    return pmli_cuda_is_hopper(d)
+               ? pmli_cuda_allow_shared(d, users, sizeof users / sizeof *users, HOPPER_SHARED,
+                                        "shared memory for attention", err)
+               : PML_OK;
 }
 
 /* Where the parts of ws begin; without sums, `sums` is where it ends. */

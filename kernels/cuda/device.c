@@ -49,6 +49,18 @@ bool pmli_cuda_is_hopper(const pml_device *device)
     return strcmp(device->target, "sm_90a") == 0;
 }
 
+pml_status pmli_cuda_allow_shared(pml_device *d, const pmli_kernel *kernels, size_t count,
+                                  int bytes, const char *what, pml_error *err)
+{
+    pml_status status = PML_OK;
+    for (size_t i = 0; status == PML_OK && i < count; i++)
+        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[kernels[i]],
+                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                                    bytes),
+                         what, err);
+    return status;
+}
+
 pml_status pmli_cuda_has_code(int capability, const char *name, pml_error *err)
 {
     char targets[200] = "";

@@ -85,6 +85,11 @@ pml_status pmli_cuda_capability(int index, int count, int *capability, pml_error
  * the GPU's. */
 pml_status pmli_cuda_has_code(int capability, const char *name, pml_error *err);
 
+/* Kernels that may have so many bytes of dynamic shared memory from here on: more than 48 KiB has
+ * to be asked for, kernel by kernel. what: "shared memory for …", for an error. */
+pml_status pmli_cuda_allow_shared(pml_device *device, const pmli_kernel *kernels, size_t count,
+                                  int bytes, const char *what, pml_error *err);
+
 /* Whether the kernels are those for sm_90a alone: wgmma, and the copy engine's tensors. */
 bool pmli_cuda_is_hopper(const pml_device *device);
 

@@ -63,13 +63,10 @@ bool pmli_low_rank_serves(const pml_device *device, const pml_linear_bwd_args *a
 pml_status pmli_low_rank_prepare(pml_device *d, pml_error *err)
 {
     static const pmli_kernel users[] = {PMLI_low_rank_bf16, PMLI_low_rank_f16};
-    pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && i < 2 && SHARED <= d->shared_most; i++)
-        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
-                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                                    SHARED),
-                         "shared memory for low-rank products", err);
-    return status;
+    return SHARED <= d->shared_most
+               ? pmli_cuda_allow_shared(d, users, sizeof users / sizeof *users, SHARED,
+                                        "shared memory for low-rank products", err)
+               : PML_OK;
 }
 
 /* How many blocks share the rows of a column tile: a block fills a processor, so what counts is how

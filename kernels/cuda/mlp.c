@@ -109,10 +109,8 @@ pml_status pmli_mlp_prepare(pml_device *d, pml_error *err)
     pml_status status = PML_OK;
     for (size_t i = 0; status == PML_OK && i < sizeof users / sizeof *users; i++)
         if (users[i].shared <= d->shared_most)
-            status = PMLI_CU(pmli_cu.cuFuncSetAttribute(
-                                 d->kernels[users[i].kernel],
-                                 CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, users[i].shared),
-                             "shared memory for an MLP's adapters", err);
+            status = pmli_cuda_allow_shared(d, &users[i].kernel, 1, users[i].shared,
+                                            "shared memory for an MLP's adapters", err);
     return status;
 }
 

@@ -37,7 +37,6 @@ static pmli_kernel tiles(pml_dtype dtype, int head_dim, pmli_kernel of_64, pmli_
     return first + (dtype == PML_F16 ? 1 : 0);
 }
 
-/* More shared memory than 48 KiB has to be asked for, kernel by kernel. */
 pml_status pmli_cuda_attention_prepare(pml_device *d, pml_error *err)
 {
     static const struct {
@@ -55,10 +54,8 @@ pml_status pmli_cuda_attention_prepare(pml_device *d, pml_error *err)
         int bytes =
             users[i].backward ? bwd_shared(users[i].head_dim) : fwd_shared(users[i].head_dim);
         if (bytes <= d->shared_most) /* else it is not chosen */
-            status = PMLI_CU(
-                pmli_cu.cuFuncSetAttribute(d->kernels[users[i].kernel],
-                                           CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes),
-                "shared memory for attention", err);
+            status = pmli_cuda_allow_shared(d, &users[i].kernel, 1, bytes,
+                                            "shared memory for attention", err);
     }
     return status == PML_OK ? pmli_attention_hopper_prepare(d, err) : status;
 }
@@ -295,13 +292,7 @@ static void check_backward(pmli_check *c, const pml_attention_bwd_args *a)
 {
     pml_dtype dtype = a->q.dtype;
     pmli_need_as(c, "dout", &a->dout, a->q.rows, a->q.cols, dtype);
-    pmli_need_pair(c, "pos", &a->pos, "table", &a->table);
-    PMLI_MAY(c, a, pos, 1, a->q.rows, PML_I32);
-    PMLI_MAY(c, a, table, PMLI_ANY, a->head_dim, PML_F32);
-    pmli_need_that(c, a->pos.data == NULL || (a->q.rows == a->k.rows && a->head_dim % 2 == 0),
-                   "operand 'pos' with %lld queries, %lld keys, heads of %d; must be as many, and "
-                   "even",
-                   (long long)a->q.rows, (long long)a->k.rows, a->head_dim);
+    pmli_need_turn(c, a);
     pmli_need_that(c, a->pos.data == NULL || a->table.ld == a->head_dim,
                    "operand 'table' must have no border");
     pmli_need_as(c, "dq", &a->dq, a->q.rows, a->q.cols, dtype);

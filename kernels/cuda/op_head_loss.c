@@ -80,17 +80,13 @@ static int64_t share_most(const pml_device *device)
     return packs < LOSS_SHARE ? packs : LOSS_SHARE;
 }
 
-/* More shared memory than 48 KiB has to be asked for, kernel by kernel. */
 pml_status pmli_cuda_head_loss_prepare(pml_device *d, pml_error *err)
 {
     static const pmli_kernel users[] = {PMLI_cross_entropy_held_bf16, PMLI_cross_entropy_held_f16};
-    pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && i < 2 && d->code >= 90; i++)
-        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
-                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                                    (int)share_most(d) * LOSS_PACK),
-                         "shared memory for the loss", err);
-    return status;
+    return d->code >= 90 ? pmli_cuda_allow_shared(d, users, sizeof users / sizeof *users,
+                                                  (int)share_most(d) * LOSS_PACK,
+                                                  "shared memory for the loss", err)
+                         : PML_OK;
 }
 
 /* Blocks that hold a row together; 0: it is read twice. */

@@ -142,13 +142,10 @@ pml_status pmli_cuda_rmsnorm_prepare(pml_device *d, pml_error *err)
                                           PMLI_rmsnorm_bwd_weight_f16,
                                           PMLI_rmsnorm_bwd_weight_f16_to_f32};
     int most = d->shared_most - STAYING_STATIC;
-    pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && i < 4 && most > SHARED_UNASKED; i++)
-        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[kernels[i]],
-                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                                    most),
-                         "shared memory for a norm's rows", err);
-    return status;
+    return most > SHARED_UNASKED
+               ? pmli_cuda_allow_shared(d, kernels, sizeof kernels / sizeof *kernels, most,
+                                        "shared memory for a norm's rows", err)
+               : PML_OK;
 }
 
 static bool may_stay(const pml_rmsnorm_bwd_args *a, int64_t *packs)

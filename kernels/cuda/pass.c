@@ -75,13 +75,10 @@ bool pmli_pass_serves_back(const pml_device *device, const pml_linear_bwd_args *
 pml_status pmli_pass_prepare(pml_device *d, pml_error *err)
 {
     static const pmli_kernel users[] = {PMLI_pass_back_bf16, PMLI_pass_back_f16};
-    pml_status status = PML_OK;
-    for (int i = 0; status == PML_OK && pmli_cuda_is_hopper(d) && i < 2; i++)
-        status = PMLI_CU(pmli_cu.cuFuncSetAttribute(d->kernels[users[i]],
-                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                                    PASS_SHARED),
-                         "shared memory for one pass", err);
-    return status;
+    return pmli_cuda_is_hopper(d)
+               ? pmli_cuda_allow_shared(d, users, sizeof users / sizeof *users, PASS_SHARED,
+                                        "shared memory for one pass", err)
+               : PML_OK;
 }
 
 /* How many blocks share the rows of a column tile: a block fills a processor, so what counts is how

@@ -11,10 +11,9 @@
  * reads as zeros and is not written. */
 typedef struct pmli_boxes {
     pml_dtype dtype;
-    int sides;        /* 2 or 3 */
-    int64_t shape[3]; /* elements */
-    int64_t
-        pitch[2]; /* elements from one row to the next, from one of the third side to the next */
+    int sides; /* 2 or 3 */
+    /* Elements; and elements from one row to the next, from one of the third side to the next. */
+    int64_t shape[3], pitch[2];
     unsigned box[3];
     bool far; /* whole 256 bytes of memory come to the L2 cache at once, else 128 */
 } pmli_boxes;

@@ -74,18 +74,24 @@ static const int32_t *positions_of(const packing *p, const int32_t *bounds, int3
     return positions;
 }
 
+/* A case of heads over a packing. */
+static gpu_case *add_over(gpu_cases *cases, pml_op op, pml_dtype d, const packing *p, heads h,
+                          const char *what)
+{
+    char window[32] = "";
+    if (h.window > 0)
+        snprintf(window, sizeof window, ", window %d", h.window);
+    return cases_add(cases, op, "%s %d/%d of %d%s: %s%s", pml_dtype_name(d), h.heads, h.kv_heads,
+                     h.dim, window, p->name, what);
+}
+
 /* turned: back through rope, and dq, dk and dv in one buffer where the number of documents is odd,
  * as a program lays them. */
 static void add_attention_bwd(gpu_cases *cases, pml_dtype d, const packing *p, heads h, bool turned)
 {
     int32_t slots, *bounds = bounds_of(p, &slots);
     int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim, t = p->tokens;
-    char window[32] = "";
-    if (h.window > 0)
-        snprintf(window, sizeof window, ", window %d", h.window);
-    gpu_case *c =
-        cases_add(cases, PML_OP_attention_bwd, "%s %d/%d of %d%s: %s%s", pml_dtype_name(d), h.heads,
-                  h.kv_heads, h.dim, window, p->name, turned ? ", turned" : "");
+    gpu_case *c = add_over(cases, PML_OP_attention_bwd, d, p, h, turned ? ", turned" : "");
     pml_attention_bwd_args *a = &c->args.attention_bwd;
     *a = (pml_attention_bwd_args){.dout = shaped(t, q, 8, d),
                                   .q = shaped(t, q, 2 * kv, d),
@@ -128,11 +134,7 @@ static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads
 {
     int32_t slots, *bounds = bounds_of(p, &slots);
     int64_t q = (int64_t)h.heads * h.dim, kv = (int64_t)h.kv_heads * h.dim, t = p->tokens;
-    char window[32] = "";
-    if (h.window > 0)
-        snprintf(window, sizeof window, ", window %d", h.window);
-    gpu_case *c = cases_add(cases, PML_OP_attention, "%s %d/%d of %d%s: %s", pml_dtype_name(d),
-                            h.heads, h.kv_heads, h.dim, window, p->name);
+    gpu_case *c = add_over(cases, PML_OP_attention, d, p, h, "");
     c->args.attention = (pml_attention_args){.q = shaped(t, q, 2 * kv, d),
                                              .k = shaped(t, kv, 64, d),
                                              .v = shaped(t, kv, 0, d),

@@ -4,15 +4,6 @@
 
 #include "cases.h"
 
-static const pml_dtype floats[] = {PML_F32, PML_BF16, PML_F16};
-enum { FLOATS = 3 };
-
-/* A few roundings to the dtype on the way, and products of rounded numbers. */
-static double tolerance_of(pml_dtype dtype)
-{
-    return dtype == PML_F32 ? 3e-6 : dtype == PML_BF16 ? 1.2e-2 : 1.5e-3;
-}
-
 /* Weights, adapters and biases trained together would not occur, but say all about the op. */
 static void add_linear_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
                            int32_t rank, bool trains_weight)
@@ -30,7 +21,7 @@ static void add_linear_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t 
                                .dx = shaped(rows, k, 16, d),
                                .parts = 3,
                                .part_cols = {n, n / 2, n - n / 2}};
-    c->tolerance = tolerance_of(d);
+    c->tolerance = d == PML_F32 ? 3e-6 : cases_loose(d);
     if (trains_weight) {
         a->dw = shaped(2 * n, k, 0, PML_F32);
         a->dbias = shaped(1, 2 * n, 0, PML_F32);
@@ -93,8 +84,8 @@ static void add_passes(gpu_cases *cases, pml_dtype d)
 void cases_of_linear_bwd(gpu_cases *cases)
 {
     static const int64_t shapes[][3] = {{1, 8, 8}, {37, 66, 65}, {130, 448, 1000}, {257, 768, 576}};
-    for (int f = 0; f < FLOATS; f++) {
-        pml_dtype d = floats[f];
+    for (int f = 0; f < CASES_FLOATS; f++) {
+        pml_dtype d = cases_floats[f];
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
             int64_t rows = shapes[s][0], k = shapes[s][2];
             int32_t n = (int32_t)shapes[s][1];

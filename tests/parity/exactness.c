@@ -187,22 +187,27 @@ static void check_recompute(const char *fixtures, const char *name, double dropo
     check_made_again(name, &config);
 }
 
+/* For a model that is made here. */
+static void new_folder(pml_train_config *config)
+{
+    snprintf(config->model, sizeof config->model, "/tmp/pml-exactness-XXXXXX");
+    if (mkdtemp(config->model) == NULL)
+        abort();
+}
+
+static void remove_folder(const pml_train_config *config)
+{
+    MUST(pml_tree_remove("/tmp", config->model + strlen("/tmp/"), err));
+}
+
 /* A fixture's settings over a model that is made here, in a folder of its own: for sizes that no
  * fixture has. */
 static void load_made(const char *fixtures, int head_dim, pml_train_config *config)
 {
-    char folder[] = "/tmp/pml-exactness-XXXXXX";
     load(fixtures, "llama-untied-lora", 0, config);
-    if (mkdtemp(folder) == NULL)
-        abort();
-    make_model_in_units(folder, head_dim);
-    snprintf(config->model, sizeof config->model, "%s", folder);
+    new_folder(config);
+    make_model_in_units(config->model, head_dim);
     config->lora_init[0] = '\0';
-}
-
-static void remove_made(const pml_train_config *config)
-{
-    MUST(pml_tree_remove("/tmp", config->model + strlen("/tmp/"), err));
 }
 
 /* Heads as large models have them: in bfloat16 on Hopper attention's backward by its own kernels.
@@ -212,7 +217,7 @@ static void check_wide_heads(const char *fixtures)
     pml_train_config config;
     load_made(fixtures, 128, &config);
     check_made_again("heads of 128", &config);
-    remove_made(&config);
+    remove_folder(&config);
 }
 
 /* Quantised weights as codes, as products read them (NF4's numbers; FP8's codes turned round, too),
@@ -268,7 +273,7 @@ static void check_unpacked_fp8(const char *fixtures)
     config.quant = PML_QUANT_FP8;
     config.batch_size = 8;
     check_unpacked("fp8", &config);
-    remove_made(&config);
+    remove_folder(&config);
 }
 
 /* A micro-batch run in pieces gives the loss and gradients of the whole, but for the order of sums.
@@ -417,13 +422,11 @@ static void widen_model(const char *from, const char *to)
 static void check_stored(const char *fixtures, const char *name)
 {
     pml_train_config config;
-    char folder[] = "/tmp/pml-exactness-XXXXXX";
     load(fixtures, name, 0, &config);
     epoch narrow = run_epoch(&config);
-    if (mkdtemp(folder) == NULL)
-        abort();
-    widen_model(config.model, folder);
-    snprintf(config.model, sizeof config.model, "%s", folder);
+    const pml_train_config fixture = config;
+    new_folder(&config);
+    widen_model(fixture.model, config.model);
     epoch wide = run_epoch(&config);
     size_t n = pml_stepper_state_floats(wide.s.stepper);
     size_t held[2] = {pml_stepper_plan(narrow.s.stepper)->by_cause[PML_CAUSE_WEIGHTS],
@@ -436,7 +439,7 @@ static void check_stored(const char *fixtures, const char *name)
           held[1]);
     end_epoch(&narrow);
     end_epoch(&wide);
-    MUST(pml_tree_remove("/tmp", folder + strlen("/tmp/"), err));
+    remove_folder(&config);
 }
 
 /* What is made again, or waited on the host, leaves every bit on a GPU, too: with products whose

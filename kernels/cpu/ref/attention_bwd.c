@@ -177,13 +177,7 @@ pml_status pmli_cpu_attention_bwd(pml_queue *queue, const pml_attention_bwd_args
     PMLI_NEED(&c, a, dout, a->q.rows, a->q.cols, PML_F32);
     PMLI_NEED(&c, a, o, a->q.rows, a->q.cols, PML_F32);
     PMLI_NEED(&c, a, lse, a->heads, a->q.rows, PML_F32);
-    pmli_need_pair(&c, "pos", &a->pos, "table", &a->table);
-    PMLI_MAY(&c, a, pos, 1, a->q.rows, PML_I32);
-    PMLI_MAY(&c, a, table, PMLI_ANY, a->head_dim, PML_F32);
-    pmli_need_that(&c, a->pos.data == NULL || (a->q.rows == a->k.rows && a->head_dim % 2 == 0),
-                   "operand 'pos' with %lld queries, %lld keys, heads of %d; must be as many, and "
-                   "even",
-                   (long long)a->q.rows, (long long)a->k.rows, a->head_dim);
+    pmli_need_turn(&c, a);
     PMLI_NEED(&c, a, dq, a->q.rows, a->q.cols, PML_F32);
     PMLI_NEED(&c, a, dk, a->k.rows, a->k.cols, PML_F32);
     PMLI_NEED(&c, a, dv, a->k.rows, a->k.cols, PML_F32);
