@@ -70,7 +70,8 @@ pml_status pmli_cuda_upload_file(pml_queue *queue, void *to, size_t pitch, const
 pml_status pmli_cuda_uploaded(pml_queue *queue, pml_error *err);
 pml_status pmli_cuda_sync(pml_queue *queue, pml_error *err);
 pml_status pmli_cuda_graph_begin(pml_queue *queue, pml_error *err);
-pml_status pmli_cuda_graph_end(pml_queue *queue, pml_graph **graph, pml_error *err);
+pml_status pmli_cuda_graph_end(pml_queue *queue, size_t room, pml_graph **graph, size_t *bytes,
+                               pml_error *err);
 pml_status pmli_cuda_graph_launch(pml_queue *queue, pml_graph *graph, pml_error *err);
 void pmli_cuda_graph_destroy(pml_graph **graph);
 pml_status pmli_cuda_mark(pml_queue *queue, int index, pml_error *err);

@@ -46,6 +46,7 @@
     X(cuStreamWaitEvent)                                                                           \
     X(cuStreamBeginCapture)                                                                        \
     X(cuStreamEndCapture)                                                                          \
+    X(cuGraphGetNodes)                                                                             \
     X(cuGraphInstantiateWithFlags)                                                                 \
     X(cuGraphUpload)                                                                               \
     X(cuGraphLaunch)                                                                               \

@@ -89,6 +89,7 @@ int64_t copies_wrong(const pml_backend *gpu, pml_device *device, pml_queue *queu
     void *base = NULL, *host = NULL;
     float *image = malloc(block);
     pml_graph *graph = NULL;
+    size_t bytes = 0;
     MUST(image != NULL ? PML_OK : PML_FAIL(err, PML_NO_MEMORY, "no host memory"));
     MUST(gpu->alloc(device, 2 * block, &base, err));
     MUST(gpu->host_alloc(device, there, &host, err));
@@ -103,7 +104,7 @@ int64_t copies_wrong(const pml_backend *gpu, pml_device *device, pml_queue *queu
         MUST(gpu->graph_begin(queue, err));
     there_and_back(&t);
     if (way > 0) {
-        MUST(gpu->graph_end(queue, &graph, err));
+        MUST(gpu->graph_end(queue, SIZE_MAX, &graph, &bytes, err));
         for (int replay = 0; replay < way; replay++) {
             forget(&t);
             MUST(gpu->graph_launch(queue, graph, err));

@@ -117,10 +117,11 @@ static void run_eager(session *s)
 static void run_recorded(session *s)
 {
     pml_graph *graph = NULL;
+    size_t bytes = 0;
 
     MUST(s->gpu->graph_begin(s->queue, err));
     run_all(s);
-    MUST(s->gpu->graph_end(s->queue, &graph, err));
+    MUST(s->gpu->graph_end(s->queue, SIZE_MAX, &graph, &bytes, err));
     for (int times = 1; times <= 2; times++) {
         char words[80];
         MUST(s->gpu->upload(s->queue, s->arena, s->start, s->size, err));
@@ -128,7 +129,8 @@ static void run_recorded(session *s)
         come_back(s, s->replay);
         size_t ws = s->cases.workspace;
         bool same = s->fast || memcmp(s->eager + ws, s->replay + ws, s->size - ws) == 0;
-        snprintf(words, sizeof words, "%d ops in one graph, replay %d", s->cases.count, times);
+        snprintf(words, sizeof words, "%d ops in one graph (%.1f MiB), replay %d", s->cases.count,
+                 (double)bytes / 0x1p20, times);
         report(s, same, "replay leaves the bits of eager ops", words);
     }
     s->gpu->graph_destroy(&graph);
@@ -333,6 +335,7 @@ static void refusals(session *s)
 {
     pml_error err = PML_ERROR_INIT;
     pml_graph *graph = NULL;
+    size_t bytes = 0;
     pml_op_args args = {.rmsnorm = {.x = shaped(2, 64, 0, PML_BF16),
                                     .weight = shaped(1, 63, 0, PML_BF16),
                                     .y = shaped(2, 64, 0, PML_BF16),
@@ -354,10 +357,15 @@ static void refusals(session *s)
     got = pml_op_run(s->gpu, PML_OP_rmsnorm, s->queue, &args, &err);
     expect_refusal(s, "an op that fails while recording says so", PML_INVALID, got, &err,
                    "'weight'");
-    MUST(s->gpu->graph_end(s->queue, &graph, err));
+    MUST(s->gpu->graph_end(s->queue, SIZE_MAX, &graph, &bytes, err));
     s->gpu->graph_destroy(&graph);
-    got = s->gpu->graph_end(s->queue, &graph, &err);
+    got = s->gpu->graph_end(s->queue, SIZE_MAX, &graph, &bytes, &err);
     expect_refusal(s, "an end without a beginning", PML_INVALID, got, &err, "nothing");
+
+    MUST(s->gpu->graph_begin(s->queue, err));
+    MUST(pml_op_run(s->gpu, s->cases.at[0].op, s->queue, &s->cases.at[0].args, err));
+    MUST(s->gpu->graph_end(s->queue, 1, &graph, &bytes, err));
+    report(s, graph == NULL && bytes > 1, "no graph where it has no room", "of a byte");
 
     void *block = NULL;
     got = s->gpu->alloc(s->device, (size_t)1 << 60, &block, &err);

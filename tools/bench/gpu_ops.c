@@ -309,12 +309,13 @@ static took replayed(bench *b, pml_op op, const pml_op_args *args, int sets)
 {
     double seconds[TIMES];
     pml_graph *graph = NULL;
+    size_t bytes = 0;
     for (int s = 0; s < sets; s++)
         MUST(pml_op_run(b->gpu, op, b->queue, &args[s], err));
     MUST(b->gpu->graph_begin(b->queue, err));
     for (int s = 0; s < sets; s++)
         MUST(pml_op_run(b->gpu, op, b->queue, &args[s], err));
-    MUST(b->gpu->graph_end(b->queue, &graph, err));
+    MUST(b->gpu->graph_end(b->queue, SIZE_MAX, &graph, &bytes, err));
     for (int i = -2; i < b->times; i++) {
         double all;
         MUST(b->gpu->mark(b->queue, 0, err));

@@ -302,21 +302,48 @@ class Alive:
 ALIVE = Alive()
 
 
-def watched(run: pm.Run, samples: bool) -> tuple[int, int]:
-    """Let it make its steps, and generate among them; its worker's process, and the steps made."""
-    pid, begun, first = 0, time.monotonic(), 0.0
+class Text(threading.Thread):
+    """Text asked of a run, on a thread of its own, as it may never come."""
+
+    def __init__(self, run: pm.Run) -> None:
+        """Ask at once."""
+        super().__init__(daemon=True)
+        self.asked, self.came, self.why = run, False, "it had not come yet"
+        self.start()
+
+    def run(self) -> None:
+        """Ask until each prompt has a token: a model of random weights may end at once."""
+        try:
+            while not self.came:
+                made: Any = self.asked.sample(
+                    input_ids=[[5, 6, 7]] * PROMPTS, max_new_tokens=TOKENS
+                )
+                self.came = all(one.token_ids for one in made)
+        except pm.Error as error:
+            self.why = str(error)
+
+
+def watched(run: pm.Run, samples: bool) -> tuple[int, int, str]:
+    """Let it make its steps, and generate among them.
+
+    Returns its worker's process, the steps made, and why text that it was asked for is lacking.
+    """
+    pid, begun, first, text = 0, time.monotonic(), 0.0, None
     while run.state not in ("finished", "failed", "stopped"):
         now = time.monotonic()
         first = first or (now if run.step > 0 else 0.0)
-        if now > min(begun + 60, ALIVE.until) or (run.step >= STEPS and now - first > WARM):
+        came = not samples or (text is not None and text.came)
+        if now > min(begun + 60, ALIVE.until):
+            break
+        if came and run.step >= STEPS and now - first > WARM:
             break
         pid = ALIVE.runs[run] = next((w["pid"] for w in run.workers if w["pid"]), pid)
-        if samples and run.step > 1:
-            made: Any = run.sample(input_ids=[[5, 6, 7]] * PROMPTS, max_new_tokens=TOKENS)
-            samples = not all(one.token_ids for one in made)
+        if samples and text is None and run.step > 1:
+            text = Text(run)
         run.wait_for_change(0.05)
     time.sleep(0.05)  # a few readings more
-    return pid, run.step
+    lacking = samples and not (text is not None and text.came)
+    return pid, run.step, (text.why if text else "none was asked for yet") if lacking else ""
 
 
 def check(draw: random.Random, number: int, watch: Watch, room: Room, place: str) -> dict[str, Any]:
@@ -333,17 +360,25 @@ def check(draw: random.Random, number: int, watch: Watch, room: Room, place: str
                 restart="never", name=f"check-{number}", **chosen,
             )  # fmt: skip
             ALIVE.runs[run] = 0
-            pid, steps = watched(run, samples=number % 3 == 0)
+            pid, steps, lacking = watched(run, samples=number % 3 == 0)
             plan, state, reason = run.plan, run.state, run.reason
             peak = watch.peaks.get(pid, 0)
             end_now(run, pid)
             del ALIVE.runs[run]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if (
+        reason.startswith("the smallest plan needs")
+        and "memory_limit" in chosen
+        and time.monotonic() < ALIVE.until
+    ):
+        # Its limit was found without data, which are documents of other lengths.
+        print(f"{number:2} drawn again, with its data {reason}", flush=True)
+        return check(draw, number, watch, room, place)
     limit = chosen.get("memory_limit", 0)
     planned = plan.total if plan is not None else 0
     off = peak - planned
-    measured = state == "running" and steps >= STEPS and peak > 0
+    measured = state == "running" and steps >= STEPS and peak > 0 and not lacking
     good = measured and abs(off) <= SHARE * planned and (not limit or peak <= limit)
     how = " ".join(
         [str(chosen[key]) for key in ("method", "quant", "dtype") if key in chosen]
@@ -358,7 +393,8 @@ def check(draw: random.Random, number: int, watch: Watch, room: Room, place: str
         + (f", {plan.recompute} {plan.recompute_layers}, {plan.pieces} pieces" if plan else "")
         + (f", {plan.offload_layers} offloaded" if plan and plan.offload_layers else "")
         + f"; {title}; {time.monotonic() - begun:.1f} s"
-        + ("" if measured else f"; {state} at step {steps}: {reason}"),
+        + ("" if measured else f"; {state} at step {steps}: {reason}")
+        + (f"; without text: {lacking}" if lacking else ""),
         flush=True,
     )
     return {"good": good, "planned": planned, "peak": peak, "limit": limit}

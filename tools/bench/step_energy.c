@@ -97,12 +97,13 @@ static pml_status record(pml_stepper *s, pml_op op, const pml_op_args *args, int
                          pml_graph **graph, pml_error *err)
 {
     pml_error at_end = PML_ERROR_INIT;
+    size_t bytes = 0;
     pml_status status = s->backend->graph_begin(s->queue, err);
     if (status != PML_OK)
         return status;
     for (int i = 0; status == PML_OK && i < times; i++)
         status = pml_op_run(s->backend, op, s->queue, args, err);
-    pml_status ended = s->backend->graph_end(s->queue, graph, &at_end);
+    pml_status ended = s->backend->graph_end(s->queue, SIZE_MAX, graph, &bytes, &at_end);
     if (status == PML_OK && ended != PML_OK) {
         *err = at_end;
         return ended;

@@ -113,13 +113,14 @@ typedef struct timing {
 static timing time_graph(pml_op op, pml_op_args *sets, int ops)
 {
     pml_graph *graph = NULL;
+    size_t bytes = 0;
     double took[TIMES];
     for (int i = 0; i < SETS; i++)
         run(op, &sets[i]);
     MUST(gpu->graph_begin(queue, err));
     for (int i = 0; i < ops; i++)
         run(op, &sets[i % SETS]);
-    MUST(gpu->graph_end(queue, &graph, err));
+    MUST(gpu->graph_end(queue, SIZE_MAX, &graph, &bytes, err));
     MUST(gpu->graph_launch(queue, graph, err));
     MUST(gpu->sync(queue, err));
     double begin = seconds();

@@ -18,17 +18,22 @@ static const double worth_8bit = 0.98;
 static const size_t shared_bytes = (size_t)4 << 20, loading_bytes = (size_t)4 << 20;
 static const size_t process_bytes = (size_t)11 << 18, thread_bytes = (size_t)384 << 10;
 
-/* On a GPU: the context, cuBLASLt, kernels and recorded graphs. By NVML a worker on an H200 (driver
- * 580) has 534 to 578 MiB beside its arena, the more where our own attention has served while cuDNN
- * compiled (tools/bench/plan_check_gpu.py, docs/performance/gpu.md). */
-static const size_t gpu_reserve = (size_t)580 << 20;
+/* On a GPU: the context, cuBLASLt and kernels, of which a worker on an H200 (driver 580) has 541 to
+ * 547 MiB by NVML, and graphs. A graph takes 2 to 20 MiB; batches of sizes without one go op
+ * by op, so there is a limit to them (docs/performance/gpu.md). */
+static const size_t gpu_context = (size_t)548 << 20, gpu_graphs = (size_t)32 << 20;
 
 /* The most that a process was found to take beyond its plan is 3.6 MiB. */
 static const size_t margin = (size_t)4 << 20;
 
 size_t pml_plan_beside(const pml_backend *backend)
 {
-    return strcmp(backend->name, "cpu") == 0 ? 0 : gpu_reserve;
+    return strcmp(backend->name, "cpu") == 0 ? 0 : gpu_context + gpu_graphs;
+}
+
+size_t pml_plan_graphs(const pml_backend *backend)
+{
+    return strcmp(backend->name, "cpu") == 0 ? 0 : gpu_graphs;
 }
 
 static int threads_of(const pml_train_config *config)

@@ -14,12 +14,14 @@
 typedef struct pmli_recorded {
     pml_segment segment;
     pml_counts counts;
-    pml_graph *graph;  /* NULL: has run op by op alone */
+    pml_graph *graph;  /* NULL: runs op by op */
+    size_t bytes;      /* that the graph takes on the device, or would; 0: nobody knows yet */
+    int32_t uses;      /* lately: halved now and then */
     int64_t last_used; /* by the stepper's count of launches; 0: a free slot */
     bool is_warm;      /* has run with all compiled that it asks for, and may be recorded */
 } pmli_recorded;
 
-enum { PMLI_RECORDED = 12 };
+enum { PMLI_RECORDED = 32 };
 
 /* Operations of a micro-batch: for each of its tokens and labelled rows, and for each pair of
  * tokens that attention looks at, of layers without and with a window. */

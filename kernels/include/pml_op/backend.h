@@ -119,9 +119,13 @@ typedef struct pml_backend {
      * (CPU); the caller then runs ops one by one. Run the same ops once before recording them, so
      * that what a backend looks up per shape is there. A graph holds the addresses and attributes
      * it was recorded with. upload, download and sync cannot be recorded: PML_BUSY. An op that
-     * fails between begin and end leaves the recording open; end always closes it. */
+     * fails between begin and end leaves the recording open; end always closes it. A graph takes
+     * memory of the device, for each kernel and copy in it: end tells how many *bytes, by an
+     * estimate, for CUDA above all that was measured. Where they are more than `room`, *graph is
+     * NULL, PML_OK. */
     pml_status (*graph_begin)(pml_queue *queue, pml_error *err);
-    pml_status (*graph_end)(pml_queue *queue, pml_graph **graph, pml_error *err);
+    pml_status (*graph_end)(pml_queue *queue, size_t room, pml_graph **graph, size_t *bytes,
+                            pml_error *err);
     pml_status (*graph_launch)(pml_queue *queue, pml_graph *graph, pml_error *err);
     void (*graph_destroy)(pml_graph **graph);
 
@@ -156,7 +160,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 18, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 19, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

@@ -109,6 +109,9 @@ pml_status pml_plan_unpack(const pml_model_spec *spec, const pml_train_config *c
  * counted from its program. 0: the CPU. */
 size_t pml_plan_beside(const pml_backend *backend);
 
+/* Of that, what recorded graphs may take together. */
+size_t pml_plan_graphs(const pml_backend *backend);
+
 /* Capacity of a piece when a micro-batch of `limits` is run in `pieces`: a document is never cut.
  */
 pml_batch_limits pml_piece_limits(const pml_batch_limits *limits, int32_t pieces);

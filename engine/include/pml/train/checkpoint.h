@@ -34,7 +34,7 @@ typedef struct pml_train_state {
     /* Of the run's own evaluations; best_step -1: none yet. */
     double best_loss;
     int64_t best_step, not_better; /* not_better: evaluations in a row */
-    bool owes_evaluation; /* the one that was due after `step` was broken off: it comes first */
+    bool owes_evaluation; /* the one that is due after `step` is not made yet: it comes first */
     char identity[4096];  /* JSON object: what decides bits (pml_stepper_identity) */
 } pml_train_state;
 
