@@ -1,6 +1,7 @@
 """Loss curves in 16 bits and float32, ours and transformers', from one start on the same data.
 
     python3 tools/bench/curve.py --curve build/gpu/bundle/test_curve [--device cuda] [--steps 200]
+                                 [--head-dim 128] [--beginnings 1]
 
 Two cases on text that is there: a Llama of 24 million parameters trained whole from random weights
 on the source of Python's standard library, in bytes; then LoRA (r = 16, all seven projections) on
@@ -9,6 +10,9 @@ table has each other curve's distance from it. Transformers in bfloat16 runs thr
 other kernels of attention: their distances are the spread that bfloat16 itself has. Ours is within
 it when its root mean square and its largest distance are at most the largest of theirs; else exit
 status 1.
+One curve may be far from the line at one batch, for what the batches before it said nothing of.
+With --beginnings 8 the second case starts from as many adapters, four at a time, each against a
+float32 line of its own: theirs and ours are then all of these curves.
 
 With --adamw-8bit the first case is also trained with its moments in 8 bits, by ours, and by
 bitsandbytes' AdamW8bit where that can be imported. Their distances stand beside each other; 8 bits
@@ -30,11 +34,13 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
+import multiprocessing
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,12 +55,15 @@ from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
-         "num_attention_heads": 8, "num_key_value_heads": 4}  # fmt: skip
-SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-         "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
+SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
 FIRST_BYTE = 3  # ids below it are special
 OUTLIERS_APART = 97  # channels
+AT_A_TIME = 4  # beginnings
+FIRST_SEED = 8  # of an adapter
+
+#: By a curve's title: root mean square, largest and mean distance from the line.
+Distances = dict[str, tuple[float, float, float]]
 
 
 def text_rows(files: list[Path], rows: int, length: int) -> np.ndarray:
@@ -202,7 +211,9 @@ def make_base(args: argparse.Namespace, model: torch.nn.Module) -> None:
     model.bfloat16().save_pretrained(args.folder / "lora" / "model")  # type: ignore[operator]
 
 
-def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict[str, Any]) -> bool:
+def compare(
+    args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict[str, Any]
+) -> Distances:
     """All curves of one case; what the float32 line leads to is, rounded, the next case's model."""
     folder = args.folder / name
     write_case(folder, ids, settings)
@@ -240,22 +251,52 @@ def compare(args: argparse.Namespace, name: str, ids: np.ndarray, settings: dict
         curves[title] = ours(args, name, *narrow, "--quant", args.quant)["loss"]
     every = max(1, len(line) // 4)
     steps = ", ".join(f"{loss:.4f}" for loss in [*line[::every], line[-1]])
-    print(f"{name}: {len(line)} steps, float32 line {steps} ({time.monotonic() - begin:.0f} s)")
+    lines = [f"{name}: {len(line)} steps, float32 line {steps} ({time.monotonic() - begin:.0f} s)"]
     far = {title: distance(curve, line) for title, curve in curves.items()}
-    for title, (rms, most, mean) in far.items():
-        print(f"  {title:28} rms {rms:.2e}  largest {most:.2e}  mean {mean:+.1e}"
-              f"  last {curves[title][-1]:.4f}", flush=True)  # fmt: skip
+    lines += [
+        f"  {title:28} rms {rms:.2e}  largest {most:.2e} at step "
+        f"{np.abs(np.array(curves[title]) / np.array(line) - 1).argmax() + 1}  mean {mean:+.1e}"
+        f"  last {curves[title][-1]:.4f}"
+        for title, (rms, most, mean) in far.items()
+    ]
+    print("\n".join(lines), flush=True)
     (args.folder / f"{name}.json").write_text(json.dumps({"line": line, **curves}))
-    spread = [v for k, v in far.items() if k.startswith("transformers bf16")]
+    return far
+
+
+def judge(all_far: list[Distances]) -> bool:
+    """Say whether ours are within the spread of theirs; without theirs nothing is judged."""
+    far = [(title, v) for one in all_far for title, v in one.items()]
+    spread = [v for title, v in far if title.startswith("transformers bf16")]
     if not spread:
         return True
-    inside = all(
-        v[0] <= max(s[0] for s in spread) and v[1] <= max(s[1] for s in spread)
-        for k, v in far.items()
-        if k.startswith("ours")
-    )
-    print(f"  ours {'within' if inside else 'OUTSIDE'} the spread of transformers' bfloat16")
+    mine = [v for title, v in far if title.startswith("ours")]
+    most = [[max(v[i] for v in some) for i in range(2)] for some in (mine, spread)]
+    inside = all(v[i] <= most[1][i] for v in mine for i in range(2))  # no NaN is
+    print(
+        f"  ours {'within' if inside else 'OUTSIDE'} the spread of transformers' bfloat16: "
+        f"{len(mine)} curves, rms at most {most[0][0]:.2e}, largest {most[0][1]:.2e}; "
+        f"of {len(spread)} of theirs {most[1][0]:.2e} and {most[1][1]:.2e}", flush=True,
+    )  # fmt: skip
     return inside
+
+
+def from_beginning(
+    args: argparse.Namespace, number: int, ids: np.ndarray, settings: dict[str, Any]
+) -> Distances:
+    """The second case with an adapter of its own."""
+    logging.disable_progress_bar()
+    name = f"lora{number}" if number else "lora"
+    base = args.folder / "lora" / "model"
+    if number:
+        (args.folder / name).mkdir()
+        (args.folder / name / "model").symlink_to(base)
+    torch.manual_seed(FIRST_SEED + number)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
+    ).save_pretrained(args.folder / name / "adapter")
+    return compare(args, name, ids, settings)
 
 
 def resume(args: argparse.Namespace, name: str, half: int) -> bool:
@@ -278,9 +319,11 @@ def run(args: argparse.Namespace) -> bool:
     common = {"max_steps": args.steps, "max_length": length, "per_device_train_batch_size": batch,
               "gradient_accumulation_steps": 1, "max_grad_norm": 1.0, "lr_scheduler_type": "cosine",
               "warmup_steps": args.steps // 10}  # fmt: skip
+    heads = shape["hidden_size"] // args.head_dim
     torch.manual_seed(7)
     model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=320, max_position_embeddings=2048, tie_word_embeddings=False,
+        num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), vocab_size=320,
+        max_position_embeddings=2048, tie_word_embeddings=False,
         bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-5, **shape,
     ))  # fmt: skip
     model.save_pretrained(args.folder / "whole" / "model")
@@ -289,7 +332,7 @@ def run(args: argparse.Namespace) -> bool:
     whole = {**common, "method": "full", "learning_rate": 3e-4, "weight_decay": 0.1}
     good = True
     if "whole" in args.cases:
-        good = compare(args, "whole", ids, whole)
+        good = judge([compare(args, "whole", ids, whole)])
     else:
         write_case(args.folder / "whole", ids, whole)
         make_base(args, peer(args.folder / "whole", ids, whole, args.device, None, "sdpa")[0])
@@ -297,13 +340,16 @@ def run(args: argparse.Namespace) -> bool:
         return good
     lora = {**common, "method": "lora", "learning_rate": 5e-4, "weight_decay": 0.0, "lora_r": 16,
             "lora_alpha": 16.0, "lora_targets": TARGETS}  # fmt: skip
-    torch.manual_seed(8)
-    base = AutoModelForCausalLM.from_pretrained(args.folder / "lora" / "model", dtype=torch.float32)
-    get_peft_model(
-        base, LoraConfig(r=16, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
-    ).save_pretrained(args.folder / "lora" / "adapter")
     ids = text_rows(sorted((ROOT / "docs").rglob("*.md")), args.steps * batch, length)
-    good = compare(args, "lora", ids, lora) and good
+    numbers = range(args.beginnings)
+    if args.beginnings == 1:
+        far = [from_beginning(args, 0, ids, lora)]
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(AT_A_TIME, spawn) as pool:
+            waiting = [pool.submit(from_beginning, args, number, ids, lora) for number in numbers]
+            far = [one.result() for one in waiting]
+    good = judge(far) and good
     if args.resume:
         good = resume(args, "lora", args.steps // 2) and good
     return good
@@ -317,6 +363,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="made, and kept; else a temporary one")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--small", action="store_true", help="a model for a try on a CPU")
+    parser.add_argument(
+        "--head-dim", type=int, default=128, choices=[64, 128], help="other kernels of attention"
+    )
+    parser.add_argument("--beginnings", type=int, default=1, help="adapters to begin with")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--adamw-8bit", action="store_true")
     parser.add_argument(
