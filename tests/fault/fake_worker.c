@@ -7,7 +7,9 @@
  *   FAKE_LATE_MS       milliseconds from then until the last rank says so; the others have left
  *   FAKE_MUTE          and what it reports from then on never arrives
  *   FAKE_LOAD_MS       milliseconds of loading, and for as long as the run folder has a file `slow`
- *   FAKE_SAVE_MS       milliseconds of writing a checkpoint, and while there is a file `held`
+ *   FAKE_SAVE_MS       milliseconds of writing a checkpoint, and while there is a file `held`: then
+ *                      it makes one `holding`
+ *   FAKE_EVAL_STEPS    steps between evaluations (0); a snapshot that owes one makes a file `owing`
  *   FAKE_WAIT_STEP     ranks stand in this step while there is a file `wait`
  *   FAKE_HANG_STEP     a rank does not come back from this step, once in the run's life:
  *   FAKE_HANG_RANK     this one (the last)
@@ -56,7 +58,8 @@ struct job {
     pml_train_state tuned; /* as of the last set */
     FILE *used;
     char hung[4096]; /* path of the mark */
-    char held[4096], wait[4096], examined[4096], examining[4096], kept[4096];
+    char held[4096], wait[4096], examined[4096], examining[4096], kept[4096], holding[4096],
+        owing[4096];
     int64_t step, max_steps;
     uint64_t learnt;
     unsigned char *stage; /* of one worker alone: what a step leaves nothing of as it was */
@@ -174,6 +177,8 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     snprintf(path, sizeof path, "%.4000s/used-%d.txt", setup->folder, setup->rank);
     snprintf(j->hung, sizeof j->hung, "%.4000s/hung", setup->folder);
     snprintf(j->held, sizeof j->held, "%.4000s/held", setup->folder);
+    snprintf(j->holding, sizeof j->holding, "%.4000s/holding", setup->folder);
+    snprintf(j->owing, sizeof j->owing, "%.4000s/owing", setup->folder);
     snprintf(j->wait, sizeof j->wait, "%.4000s/wait", setup->folder);
     snprintf(j->examined, sizeof j->examined, "%.4000s/examined", setup->folder);
     snprintf(j->examining, sizeof j->examining, "%.4000s/examining", setup->folder);
@@ -197,11 +202,14 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     facts->has_eval = pml_message_string(setup->run, "eval_data")[0] != '\0';
     facts->policy.eval_epochs =
         strcmp(pml_message_string(setup->run, "eval_strategy"), "epoch") == 0;
+    facts->policy.save_best = strcmp(pml_message_string(setup->run, "save_strategy"), "best") == 0;
     facts->available = 1 << 20;
     facts->plan.by_cause[PML_CAUSE_WEIGHTS] = 1000;
     facts->plan.choices.pieces = 1;
     facts->state.learning_rate = pml_message_number(setup->run, "learning_rate");
     facts->state.save_steps = pml_message_int(setup->run, "save_steps");
+    facts->state.eval_steps = (int64_t)number("FAKE_EVAL_STEPS", 0);
+    facts->state.best_step = -1;
     snprintf(facts->state.identity, sizeof facts->state.identity, "{\"threads\":%d}",
              (int)number("FAKE_THREADS", 1));
     pml_status status = PML_OK;
@@ -395,9 +403,12 @@ static pml_status fake_put(job *j, const pml_train_state *state, pml_train_state
 {
     *whole = *state;
     memcpy(memory, &j->learnt, sizeof j->learnt);
-    return number("FAKE_MUTE_TUNED", 0) != 0 && state->command > 0
-               ? pml_file_write(j->kept, "", 0, 0600, err)
-               : PML_OK;
+    pml_status status = PML_OK;
+    if (number("FAKE_MUTE_TUNED", 0) != 0 && state->command > 0)
+        status = pml_file_write(j->kept, "", 0, 0600, err);
+    if (status == PML_OK && state->owes_evaluation)
+        status = pml_file_write(j->owing, "", 0, 0600, err);
+    return status;
 }
 
 /* One file and its line of MANIFEST. */
@@ -436,9 +447,13 @@ static pml_status fake_write(job *j, const pml_train_state *whole, const void *m
         pml_clock_sleep(number("FAKE_SAVE_MS", 0) / 1e3 / PIECES);
         watch->moved(watch->user, (size_t)i * 16 * MIB, (size_t)PIECES * 16 * MIB);
     }
+    pml_status status = PML_OK;
+    if (j->holding[0] != '\0' && access(j->held, F_OK) == 0)
+        status = pml_file_write(j->holding, "", 0, 0600, err);
     while (access(j->held, F_OK) == 0)
         pml_clock_sleep(0.005);
-    pml_status status = pml_folder_make(temporary, err);
+    if (status == PML_OK)
+        status = pml_folder_make(temporary, err);
     const char *const files[] = {"adapter_model.safetensors", "optimizer.safetensors",
                                  "state.json"};
     for (int i = 0; i < 3 && status == PML_OK; i++)

@@ -9,7 +9,9 @@ machine gives as many commands and strikes to a run as a fast one. Nobody helps:
 by itself, and then
 
 - its weights and optimizer state are bitwise those of an undisturbed run with the same settings
-  from the same steps on, and so is every number of its history, which has no gap;
+  from the same steps on, and so is every number of its history, which has no gap, and of its
+  evaluations, of which none is missing;
+- every checkpoint that was asked for was written, or the log says why not;
 - its log has every event once, and no more restarts than something of it was killed;
 - when nobody looks at it any more, every process that was started for it and for the undisturbed
   run ends by itself: all that bear a mark that they inherit are looked for, whoever started them.
@@ -50,7 +52,7 @@ ROWS = [
     {"prompt": f"{a} plus {b} is ", "completion": f"{a + b}."} for a in range(8) for b in range(8)
 ]
 SETTINGS: dict[str, Any] = {
-    "deterministic": True, "shuffle": True, "eval_data": ROWS[:4],
+    "deterministic": True, "shuffle": True, "eval_data": ROWS[:4], "eval_steps": 50,
     "lr_scheduler_type": "cosine", "warmup_steps": 5, "per_device_train_batch_size": 2,
     "learning_rate": 1e-3, "max_length": 64, "packing": False, "threads": 1, "generate_length": 64,
     "devices": 2, "max_restarts": 1000, "save_total_limit": 3,
@@ -314,6 +316,28 @@ def numbers(run: pm.Run) -> list[tuple[Any, ...]]:
     return [(r["step"], r["loss"], r["learning_rate"], r["grad_norm"]) for r in run.history]
 
 
+def evaluations(run: pm.Run) -> dict[int, float]:
+    """Give the losses that a run has measured of itself, by steps."""
+    own = [e for e in run.events() if e["type"] == "eval" and "command" not in e]
+    return {e["step"]: e["loss"] for e in own}
+
+
+def unwritten(run: pm.Run) -> set[int]:
+    """Give the checkpoint commands that were applied and that the log has no end of."""
+    events = run.events()
+    ends = {e.get("command") for e in events if e["type"] in ("checkpoint", "log")}
+    begun = {e["command"] for e in events if e["type"] == "applied" and e["verb"] == "checkpoint"}
+    return begun - ends
+
+
+def is_written(run: pm.Run) -> bool:
+    """Whether it has them all. One struck behind its end is resumed: who comes next writes them."""
+    left = unwritten(run)
+    if left and not any(is_ours(pid, run) for pid in processes(run)):
+        run.resume()
+    return not left
+
+
 def check(run: pm.Run, other: pm.Run, allowed: int) -> None:
     """Compare a run that was struck with one that was let alone."""
     last = run.max_steps
@@ -327,15 +351,18 @@ def check(run: pm.Run, other: pm.Run, allowed: int) -> None:
         e["command"] for e in run.events() if e["type"] in ("applied", "refused")
     }
     assert not open_commands, f"commands {sorted(open_commands)} have no end"
+    wait_for(lambda: is_written(run), f"the checkpoints of commands {unwritten(run)}", PATIENCE)
     assert sets(run) >= FIRST_SETS, f"only {sets(run)} of its commands changed a setting"
+    mine, theirs = evaluations(run), evaluations(other)
+    assert mine == theirs, f"evaluations {mine} are not {theirs}"
     for a, b in zip(numbers(run), numbers(other), strict=True):
         assert a == b, f"{a} is not {b}"
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
-        mine, theirs = (
+        left, right = (
             (r.folder / "checkpoints" / f"step-{last:06d}" / name).read_bytes()
             for r in (run, other)
         )
-        assert mine == theirs, f"{name} differs"
+        assert left == right, f"{name} differs"
 
 
 def strike_runs(options: argparse.Namespace, root: Path) -> str:

@@ -103,6 +103,12 @@ typedef struct tuned {
     pml_message *args;
 } tuned;
 
+/* A checkpoint command that was applied, and of which the log has no end. */
+typedef struct owed {
+    int64_t command, step; /* as in applied */
+    pml_message *args;
+} owed;
+
 /* How much a failure says of its cause: that another is gone is only a consequence; who ended with
  * a status has said why, and the word may come after the end. */
 typedef enum failure_weight { FAILURE_CONSEQUENCE, FAILURE_WORDLESS, FAILURE_CAUSE } failure_weight;
@@ -196,11 +202,14 @@ typedef struct coordinator {
         pml_message_type verb; /* PML_REQUEST_pause or _stop; PML_MESSAGE_COUNT: the run goes */
         int64_t step;          /* where it stands, as in applied */
     } standing;
-    char newest[512]; /* checkpoint of this timeline's past, relative; "" = none */
+    char newest[512];   /* checkpoint of this timeline's past, relative; "" = none */
+    int64_t saved_step; /* of the last one without a name that counts as there, -1: none */
     char logged_state[12];
     int64_t began_at, began_in; /* step that the log's last timeline begins behind; its number */
     int64_t measured;           /* step of the last evaluation that nobody asked for, -1: none */
-    int64_t saved_for;          /* the last command whose checkpoint the log has, 0: none */
+    int64_t saved_for; /* the last command whose checkpoint, or its failure, the log has, 0: none */
+    owed *owed;        /* in the order of their steps */
+    size_t n_owed, owed_capacity;
 
     recovery recovery;
     rereading rereading;
@@ -397,6 +406,8 @@ bool resume_is_checking(const coordinator *c, char *words, size_t capacity);
 pml_status resume_choose_newest(coordinator *c, pml_error *err);
 /* The step of the newest checkpoint that was announced, 0: there is none. */
 int64_t resume_newest_step(const coordinator *c);
+/* Whether the log has a checkpoint without a name of that step, as what follows on it asks for. */
+bool resume_is_saved(const coordinator *c, int64_t step);
 /* Every event passes here, from the log and as it is logged. */
 void resume_recover(coordinator *c, const pml_message *event);
 /* `again` orders for a worker that stands at step. */
@@ -405,6 +416,13 @@ pml_status resume_check_identity(coordinator *c, const pml_message *ready, pml_e
 /* The identity into run.json, where the disk did not take it before. */
 void resume_write_run_again(coordinator *c, double now);
 void resume_free(coordinator *c);
+
+/* ---- owed.c: what the log says of checkpoints that were asked for ---- */
+void owed_recover(coordinator *c, const pml_message *event);
+bool owed_has(const coordinator *c, int64_t command);
+/* None of them will come: the log says so of each. */
+void owed_give_up(coordinator *c, const char *reason);
+void owed_free(coordinator *c);
 
 /* ---- watch.c ---- */
 

@@ -51,10 +51,6 @@ void handover_recover(coordinator *c, const pml_message *event)
         if (!pml_message_has(event, "command"))
             c->measured = pml_message_int(event, "step");
         break;
-    case PML_EVENT_checkpoint:
-        if (pml_message_has(event, "command"))
-            c->saved_for = pml_message_int(event, "command");
-        break;
     case PML_EVENT_state:
         if (strcmp(pml_message_string(event, "state"), "starting") == 0)
             go_back(c, event);
@@ -70,8 +66,9 @@ void handover_recover(coordinator *c, const pml_message *event)
 /* Who asked for one waits for the event with that command, also where the checkpoint was there. */
 static bool is_new_checkpoint(const coordinator *c, const pml_message *event, bool asked)
 {
-    return asked ? pml_message_int(event, "command") > c->saved_for
-                 : strcmp(pml_message_string(event, "path"), c->newest) != 0;
+    int64_t command = asked ? pml_message_int(event, "command") : 0;
+    return asked ? command > c->saved_for || owed_has(c, command)
+                 : !resume_is_saved(c, pml_message_int(event, "step"));
 }
 
 static bool take_event(coordinator *c, pml_message *event)
@@ -90,8 +87,6 @@ static bool take_event(coordinator *c, pml_message *event)
         c->step = step;
     if (type == PML_EVENT_eval)
         c->measured = step;
-    if (type == PML_EVENT_checkpoint && asked)
-        c->saved_for = pml_message_int(event, "command");
     emit(c, event, type == PML_EVENT_checkpoint); /* the log's reader counts on that */
     return true;
 }

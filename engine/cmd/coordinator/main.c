@@ -420,6 +420,7 @@ int main(int argc, char **argv)
                             .comm = -1,
                             .slots = -1,
                             .slot = -1,
+                            .saved_step = -1,
                             .standing = {PML_MESSAGE_COUNT, 0},
                             .restarted_in = -1,
                             .measured = -1,

@@ -36,6 +36,18 @@ int64_t resume_newest_step(const coordinator *c)
     return step < 0 ? 0 : step;
 }
 
+/* "step-000412": what a step asks for by itself. */
+static bool is_nameless(const char *path)
+{
+    const char *name = pml_path_name(path);
+    return step_of(name) >= 0 && strchr(name + strlen("step-"), '-') == NULL;
+}
+
+bool resume_is_saved(const coordinator *c, int64_t step)
+{
+    return c->saved_step == step;
+}
+
 /* ---- which checkpoint ---- */
 
 static int is_checkpoint(const struct dirent *entry)
@@ -178,6 +190,26 @@ static void take_applied(coordinator *c, const pml_message *event)
     }
 }
 
+static void take_checkpoint(coordinator *c, const pml_message *event)
+{
+    const char *path = pml_message_string(event, "path");
+    snprintf(c->newest, sizeof c->newest, "%s", path);
+    if (is_nameless(path))
+        c->saved_step = pml_message_int(event, "step");
+}
+
+/* One of a later step was not fit to go on from, or somebody has gone back: it is not what will be
+ * there when its step comes again. */
+static void take_start(coordinator *c, const pml_message *event)
+{
+    int64_t step = pml_message_int(event, "step");
+    if (pml_message_has(event, "checkpoint") &&
+        is_nameless(pml_message_string(event, "checkpoint")))
+        c->saved_step = step;
+    else if (c->saved_step > step)
+        c->saved_step = -1;
+}
+
 /* It may also pause by itself, so the state counts beside the commands; only a resume ends it. */
 static void take_state(coordinator *c, const pml_message *event)
 {
@@ -189,10 +221,13 @@ static void take_state(coordinator *c, const pml_message *event)
         snprintf(c->newest, sizeof c->newest, "%s", pml_message_string(event, "checkpoint"));
         forget_after(c, step_of(pml_path_name(c->newest)));
     }
+    if (strcmp(state, "starting") == 0)
+        take_start(c, event);
 }
 
 void resume_recover(coordinator *c, const pml_message *event)
 {
+    owed_recover(c, event);
     switch (pml_message_type_of(event)) {
     case PML_EVENT_applied:
         take_applied(c, event);
@@ -201,7 +236,7 @@ void resume_recover(coordinator *c, const pml_message *event)
         take_state(c, event);
         break;
     case PML_EVENT_checkpoint:
-        snprintf(c->newest, sizeof c->newest, "%s", pml_message_string(event, "path"));
+        take_checkpoint(c, event);
         break;
     default:
         break;
@@ -370,37 +405,71 @@ pml_status resume_choose(coordinator *c, pml_error *err)
     if (!c->resume || c->recover)
         return PML_OK;
     c->standing.verb = PML_MESSAGE_COUNT; /* whoever resumes wants it to go */
-    return c->named ? choose_named(c, err) : resume_choose_newest(c, err);
+    pml_status status = c->named ? choose_named(c, err) : resume_choose_newest(c, err);
+    if (status == PML_OK && c->named)
+        owed_give_up(c, "a checkpoint that was asked for is not written: the run has gone back");
+    return status;
 }
 
 /* ---- what comes back ---- */
 
+/* answers: the command that a checkpoint was asked for by; 0: it is none. */
+static void send_again(coordinator *c, worker *w, int64_t step, pml_message_type verb,
+                       const pml_message *args, int64_t answers)
+{
+    pml_message *again = pml_message_new(PML_ORDER_again);
+    pml_message_set_int(again, "step", step);
+    pml_message_set_string(again, "verb", pml_message_name(verb));
+    pml_message_set_args(again, "args", args);
+    if (answers > 0)
+        pml_message_set_int(again, "answers", answers);
+    worker_order(c, w, again);
+    pml_message_destroy(&again);
+}
+
+/* How far the orders have been sent. */
+typedef struct sent_so_far {
+    size_t owed;
+    bool standing;
+} sent_so_far;
+
+/* What the run stood at, if that is before such a step. */
+static void send_standing(coordinator *c, worker *w, int64_t step, sent_so_far *sent)
+{
+    if (sent->standing || c->standing.verb == PML_MESSAGE_COUNT || c->standing.step >= step)
+        return;
+    pml_message *nothing = pml_message_new(c->standing.verb);
+    send_again(c, w, c->standing.step, c->standing.verb, nothing, 0);
+    pml_message_destroy(&nothing);
+    sent->standing = true;
+}
+
+/* All but settings that is before such a step and has not been sent. */
+static void send_before(coordinator *c, worker *w, int64_t step, sent_so_far *sent)
+{
+    for (; sent->owed < c->n_owed && c->owed[sent->owed].step < step; sent->owed++) {
+        const owed *o = &c->owed[sent->owed];
+        send_standing(c, w, o->step, sent);
+        send_again(c, w, o->step, PML_REQUEST_checkpoint, o->args, o->command);
+    }
+    send_standing(c, w, step, sent);
+}
+
+/* By their steps, for a worker takes them in the order in which they come: what waits for a later
+ * step would hold up a pause. */
 void resume_apply_again(coordinator *c, worker *w)
 {
+    sent_so_far sent = {0};
     for (size_t i = 0; i < c->n_tuned; i++) {
         const tuned *t = &c->tuned[i];
         pml_message_type verb = pml_message_type_of(t->args);
+        send_before(c, w, t->step, &sent);
         /* Settings are in what is loaded; what is done about a step that is not finite is not. */
         bool loaded = t->step <= w->step && verb == PML_REQUEST_set;
-        if (loaded || pml_message_is_empty(t->args))
-            continue;
-        pml_message *again = pml_message_new(PML_ORDER_again);
-        pml_message_set_int(again, "step", t->step);
-        pml_message_set_string(again, "verb", pml_message_name(verb));
-        pml_message_set_args(again, "args", t->args);
-        worker_order(c, w, again);
-        pml_message_destroy(&again);
+        if (!loaded && !pml_message_is_empty(t->args))
+            send_again(c, w, t->step, verb, t->args, 0);
     }
-    if (c->standing.verb == PML_MESSAGE_COUNT)
-        return;
-    pml_message *again = pml_message_new(PML_ORDER_again);
-    pml_message *nothing = pml_message_new(c->standing.verb);
-    pml_message_set_int(again, "step", c->standing.step);
-    pml_message_set_string(again, "verb", pml_message_name(c->standing.verb));
-    pml_message_set_args(again, "args", nothing);
-    worker_order(c, w, again);
-    pml_message_destroy(&again);
-    pml_message_destroy(&nothing);
+    send_before(c, w, INT64_MAX, &sent);
 }
 
 /* ---- what decides bits ---- */
@@ -478,4 +547,5 @@ void resume_free(coordinator *c)
     for (size_t i = 0; i < c->n_tuned; i++)
         pml_message_destroy(&c->tuned[i].args);
     free(c->tuned);
+    owed_free(c);
 }

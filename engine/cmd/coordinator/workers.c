@@ -98,6 +98,8 @@ static pml_status send_start(coordinator *c, worker *w, pml_error *err)
     pml_message_set_string(m, "secret_key", w->keys.secret_key);
     pml_message_set_string(m, "checkpoint", checkpoint);
     pml_message_set_int(m, "slot", c->slot);
+    if (c->slot >= 0 && resume_is_saved(c, c->step))
+        pml_message_set_bool(m, "saved", true);
     if (c->recovery.saves)
         pml_message_set_bool(m, "save", true);
     pml_message_set_int(m, "timeline", c->timeline);

@@ -6,9 +6,10 @@
 
 #include "loop.h"
 #include "pml/base/clock.h"
+#include "pml/base/log.h"
 
 enum { CHUNK_TOKENS = 32 };
-static const double chunk_seconds = 0.1;
+static const double chunk_seconds = 0.1, logged_seconds = 2;
 
 typedef struct outcome {
     int64_t command, step;
@@ -241,14 +242,11 @@ static bool goes_on(void *user)
     return !a->broken_off;
 }
 
-/* One that was broken off measured nothing. Asked for, it is refused; the run's own is made when
- * the run goes on, before the next step, as if it had never been begun. */
-static pml_status owe(loop *l, int64_t command, pml_error *err)
+/* One that was broken off measured nothing. Asked for, it is refused; the run's own is owed still,
+ * and made when the run goes on, before the next step, as if it had never been begun. */
+static pml_status owe(const loop *l, int64_t command, pml_error *err)
 {
-    if (command > 0)
-        return broken_off(l, "evaluated", err);
-    l->state.owes_evaluation = l->state.step > 0;
-    return PML_OK;
+    return command > 0 ? broken_off(l, "evaluated", err) : PML_OK;
 }
 
 pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
@@ -272,7 +270,6 @@ pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
         return owe(l, command, err);
     if (command == 0)
         l->state.owes_evaluation = false;
-    l->evaluated = l->state.step;
     if (command == 0 && l->state.step > 0)
         loop_measured(l, sums[1] > 0 ? sums[0] / sums[1] : NAN);
     if (l->rank != 0)
@@ -285,6 +282,10 @@ pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
     if (command > 0)
         pml_message_set_int(event, "command", command);
     link_event(l->link, event);
+    /* A snapshot that has it may be gone on from: then the log had better have it, too. */
+    if (command == 0 && !link_logged(l->link, logged_seconds))
+        pml_log(PML_LOG_WARNING, "the log is behind the evaluation of step %lld",
+                (long long)l->state.step);
     return PML_OK;
 }
 
@@ -300,6 +301,13 @@ static void set_nonfinite(loop *l, const pml_message *args)
 {
     if (pml_message_has(args, "nonfinite"))
         l->skip_nonfinite = strcmp(pml_message_string(args, "nonfinite"), "skip") == 0;
+}
+
+/* command: who waits for it. */
+static pml_status save_asked(const loop *l, const order *o, int64_t command, pml_error *err)
+{
+    const char *name = pml_message_string(o->args, "name");
+    return l->saver == NULL ? PML_OK : saver_save(l->saver, &l->state, name, command, err);
 }
 
 static pml_status carry_out(loop *l, const order *o, pml_error *err)
@@ -330,9 +338,7 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
                             "the run is finished and has the weights of its best checkpoint, "
                             "step-%06lld",
                             (long long)l->state.best_step);
-        return l->saver == NULL ? PML_OK
-                                : saver_save(l->saver, &l->state,
-                                             pml_message_string(o->args, "name"), o->number, err);
+        return save_asked(l, o, o->number, err);
     case PML_REQUEST_evaluate:
         return l->has_eval ? loop_evaluate(l, o->number, err)
                            : PML_FAIL(err, PML_INVALID, "this run has no eval_data");
@@ -348,6 +354,10 @@ static pml_status carry_out(loop *l, const order *o, pml_error *err)
  * settings than its log has. */
 static pml_status apply_again(loop *l, const order *o, pml_error *err)
 {
+    if (o->verb == PML_REQUEST_checkpoint) /* it was applied once, and not written */
+        return save_asked(l, o, o->answers, err);
+    if (l->finished) /* no step comes for which anything else could hold */
+        return PML_OK;
     if (o->verb == PML_REQUEST_set) {
         pml_status status = apply_set(l, o, err);
         return status == PML_OK ? PML_OK : pml_error_prefix(err, "a setting of the log");

@@ -218,6 +218,7 @@ static void take_command(worker_link *l, const pml_message *m)
     if (args != NULL) {
         order o = {.number = pml_message_int(m, "command"),
                    .step = pml_message_int(m, "step"),
+                   .answers = again ? pml_message_int(m, "answers") : 0,
                    .verb = pml_message_type_of(args),
                    .args = args,
                    .keywords = pml_message_part(args, "lr_scheduler_kwargs", 0)};

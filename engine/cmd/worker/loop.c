@@ -55,10 +55,16 @@ void loop_say(loop *l, const char *level, const char *text)
     link_post(l->link, write_log, &t, sizeof t);
 }
 
-/* A snapshot, if it is time or at_once. */
+/* A snapshot, if it is time or at_once. Not of the best weights as if they were the last step's;
+ * nor of a later step while the best checkpoint is written: it can only be written again from its
+ * own, and the run is to end with it. */
 static pml_status keep(loop *l, bool at_once, pml_error *err)
 {
-    return l->keeper == NULL ? PML_OK : keeper_keep(l->keeper, &l->state, at_once, err);
+    if (l->keeper == NULL || l->has_best)
+        return PML_OK;
+    if (l->policy.save_best && saver_is_writing(l->saver, l->state.best_step))
+        return PML_OK;
+    return keeper_keep(l->keeper, &l->state, at_once, err);
 }
 
 /* ---- safe points ---- */
@@ -75,15 +81,18 @@ static pml_status apply_up_to(loop *l, int64_t limit, pml_error *err)
     return status;
 }
 
-/* Settings of an earlier timeline come back at their steps. */
-static pml_status apply_agains(loop *l, pml_error *err)
+/* Settings of an earlier timeline come back at their steps, and a checkpoint that it owes. */
+static pml_status apply_agains(loop *l, int64_t step, pml_error *err)
 {
     order o;
     pml_status status = PML_OK;
-    while (status == PML_OK && orders_next_again(link_orders(l->link), l->state.step + 1, &o)) {
+    while (status == PML_OK && orders_next_again(link_orders(l->link), step, &o)) {
         status = loop_apply(l, &o, err);
         link_discard(l->link, &o);
-        loop_say(l, "info", "a setting of the log is in force again");
+        if (o.verb == PML_REQUEST_checkpoint)
+            loop_say(l, "info", "a checkpoint that was asked for is written again");
+        else if (!l->finished)
+            loop_say(l, "info", "a setting of the log is in force again");
     }
     return status;
 }
@@ -179,21 +188,31 @@ static bool due(int64_t step, int64_t every)
     return every > 0 && step % every == 0;
 }
 
+static bool ends_epoch(const loop *l)
+{
+    double epoch = l->kind->epoch(l->j);
+    return epoch == floor(epoch);
+}
+
+/* Whether the step just made asks for an evaluation; the last one always does. It is in the state
+ * from the step on, so a snapshot or a checkpoint that is taken before it is made has it. */
+static bool asks_for_evaluation(const loop *l)
+{
+    const pml_train_state *s = &l->state;
+    return l->has_eval && (due(s->step, s->eval_steps) || s->step >= l->max_steps ||
+                           (l->policy.eval_epochs && ends_epoch(l)));
+}
+
 /* After the step: what its number asks for. */
 static pml_status follow_up(loop *l, pml_error *err)
 {
     const pml_train_state *s = &l->state;
-    double epoch = l->kind->epoch(l->j);
-    bool ends = epoch == floor(epoch);
-    pml_status status = PML_OK;
-    if (l->has_eval &&
-        (s->owes_evaluation || due(s->step, s->eval_steps) || (ends && l->policy.eval_epochs)))
-        status = loop_evaluate(l, 0, err);
+    pml_status status = s->owes_evaluation ? loop_evaluate(l, 0, err) : PML_OK;
     if (s->owes_evaluation) /* the run ends here: what follows on an evaluation is owed, too */
         return status;
     bool best = l->policy.save_best && s->best_step == s->step;
     if (status == PML_OK && l->saver != NULL &&
-        (due(s->step, s->save_steps) || (ends && l->policy.save_epochs) || best))
+        (due(s->step, s->save_steps) || (l->policy.save_epochs && ends_epoch(l)) || best))
         status = saver_save(l->saver, s, "", 0, err);
     return status == PML_OK ? keep(l, false, err) : status;
 }
@@ -262,6 +281,7 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     if (status != PML_OK)
         return status;
     l->state.step = u.step;
+    l->state.owes_evaluation = asks_for_evaluation(l);
     link_set_step(l->link, u.step);
     l->last_seconds = pml_clock_monotonic() - begin;
     pulse_step(link_pulse(l->link), l->last_seconds);
@@ -284,7 +304,10 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
         not_finite(l, &u, &result, text, sizeof text);
         loop_say(l, "warning", text);
         l->paused = !l->skip_nonfinite;
-        status = l->paused ? pause_here(l, text, err) : PML_OK;
+        if (l->paused) /* the pause of the log that may be among them is this one */
+            status = apply_agains(l, u.step + 1, err);
+        if (status == PML_OK && l->paused && !l->stopping)
+            status = pause_here(l, text, err);
         if (status != PML_OK || l->stopping)
             return status;
     }
@@ -320,7 +343,7 @@ static pml_status heed(loop *l, pml_header *h, pml_error *err)
 {
     pml_status status = agree(l, h, err);
     if (status == PML_OK && !l->stopping)
-        status = apply_agains(l, err);
+        status = apply_agains(l, l->state.step + 1, err);
     if (status == PML_OK && !l->stopping)
         status = apply_up_to(l, h->committed, err);
     return status;
@@ -388,17 +411,14 @@ static pml_status save_last(loop *l, pml_error *err)
 
 static pml_status finish(loop *l, bool trained, pml_error *err)
 {
-    pml_status status = PML_OK;
-    if (trained && l->has_eval && l->evaluated != l->state.step)
-        status = loop_evaluate(l, 0, err);
-    if (status == PML_OK && l->state.owes_evaluation)
+    if (l->state.owes_evaluation)
         return PML_OK;  /* broken off: it is stopped, and not finished */
     l->finished = true; /* from here on all ranks take commands as they come */
-    if (status == PML_OK && trained)
-        status = save_last(l, err);
-    if (status != PML_OK)
-        return status;
-    status = loop_load_best(l, err);
+    pml_status status = trained ? save_last(l, err) : PML_OK;
+    if (status == PML_OK)
+        status = apply_agains(l, INT64_MAX, err); /* no step comes that would */
+    if (status == PML_OK)
+        status = loop_load_best(l, err);
     if (status != PML_OK)
         return status;
     turn(l, "finished", why_finished(l));
@@ -411,7 +431,6 @@ static pml_status finish(loop *l, bool trained, pml_error *err)
 pml_status loop_run(loop *l, pml_error *err)
 {
     int64_t first = l->state.step;
-    l->evaluated = -1;
     link_set_step(l->link, first);
     pulse_enter(link_pulse(l->link), PHASE_STEPPING);
     pml_status status = keep(l, true, err);
@@ -419,7 +438,9 @@ pml_status loop_run(loop *l, pml_error *err)
         turn(l, "running", "");
     if (status == PML_OK && first == 0 && l->has_eval) /* what training has to beat */
         status = loop_evaluate(l, 0, err);
-    bool trained = l->state.owes_evaluation; /* the last step of those before is not over yet */
+    l->state.owes_evaluation = l->state.owes_evaluation && l->has_eval;
+    /* The last step of those before may not be over yet. */
+    bool trained = l->state.owes_evaluation || (l->unfollowed && first > 0);
     if (status == PML_OK && trained)
         status = follow_up(l, err);
     while (status == PML_OK && !l->stopping && l->state.step < l->max_steps &&

@@ -27,7 +27,7 @@ typedef struct loop {
     bool skip_nonfinite; /* said at a resume: no pause for such steps */
     bool has_best;       /* the weights are those of the best checkpoint, not of the last step */
     bool finished;       /* the last step is made: serving */
-    int64_t evaluated;   /* step of the last evaluation, -1 */
+    bool unfollowed;     /* begun from a snapshot whose step has no checkpoint in the log */
     double last_seconds;
     double loss_scale; /* of the last step; 0: none made, or there is no such thing */
     timing timing;     /* rank 0 */

@@ -1,7 +1,7 @@
 /* Orders: what the coordinator has told this worker and its training thread has not taken yet.
  *
  *   I/O thread ──put, commit──► [ commands in their order ] ──next──► training thread
- *              ──put_again────► [ sets of the log, by step ] ──next_again──►
+ *              ──put_again────► [ what of the log holds again, by step ] ──next_again──►
  *              ──enough───────► [ samples that shall end ]
  *
  * Thread-safe. */
@@ -13,9 +13,10 @@
 
 #include "pml/json/messages.h"
 
-/* A command's content, or a set to be applied again (number 0) at `step`. */
+/* A command's content, or one of the log to be applied again (number 0) at `step`. */
 typedef struct order {
     int64_t number, step;
+    int64_t answers;       /* of a checkpoint of the log: the command that waits for it */
     pml_message_type verb; /* a request */
     pml_message *args;
     pml_message *keywords; /* lr_scheduler_kwargs of args, or NULL */
@@ -26,7 +27,7 @@ typedef struct orders orders;
 pml_status orders_new(orders **o, pml_error *err);
 void orders_destroy(orders **o);
 
-/* Keep a command, or a set to be applied again. Takes what it holds; false: no memory, and it is
+/* Keep a command, or one of the log. Takes what it holds; false: no memory, and it is
  * still the caller's. */
 bool orders_put(orders *o, const order *one);
 bool orders_put_again(orders *o, const order *one);
@@ -45,7 +46,7 @@ bool orders_stops(orders *o);
 /* The next command with number <= limit; false when there is none. What it holds is the caller's.
  */
 bool orders_next(orders *o, int64_t limit, order *one);
-/* The next set to be applied again at or before update `step`. */
+/* The next one of the log that is to be applied at or before update `step`. */
 bool orders_next_again(orders *o, int64_t step, order *one);
 /* A new set takes the place of those waiting to be applied again: its fields leave them. */
 void orders_supersede(orders *o, const pml_message *args);

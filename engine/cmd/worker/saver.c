@@ -344,6 +344,14 @@ pml_status saver_save(saver *s, const pml_train_state *state, const char *name, 
     return PML_OK;
 }
 
+bool saver_is_writing(saver *s, int64_t step)
+{
+    pthread_mutex_lock(&s->mutex);
+    bool writing = s->busy && s->state.step == step;
+    pthread_mutex_unlock(&s->mutex);
+    return writing;
+}
+
 pml_status saver_wait(saver *s, pml_error *err)
 {
     wait_idle(s);

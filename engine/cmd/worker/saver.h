@@ -31,6 +31,9 @@ pml_status saver_save(saver *s, const pml_train_state *state, const char *name, 
  */
 const char *saver_last(saver *s);
 
+/* Whether the checkpoint of that step is on its way to the disk. */
+bool saver_is_writing(saver *s, int64_t step);
+
 /* Wait until nothing is being written. PML_IO: the last one failed. */
 pml_status saver_wait(saver *s, pml_error *err);
 

@@ -283,6 +283,8 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
                .policy = w->facts.policy,
                .folder = pml_message_string(w->start, "folder"),
                .positions = w->facts.positions,
+               .unfollowed =
+                   pml_message_int(w->start, "slot") >= 0 && !pml_message_bool(w->start, "saved"),
                .state = w->facts.state};
     l.state.timeline = pml_message_int(w->start, "timeline");
     pml_status status = make_savers(w, kind, &l, err);
