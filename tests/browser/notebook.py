@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -12,7 +13,10 @@ from typing import Any
 from conftest import AXE, PATIENCE, Lab
 from playwright.sync_api import Locator, Page, expect
 
-__all__ = ["Notebook", "Panel", "eventually", "write_notebook"]
+__all__ = ["STATE", "Notebook", "Panel", "eventually", "write_notebook"]
+
+#: What a notebook's metadata call the state of its widgets.
+STATE = "application/vnd.jupyter.widget-state+json"
 
 
 def eventually(page: Page, over: Callable[[], object], what: str) -> None:
@@ -77,10 +81,22 @@ class Notebook:
 
     def run_cell(self, index: int) -> None:
         """Select a cell and run it alone."""
+        self._select(index)
+        self.command("notebook:run-cell")
+
+    def run_cell_to_its_end(self, index: int) -> None:
+        """Run a cell and wait until the kernel is done with it.
+
+        One that ends with an error shows it first, and what the kernel is asked to run between
+        the two is thrown away.
+        """
+        self._select(index)
+        self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-cell')")
+
+    def _select(self, index: int) -> None:
         self.page.evaluate(
             "i => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = i }", index
         )
-        self.command("notebook:run-cell")
 
     def restart_kernel(self) -> None:
         """Restart the kernel by the menu's command, and agree to it.
@@ -126,18 +142,30 @@ class Notebook:
     def output(self, index: int) -> Locator:
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index).locator(".jp-Cell-outputArea")
 
-    def saved(self) -> dict[str, Any]:
-        """The notebook as it is on disk."""
-        document: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
-        return document
+    def saved(self, path: Path | None = None) -> dict[str, Any]:
+        """The notebook, or Jupyter's own copy of it, as it is on disk.
 
-    def wait_until_saved(self, widgets: str) -> None:
-        """Wait until the file has the state of widgets of this MIME type."""
-        eventually(
-            self.page,
-            lambda: widgets in self.saved()["metadata"].get("widgets", {}),
-            "the notebook to be saved with its widgets",
-        )
+        Jupyter writes in place, so what is read may not be whole, or not be there, at first.
+        """
+        documents: list[dict[str, Any]] = []
+
+        def read() -> bool:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                documents.append(json.loads((path or self.path).read_text("utf-8")))
+            return bool(documents)
+
+        eventually(self.page, read, f"{path or self.path} to be whole")
+        return documents[0]
+
+    def wait_until_saved(self, panels: int = 1, path: Path | None = None) -> None:
+        """Wait until the file has the state of so many panels."""
+
+        def has_panels() -> bool:
+            widgets = self.saved(path)["metadata"].get("widgets", {}).get(STATE, {"state": {}})
+            names = [model["model_name"] for model in widgets["state"].values()]
+            return names.count("AnyModel") >= panels
+
+        eventually(self.page, has_panels, f"{path or self.path} to have {panels} panels")
 
 
 class Panel:

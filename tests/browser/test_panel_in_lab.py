@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 from conftest import Lab
-from notebook import Notebook, Panel, eventually, write_notebook
+from notebook import STATE, Notebook, Panel, eventually, write_notebook
 from playwright.sync_api import Page, expect
 
-STATE = "application/vnd.jupyter.widget-state+json"
 FAKES = Path(__file__).resolve().parents[1] / "notebooks"
 
 SHOW = f"""
@@ -25,6 +24,15 @@ panel = RunPanel(
     plan=lambda event: str(Plan.of(event, run.config)),
 )
 panel
+"""
+
+# Two more panels of that run at once, and enough beside them that a save takes a while.
+TWO_MORE = """
+from IPython.display import display
+
+more = [RunPanel(run, record=lambda: "<p>static record</p>", decode=run.decode) for _ in range(2)]
+display(more[0], "x" * 400_000)
+display(more[1])
 """
 
 # A run that has its plan, and makes no step before the gate is opened.
@@ -189,6 +197,25 @@ def test_buttons_answer_while_a_cell_is_busy(page: Page, lab: Lab) -> None:
     expect(notebook.output(1)).not_to_contain_text("awake", timeout=1)
 
 
+def test_panels_shown_at_once_save_the_notebook_one_after_the_other(page: Page, lab: Lab) -> None:
+    write_notebook(lab.folder / "panels.ipynb", [SHOW, TWO_MORE])
+    notebook = Notebook(page, lab, "panels.ipynb")
+    page.evaluate(
+        """() => {
+            window.saves = [];
+            const { context } = window.jupyterapp.shell.currentWidget;
+            context.saveState.connect((_, state) => window.saves.push(state));
+        }"""
+    )
+    notebook.run_all()
+    notebook.wait_until_saved(panels=3)
+    page.wait_for_function("() => window.saves.at(-1) === 'completed'")
+    # Two beside each other are what Lab takes for a change on disk, and asks whether to overwrite.
+    saves = page.evaluate("() => window.saves")
+    assert saves == ["started", "completed"] * (len(saves) // 2)
+    assert page.locator(".jp-Dialog").count() == 0
+
+
 def test_a_kernel_that_went_leaves_the_last_state_and_says_so(page: Page, lab: Lab) -> None:
     notebook, panel = open_fake(page, lab, "restart.ipynb")
     notebook.restart_kernel()
@@ -196,7 +223,7 @@ def test_a_kernel_that_went_leaves_the_last_state_and_says_so(page: Page, lab: L
     expect(panel.button("Pause")).to_be_disabled()
     # Opened again without that kernel it is the same: the state is in the file, once. The restart
     # came before the save that follows the display, which has to have the state all the same.
-    notebook.wait_until_saved(STATE)
+    notebook.wait_until_saved()
     notebook.reload()
     panel = Panel(page)
     expect(panel.root.locator(".pml-notice")).to_contain_text("Not connected")

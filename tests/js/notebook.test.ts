@@ -43,7 +43,7 @@ function lab() {
     saves: 0,
     live: { a: panel("la", 5) } as object,
     metadata,
-    tell: (state: string) => slots[0]?.(null, state),
+    tell: (state: string) => slots.forEach((slot) => slot(null, state)),
     manager: {
       context: {
         save: async () => void made.saves++,
@@ -89,4 +89,34 @@ test("each save writes the state first, also what a restarted kernel's manager f
   assert.equal(notebook.metadata.size, 0);
   notebook.tell("started");
   assert.deepEqual(notebook.metadata.get("widgets"), KEPT);
+});
+
+test("two panels that are shown together are saved once", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const notebook = lab();
+  const first = keepInNotebook(notebook.manager, KIND);
+  const second = keepInNotebook(notebook.manager, KIND);
+  first?.save();
+  t.mock.timers.tick(400);
+  second?.save();
+  t.mock.timers.tick(499);
+  assert.equal(notebook.saves, 0);
+  t.mock.timers.tick(1);
+  assert.equal(notebook.saves, 1);
+});
+
+test("a panel's save waits for the end of one that is under way", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  for (const end of ["completed", "failed"]) {
+    const notebook = lab();
+    keepInNotebook(notebook.manager, KIND)?.save();
+    notebook.tell("started");
+    t.mock.timers.tick(500);
+    assert.equal(notebook.saves, 0);
+    notebook.tell(end);
+    assert.equal(notebook.saves, 1);
+    notebook.tell("started");
+    notebook.tell("completed");
+    assert.equal(notebook.saves, 1);
+  }
 });

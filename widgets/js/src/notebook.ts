@@ -13,6 +13,7 @@ import { isObject, type Json, type JsonObject } from "./protocol";
 const STATE = "application/vnd.jupyter.widget-state+json";
 const VIEW = "application/vnd.jupyter.widget-view+json";
 const REFERENCE = "IPY_MODEL_";
+const SAVER = Symbol.for("pantheraml.saver");
 
 interface LabContext {
   save(): Promise<void>;
@@ -22,6 +23,7 @@ interface LabContext {
     getMetadata(key: string): unknown;
     setMetadata(key: string, value: unknown): void;
   };
+  [SAVER]?: () => void;
 }
 
 interface LabManager {
@@ -95,6 +97,39 @@ export function mergeState(
 }
 
 /**
+ * What saves a notebook soon: one for all of its panels, and never beside a save that is under
+ * way. Lab does not keep its own saves apart, and takes the one for a change that somebody else
+ * has made on disk: it asks whether to overwrite it. It is kept at the context, since each panel
+ * has a copy of this module for itself.
+ */
+function saverOf(context: LabContext): () => void {
+  const known = context[SAVER];
+  if (known !== undefined) return known;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let saving = false;
+  let due = false;
+  const save = (): void => {
+    due = saving;
+    if (due) return;
+    context.save().catch((error: unknown) => {
+      console.warn("pantheraml: the notebook was not saved after display:", error);
+    });
+  };
+  // One that was cancelled in a dialog does not end; the next one that does ends both.
+  context.saveState.connect((_, state) => {
+    saving = state === "started";
+    if (due) save();
+  });
+  const soon = (): void => {
+    clearTimeout(timer);
+    // The output area adds the panel to the notebook right after it was rendered.
+    timer = setTimeout(save, 500);
+  };
+  context[SAVER] = soon;
+  return soon;
+}
+
+/**
  * Keeps the state of the panels in the notebook. Returns null where there is no such notebook, else
  * what remembers the state as it is now, what saves the notebook soon, and what writes the state
  * into the unsaved notebook.
@@ -123,14 +158,10 @@ export function keepInNotebook(
   context.saveState.connect((_, state) => {
     if (state === "started") mark();
   });
+  const soon = saverOf(context);
   const save = (): void => {
     look();
-    // The output area adds the panel to the notebook right after it was rendered.
-    setTimeout(() => {
-      context.save().catch((error: unknown) => {
-        console.warn("pantheraml: the notebook was not saved after display:", error);
-      });
-    }, 500);
+    soon();
   };
   return { look: () => void look(), save, mark };
 }
