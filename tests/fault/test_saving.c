@@ -10,6 +10,8 @@
 
 #include "pml/base/file.h"
 
+#define SAMPLE "\"input_ids\":[1],\"max_new_tokens\":1,\"temperature\":0,\"seed\":1"
+
 static bool is_saved(const harness *h, const char *name)
 {
     char path[256];
@@ -341,8 +343,8 @@ static void what_a_stand_has_put_off_comes(void **state)
         harness_wait_state(h, "paused");
         int at = h->n_events;
         if (killed) {
-            harness_wait_mark(h, "owing"); /* the snapshot of what stands is being taken */
-            harness_receive_for(h, 0.1);
+            harness_wait_mark(h, "owing"); /* the snapshot of what stands is being taken, */
+            history_applied(h, harness_command(h, "sample", SAMPLE)); /* and is, before commands */
             kill(harness_worker_pid(h, 0), SIGKILL);
             assert_int_equal(pml_message_int(history_restart(h, 1), "step"), 20);
             harness_wait_state(h, "paused");
