@@ -20,6 +20,7 @@
  *   FAKE_GPU           its device is a GPU of that name, whose driver is tests/shim/nvml.c
  *   FAKE_FLOPS         operations of a step
  *   FAKE_LACKS         what that GPU lacks
+ *   FAKE_LACKS_STEP    step in which that is found out (before the first one)
  *   FAKE_RESERVE_MIB   what its plan takes of a device of 4,000 MiB that is all free to its driver
  *   FAKE_REFUSED       while the run folder has a file `refused`: memory is missing when the device
  *                      is `open`ed, or for the `plan`, or the plan is too `large` for the device
@@ -163,6 +164,15 @@ static pml_status reserve(job *j, const job_setup *setup, job_facts *facts, pml_
     return status;
 }
 
+static pml_status fake_lacks(job *j, char lacks[400], pml_error *err)
+{
+    const char *what = getenv("FAKE_LACKS");
+    bool known = getenv("FAKE_GPU") != NULL && j->step >= (int64_t)number("FAKE_LACKS_STEP", 0);
+    snprintf(lacks, 400, "%s", what != NULL && known ? what : "");
+    (void)err;
+    return PML_OK;
+}
+
 static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts, pml_error *err)
 {
     char path[4096];
@@ -219,8 +229,8 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     if (gpu != NULL) {
         snprintf(facts->device, sizeof facts->device, "%s", gpu);
         snprintf(facts->bus, sizeof facts->bus, "0000:0f:00.0");
-        const char *lacks = getenv("FAKE_LACKS");
-        snprintf(facts->lacks, sizeof facts->lacks, "%s", lacks != NULL ? lacks : "");
+        if (status == PML_OK)
+            status = fake_lacks(j, facts->lacks, err);
     }
     facts->payload_bytes = sizeof j->learnt;
     facts->slots = true;
@@ -483,6 +493,7 @@ static const job_kind fake = {
     .tune = fake_tune,
     .evaluate = fake_evaluate,
     .sample = fake_sample,
+    .lacks = fake_lacks,
     .put = fake_put,
     .write = fake_write,
     .prune = fake_prune,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,26 @@ def test_without_nvml_the_run_says_so_and_trains(
     assert "libnvidia-ml.so.1" in gpu_lines(run.gpus)[0]
 
 
+@pytest.mark.parametrize("found_out_in", [0, 5])
 def test_what_a_gpu_lacks_is_told_with_what_to_install(
-    start: Callable[..., pm.Run], driver: Path, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., pm.Run],
+    driver: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found_out_in: int,
 ) -> None:
     monkeypatch.setenv("FAKE_LACKS", "our own kernels do attention: pip install it")
+    monkeypatch.setenv("FAKE_LACKS_STEP", str(found_out_in))
     run = start(max_steps=FOREVER, gradient_accumulation_steps=1)
-    until(lambda: any(e.get("message", "").endswith("install it") for e in run.events()), "it")
+
+    def told() -> list[int]:
+        events = run.events()
+        return [i for i, e in enumerate(events) if e.get("message", "").endswith("install it")]
+
+    until(told, "it")
+    before = [e["step"] for e in run.events()[: told()[0]] if e["type"] == "step"]
+    assert max(before, default=0) >= found_out_in
+    time.sleep(1.5)  # it asks once a second, and says it once
+    assert len(told()) == 1
 
 
 GIB = 1 << 30

@@ -515,6 +515,14 @@ static pml_status train_peak(job *j, double seconds, pml_peak *peak, pml_error *
     return pml_stepper_peak(j->stepper, seconds, peak, err);
 }
 
+static pml_status train_lacks(job *j, char lacks[400], pml_error *err)
+{
+    pml_device_info info = {0};
+    pml_status status = pml_stepper_device(j->stepper, &info, err);
+    memcpy(lacks, info.lacks, sizeof info.lacks);
+    return status;
+}
+
 /* ---- checkpoints ---- */
 
 static pml_status train_put(job *j, const pml_train_state *state, pml_train_state *whole,
@@ -561,6 +569,7 @@ const job_kind job_train = {
     .timing = train_timing,
     .times = train_times,
     .peak = train_peak,
+    .lacks = train_lacks,
     .put = train_put,
     .go_back = train_go_back,
     .write = train_write,

@@ -89,6 +89,8 @@ typedef struct job_kind {
     void (*timing)(job *j, bool on);
     const pml_op_time *(*times)(const job *j, int32_t *n_nodes);
     pml_status (*peak)(job *j, double seconds, pml_peak *peak, pml_error *err);
+    /* What its device was found to lack by now, as pml_device_info. NULL: it has none. */
+    pml_status (*lacks)(job *j, char lacks[400], pml_error *err);
 
     /* Snapshot to memory of payload_bytes; whole: state, with cursor and identity, which are the
      * job's to fill in. */

@@ -9,6 +9,8 @@
 
 enum { FLAG_LOST = 1 }; /* in the header: somebody's coordinator is gone */
 
+static const double lack_seconds = 1;
+
 /* ---- telling: facts here, the messages on the link's thread ---- */
 
 typedef struct said {
@@ -45,14 +47,18 @@ static pml_message *write_log(const void *facts)
     return link_wrap(event);
 }
 
-void loop_say(loop *l, const char *level, const char *text)
+static void say(loop *l, const char *level, const char *text)
 {
-    if (l->rank != 0)
-        return;
     said t = {.step = l->state.step};
     snprintf(t.level, sizeof t.level, "%s", level);
     snprintf(t.text, sizeof t.text, "%s", text);
     link_post(l->link, write_log, &t, sizeof t);
+}
+
+void loop_say(loop *l, const char *level, const char *text)
+{
+    if (l->rank == 0)
+        say(l, level, text);
 }
 
 /* A snapshot, if it is time or at_once. Not of the best weights as if they were the last step's;
@@ -267,6 +273,23 @@ static void tell_scale(loop *l, const pml_update *u, const pml_step_result *r)
     l->loss_scale = r->overflow ? r->loss_scale / 2 : r->loss_scale;
 }
 
+/* What a library was asked for while steps were made already, and did not do: slower code of our
+ * own does, and nobody would see it. Once, by each rank, as what was known at the start. A driver
+ * may take its time for the answer. */
+static pml_status tell_lack(loop *l, pml_error *err)
+{
+    char text[400] = "";
+    double now = pml_clock_monotonic();
+    if (l->told_lack || l->kind->lacks == NULL || now < l->asked_lack + lack_seconds)
+        return PML_OK;
+    l->asked_lack = now;
+    pml_status status = l->kind->lacks(l->j, text, err);
+    l->told_lack = status == PML_OK && text[0] != '\0';
+    if (l->told_lack)
+        say(l, "warning", text);
+    return status;
+}
+
 static pml_status make_step(loop *l, const pml_header *h, double begin, pml_error *err)
 {
     pml_step_result result = {0};
@@ -289,6 +312,8 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     if (l->rank == 0)
         status = timing_after(&l->timing, l->kind, l->j, l->link, u.step, h->tokens,
                               l->last_seconds, err);
+    if (status == PML_OK)
+        status = tell_lack(l, err);
     if (status != PML_OK)
         return status;
     char text[480];

@@ -285,6 +285,7 @@ static pml_status train(worker *w, const job_kind *kind, pml_error *err)
                .positions = w->facts.positions,
                .unfollowed =
                    pml_message_int(w->start, "slot") >= 0 && !pml_message_bool(w->start, "saved"),
+               .told_lack = w->facts.lacks[0] != '\0',
                .state = w->facts.state};
     l.state.timeline = pml_message_int(w->start, "timeline");
     pml_status status = make_savers(w, kind, &l, err);
