@@ -123,6 +123,7 @@ static const pml_backend backend = {
     .open = open_device,
     .close = pmli_cuda_close,
     .info = pmli_cuda_info,
+    .lacks = pmli_cuda_lacks,
     .alloc = pmli_cuda_alloc,
     .free = pmli_cuda_free,
     .host_alloc = pmli_cuda_host_alloc,

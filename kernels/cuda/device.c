@@ -309,21 +309,22 @@ void pmli_cuda_close(pml_device **device)
     *device = NULL;
 }
 
-/* Both libraries are there, and what was asked of them (prepare, or an op's first use) they did not
- * do: one that is broken, or not made for the other or for the driver. */
-static void say_refused(const pml_device *d, char *lacks, size_t capacity)
+void pmli_cuda_lacks(pml_device *d, char lacks[PML_LACKS])
 {
     char why[PMLI_SDPA_REFUSED] = "";
-    if (d->sdpa != NULL)
-        pmli_sdpa_refused(d->sdpa, why);
+    snprintf(lacks, PML_LACKS, "%s", d->lacks);
+    if (lacks[0] != '\0' || d->sdpa == NULL)
+        return;
+    /* Both libraries are there, and what was asked of them (prepare, or an op's first use) they did
+     * not do: one that is broken, or not made for the other or for the driver. */
+    pmli_sdpa_refused(d->sdpa, why);
     if (why[0] != '\0')
-        snprintf(
-            lacks, capacity,
-            "cuDNN does not compile its attention, our own kernels take its place: %s; install "
-            "it and its compiler anew with pip install --upgrade %s",
-            why,
-            pmli_cuda_there() >= 13 ? "nvidia-cudnn-cu13 nvidia-cuda-nvrtc"
-                                    : "nvidia-cudnn-cu12 nvidia-cuda-nvrtc-cu12");
+        snprintf(lacks, PML_LACKS,
+                 "cuDNN does not compile its attention, our own kernels take its place: %s; "
+                 "install it and its compiler anew with pip install --upgrade %s",
+                 why,
+                 pmli_cuda_there() >= 13 ? "nvidia-cudnn-cu13 nvidia-cuda-nvrtc"
+                                         : "nvidia-cudnn-cu12 nvidia-cuda-nvrtc-cu12");
 }
 
 pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
@@ -333,9 +334,7 @@ pml_status pmli_cuda_info(pml_device *d, pml_device_info *info, pml_error *err)
     /* 130100 is 13.1.0 */
     snprintf(info->name, sizeof info->name, "%s", d->name);
     snprintf(info->bus, sizeof info->bus, "%s", d->bus);
-    snprintf(info->lacks, sizeof info->lacks, "%s", d->lacks);
-    if (info->lacks[0] == '\0')
-        say_refused(d, info->lacks, sizeof info->lacks);
+    pmli_cuda_lacks(d, info->lacks);
     int n = snprintf(info->libraries, sizeof info->libraries,
                      "cuBLASLt %zu.%zu.%zu, driver for CUDA %d.%d, ", version / 10000,
                      version / 100 % 100, version % 100, pmli_cu.version / 1000,

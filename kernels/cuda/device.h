@@ -55,6 +55,7 @@ pml_status pmli_cuda_identity(int index, pml_device_identity *identity, pml_erro
 pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device, pml_error *err);
 void pmli_cuda_close(pml_device **device);
 pml_status pmli_cuda_info(pml_device *device, pml_device_info *info, pml_error *err);
+void pmli_cuda_lacks(pml_device *device, char lacks[PML_LACKS]);
 pml_status pmli_cuda_alloc(pml_device *device, size_t bytes, void **base, pml_error *err);
 void pmli_cuda_free(pml_device *device, void **base, size_t bytes);
 pml_status pmli_cuda_host_alloc(pml_device *device, size_t bytes, void **base, pml_error *err);

@@ -164,13 +164,11 @@ static pml_status reserve(job *j, const job_setup *setup, job_facts *facts, pml_
     return status;
 }
 
-static pml_status fake_lacks(job *j, char lacks[400], pml_error *err)
+static void fake_lacks(job *j, char lacks[PML_LACKS])
 {
     const char *what = getenv("FAKE_LACKS");
     bool known = getenv("FAKE_GPU") != NULL && j->step >= (int64_t)number("FAKE_LACKS_STEP", 0);
-    snprintf(lacks, 400, "%s", what != NULL && known ? what : "");
-    (void)err;
-    return PML_OK;
+    snprintf(lacks, PML_LACKS, "%s", what != NULL && known ? what : "");
 }
 
 static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts, pml_error *err)
@@ -229,8 +227,7 @@ static pml_status fake_open(const job_setup *setup, job **out, job_facts *facts,
     if (gpu != NULL) {
         snprintf(facts->device, sizeof facts->device, "%s", gpu);
         snprintf(facts->bus, sizeof facts->bus, "0000:0f:00.0");
-        if (status == PML_OK)
-            status = fake_lacks(j, facts->lacks, err);
+        fake_lacks(j, facts->lacks);
     }
     facts->payload_bytes = sizeof j->learnt;
     facts->slots = true;

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "pml/base/clock.h"
 #include "pml/base/file.h"
 
 #define SAMPLE "\"input_ids\":[1],\"max_new_tokens\":1,\"temperature\":0,\"seed\":1"
@@ -336,7 +337,9 @@ static void what_a_stand_has_put_off_comes(void **state)
 {
     (void)state;
     for (int killed = 0; killed < 2; killed++) {
-        harness *h = harness_new(1, 40, GOES_ON ",\"eval_data\":\"rows\",\"save_steps\":20");
+        /* Of two workers, whose snapshot does not wait for the log. */
+        harness *h =
+            harness_new(1 + killed, 40, GOES_ON ",\"eval_data\":\"rows\",\"save_steps\":20");
         setenv("FAKE_NAN_STEP", "20", 1);
         setenv("FAKE_EVAL_STEPS", "20", 1);
         assert_true(harness_start(h, NULL));
@@ -358,6 +361,43 @@ static void what_a_stand_has_put_off_comes(void **state)
         assert_int_equal(times_saved(h, 20), 1);
         harness_destroy(&h);
     }
+}
+
+/* Wait for a mark while the coordinator is stopped, and take it away. */
+static void wait_without_asking(const harness *h, const char *name)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", h->folder, name);
+    for (double end = pml_clock_monotonic() + 200; unlink(path) != 0; pml_clock_sleep(0.01))
+        assert_true(pml_clock_monotonic() < end);
+}
+
+/* While nothing is logged no snapshot of one worker counts; it is tried again, and not only once
+ * for as long as the run stands. */
+static void a_stand_tries_again_to_be_kept(void **state)
+{
+    (void)state;
+    harness *h = harness_new(1, 40, GOES_ON ",\"eval_data\":\"rows\"");
+    setenv("FAKE_NAN_STEP", "20", 1);
+    setenv("FAKE_EVAL_STEPS", "20", 1);
+    setenv("FAKE_WAIT_STEP", "20", 1);
+    harness_mark(h, "wait", true);
+    assert_true(harness_start(h, NULL));
+    history_reach(h, 19);
+    kill(h->coordinator, SIGSTOP);
+    harness_mark(h, "wait", false);
+    for (int i = 0; i < 2; i++)
+        wait_without_asking(h, "owing");
+    kill(h->coordinator, SIGCONT);
+    harness_wait_state(h, "paused");
+    harness_command(h, "resume", "");
+    harness_wait_state(h, "finished");
+    unsetenv("FAKE_NAN_STEP");
+    unsetenv("FAKE_EVAL_STEPS");
+    unsetenv("FAKE_WAIT_STEP");
+    assert_int_equal(history_restarts(h), 0);
+    assert_int_equal(history_check(h), 40);
+    harness_destroy(&h);
 }
 
 /* It comes to that step again and stands there by itself; one resume ends it, not one for each. */
@@ -394,6 +434,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_best_one_is_written),
         cmocka_unit_test(the_last_evaluation_is_made),
         cmocka_unit_test(what_a_stand_has_put_off_comes),
+        cmocka_unit_test(a_stand_tries_again_to_be_kept),
         cmocka_unit_test(a_stand_that_comes_again_is_one),
     };
     if (!harness_programs(argc, argv))

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import FOREVER, until
+from conftest import FOREVER, at_step, until
 from pantheraml import devices, doctor, programs
 from pantheraml.live import gpu_lines
 
@@ -114,8 +113,8 @@ def test_what_a_gpu_lacks_is_told_with_what_to_install(
     until(told, "it")
     before = [e["step"] for e in run.events()[: told()[0]] if e["type"] == "step"]
     assert max(before, default=0) >= found_out_in
-    time.sleep(1.5)  # it asks once a second, and says it once
-    assert len(told()) == 1
+    at_step(run, run.step + 20)
+    assert len(told()) == 1  # once
 
 
 GIB = 1 << 30

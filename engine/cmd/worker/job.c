@@ -515,12 +515,9 @@ static pml_status train_peak(job *j, double seconds, pml_peak *peak, pml_error *
     return pml_stepper_peak(j->stepper, seconds, peak, err);
 }
 
-static pml_status train_lacks(job *j, char lacks[400], pml_error *err)
+static void train_lacks(job *j, char lacks[PML_LACKS])
 {
-    pml_device_info info = {0};
-    pml_status status = pml_stepper_device(j->stepper, &info, err);
-    memcpy(lacks, info.lacks, sizeof info.lacks);
-    return status;
+    pml_stepper_lacks(j->stepper, lacks);
 }
 
 /* ---- checkpoints ---- */

@@ -51,7 +51,7 @@ typedef struct job_facts {
     bool slots;                /* the run goes on by itself, and there is room for its snapshots */
     void *stage;               /* whole pages for one that steps alone use otherwise; NULL: none */
     char note[160];            /* pml_stepper_note */
-    char lacks[400];           /* as pml_device_info */
+    char lacks[PML_LACKS];     /* as pml_device_info */
     char unreserved[400];      /* claim_trouble; "": what the plan takes is reserved, if need be */
     bool crowded;              /* it could not be opened for what others have of its device */
     char device[128], bus[20]; /* name and PCI address of a GPU; bus "": it is none */
@@ -89,8 +89,8 @@ typedef struct job_kind {
     void (*timing)(job *j, bool on);
     const pml_op_time *(*times)(const job *j, int32_t *n_nodes);
     pml_status (*peak)(job *j, double seconds, pml_peak *peak, pml_error *err);
-    /* What its device was found to lack by now, as pml_device_info. NULL: it has none. */
-    pml_status (*lacks)(job *j, char lacks[400], pml_error *err);
+    /* As pml_stepper_lacks. */
+    void (*lacks)(job *j, char lacks[PML_LACKS]);
 
     /* Snapshot to memory of payload_bytes; whole: state, with cursor and identity, which are the
      * job's to fill in. */

@@ -17,10 +17,10 @@ struct keeper {
     job *j;
     worker_link *link;
     pml_slots *slots;
-    void *own;             /* without slots */
-    const void *left;      /* of a worker that is gone; then there is nothing else */
-    int64_t step, command; /* of the last one; -1: none */
-    double next_at;
+    void *own;              /* without slots */
+    const void *left;       /* of a worker that is gone; then there is nothing else */
+    int64_t step, command;  /* of the last one; -1: none */
+    double next_at, waited; /* waited: of the last try, for the log */
     pml_train_state whole;
 };
 
@@ -72,7 +72,9 @@ void keeper_destroy(keeper **out)
  * not, and what was there before stands. */
 static pml_status settle(keeper *k, double seconds, bool must, bool *taken, pml_error *err)
 {
+    double begin = pml_clock_monotonic();
     *taken = link_logged(k->link, seconds) || must;
+    k->waited = pml_clock_monotonic() - begin;
     if (*taken)
         return pml_slots_settle(k->slots, err);
     pml_slots_drop(k->slots);
@@ -84,6 +86,7 @@ static pml_status put(keeper *k, const pml_train_state *state, double seconds, b
 {
     bool taken = true;
     void *memory = k->own;
+    k->waited = 0;
     pml_status status = k->slots != NULL ? pml_slots_begin(k->slots, &memory, err) : PML_OK;
     if (status == PML_OK)
         status = k->kind->put(k->j, state, &k->whole, memory, err);
@@ -107,9 +110,17 @@ pml_status keeper_keep(keeper *k, const pml_train_state *state, bool at_once, pm
     if (k->slots == NULL || same || (!at_once && begin < k->next_at) || !pml_slots_room(k->slots))
         return PML_OK;
     pml_status status = put(k, state, at_once ? standing_seconds : passing_seconds, false, err);
-    double end = pml_clock_monotonic(), wait = ages * (end - begin);
+    double end = pml_clock_monotonic();
+    /* A state that is left or saved waits anyway: what the log took then says nothing of what the
+     * next snapshot will cost. */
+    double wait = ages * (end - begin - (at_once ? k->waited : 0));
     k->next_at = end + (wait > least_seconds ? wait : least_seconds);
     return status;
+}
+
+bool keeper_lacks(const keeper *k, const pml_train_state *state)
+{
+    return k->slots != NULL && k->step != state->step;
 }
 
 pml_status keeper_hold(keeper *k, const pml_train_state *state, const pml_train_state **whole,

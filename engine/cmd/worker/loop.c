@@ -9,8 +9,6 @@
 
 enum { FLAG_LOST = 1 }; /* in the header: somebody's coordinator is gone */
 
-static const double lack_seconds = 1;
-
 /* ---- telling: facts here, the messages on the link's thread ---- */
 
 typedef struct said {
@@ -112,7 +110,12 @@ static pml_status stand(loop *l, pml_error *err)
     phase before = pulse_enter(link_pulse(l->link), PHASE_STANDING);
     while (status == PML_OK && (l->paused || l->finished) && !l->stopping) {
         order o;
-        orders_wait(link_orders(l->link));
+        /* What stands for long is not to be without a snapshot because of one moment. */
+        bool lacks = l->paused && l->keeper != NULL && keeper_lacks(l->keeper, &l->state);
+        if (lacks)
+            orders_wait_for(link_orders(l->link), 1);
+        else
+            orders_wait(link_orders(l->link));
         if (link_lost(l->link)) {
             l->stopping = true;
         } else if (orders_next(link_orders(l->link), orders_committed(link_orders(l->link)), &o)) {
@@ -124,6 +127,8 @@ static pml_status stand(loop *l, pml_error *err)
                 l->stopping = true;
                 status = PML_OK;
             }
+        } else if (lacks) {
+            status = keep(l, true, err);
         }
     }
     pulse_enter(link_pulse(l->link), before);
@@ -274,20 +279,16 @@ static void tell_scale(loop *l, const pml_update *u, const pml_step_result *r)
 }
 
 /* What a library was asked for while steps were made already, and did not do: slower code of our
- * own does, and nobody would see it. Once, by each rank, as what was known at the start. A driver
- * may take its time for the answer. */
-static pml_status tell_lack(loop *l, pml_error *err)
+ * own does, and nobody would see it. Once, by each rank, as what was known at the start. */
+static void tell_lack(loop *l)
 {
-    char text[400] = "";
-    double now = pml_clock_monotonic();
-    if (l->told_lack || l->kind->lacks == NULL || now < l->asked_lack + lack_seconds)
-        return PML_OK;
-    l->asked_lack = now;
-    pml_status status = l->kind->lacks(l->j, text, err);
-    l->told_lack = status == PML_OK && text[0] != '\0';
+    char text[PML_LACKS] = "";
+    if (l->told_lack)
+        return;
+    l->kind->lacks(l->j, text);
+    l->told_lack = text[0] != '\0';
     if (l->told_lack)
         say(l, "warning", text);
-    return status;
 }
 
 static pml_status make_step(loop *l, const pml_header *h, double begin, pml_error *err)
@@ -312,10 +313,9 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     if (l->rank == 0)
         status = timing_after(&l->timing, l->kind, l->j, l->link, u.step, h->tokens,
                               l->last_seconds, err);
-    if (status == PML_OK)
-        status = tell_lack(l, err);
     if (status != PML_OK)
         return status;
+    tell_lack(l);
     char text[480];
     if (h->labels == 0) { /* rows whose labels are all -100, or were cut off */
         snprintf(text, sizeof text,

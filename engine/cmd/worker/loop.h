@@ -29,7 +29,6 @@ typedef struct loop {
     bool finished;       /* the last step is made: serving */
     bool unfollowed;     /* begun from a snapshot whose step has no checkpoint in the log */
     bool told_lack;      /* what the device lacks for its full speed */
-    double asked_lack;   /* when it was asked for last, by the monotonic clock */
     double last_seconds;
     double loss_scale; /* of the last step; 0: none made, or there is no such thing */
     timing timing;     /* rank 0 */

@@ -498,6 +498,13 @@ pml_status pml_stepper_device(pml_stepper *s, pml_device_info *info, pml_error *
     return s->backend->info(s->device, info, err);
 }
 
+void pml_stepper_lacks(pml_stepper *s, char lacks[PML_LACKS])
+{
+    lacks[0] = '\0';
+    if (s->backend->lacks != NULL)
+        s->backend->lacks(s->device, lacks);
+}
+
 const pml_plan *pml_stepper_plan(const pml_stepper *s)
 {
     return &s->plan;

@@ -31,6 +31,8 @@ typedef struct pml_device_options {
     const char *cache;  /* folder for tuned choices and compiled kernels, NULL = none */
 } pml_device_options;
 
+enum { PML_LACKS = 400 };
+
 typedef struct pml_device_info {
     char name[128];        /* "AMD EPYC …", "NVIDIA H200" */
     char libraries[256];   /* what decides bits: "OpenBLAS 0.3.21 SkylakeX", "cuBLASLt 13.1.0" */
@@ -38,9 +40,9 @@ typedef struct pml_device_info {
     char narrow[16]; /* what products with frozen matrices in `frozen` dtypes use beside: "+amx" */
     size_t memory_total; /* bytes; on the CPU bounded by the cgroup's limit */
     size_t memory_free;
-    size_t held;     /* what an open device takes by itself, no longer in memory_free */
-    char lacks[400]; /* what is missing for its full speed, and what to install; "": nothing */
-    char bus[20];    /* PCI address, "0000:0f:00.0", for pml_gauges_new; "": none */
+    size_t held;           /* what an open device takes by itself, no longer in memory_free */
+    char lacks[PML_LACKS]; /* what is missing for its full speed, what to install; "": nothing */
+    char bus[20];          /* PCI address, "0000:0f:00.0", for pml_gauges_new; "": none */
     int threads;
     int capability; /* a GPU's: 90 is compute capability 9.0 (PML_CUDA_CAPABILITY); else 0 */
 } pml_device_info;
@@ -87,6 +89,9 @@ typedef struct pml_backend {
     pml_status (*open)(const pml_device_options *options, pml_device **device, pml_error *err);
     void (*close)(pml_device **device);
     pml_status (*info)(pml_device *device, pml_device_info *info, pml_error *err);
+    /* What of info may change while it is open, for who asks often: allocates nothing and asks no
+     * driver. NULL: it does not change. */
+    void (*lacks)(pml_device *device, char lacks[PML_LACKS]);
 
     /* One large block, 256-byte aligned. On the CPU: its own mapping, prefaulted. */
     pml_status (*alloc)(pml_device *device, size_t bytes, void **base, pml_error *err);
@@ -160,7 +165,7 @@ typedef struct pml_backend {
     pml_op_table op;
 } pml_backend;
 
-enum { PML_BACKEND_ABI = 19, PML_MARKS = 4096 };
+enum { PML_BACKEND_ABI = 20, PML_MARKS = 4096 };
 
 /* The CPU backend: always there, complete, the oracle. Never NULL. */
 const pml_backend *pml_backend_cpu(void);

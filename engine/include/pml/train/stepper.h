@@ -209,6 +209,9 @@ void *pml_stepper_stage(const pml_stepper *stepper, size_t *bytes);
 const char *pml_stepper_note(const pml_stepper *stepper);
 /* What its device says of itself now. */
 pml_status pml_stepper_device(pml_stepper *stepper, pml_device_info *info, pml_error *err);
+/* What its device was found to lack by now, as in its info; "": nothing new can be found out of it.
+ * Allocates nothing. */
+void pml_stepper_lacks(pml_stepper *stepper, char lacks[PML_LACKS]);
 const pml_model_spec *pml_stepper_spec(const pml_stepper *stepper);
 
 #endif
