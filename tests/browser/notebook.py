@@ -12,6 +12,7 @@ from typing import Any
 
 from conftest import AXE, PATIENCE, Lab
 from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import TimeoutError as PatienceError
 
 __all__ = ["STATE", "Notebook", "Panel", "eventually", "write_notebook"]
 
@@ -206,6 +207,7 @@ class Panel:
 
     def values_at(self, step: int) -> str:
         """What the curve says at a step, read with the keyboard as a person would."""
+        self.wait_for_step(step)
         slider = self.slider
         slider.focus()
         slider.press("Home")
@@ -216,6 +218,20 @@ class Panel:
         slider.press("Escape")
         assert text.startswith(f"step {step},"), text
         return text
+
+    def stop(self, answer: Callable[[Locator], None]) -> None:
+        """Press Stop and answer the question, which goes away after some seconds."""
+        question = self.root.get_by_role("button", name="Really stop?")
+
+        def answered() -> bool:
+            self.button("Stop").click()
+            try:
+                answer(question)
+            except PatienceError:
+                return False
+            return True
+
+        eventually(self.root.page, answered, "Stop to be answered")
 
     def pixels(self) -> int:
         """How many pixels of the loss plot are in the colour of the smoothed curve."""

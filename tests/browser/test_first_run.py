@@ -98,7 +98,6 @@ def test_first_run(page: Page, lab: Lab) -> None:
     again.wait_for_step(seen + 1)
     assert [again.values_at(step) for step in (*STEPS, stands + 1)] == [*before, after]
 
-    again.button("Stop").click()
-    again.root.get_by_role("button", name="Really stop?").click()
+    again.stop(lambda question: question.click(timeout=3000))
     expect(again.state).to_have_text("stopped")
     expect(again.button("Pause")).to_be_disabled()

@@ -65,6 +65,7 @@ def open_fake(page: Page, lab: Lab, name: str, *cells: str) -> tuple[Notebook, P
     notebook.run_cell(0)
     panel = Panel(page)
     expect(panel.state).to_have_text("running")
+    panel.wait_for_step(120)
     return notebook, panel
 
 
@@ -110,11 +111,9 @@ def test_the_panel_lives(page: Page, lab: Lab) -> None:
     assert panel.root.locator(".pml-sample-text b").count() == 0
 
     # Stop asks once more.
-    panel.button("Stop").click()
-    panel.root.get_by_role("button", name="Really stop?").press("Escape")
+    panel.stop(lambda question: question.press("Escape", timeout=3000))
     expect(panel.button("Stop")).to_be_visible()
-    panel.button("Stop").click()
-    panel.root.get_by_role("button", name="Really stop?").click()
+    panel.stop(lambda question: question.click(timeout=3000))
     expect(panel.state).to_have_text("stopped")
     expect(panel.button("Pause")).to_be_disabled()
 
@@ -209,9 +208,10 @@ def test_panels_shown_at_once_save_the_notebook_one_after_the_other(page: Page, 
     )
     notebook.run_all()
     notebook.wait_until_saved(panels=3)
-    page.wait_for_function("() => window.saves.at(-1) === 'completed'")
     # Two beside each other are what Lab takes for a change on disk, and asks whether to overwrite.
-    saves = page.evaluate("() => window.saves")
+    saves = page.wait_for_function(
+        "() => window.saves.at(-1) === 'completed' && window.saves"
+    ).json_value()
     assert saves == ["started", "completed"] * (len(saves) // 2)
     assert page.locator(".jp-Dialog").count() == 0
 
@@ -227,7 +227,7 @@ def test_a_kernel_that_went_leaves_the_last_state_and_says_so(page: Page, lab: L
     notebook.reload()
     panel = Panel(page)
     expect(panel.root.locator(".pml-notice")).to_contain_text("Not connected")
-    assert panel.step() >= 120
+    panel.wait_for_step(120)
     eventually(page, lambda: panel.pixels() > 100, "the curve")
     state = notebook.saved()["metadata"]["widgets"][STATE]["state"]
     kinds = [model["model_name"] for model in state.values()]

@@ -132,7 +132,7 @@ harness *harness_new(int workers, int max_steps, const char *extra)
 
 void harness_is_brief(void)
 {
-    setenv("PML_GRACE_SECONDS", "3", 1);
+    setenv("PML_GRACE_SECONDS", "10", 1);
 }
 
 static _Noreturn void become_coordinator(harness *h, int ready, char *const *more, int n)

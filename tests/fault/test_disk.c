@@ -415,7 +415,7 @@ static harness *one_that_ended(void)
 static void a_slow_checkpoint_is_waited_for(void **state)
 {
     (void)state;
-    enum { READ_MS = 900, PATIENCE_MS = 3000 };
+    enum { READ_MS = 1800, PATIENCE_MS = 6000 };
     harness *h = one_that_ended();
     watch("pml-coordinator", h);
     disk->read_ms = READ_MS;
@@ -517,6 +517,7 @@ static void a_slow_save_says_how_far_it_is(void **state)
     assert_true(harness_start(h, NULL));
     harness_wait_state(h, "running");
     unsetenv("FAKE_SAVE_MS");
+    harness_catch_up(h); /* what was told of loading */
     int begin = h->n_events, saved, at = begin;
     harness_command(h, "checkpoint", "");
     harness_event(h, begin, PML_EVENT_checkpoint, NULL, NULL, &saved);

@@ -28,7 +28,7 @@ static void a_hung_worker_is_told_from_a_dead_one(void **state)
     for (int rank = 0; rank < 2; rank++) {
         setenv("FAKE_HANG_STEP", "20", 1);
         setenv("FAKE_HANG_RANK", rank == 0 ? "0" : "1", 1);
-        harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":2");
+        harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":6");
         assert_true(harness_start(h, NULL));
         const pml_message *m = history_restart(h, 1);
         assert_string_equal(pml_message_string(m, "cause"), "hung");

@@ -59,10 +59,13 @@ static bool is_gone(const harness *h)
 static void hear(harness *h, const bool *until, double seconds)
 {
     double end = pml_clock_monotonic() + seconds;
-    while (!*until && !life.over && pml_clock_monotonic() < end) {
+    bool late = false;
+    while (!*until && !life.over && !late) {
         pml_received *r;
-        pml_status status = pml_client_receive(h->client, 100, &r, NULL);
+        const bool last = pml_clock_monotonic() >= end;
+        pml_status status = pml_client_receive(h->client, last ? 0 : 100, &r, NULL);
         life.over |= status == PML_TIMEOUT && is_gone(h);
+        late = last && status == PML_TIMEOUT; /* and nothing came while we were late ourselves */
         if (status == PML_TIMEOUT)
             continue;
         if (status != PML_OK)
@@ -270,8 +273,10 @@ static void every_allocation_of_the_coordinator(void **state)
 static harness *one_with_a_past(void)
 {
     harness *h = harness_new(1, 40, NULL);
+    harness_mark(h, "slow", true); /* or its steps may be over before the pause comes */
     assert_true(harness_start(h, NULL));
     harness_command(h, "pause", "");
+    harness_mark(h, "slow", false);
     for (int i = 0; i < 8; i++)
         harness_command(h, "set", "\"learning_rate\":0.25");
     harness_command(h, "checkpoint", "");
@@ -430,6 +435,10 @@ static void a_message_without_memory_is_not_lost(void **state)
         int before = s.h == NULL ? 0 : not_received(s.h);
         bool applied = set_without(&s, 1);
         bool kept = not_received(s.h) > before;
+        if (kept && !applied) { /* the answer may only have been slow */
+            hear(s.h, &life.applied, harness_bound(30));
+            applied = life.applied;
+        }
         if (kept && !applied)
             fail_msg("a message for which there was no memory is lost");
         met += kept;

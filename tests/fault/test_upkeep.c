@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -88,6 +89,15 @@ static void a_lock_comes_back(void **state)
     harness_destroy(&h);
 }
 
+/* The coordinator looks every second, and puts into a folder that goes what it misses there. */
+static void remove_at_once(const harness *h, const char *folder)
+{
+    char gone[300];
+    snprintf(gone, sizeof gone, "%s/gone", h->root);
+    assert_int_equal(rename(folder, gone), 0);
+    assert_int_equal(pml_tree_remove(h->root, "gone", NULL), PML_OK);
+}
+
 static void sockets_come_back(void **state)
 {
     (void)state;
@@ -100,8 +110,7 @@ static void sockets_come_back(void **state)
         history_reach(h, 5 * i + 5);
         const int so_far = h->n_events;
         if (i == 0)
-            assert_int_equal(pml_tree_remove(h->root, h->runtime + strlen(h->root) + 1, NULL),
-                             PML_OK);
+            remove_at_once(h, h->runtime);
         else
             assert_int_equal(unlink(path), 0);
         wait_for_log(h, so_far, "they are there again");
@@ -125,10 +134,11 @@ static void the_log_comes_back(void **state)
     history_reach(h, 5);
     char *text = harness_read(h, "events.jsonl");
     struct stat ours, there;
-    assert_int_equal(rename(in_folder(h, "events.jsonl"), in_folder(h, "moved")), 0);
-    assert_int_equal(stat(in_folder(h, "moved"), &ours), 0);
-    assert_int_equal(pml_file_write(in_folder(h, "events.jsonl"), text, strlen(text), 0600, NULL),
-                     PML_OK);
+    assert_int_equal(stat(in_folder(h, "events.jsonl"), &ours), 0);
+    assert_int_equal(link(in_folder(h, "events.jsonl"), in_folder(h, "moved")), 0);
+    /* At once in its place, for it may be put back at any moment. */
+    assert_int_equal(pml_file_write(in_folder(h, "copy"), text, strlen(text), 0600, NULL), PML_OK);
+    assert_int_equal(rename(in_folder(h, "copy"), in_folder(h, "events.jsonl")), 0);
     free(text);
     wait_for_log(h, 0, "the log is back");
     assert_int_equal(stat(in_folder(h, "events.jsonl"), &there), 0);
@@ -157,8 +167,9 @@ static void what_stays_away_is_said_once(void **state)
     assert_true(harness_start(h, NULL));
     history_reach(h, 5);
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(rename(in_folder(h, names[i]), in_folder(h, i == 0 ? "old" : "moved")), 0);
-        assert_int_equal(mkdir(in_folder(h, names[i]), 0700), 0);
+        const char *away = in_folder(h, i == 0 ? "old" : "moved"), *there = in_folder(h, names[i]);
+        assert_int_equal(mkdir(away, 0700), 0);
+        assert_int_equal(renameat2(AT_FDCWD, there, AT_FDCWD, away, RENAME_EXCHANGE), 0);
     }
     wait_for_log(h, 0, "/lock");
     wait_for_log(h, 0, "cannot put the log back");
@@ -228,7 +239,7 @@ static void a_removed_run_leaves_its_name(void **state)
     assert_true(harness_start(h, NULL));
     history_reach(h, 5);
     run = harness_read(h, "run.json");
-    assert_int_equal(pml_tree_remove(h->root, "run", NULL), PML_OK);
+    remove_at_once(h, h->folder);
     assert_int_equal(mkdir(h->folder, 0700), 0);
     assert_int_equal(pml_file_write(in_folder(h, "run.json"), run, strlen(run), 0600, NULL),
                      PML_OK);

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import PATIENCE, at_step
+from conftest import FOREVER, PATIENCE, at_step, until
 from pantheraml import programs
 
 BUILD = Path(__file__).parents[2] / "build" / "release"
@@ -64,16 +65,18 @@ def test_steps_allocate_nothing(start: Start, counted: Path, settings: dict[str,
 def test_nor_do_commands_events_and_snapshots_between_them(
     start: Start, counted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arrived = tmp_path / "arrived"
-    monkeypatch.setenv("PML_COUNT_WAIT", str(arrived))
-    run = start(max_steps=LAST + 2)
+    applied = tmp_path / "applied"
+    monkeypatch.setenv("PML_COUNT_WAIT", str(applied))
+    run = start(max_steps=FOREVER)
     at_step(run, FIRST)
     for rate in range(1, 9):
-        command = run.set(learning_rate=rate * 1e-4, weight_decay=0.1, wait=False)
-    run.set(
-        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5}, wait=False
+        run.set(learning_rate=rate * 1e-4, weight_decay=0.1, wait=False)
+    command = run.set(
+        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5}, wait=True
     )
-    arrived.touch()
-    run.wait(PATIENCE)
+    assert (command.step or 0) > FIRST
+    time.sleep(1.2)  # a snapshot is taken every second
+    applied.touch()
+    until(counted.exists, "the counts")
+    run.stop(wait=True)  # at a step's end, so they are written
     nothing(counted)
-    assert command.state == "applied" and FIRST <= (command.step or 0) <= LAST + 1
