@@ -46,6 +46,7 @@ function lab() {
     tell: (state: string) => slots.forEach((slot) => slot(null, state)),
     manager: {
       context: {
+        isDisposed: false,
         save: async () => void made.saves++,
         saveState: { connect: (slot: (typeof slots)[0]) => void slots.push(slot) },
         model: {
@@ -114,9 +115,21 @@ test("a panel's save waits for the end of one that is under way", (t) => {
     t.mock.timers.tick(500);
     assert.equal(notebook.saves, 0);
     notebook.tell(end);
+    assert.equal(notebook.saves, 0);
+    t.mock.timers.tick(500);
     assert.equal(notebook.saves, 1);
     notebook.tell("started");
     notebook.tell("completed");
+    t.mock.timers.tick(500);
     assert.equal(notebook.saves, 1);
   }
+});
+
+test("a notebook that was closed meanwhile is left alone", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const notebook = lab();
+  keepInNotebook(notebook.manager, KIND)?.save();
+  notebook.manager.context.isDisposed = true;
+  t.mock.timers.tick(500);
+  assert.equal(notebook.saves, 0);
 });

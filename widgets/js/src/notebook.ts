@@ -16,6 +16,7 @@ const REFERENCE = "IPY_MODEL_";
 const SAVER = Symbol.for("pantheraml.saver");
 
 interface LabContext {
+  isDisposed?: boolean;
   save(): Promise<void>;
   saveState: { connect(slot: (sender: unknown, state: string) => void): void };
   model: {
@@ -97,10 +98,10 @@ export function mergeState(
 }
 
 /**
- * What saves a notebook soon: one for all of its panels, and never beside a save that is under
- * way. Lab does not keep its own saves apart, and takes the one for a change that somebody else
- * has made on disk: it asks whether to overwrite it. It is kept at the context, since each panel
- * has a copy of this module for itself.
+ * What saves a notebook soon: one for all of its panels, and not beside a save that it saw begin.
+ * Lab does not keep its own saves apart, and takes the one for a change that somebody else has made
+ * on disk: it asks whether to overwrite it. It is kept at the context, since each panel has a copy
+ * of this module for itself.
  */
 function saverOf(context: LabContext): () => void {
   const known = context[SAVER];
@@ -110,21 +111,24 @@ function saverOf(context: LabContext): () => void {
   let due = false;
   const save = (): void => {
     due = saving;
-    if (due) return;
+    if (due || context.isDisposed) return;
     context.save().catch((error: unknown) => {
       console.warn("pantheraml: the notebook was not saved after display:", error);
     });
   };
+  const soon = (): void => {
+    clearTimeout(timer);
+    // The output area adds the panel to the notebook right after it was rendered; and after a save
+    // Lab asks for its copy of the file.
+    timer = setTimeout(save, 500);
+  };
   // One that was cancelled in a dialog does not end; the next one that does ends both.
   context.saveState.connect((_, state) => {
     saving = state === "started";
-    if (due) save();
+    if (!due || saving) return;
+    due = false;
+    soon();
   });
-  const soon = (): void => {
-    clearTimeout(timer);
-    // The output area adds the panel to the notebook right after it was rendered.
-    timer = setTimeout(save, 500);
-  };
   context[SAVER] = soon;
   return soon;
 }
