@@ -312,13 +312,19 @@ void pmli_cuda_close(pml_device **device)
 void pmli_cuda_lacks(pml_device *d, char lacks[PML_LACKS])
 {
     char why[PMLI_SDPA_REFUSED] = "";
+    bool some = false;
     snprintf(lacks, PML_LACKS, "%s", d->lacks);
     if (lacks[0] != '\0' || d->sdpa == NULL)
         return;
-    /* Both libraries are there, and what was asked of them (prepare, or an op's first use) they did
-     * not do: one that is broken, or not made for the other or for the driver. */
-    pmli_sdpa_refused(d->sdpa, why);
-    if (why[0] != '\0')
+    pmli_sdpa_refused(d->sdpa, why, &some);
+    if (why[0] == '\0')
+        return;
+    if (some)
+        snprintf(lacks, PML_LACKS,
+                 "cuDNN has no kernel for attention of one of the shapes here, our own kernels "
+                 "take its place there: %s",
+                 why);
+    else /* both libraries are there: one is broken, or not made for the other or for the driver */
         snprintf(lacks, PML_LACKS,
                  "cuDNN does not compile its attention, our own kernels take its place: %s; "
                  "install it and its compiler anew with pip install --upgrade %s",

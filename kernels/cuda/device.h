@@ -16,14 +16,14 @@ struct pml_device {
     CUdevice id;
     CUcontext context; /* the primary one, shared with whatever else is in this process */
     char name[128];
-    char bus[20];    /* PCI address */
-    char lacks[400]; /* as pml_device_info */
-    int capability;  /* 90 is compute capability 9.0 */
-    char target[16]; /* what the kernels were compiled for: "sm_90a", "compute_75" */
-    int code;        /* the capability in it: 90, 75 */
-    int shared_most; /* bytes of shared memory that a block may ask for */
-    int shared_all;  /* and that a processor's blocks have together */
-    int processors;  /* streaming multiprocessors */
+    char bus[20];          /* PCI address */
+    char lacks[PML_LACKS]; /* as pml_device_info */
+    int capability;        /* 90 is compute capability 9.0 */
+    char target[16];       /* what the kernels were compiled for: "sm_90a", "compute_75" */
+    int code;              /* the capability in it: 90, 75 */
+    int shared_most;       /* bytes of shared memory that a block may ask for */
+    int shared_all;        /* and that a processor's blocks have together */
+    int processors;        /* streaming multiprocessors */
     cublasLtHandle_t lt;
     pmli_gemm_cache *products;
     pmli_sdpa *sdpa;    /* NULL: no cuDNN */

@@ -327,10 +327,10 @@ extern "C" pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *c
     return status;
 }
 
-extern "C" void pmli_sdpa_refused(pmli_sdpa *sdpa, char why[PMLI_SDPA_REFUSED])
+extern "C" void pmli_sdpa_refused(pmli_sdpa *sdpa, char why[PMLI_SDPA_REFUSED], bool *some)
 {
     char text[PMLI_SDPA_WHY];
-    pmli_sdpa_plans_refused(sdpa->plans, text);
+    pmli_sdpa_plans_refused(sdpa->plans, text, some);
     snprintf(why, PMLI_SDPA_REFUSED, "%.*s", PMLI_SDPA_REFUSED - 1, text);
 }
 

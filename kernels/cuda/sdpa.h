@@ -58,9 +58,10 @@ pml_status pmli_sdpa_run(pmli_sdpa *sdpa, void *stream, const pmli_sdpa_call *ca
 pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *call, bool *done,
                              pml_error *err);
 
-/* Why cuDNN has no kernel for the last shape of those it has none for; "": it has them all. */
+/* Why cuDNN has no kernel for the last shape of those it has none for; "": it has them all. *some:
+ * it has one for another shape. */
 enum { PMLI_SDPA_REFUSED = 200 };
-void pmli_sdpa_refused(pmli_sdpa *sdpa, char why[PMLI_SDPA_REFUSED]);
+void pmli_sdpa_refused(pmli_sdpa *sdpa, char why[PMLI_SDPA_REFUSED], bool *some);
 
 /* From on to off a thread compiles, one shape after the other. */
 void pmli_sdpa_ahead(pmli_sdpa *sdpa, bool on);

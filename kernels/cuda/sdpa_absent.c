@@ -32,10 +32,11 @@ pml_status pmli_sdpa_compile(pmli_sdpa *sdpa, const pmli_sdpa_call *call, bool *
     return pmli_sdpa_run(sdpa, NULL, call, true, done, err);
 }
 
-void pmli_sdpa_refused(pmli_sdpa *sdpa, char why[PMLI_SDPA_REFUSED])
+void pmli_sdpa_refused(pmli_sdpa *sdpa, char why[PMLI_SDPA_REFUSED], bool *some)
 {
     (void)sdpa;
     why[0] = '\0';
+    *some = false;
 }
 
 void pmli_sdpa_ahead(pmli_sdpa *sdpa, bool on)

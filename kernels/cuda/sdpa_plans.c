@@ -21,6 +21,7 @@ struct pmli_sdpa_plans {
     enum { FREE, TAKEN, BUILDS } state;
     bool ahead, meanwhile;       /* meanwhile: said */
     char refused[PMLI_SDPA_WHY]; /* why there is no plan of the last shape that has none */
+    bool some;                   /* there is one of another shape */
 };
 
 pml_status pmli_sdpa_plans_new(const pmli_sdpa_builder *builder, pmli_sdpa_plans **plans,
@@ -55,10 +56,11 @@ void pmli_sdpa_plans_destroy(pmli_sdpa_plans **plans)
     *plans = NULL;
 }
 
-void pmli_sdpa_plans_refused(pmli_sdpa_plans *plans, char why[PMLI_SDPA_WHY])
+void pmli_sdpa_plans_refused(pmli_sdpa_plans *plans, char why[PMLI_SDPA_WHY], bool *some)
 {
     pthread_mutex_lock(&plans->lock);
     memcpy(why, plans->refused, sizeof plans->refused);
+    *some = plans->some;
     pthread_mutex_unlock(&plans->lock);
 }
 
@@ -109,6 +111,8 @@ static kept *build(const pmli_sdpa_plans *plans, const pmli_sdpa_shape *shape,
     memcpy(&k->plan.shape, shape, sizeof *shape);
     if (!plans->builder.build(plans->builder.user, &k->plan, why)) {
         k->plan.graph = NULL;
+        if (why[0] == '\0')
+            snprintf(why, PMLI_SDPA_WHY, "no reason given");
         say(shape, why);
     }
     return k;
@@ -153,7 +157,7 @@ static pml_status find_or_build(pmli_sdpa_plans *plans, const pmli_sdpa_shape *s
         pmli_sdpa_plans_release(plans);
     if (!builds)
         return PML_OK;
-    char why[PMLI_SDPA_WHY] = "no reason given";
+    char why[PMLI_SDPA_WHY] = "";
     kept *made = build(plans, shape, why);
     if (made == NULL) {
         pmli_sdpa_plans_release(plans);
@@ -164,6 +168,7 @@ static pml_status find_or_build(pmli_sdpa_plans *plans, const pmli_sdpa_shape *s
     plans->first = made;
     if (made->plan.graph == NULL)
         memcpy(plans->refused, why, sizeof why);
+    plans->some |= made->plan.graph != NULL;
     plans->state = TAKEN; /* who waits only for builders may wait again */
     pthread_mutex_unlock(&plans->lock);
     *k = made;

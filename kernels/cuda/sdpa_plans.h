@@ -44,8 +44,9 @@ pml_status pmli_sdpa_plans_take(pmli_sdpa_plans *plans, const pmli_sdpa_shape *s
                                 bool waits, const pmli_sdpa_plan **plan, pml_error *err);
 void pmli_sdpa_plans_release(pmli_sdpa_plans *plans);
 
-/* Why the last shape that has no plan has none; "": each has one, also if it is too large. */
-void pmli_sdpa_plans_refused(pmli_sdpa_plans *plans, char why[PMLI_SDPA_WHY]);
+/* Why the last shape that has no plan has none; "": each has one, also if it is too large. *some:
+ * there is a plan of another shape, so it is not that none can be built. */
+void pmli_sdpa_plans_refused(pmli_sdpa_plans *plans, char why[PMLI_SDPA_WHY], bool *some);
 
 /* From on to off a thread builds plans one after the other, and between two of them, too, nobody
  * else begins to who need not wait. */

@@ -1,7 +1,8 @@
 /* The real worker, whose training thread's memory calls are counted (tests/shim/alloc.h) from the
  * beginning of step PML_COUNT_FROM to the end of PML_COUNT_TO, all that happens between these steps
  * included, and written to the file PML_COUNT. Where PML_COUNT_WAIT names a file, it goes on after
- * that until the file is there: what is to happen in between has happened then. */
+ * that until the file is there and snapshots have been taken: what is to happen in between has
+ * happened then. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -10,7 +11,10 @@
 #include "pml_op/cpu.h"
 #include "worker.h"
 
+enum { SNAPSHOTS = 2 };
+
 static int64_t step; /* the one that begins */
+static int n_puts;   /* snapshots since it counts */
 
 static int64_t number(const char *name)
 {
@@ -21,7 +25,8 @@ static int64_t number(const char *name)
 static bool is_over(void)
 {
     const char *wait = getenv("PML_COUNT_WAIT");
-    return step >= number("PML_COUNT_TO") && (wait == NULL || access(wait, F_OK) == 0);
+    return step >= number("PML_COUNT_TO") &&
+           (wait == NULL || (n_puts >= SNAPSHOTS && access(wait, F_OK) == 0));
 }
 
 /* The first call of a round: whatever belongs to the step before is over. */
@@ -31,6 +36,7 @@ static pml_share counted_share(job *j)
     if (step + 1 == number("PML_COUNT_FROM")) {
         alloc_begin();
         counts = true;
+        n_puts = 0;
     } else if (counts && is_over()) {
         alloc_end();
         counts = false;
@@ -47,12 +53,20 @@ static pml_status counted_step(job *j, const pml_update *update, pml_step_result
     return job_train.step(j, update, result, err);
 }
 
+static pml_status counted_put(job *j, const pml_train_state *state, pml_train_state *whole,
+                              void *memory, pml_error *err)
+{
+    n_puts++;
+    return job_train.put(j, state, whole, memory, err);
+}
+
 int main(int argc, char **argv)
 {
     static job_kind counted;
     counted = job_train;
     counted.share = counted_share;
     counted.step = counted_step;
+    counted.put = counted_put;
     if (pml_cpu_prepare_process(argc, argv) != PML_OK)
         fputs("pml-worker: OpenBLAS cannot be told which core this is; it may be slower\n", stderr);
     return worker_main(&counted);

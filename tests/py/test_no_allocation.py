@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,8 +74,7 @@ def test_nor_do_commands_events_and_snapshots_between_them(
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5}, wait=True
     )
     assert (command.step or 0) > FIRST
-    time.sleep(1.2)  # a snapshot is taken every second
-    applied.touch()
+    applied.touch()  # and it counts until snapshots have been taken, one a second
     until(counted.exists, "the counts")
     run.stop(wait=True)  # at a step's end, so they are written
     nothing(counted)

@@ -109,7 +109,9 @@ static void test_a_shape_is_built_once(void **state)
     assert_int_equal(n_built, 2);
     assert_int_equal(said("attention"), 0);
     char why[PMLI_SDPA_WHY];
-    pmli_sdpa_plans_refused(plans, why);
+    bool some;
+    pmli_sdpa_plans_refused(plans, why, &some);
+    assert_true(some);
     assert_string_equal(why, "");
     pmli_sdpa_plans_destroy(&plans);
     assert_int_equal(n_dropped, 2);
@@ -125,9 +127,14 @@ static void test_what_has_no_plan_is_said_with_the_reason(void **state)
     assert_int_equal(said("attention's backward, 4 equal documents of at most 13 rows"), 1);
     assert_int_equal(said("No valid engine configs"), 1);
     char why[PMLI_SDPA_WHY];
-    pmli_sdpa_plans_refused(plans, why);
+    bool some;
+    pmli_sdpa_plans_refused(plans, why, &some);
     assert_string_equal(why, "No valid engine configs");
+    assert_false(some);
     assert_true(served(8, false)); /* nothing is held back */
+    pmli_sdpa_plans_refused(plans, why, &some);
+    assert_string_equal(why, "No valid engine configs");
+    assert_true(some);
 }
 
 static void test_what_wants_too_much_is_said_with_the_sizes(void **state)

@@ -266,6 +266,26 @@ static void test_any_sizes(void **state)
     assert_in_range(n_begun, n_made, n_made + 100);
 }
 
+static void say_lacks(pml_device *device, char lacks[PML_LACKS])
+{
+    assert_ptr_equal(device, &held);
+    strcpy(lacks, "a library");
+}
+
+static void test_what_its_device_lacks_by_now(void **state)
+{
+    (void)state;
+    char lacks[PML_LACKS] = "of before";
+    pml_stepper_lacks(&stepper, lacks);
+    assert_string_equal(lacks, "");
+    pml_backend says = backend;
+    says.lacks = say_lacks;
+    stepper.backend = &says;
+    stepper.device = (pml_device *)&held;
+    pml_stepper_lacks(&stepper, lacks);
+    assert_string_equal(lacks, "a library");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -279,6 +299,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_recording_that_fails, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_a_run_that_changes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_any_sizes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_what_its_device_lacks_by_now, set_up, tear_down),
     };
     return cmocka_run_group_tests_name("train.recorded", tests, NULL, NULL);
 }
