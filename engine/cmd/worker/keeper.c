@@ -123,6 +123,11 @@ bool keeper_lacks(const keeper *k, const pml_train_state *state)
     return k->slots != NULL && k->step != state->step;
 }
 
+bool keeper_can(const keeper *k)
+{
+    return pml_slots_room(k->slots) && (!pml_slots_staged(k->slots) || link_logged(k->link, 0));
+}
+
 pml_status keeper_hold(keeper *k, const pml_train_state *state, const pml_train_state **whole,
                        const void **memory, pml_error *err)
 {

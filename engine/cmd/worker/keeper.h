@@ -33,6 +33,9 @@ pml_status keeper_keep(keeper *k, const pml_train_state *state, bool at_once, pm
 /* Whether there is no snapshot of this step yet, and is to be one: what is taken at once may have
  * to wait for the log, or for a checkpoint that is being written. */
 bool keeper_lacks(const keeper *k, const pml_train_state *state);
+/* Whether one that is lacking would count if it were taken now. Waits for nobody, and copies
+ * nothing. */
+bool keeper_can(const keeper *k);
 
 /* Take a snapshot of state now, and leave it as it is until keeper_release, which another thread
  * may call. *whole and *memory, as job_kind.put fills them, are the keeper's. One at a time. */

@@ -127,8 +127,10 @@ static pml_status stand(loop *l, pml_error *err)
                 l->stopping = true;
                 status = PML_OK;
             }
-        } else if (lacks) {
+        } else if (lacks && keeper_can(l->keeper)) {
+            pulse_enter(link_pulse(l->link), PHASE_SAVING); /* what stands may take for ever */
             status = keep(l, true, err);
+            pulse_enter(link_pulse(l->link), PHASE_STANDING);
         }
     }
     pulse_enter(link_pulse(l->link), before);
