@@ -273,14 +273,14 @@ def _hash(folder: Path, name: str) -> str:
     return digest.hexdigest()
 
 
-def _order(folder: Path, name: str) -> tuple[float, int]:
-    """By timeline, then step: whose state cannot be read is looked at first."""
+def _order(folder: Path, name: str) -> tuple[float, int, str]:
+    """By timeline, then step, the newest first: whose state cannot be read is looked at first."""
     try:
         state = json.loads(_bytes(folder, f"checkpoints/{name}/state.json"))
         timeline = float(state["timeline"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         timeline = float("inf")
-    return timeline, _step(name)
+    return -timeline, -_step(name), name
 
 
 def _folders_in(folder: Path, name: str) -> list[str]:
@@ -314,7 +314,7 @@ def _checkpoints(
     whole = []
     announced = {event["path"]: event for event in events if event["type"] == "checkpoint"}
     steps = [name for name in there if _step(name) >= 0]
-    for step in sorted(steps, key=partial(_order, folder), reverse=True):
+    for step in sorted(steps, key=partial(_order, folder)):
         name = f"checkpoints/{step}"
         try:
             why = _why_damaged(folder, name)
@@ -528,7 +528,9 @@ def _advise(
         say("remove the damaged shard: it is made again from the data, as it was")
     past = _limit(events)
     usable = [n for n in whole if _step(n) <= past]
-    if _may_be_newest(found, events, usable, past):
+    newest = _newest_announced(events)
+    usable.sort(key=lambda n: n != newest)  # one that was given a name may be of the same step
+    if _may_be_newest(found, newest, usable, past):
         say(
             f"until then pantheraml resume {name} is refused, as it may be the newest"
             + (
@@ -555,19 +557,21 @@ def _advise(
         say(f"or back to {', '.join(others[:5])}: pantheraml resume {name} --checkpoint NAME")
 
 
-def _may_be_newest(
-    found: Autopsy, events: list[Event], usable: list[str], past: float
-) -> list[str]:
-    """Names of the checkpoints that could not be read, where a resume cannot do without.
-
-    It takes the newest that was announced; only where that is not whole it looks at the others.
-    """
+def _newest_announced(events: list[Event]) -> str:
     newest = ""
     for event in events:
         if event["type"] == "checkpoint":
             newest = event["path"].rsplit("/", 1)[-1]
         elif event["type"] == "state" and event.get("rewound") and "checkpoint" in event:
             newest = event["checkpoint"].rsplit("/", 1)[-1]
+    return newest
+
+
+def _may_be_newest(found: Autopsy, newest: str, usable: list[str], past: float) -> list[str]:
+    """Names of the checkpoints that could not be read, where a resume cannot do without.
+
+    It takes the newest that was announced; only where that is not whole it looks at the others.
+    """
     names = [part.name.rsplit("/", 1)[-1] for part in found.unread]
     return [] if newest in usable else [n for n in names if 0 <= _step(n) <= past]
 

@@ -41,6 +41,23 @@ def part(found: autopsy.Autopsy, name: str) -> autopsy.Part:
     return next(part for part in found.parts if part.name == name)
 
 
+def power_fails(run: pm.Run) -> None:
+    """All its processes end at once."""
+    worker, coordinator = run.workers[0]["pid"], run.coordinator_pid
+    assert coordinator is not None
+    os.kill(worker, signal.SIGSTOP)  # it does not see the coordinator die, nor is seen dying by it
+    os.kill(coordinator, signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: run.state == "stopped", "its end")
+
+
+def started_from(run: pm.Run) -> str:
+    until(lambda: run.state not in ("starting", "stopped"), "it to go on")
+    starts = [e for e in run.events() if e["type"] == "state" and e["state"] == "starting"]
+    path: str = starts[-1]["checkpoint"]
+    return path
+
+
 def flip(path: Path, chance: random.Random) -> None:
     text = bytearray(path.read_bytes())
     bit = chance.randrange(8 * len(text))
@@ -126,10 +143,27 @@ def test_it_resumes_from_where_it_says(folder: Path) -> None:
     shutil.rmtree(newest)
     found = autopsy.examine_run(folder)
     assert part(found, f"checkpoints/{newest.name}").verdict == "bad"
-    run = pm.resume("patient")
-    until(lambda: run.state not in ("starting", "stopped"), "it to go on")
-    starting = [e for e in run.events() if e["type"] == "state" and e["state"] == "starting"][-1]
-    assert starting["checkpoint"] == found.resume
+    assert started_from(pm.resume("patient")) == found.resume
+
+
+@pytest.mark.parametrize("newest_is_gone", [False, True])
+def test_two_of_one_step(start: Start, newest_is_gone: bool) -> None:
+    """The one last announced is gone on from; where that is gone, the one without a name is."""
+    run = start(name="twins", max_steps=FOREVER, save_steps=FOREVER, restart="never")
+    at_step(run, 2)
+    run.pause().wait(PATIENCE)
+    for name in ("b", "a", "c", "b2"):
+        run.checkpoint(name, wait=True)
+    power_fails(run)
+    newest = run.folder / [e["path"] for e in run.events() if e["type"] == "checkpoint"][-1]
+    step = newest.name.removesuffix("-b2")
+    if not (nameless := newest.with_name(step)).exists():
+        shutil.copytree(newest, nameless)
+    if newest_is_gone:
+        shutil.rmtree(newest)
+    found = autopsy.examine_run(run.folder)
+    assert found.resume == f"checkpoints/{step if newest_is_gone else newest.name}"
+    assert started_from(pm.resume("twins")) == found.resume
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, code: int, *names: str) -> None:
@@ -184,12 +218,7 @@ def test_a_killed_run(start: Start) -> None:
     at_step(run, 45)
     living = autopsy.examine_run(run.folder)
     assert f"process {run.coordinator_pid}" in living.state and "attach" in living.advice[0]
-    worker, coordinator = run.workers[0]["pid"], run.coordinator_pid
-    assert coordinator is not None
-    os.kill(worker, signal.SIGSTOP)  # it does not see the coordinator die, nor is seen dying by it
-    os.kill(coordinator, signal.SIGKILL)
-    os.kill(worker, signal.SIGKILL)
-    until(lambda: run.state == "stopped", "its end")
+    power_fails(run)
     found = autopsy.examine_run(run.folder)
     assert found.state.startswith("it ended without a word at step")
     assert not found.damaged and found.resume is not None
