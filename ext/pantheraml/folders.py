@@ -164,20 +164,30 @@ def named(name: str | os.PathLike[str]) -> Path | None:
 
 
 def every() -> list[Path]:
-    """All run folders, the latest first."""
+    """All run folders, the one that began last first.
+
+    That is in run.json, which a coordinator writes again when its workers are ready.
+    """
     parent = runs_folder()
     if not parent.is_dir():
         return []
     found = []
     for folder in parent.iterdir():
         try:
-            found.append(((folder / "run.json").stat().st_mtime_ns, folder))
+            written = (folder / "run.json").stat().st_mtime
+            found.append((_created(folder, written), folder.name, folder))
         except PermissionError:
             continue  # somebody else's
         except OSError as error:
             if not is_absent(error):  # a run, perhaps: who reads it says what is the matter
-                found.append((0, folder))
-    return [folder for _, folder in sorted(found, key=lambda item: item[0], reverse=True)]
+                found.append((0.0, folder.name, folder))
+    return [folder for _, _, folder in sorted(found, reverse=True)]
+
+
+def _created(folder: Path, otherwise: float) -> float:
+    with suppress(Error, KeyError, TypeError, ValueError, OSError):
+        return float(read_config(folder)["created"])
+    return otherwise  # who reads it says what is the matter
 
 
 def write_private(path: Path, data: bytes) -> None:
