@@ -7,7 +7,7 @@ from typing import Any
 
 from pantheraml.commands import Command
 from pantheraml.errors import BusyError, Error, NotFoundError, PeerError
-from pantheraml.record import Event
+from pantheraml.record import Event, names_a_checkpoint
 from pantheraml.standing import Standing
 
 _OPPOSITE = {"pause": "resume", "resume": "pause"}
@@ -46,8 +46,13 @@ class Asking(Standing):
     def _checkpoint_named(self, name: str | None) -> str:
         if name is None:
             return ""
+        # A folder's name before what somebody has called one, which may look like it. It may also
+        # be one that the log does not tell of: the coordinator looks whether it is whole.
+        path = f"checkpoints/{name}"
+        if name.startswith("step-") and names_a_checkpoint(path) and (self.folder / path).is_dir():
+            return name
         for checkpoint in reversed(self.checkpoints):
-            if name in (checkpoint.name, checkpoint.path.name):
+            if name == checkpoint.name:
                 return checkpoint.path.name
         known = ", ".join(c.path.name for c in self.checkpoints) or "none"
         raise NotFoundError(f"run {self.name} has no checkpoint {name!r}; it has {known}")

@@ -295,9 +295,8 @@ def _folders_in(folder: Path, name: str) -> list[str]:
 
 def _step(name: str) -> int:
     digits = name.removeprefix("step-").split("-", 1)[0]
-    return (
-        int(digits) if name.startswith("step-") and digits.isdecimal() and digits.isascii() else -1
-    )
+    plain = digits.isdecimal() and digits.isascii() and len(digits) <= 15  # as the coordinator
+    return int(digits) if name.startswith("step-") and plain else -1
 
 
 def _checkpoints(
@@ -312,7 +311,10 @@ def _checkpoints(
         found.parts.append(Part("checkpoints", _verdict(error), _words(error)))
         return []
     whole = []
-    announced = {event["path"]: event for event in events if event["type"] == "checkpoint"}
+    announced: dict[str, Event] = {}
+    for event in events:
+        if event["type"] == "checkpoint":  # one with a name may be announced again, without it
+            announced[event["path"]] = {**announced.get(event["path"], {}), **event}
     steps = [name for name in there if _step(name) >= 0]
     for step in sorted(steps, key=partial(_order, folder)):
         name = f"checkpoints/{step}"
@@ -517,6 +519,7 @@ def _advise(
         )
     if log_lines is not None:
         blocked = True
+        events = events[:log_lines]
         log, old = (shlex.quote(str(folder / n)) for n in ("events.jsonl", "events.damaged.jsonl"))
         say(
             f"the log is damaged: what was set after its line {log_lines} would be lost, the "

@@ -114,6 +114,15 @@ def test_each_damaged_part_is_named(folder: Path, tmp_path: Path) -> None:
     subprocess.run(["sh", "-c", advice[advice.index("mv ") :]], check=True)
     again = autopsy.examine_run(folder)
     assert not [p for p in again.damaged if p.name == "events.jsonl"]
+    # And leads where it says: also to those of which the log does not tell any more.
+    assert again.resume == found.resume
+    others = next(words for words in found.advice if words.startswith("or back to"))
+    named = others.removeprefix("or back to ").split(":")[0].split(", ")
+    for name in named:
+        run = pm.resume("patient", checkpoint=name)
+        assert started_from(run) == f"checkpoints/{name}"
+        run.stop(wait=True)
+        end(run)
 
 
 def test_every_flip_of_a_manifest_is_seen(tmp_path: Path) -> None:
