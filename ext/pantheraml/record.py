@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,12 +43,15 @@ class Checkpoint:
         As it was asked for; None otherwise.
     bytes
         Size of its files.
+    abandoned
+        Whether somebody has gone back to before it since: what it has is not in the run any more.
     """
 
     step: int
     path: Path
     name: str | None
     bytes: int
+    abandoned: bool = False
 
     def __str__(self) -> str:
         return str(self.path)
@@ -105,6 +108,7 @@ class RunRecord:
         self.gpus: list[dict[str, Any]] = []
         self.evals: list[Event] = []
         self.checkpoints: list[Checkpoint] = []
+        self._goes_back = False  # to a checkpoint that somebody has named
         self.commands: dict[int, CommandRecord] = {}
         self.samples: dict[tuple[int, int], list[int]] = {}  # by command and prompt
         self.samples_done: set[tuple[int, int]] = set()
@@ -133,6 +137,11 @@ class RunRecord:
         # A run that went on from a checkpoint tells another past from there on: what the log has
         # beyond it has not happened.
         self._forget_after(self.step)
+        if self._goes_back:
+            self.checkpoints = [
+                replace(c, abandoned=c.abandoned or c.step > self.step) for c in self.checkpoints
+            ]
+            self._goes_back = False
 
     def _begin_again(self, event: Event) -> None:
         # Commands without an end are carried out by the new workers: an answer begins again.
@@ -141,6 +150,7 @@ class RunRecord:
             del self.samples[row]
             self.samples_done.discard(row)
         # With a checkpoint, the next state says at which step it stands.
+        self._goes_back = self._goes_back or bool(event.get("rewound"))
         if "checkpoint" not in event:
             self.step = event["step"]
             self._forget_after(self.step)
@@ -179,7 +189,9 @@ class RunRecord:
         if not names_a_checkpoint(event["path"]):
             return  # no coordinator wrote that: nothing is looked for outside of the folder
         path = self.folder / event["path"]
-        made = Checkpoint(event["step"], path, event.get("name"), event["bytes"])
+        # One that was given a name is announced without it where a nameless one has nothing to add.
+        former = next((c.name for c in self.checkpoints if c.path == path), None)
+        made = Checkpoint(event["step"], path, event.get("name", former), event["bytes"])
         # At once: who reads without the lock finds the former one or this one, never none.
         self.checkpoints = [*(c for c in self.checkpoints if c.path != path), made]
 

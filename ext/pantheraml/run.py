@@ -378,9 +378,9 @@ class Run(Asking):
             best = self.best_checkpoint
             step = None if best is None else best.step
         step = self.step if step is None else step
-        for checkpoint in reversed(self.checkpoints):
-            if checkpoint.step == step:
-                return checkpoint
+        there = [c for c in reversed(self.checkpoints) if c.step == step]
+        for checkpoint in sorted(there, key=lambda c: c.abandoned):
+            return checkpoint
         known = ", ".join(str(c.step) for c in self.checkpoints) or "none"
         raise NotFoundError(
             f"run {self.name} ({self.state}) has no checkpoint of step {step}; it has {known}"

@@ -235,8 +235,8 @@ class Standing(Connecting):
             loss = float(event["loss"])
             if event["step"] > 0 and "command" not in event and math.isfinite(loss):
                 losses[event["step"]] = loss
-        saved = [c for c in self.checkpoints if c.step in losses]
-        return min(saved, key=lambda c: losses[c.step], default=None)
+        saved = [c for c in reversed(self.checkpoints) if c.step in losses and not c.abandoned]
+        return min(saved, key=lambda c: (losses[c.step], c.step), default=None)
 
     @property
     def evaluations(self) -> list[Evaluation]:
