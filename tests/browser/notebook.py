@@ -224,6 +224,8 @@ class Panel:
         question = self.root.get_by_role("button", name="Really stop?")
 
         def answered() -> bool:
+            if self.state.inner_text() == "stopped":  # the click came, late
+                return True
             self.button("Stop").click()
             try:
                 answer(question)

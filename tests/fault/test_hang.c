@@ -48,8 +48,8 @@ static void a_hung_worker_is_told_from_a_dead_one(void **state)
 static void who_waits_for_a_slow_save_does_not_hang(void **state)
 {
     (void)state;
-    setenv("FAKE_SAVE_MS", "5000", 1);
-    harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":3,\"save_steps\":5");
+    setenv("FAKE_SAVE_MS", "9000", 1);
+    harness *h = harness_new(2, FOR_EVER, GOES_ON ",\"hang_timeout\":6,\"save_steps\":5");
     assert_true(harness_start(h, NULL));
     unsetenv("FAKE_SAVE_MS");
     history_reach(h, 11); /* the second one waits until the first is written */

@@ -326,6 +326,8 @@ def test_a_coordinator_that_goes_without_a_word_ends_the_panel_too(run: FakeRun)
     run.state, run.reason = "stopped", "its coordinator is gone"
     recorder.panel._on_event({"type": "gone", "state": "stopped", "step": run.step})
     wait_for(lambda: any(e["type"] == "state" for t in recorder.kinds("tick") for e in t["events"]))
+    # The snapshot is made behind the tick.
+    wait_for(lambda: recorder.panel.snapshot["events"][-1].get("state") == "stopped")
     last = recorder.panel.snapshot["events"][-1]
     assert (last["state"], last["reason"]) == ("stopped", "its coordinator is gone")
     recorder.panel.close()

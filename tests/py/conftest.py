@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -75,6 +76,15 @@ def end(run: pm.Run) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)  # in order, and without waiting for viewers
         until(lambda: not alive(pid), f"coordinator {pid} to go")
+
+
+def remove(folder: Path) -> None:
+    """Remove a run's folder under its coordinator.
+
+    The log first: as long as that is there, a lock that goes is put back.
+    """
+    (folder / "events.jsonl").unlink()
+    shutil.rmtree(folder)
 
 
 def alive(pid: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pantheraml as pm
 import pytest
-from conftest import FOREVER, at_step, until
+from conftest import FOREVER, at_step, end, remove, until
 from pantheraml.columns import NAMES, Columns
 from pantheraml.record import RunRecord
 
@@ -116,7 +115,7 @@ def test_events_of_a_run_whose_folder_is_gone(start: Start, coordinator: bool) -
     at_step(run, 3)
     run.pause(wait=True)
     whole = run.events()
-    shutil.rmtree(run.folder)
+    remove(run.folder)
     if not coordinator:
         run.stop(wait=True)
         run.close()
@@ -125,3 +124,4 @@ def test_events_of_a_run_whose_folder_is_gone(start: Start, coordinator: bool) -
         assert again == whole
     else:
         assert [(e["seq"], e["type"]) for e in again] == [(e["seq"], e["type"]) for e in whole]
+    end(run)

@@ -141,12 +141,13 @@ def test_a_shared_run_is_seen_and_not_touched(
     with pytest.raises(pm.DeniedError):
         pm.attach(file)
     steering._ask("status")  # the other key is good still
+    link = steering._link
+    assert link is not None
     assert run.unshare() == 1 and run.sharing is None
     until(lambda: listening(run.coordinator_pid or 0) == [], "the doors to close")
-    link = steering._link
-    until(lambda: link is None or not link._up, "the other one to be shut out")
-    assert link is not None
-    with pytest.raises(pm.PeerError, match="no connection|coordinator is gone"):
+    until(lambda: not link._up, "the other one to be shut out")
+    # That nobody is there; where it came again before the doors were shut, that it is not let in.
+    with pytest.raises(pm.Error, match="no connection|coordinator is gone|not let in"):
         link.request("status", timeout=1)  # not that somebody is slow to answer
     steering.close()
     until(lambda: run.state == "running", "the resume to show here")
@@ -403,18 +404,20 @@ def test_many_clients_see_one_truth(start: Callable[..., pm.Run]) -> None:
     at_step(run, run.step + 5)
     run.stop(wait=True)
     until(lambda: run.workers[0]["state"] == "stopped", "the last event: of the worker's end")
+    # Of hurried clients there may be told later, and not to everybody that looks below.
     truth = [(event["seq"], event["type"]) for event in run.events()]
     last = truth[-1][0]
     for viewer in viewers:
         until(lambda viewer=viewer: viewer.last_seq() >= last, "a viewer to see the end")
         assert viewer.state == "stopped"
-        assert [(event["seq"], event["type"]) for event in viewer.events()] == truth
+        told = [(event["seq"], event["type"]) for event in viewer.events()]
+        assert told[: len(truth)] == truth
         assert viewer.history == run.history
         viewer.close()
     for process in notebooks:
         told = json.loads(process.communicate(f"{last}\n", timeout=PATIENCE)[0])
         assert told["state"] == "stopped" and told["in_order"]
-        assert [tuple(pair) for pair in told["events"]] == truth
+        assert [tuple(pair) for pair in told["events"]][: len(truth)] == truth
         assert told["history"] == run.history
     applied = [event for event in run.events() if event["type"] == "applied"]
     assert [event["verb"] for event in applied] == ["set", "set", "stop"]

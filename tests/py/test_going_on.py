@@ -211,7 +211,8 @@ def test_links_that_end_at_once_leave_no_threads(
         while gone.is_alive():
             most = max(most, threading.active_count())
             gone.join(0.01)
-    assert len(opened) > 5 and most <= before + 2
+    # The last link's may not have ended yet when the next one begins.
+    assert len(opened) > 5 and most <= before + 3
     pm.attach("dropped").stop(wait=True)
 
 

@@ -46,7 +46,7 @@ class LossyClient:
     def __init__(self, log: list[Event], lose: float, seed: int) -> None:
         self.log, self.lose, self.random = log, lose, random.Random(seed)
         self.inbox: deque[tuple[str, str]] = deque([("up", "")])
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.closed = False
         self.requests: list[dict[str, Any]] = []
 
@@ -60,6 +60,8 @@ class LossyClient:
     def send(self, text: str) -> None:
         request = json.loads(text)
         with self.lock:
+            if self.closed:  # as the real one: nobody hears of it any more
+                raise errors.PeerError("closed")
             self.requests.append(request)
             answer: dict[str, Any] = {"id": request["id"]}
             if request["type"] == "replay":
@@ -188,10 +190,9 @@ def test_who_gives_nothing_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch
 
     class Empty(LossyClient):
         def send(self, text: str) -> None:
-            request = json.loads(text)
-            super().send(text)
-            if request["type"] == "replay":
-                with self.lock:
+            with self.lock:
+                super().send(text)
+                if json.loads(text)["type"] == "replay":
                     answer = json.loads(self.inbox.pop()[1])
                     self.inbox.append(("answer", json.dumps(answer | {"last": 99, "events": []})))
 

@@ -21,7 +21,18 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
-from conftest import FOREVER, PATIENCE, ROWS, alive, at_step, end, environment, hear_ctrl_c, until
+from conftest import (
+    FOREVER,
+    PATIENCE,
+    ROWS,
+    alive,
+    at_step,
+    end,
+    environment,
+    hear_ctrl_c,
+    remove,
+    until,
+)
 from pantheraml import _native, connecting, folders
 from pantheraml.tiny import TinyLlama
 from safetensors.numpy import load_file, save_file
@@ -153,7 +164,7 @@ def test_wrong_commands(start: Start) -> None:
 def test_a_folder_that_is_removed_under_a_run(start: Start) -> None:
     run = start(max_steps=FOREVER)
     at_step(run, 1)
-    shutil.rmtree(run.folder)
+    remove(run.folder)
     until(lambda: any("has been removed" in str(e.get("message")) for e in run.events()), "word")
     step = run.step
     at_step(run, step + 1)

@@ -195,7 +195,7 @@ def test_strategies_by_epoch_and_groups_by_length(start: Start) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_everything_that_can_be_tuned(start: Start, workers: int) -> None:
-    rows = [{"input_ids": [70, 71, 72, 73, 74 + i % 9]} for i in range(8192)]  # one epoch
+    rows = [{"input_ids": [70, 71, 72, 73, 74 + i % 9]} for i in range(8190)]  # in whole steps
     run = start(
         rows,
         devices=["cpu"] * workers,

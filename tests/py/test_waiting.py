@@ -17,7 +17,7 @@ from conftest import PATIENCE, SLOW_WORKER, until
 from pantheraml import programs
 from pantheraml.live import notes
 
-STEPS = 60
+STEPS = 600  # more than a client that is stalled lets pass
 
 Start = Callable[..., pm.Run]
 

@@ -17,10 +17,13 @@ import argparse
 import json
 import os
 import random
+import select
+import signal
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +131,18 @@ class Watch(threading.Thread):
             time.sleep(0.0002)
 
 
+def end(run: pm.Run) -> None:
+    """End its coordinator, and wait until that has gone."""
+    pid = run.coordinator_pid
+    run.close()
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            gone = os.pidfd_open(pid)
+            os.kill(pid, signal.SIGTERM)
+            select.select([gone], [], [], 60)
+            os.close(gone)
+
+
 def check(draw: random.Random, number: int) -> tuple[bool, float]:
     """One configuration: whether the plan was good, and how far it was off."""
     with tempfile.TemporaryDirectory(prefix="pml-plan-", dir="/var/tmp") as name:
@@ -156,6 +171,7 @@ def check(draw: random.Random, number: int) -> tuple[bool, float]:
         finally:
             watch.over = True
             watch.join()
+            end(run)  # before its folder is removed under it
         planned = run.plan.total
         limit = chosen.get("memory_limit", 0)
         off = watch.peak - planned

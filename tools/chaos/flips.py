@@ -49,9 +49,8 @@ def main() -> int:
         from pantheraml.autopsy import examine_run
 
         folder = train(Path(name))
-        kept = {
-            p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "log" not in p.parts
-        }
+        files = sorted(folder.rglob("*"))  # so that a seed means the same bits on every disk
+        kept = {p: p.read_bytes() for p in files if p.is_file() and "log" not in p.parts}
         targets = [
             p for p in kept
             if p.parent.parent.name == "checkpoints" or p.suffix == ".safetensors"
