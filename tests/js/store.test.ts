@@ -157,7 +157,8 @@ test("samples grow in place and text stays text", (t) => {
   const part = { type: "sample", time: 1, command: 7, step: 1 };
   store.receive(tick(1, 2, [], [{ ...part, seq: 2, text: "<b>", done: false }]));
   store.receive(tick(2, 3, [], [{ ...part, seq: 3, text: "<b>x", done: true }]));
-  assert.deepEqual(store.samples, [{ key: "7", command: "7", row: 0, step: 1, text: "<b>x", done: true }]);
+  const sample = { key: "7", command: "7", row: 0, step: 1, text: "<b>x", done: true, ended: false };
+  assert.deepEqual(store.samples, [sample]);
   // Several prompts of one command are answered beside each other.
   store.receive(tick(3, 4, [], [{ ...part, seq: 4, row: 1, text: "y", done: false }]));
   assert.deepEqual(store.samples.map((sample) => sample.key), ["7.1", "7"]);
@@ -218,6 +219,94 @@ test("a restart from a checkpoint forgets what came after it", (t) => {
   store.receive(tick(10, 12, [7], [again]));
   assert.deepEqual(store.curve.columns.step, range(1, 7));
   assert.deepEqual(store.evals, [{ step: 4, loss: 1 }]);
+});
+
+test("a late view has the whole held-out curve, beside the newest events", (t) => {
+  const { store } = make(t);
+  const events = [
+    { type: "state", seq: 5, time: 1, state: "starting", step: 0 },
+    { type: "state", seq: 6, time: 1, state: "running", step: 0 },
+    { type: "eval", seq: 900, time: 1, step: 8, loss: 1 },
+  ];
+  store.load({ ...snapshot(901, range(1, 8), events), evals: { step: [4, 8], loss: ["NaN", 1] } });
+  assert.deepEqual(store.evals, [{ step: 4, loss: NaN }, { step: 8, loss: 1 }]);
+  assert.equal(store.phase, "running");
+  store.load(snapshot(902, range(1, 8), events)); // of a notebook that was saved before
+  assert.deepEqual(store.evals, [{ step: 8, loss: 1 }]);
+});
+
+test("settings stay marked after a crash, and go where somebody goes back", (t) => {
+  const { store } = make(t);
+  const set = { type: "applied", verb: "set", seq: 9, time: 1, command: 1, step: 12, workers: [0] };
+  const start = { type: "state", time: 2, state: "starting", step: 11 };
+  store.load(snapshot(10, range(1, 15), [set]));
+  store.receive(tick(10, 11, [], [{ ...start, seq: 11 }]));
+  assert.deepEqual(store.markers, [{ step: 12, kind: "set" }]);
+  store.receive(tick(11, 12, [], [{ ...start, seq: 12, rewound: true }]));
+  assert.deepEqual(store.markers, []);
+});
+
+test("a save that a crash broke off is under way no more", (t) => {
+  const { store } = make(t);
+  const saving = { type: "progress", seq: 2, time: 1, what: "saving", fraction: 0.5 };
+  store.load(snapshot(2, [1], [{ type: "state", seq: 1, time: 1, state: "running", step: 1 }, saving]));
+  assert.equal(store.progress?.what, "saving");
+  const start = { type: "state", time: 1, state: "starting", step: 1 };
+  store.receive(tick(2, 3, [], [{ ...start, seq: 3 }]));
+  assert.deepEqual({ progress: store.progress }, { progress: null });
+  const loading = { ...saving, seq: 4, what: "loading" };
+  store.receive(tick(3, 5, [], [loading, { ...start, seq: 5 }]));
+  assert.equal(store.progress?.what, "loading");
+});
+
+test("an answer that begins again takes the place of what it had", (t) => {
+  const { store } = make(t);
+  const sample = { type: "sample", time: 1, step: 5 };
+  const events = [
+    { ...sample, seq: 2, command: 1, text: "kept", done: true, ended: true },
+    { ...sample, seq: 3, command: 2, text: "kept too", done: true },
+    { type: "applied", seq: 4, time: 1, verb: "sample", command: 2, step: 5, workers: [0] },
+    { ...sample, seq: 5, command: 3, text: "Once", done: false },
+    { ...sample, seq: 6, command: 3, row: 1, text: "The end", done: true },
+  ];
+  store.load(snapshot(6, [5], events));
+  store.receive(tick(6, 7, [], [{ type: "state", seq: 7, time: 1, state: "starting", step: 4 }]));
+  assert.deepEqual(store.samples.map((s) => s.text), ["kept too", "kept"]);
+});
+
+test("an answer that a stop breaks off is written on no more", (t) => {
+  const { store } = make(t);
+  const sample = { type: "sample", time: 1, command: 1, step: 5, done: false };
+  store.load(snapshot(3, [5], [{ ...sample, seq: 2, text: "a" }, { ...sample, seq: 3, row: 1, text: "b" }]));
+  const end = { time: 1, verb: "sample", step: 5, reason: "the run is stopped" };
+  store.receive(tick(3, 4, [], [{ ...end, type: "refused", seq: 4, command: 2 }]));
+  assert.deepEqual(store.samples.map((s) => s.done), [false, false]);
+  store.receive(tick(4, 5, [], [{ ...end, type: "refused", seq: 5, command: 1 }]));
+  assert.deepEqual(store.samples.map((s) => s.done), [true, true]);
+});
+
+test("a command that went with its coordinator is refused", (t) => {
+  const { store } = make(t);
+  store.load(snapshot(10, [1]));
+  store.command("checkpoint");
+  store.receive({ kind: "reply", id: "id-1", error: null });
+  const logged = { type: "command", seq: 11, time: 1, command: 1, verb: "checkpoint", args: {} };
+  store.receive(tick(10, 11, [], [logged]));
+  store.command("pause");
+  store.receive({ kind: "reply", id: "id-2", error: null });
+  const restart = { type: "restart", time: 2, attempt: 1, most: 3, delay: 1, from: "snapshot", step: 1 };
+  store.receive(tick(11, 12, [], [{ ...restart, seq: 12, cause: "died" }]));
+  assert.equal(store.lastRequest("pause")?.status, "accepted");
+  const again = { ...restart, seq: 13, cause: "coordinator" };
+  store.receive(tick(12, 13, [], [again]));
+  assert.equal(store.lastRequest("pause")?.status, "refused");
+  assert.match(store.lastRequest("pause")?.reason ?? "", /died before it was in the log; send it again/);
+  assert.equal(store.lastRequest("checkpoint")?.status, "accepted"); // the next coordinator has it
+  // One of before the command has nothing to do with it.
+  store.command("pause");
+  store.receive({ kind: "reply", id: "id-3", error: null });
+  store.load(snapshot(14, [1], [again]));
+  assert.equal(store.lastRequest("pause")?.status, "accepted");
 });
 
 test("what is not ours is ignored", (t) => {

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("anywidget")
 
 from fake_run import FakeRun
-from pantheraml_widgets.feed import COLUMNS, KEEP, MAX_POINTS, MAX_ROWS, Feed, thin
+from pantheraml_widgets.feed import COLUMNS, KEEP, MAX_POINTS, MAX_ROWS, SAMPLES, Feed, thin
 from pantheraml_widgets.run_panel import RunPanel, panel_of
 
 
@@ -171,6 +171,123 @@ def test_a_long_run_stays_within_the_budget() -> None:
     assert len(json.dumps(whole)) < 150_000
 
 
+def event(seq: int, kind: str, **fields: Any) -> dict[str, Any]:
+    return {"seq": seq, "time": 0.0, "type": kind, **fields}
+
+
+def of_type(whole: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [e for e in whole["events"] if e["type"] == kind]
+
+
+def test_a_late_view_of_a_long_run_knows_how_it_stands() -> None:
+    f = feed()
+    f.add(event(1, "state", state="starting", step=0))
+    f.add(event(2, "progress", what="tokenising", fraction=1.0))
+    f.add(event(3, "plan", total=7))
+    f.add(event(4, "workers", workers=[{"rank": 0}]))
+    f.add(event(5, "state", state="running", step=0))
+    change = {"verb": "set", "command": 1, "workers": [0]}
+    f.add(event(6, "applied", step=1, **change))
+    f.add(event(7, "checkpoint", step=1, path="checkpoints/step-1", bytes=1))
+    evals = range(8, 8 + 2 * KEEP)
+    for i in evals:
+        f.add(event(i, "eval", step=i, loss=1 / i))
+    whole = f.snapshot()
+    early = [e for e in whole["events"] if e["type"] != "eval"]
+    assert [e["seq"] for e in early] == [3, 4, 5, 6, 7]  # progress is over
+    assert [e["seq"] for e in of_type(whole, "eval")] == list(evals)[-KEEP:]  # lines of the list
+    assert whole["evals"]["step"] == list(evals)
+    assert whole["evals"]["loss"][0] == 0.125
+    seqs = [e["seq"] for e in whole["events"]]
+    assert seqs == sorted(seqs)
+
+
+def test_what_no_panel_shows_takes_no_room_in_its_feed() -> None:
+    f = feed()
+    f.add(event(1, "log", level="info", message="x"))
+    for i in range(2, 2 + 2 * KEEP):
+        f.add(event(i, ("profile", "export")[i % 2], step=i, done=False))
+    assert [e["type"] for e in f.snapshot()["events"]] == ["log"]
+    for i in range(2 * KEEP, 4 * KEEP):
+        f.add(event(i, "sample", command=i, step=1, token_ids=[1], done=True))
+    whole = f.snapshot()
+    assert len(of_type(whole, "log")) == 1 and len(of_type(whole, "sample")) == SAMPLES
+
+
+def test_the_held_out_curve_is_thinned_and_cut_as_the_training_curve_is() -> None:
+    f = feed()
+    count = MAX_ROWS + 10
+    for i in range(1, count + 1):
+        f.add(event(i, "eval", step=i, loss=9.0 if i == 777 else 1.0))
+        assert len(f._evals["step"]) <= MAX_ROWS
+    shown = f.snapshot()["evals"]
+    assert {1, 777, count} <= set(shown["step"]) and len(shown["step"]) <= MAX_POINTS
+    f.add(event(count + 1, "state", state="starting", step=777))
+    assert f.snapshot()["evals"]["step"][-1] == 777
+    f.add(event(count + 2, "eval", step=777, loss=2.0))  # made again
+    shown = f.snapshot()["evals"]
+    assert (shown["step"].count(777), shown["loss"][-1]) == (1, 2.0)
+    # One that was asked for, at that step or of the best weights before it, takes nothing away.
+    for i, step in ((3, 777), (4, 5)):
+        f.add(event(count + i, "eval", step=step, loss=3.0, command=i))
+    assert f.snapshot()["evals"] == shown
+    f.add(event(count + 5, "eval", step=778, loss=3.0, command=5))
+    assert f.snapshot()["evals"]["step"][-1] == 778
+
+
+def test_settings_are_marked_until_somebody_goes_back() -> None:
+    f = feed()
+    f.add(event(1, "applied", verb="set", command=1, step=12, workers=[0]))
+    f.add(event(2, "checkpoint", step=12, path="checkpoints/step-12", bytes=1))
+    for i in range(3, 3 + KEEP):
+        f.add(event(i, "log", level="info", message="x"))
+    f.add(event(400, "state", state="starting", step=11))
+    marks = [e["seq"] for e in f.snapshot()["events"] if e["type"] in ("applied", "checkpoint")]
+    assert marks == [1]
+    f.add(event(401, "state", state="starting", step=11, rewound=True))
+    assert not of_type(f.snapshot(), "applied")
+
+
+def test_a_save_that_a_crash_broke_off_is_under_way_no_more() -> None:
+    f = feed()
+    f.add(event(1, "state", state="running", step=4))
+    f.add(event(2, "progress", what="saving", fraction=0.5))
+    assert of_type(f.snapshot(), "progress")
+    f.add(event(3, "state", state="starting", step=4))
+    assert not of_type(f.snapshot(), "progress")
+    f.add(event(4, "progress", what="loading", fraction=0.5))
+    f.add(event(5, "state", state="starting", step=4))
+    assert of_type(f.snapshot(), "progress")
+
+
+def writing() -> Feed:
+    """A feed of a run that answers command 1 in two rows, of which one is done."""
+    f = Feed("run", lambda: 100, decode=lambda ids: bytes(ids).decode())
+    f.add(event(1, "state", state="running", step=5))
+    f.add(event(2, "sample", command=1, step=5, token_ids=list(b"Once "), done=False))
+    f.add(event(3, "sample", command=1, row=1, step=5, token_ids=list(b"The end"), done=True))
+    return f
+
+
+def test_an_answer_that_begins_again_is_shown_once() -> None:
+    f = writing()
+    f.add(event(4, "sample", command=2, step=5, token_ids=list(b"kept"), done=True))
+    f.add(event(5, "applied", verb="sample", command=2, step=5, workers=[0]))
+    f.add(event(6, "state", state="starting", step=4))
+    assert [e["text"] for e in of_type(f.snapshot(), "sample")] == ["kept"]
+    f.add(event(7, "sample", command=1, step=4, token_ids=list(b"Once "), done=False))
+    f.add(event(8, "sample", command=1, step=4, token_ids=list(b"a time"), done=True))
+    assert [e["text"] for e in of_type(f.snapshot(), "sample")] == ["kept", "Once a time"]
+
+
+def test_an_answer_that_is_broken_off_is_done() -> None:
+    f = writing()
+    f.add(event(4, "refused", verb="sample", command=1, step=5, reason="the run is stopped"))
+    samples = of_type(f.snapshot(), "sample")
+    assert [(e["text"], e["done"]) for e in samples] == [("Once ", True), ("The end", True)]
+    assert not f._samples
+
+
 def test_a_feed_is_of_bounded_size_and_old_steps_fade_no_more_than_new_ones() -> None:
     f = feed()
     steps = 6 * MAX_ROWS
@@ -199,7 +316,8 @@ def test_samples_are_decoded_as_a_whole() -> None:
     f.add({"seq": 4, "time": 0.0, "type": "sample", "command": 5, "row": 1, "token_ids": [66]})
     f.add({"seq": 5, "time": 0.0, **done, "command": 5, "token_ids": [67]})
     samples = [e for e in f.snapshot()["events"] if e["type"] == "sample"]
-    assert [e["text"] for e in samples] == ["é", "B", "AC"]
+    # In the order in which they began, as a view that was there has them.
+    assert [e["text"] for e in samples] == ["é", "AC", "B"]
 
 
 class Recorder:

@@ -22,10 +22,18 @@ MAX_POINTS = 2000
 #: Rows that are kept at most: beyond them the curve is thinned to twice a snapshot's.
 MAX_ROWS = 8 * MAX_POINTS
 
-#: Of these types only the last event counts; of all others the newest ``KEEP`` are kept.
-_LATEST = {"plan", "workers", "progress"}
-_IGNORED = {"step", "heartbeat"}
+#: Of all events that are lines of the panel's list the newest ``KEEP`` are kept (the front end
+#: shows 200), and as many of those that mark a step in the curve.
 KEEP = 300
+
+#: Samples that are kept, which is as many as the front end shows.
+SAMPLES = 8
+
+#: Of these types the last event is kept, however long ago: it says how the run stands. A state is a
+#: line as well. What is in none of the sets no panel shows.
+_LATEST = {"plan", "workers", "progress", "state"}
+_LISTED = {"state", "restart", "command", "applied", "refused", "eval", "checkpoint", "log"}
+_SHOWN = _LATEST | _LISTED | {"sample"}
 
 Event = Mapping[str, Any]
 
@@ -109,9 +117,12 @@ class Feed:
         self._seq = 0
         self._sent = 0  # every tick up to here went out
         self._columns: dict[str, list[float | str]] = {name: [] for name in COLUMNS}
+        self._evals: dict[str, list[Any]] = {"step": [], "loss": []}
         self._events: list[dict[str, Any]] = []
+        self._marks: list[dict[str, Any]] = []  # settings and checkpoints
         self._latest: dict[str, dict[str, Any]] = {}
-        self._samples: dict[Any, list[int]] = {}
+        self._samples: dict[Any, list[int]] = {}  # token ids of rows that are not done
+        self._texts: dict[Any, dict[str, Any]] = {}  # of each row its last event, the oldest first
         self._memory: list[Any] = []
         self._gpus: list[dict[str, Any]] = []
         self._scale: float | str | None = None  # float16's loss scale; None: there is none
@@ -144,7 +155,7 @@ class Feed:
             kind = event.get("type")
             if kind == "step":
                 self._add_step(event)
-            elif kind not in _IGNORED:
+            elif kind in _SHOWN:
                 self._add_event(event)
             return True
 
@@ -196,13 +207,13 @@ class Feed:
     def snapshot(self) -> dict[str, Any]:
         """Everything, thinned to :data:`MAX_POINTS` rows. The next tick goes on from here."""
         with self._lock:
-            events = sorted([*self._latest.values(), *self._events], key=lambda e: int(e["seq"]))
             whole = {
                 "seq": self._seq,
                 "name": self._name,
                 "max_steps": int(self._max_steps() or 0),
                 "columns": thin(self._columns),
-                "events": events,
+                "evals": thin(self._evals),
+                "events": self._kept_events(),
                 "memory": self._memory,
                 "gpus": self._gpus,
                 "scale": self._scale_now(),
@@ -210,6 +221,12 @@ class Feed:
             }
             self._mark_sent()
             return whole
+
+    def _kept_events(self) -> list[dict[str, Any]]:
+        """Each event once and in order; samples come last, behind the states that they outlived."""
+        kept = {id(e): e for e in (*self._events, *self._marks, *self._latest.values())}
+        told = sorted(kept.values(), key=lambda e: int(e["seq"]))
+        return [*told, *self._texts.values()]
 
     def _mark_sent(self) -> None:
         self._sent = self._seq
@@ -285,25 +302,74 @@ class Feed:
         }
         kind = str(kept.get("type"))
         if kind == "state":
-            self._state = str(kept.get("state"))
-            if self._state == "starting":  # from a checkpoint: what came after it goes
-                self._forget_after(int(event.get("step", 0)))
+            self._add_state(kept)
         elif kind == "sample":
             kept = self._whole_sample(kept)
         elif kind == "plan" and self._plan:
             kept["text"] = self._plan(event)
-        if kind in _LATEST:
-            self._latest[kind] = kept
-        else:
-            if kind == "sample":  # each holds the whole text so far: one of them is enough
-                row = _row(kept)
-                self._events = [
-                    e for e in self._events if e.get("type") != "sample" or _row(e) != row
-                ]
-            self._events.append(kept)
-            if len(self._events) > KEEP:
-                del self._events[0]
+        elif kind == "eval":
+            self._add_eval(kept)
+        elif kind in ("applied", "refused"):
+            self._end_samples(kept)
+        self._keep(kind, kept)
         self._new_events.append(kept)
+
+    def _keep(self, kind: str, event: dict[str, Any]) -> None:
+        if kind in _LATEST:
+            self._latest[kind] = event
+        if kind in _LISTED:
+            self._events.append(event)
+            del self._events[:-KEEP]
+        if kind == "checkpoint" or _is_setting(event):
+            self._marks.append(event)
+            del self._marks[:-KEEP]
+
+    def _add_state(self, event: dict[str, Any]) -> None:
+        before, self._state = self._state, str(event.get("state"))
+        if (before, self._state) != ("starting", "starting"):
+            self._latest.pop("progress", None)  # it is over, however far it came
+        if self._state == "starting":
+            self._begin_again(int(event.get("step", 0)), bool(event.get("rewound")))
+
+    def _begin_again(self, step: int, rewound: bool) -> None:
+        """From a checkpoint: what came after it goes, and an answer without an end begins again."""
+        self._forget_after(step)
+        self._forget_evals(step)
+        # What was set is in force again from its step on, unless somebody has gone back.
+        self._marks = [
+            e for e in self._marks if e["step"] <= step or (_is_setting(e) and not rewound)
+        ]
+        self._samples.clear()
+        self._texts = {row: e for row, e in self._texts.items() if e.get("ended")}
+
+    def _add_eval(self, event: dict[str, Any]) -> None:
+        step = int(event["step"])
+        if "command" in event and any(s >= step for s in self._evals["step"][-1:]):
+            return  # it adds nothing to the run's own, and may be of the best weights' step
+        self._forget_evals(step - 1)
+        self._evals["step"].append(step)
+        self._evals["loss"].append(event.get("loss"))
+        if len(self._evals["step"]) > MAX_ROWS:
+            self._evals = thin(self._evals, 2 * MAX_POINTS)
+
+    def _forget_evals(self, step: int) -> None:
+        steps = self._evals["step"]
+        keep = len(steps)
+        while keep and steps[keep - 1] > step:
+            keep -= 1
+        for values in self._evals.values():
+            del values[keep:]
+
+    def _end_samples(self, event: dict[str, Any]) -> None:
+        """Nothing is added to what this command has written: by its end, or because of a stop."""
+        if event.get("verb") != "sample":
+            return
+        command = event.get("command")
+        for row in [row for row in self._samples if row[0] == command]:
+            del self._samples[row]
+        for row, text in self._texts.items():
+            if row[0] == command:
+                self._texts[row] = {**text, "done": True, "ended": True}
 
     def _whole_sample(self, event: dict[str, Any]) -> dict[str, Any]:
         """A chunk becomes the text so far: a token need not end where a character does."""
@@ -319,9 +385,18 @@ class Feed:
                 text = f"{text} ({problem})"
         if event.get("done"):
             del self._samples[row]
-        return {**event, "text": text[:8000]}
+        whole = {**event, "text": text[:8000]}
+        self._texts[row] = whole
+        if len(self._texts) > SAMPLES:
+            del self._texts[next(iter(self._texts))]
+        return whole
 
 
 def _row(event: dict[str, Any]) -> tuple[Any, Any]:
     """Whose answer a sample event goes on with: its command, and which of that one's prompts."""
     return event.get("command"), event.get("row", 0)
+
+
+def _is_setting(event: dict[str, Any]) -> bool:
+    """Whether something was set, which a panel marks in the curve."""
+    return event.get("type") == "applied" and event.get("verb") == "set"

@@ -46,22 +46,24 @@ export class EventList {
 export class Samples {
   readonly node: HTMLElement;
   private readonly list: HTMLElement;
+  private readonly empty: Element[]; // what stands there without samples
   private readonly items = new Map<string, Record<"node" | "head" | "text", HTMLElement>>();
 
   constructor(private readonly store: Store) {
     ({ node: this.node, list: this.list } = box("Samples", "run.sample(\"…\") writes here."));
+    this.empty = [...this.list.children];
   }
 
   update(): void {
     const { samples } = this.store;
-    if (samples.length === 0) return;
     for (const [key, item] of this.items) {
       if (!samples.some((sample) => sample.key === key)) {
         item.node.remove();
         this.items.delete(key);
       }
     }
-    const nodes = samples.map((sample) => this.item(sample));
+    // A restart takes away what begins again.
+    const nodes = samples.length > 0 ? samples.map((sample) => this.item(sample)) : this.empty;
     if (nodes.some((node, i) => this.list.children[i] !== node)) this.list.replaceChildren(...nodes);
   }
 

@@ -30,12 +30,20 @@ export interface Scale {
   skipped: number;
 }
 
+/** The held-out curve: as Columns, but a row for each evaluation. */
+export interface Evals {
+  step: number[];
+  loss: number[];
+}
+
 /** The whole run as one object: a (possibly thinned) curve and the events that still matter. */
 export interface Snapshot {
   seq: number;
   name: string;
   max_steps: number;
   columns: Columns;
+  /** null: as its events say (a notebook that was saved before panels had this). */
+  evals: Evals | null;
   events: RunEvent[];
   memory: JsonObject[];
   /** What drivers say of the workers' GPUs (record gpu of docs/messages.md). */
@@ -101,6 +109,13 @@ function toColumns(value: unknown): Columns | null {
   return columns as Columns;
 }
 
+function toEvals(value: unknown): Evals | null {
+  if (!isObject(value)) return null;
+  const { step, loss } = value;
+  if (!Array.isArray(step) || !Array.isArray(loss) || step.length !== loss.length) return null;
+  return { step: step.map(toNumber), loss: loss.map(toNumber) };
+}
+
 function toEvents(value: unknown): RunEvent[] {
   if (!Array.isArray(value)) return [];
   return value.filter(
@@ -135,6 +150,7 @@ export function parseSnapshot(value: unknown): Snapshot | null {
     name: toText(value["name"]),
     max_steps: toNumber(value["max_steps"]) || 0,
     columns,
+    evals: toEvals(value["evals"]),
     events: toEvents(value["events"]),
     memory: toObjects(value["memory"]),
     gpus: toObjects(value["gpus"]),

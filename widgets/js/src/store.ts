@@ -13,6 +13,7 @@ import {
   parseSnapshot,
   toNumber,
   toText,
+  type Evals,
   type Json,
   type JsonObject,
   type Outgoing,
@@ -65,6 +66,7 @@ export interface Sample {
   step: number;
   text: string;
   done: boolean;
+  ended: boolean; // so is its command: a restart does not begin it again
 }
 
 export interface Marker {
@@ -77,6 +79,9 @@ const LOG_LINES = 200;
 const SAMPLES = 8;
 const REQUESTS = 20;
 const PATIENCE_MS = 4000;
+
+/** As Python's Command says it. */
+const LOST = "its coordinator died before it was in the log; send it again";
 
 export class Store {
   connection: Connection = "waiting";
@@ -218,6 +223,8 @@ export class Store {
     this.curve.clear();
     this.curve.append(snapshot.columns);
     for (const event of snapshot.events) this.reduce(event);
+    // Events are the newest ones only. (What a restart took is not in these.)
+    if (snapshot.evals !== null) this.evals = toPoints(snapshot.evals);
     this.reason = snapshot.reason ?? this.reason;
     this.step = this.curve.last("step") || this.step;
     this.seq = snapshot.seq;
@@ -254,12 +261,8 @@ export class Store {
         const phase = toText(event["state"]);
         if (PHASES.includes(phase)) this.phase = phase as Phase;
         this.reason = toText(event["reason"]);
-        if (isStart(event)) {
-          this.evals = this.evals.filter((e) => e.step <= step);
-          this.markers = this.markers.filter((m) => m.step <= step);
-        } else {
-          this.progress = null;
-        }
+        if (isStart(event)) this.beginAgain(step, event["rewound"] === true);
+        else this.progress = null;
         if (step >= 0) this.step = step;
         break;
       }
@@ -278,8 +281,14 @@ export class Store {
         this.workers = Array.isArray(event["workers"]) ? event["workers"].filter(isObject) : [];
         break;
       case "eval":
+        // One that was asked for adds nothing to the run's own; of a finished run that has its best
+        // weights it is of their step.
+        if (event["command"] !== undefined && this.evals.some((e) => e.step >= step)) break;
         this.evals = this.evals.filter((e) => e.step < step);
         this.evals.push({ step, loss: toNumber(event["loss"]) });
+        break;
+      case "restart":
+        if (event["cause"] === "coordinator") this.loseRequests(event.seq);
         break;
       case "checkpoint":
         this.markers.push({ step, kind: "checkpoint" });
@@ -302,11 +311,22 @@ export class Store {
     }
   }
 
+  /** From a checkpoint on another past is told, and an answer without an end begins again. */
+  private beginAgain(step: number, rewound: boolean): void {
+    this.evals = this.evals.filter((e) => e.step <= step);
+    // What was set is in force again from its step on, and no event says so once more. Only who has
+    // gone back to a checkpoint has given it up.
+    this.markers = this.markers.filter((m) => m.step <= step || (m.kind === "set" && !rewound));
+    this.samples = this.samples.filter((sample) => sample.ended);
+    if (this.progress?.beside) this.progress = null; // of the workers that are gone
+  }
+
   private takeSample(event: RunEvent, step: number): void {
     const row = toNumber(event["row"] ?? 0); // of several prompts
     const command = String(event["command"] ?? event.seq);
     const key = `${command}${row > 0 ? `.${row}` : ""}`;
     const text = toText(event["text"]);
+    const ended = event["ended"] === true; // Python says it in a snapshot
     const done = event["done"] !== false;
     const known = this.samples.find((sample) => sample.key === key);
     if (known !== undefined) {
@@ -315,13 +335,22 @@ export class Store {
       known.done = done;
       return;
     }
-    this.samples = [{ key, command, row, step, text, done }, ...this.samples].slice(0, SAMPLES);
+    const sample = { key, command, row, step, text, done, ended };
+    this.samples = [sample, ...this.samples].slice(0, SAMPLES);
+  }
+
+  /** Nothing is added to what a command has written: by its end, or because a stop broke it off. */
+  private endSamples(command: string): void {
+    for (const sample of this.samples) {
+      if (sample.command === command) sample.done = sample.ended = true;
+    }
   }
 
   private takeCommand(event: RunEvent, step: number): void {
     const number = toNumber(event["command"]);
     const verb = toText(event["verb"]);
     if (event.type === "applied" && verb === "set") this.markers.push({ step, kind: "set" });
+    if (event.type !== "command" && verb === "sample") this.endSamples(String(event["command"]));
     const request =
       this.requests.find((r) => r.number === number) ??
       this.requests.find(
@@ -346,6 +375,13 @@ export class Store {
     }
   }
 
+  /** What was accepted and is not in the log went with its coordinator: the next one has no word of it. */
+  private loseRequests(seq: number): void {
+    for (const { id, status, number, after } of this.requests) {
+      if (status === "accepted" && number === null && after < seq) this.fail(id, LOST);
+    }
+  }
+
   private accept(id: string): void {
     const request = this.requests.find((r) => r.id === id);
     if (request?.status === "sent") request.status = "accepted";
@@ -361,6 +397,10 @@ export class Store {
 
 function isStart(event: RunEvent): boolean {
   return event.type === "state" && event["state"] === "starting";
+}
+
+function toPoints({ step, loss }: Evals): { step: number; loss: number }[] {
+  return step.map((s, i) => ({ step: s, loss: loss[i] ?? NaN }));
 }
 
 function sameArgs(sent: { learning_rate?: number }, logged: Json | undefined): boolean {
