@@ -351,6 +351,8 @@ static void what_a_stand_has_put_off_comes(void **state)
             kill(harness_worker_pid(h, 0), SIGKILL);
             assert_int_equal(pml_message_int(history_restart(h, 1), "step"), 20);
             harness_wait_state(h, "paused");
+            const pml_message *m = harness_event(h, at, PML_EVENT_state, "state", "paused", NULL);
+            assert_non_null(strstr(pml_message_string(m, "reason"), "step 20 is not finite"));
         }
         harness_command(h, "resume", "\"nonfinite\":\"skip\"");
         harness_wait_state(h, "finished");

@@ -201,10 +201,12 @@ typedef struct coordinator {
     struct {
         pml_message_type verb; /* PML_REQUEST_pause or _stop; PML_MESSAGE_COUNT: the run goes */
         int64_t step;          /* where it stands, as in applied */
+        char reason[1200];     /* of a pause that nobody asked for; "" */
     } standing;
     char newest[512];   /* checkpoint of this timeline's past, relative; "" = none */
     int64_t saved_step; /* of the last one without a name that counts as there, -1: none */
     char logged_state[12];
+    int64_t logged_in;          /* its timeline, -1: there is none */
     int64_t began_at, began_in; /* step that the log's last timeline begins behind; its number */
     int64_t measured;           /* step of the last evaluation that nobody asked for, -1: none */
     int64_t saved_for; /* the last command whose checkpoint, or its failure, the log has, 0: none */

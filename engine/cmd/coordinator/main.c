@@ -91,6 +91,7 @@ static void emit_state(coordinator *c, pml_status code, int rank)
         pml_message_set_string(event, "checkpoint", c->checkpoint);
         if (c->named)
             pml_message_set_bool(event, "rewound", true);
+        c->named = false; /* said once */
     }
     if (c->state == RUN_STARTING && c->recovery.waits)
         pml_message_set_bool(event, "waits", true);
@@ -113,7 +114,6 @@ void begin_state(coordinator *c, const char *reason)
     c->state_since = pml_clock_monotonic();
     snprintf(c->reason, sizeof c->reason, "%s", reason);
     emit_state(c, PML_OK, -1);
-    c->named = false; /* said once */
 }
 
 static void heartbeat(coordinator *c)
@@ -421,8 +421,9 @@ int main(int argc, char **argv)
                             .slots = -1,
                             .slot = -1,
                             .saved_step = -1,
-                            .standing = {PML_MESSAGE_COUNT, 0},
+                            .standing = {.verb = PML_MESSAGE_COUNT},
                             .restarted_in = -1,
+                            .logged_in = -1,
                             .measured = -1,
                             .prepare_out = -1,
                             .next_number = 1,

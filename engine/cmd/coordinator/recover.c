@@ -364,7 +364,6 @@ void recover_recover(coordinator *c, const pml_message *event)
         c->futile = step > c->furthest ? 0 : c->futile + 1;
         c->furthest = step > c->furthest ? step : c->furthest;
         c->restarts = pml_message_int(event, "attempt");
-        c->restarted_in = pml_message_int(event, "timeline");
     } else if (pml_message_type_of(event) == PML_EVENT_state) {
         c->waited = pml_message_bool(event, "waits");
         if (strcmp(pml_message_string(event, "state"), "starting") == 0 &&

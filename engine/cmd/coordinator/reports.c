@@ -81,6 +81,14 @@ static void take_failure(coordinator *c, const worker *w, const pml_message *m)
         fail_later(c, status, w->rank, pml_message_string(m, "reason"));
 }
 
+/* A pause that is taken up again by other workers has the reason that the log has: they know none.
+ */
+static const char *why(const coordinator *c, run_state s)
+{
+    bool again = s == RUN_PAUSED && c->said[s][0] == '\0' && c->standing.verb == PML_REQUEST_pause;
+    return again ? c->standing.reason : c->said[s];
+}
+
 /* All workers make the same turns: the run makes its nth when the last of them has made its nth,
  * where the first may be a turn ahead by then. */
 static void take_turn(coordinator *c, worker *w, const pml_message *m)
@@ -111,7 +119,7 @@ static void take_turn(coordinator *c, worker *w, const pml_message *m)
         c->step = w->step;
     /* a finished run that is stopped releases its workers, and is finished still */
     if (!(c->state == RUN_FINISHED && s == RUN_STOPPED))
-        set_state(c, (run_state)s, PML_OK, -1, c->said[s]);
+        set_state(c, (run_state)s, PML_OK, -1, why(c, (run_state)s));
     workers_publish(c);
 }
 

@@ -167,6 +167,14 @@ static void stand(coordinator *c, pml_message_type verb, int64_t step)
         return;
     c->standing.verb = verb;
     c->standing.step = step;
+    if (verb != PML_REQUEST_pause)
+        c->standing.reason[0] = '\0';
+}
+
+static void stand_no_more(coordinator *c)
+{
+    c->standing.verb = PML_MESSAGE_COUNT;
+    c->standing.reason[0] = '\0';
 }
 
 static void take_applied(coordinator *c, const pml_message *event)
@@ -210,13 +218,36 @@ static void take_start(coordinator *c, const pml_message *event)
         c->saved_step = -1;
 }
 
-/* It may also pause by itself, so the state counts beside the commands; only a resume ends it. */
+/* A timeline that begins without a restart is somebody's who resumed the run: it goes. */
+static bool is_resumed(const coordinator *c, const pml_message *event)
+{
+    int64_t timeline = pml_message_int(event, "timeline");
+    return strcmp(pml_message_string(event, "state"), "starting") == 0 && timeline > c->logged_in &&
+           timeline != c->restarted_in;
+}
+
+static bool is_an_end(const char *state)
+{
+    return strcmp(state, "finished") == 0 || strcmp(state, "stopped") == 0 ||
+           strcmp(state, "failed") == 0;
+}
+
+/* It may also pause by itself, so the state counts beside the commands; only a resume ends it, the
+ * command or a person's of a run that has ended. Why it stands is told again where it stands by
+ * another worker, who does not know. */
 static void take_state(coordinator *c, const pml_message *event)
 {
     const char *state = pml_message_string(event, "state");
     snprintf(c->logged_state, sizeof c->logged_state, "%s", state);
-    if (strcmp(state, "paused") == 0 && c->standing.verb == PML_MESSAGE_COUNT)
-        stand(c, PML_REQUEST_pause, pml_message_int(event, "step") + 1);
+    if (is_an_end(state) || is_resumed(c, event))
+        stand_no_more(c);
+    c->logged_in = pml_message_int(event, "timeline");
+    if (strcmp(state, "paused") == 0) {
+        if (c->standing.verb == PML_MESSAGE_COUNT)
+            stand(c, PML_REQUEST_pause, pml_message_int(event, "step") + 1);
+        snprintf(c->standing.reason, sizeof c->standing.reason, "%s",
+                 pml_message_string(event, "reason"));
+    }
     if (pml_message_bool(event, "rewound")) {
         snprintf(c->newest, sizeof c->newest, "%s", pml_message_string(event, "checkpoint"));
         forget_after(c, step_of(pml_path_name(c->newest)));
@@ -237,6 +268,9 @@ void resume_recover(coordinator *c, const pml_message *event)
         break;
     case PML_EVENT_checkpoint:
         take_checkpoint(c, event);
+        break;
+    case PML_EVENT_restart:
+        c->restarted_in = pml_message_int(event, "timeline");
         break;
     default:
         break;
@@ -404,7 +438,7 @@ pml_status resume_choose(coordinator *c, pml_error *err)
 {
     if (!c->resume || c->recover)
         return PML_OK;
-    c->standing.verb = PML_MESSAGE_COUNT; /* whoever resumes wants it to go */
+    stand_no_more(c); /* whoever resumes wants it to go */
     pml_status status = c->named ? choose_named(c, err) : resume_choose_newest(c, err);
     if (status == PML_OK && c->named)
         owed_give_up(c, "a checkpoint that was asked for is not written: the run has gone back");
