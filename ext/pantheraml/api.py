@@ -280,7 +280,7 @@ def resume(
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A line of :func:`runs`."""
+    """A line of :func:`runs`; ``max_steps`` is 0 where epochs decide (`Run.max_steps` knows)."""
 
     name: str
     state: str

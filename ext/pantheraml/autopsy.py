@@ -543,7 +543,7 @@ def _advise(
             )
         )
         return
-    last = max((event["step"] for event in events if event["type"] == "step"), default=0)
+    last = next((e["step"] for e in reversed(events) if e["type"] in ("step", "state")), 0)
     if not usable:
         words = "no checkpoint is whole" if found.damaged else "there is no checkpoint"
         say(f"{words}: pantheraml resume {name} begins again at step 0")

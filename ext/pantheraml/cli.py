@@ -285,7 +285,9 @@ def _watch(run: pm.Run, *, whole: bool = False) -> int:
     if run.state == "failed":
         complain(f"pantheraml: run {run.name} failed: {run.reason}")
         return 1
-    for checkpoint in run.checkpoints[-1:]:
+    best = run.state == "finished" and run.config.get("load_best_model_at_end")
+    checkpoint = run.best_checkpoint if best else next(reversed(run.checkpoints), None)
+    if checkpoint is not None:  # whose weights it has now
         say(f"{run.state}: {checkpoint.path}")
     return 0
 
@@ -464,13 +466,14 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     )
     numbers: dict[type, tuple[str, ...]] = {
         int: (
-            "max_steps", "warmup_steps", "per_device_train_batch_size",
+            "max_steps", "per_device_train_batch_size",
             "gradient_accumulation_steps", "max_length", "seed", "eval_steps", "save_steps",
             "save_total_limit", "early_stopping_patience", "threads", "max_restarts",
             "generate_length",
         ),
         float: (
             "num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio",
+            "warmup_steps",  # below 1: a share of all steps
             "early_stopping_threshold", "adam_beta1", "adam_beta2", "adam_epsilon", "hang_timeout",
         ),
     }  # fmt: skip

@@ -77,6 +77,15 @@ class CommandRecord:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Past:
+    """What had happened when somebody went back; of a checkpoint, the event that told of it."""
+
+    history: columns.Columns
+    evals: list[Event]
+    checkpoints: dict[Path, int]
+
+
 class RunRecord:
     """A run's state as far as its events tell.
 
@@ -108,7 +117,8 @@ class RunRecord:
         self.gpus: list[dict[str, Any]] = []
         self.evals: list[Event] = []
         self.checkpoints: list[Checkpoint] = []
-        self._goes_back = False  # to a checkpoint that somebody has named
+        self._announced: dict[Path, int] = {}  # seq of the event that told of it last
+        self._left: list[Past] = []  # what somebody has gone back from, oldest first
         self.commands: dict[int, CommandRecord] = {}
         self.samples: dict[tuple[int, int], list[int]] = {}  # by command and prompt
         self.samples_done: set[tuple[int, int]] = set()
@@ -137,11 +147,6 @@ class RunRecord:
         # A run that went on from a checkpoint tells another past from there on: what the log has
         # beyond it has not happened.
         self._forget_after(self.step)
-        if self._goes_back:
-            self.checkpoints = [
-                replace(c, abandoned=c.abandoned or c.step > self.step) for c in self.checkpoints
-            ]
-            self._goes_back = False
 
     def _begin_again(self, event: Event) -> None:
         # Commands without an end are carried out by the new workers: an answer begins again.
@@ -149,11 +154,31 @@ class RunRecord:
         for row in [row for row in self.samples if row[0] in open_ones]:
             del self.samples[row]
             self.samples_done.discard(row)
-        # With a checkpoint, the next state says at which step it stands.
-        self._goes_back = self._goes_back or bool(event.get("rewound"))
-        if "checkpoint" not in event:
-            self.step = event["step"]
-            self._forget_after(self.step)
+        if event.get("rewound"):
+            self._go_back(self.folder / event.get("checkpoint", ""), event["step"])
+        self.step = event["step"]
+        self._forget_after(self.step)
+
+    def _go_back(self, to: Path, step: int) -> None:
+        """Tell another past: that of a checkpoint which somebody has named.
+
+        It may be of one that was gone back from before: then that is what has happened.
+        """
+        present = {c.path: self._announced[c.path] for c in self.checkpoints if not c.abandoned}
+        now = Past(self.history.copy(), list(self.evals), present)
+        seq = self._announced.get(to)
+        has_it = (p for p in (now, *reversed(self._left)) if p.checkpoints.get(to) == seq)
+        past = next(has_it, now) if seq is not None else now
+        self._left.append(now)
+        if past is not now:
+            self.history, self.evals = past.history.copy(), list(past.evals)
+        self.checkpoints = [
+            replace(
+                c,
+                abandoned=c.step > step or past.checkpoints.get(c.path) != self._announced[c.path],
+            )
+            for c in self.checkpoints
+        ]
 
     def _step(self, event: Event) -> None:
         self._forget_after(event["step"] - 1)
@@ -179,10 +204,10 @@ class RunRecord:
         self.progress = None if over else event
 
     def _eval(self, event: Event) -> None:
-        again = [e for e in self.evals if e["step"] == event["step"]]
-        for earlier in again:  # the same evaluation, made again after a restart
-            if "command" not in earlier and earlier["timeline"] < event["timeline"]:
-                self.evals.remove(earlier)
+        if "command" not in event:  # it may be one that was made again after a restart
+            for earlier in [e for e in self.evals if e["step"] == event["step"]]:
+                if "command" not in earlier and earlier["timeline"] < event["timeline"]:
+                    self.evals.remove(earlier)
         self.evals.append(event)
 
     def _checkpoint(self, event: Event) -> None:
@@ -192,6 +217,7 @@ class RunRecord:
         # One that was given a name is announced without it where a nameless one has nothing to add.
         former = next((c.name for c in self.checkpoints if c.path == path), None)
         made = Checkpoint(event["step"], path, event.get("name", former), event["bytes"])
+        self._announced[path] = event["seq"]
         # At once: who reads without the lock finds the former one or this one, never none.
         self.checkpoints = [*(c for c in self.checkpoints if c.path != path), made]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import examples
 import pantheraml as pm
 import pytest
-from conftest import FOREVER, at_step, end
+from conftest import FOREVER, PATIENCE, ROWS, at_step, end, until
 from examples import event, line
+from safetensors.numpy import load_file
 
 Start = Callable[..., pm.Run]
 
@@ -56,6 +59,10 @@ def test_a_folder_is_meant_before_a_name_that_looks_like_it(start: Start) -> Non
         assert starts[-1]["checkpoint"] == f"checkpoints/{path.name}"
         again.stop(wait=True)
         end(again)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load_file(next(folder.glob("adapter_model.safetensors")))
 
 
 def forged(folder: Path, *events: tuple[str, int, dict[str, object]]) -> pm.Run:
@@ -114,6 +121,111 @@ def test_the_best_is_one_of_what_has_happened(runs: Path) -> None:
     assert best("alike", *past, *back, *alike, stopped) == "step-000020"
     twice = [("checkpoint", 1, at(20, "again")[1]), stopped]
     assert best("twice", *past[:2], *twice) == "step-000020-again"
+
+
+BEST: dict[str, Any] = {
+    "eval_data": ROWS[:8], "load_best_model_at_end": True, "lr_scheduler_type": "constant",
+    "gradient_accumulation_steps": 16,
+}  # fmt: skip
+
+
+def paused_at(run: pm.Run, step: int, name: str) -> pm.Checkpoint:
+    """Let it come so far and a little further, and stand; a checkpoint of that."""
+    at_step(run, step)
+    run.pause(wait=True)
+    return run.checkpoint(name, wait=True)
+
+
+def loss_at(run: pm.Run, step: int) -> float:
+    return next(e.loss for e in run.evaluations if e.step == step)
+
+
+def ended(run: pm.Run) -> None:
+    run.stop(wait=True)
+    end(run)
+
+
+def test_back_to_what_was_gone_back_from(start: Start, tmp_path: Path) -> None:
+    """Two branches have a checkpoint of one step; the run ends with the weights of its own."""
+    run = start(name="undo", max_steps=30, eval_steps=1, **BEST)
+    first = paused_at(run, 3, "first")
+    run.resume(wait=True)
+    one = paused_at(run, first.step + 4, "one")
+    best = loss_at(run, one.step)
+    ended(run)
+    run = pm.resume("undo", checkpoint="first")
+    assert run.step == first.step and len(run.history) == first.step  # also while it loads
+    run.set(learning_rate=1e-2)
+    two = paused_at(run, one.step + 2, "two")
+    assert loss_at(run, one.step) != best
+    assert {c.name for c in run.checkpoints if c.abandoned and c.name} == {"one"}
+    other = [row["loss"] for row in run.history]
+    ended(run)
+    run = pm.resume("undo", checkpoint="one")
+    run.set(learning_rate=0.0)
+    run.wait(PATIENCE)
+    assert {c.name for c in run.checkpoints if c.abandoned and c.name} == {"two"}
+    assert two.step > one.step and loss_at(run, one.step) == best
+    assert [row["loss"] for row in run.history][first.step + 1 : one.step] != (
+        other[first.step + 1 : one.step]
+    )
+    found = run.best_checkpoint
+    assert found is not None and found.name == "one"
+    measured = run.evaluate()
+    assert (measured.loss, measured.step) == (pytest.approx(best, rel=1e-6), one.step)
+    made = weights(run.export(tmp_path / "out"))
+    assert all((made[name] == x).all() for name, x in weights(one.path).items())
+
+
+def test_the_best_one_has_been_pruned(start: Start) -> None:
+    """One with a name has its weights still; where none has, it is said, and no reason to fail."""
+    run = start(name="pruned", max_steps=30, eval_steps=1, save_total_limit=1, **BEST)
+    first = paused_at(run, 3, "first")
+    best = loss_at(run, first.step)
+    run.resume(wait=True)
+    at_step(run, first.step + 5)
+    ended(run)
+    run = pm.resume("pruned", checkpoint="first")
+    run.set(learning_rate=0.0)
+    run.wait(PATIENCE)
+    assert run.evaluate().loss == pytest.approx(best, rel=1e-6)
+    ended(run)
+    # As one that was made before the evaluation had been: it does not know of it.
+    shutil.rmtree(first.path)
+    again = pm.resume("pruned")
+    assert again.evaluate().step == again.step == 30
+    assert again.state == "finished"
+    warned = [e["message"] for e in again.events() if e["type"] == "log"][-1]
+    assert "the run ends with the weights of its last step instead" in warned
+
+
+def test_an_evaluation_that_is_asked_for_is_none_of_the_runs_own(runs: Path) -> None:
+    """It comes in a later timeline than the run's own of that step, which stays."""
+    _, made = at(20)
+    run = forged(
+        runs / "asked", ("checkpoint", 0, made), ("eval", 0, {"step": 20, "loss": 3.0}),
+        ("eval", 1, {"step": 20, "loss": 3.0, "command": 1}),
+        ("state", 1, {"state": "finished", "step": 20}),
+    )  # fmt: skip
+    found = run.best_checkpoint
+    assert found is not None and found.path.name == "step-000020" and len(run.evaluations) == 2
+
+
+def test_a_resume_takes_back_a_stop_for_good(start: Start) -> None:
+    """Also where the coordinator is lost later: the next one reads of that stop, or pause."""
+    run = start(name="again", max_steps=FOREVER, save_steps=50)
+    at_step(run, 5)
+    run.pause(wait=True)
+    run.stop(wait=True)
+    end(run)
+    again = pm.resume("again")
+    at_step(again, again.step + 20)
+    lost = again.coordinator_pid
+    assert lost is not None
+    os.kill(lost, signal.SIGKILL)
+    until(lambda: again.coordinator_pid not in (None, lost), "another coordinator")
+    at_step(again, again.step + 30)
+    assert again.state == "running"
 
 
 def test_the_latest_run_is_the_one_that_began_last(runs: Path) -> None:

@@ -132,7 +132,7 @@ static void send_chunk(stream *s, int32_t row, bool done)
     answer *a = &s->answers[row];
     pml_message *event = pml_message_new(PML_EVENT_sample);
     pml_message_set_int(event, "command", s->command);
-    pml_message_set_int(event, "step", s->l->state.step);
+    pml_message_set_int(event, "step", loop_weights_step(s->l));
     if (row > 0)
         pml_message_set_int(event, "row", row);
     pml_message_set_ints(event, "token_ids", a->tokens, a->n);
@@ -275,7 +275,7 @@ pml_status loop_evaluate(loop *l, int64_t command, pml_error *err)
     if (l->rank != 0)
         return PML_OK;
     pml_message *event = pml_message_new(PML_EVENT_eval);
-    pml_message_set_int(event, "step", l->state.step);
+    pml_message_set_int(event, "step", loop_weights_step(l));
     pml_message_set_number(event, "loss", sums[1] > 0 ? sums[0] / sums[1] : 0);
     pml_message_set_int(event, "labels", (int64_t)sums[1]);
     pml_message_set_number(event, "seconds", pml_clock_monotonic() - begin);

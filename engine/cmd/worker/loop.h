@@ -49,6 +49,8 @@ void loop_measured(loop *l, double loss);
 bool loop_out_of_patience(const loop *l);
 /* At the end: the weights of the best evaluation, where the run is to end with them. */
 pml_status loop_load_best(loop *l, pml_error *err);
+/* Steps that the weights have made which serve now. */
+int64_t loop_weights_step(const loop *l);
 
 /* A log event of rank 0. */
 void loop_say(loop *l, const char *level, const char *text);

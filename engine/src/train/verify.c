@@ -115,15 +115,40 @@ static pml_status verify_state(const char *folder, pml_error *err)
     return status;
 }
 
+/* path is of PML_PATH_MAX bytes, and has to stay as long as what is read of the document. */
+static pml_status load_state(const char *folder, char *path, pml_json **document, pml_error *err)
+{
+    pml_status status = verify_state(folder, err);
+    if (status == PML_OK)
+        status = pml_path_join(path, PML_PATH_MAX, folder, PMLI_STATE_FILE, err);
+    return status == PML_OK ? pml_json_load(path, &pml_json_file_limits, document, err) : status;
+}
+
+pml_status pml_checkpoint_best(const char *folder, int64_t *step, double *loss, pml_error *err)
+{
+    char path[PML_PATH_MAX];
+    const double top = 1e300;
+    pml_json *document = NULL;
+    const pml_json *best = NULL;
+    pml_status status = load_state(folder, path, &document, err);
+    if (status != PML_OK)
+        return status;
+    status =
+        pml_json_get_object(pml_json_root(document, path), "best", PML_JSON_REQUIRED, &best, err);
+    pml_json_at at = {best, path, "best"};
+    if (status == PML_OK)
+        status = pml_json_get_int(at, "step", PML_JSON_REQUIRED, -1, INT64_MAX, step, err);
+    if (status == PML_OK)
+        status = pml_json_get_double(at, "loss", PML_JSON_REQUIRED, -top, top, loss, err);
+    pml_json_destroy(&document);
+    return status;
+}
+
 static pml_status read_timeline(const char *folder, int64_t *timeline, pml_error *err)
 {
     char path[PML_PATH_MAX];
     pml_json *document = NULL;
-    pml_status status = verify_state(folder, err);
-    if (status == PML_OK)
-        status = pml_path_join(path, sizeof path, folder, PMLI_STATE_FILE, err);
-    if (status == PML_OK)
-        status = pml_json_load(path, &pml_json_file_limits, &document, err);
+    pml_status status = load_state(folder, path, &document, err);
     if (status != PML_OK)
         return status;
     status = pml_json_get_int(pml_json_root(document, path), "timeline", PML_JSON_REQUIRED, 0,

@@ -127,6 +127,10 @@ bool pml_checkpoint_is_unfit(pml_status status);
  * failure is told, with INT64_MAX, too. */
 pml_status pml_checkpoint_timeline(const char *folder, int64_t *timeline, pml_error *err);
 
+/* Of state.json, which alone is verified: after which step the best evaluation was, and its loss;
+ * step -1: there was none. */
+pml_status pml_checkpoint_best(const char *folder, int64_t *step, double *loss, pml_error *err);
+
 /* The newest folder step-* of `parent` that verifies, into path (capacity bytes). PML_NOT_FOUND
  * when there is none; *refused (may be NULL) counts newer ones that are unfit. One that cannot be
  * read for another reason is handed on: it may be the newest. */
