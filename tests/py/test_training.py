@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pantheraml as pm
 import pytest
-from conftest import FOREVER, PATIENCE, ROWS, at_step, until
+from conftest import FOREVER, PATIENCE, ROWS, at_step, end, until
 from safetensors.numpy import load_file, save_file
 
 Start = Callable[..., pm.Run]
@@ -106,7 +106,8 @@ def test_early_stopping_and_the_best_checkpoint(start: Start, tmp_path: Path) ->
     assert run.best_checkpoint is not None and run.best_checkpoint.step == best.step
     # The best and the newest, and the weights that serve and are exported are the best.
     assert {c.step for c in run.checkpoints} == {best.step, run.step}
-    assert run.evaluate().loss == pytest.approx(best.loss, rel=1e-6)
+    measured = run.evaluate()
+    assert measured.loss == pytest.approx(best.loss, rel=1e-6) and measured.step == best.step
     exported, wanted = weights(run.export(tmp_path / "out")), weights(run.best_checkpoint.path)
     assert all(np.array_equal(exported[name], wanted[name]) for name in wanted)
     # Asked again long after, it is still them.
@@ -305,3 +306,40 @@ def test_steps_that_are_not_finite_can_be_left_out(
     assert run.state == "finished" and len(run.history) == 6
     first, last = weights(saved.path), weights(run.checkpoints[-1].path)
     assert all(np.array_equal(first[name], last[name]) for name in first)
+
+
+def test_a_schedule_and_a_rate_set_together(start: Start) -> None:
+    """The rate is the current one, the schedule's own are what they say; twice is as once."""
+    cosine = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}}
+    rates = {}
+    for name in ("resumed", "stopped"):
+        run = start(
+            name=name, max_steps=60, learning_rate=2e-4, lr_scheduler_type="constant",
+            gradient_accumulation_steps=16,
+        )  # fmt: skip
+        at_step(run, 3)
+        run.pause(wait=True)
+        run.set(learning_rate=1e-3, wait=True, **cosine)
+        stands = run.step
+        if name == "stopped":  # a resume sets again what the checkpoint may not have
+            run.stop(wait=True)
+            end(run)
+            run = pm.resume(name)
+        else:
+            run.resume(wait=True)
+        run.wait(PATIENCE)
+        rates[name] = [row["learning_rate"] for row in run.history[stands:]]
+        assert rates[name][0] == pytest.approx(1e-3, rel=1e-9)
+        wave = 0.5 * (1 + math.cos(math.pi * 59 / 60))
+        peak = (1e-3 - 1e-5) / (0.5 * (1 + math.cos(math.pi * stands / 60))) + 1e-5
+        assert rates[name][-1] == pytest.approx(1e-5 + (peak - 1e-5) * wave, rel=1e-6)
+
+
+def test_an_end_below_the_rate_that_is_set_with_it(start: Start) -> None:
+    run = start(name="poly", max_steps=FOREVER, learning_rate=2e-4, lr_scheduler_type="constant")
+    at_step(run, 1)
+    ends = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 5e-4}}
+    run.set(learning_rate=1e-3, wait=True, **ends)
+    at_step(run, run.step + 2)
+    assert 5e-4 < run.history[-1]["learning_rate"] <= 1e-3
+    run.stop(wait=True)

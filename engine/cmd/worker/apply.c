@@ -47,7 +47,8 @@ static pml_status set_schedule(pml_train_state *s, const pml_message *args, cons
     if (!type && keys == NULL)
         return PML_OK;
     pml_schedule_set_keywords(&s->schedule, keys);
-    s->schedule.learning_rate = s->learning_rate;
+    double given = pml_message_number(args, "learning_rate"); /* 0: it is not */
+    s->schedule.learning_rate = given > 0 ? given : s->learning_rate;
     pml_status status = PML_OK;
     if (type)
         status = pml_schedule_from_name(pml_message_string(args, "lr_scheduler_type"),
@@ -58,12 +59,32 @@ static pml_status set_schedule(pml_train_state *s, const pml_message *args, cons
     return status;
 }
 
-/* A rate that is set is the current one; the peak of the schedule follows. Where the schedule
- * stands at 0 (the first step of a warmup), the value is the peak. */
-static void set_rate(loop *l, pml_train_state *s, double rate)
+/* The rate of this step under a new schedule from such a peak. */
+static double rate_from(loop *l, pml_train_state *s, double peak)
 {
+    s->schedule.learning_rate = peak;
+    return peak * l->kind->factor(l->j, s);
+}
+
+/* A rate that is set is the current one; the peak of the schedule follows. Where the schedule
+ * stands at 0 (the first step of a warmup), the value is the peak. A new schedule may have rates of
+ * its own (min_lr, lr_end), of which it then is a share: its rate is a line over the peak, and two
+ * points give it. So to set both does the same twice as once, and as one after the other. */
+static void set_rate(loop *l, pml_train_state *s, double rate, bool anew)
+{
+    const double near = 1e-12;
     double factor = l->kind->factor(l->j, s);
-    s->learning_rate = factor > 0 ? rate / factor : rate;
+    double peak = factor > 0 ? rate / factor : rate;
+    if (anew && rate > 0) {
+        double once = rate_from(l, s, rate), slope = (rate_from(l, s, 2 * rate) - once) / rate;
+        double there = slope > 0 ? (rate - (once - slope * rate)) / slope : 0;
+        if (fabs(once - rate) <= near * rate) /* it stands at its peak, to the bit */
+            peak = rate;
+        else if (there > 0 && fabs(rate_from(l, s, there) - rate) <= near * rate)
+            peak = there;
+        s->schedule.learning_rate = peak;
+    }
+    s->learning_rate = peak;
 }
 
 /* All of it, or nothing with the reason. */
@@ -80,7 +101,8 @@ static pml_status apply_set(loop *l, const order *o, pml_error *err)
         return PML_FAIL(err, PML_INVALID, "%s follows evaluations, and this run has no eval_data",
                         pml_schedule_name(s->schedule.type));
     if (pml_message_has(args, "learning_rate"))
-        set_rate(l, s, pml_message_number(args, "learning_rate"));
+        set_rate(l, s, pml_message_number(args, "learning_rate"),
+                 pml_message_has(args, "lr_scheduler_type") || o->keywords != NULL);
     if (pml_message_has(args, "lora_dropout"))
         s->lora_dropout = pml_message_number(args, "lora_dropout");
     if (pml_message_has(args, "gradient_accumulation_steps"))
