@@ -335,6 +335,32 @@ def test_a_schedule_and_a_rate_set_together(start: Start) -> None:
         assert rates[name][-1] == pytest.approx(1e-5 + (peak - 1e-5) * wave, rel=1e-6)
 
 
+def test_a_schedule_and_then_a_rate(start: Start) -> None:
+    """What is loaded and has both is not given them again, the one on top of the other."""
+    rates = []
+    for name in ("resumed", "stopped"):
+        run = start(
+            name=name, max_steps=60, learning_rate=2e-4, lr_scheduler_type="constant",
+            gradient_accumulation_steps=16,
+        )  # fmt: skip
+        at_step(run, 3)
+        run.pause(wait=True)
+        run.set(
+            lr_scheduler_type="polynomial", lr_scheduler_kwargs={"lr_end": 1e-4}, wait=True
+        )  # fmt: skip
+        run.set(learning_rate=1e-5, wait=True)
+        stands = run.step
+        if name == "stopped":
+            run.stop(wait=True)
+            end(run)
+            run = pm.resume(name)
+        else:
+            run.resume(wait=True)
+        run.wait(PATIENCE)
+        rates.append(run.history[stands]["learning_rate"])
+    assert rates == pytest.approx([1e-5, 1e-5], rel=1e-9)
+
+
 def test_an_end_below_the_rate_that_is_set_with_it(start: Start) -> None:
     run = start(name="poly", max_steps=FOREVER, learning_rate=2e-4, lr_scheduler_type="constant")
     at_step(run, 1)

@@ -99,7 +99,7 @@ typedef struct doorbook {
 
 /* A set that the log holds, or a resume with `nonfinite`: for recovery. */
 typedef struct tuned {
-    int64_t step;
+    int64_t step, command;
     pml_message *args;
 } tuned;
 

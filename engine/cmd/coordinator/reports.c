@@ -85,7 +85,8 @@ static void take_failure(coordinator *c, const worker *w, const pml_message *m)
  */
 static const char *why(const coordinator *c, run_state s)
 {
-    bool again = s == RUN_PAUSED && c->said[s][0] == '\0' && c->standing.verb == PML_REQUEST_pause;
+    bool again = s == RUN_PAUSED && c->said[s][0] == '\0' &&
+                 c->standing.verb == PML_REQUEST_pause && c->standing.step == c->step + 1;
     return again ? c->standing.reason : c->said[s];
 }
 

@@ -122,7 +122,7 @@ static void supersede(coordinator *c, int64_t step, const pml_message *args)
 }
 
 /* Takes args. Without memory the run must not go on as if nothing had been set. */
-static void keep(coordinator *c, int64_t step, pml_message *args)
+static void keep(coordinator *c, int64_t step, int64_t command, pml_message *args)
 {
     tuned *larger =
         args == NULL ? NULL
@@ -138,15 +138,16 @@ static void keep(coordinator *c, int64_t step, pml_message *args)
     size_t at = c->n_tuned++;
     for (; at > 0 && c->tuned[at - 1].step > step; at--)
         c->tuned[at] = c->tuned[at - 1];
-    c->tuned[at] = (tuned){step, args};
+    c->tuned[at] = (tuned){step, command, args};
 }
 
 /* Likewise. */
-static void keep_setting(coordinator *c, int64_t step, pml_message *args)
+static void keep_setting(coordinator *c, const pml_message *event, pml_message *args)
 {
+    int64_t step = pml_message_int(event, "step");
     if (args != NULL)
         supersede(c, step, args);
-    keep(c, step, args);
+    keep(c, step, pml_message_int(event, "command"), args);
 }
 
 static void forget_after(coordinator *c, int64_t step)
@@ -167,8 +168,7 @@ static void stand(coordinator *c, pml_message_type verb, int64_t step)
         return;
     c->standing.verb = verb;
     c->standing.step = step;
-    if (verb != PML_REQUEST_pause)
-        c->standing.reason[0] = '\0';
+    c->standing.reason[0] = '\0'; /* somebody's, who gives none */
 }
 
 static void stand_no_more(coordinator *c)
@@ -182,7 +182,7 @@ static void take_applied(coordinator *c, const pml_message *event)
     const char *verb = pml_message_string(event, "verb");
     int64_t step = pml_message_int(event, "step");
     if (strcmp(verb, "set") == 0) {
-        keep_setting(c, step, pml_message_part(event, "args", 0));
+        keep_setting(c, event, pml_message_part(event, "args", 0));
     } else if (strcmp(verb, "stop") == 0) {
         stand(c, PML_REQUEST_stop, step);
     } else if (strcmp(verb, "pause") == 0) {
@@ -192,7 +192,7 @@ static void take_applied(coordinator *c, const pml_message *event)
         stand(c, PML_MESSAGE_COUNT, 0);
         bool lost = args == NULL && pml_message_has(event, "args");
         if (lost || pml_message_has(args, "nonfinite"))
-            keep_setting(c, step, args);
+            keep_setting(c, event, args);
         else
             pml_message_destroy(&args);
     }
@@ -447,7 +447,7 @@ pml_status resume_choose(coordinator *c, pml_error *err)
 
 /* ---- what comes back ---- */
 
-/* answers: the command that a checkpoint was asked for by; 0: it is none. */
+/* answers: the command that a checkpoint was asked for by, or a setting; 0: it is neither. */
 static void send_again(coordinator *c, worker *w, int64_t step, pml_message_type verb,
                        const pml_message *args, int64_t answers)
 {
@@ -501,7 +501,7 @@ void resume_apply_again(coordinator *c, worker *w)
         /* Settings are in what is loaded; what is done about a step that is not finite is not. */
         bool loaded = t->step <= w->step && verb == PML_REQUEST_set;
         if (!loaded && !pml_message_is_empty(t->args))
-            send_again(c, w, t->step, verb, t->args, 0);
+            send_again(c, w, t->step, verb, t->args, t->command);
     }
     send_before(c, w, INT64_MAX, &sent);
 }

@@ -48,7 +48,8 @@ static pml_status set_schedule(pml_train_state *s, const pml_message *args, cons
         return PML_OK;
     pml_schedule_set_keywords(&s->schedule, keys);
     double given = pml_message_number(args, "learning_rate"); /* 0: it is not */
-    s->schedule.learning_rate = given > 0 ? given : s->learning_rate;
+    if (given > 0 || s->learning_rate > 0) /* of a peak of 0 nothing is a share */
+        s->schedule.learning_rate = given > 0 ? given : s->learning_rate;
     pml_status status = PML_OK;
     if (type)
         status = pml_schedule_from_name(pml_message_string(args, "lr_scheduler_type"),
@@ -69,18 +70,19 @@ static double rate_from(loop *l, pml_train_state *s, double peak)
 /* A rate that is set is the current one; the peak of the schedule follows. Where the schedule
  * stands at 0 (the first step of a warmup), the value is the peak. A new schedule may have rates of
  * its own (min_lr, lr_end), of which it then is a share: its rate is a line over the peak, and two
- * points give it. So to set both does the same twice as once, and as one after the other. */
+ * points give it. (Below what its own rates leave there is no such peak.) */
 static void set_rate(loop *l, pml_train_state *s, double rate, bool anew)
 {
-    const double near = 1e-12;
+    const double same = 1e-12;
     double factor = l->kind->factor(l->j, s);
     double peak = factor > 0 ? rate / factor : rate;
     if (anew && rate > 0) {
         double once = rate_from(l, s, rate), slope = (rate_from(l, s, 2 * rate) - once) / rate;
         double there = slope > 0 ? (rate - (once - slope * rate)) / slope : 0;
-        if (fabs(once - rate) <= near * rate) /* it stands at its peak, to the bit */
+        double off = fabs(rate_from(l, s, peak) - rate);
+        if (fabs(once - rate) <= same * rate) /* it stands at its peak, to the bit */
             peak = rate;
-        else if (there > 0 && fabs(rate_from(l, s, there) - rate) <= near * rate)
+        else if (there > 0 && fabs(rate_from(l, s, there) - rate) < off)
             peak = there;
         s->schedule.learning_rate = peak;
     }
@@ -381,7 +383,11 @@ static pml_status apply_again(loop *l, const order *o, pml_error *err)
     if (l->finished) /* no step comes for which anything else could hold */
         return PML_OK;
     if (o->verb == PML_REQUEST_set) {
+        if (o->answers > 0 && o->answers <= l->state.command)
+            return PML_OK; /* what was loaded has been made after it, at the same step */
         pml_status status = apply_set(l, o, err);
+        if (status == PML_OK && o->answers > 0)
+            l->state.command = o->answers;
         return status == PML_OK ? PML_OK : pml_error_prefix(err, "a setting of the log");
     }
     if (o->verb == PML_REQUEST_resume) /* of the standing the log's last word comes by itself */

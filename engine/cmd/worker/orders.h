@@ -16,7 +16,7 @@
 /* A command's content, or one of the log to be applied again (number 0) at `step`. */
 typedef struct order {
     int64_t number, step;
-    int64_t answers;       /* of a checkpoint of the log: the command that waits for it */
+    int64_t answers; /* of a checkpoint of the log: the command that waits for it; of a set: it */
     pml_message_type verb; /* a request */
     pml_message *args;
     pml_message *keywords; /* lr_scheduler_kwargs of args, or NULL */
