@@ -285,9 +285,8 @@ def _watch(run: pm.Run, *, whole: bool = False) -> int:
     if run.state == "failed":
         complain(f"pantheraml: run {run.name} failed: {run.reason}")
         return 1
-    best = run.state == "finished" and run.config.get("load_best_model_at_end")
-    checkpoint = run.best_checkpoint if best else next(reversed(run.checkpoints), None)
-    if checkpoint is not None:  # whose weights it has now
+    checkpoint = run._ends_with or next(reversed(run.checkpoints), None)
+    if checkpoint is not None:
         say(f"{run.state}: {checkpoint.path}")
     return 0
 

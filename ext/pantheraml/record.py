@@ -116,6 +116,7 @@ class RunRecord:
         self.memory: list[dict[str, int]] = []
         self.gpus: list[dict[str, Any]] = []
         self.evals: list[Event] = []
+        self._furthest_eval = -1  # no evaluation is of a later step
         self.checkpoints: list[Checkpoint] = []
         self._announced: dict[Path, int] = {}  # seq of the event that told of it last
         self._left: list[Past] = []  # what somebody has gone back from, oldest first
@@ -169,9 +170,11 @@ class RunRecord:
         seq = self._announced.get(to)
         has_it = (p for p in (now, *reversed(self._left)) if p.checkpoints.get(to) == seq)
         past = next(has_it, now) if seq is not None else now
-        self._left.append(now)
+        if any(c.step > step and c.path in present for c in self.checkpoints):
+            self._left.append(now)  # else there is nothing by which to go back to it
         if past is not now:
             self.history, self.evals = past.history.copy(), list(past.evals)
+            self._furthest_eval = max((e["step"] for e in self.evals), default=-1)
         self.checkpoints = [
             replace(
                 c,
@@ -189,8 +192,9 @@ class RunRecord:
 
     def _forget_after(self, step: int) -> None:
         self.history.forget_after(step)
-        while self.evals and self.evals[-1]["step"] > step:
-            self.evals.pop()
+        if self._furthest_eval > step:
+            self.evals = [e for e in self.evals if e["step"] <= step]
+            self._furthest_eval = step
 
     def _plan(self, event: Event) -> None:
         self.plan = event
@@ -204,11 +208,15 @@ class RunRecord:
         self.progress = None if over else event
 
     def _eval(self, event: Event) -> None:
-        if "command" not in event:  # it may be one that was made again after a restart
-            for earlier in [e for e in self.evals if e["step"] == event["step"]]:
-                if "command" not in earlier and earlier["timeline"] < event["timeline"]:
-                    self.evals.remove(earlier)
+        step = event["step"]
+        if "command" not in event and self._furthest_eval >= step:
+            # The same evaluation, made again after a restart.
+            self.evals = [
+                e for e in self.evals
+                if e["step"] != step or "command" in e or e["timeline"] >= event["timeline"]
+            ]  # fmt: skip
         self.evals.append(event)
+        self._furthest_eval = max(self._furthest_eval, step)
 
     def _checkpoint(self, event: Event) -> None:
         if not names_a_checkpoint(event["path"]):

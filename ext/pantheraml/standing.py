@@ -239,6 +239,19 @@ class Standing(Connecting):
         return min(saved, key=lambda c: (losses[c.step], c.step), default=None)
 
     @property
+    def _ends_with(self) -> Checkpoint | None:
+        """The checkpoint whose weights a finished run has, where these are not its last ones."""
+        if self.state != "finished" or not self.config.get("load_best_model_at_end"):
+            return None
+        with self._changed:
+            own = [e for e in self._record.evals if e["step"] > 0 and "command" not in e]
+        finite = [e for e in own if math.isfinite(float(e["loss"]))]
+        best = min(finite, key=lambda e: (float(e["loss"]), e["step"]), default=None)
+        found = self.best_checkpoint
+        # Where no checkpoint has those any more the run has ended with its last weights.
+        return found if best is not None and found and found.step == best["step"] else None
+
+    @property
     def evaluations(self) -> list[Evaluation]:
         """Every evaluation of the current timeline."""
         with self._changed:

@@ -109,6 +109,8 @@ def test_the_best_is_one_of_what_has_happened(runs: Path) -> None:
         assert found is not None and not found.abandoned
         return found.path.name
 
+    loading = forged(runs / "loading", *past, back[0])
+    assert loading.step == 20 and [e.step for e in loading.evaluations] == [20]
     assert best("before", *past) == "step-000040-x"
     assert best("back", *past, *back, stopped) == "step-000020"
     assert best("measured", *past, *back, measured, stopped) == "step-000020"
@@ -136,6 +138,16 @@ def paused_at(run: pm.Run, step: int, name: str) -> pm.Checkpoint:
     return run.checkpoint(name, wait=True)
 
 
+def last_at(run: pm.Run, step: int, name: str) -> pm.Checkpoint:
+    """The same; who goes on from it learns nothing any more."""
+    at_step(run, step)
+    run.pause(wait=True)
+    run.set(learning_rate=0.0, wait=True)
+    made = run.checkpoint(name, wait=True)
+    run.set(learning_rate=1e-3, wait=True)
+    return made
+
+
 def loss_at(run: pm.Run, step: int) -> float:
     return next(e.loss for e in run.evaluations if e.step == step)
 
@@ -147,14 +159,13 @@ def ended(run: pm.Run) -> None:
 
 def test_back_to_what_was_gone_back_from(start: Start, tmp_path: Path) -> None:
     """Two branches have a checkpoint of one step; the run ends with the weights of its own."""
-    run = start(name="undo", max_steps=30, eval_steps=1, **BEST)
+    run = start(name="undo", max_steps=300, eval_steps=1, **BEST)
     first = paused_at(run, 3, "first")
     run.resume(wait=True)
-    one = paused_at(run, first.step + 4, "one")
+    one = last_at(run, first.step + 4, "one")
     best = loss_at(run, one.step)
     ended(run)
     run = pm.resume("undo", checkpoint="first")
-    assert run.step == first.step and len(run.history) == first.step  # also while it loads
     run.set(learning_rate=1e-2)
     two = paused_at(run, one.step + 2, "two")
     assert loss_at(run, one.step) != best
@@ -162,7 +173,6 @@ def test_back_to_what_was_gone_back_from(start: Start, tmp_path: Path) -> None:
     other = [row["loss"] for row in run.history]
     ended(run)
     run = pm.resume("undo", checkpoint="one")
-    run.set(learning_rate=0.0)
     run.wait(PATIENCE)
     assert {c.name for c in run.checkpoints if c.abandoned and c.name} == {"two"}
     assert two.step > one.step and loss_at(run, one.step) == best
@@ -179,21 +189,22 @@ def test_back_to_what_was_gone_back_from(start: Start, tmp_path: Path) -> None:
 
 def test_the_best_one_has_been_pruned(start: Start) -> None:
     """One with a name has its weights still; where none has, it is said, and no reason to fail."""
-    run = start(name="pruned", max_steps=30, eval_steps=1, save_total_limit=1, **BEST)
-    first = paused_at(run, 3, "first")
+    run = start(name="pruned", max_steps=300, eval_steps=1, save_total_limit=1, **BEST)
+    first = last_at(run, 3, "first")
     best = loss_at(run, first.step)
     run.resume(wait=True)
     at_step(run, first.step + 5)
     ended(run)
     run = pm.resume("pruned", checkpoint="first")
-    run.set(learning_rate=0.0)
     run.wait(PATIENCE)
-    assert run.evaluate().loss == pytest.approx(best, rel=1e-6)
+    measured = run.evaluate()
+    assert (measured.loss, measured.step) == (pytest.approx(best, rel=1e-6), first.step)
+    assert run._newest(None).path == first.path
     ended(run)
     # As one that was made before the evaluation had been: it does not know of it.
     shutil.rmtree(first.path)
     again = pm.resume("pruned")
-    assert again.evaluate().step == again.step == 30
+    assert again.evaluate().step == again.step == again._newest(None).step == 300
     assert again.state == "finished"
     warned = [e["message"] for e in again.events() if e["type"] == "log"][-1]
     assert "the run ends with the weights of its last step instead" in warned
