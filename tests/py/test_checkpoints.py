@@ -138,11 +138,11 @@ def paused_at(run: pm.Run, step: int, name: str) -> pm.Checkpoint:
     return run.checkpoint(name, wait=True)
 
 
-def last_at(run: pm.Run, step: int, name: str) -> pm.Checkpoint:
-    """The same; who goes on from it learns nothing any more."""
+def rated_at(run: pm.Run, step: int, name: str, rate: float = 0.0) -> pm.Checkpoint:
+    """The same; who goes on from it has that rate: learns nothing any more, where none is given."""
     at_step(run, step)
     run.pause(wait=True)
-    run.set(learning_rate=0.0, wait=True)
+    run.set(learning_rate=rate, wait=True)
     made = run.checkpoint(name, wait=True)
     run.set(learning_rate=1e-3, wait=True)
     return made
@@ -160,13 +160,12 @@ def ended(run: pm.Run) -> None:
 def test_back_to_what_was_gone_back_from(start: Start, tmp_path: Path) -> None:
     """Two branches have a checkpoint of one step; the run ends with the weights of its own."""
     run = start(name="undo", max_steps=300, eval_steps=1, **BEST)
-    first = paused_at(run, 3, "first")
+    first = rated_at(run, 3, "first", 1e-2)
     run.resume(wait=True)
-    one = last_at(run, first.step + 4, "one")
+    one = rated_at(run, first.step + 4, "one")
     best = loss_at(run, one.step)
     ended(run)
     run = pm.resume("undo", checkpoint="first")
-    run.set(learning_rate=1e-2)
     two = paused_at(run, one.step + 2, "two")
     assert loss_at(run, one.step) != best
     assert {c.name for c in run.checkpoints if c.abandoned and c.name} == {"one"}
@@ -190,7 +189,7 @@ def test_back_to_what_was_gone_back_from(start: Start, tmp_path: Path) -> None:
 def test_the_best_one_has_been_pruned(start: Start) -> None:
     """One with a name has its weights still; where none has, it is said, and no reason to fail."""
     run = start(name="pruned", max_steps=300, eval_steps=1, save_total_limit=1, **BEST)
-    first = last_at(run, 3, "first")
+    first = rated_at(run, 3, "first")
     best = loss_at(run, first.step)
     run.resume(wait=True)
     at_step(run, first.step + 5)
