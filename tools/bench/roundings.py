@@ -118,9 +118,17 @@ class Model:
         out = self.at(out.transpose(1, 2).reshape(rows, tokens, -1), "o")
         return self.linear(out, f"{at}o_proj", "oy")
 
+    def embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the table, which has 16 bits itself."""
+        return self.weights["model.embed_tokens.weight"][ids]
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """By the head, rounded once."""
+        return self.at(x @ self.weights["lm_head.weight"].T, "logits")
+
     def loss(self, ids: torch.Tensor) -> torch.Tensor:
         """Mean over all tokens but the first of each row."""
-        h = self.weights["model.embed_tokens.weight"][ids]
+        h = self.embedded(ids)
         for i in range(self.layers):
             at = f"model.layers.{i}."
             h = self.at(h, "residual gradient")
@@ -131,7 +139,7 @@ class Model:
             inner = self.at(F.silu(gate) * up, "swiglu")
             h = self.at(h + self.linear(inner, f"{at}mlp.down_proj", "dy"), "res", grad=False)
         x = self.norm(self.at(h, "residual gradient"), "model.norm")
-        logits = self.at(x @ self.weights["lm_head.weight"].T, "logits")[:, :-1]
+        logits = self.logits(x)[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
     def exact(self, ids: torch.Tensor, adapter: State) -> float:
