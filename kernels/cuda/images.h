@@ -56,20 +56,16 @@
     X(family, kernel##_f16)                                                                        \
     X(family, kernel##_f16_wide)
 
-/* The same for rows of a norm: any, then those that 1, 2 or 4 packs a thread hold in registers. */
+/* For rows of a norm: any, then those that 1, 2 or 4 packs a thread hold in registers. */
+#define PMLI_ROWS(X, family, kernel)                                                               \
+    X(family, kernel)                                                                              \
+    X(family, kernel##_x1)                                                                         \
+    X(family, kernel##_x2)                                                                         \
+    X(family, kernel##_x4)
 #define PMLI_TYPED_ROWS(X, family, kernel)                                                         \
-    X(family, kernel##_f32)                                                                        \
-    X(family, kernel##_f32_x1)                                                                     \
-    X(family, kernel##_f32_x2)                                                                     \
-    X(family, kernel##_f32_x4)                                                                     \
-    X(family, kernel##_bf16)                                                                       \
-    X(family, kernel##_bf16_x1)                                                                    \
-    X(family, kernel##_bf16_x2)                                                                    \
-    X(family, kernel##_bf16_x4)                                                                    \
-    X(family, kernel##_f16)                                                                        \
-    X(family, kernel##_f16_x1)                                                                     \
-    X(family, kernel##_f16_x2)                                                                     \
-    X(family, kernel##_f16_x4)
+    PMLI_ROWS(X, family, kernel##_f32)                                                             \
+    PMLI_ROWS(X, family, kernel##_bf16)                                                            \
+    PMLI_ROWS(X, family, kernel##_f16)
 
 /* One for at most so many rows of x. */
 #define PMLI_OF_ROWS(X, family, kernel)                                                            \
@@ -112,11 +108,13 @@
     X(rows, fill_u8)                                                                               \
     X(rows, fill_u8_wide)                                                                          \
     PMLI_TYPED_ROWS(X, rmsnorm, rmsnorm)                                                           \
+    PMLI_ROWS(X, rmsnorm, rmsnorm_trained_bf16)                                                    \
+    PMLI_ROWS(X, rmsnorm, rmsnorm_trained_f16)                                                     \
     PMLI_TYPED_ROWS(X, rmsnorm_bwd, rmsnorm_bwd)                                                   \
-    X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32)                                                         \
-    X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x1)                                                      \
-    X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x2)                                                      \
-    X(rmsnorm_bwd, rmsnorm_bwd_f16_to_f32_x4)                                                      \
+    PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_f16_to_f32)                                              \
+    PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_trained_bf16)                                            \
+    PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_trained_f16)                                             \
+    PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_trained_f16_to_f32)                                      \
     PMLI_TYPED(X, rmsnorm_bwd, rmsnorm_bwd_weight)                                                 \
     X(rmsnorm_bwd, rmsnorm_bwd_weight_f16_to_f32)                                                  \
     PMLI_TYPED(X, columns, column_parts)                                                           \
@@ -193,6 +191,10 @@
     X(sdpa, sdpa_stats)                                                                            \
     PMLI_TYPED(X, head_norm, head_norm)                                                            \
     PMLI_TYPED(X, head_norm, head_norm_bwd)                                                        \
+    X(head_norm, head_norm_trained_bf16)                                                           \
+    X(head_norm, head_norm_trained_f16)                                                            \
+    X(head_norm, head_norm_bwd_trained_bf16)                                                       \
+    X(head_norm, head_norm_bwd_trained_f16)                                                        \
     PMLI_TYPED(X, head_norm, head_norm_parts)                                                      \
     PMLI_TYPED(X, nf4, nf4)                                                                        \
     PMLI_TYPED(X, nf4_quantise, nf4_codes)                                                         \

@@ -20,14 +20,23 @@ static void check_heads(pmli_check *c, int32_t heads, int32_t kv_heads, int32_t 
                    kv_heads, head_dim, MOST_HEAD_DIM);
 }
 
-static pml_status launch(pml_queue *queue, pmli_kernel first, pml_dtype dtype,
-                         pmli_head_norm_params *p, pml_error *err)
+/* Both in x's dtype, or both in F32. */
+static void check_weights(pmli_check *c, const pml_view *q, const pml_view *k, int32_t head_dim,
+                          pml_dtype dtype)
+{
+    pml_dtype of = q->dtype == PML_F32 ? PML_F32 : dtype;
+    pmli_need_as(c, "q_weight", q, 1, head_dim, of);
+    pmli_need_as(c, "k_weight", k, 1, head_dim, of);
+}
+
+static pml_status launch(pml_queue *queue, pmli_kernel kernel, pmli_head_norm_params *p,
+                         pml_error *err)
 {
     pmli_launch shape = {.grid_x = (unsigned)((p->tokens * p->heads + WARPS - 1) / WARPS),
                          .grid_y = 1,
                          .block_x = THREADS,
                          .block_y = 1};
-    return pmli_cuda_launch(queue, first + (unsigned)dtype, shape, p, err);
+    return pmli_cuda_launch(queue, kernel, shape, p, err);
 }
 
 pml_status pmli_cuda_head_norm(pml_queue *queue, const pml_head_norm_args *a, pml_error *err)
@@ -37,8 +46,7 @@ pml_status pmli_cuda_head_norm(pml_queue *queue, const pml_head_norm_args *a, pm
     check_heads(&c, a->heads, a->kv_heads, a->head_dim);
     pmli_need_any(&c, "x", &a->x, PMLI_ANY, (int64_t)heads * a->head_dim);
     pmli_need_float(&c, "x", &a->x);
-    pmli_need_as(&c, "q_weight", &a->q_weight, 1, a->head_dim, a->x.dtype);
-    pmli_need_as(&c, "k_weight", &a->k_weight, 1, a->head_dim, a->x.dtype);
+    check_weights(&c, &a->q_weight, &a->k_weight, a->head_dim, a->x.dtype);
     pmli_need_as(&c, "y", &a->y, a->x.rows, a->x.cols, a->x.dtype);
     PMLI_NEED(&c, a, rstd, a->x.rows, heads, PML_F32);
     if (c.status != PML_OK || a->x.rows == 0)
@@ -56,7 +64,10 @@ pml_status pmli_cuda_head_norm(pml_queue *queue, const pml_head_norm_args *a, pm
                                .queries = a->heads,
                                .head_dim = a->head_dim,
                                .eps = a->eps};
-    return launch(queue, PMLI_head_norm_f32, a->x.dtype, &p, err);
+    static const pmli_kernel kernels[2][3] = {
+        {PMLI_head_norm_f32, PMLI_head_norm_bf16, PMLI_head_norm_f16},
+        {PMLI_head_norm_f32, PMLI_head_norm_trained_bf16, PMLI_head_norm_trained_f16}};
+    return launch(queue, kernels[a->q_weight.dtype == PML_F32][a->x.dtype], &p, err);
 }
 
 /* Before dx, which may lie on dy. */
@@ -85,8 +96,7 @@ pml_status pmli_cuda_head_norm_bwd(pml_queue *queue, const pml_head_norm_bwd_arg
     pmli_need_any(&c, "x", &a->x, PMLI_ANY, (int64_t)heads * a->head_dim);
     pmli_need_float(&c, "x", &a->x);
     pmli_need_as(&c, "dy", &a->dy, a->x.rows, a->x.cols, a->x.dtype);
-    pmli_need_as(&c, "q_weight", &a->q_weight, 1, a->head_dim, a->x.dtype);
-    pmli_need_as(&c, "k_weight", &a->k_weight, 1, a->head_dim, a->x.dtype);
+    check_weights(&c, &a->q_weight, &a->k_weight, a->head_dim, a->x.dtype);
     PMLI_NEED(&c, a, rstd, a->x.rows, heads, PML_F32);
     pmli_need_as(&c, "dx", &a->dx, a->x.rows, a->x.cols, a->x.dtype);
     PMLI_MAY(&c, a, dq_weight, 1, a->head_dim, PML_F32);
@@ -112,5 +122,9 @@ pml_status pmli_cuda_head_norm_bwd(pml_queue *queue, const pml_head_norm_bwd_arg
     pml_status status = PML_OK;
     if (a->dq_weight.data != NULL)
         status = weight_gradients(queue, a, &p, err);
-    return status == PML_OK ? launch(queue, PMLI_head_norm_bwd_f32, a->x.dtype, &p, err) : status;
+    static const pmli_kernel kernels[2][3] = {
+        {PMLI_head_norm_bwd_f32, PMLI_head_norm_bwd_bf16, PMLI_head_norm_bwd_f16},
+        {PMLI_head_norm_bwd_f32, PMLI_head_norm_bwd_trained_bf16, PMLI_head_norm_bwd_trained_f16}};
+    pmli_kernel kernel = kernels[a->q_weight.dtype == PML_F32][a->x.dtype];
+    return status == PML_OK ? launch(queue, kernel, &p, err) : status;
 }

@@ -48,6 +48,23 @@ static row_form form_for(int64_t cols, int64_t packs, int each)
     return (row_form){each == 4 ? 3 : (unsigned)each, (packs + each - 1) / each};
 }
 
+/* Absent, or in whole packs of so many bytes. */
+static bool packs_or_absent(const pml_view *v, size_t unit)
+{
+    return v->data == NULL || pmli_in_units_of(v, unit);
+}
+
+/* The bytes of a weight beside 16 of x, where its dtype is one that a norm of x has. */
+static size_t weight_unit(const pml_view *x, const pml_view *weight)
+{
+    return 16 / pml_dtype_size(x->dtype) * pml_dtype_size(weight->dtype);
+}
+
+static void check_weight(pmli_check *c, const pml_view *weight, int64_t cols, pml_dtype dtype)
+{
+    pmli_need_as(c, "weight", weight, 1, cols, weight->dtype == PML_F32 ? PML_F32 : dtype);
+}
+
 pml_status pmli_cuda_rmsnorm(pml_queue *queue, const pml_rmsnorm_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_rmsnorm, err);
@@ -60,7 +77,7 @@ pml_status pmli_cuda_rmsnorm(pml_queue *queue, const pml_rmsnorm_args *a, pml_er
         pmli_need_as(&c, "add", &a->add, rows, cols, dtype);
         pmli_need_as(&c, "sum", &a->sum, rows, cols, dtype);
     }
-    pmli_need_as(&c, "weight", &a->weight, 1, cols, dtype);
+    check_weight(&c, &a->weight, cols, dtype);
     pmli_need_as(&c, "y", &a->y, rows, cols, dtype);
     PMLI_NEED(&c, a, rstd, 1, rows, PML_F32);
     pmli_need_that(&c, rows <= GRID_LIMIT, "more than 2^31 - 1 rows");
@@ -80,11 +97,12 @@ pml_status pmli_cuda_rmsnorm(pml_queue *queue, const pml_rmsnorm_args *a, pml_er
                              .ld_sum = a->sum.ld,
                              .ld_y = a->y.ld,
                              .eps = a->eps};
-    pmli_kernel kernel = dtype == PML_F32    ? PMLI_rmsnorm_f32
-                         : dtype == PML_BF16 ? PMLI_rmsnorm_bf16
-                                             : PMLI_rmsnorm_f16;
+    static const pmli_kernel kernels[2][3] = {
+        {PMLI_rmsnorm_f32, PMLI_rmsnorm_bf16, PMLI_rmsnorm_f16},
+        {PMLI_rmsnorm_f32, PMLI_rmsnorm_trained_bf16, PMLI_rmsnorm_trained_f16}};
+    pmli_kernel kernel = kernels[a->weight.dtype != dtype][dtype];
     bool whole = pmli_in_units_of(&a->x, 16) && pmli_in_units_of(&a->y, 16) &&
-                 pmli_in_units_of(&a->weight, 16) &&
+                 pmli_in_units_of(&a->weight, weight_unit(&a->x, &a->weight)) &&
                  (!adds || (pmli_in_units_of(&a->add, 16) && pmli_in_units_of(&a->sum, 16)));
     int64_t packs = cols * (int64_t)pml_dtype_size(dtype) / 16;
     row_form form = form_for(cols, whole ? packs : 0, whole ? packs_a_thread(packs) : 0);
@@ -191,7 +209,7 @@ static void check_bwd(pmli_check *c, const pml_rmsnorm_bwd_args *a, pml_dtype su
     pmli_need_any(c, "x", &a->x, PMLI_ANY, PMLI_ANY);
     pmli_need_float(c, "x", &a->x);
     pmli_need_as(c, "dy", &a->dy, rows, cols, dtype);
-    pmli_need_as(c, "weight", &a->weight, 1, cols, dtype);
+    check_weight(c, &a->weight, cols, dtype);
     PMLI_NEED(c, a, rstd, 1, rows, PML_F32);
     if (a->dres.data != NULL)
         pmli_need_as(c, "dres", &a->dres, rows, cols, sums);
@@ -199,8 +217,11 @@ static void check_bwd(pmli_check *c, const pml_rmsnorm_bwd_args *a, pml_dtype su
     if (a->rounded.data != NULL)
         pmli_need_as(c, "rounded", &a->rounded, rows, cols, dtype);
     PMLI_MAY(c, a, dweight, 1, cols, PML_F32);
-    if (a->dweight.data != NULL)
+    if (a->dweight.data != NULL) {
         pmli_need_ws(c, &a->ws, pmli_cuda_rmsnorm_bwd_ws(a));
+        pmli_need_that(c, a->weight.dtype == PML_F32, "a gradient of a weight in %s",
+                       pml_dtype_name(a->weight.dtype));
+    }
     pmli_need_that(c, rows <= GRID_LIMIT, "more than 2^31 - 1 rows");
 }
 
@@ -209,9 +230,9 @@ static bool rows_in_packs(const pml_rmsnorm_bwd_args *a)
 {
     size_t unit = a->dx.dtype == a->x.dtype ? 16 : 32;
     return pmli_in_units_of(&a->x, 16) && pmli_in_units_of(&a->dy, 16) &&
-           pmli_in_units_of(&a->weight, 16) && pmli_in_units_of(&a->dx, unit) &&
-           (a->dres.data == NULL || pmli_in_units_of(&a->dres, unit)) &&
-           (a->rounded.data == NULL || pmli_in_units_of(&a->rounded, 16));
+           pmli_in_units_of(&a->weight, weight_unit(&a->x, &a->weight)) &&
+           pmli_in_units_of(&a->dx, unit) && packs_or_absent(&a->dres, unit) &&
+           packs_or_absent(&a->rounded, 16);
 }
 
 pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a, pml_error *err)
@@ -253,10 +274,12 @@ pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a
         if (status != PML_OK)
             return status;
     }
-    pmli_kernel kernel = wide_sums           ? PMLI_rmsnorm_bwd_f16_to_f32
-                         : dtype == PML_F32  ? PMLI_rmsnorm_bwd_f32
-                         : dtype == PML_BF16 ? PMLI_rmsnorm_bwd_bf16
-                                             : PMLI_rmsnorm_bwd_f16;
+    static const pmli_kernel kernels[2][4] = {{PMLI_rmsnorm_bwd_f32, PMLI_rmsnorm_bwd_bf16,
+                                               PMLI_rmsnorm_bwd_f16, PMLI_rmsnorm_bwd_f16_to_f32},
+                                              {PMLI_rmsnorm_bwd_f32, PMLI_rmsnorm_bwd_trained_bf16,
+                                               PMLI_rmsnorm_bwd_trained_f16,
+                                               PMLI_rmsnorm_bwd_trained_f16_to_f32}};
+    pmli_kernel kernel = kernels[a->weight.dtype != dtype][wide_sums ? 3 : (int)dtype];
     row_form form = form_for(cols, whole ? packs : 0, whole ? packs_a_thread_bwd(packs) : 0);
     return pmli_cuda_launch(queue, kernel + form.kernel, shape_for(rows, form.threads), &p, err);
 }

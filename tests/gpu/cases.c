@@ -97,23 +97,24 @@ static void add_norms(gpu_cases *cases)
         for (int f = 0; f < CASES_FLOATS; f++) {
             int64_t cols = widths[w], rows = cols < 1000 ? 131 : 5;
             pml_dtype d = cases_floats[f];
-            for (int form = 0; form < 3; form++) {
-                static const char *const forms[] = {"", " + residual", " + residual in place"};
-                int64_t border = form == 1 ? 8 : 0;
+            for (int form = 0; form < 5; form++) {
+                static const char *const forms[] = {"", " + residual", " + residual in place",
+                                                    ", trained", ", trained + residual"};
+                int64_t border = form == 1 || form == 4 ? 8 : 0;
                 gpu_case *c = cases_add(cases, PML_OP_rmsnorm, "%s [%d,%d]%s", pml_dtype_name(d),
                                         (int)rows, (int)cols, forms[form]);
                 pml_rmsnorm_args *a = &c->args.rmsnorm;
                 *a = (pml_rmsnorm_args){.x = shaped(rows, cols, border, d),
-                                        .weight = shaped(1, cols, 0, d),
+                                        .weight = shaped(1, cols, 0, form < 3 ? d : PML_F32),
                                         .y = shaped(rows, cols, 2 * border, d),
                                         .rstd = shaped(1, rows, 0, PML_F32),
                                         .eps = 1e-5F};
                 c->tolerance = cases_tight(d);
-                if (form > 0)
+                if (form != 0 && form != 3)
                     a->add = a->sum = shaped(rows, cols, border, d);
                 if (form == 2)
                     c->inside[PML_OPERAND(rmsnorm, sum)] = PML_OPERAND(rmsnorm, x);
-                c->shift = form == 1 && w % 2 == 0 ? 1 : 0;
+                c->shift = border > 0 && w % 2 == 0 ? 1 : 0;
             }
         }
 }

@@ -8,33 +8,39 @@
 
 #include "cases.h"
 
-/* Of the forms the last two are F16's, with sums in float32: those alone, which must be as good as
- * float32 gets, and with their rounding on dy. */
+/* Where the weight is trained it is in float32. Of the forms the last three are F16's, with sums in
+ * float32: those alone, which must be as good as float32 gets, with their rounding on dy, and over
+ * a weight that is frozen. */
 static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t cols, int form)
 {
-    static const char *const forms[] = {"", " + dres, dweight", " in place of dres, dweight",
-                                        " to F32 in place of dres", " to F32, rounded on dy"};
+    static const char *const forms[] = {"",
+                                        " + dres, dweight",
+                                        " in place of dres, dweight",
+                                        " to F32 in place of dres",
+                                        " to F32, rounded on dy",
+                                        " to F32, frozen"};
+    const bool trains = form > 0 && form < 5;
     gpu_case *c = cases_add(cases, PML_OP_rmsnorm_bwd, "%s [%d,%d]%s", pml_dtype_name(d), (int)rows,
                             (int)cols, forms[form]);
     int64_t border = form == 1 ? 8 : 0;
     pml_rmsnorm_bwd_args *a = &c->args.rmsnorm_bwd;
     *a = (pml_rmsnorm_bwd_args){.dy = shaped(rows, cols, border, d),
                                 .x = shaped(rows, cols, 2 * border, d),
-                                .weight = shaped(1, cols, 0, d),
+                                .weight = shaped(1, cols, 0, trains ? PML_F32 : d),
                                 .rstd = shaped(1, rows, 0, PML_F32),
                                 .dx = shaped(rows, cols, border, d)};
     c->tolerance = d == PML_F32 ? 1e-5 : cases_tight(d);
     c->shift = form == 1 ? 1 : 0;
-    if (form > 0) {
+    if (form > 0)
         a->dres = shaped(rows, cols, border, d);
+    if (trains)
         a->dweight = shaped(1, cols, 0, PML_F32);
-    }
     if (form == 2 || form == 3)
         c->inside[PML_OPERAND(rmsnorm_bwd, dx)] = PML_OPERAND(rmsnorm_bwd, dres);
     if (form < 3)
         return;
     a->dx.dtype = a->dres.dtype = PML_F32;
-    c->tolerance = form == 3 ? 1e-5 : cases_tight(d);
+    c->tolerance = form != 4 ? 1e-5 : cases_tight(d);
     if (form == 4) {
         a->rounded = shaped(rows, cols, border, d);
         a->dres = (pml_view){0};
@@ -145,30 +151,32 @@ static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t 
         d == PML_F32 ? cases_loose(d) : 2 * cases_loose(d); /* logits of up to 30, rounded to d */
 }
 
-/* Qwen3's norm of heads; both weights' gradients or none. */
+/* Qwen3's norm of heads over frozen weights, and over trained ones, which are in float32, with
+ * their gradients. */
 static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t kv, int32_t dim)
 {
     int64_t rows = 77, cols = (int64_t)(heads + kv) * dim;
-    gpu_case *c =
-        cases_add(cases, PML_OP_head_norm, "%s %d+%d of %d", pml_dtype_name(d), heads, kv, dim);
-    c->args.head_norm = (pml_head_norm_args){.x = shaped(rows, cols, 8, d),
-                                             .q_weight = shaped(1, dim, 0, d),
-                                             .k_weight = shaped(1, dim, 0, d),
-                                             .y = shaped(rows, cols, 0, d),
-                                             .rstd = shaped(rows, heads + kv, 1, PML_F32),
-                                             .heads = heads,
-                                             .kv_heads = kv,
-                                             .head_dim = dim,
-                                             .eps = 1e-6F};
-    c->tolerance = cases_tight(d);
     for (int trains = 0; trains < 2; trains++) {
+        pml_view weight = shaped(1, dim, 0, trains ? PML_F32 : d);
+        gpu_case *c = cases_add(cases, PML_OP_head_norm, "%s %d+%d of %d%s", pml_dtype_name(d),
+                                heads, kv, dim, trains ? ", trained" : "");
+        c->args.head_norm = (pml_head_norm_args){.x = shaped(rows, cols, 8, d),
+                                                 .q_weight = weight,
+                                                 .k_weight = weight,
+                                                 .y = shaped(rows, cols, 0, d),
+                                                 .rstd = shaped(rows, heads + kv, 1, PML_F32),
+                                                 .heads = heads,
+                                                 .kv_heads = kv,
+                                                 .head_dim = dim,
+                                                 .eps = 1e-6F};
+        c->tolerance = cases_tight(d);
         c = cases_add(cases, PML_OP_head_norm_bwd, "%s %d+%d of %d%s", pml_dtype_name(d), heads, kv,
                       dim, trains ? " in place, dweights" : "");
         c->args.head_norm_bwd =
             (pml_head_norm_bwd_args){.dy = shaped(rows, cols, 0, d),
                                      .x = shaped(rows, cols, 8, d),
-                                     .q_weight = shaped(1, dim, 0, d),
-                                     .k_weight = shaped(1, dim, 0, d),
+                                     .q_weight = weight,
+                                     .k_weight = weight,
                                      .rstd = shaped(rows, heads + kv, 1, PML_F32),
                                      .dx = shaped(rows, cols, 0, d),
                                      .heads = heads,
@@ -352,7 +360,7 @@ void cases_of_training(gpu_cases *cases)
     for (int f = 0; f < CASES_FLOATS; f++) {
         pml_dtype d = cases_floats[f];
         for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
-            for (int form = 0; form < (d == PML_F16 ? 5 : 3); form++)
+            for (int form = 0; form < (d == PML_F16 ? 6 : 3); form++)
                 add_rmsnorm_bwd(cases, d, widths[w] < 1000 ? 131 : 5, widths[w], form);
         for (size_t w = 0; w < sizeof weighted / sizeof *weighted; w++) /* blocks of many rows */
             add_rmsnorm_bwd(cases, d, weighted[w] < 1000 ? 5001 : 601, weighted[w], 2);

@@ -325,11 +325,16 @@ static void lay_bias(pmli_builder *b, int l, int which, pmli_linear *linear)
     }
 }
 
+/* Of a norm that is trained the ops read the float32, not its rounding: weights are near 1, where
+ * numbers of 16 bits are 2^-8 apart, so that many steps would change nothing, and one all at once.
+ */
 static void lay_norm(pmli_builder *b, pmli_norm *norm, int64_t width, pml_saved which,
                      const char *name)
 {
     char file_name[80];
     norm->w = weight(b, 1, width, saved(b, which), &norm->dw, name);
+    if (norm->w >= 0 && b->program->tensors[norm->w].master >= 0)
+        norm->w = b->program->tensors[norm->w].master;
     pmli_name(b, file_name, sizeof file_name, "model.%s", name);
     name_whole(b, norm->w, 1, file_name, file_name);
 }

@@ -16,26 +16,36 @@ PMLI_INLINE float sum_squares(const float *x, int64_t n)
     return sum;
 }
 
-PMLI_CLONES static void norm_rows(const pml_rmsnorm_args *a, int64_t first, int64_t last)
+PMLI_CLONES static const float *add_row(const pml_rmsnorm_args *a, int64_t t)
 {
-    const float *weight = a->weight.data;
-    int64_t n = a->x.cols;
+    const float *x = (const float *)a->x.data + t * a->x.ld;
+    const float *add = (const float *)a->add.data + t * a->add.ld;
+    float *sum = (float *)a->sum.data + t * a->sum.ld;
+#pragma omp simd
+    for (int64_t i = 0; i < a->x.cols; i++)
+        sum[i] = x[i] + add[i];
+    return sum;
+}
+
+/* A function of its own: the norm of a sum and one that reads this sum later, where it is made
+ * again, have the same bits only by the same code, of which a compiler is free to make two. */
+PMLI_CLONES static float norm_row(const float *x, const float *weight, float eps, int64_t n,
+                                  float *y)
+{
+    float rstd = 1.0F / sqrtf(sum_squares(x, n) / (float)n + eps);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] * rstd * weight[i];
+    return rstd;
+}
+
+static void norm_rows(const pml_rmsnorm_args *a, int64_t first, int64_t last)
+{
     for (int64_t t = first; t < last; t++) {
-        const float *x = (const float *)a->x.data + t * a->x.ld;
-        float *y = (float *)a->y.data + t * a->y.ld;
-        if (a->add.data != NULL) {
-            const float *add = (const float *)a->add.data + t * a->add.ld;
-            float *sum = (float *)a->sum.data + t * a->sum.ld;
-#pragma omp simd
-            for (int64_t i = 0; i < n; i++)
-                sum[i] = x[i] + add[i];
-            x = sum;
-        }
-        float rstd = 1.0F / sqrtf(sum_squares(x, n) / (float)n + a->eps);
-        ((float *)a->rstd.data)[t] = rstd;
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++)
-            y[i] = x[i] * rstd * weight[i];
+        const float *x =
+            a->add.data != NULL ? add_row(a, t) : (const float *)a->x.data + t * a->x.ld;
+        ((float *)a->rstd.data)[t] =
+            norm_row(x, a->weight.data, a->eps, a->x.cols, (float *)a->y.data + t * a->y.ld);
     }
 }
 

@@ -1,4 +1,5 @@
-// RMSNorm of each head of queries and keys (Qwen3): a warp a head, a lane every 32nd element.
+// RMSNorm of each head of queries and keys (Qwen3): a warp a head, a lane every 32nd element. T is
+// the dtype of the rows, W that of the weights: T, or float where they are trained.
 #include "params.h"
 #include "types.cuh"
 
@@ -21,14 +22,14 @@ __device__ inline long long head_of(const pmli_head_norm_params &p, long long *t
     return at;
 }
 
-template <typename T> __device__ void head_norm(const pmli_head_norm_params &p)
+template <typename T, typename W> __device__ void head_norm(const pmli_head_norm_params &p)
 {
     long long token, at = head_of(p, &token);
     if (token >= p.tokens)
         return;
     const int head = (int)(at - token * p.heads), lane = threadIdx.x % 32;
     const T *x = (const T *)p.x + token * p.ld_x + head * p.head_dim;
-    const T *weight = (const T *)(head < p.queries ? p.q_weight : p.k_weight);
+    const W *weight = (const W *)(head < p.queries ? p.q_weight : p.k_weight);
     T *y = (T *)p.y + token * p.ld_y + head * p.head_dim;
     float held[MOST], squares = 0;
 #pragma unroll
@@ -48,7 +49,7 @@ template <typename T> __device__ void head_norm(const pmli_head_norm_params &p)
     }
 }
 
-template <typename T> __device__ void head_norm_bwd(const pmli_head_norm_params &p)
+template <typename T, typename W> __device__ void head_norm_bwd(const pmli_head_norm_params &p)
 {
     long long token, at = head_of(p, &token);
     if (token >= p.tokens)
@@ -56,7 +57,7 @@ template <typename T> __device__ void head_norm_bwd(const pmli_head_norm_params 
     const int head = (int)(at - token * p.heads), lane = threadIdx.x % 32;
     const T *x = (const T *)p.x + token * p.ld_x + head * p.head_dim;
     const T *dy = (const T *)p.dy + token * p.ld_dy + head * p.head_dim;
-    const T *weight = (const T *)(head < p.queries ? p.q_weight : p.k_weight);
+    const W *weight = (const W *)(head < p.queries ? p.q_weight : p.k_weight);
     T *dx = (T *)p.y + token * p.ld_y + head * p.head_dim;
     float held[MOST], g[MOST], dot = 0;
 #pragma unroll
@@ -95,13 +96,19 @@ template <typename T> __device__ void head_norm_parts(const pmli_head_norm_param
     p.parts[((long long)blockIdx.y * gridDim.x + blockIdx.x) * p.head_dim + c] = sum;
 }
 
-#define KERNEL(name, T, suffix)                                                                    \
-    extern "C" __global__ void __launch_bounds__(256)                                              \
-        name##_##suffix(const pmli_head_norm_params p)                                             \
+#define KERNEL(name, call)                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) name(const pmli_head_norm_params p)          \
     {                                                                                              \
-        name<T>(p);                                                                                \
+        call(p);                                                                                   \
     }
-#define ALL(name) KERNEL(name, float, f32) KERNEL(name, bf16, bf16) KERNEL(name, f16, f16)
-ALL(head_norm)
-ALL(head_norm_bwd)
-ALL(head_norm_parts)
+#define ALL(suffix, T, W)                                                                          \
+    KERNEL(head_norm_##suffix, (head_norm<T, W>))                                                  \
+    KERNEL(head_norm_bwd_##suffix, (head_norm_bwd<T, W>))
+ALL(f32, float, float)
+ALL(bf16, bf16, bf16)
+ALL(f16, f16, f16)
+ALL(trained_bf16, bf16, float)
+ALL(trained_f16, f16, float)
+KERNEL(head_norm_parts_f32, head_norm_parts<float>)
+KERNEL(head_norm_parts_bf16, head_norm_parts<bf16>)
+KERNEL(head_norm_parts_f16, head_norm_parts<f16>)

@@ -9,6 +9,8 @@
 //
 // The sum is rounded to the operand's dtype before it is used: what the backward pass will read is
 // then exactly what was normalised.
+//
+// T is the dtype of the rows, W the weight's: T, or float where it is trained.
 #include "params.h"
 #include "row_total.cuh"
 #include "types.cuh"
@@ -21,7 +23,8 @@ __device__ inline float rstd_of(float squares, const pmli_rmsnorm_params &p)
 // Rows that are whole packs, at most PACKS of them a thread. Rows of one block share no data, so a
 // block of several short rows needs no barrier; with a barrier there is one row a block. Threads
 // beyond the last row have no packs, but take part in the shuffles of their warp.
-template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsnorm_params &p)
+template <typename T, typename W, int PACKS>
+__device__ void norm_registers(const pmli_rmsnorm_params &p)
 {
     constexpr int N = 16 / sizeof(T);
     typedef Pack<T, N> pack;
@@ -30,7 +33,7 @@ template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsno
     const pack *x = (const pack *)((const T *)p.x + row * p.ld_x);
     const pack *add =
         p.add != nullptr ? (const pack *)((const T *)p.add + row * p.ld_add) : nullptr;
-    const pack *weight = (const pack *)p.weight;
+    const Pack<W, N> *weight = (const Pack<W, N> *)p.weight;
     pack *sum = (pack *)((T *)p.sum + row * p.ld_sum);
     pack *y = (pack *)((T *)p.y + row * p.ld_y);
 
@@ -90,12 +93,13 @@ template <typename T, int PACKS> __device__ void norm_registers(const pmli_rmsno
 }
 
 // Any row: element by element, read a second time (out of the cache) for the output.
-template <typename T> __device__ void norm_any(const pmli_rmsnorm_params &p)
+template <typename T, typename W> __device__ void norm_any(const pmli_rmsnorm_params &p)
 {
     const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
     const long long cols = row < p.rows ? p.cols : 0;
     const T *x = (const T *)p.x + row * p.ld_x;
-    const T *add = (const T *)p.add + row * p.ld_add, *weight = (const T *)p.weight;
+    const T *add = (const T *)p.add + row * p.ld_add;
+    const W *weight = (const W *)p.weight;
     T *sum = (T *)p.sum + row * p.ld_sum, *y = (T *)p.y + row * p.ld_y;
     float squares = 0;
     for (long long c = threadIdx.x; c < cols; c += blockDim.x) {
@@ -113,20 +117,22 @@ template <typename T> __device__ void norm_any(const pmli_rmsnorm_params &p)
         y[c] = narrow<T>(widen(normed[c]) * rstd * widen(weight[c]));
 }
 
-#define REGISTERS(name, T, PACKS)                                                                  \
+#define REGISTERS(name, T, W, PACKS)                                                               \
     extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_params p)           \
     {                                                                                              \
-        norm_registers<T, PACKS>(p);                                                               \
+        norm_registers<T, W, PACKS>(p);                                                            \
     }
-#define NORM(name, T)                                                                              \
+#define NORM(name, T, W)                                                                           \
     extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_params p)           \
     {                                                                                              \
-        norm_any<T>(p);                                                                            \
+        norm_any<T, W>(p);                                                                         \
     }                                                                                              \
-    REGISTERS(name##_x1, T, 1)                                                                     \
-    REGISTERS(name##_x2, T, 2)                                                                     \
-    REGISTERS(name##_x4, T, 4)
+    REGISTERS(name##_x1, T, W, 1)                                                                  \
+    REGISTERS(name##_x2, T, W, 2)                                                                  \
+    REGISTERS(name##_x4, T, W, 4)
 
-NORM(rmsnorm_f32, float)
-NORM(rmsnorm_bf16, bf16)
-NORM(rmsnorm_f16, f16)
+NORM(rmsnorm_f32, float, float)
+NORM(rmsnorm_bf16, bf16, bf16)
+NORM(rmsnorm_f16, f16, f16)
+NORM(rmsnorm_trained_bf16, bf16, float)
+NORM(rmsnorm_trained_f16, f16, float)

@@ -4,14 +4,15 @@
 // packs than a block has threads, or no whole ones, columns.cu makes it by itself, before dx, which
 // may lie on dy.
 //
-// T is the dtype of dy, x and the weight, R that of the gradient which runs down the residual line:
-// float where T is f16. It is then written twice, the second time as T for products to read.
+// T is the dtype of dy and x, R that of the gradient which runs down the residual line: float where
+// T is f16. It is then written twice, the second time as T for products to read. W is the weight's:
+// T, or float where it is trained.
 #include "attention.cuh"
 #include "params.h"
 #include "row_total.cuh"
 #include "types.cuh"
 
-template <typename T, typename R, int PACKS>
+template <typename T, typename R, typename W, int PACKS>
 __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
 {
     constexpr int N = 16 / sizeof(T);
@@ -24,7 +25,7 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
     const pack *x = (const pack *)((const T *)p.x + row * p.ld_x);
     const sum_pack *dres =
         p.dres != nullptr ? (const sum_pack *)((const R *)p.dres + row * p.ld_dres) : nullptr;
-    const pack *weight = (const pack *)p.weight;
+    const Pack<W, N> *weight = (const Pack<W, N> *)p.weight;
     sum_pack *dx = (sum_pack *)((R *)p.dx + row * p.ld_dx);
     pack *rounded = p.rounded != nullptr ? (pack *)((T *)p.rounded + row * p.ld_rounded) : nullptr;
 
@@ -96,7 +97,7 @@ template <typename T, typename R> struct Waiting {
     __device__ void ask(const pmli_rmsnorm_bwd_params &p, long long row, int c, int place) const
     {
         const bool there = row < p.rows && c < p.cols / N;
-        const T *nothing = (const T *)p.weight;
+        const T *nothing = (const T *)p.x;
         copy_16(at(place, 0), there ? (const T *)p.dy + row * p.ld_dy + c * N : nothing, there);
         copy_16(at(place, 1), there ? (const T *)p.x + row * p.ld_x + c * N : nothing, there);
         if (p.dres == nullptr)
@@ -149,9 +150,9 @@ template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rms
     const int c = threadIdx.x, self = threadIdx.y * blockDim.x + threadIdx.x;
     const Rows rows = {shared_address(memory) + self * 16, blockDim.x * blockDim.y};
     const bool there = c < p.cols / N;
-    Pack<T, N> weight = {};
+    Pack<float, N> weight = {};
     if (there)
-        weight = ((const Pack<T, N> *)p.weight)[c];
+        weight = ((const Pack<float, N> *)p.weight)[c];
     float sums[N] = {};
     const long long stride = (long long)gridDim.x * blockDim.y;
     long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
@@ -176,7 +177,7 @@ template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rms
 #pragma unroll
         for (int e = 0; e < N; e++) {
             const float product = widen(dy.at[e]) * widen(x.at[e]);
-            dot += product * widen(weight.at[e]);
+            dot += product * weight.at[e];
             sums[e] += product * rstd;
         }
         const float back = staying_total(dot, turn % 2) * rstd * rstd * rstd / (float)p.cols;
@@ -189,7 +190,7 @@ template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rms
                     ((uint4 *)&res)[k] = from_shared(rows.at(place, 2 + k));
 #pragma unroll
             for (int e = 0; e < N; e++) {
-                float d = widen(dy.at[e]) * widen(weight.at[e]) * rstd - widen(x.at[e]) * back;
+                float d = widen(dy.at[e]) * weight.at[e] * rstd - widen(x.at[e]) * back;
                 if (p.dres != nullptr)
                     d += widen(res.at[e]);
                 out.at[e] = narrow<R>(d);
@@ -222,12 +223,13 @@ template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rms
 }
 
 // Any row: element by element. A thread reads only what it wrote itself where dx lies on an input.
-template <typename T, typename R> __device__ void norm_bwd_any(const pmli_rmsnorm_bwd_params &p)
+template <typename T, typename R, typename W>
+__device__ void norm_bwd_any(const pmli_rmsnorm_bwd_params &p)
 {
     const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
     const long long cols = row < p.rows ? p.cols : 0;
     const T *dy = (const T *)p.dy + row * p.ld_dy, *x = (const T *)p.x + row * p.ld_x;
-    const T *weight = (const T *)p.weight;
+    const W *weight = (const W *)p.weight;
     const R *dres = (const R *)p.dres + row * p.ld_dres;
     R *dx = (R *)p.dx + row * p.ld_dx;
     T *rounded = (T *)p.rounded + row * p.ld_rounded;
@@ -246,29 +248,32 @@ template <typename T, typename R> __device__ void norm_bwd_any(const pmli_rmsnor
     }
 }
 
-#define REGISTERS(name, T, R, PACKS)                                                               \
+#define REGISTERS(name, T, R, W, PACKS)                                                            \
     extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_bwd_params p)       \
     {                                                                                              \
-        norm_bwd_registers<T, R, PACKS>(p);                                                        \
+        norm_bwd_registers<T, R, W, PACKS>(p);                                                     \
     }
-#define NORM(name, T, R)                                                                           \
+#define NORM(name, T, R, W)                                                                        \
     extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_bwd_params p)       \
     {                                                                                              \
-        norm_bwd_any<T, R>(p);                                                                     \
+        norm_bwd_any<T, R, W>(p);                                                                  \
     }                                                                                              \
-    REGISTERS(name##_x1, T, R, 1)                                                                  \
-    REGISTERS(name##_x2, T, R, 2)                                                                  \
-    REGISTERS(name##_x4, T, R, 4)
+    REGISTERS(name##_x1, T, R, W, 1)                                                               \
+    REGISTERS(name##_x2, T, R, W, 2)                                                               \
+    REGISTERS(name##_x4, T, R, W, 4)
 #define WEIGHT(name, T, R)                                                                         \
     extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_bwd_params p)       \
     {                                                                                              \
         norm_bwd_weight<T, R>(p);                                                                  \
     }
 
-NORM(rmsnorm_bwd_f32, float, float)
-NORM(rmsnorm_bwd_bf16, bf16, bf16)
-NORM(rmsnorm_bwd_f16, f16, f16)
-NORM(rmsnorm_bwd_f16_to_f32, f16, float)
+NORM(rmsnorm_bwd_f32, float, float, float)
+NORM(rmsnorm_bwd_bf16, bf16, bf16, bf16)
+NORM(rmsnorm_bwd_f16, f16, f16, f16)
+NORM(rmsnorm_bwd_f16_to_f32, f16, float, f16)
+NORM(rmsnorm_bwd_trained_bf16, bf16, bf16, float)
+NORM(rmsnorm_bwd_trained_f16, f16, f16, float)
+NORM(rmsnorm_bwd_trained_f16_to_f32, f16, float, float)
 WEIGHT(rmsnorm_bwd_weight_f32, float, float)
 WEIGHT(rmsnorm_bwd_weight_bf16, bf16, bf16)
 WEIGHT(rmsnorm_bwd_weight_f16, f16, f16)

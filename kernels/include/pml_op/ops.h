@@ -95,7 +95,8 @@ typedef struct pml_embed_bwd_args {
 } pml_embed_bwd_args;
 
 /* sum = x + add (or x where add is absent);  rstd = 1/sqrt(mean(sum^2) + eps);
- * y = sum * rstd * weight.   x, add, sum, y [T,H]; weight [1,H]; rstd [1,T] F32.
+ * y = sum * rstd * weight.   x, add, sum, y [T,H]; rstd [1,T] F32; weight [1,H], in x's dtype or in
+ * F32: one that is trained is near 1, where numbers of 16 bits are further apart than many steps.
  * sum may be the same memory as x or add, and is left out when add is absent.
  * The residual add is fused because together they read x once instead of twice; the op is bound
  * by memory: 2 reads + 2 writes of T*H. */
@@ -105,7 +106,8 @@ typedef struct pml_rmsnorm_args {
 } pml_rmsnorm_args;
 
 /* dx = d(rmsnorm)/d(sum) applied to dy, + dres.   x is the forward's sum.
- * dx may be the same memory as dres or dy. dweight [1,H] F32 is added to.
+ * dx may be the same memory as dres or dy. dweight [1,H] F32, which needs a weight in F32, is added
+ * to.
  * Where dy is F16, dres and dx may be F32 (a gradient that all layers add to outgrows F16's range);
  * rounded [T,H], where given, receives dx in dy's dtype, for products to read, and may be the same
  * memory as dy. */
@@ -115,7 +117,8 @@ typedef struct pml_rmsnorm_bwd_args {
 
 /* Each head of queries and keys on its own:  rstd = 1/sqrt(mean(x_h^2) + eps),
  * y_h = x_h * rstd * weight, with q_weight for the first `heads`, k_weight for the kv_heads after
- * them.  x, y [T, (heads+kv_heads)*head_dim]; weights [1,head_dim]; rstd [T, heads+kv_heads] F32.
+ * them.  x, y [T, (heads+kv_heads)*head_dim]; weights [1,head_dim], both in x's dtype or both F32;
+ * rstd [T, heads+kv_heads] F32.
  */
 typedef struct pml_head_norm_args {
     pml_view x, q_weight, k_weight, y, rstd;

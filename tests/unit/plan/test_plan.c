@@ -519,51 +519,6 @@ static void test_price_of_turning_back(void **state)
     pml_program_destroy(&p);
 }
 
-/* In float16 the residual line's gradient is float32, with a rounding for products beside it; in
- * other dtypes it is one tensor. The loss scale is read where the gradient begins, always. */
-static void test_gradients_of_float16(void **state)
-{
-    (void)state;
-    pml_backend wide = *pml_backend_cpu();
-    wide.dtypes |= 1U << PML_F16;
-    for (int f16 = 0; f16 < 2; f16++) {
-        pml_train_config config = config_for(PML_METHOD_FULL, 0);
-        config.dtype = f16 ? PML_F16 : PML_F32;
-        const pml_program_options options = {.spec = &small,
-                                             .config = &config,
-                                             .limits = limits,
-                                             .backend = &wide,
-                                             .choices = no_recompute};
-        pml_program *p;
-        assert_int_equal(pml_program_build(&options, &p, NULL), PML_OK);
-        int32_t sum = -1, norms = 0;
-        for (int i = p->segments[PML_SEGMENT_MICRO].first; i < p->segments[PML_SEGMENT_MICRO].end;
-             i++) {
-            const pml_node *node = &p->nodes[i];
-            const pml_operand *of = node->operands;
-            if (node->op == PML_OP_head_loss)
-                assert_int_equal(of[PML_OPERAND(head_loss, scale)].tensor, p->loss_scale);
-            if (node->op == PML_OP_embed_bwd)
-                assert_int_equal(of[PML_OPERAND(embed_bwd, dy)].tensor, sum);
-            if (node->op != PML_OP_rmsnorm_bwd)
-                continue;
-            assert_int_equal(of[PML_OPERAND(rmsnorm_bwd, dres)].tensor,
-                             sum); /* at first there is none to add to */
-            sum = of[PML_OPERAND(rmsnorm_bwd, dx)].tensor;
-            assert_int_equal(p->tensors[sum].dtype, PML_F32);
-            assert_int_equal(p->tensors[of[PML_OPERAND(rmsnorm_bwd, dy)].tensor].dtype,
-                             config.dtype);
-            assert_int_equal(of[PML_OPERAND(rmsnorm_bwd, rounded)].tensor >= 0, f16);
-            if (f16)
-                assert_int_equal(p->tensors[of[PML_OPERAND(rmsnorm_bwd, rounded)].tensor].dtype,
-                                 PML_F16);
-            norms++;
-        }
-        assert_int_equal(norms, 2 * small.layers + 1);
-        pml_program_destroy(&p);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -578,7 +533,6 @@ int main(void)
         cmocka_unit_test(test_ranges_of_8_bits),
         cmocka_unit_test(test_stacked_names),
         cmocka_unit_test(test_bind_follows_the_batch),
-        cmocka_unit_test(test_gradients_of_float16),
         cmocka_unit_test(test_borders),
         cmocka_unit_test(test_price_of_linear),
         cmocka_unit_test(test_price_of_turning_back),
