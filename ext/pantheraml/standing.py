@@ -253,9 +253,13 @@ class Standing(Connecting):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Every evaluation of the current timeline."""
+        """Every evaluation of the current timeline, by step.
+
+        One that was asked for once a run had ended with its best weights is of their step.
+        """
         with self._changed:
-            return [Evaluation.of(event) for event in self._record.evals]
+            found = [Evaluation.of(event) for event in self._record.evals]
+        return sorted(found, key=lambda one: one.step)
 
     @property
     def refused(self) -> dict[str, int]:

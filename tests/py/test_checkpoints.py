@@ -198,6 +198,8 @@ def test_the_best_one_has_been_pruned(start: Start) -> None:
     run.wait(PATIENCE)
     measured = run.evaluate()
     assert (measured.loss, measured.step) == (pytest.approx(best, rel=1e-6), first.step)
+    steps = [one.step for one in run.evaluations]
+    assert steps == sorted(steps) and steps.count(first.step) == 2  # a chart's points from left
     assert run._newest(None).path == first.path
     ended(run)
     # As one that was made before the evaluation had been: it does not know of it.
