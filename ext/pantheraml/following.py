@@ -276,12 +276,14 @@ class Following:
     def _stands(self) -> bool:
         """Whether it stands for a reason of its own, since before anybody let it go on.
 
-        A pause that was asked for has no reason; while the disk is full, `reason` is the disk's.
+        A pause that was asked for has no reason; while the disk is full, `reason` is the disk's. A
+        run that has lost its coordinator stands again once the next one has taken over.
         """
         with self._changed:
             record = self._record
             since = record.state_seq > self._resumed_at
-            return record.state == "paused" and bool(record.reason) and since and not self._gone
+            there = not self._gone and not self._lost
+            return record.state == "paused" and bool(record.reason) and since and there
 
     def _nothing_comes(self) -> bool:
         """Whether no event will come any more, at which somebody who waits for one gives up."""

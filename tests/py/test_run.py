@@ -460,6 +460,11 @@ def test_same_bits_twice(start: Start, tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
+def stands(run: pm.Run) -> int:
+    """How often it came to stand still."""
+    return sum(e["type"] == "state" and e["state"] == "paused" for e in run.events())
+
+
 def test_not_finite_numbers_arrive_as_numbers(start: Start, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "huge"
     shutil.copytree(model, folder)
@@ -476,6 +481,13 @@ def test_not_finite_numbers_arrive_as_numbers(start: Start, model: Path, tmp_pat
     assert all(isinstance(row["loss"], float) for row in run.history)
     assert not math.isfinite(run.history[0]["loss"])
     assert "nan" in run.to_html() or "inf" in run.to_html()
+    for kill in (run.workers[0]["pid"], run.coordinator_pid):  # the next of each says why, too
+        assert kill is not None
+        stood = stands(run)
+        os.kill(kill, signal.SIGKILL)
+        until(lambda stood=stood: stands(run) > stood, "the run to stand again")
+        with pytest.raises(pm.RunFailed, match="stands: step 1 is not finite"):
+            run.wait(PATIENCE)
 
 
 def test_a_step_without_labels_learns_nothing_and_goes_on(start: Start) -> None:
