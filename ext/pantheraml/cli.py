@@ -182,6 +182,9 @@ def _set(args: argparse.Namespace) -> None:
         if name == "lr_scheduler_type":
             settings[name] = value
             continue
+        if (name, value.lower()) == ("max_grad_norm", "none"):  # as 0: no limit
+            settings[name] = None
+            continue
         try:
             settings[name] = _json(value) if name == "lr_scheduler_kwargs" else float(value)
         except argparse.ArgumentTypeError as error:

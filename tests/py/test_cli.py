@@ -61,6 +61,9 @@ def test_steering(start: Callable[..., pm.Run]) -> None:
     at_step(run, 1)
     assert "pause: applied at step" in shell("pause", "two").stdout
     assert "set: applied" in shell("set", "learning_rate=0.0005", "--run", "two").stdout
+    assert "set: applied" in shell("set", "max_grad_norm=none", "--run", "two").stdout
+    limits = [e["args"].get("max_grad_norm") for e in run.events() if e.get("verb") == "set"]
+    assert limits[-1] == 0  # as in Python: None is no limit
     assert "checkpoints/step-" in shell("checkpoint", "two", "--name", "x").stdout
     assert "resume: applied" in shell("resume").stdout
     wrong = shell("set", "learning_rat=1", "--run", "two")

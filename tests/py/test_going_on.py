@@ -275,3 +275,30 @@ def test_who_is_told_of_a_broken_link(start: Start, monkeypatch: pytest.MonkeyPa
     assert said == [("starting", "the connection to its coordinator broke; another one is made")]
     assert run.state == "running"
     run.stop(wait=True)
+
+
+def test_a_setting_behind_a_newer_command(start: Start) -> None:
+    """Of a step that is made again, after a command of a greater number at an earlier one."""
+    run = start(
+        name="behind", max_steps=FOREVER, lr_scheduler_type="constant", save_steps=10**6,
+        gradient_accumulation_steps=16, restart="never",
+    )  # fmt: skip
+    at_step(run, 5)
+    first = run.checkpoint("first", wait=True)
+    at_step(run, first.step + 200)
+    run.pause(wait=True)
+    run.set(learning_rate=1e-5, weight_decay=0.5, wait=True)
+    stood = run.step
+    run.resume(wait=True)
+    at_step(run, stood + 2)
+    lost = run.coordinator_pid
+    assert lost is not None
+    for pid in (lost, *(worker["pid"] for worker in run.workers)):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: run.state not in ("running", "starting"), "the run's end")
+    run = pm.resume("behind")
+    again = run.checkpoint("second", wait=True)
+    assert first.step < again.step < stood, "not before the setting's step: nothing was tried"
+    at_step(run, stood + 2)
+    rates = [row["learning_rate"] for row in run.history[stood - 1 : stood + 2]]
+    assert rates == pytest.approx([run.config["learning_rate"], 1e-5, 1e-5])

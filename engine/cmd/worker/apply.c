@@ -383,10 +383,10 @@ static pml_status apply_again(loop *l, const order *o, pml_error *err)
     if (l->finished) /* no step comes for which anything else could hold */
         return PML_OK;
     if (o->verb == PML_REQUEST_set) {
-        if (o->answers > 0 && o->answers <= l->state.command)
-            return PML_OK; /* what was loaded has been made after it, at the same step */
+        if (o->step == l->loaded_step + 1 && o->answers <= l->loaded_command)
+            return PML_OK; /* what was loaded stood there, and has it */
         pml_status status = apply_set(l, o, err);
-        if (status == PML_OK && o->answers > 0)
+        if (status == PML_OK && o->answers > l->state.command)
             l->state.command = o->answers;
         return status == PML_OK ? PML_OK : pml_error_prefix(err, "a setting of the log");
     }

@@ -307,6 +307,7 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
     if (status != PML_OK)
         return status;
     l->state.step = u.step;
+    l->state.heeded = false;
     l->state.owes_evaluation = asks_for_evaluation(l);
     link_set_step(l->link, u.step);
     l->last_seconds = pml_clock_monotonic() - begin;
@@ -331,8 +332,10 @@ static pml_status make_step(loop *l, const pml_header *h, double begin, pml_erro
         not_finite(l, &u, &result, text, sizeof text);
         loop_say(l, "warning", text);
         l->paused = !l->skip_nonfinite;
-        if (l->paused) /* the pause of the log that may be among them is this one */
+        if (l->paused) { /* the pause of the log that may be among them is this one */
             status = apply_agains(l, u.step + 1, err);
+            l->state.heeded = true;
+        }
         if (status == PML_OK && l->paused && !l->stopping)
             status = pause_here(l, text, err);
         if (status != PML_OK || l->stopping)
@@ -369,8 +372,10 @@ static pml_status agree(loop *l, pml_header *h, pml_error *err)
 static pml_status heed(loop *l, pml_header *h, pml_error *err)
 {
     pml_status status = agree(l, h, err);
-    if (status == PML_OK && !l->stopping)
+    if (status == PML_OK && !l->stopping) {
         status = apply_agains(l, l->state.step + 1, err);
+        l->state.heeded = true; /* before the commands: one of them may be a checkpoint */
+    }
     if (status == PML_OK && !l->stopping)
         status = apply_up_to(l, h->committed, err);
     return status;
@@ -458,6 +463,8 @@ static pml_status finish(loop *l, bool trained, pml_error *err)
 pml_status loop_run(loop *l, pml_error *err)
 {
     int64_t first = l->state.step;
+    l->loaded_step = first;
+    l->loaded_command = l->state.heeded ? l->state.command : 0;
     link_set_step(l->link, first);
     pulse_enter(link_pulse(l->link), PHASE_STEPPING);
     pml_status status = keep(l, true, err);

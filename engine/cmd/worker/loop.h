@@ -22,6 +22,8 @@ typedef struct loop {
     const char *folder;    /* of the run */
     int32_t positions;     /* as job_facts */
     pml_train_state state; /* step = updates made */
+    /* Settings of the step after this one, up to this command, are in what was loaded. */
+    int64_t loaded_step, loaded_command;
 
     bool paused, stopping;
     bool skip_nonfinite; /* said at a resume: no pause for such steps */

@@ -51,6 +51,8 @@ pml_status pmli_state_write(const char *path, const pml_train_state *state, pml_
     pml_json_put_double(w, "loss", state->best_loss);
     pml_json_put_int(w, "not_better", state->not_better);
     pml_json_end(w);
+    if (state->heeded)
+        pml_json_put_bool(w, "heeded", true);
     if (state->owes_evaluation)
         pml_json_put_bool(w, "owes_evaluation", true);
     pml_json_put_string(w, "identity", state->identity);
@@ -130,6 +132,8 @@ static pml_status read_fields(const pml_json *document, const char *path, pml_tr
         status = pml_json_get_i32(at, "rope_length", PML_JSON_OPTIONAL, 0, INT32_MAX,
                                   &state->rope_length, err);
     if (status == PML_OK) /* only where it is so */
+        status = pml_json_get_bool(at, "heeded", PML_JSON_OPTIONAL, &state->heeded, err);
+    if (status == PML_OK) /* likewise */
         status = pml_json_get_bool(at, "owes_evaluation", PML_JSON_OPTIONAL,
                                    &state->owes_evaluation, err);
     if (status == PML_OK)

@@ -25,7 +25,8 @@ typedef struct pml_train_state {
     pml_loss_scale loss_scale; /* likewise; value 0: to be found (again) */
     pml_cursor cursor;
     int64_t timeline;
-    int64_t command; /* last command applied */
+    int64_t command; /* last command applied, or setting of the log in force again */
+    bool heeded;     /* what of these holds from the step after it on is in force in it */
     /* Settings as tuned so far. learning_rate is the peak that the schedule's factors multiply. */
     double learning_rate, weight_decay, max_grad_norm, lora_dropout;
     int64_t eval_steps, save_steps, accumulation;
