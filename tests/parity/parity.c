@@ -43,6 +43,11 @@ static const double least_lead = 1e-5;
 static bool narrow;
 static double least_cosine = 0.995;
 
+/* A training with SGD and momentum that magnifies: tools/fixtures/parity_narrow.py, which rounds
+ * where our program does, comes beyond the limit of the others at the gradient norm of step 9. */
+static const char magnifies[] = "qwen3-mixed-lora";
+static const double magnified = 2; /* limits */
+
 static const pml_stored *stored_as(const pml_safetensors *file, const char *name)
 {
     const pml_stored *stored = pml_safetensors_find(file, name);
@@ -403,7 +408,9 @@ static void check_run(const char *fixtures, const char *name, bool packed)
     session_close(&s);
     session_open(&options, &s);
 
-    double worst = 0;
+    double worst = 0, norm_limit = curve_limit;
+    if (narrow && strcmp(name, magnifies) == 0)
+        norm_limit *= magnified;
     size_t steps = (size_t)config.max_steps, horizon = horizon_of(file, steps);
     for (size_t step = 0; step < steps; step++) {
         pml_step_result result = session_step(&s, NULL);
@@ -416,7 +423,7 @@ static void check_run(const char *fixtures, const char *name, bool packed)
         worst = fmax(worst, fabs(result.loss - want) / want);
         want = expected_double(file, "grad_norm", step);
         snprintf(what, sizeof what, "%s: gradient norm of step %zu", name, step + 1);
-        close_to(what, result.grad_norm, file, "grad_norm", step, curve_limit);
+        close_to(what, result.grad_norm, file, "grad_norm", step, norm_limit);
         if (want > 0)
             worst = fmax(worst, fabs(result.grad_norm - want) / want);
     }
@@ -449,9 +456,7 @@ int main(int argc, char **argv)
     narrow = session_dtype != PML_F32;
     if (session_dtype == PML_BF16) {
         loss_limit = 5e-3;
-        /* tools/fixtures/parity_narrow.py: float32 that rounds where we do has 3e-3 to 1.5e-2, and
-         * 5.1e-2 in qwen3-mixed-lora, whose SGD magnifies; transformers' own bfloat16 to 1.6e-2. */
-        curve_limit = 1e-1;
+        curve_limit = 5e-2;
     } else if (session_dtype == PML_F16) {
         loss_limit = 1e-3;
         curve_limit = 1e-2;
