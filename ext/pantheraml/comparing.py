@@ -16,7 +16,7 @@ from pantheraml import whole
 from pantheraml.errors import InvalidError
 from pantheraml.notebook import kernel
 from pantheraml.plain import complain, say
-from pantheraml.report import Curve, chart_svg, smooth
+from pantheraml.report import Curve, chart_svg, held_out, smooth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,8 +109,7 @@ class Comparison:
             loss = [row["loss"] for row in run.history]
             axis.plot(steps, loss, color=colour, alpha=0.25, linewidth=1)
             axis.plot(steps, smooth(loss), color=colour, linewidth=1.8, label=label)
-            evals = run.evaluations
-            axis.plot([e.step for e in evals], [e.loss for e in evals], "o--", color=colour)
+            axis.plot(*held_out(run), "o--", color=colour)
         axis.set_xlabel("step")
         axis.set_ylabel("loss (points: held-out)")
         axis.grid(alpha=0.2)
@@ -128,15 +127,13 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """The curves as inline SVG, and a table; names and settings are set as text."""
-        curves, held_out = [], []
+        curves, measured = [], []
         for run, colour in zip(self.runs, self._colours(), strict=True):
             steps = [float(row["step"]) for row in run.history]
             loss = [float(row["loss"]) for row in run.history]
             curves += [Curve("", steps, loss, colour, 1, 0.25)]
             curves += [Curve("", steps, smooth(loss), colour, 2)]
-            evals = run.evaluations
-            x, y = [float(e.step) for e in evals], [e.loss for e in evals]
-            held_out.append(Curve("", x, y, colour, 1.5, dots=True))
+            measured.append(Curve("", *held_out(run), colour, 1.5, dots=True))
         head = "".join(f'<th scope="col" {_CELL}>{escape(name)}</th>' for name in self.rows[0])
         body = ""
         for row, colour in zip(self.rows, self._colours(), strict=True):
@@ -147,7 +144,7 @@ class Comparison:
         return (
             '<div class="pml-compare" style="color:var(--jp-ui-font-color1,inherit);'
             f'font-family:sans-serif;font-size:13px">{chart_svg("Loss", curves)}'
-            f'{chart_svg("Held-out loss", held_out)}<div style="overflow-x:auto">'
+            f'{chart_svg("Held-out loss", measured)}<div style="overflow-x:auto">'
             f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div></div>"
         )

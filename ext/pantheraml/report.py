@@ -133,9 +133,8 @@ def figure(run: Run) -> Figure:
     loss = [row["loss"] for row in history]
     axes[0].plot(steps, loss, color=_BLUE, alpha=0.35, linewidth=1, label="loss")
     axes[0].plot(steps, smooth(loss), color=_BLUE, linewidth=1.8, label="smoothed")
-    evals = run.evaluations
-    if evals:
-        x, y = [e.step for e in evals], [e.loss for e in evals]
+    x, y = held_out(run)
+    if x:
         axes[0].plot(x, y, "o-", color=_ORANGE, label="held-out")
     axes[0].legend(frameon=False)
     axes[0].set_title(run.name)
@@ -153,6 +152,15 @@ def figure(run: Run) -> Figure:
     made.tight_layout()
     plt.close(made)  # shown once, as the cell's value
     return made
+
+
+def held_out(run: Run) -> tuple[list[float], list[float]]:
+    """Steps and losses of the held-out curve, from left to right.
+
+    What was asked for of the best weights came last, and is of an earlier step.
+    """
+    evals = sorted(run.evaluations, key=lambda one: one.step)
+    return [float(one.step) for one in evals], [one.loss for one in evals]
 
 
 # ---- parts -----------------------------------------------------------------------------------
@@ -180,9 +188,8 @@ def _charts(run: Run) -> str:
         Curve("loss", steps, loss, _BLUE, 1, 0.4),
         Curve("smoothed", steps, smooth(loss), _BLUE, 2),
     ]
-    evals = run.evaluations
-    if evals:
-        x, y = [float(e.step) for e in evals], [e.loss for e in evals]
+    x, y = held_out(run)
+    if x:
         curves.append(Curve("held-out", x, y, _ORANGE, 1.5, dots=True))
     drawn = chart_svg("Loss", curves)
     for title, name in (("Learning rate", "learning_rate"), ("Gradient norm", "grad_norm")):

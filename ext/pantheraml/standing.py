@@ -253,13 +253,12 @@ class Standing(Connecting):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Every evaluation of the current timeline, by step.
+        """Every evaluation of the current timeline, in the order in which they came.
 
         One that was asked for once a run had ended with its best weights is of their step.
         """
         with self._changed:
-            found = [Evaluation.of(event) for event in self._record.evals]
-        return sorted(found, key=lambda one: one.step)
+            return [Evaluation.of(event) for event in self._record.evals]
 
     @property
     def refused(self) -> dict[str, int]:
