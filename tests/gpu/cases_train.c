@@ -16,10 +16,11 @@ static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
     static const char *const forms[] = {"",
                                         " + dres, dweight",
                                         " in place of dres, dweight",
+                                        " in place of dres, frozen",
                                         " to F32 in place of dres",
                                         " to F32, rounded on dy",
                                         " to F32, frozen"};
-    const bool trains = form > 0 && form < 5;
+    const bool trains = form > 0 && form != 3 && form != 6;
     gpu_case *c = cases_add(cases, PML_OP_rmsnorm_bwd, "%s [%d,%d]%s", pml_dtype_name(d), (int)rows,
                             (int)cols, forms[form]);
     int64_t border = form == 1 ? 8 : 0;
@@ -35,13 +36,13 @@ static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t
         a->dres = shaped(rows, cols, border, d);
     if (trains)
         a->dweight = shaped(1, cols, 0, PML_F32);
-    if (form == 2 || form == 3)
+    if (form >= 2 && form <= 4)
         c->inside[PML_OPERAND(rmsnorm_bwd, dx)] = PML_OPERAND(rmsnorm_bwd, dres);
-    if (form < 3)
+    if (form < 4)
         return;
     a->dx.dtype = a->dres.dtype = PML_F32;
-    c->tolerance = form != 4 ? 1e-5 : cases_tight(d);
-    if (form == 4) {
+    c->tolerance = form != 5 ? 1e-5 : cases_tight(d);
+    if (form == 5) {
         a->rounded = shaped(rows, cols, border, d);
         a->dres = (pml_view){0};
         c->inside[PML_OPERAND(rmsnorm_bwd, rounded)] = PML_OPERAND(rmsnorm_bwd, dy);
@@ -360,12 +361,12 @@ void cases_of_training(gpu_cases *cases)
     for (int f = 0; f < CASES_FLOATS; f++) {
         pml_dtype d = cases_floats[f];
         for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
-            for (int form = 0; form < (d == PML_F16 ? 6 : 3); form++)
+            for (int form = 0; form < (d == PML_F16 ? 7 : 4); form++)
                 add_rmsnorm_bwd(cases, d, widths[w] < 1000 ? 131 : 5, widths[w], form);
         for (size_t w = 0; w < sizeof weighted / sizeof *weighted; w++) /* blocks of many rows */
             add_rmsnorm_bwd(cases, d, weighted[w] < 1000 ? 5001 : 601, weighted[w], 2);
         if (d == PML_F16)
-            add_rmsnorm_bwd(cases, d, 1201, 4096, 3);
+            add_rmsnorm_bwd(cases, d, 1201, 4096, 4);
         add_elementwise(cases, d);
         add_head_norms(cases, d, 4, 2, 128);
         add_head_norms(cases, d, 3, 1, 20);

@@ -79,7 +79,7 @@ static op_case *add(bench *b, pml_op op, const char *name)
 
 static void add_norms(bench *b, int64_t tokens, int64_t hidden, pml_dtype d)
 {
-    pml_view rows = shaped(tokens, hidden, 0, d), one = shaped(1, hidden, 0, PML_F32);
+    pml_view rows = shaped(tokens, hidden, 0, d), one = shaped(1, hidden, 0, d);
     pml_view rstd = shaped(1, tokens, 0, PML_F32);
     op_case *c = add(b, PML_OP_rmsnorm, "rmsnorm, residual");
     c->args.rmsnorm = (pml_rmsnorm_args){rows, rows, one, rows, rows, rstd, 1e-5F};
@@ -88,7 +88,8 @@ static void add_norms(bench *b, int64_t tokens, int64_t hidden, pml_dtype d)
         c->args.rmsnorm_bwd = (pml_rmsnorm_bwd_args){
             .dy = rows, .x = rows, .weight = one, .rstd = rstd, .dres = rows, .dx = rows};
         if (trains)
-            c->args.rmsnorm_bwd.dweight = shaped(1, hidden, 0, PML_F32);
+            c->args.rmsnorm_bwd.weight = c->args.rmsnorm_bwd.dweight =
+                shaped(1, hidden, 0, PML_F32);
     }
 }
 

@@ -1,13 +1,13 @@
 """Which roundings move a curve of a Llama trained whole: float32 that rounds where we do.
 
-    python3 tools/bench/roundings_whole.py [--device cuda] [--seeds 7,9] [--ways all,sums,…]
+    python3 tools/bench/roundings_whole.py [--device cuda] [--seeds 7,9] [--ways norms,all,…]
                                            [--hidden 512 --layers 8 --batch 8 --length 512]
 
 The training of ``curve.py``'s first case (seeds are its trials': 7, 9, 11 …), without a rounding,
-the line; then with all of them but those that a way leaves out. Told is the root mean square and
-largest distance of its losses from the line's. Before that, with the line's weights at some steps,
-how far each way's gradient is from float32's: the mean of all matrices in layers, and the whole;
-transformers' own under bfloat16 autocast, too.
+the line; then in each of the ways below. Told is the root mean square and largest distance of its
+losses from the line's. Before that, with the line's weights at some steps, how far each way's
+gradient is from float32's: the mean of all matrices in layers, and the whole; transformers' own
+under bfloat16 autocast, too.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from roundings import PLACES, Model, State
 from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 
 ALL = {*PLACES, "embed", "norm weights"}
-#: What a way rounds forwards, and whether gradients are rounded. "norms": weights of norms in
-#: float32; "sums": the residual line, too, from the table on.
+#: What a way rounds forwards, and whether gradients are rounded. "norms" is our program, whose
+#: norms read float32 weights; "all" what it was before. "embed" leaves out the table of embeddings
+#: as well, "sums" that and the residual line. "forwards" is our program's forward alone, "copies"
+#: the weights alone, "all copies" norms' among them, "norm copies" those alone.
 WAYS: dict[str, tuple[set[str], bool]] = {
     "all": (ALL, True),
     "norms": (ALL - {"norm weights"}, True),
     "embed": (ALL - {"norm weights", "embed"}, True),
     "sums": (ALL - {"norm weights", "embed", "res"}, True),
     "forwards": (ALL - {"norm weights"}, False),
-    "weights": ({"copy", "embed"}, False),
-    "norm weights": ({"norm weights"}, False),
+    "copies": ({"copy", "embed"}, False),
+    "all copies": ({"copy", "embed", "norm weights"}, False),
+    "norm copies": ({"norm weights"}, False),
 }
 MARKS = (5, 20, 60, 120)  # steps
 

@@ -326,8 +326,8 @@ static void lay_bias(pmli_builder *b, int l, int which, pmli_linear *linear)
 }
 
 /* Of a norm that is trained the ops read the float32, not its rounding: weights are near 1, where
- * numbers of 16 bits are 2^-8 apart, so that many steps would change nothing, and one all at once.
- */
+ * numbers of bfloat16 are 2^-7 and 2^-8 apart, so that many steps would change nothing, and one all
+ * at once. */
 static void lay_norm(pmli_builder *b, pmli_norm *norm, int64_t width, pml_saved which,
                      const char *name)
 {
@@ -412,6 +412,12 @@ static void lay_model(pmli_builder *b)
     if (!spec->qk_norm && (saved(b, PML_SAVED_Q_NORM) || saved(b, PML_SAVED_K_NORM))) {
         b->status = PML_FAIL(b->err, PML_INVALID,
                              "modules_to_save: a %s model has no q_norm and k_norm", spec->family);
+        return;
+    }
+    if (saved(b, PML_SAVED_Q_NORM) != saved(b, PML_SAVED_K_NORM)) {
+        b->status = PML_FAIL(b->err, PML_UNSUPPORTED,
+                             "modules_to_save: q_norm and k_norm are trained together in this "
+                             "version; name both, or neither");
         return;
     }
     b->embed = weight(b, spec->vocab, spec->hidden, saved(b, PML_SAVED_EMBED), &b->dembed, "embed");

@@ -1,6 +1,8 @@
-/* The residual line: what its sums lose and hand on, the weights of its norms, and the gradient
- * that runs back along it. */
+/* The residual line: what its norms and those of heads read as their weights, and the gradient that
+ * runs back along it. */
 #include "small.h"
+
+#include <string.h>
 
 /* Layers that are made again, from the first on. */
 static pml_plan_choices choices(int level, int32_t layers)
@@ -9,55 +11,95 @@ static pml_plan_choices choices(int level, int32_t layers)
         .recompute = level, .recompute_layers = layers, .head_chunk = 64, .pieces = 1};
 }
 
-static pml_program *built_in(pml_method method, pml_dtype dtype, pml_plan_choices choices)
+static pml_status build(pml_method method, pml_dtype dtype, uint32_t saved,
+                        pml_plan_choices choices, pml_program **p, pml_error *err)
 {
     pml_backend any = *pml_backend_cpu();
     any.dtypes |= 1U << PML_F16 | 1U << PML_BF16;
+    pml_model_spec spec = small;
+    spec.qk_norm = true;
     pml_train_config config =
         config_for(method, method == PML_METHOD_LORA ? PML_TARGET_ALL_LINEAR : 0);
     config.dtype = dtype;
+    config.lora_saved = saved;
     const pml_program_options options = {
-        .spec = &small, .config = &config, .limits = limits, .backend = &any, .choices = choices};
+        .spec = &spec, .config = &config, .limits = limits, .backend = &any, .choices = choices};
+    return pml_program_build(&options, p, err);
+}
+
+static pml_program *built_in(pml_method method, pml_dtype dtype, uint32_t saved,
+                             pml_plan_choices choices)
+{
     pml_program *p = NULL;
     pml_error err = PML_ERROR_INIT;
-    if (pml_program_build(&options, &p, &err) != PML_OK)
+    if (build(method, dtype, saved, choices, &p, &err) != PML_OK)
         fail_msg("%s", err.message);
     return p;
 }
 
-/* The weights that a program's norms read, forward and backward, have this dtype. */
-static void expect_weights(const pml_program *p, pml_dtype dtype)
+/* The weights that ops of norms read, forward and backward, each by its name: trained ones are in
+ * float32, and of the flat buffer; frozen ones in the program's dtype. */
+static void expect_weights(const pml_program *p, pml_dtype dtype, const char *const trained[],
+                           size_t n_trained)
 {
-    int norms = 0;
+    int rows = 0, heads = 0;
     for (int i = 0; i < p->n_nodes; i++) {
-        const pml_operand *of = p->nodes[i].operands;
-        bool back = p->nodes[i].op == PML_OP_rmsnorm_bwd;
-        if (!back && p->nodes[i].op != PML_OP_rmsnorm)
+        const pml_node *node = &p->nodes[i];
+        bool head = node->op == PML_OP_head_norm || node->op == PML_OP_head_norm_bwd;
+        if (!head && node->op != PML_OP_rmsnorm && node->op != PML_OP_rmsnorm_bwd)
             continue;
-        int at = back ? PML_OPERAND(rmsnorm_bwd, weight) : PML_OPERAND(rmsnorm, weight);
-        assert_int_equal(p->tensors[of[at].tensor].dtype, dtype);
-        norms++;
+        const pml_op_info *info = pml_op_describe(node->op);
+        for (int v = 0; v < info->n_views; v++) {
+            const char *operand = info->operands[v];
+            size_t end = strlen(operand);
+            if (operand[0] == 'd' || end < 6 || strcmp(operand + end - 6, "weight") != 0)
+                continue;
+            const pml_tensor *t = &p->tensors[node->operands[v].tensor];
+            bool trains = false;
+            for (size_t k = 0; k < n_trained; k++)
+                trains = trains || strstr(t->name, trained[k]) != NULL;
+            assert_int_equal(t->dtype, trains ? PML_F32 : dtype);
+            assert_int_equal(t->parent == p->values, trains);
+            rows += !head;
+            heads += head;
+        }
     }
-    assert_true(norms > 0);
+    assert_true(rows > 0 && heads > 0);
 }
 
-/* Where a norm is trained its ops read the float32 that is trained; frozen ones stay as narrow as
- * the rest of the model. An adapter may hold norms, of which it trains those that it holds. */
+/* Whole models, adapters alone, and adapters that hold some norms. */
 static void test_weights_of_norms(void **state)
 {
     (void)state;
-    static const struct {
-        pml_method method;
-        pml_dtype dtype, expected;
-    } cases[] = {{PML_METHOD_FULL, PML_F32, PML_F32},
-                 {PML_METHOD_FULL, PML_BF16, PML_F32},
-                 {PML_METHOD_FULL, PML_F16, PML_F32},
-                 {PML_METHOD_LORA, PML_BF16, PML_BF16},
-                 {PML_METHOD_LORA, PML_F16, PML_F16}};
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        pml_program *p = built_in(cases[i].method, cases[i].dtype, choices(PML_RECOMPUTE_LAYER, 2));
-        expect_weights(p, cases[i].expected);
+    static const char *const all[] = {"norm"}, *const some[] = {"q_norm", "k_norm", "post_"};
+    const uint32_t held = PML_SAVED_Q_NORM | PML_SAVED_K_NORM | PML_SAVED_POST_NORM;
+    for (int dtype = PML_F32; dtype <= PML_F16; dtype++) {
+        const pml_plan_choices again = choices(PML_RECOMPUTE_LAYER, 2);
+        pml_program *p = built_in(PML_METHOD_FULL, (pml_dtype)dtype, 0, again);
+        expect_weights(p, (pml_dtype)dtype, all, 1);
         pml_program_destroy(&p);
+        p = built_in(PML_METHOD_LORA, (pml_dtype)dtype, 0, again);
+        expect_weights(p, (pml_dtype)dtype, NULL, 0);
+        pml_program_destroy(&p);
+        p = built_in(PML_METHOD_LORA, (pml_dtype)dtype, held, again);
+        expect_weights(p, (pml_dtype)dtype, some, 3);
+        pml_program_destroy(&p);
+    }
+}
+
+/* One op norms queries and keys, and makes both weights' gradients or none. */
+static void test_norms_of_heads_go_together(void **state)
+{
+    (void)state;
+    static const uint32_t one[] = {PML_SAVED_Q_NORM, PML_SAVED_K_NORM};
+    for (int i = 0; i < 2; i++) {
+        pml_program *p = NULL;
+        pml_error err = PML_ERROR_INIT;
+        assert_int_equal(
+            build(PML_METHOD_LORA, PML_F32, one[i], choices(PML_RECOMPUTE_NONE, 0), &p, &err),
+            PML_UNSUPPORTED);
+        assert_non_null(strstr(err.message, "name both"));
+        assert_null(p);
     }
 }
 
@@ -68,7 +110,7 @@ static void test_gradients_of_float16(void **state)
     (void)state;
     for (int f16 = 0; f16 < 2; f16++) {
         const pml_dtype dtype = f16 ? PML_F16 : PML_F32;
-        pml_program *p = built_in(PML_METHOD_FULL, dtype, choices(PML_RECOMPUTE_NONE, 0));
+        pml_program *p = built_in(PML_METHOD_FULL, dtype, 0, choices(PML_RECOMPUTE_NONE, 0));
         int32_t sum = -1, norms = 0;
         for (int i = p->segments[PML_SEGMENT_MICRO].first; i < p->segments[PML_SEGMENT_MICRO].end;
              i++) {
@@ -100,6 +142,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights_of_norms),
+        cmocka_unit_test(test_norms_of_heads_go_together),
         cmocka_unit_test(test_gradients_of_float16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
