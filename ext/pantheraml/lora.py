@@ -74,6 +74,7 @@ class LoRA:
     modules_to_save
         Parts that are trained whole and kept with the adapter: ``embed_tokens``, ``lm_head``, and
         norms, matched as PEFT does, by the end of their paths (``"norm"`` is every norm).
+        ``q_norm`` and ``k_norm`` go together.
     init
         Folder of a PEFT adapter to start from; what is not given is taken from it.
     """

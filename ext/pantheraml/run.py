@@ -374,8 +374,8 @@ class Run(Asking):
                 self._wait_for(lambda: self.state != "starting", None, "export")
         if step is None and self._link is not None and self.state in ("running", "paused"):
             return self.checkpoint(wait=True)
-        if step is None and self._ends_with is not None:
-            return self._ends_with
+        if step is None and (best := self._ends_with) is not None:
+            return best
         step = self.step if step is None else step
         there = [c for c in reversed(self.checkpoints) if c.step == step]
         for checkpoint in sorted(there, key=lambda c: c.abandoned):

@@ -308,26 +308,37 @@ def test_steps_that_are_not_finite_can_be_left_out(
     assert all(np.array_equal(first[name], last[name]) for name in first)
 
 
+def standing(start: Start, name: str) -> pm.Run:
+    """Some steps of sixty are made, at a rate that does not change."""
+    run = start(
+        name=name, max_steps=60, learning_rate=2e-4, lr_scheduler_type="constant",
+        gradient_accumulation_steps=16,
+    )  # fmt: skip
+    at_step(run, 3)
+    run.pause(wait=True)
+    return run
+
+
+def let_go(run: pm.Run, *, stopped: bool) -> pm.Run:
+    """To its end; by a resume of what was stopped, which sets again what a checkpoint may lack."""
+    if stopped:
+        run.stop(wait=True)
+        end(run)
+        run = pm.resume(run.name)
+    else:
+        run.resume(wait=True)
+    return run.wait(PATIENCE)
+
+
 def test_a_schedule_and_a_rate_set_together(start: Start) -> None:
     """The rate is the current one, the schedule's own are what they say; twice is as once."""
     cosine = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}}
     rates = {}
     for name in ("resumed", "stopped"):
-        run = start(
-            name=name, max_steps=60, learning_rate=2e-4, lr_scheduler_type="constant",
-            gradient_accumulation_steps=16,
-        )  # fmt: skip
-        at_step(run, 3)
-        run.pause(wait=True)
+        run = standing(start, name)
         run.set(learning_rate=1e-3, wait=True, **cosine)
         stands = run.step
-        if name == "stopped":  # a resume sets again what the checkpoint may not have
-            run.stop(wait=True)
-            end(run)
-            run = pm.resume(name)
-        else:
-            run.resume(wait=True)
-        run.wait(PATIENCE)
+        run = let_go(run, stopped=name == "stopped")
         rates[name] = [row["learning_rate"] for row in run.history[stands:]]
         assert rates[name][0] == pytest.approx(1e-3, rel=1e-9)
         wave = 0.5 * (1 + math.cos(math.pi * 59 / 60))
@@ -339,24 +350,13 @@ def test_a_schedule_and_then_a_rate(start: Start) -> None:
     """What is loaded and has both is not given them again, the one on top of the other."""
     rates = []
     for name in ("resumed", "stopped"):
-        run = start(
-            name=name, max_steps=60, learning_rate=2e-4, lr_scheduler_type="constant",
-            gradient_accumulation_steps=16,
-        )  # fmt: skip
-        at_step(run, 3)
-        run.pause(wait=True)
+        run = standing(start, name)
         run.set(
             lr_scheduler_type="polynomial", lr_scheduler_kwargs={"lr_end": 1e-4}, wait=True
         )  # fmt: skip
         run.set(learning_rate=1e-5, wait=True)
         stands = run.step
-        if name == "stopped":
-            run.stop(wait=True)
-            end(run)
-            run = pm.resume(name)
-        else:
-            run.resume(wait=True)
-        run.wait(PATIENCE)
+        run = let_go(run, stopped=name == "stopped")
         rates.append(run.history[stands]["learning_rate"])
     assert rates == pytest.approx([1e-5, 1e-5], rel=1e-9)
 

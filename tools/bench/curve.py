@@ -10,12 +10,12 @@ table has each other curve's distance from it. Transformers in bfloat16 runs thr
 other kernels of attention: their distances are the spread that bfloat16 itself has. Ours is within
 it when its root mean square and its largest distance are at most the largest of theirs; else exit
 status 1.
-With --trials 12 all of it is done as often, six at a time, from other random weights and adapters
-and on other texts in turn (documentation, the library from its other end, the engine's C). One
-trial may be outside by chance: of four curves that are equally good each is the farthest in one of
-four. So trials are judged together: by the mean of squares, over all trials, of root mean squares
-and of largest distances, each of ours against the worst of theirs. In how many a curve was farther
-than all of theirs is told.
+With --trials 12 all of it is done as often, six at a time, from other random weights and adapters,
+the second case on other texts in turn (documentation, the library from its other end, the engine's
+C). One trial may be outside by chance: of four curves that are equally good each is the farthest in
+one of four. So trials are judged together: by the mean of squares, over all trials, of root mean
+squares and of largest distances, each of ours against the worst of theirs. In how many a curve was
+farther than all of theirs is told.
 
 With --adamw-8bit the first case is also trained with its moments in 8 bits, by ours, and by
 bitsandbytes' AdamW8bit where that can be imported. Their distances stand beside each other; 8 bits

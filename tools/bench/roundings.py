@@ -20,38 +20,26 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from curve import ours, write_case
+from curve import ROOT, ours, write_case
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from transformers import get_scheduler
+
+sys.path.insert(0, str(ROOT / "tools/fixtures"))
+from rounded import Rounded  # noqa: E402
 
 State = dict[str, torch.Tensor]
 
 #: Where the program keeps 16 bits: forwards by these names, gradients by those of both sides.
 PLACES = ["copy", "norm", "u", "qkv", "rope", "p", "o", "oy", "res", "gu", "swiglu", "dy", "logits"]
 MARKS = (12, 20, 26, 32, 40, 46, 52)  # steps
-
-
-class Rounded(torch.autograd.Function):
-    """A number in 16 bits, its gradient, or both."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, there: bool, back: bool) -> torch.Tensor:
-        """Round x where `there`."""
-        ctx.back = back
-        return x.bfloat16().float() if there else x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        """Round the gradient where `back`."""
-        return (grad.bfloat16().float() if ctx.back else grad), None, None
 
 
 class Model:
