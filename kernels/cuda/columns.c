@@ -28,8 +28,11 @@ pml_status pmli_cuda_columns(pml_queue *queue, const pml_view *x, const pml_view
                              .rows_a_part = each};
     pmli_launch shape = {
         .grid_x = across, .grid_y = (unsigned)parts, .block_x = BLOCK, .block_y = 1};
-    pml_status status =
-        pmli_cuda_launch(queue, PMLI_column_parts_f32 + (unsigned)x->dtype, shape, &p, err);
+    static const pmli_kernel kernels[2][3] = {
+        {PMLI_column_parts_f32, PMLI_column_parts_bf16, PMLI_column_parts_f16},
+        {PMLI_column_parts_f32, PMLI_column_parts_bf16_by_f32, PMLI_column_parts_f16_by_f32}};
+    pmli_kernel kernel = kernels[y != NULL && y->dtype != x->dtype][x->dtype];
+    pml_status status = pmli_cuda_launch(queue, kernel, shape, &p, err);
     if (status != PML_OK)
         return status;
     return pmli_cuda_add_parts(queue, ws, parts, x->cols, out, err);

@@ -8,8 +8,8 @@
 /* Bytes of workspace for so many columns, whatever the number of rows. */
 size_t pmli_cuda_columns_ws(int64_t cols);
 
-/* As above, on the queue. x [T,C], y likewise or NULL, rstd [T] or NULL, out [C] F32; ws as
- * pmli_cuda_columns_ws has it. The order of the sums depends on T alone. */
+/* As above, on the queue. x [T,C], y likewise (in x's dtype or F32) or NULL, rstd [T] or NULL, out
+ * [C] F32; ws as pmli_cuda_columns_ws has it. The order of the sums depends on T alone. */
 pml_status pmli_cuda_columns(pml_queue *queue, const pml_view *x, const pml_view *y,
                              const float *rstd, float *out, void *ws, pml_error *err);
 

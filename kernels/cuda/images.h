@@ -110,14 +110,24 @@
     PMLI_TYPED_ROWS(X, rmsnorm, rmsnorm)                                                           \
     PMLI_ROWS(X, rmsnorm, rmsnorm_trained_bf16)                                                    \
     PMLI_ROWS(X, rmsnorm, rmsnorm_trained_f16)                                                     \
+    PMLI_ROWS(X, rmsnorm, rmsnorm_begins_bf16)                                                     \
+    PMLI_ROWS(X, rmsnorm, rmsnorm_begins_f16)                                                      \
     PMLI_TYPED_ROWS(X, rmsnorm_bwd, rmsnorm_bwd)                                                   \
     PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_f16_to_f32)                                              \
     PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_trained_bf16)                                            \
     PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_trained_f16)                                             \
     PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_trained_f16_to_f32)                                      \
+    PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_begins_bf16)                                             \
+    PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_begins_f16)                                              \
+    PMLI_ROWS(X, rmsnorm_bwd, rmsnorm_bwd_begins_f16_to_f32)                                       \
     PMLI_TYPED(X, rmsnorm_bwd, rmsnorm_bwd_weight)                                                 \
     X(rmsnorm_bwd, rmsnorm_bwd_weight_f16_to_f32)                                                  \
+    X(rmsnorm_bwd, rmsnorm_bwd_weight_begins_bf16)                                                 \
+    X(rmsnorm_bwd, rmsnorm_bwd_weight_begins_f16)                                                  \
+    X(rmsnorm_bwd, rmsnorm_bwd_weight_begins_f16_to_f32)                                           \
     PMLI_TYPED(X, columns, column_parts)                                                           \
+    X(columns, column_parts_bf16_by_f32)                                                           \
+    X(columns, column_parts_f16_by_f32)                                                            \
     X(columns, add_parts)                                                                          \
     PMLI_TYPED_WIDE(X, elementwise, rope)                                                          \
     PMLI_TYPED_WIDE(X, elementwise, swiglu)                                                        \

@@ -54,31 +54,37 @@ static bool packs_or_absent(const pml_view *v, size_t unit)
     return v->data == NULL || pmli_in_units_of(v, unit);
 }
 
-/* The bytes of a weight beside 16 of x, where its dtype is one that a norm of x has. */
-static size_t weight_unit(const pml_view *x, const pml_view *weight)
+/* Every row in packs as long as those that 16 bytes of this dtype make. */
+static bool packs_beside(const pml_view *v, pml_dtype dtype)
 {
-    return 16 / pml_dtype_size(x->dtype) * pml_dtype_size(weight->dtype);
+    return pmli_in_units_of(v, 16 / pml_dtype_size(dtype) * pml_dtype_size(v->dtype));
 }
 
-static void check_weight(pmli_check *c, const pml_view *weight, int64_t cols, pml_dtype dtype)
+/* Both in the dtype of y and dy, or the weight in F32, or both. Returns which, as the kernels are
+ * listed: 0, 1, 2. */
+static int check_begins(pmli_check *c, const pml_view *x, const pml_view *weight, pml_dtype dtype)
 {
-    pmli_need_as(c, "weight", weight, 1, cols, weight->dtype == PML_F32 ? PML_F32 : dtype);
+    pmli_need_any(c, "x", x, PMLI_ANY, PMLI_ANY);
+    pmli_need_that(c, x->dtype == dtype || x->dtype == PML_F32, "x in %s beside %s",
+                   pml_dtype_name(x->dtype), pml_dtype_name(dtype));
+    pmli_need_as(c, "weight", weight, 1, x->cols,
+                 x->dtype == PML_F32 || weight->dtype == PML_F32 ? PML_F32 : dtype);
+    return x->dtype != dtype ? 2 : weight->dtype != dtype;
 }
 
 pml_status pmli_cuda_rmsnorm(pml_queue *queue, const pml_rmsnorm_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_rmsnorm, err);
     int64_t rows = a->x.rows, cols = a->x.cols;
-    pml_dtype dtype = a->x.dtype;
+    pml_dtype dtype = a->y.dtype;
     bool adds = a->add.data != NULL;
-    pmli_need_any(&c, "x", &a->x, PMLI_ANY, PMLI_ANY);
-    pmli_need_float(&c, "x", &a->x);
+    pmli_need_any(&c, "y", &a->y, rows, cols);
+    pmli_need_float(&c, "y", &a->y);
+    int which = check_begins(&c, &a->x, &a->weight, dtype);
     if (adds) {
         pmli_need_as(&c, "add", &a->add, rows, cols, dtype);
         pmli_need_as(&c, "sum", &a->sum, rows, cols, dtype);
     }
-    check_weight(&c, &a->weight, cols, dtype);
-    pmli_need_as(&c, "y", &a->y, rows, cols, dtype);
     PMLI_NEED(&c, a, rstd, 1, rows, PML_F32);
     pmli_need_that(&c, rows <= GRID_LIMIT, "more than 2^31 - 1 rows");
     if (c.status != PML_OK || rows == 0 || cols == 0)
@@ -97,12 +103,13 @@ pml_status pmli_cuda_rmsnorm(pml_queue *queue, const pml_rmsnorm_args *a, pml_er
                              .ld_sum = a->sum.ld,
                              .ld_y = a->y.ld,
                              .eps = a->eps};
-    static const pmli_kernel kernels[2][3] = {
+    static const pmli_kernel kernels[3][3] = {
         {PMLI_rmsnorm_f32, PMLI_rmsnorm_bf16, PMLI_rmsnorm_f16},
-        {PMLI_rmsnorm_f32, PMLI_rmsnorm_trained_bf16, PMLI_rmsnorm_trained_f16}};
-    pmli_kernel kernel = kernels[a->weight.dtype != dtype][dtype];
-    bool whole = pmli_in_units_of(&a->x, 16) && pmli_in_units_of(&a->y, 16) &&
-                 pmli_in_units_of(&a->weight, weight_unit(&a->x, &a->weight)) &&
+        {PMLI_rmsnorm_f32, PMLI_rmsnorm_trained_bf16, PMLI_rmsnorm_trained_f16},
+        {PMLI_rmsnorm_f32, PMLI_rmsnorm_begins_bf16, PMLI_rmsnorm_begins_f16}};
+    pmli_kernel kernel = kernels[which][dtype];
+    bool whole = packs_beside(&a->x, dtype) && pmli_in_units_of(&a->y, 16) &&
+                 packs_beside(&a->weight, dtype) &&
                  (!adds || (pmli_in_units_of(&a->add, 16) && pmli_in_units_of(&a->sum, 16)));
     int64_t packs = cols * (int64_t)pml_dtype_size(dtype) / 16;
     row_form form = form_for(cols, whole ? packs : 0, whole ? packs_a_thread(packs) : 0);
@@ -146,29 +153,35 @@ static int64_t most_blocks(unsigned across)
     return (int64_t)PROCESSORS * (resident > 0 ? resident : 1);
 }
 
-/* Bytes of shared memory for the rows that wait, two operands and the sums' one. */
-static int waiting_bytes(int64_t packs, bool wide_sums)
+/* Bytes of shared memory for the rows that wait: dy, and x and the sums, two packs of each that is
+ * wider. */
+static int waiting_bytes(int64_t packs, bool wide_x, bool wide_sums)
 {
     unsigned across = staying_across(packs), threads = across * staying_rows(across);
-    int a_thread = 16 * (wide_sums ? 4 * RMSNORM_PLACES_WIDE : 3 * RMSNORM_PLACES);
-    return (int)threads * a_thread;
+    int of_place = 3 + wide_x + wide_sums;
+    int places = of_place == 3 ? RMSNORM_PLACES : RMSNORM_PLACES_WIDE;
+    return (int)threads * 16 * of_place * places;
 }
+
+/* By what x is in and which dtype dy has; the last are those with sums in F32. */
+static const pmli_kernel staying[2][4] = {
+    {PMLI_rmsnorm_bwd_weight_f32, PMLI_rmsnorm_bwd_weight_bf16, PMLI_rmsnorm_bwd_weight_f16,
+     PMLI_rmsnorm_bwd_weight_f16_to_f32},
+    {PMLI_rmsnorm_bwd_weight_f32, PMLI_rmsnorm_bwd_weight_begins_bf16,
+     PMLI_rmsnorm_bwd_weight_begins_f16, PMLI_rmsnorm_bwd_weight_begins_f16_to_f32}};
 
 pml_status pmli_cuda_rmsnorm_prepare(pml_device *d, pml_error *err)
 {
-    static const pmli_kernel kernels[] = {PMLI_rmsnorm_bwd_weight_f32, PMLI_rmsnorm_bwd_weight_bf16,
-                                          PMLI_rmsnorm_bwd_weight_f16,
-                                          PMLI_rmsnorm_bwd_weight_f16_to_f32};
     int most = d->shared_most - STAYING_STATIC;
     return most > SHARED_UNASKED
-               ? pmli_cuda_allow_shared(d, kernels, sizeof kernels / sizeof *kernels, most,
+               ? pmli_cuda_allow_shared(d, staying[0], sizeof staying / sizeof **staying, most,
                                         "shared memory for a norm's rows", err)
                : PML_OK;
 }
 
 static bool may_stay(const pml_rmsnorm_bwd_args *a, int64_t *packs)
 {
-    int64_t bytes = a->x.cols * (int64_t)pml_dtype_size(a->x.dtype);
+    int64_t bytes = a->x.cols * (int64_t)pml_dtype_size(a->dy.dtype);
     *packs = bytes / 16;
     return bytes % 16 == 0 && *packs <= MOST_THREADS;
 }
@@ -202,14 +215,14 @@ static pml_status run_staying(pml_queue *queue, pmli_kernel kernel, int64_t pack
     return pmli_cuda_add_parts(queue, p->parts, blocks, p->cols, dweight, err);
 }
 
-static void check_bwd(pmli_check *c, const pml_rmsnorm_bwd_args *a, pml_dtype sums)
+/* Returns what check_begins does. */
+static int check_bwd(pmli_check *c, const pml_rmsnorm_bwd_args *a, pml_dtype sums)
 {
     int64_t rows = a->x.rows, cols = a->x.cols;
-    pml_dtype dtype = a->x.dtype;
-    pmli_need_any(c, "x", &a->x, PMLI_ANY, PMLI_ANY);
-    pmli_need_float(c, "x", &a->x);
-    pmli_need_as(c, "dy", &a->dy, rows, cols, dtype);
-    check_weight(c, &a->weight, cols, dtype);
+    pml_dtype dtype = a->dy.dtype;
+    pmli_need_any(c, "dy", &a->dy, rows, cols);
+    pmli_need_float(c, "dy", &a->dy);
+    int which = check_begins(c, &a->x, &a->weight, dtype);
     PMLI_NEED(c, a, rstd, 1, rows, PML_F32);
     if (a->dres.data != NULL)
         pmli_need_as(c, "dres", &a->dres, rows, cols, sums);
@@ -219,29 +232,29 @@ static void check_bwd(pmli_check *c, const pml_rmsnorm_bwd_args *a, pml_dtype su
     PMLI_MAY(c, a, dweight, 1, cols, PML_F32);
     if (a->dweight.data != NULL) {
         pmli_need_ws(c, &a->ws, pmli_cuda_rmsnorm_bwd_ws(a));
-        pmli_need_that(c, a->weight.dtype == PML_F32, "a gradient of a weight in %s",
+        pmli_need_that(c, a->weight.dtype == PML_F32, "a gradient of operand 'weight' of %s",
                        pml_dtype_name(a->weight.dtype));
     }
     pmli_need_that(c, rows <= GRID_LIMIT, "more than 2^31 - 1 rows");
+    return which;
 }
 
-/* Every row of every operand in packs; one of sums has as many elements as one of x. */
+/* Every row of every operand in packs; one of sums has as many elements as one of dy. */
 static bool rows_in_packs(const pml_rmsnorm_bwd_args *a)
 {
-    size_t unit = a->dx.dtype == a->x.dtype ? 16 : 32;
-    return pmli_in_units_of(&a->x, 16) && pmli_in_units_of(&a->dy, 16) &&
-           pmli_in_units_of(&a->weight, weight_unit(&a->x, &a->weight)) &&
-           pmli_in_units_of(&a->dx, unit) && packs_or_absent(&a->dres, unit) &&
-           packs_or_absent(&a->rounded, 16);
+    size_t unit = a->dx.dtype == a->dy.dtype ? 16 : 32;
+    return packs_beside(&a->x, a->dy.dtype) && pmli_in_units_of(&a->dy, 16) &&
+           packs_beside(&a->weight, a->dy.dtype) && pmli_in_units_of(&a->dx, unit) &&
+           packs_or_absent(&a->dres, unit) && packs_or_absent(&a->rounded, 16);
 }
 
 pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_rmsnorm_bwd, err);
     int64_t rows = a->x.rows, cols = a->x.cols, packs;
-    pml_dtype dtype = a->x.dtype;
+    pml_dtype dtype = a->dy.dtype;
     bool wide_sums = dtype == PML_F16 && a->dx.dtype == PML_F32;
-    check_bwd(&c, a, wide_sums ? PML_F32 : dtype);
+    int which = check_bwd(&c, a, wide_sums ? PML_F32 : dtype);
     if (c.status != PML_OK || rows == 0 || cols == 0)
         return c.status;
 
@@ -261,25 +274,25 @@ pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a
                                  .ld_dx = a->dx.ld,
                                  .ld_rounded = a->rounded.ld};
     bool whole = rows_in_packs(a), stay = may_stay(a, &packs) && whole;
-    int waiting = stay ? waiting_bytes(packs, wide_sums) : 0;
+    int waiting = stay ? waiting_bytes(packs, which == 2, wide_sums) : 0;
     if (a->dweight.data != NULL && stay && (uintptr_t)a->ws.data % 16 == 0 &&
         waiting <= queue->device->shared_most - STAYING_STATIC)
-        return run_staying(queue,
-                           wide_sums ? PMLI_rmsnorm_bwd_weight_f16_to_f32
-                                     : PMLI_rmsnorm_bwd_weight_f32 + (unsigned)dtype,
-                           packs, waiting, &p, a->dweight.data, err);
+        return run_staying(queue, staying[which == 2][wide_sums ? 3 : (int)dtype], packs, waiting,
+                           &p, a->dweight.data, err);
     if (a->dweight.data != NULL) { /* before dx, which may lie on dy */
         pml_status status =
             pmli_cuda_columns(queue, &a->dy, &a->x, a->rstd.data, a->dweight.data, a->ws.data, err);
         if (status != PML_OK)
             return status;
     }
-    static const pmli_kernel kernels[2][4] = {{PMLI_rmsnorm_bwd_f32, PMLI_rmsnorm_bwd_bf16,
-                                               PMLI_rmsnorm_bwd_f16, PMLI_rmsnorm_bwd_f16_to_f32},
-                                              {PMLI_rmsnorm_bwd_f32, PMLI_rmsnorm_bwd_trained_bf16,
-                                               PMLI_rmsnorm_bwd_trained_f16,
-                                               PMLI_rmsnorm_bwd_trained_f16_to_f32}};
-    pmli_kernel kernel = kernels[a->weight.dtype != dtype][wide_sums ? 3 : (int)dtype];
+    static const pmli_kernel kernels[3][4] = {
+        {PMLI_rmsnorm_bwd_f32, PMLI_rmsnorm_bwd_bf16, PMLI_rmsnorm_bwd_f16,
+         PMLI_rmsnorm_bwd_f16_to_f32},
+        {PMLI_rmsnorm_bwd_f32, PMLI_rmsnorm_bwd_trained_bf16, PMLI_rmsnorm_bwd_trained_f16,
+         PMLI_rmsnorm_bwd_trained_f16_to_f32},
+        {PMLI_rmsnorm_bwd_f32, PMLI_rmsnorm_bwd_begins_bf16, PMLI_rmsnorm_bwd_begins_f16,
+         PMLI_rmsnorm_bwd_begins_f16_to_f32}};
+    pmli_kernel kernel = kernels[which][wide_sums ? 3 : (int)dtype];
     row_form form = form_for(cols, whole ? packs : 0, whole ? packs_a_thread_bwd(packs) : 0);
     return pmli_cuda_launch(queue, kernel + form.kernel, shape_for(rows, form.threads), &p, err);
 }

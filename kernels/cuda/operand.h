@@ -10,7 +10,7 @@ static inline bool pmli_is_float(pml_dtype dtype)
     return dtype == PML_F32 || dtype == PML_BF16 || dtype == PML_F16;
 }
 
-/* Present, of this shape and of the dtype that the op's first operand has. */
+/* Present, of this shape and of a dtype that other operands have. */
 static inline void pmli_need_as(pmli_check *c, const char *name, const pml_view *v, int64_t rows,
                                 int64_t cols, pml_dtype dtype)
 {

@@ -17,7 +17,7 @@ gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
     gpu_case *c = &cases->at[cases->count++];
     memset(c, 0, sizeof *c);
     c->op = op;
-    c->positive = -1;
+    c->positive = c->exact = -1;
     for (int i = 0; i < PML_OP_MAX_VIEWS; i++)
         c->inside[i] = -1;
     int n = snprintf(c->name, sizeof c->name, "%-12s ", pml_op_describe(op)->name);
@@ -89,33 +89,50 @@ static void add_moves(gpu_cases *cases)
     c->distinct = true;
 }
 
+/* What a norm may read: a residual to add, a weight that is trained, rows that begin the residual
+ * line in float32. */
 static void add_norms(gpu_cases *cases)
 {
     static const int64_t widths[] = {8,    63,   64,   128,  576,   896,  1024,
                                      2048, 4096, 5120, 8192, 16384, 40000};
+    static const struct {
+        const char *name;
+        bool adds, in_place, trained, wide_x;
+    } forms[] = {{.name = ""},
+                 {.name = " + residual", .adds = true},
+                 {.name = " + residual in place", .adds = true, .in_place = true},
+                 {.name = ", trained", .trained = true},
+                 {.name = ", trained + residual", .adds = true, .trained = true},
+                 {.name = ", x in F32", .trained = true, .wide_x = true},
+                 {.name = ", x in F32 + residual", .adds = true, .trained = true, .wide_x = true}};
     for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
-        for (int f = 0; f < CASES_FLOATS; f++) {
+        for (size_t i = 0; i < CASES_FLOATS * (sizeof forms / sizeof *forms); i++) {
             int64_t cols = widths[w], rows = cols < 1000 ? 131 : 5;
-            pml_dtype d = cases_floats[f];
-            for (int form = 0; form < 5; form++) {
-                static const char *const forms[] = {"", " + residual", " + residual in place",
-                                                    ", trained", ", trained + residual"};
-                int64_t border = form == 1 || form == 4 ? 8 : 0;
-                gpu_case *c = cases_add(cases, PML_OP_rmsnorm, "%s [%d,%d]%s", pml_dtype_name(d),
-                                        (int)rows, (int)cols, forms[form]);
-                pml_rmsnorm_args *a = &c->args.rmsnorm;
-                *a = (pml_rmsnorm_args){.x = shaped(rows, cols, border, d),
-                                        .weight = shaped(1, cols, 0, form < 3 ? d : PML_F32),
-                                        .y = shaped(rows, cols, 2 * border, d),
-                                        .rstd = shaped(1, rows, 0, PML_F32),
-                                        .eps = 1e-5F};
-                c->tolerance = cases_tight(d);
-                if (form != 0 && form != 3)
-                    a->add = a->sum = shaped(rows, cols, border, d);
-                if (form == 2)
-                    c->inside[PML_OPERAND(rmsnorm, sum)] = PML_OPERAND(rmsnorm, x);
-                c->shift = border > 0 && w % 2 == 0 ? 1 : 0;
+            pml_dtype d = cases_floats[i % CASES_FLOATS];
+            size_t form = i / CASES_FLOATS;
+            const bool adds = forms[form].adds;
+            if (forms[form].wide_x && d == PML_F32)
+                continue;
+            int64_t border = adds && !forms[form].in_place ? 8 : 0;
+            gpu_case *c = cases_add(cases, PML_OP_rmsnorm, "%s [%d,%d]%s", pml_dtype_name(d),
+                                    (int)rows, (int)cols, forms[form].name);
+            pml_rmsnorm_args *a = &c->args.rmsnorm;
+            *a = (pml_rmsnorm_args){
+                .x = shaped(rows, cols, border, forms[form].wide_x ? PML_F32 : d),
+                .weight = shaped(1, cols, 0, forms[form].trained ? PML_F32 : d),
+                .y = shaped(rows, cols, 2 * border, d),
+                .rstd = shaped(1, rows, 0, PML_F32),
+                .eps = 1e-5F};
+            c->tolerance = adds ? cases_tight(d) : cases_once(d);
+            if (adds) { /* rstd is of the sum, which the reference does not round */
+                a->add = a->sum = shaped(rows, cols, border, d);
+                c->exact = PML_OPERAND(rmsnorm, sum);
+            } else {
+                c->of_f32 = 1e-5;
             }
+            if (forms[form].in_place)
+                c->inside[PML_OPERAND(rmsnorm, sum)] = PML_OPERAND(rmsnorm, x);
+            c->shift = border > 0 && w % 2 == 0 ? 1 : 0;
         }
 }
 

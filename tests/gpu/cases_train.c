@@ -8,44 +8,82 @@
 
 #include "cases.h"
 
-/* Where the weight is trained it is in float32. Of the forms the last three are F16's, with sums in
- * float32: those alone, which must be as good as float32 gets, with their rounding on dy, and over
- * a weight that is frozen. */
-static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t cols, int form)
+/* What may differ between two calls of a norm's backward, for some dtype d of dy. */
+typedef struct norm_form {
+    const char *name;
+    bool dres, in_place; /* in_place: dx lies on dres */
+    bool frozen;         /* the weight is of d, or F32 beside a wide x, and has no gradient */
+    bool wide_x;         /* x is in F32, as the residual line begins */
+    bool wide_sums;      /* dres and dx are in F32, for float16 alone */
+    bool rounded;        /* dx comes again in d, where dy lies */
+    bool apart;          /* rows with something between them, off their alignment */
+    bool many_rows;      /* also as many as blocks come to one after the other */
+} norm_form;
+
+static void add_rmsnorm_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int64_t cols,
+                            const norm_form *form)
 {
-    static const char *const forms[] = {"",
-                                        " + dres, dweight",
-                                        " in place of dres, dweight",
-                                        " in place of dres, frozen",
-                                        " to F32 in place of dres",
-                                        " to F32, rounded on dy",
-                                        " to F32, frozen"};
-    const bool trains = form > 0 && form != 3 && form != 6;
     gpu_case *c = cases_add(cases, PML_OP_rmsnorm_bwd, "%s [%d,%d]%s", pml_dtype_name(d), (int)rows,
-                            (int)cols, forms[form]);
-    int64_t border = form == 1 ? 8 : 0;
+                            (int)cols, form->name);
+    int64_t border = form->apart ? 8 : 0;
+    pml_dtype of_x = form->wide_x ? PML_F32 : d, sums = form->wide_sums ? PML_F32 : d;
     pml_rmsnorm_bwd_args *a = &c->args.rmsnorm_bwd;
     *a = (pml_rmsnorm_bwd_args){.dy = shaped(rows, cols, border, d),
-                                .x = shaped(rows, cols, 2 * border, d),
-                                .weight = shaped(1, cols, 0, trains ? PML_F32 : d),
+                                .x = shaped(rows, cols, 2 * border, of_x),
+                                .weight = shaped(1, cols, 0, form->frozen ? of_x : PML_F32),
                                 .rstd = shaped(1, rows, 0, PML_F32),
-                                .dx = shaped(rows, cols, border, d)};
-    c->tolerance = d == PML_F32 ? 1e-5 : cases_tight(d);
-    c->shift = form == 1 ? 1 : 0;
-    if (form > 0)
-        a->dres = shaped(rows, cols, border, d);
-    if (trains)
+                                .dx = shaped(rows, cols, border, sums)};
+    c->tolerance = cases_once(d);
+    c->of_f32 = 1e-5; /* sums, and the gradient of the weight */
+    c->shift = form->apart ? 1 : 0;
+    if (form->dres)
+        a->dres = shaped(rows, cols, border, sums);
+    if (!form->frozen)
         a->dweight = shaped(1, cols, 0, PML_F32);
-    if (form >= 2 && form <= 4)
+    if (form->in_place)
         c->inside[PML_OPERAND(rmsnorm_bwd, dx)] = PML_OPERAND(rmsnorm_bwd, dres);
-    if (form < 4)
-        return;
-    a->dx.dtype = a->dres.dtype = PML_F32;
-    c->tolerance = form != 5 ? 1e-5 : cases_tight(d);
-    if (form == 5) {
+    if (form->rounded) {
         a->rounded = shaped(rows, cols, border, d);
-        a->dres = (pml_view){0};
         c->inside[PML_OPERAND(rmsnorm_bwd, rounded)] = PML_OPERAND(rmsnorm_bwd, dy);
+    }
+}
+
+static const norm_form norm_forms[] = {
+    {.name = "", .frozen = true},
+    {.name = " + dres, dweight", .dres = true, .apart = true},
+    {.name = " in place of dres, dweight", .dres = true, .in_place = true, .many_rows = true},
+    {.name = " in place of dres, frozen", .dres = true, .in_place = true, .frozen = true},
+    {.name = ", x in F32", .wide_x = true, .dres = true, .in_place = true, .many_rows = true},
+    {.name = ", x in F32, frozen", .wide_x = true, .frozen = true, .dres = true, .in_place = true},
+    {.name = ", x in F32, apart", .wide_x = true, .dres = true, .apart = true},
+    /* float16's own: sums as good as float32 gets, and with their rounding on dy */
+    {.name = " to F32 in place of dres",
+     .dres = true,
+     .in_place = true,
+     .wide_sums = true,
+     .many_rows = true},
+    {.name = " to F32, rounded on dy", .wide_sums = true, .rounded = true},
+    {.name = " to F32, frozen", .dres = true, .wide_sums = true, .frozen = true},
+    {.name = ", x in F32, to F32",
+     .wide_x = true,
+     .dres = true,
+     .in_place = true,
+     .wide_sums = true,
+     .many_rows = true},
+    {.name = ", x in F32, to F32, frozen", .wide_x = true, .wide_sums = true, .frozen = true}};
+
+static void add_rmsnorm_bwds(gpu_cases *cases, pml_dtype d)
+{
+    static const int64_t widths[] = {8, 63, 128, 896, 2048, 4096, 16384, 40000};
+    static const int64_t weighted[] = {16, 768, 2048, 4096, 8192}; /* blocks of many rows */
+    for (size_t form = 0; form < sizeof norm_forms / sizeof *norm_forms; form++) {
+        const norm_form *f = &norm_forms[form];
+        if ((f->wide_sums && d != PML_F16) || (f->wide_x && d == PML_F32))
+            continue;
+        for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+            add_rmsnorm_bwd(cases, d, widths[w] < 1000 ? 131 : 5, widths[w], f);
+        for (size_t w = 0; f->many_rows && w < sizeof weighted / sizeof *weighted; w++)
+            add_rmsnorm_bwd(cases, d, weighted[w] < 1000 ? 5001 : 601, weighted[w], f);
     }
 }
 
@@ -170,7 +208,7 @@ static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t
                                                  .kv_heads = kv,
                                                  .head_dim = dim,
                                                  .eps = 1e-6F};
-        c->tolerance = cases_tight(d);
+        c->tolerance = cases_once(d);
         c = cases_add(cases, PML_OP_head_norm_bwd, "%s %d+%d of %d%s", pml_dtype_name(d), heads, kv,
                       dim, trains ? " in place, dweights" : "");
         c->args.head_norm_bwd =
@@ -356,17 +394,9 @@ static void add_skipped(gpu_cases *cases)
 
 void cases_of_training(gpu_cases *cases)
 {
-    static const int64_t widths[] = {8, 63, 128, 896, 2048, 4096, 16384, 40000};
-    static const int64_t weighted[] = {16, 768, 2048, 4096, 8192};
     for (int f = 0; f < CASES_FLOATS; f++) {
         pml_dtype d = cases_floats[f];
-        for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
-            for (int form = 0; form < (d == PML_F16 ? 7 : 4); form++)
-                add_rmsnorm_bwd(cases, d, widths[w] < 1000 ? 131 : 5, widths[w], form);
-        for (size_t w = 0; w < sizeof weighted / sizeof *weighted; w++) /* blocks of many rows */
-            add_rmsnorm_bwd(cases, d, weighted[w] < 1000 ? 5001 : 601, weighted[w], 2);
-        if (d == PML_F16)
-            add_rmsnorm_bwd(cases, d, 1201, 4096, 4);
+        add_rmsnorm_bwds(cases, d);
         add_elementwise(cases, d);
         add_head_norms(cases, d, 4, 2, 128);
         add_head_norms(cases, d, 3, 1, 20);

@@ -195,15 +195,16 @@ static bool same_bits(const session *s, pml_view got, pml_view want)
     return same;
 }
 
-static bool judge_output(const session *s, const gpu_case *c, pml_view got, pml_view want,
-                         double *worst)
+static bool judge_output(const session *s, const gpu_case *c, int operand, pml_view got,
+                         pml_view want, double *worst)
 {
-    if (c->tolerance == 0)
+    double most = c->of_f32 > 0 && got.dtype == PML_F32 ? c->of_f32 : c->tolerance;
+    if (most == 0 || operand == c->exact)
         return same_bits(s, got, want);
     if (got.dtype == PML_F64) {
         double error = fabs(*(double *)got.data - *(double *)want.data);
         *worst = fmax(*worst, error / fabs(*(double *)want.data));
-        return *worst <= c->tolerance;
+        return *worst <= most;
     }
     pml_view wide = pml_matrix(must_alloc((size_t)(got.rows * got.cols) * sizeof(float)), got.rows,
                                got.cols, PML_F32);
@@ -211,7 +212,7 @@ static bool judge_output(const session *s, const gpu_case *c, pml_view got, pml_
     double error = distance(wide, want, c->unit);
     free(wide.data);
     *worst = fmax(*worst, error);
-    return error <= c->tolerance; /* false for NaN */
+    return error <= most; /* false for NaN */
 }
 
 /* What codes in pieces mean, float32 without borders. */
@@ -262,7 +263,7 @@ void judge(session *s, const gpu_case *c)
         bool in_pieces = c->in_pieces > 0 && (i == c->codes || i == c->scales);
         if (good &&
             (in_pieces ? !judge_codes(s, c, pml_op_views(&ours), pml_op_views(&twin), &worst)
-                       : !judge_output(s, c, in_image(s, got, s->eager), want, &worst))) {
+                       : !judge_output(s, c, i, in_image(s, got, s->eager), want, &worst))) {
             good = false;
             snprintf(words, sizeof words, "operand '%s' is off, ", info->operands[i]);
         }
@@ -330,6 +331,39 @@ static void attention_refuses(session *s)
     }
 }
 
+/* Of a norm's dtypes: a narrow weight beside rows in float32, rows of another 16 bits, and a narrow
+ * weight whose gradient is asked for. */
+static void norms_refuse(session *s)
+{
+    static const struct {
+        const char *what, *words;
+        pml_dtype x, weight;
+    } bad[] = {{"a narrow weight beside rows in float32", "'weight'", PML_F32, PML_BF16},
+               {"rows of another 16 bits", "x in F16 beside BF16", PML_F16, PML_BF16},
+               {"a narrow weight with a gradient", "'weight' of BF16", PML_BF16, PML_BF16}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const pml_view dy = pml_matrix(s->arena, 2, 64, PML_BF16);
+        const pml_view x = pml_matrix(s->arena, 2, 64, bad[i].x);
+        const pml_view weight = pml_vector(s->arena, 64, bad[i].weight);
+        const pml_view rstd = pml_vector(s->arena, 2, PML_F32);
+        pml_op_args forward = {.rmsnorm = {.x = x, .weight = weight, .y = dy, .rstd = rstd}};
+        pml_op_args back = {.rmsnorm_bwd = {.dy = dy,
+                                            .x = x,
+                                            .weight = weight,
+                                            .rstd = rstd,
+                                            .dx = dy,
+                                            .dweight = pml_vector(s->arena, 64, PML_F32)}};
+        pml_error err = PML_ERROR_INIT;
+        back.rmsnorm_bwd.ws = pml_vector(s->arena, (int64_t)s->cases.workspace, PML_U8);
+        pml_status got = pml_op_run(s->gpu, PML_OP_rmsnorm_bwd, s->queue, &back, &err);
+        expect_refusal(s, bad[i].what, PML_INVALID, got, &err, bad[i].words);
+        if (bad[i].x == PML_BF16) /* the forward makes no gradient */
+            continue;
+        got = pml_op_run(s->gpu, PML_OP_rmsnorm, s->queue, &forward, &err);
+        expect_refusal(s, bad[i].what, PML_INVALID, got, &err, bad[i].words);
+    }
+}
+
 /* What an op refuses, and that a recording which went wrong leaves a queue that works. */
 static void refusals(session *s)
 {
@@ -346,6 +380,7 @@ static void refusals(session *s)
     expect_refusal(s, "a wrong shape is refused by name", PML_INVALID, got, &err, "'weight'");
 
     attention_refuses(s);
+    norms_refuse(s);
 
     got = pml_op_run(s->gpu, PML_OP_allreduce, s->queue, &args, &err);
     expect_refusal(s, "an op that is not there is refused by name", PML_UNSUPPORTED, got, &err,

@@ -1,7 +1,7 @@
 """Loss curves in 16 bits and float32, ours and transformers', from one start on the same data.
 
     python3 tools/bench/curve.py --curve build/gpu/bundle/test_curve [--device cuda] [--steps 200]
-                                 [--head-dim 128] [--trials 1]
+                                 [--head-dim 128] [--trials 1] [--first 0]
 
 Two cases on text that is there: a Llama of 24 million parameters trained whole from random weights
 on the source of Python's standard library, in bytes; then LoRA (r = 16, all seven projections) on
@@ -10,7 +10,8 @@ table has each other curve's distance from it. Transformers in bfloat16 runs thr
 other kernels of attention: their distances are the spread that bfloat16 itself has. Ours is within
 it when its root mean square and its largest distance are at most the largest of theirs; else exit
 status 1.
-With --trials 12 all of it is done as often, six at a time, from other random weights and adapters,
+With --trials 12 all of it is done as often, six at a time, from other random weights and adapters
+(those from number --first on),
 the second case on other texts in turn (documentation, the library from its other end, the engine's
 C). One trial may be outside by chance: of four curves that are equally good each is the farthest in
 one of four. So trials are judged together: by the mean of squares, over all trials, of root mean
@@ -367,11 +368,12 @@ def trial(args: argparse.Namespace, number: int) -> dict[str, Distances]:
 def run(args: argparse.Namespace) -> bool:
     """All trials; whether all is well."""
     if args.trials == 1:
-        trials = [trial(args, 0)]
+        trials = [trial(args, args.first)]
     else:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(AT_A_TIME, spawn) as pool:
-            waiting = [pool.submit(trial, args, number) for number in range(args.trials)]
+            numbers = range(args.first, args.first + args.trials)
+            waiting = [pool.submit(trial, args, number) for number in numbers]
             trials = [one.result() for one in waiting]
     good = all([judge(case, [made[case] for made in trials]) for case in trials[0]])
     if args.resume:
@@ -391,6 +393,7 @@ def main() -> None:
         "--head-dim", type=int, default=128, choices=[64, 128], help="other kernels of attention"
     )
     parser.add_argument("--trials", type=int, default=1, help="models, adapters and texts")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--adamw-8bit", action="store_true")
     parser.add_argument(

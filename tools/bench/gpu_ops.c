@@ -17,7 +17,7 @@
 #include "pml/base/philox.h"
 #include "pml_op/backend.h"
 
-enum { MOST_CASES = 48, MOST_SETS = 32, TIMES = 99, PIECE = 1 << 20, MOST_LENGTH = 1 << 16 };
+enum { MOST_CASES = 64, MOST_SETS = 32, TIMES = 99, PIECE = 1 << 20, MOST_LENGTH = 1 << 16 };
 static const size_t CACHE = (size_t)256 << 20, GIB = (size_t)1 << 30;
 
 typedef struct op_case {
@@ -83,13 +83,24 @@ static void add_norms(bench *b, int64_t tokens, int64_t hidden, pml_dtype d)
     pml_view rstd = shaped(1, tokens, 0, PML_F32);
     op_case *c = add(b, PML_OP_rmsnorm, "rmsnorm, residual");
     c->args.rmsnorm = (pml_rmsnorm_args){rows, rows, one, rows, rows, rstd, 1e-5F};
+    pml_view wide = shaped(tokens, hidden, 0, PML_F32), trained = shaped(1, hidden, 0, PML_F32);
+    c = add(b, PML_OP_rmsnorm, "rmsnorm, x in F32"); /* as the first of a whole model is */
+    c->args.rmsnorm =
+        (pml_rmsnorm_args){.x = wide, .weight = trained, .y = rows, .rstd = rstd, .eps = 1e-5F};
+    c = add(b, PML_OP_rmsnorm_bwd, "rmsnorm_bwd, weight, x in F32");
+    c->args.rmsnorm_bwd = (pml_rmsnorm_bwd_args){.dy = rows,
+                                                 .x = wide,
+                                                 .weight = trained,
+                                                 .rstd = rstd,
+                                                 .dres = rows,
+                                                 .dx = rows,
+                                                 .dweight = trained};
     for (int trains = 0; trains < 2; trains++) {
         c = add(b, PML_OP_rmsnorm_bwd, trains ? "rmsnorm_bwd, weight" : "rmsnorm_bwd");
         c->args.rmsnorm_bwd = (pml_rmsnorm_bwd_args){
             .dy = rows, .x = rows, .weight = one, .rstd = rstd, .dres = rows, .dx = rows};
         if (trains)
-            c->args.rmsnorm_bwd.weight = c->args.rmsnorm_bwd.dweight =
-                shaped(1, hidden, 0, PML_F32);
+            c->args.rmsnorm_bwd.weight = c->args.rmsnorm_bwd.dweight = trained;
     }
 }
 

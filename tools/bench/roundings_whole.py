@@ -1,44 +1,54 @@
 """Which roundings move a curve of a Llama trained whole: float32 that rounds where we do.
 
-    python3 tools/bench/roundings_whole.py [--device cuda] [--seeds 7,9] [--ways norms,all,…]
+    python3 tools/bench/roundings_whole.py [--device cuda] [--seeds 7,9] [--ways ours,all,…]
                                            [--hidden 512 --layers 8 --batch 8 --length 512]
+                                           [--marks 5,20] [--curve build/gpu/bundle/test_curve]
 
 The training of ``curve.py``'s first case (seeds are its trials': 7, 9, 11 …), without a rounding,
 the line; then in each of the ways below. Told is the root mean square and largest distance of its
-losses from the line's. Before that, with the line's weights at some steps, how far each way's
-gradient is from float32's: the mean of all matrices in layers, and the whole; transformers' own
-under bfloat16 autocast, too.
+losses from the line's. Before that, with the line's weights at the steps that are marked, how far
+each way's gradient is from float32's, transformers' own under bfloat16 autocast and, with --curve,
+our program's, too: of one batch, and of eight together; and how many of its numbers have the other
+sign. What is drawn anew with each token becomes less among eight batches; what is rounded alike
+everywhere does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from curve import text_rows
+from curve import ours, text_rows, write_case
 from roundings import PLACES, Model, State
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
+from transformers.utils import logging
 
 ALL = {*PLACES, "embed", "norm weights"}
-#: What a way rounds forwards, and whether gradients are rounded. "norms" is our program, whose
-#: norms read float32 weights; "all" what it was before. "embed" leaves out the table of embeddings
-#: as well, "sums" that and the residual line. "forwards" is our program's forward alone, "copies"
-#: the weights alone, "all copies" norms' among them, "norm copies" those alone.
+TOGETHER = 8  # batches whose gradient is compared, besides one's
+OURS = ALL - {"norm weights", "embed"}
+#: What a way rounds forwards, and whether gradients are rounded. "ours" is our program, whose norms
+#: and table of embeddings are read in float32; "table" what it was when only norms' weights were,
+#: "all" before. "sums" leaves out the residual line as well. "forwards" is our program's forward
+#: alone, "copies" the weights alone, "all copies" those of norms and the table among them, "norm
+#: copies" and "table copies" those alone.
 WAYS: dict[str, tuple[set[str], bool]] = {
     "all": (ALL, True),
-    "norms": (ALL - {"norm weights"}, True),
-    "embed": (ALL - {"norm weights", "embed"}, True),
-    "sums": (ALL - {"norm weights", "embed", "res"}, True),
-    "forwards": (ALL - {"norm weights"}, False),
-    "copies": ({"copy", "embed"}, False),
+    "table": (ALL - {"norm weights"}, True),
+    "ours": (OURS, True),
+    "sums": (OURS - {"res"}, True),
+    "forwards": (OURS, False),
+    "copies": ({"copy"}, False),
     "all copies": ({"copy", "embed", "norm weights"}, False),
     "norm copies": ({"norm weights"}, False),
+    "table copies": ({"embed"}, False),
 }
-MARKS = (5, 20, 60, 120)  # steps
 
 
 class Whole(Model):
@@ -120,7 +130,7 @@ class Trial:
         optimizer = torch.optim.AdamW(groups, lr=3e-4)
         schedule = get_scheduler("cosine", optimizer, steps // 10, steps)
         for step in range(steps):
-            if step in MARKS:
+            if step in self.args.marks:
                 kept[step] = {n: x.detach().clone() for n, x in trained.items()}
             loss = model.loss(self.batch(step))
             loss.backward()
@@ -131,30 +141,68 @@ class Trial:
             losses.append(loss.detach())
         return np.array([float(loss) for loss in losses]), kept
 
-    def gradient(self, weights: State, step: int, way: tuple[set[str], bool]) -> State:
-        """Of a step's batch with these weights."""
+    def gradient(self, weights: State, steps: range, way: tuple[set[str], bool]) -> State:
+        """Of the mean loss of some steps' batches, with these weights."""
         model = self.model(weights, way)
-        model.loss(self.batch(step)).backward()
+        for step in steps:
+            (model.loss(self.batch(step)) / len(steps)).backward()
         return {n: x.grad for n, x in model.weights.items() if x.grad is not None}
 
-    def theirs(self, weights: State, step: int) -> State:
+    def theirs(self, weights: State, steps: range) -> State:
         """The same by transformers under autocast."""
         for name, parameter in self.peer.named_parameters():
             parameter.data.copy_(weights[name])
         self.peer.zero_grad()
-        ids = self.batch(step)
-        with torch.autocast(self.args.device, torch.bfloat16):
-            loss = self.peer(input_ids=ids, labels=ids).loss
-        loss.backward()
+        for step in steps:
+            ids = self.batch(step)
+            with torch.autocast(self.args.device, torch.bfloat16):
+                loss = self.peer(input_ids=ids, labels=ids).loss
+            (loss / len(steps)).backward()
         return {n: p.grad.clone() for n, p in self.peer.named_parameters() if p.grad is not None}
 
+    def our_own(self, weights: State, steps: range) -> State:
+        """The same by one step of our program, whose first moment is a tenth of it."""
+        args, batch = self.args, self.args.batch
+        for name, parameter in self.peer.named_parameters():
+            parameter.data.copy_(weights[name])
+        folder, saved = args.folder / "one", args.folder / "one-saved"
+        for old in (folder, saved):
+            shutil.rmtree(old, ignore_errors=True)
+        self.peer.save_pretrained(folder / "model")
+        rows = self.ids[steps.start * batch : steps.stop * batch]
+        settings = {
+            "max_steps": 1, "max_length": args.length, "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": len(steps), "max_grad_norm": 0.0, "warmup_steps": 0,
+            "lr_scheduler_type": "cosine", "method": "full", "learning_rate": 3e-4,
+            "weight_decay": 0.1,
+        }  # fmt: skip
+        write_case(folder, rows.copy(), settings)
+        narrow = ["--bf16", "--fast"] if args.device == "cuda" else []
+        ours(args, "one", *narrow, "--save", str(saved))
+        moments = load_file(saved / "optimizer.safetensors")
+        return {n: 10 * moments[f"exp_avg.{n}"].to(args.device).view_as(x)
+                for n, x in weights.items()}  # fmt: skip
 
-def error(got: State, exact: State) -> str:
-    """Mean relative distance of the matrices in layers, and that of all together."""
-    names = [n for n, x in exact.items() if "layers" in n and x.dim() > 1]
-    mean = np.mean([float((got[n] - exact[n]).norm() / exact[n].norm()) for n in names])
-    apart = sum(float((got[n] - exact[n]).norm()) ** 2 for n in exact)
-    return f"{mean:.1e} ({(apart / sum(float(x.norm()) ** 2 for x in exact.values())) ** 0.5:.1e})"
+
+#: Tensors of a kind, by what their names hold; each layer's by itself would be too much to read.
+KINDS = {
+    "table": "embed_tokens", "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj",
+    "gate": "gate_proj", "up": "up_proj", "down": "down_proj", "norms": "norm", "head": "lm_head",
+}  # fmt: skip
+
+
+def distance(got: State, exact: State, part: str) -> float:
+    """Relative, of all tensors of a kind together."""
+    names = [n for n in exact if part in n]
+    apart = sum(float((got[n] - exact[n]).norm()) ** 2 for n in names)
+    return float((apart / sum(float(exact[n].norm()) ** 2 for n in names)) ** 0.5)
+
+
+def turned(got: State, exact: State, part: str) -> float:
+    """How many of a kind's numbers have another sign: AdamW moves each by as much as the others."""
+    names = [n for n in exact if part in n]
+    other = sum(int((got[n].sign() != exact[n].sign()).sum()) for n in names)
+    return other / sum(exact[n].numel() for n in names)
 
 
 def main() -> None:
@@ -169,18 +217,47 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--marks", default="5,20,60,120", help="steps to compare gradients at")
+    parser.add_argument("--curve", help="the program test_curve: our own gradients, too")
     args = parser.parse_args()
-    ways = args.ways.split(",")
+    ways = [way for way in args.ways.split(",") if way]
+    args.marks = [int(step) for step in args.marks.split(",") if step]
+    if any(step > args.steps - TOGETHER for step in args.marks):
+        parser.error(f"--marks end at {args.steps - TOGETHER}: {TOGETHER} batches are compared")
     if strange := set(ways) - set(WAYS):
         parser.error(f"{', '.join(sorted(strange))}: there are {', '.join(WAYS)}")
+    logging.disable_progress_bar()
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="pml-roundings-", dir=memory if memory.is_dir() else None
+    ) as made:
+        args.folder = Path(made)
+        run(args, ways)
+
+
+def gradients(trial: Trial, seed: int, step: int, weights: State, ways: list[str]) -> None:
+    """Tell how far each gradient is from float32's."""
+    for batches in (1, TOGETHER):
+        steps = range(step, step + batches)
+        exact = trial.gradient(weights, steps, (set(), False))
+        found = {way: trial.gradient(weights, steps, WAYS[way]) for way in ways}
+        found["transformers"] = trial.theirs(weights, steps)
+        if trial.args.curve:
+            found["our program"] = trial.our_own(weights, steps)
+        print(f"{seed}, gradients at step {step}, batches {batches}, of kinds in thousandths:")
+        for name, got in found.items():
+            for what, of in (("apart", distance), ("signs", turned)):
+                words = " ".join(f"{k} {1e3 * of(got, exact, p):.1f}" for k, p in KINDS.items())
+                print(f"  {name:13} {what} {1e3 * of(got, exact, ''):.1f} ({words})", flush=True)
+
+
+def run(args: argparse.Namespace, ways: list[str]) -> None:
+    """All seeds, gradients first."""
     for seed in map(int, args.seeds.split(",")):
         begin, trial = time.monotonic(), Trial(args, seed)
         line, kept = trial.train((set(), False))
         for step, weights in kept.items():
-            exact = trial.gradient(weights, step, (set(), False))
-            words = [f"{w} {error(trial.gradient(weights, step, WAYS[w]), exact)}" for w in ways]
-            words.append(f"transformers {error(trial.theirs(weights, step), exact)}")
-            print(f"{seed}, gradients at step {step}: {', '.join(words)}", flush=True)
+            gradients(trial, seed, step, weights, ways)
         for way in ways:
             d = trial.train(WAYS[way])[0] / line - 1
             print(

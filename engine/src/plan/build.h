@@ -54,8 +54,17 @@ typedef struct pmli_builder {
     pmli_layer *layers;
     pmli_norm final_norm;
     int32_t embed, dembed, head, dhead; /* head == embed where tied */
+    int32_t table;                      /* what is looked up: embed, or what it is a rounding of */
     pml_segment segment;                /* the one being built */
 } pmli_builder;
+
+/* Whether the residual line begins in float32 where all else has 16 bits: a table that is trained
+ * is read as it is trained, and a row of it is rounded after the first layer's attention came to
+ * it. */
+static inline bool pmli_begins_wide(const pmli_builder *b)
+{
+    return b->table != b->embed;
+}
 
 /* A batch that there can be. */
 pml_status pmli_check_limits(const pml_batch_limits *limits, pml_error *err);

@@ -325,16 +325,22 @@ static void lay_bias(pmli_builder *b, int l, int which, pmli_linear *linear)
     }
 }
 
-/* Of a norm that is trained the ops read the float32, not its rounding: weights are near 1, where
- * numbers of bfloat16 are 2^-7 and 2^-8 apart, so that many steps would change nothing, and one all
- * at once. */
-static void lay_norm(pmli_builder *b, pmli_norm *norm, int64_t width, pml_saved which,
+/* Of norms and the table of embeddings the ops read the float32 that is trained, not its rounding:
+ * that stands still for many steps, for weights near 1 above all, and then jumps at once. */
+static int32_t unrounded(const pmli_builder *b, int32_t tensor)
+{
+    int32_t master = tensor >= 0 ? b->program->tensors[tensor].master : PMLI_ABSENT;
+    return master >= 0 ? master : tensor;
+}
+
+/* wide_x: what the norm reads is in float32, and so is its weight, frozen or not. */
+static void lay_norm(pmli_builder *b, pmli_norm *norm, int64_t width, bool wide_x, pml_saved which,
                      const char *name)
 {
     char file_name[80];
-    norm->w = weight(b, 1, width, saved(b, which), &norm->dw, name);
-    if (norm->w >= 0 && b->program->tensors[norm->w].master >= 0)
-        norm->w = b->program->tensors[norm->w].master;
+    norm->w = unrounded(b, weight(b, 1, width, saved(b, which), &norm->dw, name));
+    if (wide_x && norm->w >= 0)
+        b->program->tensors[norm->w].dtype = PML_F32;
     pmli_name(b, file_name, sizeof file_name, "model.%s", name);
     name_whole(b, norm->w, 1, file_name, file_name);
 }
@@ -344,20 +350,21 @@ static void lay_vectors(pmli_builder *b, int l)
 {
     const pml_model_spec *spec = &b->program->spec;
     pmli_layer *layer = &b->layers[l];
+    const bool wide_x = l == 0 && pmli_begins_wide(b);
     char name[64];
     pmli_name(b, name, sizeof name, "layers.%d.input_layernorm.weight", l);
-    lay_norm(b, &layer->input_norm, spec->hidden, PML_SAVED_INPUT_NORM, name);
+    lay_norm(b, &layer->input_norm, spec->hidden, wide_x, PML_SAVED_INPUT_NORM, name);
     for (int which = 0; which < PMLI_LINEARS; which++)
         lay_bias(b, l, which, &layer->linear[which]);
     layer->q_norm = layer->k_norm = (pmli_norm){PMLI_ABSENT, PMLI_ABSENT};
     if (spec->qk_norm) {
         pmli_name(b, name, sizeof name, "layers.%d.self_attn.q_norm.weight", l);
-        lay_norm(b, &layer->q_norm, spec->head_dim, PML_SAVED_Q_NORM, name);
+        lay_norm(b, &layer->q_norm, spec->head_dim, false, PML_SAVED_Q_NORM, name);
         pmli_name(b, name, sizeof name, "layers.%d.self_attn.k_norm.weight", l);
-        lay_norm(b, &layer->k_norm, spec->head_dim, PML_SAVED_K_NORM, name);
+        lay_norm(b, &layer->k_norm, spec->head_dim, false, PML_SAVED_K_NORM, name);
     }
     pmli_name(b, name, sizeof name, "layers.%d.post_attention_layernorm.weight", l);
-    lay_norm(b, &layer->post_norm, spec->hidden, PML_SAVED_POST_NORM, name);
+    lay_norm(b, &layer->post_norm, spec->hidden, wide_x, PML_SAVED_POST_NORM, name);
 }
 
 /* A blocks and B blocks of the parts that have an adapter, stacked as pml_linear_args says. */
@@ -421,6 +428,7 @@ static void lay_model(pmli_builder *b)
         return;
     }
     b->embed = weight(b, spec->vocab, spec->hidden, saved(b, PML_SAVED_EMBED), &b->dembed, "embed");
+    b->table = unrounded(b, b->embed);
     name_whole(b, b->embed, 2, table, table);
     for (int l = 0; l < spec->layers; l++)
         for (int which = 0; which < PMLI_LINEARS; which++) {
@@ -432,7 +440,7 @@ static void lay_model(pmli_builder *b)
     b->program->decay_floats = b->program->trained_floats;
     for (int l = 0; l < spec->layers; l++)
         lay_vectors(b, l);
-    lay_norm(b, &b->final_norm, spec->hidden, PML_SAVED_NORM, "norm.weight");
+    lay_norm(b, &b->final_norm, spec->hidden, false, PML_SAVED_NORM, "norm.weight");
 }
 
 /* Side by side, as pml_told has them, so that one read has all of a step. */

@@ -7,10 +7,11 @@
 static pmli_stream embed(pmli_builder *b)
 {
     const pml_program *p = b->program;
-    int32_t h = pmli_activation(b, p->spec.hidden, "embedded", -1);
+    int32_t h = pmli_begins_wide(b) ? pmli_wide_activation(b, p->spec.hidden, "embedded")
+                                    : pmli_activation(b, p->spec.hidden, "embedded", -1);
     pml_node *node = pmli_node(b, PML_OP_embed, -1, "embed");
     pmli_operand(node, 0, p->ids);
-    pmli_operand(node, 1, b->embed);
+    pmli_operand(node, 1, b->table);
     pmli_operand(node, 2, h);
     pmli_node_done(b, node);
     return (pmli_stream){h, PMLI_ABSENT};

@@ -4,14 +4,15 @@
 #include "params.h"
 #include "types.cuh"
 
-template <typename T> __device__ void column_parts(const pmli_columns_params &p)
+template <typename T, typename Y> __device__ void column_parts(const pmli_columns_params &p)
 {
     const long long c = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= p.cols)
         return;
     const long long first = blockIdx.y * p.rows_a_part;
     const long long end = min(first + p.rows_a_part, p.rows);
-    const T *x = (const T *)p.x + c, *y = (const T *)p.y + c;
+    const T *x = (const T *)p.x + c;
+    const Y *y = (const Y *)p.y + c;
     float sum = 0;
     if (p.y == nullptr)
         for (long long t = first; t < end; t++)
@@ -22,14 +23,16 @@ template <typename T> __device__ void column_parts(const pmli_columns_params &p)
     p.parts[blockIdx.y * p.cols + c] = sum;
 }
 
-#define COLUMNS(name, T)                                                                           \
+#define COLUMNS(name, T, Y)                                                                        \
     extern "C" __global__ void __launch_bounds__(256) name(const pmli_columns_params p)            \
     {                                                                                              \
-        column_parts<T>(p);                                                                        \
+        column_parts<T, Y>(p);                                                                     \
     }
-COLUMNS(column_parts_f32, float)
-COLUMNS(column_parts_bf16, bf16)
-COLUMNS(column_parts_f16, f16)
+COLUMNS(column_parts_f32, float, float)
+COLUMNS(column_parts_bf16, bf16, bf16)
+COLUMNS(column_parts_f16, f16, f16)
+COLUMNS(column_parts_bf16_by_f32, bf16, float)
+COLUMNS(column_parts_f16_by_f32, f16, float)
 
 // A warp has every 32nd part of 32 columns, then the sums of one of them.
 extern "C" __global__ void __launch_bounds__(1024) add_parts(const pmli_add_parts_params p)

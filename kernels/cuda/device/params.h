@@ -134,8 +134,8 @@ typedef struct pmli_rmsnorm_params {
     float eps;
 } pmli_rmsnorm_params;
 
-/* Rows that wait in shared memory where the weight's gradient is made, too; where sums are wider.
- */
+/* Rows that wait in shared memory where the weight's gradient is made, too; where x or sums are
+ * wider than dy. */
 #define RMSNORM_PLACES      4
 #define RMSNORM_PLACES_WIDE 3
 

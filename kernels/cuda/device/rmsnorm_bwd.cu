@@ -4,15 +4,16 @@
 // packs than a block has threads, or no whole ones, columns.cu makes it by itself, before dx, which
 // may lie on dy.
 //
-// T is the dtype of dy and x, R that of the gradient which runs down the residual line: float where
+// T is the dtype of dy, R that of the gradient which runs down the residual line: float where
 // T is f16. It is then written twice, the second time as T for products to read. W is the weight's:
-// T, or float where it is trained.
+// T, or float where it is trained. X is that of x: T, or float where the residual line begins with
+// a table that is trained.
 #include "attention.cuh"
 #include "params.h"
 #include "row_total.cuh"
 #include "types.cuh"
 
-template <typename T, typename R, typename W, int PACKS>
+template <typename X, typename T, typename R, typename W, int PACKS>
 __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
 {
     constexpr int N = 16 / sizeof(T);
@@ -22,14 +23,15 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
     const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
     const int packs = row < p.rows ? (int)(p.cols / N) : 0;
     const pack *dy = (const pack *)((const T *)p.dy + row * p.ld_dy);
-    const pack *x = (const pack *)((const T *)p.x + row * p.ld_x);
+    const Pack<X, N> *x = (const Pack<X, N> *)((const X *)p.x + row * p.ld_x);
     const sum_pack *dres =
         p.dres != nullptr ? (const sum_pack *)((const R *)p.dres + row * p.ld_dres) : nullptr;
     const Pack<W, N> *weight = (const Pack<W, N> *)p.weight;
     sum_pack *dx = (sum_pack *)((R *)p.dx + row * p.ld_dx);
     pack *rounded = p.rounded != nullptr ? (pack *)((T *)p.rounded + row * p.ld_rounded) : nullptr;
 
-    pack held_dy[PACKS], held_x[PACKS];
+    pack held_dy[PACKS];
+    Pack<X, N> held_x[PACKS];
     sum_pack held_res[narrow_sum ? PACKS : 1];
 #pragma unroll
     for (int k = 0; k < PACKS; k++) {
@@ -37,7 +39,7 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
         if (c >= packs)
             continue;
         held_dy[k] = read_once<T, N>((const T *)&dy[c]);
-        held_x[k] = read_once<T, N>((const T *)&x[c]);
+        held_x[k] = read_once<X, N>((const X *)&x[c]);
         if (narrow_sum && dres != nullptr)
             held_res[narrow_sum ? k : 0] = read_once<R, N>((const R *)&dres[c]);
     }
@@ -79,13 +81,24 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
     }
 }
 
+__device__ inline uint4 from_shared(unsigned address)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+
 // Rows that wait in shared memory: a thread's own packs of dy, x and dres, so that it need not wait
 // for the other threads to read them.
 //
-//   [places][packs of dy, x, dres (two where it is wider)][threads] of 16 bytes
-template <typename T, typename R> struct Waiting {
-    static constexpr int N = 16 / sizeof(T), OF_RES = sizeof(R) / sizeof(T), PACKS = 2 + OF_RES;
-    static constexpr int PLACES = same<T, R> ? RMSNORM_PLACES : RMSNORM_PLACES_WIDE;
+//   [places][packs of dy, x and dres (two of one that is wider)][threads] of 16 bytes
+template <typename X, typename T, typename R> struct Waiting {
+    static constexpr int N = 16 / sizeof(T), OF_X = sizeof(X) / sizeof(T);
+    static constexpr int OF_RES = sizeof(R) / sizeof(T), PACKS = 1 + OF_X + OF_RES;
+    static constexpr int PLACES = PACKS == 3 ? RMSNORM_PLACES : RMSNORM_PLACES_WIDE;
     unsigned base, threads;
 
     __device__ unsigned at(int place, int pack) const
@@ -97,28 +110,35 @@ template <typename T, typename R> struct Waiting {
     __device__ void ask(const pmli_rmsnorm_bwd_params &p, long long row, int c, int place) const
     {
         const bool there = row < p.rows && c < p.cols / N;
-        const T *nothing = (const T *)p.x;
-        copy_16(at(place, 0), there ? (const T *)p.dy + row * p.ld_dy + c * N : nothing, there);
-        copy_16(at(place, 1), there ? (const T *)p.x + row * p.ld_x + c * N : nothing, there);
-        if (p.dres == nullptr)
-            return;
-        const R *res = (const R *)p.dres + row * p.ld_dres + c * N;
+        const T *dy = (const T *)p.dy + row * p.ld_dy + c * N;
+        copy_16(at(place, 0), there ? (const void *)dy : p.x, there);
+        ask_for<X, OF_X>((const X *)p.x + row * p.ld_x + c * N, there, p.x, place, 1);
+        if (p.dres != nullptr)
+            ask_for<R, OF_RES>((const R *)p.dres + row * p.ld_dres + c * N, there, p.x, place,
+                               1 + OF_X);
+    }
+
+    // So many packs of an operand, from pack `first` of a place on; nothing: any address there is.
+    template <typename O, int COUNT>
+    __device__ void ask_for(const O *from, bool there, const void *nothing, int place,
+                            int first) const
+    {
 #pragma unroll
-        for (int k = 0; k < OF_RES; k++)
-            copy_16(at(place, 2 + k), there ? (const void *)(res + k * (16 / sizeof(R))) : nothing,
-                    there);
+        for (int k = 0; k < COUNT; k++)
+            copy_16(at(place, first + k),
+                    there ? (const void *)(from + k * (16 / sizeof(O))) : nothing, there);
+    }
+
+    // The same, arrived.
+    template <typename O, int COUNT> __device__ Pack<O, N> arrived(int place, int first) const
+    {
+        Pack<O, N> x;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+            ((uint4 *)&x)[k] = from_shared(at(place, first + k));
+        return x;
     }
 };
-
-__device__ inline uint4 from_shared(unsigned address)
-{
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(address)
-                 : "memory");
-    return x;
-}
 
 // The sum over the threads of one row; turn: 0 and 1 alternate, so that one barrier is enough.
 __device__ inline float staying_total(float x, int turn)
@@ -140,9 +160,10 @@ __device__ inline float staying_total(float x, int turn)
 
 // dx and a part of the weight's gradient. A thread has one pack of every row that it comes to;
 // those of the next rows are on their way meanwhile.
-template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rmsnorm_bwd_params &p)
+template <typename X, typename T, typename R>
+__device__ void norm_bwd_weight(const pmli_rmsnorm_bwd_params &p)
 {
-    typedef Waiting<T, R> Rows;
+    typedef Waiting<X, T, R> Rows;
     constexpr int N = Rows::N, PLACES = Rows::PLACES;
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ float
@@ -167,9 +188,8 @@ template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rms
         const int place = turn % PLACES;
         const float rstd = next;
         copy_wait<PLACES - 2>();
-        const uint4 dy_bits = from_shared(rows.at(place, 0)),
-                    x_bits = from_shared(rows.at(place, 1));
-        const Pack<T, N> dy = *(const Pack<T, N> *)&dy_bits, x = *(const Pack<T, N> *)&x_bits;
+        const Pack<T, N> dy = rows.template arrived<T, 1>(place, 0);
+        const Pack<X, N> x = rows.template arrived<X, Rows::OF_X>(place, 1);
         rows.ask(p, row + (PLACES - 1) * stride, c, (turn + PLACES - 1) % PLACES);
         copy_commit();
         next = row + stride < p.rows ? p.rstd[row + stride] : 0.0f;
@@ -185,9 +205,7 @@ template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rms
             Pack<R, N> out, res = {};
             Pack<T, N> less;
             if (p.dres != nullptr)
-#pragma unroll
-                for (int k = 0; k < Rows::OF_RES; k++)
-                    ((uint4 *)&res)[k] = from_shared(rows.at(place, 2 + k));
+                res = rows.template arrived<R, Rows::OF_RES>(place, 1 + Rows::OF_X);
 #pragma unroll
             for (int e = 0; e < N; e++) {
                 float d = widen(dy.at[e]) * weight.at[e] * rstd - widen(x.at[e]) * back;
@@ -223,12 +241,13 @@ template <typename T, typename R> __device__ void norm_bwd_weight(const pmli_rms
 }
 
 // Any row: element by element. A thread reads only what it wrote itself where dx lies on an input.
-template <typename T, typename R, typename W>
+template <typename X, typename T, typename R, typename W>
 __device__ void norm_bwd_any(const pmli_rmsnorm_bwd_params &p)
 {
     const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
     const long long cols = row < p.rows ? p.cols : 0;
-    const T *dy = (const T *)p.dy + row * p.ld_dy, *x = (const T *)p.x + row * p.ld_x;
+    const T *dy = (const T *)p.dy + row * p.ld_dy;
+    const X *x = (const X *)p.x + row * p.ld_x;
     const W *weight = (const W *)p.weight;
     const R *dres = (const R *)p.dres + row * p.ld_dres;
     R *dx = (R *)p.dx + row * p.ld_dx;
@@ -248,33 +267,39 @@ __device__ void norm_bwd_any(const pmli_rmsnorm_bwd_params &p)
     }
 }
 
-#define REGISTERS(name, T, R, W, PACKS)                                                            \
+#define REGISTERS(name, X, T, R, W, PACKS)                                                         \
     extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_bwd_params p)       \
     {                                                                                              \
-        norm_bwd_registers<T, R, W, PACKS>(p);                                                     \
+        norm_bwd_registers<X, T, R, W, PACKS>(p);                                                  \
     }
-#define NORM(name, T, R, W)                                                                        \
+#define NORM(name, X, T, R, W)                                                                     \
     extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_bwd_params p)       \
     {                                                                                              \
-        norm_bwd_any<T, R, W>(p);                                                                  \
+        norm_bwd_any<X, T, R, W>(p);                                                               \
     }                                                                                              \
-    REGISTERS(name##_x1, T, R, W, 1)                                                               \
-    REGISTERS(name##_x2, T, R, W, 2)                                                               \
-    REGISTERS(name##_x4, T, R, W, 4)
-#define WEIGHT(name, T, R)                                                                         \
+    REGISTERS(name##_x1, X, T, R, W, 1)                                                            \
+    REGISTERS(name##_x2, X, T, R, W, 2)                                                            \
+    REGISTERS(name##_x4, X, T, R, W, 4)
+#define WEIGHT(name, X, T, R)                                                                      \
     extern "C" __global__ void __launch_bounds__(1024) name(const pmli_rmsnorm_bwd_params p)       \
     {                                                                                              \
-        norm_bwd_weight<T, R>(p);                                                                  \
+        norm_bwd_weight<X, T, R>(p);                                                               \
     }
 
-NORM(rmsnorm_bwd_f32, float, float, float)
-NORM(rmsnorm_bwd_bf16, bf16, bf16, bf16)
-NORM(rmsnorm_bwd_f16, f16, f16, f16)
-NORM(rmsnorm_bwd_f16_to_f32, f16, float, f16)
-NORM(rmsnorm_bwd_trained_bf16, bf16, bf16, float)
-NORM(rmsnorm_bwd_trained_f16, f16, f16, float)
-NORM(rmsnorm_bwd_trained_f16_to_f32, f16, float, float)
-WEIGHT(rmsnorm_bwd_weight_f32, float, float)
-WEIGHT(rmsnorm_bwd_weight_bf16, bf16, bf16)
-WEIGHT(rmsnorm_bwd_weight_f16, f16, f16)
-WEIGHT(rmsnorm_bwd_weight_f16_to_f32, f16, float)
+NORM(rmsnorm_bwd_f32, float, float, float, float)
+NORM(rmsnorm_bwd_bf16, bf16, bf16, bf16, bf16)
+NORM(rmsnorm_bwd_f16, f16, f16, f16, f16)
+NORM(rmsnorm_bwd_f16_to_f32, f16, f16, float, f16)
+NORM(rmsnorm_bwd_trained_bf16, bf16, bf16, bf16, float)
+NORM(rmsnorm_bwd_trained_f16, f16, f16, f16, float)
+NORM(rmsnorm_bwd_trained_f16_to_f32, f16, f16, float, float)
+NORM(rmsnorm_bwd_begins_bf16, float, bf16, bf16, float)
+NORM(rmsnorm_bwd_begins_f16, float, f16, f16, float)
+NORM(rmsnorm_bwd_begins_f16_to_f32, float, f16, float, float)
+WEIGHT(rmsnorm_bwd_weight_f32, float, float, float)
+WEIGHT(rmsnorm_bwd_weight_bf16, bf16, bf16, bf16)
+WEIGHT(rmsnorm_bwd_weight_f16, f16, f16, f16)
+WEIGHT(rmsnorm_bwd_weight_f16_to_f32, f16, f16, float)
+WEIGHT(rmsnorm_bwd_weight_begins_bf16, float, bf16, bf16)
+WEIGHT(rmsnorm_bwd_weight_begins_f16, float, f16, f16)
+WEIGHT(rmsnorm_bwd_weight_begins_f16_to_f32, float, f16, float)

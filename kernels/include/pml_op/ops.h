@@ -83,7 +83,8 @@ typedef enum pml_op {
 
 enum { PML_OP_MAX_VIEWS = 17, PML_LINEAR_MAX_PARTS = 3 };
 
-/* y[t,:] = table[ids[t],:].   ids [1,T] I32; table [V,H]; y [T,H]. */
+/* y[t,:] = table[ids[t],:].   ids [1,T] I32; table [V,H]; y [T,H], in the table's dtype or another
+ * of floats. */
 typedef struct pml_embed_args {
     pml_view ids, table, y;
 } pml_embed_args;
@@ -95,17 +96,19 @@ typedef struct pml_embed_bwd_args {
 } pml_embed_bwd_args;
 
 /* sum = x + add (or x where add is absent);  rstd = 1/sqrt(mean(sum^2) + eps);
- * y = sum * rstd * weight.   x, add, sum, y [T,H]; rstd [1,T] F32; weight [1,H], in x's dtype or in
+ * y = sum * rstd * weight.   x, add, sum, y [T,H]; rstd [1,T] F32; weight [1,H], in y's dtype or in
  * F32: one that is trained is near 1, where numbers of 16 bits are further apart than many steps.
- * sum may be the same memory as x or add, and is left out when add is absent.
- * The residual add is fused because together they read x once instead of twice; the op is bound
- * by memory: 2 reads + 2 writes of T*H. */
+ * x may be in F32, too, with a weight in F32: rows of a table that is trained, whose rounding would
+ * stand still for as many steps. sum may be the same memory as add or, in its dtype, x, and is left
+ * out when add is absent. The residual add is fused because together they read x once instead of
+ * twice; the op is bound by memory: 2 reads + 2 writes of T*H. */
 typedef struct pml_rmsnorm_args {
     pml_view x, add, weight, sum, y, rstd;
     float eps;
 } pml_rmsnorm_args;
 
-/* dx = d(rmsnorm)/d(sum) applied to dy, + dres.   x is the forward's sum.
+/* dx = d(rmsnorm)/d(sum) applied to dy, + dres.   x is the forward's sum, in dy's dtype or, with a
+ * weight in F32, in F32.
  * dx may be the same memory as dres or dy. dweight [1,H] F32, which needs a weight in F32, is added
  * to.
  * Where dy is F16, dres and dx may be F32 (a gradient that all layers add to outgrows F16's range);

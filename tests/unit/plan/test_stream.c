@@ -87,6 +87,67 @@ static void test_weights_of_norms(void **state)
     }
 }
 
+/* The norms that read what embed looked up, in all segments; all that they read and write besides
+ * has the program's dtype. Returns how many. */
+static int readers_of_embedded(const pml_program *p, pml_dtype begins, pml_dtype dtype)
+{
+    int readers = 0;
+    int32_t embedded = -1;
+    for (int i = 0; i < p->n_nodes; i++) {
+        const pml_operand *of = p->nodes[i].operands;
+        const pml_op op = p->nodes[i].op;
+        if (op == PML_OP_embed) {
+            const pml_tensor *table = &p->tensors[of[PML_OPERAND(embed, table)].tensor];
+            embedded = of[PML_OPERAND(embed, y)].tensor;
+            assert_int_equal(p->tensors[embedded].dtype, begins);
+            assert_int_equal(table->dtype, begins);
+            assert_string_equal(table->name, "embed");
+        }
+        bool back = op == PML_OP_rmsnorm_bwd;
+        if (op != PML_OP_rmsnorm && !back)
+            continue;
+        int x = back ? PML_OPERAND(rmsnorm_bwd, x) : PML_OPERAND(rmsnorm, x);
+        int weight = back ? PML_OPERAND(rmsnorm_bwd, weight) : PML_OPERAND(rmsnorm, weight);
+        bool reads = of[x].tensor == embedded;
+        if (reads && begins == PML_F32)
+            assert_int_equal(p->tensors[of[weight].tensor].dtype, PML_F32);
+        assert_int_equal(p->tensors[of[x].tensor].dtype, reads ? begins : dtype);
+        const int plain[2][2] = {{PML_OPERAND(rmsnorm, sum), PML_OPERAND(rmsnorm, y)},
+                                 {PML_OPERAND(rmsnorm_bwd, dy), PML_OPERAND(rmsnorm_bwd, rounded)}};
+        for (int k = 0; k < 2; k++)
+            if (of[plain[back][k]].tensor >= 0)
+                assert_int_equal(p->tensors[of[plain[back][k]].tensor].dtype, dtype);
+        readers += reads;
+    }
+    return readers;
+}
+
+/* Where the table of embeddings is trained its rows come in float32 as far as the first sum; its
+ * norms' weights are in float32 then, trained or not. */
+static void test_the_line_begins_as_it_is_trained(void **state)
+{
+    (void)state;
+    for (int dtype = PML_F32; dtype <= PML_F16; dtype++) {
+        const pml_dtype narrow = (pml_dtype)dtype;
+        static const struct {
+            pml_method method;
+            uint32_t saved;
+            bool trained;
+        } cases[] = {{PML_METHOD_FULL, 0, true},
+                     {PML_METHOD_LORA, PML_SAVED_EMBED, true},
+                     {PML_METHOD_LORA, PML_SAVED_POST_NORM | PML_SAVED_HEAD, false}};
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            pml_program *p =
+                built_in(cases[i].method, narrow, cases[i].saved, choices(PML_RECOMPUTE_LAYER, 2));
+            /* Two of each forward, twice in the micro-batch, which makes the layer again; and the
+             * input norm's backward. */
+            int readers = readers_of_embedded(p, cases[i].trained ? PML_F32 : narrow, narrow);
+            assert_int_equal(readers, 2 * (1 + 1 + 1) + 1 + (p->generate_rows > 0 ? 2 : 0));
+            pml_program_destroy(&p);
+        }
+    }
+}
+
 /* One op norms queries and keys, and makes both weights' gradients or none. */
 static void test_norms_of_heads_go_together(void **state)
 {
@@ -142,6 +203,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights_of_norms),
+        cmocka_unit_test(test_the_line_begins_as_it_is_trained),
         cmocka_unit_test(test_norms_of_heads_go_together),
         cmocka_unit_test(test_gradients_of_float16),
     };
