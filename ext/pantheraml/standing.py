@@ -69,14 +69,23 @@ class Standing(Connecting):
         All but the steps, as they are, and the steps of the current timeline with what `history`
         has of them. The last of these has the newest figures of memory.
         """
+        notes, steps, _, memory = self._kept()
+        return sorted(notes + _told(steps, memory), key=lambda event: int(event["seq"]))
+
+    def kept_past(self) -> tuple[list[Event], list[Event]]:
+        """Give the steps and the evaluations that have happened, as events of these types.
+
+        They are those of `history` and `evaluations`. Who goes by the events alone may have others:
+        after somebody went back to a checkpoint that was gone back from before.
+        """
+        _, steps, evals, memory = self._kept()
+        return _told(steps, memory), evals
+
+    def _kept(self) -> tuple[list[Event], Columns, list[Event], Any]:
+        """Give copies of one moment; what is made of them is made without the lock."""
         with self._changed:
-            notes = list(self._record.notes)
-            steps = self._record.history.copy()
-            memory = self._record.memory
-        told: list[Event] = [{"type": "step", **row} for row in steps.rows("seq", *NAMES)]
-        if told:
-            told[-1]["memory"] = memory
-        return sorted(notes + told, key=lambda event: int(event["seq"]))
+            record = self._record
+            return list(record.notes), record.history.copy(), list(record.evals), record.memory
 
     def _notes(self) -> list[Event]:
         """Give every event but the steps."""
@@ -265,3 +274,11 @@ class Standing(Connecting):
         """What the coordinator turned away at its doors, counted by kind."""
         answer = self._ask("status")
         return dict(answer["refused"])
+
+
+def _told(steps: Columns, memory: Any) -> list[Event]:
+    """Steps as events; the last of them says what memory is used for."""
+    told: list[Event] = [{"type": "step", **row} for row in steps.rows("seq", *NAMES)]
+    if told:
+        told[-1]["memory"] = memory
+    return told

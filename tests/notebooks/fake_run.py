@@ -102,6 +102,11 @@ class FakeRun:
         with self._lock:
             return list(self._log)
 
+    def kept_past(self) -> tuple[list[Event], list[Event]]:
+        """Its steps and evaluations: it never goes back."""
+        log = self.kept_events()
+        return [e for e in log if e["type"] == "step"], [e for e in log if e["type"] == "eval"]
+
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Calls back, from the training thread, with every event to come."""
         with self._lock:

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 pytest.importorskip("anywidget")
 
 from fake_run import FakeRun
+from pantheraml.columns import NAMES
+from pantheraml.record import RunRecord
 from pantheraml_widgets.feed import COLUMNS, KEEP, MAX_POINTS, MAX_ROWS, SAMPLES, Feed, thin
 from pantheraml_widgets.run_panel import RunPanel, panel_of
 
@@ -463,6 +466,95 @@ def test_one_panel_per_run(run: FakeRun) -> None:
     panel.close()
     assert panel_of(run) is not panel
     panel_of(run).close()
+
+
+class Branching:
+    """A run whose events a test tells: what has happened is what the run's own record says."""
+
+    name, max_steps = "branching", 100
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self.record = RunRecord(Path("branching"))
+        self.callbacks: list[Callable[[dict[str, Any]], None]] = []
+        self.tell(*events)
+
+    def tell(self, *events: dict[str, Any]) -> None:
+        told = [{"seq": self.record.seq + 1 + i, "timeline": 0, "time": 0.0, **event}
+                for i, event in enumerate(events)]  # fmt: skip
+        for one in told:
+            self.record.apply(one)
+        for one in told:  # the record is ahead, as of a run whose events come in bunches
+            for callback in self.callbacks:
+                callback(one)
+
+    def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        self.callbacks.append(callback)
+        return lambda: self.callbacks.remove(callback)
+
+    def kept_past(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        rows = self.record.history.rows("seq", *NAMES)
+        return [{"type": "step", **row} for row in rows], self.record.evals
+
+    def kept_events(self) -> list[dict[str, Any]]:
+        return sorted([*self.record.notes, *self.kept_past()[0]], key=lambda event: event["seq"])
+
+    @property
+    def state(self) -> str:
+        return self.record.state
+
+    @property
+    def reason(self) -> str:
+        return self.record.reason
+
+
+def branch(first: int, last: int, loss: float) -> list[dict[str, Any]]:
+    """Steps, the last of which is evaluated and saved."""
+    shared = {"type": "step", "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 9, "seconds": 0.1}
+    saved = {"type": "checkpoint", "step": last, "bytes": 1}
+    return [
+        *({**shared, "step": number, "loss": loss} for number in range(first, last + 1)),
+        {"type": "eval", "step": last, "loss": loss, "labels": 9, "seconds": 0.1},
+        {**saved, "path": f"checkpoints/step-{last:06}-of{int(loss)}"},
+    ]
+
+
+def back_to(step: int, loss: float) -> dict[str, Any]:
+    path = f"checkpoints/step-{step:06}-of{int(loss)}"
+    return {"type": "state", "state": "starting", "step": step, "checkpoint": path, "rewound": True}
+
+
+def test_going_back_to_what_was_gone_back_from_shows_its_curve() -> None:
+    run = Branching(*branch(1, 4, 9.0), *branch(5, 8, 8.0), back_to(4, 9.0))
+    panels: list[RunPanel] = []
+    try:
+        panels.append(RunPanel(run))  # type: ignore[arg-type]
+        assert panels[0].snapshot["columns"]["loss"] == [9.0] * 4
+        run.tell(*branch(5, 10, 7.0))
+        # Its own steps come with it, and one that goes on from there.
+        run.tell(back_to(8, 8.0), *branch(9, 9, 6.0))
+        wait_for(lambda: panels[0].snapshot["columns"]["step"] == list(range(1, 10)))
+        panels.append(RunPanel(run))  # type: ignore[arg-type]
+        for panel in panels:
+            assert panel.snapshot["columns"]["loss"] == [9.0] * 4 + [8.0] * 4 + [6.0]
+            assert panel.snapshot["evals"] == {"step": [4, 8, 9], "loss": [9.0, 8.0, 6.0]}
+    finally:
+        for panel in panels:
+            panel.close()
+
+
+def test_what_nobody_was_told_of_is_caught_up_with() -> None:
+    run = Branching(*branch(1, 4, 9.0), *branch(5, 8, 8.0))
+    panel = RunPanel(run)  # type: ignore[arg-type]
+    try:
+        told, run.callbacks = run.callbacks, []
+        run.tell(back_to(4, 9.0), *branch(5, 6, 7.0))
+        run.callbacks = told
+        run.tell(*branch(7, 7, 6.0))
+        wait_for(lambda: panel.snapshot["columns"]["step"] == list(range(1, 8)))
+        assert panel.snapshot["columns"]["loss"] == [9.0] * 4 + [7.0] * 2 + [6.0]
+        assert panel.snapshot["evals"] == {"step": [4, 6, 7], "loss": [9.0, 7.0, 6.0]}
+    finally:
+        panel.close()
 
 
 def test_a_failed_send_does_not_end_the_panel(

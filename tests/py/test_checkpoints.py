@@ -16,6 +16,7 @@ import pytest
 from conftest import FOREVER, PATIENCE, ROWS, at_step, end, until
 from examples import event, line
 from pantheraml.report import held_out
+from pantheraml_widgets.run_panel import RunPanel
 from safetensors.numpy import load_file
 
 Start = Callable[..., pm.Run]
@@ -176,6 +177,10 @@ def test_back_to_what_was_gone_back_from(start: Start, tmp_path: Path) -> None:
     run.wait(PATIENCE)
     assert {c.name for c in run.checkpoints if c.abandoned and c.name} == {"two"}
     assert two.step > one.step and loss_at(run, one.step) == best
+    panel = RunPanel(run)
+    assert panel.snapshot["columns"]["step"] == [row["step"] for row in run.history]
+    assert panel.snapshot["evals"]["step"] == [e.step for e in run.evaluations]
+    panel.close()
     assert [row["loss"] for row in run.history][first.step + 1 : one.step] != (
         other[first.step + 1 : one.step]
     )

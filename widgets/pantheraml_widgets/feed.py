@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["COLUMNS", "Feed", "thin"]
@@ -135,6 +135,17 @@ class Feed:
         self._new_memory = False
         self._new_gpus = False
         self._new_scale = False
+        self._gone_back = False
+
+    @property
+    def gone_back(self) -> bool:
+        """Whether somebody went back, and what came before may be another branch's."""
+        return self._gone_back
+
+    @property
+    def seq(self) -> int:
+        """Number of the last event."""
+        return self._seq
 
     @property
     def state(self) -> str:
@@ -172,6 +183,17 @@ class Feed:
             fields = {"state": state, "reason": reason, "step": step}
             self._add_event({"seq": self._seq, "time": now, "type": "state", **fields})
             return True
+
+    def restore(self, steps: Iterable[Event], evals: Iterable[Event]) -> None:
+        """Take the whole past, as events, in place of what is kept of it; a snapshot shows it."""
+        with self._lock:
+            self._forget_after(-1)
+            self._forget_evals(-1)
+            for step in steps:
+                self._add_step(step)
+            for one in evals:
+                self._add_eval({**one, "loss": _number(one.get("loss"))})
+            self._gone_back = False
 
     def say(self, reason: str) -> bool:
         """Take what the run says of how it stands, which not every event tells.
@@ -333,6 +355,7 @@ class Feed:
 
     def _begin_again(self, step: int, rewound: bool) -> None:
         """From a checkpoint: what came after it goes, and an answer without an end begins again."""
+        self._gone_back |= rewound
         self._forget_after(step)
         self._forget_evals(step)
         # What was set is in force again from its step on, unless somebody has gone back.

@@ -49,6 +49,7 @@ class RunLike(Protocol):
     @property
     def max_steps(self) -> int | None: ...
     def kept_events(self) -> Iterable[Mapping[str, Any]]: ...
+    def kept_past(self) -> tuple[Iterable[Mapping[str, Any]], Iterable[Mapping[str, Any]]]: ...
     def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]: ...
     def pause(self) -> object: ...
     def resume(self) -> object: ...
@@ -104,6 +105,7 @@ class RunPanel(anywidget.AnyWidget):
         self._dirty = False
         self._outbox: list[dict[str, Any]] = []
         self._hello = False
+        self._anew = False  # the past is another one
         self._fresh = True
         self._ended = False  # the end of the run was shown
         self._closed = False
@@ -125,10 +127,14 @@ class RunPanel(anywidget.AnyWidget):
         self._unsubscribe = run.subscribe(on_event)
         for event in run.kept_events():
             self._feed.add(event)
-        with gate:
-            for event in early:
-                self._feed.add(event)
-            opened = True
+        while not opened:
+            if self._feed.gone_back:
+                self._feed.restore(*run.kept_past())
+            with gate:
+                for event in early:
+                    self._feed.add(event)
+                early.clear()
+                opened = not self._feed.gone_back
         self._feed.say(run.reason)
         if run.state in _OVER:
             self._feed.settle(run.state, run.reason, time.time())
@@ -186,10 +192,18 @@ class RunPanel(anywidget.AnyWidget):
         if event.get("type") == "gone":
             news = self._feed.settle(self._run.state, self._run.reason, time.time())
         else:
-            news = self._feed.add(event)
+            # Who attached again took in what the log had meanwhile, and nobody was told.
+            missed = event.get("seq", 0) > self._feed.seq + 1
+            for each in self._run.kept_events() if missed else ():
+                self._feed.add(each)
+            news = self._feed.add(event) or missed
+        anew = self._feed.gone_back
+        if anew:  # to a branch, perhaps, whose rows were dropped when it was gone back from
+            self._feed.restore(*self._run.kept_past())
         if self._feed.say(self._run.reason) or news:
             with self._wake:
                 self._dirty = True
+                self._anew |= anew
                 self._wake.notify()
 
     # From the front end, on whichever thread the kernel reads its comms.
@@ -251,6 +265,7 @@ class RunPanel(anywidget.AnyWidget):
                 hello, self._hello = self._hello, False
                 answers, self._outbox = self._outbox, []
                 self._dirty = self._dirty and not due
+                anew, self._anew = self._anew and due, self._anew and not due
             try:
                 for answer in answers:
                     self.send(answer)
@@ -259,13 +274,17 @@ class RunPanel(anywidget.AnyWidget):
                     renewed = time.monotonic()
                 elif due:
                     self._send_tick()
-                    if time.monotonic() > renewed + RENEWAL:
+                    if anew or time.monotonic() > renewed + RENEWAL:
                         self.snapshot = self._feed.snapshot()
                         renewed = time.monotonic()
             # A comm that closes, a record that cannot be drawn: the next round may well go, and a
-            # view that missed a tick sees the gap and asks for the whole.
+            # view that missed a tick sees the gap and asks for the whole. Not that its past is
+            # another one: that is sent again.
             except Exception as problem:
                 self._report(problem)
+                with self._wake:
+                    self._anew |= anew
+                    self._dirty |= anew
             if due or hello:
                 last = time.monotonic()
 
