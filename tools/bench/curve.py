@@ -11,12 +11,11 @@ other kernels of attention: their distances are the spread that bfloat16 itself 
 it when its root mean square and its largest distance are at most the largest of theirs; else exit
 status 1.
 With --trials 12 all of it is done as often, six at a time, from other random weights and adapters
-(those from number --first on),
-the second case on other texts in turn (documentation, the library from its other end, the engine's
-C). One trial may be outside by chance: of four curves that are equally good each is the farthest in
-one of four. So trials are judged together: by the mean of squares, over all trials, of root mean
-squares and of largest distances, each of ours against the worst of theirs. In how many a curve was
-farther than all of theirs is told.
+(those from number --first on), the second case on other texts in turn (documentation, the library
+from its other end, the engine's C). One trial may be outside by chance: of four curves that are
+equally good each is the farthest in one of four. So trials are judged together: by the mean of
+squares, over all trials, of root mean squares and of largest distances, each of ours against the
+worst of theirs. In how many a curve was farther than all of theirs is told.
 
 With --adamw-8bit the first case is also trained with its moments in 8 bits, by ours, and by
 bitsandbytes' AdamW8bit where that can be imported. Their distances stand beside each other; 8 bits
@@ -157,6 +156,12 @@ def ours(args: argparse.Namespace, name: str, *more: str) -> dict[str, Any]:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
+
+
+def folder_in_memory(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """One that is gone at the end, in memory where that can be."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=memory if memory.is_dir() else None)
 
 
 def distance(curve: list[float], line: list[float]) -> tuple[float, float, float]:
@@ -415,10 +420,7 @@ def main() -> None:
             parser.error(f"--folder {args.folder} is not empty: give another, or remove it first")
         good = run(args)
     else:
-        memory = Path("/dev/shm")
-        with tempfile.TemporaryDirectory(
-            prefix="pml-curve-", dir=memory if memory.is_dir() else None
-        ) as made:
+        with folder_in_memory("pml-curve-") as made:
             args.folder = Path(made)
             good = run(args)
     sys.exit(0 if good else 1)

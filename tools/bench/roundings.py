@@ -23,6 +23,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,9 +200,7 @@ class Trial:
 
     def our_gradient(self, adapter: State, step: int) -> State:
         """Our gradient of a step's batch, by one step of test_curve."""
-        folder, saved = self.args.folder / "one", self.args.folder / "one-saved"
-        for old in (folder, saved):
-            shutil.rmtree(old, ignore_errors=True)
+        folder = emptied(self.args.folder / "one")
         (folder / "adapter").mkdir(parents=True)
         (folder / "model").symlink_to((self.case / "model").resolve())
         shutil.copy(self.case / "adapter" / "adapter_config.json", folder / "adapter")
@@ -209,15 +208,8 @@ class Trial:
             {long(name): x.cpu() for name, x in adapter.items()},
             folder / "adapter" / "adapter_model.safetensors",
         )
-        settings = self.settings | {"max_steps": 1, "warmup_steps": 0}
-        write_case(folder, self.rows(step), settings)
-        narrow = ["--bf16"] if self.args.device == "cuda" else []
-        ours(self.args, "one", *narrow, "--save", str(saved))
-        moments = load_file(saved / "optimizer.safetensors")
-        first = {
-            n.removeprefix("exp_avg."): x for n, x in moments.items() if n.startswith("exp_avg.")
-        }
-        return {short(name): 10 * x.to(self.args.device) for name, x in first.items()}
+        found = first_gradient(self.args, self.rows(step), self.settings, "--bf16")
+        return {short(name): x for name, x in found.items()}
 
     def beside(self, adapter: State, at: int, step: int) -> None:
         """Errors of two gradients of a step's batch with adapters as they are at another."""
@@ -239,6 +231,27 @@ class Trial:
                     f"{matrix} {theirs.norm() / size:.0e} {errs.norm() / size:.0e} {cosine:+.2f}"
                 )
             print(f"  {layer}: " + ", ".join(words), flush=True)
+
+
+def emptied(folder: Path) -> Path:
+    """A folder that is not there, whatever was."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def first_gradient(
+    args: argparse.Namespace, rows: np.ndarray, settings: dict[str, Any], *narrow: str
+) -> State:
+    """Our gradient of these rows, by one step of test_curve: its first moment is a tenth of it.
+
+    The folder ``one`` has the model, and the adapter where there is one. narrow: on a GPU.
+    """
+    saved = emptied(args.folder / "one-saved")
+    write_case(args.folder / "one", rows, settings | {"max_steps": 1, "warmup_steps": 0})
+    ours(args, "one", *(narrow if args.device == "cuda" else ()), "--save", str(saved))
+    moments = load_file(saved / "optimizer.safetensors")
+    return {n.removeprefix("exp_avg."): 10 * x.to(args.device)
+            for n, x in moments.items() if n.startswith("exp_avg.")}  # fmt: skip
 
 
 def short(name: str) -> str:

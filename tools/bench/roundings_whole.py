@@ -16,17 +16,14 @@ everywhere does not.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sysconfig
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from curve import ours, text_rows, write_case
-from roundings import PLACES, Model, State
-from safetensors.torch import load_file
+from curve import folder_in_memory, text_rows
+from roundings import PLACES, Model, State, emptied, first_gradient
 from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 from transformers.utils import logging
 
@@ -165,23 +162,16 @@ class Trial:
         args, batch = self.args, self.args.batch
         for name, parameter in self.peer.named_parameters():
             parameter.data.copy_(weights[name])
-        folder, saved = args.folder / "one", args.folder / "one-saved"
-        for old in (folder, saved):
-            shutil.rmtree(old, ignore_errors=True)
-        self.peer.save_pretrained(folder / "model")
+        self.peer.save_pretrained(emptied(args.folder / "one") / "model")
         rows = self.ids[steps.start * batch : steps.stop * batch]
         settings = {
-            "max_steps": 1, "max_length": args.length, "per_device_train_batch_size": batch,
-            "gradient_accumulation_steps": len(steps), "max_grad_norm": 0.0, "warmup_steps": 0,
+            "max_length": args.length, "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": len(steps), "max_grad_norm": 0.0,
             "lr_scheduler_type": "cosine", "method": "full", "learning_rate": 3e-4,
             "weight_decay": 0.1,
         }  # fmt: skip
-        write_case(folder, rows.copy(), settings)
-        narrow = ["--bf16", "--fast"] if args.device == "cuda" else []
-        ours(args, "one", *narrow, "--save", str(saved))
-        moments = load_file(saved / "optimizer.safetensors")
-        return {n: 10 * moments[f"exp_avg.{n}"].to(args.device).view_as(x)
-                for n, x in weights.items()}  # fmt: skip
+        found = first_gradient(args, rows.copy(), settings, "--bf16", "--fast")
+        return {n: found[n].view_as(x) for n, x in weights.items()}
 
 
 #: Tensors of a kind, by what their names hold; each layer's by itself would be too much to read.
@@ -227,10 +217,7 @@ def main() -> None:
     if strange := set(ways) - set(WAYS):
         parser.error(f"{', '.join(sorted(strange))}: there are {', '.join(WAYS)}")
     logging.disable_progress_bar()
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="pml-roundings-", dir=memory if memory.is_dir() else None
-    ) as made:
+    with folder_in_memory("pml-roundings-") as made:
         args.folder = Path(made)
         run(args, ways)
 
