@@ -35,15 +35,15 @@ pml_status pmli_cuda_columns(pml_queue *queue, const pml_view *x, const pml_view
     pml_status status = pmli_cuda_launch(queue, kernel, shape, &p, err);
     if (status != PML_OK)
         return status;
-    return pmli_cuda_add_parts(queue, ws, parts, x->cols, out, err);
+    return pmli_cuda_add_parts(queue, ws, parts, x->cols, &out, 1, err);
 }
 
 pml_status pmli_cuda_add_parts(pml_queue *queue, const float *parts, int64_t count, int64_t cols,
-                               float *out, pml_error *err)
+                               float *const out[], int sets, pml_error *err)
 {
-    pmli_add_parts_params p = {parts, out, count, cols};
+    pmli_add_parts_params p = {parts, {out[0], out[sets - 1]}, count, cols};
     pmli_launch shape = {.grid_x = (unsigned)((cols + ADD_COLUMNS - 1) / ADD_COLUMNS),
-                         .grid_y = 1,
+                         .grid_y = (unsigned)sets,
                          .block_x = ADD_BLOCK,
                          .block_y = 1};
     return pmli_cuda_launch(queue, PMLI_add_parts, shape, &p, err);

@@ -13,8 +13,9 @@ size_t pmli_cuda_columns_ws(int64_t cols);
 pml_status pmli_cuda_columns(pml_queue *queue, const pml_view *x, const pml_view *y,
                              const float *rstd, float *out, void *ws, pml_error *err);
 
-/* out[c] += the sum of parts[p,c], p < count, in an order that depends on count alone. */
+/* out[s][c] += the sum of parts[s,p,c], p < count, in an order that depends on count alone; s <
+ * sets, of which there are 1 or 2. */
 pml_status pmli_cuda_add_parts(pml_queue *queue, const float *parts, int64_t count, int64_t cols,
-                               float *out, pml_error *err);
+                               float *const out[], int sets, pml_error *err);
 
 #endif

@@ -199,12 +199,17 @@
     X(sdpa, sdpa_lse)                                                                              \
     X(sdpa, sdpa_packed)                                                                           \
     X(sdpa, sdpa_stats)                                                                            \
-    PMLI_TYPED(X, head_norm, head_norm)                                                            \
-    PMLI_TYPED(X, head_norm, head_norm_bwd)                                                        \
+    PMLI_TYPED_WIDE(X, head_norm, head_norm)                                                       \
+    PMLI_TYPED_WIDE(X, head_norm, head_norm_bwd)                                                   \
     X(head_norm, head_norm_trained_bf16)                                                           \
+    X(head_norm, head_norm_trained_bf16_wide)                                                      \
     X(head_norm, head_norm_trained_f16)                                                            \
+    X(head_norm, head_norm_trained_f16_wide)                                                       \
     X(head_norm, head_norm_bwd_trained_bf16)                                                       \
+    X(head_norm, head_norm_bwd_trained_bf16_wide)                                                  \
     X(head_norm, head_norm_bwd_trained_f16)                                                        \
+    X(head_norm, head_norm_bwd_trained_f16_wide)                                                   \
+    PMLI_TYPED(X, head_norm, head_norm_bwd_weight)                                                 \
     PMLI_TYPED(X, head_norm, head_norm_parts)                                                      \
     PMLI_TYPED(X, nf4, nf4)                                                                        \
     PMLI_TYPED(X, nf4_quantise, nf4_codes)                                                         \

@@ -48,16 +48,10 @@ static row_form form_for(int64_t cols, int64_t packs, int each)
     return (row_form){each == 4 ? 3 : (unsigned)each, (packs + each - 1) / each};
 }
 
-/* Absent, or in whole packs of so many bytes. */
-static bool packs_or_absent(const pml_view *v, size_t unit)
+/* Absent, or in packs as those of such a dtype. */
+static bool packs_or_absent(const pml_view *v, pml_dtype dtype)
 {
-    return v->data == NULL || pmli_in_units_of(v, unit);
-}
-
-/* Every row in packs as long as those that 16 bytes of this dtype make. */
-static bool packs_beside(const pml_view *v, pml_dtype dtype)
-{
-    return pmli_in_units_of(v, 16 / pml_dtype_size(dtype) * pml_dtype_size(v->dtype));
+    return v->data == NULL || pmli_in_packs_of(v, dtype);
 }
 
 /* Both in the dtype of y and dy, or the weight in F32, or both. Returns which, as the kernels are
@@ -108,10 +102,11 @@ pml_status pmli_cuda_rmsnorm(pml_queue *queue, const pml_rmsnorm_args *a, pml_er
         {PMLI_rmsnorm_f32, PMLI_rmsnorm_trained_bf16, PMLI_rmsnorm_trained_f16},
         {PMLI_rmsnorm_f32, PMLI_rmsnorm_begins_bf16, PMLI_rmsnorm_begins_f16}};
     pmli_kernel kernel = kernels[which][dtype];
-    bool whole = packs_beside(&a->x, dtype) && pmli_in_units_of(&a->y, 16) &&
-                 packs_beside(&a->weight, dtype) &&
-                 (!adds || (pmli_in_units_of(&a->add, 16) && pmli_in_units_of(&a->sum, 16)));
-    int64_t packs = cols * (int64_t)pml_dtype_size(dtype) / 16;
+    pml_dtype of = a->x.dtype; /* the widest of the rows, so its packs are the 16-byte ones */
+    bool whole = pmli_in_packs_of(&a->x, of) && pmli_in_packs_of(&a->y, of) &&
+                 pmli_in_packs_of(&a->weight, of) &&
+                 (!adds || (pmli_in_packs_of(&a->add, of) && pmli_in_packs_of(&a->sum, of)));
+    int64_t packs = cols * (int64_t)pml_dtype_size(of) / 16;
     row_form form = form_for(cols, whole ? packs : 0, whole ? packs_a_thread(packs) : 0);
     return pmli_cuda_launch(queue, kernel + form.kernel, shape_for(rows, form.threads), &p, err);
 }
@@ -179,21 +174,26 @@ pml_status pmli_cuda_rmsnorm_prepare(pml_device *d, pml_error *err)
                : PML_OK;
 }
 
-static bool may_stay(const pml_rmsnorm_bwd_args *a, int64_t *packs)
+/* Packs of a row of this dtype. */
+static int64_t packs_of(const pml_rmsnorm_bwd_args *a, pml_dtype dtype)
+{
+    return a->x.cols * (int64_t)pml_dtype_size(dtype) / 16;
+}
+
+static bool may_stay(const pml_rmsnorm_bwd_args *a)
 {
     int64_t bytes = a->x.cols * (int64_t)pml_dtype_size(a->dy.dtype);
-    *packs = bytes / 16;
-    return bytes % 16 == 0 && *packs <= MOST_THREADS;
+    return bytes > 0 && bytes % 16 == 0 && bytes / 16 <= MOST_THREADS;
 }
 
 size_t pmli_cuda_rmsnorm_bwd_ws(const pml_rmsnorm_bwd_args *a)
 {
-    int64_t packs;
     size_t columns = pmli_cuda_columns_ws(a->x.cols), parts = 0;
     if (a->dweight.rows == 0)
         return 0;
-    if (may_stay(a, &packs))
-        parts = (size_t)most_blocks(staying_across(packs)) * (size_t)a->x.cols * sizeof(float);
+    if (may_stay(a))
+        parts = (size_t)most_blocks(staying_across(packs_of(a, a->dy.dtype))) * (size_t)a->x.cols *
+                sizeof(float);
     return parts > columns ? parts : columns;
 }
 
@@ -212,7 +212,7 @@ static pml_status run_staying(pml_queue *queue, pmli_kernel kernel, int64_t pack
     pml_status status = pmli_cuda_launch(queue, kernel, shape, p, err);
     if (status != PML_OK)
         return status;
-    return pmli_cuda_add_parts(queue, p->parts, blocks, p->cols, dweight, err);
+    return pmli_cuda_add_parts(queue, p->parts, blocks, p->cols, &dweight, 1, err);
 }
 
 /* Returns what check_begins does. */
@@ -239,20 +239,19 @@ static int check_bwd(pmli_check *c, const pml_rmsnorm_bwd_args *a, pml_dtype sum
     return which;
 }
 
-/* Every row of every operand in packs; one of sums has as many elements as one of dy. */
-static bool rows_in_packs(const pml_rmsnorm_bwd_args *a)
+/* Every row of every operand in packs as those of such a dtype. */
+static bool rows_in_packs(const pml_rmsnorm_bwd_args *a, pml_dtype of)
 {
-    size_t unit = a->dx.dtype == a->dy.dtype ? 16 : 32;
-    return packs_beside(&a->x, a->dy.dtype) && pmli_in_units_of(&a->dy, 16) &&
-           packs_beside(&a->weight, a->dy.dtype) && pmli_in_units_of(&a->dx, unit) &&
-           packs_or_absent(&a->dres, unit) && packs_or_absent(&a->rounded, 16);
+    return pmli_in_packs_of(&a->x, of) && pmli_in_packs_of(&a->dy, of) &&
+           pmli_in_packs_of(&a->weight, of) && pmli_in_packs_of(&a->dx, of) &&
+           packs_or_absent(&a->dres, of) && packs_or_absent(&a->rounded, of);
 }
 
 pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a, pml_error *err)
 {
     pmli_check c = pmli_check_begin(PML_OP_rmsnorm_bwd, err);
-    int64_t rows = a->x.rows, cols = a->x.cols, packs;
-    pml_dtype dtype = a->dy.dtype;
+    int64_t rows = a->x.rows, cols = a->x.cols;
+    pml_dtype dtype = a->dy.dtype, of = a->x.dtype;
     bool wide_sums = dtype == PML_F16 && a->dx.dtype == PML_F32;
     int which = check_bwd(&c, a, wide_sums ? PML_F32 : dtype);
     if (c.status != PML_OK || rows == 0 || cols == 0)
@@ -273,12 +272,13 @@ pml_status pmli_cuda_rmsnorm_bwd(pml_queue *queue, const pml_rmsnorm_bwd_args *a
                                  .ld_dres = a->dres.ld,
                                  .ld_dx = a->dx.ld,
                                  .ld_rounded = a->rounded.ld};
-    bool whole = rows_in_packs(a), stay = may_stay(a, &packs) && whole;
-    int waiting = stay ? waiting_bytes(packs, which == 2, wide_sums) : 0;
+    bool whole = rows_in_packs(a, of), stay = may_stay(a) && rows_in_packs(a, dtype);
+    int64_t packs = packs_of(a, of), staying_packs = packs_of(a, dtype);
+    int waiting = stay ? waiting_bytes(staying_packs, which == 2, wide_sums) : 0;
     if (a->dweight.data != NULL && stay && (uintptr_t)a->ws.data % 16 == 0 &&
         waiting <= queue->device->shared_most - STAYING_STATIC)
-        return run_staying(queue, staying[which == 2][wide_sums ? 3 : (int)dtype], packs, waiting,
-                           &p, a->dweight.data, err);
+        return run_staying(queue, staying[which == 2][wide_sums ? 3 : (int)dtype], staying_packs,
+                           waiting, &p, a->dweight.data, err);
     if (a->dweight.data != NULL) { /* before dx, which may lie on dy */
         pml_status status =
             pmli_cuda_columns(queue, &a->dy, &a->x, a->rstd.data, a->dweight.data, a->ws.data, err);

@@ -50,4 +50,10 @@ static inline bool pmli_in_units_of(const pml_view *v, size_t bytes)
     return bits % bytes == 0;
 }
 
+/* The same of packs that have as many elements as 16 bytes of another dtype. */
+static inline bool pmli_in_packs_of(const pml_view *v, pml_dtype dtype)
+{
+    return pmli_in_units_of(v, 16 / pml_dtype_size(dtype) * pml_dtype_size(v->dtype));
+}
+
 #endif

@@ -192,13 +192,14 @@ static void add_head_loss(gpu_cases *cases, pml_dtype d, int64_t vocab, int64_t 
 
 /* Qwen3's norm of heads over frozen weights, and over trained ones, which are in float32, with
  * their gradients. */
-static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t kv, int32_t dim)
+static void add_head_norm(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t heads, int32_t kv,
+                          int32_t dim)
 {
-    int64_t rows = 77, cols = (int64_t)(heads + kv) * dim;
+    int64_t cols = (int64_t)(heads + kv) * dim;
     for (int trains = 0; trains < 2; trains++) {
         pml_view weight = shaped(1, dim, 0, trains ? PML_F32 : d);
-        gpu_case *c = cases_add(cases, PML_OP_head_norm, "%s %d+%d of %d%s", pml_dtype_name(d),
-                                heads, kv, dim, trains ? ", trained" : "");
+        gpu_case *c = cases_add(cases, PML_OP_head_norm, "%s %d x %d+%d of %d%s", pml_dtype_name(d),
+                                (int)rows, heads, kv, dim, trains ? ", trained" : "");
         c->args.head_norm = (pml_head_norm_args){.x = shaped(rows, cols, 8, d),
                                                  .q_weight = weight,
                                                  .k_weight = weight,
@@ -209,8 +210,8 @@ static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t
                                                  .head_dim = dim,
                                                  .eps = 1e-6F};
         c->tolerance = cases_once(d);
-        c = cases_add(cases, PML_OP_head_norm_bwd, "%s %d+%d of %d%s", pml_dtype_name(d), heads, kv,
-                      dim, trains ? " in place, dweights" : "");
+        c = cases_add(cases, PML_OP_head_norm_bwd, "%s %d x %d+%d of %d%s", pml_dtype_name(d),
+                      (int)rows, heads, kv, dim, trains ? " in place, dweights" : "");
         c->args.head_norm_bwd =
             (pml_head_norm_bwd_args){.dy = shaped(rows, cols, 0, d),
                                      .x = shaped(rows, cols, 8, d),
@@ -228,6 +229,18 @@ static void add_head_norms(gpu_cases *cases, pml_dtype d, int32_t heads, int32_t
             c->inside[PML_OPERAND(head_norm_bwd, dx)] = PML_OPERAND(head_norm_bwd, dy);
         }
     }
+}
+
+/* Heads of one block, of no whole packs, and whole ones in float32 alone; of lanes that are no
+ * power of two, two packs a lane in float32; one pack; more heads than a block has; more tokens
+ * than blocks stay for. */
+static void add_head_norms(gpu_cases *cases, pml_dtype d)
+{
+    static const int32_t shapes[][4] = {{77, 4, 2, 128},  {77, 3, 1, 22},  {77, 3, 1, 20},
+                                        {31, 3, 2, 96},   {31, 2, 1, 256}, {5, 1, 1, 8},
+                                        {13, 40, 8, 128}, {2113, 2, 1, 64}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        add_head_norm(cases, d, shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3]);
 }
 
 /* In float32 the bits of the reference, which are bitsandbytes'. */
@@ -398,8 +411,7 @@ void cases_of_training(gpu_cases *cases)
         pml_dtype d = cases_floats[f];
         add_rmsnorm_bwds(cases, d);
         add_elementwise(cases, d);
-        add_head_norms(cases, d, 4, 2, 128);
-        add_head_norms(cases, d, 3, 1, 20);
+        add_head_norms(cases, d);
         add_nf4s(cases, d);
         /* Blocks: one; whole ones; a partial last one, in a row and after one; more than one level
          * of sums (2^9 and more rows of 32), with and without what fills none. */

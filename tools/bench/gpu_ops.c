@@ -140,6 +140,47 @@ static void add_rope(bench *b, int64_t tokens, int32_t heads, int32_t kv_heads, 
     }
 }
 
+/* Qwen3's, over frozen weights and over trained ones, in float32. */
+static void add_head_norms(bench *b, int64_t tokens, int32_t heads, int32_t kv_heads,
+                           int32_t head_dim, pml_dtype d)
+{
+    int64_t kv = (int64_t)kv_heads * head_dim, cols = (int64_t)heads * head_dim + kv;
+    pml_view x = shaped(tokens, cols, kv, d), qk = shaped(tokens, cols, 0, d);
+    pml_view rstd = shaped(tokens, heads + kv_heads, 0, PML_F32);
+    pml_view weight = shaped(1, head_dim, 0, d), trained = shaped(1, head_dim, 0, PML_F32);
+    op_case *c = add(b, PML_OP_head_norm, "head_norm");
+    c->args.head_norm =
+        (pml_head_norm_args){x, weight, weight, qk, rstd, heads, kv_heads, head_dim, 1e-6F};
+    for (int trains = 0; trains < 2; trains++) {
+        c = add(b, PML_OP_head_norm_bwd, trains ? "head_norm_bwd, weights" : "head_norm_bwd");
+        pml_head_norm_bwd_args *a = &c->args.head_norm_bwd;
+        *a = (pml_head_norm_bwd_args){.dy = x,
+                                      .x = x,
+                                      .q_weight = trains ? trained : weight,
+                                      .k_weight = trains ? trained : weight,
+                                      .rstd = rstd,
+                                      .dx = x,
+                                      .heads = heads,
+                                      .kv_heads = kv_heads,
+                                      .head_dim = head_dim};
+        if (trains)
+            a->dq_weight = a->dk_weight = trained;
+    }
+}
+
+/* A bias' gradient of a fused layer of queries, keys and values (Qwen2). */
+static void add_bias(bench *b, int64_t tokens, int64_t hidden, int32_t kv, pml_dtype d)
+{
+    enum { NARROW = 8 };
+    int64_t n = hidden + 2 * (int64_t)kv;
+    op_case *c = add(b, PML_OP_linear_bwd, "bias' gradient");
+    c->args.linear_bwd = (pml_linear_bwd_args){.dy = shaped(tokens, n, 0, d),
+                                               .w = {.cols = NARROW, .dtype = d},
+                                               .dbias = shaped(1, n, 0, PML_F32),
+                                               .parts = 1,
+                                               .part_cols = {(int32_t)n}};
+}
+
 /* beside: with what the adapters of rank 16 want, whose operands count as the others do. */
 static void add_swiglu(bench *b, int64_t tokens, int64_t inner, pml_dtype d, bool beside)
 {
@@ -221,10 +262,12 @@ static void add_model(bench *b, const char *what, int64_t tokens, int64_t hidden
     int first = b->count;
     add_norms(b, tokens, hidden, PML_BF16);
     add_rope(b, tokens, HEADS, KV_HEADS, (int32_t)(hidden / HEADS), PML_BF16);
+    add_head_norms(b, tokens, HEADS, KV_HEADS, (int32_t)(hidden / HEADS), PML_BF16);
     add_embed(b, tokens, hidden, vocab, PML_BF16);
     add_swiglu(b, tokens, inner, PML_BF16, false);
     add_swiglu(b, tokens, inner, PML_BF16, true);
     add_adapters(b, tokens, hidden, (int32_t)(hidden / HEADS * KV_HEADS), PML_BF16);
+    add_bias(b, tokens, hidden, (int32_t)(hidden / HEADS * KV_HEADS), PML_BF16);
     add_updates(b, trained, PML_BF16);
     for (int i = first; i < b->count; i++) {
         char name[sizeof b->cases[i].name];

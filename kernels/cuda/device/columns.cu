@@ -40,11 +40,12 @@ extern "C" __global__ void __launch_bounds__(1024) add_parts(const pmli_add_part
     __shared__ float sums[32][33];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const long long first = blockIdx.x * 32LL, c = first + lane;
+    const float *parts = p.parts + blockIdx.y * p.count * p.cols;
     float sum = 0;
     if (c < p.cols) {
-#pragma unroll 4
+#pragma unroll 8
         for (long long i = warp; i < p.count; i += 32)
-            sum += p.parts[i * p.cols + c];
+            sum += parts[i * p.cols + c];
     }
     sums[warp][lane] = sum;
     __syncthreads();
@@ -53,5 +54,5 @@ extern "C" __global__ void __launch_bounds__(1024) add_parts(const pmli_add_part
     for (int d = 16; d > 0; d /= 2)
         sum += __shfl_xor_sync(0xffffffffu, sum, d);
     if (lane == 0 && first + warp < p.cols)
-        p.out[first + warp] += sum;
+        (blockIdx.y == 0 ? p.out[0] : p.out[1])[first + warp] += sum;
 }

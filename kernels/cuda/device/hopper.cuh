@@ -72,6 +72,15 @@ __device__ inline void bring(unsigned to, const pmli_tensor_map *map, int column
                  : "memory");
 }
 
+// So many bytes that follow each other, 16 or more of them, both addresses on whole 16.
+__device__ inline void bring_row(unsigned to, const void *from, int bytes, unsigned barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
+                 "%2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // ---- a kernel that begins while the one before it ends ----
 
 // By the one before, in every block: from here on the next one's blocks may be started.

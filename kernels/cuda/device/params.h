@@ -158,10 +158,10 @@ typedef struct pmli_columns_params {
     long long rows, cols, ld_x, ld_y, rows_a_part;
 } pmli_columns_params;
 
-/* out[c] += the sum over p of parts[p,c]. */
+/* out[s][c] += the sum over p of parts[s,p,c]. */
 typedef struct pmli_add_parts_params {
     const float *parts;
-    float *out;
+    float *out[2];
     long long count, cols;
 } pmli_add_parts_params;
 
@@ -400,13 +400,17 @@ typedef struct pmli_fp8_scales_params {
     long long rows, cols, ld;
 } pmli_fp8_scales_params;
 
-/* heads: of queries and keys together. In the backward y is dx. */
+/* heads: of queries and keys together. In the backward y is dx. For heads of whole packs lanes
+ * threads have a head, a power of two up to 32, and a block heads_a_block of them side by side. */
+#define HEAD_NORM_TOKENS      4 /* that a thread has under way, forward and backward */
+#define HEAD_NORM_BACK_TOKENS 2
+
 typedef struct pmli_head_norm_params {
     const void *x, *dy, *q_weight, *k_weight;
     void *y;
     float *rstd, *parts;
     long long tokens, ld_x, ld_dy, ld_y, ld_rstd, rows_a_part;
-    int heads, queries, head_dim;
+    int heads, queries, head_dim, lanes, heads_a_block;
     float eps;
 } pmli_head_norm_params;
 

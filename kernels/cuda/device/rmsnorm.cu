@@ -7,6 +7,9 @@
 //   thread:      0    1    …   n-1 |  0    1   …          n = blockDim.x threads a row
 //   pack:      | p0 | p1 | … | pn-1 | pn | pn+1 …          PACKS of them a thread
 //
+// Where x is wider than the rest, its packs are the 16-byte ones and those of the rest have 8
+// bytes: lanes then read what lies side by side, which they would not with two packs of x each.
+//
 // The sum is rounded to the operand's dtype before it is used: what the backward pass will read is
 // then exactly what was normalised.
 //
@@ -27,7 +30,7 @@ __device__ inline float rstd_of(float squares, const pmli_rmsnorm_params &p)
 template <typename X, typename T, typename W, int PACKS>
 __device__ void norm_registers(const pmli_rmsnorm_params &p)
 {
-    constexpr int N = 16 / sizeof(T);
+    constexpr int N = 16 / sizeof(X);
     typedef Pack<T, N> pack;
     const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
     const int packs = row < p.rows ? (int)(p.cols / N) : 0;

@@ -1,14 +1,14 @@
-// Backward of RMSNorm. A row at a time, held in registers as 16-byte packs like the forward: three
-// reads and one write of tokens*hidden. The weight's gradient is a sum over tokens: blocks that
-// stay keep their rows' part of it in registers, and columns.cu adds those up. Where a row has more
-// packs than a block has threads, or no whole ones, columns.cu makes it by itself, before dx, which
-// may lie on dy.
+// Backward of RMSNorm. A row at a time, held in registers as packs like the forward's: three reads
+// and one write of tokens*hidden. The weight's gradient is a sum over tokens: blocks that stay keep
+// their rows' part of it in registers, and columns.cu adds those up. Where a row has more packs
+// than a block has threads, or no whole ones, columns.cu makes it by itself, before dx, which may
+// lie on dy.
 //
 // T is the dtype of dy, R that of the gradient which runs down the residual line: float where
 // T is f16. It is then written twice, the second time as T for products to read. W is the weight's:
 // T, or float where it is trained. X is that of x: T, or float where the residual line begins with
 // a table that is trained.
-#include "attention.cuh"
+#include "hopper.cuh"
 #include "params.h"
 #include "row_total.cuh"
 #include "types.cuh"
@@ -16,7 +16,7 @@
 template <typename X, typename T, typename R, typename W, int PACKS>
 __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
 {
-    constexpr int N = 16 / sizeof(T);
+    constexpr int N = 16 / sizeof(X);
     constexpr bool narrow_sum = same<T, R>; // dres waits in registers, too; a wide one has no room
     typedef Pack<T, N> pack;
     typedef Pack<R, N> sum_pack;
@@ -81,6 +81,8 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
     }
 }
 
+enum { MOST_ROWS = 16 }; // of a block, each a warp at least
+
 __device__ inline uint4 from_shared(unsigned address)
 {
     uint4 x;
@@ -91,54 +93,132 @@ __device__ inline uint4 from_shared(unsigned address)
     return x;
 }
 
-// Rows that wait in shared memory: a thread's own packs of dy, x and dres, so that it need not wait
-// for the other threads to read them.
-//
-//   [places][packs of dy, x and dres (two of one that is wider)][threads] of 16 bytes
-template <typename X, typename T, typename R> struct Waiting {
+// Rows that wait in shared memory, in several places by turns. A place has a row's dy, x and dres,
+// as packs of 16 bytes: one a thread, two of an operand that is wider.
+template <typename X, typename T, typename R> struct Operands {
     static constexpr int N = 16 / sizeof(T), OF_X = sizeof(X) / sizeof(T);
     static constexpr int OF_RES = sizeof(R) / sizeof(T), PACKS = 1 + OF_X + OF_RES;
     static constexpr int PLACES = PACKS == 3 ? RMSNORM_PLACES : RMSNORM_PLACES_WIDE;
+};
+
+#if ON_HOPPER
+
+// The copy engine brings whole rows, asked for by a row's first thread:
+//
+//   [rows of a block][places][dy | x | dres]        and a barrier each place
+template <typename X, typename T, typename R> struct Waiting : Operands<X, T, R> {
+    typedef Operands<X, T, R> O;
+    unsigned base, barriers; // of this thread's row
+    int bytes;               // of a row of dy
+
+    __device__ Waiting(const pmli_rmsnorm_bwd_params &p, unsigned memory)
+    {
+        __shared__ unsigned long long of_places[MOST_ROWS][O::PLACES];
+        bytes = (int)p.cols * (int)sizeof(T);
+        base = memory + threadIdx.y * O::PLACES * O::PACKS * blockDim.x * 16;
+        barriers = shared_address(of_places[threadIdx.y]);
+        if (threadIdx.x == 0)
+            for (int i = 0; i < O::PLACES; i++)
+                barrier_begin(barriers + i * 8, 1);
+        barriers_begun();
+        __syncthreads();
+    }
+    __device__ unsigned at(int place, int first) const
+    {
+        return base + (place * O::PACKS + first) * bytes;
+    }
+
+    // Not before all threads have what was in that place.
+    __device__ void ask(const pmli_rmsnorm_bwd_params &p, long long row, int, int place) const
+    {
+        if (threadIdx.x != 0)
+            return;
+        const unsigned barrier = barriers + place * 8;
+        if (row >= p.rows) {
+            barrier_arrive(barrier);
+            return;
+        }
+        barrier_expect(barrier, bytes * (1 + O::OF_X + (p.dres != nullptr ? O::OF_RES : 0)));
+        bring_row(at(place, 0), (const T *)p.dy + row * p.ld_dy, bytes, barrier);
+        bring_row(at(place, 1), (const X *)p.x + row * p.ld_x, bytes * O::OF_X, barrier);
+        if (p.dres != nullptr)
+            bring_row(at(place, 1 + O::OF_X), (const R *)p.dres + row * p.ld_dres,
+                      bytes * O::OF_RES, barrier);
+    }
+    __device__ void wait(int turn) const
+    {
+        barrier_wait(barriers + turn % O::PLACES * 8, turn / O::PLACES % 2);
+    }
+
+    // Pack c of an operand, COUNT of 16 bytes.
+    template <typename E, int COUNT>
+    __device__ Pack<E, O::N> arrived(int place, int first, int c) const
+    {
+        Pack<E, O::N> x;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+            ((uint4 *)&x)[k] = from_shared(at(place, first) + (c * COUNT + k) * 16);
+        return x;
+    }
+};
+
+#else
+
+// Each thread asks for its own packs, so that it need not wait for the other threads to read them:
+//
+//   [places][packs of dy, x and dres][threads] of 16 bytes
+template <typename X, typename T, typename R> struct Waiting : Operands<X, T, R> {
+    typedef Operands<X, T, R> O;
     unsigned base, threads;
 
+    __device__ Waiting(const pmli_rmsnorm_bwd_params &, unsigned memory)
+    {
+        base = memory + (threadIdx.y * blockDim.x + threadIdx.x) * 16;
+        threads = blockDim.x * blockDim.y;
+    }
     __device__ unsigned at(int place, int pack) const
     {
-        return base + ((place * PACKS + pack) * threads) * 16;
+        return base + ((place * O::PACKS + pack) * threads) * 16;
     }
 
     // What row has for this thread is on its way to a place.
     __device__ void ask(const pmli_rmsnorm_bwd_params &p, long long row, int c, int place) const
     {
-        const bool there = row < p.rows && c < p.cols / N;
-        const T *dy = (const T *)p.dy + row * p.ld_dy + c * N;
-        copy_16(at(place, 0), there ? (const void *)dy : p.x, there);
-        ask_for<X, OF_X>((const X *)p.x + row * p.ld_x + c * N, there, p.x, place, 1);
+        const bool there = row < p.rows && c < p.cols / O::N;
+        ask_for<T, 1>((const T *)p.dy + row * p.ld_dy + c * O::N, there, p.x, place, 0);
+        ask_for<X, O::OF_X>((const X *)p.x + row * p.ld_x + c * O::N, there, p.x, place, 1);
         if (p.dres != nullptr)
-            ask_for<R, OF_RES>((const R *)p.dres + row * p.ld_dres + c * N, there, p.x, place,
-                               1 + OF_X);
+            ask_for<R, O::OF_RES>((const R *)p.dres + row * p.ld_dres + c * O::N, there, p.x, place,
+                                  1 + O::OF_X);
+        copy_commit();
     }
-
     // So many packs of an operand, from pack `first` of a place on; nothing: any address there is.
-    template <typename O, int COUNT>
-    __device__ void ask_for(const O *from, bool there, const void *nothing, int place,
+    template <typename E, int COUNT>
+    __device__ void ask_for(const E *from, bool there, const void *nothing, int place,
                             int first) const
     {
 #pragma unroll
         for (int k = 0; k < COUNT; k++)
             copy_16(at(place, first + k),
-                    there ? (const void *)(from + k * (16 / sizeof(O))) : nothing, there);
+                    there ? (const void *)(from + k * (16 / sizeof(E))) : nothing, there);
+    }
+    __device__ void wait(int) const
+    {
+        copy_wait<O::PLACES - 2>();
     }
 
-    // The same, arrived.
-    template <typename O, int COUNT> __device__ Pack<O, N> arrived(int place, int first) const
+    template <typename E, int COUNT>
+    __device__ Pack<E, O::N> arrived(int place, int first, int) const
     {
-        Pack<O, N> x;
+        Pack<E, O::N> x;
 #pragma unroll
         for (int k = 0; k < COUNT; k++)
             ((uint4 *)&x)[k] = from_shared(at(place, first + k));
         return x;
     }
 };
+
+#endif
 
 // The sum over the threads of one row; turn: 0 and 1 alternate, so that one barrier is enough.
 __device__ inline float staying_total(float x, int turn)
@@ -168,8 +248,8 @@ __device__ void norm_bwd_weight(const pmli_rmsnorm_bwd_params &p)
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ float
         beside[256 * N]; // of a row of threads; where there are more rows it has no more
-    const int c = threadIdx.x, self = threadIdx.y * blockDim.x + threadIdx.x;
-    const Rows rows = {shared_address(memory) + self * 16, blockDim.x * blockDim.y};
+    const int c = threadIdx.x;
+    const Rows rows(p, shared_address(memory));
     const bool there = c < p.cols / N;
     Pack<float, N> weight = {};
     if (there)
@@ -178,20 +258,20 @@ __device__ void norm_bwd_weight(const pmli_rmsnorm_bwd_params &p)
     const long long stride = (long long)gridDim.x * blockDim.y;
     long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
 #pragma unroll
-    for (int i = 0; i < PLACES - 1; i++) {
+    for (int i = 0; i < PLACES - 1; i++)
         rows.ask(p, row + i * stride, c, i);
-        copy_commit();
-    }
     float next = row < p.rows ? p.rstd[row] : 0.0f;
     int turn = 0;
     for (long long first = (long long)blockIdx.x * blockDim.y; first < p.rows; first += stride) {
         const int place = turn % PLACES;
         const float rstd = next;
-        copy_wait<PLACES - 2>();
-        const Pack<T, N> dy = rows.template arrived<T, 1>(place, 0);
-        const Pack<X, N> x = rows.template arrived<X, Rows::OF_X>(place, 1);
-        rows.ask(p, row + (PLACES - 1) * stride, c, (turn + PLACES - 1) % PLACES);
-        copy_commit();
+        rows.wait(turn);
+        Pack<T, N> dy = {};
+        Pack<X, N> x = {};
+        if (there && row < p.rows) {
+            dy = rows.template arrived<T, 1>(place, 0, c);
+            x = rows.template arrived<X, Rows::OF_X>(place, 1, c);
+        }
         next = row + stride < p.rows ? p.rstd[row + stride] : 0.0f;
         float dot = 0;
 #pragma unroll
@@ -201,11 +281,13 @@ __device__ void norm_bwd_weight(const pmli_rmsnorm_bwd_params &p)
             sums[e] += product * rstd;
         }
         const float back = staying_total(dot, turn % 2) * rstd * rstd * rstd / (float)p.cols;
+        // all threads have been here, so they are done with what was in that place
+        rows.ask(p, row + (PLACES - 1) * stride, c, (turn + PLACES - 1) % PLACES);
         if (there && row < p.rows) {
             Pack<R, N> out, res = {};
             Pack<T, N> less;
             if (p.dres != nullptr)
-                res = rows.template arrived<R, Rows::OF_RES>(place, 1 + Rows::OF_X);
+                res = rows.template arrived<R, Rows::OF_RES>(place, 1 + Rows::OF_X, c);
 #pragma unroll
             for (int e = 0; e < N; e++) {
                 float d = widen(dy.at[e]) * weight.at[e] * rstd - widen(x.at[e]) * back;
