@@ -28,6 +28,21 @@ MODELS: dict[str, dict[str, Any]] = {
         "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
         "num_key_value_heads": 2, "tie_word_embeddings": True,
     },
+    "qwen3-8b": {
+        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096,
+        "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024,
+        "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+    },
+    "mistral-7b": {  # v0.1, which has a window
+        "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "sliding_window": 4096, "tie_word_embeddings": False,
+    },
     "tiny": {
         "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -41,9 +56,9 @@ def write_model(folder: Path, shape: dict[str, Any]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    llama = shape["model_type"] == "llama"
+    family = shape["model_type"]
     config = {
-        "architectures": ["LlamaForCausalLM" if llama else "Qwen2ForCausalLM"],
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
         "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
         "max_position_embeddings": 8192, "torch_dtype": "bfloat16", "eos_token_id": 2,
         "bos_token_id": 1, "use_sliding_window": False, **shape,
@@ -77,11 +92,9 @@ def write_model(folder: Path, shape: dict[str, Any]) -> None:
             ("mlp.down_proj", hidden, inner),
         ):  # fmt: skip
             tensors[at + name + ".weight"] = matrix(rows, cols)
-            if (
-                not llama
-                and name[-6] in "qkv"
-                and name.startswith("self_attn")
-                and "o_" not in name
-            ):
+            if family == "qwen2" and name[-6] in "qkv":
                 tensors[at + name + ".bias"] = torch.zeros(rows, dtype=torch.bfloat16)
+        if family == "qwen3":
+            tensors[at + "self_attn.q_norm.weight"] = ones(width)
+            tensors[at + "self_attn.k_norm.weight"] = ones(width)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
