@@ -12,8 +12,7 @@ enum {
     THREADS = 256, /* of the kernels around */
     BACKWARD_THREADS = 384,
     HEADS_A_WARP = 4,
-    UNIT = 256,           /* parts of ws begin on whole ones */
-    MOST_ROOM = 768 << 20 /* more is not asked for the sums: as for cuDNN's workspace */
+    UNIT = 256 /* parts of ws begin on whole ones */
 };
 
 pml_status pmli_attention_hopper_prepare(pml_device *d, pml_error *err)
@@ -72,8 +71,7 @@ size_t pmli_attention_hopper_ws(const pml_attention_bwd_args *a)
         most.cu_q.cols = HOPPER_DOCUMENTS + 1;
     if (!fits(&most))
         return 0;
-    struct layout at = lay_out(&most);
-    return at.end <= MOST_ROOM ? at.end : at.sums;
+    return lay_out(&most).end;
 }
 
 /* As the copy engine wants its operands, and the kernels theirs. */

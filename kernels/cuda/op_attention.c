@@ -137,7 +137,7 @@ enum { FEW_ROWS = 16 };
 size_t pmli_cuda_attention_ws(const pml_attention_args *a)
 {
     return pmli_sdpa_ws(a->q.dtype, a->q.rows, a->cu_q.cols - 1, a->max_q, a->heads, a->head_dim,
-                        a->window, false);
+                        false);
 }
 
 pml_status pmli_cuda_attention(pml_queue *queue, const pml_attention_args *a, pml_error *err)
@@ -182,7 +182,7 @@ size_t pmli_cuda_attention_bwd_ws(const pml_attention_bwd_args *a)
 {
     size_t dots = (size_t)a->heads * (size_t)a->q.rows * sizeof(float);
     size_t cudnn = pmli_sdpa_ws(a->q.dtype, a->q.rows, a->cu_q.cols - 1, a->max_q, a->heads,
-                                a->head_dim, a->window, true);
+                                a->head_dim, true);
     size_t hopper = pmli_attention_hopper_ws(a);
     size_t most = cudnn > dots ? cudnn : dots;
     return hopper > most ? hopper : most;

@@ -71,12 +71,8 @@ class Builder
         auto options = fe::graph::SDPA_attributes()
                            .set_name("attention")
                            .set_generate_stats(true)
-                           .set_attn_scale(s.scale)
-                           .set_causal_mask(true);
-        if (!s.equal)
-            options.set_padding_mask(true)
-                .set_seq_len_q(lengths(LENGTHS_Q))
-                .set_seq_len_kv(lengths(LENGTHS_K));
+                           .set_attn_scale(s.scale);
+        masked(options);
         auto [o, stats] = graph->sdpa(q, k, v, options);
         result(o, O, s.heads, s.ld_o, AT_O);
         lay_stats(stats);
@@ -93,12 +89,8 @@ class Builder
         lay_stats(stats);
         auto options = fe::graph::SDPA_backward_attributes()
                            .set_name("attention backward")
-                           .set_attn_scale(s.scale)
-                           .set_causal_mask(true);
-        if (!s.equal)
-            options.set_padding_mask(true)
-                .set_seq_len_q(lengths(LENGTHS_Q))
-                .set_seq_len_kv(lengths(LENGTHS_K));
+                           .set_attn_scale(s.scale);
+        masked(options);
         auto [dq, dk, dv] = graph->sdpa_backward(q, k, v, o, dout, stats, options);
         result(dq, DQ, s.heads, s.ld_dq, AT_DQ);
         result(dk, DK, s.kv_heads, s.ld_dk, AT_DK);
@@ -107,6 +99,18 @@ class Builder
     }
 
   private:
+    // What a query sees: forward and backward alike.
+    template <typename Options> void masked(Options &options)
+    {
+        options.set_causal_mask(true);
+        if (s.window > 0)
+            options.set_diagonal_band_left_bound((int)s.window);
+        if (!s.equal)
+            options.set_padding_mask(true)
+                .set_seq_len_q(lengths(LENGTHS_Q))
+                .set_seq_len_kv(lengths(LENGTHS_K));
+    }
+
     Tensor matrix(Name name, int64_t heads, int64_t ld, Name at)
     {
         Tensor t = graph->tensor(fe::graph::Tensor_attributes()

@@ -2,7 +2,7 @@
  * that attention_hopper.h has: documents lie end to end in buffers [tokens, ld], a fixed number of
  * slots says where (cuDNN's ragged offsets), so that one recorded graph serves every packing.
  * Documents known to be equally long need no offsets, and cuDNN is 6 to 10 % faster without.
- * Causal, without window, one document's queries and keys the same rows.
+ * Causal, with or without a window, one document's queries and keys the same rows.
  *
  * Behind this C header is the one C++ file of the backend, on NVIDIA's header-only cudnn-frontend
  * (attention is some 14 operations forward and 24 backward in cuDNN's own interface). Built only
@@ -28,6 +28,7 @@ size_t pmli_sdpa_version(const pmli_sdpa *sdpa); /* 91900 */
 typedef struct pmli_sdpa_shape {
     int64_t slots, longest; /* documents, rows of the longest */
     int64_t heads, kv_heads, head_dim;
+    int64_t window; /* keys that a query sees, itself the last; 0: all before it */
     int64_t ld_q, ld_k, ld_v, ld_o, ld_dout, ld_dq, ld_dk, ld_dv;
     int64_t ld_stats; /* of equal documents */
     float scale;

@@ -2,10 +2,15 @@
 
 #include "sdpa.h"
 
-/* The backward's workspace grows with slots * longest: one of many slots (packed short documents)
- * would take gigabytes, and is left to our own kernels. */
 enum { FORWARD_ROOM = 16 << 20, BACKWARD_SPARE = 2 << 20, MOST_ROOM = 768 << 20 };
-enum { UNIT = 256, FORWARD_ARRAYS = 5, BACKWARD_ARRAYS = 9, TILE = 32, TILE_ROWS = 8 };
+enum {
+    MOST_PADDING = 3,
+    UNIT = 256,
+    FORWARD_ARRAYS = 5,
+    BACKWARD_ARRAYS = 9,
+    TILE = 32,
+    TILE_ROWS = 8
+};
 
 static size_t units(size_t bytes)
 {
@@ -22,7 +27,30 @@ static size_t cudnn_room(int64_t slots, int64_t longest, int64_t heads, int64_t 
     return (size_t)(slots * longest * heads) * (size_t)(8 * head_dim + 4) + BACKWARD_SPARE;
 }
 
-/* ws: | stats [tokens, heads] | lengths [slots] | offsets, arrays x [slots + 1] | cuDNN's | */
+/* Documents of one call. The backward's workspace grows with slots * longest, so many slots (packed
+ * short documents) are done in turn: so many at a time that it stays below MOST_ROOM and is no more
+ * than it were for MOST_PADDING times the tokens, or one document's. A power of two, so that
+ * batches of many documents and of more have one plan. */
+static int64_t at_once(int64_t tokens, int64_t slots, int64_t longest, int64_t heads,
+                       int64_t head_dim, bool backward)
+{
+    int64_t each = 1;
+    if (!backward)
+        return slots;
+    while (each < slots && 2 * each * longest <= MOST_PADDING * tokens &&
+           cudnn_room(2 * each, longest, heads, head_dim, backward) <= MOST_ROOM)
+        each *= 2;
+    return each < slots ? each : slots;
+}
+
+/* Whole calls of so many. */
+static int64_t in_calls(int64_t slots, int64_t each)
+{
+    return (slots + each - 1) / each * each;
+}
+
+/* ws: | stats [tokens, heads] | lengths [slots] | offsets, arrays x [slots + 1] | cuDNN's |, slots
+ * in whole calls. */
 static size_t own_room(int64_t tokens, int64_t slots, int64_t heads, bool backward)
 {
     size_t arrays = backward ? BACKWARD_ARRAYS : FORWARD_ARRAYS;
@@ -31,32 +59,35 @@ static size_t own_room(int64_t tokens, int64_t slots, int64_t heads, bool backwa
 }
 
 size_t pmli_sdpa_ws(pml_dtype dtype, int64_t tokens, int64_t slots, int64_t longest, int64_t heads,
-                    int64_t head_dim, int32_t window, bool backward)
+                    int64_t head_dim, bool backward)
 {
     if ((dtype != PML_BF16 && dtype != PML_F16) || (head_dim != 64 && head_dim != 128) ||
-        window > 0 || slots < 1 || longest < 1)
+        slots < 1 || longest < 1)
         return 0;
-    size_t room = cudnn_room(slots, longest, heads, head_dim, backward);
-    return room > MOST_ROOM ? 0 : own_room(tokens, slots, heads, backward) + room;
+    int64_t each = at_once(tokens, slots, longest, heads, head_dim, backward);
+    return own_room(tokens, in_calls(slots, each), heads, backward) +
+           cudnn_room(each, longest, heads, head_dim, backward);
 }
 
 /* Where a call's own pieces lie, and the kernels' view of them. */
 static void lay_out(const pmli_attention_params *p, const long long *lds, int arrays, char *ws,
                     pmli_sdpa_params *k, pmli_sdpa_call *call)
 {
+    int64_t slots = in_calls(p->slots, call->shape.slots);
     *k = (pmli_sdpa_params){.cu = p->cu_q,
                             .lse = p->lse,
                             .ld_lse = p->ld_lse,
                             .slots = p->slots,
+                            .slots_in_calls = (int)slots,
                             .heads = p->heads,
                             .tokens = p->tokens_q,
                             .arrays = arrays};
     k->stats = (float *)(void *)ws;
     ws += units((size_t)(p->tokens_q * p->heads) * sizeof(float));
     k->lengths = (int *)(void *)ws;
-    ws += units((size_t)p->slots * sizeof(int));
+    ws += units((size_t)slots * sizeof(int));
     k->offsets = (long long *)(void *)ws;
-    k->ld_offsets = (long long)(units((size_t)(p->slots + 1) * sizeof(long long)) / 8);
+    k->ld_offsets = (long long)(units((size_t)(slots + 1) * sizeof(long long)) / 8);
     const void **at[] = {&call->at_q,    &call->at_k,  &call->at_v,  &call->at_o, &call->at_stats,
                          &call->at_dout, &call->at_dq, &call->at_dk, &call->at_dv};
     for (int a = 0; a < arrays; a++) {
@@ -92,11 +123,13 @@ static pml_status by_tiles(pml_queue *queue, pmli_kernel kernel, pmli_sdpa_param
 static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype, int64_t longest,
                                 bool backward)
 {
-    return (pmli_sdpa_shape){.slots = p->slots,
+    int64_t slots = at_once(p->tokens_q, p->slots, longest, p->heads, p->head_dim, backward);
+    return (pmli_sdpa_shape){.slots = slots,
                              .longest = longest,
                              .heads = p->heads,
                              .kv_heads = p->kv_heads,
                              .head_dim = p->head_dim,
+                             .window = p->window,
                              .ld_q = p->ld_q,
                              .ld_k = p->ld_k,
                              .ld_v = p->ld_v,
@@ -112,12 +145,33 @@ static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype,
 
 /* While cuDNN compiles, steps are made by our own kernels: the same but for the order of sums. Not
  * where bits must repeat, nor for a recording, which keeps what it gets. */
-static pml_status put(pml_queue *queue, const pmli_sdpa_call *call, bool *done, pml_error *err)
+static pml_status put(pml_queue *queue, const pmli_sdpa_call *call, bool waits, bool *done,
+                      pml_error *err)
 {
     pmli_sdpa *sdpa = queue->device->sdpa;
-    bool waits = queue->device->deterministic || queue->recording;
+    waits = waits || queue->device->deterministic || queue->recording;
     return queue->preparing ? pmli_sdpa_compile(sdpa, call, done, err)
                             : pmli_sdpa_run(sdpa, queue->stream, call, waits, done, err);
+}
+
+/* One call after the other, each with the slots behind the last one's. Later ones wait for the plan
+ * that the first had, so that all are put or none is. */
+static pml_status put_all(pml_queue *queue, const pmli_sdpa_call *first, int64_t slots, bool *done,
+                          pml_error *err)
+{
+    pmli_sdpa_call call = *first;
+    const void **at[] = {&call.at_q,    &call.at_k,  &call.at_v,  &call.at_o, &call.at_stats,
+                         &call.at_dout, &call.at_dq, &call.at_dk, &call.at_dv};
+    int64_t each = call.shape.slots;
+    pml_status status = put(queue, &call, false, done, err);
+    for (int64_t s = each; status == PML_OK && *done && s < slots; s += each) {
+        call.lengths = (const int *)call.lengths + each;
+        for (size_t i = 0; i < sizeof at / sizeof *at; i++)
+            if (*at[i] != NULL)
+                *at[i] = (const long long *)*at[i] + each;
+        status = put(queue, &call, true, done, err);
+    }
+    return status;
 }
 
 /* Its backward takes statistics of equal documents only as [slots, heads, longest] (before 9.26).
@@ -139,8 +193,9 @@ static pml_status packed_stats(pml_queue *queue, const pmli_attention_params *p,
     return pmli_cuda_launch(queue, PMLI_sdpa_packed, shape, &k, err);
 }
 
-/* Equal documents: there are no rows behind the last one to be cleared, and the forward's
- * statistics lie as our lse does. The backward's stand in ws before cuDNN's own. */
+/* Equal documents, as many as one call has: there are no rows behind the last one to be cleared,
+ * and the forward's statistics lie as our lse does. The backward's stand in ws before cuDNN's own.
+ */
 static pml_status run_equal(pml_queue *queue, const pmli_attention_params *p, pmli_sdpa_call *call,
                             void *ws, size_t ws_bytes, bool *done, pml_error *err)
 {
@@ -148,7 +203,7 @@ static pml_status run_equal(pml_queue *queue, const pmli_attention_params *p, pm
     int64_t longest = call->shape.longest;
     bool backward = call->shape.backward != 0;
     size_t stats = backward ? units((size_t)(p->tokens_q * p->heads) * sizeof(float)) : 0;
-    if (p->slots * p->heads > MOST_GRID_Y)
+    if (p->slots * p->heads > MOST_GRID_Y || p->slots > call->shape.slots)
         return PML_OK;
     pml_status status = backward ? packed_stats(queue, p, longest, ws, err) : PML_OK;
     call->shape.equal = 1;
@@ -157,7 +212,7 @@ static pml_status run_equal(pml_queue *queue, const pmli_attention_params *p, pm
     call->workspace = (char *)ws + stats;
     call->workspace_size = ws_bytes - stats;
     if (status == PML_OK)
-        status = put(queue, call, done, err);
+        status = put(queue, call, false, done, err);
     call->shape.equal = 0;
     call->shape.ld_stats = 0;
     return status;
@@ -168,8 +223,8 @@ pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, p
                              pml_error *err)
 {
     *done = false;
-    size_t wanted = pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim,
-                                 p->window, false);
+    size_t wanted =
+        pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim, false);
     if (!askable(queue, p) || wanted == 0 || ws_bytes < wanted)
         return PML_OK;
     const long long lds[FORWARD_ARRAYS] = {p->ld_q, p->ld_k, p->ld_v, p->ld_o, p->heads};
@@ -185,7 +240,7 @@ pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, p
     call.workspace_size = ws_bytes - (size_t)((char *)call.workspace - (char *)ws);
     status = offsets(queue, &k, err);
     if (status == PML_OK)
-        status = put(queue, &call, done, err);
+        status = put_all(queue, &call, p->slots, done, err);
     if (status != PML_OK || !*done)
         return status;
     k.clear[0] = p->o;
@@ -200,7 +255,7 @@ pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, 
 {
     *done = false;
     size_t wanted =
-        pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim, p->window, true);
+        pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim, true);
     /* cuDNN's own order of sums is not fixed; its fixed one is slower than ours takes memory. */
     if (!askable(queue, p) || queue->device->deterministic || wanted == 0 || ws_bytes < wanted)
         return PML_OK;
@@ -233,5 +288,5 @@ pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, 
     status = offsets(queue, &k, err);
     if (status == PML_OK)
         status = by_tiles(queue, PMLI_sdpa_stats, &k, err);
-    return status == PML_OK ? put(queue, &call, done, err) : status;
+    return status == PML_OK ? put_all(queue, &call, p->slots, done, err) : status;
 }

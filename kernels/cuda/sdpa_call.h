@@ -8,7 +8,7 @@
 
 /* Room in ws beside what our own kernels want; 0 where cuDNN is not asked, by shape alone. */
 size_t pmli_sdpa_ws(pml_dtype dtype, int64_t tokens, int64_t slots, int64_t longest, int64_t heads,
-                    int64_t head_dim, int32_t window, bool backward);
+                    int64_t head_dim, bool backward);
 
 /* Put attention on the queue by cuDNN. *done = false where it has to be done otherwise. p as for
  * our own kernels; equal: every document has `longest` rows; ws of ws_bytes, 256-byte aligned. */

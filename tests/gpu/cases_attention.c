@@ -39,6 +39,19 @@ static int32_t *bounds_of(const packing *p, int32_t *slots)
     return bounds; /* lives as long as the cases */
 }
 
+/* What ops are told of documents' lengths: the longest's, or, of an even number of documents that
+ * are not equal, somewhat more. */
+static int32_t longest_of(const packing *p, const int32_t *bounds, int32_t slots)
+{
+    int32_t longest = 0;
+    for (int32_t d = 0; d < slots; d++)
+        if (bounds[d + 1] - bounds[d] > longest)
+            longest = bounds[d + 1] - bounds[d];
+    if (p->equal > 0 || slots % 2 == 1)
+        return longest;
+    return longest + 5 < p->tokens ? longest + 5 : p->tokens;
+}
+
 typedef struct heads {
     int32_t heads, kv_heads, dim, window;
 } heads;
@@ -62,7 +75,8 @@ static const float *angles_of(int32_t dim)
     return made[dim];
 }
 
-/* Each document counts from 0, every second one from 5. */
+/* Each document counts from 0, every second one from 5; of a long one, as far as the table goes,
+ * again and again. */
 static const int32_t *positions_of(const packing *p, const int32_t *bounds, int32_t slots)
 {
     int32_t *positions = calloc((size_t)p->tokens, sizeof *positions);
@@ -70,7 +84,7 @@ static const int32_t *positions_of(const packing *p, const int32_t *bounds, int3
         exit(1);
     for (int32_t d = 0; d < slots; d++)
         for (int32_t row = bounds[d]; row < bounds[d + 1]; row++)
-            positions[row] = row - bounds[d] + d % 2 * 5;
+            positions[row] = (row - bounds[d] + d % 2 * 5) % POSITIONS;
     return positions;
 }
 
@@ -108,7 +122,7 @@ static void add_attention_bwd(gpu_cases *cases, pml_dtype d, const packing *p, h
                                   .kv_heads = h.kv_heads,
                                   .head_dim = h.dim,
                                   .window = h.window,
-                                  .max_q = p->equal > 0 ? p->equal : (int32_t)t,
+                                  .max_q = longest_of(p, bounds, slots),
                                   .equal = p->equal > 0,
                                   .scale = 1.0F / (float)h.dim};
     c->given[PML_OPERAND(attention_bwd, cu_q)] = bounds;
@@ -146,7 +160,7 @@ static void add_attention(gpu_cases *cases, pml_dtype d, const packing *p, heads
                                              .kv_heads = h.kv_heads,
                                              .head_dim = h.dim,
                                              .window = h.window,
-                                             .max_q = p->equal > 0 ? p->equal : (int32_t)t,
+                                             .max_q = longest_of(p, bounds, slots),
                                              .equal = p->equal > 0,
                                              .scale = 1.0F / (float)h.dim};
     c->given[PML_OPERAND(attention, cu_q)] = bounds;
@@ -195,6 +209,7 @@ static void add_all(gpu_cases *cases, pml_dtype d)
     static const heads groups[] = {{4, 4, 128, 0}, {28, 4, 128, 0}, {64, 1, 128, 0}};
     static const packing crowd = {"300 of 1 to 40, 3 outside", 6133, {-1}, 0, 300};
     add_attention(cases, d, &crowd, (heads){8, 2, 128, 0});
+    add_attention(cases, d, &crowd, (heads){8, 2, 64, 0}); /* cuDNN's backward in several calls */
     for (size_t h = 0; h < sizeof groups / sizeof *groups; h++) {
         add_attention(cases, d, &packings[3], groups[h]);
         add_attention(cases, d, &packings[5], groups[h]);
@@ -202,6 +217,17 @@ static void add_all(gpu_cases *cases, pml_dtype d)
     add_attention(cases, d, &packings[3], (heads){4, 2, 64, 50});
     add_attention(cases, d, &packings[3], (heads){4, 2, 128, 130});
     add_attention(cases, d, &packings[2], (heads){2, 1, 24, 9});
+    /* Windows of equal documents, one of them of a single key; wider than some documents, and than
+     * all but a few. */
+    add_attention(cases, d, &packings[7], (heads){4, 1, 128, 64});
+    add_attention(cases, d, &packings[7], (heads){4, 2, 64, 100});
+    add_attention(cases, d, &packings[6], (heads){4, 1, 128, 1});
+    add_attention(cases, d, &packings[8], (heads){4, 2, 128, 200});
+    add_attention(cases, d, &crowd, (heads){8, 2, 128, 33});
+    /* More pieces of keys in one document than a chip has processors. */
+    static const packing lengthy = {"17200", 17200, {17200, -1}, 0, 0};
+    if (d == PML_BF16)
+        add_attention_bwd(cases, d, &lengthy, (heads){4, 2, 128, 0}, true);
     add_cached_attention(cases, d, 1, 300);
     add_cached_attention(cases, d, 70, 300);
 }

@@ -255,6 +255,12 @@ void *pml_program_data(const pml_program *program, int32_t tensor, void *base)
     return (char *)base + t->offset;
 }
 
+/* A window of as many keys as there are is none: backends have faster ways without. */
+static int32_t window_of(int32_t window, const pml_counts *counts)
+{
+    return window >= (counts->keys > 0 ? counts->keys : counts->max_doc) ? 0 : window;
+}
+
 void pml_program_bind(const pml_program *program, const pml_node *node, void *base,
                       const pml_counts *counts, pml_op_args *args)
 {
@@ -277,9 +283,11 @@ void pml_program_bind(const pml_program *program, const pml_node *node, void *ba
     if (node->op == PML_OP_attention) {
         args->attention.max_q = counts->max_doc;
         args->attention.equal = counts->equal;
+        args->attention.window = window_of(args->attention.window, counts);
     } else if (node->op == PML_OP_attention_bwd) {
         args->attention_bwd.max_q = counts->max_doc;
         args->attention_bwd.equal = counts->equal;
+        args->attention_bwd.window = window_of(args->attention_bwd.window, counts);
     }
 }
 

@@ -4,7 +4,10 @@
 
 #if ON_HOPPER
 
-enum { THREADS = 256, PIECES = 512 };
+// PIECES: of a set, which is one head of keys of the longest document, or as many as there are
+// blocks.
+enum { THREADS = 256, PIECES = HOPPER_LONGEST / HOPPER_KEYS };
+static_assert(PIECES >= HOPPER_BLOCKS && PIECES <= 1 << 16, "a piece is a group and 16 bits");
 
 __device__ inline int tiles_of(int rows, int size)
 {
@@ -53,13 +56,13 @@ __device__ inline pmli_hopper_piece piece_of(const pmli_attention_hopper_params 
                                              const Plan &plan, int first_group, int code,
                                              bool upwards)
 {
-    const int group = first_group + (code >> 8), document = plan.order[group / p.kv_heads];
+    const int group = first_group + (code >> 16), document = plan.order[group / p.kv_heads];
     const int kv = group % p.kv_heads, positions = ROWS / (p.heads / p.kv_heads);
     pmli_hopper_piece x;
     x.token = p.cu[document];
     x.rows = plan.rows[document];
     x.kv_head = kv;
-    x.first_key = (code & 255) * KEYS;
+    x.first_key = (code & 0xffff) * KEYS;
     x.first_sums = plan.sums[document] * p.kv_heads + kv * tiles_of(x.rows, positions);
     x.upwards = upwards;
     x.next = -1;
@@ -159,7 +162,7 @@ __device__ inline void plan_pieces(const pmli_attention_hopper_params &p)
                         rank++;
                 }
             }
-            plan.piece[rank] = g << 8 | k;
+            plan.piece[rank] = g << 16 | k;
         }
         __syncthreads();
         for (int i = threadIdx.x; i < pieces; i += THREADS) {

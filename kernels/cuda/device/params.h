@@ -427,7 +427,8 @@ typedef struct pmli_attention_params {
     float scale;
 } pmli_attention_params;
 
-/* offsets[a,i] = cu[i] ld[a], a < arrays. clear: up to three buffers of 16-bit elements. */
+/* offsets[a,i] = cu[i] ld[a], a < arrays, i <= slots_in_calls: those behind the last are empty.
+ * clear: up to three buffers of 16-bit elements. */
 typedef struct pmli_sdpa_params {
     const int *cu;
     float *lse, *stats;
@@ -437,7 +438,7 @@ typedef struct pmli_sdpa_params {
     void *clear[3];
     long long ld_clear[3];
     int clear_cols[3];
-    int arrays, slots, heads;
+    int arrays, slots, slots_in_calls, heads;
 } pmli_sdpa_params;
 
 /* A piece of attention's backward on Hopper: keys [first_key, first_key + 128) of one document and
@@ -468,7 +469,7 @@ typedef struct pmli_hopper_queries {
 
 #define HOPPER_BLOCKS    256          /* at the most, and as many lists of pieces */
 #define HOPPER_DOCUMENTS 512          /* at the most */
-#define HOPPER_LONGEST   16384        /* tokens of a document, at the most */
+#define HOPPER_LONGEST   131072       /* tokens of a document, at the most */
 #define HOPPER_KEYS      128          /* of a piece */
 #define HOPPER_SHARED    (227 * 1024) /* bytes of a block's shared memory */
 #define HOPPER_ROWS      64           /* of a tile: tokens by the query heads of a head of keys */

@@ -8,10 +8,10 @@
 
 extern "C" __global__ void __launch_bounds__(256) sdpa_offsets(const pmli_sdpa_params p)
 {
-    for (int i = threadIdx.x; i <= p.slots; i += blockDim.x) {
-        const long long first = p.cu[i];
-        if (i < p.slots)
-            p.lengths[i] = (int)(p.cu[i + 1] - first);
+    for (int i = threadIdx.x; i <= p.slots_in_calls; i += blockDim.x) {
+        const long long first = p.cu[min(i, p.slots)];
+        if (i < p.slots_in_calls)
+            p.lengths[i] = i < p.slots ? (int)(p.cu[i + 1] - first) : 0;
         for (int a = 0; a < p.arrays; a++)
             p.offsets[a * p.ld_offsets + i] = first * p.ld[a];
     }

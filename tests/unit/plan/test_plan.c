@@ -466,6 +466,44 @@ static void test_bind_follows_the_batch(void **state)
     pml_program_destroy(&p);
 }
 
+/* The window that a segment's attention of layer 0 (and, trained, its backward) has for a batch. */
+static int32_t bound_window(const pml_program *p, pml_segment segment, pml_counts counts)
+{
+    static char arena[1];
+    int32_t window = -1;
+    for (int i = p->segments[segment].first; i < p->segments[segment].end; i++) {
+        pml_op_args args;
+        pml_program_bind(p, &p->nodes[i], arena, &counts, &args);
+        if (p->nodes[i].op == PML_OP_attention && p->nodes[i].layer == 0)
+            window = args.attention.window;
+        if (p->nodes[i].op == PML_OP_attention_bwd && p->nodes[i].layer == 0)
+            assert_int_equal(args.attention_bwd.window, window);
+    }
+    return window;
+}
+
+/* A window is one where a document, or what is cached, has more keys than it. */
+static void test_window_in_force(void **state)
+{
+    (void)state;
+    pml_model_spec spec = small;
+    spec.window = 20;
+    spec.sliding[0] = 1; /* of layer 0 */
+    pml_train_config config = config_for(PML_METHOD_LORA, PML_TARGET_ALL_LINEAR);
+    const pml_plan_choices choices = {.pieces = 1, .head_chunk = 64};
+    pml_program *p = built(&spec, &config, &limits, choices);
+    const pml_counts train = {.tokens = 60, .docs = 3, .labels = 11};
+    const int32_t longest[] = {21, 20, 19}, in_force[] = {20, 0, 0};
+    for (int i = 0; i < 3; i++) {
+        pml_counts counts = train;
+        counts.max_doc = longest[i];
+        assert_int_equal(bound_window(p, PML_SEGMENT_MICRO, counts), in_force[i]);
+        pml_counts cached = {.tokens = 1, .docs = 1, .labels = 1, .keys = longest[i], .max_doc = 1};
+        assert_int_equal(bound_window(p, PML_SEGMENT_GENERATE, cached), in_force[i]);
+    }
+    pml_program_destroy(&p);
+}
+
 /* One layer's down projection: 2 T N K multiplications and additions, and the adapter's. */
 static void test_price_of_linear(void **state)
 {
@@ -533,6 +571,7 @@ int main(void)
         cmocka_unit_test(test_ranges_of_8_bits),
         cmocka_unit_test(test_stacked_names),
         cmocka_unit_test(test_bind_follows_the_batch),
+        cmocka_unit_test(test_window_in_force),
         cmocka_unit_test(test_borders),
         cmocka_unit_test(test_price_of_linear),
         cmocka_unit_test(test_price_of_turning_back),
