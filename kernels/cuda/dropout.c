@@ -1,9 +1,12 @@
 #include "dropout.h"
 
+#include <math.h>
+
 #include "device.h"
 #include "device/params.h"
 
-enum { BLOCK = 256, GRID_LIMIT = 0x7fffffff };
+/* PACKS: as device/dropout.cu has them, a thread. */
+enum { BLOCK = 256, PACKS = 2, WARP = 32, GRID_LIMIT = 0x7fffffff };
 
 void pmli_need_dropout(pmli_check *c, const pmli_dropout *d, int64_t rows)
 {
@@ -15,10 +18,23 @@ void pmli_need_dropout(pmli_check *c, const pmli_dropout *d, int64_t rows)
     }
 }
 
+/* The least word that keeps its element: of its top 24 bits, times 2^-24, as much as dropout. */
+static uint32_t least_kept(float dropout)
+{
+    return (uint32_t)ceil((double)dropout * 0x1p24) << 8;
+}
+
 pml_status pmli_cuda_dropout(pml_queue *queue, const pmli_dropout *d, const pml_view *x, bool add,
                              const pml_view *y, pml_error *err)
 {
+    bool wide = pmli_in_units_of(x, 16) && pmli_in_units_of(y, 16);
+    int64_t packs = x->cols * (int64_t)pml_dtype_size(x->dtype) / 16;
+    int64_t threads = (packs / PACKS + WARP) / WARP * WARP; /* of a row */
+    threads = wide && threads < BLOCK ? threads : BLOCK;
+    int64_t a_row = (packs + threads * PACKS - 1) / (threads * PACKS);
     int64_t items = x->rows * ((x->cols + 3) / 4), blocks = (items + BLOCK - 1) / BLOCK;
+    if (wide)
+        blocks = x->rows * a_row;
     if (blocks > GRID_LIMIT)
         return PML_FAIL(err, PML_INVALID, "lora_dropout: more elements than a grid has threads");
     pmli_dropout_params p = {.x = x->data,
@@ -30,9 +46,12 @@ pml_status pmli_cuda_dropout(pml_queue *queue, const pmli_dropout *d, const pml_
                              .ld_x = x->ld,
                              .ld_y = y->ld,
                              .purpose = d->purpose,
-                             .dropout = d->dropout,
+                             .least = least_kept(d->dropout),
+                             .blocks_a_row = (unsigned)a_row,
                              .keep = 1.0F / (1.0F - d->dropout),
                              .add = add};
-    pmli_launch shape = {.grid_x = (unsigned)blocks, .grid_y = 1, .block_x = BLOCK, .block_y = 1};
-    return pmli_cuda_launch(queue, PMLI_dropout_f32 + (unsigned)x->dtype, shape, &p, err);
+    pmli_launch shape = {
+        .grid_x = (unsigned)blocks, .grid_y = 1, .block_x = (unsigned)threads, .block_y = 1};
+    pmli_kernel kernel = PMLI_dropout_f32 + 2 * (unsigned)x->dtype + wide;
+    return pmli_cuda_launch(queue, kernel, shape, &p, err);
 }

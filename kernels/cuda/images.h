@@ -137,7 +137,7 @@
     PMLI_TYPED_WIDE(X, embed, embed_bwd)                                                           \
     X(embed, embed_parts)                                                                          \
     X(embed, embed_parts_wide)                                                                     \
-    PMLI_TYPED(X, dropout, dropout)                                                                \
+    PMLI_TYPED_WIDE(X, dropout, dropout)                                                           \
     PMLI_TYPED_WIDE(X, border, border)                                                             \
     X(low_rank, low_rank_bf16)                                                                     \
     X(low_rank, low_rank_f16)                                                                      \

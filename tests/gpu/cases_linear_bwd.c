@@ -103,6 +103,7 @@ void cases_of_linear_bwd(gpu_cases *cases)
         add_bordered_bwd(cases, d, 5001, 1040, 72, 16, 64); /* many tiles a block */
         add_linear_bwd(cases, d, 300, 1040, 96, 16, false);
         add_dropped_bwd(cases, d, 300, 1040, 96, 16, true);
+        add_dropped_bwd(cases, d, 5, 24, 8208, 8, true); /* a row has masks by several blocks */
         add_passes(cases, d);
     }
 }

@@ -25,6 +25,12 @@ __device__ inline Words philox(unsigned long long seed, unsigned long long step,
     return c;
 }
 
+// Whether a word of them keeps its element: as pml_uniform, its top 24 bits decide.
+__device__ inline bool kept(unsigned word, const pmli_dropout_params &p)
+{
+    return word >= p.least;
+}
+
 template <typename T> __device__ void dropout(const pmli_dropout_params &p)
 {
     const long long fours = (p.cols + 3) / 4;
@@ -41,10 +47,54 @@ template <typename T> __device__ void dropout(const pmli_dropout_params &p)
         const long long c = 4 * four + i;
         if (c >= p.cols)
             return;
-        // As pml_uniform: the top 24 bits, exact.
-        const bool kept = (float)(random.at[i] >> 8) * 0x1p-24f >= p.dropout;
-        const float masked = kept ? widen(x[c]) * p.keep : 0.0f;
+        const float masked = kept(random.at[i], p) ? widen(x[c]) * p.keep : 0.0f;
         y[c] = narrow<T>(p.add ? widen(y[c]) + masked : masked);
+    }
+}
+
+// Rows of whole 16-byte packs; a block has a part of one row, a thread two packs of it.
+template <typename T> __device__ void dropout_wide(const pmli_dropout_params &p)
+{
+    constexpr int N = 16 / sizeof(T), PACKS = 2;
+    const long long row = blockIdx.x / p.blocks_a_row;
+    const int packs = (int)(p.cols / N), part = blockIdx.x % p.blocks_a_row;
+    const int first = part * PACKS * (int)blockDim.x + (int)threadIdx.x;
+    const Pack<T, N> *x = (const Pack<T, N> *)((const T *)p.x + row * p.ld_x);
+    Pack<T, N> *y = (Pack<T, N> *)((T *)p.y + row * p.ld_y);
+    const unsigned long long seed = p.rng[0], step = p.rng[1];
+    const unsigned long long begin = (unsigned long long)p.places[row] * (p.cols / 4);
+    Pack<T, N> held[PACKS], sum[PACKS];
+#pragma unroll
+    for (int k = 0; k < PACKS; k++) {
+        const int c = first + k * blockDim.x;
+        if (c >= packs)
+            continue;
+        held[k] = x[c];
+        if (p.add)
+            sum[k] = y[c];
+    }
+#pragma unroll
+    for (int k = 0; k < PACKS; k++) {
+        const int c = first + k * blockDim.x;
+        if (c >= packs)
+            continue;
+        Floats<N> masked = widened(held[k]);
+#pragma unroll
+        for (int four = 0; four < N / 4; four++) {
+            const Words random = philox(seed, step, p.purpose, begin + c * (N / 4) + four);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float &at = masked.at[4 * four + i];
+                at = kept(random.at[i], p) ? at * p.keep : 0.0f;
+            }
+        }
+        if (p.add) {
+            const Floats<N> before = widened(sum[k]);
+#pragma unroll
+            for (int e = 0; e < N; e++)
+                masked.at[e] += before.at[e];
+        }
+        y[c] = narrowed<T>(masked);
     }
 }
 
@@ -53,6 +103,11 @@ template <typename T> __device__ void dropout(const pmli_dropout_params &p)
         dropout_##suffix(const pmli_dropout_params p)                                              \
     {                                                                                              \
         dropout<T>(p);                                                                             \
+    }                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256)                                              \
+        dropout_##suffix##_wide(const pmli_dropout_params p)                                       \
+    {                                                                                              \
+        dropout_wide<T>(p);                                                                        \
     }
 KERNEL(float, f32)
 KERNEL(bf16, bf16)

@@ -36,14 +36,15 @@ typedef struct pmli_fill_params {
     double value;
 } pmli_fill_params;
 
-/* y = m x, or y += m x: m is 0 or keep, from the random words of (rng, purpose, place, column). */
+/* y = m x, or y += m x: m is 0 or keep, from the random words of (rng, purpose, place, column):
+ * keep where the word is `least` or more. blocks_a_row: for rows of whole packs. */
 typedef struct pmli_dropout_params {
     const void *x;
     void *y;
     const long long *rng, *places;
     long long rows, cols, ld_x, ld_y;
-    unsigned purpose;
-    float dropout, keep;
+    unsigned purpose, least, blocks_a_row;
+    float keep;
     int add;
 } pmli_dropout_params;
 
