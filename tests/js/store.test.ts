@@ -197,6 +197,26 @@ test("nobody answers: offline; a welcome: live again", (t) => {
   assert.equal(store.connection, "live");
 });
 
+test("a hello without an answer is said again, less and less often, and not for ever", (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const { store, sent } = make(t);
+  store.load(snapshot(10, [1]));
+  store.hello();
+  t.mock.timers.tick(4001);
+  assert.equal(sent.length, 2);
+  t.mock.timers.tick(7998);
+  assert.equal(sent.length, 2);
+  t.mock.timers.tick(2);
+  assert.deepEqual(sent, Array(3).fill({ kind: "hello" }));
+  store.receive({ kind: "welcome", fresh: false });
+  t.mock.timers.tick(1e6);
+  assert.equal(sent.length, 3);
+  store.hello();
+  for (let i = 0; i < 20; i++) t.mock.timers.tick(1e6);
+  assert.equal(sent.length, 3 + 7);
+  assert.equal(store.connection, "offline");
+});
+
 test("nobody to send to: offline at once, and the command says so", (t) => {
   const store = new Store(
     () => false,

@@ -79,6 +79,8 @@ const LOG_LINES = 200;
 const SAMPLES = 8;
 const REQUESTS = 20;
 const PATIENCE_MS = 4000;
+/** How often a hello without an answer is said again, each time after twice as long. */
+const HELLOS = 6;
 
 /** As Python's Command says it. */
 const LOST = "its coordinator died before it was in the log; send it again";
@@ -123,14 +125,21 @@ export class Store {
     return () => this.listeners.delete(listener);
   }
 
-  /** Says hello to the Python half, which answers with a welcome and a fresh snapshot. */
-  hello(): void {
+  /**
+   * Says hello to the Python half, which answers with a welcome and a fresh snapshot. A hello may be
+   * lost, as one was by a page that had just been loaded again; of a paused run nothing else comes
+   * that would tell, so it is said again.
+   */
+  hello(said = 0): void {
     clearTimeout(this.patience);
-    if (this.sendOut({ kind: "hello" })) {
-      this.patience = setTimeout(() => this.lose(), PATIENCE_MS);
-    } else {
+    if (!this.sendOut({ kind: "hello" })) {
       this.lose();
+      return;
     }
+    this.patience = setTimeout(() => {
+      this.lose();
+      if (said < HELLOS) this.hello(said + 1);
+    }, PATIENCE_MS * 2 ** said);
   }
 
   destroy(): void {
