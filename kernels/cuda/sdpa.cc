@@ -145,23 +145,25 @@ class Builder
                 .set_ragged_offset(offsets(AT_STATS));
     }
 
-    Tensor vector(Name name, int64_t n, fe::DataType_t type)
+    // Of a later call they begin within those of all.
+    Tensor vector(Name name, int64_t n, fe::DataType_t type, int64_t alignment)
     {
         return graph->tensor(fe::graph::Tensor_attributes()
                                  .set_uid(name)
                                  .set_name("vector " + std::to_string(name))
                                  .set_dim({n, 1, 1, 1})
                                  .set_stride({1, 1, 1, 1})
+                                 .set_alignment(alignment)
                                  .set_data_type(type));
     }
 
     Tensor lengths(Name name)
     {
-        return vector(name, s.slots, fe::DataType_t::INT32);
+        return vector(name, s.slots, fe::DataType_t::INT32, sizeof(int32_t));
     }
     Tensor offsets(Name name)
     {
-        return vector(name, s.slots + 1, fe::DataType_t::INT64);
+        return vector(name, s.slots + 1, fe::DataType_t::INT64, sizeof(int64_t));
     }
 
     const pmli_sdpa_shape s;

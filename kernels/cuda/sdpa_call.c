@@ -4,7 +4,8 @@
 
 enum { FORWARD_ROOM = 16 << 20, BACKWARD_SPARE = 2 << 20, MOST_ROOM = 768 << 20 };
 enum {
-    MOST_PADDING = 3,
+    MOST_PADDING = 3, /* rows of a call for each token; and of all calls: */
+    MOST_PADDED = 24,
     UNIT = 256,
     FORWARD_ARRAYS = 5,
     BACKWARD_ARRAYS = 9,
@@ -27,22 +28,6 @@ static size_t cudnn_room(int64_t slots, int64_t longest, int64_t heads, int64_t 
     return (size_t)(slots * longest * heads) * (size_t)(8 * head_dim + 4) + BACKWARD_SPARE;
 }
 
-/* Documents of one call. The backward's workspace grows with slots * longest, so many slots (packed
- * short documents) are done in turn: so many at a time that it stays below MOST_ROOM and is no more
- * than it were for MOST_PADDING times the tokens, or one document's. A power of two, so that
- * batches of many documents and of more have one plan. */
-static int64_t at_once(int64_t tokens, int64_t slots, int64_t longest, int64_t heads,
-                       int64_t head_dim, bool backward)
-{
-    int64_t each = 1;
-    if (!backward)
-        return slots;
-    while (each < slots && 2 * each * longest <= MOST_PADDING * tokens &&
-           cudnn_room(2 * each, longest, heads, head_dim, backward) <= MOST_ROOM)
-        each *= 2;
-    return each < slots ? each : slots;
-}
-
 /* Whole calls of so many. */
 static int64_t in_calls(int64_t slots, int64_t each)
 {
@@ -58,15 +43,55 @@ static size_t own_room(int64_t tokens, int64_t slots, int64_t heads, bool backwa
            arrays * units((size_t)(slots + 1) * sizeof(long long));
 }
 
+static size_t room(int64_t tokens, int64_t slots, int64_t each, int64_t longest, int64_t heads,
+                   int64_t head_dim, bool backward)
+{
+    return own_room(tokens, in_calls(slots, each), heads, backward) +
+           cudnn_room(each, longest, heads, head_dim, backward);
+}
+
+/* Whether so many documents of `longest` rows are more than it is worth to ask cuDNN for: the work
+ * around its kernels is that of all their rows, whether they are there or not. */
+static bool too_padded(int64_t tokens, int64_t slots, int64_t longest)
+{
+    return slots * longest > MOST_PADDED * tokens;
+}
+
+static bool of_a_kind(pml_dtype dtype, int64_t head_dim)
+{
+    return (dtype == PML_BF16 || dtype == PML_F16) && (head_dim == 64 || head_dim == 128);
+}
+
 size_t pmli_sdpa_ws(pml_dtype dtype, int64_t tokens, int64_t slots, int64_t longest, int64_t heads,
                     int64_t head_dim, bool backward)
 {
-    if ((dtype != PML_BF16 && dtype != PML_F16) || (head_dim != 64 && head_dim != 128) ||
-        slots < 1 || longest < 1)
+    enum { SELDOM_MORE = 4 }; /* a batch has no more than a fourth of the slots planned for */
+    int64_t each = 1, likely = (slots + SELDOM_MORE - 1) / SELDOM_MORE;
+    if (!of_a_kind(dtype, head_dim) || slots < 1 || longest < 1 ||
+        (backward && too_padded(tokens, likely, longest)))
         return 0;
-    int64_t each = at_once(tokens, slots, longest, heads, head_dim, backward);
-    return own_room(tokens, in_calls(slots, each), heads, backward) +
-           cudnn_room(each, longest, heads, head_dim, backward);
+    if (!backward)
+        return room(tokens, slots, slots, longest, heads, head_dim, false);
+    while (each < slots && 2 * each * longest <= MOST_PADDING * tokens &&
+           cudnn_room(2 * each, longest, heads, head_dim, true) <= MOST_ROOM)
+        each *= 2;
+    return room(tokens, slots, each < slots ? each : slots, longest, heads, head_dim, true);
+}
+
+/* Documents of one call. The backward's workspace grows with slots * longest, so many slots (packed
+ * short documents) are done in turn, so many at a time as ws has room for: a power of two, and of
+ * what a plan has asked for (pmli_sdpa_ws), so that all its batches of as many documents or more
+ * have one plan of cuDNN's. 0: there is no room for one. */
+static int64_t at_once(const pmli_attention_params *p, int64_t longest, size_t ws_bytes,
+                       bool backward)
+{
+    int64_t each = 0, next = backward ? 1 : p->slots;
+    while (each < p->slots && room(p->tokens_q, p->slots, next, longest, p->heads, p->head_dim,
+                                   backward) <= ws_bytes) {
+        each = next;
+        next = 2 * each < p->slots ? 2 * each : p->slots;
+    }
+    return each;
 }
 
 /* Where a call's own pieces lie, and the kernels' view of them. */
@@ -99,9 +124,10 @@ static void lay_out(const pmli_attention_params *p, const long long *lds, int ar
     call->workspace = k->offsets + arrays * k->ld_offsets;
 }
 
-static bool askable(const pml_queue *queue, const pmli_attention_params *p)
+static bool askable(const pml_queue *queue, const pmli_attention_params *p, pml_dtype dtype)
 {
-    return queue->device->sdpa != NULL && p->cu_q == p->cu_k && p->tokens_q == p->tokens_k;
+    return queue->device->sdpa != NULL && p->cu_q == p->cu_k && p->tokens_q == p->tokens_k &&
+           of_a_kind(dtype, p->head_dim);
 }
 
 static pml_status offsets(pml_queue *queue, pmli_sdpa_params *k, pml_error *err)
@@ -120,11 +146,10 @@ static pml_status by_tiles(pml_queue *queue, pmli_kernel kernel, pmli_sdpa_param
     return pmli_cuda_launch(queue, kernel, shape, k, err);
 }
 
-static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype, int64_t longest,
-                                bool backward)
+static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype, int64_t each,
+                                int64_t longest, bool backward)
 {
-    int64_t slots = at_once(p->tokens_q, p->slots, longest, p->heads, p->head_dim, backward);
-    return (pmli_sdpa_shape){.slots = slots,
+    return (pmli_sdpa_shape){.slots = each,
                              .longest = longest,
                              .heads = p->heads,
                              .kv_heads = p->kv_heads,
@@ -145,17 +170,16 @@ static pmli_sdpa_shape shape_of(const pmli_attention_params *p, pml_dtype dtype,
 
 /* While cuDNN compiles, steps are made by our own kernels: the same but for the order of sums. Not
  * where bits must repeat, nor for a recording, which keeps what it gets. */
-static pml_status put(pml_queue *queue, const pmli_sdpa_call *call, bool waits, bool *done,
-                      pml_error *err)
+static pml_status put(pml_queue *queue, const pmli_sdpa_call *call, bool *done, pml_error *err)
 {
     pmli_sdpa *sdpa = queue->device->sdpa;
-    waits = waits || queue->device->deterministic || queue->recording;
+    bool waits = queue->device->deterministic || queue->recording;
     return queue->preparing ? pmli_sdpa_compile(sdpa, call, done, err)
                             : pmli_sdpa_run(sdpa, queue->stream, call, waits, done, err);
 }
 
-/* One call after the other, each with the slots behind the last one's. Later ones wait for the plan
- * that the first had, so that all are put or none is. */
+/* One call after the other, each with the slots behind the last one's. *done = false where one was
+ * not put: our own kernels then do it all. */
 static pml_status put_all(pml_queue *queue, const pmli_sdpa_call *first, int64_t slots, bool *done,
                           pml_error *err)
 {
@@ -163,13 +187,13 @@ static pml_status put_all(pml_queue *queue, const pmli_sdpa_call *first, int64_t
     const void **at[] = {&call.at_q,    &call.at_k,  &call.at_v,  &call.at_o, &call.at_stats,
                          &call.at_dout, &call.at_dq, &call.at_dk, &call.at_dv};
     int64_t each = call.shape.slots;
-    pml_status status = put(queue, &call, false, done, err);
+    pml_status status = put(queue, &call, done, err);
     for (int64_t s = each; status == PML_OK && *done && s < slots; s += each) {
         call.lengths = (const int *)call.lengths + each;
         for (size_t i = 0; i < sizeof at / sizeof *at; i++)
             if (*at[i] != NULL)
                 *at[i] = (const long long *)*at[i] + each;
-        status = put(queue, &call, true, done, err);
+        status = put(queue, &call, done, err);
     }
     return status;
 }
@@ -212,7 +236,7 @@ static pml_status run_equal(pml_queue *queue, const pmli_attention_params *p, pm
     call->workspace = (char *)ws + stats;
     call->workspace_size = ws_bytes - stats;
     if (status == PML_OK)
-        status = put(queue, call, false, done, err);
+        status = put(queue, call, done, err);
     call->shape.equal = 0;
     call->shape.ld_stats = 0;
     return status;
@@ -223,14 +247,16 @@ pml_status pmli_sdpa_forward(pml_queue *queue, const pmli_attention_params *p, p
                              pml_error *err)
 {
     *done = false;
-    size_t wanted =
-        pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim, false);
-    if (!askable(queue, p) || wanted == 0 || ws_bytes < wanted)
+    int64_t each = at_once(p, longest, ws_bytes, false);
+    if (!askable(queue, p, dtype) || each == 0)
         return PML_OK;
     const long long lds[FORWARD_ARRAYS] = {p->ld_q, p->ld_k, p->ld_v, p->ld_o, p->heads};
     pmli_sdpa_params k;
-    pmli_sdpa_call call = {
-        .shape = shape_of(p, dtype, longest, false), .q = p->q, .k = p->k, .v = p->v, .o = p->o};
+    pmli_sdpa_call call = {.shape = shape_of(p, dtype, each, longest, false),
+                           .q = p->q,
+                           .k = p->k,
+                           .v = p->v,
+                           .o = p->o};
     pml_status status = PML_OK;
     if (equal)
         status = run_equal(queue, p, &call, ws, ws_bytes, done, err);
@@ -254,15 +280,15 @@ pml_status pmli_sdpa_backward(pml_queue *queue, const pmli_attention_params *p, 
                               pml_error *err)
 {
     *done = false;
-    size_t wanted =
-        pmli_sdpa_ws(dtype, p->tokens_q, p->slots, longest, p->heads, p->head_dim, true);
+    int64_t each = at_once(p, longest, ws_bytes, true);
     /* cuDNN's own order of sums is not fixed; its fixed one is slower than ours takes memory. */
-    if (!askable(queue, p) || queue->device->deterministic || wanted == 0 || ws_bytes < wanted)
+    if (!askable(queue, p, dtype) || queue->device->deterministic || each == 0 ||
+        too_padded(p->tokens_q, p->slots, longest))
         return PML_OK;
     const long long lds[BACKWARD_ARRAYS] = {p->ld_q,    p->ld_k,  p->ld_v,  p->ld_out, p->heads,
                                             p->ld_dout, p->ld_dq, p->ld_dk, p->ld_dv};
     pmli_sdpa_params k;
-    pmli_sdpa_call call = {.shape = shape_of(p, dtype, longest, true),
+    pmli_sdpa_call call = {.shape = shape_of(p, dtype, each, longest, true),
                            .q = p->q,
                            .k = p->k,
                            .v = p->v,

@@ -224,10 +224,10 @@ static void add_all(gpu_cases *cases, pml_dtype d)
     add_attention(cases, d, &packings[6], (heads){4, 1, 128, 1});
     add_attention(cases, d, &packings[8], (heads){4, 2, 128, 200});
     add_attention(cases, d, &crowd, (heads){8, 2, 128, 33});
-    /* More pieces of keys in one document than a chip has processors. */
-    static const packing lengthy = {"17200", 17200, {17200, -1}, 0, 0};
+    /* More pieces of keys in one document than a chip has processors, and than 8 bits count. */
+    static const packing lengthy = {"33100", 33100, {33100, -1}, 0, 0};
     if (d == PML_BF16)
-        add_attention_bwd(cases, d, &lengthy, (heads){4, 2, 128, 0}, true);
+        add_attention_bwd(cases, d, &lengthy, (heads){4, 4, 128, 0}, true);
     add_cached_attention(cases, d, 1, 300);
     add_cached_attention(cases, d, 70, 300);
 }

@@ -62,7 +62,7 @@ static const norm_form norm_forms[] = {
      .in_place = true,
      .wide_sums = true,
      .many_rows = true},
-    {.name = " to F32, rounded on dy", .wide_sums = true, .rounded = true},
+    {.name = " to F32, rounded on dy", .wide_sums = true, .rounded = true, .many_rows = true},
     {.name = " to F32, frozen", .dres = true, .wide_sums = true, .frozen = true},
     {.name = ", x in F32, to F32",
      .wide_x = true,
@@ -236,9 +236,9 @@ static void add_head_norm(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t h
  * than blocks stay for. */
 static void add_head_norms(gpu_cases *cases, pml_dtype d)
 {
-    static const int32_t shapes[][4] = {{77, 4, 2, 128},  {77, 3, 1, 22},  {77, 3, 1, 20},
-                                        {31, 3, 2, 96},   {31, 2, 1, 256}, {5, 1, 1, 8},
-                                        {13, 40, 8, 128}, {2113, 2, 1, 64}};
+    static const int32_t shapes[][4] = {{77, 4, 2, 128},  {77, 3, 1, 22},   {77, 3, 1, 20},
+                                        {31, 3, 2, 96},   {31, 2, 1, 256},  {5, 1, 1, 8},
+                                        {13, 40, 8, 128}, {13, 32, 8, 128}, {2113, 2, 1, 64}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         add_head_norm(cases, d, shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3]);
 }

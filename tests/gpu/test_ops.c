@@ -421,6 +421,15 @@ static void copies(session *s)
     }
 }
 
+/* Where cuDNN is there it has a kernel for each case that it was asked for: what it refuses our own
+ * kernels do, right and slowly. */
+static void expect_none_refused(session *s)
+{
+    char lacks[PML_LACKS];
+    s->gpu->lacks(s->device, lacks);
+    report(s, strncmp(lacks, "cuDNN ", 6) != 0, "cuDNN's attention", lacks);
+}
+
 /* A second device handle and queue beside the first: nothing is global that should not be. */
 static void second_device(session *s)
 {
@@ -581,6 +590,8 @@ int main(int argc, char **argv)
         refusals(&s);
         second_device(&s);
     }
+    if (s.fast)
+        expect_none_refused(&s);
     if (s.fast && !s.sparse && !s.eagerly)
         attention_compiled_aside(&s);
     if (s.choice.part == 0)
