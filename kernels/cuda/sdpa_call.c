@@ -65,23 +65,29 @@ static bool of_a_kind(pml_dtype dtype, int64_t head_dim)
 size_t pmli_sdpa_ws(pml_dtype dtype, int64_t tokens, int64_t slots, int64_t longest, int64_t heads,
                     int64_t head_dim, bool backward)
 {
-    enum { SELDOM_MORE = 4 }; /* a batch has no more than a fourth of the slots planned for */
-    int64_t each = 1, likely = (slots + SELDOM_MORE - 1) / SELDOM_MORE;
+    enum { SELDOM_SHORTER = 256 }; /* tokens of a document: few batches have all planned slots */
+    int64_t each = 1, next = 1, likely = 1 + tokens / SELDOM_SHORTER;
+    likely = likely < slots ? likely : slots;
     if (!of_a_kind(dtype, head_dim) || slots < 1 || longest < 1 ||
         (backward && too_padded(tokens, likely, longest)))
         return 0;
     if (!backward)
         return room(tokens, slots, slots, longest, heads, head_dim, false);
-    while (each < slots && 2 * each * longest <= MOST_PADDING * tokens &&
-           cudnn_room(2 * each, longest, heads, head_dim, true) <= MOST_ROOM)
-        each *= 2;
-    return room(tokens, slots, each < slots ? each : slots, longest, heads, head_dim, true);
+    while (each < slots) {
+        next = 2 * each < slots ? 2 * each : slots;
+        if (next * longest > MOST_PADDING * tokens ||
+            cudnn_room(next, longest, heads, head_dim, true) > MOST_ROOM)
+            break;
+        each = next;
+    }
+    return room(tokens, slots, each, longest, heads, head_dim, true);
 }
 
 /* Documents of one call. The backward's workspace grows with slots * longest, so many slots (packed
  * short documents) are done in turn, so many at a time as ws has room for: a power of two, and of
  * what a plan has asked for (pmli_sdpa_ws), so that all its batches of as many documents or more
- * have one plan of cuDNN's. 0: there is no room for one. */
+ * have one plan of cuDNN's. Nor more than MOST_ROOM, where another way's room in ws is larger. 0:
+ * there is no room for one. */
 static int64_t at_once(const pmli_attention_params *p, int64_t longest, size_t ws_bytes,
                        bool backward)
 {
@@ -90,6 +96,8 @@ static int64_t at_once(const pmli_attention_params *p, int64_t longest, size_t w
                                    backward) <= ws_bytes) {
         each = next;
         next = 2 * each < p->slots ? 2 * each : p->slots;
+        if (cudnn_room(next, longest, p->heads, p->head_dim, backward) > MOST_ROOM)
+            break;
     }
     return each;
 }

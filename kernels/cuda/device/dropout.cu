@@ -1,6 +1,5 @@
 // Dropout in front of a LoRA branch: the mask is a function of where a token is in the data, so
-// that forward, backward and recompute agree. A thread does the four columns that one Philox block
-// serves.
+// that forward, backward and recompute agree. One Philox block serves four columns.
 #include "params.h"
 #include "types.cuh"
 

@@ -108,6 +108,7 @@ export class Store {
 
   private seq = 0;
   private loaded = false;
+  private gone = false;
   private patience: ReturnType<typeof setTimeout> | undefined;
   private readonly listeners = new Set<() => void>();
   private readonly sendOut: (message: Outgoing) => boolean;
@@ -132,6 +133,7 @@ export class Store {
    */
   hello(said = 0): void {
     clearTimeout(this.patience);
+    if (this.gone) return;
     if (!this.sendOut({ kind: "hello" })) {
       this.lose();
       return;
@@ -143,6 +145,7 @@ export class Store {
   }
 
   destroy(): void {
+    this.gone = true;
     clearTimeout(this.patience);
     this.listeners.clear();
   }
@@ -159,7 +162,8 @@ export class Store {
   receive(message: unknown): boolean {
     const incoming = parseIncoming(message);
     if (incoming === null) return false;
-    clearTimeout(this.patience);
+    // An answer to a command says that somebody is there, not how the run stands.
+    if (incoming.kind !== "reply") clearTimeout(this.patience);
     this.connection = "live";
     let fresh = false;
     if (incoming.kind === "welcome") fresh = incoming.fresh;
