@@ -1,7 +1,7 @@
-// What machine code for sm_90a can do beside what attention.cuh has: tiles that the copy engine
-// brings, whose bytes barriers in shared memory count, and products of such tiles by four warps
-// together. Elsewhere all of this is absent: a kernel that uses it is empty there, and the host
-// does not start it.
+// What machine code for sm_90 can do beside what attention.cuh has: bytes that the copy engine
+// brings and barriers in shared memory count; and for sm_90a alone tiles of tensors that it brings,
+// and products of such tiles by four warps together. Elsewhere all of this is absent: a kernel that
+// uses it is empty there, and the host does not start it.
 #ifndef PMLI_CUDA_HOPPER_CUH
 #define PMLI_CUDA_HOPPER_CUH
 
@@ -13,9 +13,9 @@
 #define ON_HOPPER 0
 #endif
 
-#if ON_HOPPER
+// ---- sm_90 and later: barriers in shared memory, by address, and bytes that they count ----
 
-// ---- barriers in shared memory, by address ----
+#if __CUDA_ARCH__ >= 900
 
 __device__ inline void barrier_begin(unsigned barrier, int arrivals)
 {
@@ -54,7 +54,20 @@ __device__ inline void barrier_wait(unsigned barrier, unsigned parity)
                      : "memory");
 }
 
-// ---- the copy engine ----
+// So many bytes that follow each other, 16 or more of them, both addresses on whole 16.
+__device__ inline void bring_row(unsigned to, const void *from, int bytes, unsigned barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
+                 "%2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+#endif
+
+#if ON_HOPPER
+
+// ---- the copy engine's boxes ----
 
 // Its description of a tensor is read from afar: asked for before it is used.
 __device__ inline void prefetch(const pmli_tensor_map *map)
@@ -69,15 +82,6 @@ __device__ inline void bring(unsigned to, const pmli_tensor_map *map, int column
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%3, %4}], [%2];" ::"r"(to),
                  "l"(map), "r"(barrier), "r"(column), "r"(row)
-                 : "memory");
-}
-
-// So many bytes that follow each other, 16 or more of them, both addresses on whole 16.
-__device__ inline void bring_row(unsigned to, const void *from, int bytes, unsigned barrier)
-{
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
-                 "%2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
 

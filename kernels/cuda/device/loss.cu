@@ -3,7 +3,7 @@
 // From sm_90 on a cluster of blocks holds a row of 16-bit logits, so that it is read once;
 // elsewhere, and of longer rows or wider logits, a block reads its row twice, the second time out
 // of the L2 cache.
-#include "attention.cuh"
+#include "hopper.cuh"
 #include "params.h"
 #include "types.cuh"
 
@@ -152,20 +152,9 @@ struct Arrivals {
 __device__ inline void begin(Arrivals *arrivals)
 {
     for (int c = 0; c < CHUNKS; c++)
-        asm volatile(
-            "mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrivals->chunk[c]))
-            : "memory");
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrivals->sums))
-                 : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
-__device__ inline void expect(unsigned long long *barrier, int bytes)
-{
-    asm volatile(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-        "r"(bytes)
-        : "memory");
+        barrier_begin(shared_address(&arrivals->chunk[c]), 1);
+    barrier_begin(shared_address(&arrivals->sums), 1);
+    barriers_begun();
 }
 
 // Until what is expected is there, by the copy engine or, with other_blocks, from those.
@@ -194,15 +183,12 @@ __device__ inline void fetch(uint4 *share, const uint4 *row, const Share &s, Arr
 {
     const int at = (int)threadIdx.x * CHUNK, bytes = min(CHUNK, s.packs - at) * 16;
     if (at < s.packs) {
-        unsigned long long *barrier = &arrivals->chunk[threadIdx.x];
-        expect(barrier, bytes);
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-                     "[%1], %2, [%3];" ::"r"(shared_address(share + at)),
-                     "l"(row + at), "r"(bytes), "r"(shared_address(barrier))
-                     : "memory");
+        const unsigned barrier = shared_address(&arrivals->chunk[threadIdx.x]);
+        barrier_expect(barrier, bytes);
+        bring_row(shared_address(share + at), row + at, bytes, barrier);
     }
     if (threadIdx.x == CHUNKS)
-        expect(&arrivals->sums, s.blocks * WARPS * (int)sizeof(Softmax));
+        barrier_expect(shared_address(&arrivals->sums), s.blocks * WARPS * (int)sizeof(Softmax));
 }
 
 __device__ inline unsigned in_block(const void *shared, int block)

@@ -128,8 +128,8 @@ export class Store {
 
   /**
    * Says hello to the Python half, which answers with a welcome and a fresh snapshot. A hello may be
-   * lost, as one was by a page that had just been loaded again; of a paused run nothing else comes
-   * that would tell, so it is said again.
+   * lost, as one seems to have been by a page that had just been loaded again; of a paused run
+   * nothing else comes that would tell, so it is said again.
    */
   hello(said = 0): void {
     clearTimeout(this.patience);
