@@ -8,6 +8,7 @@
 
 #include "find_library.h"
 #include "low_rank.h"
+#include "masked.h"
 #include "mlp.h"
 #include "ops.h"
 #include "pass.h"
@@ -267,6 +268,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
         status = pmli_cuda_attention_prepare(d, err);
     if (status == PML_OK)
         status = pmli_low_rank_prepare(d, err);
+    if (status == PML_OK)
+        status = pmli_masked_prepare(d, err);
     if (status == PML_OK)
         status = pmli_pass_prepare(d, err);
     if (status == PML_OK)

@@ -1,6 +1,6 @@
 #include "dropout.h"
 
-#include <math.h>
+#include "pml/base/philox.h"
 
 #include "device.h"
 #include "device/params.h"
@@ -18,25 +18,20 @@ void pmli_need_dropout(pmli_check *c, const pmli_dropout *d, int64_t rows)
     }
 }
 
-/* The least word that keeps its element: of its top 24 bits, times 2^-24, as much as dropout. */
-static uint32_t least_kept(float dropout)
-{
-    return (uint32_t)ceil((double)dropout * 0x1p24) << 8;
-}
-
 pml_status pmli_cuda_dropout(pml_queue *queue, const pmli_dropout *d, const pml_view *x, bool add,
                              const pml_view *y, pml_error *err)
 {
-    bool wide = pmli_in_units_of(x, 16) && pmli_in_units_of(y, 16);
+    bool wide = pmli_in_units_of(x, 16) && pmli_in_units_of(y, 16) && x->cols % 8 == 0;
     int64_t packs = x->cols * (int64_t)pml_dtype_size(x->dtype) / 16;
     int64_t threads = (packs / PACKS + WARP) / WARP * WARP; /* of a row */
     threads = wide && threads < BLOCK ? threads : BLOCK;
     int64_t a_row = (packs + threads * PACKS - 1) / (threads * PACKS);
-    int64_t items = x->rows * ((x->cols + 3) / 4), blocks = (items + BLOCK - 1) / BLOCK;
+    int64_t items = x->rows * ((x->cols + 7) / 8), blocks = (items + BLOCK - 1) / BLOCK;
     if (wide)
         blocks = x->rows * a_row;
     if (blocks > GRID_LIMIT)
         return PML_FAIL(err, PML_INVALID, "lora_dropout: more elements than a grid has threads");
+    uint32_t least = pml_dropout_least(d->dropout);
     pmli_dropout_params p = {.x = x->data,
                              .y = y->data,
                              .rng = d->rng->data,
@@ -46,9 +41,9 @@ pml_status pmli_cuda_dropout(pml_queue *queue, const pmli_dropout *d, const pml_
                              .ld_x = x->ld,
                              .ld_y = y->ld,
                              .purpose = d->purpose,
-                             .least = least_kept(d->dropout),
+                             .least = least << 16,
                              .blocks_a_row = (unsigned)a_row,
-                             .keep = 1.0F / (1.0F - d->dropout),
+                             .keep = pml_dropout_keep(least),
                              .add = add};
     pmli_launch shape = {
         .grid_x = (unsigned)blocks, .grid_y = 1, .block_x = (unsigned)threads, .block_y = 1};

@@ -20,6 +20,7 @@
     X(elementwise)                                                                                 \
     X(embed)                                                                                       \
     X(dropout)                                                                                     \
+    X(masked)                                                                                      \
     X(border)                                                                                      \
     X(low_rank)                                                                                    \
     X(pass)                                                                                        \
@@ -73,6 +74,20 @@
     X(family, kernel##_2)                                                                          \
     X(family, kernel##_4)                                                                          \
     X(family, kernel##_8)
+
+/* For one to three groups of ranks, each under its mask, and for two under one. */
+#define PMLI_OF_GROUPS(X, family, kernel, suffix)                                                  \
+    X(family, kernel##_1_##suffix)                                                                 \
+    X(family, kernel##_2_##suffix)                                                                 \
+    X(family, kernel##_3_##suffix)                                                                 \
+    X(family, kernel##_one_##suffix)
+#define PMLI_MASKED(X, suffix)                                                                     \
+    PMLI_OF_GROUPS(X, masked, masked_down, suffix)                                                 \
+    PMLI_OF_GROUPS(X, masked, masked_both, suffix)                                                 \
+    X(masked, masked_dx_1_##suffix)                                                                \
+    X(masked, masked_dx_one_##suffix)                                                              \
+    X(masked, masked_da_1_##suffix)                                                                \
+    X(masked, masked_da_one_##suffix)
 
 /* X(family, kernel): the functions in them. */
 #define PMLI_KERNELS(X)                                                                            \
@@ -138,6 +153,8 @@
     X(embed, embed_parts)                                                                          \
     X(embed, embed_parts_wide)                                                                     \
     PMLI_TYPED_WIDE(X, dropout, dropout)                                                           \
+    PMLI_MASKED(X, bf16)                                                                           \
+    PMLI_MASKED(X, f16)                                                                            \
     PMLI_TYPED_WIDE(X, border, border)                                                             \
     X(low_rank, low_rank_bf16)                                                                     \
     X(low_rank, low_rank_f16)                                                                      \

@@ -6,9 +6,9 @@
  *   bordered   u = s x a^T;  u, b into the borders of x, w;  y = [x|u] [w|b]^T (+ bias)
  *
  * The second moves y once instead of two to four times; it is taken where there are borders
- * (border.h). With dropout each part has its own masked x, made in the workspace. Where u is made
- * already, the first product is not there. Over a weight in 8 bits there is a border of another
- * kind (fp8.h).
+ * (border.h). With dropout each part has its own mask, which one kernel draws as it reads x
+ * (masked.h), or by which a masked x is made in the workspace. Where u is made already, the first
+ * product is not there. Over a weight in 8 bits there is a border of another kind (fp8.h).
  *
  *   ws: | products' own | u [T,R] where it is not kept | masked x [T,K] | fp8's | */
 #include "border.h"
@@ -17,6 +17,7 @@
 #include "few_rows.h"
 #include "fp8.h"
 #include "linear.h"
+#include "masked.h"
 #include "operand.h"
 #include "ops.h"
 
@@ -123,6 +124,8 @@ static pml_status down(pml_queue *queue, const pml_linear_args *a, const pml_vie
 {
     float scale;
     bool drops = a->lora_dropout > 0;
+    if (drops && pmli_masked_serves_down(queue->device, a, u))
+        return pmli_masked_down(queue, a, u, err);
     pml_view x = drops ? pml_matrix(masked, a->x.rows, a->x.cols, a->x.dtype) : a->x;
     if (!drops && pmli_lora_one_scale(a->lora_scale, a->parts, a->lora_parts, &scale)) {
         pmli_gemm g = product(&a->x, &a->a, u, a);

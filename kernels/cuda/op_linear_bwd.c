@@ -10,8 +10,8 @@
  * v and db come from one kernel where one serves (pass.h, low_rank.h). v is in ws where it is
  * neither given nor in a border.
  *
- *   ws: | products' own | v [T,R] | masked x, then masked v a: [T,K] | the bias's partial sums |
- *       | our kernels'  |                                                          | fp8's |
+ *   ws: | products', or our kernels' | v [T,R] | masked x, then masked v a: [T,K], or masked.h's |
+ *       | the bias's partial sums | fp8's |
  *
  * Gradients of parameters are summed in float32 by the products themselves (c += a b). */
 #include "border.h"
@@ -21,6 +21,7 @@
 #include "fp8.h"
 #include "linear.h"
 #include "low_rank.h"
+#include "masked.h"
 #include "operand.h"
 #include "ops.h"
 #include "pass.h"
@@ -33,11 +34,13 @@ static size_t v_bytes(const pml_linear_bwd_args *a)
                              pml_dtype_size(a->dy.dtype));
 }
 
-/* x may be absent: it is as wide as a. */
+/* x may be absent: it is as wide as a. Also without a device, so that it is for either way. */
 static size_t masked_bytes(const pml_linear_bwd_args *a)
 {
     pml_view x = {.rows = a->dy.rows, .cols = a->a.cols, .dtype = a->dy.dtype};
-    return pmli_masked_bytes(&x, a->lora_parts, a->lora_dropout);
+    size_t copy = pmli_masked_bytes(&x, a->lora_parts, a->lora_dropout);
+    size_t parts = pmli_linear_units(pmli_masked_back_ws(a));
+    return copy > parts ? copy : parts;
 }
 
 /* The first piece: what cuBLASLt's products and our own kernels work in, one after the other. Also
@@ -260,6 +263,8 @@ static pml_status dx_apart(pml_queue *queue, const pml_linear_bwd_args *a, pml_v
 static pml_status back_through_masks(pml_queue *queue, const pml_linear_bwd_args *a, pml_view v,
                                      void *masked, pml_error *err)
 {
+    if (pmli_masked_serves_back(queue->device, a, &v))
+        return pmli_masked_back(queue, a, &v, masked, err);
     pml_status status = PML_OK;
     pml_view x = pml_matrix(masked, a->dy.rows, a->a.cols, a->dy.dtype);
     int64_t at = 0;

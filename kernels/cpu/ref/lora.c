@@ -76,16 +76,18 @@ typedef struct mask_job {
     uint64_t seed, step;
     const int64_t *places;
     uint32_t purpose;
-    float dropout;
+    uint32_t least;
+    float keep;
     bool add;
     pml_view x, y;
 } mask_job;
 
-static void mask_four(const mask_job *job, pml_philox random, int64_t n, const float *x, float *y)
+/* At most eight elements: the halves of four words, low before high. */
+static void mask_eight(const mask_job *job, pml_philox random, int64_t n, const float *x, float *y)
 {
-    float keep = 1.0F / (1.0F - job->dropout);
     for (int64_t i = 0; i < n; i++) {
-        float masked = pml_uniform(random.word[i]) >= job->dropout ? x[i] * keep : 0.0F;
+        uint32_t half = random.word[i / 2] >> (i % 2 * 16) & 0xffff;
+        float masked = half >= job->least ? x[i] * job->keep : 0.0F;
         y[i] = job->add ? y[i] + masked : masked;
     }
 }
@@ -99,11 +101,11 @@ static void mask_piece(void *arg, int64_t item, void *scratch)
     for (int64_t t = item * piece; t < last; t++) {
         const float *x = (const float *)job->x.data + t * job->x.ld;
         float *y = (float *)job->y.data + t * job->y.ld;
-        uint64_t first = (uint64_t)job->places[t] * (uint64_t)pmli_div_up(cols, 4);
-        for (int64_t i = 0; i < cols; i += 4) {
+        uint64_t first = (uint64_t)job->places[t] * (uint64_t)pmli_div_up(cols, 8);
+        for (int64_t i = 0; i < cols; i += 8) {
             pml_philox random =
-                pml_philox_at(job->seed, job->step, job->purpose, first + (uint64_t)i / 4);
-            mask_four(job, random, pmli_min(4, cols - i), x + i, y + i);
+                pml_philox_at(job->seed, job->step, job->purpose, first + (uint64_t)i / 8);
+            mask_eight(job, random, pmli_min(8, cols - i), x + i, y + i);
         }
     }
 }
@@ -112,11 +114,13 @@ void pmli_lora_mask(pmli_pool *pool, const pmli_lora *lora, int part, const pml_
                     const pml_view *places, pml_view x, bool add, pml_view y)
 {
     const int64_t *state = rng->data;
+    uint32_t least = pml_dropout_least(lora->dropout);
     mask_job job = {(uint64_t)state[0],
                     (uint64_t)state[1],
                     places->data,
                     lora->purpose + (uint32_t)part,
-                    lora->dropout,
+                    least,
+                    pml_dropout_keep(least),
                     add,
                     x,
                     y};

@@ -42,7 +42,7 @@ void pmli_lora_check(pmli_check *c, const pmli_lora *lora, int64_t cols, int64_t
                      const pml_view *a, const pml_view *b, const pml_view *rng,
                      const pml_view *places, int64_t rows);
 
-/* y = m x, or y += m x with add: m is the dropout mask of that part, 0 or 1/(1 - dropout). */
+/* y = m x, or y += m x with add: m is the dropout mask of that part, 0 or about 1/(1 - dropout). */
 void pmli_lora_mask(pmli_pool *pool, const pmli_lora *lora, int part, const pml_view *rng,
                     const pml_view *places, pml_view x, bool add, pml_view y);
 

@@ -36,8 +36,9 @@ typedef struct pmli_fill_params {
     double value;
 } pmli_fill_params;
 
-/* y = m x, or y += m x: m is 0 or keep, from the random words of (rng, purpose, place, column):
- * keep where the word is `least` or more. blocks_a_row: for rows of whole packs. */
+/* y = m x, or y += m x: m is 0 or keep, by the 16 bits that (rng, purpose, place, column) have:
+ * keep where they, in a word's high half, are `least` or more. blocks_a_row: for rows of whole
+ * packs. */
 typedef struct pmli_dropout_params {
     const void *x;
     void *y;
@@ -47,6 +48,47 @@ typedef struct pmli_dropout_params {
     float keep;
     int add;
 } pmli_dropout_params;
+
+/* What masked.cu works in: sets of 16 ranks (groups) a launch, at the most; columns of a warp; rows
+ * at a time; threads of a forward's block. */
+#define MASKED_GROUPS  3
+#define MASKED_STRIP   64
+#define MASKED_ROWS    16
+#define MASKED_THREADS 256
+
+/* Forward: how many strips a warp has under way, and a block's shared memory, which partial sums
+ * fit, too. */
+#define MASKED_DOWN_STAGES 3
+#define MASKED_DOWN_SHARED (MASKED_DOWN_STAGES * MASKED_THREADS * 64)
+
+/* Backward, of code for a GPU of that capability (86: 8.6), of which a block may have 99 KiB of
+ * shared memory, 163 (8.0) or 227: threads, and how many tiles are under way. both: da and dx. A
+ * tile is of x, of dx or of both, v and places; a stays. */
+#define MASKED_SMALL(code) ((code) == 86 || (code) == 89 || (code) / 10 == 12)
+#define MASKED_BACK_THREADS(groups, both, code)                                                    \
+    ((groups) == 1 && (both) && (code) >= 90 && !MASKED_SMALL(code) ? 512 : 256)
+#define MASKED_STAGES(both, code)                                                                  \
+    ((both) ? (MASKED_SMALL(code) ? 2 : 3) : (MASKED_SMALL(code) ? 3 : 4))
+#define MASKED_TILE(groups, both, code)                                                            \
+    (MASKED_BACK_THREADS(groups, both, code) * ((both) ? 128 : 64) + (groups)*512 + 128)
+#define MASKED_SHARED(groups, both, code)                                                          \
+    (MASKED_STAGES(both, code) * MASKED_TILE(groups, both, code) +                                 \
+     MASKED_BACK_THREADS(groups, both, code) * 64 * (groups))
+
+/* Of group g, ranks[g] <= 16 rows of a and columns of u and v from first[g] on, under the mask of
+ * purpose[g]:  forward  u = scale (m x) a^T, where scale has keep in it already;  backward
+ * parts [y][all groups' ranks][cols] = keep v^T (m x) of the y-th block's rows, dx += keep m (v a),
+ * each where given. least, keep: as dropout's. */
+typedef struct pmli_masked_params {
+    const void *x, *a, *v;
+    void *u, *dx;
+    float *parts;
+    const long long *rng, *places;
+    long long ld_x, ld_u, ld_v, ld_dx;
+    int rows, cols, ld_a, first[MASKED_GROUPS], ranks[MASKED_GROUPS];
+    unsigned purpose[MASKED_GROUPS], least;
+    float scale[MASKED_GROUPS], keep;
+} pmli_masked_params;
 
 /* What a linear layer keeps in its borders, `columns` wide, adapters side by side and zeros behind
  * the last:  w[i, k..] = b's row of i in the columns of the part that row i belongs to;

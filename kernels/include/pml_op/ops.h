@@ -153,11 +153,11 @@ typedef struct pml_head_norm_bwd_args {
  * as many rows (as long as w's) below w, are the op's to write; what they hold before and after
  * means nothing, and no other operand lies there.
  * lora_dropout > 0 masks the x that enters the LoRA branch: element (t,c) of part p's input is
- * multiplied by 1/(1-dropout) where word c % 4 of
+ * multiplied by pml_dropout_keep(least) where number c % 8 of 16 bits of
  *
- *      pml_philox_at(rng.seed, rng.step, lora_purpose + p, places[t] * ceil(K/4) + c / 4),
+ *      pml_philox_at(rng.seed, rng.step, lora_purpose + p, places[t] * ceil(K/8) + c / 8)
  *
- * as pml_uniform gives it, is >= dropout, and by 0 elsewhere. rng [1,2] I64 = seed, step;
+ * is >= least = pml_dropout_least(lora_dropout), and by 0 elsewhere. rng [1,2] I64 = seed, step;
  * places [1,T] I64: which token of the data t is. So a token's mask is the same wherever it lies:
  * packed or not, in whichever micro-batch, on whichever worker, and when it is computed again.
  * w_scale [1,N] F32: w is U8 and holds what fp8_quantise made of the weight. Then x enters the
@@ -276,14 +276,14 @@ typedef struct pml_swiglu_args {
  * gate_up, bit for bit; may be the same memory as dh. So h need not be kept from the forward on: to
  * write it here costs one pass over it, where kept it would be the largest of all activations but
  * gate_up.
- * What the linear layers on both sides want of their adapters (no dropout) while dgate, dup and h
- * are in hand, so that none of them is read a second time for it:
- *   db given: v and db of gate_up, as linear_bwd has them for dy = dgate_up, of two parts of I
- *             columns each. u [T,R], v [T,R] (may lie behind dgate_up's rows), b, db [Nb,rank].
- *   da given: da += v_down^T h, the next layer's.  v_down [T,Rd], da [Rd,I] F32.
- * scale [T,2P] F32: dgate_up is U8, and in pieces of 8 bits as that layer's backward multiplies it,
- * times w_scale [1,2I] first; the pieces of dgate before those of dup. It is then not gate_up's
- * memory, and v lies elsewhere. v, db are made of dgate and dup before that. */
+ * What the linear layers on both sides want of their adapters while dgate, dup and h are in hand,
+ * so that none of them is read a second time for it: db given: v and db of gate_up, as linear_bwd
+ * has them for dy = dgate_up, of two parts of I columns each. u [T,R], v [T,R] (may lie behind
+ * dgate_up's rows), b, db [Nb,rank]. da given: da += v_down^T h, the next layer's (no dropout).
+ * v_down [T,Rd], da [Rd,I] F32. scale [T,2P] F32: dgate_up is U8, and in pieces of 8 bits as that
+ * layer's backward multiplies it, times w_scale [1,2I] first; the pieces of dgate before those of
+ * dup. It is then not gate_up's memory, and v lies elsewhere. v, db are made of dgate and dup
+ * before that. */
 typedef struct pml_swiglu_bwd_args {
     pml_view dh, gate_up, dgate_up, h, u, b, v, db, v_down, da, w_scale, scale, ws;
     uint32_t lora_parts; /* bit 0: gate has an adapter, bit 1: up; 0 without db */

@@ -1,6 +1,8 @@
 /* Known answers of philox4x32-10 from the Random123 distribution (kat_vectors). */
 #include "scratch.h"
 
+#include <math.h>
+
 #include "pml/base/philox.h"
 
 typedef struct answer {
@@ -37,11 +39,28 @@ static void test_uniform_is_half_open(void **state)
     assert_true(pml_uniform(UINT32_MAX) > 0.9999999F);
 }
 
+static void test_dropout_is_of_16_bits(void **state)
+{
+    (void)state;
+    static const struct {
+        float dropout;
+        uint32_t least;
+    } cases[] = {{0, 0},     {0.5F, 32768},        {0.05F, 3277},
+                 {1e-9F, 1}, {0.99999994F, 65535}, {0.25F, 16384}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint32_t least = pml_dropout_least(cases[i].dropout);
+        assert_int_equal(least, cases[i].least);
+        float kept = (float)(65536 - least) / 65536.0F; /* of so many numbers */
+        assert_true(fabsf(kept * pml_dropout_keep(least) - 1.0F) < 1e-6F);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known_answers),
         cmocka_unit_test(test_uniform_is_half_open),
+        cmocka_unit_test(test_dropout_is_of_16_bits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

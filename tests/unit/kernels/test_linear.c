@@ -15,7 +15,7 @@ typedef struct shape {
     bool mixed; /* each part has its own scale */
 } shape;
 
-/* Everything in float64, mask included: mask[part][t*k+c] is 0 or 1/(1-dropout). */
+/* Everything in float64, mask included: mask[part][t*k+c] is 0 or about 1/(1-dropout). */
 typedef struct layer {
     const shape *s;
     int64_t n, width;
@@ -81,10 +81,11 @@ static double *make_mask(const shape *s)
     for (int part = 0; part < s->parts; part++)
         for (int64_t i = 0; i < s->tokens * s->k; i++) {
             int64_t t = i / s->k, c = i % s->k;
-            uint64_t index = (uint64_t)(place_of(t) * ((s->k + 3) / 4) + c / 4);
-            uint32_t word = pml_philox_at(SEED, STEP, PURPOSE + (uint32_t)part, index).word[c % 4];
-            bool keep = pml_uniform(word) >= s->dropout;
-            mask[part * s->tokens * s->k + i] = keep ? (double)(1.0F / (1.0F - s->dropout)) : 0;
+            uint64_t index = (uint64_t)(place_of(t) * ((s->k + 7) / 8) + c / 8);
+            pml_philox random = pml_philox_at(SEED, STEP, PURPOSE + (uint32_t)part, index);
+            double number = random.word[c % 8 / 2] / (c % 2 == 0 ? 1 : 65536) % 65536;
+            double dropped = round((double)s->dropout * 65536);
+            mask[part * s->tokens * s->k + i] = number >= dropped ? 65536 / (65536 - dropped) : 0;
         }
     return mask;
 }

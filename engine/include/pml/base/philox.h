@@ -28,4 +28,21 @@ static inline float pml_uniform(uint32_t word)
     return (float)(word >> 8) * 0x1p-24F;
 }
 
+/* Dropout takes 16 bits of such words for an element, low half before high: eight elements have a
+ * call's four words. An element is kept where its number is no less than this, for a dropout in
+ * [0, 1); one above 0 drops at least 2^-16 of all and keeps as many. */
+static inline uint32_t pml_dropout_least(float dropout)
+{
+    float least = dropout * 65536.0F + 0.5F;
+    if (dropout <= 0)
+        return 0;
+    return least < 1 ? 1 : least > 65535 ? 65535 : (uint32_t)least;
+}
+
+/* What a kept element is multiplied by, so that the sum of many is what it was. */
+static inline float pml_dropout_keep(uint32_t least)
+{
+    return 65536.0F / (float)(65536 - least);
+}
+
 #endif
