@@ -6,9 +6,10 @@
  *                                                                   da of down                  */
 #include "layers.h"
 
-/* Whether swiglu and its backward work for the adapters beside them. Dropped-out inputs are not
- * what they have in hand. */
-static bool helps_adapters(const pmli_builder *b)
+/* Whether swiglu and its backward work for the adapter behind them: a dropped-out input is not what
+ * they have in hand. For the one before them, whose output's gradient they make, they always can.
+ */
+static bool helps_down(const pmli_builder *b)
 {
     return b->backend->adapters_beside &&
            (b->segment != PML_SEGMENT_MICRO || b->config->lora_dropout == 0);
@@ -19,7 +20,7 @@ static bool helps_adapters(const pmli_builder *b)
  * once, in a byte, in place of written in two, read and written again. */
 static bool in_8_bits(const pmli_builder *b)
 {
-    return b->config->quant == PML_QUANT_FP8 && helps_adapters(b);
+    return b->config->quant == PML_QUANT_FP8 && helps_down(b);
 }
 
 /* [tokens, cols] in 8 bits with room for linear layer `which`'s adapters, and scales of its parts'
@@ -59,7 +60,7 @@ static bool swiglu(pmli_builder *b, int32_t layer, pmli_saved *s)
     s->act = in_8_bits(b) && !kept ? codes_for(b, layer, PMLI_DOWN, down->inputs, 1, "swiglu")
                                    : pmli_plain(pmli_input_of(b, layer, PMLI_DOWN, "swiglu"));
     s->u_down = pmli_low_rank_of(b, layer, PMLI_DOWN, "down u");
-    bool helps = s->u_down >= 0 && helps_adapters(b);
+    bool helps = s->u_down >= 0 && helps_down(b);
     pml_node *node = pmli_node(b, PML_OP_swiglu, layer, "swiglu");
     if (node == NULL)
         return false;
@@ -134,9 +135,8 @@ pmli_dgate_up pmli_swiglu_backward(pmli_builder *b, int32_t layer, const pmli_sa
 {
     const pmli_linear *linear = b->layers[layer].linear, *down = &linear[PMLI_DOWN];
     const pmli_linear *gate_up = &linear[PMLI_GATE_UP];
-    bool helps = helps_adapters(b);
-    pmli_beside beside = {.gate_up = helps && gate_up->db >= 0,
-                          .down = helps && down->da >= 0,
+    pmli_beside beside = {.gate_up = b->backend->adapters_beside && gate_up->db >= 0,
+                          .down = helps_down(b) && down->da >= 0,
                           .v_gate_up = {PMLI_ABSENT, 0, 0},
                           .v_down = v_down};
     pmli_dgate_up made = {.rows = pmli_plain(s->gate_up)};
