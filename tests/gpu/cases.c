@@ -173,12 +173,21 @@ static void add_parts(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, in
     }
 }
 
+int64_t cases_adapted(const int32_t part_cols[], uint32_t adapted)
+{
+    int64_t rows = 0;
+    for (int p = 0; p < PML_LINEAR_MAX_PARTS; p++)
+        rows += adapted >> p & 1 ? part_cols[p] : 0;
+    return rows;
+}
+
 void cases_drop(gpu_case *c, int at, int64_t rows)
 {
     static const int64_t rng[] = {0x123456789abcdef, 7};
-    static int64_t places[2048]; /* far apart, neither ascending nor small */
-    for (int64_t t = 0; t < 2048; t++)
-        places[t] = (t * 7919 + 13) % 2048 + (t % 3 == 0 ? INT64_C(1) << 33 : 0);
+    enum { PLACES = 8192 };
+    static int64_t places[PLACES]; /* far apart, neither ascending nor small */
+    for (int64_t t = 0; t < PLACES; t++)
+        places[t] = (t * 7919 + 13) % PLACES + (t % 3 == 0 ? INT64_C(1) << 33 : 0);
     pml_view *views = pml_op_views(&c->args);
     views[at] = shaped(1, 2, 0, PML_I64);
     views[at + 1] = shaped(1, rows, 0, PML_I64);
@@ -186,16 +195,25 @@ void cases_drop(gpu_case *c, int at, int64_t rows)
     c->given[at + 1] = places;
 }
 
-/* The same with dropout: one part's mask is not the other's. */
+/* The same with dropout, adapters on parts whose bits are set: one part's mask is not the other's.
+ */
 static void add_dropped(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
-                        int32_t rank, bool keeps_u)
+                        int32_t rank, bool keeps_u, uint32_t adapted)
 {
     add_parts(cases, d, rows, n, k, rank, keeps_u);
     gpu_case *c = &cases->at[cases->count - 1];
+    pml_linear_args *a = &c->args.linear;
     size_t length = strlen(c->name);
-    snprintf(c->name + length, sizeof c->name - length, ", dropout");
-    c->args.linear.lora_dropout = 0.3F;
-    c->args.linear.lora_purpose = (1 << 16) + 11;
+    snprintf(c->name + length, sizeof c->name - length, " %d of %x, dropout", rank, adapted);
+    int64_t columns = rank * __builtin_popcount(adapted);
+    a->lora_parts = adapted;
+    a->lora_scale[1] = 0.25F;
+    a->a = shaped(columns, k, 0, d);
+    a->b = shaped(cases_adapted(a->part_cols, adapted), rank, 0, d);
+    if (keeps_u)
+        a->u = shaped(rows, columns, 8, d);
+    a->lora_dropout = 0.3F;
+    a->lora_purpose = (1 << 16) + 11;
     cases_drop(c, 6, rows);
 }
 
@@ -238,10 +256,17 @@ static void add_linears(gpu_cases *cases)
         add_parts(cases, d, 37, 64, 129, 3, true);
         add_parts(cases, d, 200, 256, 512, 16, true);
         add_parts(cases, d, 200, 256, 512, 16, false);
-        add_dropped(cases, d, 37, 64, 129, 3, true);
-        add_dropped(cases, d, 200, 256, 512, 16, false);
-        add_bordered(cases, d, 100, 384, 256, 16, 64); /* in packs */
-        add_bordered(cases, d, 70, 65, 129, 3, 11);    /* zeros behind, nothing aligned */
+        add_dropped(cases, d, 37, 64, 129, 3, true, 5);
+        add_dropped(cases, d, 200, 256, 512, 16, false, 5);
+        add_dropped(cases, d, 200, 256, 2568, 16, true, 7); /* strips by turns */
+        add_dropped(cases, d, 5, 24, 8208, 8, true, 7);     /* a row has masks by several blocks */
+        add_dropped(cases, d, 130, 64, 72, 24, false,
+                    5); /* a strip and a piece; a group and a half */
+        add_dropped(cases, d, 333, 64, 1032, 32, true, 7);
+        add_dropped(cases, d, 4321, 64, 136, 16, true, 2);
+        add_dropped(cases, d, 77, 64, 136, 40, true, 5); /* by masked copies */
+        add_bordered(cases, d, 100, 384, 256, 16, 64);   /* in packs */
+        add_bordered(cases, d, 70, 65, 129, 3, 11);      /* zeros behind, nothing aligned */
         add_bordered(cases, d, 256, 128, 512, 40, 128);
         add_bordered(cases, d, 37, 130, 64, 4, 64); /* too few tokens for it */
     }
@@ -328,9 +353,9 @@ void cases_place(gpu_cases *cases, const pml_backend *backend)
             if (c->inside[i] >= 0)
                 views[i].data = (char *)views[c->inside[i]].data +
                                 (size_t)c->column[i] * pml_dtype_size(views[i].dtype);
-        size_t bytes = aligned(backend->workspace(NULL, c->op, &c->args));
-        if (bytes > cases->workspace)
-            cases->workspace = bytes;
+        c->workspace = backend->workspace(NULL, c->op, &c->args);
+        if (aligned(c->workspace) > cases->workspace)
+            cases->workspace = aligned(c->workspace);
     }
 }
 
@@ -340,12 +365,10 @@ void cases_rebase(gpu_cases *cases, unsigned char *base)
         gpu_case *c = &cases->at[n];
         const pml_op_info *info = pml_op_describe(c->op);
         pml_view *views = pml_op_views(&c->args);
-        size_t bytes = 0;
         for (int i = 0; i < info->n_views; i++) {
-            if (toupper(info->signature[i]) == 'W')
-                bytes = cases->workspace;
-            if (toupper(info->signature[i]) == 'W' && bytes > 0)
-                views[i] = pml_vector(base, (int64_t)bytes, PML_U8);
+            if (toupper(info->signature[i]) == 'W' && c->workspace > 0)
+                views[i] = pml_vector(base + cases->workspace - aligned(c->workspace),
+                                      (int64_t)c->workspace, PML_U8);
             else if (views[i].rows > 0)
                 views[i].data = base + cases->workspace + (uintptr_t)views[i].data;
         }

@@ -19,10 +19,11 @@ typedef struct gpu_case {
      */
     int inside[PML_OP_MAX_VIEWS];
     int64_t column[PML_OP_MAX_VIEWS];
-    int shift;       /* elements by which every operand is off its 256-byte alignment */
-    int32_t indices; /* I32 operands hold numbers below this */
-    bool distinct;   /* …each once, and some -1 */
-    bool e4m3;       /* U8 operands hold codes of numbers, none of NaN */
+    size_t workspace; /* bytes, what the backend asks for; operands lie behind it */
+    int shift;        /* elements by which every operand is off its 256-byte alignment */
+    int32_t indices;  /* I32 operands hold numbers below this */
+    bool distinct;    /* …each once, and some -1 */
+    bool e4m3;        /* U8 operands hold codes of numbers, none of NaN */
     int in_pieces; /* parts of an output in 8 bits, whose scales are operand `scales`: it is held */
     int codes, scales; /* against the reference as the numbers that both mean; 0: there is none */
     bool levelled;     /* operand 0 and its scales may be brought to one scale a row */
@@ -70,6 +71,9 @@ gpu_case *cases_add(gpu_cases *cases, pml_op op, const char *format, ...)
 
 /* A view that has a shape and no place yet. */
 pml_view shaped(int64_t rows, int64_t cols, int64_t border, pml_dtype dtype);
+
+/* Rows of b: of all parts with an adapter. */
+int64_t cases_adapted(const int32_t part_cols[], uint32_t adapted);
 
 /* Dropout in a linear layer's LoRA branch or its backward's: rng and places at operands at, at + 1.
  */

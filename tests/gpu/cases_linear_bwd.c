@@ -53,18 +53,47 @@ static void add_bordered_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_
     a->w = shaped(2 * n, k, border, d);
 }
 
+enum { DX = 1, DA = 2 };
+
+/* With dropout; adapters on parts whose bits are set, and what of dx and da is wanted. */
 static void add_dropped_bwd(gpu_cases *cases, pml_dtype d, int64_t rows, int32_t n, int64_t k,
-                            int32_t rank, bool wants_dx)
+                            int32_t rank, uint32_t adapted, int wants)
 {
     add_linear_bwd(cases, d, rows, n, k, rank, false);
     gpu_case *c = &cases->at[cases->count - 1];
+    pml_linear_bwd_args *a = &c->args.linear_bwd;
     size_t length = strlen(c->name);
-    snprintf(c->name + length, sizeof c->name - length, ", dropout%s", wants_dx ? "" : ", no dx");
-    c->args.linear_bwd.lora_dropout = 0.3F;
-    c->args.linear_bwd.lora_purpose = (1 << 16) + 11;
-    if (!wants_dx)
-        c->args.linear_bwd.dx = (pml_view){0};
+    snprintf(c->name + length, sizeof c->name - length, " of %x, dropout%s%s", adapted,
+             (wants & DX) != 0 ? "" : ", no dx", (wants & DA) != 0 ? "" : ", no da");
+    int64_t columns = rank * __builtin_popcount(adapted);
+    a->lora_parts = adapted;
+    a->lora_scale[1] = 0.25F;
+    a->a = shaped(columns, k, 0, d);
+    a->b = shaped(cases_adapted(a->part_cols, adapted), rank, 0, d);
+    a->u = shaped(rows, columns, 8, d);
+    a->db = shaped(a->b.rows, rank, 0, PML_F32);
+    a->da = shaped(columns, k, 0, PML_F32);
+    a->lora_dropout = 0.3F;
+    a->lora_purpose = (1 << 16) + 11;
+    if ((wants & DX) == 0)
+        a->dx = (pml_view){0};
+    if ((wants & DA) == 0)
+        a->x = a->da = (pml_view){0};
     cases_drop(c, 7, rows);
+}
+
+/* By kernels that draw masks: each of them, with more tiles a block than are under way at a time
+ * (on up to 132 processors), and a strip that is but begun. */
+static void add_drawn(gpu_cases *cases, pml_dtype d)
+{
+    static const struct {
+        int32_t rank;
+        uint32_t adapted;
+        int wants;
+    } kinds[] = {{16, 7, DX | DA}, {8, 5, DX | DA}, {16, 1, DX | DA}, {32, 4, DX | DA},
+                 {16, 4, DX},      {32, 5, DX},     {8, 7, DA},       {24, 1, DA}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        add_dropped_bwd(cases, d, 1000, 24, 14344, kinds[i].rank, kinds[i].adapted, kinds[i].wants);
 }
 
 /* v and db by one pass over dy, or for what is none of its ranks by products: rows of one tile, of
@@ -92,7 +121,7 @@ void cases_of_linear_bwd(gpu_cases *cases)
             add_linear_bwd(cases, d, rows, n, k, 0, false);
             add_linear_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, false);
             add_linear_bwd(cases, d, rows, n, k, 0, true);
-            add_dropped_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, s % 2 == 0);
+            add_dropped_bwd(cases, d, rows, n, k, 3 + 5 * (int32_t)s, 5, s % 2 == 0 ? DX | DA : DA);
         }
         add_bordered_bwd(cases, d, 100, 384, 256, 16, 64);
         add_bordered_bwd(cases, d, 70, 65, 129, 3, 11);
@@ -102,8 +131,13 @@ void cases_of_linear_bwd(gpu_cases *cases)
         add_bordered_bwd(cases, d, 1001, 1024, 72, 8, 64);
         add_bordered_bwd(cases, d, 5001, 1040, 72, 16, 64); /* many tiles a block */
         add_linear_bwd(cases, d, 300, 1040, 96, 16, false);
-        add_dropped_bwd(cases, d, 300, 1040, 96, 16, true);
-        add_dropped_bwd(cases, d, 5, 24, 8208, 8, true); /* a row has masks by several blocks */
+        add_dropped_bwd(cases, d, 300, 1040, 96, 16, 5, DX | DA);
+        add_dropped_bwd(cases, d, 5, 24, 8208, 8, 5,
+                        DX | DA); /* a row has masks by several blocks */
+        add_dropped_bwd(cases, d, 130, 64, 72, 24, 7, DX | DA);   /* a group and a half a part */
+        add_dropped_bwd(cases, d, 4321, 64, 136, 40, 5, DX | DA); /* by masked copies */
+        if (d != PML_F32)
+            add_drawn(cases, d);
         add_passes(cases, d);
     }
 }
