@@ -3,7 +3,8 @@
 // lane has eight neighbouring columns of a row, for which one call of Philox draws.
 //
 //   masked_down   u_g = scale keep (m x) a_g^T
-//   masked_back   parts of da_g = keep v_g^T (m x), and dx += keep m (v_g a_g), from one pass
+//   masked_both   parts of da_g = keep v_g^T (m x), and dx += keep m (v_g a_g), from one pass;
+//   masked_dx, masked_da   one of them by itself
 //
 // Which column of a product is which of x's is free, as long as both factors agree: eight
 // neighbours of a row, 16 bytes, are four columns of one product and four of another. Tiles pass
@@ -208,14 +209,10 @@ constexpr __device__ int row_of(int k)
     return k / 2 * 8 + k % 2;
 }
 
-// 8 bytes from global to shared memory.
+// 8 bytes from global to shared memory, with copy_16's.
 __device__ inline void copy_8(unsigned to, const void *from)
 {
-#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from));
-#else
-    asm volatile("st.shared.u64 [%0], %1;" ::"r"(to), "l"(*(const unsigned long long *)from));
-#endif
 }
 
 __device__ inline unsigned long long read_8(unsigned from)
