@@ -13,18 +13,13 @@ enum {
              2 * WARPS * LOW_RANK_ROWS * LOW_RANK_RANK * (int)sizeof(float)
 };
 
-static int64_t div_up(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
 /* Column tiles of all adapters' parts. */
 static int64_t column_tiles(const pml_linear_bwd_args *a)
 {
     int64_t tiles = 0;
     for (int p = 0; p < a->parts && p < PML_LINEAR_MAX_PARTS; p++)
         if (a->lora_parts >> p & 1)
-            tiles += div_up(a->part_cols[p], LOW_RANK_COLUMNS);
+            tiles += pmli_div_up(a->part_cols[p], LOW_RANK_COLUMNS);
     return tiles;
 }
 
@@ -78,8 +73,9 @@ static int64_t blocks_a_column(const pml_device *device, int64_t columns, int64_
     int64_t best = 1;
     double least = 0;
     for (int64_t n = 1; n <= rows && n * columns <= MOST_BLOCKS; n++) {
-        double cost = (double)(div_up(n * columns, device->processors) * (div_up(rows, n) + 4)) +
-                      (double)(n * columns) / 64 + (double)n / 8;
+        double cost =
+            (double)(pmli_div_up(n * columns, device->processors) * (pmli_div_up(rows, n) + 4)) +
+            (double)(n * columns) / 64 + (double)n / 8;
         if (n == 1 || cost < least) {
             least = cost;
             best = n;
@@ -100,7 +96,7 @@ static void find_parts(const pml_linear_bwd_args *a, pmli_low_rank_params *p)
         p->columns[i] = a->part_cols[part];
         p->b_row[i] = b_row;
         p->scale[i] = a->lora_scale[part];
-        p->tile[i + 1] = p->tile[i] + (int)div_up(a->part_cols[part], LOW_RANK_COLUMNS);
+        p->tile[i + 1] = p->tile[i] + (int)pmli_div_up(a->part_cols[part], LOW_RANK_COLUMNS);
         b_row += a->part_cols[part];
     }
 }
@@ -125,7 +121,7 @@ pml_status pmli_low_rank(pml_queue *queue, const pml_linear_bwd_args *a, const p
                               .rank = a->rank};
     find_parts(a, &p);
     int64_t columns = p.tile[p.adapters];
-    int64_t n = blocks_a_column(queue->device, columns, div_up(a->dy.rows, LOW_RANK_ROWS));
+    int64_t n = blocks_a_column(queue->device, columns, pmli_div_up(a->dy.rows, LOW_RANK_ROWS));
     p.parts = (int)n;
     pmli_launch shape = {.grid_x = (unsigned)columns,
                          .grid_y = (unsigned)n,
@@ -137,7 +133,7 @@ pml_status pmli_low_rank(pml_queue *queue, const pml_linear_bwd_args *a, const p
     int64_t fours =
         p.tokens * p.adapters * (p.rank / 4) + columns * LOW_RANK_COLUMNS * (LOW_RANK_RANK / 4);
     shape = (pmli_launch){
-        .grid_x = (unsigned)div_up(fours, BLOCK), .grid_y = 1, .block_x = BLOCK, .block_y = 1};
+        .grid_x = (unsigned)pmli_div_up(fours, BLOCK), .grid_y = 1, .block_x = BLOCK, .block_y = 1};
     if (status == PML_OK)
         status = pmli_cuda_launch(queue, bf16 ? PMLI_low_rank_sum_bf16 : PMLI_low_rank_sum_f16,
                                   shape, &p, err);

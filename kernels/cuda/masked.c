@@ -16,11 +16,6 @@ enum {
     MOST_COLUMNS = 160 << 10 /* of all blocks of the backward: bounds the partial sums of da */
 };
 
-static int64_t div_up(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
 /* What both directions ask of an adapter with dropout. More ranks than a pair has are cheaper by
  * products that read a masked copy, once for all of them. */
 static bool fits(pml_dtype dtype, int64_t rows, const pml_view *a, int32_t rank, float dropout)
@@ -132,7 +127,7 @@ pml_status pmli_masked_down(pml_queue *queue, const pml_linear_args *a, const pm
                             .ld_a = (int)a->a.ld,
                             .ld_u = u->ld};
     set_mask(&p, &a->rng, &a->places, a->lora_dropout);
-    pmli_launch shape = {.grid_x = (unsigned)div_up(p.rows, MASKED_ROWS),
+    pmli_launch shape = {.grid_x = (unsigned)pmli_div_up(p.rows, MASKED_ROWS),
                          .grid_y = 1,
                          .block_x = MASKED_THREADS,
                          .block_y = 1,
@@ -160,8 +155,8 @@ static int64_t block_columns(int groups, bool both, int code)
 /* Blocks that share the rows of so many columns, at the most. */
 static int64_t most_ranges(const pml_linear_bwd_args *a, int64_t columns)
 {
-    int64_t most = MOST_COLUMNS / (div_up(a->a.cols, columns) * columns);
-    int64_t tiles = div_up(a->dy.rows, MASKED_ROWS);
+    int64_t most = MOST_COLUMNS / (pmli_div_up(a->a.cols, columns) * columns);
+    int64_t tiles = pmli_div_up(a->dy.rows, MASKED_ROWS);
     most = most > tiles ? tiles : most;
     return most > 1 ? most : 1;
 }
@@ -250,7 +245,7 @@ pml_status pmli_masked_back(pml_queue *queue, const pml_linear_bwd_args *a, cons
     int groups, code = device->code;
     pml_status status = PML_OK;
     while (status == PML_OK && (groups = take_groups(&w, most_parts(device, both), &p)) > 0) {
-        int64_t columns = block_columns(groups, both, code), across = div_up(p.cols, columns);
+        int64_t columns = block_columns(groups, both, code), across = pmli_div_up(p.cols, columns);
         int64_t most = most_ranges(a, columns), blocks = device->processors * (both ? 1 : 2);
         int64_t ranges = blocks / across > most ? most : blocks / across;
         pmli_launch shape = {.grid_x = (unsigned)across,

@@ -17,14 +17,9 @@ enum {
     ARRAYS = 3
 };
 
-static int64_t div_up(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
 static int64_t column_tiles(int64_t cols)
 {
-    return div_up(cols, MLP_COLUMNS);
+    return pmli_div_up(cols, MLP_COLUMNS);
 }
 
 static bool fits_rank(int64_t rank)
@@ -120,7 +115,7 @@ static int64_t ranges(const pml_device *device, int64_t columns, int64_t rows)
 {
     int64_t best = 1, least = 0;
     for (int64_t n = 1; n <= rows && n * columns <= MOST_BLOCKS; n++) {
-        int64_t cost = div_up(n * columns, device->processors) * (div_up(rows, n) + 2);
+        int64_t cost = pmli_div_up(n * columns, device->processors) * (pmli_div_up(rows, n) + 2);
         if (n == 1 || cost < least) {
             least = cost;
             best = n;
@@ -132,7 +127,7 @@ static int64_t ranges(const pml_device *device, int64_t columns, int64_t rows)
 static pmli_launch grid(const pml_queue *queue, int64_t tokens, int64_t cols, unsigned shared)
 {
     int64_t columns = column_tiles(cols);
-    int64_t n = ranges(queue->device, columns, div_up(tokens, MLP_ROWS));
+    int64_t n = ranges(queue->device, columns, pmli_div_up(tokens, MLP_ROWS));
     return (pmli_launch){.grid_x = (unsigned)columns,
                          .grid_y = (unsigned)n,
                          .block_x = BLOCK,
@@ -142,7 +137,7 @@ static pmli_launch grid(const pml_queue *queue, int64_t tokens, int64_t cols, un
 
 static pmli_launch items(int64_t count)
 {
-    return (pmli_launch){.grid_x = (unsigned)div_up(count, SUM_BLOCK),
+    return (pmli_launch){.grid_x = (unsigned)pmli_div_up(count, SUM_BLOCK),
                          .grid_y = 1,
                          .block_x = SUM_BLOCK,
                          .block_y = 1};

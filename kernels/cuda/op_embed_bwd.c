@@ -8,19 +8,14 @@
 
 enum { BLOCK = 256, GRID_Y_LIMIT = 65535, GRID_LIMIT = 0x7fffffff };
 
-static int64_t div_up(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
 static int64_t parts_ld(int64_t cols)
 {
-    return div_up(cols, 4) * 4;
+    return pmli_div_up(cols, 4) * 4;
 }
 
 size_t pmli_cuda_embed_bwd_ws(const pml_embed_bwd_args *a)
 {
-    int64_t windows = div_up(a->ids.cols, EMBED_WINDOW);
+    int64_t windows = pmli_div_up(a->ids.cols, EMBED_WINDOW);
     return 2 * (size_t)windows * (size_t)parts_ld(a->dy.cols) * sizeof(float) +
            (size_t)a->ids.cols * (sizeof(unsigned long long) + sizeof(unsigned));
 }
@@ -35,8 +30,8 @@ static pml_status launch(pml_queue *queue, pmli_kernel kernel, int64_t blocks, u
 /* What runs left behind that do not end in their window. */
 static pml_status add_parts(pml_queue *queue, bool wide, pmli_embed_bwd_params *p, pml_error *err)
 {
-    int64_t windows = div_up(p->tokens, EMBED_WINDOW);
-    int64_t across = div_up(p->cols, wide ? 4 * BLOCK : BLOCK);
+    int64_t windows = pmli_div_up(p->tokens, EMBED_WINDOW);
+    int64_t across = pmli_div_up(p->cols, wide ? 4 * BLOCK : BLOCK);
     if (windows < 2)
         return PML_OK;
     pmli_launch shape = {.grid_x = (unsigned)(windows - 1),
@@ -70,15 +65,15 @@ pml_status pmli_cuda_embed_bwd(pml_queue *queue, const pml_embed_bwd_args *a, pm
                                .ld_dy = a->dy.ld,
                                .ld_dtable = a->dtable.ld,
                                .ld_parts = parts_ld(a->dy.cols)};
-    p.keys = (unsigned long long *)(p.parts + 2 * div_up(tokens, EMBED_WINDOW) * p.ld_parts);
+    p.keys = (unsigned long long *)(p.parts + 2 * pmli_div_up(tokens, EMBED_WINDOW) * p.ld_parts);
     p.sorted = (unsigned *)(p.keys + tokens);
     bool wide = pmli_in_units_of(&a->dy, 4 * pml_dtype_size(a->dy.dtype)) &&
                 pmli_in_units_of(&a->dtable, 16);
     pml_status status =
-        launch(queue, PMLI_embed_sort, div_up(tokens, EMBED_CHUNK), EMBED_CHUNK, 1, &p, err);
+        launch(queue, PMLI_embed_sort, pmli_div_up(tokens, EMBED_CHUNK), EMBED_CHUNK, 1, &p, err);
     if (status == PML_OK)
-        status = launch(queue, PMLI_embed_rank, div_up(tokens, EMBED_RANK_KEYS), EMBED_RANK_KEYS,
-                        EMBED_RANK_CHUNKS, &p, err);
+        status = launch(queue, PMLI_embed_rank, pmli_div_up(tokens, EMBED_RANK_KEYS),
+                        EMBED_RANK_KEYS, EMBED_RANK_CHUNKS, &p, err);
     pmli_kernel kernel = PMLI_embed_bwd_f32 + 2 * (unsigned)a->dy.dtype + (wide ? 1 : 0);
     if (status == PML_OK)
         status = launch(queue, kernel, tokens, BLOCK, 1, &p, err);

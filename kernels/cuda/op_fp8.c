@@ -8,11 +8,6 @@
 
 enum { WARP = 32, BLOCK = 256, BLOCK_MOST = 512 };
 
-static int64_t div_up(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
 static pmli_launch grid(int64_t x, int64_t y, int64_t block)
 {
     return (pmli_launch){
@@ -109,9 +104,9 @@ pml_status pmli_cuda_fp8_turn(pml_queue *queue, const pml_fp8_turn_args *a, pml_
                                    .cols = a->x.cols,
                                    .ld_w = a->x.ld,
                                    .ld_to = a->y.ld};
-    return pmli_cuda_launch(queue, PMLI_fp8_transpose,
-                            grid(div_up(p.cols, FP8_TILE), div_up(p.rows, FP8_TILE), BLOCK), &p,
-                            err);
+    return pmli_cuda_launch(
+        queue, PMLI_fp8_transpose,
+        grid(pmli_div_up(p.cols, FP8_TILE), pmli_div_up(p.rows, FP8_TILE), BLOCK), &p, err);
 }
 
 /* ---- products ---- */
@@ -157,13 +152,14 @@ pml_status pmli_fp8_round(pml_queue *queue, const pmli_fp8_in_pieces *p, pml_err
                               .ld_pieces = p->scale.ld,
                               .pieces_a_row = (int)p->scale.cols};
     return pmli_cuda_launch(queue, PMLI_fp8_pieces_f32 + (unsigned)p->x.dtype,
-                            grid(div_up(r.rows * r.pieces_a_row, BLOCK / WARP), 1, BLOCK), &r, err);
+                            grid(pmli_div_up(r.rows * r.pieces_a_row, BLOCK / WARP), 1, BLOCK), &r,
+                            err);
 }
 
 /* Columns of the border that u's take, in units that products come in. */
 static int64_t border_columns(int64_t u_cols)
 {
-    return div_up(PML_FP8_COLUMNS * u_cols, PML_FP8_UNIT) * PML_FP8_UNIT;
+    return pmli_div_up(PML_FP8_COLUMNS * u_cols, PML_FP8_UNIT) * PML_FP8_UNIT;
 }
 
 bool pmli_fp8_takes(const pml_view *u, int32_t border)
@@ -257,11 +253,11 @@ static pml_status quantise(pml_queue *queue, const product *p, pml_error *err)
     }
     if (x->dtype == PML_U8) /* u is as wide as what the product makes */
         return pmli_cuda_launch(queue, PMLI_fp8_level_f32 + (unsigned)p->out.dtype,
-                                grid(div_up(x->rows, BLOCK / WARP), 1, BLOCK), &r, err);
-    int64_t pack = (int64_t)(16 / pml_dtype_size(x->dtype)), packs = div_up(x->cols, pack);
+                                grid(pmli_div_up(x->rows, BLOCK / WARP), 1, BLOCK), &r, err);
+    int64_t pack = (int64_t)(16 / pml_dtype_size(x->dtype)), packs = pmli_div_up(x->cols, pack);
     bool wide = pmli_in_units_of(x, 16) && (uintptr_t)p->by % 16 == 0 &&
                 packs <= (int64_t)FP8_HELD * BLOCK_MOST;
-    int64_t threads = div_up(div_up(packs, FP8_HELD), WARP) * WARP;
+    int64_t threads = pmli_div_up(pmli_div_up(packs, FP8_HELD), WARP) * WARP;
     threads = !wide ? BLOCK : threads < FP8_PARTS ? FP8_PARTS : threads;
     return pmli_cuda_launch(queue, PMLI_fp8_rows_f32 + 2 * (unsigned)x->dtype + (wide ? 1 : 0),
                             grid(x->rows, 1, threads), &r, err);
@@ -291,9 +287,9 @@ static pml_status fill_border(pml_queue *queue, const product *p, const pml_view
     }
     pml_status status = find_largest(queue, x, over, all, p->parts, err);
     if (status == PML_OK)
-        status = pmli_cuda_launch(queue, PMLI_fp8_border_f32 + (unsigned)x->dtype,
-                                  grid(div_up(b.rows, BLOCK), div_up(b.border, FP8_BESIDE), BLOCK),
-                                  &b, err);
+        status = pmli_cuda_launch(
+            queue, PMLI_fp8_border_f32 + (unsigned)x->dtype,
+            grid(pmli_div_up(b.rows, BLOCK), pmli_div_up(b.border, FP8_BESIDE), BLOCK), &b, err);
     return status;
 }
 
@@ -312,7 +308,7 @@ static pml_status apply_scales(pml_queue *queue, const product *p, pml_error *er
                                     .cols = p->out.cols,
                                     .ld = p->out.ld};
         status = pmli_cuda_launch(queue, PMLI_fp8_scales_f32 + (unsigned)p->out.dtype,
-                                  grid(div_up(s.cols, BLOCK), rows, BLOCK), &s, err);
+                                  grid(pmli_div_up(s.cols, BLOCK), rows, BLOCK), &s, err);
     }
     return status;
 }

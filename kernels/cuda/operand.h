@@ -4,6 +4,12 @@
 
 #include "cpu/check.h"
 
+/* a / b rounded up, a >= 0, b > 0. */
+static inline int64_t pmli_div_up(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
 /* F32, BF16 or F16: what the GPU computes on. */
 static inline bool pmli_is_float(pml_dtype dtype)
 {

@@ -15,11 +15,6 @@ enum {
     MOST_BLOCKS = 512 /* of one call: bounds the partial sums of d */
 };
 
-static int64_t div_up(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
 static bool is_16_bits(pml_dtype dtype)
 {
     return dtype == PML_BF16 || dtype == PML_F16;
@@ -27,7 +22,7 @@ static bool is_16_bits(pml_dtype dtype)
 
 static int64_t row_tiles(int64_t rows)
 {
-    return div_up(rows, PASS_ROWS);
+    return pmli_div_up(rows, PASS_ROWS);
 }
 
 /* Column tiles of all adapters' parts of dy. */
@@ -36,7 +31,7 @@ static int64_t back_tiles(const pml_linear_bwd_args *a)
     int64_t tiles = 0;
     for (int p = 0; p < a->parts && p < PML_LINEAR_MAX_PARTS; p++)
         if (a->lora_parts >> p & 1)
-            tiles += div_up(a->part_cols[p], BACK_COLUMNS);
+            tiles += pmli_div_up(a->part_cols[p], BACK_COLUMNS);
     return tiles;
 }
 
@@ -88,7 +83,7 @@ static int blocks_a_column(const pml_device *device, int64_t columns, int64_t ro
 {
     int64_t best = 1, least = INT64_MAX;
     for (int64_t n = 1; n <= rows && (n == 1 || n * columns <= MOST_BLOCKS); n++) {
-        int64_t cost = div_up(n * columns, device->processors) * (div_up(rows, n) + 2);
+        int64_t cost = pmli_div_up(n * columns, device->processors) * (pmli_div_up(rows, n) + 2);
         if (cost <= least) {
             least = cost;
             best = n;
@@ -119,7 +114,7 @@ static pml_status launch(pml_queue *queue, const pmli_kernel kernels[2], pmli_pa
                         .block_x = PASS_THREADS,
                         .block_y = 1,
                         .shared = PASS_SHARED};
-    pmli_launch sums = {.grid_x = (unsigned)div_up(items, 4 * SUM_BLOCK),
+    pmli_launch sums = {.grid_x = (unsigned)pmli_div_up(items, 4 * SUM_BLOCK),
                         .grid_y = 1,
                         .block_x = SUM_BLOCK,
                         .block_y = 1,
@@ -144,7 +139,7 @@ static pml_status find_parts(const pml_linear_bwd_args *a, pmli_pass_params *p, 
         p->d_row[i] = b_row;
         p->columns[i] = cols;
         p->scale[i] = a->lora_scale[part];
-        p->tile[i + 1] = p->tile[i] + (int)div_up(cols, BACK_COLUMNS);
+        p->tile[i + 1] = p->tile[i] + (int)pmli_div_up(cols, BACK_COLUMNS);
         b_row += cols;
     }
     return status;

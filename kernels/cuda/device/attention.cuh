@@ -61,6 +61,24 @@ __device__ inline unsigned shared_address(const void *p)
     return (unsigned)__cvta_generic_to_shared(p);
 }
 
+// 16 bytes of shared memory.
+__device__ inline uint4 from_shared(unsigned address)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+
+__device__ inline void to_shared(unsigned address, const uint4 &x)
+{
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x.x), "r"(x.y),
+                 "r"(x.z), "r"(x.w)
+                 : "memory");
+}
+
 // 16 bytes from global to shared memory, zeros where not valid. Asynchronous where the chip can.
 __device__ inline void copy_16(unsigned to, const void *from, bool valid)
 {
@@ -68,9 +86,7 @@ __device__ inline void copy_16(unsigned to, const void *from, bool valid)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(valid ? 16 : 0));
 #else
-    uint4 x = valid ? *(const uint4 *)from : uint4{0, 0, 0, 0};
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z),
-                 "r"(x.w));
+    to_shared(to, valid ? *(const uint4 *)from : uint4{0, 0, 0, 0});
 #endif
 }
 
@@ -220,10 +236,7 @@ __device__ inline void store_rows(float acc[D / 8][4], float by_low, float by_hi
 #pragma unroll
     for (int i = 0; i < 16 * UNITS / 32; i++) {
         const int at = i * 32 + lane, r = at / UNITS, unit = at % UNITS;
-        uint4 x;
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                     : "r"(place<D>(tile, row + r, unit)));
+        const uint4 x = from_shared(place<D>(tile, row + r, unit));
         if (r < valid)
             *(uint4 *)(to + r * ld + unit * 8) = x;
     }

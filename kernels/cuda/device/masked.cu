@@ -72,23 +72,6 @@ struct Strip {
     }
 };
 
-__device__ inline uint4 read_16(unsigned from)
-{
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(from)
-                 : "memory");
-    return x;
-}
-
-__device__ inline void write_16(unsigned to, const uint4 &x)
-{
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z),
-                 "r"(x.w)
-                 : "memory");
-}
-
 // ---- forward -----------------------------------------------------------------------------------
 // A block has 16 rows of x, a warp of it every WARPS-th strip. Of 32 columns of a strip a lane
 // has 8 t to 8 t + 7, of rows l and l + 8 (l = lane / 4, t = lane % 4): the first four are what mma
@@ -136,7 +119,7 @@ __device__ void masked_down(const pmli_masked_params &p)
             uint4 held[2], m[2];
 #pragma unroll
             for (int k = 0; k < 2; k++)
-                held[k] = read_16(Strip::place<4>(mine + at, k * 8 + l, half * 4 + t));
+                held[k] = from_shared(Strip::place<4>(mine + at, k * 8 + l, half * 4 + t));
 #pragma unroll
             for (int g = 0; g < GROUPS; g++) {
                 uint4 a[2];
@@ -278,8 +261,8 @@ __device__ inline void keep_a(const pmli_masked_params &p, unsigned to, int colu
         for (int i = 0; i < 4; i++) {
             const unsigned w[4] = {word_of(a[0], i), word_of(a[1], i), word_of(a[2], i),
                                    word_of(a[3], i)};
-            write_16(to + ((g * 4 + i) * THREADS + threadIdx.x) * 16,
-                     {lows(w[0], w[1]), highs(w[0], w[1]), lows(w[2], w[3]), highs(w[2], w[3])});
+            to_shared(to + ((g * 4 + i) * THREADS + threadIdx.x) * 16,
+                      {lows(w[0], w[1]), highs(w[0], w[1]), lows(w[2], w[3]), highs(w[2], w[3])});
         }
     }
 }
@@ -288,20 +271,14 @@ __device__ inline void keep_a(const pmli_masked_params &p, unsigned to, int colu
 enum { DX = 1, DA = 2 };
 
 // Two neighbours by the halves of a word: of x what is kept, and what is kept of v a onto dx. As
-// the compiler has it by itself, each comparison is made twice, and what it decides selected once
+// the compiler has dx by itself, each comparison is made twice, and what it decides selected once
 // more.
 template <int WANTS>
 __device__ inline void mask(unsigned word, const pmli_masked_params &p, unsigned &x, float &dx_even,
                             float &dx_odd, float even, float odd)
 {
     if (WANTS == DA)
-        asm("{ .reg .pred e, o;\n\t"
-            "setp.ge.u32 e, %1, %3;\n\t"
-            "setp.ge.u32 o, %2, %3;\n\t"
-            "@!e and.b32 %0, %0, 0xffff0000;\n\t"
-            "@!o and.b32 %0, %0, 0xffff; }"
-            : "+r"(x)
-            : "r"(word << 16), "r"(word), "r"(p.least));
+        x = masked_two(x, word, p.least);
     else if (WANTS == DX)
         asm("{ .reg .pred e, o;\n\t"
             "setp.ge.u32 e, %2, %4;\n\t"
@@ -337,7 +314,7 @@ __device__ inline void add_group(float da[8][4], float dx[4][EIGHT], unsigned v,
     for (int i = 0; i < 4; i++) {
         float d[2][4] = {};
         if (WANTS & DX) {
-            const uint4 four = read_16(a + i * THREADS * 16);
+            const uint4 four = from_shared(a + i * THREADS * 16);
             const unsigned left[4] = {four.x, four.y, four.z, four.w};
             multiply<T>(d[0], left, v_right[0], v_right[1]);
             multiply<T>(d[1], left, v_right[2], v_right[3]);
@@ -443,9 +420,9 @@ __device__ void masked_back(const pmli_masked_params &p)
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             if (WANTS & DA)
-                held[k] = read_16(tile + place[k % 2] + k / 2 * 1024);
+                held[k] = from_shared(tile + place[k % 2] + k / 2 * 1024);
             if (WANTS & DX) {
-                const uint4 old = read_16(tile + AT_DX + place[k % 2] + k / 2 * 1024);
+                const uint4 old = from_shared(tile + AT_DX + place[k % 2] + k / 2 * 1024);
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const float2 two = widen_two<T>(word_of(old, i));
@@ -469,15 +446,15 @@ __device__ void masked_back(const pmli_masked_params &p)
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 const float *sum = sums[k];
-                write_16(tile + AT_DX + place[k % 2] + k / 2 * 1024,
-                         {narrow_two<T>(sum[0], sum[1]), narrow_two<T>(sum[2], sum[3]),
-                          narrow_two<T>(sum[4], sum[5]), narrow_two<T>(sum[6], sum[7])});
+                to_shared(tile + AT_DX + place[k % 2] + k / 2 * 1024,
+                          {narrow_two<T>(sum[0], sum[1]), narrow_two<T>(sum[2], sum[3]),
+                           narrow_two<T>(sum[4], sum[5]), narrow_two<T>(sum[6], sum[7])});
             }
             __syncwarp();
 #pragma unroll
             for (int k = 0; k < 4; k++)
                 if (dx.there && Strip::row(k) < p.rows - first)
-                    *(uint4 *)(out + (unsigned)k * 4 * dx.pitch) = read_16(
+                    *(uint4 *)(out + (unsigned)k * 4 * dx.pitch) = from_shared(
                         Strip::place<7>(tile + AT_DX + mine, Strip::row(k), threadIdx.x % 8));
             out -= step * p.ld_dx * 2;
         }

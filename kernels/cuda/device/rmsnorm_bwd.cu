@@ -83,16 +83,6 @@ __device__ void norm_bwd_registers(const pmli_rmsnorm_bwd_params &p)
 
 enum { MOST_ROWS = 16 }; // of a block, each a warp at least
 
-__device__ inline uint4 from_shared(unsigned address)
-{
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(address)
-                 : "memory");
-    return x;
-}
-
 // Rows that wait in shared memory, in several places by turns. A place has a row's dy, x and dres,
 // as packs of 16 bytes: one a thread, two of an operand that is wider.
 template <typename X, typename T, typename R> struct Operands {
