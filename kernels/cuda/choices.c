@@ -107,8 +107,8 @@ pmli_choices *pmli_choices_new(const char *folder, const char *device, int drive
     pmli_choices *choices = calloc(1, sizeof *choices);
     if (choices == NULL || folder == NULL)
         return choices;
-    if (snprintf(choices->path, sizeof choices->path, "%s/products-%s-%d-%zu.txt", folder, name,
-                 driver, library) >= (int)sizeof choices->path) {
+    if (snprintf(choices->path, sizeof choices->path, "%s/products-%d-%s-%d-%zu.txt", folder,
+                 PMLI_CHOICE_SET, name, driver, library) >= (int)sizeof choices->path) {
         choices->path[0] = '\0';
         pml_log(PML_LOG_WARNING, "timed products are not kept in %.200s", folder);
         return choices;

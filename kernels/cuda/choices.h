@@ -1,14 +1,15 @@
 /* Timed choices kept on disk, so that the next process begins with them. Only what was timed is
  * here: a product that goes by another one's choice (near) has none of its own.
  *
- *   <folder>/products-<GPU>-<driver>-<cuBLASLt>.txt, a line a product:
+ *   <folder>/products-<set>-<GPU>-<driver>-<cuBLASLt>.txt, a line a product:
  *
  *   <key: hex> <algorithm: hex> <FNV-1a of both: hex>
  *
- * Another GPU, driver or library is another file: what was fastest there says nothing here, and an
- * algorithm's bytes hold for one version of cuBLASLt. Lines are appended by one write each, so that
- * processes may share a file; a line that is not what was written is left out with a word in the
- * log. Nothing here ever fails a run: without the file products are timed again. */
+ * Another set of candidates, GPU, driver or library is another file: what was fastest there says
+ * nothing here, and an algorithm's bytes hold for one version of cuBLASLt. Lines are appended by
+ * one write each, so that processes may share a file; a line that is not what was written is left
+ * out with a word in the log. Nothing here ever fails a run: without the file products are timed
+ * again. */
 #ifndef PMLI_CUDA_CHOICES_H
 #define PMLI_CUDA_CHOICES_H
 
@@ -16,7 +17,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { PMLI_CHOICE_KEY = 16, PMLI_CHOICE_WORDS = 8 }; /* 64-bit words */
+enum {
+    PMLI_CHOICE_KEY = 16, /* 64-bit words */
+    PMLI_CHOICE_WORDS = 8,
+    PMLI_CHOICE_SET = 2 /* 1: cuBLASLt's; 2: our own kernel beside them */
+};
 
 typedef struct pmli_choice {
     int64_t key[PMLI_CHOICE_KEY];

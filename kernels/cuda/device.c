@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "find_library.h"
+#include "gemm_hopper.h"
 #include "low_rank.h"
 #include "masked.h"
 #include "mlp.h"
@@ -268,6 +269,8 @@ pml_status pmli_cuda_open(const pml_device_options *options, pml_device **device
         status = pmli_cuda_attention_prepare(d, err);
     if (status == PML_OK)
         status = pmli_low_rank_prepare(d, err);
+    if (status == PML_OK)
+        status = pmli_gemm_hopper_prepare(d, err);
     if (status == PML_OK)
         status = pmli_masked_prepare(d, err);
     if (status == PML_OK)

@@ -24,6 +24,7 @@ struct pml_device {
     int shared_most;       /* bytes of shared memory that a block may ask for */
     int shared_all;        /* and that a processor's blocks have together */
     int processors;        /* streaming multiprocessors */
+    int clusters;          /* of eight blocks that fill a processor each, at once; on Hopper */
     cublasLtHandle_t lt;
     pmli_gemm_cache *products;
     pmli_sdpa *sdpa;    /* NULL: no cuDNN */
@@ -107,10 +108,14 @@ typedef struct pmli_launch {
     unsigned grid_x, grid_y, block_x, block_y;
     unsigned shared;  /* bytes of dynamic shared memory */
     unsigned cluster; /* blocks that see each other's shared memory; 0: none do */
-    bool early;       /* may begin while the kernel before it ends, for which it waits itself */
+    bool early;       /* may begin once the kernel before it lets it, for which it waits itself */
     bool together;    /* blocks wait for one another: all run at once, or none is started */
 } pmli_launch;
 pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,
                             pml_error *err);
+
+/* Whether `early` is heeded, else a kernel waits for the end of the one before it: graphs know of
+ * it since CUDA 12.3. */
+bool pmli_cuda_begins_early(void);
 
 #endif

@@ -57,6 +57,7 @@
     X(cuLibraryUnload)                                                                             \
     X(cuFuncSetAttribute)                                                                          \
     X(cuKernelGetFunction)                                                                         \
+    X(cuOccupancyMaxActiveClusters)                                                                \
     X(cuTensorMapEncodeTiled)                                                                      \
     X(cuLaunchKernelEx)
 

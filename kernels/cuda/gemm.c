@@ -6,6 +6,7 @@
 
 #include "cublas.h"
 #include "device.h"
+#include "gemm_hopper.h"
 
 /* What decides the algorithm. Compared as bytes, so it is zeroed before it is filled. */
 typedef struct key {
@@ -13,7 +14,7 @@ typedef struct key {
     size_t workspace_size;
     uint32_t align_a, align_b, align_c, align_bias; /* align_bias = 0: no bias */
     pml_dtype in, out;
-    bool transpose_a, transpose_b, accumulates, scales;
+    bool transpose_a, transpose_b, accumulates, scales, has_factor;
 } key;
 
 typedef struct product {
@@ -91,6 +92,7 @@ static void key_of(key *k, const pmli_gemm *g)
     k->transpose_a = g->transpose_a, k->transpose_b = g->transpose_b;
     k->accumulates = g->beta != 0;
     k->scales = g->scale_a != NULL;
+    k->has_factor = g->alpha != 1;
 }
 
 static cudaDataType_t type_of(pml_dtype dtype)
@@ -163,15 +165,27 @@ static pml_status set_addresses(const product *p, const pmli_gemm *g, pml_error 
     return status;
 }
 
-static cublasStatus_t multiply(pml_queue *queue, const product *p, const pmli_gemm *g,
-                               const cublasLtMatmulAlgo_t *algo)
+/* The algorithm that is none of cuBLASLt's but our own kernel: in the place of one of its own, so
+ * that a choice is kept the same way whosever it is. "our own!" */
+static const cublasLtMatmulAlgo_t ours = {.data = {0x216e776f2072756f}};
+
+static bool is_ours(const cublasLtMatmulAlgo_t *algo)
 {
-    return pmli_lt.cublasLtMatmul(queue->device->lt, p->desc, &g->alpha, g->b, p->a, g->a, p->b,
-                                  &g->beta, g->c, p->c, g->c, p->c, algo, g->workspace,
-                                  g->workspace_size, queue->stream);
+    return memcmp(algo, &ours, sizeof ours) == 0;
 }
 
-enum { CANDIDATES = 8, ROUNDS = 3 };
+static pml_status multiply(pml_queue *queue, const product *p, const pmli_gemm *g,
+                           const cublasLtMatmulAlgo_t *algo, pml_error *err)
+{
+    if (is_ours(algo))
+        return pmli_gemm_hopper(queue, g, err);
+    return PMLI_LT(pmli_lt.cublasLtMatmul(queue->device->lt, p->desc, &g->alpha, g->b, p->a, g->a,
+                                          p->b, &g->beta, g->c, p->c, g->c, p->c, algo,
+                                          g->workspace, g->workspace_size, queue->stream),
+                   "matrix product", err);
+}
+
+enum { HEURISTIC = 8, CANDIDATES = HEURISTIC + 1, ROUNDS = 3 };
 
 /* One run in ms; 0 where the candidate does not run: one that this library cannot run is none. */
 static pml_status time_one(pml_queue *queue, const product *p, const pmli_gemm *g,
@@ -179,9 +193,10 @@ static pml_status time_one(pml_queue *queue, const product *p, const pmli_gemm *
                            pml_error *err)
 {
     const char *what = "timing a product";
+    pml_error why = PML_ERROR_INIT;
     *took = 0;
     pml_status status = PMLI_CU(pmli_cu.cuEventRecord(marks[0], queue->stream), what, err);
-    if (status == PML_OK && multiply(queue, p, g, algo) != CUBLAS_STATUS_SUCCESS)
+    if (status == PML_OK && multiply(queue, p, g, algo, &why) != PML_OK)
         return PML_OK;
     if (status == PML_OK)
         status = PMLI_CU(pmli_cu.cuEventRecord(marks[1], queue->stream), what, err);
@@ -214,8 +229,7 @@ static pmli_gemm rehearsal(const pmli_gemm *g)
  * shapes. They take turns: a chip's clock falls while it is at work, and who came first would win.
  */
 static pml_status time_candidates(pml_queue *queue, product *p, const pmli_gemm *g,
-                                  const cublasLtMatmulHeuristicResult_t *found, int count,
-                                  pml_error *err)
+                                  const cublasLtMatmulAlgo_t *found, int count, pml_error *err)
 {
     CUevent marks[2] = {NULL, NULL};
     const pmli_gemm tried = rehearsal(g);
@@ -232,7 +246,7 @@ static pml_status time_candidates(pml_queue *queue, product *p, const pmli_gemm 
         float took;
         if (status != PML_OK || !runs[i])
             continue;
-        status = time_one(queue, p, &tried, &found[i].algo, marks, &took, err);
+        status = time_one(queue, p, &tried, &found[i], marks, &took, err);
         runs[i] = took > 0;
         if (turn < count || took < least[i])
             least[i] = took;
@@ -241,7 +255,7 @@ static pml_status time_candidates(pml_queue *queue, product *p, const pmli_gemm 
     for (int i = 0; status == PML_OK && i < count; i++)
         if (runs[i] && (best == 0 || least[i] < best)) {
             best = least[i];
-            p->algo = found[i].algo;
+            p->algo = found[i];
         }
     for (int i = 0; i < 2; i++)
         if (marks[i] != NULL)
@@ -266,7 +280,7 @@ static bool by_time(const pml_queue *queue, const key *k, const pmli_gemm *g)
 /* What decides a choice, as it stands on disk. */
 static void choice_key(const key *k, int64_t words[PMLI_CHOICE_KEY])
 {
-    int64_t kind = (int64_t)k->in | (int64_t)k->scales << 8;
+    int64_t kind = (int64_t)k->in | (int64_t)k->scales << 8 | (int64_t)k->has_factor << 9;
     const int64_t all[PMLI_CHOICE_KEY] = {
         k->m,           k->n,           k->k,           k->lda,
         k->ldb,         k->ldc,         k->align_a,     k->align_b,
@@ -295,9 +309,9 @@ static const uint64_t *of_more_rows(const pmli_choices *choices, const key *k,
                                   : NULL;
 }
 
-/* A choice that was timed, for this product or one that it may go by, where this library says that
- * it can run it. */
-static bool recall(pml_queue *queue, product *p)
+/* A choice that was timed, for this product or one that it may go by, where who made it says that
+ * it can be run. */
+static bool recall(pml_queue *queue, product *p, const pmli_gemm *g)
 {
     const pmli_choices *choices = queue->device->products->choices;
     int64_t words[PMLI_CHOICE_KEY];
@@ -311,6 +325,8 @@ static bool recall(pml_queue *queue, product *p)
     if (kept == NULL)
         return false;
     memcpy(&p->algo, kept, sizeof p->algo);
+    if (is_ours(&p->algo))
+        return pmli_gemm_hopper_serves(queue->device, g);
     return pmli_lt.cublasLtMatmulAlgoCheck(queue->device->lt, p->desc, p->a, p->b, p->c, p->c,
                                            &p->algo, &result) == CUBLAS_STATUS_SUCCESS &&
            result.workspaceSize <= p->key.workspace_size;
@@ -327,17 +343,24 @@ static void keep(pml_queue *queue, const product *p)
     pmli_choices_keep(choices, &choice);
 }
 
-/* The heuristic's candidates, the fastest where it may be timed; else its first choice, the same
- * one on every machine of a kind. */
+/* The heuristic's candidates and our own kernel, the fastest where it may be timed; else the
+ * heuristic's first choice, the same one on every machine of a kind; or our own kernel alone, where
+ * tests want it. */
 static pml_status choose(pml_queue *queue, product *p, const pmli_gemm *g, pml_error *err)
 {
     cublasLtHandle_t lt = queue->device->lt;
     const key *k = &p->key;
     bool timed = by_time(queue, k, g);
-    if (timed && recall(queue, p))
+    bool serves = pmli_gemm_hopper_serves(queue->device, g);
+    if (serves && pmli_gemm_hopper_is_wanted()) {
+        p->algo = ours;
+        return PML_OK;
+    }
+    if (timed && recall(queue, p, g))
         return PML_OK;
     cublasLtMatmulPreference_t preference = NULL;
-    cublasLtMatmulHeuristicResult_t result[CANDIDATES];
+    cublasLtMatmulHeuristicResult_t result[HEURISTIC];
+    cublasLtMatmulAlgo_t candidates[CANDIDATES];
     int found = 0;
     const char *what = "choosing an algorithm for a matrix product";
     pml_status status = PMLI_LT(pmli_lt.cublasLtMatmulPreferenceCreate(&preference), what, err);
@@ -355,14 +378,18 @@ static pml_status choose(pml_queue *queue, product *p, const pmli_gemm *g, pml_e
     if (status == PML_OK)
         status =
             PMLI_LT(pmli_lt.cublasLtMatmulAlgoGetHeuristic(lt, p->desc, p->a, p->b, p->c, p->c,
-                                                           preference, CANDIDATES, result, &found),
+                                                           preference, HEURISTIC, result, &found),
                     what, err);
     if (status == PML_OK && found == 0)
         status = PML_FAIL(err, PML_UNSUPPORTED, "cuBLASLt has no algorithm");
+    for (int i = 0; status == PML_OK && i < found; i++)
+        candidates[i] = result[i].algo;
     if (status == PML_OK)
-        p->algo = result[0].algo;
+        p->algo = candidates[0];
+    if (status == PML_OK && serves)
+        candidates[found++] = ours;
     if (status == PML_OK && found > 1 && timed && !queue->recording) {
-        status = time_candidates(queue, p, g, result, found, err);
+        status = time_candidates(queue, p, g, candidates, found, err);
         if (status == PML_OK)
             keep(queue, p);
     }
@@ -433,7 +460,7 @@ pml_status pmli_gemm_run(pml_queue *queue, const pmli_gemm *g, pml_error *err)
     if (status == PML_OK)
         status = set_addresses(p, g, err);
     if (status == PML_OK)
-        status = PMLI_LT(multiply(queue, p, g, &p->algo), "matrix product", err);
+        status = multiply(queue, p, g, &p->algo, err);
     pthread_mutex_unlock(&device->products->lock);
     return status;
 }

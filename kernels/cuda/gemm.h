@@ -1,4 +1,4 @@
-/* Matrix products by cuBLASLt, row-major:
+/* Matrix products by cuBLASLt, and large ones by our own kernel where that is faster; row-major:
  *
  *   c [m,n] = alpha * op(a) [m,k] * op(b) [k,n] + beta * c (+ bias [1,n] on every row)
  *
@@ -9,9 +9,9 @@
  * What cuBLASLt needs to know about a product (descriptor, layouts, algorithm) is made at the first
  * use of a shape and kept with the device, so that a step that has run once allocates nothing and
  * can be recorded. Shape here means everything that decides the algorithm: sizes, leading
- * dimensions, dtypes, transposes, epilogue, alignment of the addresses and workspace size. The
- * algorithm is the fastest of some that are timed then; a large product whose shape has only fewer
- * rows of a than one timed before goes by that one's (docs/decisions/0131). */
+ * dimensions, dtypes, transposes, a factor, epilogue, alignment of the addresses and workspace
+ * size. The algorithm is the fastest of some that are timed then; a large product whose shape has
+ * only fewer rows of a than one timed before goes by that one's (docs/decisions/0131). */
 #ifndef PMLI_CUDA_GEMM_H
 #define PMLI_CUDA_GEMM_H
 

@@ -22,6 +22,7 @@
     X(dropout)                                                                                     \
     X(masked)                                                                                      \
     X(border)                                                                                      \
+    X(gemm_hopper)                                                                                 \
     X(low_rank)                                                                                    \
     X(pass)                                                                                        \
     X(mlp)                                                                                         \
@@ -156,6 +157,14 @@
     PMLI_MASKED(X, bf16)                                                                           \
     PMLI_MASKED(X, f16)                                                                            \
     PMLI_TYPED_WIDE(X, border, border)                                                             \
+    X(gemm_hopper, gemm_hopper_eight_nt_bf16)                                                      \
+    X(gemm_hopper, gemm_hopper_eight_nt_f16)                                                       \
+    X(gemm_hopper, gemm_hopper_eight_nn_bf16)                                                      \
+    X(gemm_hopper, gemm_hopper_eight_nn_f16)                                                       \
+    X(gemm_hopper, gemm_hopper_two_nt_bf16)                                                        \
+    X(gemm_hopper, gemm_hopper_two_nt_f16)                                                         \
+    X(gemm_hopper, gemm_hopper_two_nn_bf16)                                                        \
+    X(gemm_hopper, gemm_hopper_two_nn_f16)                                                         \
     X(low_rank, low_rank_bf16)                                                                     \
     X(low_rank, low_rank_f16)                                                                      \
     X(low_rank, low_rank_sum_bf16)                                                                 \

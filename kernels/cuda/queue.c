@@ -3,9 +3,6 @@
 
 #include "device.h"
 
-/* Graphs know of kernels that begin early since CUDA 12.3. */
-enum { FIRST_TO_RECORD_EARLY = 12030 };
-
 /* What a graph takes on the device. Driver 580 on an H200, 26 graphs of 700 to 6,000 nodes: 2.5 to
  * 4.3 KiB a node, in whole units (docs/performance/gpu.md). */
 enum { NODE_BYTES = 3584, GRAPH_UNIT = 2 << 20 };
@@ -223,6 +220,11 @@ pml_status pmli_cuda_between(pml_queue *queue, int from, int to, double *seconds
     return status;
 }
 
+bool pmli_cuda_begins_early(void)
+{
+    return pmli_cu.version >= 12030;
+}
+
 pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch shape, void *params,
                             pml_error *err)
 {
@@ -232,7 +234,7 @@ pml_status pmli_cuda_launch(pml_queue *queue, pmli_kernel kernel, pmli_launch sh
     if (shape.cluster > 0)
         attributes[count++] = (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
                                                   .value.clusterDim = {shape.cluster, 1, 1}};
-    if (shape.early && pmli_cu.version >= FIRST_TO_RECORD_EARLY)
+    if (shape.early && pmli_cuda_begins_early())
         attributes[count++] =
             (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                                 .value.programmaticStreamSerializationAllowed = 1};

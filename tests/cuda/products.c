@@ -1,19 +1,21 @@
 /* Which algorithm a product goes by, and what it costs to find out (kernels/cuda/gemm.c), on a
  * driver and a cuBLASLt that this file plays: launches are counted, and take as long as is said
- * here. Every way of a product is looked for in a table of choices that comes from disk.
+ * here, and so is our own kernel. Every way of a product is looked for in a table of choices that
+ * comes from disk.
  *
  * Built and run by test_products.py: products FOLDER, an empty one. */
 #include <stdio.h>
 
 #include "gemm.c"
 
-enum { PLAYED = 8, ROUNDS_OF_ALL = PLAYED * ROUNDS };
+enum { PLAYED = 8, ROUNDS_OF_ALL = PLAYED * ROUNDS, OWN = 99 };
 
 pmli_cublas pmli_lt;
 pmli_driver pmli_cu;
 
 static int launches, asked, checked, fastest, last_tried, last_ran, refused = -1;
 static size_t wanted_workspace;
+static bool own_serves, own_is_wanted;
 
 pml_status pmli_lt_status(cublasStatus_t result, const char *what, const char *file, int line,
                           pml_error *err)
@@ -127,6 +129,27 @@ static cublasStatus_t run_it(cublasLtHandle_t lt, cublasLtMatmulDesc_t desc, con
     launches++;
     last_tried = last_ran = (int)algo->data[0];
     return CUBLAS_STATUS_SUCCESS;
+}
+
+/* ---- our own kernel ---- */
+
+bool pmli_gemm_hopper_serves(const pml_device *device, const pmli_gemm *gemm)
+{
+    (void)device, (void)gemm;
+    return own_serves;
+}
+
+bool pmli_gemm_hopper_is_wanted(void)
+{
+    return own_is_wanted;
+}
+
+pml_status pmli_gemm_hopper(pml_queue *queue, const pmli_gemm *gemm, pml_error *err)
+{
+    (void)queue, (void)gemm, (void)err;
+    launches++;
+    last_tried = last_ran = OWN;
+    return PML_OK;
 }
 
 /* ---- the driver's clock ---- */
@@ -333,6 +356,47 @@ static void a_small_one_is_timed(void)
     end(&p);
 }
 
+static void our_own_kernel_is_one_of_them(const char *folder)
+{
+    process p;
+    pmli_gemm wide = layer(6000), wider = layer(6000);
+    wide.n = 8192, wider.n = 9216;
+    begin(&p, folder, false);
+    own_serves = true;
+    EXPECT(run_with(&p, wide, OWN) == ROUNDS_OF_ALL + ROUNDS && last_ran == OWN);
+    EXPECT(run_with(&p, wide, 4) == 0 && last_ran == OWN);
+    EXPECT(run_with(&p, wider, 4) == ROUNDS_OF_ALL + ROUNDS && last_ran == 4);
+    wide.m = 5000; /* goes by it, and cuBLASLt is not asked */
+    EXPECT(run_with(&p, wide, 4) == 0 && last_ran == OWN && checked == 0);
+    pmli_gemm scaled = layer(6000); /* the same but for a factor is another product */
+    scaled.n = 8192, scaled.alpha = 0.5F;
+    EXPECT(run_with(&p, scaled, 2) == ROUNDS_OF_ALL + ROUNDS && last_ran == 2);
+    end(&p);
+    begin(&p, folder, false);
+    wide.m = 6000;
+    EXPECT(run_with(&p, wide, 4) == 0 && last_ran == OWN && asked == 0);
+    end(&p);
+    begin(&p, folder, false);
+    own_serves = false; /* as with another build, that has no such kernel */
+    EXPECT(run_with(&p, wide, 3) == ROUNDS_OF_ALL && last_ran == 3);
+    end(&p);
+}
+
+/* Without a trial, by a device that times nothing, too. */
+static void our_own_kernel_alone(const char *folder)
+{
+    process p;
+    begin(&p, folder, true);
+    own_serves = own_is_wanted = true;
+    EXPECT(run_with(&p, layer(8192), 5) == 0 && last_ran == OWN && asked == 0);
+    end(&p);
+    begin(&p, folder, false);
+    own_serves = false;
+    EXPECT(run_with(&p, layer(8192), 5) == 0 && last_ran == 5);
+    own_is_wanted = false;
+    end(&p);
+}
+
 /* Nor does it read what is kept: the same bits on every machine of a kind. */
 static void a_deterministic_device_takes_the_first(const char *folder)
 {
@@ -348,7 +412,7 @@ static int lines_of(const char *folder)
 {
     char path[4200];
     int lines = 0;
-    snprintf(path, sizeof path, "%s/products-GPU-13000-1.txt", folder);
+    snprintf(path, sizeof path, "%s/products-2-GPU-13000-1.txt", folder);
     FILE *file = fopen(path, "r");
     for (int c; file != NULL && (c = fgetc(file)) != EOF;)
         lines += c == '\n';
@@ -373,6 +437,10 @@ int main(int argc, char **argv)
     a_small_one_is_timed();
     a_deterministic_device_takes_the_first(argv[1]);
     EXPECT(lines_of(argv[1]) == 14);
+    our_own_kernel_is_one_of_them(argv[1]);
+    EXPECT(lines_of(argv[1]) == 18);
+    our_own_kernel_alone(argv[1]);
+    EXPECT(lines_of(argv[1]) == 18);
     puts(failed == 0 ? "all as they should be" : "");
     return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -248,6 +248,10 @@ static void add_linears(gpu_cases *cases)
             c->args.linear.y = shaped(rows, n, 40, d);
         }
         add_linear(cases, d, 37, 130, 65, " shifted")->shift = 1;
+        if (d != PML_F32) { /* more units than our own kernel's clusters have at once */
+            add_linear(cases, d, 16100, 1040, 24, " many");
+            add_linear(cases, d, 33100, 520, 600, " many");
+        }
         for (int64_t rows = 1; rows <= 9; rows++) { /* what sampling has, and one row more */
             add_linear(cases, d, rows, 515, 2056, " few");
             add_parts(cases, d, rows, 130, 136 * rows, rows % 3 == 0 ? 3 : 16, rows % 2 == 0);

@@ -131,6 +131,10 @@ void cases_of_linear_bwd(gpu_cases *cases)
         add_bordered_bwd(cases, d, 1001, 1024, 72, 8, 64);
         add_bordered_bwd(cases, d, 5001, 1040, 72, 16, 64); /* many tiles a block */
         add_linear_bwd(cases, d, 300, 1040, 96, 16, false);
+        if (d != PML_F32) { /* more units than our own kernel's clusters have at once */
+            add_linear_bwd(cases, d, 16100, 12, 1040, 0, false);
+            add_linear_bwd(cases, d, 33100, 320, 520, 0, false);
+        }
         add_dropped_bwd(cases, d, 300, 1040, 96, 16, 5, DX | DA);
         add_dropped_bwd(cases, d, 5, 24, 8208, 8, 5,
                         DX | DA); /* a row has masks by several blocks */

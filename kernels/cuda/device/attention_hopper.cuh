@@ -1,6 +1,5 @@
-// What attention on sm_90a takes beside hopper.cuh: barriers between some warps of a block, boxes
-// of three dimensions, sums added up in memory by the copy engine, products of which several are
-// under way, and rope's turn back.
+// What attention on sm_90a takes beside hopper.cuh: boxes of three dimensions, sums added up in
+// memory by the copy engine, products of its shapes, and rope's turn back.
 //
 // A tile in shared memory is rows of 128 bytes (64 elements), as the copy engine's swizzle of 128
 // bytes lays them; wider matrices are several such tiles `apart` bytes from each other.
@@ -21,23 +20,6 @@ enum {
     WARPS = 2 * GROUP / 32,
     BOTH = 1 // a numbered barrier: of the two groups
 };
-
-// The numbered barriers of a block: `threads` of it come, those that pass do not wait.
-__device__ inline void barrier_meet(int barrier, int threads)
-{
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-__device__ inline void barrier_pass(int barrier, int threads)
-{
-    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-// What threads wrote to shared memory before it will be seen by products and the copy engine.
-__device__ inline void show_writes()
-{
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
 
 // The box of a map at (x, y, z), innermost first, into shared memory.
 __device__ inline void bring_box(unsigned to, const pmli_tensor_map *map, int x, int y, int z,
@@ -95,50 +77,6 @@ __device__ inline void additions_done()
 {
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
-
-// Between products_begin (hopper.cuh) and this: a group. Groups take place in the order they are
-// asked for, and the registers that they write or read are theirs until products_left<N>(), N being
-// the groups asked for since. ptxas sees through that only where a loop does not end with a group
-// under way whose sums the loop reads.
-__device__ inline void products_asked()
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-template <int N> __device__ inline void products_left()
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-
-// Keeps the compiler from moving a use of sums above the wait for them.
-template <int N> __device__ inline void settled(float (&x)[N])
-{
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        asm volatile("" : "+f"(x[i])::"memory");
-}
-
-template <int N> __device__ inline void settled(unsigned (&x)[N])
-{
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        asm volatile("" : "+r"(x[i])::"memory");
-}
-
-// A ring of stages in shared memory: the one whose turn it is, and the parity of its barriers'
-// phase.
-template <int STAGES> struct Ring {
-    int stage = 0;
-    unsigned phase;
-    __device__ inline explicit Ring(unsigned first) : phase(first)
-    {
-    }
-    __device__ inline void step()
-    {
-        if (++stage == STAGES)
-            stage = 0, phase ^= 1;
-    }
-};
 
 // Descriptors of tiles: with the sum running along a row, or down the rows. What is added to one is
 // in units of 16 bytes.

@@ -85,6 +85,40 @@ __device__ inline void bring(unsigned to, const pmli_tensor_map *map, int column
                  : "memory");
 }
 
+// ---- warps of one block that wait for each other, and a ring of stages between them ----
+
+// The numbered barriers of a block: `threads` of it come, those that pass do not wait.
+__device__ inline void barrier_meet(int barrier, int threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ inline void barrier_pass(int barrier, int threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// What threads wrote to shared memory before it will be seen by products and the copy engine.
+__device__ inline void show_writes()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// A ring of stages in shared memory: the one whose turn it is, and the parity of its barriers'
+// phase.
+template <int STAGES> struct Ring {
+    int stage = 0;
+    unsigned phase;
+    __device__ inline explicit Ring(unsigned first) : phase(first)
+    {
+    }
+    __device__ inline void step()
+    {
+        if (++stage == STAGES)
+            stage = 0, phase ^= 1;
+    }
+};
+
 // ---- a kernel that begins while the one before it ends ----
 
 // By the one before, in every block: from here on the next one's blocks may be started.
@@ -122,6 +156,35 @@ __device__ inline void products_end()
     asm volatile("wgmma.commit_group.sync.aligned;\n"
                  "wgmma.wait_group.sync.aligned 0;" ::
                      : "memory");
+}
+
+// Between products_begin and this: a group. Groups take place in the order they are
+// asked for, and the registers that they write or read are theirs until products_left<N>(), N being
+// the groups asked for since. ptxas sees through that only where a loop does not end with a group
+// under way whose sums the loop reads.
+__device__ inline void products_asked()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int N> __device__ inline void products_left()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+// Keeps the compiler from moving a use of sums above the wait for them.
+template <int N> __device__ inline void settled(float (&x)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+f"(x[i])::"memory");
+}
+
+template <int N> __device__ inline void settled(unsigned (&x)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(x[i])::"memory");
 }
 
 // d [64, 16] = a [64, 16] b [16, 16], or += it; by four warps, either operand turned or not.

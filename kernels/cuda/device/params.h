@@ -169,6 +169,31 @@ typedef struct pmli_pass_params {
     float scale[3];
 } pmli_pass_params;
 
+/* What gemm_hopper.cu works in: a block's tile of c, k of a stage and how many of them are under
+ * way; units of 4 x 2 tiles, which are what is handed out. Stages, what is written of a tile, the
+ * driver's alignment and barriers are a block's shared memory. */
+#define GEMM_ROWS    128
+#define GEMM_COLUMNS 256
+#define GEMM_STEP    64
+#define GEMM_STAGES  4
+#define GEMM_DOWN    4
+#define GEMM_ACROSS  2
+#define GEMM_THREADS 384
+#define GEMM_STAGE   ((GEMM_ROWS + GEMM_COLUMNS) * GEMM_STEP * 2)
+#define GEMM_OUT     (4 * 64 * 64 * 2)
+#define GEMM_SHARED  (1024 + GEMM_STAGES * GEMM_STAGE + GEMM_OUT + 64)
+#define GEMM_LEAST   9 /* steps: a tile is written while the first eight of the next are made */
+
+/* c [m,n] = a [m,k] b, b [n,k] or [k,n]: as boxes of 64 columns. steps: of k, the last of them with
+ * `last` times 16. units_m x units_n units lie in bands of `band` along m, and are counted down a
+ * band's columns, one column after the other. Of them clusters of eight have `eights`, those of two
+ * `twos`, and those of two what lies below them, if it is no more than two rows of tiles: `halves`,
+ * a unit's columns each, or none. */
+typedef struct pmli_gemm_hopper_params {
+    pmli_tensor_map a, b, c;
+    int steps, last, units_m, units_n, band, eights, twos, halves;
+} pmli_gemm_hopper_params;
+
 typedef struct pmli_rmsnorm_params {
     const void *x, *add, *weight; /* add may be absent, and sum then is */
     void *sum, *y;
