@@ -15,6 +15,7 @@
 // of the rows each. A tile's sums are rounded when they are done, and kept in registers: they are
 // written while the next tile is multiplied. Every sum is made by one block in the order of k, so
 // bits do not depend on who had which unit.
+#include "gemm_tiles.cuh"
 #include "hopper.cuh"
 
 #if ON_HOPPER
@@ -115,56 +116,13 @@ __device__ inline Places places_in(unsigned char *memory)
     return m;
 }
 
-// The tiles of this block, one after the other; its cluster has M x N of a unit at once.
-template <int M, int N> struct Tiles {
-    static constexpr bool WHOLE = M == GEMM_DOWN && N == GEMM_ACROSS;
-    static constexpr int TURNS = GEMM_DOWN / M * (GEMM_ACROSS / N); // that a unit takes
-    int down, across; // the block's place in its cluster
-    int turn;
-    int row, column; // of the tile's first element
-    __device__ inline Tiles()
-    {
-        int block;
-        asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
-        down = block % M, across = block / M;
-        turn = (int)blockIdx.x / (M * N);
-    }
-    // Clusters of eight have e of all u units, i u / e rounded down, those of two the others,
-    // spread evenly among them: the i-th of their t is (i + 1) u / t rounded up, less one.
-    __device__ inline bool next(const pmli_gemm_hopper_params &p)
-    {
-        const int i = turn / TURNS, part = turn % TURNS, half = turn - p.twos * TURNS;
-        const unsigned all = (unsigned)(p.eights + p.twos); // its square is no more than 32 bits
-        turn += (int)gridDim.x / (M * N);
-        if (WHOLE) {
-            if (i >= p.eights)
-                return false;
-            place_in((int)((unsigned)i * all / (unsigned)p.eights), 0, p);
-        } else if (half < 0) {
-            const unsigned twos = (unsigned)p.twos;
-            place_in((int)(((unsigned)(i + 1) * all + twos - 1) / twos) - 1, part, p);
-        } else { // the first M rows of tiles of what lies below the units
-            constexpr int SIDE = GEMM_ACROSS / N;
-            if (half >= p.halves * SIDE)
-                return false;
-            place_at(p.units_m, half / SIDE, half % SIDE * (GEMM_DOWN / M));
-        }
-        return true;
-    }
-
-  private:
-    __device__ inline void place_in(int unit, int part, const pmli_gemm_hopper_params &p)
-    {
-        const int before = unit / (p.band * p.units_n) * p.band, at = unit - before * p.units_n;
-        const int here = min(p.band, p.units_m - before);
-        place_at(before + at % here, at / here, part);
-    }
-    __device__ inline void place_at(int unit_row, int unit_column, int part)
-    {
-        row = (unit_row * GEMM_DOWN + part % (GEMM_DOWN / M) * M + down) * GEMM_ROWS;
-        column = (unit_column * GEMM_ACROSS + part / (GEMM_DOWN / M) * N + across) * GEMM_COLUMNS;
-    }
-};
+// This block's number in its cluster.
+__device__ inline int rank()
+{
+    int block;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
+    return block;
+}
 
 // Asks for everything: one thread. Its share of a stage goes to the blocks beside it and below it,
 // once all of them have room.
@@ -172,7 +130,7 @@ template <int TURNED, int M, int N>
 __device__ inline void fetch(const pmli_gemm_hopper_params &p, const Places &m)
 {
     enum { A_ROWS = GEMM_ROWS / N, B_ROWS = GEMM_COLUMNS / M, B_BOXES = GEMM_COLUMNS / 64 / M };
-    Tiles<M, N> tiles;
+    Tiles<M, N> tiles(rank());
     Ring<GEMM_STAGES> stages(1);
     unsigned short beside = 0, below = 0;
     for (int i = 0; i < N; i++)
@@ -273,7 +231,7 @@ __device__ inline void multiply_all(const pmli_gemm_hopper_params &p, const Plac
 {
     const int thread = threadIdx.x % GROUP;
     const unsigned out = m.out + group * 2 * OUT_BOX;
-    Tiles<M, N> tiles;
+    Tiles<M, N> tiles(rank());
     Ring<GEMM_STAGES> stages(0);
     // The blocks whose fetchers write to this one's memory: beside it, then below and above it.
     const int i = thread - N, other = i < tiles.down ? i : i + 1;
