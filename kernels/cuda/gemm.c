@@ -7,6 +7,7 @@
 #include "cublas.h"
 #include "device.h"
 #include "gemm_hopper.h"
+#include "pml/base/log.h"
 
 /* What decides the algorithm. Compared as bytes, so it is zeroed before it is filled. */
 typedef struct key {
@@ -196,8 +197,11 @@ static pml_status time_one(pml_queue *queue, const product *p, const pmli_gemm *
     pml_error why = PML_ERROR_INIT;
     *took = 0;
     pml_status status = PMLI_CU(pmli_cu.cuEventRecord(marks[0], queue->stream), what, err);
-    if (status == PML_OK && multiply(queue, p, g, algo, &why) != PML_OK)
+    if (status == PML_OK && multiply(queue, p, g, algo, &why) != PML_OK) {
+        if (is_ours(algo)) /* which says beforehand what it serves */
+            pml_log(PML_LOG_WARNING, "our own kernel is no candidate: %s", why.message);
         return PML_OK;
+    }
     if (status == PML_OK)
         status = PMLI_CU(pmli_cu.cuEventRecord(marks[1], queue->stream), what, err);
     if (status == PML_OK)

@@ -15,7 +15,7 @@ pmli_driver pmli_cu;
 
 static int launches, asked, checked, fastest, last_tried, last_ran, refused = -1;
 static size_t wanted_workspace;
-static bool own_serves, own_is_wanted;
+static bool own_serves, own_is_wanted, own_fails;
 
 pml_status pmli_lt_status(cublasStatus_t result, const char *what, const char *file, int line,
                           pml_error *err)
@@ -146,7 +146,9 @@ bool pmli_gemm_hopper_is_wanted(void)
 
 pml_status pmli_gemm_hopper(pml_queue *queue, const pmli_gemm *gemm, pml_error *err)
 {
-    (void)queue, (void)gemm, (void)err;
+    (void)queue, (void)gemm;
+    if (own_fails)
+        return PML_FAIL(err, PML_INTERNAL, "played");
     launches++;
     last_tried = last_ran = OWN;
     return PML_OK;
@@ -382,6 +384,17 @@ static void our_own_kernel_is_one_of_them(const char *folder)
     end(&p);
 }
 
+/* Nor does a run fail by it. */
+static void our_own_kernel_fails(void)
+{
+    process p;
+    begin(&p, NULL, false);
+    own_serves = own_fails = true;
+    EXPECT(run_with(&p, layer(8192), 5) == ROUNDS_OF_ALL && last_ran == 5);
+    own_serves = own_fails = false;
+    end(&p);
+}
+
 /* Without a trial, by a device that times nothing, too. */
 static void our_own_kernel_alone(const char *folder)
 {
@@ -439,6 +452,7 @@ int main(int argc, char **argv)
     EXPECT(lines_of(argv[1]) == 14);
     our_own_kernel_is_one_of_them(argv[1]);
     EXPECT(lines_of(argv[1]) == 18);
+    our_own_kernel_fails();
     our_own_kernel_alone(argv[1]);
     EXPECT(lines_of(argv[1]) == 18);
     puts(failed == 0 ? "all as they should be" : "");
