@@ -357,6 +357,8 @@ static pml_status choose(pml_queue *queue, product *p, const pmli_gemm *g, pml_e
     bool timed = by_time(queue, k, g);
     bool serves = pmli_gemm_hopper_serves(queue->device, g);
     if (serves && pmli_gemm_hopper_is_wanted()) {
+        pml_log(PML_LOG_INFO, "product of %lld x %lld x %lld by our own kernel", (long long)k->m,
+                (long long)k->n, (long long)k->k);
         p->algo = ours;
         return PML_OK;
     }

@@ -8,9 +8,9 @@
 #include "tensor_map.h"
 
 enum {
-    EIGHT = GEMM_DOWN * GEMM_ACROSS, /* blocks of a cluster that has a unit at once */
-    TWO = 2,
-    TWO_DOWN = 2,
+    EIGHT = GEMM_DOWN * GEMM_ACROSS,           /* blocks of a cluster that has a unit at once */
+    TURNS = EIGHT / GEMM_TWO,                  /* that a unit takes a cluster of two */
+    HALF_TURNS = TURNS * GEMM_TWO / GEMM_DOWN, /* and its first rows of tiles */
     UNIT_ROWS = GEMM_DOWN * GEMM_ROWS,
     UNIT_COLUMNS = GEMM_ACROSS * GEMM_COLUMNS,
     /* Units of a band: what all processors are at is then nearly square, and reads the least of a
@@ -70,7 +70,7 @@ pml_status pmli_gemm_hopper_prepare(pml_device *d, pml_error *err)
 /* Clusters of two for the processors that those of eight leave. */
 static int pairs(const pml_device *d)
 {
-    return pmli_cuda_begins_early() ? (d->processors - d->clusters * EIGHT) / TWO : 0;
+    return pmli_cuda_begins_early() ? (d->processors - d->clusters * EIGHT) / GEMM_TWO : 0;
 }
 
 static bool in_packs(const void *data, int64_t ld)
@@ -118,12 +118,13 @@ static pml_status describe_all(pmli_gemm_hopper_params *p, const pmli_gemm *g, u
     return status;
 }
 
-/* Rounds of clusters of eight in which those of two (`twos` of them, a unit takes four turns) are
- * done with what remains, and with halves, of which one takes two. */
+/* Rounds of clusters of eight in which those of two (`twos` of them) are done with what remains,
+ * and with halves. */
 static int64_t rounds(int64_t units, int64_t halves, int64_t eights, int64_t twos)
 {
-    int64_t n = pmli_div_up(4 * units + 2 * halves, 4 * eights + twos);
-    while (n * twos < 2 * halves || n * eights + (n * twos - 2 * halves) / 4 < units)
+    int64_t first = HALF_TURNS * halves; /* turns */
+    int64_t n = pmli_div_up(TURNS * units + first, TURNS * eights + twos);
+    while (n * twos < first || n * eights + (n * twos - first) / TURNS < units)
         n++;
     return n;
 }
@@ -135,7 +136,7 @@ static void share_out(pmli_gemm_hopper_params *p, int64_t m, int64_t eights, int
     int64_t remain = m % UNIT_ROWS, whole = m / UNIT_ROWS * p->units_n;
     int64_t units = pmli_div_up(m, UNIT_ROWS) * p->units_n, halves = 0;
     int64_t n = rounds(units, 0, eights, twos);
-    if (remain > 0 && remain <= UNIT_ROWS / 2 && twos > 0 && whole > 0) {
+    if (remain > 0 && remain <= GEMM_TWO * GEMM_ROWS && twos > 0 && whole > 0) {
         int64_t with_halves = rounds(whole, p->units_n, eights, twos);
         if (with_halves <= n) {
             n = with_halves;
@@ -171,19 +172,19 @@ pml_status pmli_gemm_hopper(pml_queue *queue, const pmli_gemm *g, pml_error *err
                          .block_y = 1,
                          .shared = GEMM_SHARED,
                          .cluster = EIGHT};
-    pmli_launch two = {.grid_x = (unsigned)(twos * TWO),
+    pmli_launch two = {.grid_x = (unsigned)(twos * GEMM_TWO),
                        .grid_y = 1,
                        .block_x = GEMM_THREADS,
                        .block_y = 1,
                        .shared = GEMM_SHARED,
-                       .cluster = TWO,
+                       .cluster = GEMM_TWO,
                        .early = true};
     pml_status status = describe_all(&p, g, GEMM_DOWN, GEMM_ACROSS, err);
     if (status == PML_OK)
         status = pmli_cuda_launch(queue, kernels[0][g->transpose_b][is_f16], eight, &p, err);
     if (status != PML_OK || p.twos + p.halves == 0)
         return status;
-    status = describe_all(&p, g, TWO_DOWN, 1, err);
+    status = describe_all(&p, g, GEMM_TWO, 1, err);
     return status == PML_OK
                ? pmli_cuda_launch(queue, kernels[1][g->transpose_b][is_f16], two, &p, err)
                : status;

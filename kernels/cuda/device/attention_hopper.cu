@@ -425,7 +425,7 @@ template <bool SUMS> __device__ inline void attend_backward(const pmli_attention
 {
     typedef Place<SUMS> At;
     extern __shared__ char raw[];
-    const unsigned shared = (shared_address(raw) + 1023) / 1024 * 1024; // as the swizzle repeats
+    const unsigned shared = boxes_from(raw);
     const int role = threadIdx.x / GROUP, warp = threadIdx.x % GROUP / 32;
     const int group = p.heads / p.kv_heads;
     if (threadIdx.x == 0) {

@@ -232,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1)
     attend_hopper_bwd_q(const __grid_constant__ pmli_attention_hopper_params p)
 {
     extern __shared__ char raw[];
-    const unsigned shared = (shared_address(raw) + 1023) / 1024 * 1024; // as the swizzle repeats
+    const unsigned shared = boxes_from(raw);
     const int role = threadIdx.x / GROUP, group = p.heads / p.kv_heads;
     if (threadIdx.x == 0) {
         barrier_begin(shared + ROWS_CAME, 1);

@@ -101,7 +101,7 @@ __device__ inline void multiply(float (&d)[128], unsigned long long a, unsigned 
 #undef SUMS
 #undef EIGHT
 
-// Where things lie in shared memory, by address: boxes on 1024 bytes, as products want them.
+// Where things lie in shared memory, by address.
 struct Places {
     unsigned stages, out, full, empty;
 };
@@ -109,19 +109,11 @@ struct Places {
 __device__ inline Places places_in(unsigned char *memory)
 {
     Places m;
-    m.stages = (shared_address(memory) + 1023) & ~1023u;
+    m.stages = boxes_from(memory);
     m.out = m.stages + GEMM_STAGES * GEMM_STAGE;
     m.full = m.out + GEMM_OUT;
     m.empty = m.full + 8 * GEMM_STAGES;
     return m;
-}
-
-// This block's number in its cluster.
-__device__ inline int rank()
-{
-    int block;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
-    return block;
 }
 
 // Asks for everything: one thread. Its share of a stage goes to the blocks beside it and below it,
@@ -130,7 +122,7 @@ template <int TURNED, int M, int N>
 __device__ inline void fetch(const pmli_gemm_hopper_params &p, const Places &m)
 {
     enum { A_ROWS = GEMM_ROWS / N, B_ROWS = GEMM_COLUMNS / M, B_BOXES = GEMM_COLUMNS / 64 / M };
-    Tiles<M, N> tiles(rank());
+    Tiles<M, N> tiles(rank_in_cluster());
     Ring<GEMM_STAGES> stages(1);
     unsigned short beside = 0, below = 0;
     for (int i = 0; i < N; i++)
@@ -231,7 +223,7 @@ __device__ inline void multiply_all(const pmli_gemm_hopper_params &p, const Plac
 {
     const int thread = threadIdx.x % GROUP;
     const unsigned out = m.out + group * 2 * OUT_BOX;
-    Tiles<M, N> tiles(rank());
+    Tiles<M, N> tiles(rank_in_cluster());
     Ring<GEMM_STAGES> stages(0);
     // The blocks whose fetchers write to this one's memory: beside it, then below and above it.
     const int i = thread - N, other = i < tiles.down ? i : i + 1;
@@ -330,8 +322,8 @@ __device__ inline void gemm(const pmli_gemm_hopper_params &p)
 #define KERNELS(name, T)                                                                           \
     KERNEL(eight_nt_##name, T, 0, GEMM_DOWN, GEMM_ACROSS, false)                                   \
     KERNEL(eight_nn_##name, T, 1, GEMM_DOWN, GEMM_ACROSS, false)                                   \
-    KERNEL(two_nt_##name, T, 0, 2, 1, true)                                                        \
-    KERNEL(two_nn_##name, T, 1, 2, 1, true)
+    KERNEL(two_nt_##name, T, 0, GEMM_TWO, 1, true)                                                 \
+    KERNEL(two_nn_##name, T, 1, GEMM_TWO, 1, true)
 #define KERNEL(name, T, turned, m, n, second)                                                      \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                  \
         gemm_hopper_##name(const __grid_constant__ pmli_gemm_hopper_params p)                      \

@@ -54,6 +54,14 @@ __device__ inline void barrier_wait(unsigned barrier, unsigned parity)
                      : "memory");
 }
 
+// This block's number in its cluster.
+__device__ inline int rank_in_cluster()
+{
+    int block;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
+    return block;
+}
+
 // So many bytes that follow each other, 16 or more of them, both addresses on whole 16.
 __device__ inline void bring_row(unsigned to, const void *from, int bytes, unsigned barrier)
 {
@@ -68,6 +76,13 @@ __device__ inline void bring_row(unsigned to, const void *from, int bytes, unsig
 #if ON_HOPPER
 
 // ---- the copy engine's boxes ----
+
+// Where they may begin in a block's shared memory, by address: the swizzle of 128 bytes repeats
+// itself every 1024.
+__device__ inline unsigned boxes_from(const void *memory)
+{
+    return (shared_address(memory) + 1023) & ~1023u;
+}
 
 // Its description of a tensor is read from afar: asked for before it is used.
 __device__ inline void prefetch(const pmli_tensor_map *map)

@@ -135,7 +135,7 @@ __device__ inline Share share_of(const pmli_cross_entropy_params &p)
 {
     Share s;
     asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(s.blocks));
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(s.block));
+    s.block = rank_in_cluster();
     const int all = (int)((p.vocab + 7) / 8), each = (all + s.blocks - 1) / s.blocks;
     s.begin = s.block * each;
     s.packs = min(each, all - s.begin);

@@ -178,6 +178,7 @@ typedef struct pmli_pass_params {
 #define GEMM_STAGES  4
 #define GEMM_DOWN    4
 #define GEMM_ACROSS  2
+#define GEMM_TWO     2 /* tiles below each other, of a cluster of two */
 #define GEMM_THREADS 384
 #define GEMM_STAGE   ((GEMM_ROWS + GEMM_COLUMNS) * GEMM_STEP * 2)
 #define GEMM_OUT     (4 * 64 * 64 * 2)

@@ -41,7 +41,7 @@ __device__ inline Share share_of(const pmli_pass_params &p)
     return s;
 }
 
-// Shared memory, by address: boxes lie on 1024 bytes, as products want them.
+// Shared memory, by address.
 struct Places {
     unsigned stages, b, full, empty, b_there;
 };
@@ -49,7 +49,7 @@ struct Places {
 __device__ inline Places places_in(unsigned char *memory)
 {
     Places m;
-    m.stages = (shared_address(memory) + 1023) & ~1023u;
+    m.stages = boxes_from(memory);
     m.b = m.stages + STAGES * STAGE;
     m.full = m.b + PASS_B;
     m.empty = m.full + 8 * STAGES;
